@@ -1,0 +1,167 @@
+"""The errors of a node, and the one table that maps them to gRPC status codes.
+
+Domain code raises these; ``kit.rpc`` turns them into statuses on the way out and back into these on the
+way in. The classes and their codes are those of containerd's errdefs. A message names the thing it is about, in
+lower case and without a period, and ends the way containerd's does (``content sha256:...: not found``), since
+clients match on it: raise ``NotFound("content sha256:...")`` and the class adds its own suffix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class NodeError(Exception):
+    """Something that a client is told. ``trailers`` is trailing metadata to pass on (grpc-status-details-bin)."""
+
+    code: ClassVar[int] = 2
+    suffix: ClassVar[str] = "unknown"
+
+    def __init__(self, message: str = "", *, trailers: Sequence[tuple[str, str | bytes]] = ()) -> None:
+        super().__init__(self.with_suffix(message))
+        self.trailers = tuple(trailers)
+
+    @classmethod
+    def with_suffix(cls, message: str) -> str:
+        """``message`` ending in the class's own words, which it may have already."""
+        if not message:
+            return cls.suffix
+        return message if message.endswith(cls.suffix) else f"{message}: {cls.suffix}"
+
+    @classmethod
+    def verbatim(cls, message: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NodeError:
+        """The error of another process, its message unchanged."""
+        error = cls(trailers=trailers)
+        error.args = (message,)
+        return error
+
+
+class Cancelled(NodeError):
+    """The caller went away, or asked to stop."""
+
+    code = 1
+    suffix = "context canceled"
+
+
+class Unknown(NodeError):
+    """An error that nobody classified, such as one that a shim reports."""
+
+    code = 2
+
+    @classmethod
+    def with_suffix(cls, message: str) -> str:
+        """Unknown errors carry the words of whoever failed, and nothing else."""
+        return message or cls.suffix
+
+
+class InvalidArgument(NodeError):
+    """The request can never succeed as it is."""
+
+    code = 3
+    suffix = "invalid argument"
+
+
+class DeadlineExceeded(NodeError):
+    """The time that the caller allowed is over; whether the operation happened is not known."""
+
+    code = 4
+    suffix = "context deadline exceeded"
+
+
+class NotFound(NodeError):
+    """The thing named is not there, for this namespace at least."""
+
+    code = 5
+    suffix = "not found"
+
+
+class AlreadyExists(NodeError):
+    """The thing to make is there already."""
+
+    code = 6
+    suffix = "already exists"
+
+
+class PermissionDenied(NodeError):
+    """The caller may not do this."""
+
+    code = 7
+    suffix = "permission denied"
+
+
+class ResourceExhausted(NodeError):
+    """A bound of the node is reached."""
+
+    code = 8
+    suffix = "resource exhausted"
+
+
+class FailedPrecondition(NodeError):
+    """The state of the thing forbids the operation."""
+
+    code = 9
+    suffix = "failed precondition"
+
+
+class Aborted(NodeError):
+    """Somebody else's operation got in between."""
+
+    code = 10
+    suffix = "aborted"
+
+
+class OutOfRange(NodeError):
+    """An offset beyond the end."""
+
+    code = 11
+    suffix = "out of range"
+
+
+class Unimplemented(NodeError):
+    """The node does not have this."""
+
+    code = 12
+    suffix = "not implemented"
+
+
+class Internal(NodeError):
+    """A defect, or a part of the node that stayed away; the log of the process named has more."""
+
+    code = 13
+    suffix = "internal error"
+
+    @classmethod
+    def with_suffix(cls, message: str) -> str:
+        """Internal errors say what happened, and nothing else."""
+        return message or cls.suffix
+
+
+class Unavailable(NodeError):
+    """Not now; the same request may succeed later."""
+
+    code = 14
+    suffix = "unavailable"
+
+
+class DataLoss(NodeError):
+    """Stored bytes are not what they were."""
+
+    code = 15
+    suffix = "data loss"
+
+
+class Unauthenticated(NodeError):
+    """The caller has not said who it is."""
+
+    code = 16
+    suffix = "unauthenticated"
+
+
+BY_CODE: dict[int, type[NodeError]] = {cls.code: cls for cls in NodeError.__subclasses__()}
+"""gRPC status code to class; every code but OK has exactly one."""
+
+
+def from_status(code: int, message: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NodeError:
+    """The error that a status stands for, its message unchanged."""
+    return BY_CODE.get(code, Unknown).verbatim(message, trailers)

@@ -1,0 +1,101 @@
+"""What each process of a node does before it serves and after: arguments, logging, the lock on its directory, signals.
+
+    def main() -> None:
+        process.run("content", serve)          # serve(config_file, node) is a coroutine function
+
+Every process names its state directory on its command line (``--state``), so that ``ps`` tells whose it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from services.kit import errors, rpc, settings, tracing
+
+log = logging.getLogger(__name__)
+
+Serve = Callable[[settings.File, settings.Node], Awaitable[None]]
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[Path]:
+    """Make ``directory`` (0700) and hold its lock: one process serves it at a time, and only that one may replace its socket.
+
+    Another holder is waited for, up to 10 s (its successor may start while it drains), then FailedPrecondition names the directory.
+    The lock is a flock on the directory itself, so it leaves no file and dies with its holder.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + 10
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise errors.FailedPrecondition(f"{directory} is served by another process") from None
+                time.sleep(0.02)
+        yield directory
+    finally:
+        os.close(fd)
+
+
+async def until_signal() -> None:
+    """Wait for SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def run(name: str, serve: Serve) -> None:
+    """The main function of the process ``name``: parse the arguments, serve until a signal, exit.
+
+    A process that cannot start says why in one line and waits a second before it exits, so that its supervisor does not spin.
+    """
+    parser = argparse.ArgumentParser(prog=f"splitd-{name}")
+    parser.add_argument("--config", type=Path, help="TOML file; default: none, all defaults")
+    parser.add_argument("--root", type=Path, help="where what must survive a reboot is kept")
+    parser.add_argument("--state", type=Path, help="where sockets and what belongs to this boot are kept")
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=os.environ.get("SPLITD_LOG", "INFO").upper(),
+                        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    try:
+        file = settings.read(arguments.config)
+        node = settings.load(settings.Node, file, "", root=arguments.root, state=arguments.state)
+        tracing.setup(name)
+        asyncio.run(_serve(serve, file, node))
+    except (errors.NodeError, OSError, ValueError) as error:
+        log.error("%s cannot run: %s", name, error)
+        time.sleep(1)
+        sys.exit(1)
+    finally:
+        tracing.shutdown()
+
+
+async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:
+    try:
+        await serve(file, node)
+    finally:
+        await rpc.shielded_work_done(3.0)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies (PR_SET_PDEATHSIG), for worker programs."""
+    _libc.prctl(1, signal.SIGTERM, 0, 0, 0)

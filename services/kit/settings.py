@@ -1,0 +1,155 @@
+"""One TOML file configures the node; each process reads the top level and the table that is its own.
+
+A settings class is a frozen dataclass, its fields the keys, its defaults the defaults, and its docstring what ``splitd config default``
+prints above the table. Durations are written as containerd writes them (``"100ms"``, ``"5s"``, ``"1m30s"``) and read as seconds; a field of that kind is annotated
+:data:`Seconds`. An unknown key of ours is an error that names file, table and key; a key of containerd's that means nothing here is
+a warning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from services.kit import errors
+
+C = TypeVar("C")
+Seconds = Annotated[float, "duration"]
+
+ROOT = Path("/var/lib/splitd")
+STATE = Path("/run/splitd")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The top level: where this node lives. Two nodes on one machine differ in both."""
+
+    root: Path = ROOT
+    state: Path = STATE
+    oom_score: int = 0
+
+
+FOREIGN_KEYS = frozenset({"version", "imports", "temp", "disabled_plugins", "required_plugins", "plugin_dir", "oom_score", "cgroup"})
+FOREIGN_TABLES = frozenset({"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts", "cgroup"})
+"""What containerd's config.toml has beside ours: accepted, and named in a warning where it means nothing here."""
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a Go duration such as ``1m30s`` or ``100ms``; ValueError if it is none."""
+    if text == "0":
+        return 0.0
+    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
+    if not parts or "".join(n + u for n, u in parts) != text:
+        raise ValueError(f"{text!r} is not a duration such as 100ms, 5s or 1m30s")
+    return sum(float(n) * _UNITS[u] for n, u in parts)
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest Go duration of ``seconds``: 0.1 is ``100ms``, 90 is ``1m30s``."""
+    if seconds and seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    whole = int(seconds)
+    text = "".join(f"{n}{u}" for n, u in ((whole // 3600, "h"), (whole % 3600 // 60, "m")) if n)
+    rest = seconds - whole + whole % 60
+    return text + (f"{rest:g}s" if rest or not text else "")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A configuration file as parsed; ``path`` is what messages name, ``tables`` its contents."""
+
+    path: str = "the defaults"
+    tables: dict[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path | None) -> File:
+    """Parse ``path``; an absent or malformed file is InvalidArgument. None is no file: all defaults."""
+    if path is None:
+        return File()
+    try:
+        return File(str(path), tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise errors.InvalidArgument(f"config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise errors.InvalidArgument(f"config file {path}: {error}") from None
+
+
+def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
+    """An instance of ``cls``: its defaults, then ``[table]`` of ``file`` (dots for sub-tables; "" for the top level), then ``flags`` that are not None."""
+    values: Any = file.tables
+    for part in table.split(".") if table else ():
+        values = values.get(part, {})
+        if not isinstance(values, dict):
+            raise errors.InvalidArgument(f"config file {file.path}: {table} is not a table")
+    hints = get_type_hints(cls, include_extras=True)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in known:
+            chosen[key] = _convert(value, hints[key], f"config file {file.path}: {_where(table, key)}")
+        elif table or not isinstance(value, dict):
+            if table or key not in FOREIGN_KEYS:
+                raise errors.InvalidArgument(f"config file {file.path}: unknown key {_where(table, key)}"
+                                             f" (known: {', '.join(sorted(known))})")
+    chosen.update({k: v for k, v in flags.items() if v is not None})
+    return cls(**chosen)
+
+
+def _where(table: str, key: str) -> str:
+    return f"[{table}] {key}" if table else key
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    try:
+        return _as(value, hint)
+    except (TypeError, ValueError) as error:
+        raise errors.InvalidArgument(f"{where}: {error}") from None
+
+
+def _as(value: Any, hint: Any) -> Any:
+    if hint == Seconds:
+        if isinstance(value, str):
+            return parse_duration(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0:
+            return 0.0
+        raise TypeError(f"{value!r} is not a duration such as \"100ms\"")
+    if hint is Path:
+        if not isinstance(value, str) or not value.startswith("/"):
+            raise TypeError(f"{value!r} is not an absolute path")
+        return Path(value)
+    origin = get_origin(hint)
+    if origin is typing.Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{value!r} is none of {', '.join(map(repr, get_args(hint)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is not a list")
+        return tuple(_as(v, get_args(hint)[0]) for v in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{value!r} is not a table")
+        return {k: _as(v, get_args(hint)[1]) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise TypeError(f"{value!r} is not a table")
+        hints = get_type_hints(hint, include_extras=True)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]} (known: {', '.join(sorted(hints))})")
+        return hint(**{k: _as(v, hints[k]) for k, v in value.items()})
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise TypeError(f"{value!r} is not {_NAMES.get(hint, hint)}")
+    return value
+
+
+_NAMES = {int: "a whole number", str: "a string", bool: "true or false", float: "a number"}

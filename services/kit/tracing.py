@@ -1,0 +1,205 @@
+"""Traces: a server and a client span for each hop, W3C trace context from one process to the next.
+
+This is the only module that knows OpenTelemetry. Spans are made and exported only when the standard variables say where
+(``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, unless ``OTEL_SDK_DISABLED`` or ``OTEL_TRACES_EXPORTER=none``);
+otherwise the SDK is not even imported (7 MB a process) and the caller's ``traceparent`` is passed on as it came, so that a node which
+does not trace does not break the trace of those around it.
+
+Three levels: the hops, which ``kit.rpc`` and ``kit.ttrpc`` trace by themselves; :func:`span` around an operation or a phase worth a
+line in a trace; nothing on pure code. Programs started by a service find its context in the environment (:func:`environment`), and
+continue it with :func:`setup`, which reads it back.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+_tracer: Any = None
+_provider: Any = None
+_incoming: contextvars.ContextVar[tuple[tuple[str, str], ...]] = contextvars.ContextVar("splitd_trace", default=())
+"""Without the SDK: the caller's trace headers, to be passed on."""
+
+_HEADERS = ("traceparent", "tracestate")
+
+
+def setup(service: str, *, exporter: Any = None) -> None:
+    """Begin tracing as ``service`` (``content``: the span's ``service.name`` is ``splitd-content``) if the environment asks for it.
+
+    ``exporter`` is for tests: an OpenTelemetry SpanExporter to use whatever the environment says. Trace context in the
+    environment (``TRACEPARENT``) becomes the parent of what this process does.
+    """
+    global _tracer, _provider
+    parent = tuple((k, os.environ[k.upper()]) for k in _HEADERS if os.environ.get(k.upper()))
+    if parent:
+        _incoming.set(parent)
+    if exporter is None and not _wanted():
+        return
+    from opentelemetry import context, trace
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+    name = os.environ.get("OTEL_SERVICE_NAME", f"splitd-{service}")
+    _provider = TracerProvider(resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}))
+    if exporter is not None:
+        _provider.add_span_processor(SimpleSpanProcessor(exporter))
+    else:
+        _provider.add_span_processor(BatchSpanProcessor(_otlp_exporter()))
+    _tracer = _provider.get_tracer("splitd")
+    if parent:
+        context.attach(_extract(dict(parent)))
+    _ = trace
+
+
+def _wanted() -> bool:
+    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "none"
+    where = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return bool(where) and not off
+
+
+def _otlp_exporter() -> Any:
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter()
+    raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: only grpc is supported")
+
+
+def shutdown() -> None:
+    """Export what is left; at the end of a process."""
+    if _provider is not None:
+        _provider.shutdown()
+
+
+class Span:
+    """One span, or, where nobody traces, only the context to pass on."""
+
+    __slots__ = ("_headers", "_manager", "_otel", "_token")
+
+    def __init__(self, otel: Any = None, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        self._otel = otel
+        self._headers = headers
+        self._manager: Any = None
+        self._token: Any = None
+
+    def __enter__(self) -> Span:
+        if self._otel is not None:
+            from opentelemetry import context, trace
+
+            self._token = context.attach(trace.set_span_in_context(self._otel))
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
+        if self._otel is not None:
+            from opentelemetry import context
+
+            if error is not None and isinstance(error, Exception):
+                self.exception(error)
+            context.detach(self._token)
+            self._otel.end()
+
+    def end(self) -> None:
+        """For spans that are not used as a context manager."""
+        if self._otel is not None:
+            self._otel.end()
+
+    def set(self, **attributes: str | int | float | bool) -> None:
+        """Attributes learnt on the way."""
+        if self._otel is not None:
+            self._otel.set_attributes(attributes)
+
+    def status(self, code: int, message: str) -> None:
+        """The gRPC status that the call ended with."""
+        if self._otel is not None:
+            from opentelemetry.trace import StatusCode
+
+            self._otel.set_attribute("rpc.grpc.status_code", code)
+            self._otel.set_status(StatusCode.ERROR, message)
+
+    def exception(self, error: BaseException) -> None:
+        """A failure that is not part of the contract."""
+        if self._otel is not None:
+            from opentelemetry.trace import StatusCode
+
+            self._otel.record_exception(error)
+            self._otel.set_attribute("rpc.grpc.status_code", 13)
+            self._otel.set_status(StatusCode.ERROR, str(error))
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """W3C headers that make this span the parent of what the callee does."""
+        if self._otel is None:
+            return self._headers
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        carrier: dict[str, str] = {}
+        TraceContextTextMapPropagator().inject(carrier, trace.set_span_in_context(self._otel))
+        return tuple(carrier.items())
+
+
+def _extract(headers: Mapping[str, Any]) -> Any:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract({k: str(headers[k]) for k in _HEADERS if k in headers})
+
+
+@contextmanager
+def server_span(method: str, headers: Mapping[str, str | bytes]) -> Iterator[Span]:
+    """Around a handler: continues the caller's trace."""
+    if _tracer is None:
+        token = _incoming.set(tuple((k, str(headers[k])) for k in _HEADERS if k in headers))
+        try:
+            yield Span()
+        finally:
+            try:
+                _incoming.reset(token)
+            except ValueError:  # a generator closed from another context: its context goes with it
+                return
+        return
+    from opentelemetry.trace import SpanKind
+
+    otel = _tracer.start_span(method.lstrip("/"), context=_extract(headers), kind=SpanKind.SERVER, attributes=_rpc_attributes(method))
+    with Span(otel) as span:
+        yield span
+
+
+def client_span(method: str) -> Span:
+    """A call to another process; a context manager, or ended by ``end()``."""
+    if _tracer is None:
+        return Span(headers=_incoming.get())
+    from opentelemetry.trace import SpanKind
+
+    return Span(_tracer.start_span(method.lstrip("/"), kind=SpanKind.CLIENT, attributes=_rpc_attributes(method)))
+
+
+def span(name: str, **attributes: str | int | float | bool) -> Span:
+    """An operation or a phase worth a line in a trace: ``with span("content.commit", digest=str(digest)) as s:``"""
+    if _tracer is None:
+        return Span(headers=_incoming.get())
+    return Span(_tracer.start_span(name, attributes=attributes))
+
+
+def environment() -> dict[str, str]:
+    """Variables for a program started here, so that it continues this trace."""
+    return {k.upper(): v for k, v in span_headers()}
+
+
+def span_headers() -> tuple[tuple[str, str], ...]:
+    """The current context as W3C headers."""
+    if _tracer is None:
+        return _incoming.get()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())
+
+
+def _rpc_attributes(method: str) -> dict[str, str]:
+    service, _, name = method.lstrip("/").rpartition("/")
+    return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
