@@ -50,6 +50,16 @@ class PluginsResponse(_message.Message):
     plugins: _containers.RepeatedCompositeFieldContainer[Plugin]
     def __init__(self, plugins: _Optional[_Iterable[_Union[Plugin, _Mapping]]] = ...) -> None: ...
 
+class DeprecationWarning(_message.Message):
+    __slots__ = ("id", "message", "last_occurrence")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    LAST_OCCURRENCE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    message: str
+    last_occurrence: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., last_occurrence: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
 class ServerResponse(_message.Message):
     __slots__ = ("uuid", "pid", "pidns", "deprecations")
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -61,16 +71,6 @@ class ServerResponse(_message.Message):
     pidns: int
     deprecations: _containers.RepeatedCompositeFieldContainer[DeprecationWarning]
     def __init__(self, uuid: _Optional[str] = ..., pid: _Optional[int] = ..., pidns: _Optional[int] = ..., deprecations: _Optional[_Iterable[_Union[DeprecationWarning, _Mapping]]] = ...) -> None: ...
-
-class DeprecationWarning(_message.Message):
-    __slots__ = ("id", "message", "last_occurrence")
-    ID_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    LAST_OCCURRENCE_FIELD_NUMBER: _ClassVar[int]
-    id: str
-    message: str
-    last_occurrence: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., message: _Optional[str] = ..., last_occurrence: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class PluginInfoRequest(_message.Message):
     __slots__ = ("type", "id", "options")
