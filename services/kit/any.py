@@ -1,0 +1,30 @@
+"""google.protobuf.Any as containerd writes it: the type URL is the message's bare full name.
+
+Python's own ``Any.Pack`` puts ``type.googleapis.com/`` (or at least a slash) before it, which ctr 1.6 refuses, and ``Unpack`` wants it there.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+
+def pack(message: Message) -> Any:
+    """``message`` in an Any."""
+    return Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString(deterministic=True))
+
+
+def type_name(value: Any) -> str:
+    """The full name of what is inside, whatever prefix its sender put before it."""
+    return value.type_url.rpartition("/")[2]
+
+
+def unpack(value: Any, cls: type[M]) -> M | None:
+    """What is inside, or None if it is not a ``cls``."""
+    if type_name(value) != cls.DESCRIPTOR.full_name:
+        return None
+    return cls.FromString(value.value)
