@@ -1,0 +1,309 @@
+"""What all tiers of tests share: short directories, polling with a deadline, one service's process, a whole node, ctr.
+
+Import as ``from tests.support import ...``; the fixtures made of it are in tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from api.grpc.health.v1 import health_pb2
+from services.kit import rpc
+
+T = TypeVar("T")
+TOP = Path(__file__).resolve().parent.parent
+"""The repository; processes are started with it as their working directory and import path."""
+
+
+# ------------------------------------------------------------------------------------------ waiting
+
+
+def eventually(condition: Callable[[], T], why: str = "", seconds: float = 15.0) -> T:
+    """The first true answer of ``condition``, asked every 50 ms; an AssertionError with ``why`` when the time is over.
+
+    An AssertionError or OSError that it raises counts as not yet, and is part of the final message.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        last: object = None
+        try:
+            if found := condition():
+                return found
+        except (AssertionError, OSError) as error:
+            last = error
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:g} s: {why or condition}" + (f" ({last})" if last else ""))
+        time.sleep(0.05)
+
+
+async def eventually_async(condition: Callable[[], Awaitable[T]], why: str = "", seconds: float = 15.0) -> T:
+    """As :func:`eventually`, for a coroutine function."""
+    import asyncio
+
+    end = time.monotonic() + seconds
+    while True:
+        last: object = None
+        try:
+            if found := await condition():
+                return found
+        except (AssertionError, OSError) as error:
+            last = error
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:g} s: {why or condition}" + (f" ({last})" if last else ""))
+        await asyncio.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------ places
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points at or below ``directory``, deepest first."""
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if point == str(directory) or point.startswith(f"{directory}/"):
+            points.append(point)
+    return sorted(points, key=len, reverse=True)
+
+
+def remove(directory: Path) -> None:
+    """Delete a tree with all that a container may have left mounted in it."""
+    for point in mounts_below(directory):
+        subprocess.run(["umount", "-l", point], check=False, stderr=subprocess.DEVNULL)
+    left = mounts_below(directory)
+    assert not left, f"still mounted: {left}"
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """A new directory whose path leaves room for socket names (107 bytes), gone afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="sp", dir=os.environ.get("SPLITD_TEST_DIR", "/tmp")))
+    try:
+        yield directory
+    finally:
+        remove(directory)
+
+
+def listening(path: Path) -> bool:
+    """Whether something accepts connections on a unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+async def health(path: Path, service: str = "") -> int:
+    """The health that the process on ``path`` reports for ``service`` ("" is the whole), as a ServingStatus number."""
+    async with rpc.Channel(path) as channel:
+        client = channel.client(health_pb2.DESCRIPTOR.services_by_name["Health"])
+        response = await client.Check(health_pb2.HealthCheckRequest(service=service), timeout=5.0)
+        return int(response.status)
+
+
+# ------------------------------------------------------------------------------------------ one service
+
+
+class ServiceProcess:
+    """``python -m MODULE --root ROOT --state STATE``, started at once and on its own; a context manager that ends it.
+
+    ``sockets`` are names below the state directory that must accept connections before the constructor returns. The log goes to ``STATE/MODULE.log``.
+    """
+
+    def __init__(self, module: str, root: Path, state: Path, *, sockets: tuple[str, ...] = (), config: Path | None = None,
+                 env: Mapping[str, str] | None = None, seconds: float = 20.0) -> None:
+        self.module, self.root, self.state, self.config = module, root, state, config
+        self.sockets = [state / name for name in sockets or (module.rpartition(".")[2] + ".sock",)]
+        self.env = {**os.environ, "PYTHONPATH": str(TOP), **(env or {})}
+        self.log = state / f"{module}.log"
+        state.mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start(seconds)
+
+    def start(self, seconds: float = 20.0) -> None:
+        """Start it and wait until its sockets accept connections."""
+        command = [sys.executable, "-m", self.module, "--root", str(self.root), "--state", str(self.state)]
+        if self.config is not None:
+            command += ["--config", str(self.config)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=TOP, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+        def up() -> bool:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise RuntimeError(f"{self.module} ended with {self._process.returncode}:\n{self.text()}")
+            return all(listening(path) for path in self.sockets)
+
+        try:
+            eventually(up, f"{self.module} does not listen:\n{self.text()}", seconds)
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def text(self) -> str:
+        """What it has logged."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut or the OOM killer would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self, seconds: float = 20.0) -> int:
+        """SIGTERM; the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.module} did not end within {seconds:g} s of SIGTERM:\n{self.text()}") from None
+
+    def wait(self, seconds: float = 20.0) -> int:
+        """Wait for it to end by itself; the exit code."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+
+
+# ------------------------------------------------------------------------------------------ a node
+
+
+def splitd(*arguments: str | Path, env: Mapping[str, str] | None = None, seconds: float = 90.0,
+           ok: bool | None = True) -> subprocess.CompletedProcess[str]:
+    """The splitd command; with ``ok`` True its exit code must be 0, with False it must not."""
+    command = [sys.executable, "-m", "deploy", *map(str, arguments)]
+    done = subprocess.run(command, cwd=TOP, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=seconds, check=False)
+    _expect(command, done, ok)
+    return done
+
+
+def _expect(command: list[str], done: subprocess.CompletedProcess[Any], ok: bool | None) -> None:
+    if ok is not None and ok != (done.returncode == 0):
+        raise AssertionError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout!s}{done.stderr!s}")
+
+
+class Node:
+    """A node of its own below a short directory, run as an operator does: by ``splitd up`` and ``splitd down``."""
+
+    def __init__(self, directory: Path, *, config: str = "", env: Mapping[str, str] | None = None) -> None:
+        self.root, self.state = directory / "root", directory / "state"
+        self.socket = self.state / "containerd.sock"
+        self.env = dict(env or {})
+        self.config: Path | None = None
+        if config:
+            self.config = directory / "config.toml"
+            self.config.write_text(config)
+
+    def splitd(self, verb: str, *arguments: str, ok: bool | None = True, seconds: float = 90.0) -> subprocess.CompletedProcess[str]:
+        """A verb of the splitd command for this node."""
+        where: list[str | Path] = ["--root", self.root, "--state", self.state]
+        if self.config is not None:
+            where += ["--config", self.config]
+        return splitd(verb, *where, *arguments, env=self.env, ok=ok, seconds=seconds)
+
+    def up(self) -> None:
+        self.splitd("up")
+
+    def down(self, *, containers: bool = True) -> None:
+        """Stop the node; with ``containers`` the tasks too."""
+        self.splitd("down", *(["--containers"] if containers else []))
+
+    def status(self) -> dict[str, Any]:
+        """``splitd status --json``, healthy or not."""
+        found: dict[str, Any] = json.loads(self.splitd("status", "--json", ok=None).stdout)
+        return found
+
+    def pid(self, service: str) -> int:
+        """The process id of a service that runs; 0 if it does not."""
+        return int(next(s for s in self.status()["services"] if s["name"] == service)["pid"] or 0)
+
+    def kill(self, service: str) -> int:
+        """kill -9 a service; supervisord starts it again. The pid that died."""
+        pid = self.pid(service)
+        assert pid, f"{service} does not run"
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_healthy(self, seconds: float = 15.0) -> None:
+        """Until every service runs and reports health."""
+        eventually(lambda: self.status()["healthy"], "the node is not healthy", seconds)
+
+    def ctr(self, *arguments: object, namespace: str = "default", ok: bool | None = True, program: str = "ctr",
+            stdin: str | bytes | None = None, seconds: float = 120.0, text: bool = True) -> subprocess.CompletedProcess[Any]:
+        """ctr on this node; with ``ok`` True its exit code must be 0, with False it must not."""
+        command = [program, "-a", str(self.socket), "-n", namespace, *map(str, arguments)]
+        done = subprocess.run(command, input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL, capture_output=True,
+                              text=text, timeout=seconds, check=False)
+        _expect(command, done, ok)
+        return done
+
+    def out(self, *arguments: object, **options: Any) -> str:
+        """What :meth:`ctr` prints."""
+        return str(self.ctr(*arguments, **options).stdout)
+
+    def tasks(self, namespace: str = "default") -> dict[str, tuple[int, str]]:
+        """``ctr task ls``: container to (pid, state)."""
+        rows = [line.split() for line in self.out("tasks", "ls", namespace=namespace).splitlines()[1:]]
+        return {row[0]: (int(row[1]), row[2]) for row in rows if row}
+
+    def logs(self) -> str:
+        """The last lines of every service's log, for a failure's message."""
+        return self.splitd("logs", "-n", "40", ok=None).stdout
+
+    def remains(self) -> list[int]:
+        """Processes that name this node's state directory on their command line: its services, its shims."""
+        return processes_naming(self.state)
+
+    def clear(self) -> None:
+        """End all that is left of the node, however it stands; for the end of a test."""
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            self.down()
+        end = time.monotonic() + 10
+        while (left := self.remains()) and time.monotonic() < end:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+
+def processes_naming(path: Path) -> list[int]:
+    """Pids of the processes, this one aside, with ``path`` or something below it among their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if any(a == str(path) or a.startswith(f"{path}/") for a in arguments):
+            found.append(int(entry.name))
+    return found
