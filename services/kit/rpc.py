@@ -35,7 +35,7 @@ import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from services.kit import errors, tracing
+from services.kit import errors, identifiers, tracing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,6 +46,9 @@ NAMESPACE = "containerd-namespace"
 LEASE = "containerd-lease"
 RAW = "splitd-raw"
 """Header of metadata's calls to a raw backend through the gateway; its value names the backend."""
+
+STOPPING = "splitd-stopping"
+"""Trailer of calls that a service ended because it was told to stop: a relay asks its successor again."""
 
 MESSAGE_LIMIT = 16 << 20
 UNARY_TIMEOUT = 10.0
@@ -108,10 +111,14 @@ class Call:
 
     @property
     def namespace(self) -> str:
-        """The caller's containerd namespace, or FailedPrecondition, in containerd's words."""
+        """The caller's containerd namespace; FailedPrecondition without one, InvalidArgument for an impossible one, in containerd's words."""
         value = self.optional_namespace
         if not value:
             raise errors.FailedPrecondition("namespace is required")
+        try:
+            identifiers.validate(value)
+        except errors.InvalidArgument as error:
+            raise errors.InvalidArgument(f"namespace validation: {error}") from None
         return value
 
     @property
@@ -200,7 +207,7 @@ class Server:
                     span.status(errors.Cancelled.code, "cancelled")
                     if not self.draining:
                         raise
-                    await _abort(context, errors.Unavailable(f"{method}: the service is stopping"))
+                    await _abort(context, errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),)))
                 except grpc.aio.AbortError:
                     raise
                 except Exception as error:
@@ -264,7 +271,10 @@ class _Handlers(grpc.GenericRpcHandler):
                     self._methods[method_path(method)] = self._bind(method, handler)
 
     def service(self, details: Any) -> Any:
-        found = self._methods.get(details.method) or self._relayed.get(details.method)
+        if self._relay is not None and any(k == RAW for k, _ in details.invocation_metadata or ()):
+            found = self._relayed.get(details.method)  # not for our servicers: raw calls are relayed or refused
+        else:
+            found = self._methods.get(details.method) or self._relayed.get(details.method)
         if found is None and self._relay is not None:
             found = self._bind_relay(details.method, self._relay)
             if len(self._relayed) < 1000:  # method names come from clients
@@ -490,6 +500,11 @@ class Channel:
         """Whether the peer is known to be there now; starts connecting if it is not."""
         return self._open().get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
+    async def changed(self) -> None:
+        """Wait until the answer of :meth:`connected` may be another."""
+        channel = self._open()
+        await channel.wait_for_state_change(channel.get_state(try_to_connect=True))
+
     async def wait_connected(self, seconds: float) -> bool:
         """Wait until the peer is there, for at most ``seconds``."""
         channel = self._open()
@@ -506,8 +521,8 @@ class Channel:
         code: int = error.code().value[0]
         details = error.details() or ""
         trailers = tuple((k, v) for k, v in error.trailing_metadata() or ())
-        if code == errors.Unavailable.code and _made_by_transport(details):
-            return errors.Unavailable(f"service {self.name} is not reachable ({details})")
+        if code == errors.Unavailable.code and (_made_by_transport(details) or any(k == STOPPING for k, _ in trailers)):
+            return errors.Disconnected(f"service {self.name} is not reachable ({details})")
         return errors.from_status(code, details, trailers)
 
     # -- raw: bytes in, bytes out; what the relay and the typed client are made of
@@ -657,5 +672,5 @@ async def shielded_work_done(seconds: float) -> None:
 
 
 __all__ = ["Arity", "Call", "Channel", "Client", "LEASE", "LONG", "NAMESPACE", "RAW", "Relay", "STREAMS", "Server", "Servicer",
-           "Stream", "UNARY", "check_socket_path", "method_path", "serving", "shielded", "shielded_work_done"]
+           "STOPPING", "Stream", "UNARY", "check_socket_path", "method_path", "serving", "shielded", "shielded_work_done"]
 
