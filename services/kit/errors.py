@@ -144,6 +144,10 @@ class Unavailable(NodeError):
     suffix = "unavailable"
 
 
+class Disconnected(Unavailable):
+    """The process asked went away, or is not there: what the call did, if anything, is not known. The wire says UNAVAILABLE."""
+
+
 class DataLoss(NodeError):
     """Stored bytes are not what they were."""
 

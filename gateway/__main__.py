@@ -1,0 +1,54 @@
+"""The gateway as a process: containerd.sock for clients, internal.sock for the node's own processes, containerd.sock.ttrpc for shims."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from gateway.config import Config, ProxyPlugin
+from gateway.content import ContentServicer
+from gateway.events import EventsServicer, Exchange, TtrpcEventsServicer
+from gateway.health import NodeHealth
+from gateway.introspection import IntrospectionServicer
+from gateway.localfiles import LocalFilesServicer
+from gateway.records import Records
+from gateway.relay import Relay
+from gateway.routes import Routes
+from gateway.snapshots import SnapshotsServicer
+from gateway.version import VersionServicer
+from services.kit import process, rpc, settings, ttrpc
+from services.kit.health import HealthServicer
+
+
+async def serve(file: settings.File, node: settings.Node) -> None:
+    """Serve until a signal."""
+    config = settings.load(Config, file, "gateway")
+    proxies = {name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})}
+    routes = Routes(node.state, config, proxies)
+    exchange = Exchange()
+    records = Records(routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters)
+    content = ContentServicer(routes, records, config)
+    health = NodeHealth(routes)
+    servicers = [
+        content,
+        SnapshotsServicer(routes, records, config),
+        EventsServicer(exchange),
+        IntrospectionServicer(node, health, routes.snapshotters),
+        VersionServicer(),
+        HealthServicer(health),
+    ]
+    relay = {internal: Relay(routes, config, internal=internal, handlers=content.handlers) for internal in (False, True)}
+    with process.owned(node.root / "gateway"), process.owned(node.state / "gateway"):
+        async with AsyncExitStack() as stack:
+            for upstream in routes.upstreams.values():
+                watch = asyncio.ensure_future(upstream.watch())
+                stack.callback(watch.cancel)
+            internal = [*servicers, LocalFilesServicer(routes, records, content.commit)]
+            await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True]))
+            await stack.enter_async_context(ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)]))
+            await stack.enter_async_context(rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False]))
+            await process.until_signal()
+
+
+if __name__ == "__main__":
+    process.run("gateway", serve)

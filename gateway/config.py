@@ -1,0 +1,35 @@
+"""Settings of the gateway: table [gateway], and containerd's [proxy_plugins]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from services.kit.settings import Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The gateway: how long it is patient with the services behind it."""
+
+    hold: Seconds = 5.0
+    """A call to a service that is down waits this long for it, or until its deadline."""
+    outage: Seconds = 30.0
+    """After this long, opening a Write answers INTERNAL: clients retry UNAVAILABLE there for ever."""
+    unary_timeout: Seconds = 30.0
+    """Limit of a unary call whose client set none, but for those known to take long."""
+    task_timeout: Seconds = 120.0
+    """The same for the methods of tasks that start programs or wait for the kernel."""
+    raw_timeout: Seconds = 300.0
+    """The same for a snapshotter's Prepare, View, Commit and Usage, which may copy or walk a tree."""
+    snapshotters: tuple[str, ...] = ("overlayfs", "native")
+    """Snapshotters of the snapshots service; more come from [proxy_plugins]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyPlugin:
+    """A service of somebody else's, in the place of ours or beside it: one entry of [proxy_plugins]."""
+
+    type: Literal["snapshot", "content", "diff"]
+    address: str
+    """Path of its unix socket."""

@@ -1,0 +1,322 @@
+"""Content: the raw store's bytes joined with metadata's records.
+
+Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob, then passes the raw
+stream through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
+intent first, the raw commit second, a record third. A raw store that dies in the middle of a Write is waited for and the write goes on at the offset that it acknowledged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from api.containerd.services.content.v1 import content_pb2 as pb
+from api.splitd.records.v1 import records_pb2 as records_pb
+from gateway.config import Config
+from gateway.records import Records, with_headers
+from gateway.routes import Routes
+from gateway.upstream import Upstream
+from services.kit import errors, filters
+from services.kit.rpc import Call, Stream, method_path, shielded
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+READ, WRITE = (method_path(SERVICE.methods_by_name[name]) for name in ("Read", "Write"))
+
+
+class Commit:
+    """The one way in which bytes become a blob of a namespace."""
+
+    def __init__(self, routes: Routes, records: Records) -> None:
+        self._content = routes["content"]
+        self._raw = self._content.channel.client(SERVICE)
+        self._records = records
+
+    async def __call__(self, call: Call, ref: str, size: int, expected: str, labels: Mapping[str, str],
+                       raw_commit: Callable[[records_pb.Intent], Awaitable[tuple[str, int]]]) -> tuple[str, int]:
+        """Commit ``ref`` by ``raw_commit``, which answers digest and size; to be run shielded.
+
+        A raw store that has the blob already is as good as one that takes it now: the bytes are the same.
+        """
+        intent = await self._records.call("BeginCommitIngest", records_pb.BeginCommitIngestRequest(
+            incarnation=self._records.incarnation, ref=ref, size=size, expected=expected, labels=labels), call)
+        if intent.HasField("finished"):
+            self._records.publish(intent.finished)
+            return intent.finished.digest, intent.finished.size
+        headers = with_headers(call)
+
+        async def attempt() -> tuple[str, int]:
+            try:
+                return await raw_commit(intent)
+            except errors.AlreadyExists:
+                present = await happened()
+                if present is None:
+                    raise
+                return present
+
+        async def happened() -> tuple[str, int] | None:
+            if not expected:
+                return None  # the digest was the raw store's to say; the retry, or the ingest that is still there, will tell
+            try:
+                info = (await self._raw.Info(pb.InfoRequest(digest=expected), headers=headers)).info
+            except errors.NotFound:
+                return None
+            return info.digest, info.size
+
+        async def settled() -> tuple[str, int] | None:
+            return await happened()
+
+        digest, actual = await self._records.outcome(intent, call, self._content, attempt, settled)
+        await self._records.finish(records_pb.FinishRequest(intent=intent.id, digest=digest, size=actual), call)
+        return digest, actual
+
+
+class ContentServicer:
+    """The unary methods of containerd.services.content.v1.Content that need both; ``handlers`` has the streaming ones."""
+
+    SERVICE = SERVICE
+
+    def __init__(self, routes: Routes, records: Records, config: Config) -> None:
+        self._content = routes["content"]
+        self._raw = self._content.channel.client(SERVICE)
+        self._records = records
+        self._config = config
+        self.commit = Commit(routes, records)
+        self.handlers = {READ: self.read, WRITE: self.write}
+
+    async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
+        finished = await self._records.call("DeleteBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
+        self._records.publish(finished)
+        return Empty()
+
+    async def Abort(self, request: pb.AbortRequest, call: Call) -> Empty:
+        """The record goes first: a raw ingest without one is the collector's."""
+        ingest = await self._records.call("ForgetIngest", records_pb.GetIngestRequest(ref=request.ref), call)
+        if not ingest.shared:
+            await self._content.ready(call)
+            try:
+                await self._raw.Abort(pb.AbortRequest(ref=ingest.raw_ref), headers=with_headers(call))
+            except errors.NotFound:
+                return Empty()  # opened but never written, or aborted by a failed commit
+        return Empty()
+
+    async def Status(self, request: pb.StatusRequest, call: Call) -> pb.StatusResponse:
+        ingest = await self._records.read("GetIngest", records_pb.GetIngestRequest(ref=request.ref), call)
+        if ingest.shared:
+            return pb.StatusResponse(status=_shared_status(ingest))
+        await self._content.ready(call)
+        answer: pb.StatusResponse = await self._raw.Status(pb.StatusRequest(ref=ingest.raw_ref), headers=with_headers(call))
+        answer.status.ref = ingest.ref
+        return answer
+
+    async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> pb.ListStatusesResponse:
+        wanted = filters.parse(request.filters)
+        ingests = (await self._records.read("ListIngests", Empty(), call)).ingests
+        statuses = [_shared_status(i) for i in ingests if i.shared]
+        raw = {i.raw_ref: i.ref for i in ingests if not i.shared}
+        if raw:
+            await self._content.ready(call)
+            for status in (await self._raw.ListStatuses(pb.ListStatusesRequest(), headers=with_headers(call))).statuses:
+                if status.ref in raw:
+                    status.ref = raw[status.ref]
+                    statuses.append(status)
+        return pb.ListStatusesResponse(statuses=[s for s in statuses if wanted.match(lambda path, s=s: _field(s, path))])  # type: ignore[misc]
+
+    async def read(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        """Content.Read: one request in, the raw stream out."""
+        request = await anext(requests, None)
+        if request is None:
+            raise errors.InvalidArgument("Read without a request")
+        await self._records.read("ResolveBlob", records_pb.ResolveBlobRequest(digest=pb.ReadContentRequest.FromString(request).digest), call)
+        channel = await self._content.ready(call)
+        async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
+            await stream.send(request)
+            await stream.done_sending()
+            while (answer := await stream.receive()) is not None:
+                yield answer
+
+    async def write(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        """Content.Write: see :class:`_Write`."""
+        first = await anext(requests, None)
+        if first is None:
+            raise errors.InvalidArgument("Write without a request")
+        opening = pb.WriteContentRequest.FromString(first)
+        if not opening.ref:
+            raise errors.InvalidArgument("first message must have a reference")
+        ingest = await self._records.call("OpenIngest", records_pb.OpenIngestRequest(
+            incarnation=self._records.incarnation, ref=opening.ref, total=opening.total, expected=opening.expected), call)
+        if ingest.shared:
+            writer: _Write | _SharedWrite = _SharedWrite(self, call, ingest)
+        else:
+            await self._reachable(call)
+            writer = _Write(self, call, ingest, opening)
+        async with writer:
+            yield await writer.answer(opening)
+            async for request in requests:
+                if is_plain_write(request):
+                    yield await writer.relay(request)
+                else:
+                    yield await writer.answer(pb.WriteContentRequest.FromString(request))
+
+    async def _reachable(self, call: Call) -> None:
+        """Clients retry UNAVAILABLE for ever when they open a Write; after a long outage tell them so that they stop."""
+        try:
+            await self._content.ready(call)
+        except errors.Unavailable as error:
+            if self._content.down_seconds > self._config.outage:
+                raise errors.Internal(str(error)) from None
+            raise
+
+
+def is_plain_write(request: bytes) -> bool:
+    """Whether a serialized WriteContentRequest is a WRITE of data that names no ref: action 1, then offset or data.
+
+    Such a message, the bulk of a Write, is passed on unparsed; one written in another order is parsed, which costs only time.
+    """
+    return len(request) > 2 and request[:2] == b"\x08\x01" and request[2] in (0x28, 0x32)
+
+
+class _Write:
+    """One open Write: the raw stream under it, replaced when the raw store dies."""
+
+    def __init__(self, servicer: ContentServicer, call: Call, ingest: records_pb.Ingest, opening: pb.WriteContentRequest) -> None:
+        self._servicer = servicer
+        self._content: Upstream = servicer._content
+        self._call = call
+        self._ingest = ingest
+        self._expected = opening.expected
+        self._total = opening.total
+        self._stream: Stream | None = None
+        self._acknowledged = -1
+
+    async def __aenter__(self) -> _Write:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            await stream.__aexit__()
+
+    async def answer(self, request: pb.WriteContentRequest) -> bytes:
+        """A message that was parsed: the opening, a STAT, a COMMIT."""
+        if request.expected:
+            self._expected = request.expected
+        if request.total:
+            self._total = request.total
+        if request.action == pb.COMMIT:
+            return await shielded(self._commit(request))
+        down = pb.WriteContentRequest()
+        down.CopyFrom(request)
+        down.ref, down.expected = self._ingest.raw_ref, ""  # the raw opening carries no digest: the policy has been applied already
+        return await self.relay(down.SerializeToString())
+
+    async def relay(self, request: bytes) -> bytes:
+        """Send one message, return its answer; across a death of the raw store if need be."""
+        try:
+            answer = await self._exchange(request)
+        except errors.Disconnected:
+            message = pb.WriteContentRequest.FromString(request)
+            await self._close()
+            offset = await self._reopen()
+            if message.action == pb.STAT or offset == message.offset:
+                answer = await self._exchange(request)
+            elif offset == message.offset + len(message.data):
+                return pb.WriteContentResponse(action=message.action, offset=offset, total=self._total).SerializeToString()
+            else:
+                raise
+        return answer
+
+    async def _exchange(self, request: bytes) -> bytes:
+        if self._stream is None:
+            first = pb.WriteContentRequest.FromString(request)
+            if not first.ref:
+                await self._reopen()
+            else:
+                await self._open()
+        assert self._stream is not None
+        await self._stream.send(request)
+        answer: bytes | None = await self._stream.receive()
+        if answer is None:
+            raise errors.Disconnected(f"service {self._content.name} ended the write of {self._ingest.ref}")
+        return answer
+
+    async def _open(self) -> None:
+        channel = await self._content.ready(self._call)
+        self._stream = channel.stream(WRITE, with_headers(self._call), self._call.remaining())
+
+    async def _reopen(self) -> int:
+        """A new raw stream on the same ingest; the offset it has."""
+        await self._open()
+        assert self._stream is not None
+        status = pb.WriteContentRequest(action=pb.STAT, ref=self._ingest.raw_ref, total=self._total)
+        answer = await self._exchange(status.SerializeToString())
+        return pb.WriteContentResponse.FromString(answer).offset
+
+    async def _commit(self, request: pb.WriteContentRequest) -> bytes:
+        answer = pb.WriteContentResponse()
+
+        async def commit(intent: records_pb.Intent) -> tuple[str, int]:
+            down = pb.WriteContentRequest()
+            down.CopyFrom(request)
+            down.ref, down.expected = intent.raw_ref, self._expected
+            down.total = self._total
+            down.ClearField("labels")  # labels are the record's
+            if self._stream is None:
+                await self._reopen()
+            try:
+                answer.ParseFromString(await self._exchange(down.SerializeToString()))
+            except errors.NodeError:
+                await self._close()
+                raise
+            return answer.digest, answer.offset
+
+        digest, size = await self._servicer.commit(self._call, self._ingest.ref, self._total, self._expected, dict(request.labels), commit)
+        answer.action, answer.digest, answer.offset = pb.COMMIT, digest, size
+        answer.total = self._total or size
+        return answer.SerializeToString()
+
+
+class _SharedWrite:
+    """A Write of a blob that another namespace has: nothing raw is opened, the commit makes a record."""
+
+    def __init__(self, servicer: ContentServicer, call: Call, ingest: records_pb.Ingest) -> None:
+        self._servicer = servicer
+        self._call = call
+        self._ingest = ingest
+
+    async def __aenter__(self) -> _SharedWrite:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    async def answer(self, request: pb.WriteContentRequest) -> bytes:
+        ingest = self._ingest
+        if request.data or (request.action != pb.STAT and request.offset not in (0, ingest.size)):
+            raise errors.OutOfRange(f"write @{request.offset} of {ingest.ref}: all {ingest.size} bytes of {ingest.expected} are there already")
+        answer = pb.WriteContentResponse(action=request.action, offset=ingest.size, total=ingest.size, digest=ingest.expected,
+                                         started_at=ingest.started_at, updated_at=ingest.started_at)
+        if request.action == pb.COMMIT:
+            async def nothing_raw(intent: records_pb.Intent) -> tuple[str, int]:
+                raise errors.Internal(f"ingest {ingest.ref} is shared, and metadata wants a raw commit of {intent.raw_ref}")
+
+            await shielded(self._servicer.commit(self._call, ingest.ref, request.total, request.expected, dict(request.labels), nothing_raw))
+        return answer.SerializeToString()
+
+    async def relay(self, request: bytes) -> bytes:
+        return await self.answer(pb.WriteContentRequest.FromString(request))
+
+
+def _shared_status(ingest: records_pb.Ingest) -> pb.Status:
+    started = ingest.started_at if ingest.HasField("started_at") else Timestamp(seconds=int(time.time()))
+    return pb.Status(ref=ingest.ref, offset=ingest.size, total=ingest.size, expected=ingest.expected, started_at=started, updated_at=started)
+
+
+def _field(status: pb.Status, path: list[str]) -> tuple[str, bool]:
+    """What containerd lets one filter statuses by."""
+    return (status.ref, True) if list(path) == ["ref"] else ("", False)

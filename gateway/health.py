@@ -1,0 +1,46 @@
+"""The node's health, computed when asked: "" is the gateway itself (dockerd waits on it), every upstream and every gRPC service has an entry of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from gateway.routes import SERVICES, Routes
+from services.kit.health import NOT_SERVING, SERVING
+
+_COORDINATED: Mapping[str, tuple[str, ...]] = {
+    "containerd.services.content.v1.Content": ("metadata", "content"),
+    "containerd.services.snapshots.v1.Snapshots": ("metadata",),
+    "containerd.services.images.v1.Images": ("images", "metadata"),
+}
+"""Services that need more than the upstream they are relayed to."""
+
+_OWN = ("", "gateway", "containerd.services.events.v1.Events", "containerd.services.introspection.v1.Introspection", "containerd.services.version.v1.Version")
+
+
+class NodeHealth(Mapping[str, int]):
+    """Name to ServingStatus, for ``kit.health``."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+
+    def __getitem__(self, name: str) -> int:
+        if name in _OWN:
+            return SERVING
+        if name in SERVICES:
+            needed = _COORDINATED.get(name, (SERVICES[name],))
+        elif name in self._routes.upstreams:
+            needed = (name,)
+        else:
+            raise KeyError(name)
+        return SERVING if all(self._routes[n].up for n in needed) else NOT_SERVING
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*_OWN, *SERVICES, *self._routes.upstreams)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def state(self, name: str) -> tuple[bool, str]:
+        """Whether an upstream is healthy, and why not."""
+        trouble = self._routes[name].trouble()
+        return not trouble, trouble

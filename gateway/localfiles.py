@@ -1,0 +1,51 @@
+"""LocalFiles on the internal socket: the content service's files by path, for namespaces that have them (design: control goes through the gateway, bulk bytes by file)."""
+
+from __future__ import annotations
+
+from api.splitd.localfiles.v1 import localfiles_pb2 as pb
+from api.splitd.records.v1 import records_pb2 as records_pb
+from gateway.content import Commit
+from gateway.records import Records, with_headers
+from gateway.routes import Routes
+from services.kit.rpc import Call, shielded
+
+SERVICE = pb.DESCRIPTOR.services_by_name["LocalFiles"]
+
+
+class LocalFilesServicer:
+    """splitd.localfiles.v1.LocalFiles with namespaces, records and leases."""
+
+    SERVICE = SERVICE
+
+    def __init__(self, routes: Routes, records: Records, commit: Commit) -> None:
+        self._content = routes["content"]
+        self._raw = self._content.channel.client(SERVICE)
+        self._records = records
+        self._commit = commit
+
+    async def Locate(self, request: pb.LocateRequest, call: Call) -> pb.LocateResponse:
+        await self._records.read("ResolveBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
+        await self._content.ready(call)
+        answer: pb.LocateResponse = await self._raw.Locate(request, headers=with_headers(call))
+        return answer
+
+    async def Begin(self, request: pb.BeginRequest, call: Call) -> pb.BeginResponse:
+        ingest = await self._records.call("OpenIngest", records_pb.OpenIngestRequest(
+            incarnation=self._records.incarnation, ref=request.ref, total=request.total, expected=request.expected), call)
+        if ingest.shared:
+            return pb.BeginResponse()
+        await self._content.ready(call)
+        answer: pb.BeginResponse = await self._raw.Begin(pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=with_headers(call))
+        return answer
+
+    async def Commit(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
+        return await shielded(self._commit_shielded(request, call))
+
+    async def _commit_shielded(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
+        async def commit(intent: records_pb.Intent) -> tuple[str, int]:
+            done = await self._raw.Commit(pb.CommitRequest(ref=intent.raw_ref, size=request.size, digest=request.digest, computed=request.computed),
+                                          headers=with_headers(call), timeout=None)
+            return done.digest, done.size
+
+        digest, size = await self._commit(call, request.ref, request.size, request.digest, dict(request.labels), commit)
+        return pb.CommitResponse(digest=digest, size=size)

@@ -1,0 +1,169 @@
+"""metadata's Records as the gateway uses them: begin, do the raw call, finish.
+
+An intent is open from Begin until metadata has heard Finish or Cancel, whatever happens in between: to the client (the whole runs under
+``rpc.shielded``), to metadata (the answer is repeated until it arrives), to the raw service (an unknown outcome is asked for, never guessed). Only this
+process's own death leaves an intent behind; its incarnation, a new UUID at each start, lets metadata see that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from api.splitd.records.v1 import records_pb2 as pb
+from gateway.upstream import Upstream
+from services.kit import errors
+from services.kit.rpc import Call
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Records"]
+_PATIENCE = 600.0
+"""Seconds for which an answer is repeated to a metadata service that is away; after that its next start with another gateway resolves the intent."""
+
+
+class Publish(Protocol):
+    """Where events go."""
+
+    def publish(self, namespace: str, topic: str, event: Any) -> None:
+        """Queue one event."""
+        ...
+
+
+class Records:
+    """Records for one gateway, as ``incarnation``."""
+
+    def __init__(self, metadata: Upstream, events: Publish, *, content: str, snapshotters: Sequence[str]) -> None:
+        self._metadata = metadata
+        self._client = metadata.channel.client(SERVICE)
+        self._events = events
+        self._hello = pb.ConnectRequest(incarnation=str(uuid.uuid4()), content=content, snapshotters=snapshotters)
+        self._connected = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        metadata.on_connect.append(self._announce)
+
+    @property
+    def incarnation(self) -> str:
+        """This gateway's UUID."""
+        return self._hello.incarnation
+
+    def _announce(self) -> None:
+        """Say who we are, each time metadata comes up."""
+        self._later(self._connect())
+
+    async def _connect(self) -> None:
+        while self._metadata.up:
+            try:
+                await self._client.Connect(self._hello, timeout=10.0)
+            except errors.NodeError as error:
+                log.warning("metadata did not take this gateway's announcement: %s", error)
+                await asyncio.sleep(0.2)
+            else:
+                self._connected.set()
+                return
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def call(self, name: str, request: Any, call: Call, *, timeout: float = 30.0) -> Any:
+        """One Records call as ``call``'s client; a Begin waits for the announcement first."""
+        await self._metadata.ready(call)
+        if not self._connected.is_set():
+            try:
+                async with asyncio.timeout(self._metadata.hold):
+                    await self._connected.wait()
+            except TimeoutError:
+                raise errors.Unavailable("service metadata has not accepted this gateway yet") from None
+        return await getattr(self._client, name)(request, headers=call.passed_on(), timeout=timeout)
+
+    async def read(self, name: str, request: Any, call: Call) -> Any:
+        """A Records call that changes nothing: asked again where metadata's death interrupted it."""
+        try:
+            return await self.call(name, request, call)
+        except errors.Disconnected:
+            return await self.call(name, request, call)
+
+    async def finish(self, request: pb.FinishRequest, call: Call) -> pb.Finished:
+        """The raw call was done: make it so, publish its events. Repeated until metadata answers."""
+        finished: pb.Finished = await self._until_answered("Finish", request, call)
+        self.publish(finished)
+        return finished
+
+    async def cancel(self, intent: str, call: Call) -> None:
+        """The raw call failed for certain."""
+        await self._until_answered("Cancel", pb.CancelRequest(intent=intent), call)
+
+    def publish(self, finished: pb.Finished) -> None:
+        """Send the events that metadata's answer carries."""
+        for event in finished.events:
+            self._events.publish(event.namespace, event.topic, event.event)
+
+    async def _until_answered(self, name: str, request: Any, call: Call) -> Any:
+        headers = call.passed_on()
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return await getattr(self._client, name)(request, headers=headers, timeout=30.0)
+            except (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled) as error:
+                if time.monotonic() > end:
+                    raise
+                log.warning("%s of an intent is repeated: %s", name, error)
+                await asyncio.sleep(0.1)
+
+    async def outcome(self, intent: pb.Intent, call: Call, backend: Upstream, attempt: Callable[[], Awaitable[T]],
+                      happened: Callable[[], Awaitable[T | None]]) -> T:
+        """The result of a raw call under ``intent``, or its error with the intent cancelled.
+
+        ``attempt`` makes the call; ``happened`` asks the raw service afterwards: the result if the operation took effect, None if it did not. Where the service went away or did
+        not answer in time, it is waited for and asked; if nothing happened the call is made once more. While the service stays away the
+        caller gets UNAVAILABLE, and the asking goes on without it.
+        """
+        try:
+            try:
+                await backend.ready()
+                return await attempt()
+            except (errors.Disconnected, errors.DeadlineExceeded):
+                await backend.ready()
+                result = await happened()
+                return await attempt() if result is None else result
+        except (errors.Unavailable, errors.DeadlineExceeded) as error:
+            if isinstance(error, errors.Unavailable) and not isinstance(error, errors.Disconnected) and backend.up:
+                await self.cancel(intent.id, call)  # the service's own word: a ref is locked, say
+                raise
+            self._later(self._settle(intent, call, backend, happened))
+            raise
+        except errors.NodeError:
+            await self.cancel(intent.id, call)
+            raise
+
+    async def _settle(self, intent: pb.Intent, call: Call, backend: Upstream, happened: Callable[[], Awaitable[Any]]) -> None:
+        """Ask until the outcome is known, then close the intent. Nobody waits for the result, so what took effect is as good as not: it is finished."""
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            try:
+                await backend.ready()
+                result = await happened()
+                if result is None:
+                    await self.cancel(intent.id, call)
+                else:
+                    request = pb.FinishRequest(intent=intent.id)
+                    if isinstance(result, pb.FinishRequest):
+                        request.MergeFrom(result)
+                    await self.finish(request, call)
+            except errors.NodeError as error:
+                log.info("the outcome of an intent on %s is not known yet: %s", backend.name, error)
+                await asyncio.sleep(1.0)
+            else:
+                return
+
+
+def with_headers(call: Call, *, drop: Sequence[str] = ("containerd-lease",)) -> Mapping[str, str | bytes]:
+    """The headers for a raw service: the client's, but never the lease."""
+    return {k: v for k, v in call.passed_on().items() if k not in drop}

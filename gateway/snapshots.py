@@ -1,0 +1,183 @@
+"""Snapshots: each operation of a raw snapshotter joined with its record.
+
+Stat and List are metadata's alone and are relayed. Everything else resolves the client's key to the raw one
+(``NAMESPACE/NUMBER/KEY``) and calls the snapshotter; what creates does so under an intent. Removal takes only the record: the collector
+removes the raw snapshot, as containerd does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.splitd.records.v1 import records_pb2 as records_pb
+from gateway.config import Config
+from gateway.records import Records, with_headers
+from gateway.routes import Routes
+from gateway.upstream import Upstream
+from services.kit import errors
+from services.kit.rpc import Call, Client, shielded
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
+_REF = "containerd.io/snapshot.ref"
+
+
+class SnapshotsServicer:
+    """containerd.services.snapshots.v1.Snapshots, but for what metadata answers itself."""
+
+    SERVICE = SERVICE
+
+    def __init__(self, routes: Routes, records: Records, config: Config) -> None:
+        self._routes = routes
+        self._records = records
+        self._clients: dict[str, Client] = {}
+        self._timeout = config.raw_timeout
+
+    def _client(self, upstream: Upstream) -> Client:
+        if upstream.name not in self._clients:
+            self._clients[upstream.name] = upstream.channel.client(SERVICE)
+        return self._clients[upstream.name]
+
+    async def Prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:
+        return pb.PrepareSnapshotResponse(mounts=await self._create(request, call, view=False))
+
+    async def View(self, request: pb.ViewSnapshotRequest, call: Call) -> pb.ViewSnapshotResponse:
+        return pb.ViewSnapshotResponse(mounts=await self._create(request, call, view=True))
+
+    async def _create(self, request: Any, call: Call, *, view: bool) -> Sequence[Any]:
+        upstream = self._routes.snapshotter(request.snapshotter)
+        return await shielded(self._create_shielded(request, call, upstream, view))
+
+    async def _create_shielded(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
+        intent = await self._records.call("BeginSnapshot", records_pb.BeginSnapshotRequest(
+            incarnation=self._records.incarnation, snapshotter=request.snapshotter, key=request.key, parent=request.parent,
+            view=view, labels=request.labels), call)
+        client, headers = self._client(upstream), with_headers(call)
+
+        async def create() -> Sequence[Any]:
+            method = client.View if view else client.Prepare
+            kind = pb.ViewSnapshotRequest if view else pb.PrepareSnapshotRequest
+            made = await method(kind(snapshotter=request.snapshotter, key=intent.raw_key, parent=intent.raw_parent, labels=intent.raw_labels),
+                                headers=headers, timeout=self._timeout)
+            return list(made.mounts)
+
+        async def created() -> Sequence[Any] | None:
+            try:
+                found = await client.Mounts(pb.MountsRequest(snapshotter=request.snapshotter, key=intent.raw_key), headers=headers)
+            except errors.NotFound:
+                return None
+            return list(found.mounts)
+
+        async def attempt() -> Sequence[Any]:
+            try:
+                return await create()
+            except errors.AlreadyExists as error:
+                if not intent.target:
+                    # The key is new and unique, so this is not the client's ALREADY_EXISTS.
+                    raise errors.Unknown(f"unexpected error from snapshotter: {error}") from None
+                raise
+
+        try:
+            mounts = await self._records.outcome(intent, call, upstream, attempt, created)
+        except errors.AlreadyExists:
+            return await self._adopt(request, intent, call, client)
+        await self._records.finish(records_pb.FinishRequest(intent=intent.id), call)
+        return mounts
+
+    async def _adopt(self, request: Any, intent: records_pb.Intent, call: Call, client: Client) -> Sequence[Any]:
+        """The backend has the target already (a remote snapshotter does): find it there and make it this namespace's.
+
+        The intent was cancelled by the failure; adopting is one of its own, without a raw call.
+        """
+        found = [
+            info
+            async for response in client.List(pb.ListSnapshotsRequest(
+                snapshotter=request.snapshotter,
+                filters=[f'labels."{_REF}"=={intent.target},parent=="{intent.raw_parent}"']), headers=with_headers(call))
+            for info in response.info
+            # a snapshotter need not respect filters
+            if info.kind == pb.COMMITTED and info.labels.get(_REF) == intent.target and info.parent == intent.raw_parent
+        ]
+        if not found:
+            raise errors.NotFound(f'target snapshot "{intent.target}" in backend')
+        again = await self._records.call("BeginSnapshot", records_pb.BeginSnapshotRequest(
+            incarnation=self._records.incarnation, snapshotter=request.snapshotter, key=request.key, parent=request.parent, labels=request.labels), call)
+        await self._records.finish(records_pb.FinishRequest(intent=again.id, adopted=found[:1]), call)
+        raise errors.AlreadyExists(f'target snapshot "{intent.target}" from snapshotter')
+
+    async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
+        upstream = self._routes.snapshotter(request.snapshotter)
+        return await shielded(self._commit_shielded(request, call, upstream))
+
+    async def _commit_shielded(self, request: pb.CommitSnapshotRequest, call: Call, upstream: Upstream) -> Empty:
+        intent = await self._records.call("BeginCommitSnapshot", records_pb.BeginCommitSnapshotRequest(
+            incarnation=self._records.incarnation, snapshotter=request.snapshotter, name=request.name, key=request.key,
+            labels=request.labels, parent=request.parent), call)
+        client, headers = self._client(upstream), with_headers(call)
+
+        async def commit() -> bool:
+            await client.Commit(pb.CommitSnapshotRequest(snapshotter=request.snapshotter, name=intent.raw_name, key=intent.raw_key,
+                                                         labels=intent.raw_labels, parent=intent.raw_parent),
+                                headers=headers, timeout=self._timeout)
+            return True
+
+        async def committed() -> bool | None:
+            try:
+                await client.Stat(pb.StatSnapshotRequest(snapshotter=request.snapshotter, key=intent.raw_name), headers=headers)
+            except errors.NotFound:
+                return None
+            return True
+
+        await self._records.outcome(intent, call, upstream, commit, committed)
+        await self._records.finish(records_pb.FinishRequest(intent=intent.id), call)
+        return Empty()
+
+    async def Mounts(self, request: pb.MountsRequest, call: Call) -> pb.MountsResponse:
+        upstream, raw = await self._resolve(request, call)
+        answer: pb.MountsResponse = await self._ask(upstream, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=raw), call)
+        return answer
+
+    async def Usage(self, request: pb.UsageRequest, call: Call) -> pb.UsageResponse:
+        upstream, raw = await self._resolve(request, call)
+        answer: pb.UsageResponse = await self._ask(upstream, "Usage", pb.UsageRequest(snapshotter=request.snapshotter, key=raw), call)
+        return answer
+
+    async def Remove(self, request: pb.RemoveSnapshotRequest, call: Call) -> Empty:
+        self._routes.snapshotter(request.snapshotter)
+        finished = await self._records.call("RemoveSnapshot", records_pb.ResolveSnapshotRequest(
+            snapshotter=request.snapshotter, key=request.key), call)
+        self._records.publish(finished)
+        return Empty()
+
+    async def Update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
+        upstream = self._routes.snapshotter(request.snapshotter)
+        updated = await self._records.call("UpdateSnapshot", request, call)
+        if updated.raw_labels or updated.raw_mask.paths:
+            down = pb.UpdateSnapshotRequest(snapshotter=request.snapshotter, update_mask=updated.raw_mask,
+                                            info=pb.Info(name=updated.raw_key, labels=updated.raw_labels))
+            await self._ask(upstream, "Update", down, call)
+        return pb.UpdateSnapshotResponse(info=updated.info)
+
+    async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
+        upstream = self._routes.snapshotter(request.snapshotter)
+        await self._ask(upstream, "Cleanup", request, call)
+        return Empty()
+
+    async def _resolve(self, request: Any, call: Call) -> tuple[Upstream, str]:
+        upstream = self._routes.snapshotter(request.snapshotter)
+        found = await self._records.read("ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call)
+        return upstream, found.raw_key
+
+    async def _ask(self, upstream: Upstream, method: str, request: Any, call: Call) -> Any:
+        """A raw call that may be repeated."""
+        for attempt in (1, 2):
+            await upstream.ready(call)
+            try:
+                return await getattr(self._client(upstream), method)(request, headers=with_headers(call), timeout=self._timeout)
+            except errors.Disconnected:
+                if attempt == 2:
+                    raise
+        raise AssertionError

@@ -1,0 +1,103 @@
+"""One service behind the gateway, which may be down.
+
+A call to it first asks :meth:`Upstream.ready`: at once where the service is connected; where it went away a moment ago the call is held until it is
+back, for ``hold`` seconds after the loss or the call's deadline, whichever is first; where it was stopped on purpose, or has been away for longer, the call fails at
+once with UNAVAILABLE and the service's name. So a sick service costs its own callers little and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.supervision import Supervision
+from services.kit import errors
+from services.kit.rpc import Call, Channel
+
+log = logging.getLogger(__name__)
+
+
+class Upstream:
+    """The service ``name`` at ``address``; ``program`` is what supervisord calls its process ("" for a foreign one)."""
+
+    def __init__(self, name: str, address: Path | str, program: str, supervision: Supervision, *, hold: float) -> None:
+        self.name = name
+        self.program = program
+        self.address = str(address)
+        self.channel = Channel(address, name)
+        self.hold = hold
+        self.on_connect: list[Callable[[], None]] = []
+        self._supervision = supervision
+        self._up = asyncio.Event()
+        self._since = time.monotonic()
+        self._stopped_checked = 0.0
+        self._stopped = False
+
+    @property
+    def up(self) -> bool:
+        """Whether it is connected."""
+        return self._up.is_set()
+
+    @property
+    def down_seconds(self) -> float:
+        """How long it has been away; 0.0 while it is there."""
+        return 0.0 if self.up else time.monotonic() - self._since
+
+    def trouble(self) -> str:
+        """Why it cannot be used now, or an empty string."""
+        if self.up:
+            return ""
+        if self._stopped:
+            return f"service {self.name} is stopped"
+        return f"service {self.name} is not reachable since {self.down_seconds:.1f}s"
+
+    async def watch(self) -> None:
+        """Keep the connection, and know whether it is there; runs as long as the gateway does."""
+        try:
+            while True:
+                if self.channel.connected():
+                    if not self.up:
+                        log.info("service %s is there", self.name)
+                        self._stopped = False
+                        self._up.set()
+                        for callback in self.on_connect:
+                            callback()
+                elif self.up:
+                    log.warning("service %s went away", self.name)
+                    self._since = time.monotonic()
+                    self._up.clear()
+                await self.channel.changed()
+        finally:
+            await self.channel.close()
+
+    async def ready(self, call: Call | None = None) -> Channel:
+        """The channel, as soon as the service is there; Unavailable, naming it, if it does not come in time."""
+        if self._up.is_set() and self.channel.connected():
+            return self.channel
+        end = time.monotonic() + self.hold if self.up else self._since + self.hold
+        if call is not None and call.deadline is not None:
+            end = min(end, call.deadline - 0.05)
+        while not (self._up.is_set() and self.channel.connected()):
+            if await self._stopped_on_purpose():
+                raise errors.Unavailable(f"service {self.name} is stopped (start it with: splitd restart {self.program})")
+            left = end - time.monotonic()
+            if left <= 0:
+                raise errors.Unavailable(f"service {self.name} is not reachable since {self.down_seconds:.0f}s")
+            if self._up.is_set():
+                await asyncio.sleep(0.01)  # the watcher has not seen the loss yet
+                continue
+            try:
+                async with asyncio.timeout(min(left, 0.5)):
+                    await self._up.wait()
+            except TimeoutError:
+                continue
+        return self.channel
+
+    async def _stopped_on_purpose(self) -> bool:
+        if self.program and time.monotonic() - self._stopped_checked > 0.3:
+            self._stopped_checked = time.monotonic()
+            self._stopped = await self._supervision.stopped(self.program)
+        return self._stopped
