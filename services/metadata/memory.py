@@ -1,0 +1,71 @@
+"""Transactions in a dict: the fake. It keeps nothing, and runs each write twice, since work has to bear that."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from services.metadata.transactions import Key, Reader, Transaction, decode, encode, span
+
+T = TypeVar("T")
+
+
+class _State:
+    """Encoded keys in order, and their values."""
+
+    def __init__(self, keys: list[bytes], values: dict[bytes, bytes]) -> None:
+        self.keys = keys
+        self.values = values
+
+    def get(self, key: Key) -> bytes | None:
+        return self.values.get(encode(key))
+
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        low, high = span(prefix, after)
+        found = self.keys[bisect.bisect_left(self.keys, low) : bisect.bisect_left(self.keys, high)]
+        for key in islice(found, limit):
+            if key in self.values:
+                yield decode(key), self.values[key]
+
+    def put(self, key: Key, value: bytes) -> None:
+        encoded = encode(key)
+        if encoded not in self.values:
+            bisect.insort(self.keys, encoded)
+        self.values[encoded] = bytes(value)
+
+    def delete(self, key: Key) -> None:
+        encoded = encode(key)
+        if self.values.pop(encoded, None) is not None:
+            del self.keys[bisect.bisect_left(self.keys, encoded)]
+
+    def copy(self) -> _State:
+        return _State(self.keys.copy(), self.values.copy())
+
+
+class MemoryTransactions:
+    """A store that ends with its process."""
+
+    def __init__(self) -> None:
+        self._state = _State([], {})
+
+    def view(self, work: Callable[[Reader], T]) -> T:
+        return work(self._state)
+
+    async def read(self, work: Callable[[Reader], T]) -> T:
+        await asyncio.sleep(0)
+        return work(self._state)
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        await asyncio.sleep(0)
+        work(self._state.copy())  # as if somebody had changed what it read
+        await asyncio.sleep(0)
+        state = self._state.copy()
+        result = work(state)
+        self._state = state
+        return result
+
+    async def close(self) -> None:
+        """Nothing to let go of."""

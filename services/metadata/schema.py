@@ -1,0 +1,266 @@
+"""Which keys there are, and the values below them. All that reads or writes keys does it through the tables here.
+
+    namespace   NAMESPACE                             labels
+    image       NAMESPACE NAME                        target, labels, times
+    container   NAMESPACE ID                          its fields
+    lease       NAMESPACE ID                          labels, time
+    resource    NAMESPACE LEASE TYPE ID               nothing: the lease holds it, whether it exists or not. TYPE: content, ingests, images, snapshots/SNAPSHOTTER
+    blob        NAMESPACE DIGEST                      size, backend, labels, times
+    owner       DIGEST NAMESPACE                      nothing: the namespace has a record of the blob (its index)
+    ingest      NAMESPACE REF                         raw ref, backend, expected digest, when it expires
+    snapshot    NAMESPACE SNAPSHOTTER NAME            raw key, backend, kind, parent, labels, times. NAME: a key, or once committed a name
+    child       NAMESPACE SNAPSHOTTER NAME CHILD      nothing: CHILD's parent is NAME (its index)
+    sequence    NAMESPACE                             the last number given to a raw ref or raw key of the namespace
+    intent      ID                                    what was begun
+    answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel, until when
+    sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
+    named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known to be gone.
+                                                      All that a sweep of a foreign store may remove
+    gateway                                           the one that connected last
+    store                                             this store's id, a UUID
+
+Values are JSON; bytes that must come back as they were (Any) stand behind it.
+
+A table's methods take the parts of the key after its own name; ``scan`` takes as many as one likes, and yields the whole rest of the key::
+
+    for (namespace, name), image in schema.IMAGES.scan(tx): ...
+    for (name,), image in schema.IMAGES.under(tx, "default"): ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
+
+from services.metadata.store import Blob, Container, Gateway, Image, Ingest, Intent, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
+from services.metadata.transactions import Key, Reader, Transaction
+
+V = TypeVar("V")
+
+_dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[V]):
+    """The keys that begin with ``name``, and how their values are written."""
+
+    name: str
+    encode: Callable[[V], bytes]
+    decode: Callable[[Key, bytes], V]
+
+    def get(self, tx: Reader, *key: str) -> V | None:
+        """The value, or None."""
+        value = tx.get((self.name, *key))
+        return None if value is None else self.decode(key, value)
+
+    def has(self, tx: Reader, *key: str) -> bool:
+        """Whether there is a value."""
+        return tx.get((self.name, *key)) is not None
+
+    def scan(self, tx: Reader, *prefix: str) -> Iterator[tuple[Key, V]]:
+        """All below ``prefix``, in order: the whole key after the table's name, and the value."""
+        decode = self.decode
+        for key, value in tx.scan((self.name, *prefix)):
+            yield key[1:], decode(key[1:], value)
+
+    def under(self, tx: Reader, *prefix: str) -> Iterator[tuple[Key, V]]:
+        """As ``scan``, but the keys without ``prefix``."""
+        skip = len(prefix)
+        for key, value in self.scan(tx, *prefix):
+            yield key[skip:], value
+
+    def any(self, tx: Reader, *prefix: str) -> bool:
+        """Whether there is anything below ``prefix``."""
+        return next(iter(tx.scan((self.name, *prefix), limit=1)), None) is not None
+
+    def put(self, tx: Transaction, *key: str, value: V) -> None:
+        """Set the value."""
+        tx.put((self.name, *key), self.encode(value))
+
+    def delete(self, tx: Transaction, *key: str) -> None:
+        """Remove it, if it is there."""
+        tx.delete((self.name, *key))
+
+
+def _json(name: str, cls: type[V], *keyed: str) -> Table[V]:
+    """A table of dataclasses; the fields ``keyed`` are the last parts of the key, and not in the value. Fields that have their default are left out."""
+    names = [f.name for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
+    loads = json.loads
+    last = keyed[0] if keyed else ""
+
+    def encode(value: V) -> bytes:
+        return _dumps({n: dict(v) if n in _MAPS else v for n in names if (v := getattr(value, n))}).encode()
+
+    def decode(key: Key, value: bytes) -> V:
+        found = loads(value)
+        if last:
+            found[last] = key[-1]
+        return cls(**found)
+
+    return Table(name, encode, decode)
+
+
+_MAPS = frozenset({"labels", "annotations"})
+
+
+def _nothing(name: str) -> Table[None]:
+    return Table(name, lambda _: b"", lambda _key, _value: None)
+
+
+# Any values of containers are bytes of up to some 100 KB: they follow the JSON as they are.
+
+
+def _encode_container(value: Container) -> bytes:
+    parts: list[bytes] = []
+
+    def place(opaque: Opaque) -> list[Any]:
+        parts.append(opaque.value)
+        return [opaque.type_url, len(opaque.value)]
+
+    head: dict[str, Any] = {n: v for n in _CONTAINER_TEXTS if (v := getattr(value, n))}
+    head["labels"] = dict(value.labels)
+    if value.spec is not None:
+        head["spec"] = place(value.spec)
+    if value.runtime_options is not None:
+        head["runtime_options"] = place(value.runtime_options)
+    head["extensions"] = {name: place(opaque) for name, opaque in value.extensions.items()}
+    return _dumps(head).encode() + b"\0" + b"".join(parts)
+
+
+def _decode_container(key: Key, value: bytes) -> Container:
+    end = value.index(b"\0")  # JSON escapes NUL
+    head = json.loads(value[:end])
+    position = end + 1
+
+    def take(placed: list[Any]) -> Opaque:
+        nonlocal position
+        start, position = position, position + placed[1]
+        return Opaque(placed[0], value[start:position])
+
+    for name in ("spec", "runtime_options"):
+        if name in head:
+            head[name] = take(head[name])
+    head["extensions"] = {name: take(placed) for name, placed in head["extensions"].items()}
+    return Container(id=key[-1], **head)
+
+
+_CONTAINER_TEXTS = ("image", "runtime", "snapshotter", "snapshot_key", "sandbox", "created", "updated")
+
+
+def _decode_gateway(_key: Key, value: bytes) -> Gateway:
+    found = json.loads(value)
+    return Gateway(incarnation=found["incarnation"], content=found["content"], snapshotters=tuple(found["snapshotters"]))
+
+
+def _encode_gateway(value: Gateway) -> bytes:
+    return _dumps({"incarnation": value.incarnation, "content": value.content, "snapshotters": list(value.snapshotters)}).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How an intent ended: by ``finish`` (with what it was answered, as its owner wrote it) or by ``cancel``."""
+
+    ended: str
+    until: int
+    """Nanoseconds since the epoch: when it may be forgotten."""
+    detail: dict[str, Any] | None = None
+
+
+NAMESPACES = _json("namespace", Namespace)
+IMAGES = _json("image", Image, "name")
+CONTAINERS: Table[Container] = Table("container", _encode_container, _decode_container)
+LEASES = _json("lease", Lease, "id")
+RESOURCES = _nothing("resource")
+BLOBS = _json("blob", Blob, "digest")
+OWNERS = _nothing("owner")
+INGESTS = _json("ingest", Ingest, "ref")
+SNAPSHOTS = _json("snapshot", Snapshot, "name")
+CHILDREN = _nothing("child")
+SEQUENCES: Table[int] = Table("sequence", lambda value: b"%d" % value, lambda _key, value: int(value))
+INTENTS = _json("intent", Intent, "id")
+ANSWERS = _json("answer", Answer)
+SWEEPING = _json("sweeping", Mark)
+NAMED = _nothing("named")
+GATEWAY: Table[Gateway] = Table("gateway", _encode_gateway, _decode_gateway)
+STORE: Table[str] = Table("store", lambda value: value.encode(), lambda _key, value: value.decode())
+
+
+# ---------------------------------------------------------------------------------------------- what more than one caller does with them
+
+
+def next_number(tx: Transaction, namespace: str) -> int:
+    """A number that no raw name of the namespace had before."""
+    number = (SEQUENCES.get(tx, namespace) or 0) + 1
+    SEQUENCES.put(tx, namespace, value=number)
+    return number
+
+
+def raw_name(tx: Transaction, namespace: str, name: str) -> str:
+    """A new raw ref or raw key for ``name``."""
+    return f"{namespace}/{next_number(tx, namespace)}/{name}"
+
+
+def put_blob(tx: Transaction, namespace: str, blob: Blob) -> None:
+    """Write the record of a blob, and its index."""
+    BLOBS.put(tx, namespace, blob.digest, value=blob)
+    OWNERS.put(tx, blob.digest, namespace, value=None)
+    NAMED.put(tx, *Raw(blob.backend, "blob", blob.digest), value=None)
+
+
+def delete_blob(tx: Transaction, namespace: str, digest: str) -> None:
+    """Remove the record of a blob, and its index."""
+    BLOBS.delete(tx, namespace, digest)
+    OWNERS.delete(tx, digest, namespace)
+
+
+def put_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot: Snapshot) -> None:
+    """Write the record of a snapshot, and its parent's index."""
+    SNAPSHOTS.put(tx, namespace, snapshotter, snapshot.name, value=snapshot)
+    if snapshot.parent:
+        CHILDREN.put(tx, namespace, snapshotter, snapshot.parent, snapshot.name, value=None)
+    NAMED.put(tx, *Raw(snapshot.backend, "snapshot", snapshot.raw_key), value=None)
+
+
+def delete_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot: Snapshot) -> None:
+    """Remove the record of a snapshot, and what its parent's index has of it."""
+    SNAPSHOTS.delete(tx, namespace, snapshotter, snapshot.name)
+    if snapshot.parent:
+        CHILDREN.delete(tx, namespace, snapshotter, snapshot.parent, snapshot.name)
+
+
+def put_ingest(tx: Transaction, namespace: str, ingest: Ingest) -> None:
+    """Write the record of an ingest."""
+    INGESTS.put(tx, namespace, ingest.ref, value=ingest)
+    if not ingest.shared:
+        NAMED.put(tx, *Raw(ingest.backend, "ingest", ingest.raw_ref), value=None)
+
+
+def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:
+    """Remove a lease and what it holds."""
+    LEASES.delete(tx, namespace, lease)
+    for key, _ in list(RESOURCES.scan(tx, namespace, lease)):
+        RESOURCES.delete(tx, *key)
+
+
+def put_resource(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:
+    """The lease, which must exist, holds the resource."""
+    RESOURCES.put(tx, namespace, lease, *resource, value=None)
+
+
+def delete_resource(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:
+    """The lease no longer holds the resource."""
+    RESOURCES.delete(tx, namespace, lease, *resource)
+
+
+def set_mark(tx: Transaction, raw: Raw, mark: Mark) -> None:
+    """The collector is about to remove a raw thing that no record and no intent names."""
+    SWEEPING.put(tx, *raw, value=mark)
+
+
+def clear_mark(tx: Transaction, raw: Raw, *, gone: bool) -> None:
+    """The collector is through with it; ``gone``: the backend does not have it any more."""
+    SWEEPING.delete(tx, *raw)
+    if gone:
+        NAMED.delete(tx, *raw)

@@ -1,0 +1,206 @@
+"""Transactions in one SQLite file: the embedded life, durable when ``write`` returns.
+
+WAL with synchronous=FULL: a commit is one append and one fsync. All work runs in the loop's thread, where a read of cached pages costs less than a
+hop to another one; only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that comes meanwhile is gathered, and
+the next commit takes it all: so a hundred writers at once wait for two fsyncs, not for a hundred. Each work is a
+savepoint of its own within that, and none of them is answered before the commit is done, failures included (what they saw might not have lasted).
+
+Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one.
+
+    ROOT/metadata/metadata.db        table "records": key BLOB PRIMARY KEY, value BLOB, without rowid
+    ROOT/metadata/metadata.db-wal    SQLite's own, as is -shm
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.kit import errors
+from services.metadata.transactions import Key, Reader, Transaction, decode, encode, span
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_VERSION = 1
+"""Of the file's layout; in its user_version."""
+
+
+class _Rows:
+    """Reader and Transaction over a connection that has a transaction open."""
+
+    __slots__ = ("_execute", "wrote")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._execute = connection.execute
+        self.wrote = False
+
+    def get(self, key: Key) -> bytes | None:
+        row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
+        return None if row is None else row[0]
+
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        low, high = span(prefix, after)
+        rows = self._execute("SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
+                             (low, high, -1 if limit is None else limit)).fetchall()
+        for key, value in rows:
+            yield decode(key), value
+
+    def put(self, key: Key, value: bytes) -> None:
+        self.wrote = True
+        self._execute("INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (encode(key), value))
+
+    def delete(self, key: Key) -> None:
+        self.wrote = True
+        self._execute("DELETE FROM records WHERE key = ?", (encode(key),))
+
+
+@dataclass(slots=True)
+class _Waiting:
+    work: Callable[[Transaction], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class SqliteTransactions:
+    """The store in ``path``, made if it is not there. Used in one event loop, by one process (``kit.process.owned``)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = _connect(path)
+        try:
+            _prepare(self._writer, path)
+            self._reader = _connect(path)
+        except BaseException:
+            self._writer.close()
+            raise
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
+        self._queue: list[_Waiting] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def view(self, work: Callable[[Reader], T]) -> T:
+        with _snapshot(self._reader) as rows:
+            return work(rows)
+
+    async def read(self, work: Callable[[Reader], T]) -> T:
+        def run() -> T:
+            with contextlib.closing(_connect(self._path)) as connection, _snapshot(connection) as rows:
+                return work(rows)
+
+        return await asyncio.get_running_loop().run_in_executor(self._long, run)
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        if self._closed:
+            raise errors.Unavailable("metadata store: closed")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(work, loop.create_future())
+        self._queue.append(waiting)
+        if self._committing is None:
+            self._committing = loop.create_task(self._commit_all())
+        result: T = await waiting.future
+        return result
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._committing is not None:
+            await self._committing
+        self._thread.shutdown()
+        self._long.shutdown()
+        self._reader.close()
+        self._writer.close()
+
+    async def _commit_all(self) -> None:
+        try:
+            while self._queue:
+                batch, self._queue = self._queue, []
+                await self._commit(batch)
+        finally:
+            self._committing = None
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        try:
+            if self._run(batch):
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.execute, "COMMIT")
+            else:
+                self._writer.execute("ROLLBACK")
+        except (sqlite3.Error, OSError) as error:
+            log.error("the metadata store cannot write %s: %s", self._path, error)
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
+                self._writer.execute("ROLLBACK")
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(errors.Unavailable(f"metadata store: {error}"))
+            return
+        for waiting in batch:
+            if waiting.future.done():  # its caller was cancelled; what it wrote stays
+                continue
+            if waiting.error is not None:
+                waiting.future.set_exception(waiting.error)
+            else:
+                waiting.future.set_result(waiting.result)
+
+    def _run(self, batch: list[_Waiting]) -> bool:
+        """Run the batch's work in one open transaction; whether there is anything to commit."""
+        self._writer.execute("BEGIN IMMEDIATE")
+        wrote = False
+        for waiting in batch:
+            if waiting.future.cancelled():  # nothing was begun: as if never asked
+                continue
+            rows = _Rows(self._writer)
+            self._writer.execute("SAVEPOINT work")
+            try:
+                waiting.result = waiting.work(rows)
+            except sqlite3.Error:
+                raise
+            except Exception as error:
+                waiting.error = error
+                if rows.wrote:
+                    self._writer.execute("ROLLBACK TO work")
+            else:
+                wrote = wrote or rows.wrote
+            self._writer.execute("RELEASE work")
+        return wrote
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # The loop's thread and the one that commits take turns on the writing connection, never both at once.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -8192")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+        raise errors.FailedPrecondition(f"{path}: this filesystem has no shared memory for SQLite's WAL")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in (0, _VERSION):
+        raise errors.FailedPrecondition(f"{path} has layout {version}, this splitd knows {_VERSION}")
+    if version == 0:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[_Rows]:
+    connection.execute("BEGIN")
+    try:
+        yield _Rows(connection)
+    finally:
+        connection.execute("ROLLBACK")
