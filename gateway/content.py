@@ -65,10 +65,7 @@ class Commit:
                 return None
             return info.digest, info.size
 
-        async def settled() -> tuple[str, int] | None:
-            return await happened()
-
-        digest, actual = await self._records.outcome(intent, call, self._content, attempt, settled)
+        digest, actual = await self._records.outcome(intent, call, self._content, attempt, happened)
         await self._records.finish(records_pb.FinishRequest(intent=intent.id, digest=digest, size=actual), call)
         return digest, actual
 

@@ -49,7 +49,7 @@ class Records:
 
     @property
     def incarnation(self) -> str:
-        """This gateway's UUID."""
+        """The gateway's UUID, new at each start."""
         return self._hello.incarnation
 
     def _announce(self) -> None:

@@ -84,8 +84,8 @@ class Relay:
         async with channel.stream(call.method, headers, call.remaining()) as stream:
             sending = asyncio.ensure_future(pump(requests, stream))
             try:
-                while (answer := await stream.receive()) is not None:
-                    yield answer
+                async for message in stream:
+                    yield message
             finally:
                 sending.cancel()
 

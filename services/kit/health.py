@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from typing import cast
 
 from api.grpc.health.v1 import health_pb2 as pb
 from services.kit import errors
@@ -30,7 +31,7 @@ class HealthServicer:
         status = self._table.get(request.service)
         if status is None:
             raise errors.NotFound(f"service {request.service}")
-        return pb.HealthCheckResponse(status=status)
+        return pb.HealthCheckResponse(status=cast(pb.HealthCheckResponse.ServingStatus, status))
 
     async def Watch(self, request: pb.HealthCheckRequest, call: Call) -> AsyncIterator[pb.HealthCheckResponse]:
         """The state now and at each change; SERVICE_UNKNOWN for a name that is not served, as the protocol wants."""
@@ -39,5 +40,5 @@ class HealthServicer:
             status = self._table.get(request.service, pb.HealthCheckResponse.SERVICE_UNKNOWN)
             if status != last:
                 last = status
-                yield pb.HealthCheckResponse(status=status)
+                yield pb.HealthCheckResponse(status=cast(pb.HealthCheckResponse.ServingStatus, status))
             await asyncio.sleep(self._poll)

@@ -255,7 +255,7 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _SERVING, _NOT_SERVING = 1, 2
 
 
-class _Handlers(grpc.GenericRpcHandler):
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds the handler of a method: a servicer's, health's, or the relay's."""
 
     def __init__(self, server: Server, servicers: Iterable[Servicer], relay: Relay | None) -> None:
@@ -311,11 +311,11 @@ class _Handlers(grpc.GenericRpcHandler):
                         yield response
 
         make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[tuple(arity)]
+            Arity(False, False): grpc.unary_unary_rpc_method_handler,
+            Arity(False, True): grpc.unary_stream_rpc_method_handler,
+            Arity(True, False): grpc.stream_unary_rpc_method_handler,
+            Arity(True, True): grpc.stream_stream_rpc_method_handler,
+        }[arity]
         return make(stream if arity.server_stream else single, decode, encode)
 
 
@@ -670,7 +670,4 @@ async def shielded_work_done(seconds: float) -> None:
     if _shielded:
         await asyncio.wait(list(_shielded), timeout=seconds)
 
-
-__all__ = ["Arity", "Call", "Channel", "Client", "LEASE", "LONG", "NAMESPACE", "RAW", "Relay", "STREAMS", "Server", "Servicer",
-           "STOPPING", "Stream", "UNARY", "check_socket_path", "method_path", "serving", "shielded", "shielded_work_done"]
 

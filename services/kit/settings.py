@@ -94,10 +94,8 @@ def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
     for key, value in values.items():
         if key in known:
             chosen[key] = _convert(value, hints[key], f"config file {file.path}: {_where(table, key)}")
-        elif table or not isinstance(value, dict):
-            if table or key not in FOREIGN_KEYS:
-                raise errors.InvalidArgument(f"config file {file.path}: unknown key {_where(table, key)}"
-                                             f" (known: {', '.join(sorted(known))})")
+        elif table or (not isinstance(value, dict) and key not in FOREIGN_KEYS):
+            raise errors.InvalidArgument(f"config file {file.path}: unknown key {_where(table, key)} (known: {', '.join(sorted(known))})")
     chosen.update({k: v for k, v in flags.items() if v is not None})
     return cls(**chosen)
 
@@ -119,7 +117,7 @@ def _as(value: Any, hint: Any) -> Any:
             return parse_duration(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0:
             return 0.0
-        raise TypeError(f"{value!r} is not a duration such as \"100ms\"")
+        raise TypeError(f'{value!r} is not a duration such as "100ms"')
     if hint is Path:
         if not isinstance(value, str) or not value.startswith("/"):
             raise TypeError(f"{value!r} is not an absolute path")

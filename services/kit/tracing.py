@@ -38,7 +38,7 @@ def setup(service: str, *, exporter: Any = None) -> None:
         _incoming.set(parent)
     if exporter is None and not _wanted():
         return
-    from opentelemetry import context, trace
+    from opentelemetry import context
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -52,7 +52,6 @@ def setup(service: str, *, exporter: Any = None) -> None:
     _tracer = _provider.get_tracer("splitd")
     if parent:
         context.attach(_extract(dict(parent)))
-    _ = trace
 
 
 def _wanted() -> bool:
@@ -108,7 +107,7 @@ class Span:
         if self._otel is not None:
             self._otel.end()
 
-    def set(self, **attributes: str | int | float | bool) -> None:
+    def set(self, **attributes: str | float | bool) -> None:
         """Attributes learnt on the way."""
         if self._otel is not None:
             self._otel.set_attributes(attributes)
@@ -177,8 +176,11 @@ def client_span(method: str) -> Span:
     return Span(_tracer.start_span(method.lstrip("/"), kind=SpanKind.CLIENT, attributes=_rpc_attributes(method)))
 
 
-def span(name: str, **attributes: str | int | float | bool) -> Span:
-    """An operation or a phase worth a line in a trace: ``with span("content.commit", digest=str(digest)) as s:``"""
+def span(name: str, **attributes: str | float | bool) -> Span:
+    """Around an operation or a phase worth a line in a trace.
+
+    For example ``with span("content.commit", digest=str(digest)) as s:``.
+    """
     if _tracer is None:
         return Span(headers=_incoming.get())
     return Span(_tracer.start_span(name, attributes=attributes))
