@@ -1,0 +1,344 @@
+"""The exchange: every event of the node comes in here and goes out to all who subscribed.
+
+An *envelope* is an event with its time, namespace and *topic* (``/tasks/exit``). Publishers are clients and our own services (Publish), the
+publishers of events that happened elsewhere (Forward; shims do so over ttrpc), and the gateway itself for what it coordinates
+(:meth:`Exchange.publish`). Nothing here waits for anybody: publishing appends to the queues of those who want the event and returns, so that a
+shim's Forward is answered at once and a slow subscriber stalls nobody.
+
+What subscribers are promised:
+
+- Events in the order of their coming, each that matches, as long as they keep reading.
+- One who does not, so that more than :data:`QUEUE_EVENTS` events or :data:`QUEUE_BYTES` bytes wait for it, is cut off with RESOURCE_EXHAUSTED. What it
+  received until then has no gap.
+- One who comes within :data:`REPLAY_SECONDS` of the gateway's start first gets what was published since: whoever was subscribed when the
+  last gateway died, and comes back, has missed only what happened while there was none.
+- One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports exits that nobody
+  forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is dropped.
+
+Topics, namespaces and filters are checked as containerd does, in its words (containerd's core/events/exchange).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.any_pb2 import Any
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+
+from api.containerd.events import container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2
+from api.containerd.services.events.v1 import events_pb2
+from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_events_pb2
+from api.containerd.types.event_pb2 import Envelope
+from services.kit import errors, filters, identifiers
+from services.kit.any import type_name
+from services.kit.rpc import Call
+
+log = logging.getLogger(__name__)
+
+QUEUE_EVENTS = 16384
+QUEUE_BYTES = 16 << 20
+REPLAY_SECONDS = 5.0
+EXITS: Final = 16384
+EXIT_SECONDS = 600.0
+"""How many exits are remembered, and for how long: far more than a shim's 21 s of retries, and short enough for a pid to be used again."""
+
+EVENT_FILES = frozenset(module.DESCRIPTOR.name for module in (
+    container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2))
+"""Files whose messages a filter can look into (``event.container_id``); containerd generates accessors for these only."""
+
+
+class Subscription:
+    """One subscriber's queue. An async iterator of envelopes, which belong to all subscribers and must not be changed."""
+
+    def __init__(self, matches: Callable[[Envelope], bool], forget: Callable[[Subscription], None], events: int, size: int) -> None:
+        self._matches = matches
+        self._forget = forget
+        self._limit = (events, size)
+        self._queue: deque[tuple[Envelope, int]] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+        self._cut_off = ""
+
+    def offer(self, envelope: Envelope, size: int) -> None:
+        """Queue ``envelope`` if the filters want it."""
+        if self._cut_off or not self._matches(envelope):
+            return
+        self._queue.append((envelope, size))
+        self._bytes += size
+        if len(self._queue) > self._limit[0] or self._bytes > self._limit[1]:
+            self._cut_off = f"subscriber too slow: {len(self._queue)} events ({self._bytes} bytes) wait for it"
+            log.warning("events: %s, it is cut off", self._cut_off)
+            self.close()
+        self._arrived.set()
+
+    def close(self) -> None:
+        """Take no more, and free what waits."""
+        self._queue.clear()
+        self._bytes = 0
+        self._forget(self)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Envelope:
+        """The next event, waited for as long as it takes; ResourceExhausted once the subscriber is cut off."""
+        while not self._queue:
+            if self._cut_off:
+                raise errors.ResourceExhausted(self._cut_off)
+            self._arrived.clear()
+            await self._arrived.wait()
+        envelope, size = self._queue.popleft()
+        self._bytes -= size
+        return envelope
+
+
+class Exchange:
+    """All events of the node. Its methods are synchronous and belong to the gateway's event loop."""
+
+    def __init__(self, *, queue_events: int = QUEUE_EVENTS, queue_bytes: int = QUEUE_BYTES, replay_seconds: float = REPLAY_SECONDS,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = (queue_events, queue_bytes)
+        self._clock = clock
+        self._replay_until = clock() + replay_seconds
+        self._replay: deque[tuple[Envelope, int]] = deque()
+        self._replay_bytes = 0
+        self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
+        self._exits = _Exits(clock)
+
+    @property
+    def subscribers(self) -> int:
+        """How many are subscribed now."""
+        return len(self._subscriptions)
+
+    def publish(self, namespace: str, topic: str, event: Any, timestamp: int | None = None) -> None:
+        """Publish an event that happened now, or at ``timestamp`` (nanoseconds since 1970). InvalidArgument for a bad namespace or topic."""
+        envelope = Envelope(namespace=namespace, topic=topic, event=event)
+        envelope.timestamp.FromNanoseconds(time.time_ns() if timestamp is None else timestamp)
+        self.forward(envelope)
+
+    def forward(self, envelope: Envelope) -> None:
+        """Publish an envelope as it is, on behalf of another publisher; from here on it belongs to the exchange."""
+        try:
+            identifiers.validate(envelope.namespace)
+        except errors.InvalidArgument as error:
+            raise errors.InvalidArgument(f"event envelope has invalid namespace: {error}") from None
+        validate_topic(envelope.topic)
+        if not envelope.HasField("timestamp") or envelope.timestamp.seconds == _ZERO_TIME:
+            raise errors.InvalidArgument("timestamp must be set on forwarded event")
+        if self._exits.seen_before(envelope):
+            log.debug("events: dropped a second exit in namespace %s", envelope.namespace)
+            return
+        size = envelope.ByteSize()
+        self._remember(envelope, size)
+        for subscription in list(self._subscriptions):  # a subscription that overflows leaves
+            subscription.offer(envelope, size)
+
+    def subscribe(self, wanted: Sequence[str] = ()) -> Subscription:
+        """Events from now on that match any of the filters ``wanted``, or all events; to be used in a ``with`` statement.
+
+        Fields: ``namespace``, ``topic``, and ``event.`` with a field of containerd's event types. A bad filter is Unknown, as it is in containerd.
+        """
+        try:
+            matches = _matcher(wanted)
+        except errors.NodeError as error:
+            raise errors.Unknown(f"subscription error: failed parsing subscription filters: {error}") from None
+        subscription = Subscription(matches, lambda s: self._subscriptions.pop(s, None), *self._limit)
+        self._subscriptions[subscription] = None
+        if self._clock() < self._replay_until:
+            for envelope, size in list(self._replay):
+                subscription.offer(envelope, size)
+        return subscription
+
+    def _remember(self, envelope: Envelope, size: int) -> None:
+        """Keep it for those who come late after a start."""
+        if self._clock() >= self._replay_until:
+            self._replay.clear()
+            return
+        self._replay.append((envelope, size))
+        self._replay_bytes += size
+        while len(self._replay) > self._limit[0] or self._replay_bytes > self._limit[1]:
+            self._replay_bytes -= self._replay.popleft()[1]
+
+
+_ZERO_TIME = -62135596800
+"""Year 1, which Go calls the zero time and takes for "not set"."""
+
+
+def validate_topic(topic: str) -> None:
+    """Raise InvalidArgument unless ``topic`` is ``/`` and identifiers separated by ``/``."""
+    wrong = _wrong_topic(topic)
+    if wrong:
+        raise errors.InvalidArgument(f"envelope topic {identifiers.quoted(topic)}: {wrong}")
+
+
+def _wrong_topic(topic: str) -> str:
+    if not topic:
+        return "must not be empty"
+    if topic[0] != "/":
+        return "must start with '/'"
+    if topic == "/":
+        return "must have at least one component"
+    for component in topic[1:].split("/"):
+        try:
+            identifiers.validate(component)
+        except errors.InvalidArgument as error:
+            return f"failed validation on component {identifiers.quoted(component)}: {error}"
+    return ""
+
+
+class _Exits:
+    """The exits of late, to tell a report that comes a second time.
+
+    A container that is started again may, once in many thousand times, get the pid that it had: a TaskStart that is younger than the
+    remembered exit ends the memory of it. One that is older was only delivered late, and does not.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._exits: OrderedDict[tuple[str, str, str, int], tuple[float, int]] = OrderedDict()
+        """(namespace, container, exec, pid): when it came in, and when the process ended, in nanoseconds since 1970"""
+
+    def seen_before(self, envelope: Envelope) -> bool:
+        """Whether the envelope is an exit that was here before; remembers it otherwise."""
+        kind = _LIFE.get(type_name(envelope.event))
+        if kind is None:
+            return False
+        try:
+            event = kind.FromString(envelope.event.value)
+        except DecodeError:
+            return False  # not for us to judge: subscribers get what the publisher sent
+        if isinstance(event, task_pb2.TaskExit):
+            return self._exit((envelope.namespace, event.container_id, event.id, event.pid),
+                              (event.exited_at if event.HasField("exited_at") else envelope.timestamp).ToNanoseconds())
+        name = event.exec_id if isinstance(event, task_pb2.TaskExecStarted) else event.container_id
+        self._start((envelope.namespace, event.container_id, name, event.pid), envelope.timestamp.ToNanoseconds())
+        return False
+
+    def _exit(self, key: tuple[str, str, str, int], ended: int) -> bool:
+        now = self._clock()
+        while self._exits and (len(self._exits) >= EXITS or next(iter(self._exits.values()))[0] < now - EXIT_SECONDS):
+            self._exits.popitem(last=False)
+        if key in self._exits:
+            return True
+        self._exits[key] = (now, ended)
+        return False
+
+    def _start(self, key: tuple[str, str, str, int], started: int) -> None:
+        known = self._exits.get(key)
+        if known is not None and started > known[1]:
+            del self._exits[key]
+
+
+_LIFE: dict[str, type[task_pb2.TaskExit | task_pb2.TaskStart | task_pb2.TaskExecStarted]] = {
+    kind.DESCRIPTOR.full_name: kind for kind in (task_pb2.TaskExit, task_pb2.TaskStart, task_pb2.TaskExecStarted)}
+
+
+# ---------------------------------------------------------------------------------------------- filters
+
+
+def _matcher(wanted: Iterable[str]) -> Callable[[Envelope], bool]:
+    parsed = filters.parse(wanted)
+    return lambda envelope: parsed.match(lambda path: envelope_field(envelope, path))
+
+
+def envelope_field(envelope: Envelope, path: Sequence[str]) -> tuple[str, bool]:
+    """The value of a field path in an envelope, and whether it is there; the event is decoded only if the path leads into it."""
+    match path:
+        case ["namespace", *_]:
+            return envelope.namespace, bool(envelope.namespace)
+        case ["topic", *_]:
+            return envelope.topic, bool(envelope.topic)
+        case ["event", *rest]:
+            event = _decoded(envelope.event)
+            return ("", False) if event is None else message_field(event, rest)
+    return "", False
+
+
+def message_field(message: Message, path: Sequence[str]) -> tuple[str, bool]:
+    """The value of a field path in an event. Strings and booleans have one, labels by their key, messages through their fields; numbers have none."""
+    descriptor = message.DESCRIPTOR
+    field = descriptor.fields_by_name.get(path[0]) if path and descriptor.file.name in EVENT_FILES else None
+    if field is None:
+        return "", False
+    value = getattr(message, field.name)
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return value, bool(value)
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return ("true" if value else "false"), True
+    if field.type != FieldDescriptor.TYPE_MESSAGE:
+        return "", False
+    if field.name == "labels":
+        key = ".".join(path[1:])
+        return (value[key], True) if key in value else ("", False)
+    if field.is_repeated or not message.HasField(field.name):
+        return "", False
+    inner = _decoded(value) if isinstance(value, Any) else value
+    return ("", False) if inner is None else message_field(inner, path[1:])
+
+
+def _decoded(value: Any) -> Message | None:
+    try:
+        kind = message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(type_name(value)))
+        return kind.FromString(value.value)
+    except (KeyError, DecodeError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------- served
+
+
+class EventsServicer:
+    """containerd.services.events.v1.Events"""
+
+    SERVICE = events_pb2.DESCRIPTOR.services_by_name["Events"]
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def Publish(self, request: events_pb2.PublishRequest, call: Call) -> Empty:
+        """An event of the caller's namespace that happened now."""
+        try:
+            namespace = call.namespace
+        except errors.NodeError as error:
+            raise type(error)(f"failed publishing event: {error}") from None
+        self._exchange.publish(namespace, request.topic, request.event)
+        return Empty()
+
+    async def Forward(self, request: events_pb2.ForwardRequest, call: Call) -> Empty:
+        """An event of any namespace and time, on its publisher's behalf."""
+        self._exchange.forward(request.envelope)
+        return Empty()
+
+    async def Subscribe(self, request: events_pb2.SubscribeRequest, call: Call) -> AsyncIterator[Envelope]:
+        """All events of all namespaces that match any of the filters, until the caller goes."""
+        with self._exchange.subscribe(request.filters) as subscription:
+            async for envelope in subscription:
+                yield envelope
+
+
+class TtrpcEventsServicer:
+    """containerd.services.events.ttrpc.v1.Events: where shims forward their events."""
+
+    SERVICE = ttrpc_events_pb2.DESCRIPTOR.services_by_name["Events"]
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def Forward(self, request: ttrpc_events_pb2.ForwardRequest, call: Call) -> Empty:
+        """An event of a container of this shim; answered as soon as it is queued."""
+        self._exchange.forward(request.envelope)
+        return Empty()

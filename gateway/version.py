@@ -1,0 +1,19 @@
+"""containerd.services.version.v1: which server this is."""
+
+from __future__ import annotations
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.version.v1 import version_pb2 as pb
+from services.kit import version
+from services.kit.rpc import Call
+
+
+class VersionServicer:
+    """Answers what ``services.kit.version`` says; no namespace is needed."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Version"]
+
+    async def Version(self, request: Empty, call: Call) -> pb.VersionResponse:
+        """What ``ctr version`` shows below "Server"."""
+        return pb.VersionResponse(version=version.VERSION, revision=version.REVISION)
