@@ -1,0 +1,304 @@
+"""containerd's filter language: what List calls take to select among containers, images, blobs, snapshots and events.
+
+A filter is a comma separated list of selectors, all of which must match; of several filters one must::
+
+    name==foo                        the field has this value
+    labels."a label.with/odd"!=x     it has another, or none
+    name~=^docker                    a regular expression (Go's) is found in its value
+    labels.team                      it is present
+    name==foo,labels.team            both
+
+A field path is names separated by dots, each a word or a quoted string; a value is a quoted string or runs to the next comma or
+blank. Quotes are ``"`` with Go's escapes, after ``~=`` also ``/`` and ``|``. As in containerd, a regular expression that does not compile matches nothing and is
+no error, and an absent field counts as empty for ``!=`` and ``~=``.
+
+Which fields a thing has is the caller's to say, by an *adaptor*: a function from a field path to its value and whether it is present.
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from services.kit import errors, regexp
+
+log = logging.getLogger(__name__)
+
+Adaptor = Callable[[Sequence[str]], tuple[str, bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """One condition on one field; ``operator`` is empty for presence."""
+
+    path: tuple[str, ...]
+    operator: Literal["", "==", "!=", "~="] = ""
+    value: str = ""
+
+    def match(self, adaptor: Adaptor) -> bool:
+        """Whether the thing behind ``adaptor`` fulfils it."""
+        value, present = adaptor(self.path)
+        if self.operator == "":
+            return present
+        if self.operator == "==":
+            return present and value == self.value
+        if self.operator == "!=":
+            return value != self.value
+        try:
+            return regexp.compile(self.value).search(value) is not None
+        except ValueError as error:
+            log.error("filter: %s", error)
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """``alternatives`` of selectors that must all match; no alternatives match everything."""
+
+    alternatives: tuple[tuple[Selector, ...], ...] = ()
+
+    def match(self, adaptor: Adaptor) -> bool:
+        """Whether the thing behind ``adaptor`` is selected."""
+        return not self.alternatives or any(all(s.match(adaptor) for s in selectors) for selectors in self.alternatives)
+
+    def __call__(self, adaptor: Adaptor) -> bool:
+        return self.match(adaptor)
+
+
+ALWAYS = Filter()
+
+
+def parse(sources: Iterable[str]) -> Filter:
+    """The filter that matches what any of ``sources`` matches; none of them, or an empty one among them, match everything.
+
+    InvalidArgument shows where a source is wrong, in containerd's words.
+    """
+    return Filter(tuple(_Parser(source).parse() if source else () for source in sources))
+
+
+def of_map(path: Sequence[str], values: Mapping[str, str]) -> tuple[str, bool]:
+    """The rest of a field path looked up as one name with dots: how ``labels.io.cri-containerd.kind`` finds its label. For adaptors."""
+    key = ".".join(path)
+    return (values[key], True) if key in values else ("", False)
+
+
+_END = ""
+_FIELD = frozenset("_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_QUOTES = frozenset('"/|')
+_HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
+
+
+class _IllegalError(Exception):
+    """The scanner met what no token begins with; its text is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: Literal["end", "quoted", "value", "field", "separator", "operator", "illegal", "other"]
+    at: int
+    text: str = ""
+
+
+class _Parser:
+    """A recursive descent over one source. The scanner's state is ``at`` (next character) and ``wants_value`` (an operator came last)."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.at = 0
+        self.wants_value = False
+
+    def parse(self) -> tuple[Selector, ...]:
+        selectors = [self._selector()]
+        while (char := self._peek()) != _END:
+            if char != ",":
+                # containerd shows a character that no text may hold as the replacement character
+                raise self._error(self.at, f"unexpected input: {'�' if char == chr(0) else char}")
+            self._scan()
+            selectors.append(self._selector())
+        return tuple(selectors)
+
+    # ---------------------------------------------------------------- grammar
+
+    def _selector(self) -> Selector:
+        path = [self._field()]
+        while self._peek() == ".":
+            self._scan()
+            path.append(self._field())
+        if self._peek() in (",", _END):
+            return Selector(tuple(path))
+        token = self._scan()
+        if token.kind == "illegal":
+            raise self._error(token.at, token.text)
+        if token.kind != "operator":
+            raise self._error(token.at, 'expected an operator ("=="|"!="|"~=")')
+        if token.text not in ("==", "!=", "~="):
+            raise self._error(token.at, f'unsupported operator "{token.text}"')
+        value = self._value(any_quote=token.text == "~=")
+        return Selector(tuple(path), token.text, value)  # type: ignore[arg-type]
+
+    def _field(self) -> str:
+        token = self._scan()
+        if token.kind == "field":
+            return token.text
+        if token.kind == "quoted":
+            return self._unquote(token, any_quote=False)
+        raise self._error(token.at, token.text if token.kind == "illegal" else "expected field or quoted")
+
+    def _value(self, *, any_quote: bool) -> str:
+        token = self._scan()
+        if token.kind in ("value", "field"):
+            return token.text
+        if token.kind == "quoted":
+            return self._unquote(token, any_quote=any_quote)
+        raise self._error(token.at, token.text if token.kind == "illegal" else "expected value or quoted")
+
+    def _unquote(self, token: _Token, *, any_quote: bool) -> str:
+        if not any_quote and token.text[0] != '"':
+            raise self._error(token.at, "invalid quote encountered")
+        try:
+            return _unquoted(token.text[1:-1])
+        except ValueError:
+            raise self._error(token.at, "unquoting failed: quote syntax error") from None
+
+    def _error(self, at: int, why: str) -> errors.InvalidArgument:
+        where = self.source
+        if at < len(where):
+            where = f"{where[:at]} >|{where[at]}|< {where[at + 1:]}"
+        return errors.InvalidArgument(f"filters: parse error: [{where}]: {why}")
+
+    # ---------------------------------------------------------------- scanner
+
+    def _peek(self) -> str:
+        return self.source[self.at:self.at + 1]
+
+    def _next(self) -> str:
+        char = self._peek()
+        self.at += len(char)
+        if char == "\0":
+            raise _IllegalError("unexpected null")
+        if char == "�":
+            raise _IllegalError("rune error")
+        return char
+
+    def _scan(self) -> _Token:
+        while _is_space(self._peek()):
+            self.at += 1
+        start = self.at
+        try:
+            kind = self._scan_one()
+        except _IllegalError as error:
+            return _Token("illegal", start, str(error))
+        return _Token(kind, start, self.source[start:self.at])
+
+    def _scan_one(self) -> Literal["end", "quoted", "value", "field", "separator", "operator", "other"]:
+        char = self._next()
+        if char == _END:
+            return "end"
+        if char in _QUOTES:
+            self._scan_quoted(char)
+            return "quoted"
+        if char in ",.":
+            self.wants_value = False
+            return "separator"
+        if char in "=!~":
+            self._skip(lambda c: c in "=!~")
+            self.wants_value = True
+            return "operator"
+        if self.wants_value:
+            self._skip(_is_value)
+            self.wants_value = False
+            return "value"
+        if char in _FIELD:
+            self._skip(lambda c: c in _FIELD)
+            return "field"
+        return "other"
+
+    def _skip(self, wanted: Callable[[str], bool]) -> None:
+        while (char := self._peek()) != _END and wanted(char):
+            self.at += 1
+
+    def _scan_quoted(self, quote: str) -> None:
+        """To the closing quote. An illegal escape is reported only there, unless the literal never ends: the first reason found counts."""
+        why = ""
+        while (char := self._next()) != quote:
+            if char in ("", "\n"):
+                raise _IllegalError(why or "quoted literal not terminated")
+            if char == "\\":
+                why = why or self._scan_escape(quote)
+        if why:
+            raise _IllegalError(why)
+
+    def _scan_escape(self, quote: str) -> str:
+        """Past an escape, and what is wrong with it; whatever ends a malformed one is left to be read."""
+        char = self._peek()
+        if char and (char in "abfnrtv\\" or char == quote):
+            self.at += 1
+            return ""
+        if char and char in "01234567":
+            digits, base = 3, 8
+        elif char and char in _HEX_DIGITS:
+            digits, base = _HEX_DIGITS[char], 16
+            self.at += 1
+        else:
+            if char not in ("", "\n"):
+                self._next()
+            return "illegal escape sequence"
+        for _ in range(digits):
+            if not _is_digit(self._peek(), base):
+                return "illegal numeric escape sequence"
+            self.at += 1
+        return ""
+
+
+def _is_digit(char: str, base: int) -> bool:
+    return char != _END and char in "0123456789abcdefABCDEF"[: 8 if base == 8 else None]
+
+
+def _is_space(char: str) -> bool:
+    """As Go has it: Unicode's white space, which is Python's without the separators U+001C to U+001F."""
+    return char.isspace() and char not in "\x1c\x1d\x1e\x1f"
+
+
+def _is_value(char: str) -> bool:
+    return char not in (",", "�") and not _is_space(char) and unicodedata.category(char)[0] in "LMNPS"
+
+
+_SIMPLE = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
+
+
+def _unquoted(text: str) -> str:
+    r"""The string that the inside of a quoted literal stands for; ValueError if it is out of range (the scanner has checked the syntax).
+
+    ``\x`` and octal escapes are bytes, ``\u`` and ``\U`` characters. Bytes that are no UTF-8 become lone surrogates, equal to nothing a message can hold.
+    """
+    out = bytearray()
+    at = 0
+    while at < len(text):
+        char = text[at]
+        at += 1
+        if char != "\\":
+            out += char.encode(errors="surrogatepass")
+            continue
+        char = text[at]
+        if char in _SIMPLE:
+            out.append(_SIMPLE[char])
+            at += 1
+        elif char in _HEX_DIGITS:
+            number = int(text[at + 1:at + 1 + _HEX_DIGITS[char]], 16)
+            at += 1 + _HEX_DIGITS[char]
+            if char == "x":
+                out.append(number)
+            elif number > 0x10FFFF:
+                raise ValueError(number)
+            else:
+                out += ("�" if 0xD800 <= number < 0xE000 else chr(number)).encode()
+        elif char in "01234567":
+            out.append(int(text[at:at + 3], 8))  # ValueError past 255
+            at += 3
+        else:
+            out += char.encode()
+            at += 1
+    return out.decode(errors="surrogateescape")

@@ -1,0 +1,108 @@
+"""containerd's filter language: what is selected, what is refused, and the words of the refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from services.kit import errors, filters
+
+CONTAINERS: dict[str, dict[str, str]] = {
+    "web": {"image": "docker.io/library/nginx:1", "team": "blue", "io.cri-containerd.kind": "sandbox"},
+    "db": {"image": "docker.io/library/postgres:15", "team": "red", 'odd "label" \\ here': "yes"},
+    "tool": {"image": "busybox, really"},
+}
+
+
+def adaptor(name: str) -> filters.Adaptor:
+    labels = CONTAINERS[name]
+
+    def field(path: Sequence[str]) -> tuple[str, bool]:
+        if path[0] == "id":
+            return name, True
+        if path[0] == "image":
+            return labels["image"], True
+        if path[0] == "labels":
+            return filters.of_map(path[1:], labels)
+        return "", False
+
+    return field
+
+
+def selected(*sources: str) -> set[str]:
+    chosen = filters.parse(sources)
+    return {name for name in CONTAINERS if chosen.match(adaptor(name))}
+
+
+ALL = {"web", "db", "tool"}
+
+
+@pytest.mark.parametrize(("source", "expected"), [
+    ("", ALL),
+    ("id", ALL),
+    ("nothing", set()),
+    ("id==web", {"web"}),
+    ("id!=web", {"db", "tool"}),
+    ("id == web", {"web"}),
+    ("labels.team", {"web", "db"}),
+    ("labels.team==blue", {"web"}),
+    ("labels.team!=blue", {"db", "tool"}),
+    ("labels.io.cri-containerd.kind==sandbox", None),
+    ('labels."io.cri-containerd.kind"==sandbox', {"web"}),
+    ('labels.io."cri-containerd".kind==sandbox', {"web"}),
+    ('labels."odd \\"label\\" \\\\ here"==yes', {"db"}),
+    ("labels.team==blue,id==web", {"web"}),
+    ("labels.team==blue, id==db", set()),
+    ("image==docker.io/library/nginx:1", {"web"}),
+    ('image=="busybox, really"', {"tool"}),
+    ('image=="busybox\\x2c\\u0020\\162eally"', {"tool"}),
+    ("image~=library", {"web", "db"}),
+    ("image~=^docker", {"web", "db"}),
+    ("image~=[0-9]{2}$", {"db"}),
+    ("image~=/busybox, r/", {"tool"}),
+    ("image~=|a{0,1},|", {"tool"}),
+    ('image~="ng[i]nx"', {"web"}),
+    ("labels.team~=/.*/", ALL),
+    ("labels.team~=^$", {"tool"}),
+    ("image~=(unclosed", set()),
+])
+def test_selects(source: str, expected: set[str] | None) -> None:
+    """A filter selects what containerd's selects; a dash in a bare field name is a syntax error there too."""
+    if expected is None:
+        with pytest.raises(errors.InvalidArgument):
+            selected(source)
+    else:
+        assert selected(source) == expected
+
+
+def test_any_of_several_filters() -> None:
+    """Of several filters one must match; none at all, or an empty one, match everything."""
+    assert selected("id==web", "labels.team==red") == {"web", "db"}
+    assert selected() == ALL
+    assert selected("id==web", "") == ALL
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("id=web", 'filters: parse error: [id >|=|< web]: unsupported operator "=": invalid argument'),
+    ("id===web", 'filters: parse error: [id >|=|< ==web]: unsupported operator "===": invalid argument'),
+    ("id==web,", "filters: parse error: [id==web,]: expected field or quoted: invalid argument"),
+    ("labels.", "filters: parse error: [labels.]: expected field or quoted: invalid argument"),
+    ("id==", "filters: parse error: [id==]: expected value or quoted: invalid argument"),
+    ("id==,x", "filters: parse error: [id== >|,|< x]: expected value or quoted: invalid argument"),
+    ("id-x", 'filters: parse error: [id >|-|< x]: expected an operator ("=="|"!="|"~="): invalid argument'),
+    ("==x", "filters: parse error: [ >|=|< =x]: expected field or quoted: invalid argument"),
+    ("id==web junk", "filters: parse error: [id==web >| |< junk]: unexpected input:  : invalid argument"),
+    ("labels.|a|==b", "filters: parse error: [labels. >|||< a|==b]: invalid quote encountered: invalid argument"),
+    ("id==/web/", "filters: parse error: [id== >|/|< web/]: invalid quote encountered: invalid argument"),
+    ("id==/web", "filters: parse error: [id== >|/|< web]: quoted literal not terminated: invalid argument"),
+    ("id~=/a\\.b/", "filters: parse error: [id~= >|/|< a\\.b/]: illegal escape sequence: invalid argument"),
+    ('id=="\\u12"', 'filters: parse error: [id== >|"|< \\u12"]: illegal numeric escape sequence: invalid argument'),
+    ('id=="\\777"', 'filters: parse error: [id== >|"|< \\777"]: unquoting failed: quote syntax error: invalid argument'),
+    ("id==a\x00b", "filters: parse error: [id==a >|\x00|< b]: unexpected input: �: invalid argument"),
+])
+def test_refuses(source: str, message: str) -> None:
+    """A malformed filter is InvalidArgument, its message shows where, in containerd's words."""
+    with pytest.raises(errors.InvalidArgument) as caught:
+        filters.parse(["id", source])
+    assert str(caught.value) == message
