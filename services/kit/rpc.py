@@ -197,23 +197,24 @@ class Server:
         self._running[task] = method
         token = _current.set(call)
         try:
+            failure: errors.NodeError | None = None
             with tracing.server_span(method, headers) as span:
                 try:
                     yield call
                 except errors.NodeError as error:
+                    failure = error
                     span.status(error.code, str(error))
-                    await _abort(context, error)
                 except asyncio.CancelledError:
                     span.status(errors.Cancelled.code, "cancelled")
                     if not self.draining:
                         raise
-                    await _abort(context, errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),)))
-                except grpc.aio.AbortError:
-                    raise
+                    failure = errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),))
                 except Exception as error:
                     log.exception("%s failed unexpectedly", method)
                     span.exception(error)
-                    await _abort(context, errors.Internal(f"{method}: internal error, see the service's log"))
+                    failure = errors.Internal(f"{method}: internal error, see the service's log")
+            if failure is not None:  # outside of the span: grpcio aborts by an exception of its own
+                await _abort(context, failure)
         finally:
             # The task may have ended in another context (a closed generator); resetting is then neither possible nor needed.
             with contextlib.suppress(ValueError):

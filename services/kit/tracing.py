@@ -75,6 +75,13 @@ def shutdown() -> None:
         _provider.shutdown()
 
 
+def reset() -> None:
+    """Stop tracing; for tests."""
+    global _tracer, _provider
+    shutdown()
+    _tracer = _provider = None
+
+
 class Span:
     """One span, or, where nobody traces, only the context to pass on."""
 

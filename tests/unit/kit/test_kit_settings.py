@@ -1,0 +1,84 @@
+"""The configuration file: one TOML for the node, errors that name file, table and key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from services.kit import errors, settings
+from services.kit.settings import Seconds
+
+
+@dataclass(frozen=True)
+class Sub:
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 3
+    wait: Seconds = 0.1
+    where: Path = Path("/x")
+    names: tuple[str, ...] = ()
+    policy: Literal["shared", "isolated"] = "shared"
+    subs: dict[str, Sub] | None = None
+    on: bool = False
+
+
+def config(tmp_path: Path, text: str, table: str = "content", **flags: object) -> Config:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return settings.load(Config, settings.read(path), table, **flags)
+
+
+def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
+    """A flag beats the file, the file beats the default, and None is no flag."""
+    assert config(tmp_path, "[content]\nsize = 5\nwait = '1m30s'\nnames=['a']", size=None) == Config(size=5, wait=90.0, names=("a",))
+    assert config(tmp_path, "[content]\nsize = 5", size=7).size == 7
+    assert settings.load(Config, settings.read(None), "content") == Config()
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("[content]\nsiez = 5", "[content] siez"),
+    ("[content]\nsize = 'x'", "[content] size: 'x' is not a whole number"),
+    ("[content]\nsize = true", "[content] size: True is not a whole number"),
+    ("[content]\nwait = '5 apples'", "[content] wait: '5 apples' is not a duration"),
+    ("[content]\nwait = 5", "[content] wait: 5 is not a duration"),
+    ("[content]\nwhere = 'relative'", "[content] where: 'relative' is not an absolute path"),
+    ("[content]\npolicy = 'none'", "[content] policy: 'none' is none of 'shared', 'isolated'"),
+    ("[content]\nnames = [1]", "[content] names: 1 is not a string"),
+    ("content = 3", "content is not a table"),
+    ("[content\n", "Expected"),
+])
+def test_a_mistake_names_file_table_and_key(tmp_path: Path, text: str, words: str) -> None:
+    """Whoever mistypes the file reads where."""
+    with pytest.raises(errors.InvalidArgument) as caught:
+        config(tmp_path, text)
+    assert str(tmp_path / "config.toml") in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_an_absent_file_is_an_error_that_names_it() -> None:
+    """A configuration that was asked for and is not there is no default."""
+    with pytest.raises(errors.InvalidArgument, match="/no/such.toml: No such file"):
+        settings.read(Path("/no/such.toml"))
+
+
+def test_the_top_level_takes_containerds_keys(tmp_path: Path) -> None:
+    """version and friends of a containerd config.toml are no mistake; a misspelt root is."""
+    path = tmp_path / "c.toml"
+    path.write_text("version = 2\nroot = '/r'\n[grpc]\naddress='/a'\n")
+    assert settings.load(settings.Node, settings.read(path), "").root == Path("/r")
+    path.write_text("roott = '/r'\n")
+    with pytest.raises(errors.InvalidArgument, match="unknown key roott"):
+        settings.load(settings.Node, settings.read(path), "")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("100ms", 0.1), ("5s", 5.0), ("1m30s", 90.0), ("2h", 7200.0), ("0", 0.0), ("1.5s", 1.5), ("0s", 0.0), ("1h0m1s", 3601.0)])
+def test_durations_are_gos(text: str, seconds: float) -> None:
+    """Durations are written as containerd's users write them, and printed so that they are read back equal."""
+    assert settings.parse_duration(text) == pytest.approx(seconds)
+    assert settings.parse_duration(settings.format_duration(seconds)) == pytest.approx(seconds)
