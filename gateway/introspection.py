@@ -1,0 +1,219 @@
+"""containerd.services.introspection.v1: what this node is made of, and in which state each part is.
+
+containerd lists its plugins; clients look for some of them by type and id, and for what these *export* (``opt``: its path) or are *capable* of
+(``restart``: its policies). This node has processes in their place, so a row here stands for what a process does under containerd's name for it, and its state is
+the state of now: ``error`` with UNAVAILABLE while its process is away, ``skip`` or ``error`` with the reason where this machine lacks what it needs. What the node has not (other snapshotters,
+CRI, sandboxes, transfer) has no row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+
+from api.containerd.services.introspection.v1 import introspection_pb2 as pb
+from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
+from api.containerd.types.platform_pb2 import Platform
+from gateway.machine import Checked, Programs, oci_platform, overlay_trouble
+from services.kit import any as kit_any
+from services.kit import errors, filters
+from services.kit.rpc import Call
+from services.kit.settings import Node
+
+SKIP = "skip plugin"
+"""Clients tell a plugin that was not started on purpose from a broken one by these words at the end of its error."""
+
+
+class Probe(Protocol):
+    """Who knows the health of the services behind the gateway."""
+
+    def state(self, name: str) -> tuple[bool, str]:
+        """Whether an upstream can be used now, and why not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One plugin: what it is to containerd's clients, and which upstream must be there for it to work."""
+
+    type: str
+    id: str
+    upstream: str = ""
+    requires: tuple[str, ...] = ()
+    platform: bool = False
+    """Whether it belongs to this machine's platform; containerd shows "-" for the others."""
+    exports: Mapping[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    check: str = ""
+    """The check of the machine that it depends on."""
+
+
+CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE, GRPC, INTERNAL, MONITOR = (f"io.containerd.{name}" for name in (
+    "content.v1", "snapshotter.v1", "metadata.v1", "differ.v1", "event.v1", "gc.v1", "lease.v1", "runtime.v2", "shim.v1", "service.v1", "grpc.v1",
+    "internal.v1", "monitor.container.v1"))
+
+
+def rows(node: Node, snapshotters: Sequence[str], capabilities: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    """The plugins of a node, those that others require first.
+
+    ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
+    """
+    root = node.root
+    return [
+        Row(CONTENT, "content", "content", exports={"root": str(root / "content")}),
+        Row(INTERNAL, "opt", exports={"path": str(opt(node))}),
+        Row(EVENT, "exchange"),
+        *(Row(SNAPSHOTTER, name, f"snapshots.{name}", platform=True, capabilities=capabilities.get(name, ()),
+              exports={"root": str(root / "snapshots" / name)} if name in OWN_SNAPSHOTTERS else {}, check=OWN_SNAPSHOTTERS.get(name, ""))
+          for name in snapshotters),
+        Row(METADATA, "bolt", "metadata", (CONTENT, EVENT, SNAPSHOTTER), exports={"policy": "shared", "path": str(root / "metadata" / "metadata.db")}),
+        Row(GC, "scheduler", "metadata", (METADATA,)),
+        Row(DIFFER, "walking", "diff", (METADATA,), platform=True),
+        Row(LEASE, "manager", "metadata", (METADATA, GC)),
+        Row(SERVICE, "containers-service", "metadata", (EVENT, METADATA)),
+        Row(SERVICE, "content-service", "content", (METADATA,)),
+        Row(SERVICE, "diff-service", "diff", (DIFFER,)),
+        Row(SERVICE, "images-service", "images", (METADATA, GC)),
+        Row(SERVICE, "introspection-service"),
+        Row(SERVICE, "leases-service", "metadata", (METADATA,)),
+        Row(SERVICE, "namespaces-service", "metadata", (EVENT, METADATA)),
+        Row(SERVICE, "snapshots-service", "metadata", (METADATA,)),
+        Row(SHIM, "manager", "tasks", (EVENT, METADATA), check="runtime"),
+        Row(RUNTIME, "task", "tasks", (SHIM,), platform=True, check="runtime"),
+        Row(SERVICE, "tasks-service", "tasks", (EVENT, RUNTIME, METADATA)),
+        Row(MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")),
+        *(Row(GRPC, name, upstream, (needs,)) for name, upstream, needs in (
+            ("containers", "metadata", SERVICE), ("content", "metadata", SERVICE), ("diff", "diff", SERVICE), ("events", "", EVENT),
+            ("images", "images", SERVICE), ("introspection", "", SERVICE), ("leases", "metadata", LEASE), ("namespaces", "metadata", SERVICE),
+            ("snapshots", "metadata", SERVICE), ("tasks", "tasks", SERVICE))),
+        Row(GRPC, "version"),
+        Row(GRPC, "healthcheck"),
+    ]
+
+
+OWN_SNAPSHOTTERS = {"overlayfs": "overlay", "native": ""}
+"""The snapshotters of our snapshots service, and the check that each depends on; others are somebody else's, and keep their things elsewhere."""
+
+
+def opt(node: Node) -> Path:
+    """Where ``ctr install`` puts programs and libraries; shims are looked for in its ``bin`` first."""
+    return node.root / "opt"
+
+
+class IntrospectionServicer:
+    """Describes the node at ``node``, whose services' health ``probe`` knows.
+
+    ``capabilities`` are those of snapshotters, by name; clients decide by them how to unpack (``rebase``).
+    """
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Introspection"]
+
+    def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], capabilities: Mapping[str, tuple[str, ...]] = {}) -> None:
+        self._rows = rows(node, snapshotters, capabilities)
+        self._probe = probe
+        self._programs = Programs(opt(node))
+        self._programs.make_directories()
+        self._overlay = Checked(lambda: overlay_trouble(node.root / "snapshots"))
+        self._platform = Platform(**dict(zip(("os", "architecture", "variant"), oci_platform(), strict=True)))
+        self._uuid_file = node.root / "gateway" / "uuid"
+        self._uuid = ""
+        self._uuid_lock = asyncio.Lock()
+
+    async def Plugins(self, request: pb.PluginsRequest, call: Call) -> pb.PluginsResponse:
+        """The rows that match any filter; fields are type and id."""
+        wanted = filters.parse(request.filters)
+        return pb.PluginsResponse(plugins=[await self._plugin(row) for row in self._rows if wanted.match(partial(_field, row))])
+
+    async def PluginInfo(self, request: pb.PluginInfoRequest, call: Call) -> pb.PluginInfoResponse:
+        """One row; with options, of the runtime plugin, also what the runtime named there says of itself."""
+        row = next((r for r in self._rows if (r.type, r.id) == (request.type, request.id)), None)
+        if row is None:
+            raise errors.NotFound.verbatim(f"plugin {request.type}.{request.id} not found: not found")
+        response = pb.PluginInfoResponse(plugin=await self._plugin(row))
+        if request.HasField("options"):
+            if response.plugin.HasField("init_err"):
+                raise errors.FailedPrecondition("cannot get extra info, plugin not successfully loaded")
+            if (row.type, row.id) != (RUNTIME, "task"):
+                raise errors.Unimplemented("plugin does not provided extra information")
+            wanted = kit_any.unpack(request.options, RuntimeRequest)
+            if wanted is None:
+                raise errors.Unimplemented(f"unknown request type {kit_any.type_name(request.options)}")
+            options = wanted.options.SerializeToString() if wanted.HasField("options") else b""
+            answer = await self._programs.shim_info(wanted.runtime_path, options)
+            try:
+                response.extra.CopyFrom(kit_any.pack(RuntimeInfo.FromString(answer)))
+            except DecodeError:
+                raise errors.Unknown(f"failed to unmarshal stdout from [{wanted.runtime_path} -info] into *types.RuntimeInfo") from None
+        return response
+
+    async def Server(self, request: Empty, call: Call) -> pb.ServerResponse:
+        """Who answers: an id that lasts as long as ROOT, and the gateway's pid in its pid namespace."""
+        async with self._uuid_lock:
+            if not self._uuid:
+                self._uuid = await asyncio.to_thread(kept_uuid, self._uuid_file)
+        return pb.ServerResponse(uuid=self._uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
+
+    async def _plugin(self, row: Row) -> pb.Plugin:
+        error = await self._trouble(row)
+        return pb.Plugin(
+            type=row.type, id=row.id, requires=row.requires, platforms=[self._platform] if row.platform else [],
+            exports=row.exports, capabilities=row.capabilities,
+            init_err=None if error is None else Status(code=error.code, message=str(error)))
+
+    async def _trouble(self, row: Row) -> errors.NodeError | None:
+        """What keeps a plugin from working: the machine first, since it explains why the service may be away."""
+        if row.check == "overlay" and (trouble := await self._overlay.trouble()):
+            return errors.Unknown(f"{trouble}: {SKIP}")
+        if row.check == "runtime" and (trouble := self._programs.runtime_trouble()):
+            return errors.Unknown(trouble)
+        if row.upstream:
+            healthy, trouble = self._probe.state(row.upstream)
+            if not healthy:
+                return errors.Unavailable(trouble)
+        return None
+
+
+def _field(row: Row, path: Sequence[str]) -> tuple[str, bool]:
+    match path:
+        case ["type", *_]:
+            return row.type, True
+        case ["id", *_]:
+            return row.id, True
+    return "", False
+
+
+def kept_uuid(path: Path) -> str:
+    """The UUID in ``path``; a new one, durable before it is answered, if there is none. Internal if the file holds something else."""
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        text = ""
+    if text:
+        try:
+            return str(uuid.UUID(text))
+        except ValueError:
+            raise errors.Internal(f"{path} does not hold a UUID: {text[:64]!r}") from None
+    text = str(uuid.uuid4())
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = path.with_suffix(".new")
+    with open(new, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(new, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return text

@@ -1,0 +1,141 @@
+"""What this machine can do, as far as plugins depend on it: mount overlayfs, run shims.
+
+Each check answers an empty string, or what is wrong in words that say what to do. They are tried, not guessed: overlayfs is mounted, programs are looked up
+where they will be started from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from services.kit import errors
+from services.kit.identifiers import quoted
+
+ARCHITECTURES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"), "i686": ("386", "")}
+"""The kernel's names of machines that OCI calls otherwise: architecture and variant. riscv64, ppc64le and s390x are the same in both."""
+
+
+def oci_platform() -> tuple[str, str, str]:
+    """Operating system, architecture and variant of this machine, in OCI's words."""
+    machine = platform.machine()
+    return "linux", *ARCHITECTURES.get(machine, (machine, ""))
+
+
+class Checked:
+    """The answer of a check that takes a moment: asked once in a thread, and again after ``retry`` seconds while something is wrong."""
+
+    def __init__(self, check: Callable[[], str], *, retry: float = 30.0) -> None:
+        self._check = check
+        self._retry = retry
+        self._lock = asyncio.Lock()
+        self._answer = ""
+        self._again: float | None = 0.0
+
+    async def trouble(self) -> str:
+        """What is wrong, or an empty string."""
+        async with self._lock:
+            if self._again is not None and time.monotonic() >= self._again:
+                self._answer = await asyncio.to_thread(self._check)
+                self._again = time.monotonic() + self._retry if self._answer else None
+            return self._answer
+
+
+_PREFIX = ".overlay-check-"
+
+
+def overlay_trouble(directory: Path) -> str:
+    """Why an overlay of two layers cannot be mounted below ``directory``, which is made if it is not there.
+
+    The mount is made in a mount namespace of its own, which ends with the program that made it, so that nothing can be left mounted.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for stale in directory.glob(f"{_PREFIX}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=directory) as name:
+        at = {part: f"{name}/{part}" for part in ("lower1", "lower2", "upper", "work", "merged")}
+        for path in at.values():
+            os.mkdir(path)
+        options = f"lowerdir={at['lower2']}:{at['lower1']},upperdir={at['upper']},workdir={at['work']}"
+        command = ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, at["merged"]]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"failed to mount overlay: {error}"
+        if done.returncode:
+            return f"failed to mount overlay: {' '.join(done.stderr.split()).replace(name, str(directory))}"
+    return ""
+
+
+class Programs:
+    """Programs that containers need. What ``ctr install`` put below ``opt`` comes before PATH, as in containerd."""
+
+    def __init__(self, opt: Path) -> None:
+        self.opt = opt
+
+    def make_directories(self) -> None:
+        """Make the directories that ``ctr install`` fills, as containerd does at its start."""
+        for name in ("bin", "lib"):
+            (self.opt / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+
+    def environment(self) -> dict[str, str]:
+        """The environment to start them with."""
+        return {**os.environ, "PATH": f"{self.opt}/bin:{os.environ.get('PATH', os.defpath)}",
+                "LD_LIBRARY_PATH": f"{self.opt}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+
+    def which(self, program: str) -> str | None:
+        """The absolute path of a program, or None."""
+        return shutil.which(program, path=self.environment()["PATH"])
+
+    def runtime_trouble(self) -> str:
+        """Why the default runtime cannot run containers."""
+        if not self.which("containerd-shim-runc-v2"):
+            return 'runtime "io.containerd.runc.v2" binary not installed "containerd-shim-runc-v2": it is in Debian\'s package containerd'
+        if not self.which("runc"):
+            return 'exec: "runc": executable file not found in $PATH: it is in Debian\'s package runc'
+        return ""
+
+    def shim(self, runtime: str) -> str:
+        """The binary of a runtime: an absolute path as it is, ``io.containerd.runc.v2`` as containerd-shim-runc-v2. Errors are containerd's."""
+        if not runtime:
+            raise errors.Unknown("failed to resolve runtime path: no runtime name")
+        if runtime.startswith("/"):
+            if not os.path.exists(runtime):
+                raise errors.Unknown(f"failed to resolve runtime path: invalid custom binary path: stat {runtime}: no such file or directory")
+            return runtime
+        parts = runtime.split(".")
+        if "/" in runtime or len(parts) < 2 or not parts[0]:
+            raise errors.Unknown(f"failed to resolve runtime path: invalid runtime name {runtime}, correct runtime name should be either format like "
+                                 "`io.containerd.runc.v2` or a full path to the binary")
+        binary = f"containerd-shim-{parts[-2]}-{parts[-1]}"
+        found = self.which(binary)
+        if found is None:
+            raise errors.Unknown(f"failed to resolve runtime path: runtime {quoted(runtime)} binary not installed {quoted(binary)}: file does not exist")
+        return found
+
+    async def shim_info(self, runtime: str, options: bytes) -> bytes:
+        """What the shim of ``runtime`` says of itself (containerd.types.RuntimeInfo) when started with ``-info``; shims have this from containerd 2.0 on."""
+        binary = self.shim(runtime)
+        try:
+            process = await asyncio.create_subprocess_exec(binary, "-info", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                                                           stderr=asyncio.subprocess.PIPE, env=self.environment())
+        except OSError as error:
+            raise errors.Unknown(f"failed to run [{binary} -info]: {error.strerror}") from None
+        try:
+            async with asyncio.timeout(10):
+                out, err = await process.communicate(options)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(f"failed to run [{binary} -info]") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if process.returncode:
+            raise errors.Unknown(f"failed to run [{binary} -info]: exit status {process.returncode} (stderr: {quoted(err.decode(errors='replace'))})")
+        return out
