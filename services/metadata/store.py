@@ -19,9 +19,9 @@ Words of containerd's: a *lease* holds *resources* (content, ingests, images, sn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from services.kit import errors
 
@@ -244,6 +244,9 @@ class Collected:
     seconds: float = 0.0
 
 
+Change = Literal["mutation", "deletion"]
+
+
 class Collector(Protocol):
     """Takes what nobody needs: :mod:`services.metadata.gc`."""
 
@@ -251,26 +254,52 @@ class Collector(Protocol):
         """Collect now, after whatever collection is running, and return when the raw things are gone too (or failed to)."""
         ...
 
-    def schedule(self, change: Literal["mutation", "deletion"]) -> None:
+    def schedule(self, change: Change) -> None:
         """Something was written, or removed: collect when it is time. Called after the transaction; returns at once."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- what goes out
+
+
+class Event(NamedTuple):
+    """Something that happened, for those who subscribed: containerd's topic, and the fields of its event message."""
+
+    namespace: str
+    topic: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How an operation on content or snapshots ended. The gateway publishes the events."""
+
+    events: tuple[Event, ...] = ()
+    digest: str = ""
+    size: int = 0
+
+
+class Backends(Protocol):
+    """The raw services, as far as intents need to ask them. NotFound is an answer; any other error means that there is none yet."""
+
+    async def blob_size(self, backend: str, digest: str) -> int:
+        """The size of a committed blob; NotFound if there is none."""
+        ...
+
+    async def ingest_offset(self, backend: str, raw_ref: str) -> int:
+        """How many bytes of an ingest there are; NotFound if there is none."""
+        ...
+
+    async def snapshot_kind(self, backend: str, raw_key: str) -> Kind:
+        """What kind of snapshot it is; NotFound if there is none."""
         ...
 
 
 # ---------------------------------------------------------------------------------------------- what is valid
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*")
 _LABEL_SIZE = 4096
-
-
-def validate_identifier(text: str) -> None:
-    """Identifiers of namespaces and containers: letters and digits, with single ``.``, ``_`` or ``-`` between, 76 characters at most."""
-    if not text:
-        raise errors.InvalidArgument("identifier must not be empty")
-    quoted = quote(text)
-    if len(text.encode()) > 76:
-        raise errors.InvalidArgument(f"identifier {quoted} greater than maximum length (76 characters)")
-    if not _IDENTIFIER.fullmatch(text):
-        raise errors.InvalidArgument(f"identifier {quoted} must match ^{_IDENTIFIER.pattern}$")
+_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
+_HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 
 
 def validate_labels(labels: Labels, of: str) -> None:
@@ -283,21 +312,35 @@ def validate_labels(labels: Labels, of: str) -> None:
                 f"{of}: label key and value length ({total} bytes) greater than maximum size ({_LABEL_SIZE} bytes), key: {shown}")
 
 
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
+def digest_problem(digest: str) -> str:
+    """Why ``digest`` is none, in the words of containerd's digest library; empty if it is one."""
+    algorithm, _, encoded = digest.partition(":")
+    if not algorithm or not encoded:
+        return "invalid checksum digest format"
+    if algorithm not in _HEX_LENGTH:
+        return "unsupported digest algorithm" if _DIGEST.fullmatch(digest) else "invalid checksum digest format"
+    if len(encoded) != _HEX_LENGTH[algorithm]:
+        return "invalid checksum digest length"
+    return "" if re.fullmatch(r"[a-f0-9]+", encoded) else "invalid checksum digest format"
 
 
-def quote(text: str) -> str:
-    """``text`` as Go's %q writes it, which is how containerd's messages name things."""
-    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return f'"{text}"'
-    out = []
-    for char in text:
-        if char in _ESCAPES:
-            out.append(_ESCAPES[char])
-        elif char.isprintable():
-            out.append(char)
-        elif ord(char) < 0x80:
-            out.append(f"\\x{ord(char):02x}")
+def present(labels: Labels) -> dict[str, str]:
+    """The labels that are kept: one with an empty value is none."""
+    return {key: value for key, value in labels.items() if value}
+
+
+def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> tuple[dict[str, str], list[str]]:
+    """Labels after an update with a field mask, and the paths that are not about them.
+
+    ``labels`` replaces all of them, ``labels.KEY`` sets one (an absent or empty value removes it).
+    """
+    result, rest = dict(old), []
+    for path in paths:
+        if path == prefix:
+            result = dict(new)
+        elif path.startswith(prefix + "."):
+            key = path[len(prefix) + 1 :]
+            result[key] = new.get(key, "")
         else:
-            out.append(f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}")
-    return '"' + "".join(out) + '"'
+            rest.append(path)
+    return result, rest
