@@ -1,0 +1,167 @@
+"""The configuration file as a whole: every table of every process, printed, checked and resolved.
+
+Processes read only their own tables (services/kit/settings.py); this module knows all of them, out of the table of processes.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from deploy.processes import PROCESSES
+from services.kit import errors, settings
+
+ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
+"""Tables of named entries, ``[proxy_plugins.NAME]``, each entry of the class."""
+
+QUIET = frozenset({"version"})
+"""containerd's keys without meaning here that are not worth a warning."""
+
+
+@dataclass(slots=True)
+class Checked:
+    """What is to be said of a file: errors, which keep a node from starting, and warnings."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def tables() -> Iterator[tuple[str, type[Any]]]:
+    """Each table with its dataclass; "" is the top level."""
+    yield "", settings.Node
+    for process in PROCESSES:
+        for table, where in process.config:
+            yield table, _class(where)
+
+
+def _class(where: str) -> type[Any]:
+    module, _, name = where.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def check(path: Path | None) -> Checked:
+    """All that is wrong with a file, not only the first thing."""
+    found = Checked()
+    try:
+        file = settings.read(path)
+    except errors.NodeError as error:
+        found.errors.append(_words(error))
+        return found
+    known = {table.partition(".")[0] for table, _ in tables() if table}
+    for name, value in file.tables.items():
+        is_table = isinstance(value, dict)
+        if name in known or name in ENTRIES:
+            if not is_table:
+                found.errors.append(f"config file {file.path}: {name} must be a table: [{name}]")
+        elif is_table and name in settings.FOREIGN_TABLES:
+            found.warnings.append(f"config file {file.path}: [{name}] is containerd's and means nothing here")
+        elif is_table:
+            found.errors.append(f"config file {file.path}: unknown table [{name}] (known: {', '.join(sorted(known | set(ENTRIES)))})")
+        elif name in settings.FOREIGN_KEYS - QUIET - {f.name for f in dataclasses.fields(settings.Node)}:
+            found.warnings.append(f"config file {file.path}: {name} is containerd's and means nothing here")
+    for table, cls in tables():
+        if table and not isinstance(file.tables.get(table.partition(".")[0], {}), dict):
+            continue  # said above
+        _try(found, cls, file, table)
+    for name, where in ENTRIES.items():
+        entries = file.tables.get(name, {})
+        for key in entries if isinstance(entries, dict) else ():
+            _try(found, _class(where), file, f"{name}.{key}")
+    return found
+
+
+def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> None:
+    try:
+        settings.load(cls, file, table)
+    except errors.NodeError as error:
+        found.errors.append(_words(error))
+    except TypeError:
+        needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+        found.errors.append(f"config file {file.path}: [{table}] lacks {' or '.join(needed)}")
+
+
+def _words(error: errors.NodeError) -> str:
+    return str(error).removesuffix(f": {error.suffix}")
+
+
+def text(file: settings.File, *, comments: bool, **top: Path) -> str:
+    """The configuration that ``file`` amounts to, as TOML; ``top`` overrides keys of the top level. With ``comments`` each key is explained."""
+    parts = []
+    for table, cls in tables():
+        value = settings.load(cls, file, table, **(top if not table else {}))
+        parts.append(_table(table, value, comments=comments))
+    for name, where in ENTRIES.items():
+        cls = _class(where)
+        entries = file.tables.get(name, {})
+        parts += [_table(f"{name}.{key}", settings.load(cls, file, f"{name}.{key}"), comments=comments) for key in entries]
+        if comments and not entries:
+            keys = "".join(f"\n{_comment(docs)}# {key} = ..." for key, docs in _docs(cls).items())
+            parts.append(f"{_comment(inspect.getdoc(cls) or '')}# [{name}.NAME]{keys}\n")
+    return "\n".join(parts)
+
+
+def _table(table: str, value: Any, *, comments: bool) -> str:
+    """One table, and its nested ones after it."""
+    lines = [_comment(inspect.getdoc(type(value)) or "")] if comments else []
+    if table:
+        lines.append(f"[{table}]\n")
+    docs = _docs(type(value)) if comments else {}
+    hints = get_type_hints(type(value), include_extras=True)
+    nested = []
+    for each in dataclasses.fields(value):
+        inner = getattr(value, each.name)
+        name = _key(each.name)
+        if dataclasses.is_dataclass(inner):
+            nested.append((f"{table}.{name}" if table else name, inner))
+            continue
+        lines.append(_comment(docs.get(each.name, "")))
+        lines.append(f"# {name} is not set\n" if inner is None else f"{name} = {literal(inner, hints[each.name])}\n")
+    return "".join(lines) + "".join("\n" + _table(name, inner, comments=comments) for name, inner in nested)
+
+
+def literal(value: Any, hint: Any = None) -> str:
+    """A value in TOML."""
+    if hint == settings.Seconds and isinstance(value, (int, float)):
+        return f'"{settings.format_duration(value)}"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, Path)):
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(literal(v) for v in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(k)} = {literal(v)}' for k, v in value.items())}}}" if value else "{}"
+    if dataclasses.is_dataclass(value):
+        hints = get_type_hints(type(value), include_extras=True)
+        return f"{{{', '.join(f'{_key(f.name)} = {literal(getattr(value, f.name), hints[f.name])}' for f in dataclasses.fields(value))}}}"
+    return str(value)
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _comment(docs: str) -> str:
+    """Prose as TOML comment lines, its reStructuredText quotes taken off."""
+    return "".join(f"# {line}".rstrip() + "\n" for line in docs.replace("``", "").strip().splitlines())
+
+
+def _docs(cls: type[Any]) -> dict[str, str]:
+    """The docstring below each field of a dataclass."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    found: dict[str, str] = {f.name: "" for f in dataclasses.fields(cls)}
+    for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
+            found[statement.target.id] = inspect.cleandoc(after.value.value)
+    return found

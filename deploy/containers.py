@@ -1,0 +1,96 @@
+"""Stopping every container of a node, through its own API, as a client would."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.tasks.v1 import tasks_pb2
+from api.containerd.types.task import task_pb2
+from services.kit import errors, rpc
+
+TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
+NAMESPACES = namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"]
+KILLED_SECONDS = 15.0
+"""How long a task may take to end after SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    namespace: str
+    container: str
+
+    @property
+    def headers(self) -> dict[str, str | bytes]:
+        return {rpc.NAMESPACE: self.namespace}
+
+
+async def stop_all(address: Path, grace: float) -> int:
+    """SIGTERM to every task of every namespace, SIGKILL to what is left after ``grace`` seconds, then delete them; how many there were.
+
+    Until none is left: the restart monitor may start one again meanwhile. FailedPrecondition names those that would not end.
+    """
+    async with rpc.Channel(address, "gateway") as channel:
+        tasks, namespaces = channel.client(TASKS), channel.client(NAMESPACES)
+        stopped: set[_Task] = set()
+        for _ in range(3):
+            found = await _list(tasks, namespaces)
+            if not found:
+                return len(stopped)
+            await asyncio.gather(*(_stop(tasks, task, grace) for task in found))
+            stopped.update(found)
+        if left := await _list(tasks, namespaces):
+            raise errors.FailedPrecondition(f"still running: {', '.join(f'{t.namespace}/{t.container}' for t in left)}")
+        return len(stopped)
+
+
+async def _list(tasks: rpc.Client, namespaces: rpc.Client) -> list[_Task]:
+    found = []
+    for namespace in (await namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces:
+        listed = await tasks.List(tasks_pb2.ListTasksRequest(), headers={rpc.NAMESPACE: namespace.name})
+        found += [_Task(namespace.name, task.id or task.container_id) for task in listed.tasks]
+    return found
+
+
+async def _stop(tasks: rpc.Client, task: _Task, grace: float) -> None:
+    state = await _state(tasks, task)
+    if state == task_pb2.PAUSED:
+        await tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=task.container), headers=task.headers)
+    if state not in (None, task_pb2.STOPPED, task_pb2.CREATED) and grace > 0:
+        await _kill(tasks, task, signal.SIGTERM, everyone=False)
+        await _ended(tasks, task, grace)
+    if await _state(tasks, task) not in (None, task_pb2.STOPPED):
+        await _kill(tasks, task, signal.SIGKILL, everyone=True)
+        await _ended(tasks, task, KILLED_SECONDS)
+    try:
+        await tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=task.container), headers=task.headers, timeout=60.0)
+    except errors.NotFound:
+        return  # its client deleted it first, as `ctr run --rm` does
+
+
+async def _state(tasks: rpc.Client, task: _Task) -> int | None:
+    """The task's state; None if it is gone."""
+    try:
+        response = await tasks.Get(tasks_pb2.GetRequest(container_id=task.container), headers=task.headers)
+    except errors.NotFound:
+        return None
+    return int(response.process.status)
+
+
+async def _kill(tasks: rpc.Client, task: _Task, number: int, *, everyone: bool) -> None:
+    request = tasks_pb2.KillRequest(container_id=task.container, signal=number, all=everyone)
+    try:
+        await tasks.Kill(request, headers=task.headers)
+    except (errors.NotFound, errors.FailedPrecondition):
+        return  # it has ended meanwhile
+
+
+async def _ended(tasks: rpc.Client, task: _Task, seconds: float) -> None:
+    """Wait until the task ends, for at most ``seconds``."""
+    try:
+        await tasks.Wait(tasks_pb2.WaitRequest(container_id=task.container), headers=task.headers, timeout=seconds)
+    except (errors.NotFound, errors.DeadlineExceeded):
+        return

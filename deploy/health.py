@@ -1,0 +1,96 @@
+"""The health of a node: supervisord's word for each process, the process's own answer, and the gateway's view of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from api.grpc.health.v1 import health_pb2
+from deploy.place import Place
+from deploy.processes import PROCESSES, Process
+from deploy.supervision import RUNNING, Status, Supervisor
+from services.kit import errors, rpc
+
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+PATIENCE = 3.0
+"""Seconds for an answer; a process that takes longer is not healthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One process: what supervisord says, what memory it has, and what is wrong with it ("" if nothing)."""
+
+    status: Status
+    memory: int
+    """Bytes of PSS: its own pages and its share of those it shares; 0 if it does not run."""
+    trouble: str
+
+    @property
+    def healthy(self) -> bool:
+        return not self.trouble
+
+
+def of_node(place: Place) -> list[Health]:
+    """Every process of a node that is up, asked at the same time."""
+    return asyncio.run(_of_node(place, Supervisor(place).processes()))
+
+
+async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
+    running = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
+    async with rpc.Channel(place.socket, "gateway") as gateway:
+        answers = await asyncio.gather(*(_trouble(place, p, gateway) for p in running))
+    troubles = dict(zip((p.name for p in running), answers, strict=True))
+    return [Health(s, pss(s.pid), troubles[name] if name in troubles else _state_trouble(s)) for name, s in statuses.items()]
+
+
+def _state_trouble(status: Status) -> str:
+    return status.trouble or status.state.lower()
+
+
+async def _trouble(place: Place, process: Process, gateway: rpc.Channel) -> str:
+    """What is wrong with a process that runs: its own health first, then what the gateway says of it."""
+    for name in process.sockets:
+        async with rpc.Channel(place.state / name, process.name) as channel:
+            if trouble := await _check(channel, "", f"{name} "):
+                return trouble
+    for upstream in process.upstreams:
+        if trouble := await _check(gateway, upstream, f"the gateway says: {upstream} "):
+            # A gateway that is away is its own trouble, not that of each process.
+            return "" if trouble.endswith(ABSENT) and process.name != "gateway" else trouble
+    return ""
+
+
+ABSENT = "does not answer"
+
+
+async def _check(channel: rpc.Channel, service: str, prefix: str) -> str:
+    try:
+        response = await channel.client(HEALTH).Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE)
+    except errors.NotFound:
+        return ""  # replaced by another's, or not configured: not this process's to answer for
+    except (errors.Unavailable, errors.DeadlineExceeded):
+        return prefix + ABSENT
+    except errors.NodeError as error:
+        return f"{prefix}answers: {error}"
+    return "" if response.status == SERVING else f"{prefix}is not serving"
+
+
+def wait(place: Place, seconds: float, only: set[str] | None = None) -> list[Health]:
+    """Ask until all processes (or ``only`` these) are healthy, or the time is over; the last answers."""
+    end = time.monotonic() + seconds
+    while True:
+        found = [h for h in of_node(place) if only is None or h.status.name in only]
+        if all(h.healthy for h in found) or time.monotonic() > end:
+            return found
+        time.sleep(0.1)
+
+
+def pss(pid: int) -> int:
+    """Proportional set size of a process in bytes; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return 0

@@ -1,0 +1,99 @@
+"""The operator's command: ``splitd VERB ...``.
+
+One file for each verb in deploy/verbs. Whatever goes wrong is one line on standard error and an exit code that is not zero: 1 failed, 2 mistyped,
+3 no node is up. SPLITD_DEBUG=1 shows the traceback of a defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from typing import NoReturn, Protocol
+
+from deploy import place
+from deploy.failure import Failure, mistyped
+from deploy.verbs import config, down, logs, restart, status, up
+from services.kit import errors, version
+
+
+class Verb(Protocol):
+    """What a file in deploy/verbs has."""
+
+    HELP: str
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what this verb takes, beside --root, --state and --config."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it; the exit code."""
+
+
+VERBS: dict[str, Verb] = {"up": up, "down": down, "restart": restart, "status": status, "logs": logs, "config": config}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line that says what would have been right."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} ({self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="splitd", description="Run a splitd node: containerd's API from separate processes, under supervisord.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"splitd {version.SPLITD} (speaks containerd {version.CONTAINERD})")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    for name, verb in VERBS.items():
+        each = verbs.add_parser(name, help=verb.HELP, description=verb.HELP, allow_abbrev=False)
+        verb.arguments(each)
+        place.add_arguments(each)
+    return top
+
+
+def run(words: list[str]) -> int:
+    """Do what the command line says; the exit code."""
+    top = parser()
+    verb = next((w for w in words if not w.startswith("-")), None)
+    if verb is None and not {"-h", "--help", "--version"} & set(words):
+        top.print_help()
+        return 2
+    if verb is not None and verb not in VERBS and (not words[0].startswith("-") or words[0] in ("--root", "--state", "--config")):
+        print(f"splitd: {'say the verb first' if words[0].startswith('-') else mistyped(verb, list(VERBS), 'verb')}", file=sys.stderr)
+        return 2
+    arguments = top.parse_args(words)
+    return VERBS[arguments.verb].run(arguments)
+
+
+def main() -> NoReturn:
+    """The entry point of ``splitd`` and of ``python -m deploy``."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `splitd logs X | head` ends quietly
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    except (Failure, errors.NodeError) as failure:
+        print(f"splitd: {failure}", file=sys.stderr)
+        code = failure.code if isinstance(failure, Failure) else 1
+    except Exception as error:
+        if os.environ.get("SPLITD_DEBUG"):
+            raise
+        print(f"splitd: {_described(error)} (SPLITD_DEBUG=1 shows where)", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: permission denied: run this as root (sudo)"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"Python module {error.name} is not installed: `make up` makes an environment that has it, in .venv"
+    return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""supervisord: its configuration made from the template, its start, and its answers.
+
+supervisord keeps the node's processes running and does nothing else; what it knows is asked over XML-RPC on STATE/supervisor.sock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import os
+import resource
+import shlex
+import shutil
+import socket
+import string
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.failure import Failure
+from deploy.place import TOP, Place
+from deploy.processes import PROCESSES, STOP_SECONDS, Process
+
+TEMPLATE = Path(__file__).with_name("supervisord.conf")
+OPEN_FILES = 16384
+"""Files that a process may open, if the machine allows so many. supervisord closes each number in the child it forks, so more costs time at each start."""
+
+RUNNING = "RUNNING"
+
+PASSED_ON = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
+PASSED_ON_PREFIXES = ("OTEL_", "SPLITD_", "GRPC_", "SSL_CERT_", "LC_")
+"""What the environment of `splitd up` gives to the node; what else an operator's shell has is not the node's business."""
+
+SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+"""Added to PATH where it lacks them: runc is in /usr/sbin, which a user's PATH has not."""
+
+
+def environment(caller: Mapping[str, str]) -> dict[str, str]:
+    """The node's environment, out of the caller's."""
+    chosen = {k: v for k, v in caller.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
+    path = [p for p in chosen.get("PATH", "").split(":") if p]
+    chosen["PATH"] = ":".join([*path, *(p for p in SYSTEM_PATH if p not in path)])
+    chosen["PYTHONUNBUFFERED"] = "1"
+    return chosen
+
+
+def render(place: Place) -> str:
+    """The configuration of supervisord for a node."""
+    head, _, program = TEMPLATE.read_text().partition("[program:$name]")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    values = {
+        "top": _escaped(TOP), "state": _escaped(place.state), "logs": _escaped(place.logs),
+        "minfds": str(OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)),
+    }
+    text = string.Template(head).substitute(values)
+    for priority, process in enumerate(PROCESSES):
+        text += string.Template("[program:$name]" + program).substitute({
+            **values,
+            "name": process.name, "module": process.module, "priority": str(100 + priority), "stop_seconds": str(STOP_SECONDS),
+            "setpriv": _escaped(_argument(shutil.which("setpriv", path=os.pathsep.join(SYSTEM_PATH)) or "setpriv")),
+            "python": _escaped(_argument(sys.executable)),
+            "config": _escaped(f" --config {_argument(place.config)}") if place.config else "",
+            "root": _escaped(_argument(place.root)), "state": _escaped(_argument(place.state)),
+            "log": _escaped(_escaped(place.log(process.name))),  # supervisord expands this one twice
+            "top": values["top"],
+        }) + "\n"
+    return text
+
+
+def _argument(path: str | Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _escaped(text: str | Path) -> str:
+    return str(text).replace("%", "%%")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One process as supervisord sees it."""
+
+    name: str
+    state: str
+    """supervisord's word: RUNNING, STOPPED, STOPPING, EXITED, BACKOFF, FATAL."""
+    pid: int
+    uptime: float
+    restarts: int
+    """How often it ended by itself and was started again since supervisord started, as far as supervisord's log reaches back."""
+    trouble: str
+    """Why it could not be started, if so."""
+
+
+class Supervisor:
+    """The supervisord of a node that is up. Every method may raise NotUp."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def pid(self) -> int:
+        """The pid of supervisord itself."""
+        return int(self._call("getPID"))
+
+    def processes(self) -> dict[str, Status]:
+        """All processes by name, in the order of the table."""
+        ended = _ends(self._place.logs / "supervisord.log", self.pid())
+        infos = {info["name"]: info for info in self._call("getAllProcessInfo")}
+        found = {}
+        for process in PROCESSES:
+            info = infos.get(process.name)
+            if info is None:
+                found[process.name] = Status(process.name, "ABSENT", 0, 0.0, 0, "this node was started by a splitd without it: down, then up")
+                continue
+            running = info["statename"] == RUNNING
+            found[process.name] = Status(process.name, info["statename"], info["pid"] if running else 0, float(info["now"] - info["start"]) if running else 0.0,
+                                         ended.get(process.name, 0), info["spawnerr"])
+        return found
+
+    def start(self, process: Process) -> None:
+        """Start one that is stopped."""
+        self._call("startProcess", process.name, True)
+
+    def stop(self, process: Process) -> None:
+        """SIGTERM, SIGKILL after STOP_SECONDS; it stays stopped."""
+        with contextlib.suppress(NotRunning):
+            self._call("stopProcess", process.name, True, timeout=STOP_SECONDS + 10.0)
+
+    def shutdown(self) -> None:
+        """Stop everything and then supervisord itself; returns at once."""
+        self._call("shutdown")
+
+    def _call(self, method: str, *arguments: Any, timeout: float = 10.0) -> Any:
+        try:
+            with _UnixProxy(self._place.supervisor_socket, timeout) as proxy:
+                return getattr(proxy.supervisor, method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode == 70:
+                raise NotRunning(f"{arguments[0]} is not running") from None
+            raise Failure(f"supervisord refused {method} {' '.join(map(str, arguments))}: {fault.faultString}") from None
+        except PermissionError:
+            raise Failure(f"{self._place.supervisor_socket} is not yours: run this as root (sudo)") from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise not_up(self._place) from None
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+            raise Failure(f"supervisord at {self._place.supervisor_socket} does not answer: {error!r}") from None
+
+
+class NotUp(Failure):
+    """There is no supervisord for this state directory."""
+
+
+class NotRunning(Failure):
+    """supervisord was asked to stop what is stopped."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    """supervisor's own SupervisorTransport has no time limit."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__()
+        self._path, self._timeout = path, timeout
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        return _UnixConnection(self._path, self._timeout)
+
+
+class _UnixProxy(xmlrpc.client.ServerProxy):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("http://localhost/RPC2", transport=_UnixTransport(path, timeout))
+
+
+def not_up(place: Place) -> NotUp:
+    """What every verb says of a node that is not up."""
+    return NotUp(f"no node is up at {place.state} (start it: {place.hint('up')})", 3)
+
+
+def _ends(log: Path, pid: int) -> dict[str, int]:
+    """How often each process ended by itself under the supervisord ``pid``, counted in its log."""
+    ended: dict[str, int] = {}
+    for path in (log.with_name(log.name + ".2"), log.with_name(log.name + ".1"), log):
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.endswith(f"supervisord started with pid {pid}"):
+                ended.clear()
+            elif " INFO exited: " in line or " WARN exited: " in line:
+                name = line.partition(" exited: ")[2].split(" ")[0]
+                ended[name] = ended.get(name, 0) + 1
+    return ended
+
+
+# ------------------------------------------------------------------------------------------ starting and ending
+
+
+def is_up(place: Place) -> bool:
+    """Whether a supervisord holds the node's lock."""
+    try:
+        with open(place.lock, "rb") as file:
+            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        raise Failure(f"{place.lock} is not readable: run this as root (sudo)") from None
+
+
+def _try_lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def claimed(place: Place) -> Iterator[int | None]:
+    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already."""
+    place.state.mkdir(parents=True, exist_ok=True, mode=0o711)
+    fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd if _try_lock(fd, fcntl.LOCK_EX) else None
+    finally:
+        os.close(fd)
+
+
+def prepare(place: Place) -> list[str]:
+    """Write what supervisord reads; the answer is its command line."""
+    place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place.supervisord_conf.write_text(render(place))
+    place.remember()
+    return [sys.executable, "-m", "supervisor.supervisord", "-c", str(place.supervisord_conf)]
+
+
+def start(place: Place, lock: int, seconds: float) -> None:
+    """Start supervisord in a session of its own, and wait until it answers."""
+    said = place.state / "supervisord.out"
+    with said.open("wb") as out:
+        process = subprocess.Popen([*prepare(place), "--silent"], cwd=TOP, env=environment(os.environ), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                   pass_fds=(lock,), start_new_session=True)
+    wait(lambda: process.poll() is not None or answers(place), seconds)
+    if process.poll() is not None or not answers(place):
+        lines = said.read_text(errors="replace").strip().splitlines()
+        raise Failure(f"supervisord did not start: {lines[-1] if lines else f'exit code {process.poll()}'} (see {place.logs / 'supervisord.log'})")
+
+
+def become(place: Place, lock: int) -> None:
+    """Become supervisord: for systemd, or a terminal. Does not return."""
+    os.set_inheritable(lock, True)
+    command = prepare(place)
+    os.chdir(TOP)
+    os.execve(command[0], command, environment(os.environ))
+
+
+def answers(place: Place) -> bool:
+    """Whether supervisord answers yet."""
+    try:
+        Supervisor(place).pid()
+    except Failure:
+        return False
+    return True
+
+
+def wait(condition: Callable[[], object], seconds: float, pause: float = 0.05) -> bool:
+    """Ask ``condition`` until it is true, for at most ``seconds``."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+    return True

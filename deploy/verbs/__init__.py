@@ -1,0 +1,1 @@
+"""One file for each verb of the splitd command: HELP, arguments(parser), run(arguments)."""

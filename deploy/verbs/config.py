@@ -1,0 +1,57 @@
+"""``splitd config default|check|dump``: the configuration file explained, checked, and as it takes effect."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from deploy import configuration, place
+from deploy.failure import Failure, mistyped
+from services.kit import settings
+
+HELP = "print the default configuration with its comments, check a file, or print what takes effect"
+ACTIONS = ("default", "check", "dump")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", metavar="ACTION", help="default: every table, commented; check: errors and warnings; dump: what takes effect")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    action = arguments.action
+    if action not in ACTIONS:
+        raise Failure(mistyped(action, list(ACTIONS), "action") if action else f"say what to do: config {'|'.join(ACTIONS)}", 2)
+    if action == "default":
+        print(configuration.text(settings.File(), comments=True), end="")
+        return 0
+    path = place.config_file(arguments)
+    if action == "check":
+        return _check(path)
+    refuse_errors(path)
+    here = place.find(arguments, remembered=False)
+    print(configuration.text(settings.read(path), comments=False, root=here.root, state=here.state), end="")
+    return 0
+
+
+def _check(path: Path | None) -> int:
+    if path is None:
+        print(f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)")
+        return 0
+    found = configuration.check(path)
+    for line in found.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    for line in found.errors:
+        print(f"splitd: {line}", file=sys.stderr)
+    if not found.errors:
+        print(f"{path} is good")
+    return 1 if found.errors else 0
+
+
+def refuse_errors(path: Path | None) -> None:
+    """A Failure with all that is wrong with a configuration file; warnings go to standard error."""
+    found = configuration.check(path)
+    for line in found.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    if found.errors:
+        raise Failure("\nsplitd: ".join(found.errors))

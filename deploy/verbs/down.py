@@ -1,0 +1,48 @@
+"""``splitd down``: stop the node. Containers go on running, under their shims, and the next ``splitd up`` finds them again."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from deploy import containers, place, supervision
+from deploy.failure import Failure
+from deploy.place import Place
+from deploy.processes import NAMES, STOP_SECONDS, named
+from deploy.verbs import up
+
+HELP = "stop the node; containers go on running unless --containers is given"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("service", nargs="*", metavar="SERVICE", help=f"stop only these; they stay down until splitd up ({', '.join(NAMES)})")
+    parser.add_argument("--containers", action="store_true", help="stop the containers of all namespaces first, and delete their tasks")
+    parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="with --containers: from SIGTERM to SIGKILL (default 10)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    services = up.known(arguments.service)
+    if services and arguments.containers:
+        raise Failure("--containers stops the whole node: name no services with it", 2)
+    here = place.find(arguments)
+    supervisor = supervision.Supervisor(here)
+    pid = supervisor.pid()
+    if services:
+        for name in reversed(NAMES):
+            if name in services:
+                supervisor.stop(named(name))
+                print(f"stopped {name}")
+        return 0
+    if arguments.containers:
+        stopped = asyncio.run(containers.stop_all(here.socket, arguments.grace))
+        print(f"stopped {stopped} container{'' if stopped == 1 else 's'}")
+    supervisor.shutdown()
+    _wait_for_end(here, pid)
+    print(f"the node at {here.state} is down{'' if arguments.containers else '; containers go on running'}")
+    return 0
+
+
+def _wait_for_end(here: Place, pid: int) -> None:
+    seconds = STOP_SECONDS * len(NAMES)
+    if not supervision.wait(lambda: not supervision.is_up(here), seconds):
+        raise Failure(f"supervisord (pid {pid}) has not ended within {seconds} s: see {here.hint('logs supervisord')}")

@@ -1,0 +1,109 @@
+"""``splitd up``: start the node, or what of it is stopped, and wait until it is healthy."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import os
+import shutil
+import sys
+
+from deploy import health, place, supervision
+from deploy.failure import Failure, mistyped
+from deploy.place import Place
+from deploy.processes import NAMES, named
+from deploy.verbs import config
+
+HELP = "start the node, or what of it is stopped, and wait until it is healthy"
+
+NEEDED = {
+    "setpriv": "util-linux",
+    "runc": "runc",
+    "containerd-shim-runc-v2": "containerd",
+}
+"""Programs that a node starts, and the Debian packages that have them."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("service", nargs="*", metavar="SERVICE", help=f"start only these again, on a node that is up ({', '.join(NAMES)})")
+    parser.add_argument("--foreground", action="store_true", help="stay in the foreground, for systemd: become supervisord")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for health (default 60)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    here = place.find(arguments, remembered=False)
+    services = known(arguments.service)
+    if os.geteuid() != 0:
+        raise Failure("a node mounts file systems and starts containers: run this as root (sudo)")
+    place.check(here)
+    config.refuse_errors(here.config)
+    check_machine()
+    with supervision.claimed(here) as lock:
+        if lock is None:
+            return _again(here, services, arguments)
+        if services:
+            raise supervision.not_up(here)
+        if arguments.foreground:
+            supervision.become(here, lock)
+        supervision.start(here, lock, arguments.timeout)
+    return _report(here, arguments.timeout, "the node is up")
+
+
+def known(names: list[str]) -> set[str]:
+    """Names of services as typed, checked."""
+    for name in names:
+        if name not in NAMES:
+            raise Failure(mistyped(name, list(NAMES), "service"), 2)
+    return set(names)
+
+
+def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> int:
+    """The node is up already: start what is stopped, and say so."""
+    running = place.recall(here.state)
+    if running is not None and running.root != here.root:
+        raise Failure(f"the node at {here.state} is up with root {running.root}, not {here.root}: splitd down first, or choose another state directory")
+    if arguments.foreground:
+        raise Failure(f"the node at {here.state} is up already: {here.hint('down')} first")
+    supervisor = supervision.Supervisor(here)
+    if not supervision.wait(lambda: supervision.answers(here), arguments.timeout):
+        supervisor.pid()  # raises what is wrong
+    stopped = [s.name for s in supervisor.processes().values() if s.state not in (supervision.RUNNING, "STARTING", "ABSENT")]
+    chosen = [name for name in stopped if not services or name in services]
+    for name in chosen:
+        supervisor.start(named(name))
+    said = f"started {', '.join(chosen)}" if chosen else "the node is up already"
+    if running is not None and running.config != here.config:
+        said += f" (with configuration {running.config or 'defaults'}; another is read after splitd down)"
+    return _report(here, arguments.timeout, said)
+
+
+def _report(here: Place, seconds: float, said: str) -> int:
+    sick = [h for h in health.wait(here, seconds) if not h.healthy]
+    if not sick:
+        print(f"{said}: {here.socket}")
+        print(f"  try  ctr -a {here.socket} version\n       {here.hint('status')}")
+        return 0
+    for each in sick:
+        print(f"splitd: {each.status.name} is not healthy: {each.trouble}{last_words(here, each.status.name)}", file=sys.stderr)
+    print(f"splitd: see {here.hint(f'logs {sick[0].status.name}')}", file=sys.stderr)
+    return 1
+
+
+def last_words(here: Place, service: str) -> str:
+    """The last warning or error that a service logged, to be put after what is wrong with it."""
+    try:
+        lines = here.log(service).read_text(errors="replace").splitlines()[-200:]
+    except OSError:
+        return ""
+    found = [line for line in lines if " ERROR " in line or " WARNING " in line]
+    return f"\n  its log: {found[-1]}" if found else ""
+
+
+def check_machine() -> None:
+    """One Failure with all that is missing on this machine, and the line that installs it."""
+    path = supervision.environment(os.environ)["PATH"]
+    missing = {name: package for name, package in NEEDED.items() if shutil.which(name, path=path) is None}
+    if ctypes.util.find_library("archive") is None:
+        missing["libarchive.so.13"] = "libarchive13"
+    if missing:
+        raise Failure(f"{', '.join(missing)} not found: apt-get install {' '.join(sorted(set(missing.values())))}")
