@@ -1,0 +1,1 @@
+"""The images service: names for content."""

@@ -1,0 +1,51 @@
+"""The records behind images, in the metadata service, which may be away for a moment."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.splitd.records.v1 import records_pb2
+from services.kit import errors
+from services.kit.rpc import Call, Channel
+
+
+class ImageRecords:
+    """metadata's Records service as the caller of ``call``, for what it keeps of images.
+
+    Messages are those of containerd's Images service and go through as they are. A call that is to be made while metadata is away waits for it first,
+    ``hold`` seconds at most.
+    """
+
+    def __init__(self, channel: Channel, *, hold: float) -> None:
+        self._channel = channel
+        self._hold = hold
+        self._records = channel.client(records_pb2.DESCRIPTOR.services_by_name["Records"])
+
+    async def read(self, method: str, request: Any, call: Call) -> Any:
+        """A call that changes nothing: made once more if metadata went away meanwhile."""
+        patience = time.monotonic() + self._hold
+        try:
+            return await self._made(method, request, call, patience)
+        except errors.Unavailable:
+            return await self._made(method, request, call, patience)
+
+    async def change(self, method: str, request: Any, call: Call) -> Any:
+        """A call that is made once: if metadata goes away meanwhile, nobody knows whether it happened."""
+        return await self._made(method, request, call, time.monotonic() + self._hold)
+
+    async def collect(self, call: Call) -> None:
+        """Run the garbage collector, and return when it is done, however long that takes."""
+        await self._there(call, time.monotonic() + self._hold)
+        await self._records.Collect(Empty(), headers=call.passed_on(), timeout=call.remaining())
+
+    async def _made(self, method: str, request: Any, call: Call, patience: float) -> Any:
+        await self._there(call, patience)
+        return await getattr(self._records, method)(request, headers=call.passed_on())
+
+    async def _there(self, call: Call, patience: float) -> None:
+        if not self._channel.connected():
+            end = patience if call.deadline is None else min(patience, call.deadline)
+            await self._channel.wait_connected(max(0.0, end - time.monotonic()))
