@@ -1,0 +1,102 @@
+"""The two daemons that are compared: Debian's containerd and a node, each with a root of its own on a loop-mounted xfs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A daemon under test: its name, its socket, and what names its processes on their command lines."""
+
+    name: str
+    socket: Path
+    marks: tuple[str, ...]
+
+    def pids(self) -> list[int]:
+        """Its processes: those that have one of ``marks`` among their arguments, but for shims."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                    mine = any(a == m or a.startswith(m + "/") for a in arguments for m in self.marks)
+                    if mine and "containerd-shim" not in arguments[0] and int(entry.name) != os.getpid():
+                        found.append(int(entry.name))
+        return found
+
+    def pss_mb(self) -> float:
+        """Proportional set size of all its processes together, in MB (1e6 bytes)."""
+        total = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                line = next(x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:"))
+                total += int(line.split()[1]) * 1024
+        return total / 1e6
+
+
+@contextlib.contextmanager
+def xfs(image: Path, mount_point: Path, size_gib: int = 8) -> Iterator[Path]:
+    """A new xfs on a sparse file, mounted."""
+    image.parent.mkdir(parents=True, exist_ok=True)
+    mount_point.mkdir(parents=True, exist_ok=True)
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(size_gib << 30)
+    subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(mount_point)], check=True)
+    try:
+        yield mount_point
+    finally:
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            point = line.split()[4]
+            if point.startswith(f"{mount_point}/"):
+                subprocess.run(["umount", "-l", point], check=False)
+        subprocess.run(["umount", "-l", str(mount_point)], check=True)
+        image.unlink()
+
+
+@contextlib.contextmanager
+def containerd(directory: Path) -> Iterator[Peer]:
+    """Debian's containerd, without CRI."""
+    state = directory / "state"
+    state.mkdir()
+    socket, config = state / "c.sock", directory / "config.toml"
+    config.write_text(f'version = 2\nroot = "{directory}/root"\nstate = "{state}"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                      f'[grpc]\naddress = "{socket}"\n')
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(["containerd", "-c", str(config)], stdout=log, stderr=log)
+    try:
+        _wait(socket, directory / "log")
+        yield Peer("containerd", socket, (str(config),))
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def splitd(directory: Path) -> Iterator[Peer]:
+    """A node, by ``splitd up``. Its state is on the same file system as its root."""
+    where = ["--root", str(directory / "root"), "--state", str(directory / "state")]
+    subprocess.run([sys.executable, "-m", "deploy", "up", *where], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
+    try:
+        yield Peer("splitd", directory / "state/containerd.sock", (str(directory / "state"),))
+    finally:
+        subprocess.run([sys.executable, "-m", "deploy", "down", "--containers", *where], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
+
+
+def _wait(socket: Path, log: Path) -> None:
+    end = time.monotonic() + 20
+    while subprocess.run(["ctr", "-a", str(socket), "version"], capture_output=True, check=False).returncode:
+        if time.monotonic() > end:
+            raise RuntimeError(f"{socket} does not answer:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)

@@ -1,0 +1,159 @@
+"""Any process of the node may be killed at any time: the node heals, and no container notices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import Node, eventually
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(600)]
+
+SERVICES = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
+CONTAINERS = 10
+HEAL_SECONDS = 5.0
+
+
+class Subscriber:
+    """``ctr events``, started again when the gateway under it dies, as a client would."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._stop = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+        self.lines: list[str] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._stop.is_set():
+            self._process = subprocess.Popen(["ctr", "-a", str(self._node.socket), "events"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                self.lines.append(line)
+            self._process.wait()
+            self._stop.wait(0.05)
+
+    def saw_exit(self, container: str) -> bool:
+        """Whether the exit of a container's init has been delivered."""
+        return any("/tasks/exit" in line and f'"{container}"' in line for line in list(self.lines))
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._process is not None:
+            self._process.kill()
+        self._thread.join(10)
+
+
+@pytest.fixture
+def subscriber(node: Node) -> Iterator[Subscriber]:
+    running = Subscriber(node)
+    yield running
+    running.stop()
+
+
+def start(node: Node, box: str, name: str) -> None:
+    node.ctr("run", "-d", box, name, "sleep", "1000")
+
+
+def test_each_process_is_killed_three_times_while_ten_containers_run(node: Node, box: str, subscriber: Subscriber) -> None:
+    """After each kill -9: healthy within 5 s, the containers' pids unchanged and RUNNING, exec works, and an exit is delivered."""
+    names = [f"c{i}" for i in range(CONTAINERS)]
+    for name in names:
+        start(node, box, name)
+    serial = CONTAINERS
+    slowest = 0.0
+    for round_number in range(3):
+        for service in SERVICES:
+            before = {n: pid for n, (pid, _) in node.tasks().items()}
+            assert sorted(before) == sorted(names)
+            old = node.kill(service)
+            killed = time.monotonic()
+            node.wait_healthy(HEAL_SECONDS)
+            took = time.monotonic() - killed
+            slowest = max(slowest, took)
+            assert took < HEAL_SECONDS, f"{service} took {took:.1f} s to heal"
+            assert node.pid(service) not in (0, old)
+            assert node.tasks() == {n: (pid, "RUNNING") for n, pid in before.items()}, f"after {service} was killed"
+            assert all(os.path.exists(f"/proc/{pid}") for pid in before.values())
+            assert node.out("tasks", "exec", "--exec-id", f"e{serial}", names[-1], "echo", "in") == "in\n"
+            victim = names.pop(0)
+            node.ctr("tasks", "kill", "-s", "SIGKILL", victim)
+            eventually(lambda v=victim: subscriber.saw_exit(v), f"no exit event of {victim} after {service} was killed in round {round_number}")  # type: ignore[misc]
+            eventually(lambda v=victim: node.tasks()[v][1] == "STOPPED", f"{victim} is not STOPPED")  # type: ignore[misc]
+            node.ctr("tasks", "rm", victim)
+            node.ctr("containers", "rm", victim)
+            names.append(f"c{serial}")
+            start(node, box, names[-1])
+            serial += 1
+    print(f"slowest healing {slowest:.1f} s")
+
+
+def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box: str, subscriber: Subscriber) -> None:
+    """The exit happens while nobody watches the shim; the tasks service that starts next reports it, and a Wait that was open answers."""
+    start(node, box, "away")
+    waiting = subprocess.Popen(["ctr", "-a", str(node.socket), "tasks", "attach", "away"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pid, _ = node.tasks()["away"]
+    node.kill("tasks")
+    os.kill(pid, 9)
+    node.wait_healthy(HEAL_SECONDS)
+    eventually(lambda: node.tasks()["away"][1] == "STOPPED", "the task is not STOPPED")
+    eventually(lambda: subscriber.saw_exit("away"), "the exit was not reported")
+    assert waiting.wait(20) == 137
+    assert len([x for x in subscriber.lines if "/tasks/exit" in x and '"away"' in x]) == 1, "the exit was reported more than once"
+    node.ctr("tasks", "rm", "away", ok=None)  # attach has removed it already
+    node.ctr("containers", "rm", "away")
+
+
+def test_a_service_stopped_on_purpose_says_so_at_once(node: Node) -> None:
+    """UNAVAILABLE with the service's name within a second; the others go on; it is used again as soon as it is back."""
+    import xmlrpc.client
+
+    from gateway.supervision import _UnixConnection
+
+    def supervisor(method: str, *arguments: object) -> object:
+        connection = _UnixConnection(node.state / "supervisor.sock")
+        connection.timeout = 30
+        connection.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, f"supervisor.{method}"), {"Content-Type": "text/xml"})
+        return xmlrpc.client.loads(connection.getresponse().read().decode())[0][0]
+
+    supervisor("stopProcess", "images")
+    try:
+        start_time = time.monotonic()
+        refused = node.ctr("images", "ls", ok=False)
+        assert time.monotonic() - start_time < 1.0
+        assert "images" in refused.stderr
+        assert "stopped" in refused.stderr
+        node.ctr("containers", "ls")
+    finally:
+        supervisor("startProcess", "images")
+    eventually(lambda: node.ctr("images", "ls", ok=None).returncode == 0, "images is not used again", 5)
+
+
+def test_a_hung_service_fails_its_own_calls_only(node: Node) -> None:
+    """A service under SIGSTOP answers UNAVAILABLE by name within the hold; other services answer as ever; health says which; SIGCONT heals."""
+    import signal
+
+    pid = node.pid("images")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        refused = node.ctr("images", "ls", ok=False, seconds=30)
+        assert "images" in refused.stderr
+        start_time = time.monotonic()
+        node.ctr("containers", "ls")
+        assert time.monotonic() - start_time < 2.0
+        again = time.monotonic()
+        node.ctr("images", "ls", ok=False, seconds=30)
+        assert time.monotonic() - again < 2.0, "a service known to be sick must fail fast"
+        status = node.status()
+        assert not status["healthy"]
+        assert next(s for s in status["services"] if s["name"] == "images")["health"] != "SERVING"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: node.ctr("images", "ls", ok=None).returncode == 0, "images is not used again", 10)
+    node.wait_healthy()

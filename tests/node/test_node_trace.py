@@ -1,0 +1,122 @@
+"""One call is one trace, in every process that it crosses."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+
+from api.containerd.services.diff.v1 import diff_pb2
+from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.containerd.types.descriptor_pb2 import Descriptor
+from deploy.images import Registry, busybox_image
+from services.kit.rpc import Channel
+from tests.support import Node, eventually, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = {"containerd-namespace": "default", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+
+
+class Collector:
+    """An OTLP collector on a loopback port: service.name and kind of the spans received, by trace id."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._server = grpc.server(futures.ThreadPoolExecutor(2))
+        handler = grpc.unary_unary_rpc_method_handler(self._export, otlp.ExportTraceServiceRequest.FromString, otlp.ExportTraceServiceResponse.SerializeToString)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler}),))
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def _export(self, request: Any, context: Any) -> Any:
+        with self._lock:
+            for resource in request.resource_spans:
+                name = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+                for scope in resource.scope_spans:
+                    for span in scope.spans:
+                        self.spans[span.trace_id.hex()].append((name, span.name))
+        return otlp.ExportTraceServiceResponse()
+
+    def processes(self, trace: str) -> set[str]:
+        with self._lock:
+            return {name for name, _ in self.spans[trace]}
+
+    def stop(self) -> None:
+        self._server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    running = Collector()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def traced(collector: Collector) -> Iterator[Node]:
+    with short_directory() as directory:
+        node = Node(directory, env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}", "OTEL_BSP_SCHEDULE_DELAY": "200"})
+        try:
+            node.up()
+            yield node
+        finally:
+            node.clear()
+
+
+def test_an_apply_is_one_trace_from_the_client_to_the_worker(traced: Node, collector: Collector, registry: Registry, tmp_path: Path) -> None:
+    """Diff.Apply crosses gateway, snapshots, its worker, metadata and content: all have spans of the client's trace."""
+    image = busybox_image()
+    layer = image.layers[0]
+    traced.ctr("content", "ingest", "--expected-digest", layer, "layer", stdin=image.blobs[layer], text=False)
+    traced.ctr("content", "label", layer, "containerd.io/gc.root=2026-01-01T00:00:00Z")
+
+    async def apply() -> None:
+        async with Channel(traced.socket) as channel:
+            snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+            labels = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
+            made = await snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="traced", labels=labels), headers=PARENT)
+            diff = channel.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
+            descriptor = Descriptor(media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer]))
+            await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=PARENT)
+
+    asyncio.run(apply())
+    wanted = {"splitd-gateway", "splitd-snapshots", "splitd-apply", "splitd-metadata", "splitd-content"}
+    eventually(lambda: wanted <= collector.processes(TRACE), f"the trace has {collector.processes(TRACE)}")
+
+
+def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
+    """A call relayed to images or tasks continues its client's trace there, and in metadata behind images."""
+    from api.containerd.services.images.v1 import images_pb2
+    from api.containerd.services.tasks.v1 import tasks_pb2
+
+    trace = TRACE[::-1]
+    headers = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+
+    async def ask() -> None:
+        async with Channel(traced.socket) as channel:
+            await channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"]).List(images_pb2.ListImagesRequest(), headers=headers)
+            await channel.client(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]).List(tasks_pb2.ListTasksRequest(), headers=headers)
+
+    asyncio.run(ask())
+    wanted = {"splitd-gateway", "splitd-images", "splitd-metadata", "splitd-tasks"}
+    eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
+
+
+def test_a_client_without_a_trace_gets_one(traced: Node, collector: Collector) -> None:
+    """ctr sends no traceparent: the gateway begins the trace, and the services continue it."""
+    subprocess.run(["ctr", "-a", str(traced.socket), "images", "ls"], check=True, capture_output=True)
+    eventually(lambda: any({"splitd-gateway", "splitd-images", "splitd-metadata"} <= collector.processes(t)
+                           for t in list(collector.spans) if t not in (TRACE, TRACE[::-1])), "no trace of ctr's call")
