@@ -1,0 +1,204 @@
+"""The directory of a task, laid out as containerd does, since shims and operators' tools know it::
+
+    STATE/io.containerd.runtime.v2.task/NAMESPACE/ID/
+        config.json         the OCI spec, byte for byte as the container's record has it
+        rootfs/             where the shim mounts the root filesystem
+        work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID
+        log                 a FIFO that the shim logs to
+        shim-binary-path    the shim's program, written before it is started: whoever finds the bundle can clean up with it
+        bootstrap.json      how to reach the shim: protocol, address, version of its task API. Absent: it never got that far
+        address, init.pid, options.json, runtime ...    the shim's own
+
+A bundle is deleted by renaming it to a hidden name first, so that a half deleted one is never taken for a task.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.kit import errors, identifiers
+
+TASKS = "io.containerd.runtime.v2.task"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """How to reach a shim: ``ttrpc`` or ``grpc``, at ``unix://PATH`` (or an abstract socket's bare name), with task API 2 or 3."""
+
+    protocol: str
+    address: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One task's directory; nothing here needs it to exist."""
+
+    namespace: str
+    id: str
+    path: Path
+    work: Path
+
+    @classmethod
+    def of(cls, root: Path, state: Path, namespace: str, name: str) -> Bundle:
+        return cls(namespace, name, state / TASKS / namespace / name, root / TASKS / namespace / name)
+
+    def create(self, spec: bytes | None, *, gid: int = 0) -> None:
+        """Make the directories and write the spec. ``gid`` is the group that a user namespace maps its root to: it may enter then."""
+        try:
+            identifiers.validate(self.id)
+        except errors.InvalidArgument as error:
+            raise errors.InvalidArgument.verbatim(f"invalid task id {self.id}: {error}") from None
+        for directory in (*reversed(self.path.parents[:2]), *reversed(self.work.parents[:2])):
+            _mkdir(directory, 0o711, exist_ok=True)
+        _mkdir(self.path, 0o700)
+        try:
+            if gid:
+                os.chown(self.path, -1, gid)
+                os.chmod(self.path, 0o710)  # noqa: S103 as containerd does
+            _mkdir(self.path / "rootfs", 0o711)
+            try:
+                _mkdir(self.work, 0o711)
+            except FileExistsError:
+                shutil.rmtree(self.work)
+                _mkdir(self.work, 0o711)
+            os.symlink(self.work, self.path / "work")
+            if spec is not None:
+                (self.path / "config.json").write_bytes(spec)
+        except BaseException:
+            self.delete()
+            raise
+
+    def delete(self) -> None:
+        """Unmount the root filesystem and remove all; what is not there is no error. Never removes anything *in* a root filesystem."""
+        rootfs = self.path / "rootfs"
+        if self.path.exists():
+            _unmount(rootfs)
+            try:
+                rootfs.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError:
+                _unmount_below(rootfs)
+                rootfs.rmdir()
+            _remove(self.path)
+        _remove(self.work)
+
+    # -- what is remembered about the shim
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def write_program(self, program: str) -> None:
+        """Remember the shim's program."""
+        _write(self.path / "shim-binary-path", program, 0o600)
+
+    def program(self) -> str:
+        """The shim's program, or an empty string."""
+        try:
+            return (self.path / "shim-binary-path").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def write_address(self, address: Address) -> None:
+        """Remember how to reach the shim."""
+        fields = {"version": address.version, "address": address.address, "protocol": address.protocol}
+        _write(self.path / "bootstrap.json", json.dumps(fields, separators=(",", ":")), 0o644)
+
+    def read_address(self) -> Address | None:
+        """How to reach the shim; None if that was never known. Shims before 1.7 leave a bare ``address``, which containerd reads too."""
+        try:
+            fields = json.loads((self.path / "bootstrap.json").read_text())
+            return Address(str(fields["protocol"]), str(fields["address"]), int(fields["version"]))
+        except FileNotFoundError:
+            pass
+        try:
+            text = (self.path / "address").read_text().strip()
+        except FileNotFoundError:
+            return None
+        return Address("ttrpc", text, 2) if text else None
+
+    def init_pid(self) -> int:
+        """The pid that the shim wrote down for the task's init, 0 if it never had one."""
+        try:
+            return int((self.path / "init.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+
+def remapped_gid(spec: bytes) -> int:
+    """The host's group for group 0 of the spec's user namespace; 0 if it has none. Most specs have none, and are not parsed."""
+    if b"idMappings" not in spec:
+        return 0
+    try:
+        linux = json.loads(spec).get("linux") or {}
+        return next((int(m.get("hostID", 0)) for m in linux.get("gidMappings") or () if not m.get("containerID")), 0)
+    except (ValueError, AttributeError) as error:
+        raise errors.Unknown(f"spec: {error}") from None
+
+
+def _mkdir(path: Path, mode: int, *, exist_ok: bool = False) -> None:
+    try:
+        path.mkdir(mode, parents=exist_ok)
+    except FileExistsError:
+        if not exist_ok:
+            raise
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Replace a file at once: a reader after a crash finds all of it or nothing."""
+    temporary = path.with_name(f".{path.name}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def _remove(path: Path) -> None:
+    hidden = path.with_name(f".{path.name}")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    try:
+        path.rename(hidden)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(hidden)
+
+
+def _unmount(rootfs: Path) -> None:
+    """Unmount all that is at or below ``rootfs``. The common case, one mount or none, costs one call and does not read the mount table."""
+    while True:
+        if _libc.umount2(os.fsencode(rootfs), 0) == 0:
+            continue
+        code = ctypes.get_errno()
+        if code in (errno.EINVAL, errno.ENOENT):
+            return
+        if code != errno.EBUSY:
+            raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")
+        _unmount_below(rootfs)
+        if _libc.umount2(os.fsencode(rootfs), 2) != 0:  # MNT_DETACH: somebody still looks at it; it goes when they are done
+            code = ctypes.get_errno()
+            raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")
+
+
+def _unmount_below(directory: Path) -> None:
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
+        if point.startswith(f"{directory}/"):
+            points.append(point)
+    for point in sorted(points, key=len, reverse=True):
+        if _libc.umount2(os.fsencode(point), 2) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"unmount {point}: {os.strerror(code)}")

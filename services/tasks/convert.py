@@ -1,0 +1,127 @@
+"""The domain's values as protobuf messages and back: for the API (server, remote), for shims, and for what is read through the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from api.containerd.runtime.task.v3 import shim_pb2 as shim
+from api.containerd.services.containers.v1 import containers_pb2
+from api.containerd.services.tasks.v1 import tasks_pb2 as pb
+from api.containerd.types import descriptor_pb2, metrics_pb2, mount_pb2
+from api.containerd.types.task import task_pb2
+from services.tasks.store import IO, Container, CreateOptions, Descriptor, Exit, Metric, Mount, Opaque, Process, ProcessInfo, Status
+
+_SECOND = 1_000_000_000
+_STATUSES = frozenset(s.value for s in Status)
+
+
+def opaque_to_pb(value: Opaque | None) -> Any | None:
+    """None stays absent."""
+    return None if value is None else Any(type_url=value.type, value=value.value)
+
+
+def opaque_from_pb(value: Any, *, present: bool = True) -> Opaque | None:
+    """An absent Any is None."""
+    return Opaque(value.type_url, value.value) if present else None
+
+
+def time_to_pb(nanoseconds: int | None) -> Timestamp | None:
+    """Go's zero time (the year 1) included."""
+    return None if nanoseconds is None else Timestamp(seconds=nanoseconds // _SECOND, nanos=nanoseconds % _SECOND)
+
+
+def time_from_pb(value: Timestamp, *, present: bool = True) -> int | None:
+    return value.seconds * _SECOND + value.nanos if present else None
+
+
+def mounts_to_pb(mounts: Iterable[Mount]) -> list[mount_pb2.Mount]:
+    return [mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options) for m in mounts]
+
+
+def mounts_from_pb(mounts: Iterable[mount_pb2.Mount]) -> tuple[Mount, ...]:
+    return tuple(Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts)
+
+
+def descriptor_to_pb(value: Descriptor) -> descriptor_pb2.Descriptor:
+    return descriptor_pb2.Descriptor(media_type=value.media_type, digest=value.digest, size=value.size, annotations=dict(value.annotations))
+
+
+def descriptor_from_pb(value: descriptor_pb2.Descriptor) -> Descriptor:
+    return Descriptor(value.media_type, value.digest, value.size, dict(value.annotations))
+
+
+def create_to_pb(name: str, options: CreateOptions) -> pb.CreateTaskRequest:
+    io = options.io
+    return pb.CreateTaskRequest(
+        container_id=name, rootfs=mounts_to_pb(options.rootfs), stdin=io.stdin, stdout=io.stdout, stderr=io.stderr, terminal=io.terminal,
+        checkpoint=None if options.checkpoint is None else descriptor_to_pb(options.checkpoint), options=opaque_to_pb(options.options),
+        runtime_path=options.runtime)
+
+
+def create_from_pb(request: pb.CreateTaskRequest) -> CreateOptions:
+    return CreateOptions(
+        io=IO(request.stdin, request.stdout, request.stderr, request.terminal), rootfs=mounts_from_pb(request.rootfs),
+        checkpoint=descriptor_from_pb(request.checkpoint) if request.HasField("checkpoint") else None,
+        options=opaque_from_pb(request.options, present=request.HasField("options")), runtime=request.runtime_path)
+
+
+def process_to_pb(value: Process) -> task_pb2.Process:
+    io = value.io
+    return task_pb2.Process(
+        id=value.id, pid=value.pid, status=value.status.value, stdin=io.stdin, stdout=io.stdout, stderr=io.stderr,  # type: ignore[arg-type]
+        terminal=io.terminal, exit_status=value.exit_status, exited_at=time_to_pb(value.exited_at))
+
+
+def process_from_pb(value: task_pb2.Process) -> Process:
+    return Process(value.id, value.pid, Status(value.status), IO(value.stdin, value.stdout, value.stderr, value.terminal),
+                   value.exit_status, time_from_pb(value.exited_at, present=value.HasField("exited_at")))
+
+
+def process_from_shim(name: str, state: shim.StateResponse) -> Process:
+    """What a shim says of the process ``name``; a status of the future is UNKNOWN."""
+    status = Status(state.status) if state.status in _STATUSES else Status.UNKNOWN
+    return Process(name, state.pid, status, IO(state.stdin, state.stdout, state.stderr, state.terminal),
+                   state.exit_status, time_from_pb(state.exited_at, present=state.HasField("exited_at")))
+
+
+def pids_to_pb(values: Iterable[ProcessInfo]) -> pb.ListPidsResponse:
+    return pb.ListPidsResponse(processes=[task_pb2.ProcessInfo(pid=v.pid, info=opaque_to_pb(v.info)) for v in values])
+
+
+def pids_from_pb(values: Iterable[task_pb2.ProcessInfo]) -> list[ProcessInfo]:
+    return [ProcessInfo(v.pid, opaque_from_pb(v.info, present=v.HasField("info"))) for v in values]
+
+
+def metric_to_pb(value: Metric) -> metrics_pb2.Metric:
+    return metrics_pb2.Metric(id=value.id, timestamp=time_to_pb(value.at), data=opaque_to_pb(value.data))
+
+
+def metric_from_pb(value: metrics_pb2.Metric) -> Metric:
+    return Metric(value.id, time_from_pb(value.timestamp) or 0, opaque_from_pb(value.data, present=value.HasField("data")))
+
+
+def delete_to_pb(value: Exit, exec_id: str = "") -> pb.DeleteResponse:
+    return pb.DeleteResponse(id=exec_id, pid=value.pid, exit_status=value.status, exited_at=time_to_pb(value.at))
+
+
+def delete_from_pb(value: pb.DeleteResponse | shim.DeleteResponse) -> Exit:
+    """Of the API or of a shim, which have the same fields for this."""
+    return Exit(value.exit_status, time_from_pb(value.exited_at, present=value.HasField("exited_at")), value.pid)
+
+
+def wait_to_pb(value: Exit) -> pb.WaitResponse:
+    return pb.WaitResponse(exit_status=value.status, exited_at=time_to_pb(value.at))
+
+
+def wait_from_pb(value: pb.WaitResponse | shim.WaitResponse, pid: int = 0) -> Exit:
+    """Of the API or of a shim; neither says the pid."""
+    return Exit(value.exit_status, time_from_pb(value.exited_at, present=value.HasField("exited_at")), pid)
+
+
+def container_from_pb(value: containers_pb2.Container) -> Container:
+    return Container(
+        value.id, value.runtime.name, opaque_from_pb(value.runtime.options, present=value.runtime.HasField("options")),
+        opaque_from_pb(value.spec, present=value.HasField("spec")), value.snapshotter, value.snapshot_key, dict(value.labels))

@@ -1,0 +1,359 @@
+"""Shims, from outside: how their programs are found, started and asked to clean up, and how one that runs is talked to.
+
+The contract is containerd's runtime v2 (its core/runtime/v2/README.md). A shim's program has two actions. ``start``, in the bundle: it leaves a process
+of its own behind and prints where that listens. ``delete``: it kills and unmounts what a dead shim left, and prints how the task ended.
+What listens has the Task service, version 2 or 3 (the same messages), over ttrpc or gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+
+from api.containerd.runtime.bootstrap.v1 import bootstrap_pb2
+from api.containerd.runtime.task.v3 import shim_pb2 as pb
+from api.containerd.types.runc.options import oci_pb2
+from services.kit import errors, rpc, tracing, ttrpc
+from services.kit.any import type_name
+from services.kit.version import VERSION
+from services.tasks import convert
+from services.tasks.bundle import Address, Bundle
+from services.tasks.store import IO, Exit, Mount, Opaque, Process, ProcessInfo
+
+log = logging.getLogger(__name__)
+
+NEWEST = 3
+"""The newest version of the task API."""
+
+_STDOUT_LIMIT = 1 << 20
+
+
+# ---------------------------------------------------------------------------------------------- the program
+
+
+class Programs:
+    """Finds the program of a runtime by its name. What was found is remembered; what was not is looked for again."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, str] = {}
+
+    def find(self, runtime: str) -> str:
+        """The path for ``io.containerd.runc.v2`` (or an absolute path, as it is); errors in containerd's words."""
+        if not runtime:
+            raise errors.Unknown("no runtime name")
+        if runtime.startswith("/"):
+            try:
+                os.stat(runtime)
+            except OSError as error:
+                raise _os_error(f"invalid custom binary path: stat {runtime}", error) from None
+            return runtime
+        parts = runtime.split(".")
+        if "/" in runtime or len(parts) < 2 or not parts[0]:
+            raise errors.Unknown(f"invalid runtime name {runtime}, correct runtime name should be either format like `io.containerd.runc.v2`"
+                                 " or a full path to the binary")
+        name = f"containerd-shim-{parts[-2]}-{parts[-1]}"
+        path = self._found.get(name)
+        if path is None:
+            path = shutil.which(name)
+            if path is None:
+                raise errors.Unknown(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
+            self._found[name] = path = os.path.abspath(path)
+        return path
+
+
+def _os_error(what: str, error: OSError) -> errors.NodeError:
+    """In Go's words, which are what clients know: lower case."""
+    return errors.Unknown(f"{what}: {(error.strerror or str(error)).lower()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What every shim of a node is told: the node's public socket, exactly (shims hash it into their own sockets' names), and the one for events."""
+
+    grpc_address: Path
+    ttrpc_address: Path
+    extra: tuple[str, ...] = ()
+
+    def variables(self, namespace: str) -> dict[str, str]:
+        return {
+            **os.environ, **tracing.environment(), "GOMAXPROCS": "2", "MAX_SHIM_VERSION": "2", "TTRPC_ADDRESS": str(self.ttrpc_address),
+            "GRPC_ADDRESS": str(self.grpc_address), "NAMESPACE": namespace, **dict(e.split("=", 1) for e in self.extra if "=" in e)}
+
+
+class Program:
+    """One runtime's program, to be run for one bundle."""
+
+    _modern: set[tuple[str, int]] = set()
+    """Programs, with the time of their last change, that want BootstrapParams on their standard input (containerd 2.3 and later)."""
+
+    def __init__(self, path: str, bundle: Bundle, environment: Environment) -> None:
+        self.path = path
+        self.bundle = bundle
+        self._environment = environment
+
+    async def start(self, options: Opaque | None, timeout: float) -> Address:
+        """Start a shim, or be told of one that runs and will do; where it listens.
+
+        Its standard input holds the runtime's options as an Any; a program of containerd 2.3 or later refuses that, and is then given BootstrapParams.
+        """
+        key = (self.path, os.stat(self.path).st_mtime_ns)
+        if key not in self._modern:
+            code, output, trouble = await self._run(["start"], _legacy_input(options), timeout)
+            if code == 0:
+                return parse_address(output)
+            if b"through the deprecated API" not in trouble:
+                raise _failed(code, trouble or output)
+            self._modern.add(key)
+        code, output, trouble = await self._run(["start"], self._bootstrap_input(options), timeout)
+        if code != 0:
+            raise _failed(code, trouble or output)
+        return parse_address(output)
+
+    async def delete(self, timeout: float) -> Exit:
+        """Clean up after a dead shim: kill what it ran, unmount; how the task counts as ended."""
+        code, output, trouble = await self._run(["-bundle", str(self.bundle.path), "delete"], b"", timeout)
+        if code != 0:
+            raise _failed(code, trouble)
+        if trouble.strip():
+            log.warning("cleaning up %s/%s: %s", self.bundle.namespace, self.bundle.id, trouble.decode(errors="replace").strip())
+        return convert.delete_from_pb(pb.DeleteResponse.FromString(output))
+
+    def _bootstrap_input(self, options: Opaque | None) -> bytes:
+        params = bootstrap_pb2.BootstrapParams(
+            instance_id=self.bundle.id, namespace=self.bundle.namespace, containerd_version=VERSION, containerd_binary=_publisher(),
+            containerd_ttrpc_address=str(self._environment.ttrpc_address), containerd_grpc_address=str(self._environment.grpc_address))
+        if options is not None:
+            params.extensions.add(value=convert.opaque_to_pb(options))
+        return params.SerializeToString()
+
+    async def _run(self, action: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+        """Exit code, standard output and error. They are files in memory, not pipes: whoever inherits them cannot make us wait."""
+        arguments = ["-namespace", self.bundle.namespace, "-address", str(self._environment.grpc_address), "-publish-binary", _publisher(),
+                     "-id", self.bundle.id, *action]
+        with _memory_file(stdin) as given, _memory_file() as output, _memory_file() as trouble:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    self.path, *arguments, cwd=self.bundle.path, env=self._environment.variables(self.bundle.namespace), stdin=given, stdout=output,
+                    stderr=trouble, start_new_session=True)
+            except OSError as error:
+                raise _os_error(f"fork/exec {self.path}", error) from None
+            try:
+                async with asyncio.timeout(timeout):
+                    code = await process.wait()
+            except (TimeoutError, asyncio.CancelledError) as error:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await asyncio.shield(process.wait())
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                raise errors.DeadlineExceeded(f"{self.path} {action[-1]}: not done after {timeout:g} s") from None
+            return code, os.pread(output, _STDOUT_LIMIT, 0), os.pread(trouble, _STDOUT_LIMIT, 0)
+
+
+@contextlib.contextmanager
+def _memory_file(content: bytes = b"") -> Iterator[int]:
+    fd = os.memfd_create("shim", os.MFD_CLOEXEC)
+    try:
+        if content:
+            os.write(fd, content)
+            os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _legacy_input(options: Opaque | None) -> bytes:
+    value = convert.opaque_to_pb(options)
+    return b"" if value is None else value.SerializeToString()
+
+
+def _publisher() -> str:
+    """The program that a shim would run to publish an event, had it no TTRPC_ADDRESS. All have; the flag must only name something."""
+    return sys.executable
+
+
+def _failed(code: int, trouble: bytes) -> errors.NodeError:
+    status = f"exit status {code}" if code >= 0 else f"signal: {-code}"
+    text = trouble.decode(errors="replace").strip()
+    return errors.Unknown(f"{text}: {status}" if text else status)
+
+
+def parse_address(output: bytes) -> Address:
+    """What ``start`` printed: a BootstrapResult, JSON, or, as shims up to 1.7 do, only an address."""
+    with contextlib.suppress(DecodeError):
+        result = bootstrap_pb2.BootstrapResult.FromString(output)
+        if result.address and result.protocol in ("ttrpc", "grpc"):
+            return _supported(Address(result.protocol, result.address, result.version))
+    text = output.decode(errors="replace").strip()
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        fields = json.loads(text)
+        if fields["version"] >= 2:
+            return _supported(Address(str(fields["protocol"]), str(fields["address"]), int(fields["version"])))
+    if not text:
+        raise errors.Unknown("the shim printed no address")
+    return Address("ttrpc", text, 2)
+
+
+def _supported(address: Address) -> Address:
+    if address.version > NEWEST:
+        raise errors.Unimplemented(f"unsupported shim version ({address.version})")
+    if address.protocol not in ("ttrpc", "grpc"):
+        raise errors.Unknown(f'unexpected protocol: "{address.protocol}"')
+    return address
+
+
+def with_runc_root(options: Opaque | None, program: str, root: Path) -> Opaque | None:
+    """``options`` with runc's state directory set to ``root``, unless they name one or are another runtime's.
+
+    runc's own default is one directory for every containerd of the machine, where same-named containers of two nodes would be one.
+    """
+    if options is None or not options.value:
+        if not Path(program).name.startswith("containerd-shim-runc-") or (options is not None and options.type and not _is_runc(options)):
+            return options
+        return Opaque(oci_pb2.Options.DESCRIPTOR.full_name, oci_pb2.Options(root=str(root)).SerializeToString())
+    if not _is_runc(options):
+        return options
+    try:
+        parsed = oci_pb2.Options.FromString(options.value)
+    except DecodeError as error:
+        raise errors.InvalidArgument(f"runtime options: {error}") from None
+    if parsed.root:
+        return options
+    parsed.root = str(root)
+    return Opaque(options.type, parsed.SerializeToString())
+
+
+def _is_runc(options: Opaque) -> bool:
+    value = convert.opaque_to_pb(options)
+    return value is not None and type_name(value) == oci_pb2.Options.DESCRIPTOR.full_name
+
+
+# ---------------------------------------------------------------------------------------------- the service
+
+
+class Connection:
+    """The Task service of one running shim, for one task. Calls fail with Unavailable when the connection is lost; ``on_close`` is told once.
+
+    Each method takes ``timeout`` in seconds, None for no limit.
+    """
+
+    def __init__(self, address: Address, namespace: str, name: str, on_close: Callable[[], None]) -> None:
+        self.address = address
+        self.version = min(address.version, NEWEST)
+        self._id = name
+        self._headers = {rpc.NAMESPACE: namespace}
+        path = socket_path(address.address)
+        self.channel: ttrpc.Channel | rpc.Channel
+        if address.protocol == "grpc":
+            self.channel = rpc.Channel(path, f"shim {name}")
+        else:
+            self.channel = ttrpc.Channel(path, f"shim {name}", on_close=on_close)
+
+    async def connect(self, timeout: float) -> None:
+        """Unavailable, caused by an OSError, where nobody listens."""
+        if isinstance(self.channel, ttrpc.Channel):
+            await self.channel.connect(timeout)
+        elif not await self.channel.wait_connected(timeout):
+            raise errors.Unavailable(f"connect to {self.address.address}: timed out") from TimeoutError()
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+    async def closed(self) -> None:
+        """Wait until the shim has ended the connection (over gRPC this returns at once)."""
+        if isinstance(self.channel, ttrpc.Channel):
+            await self.channel.wait_closed()
+
+    async def _call(self, method: str, request: Message, response: type[Any], timeout: float | None) -> Any:
+        while True:
+            try:
+                return await self.channel.unary(f"/containerd.task.v{self.version}.Task/{method}", request, self._headers, timeout,
+                                                type(request).SerializeToString, response.FromString)
+            except errors.Unimplemented as error:
+                # A shim that was started by an older program than the one that told its version.
+                if self.version < NEWEST or "service" not in str(error):
+                    raise
+                self.version -= 1
+
+    async def connect_pids(self, timeout: float) -> tuple[int, int]:
+        """The shim's own pid and its task's; 0 for a task that was not created."""
+        response: pb.ConnectResponse = await self._call("Connect", pb.ConnectRequest(id=self._id), pb.ConnectResponse, timeout)
+        return response.shim_pid, response.task_pid
+
+    async def create(self, bundle: Path, rootfs: Sequence[Mount], io: IO, checkpoint: str, options: Opaque | None, timeout: float) -> int:
+        request = pb.CreateTaskRequest(id=self._id, bundle=str(bundle), rootfs=convert.mounts_to_pb(rootfs), stdin=io.stdin, stdout=io.stdout,
+                                       stderr=io.stderr, terminal=io.terminal, checkpoint=checkpoint, options=convert.opaque_to_pb(options))
+        return int((await self._call("Create", request, pb.CreateTaskResponse, timeout)).pid)
+
+    async def start(self, exec_id: str, timeout: float) -> int:
+        return int((await self._call("Start", pb.StartRequest(id=self._id, exec_id=exec_id), pb.StartResponse, timeout)).pid)
+
+    async def delete(self, exec_id: str, timeout: float) -> Exit:
+        return convert.delete_from_pb(await self._call("Delete", pb.DeleteRequest(id=self._id, exec_id=exec_id), pb.DeleteResponse, timeout))
+
+    async def state(self, exec_id: str, timeout: float) -> Process:
+        return convert.process_from_shim(exec_id or self._id, await self._call("State", pb.StateRequest(id=self._id, exec_id=exec_id), pb.StateResponse, timeout))
+
+    async def kill(self, exec_id: str, signal: int, everything: bool, timeout: float) -> None:
+        await self._call("Kill", pb.KillRequest(id=self._id, exec_id=exec_id, signal=signal, all=everything), Empty, timeout)
+
+    async def exec(self, exec_id: str, spec: Opaque | None, io: IO, timeout: float) -> None:
+        request = pb.ExecProcessRequest(id=self._id, exec_id=exec_id, spec=convert.opaque_to_pb(spec), stdin=io.stdin, stdout=io.stdout,
+                                        stderr=io.stderr, terminal=io.terminal)
+        await self._call("Exec", request, Empty, timeout)
+
+    async def resize(self, exec_id: str, width: int, height: int, timeout: float) -> None:
+        await self._call("ResizePty", pb.ResizePtyRequest(id=self._id, exec_id=exec_id, width=width, height=height), Empty, timeout)
+
+    async def close_stdin(self, exec_id: str, timeout: float) -> None:
+        await self._call("CloseIO", pb.CloseIORequest(id=self._id, exec_id=exec_id, stdin=True), Empty, timeout)
+
+    async def pause(self, timeout: float) -> None:
+        await self._call("Pause", pb.PauseRequest(id=self._id), Empty, timeout)
+
+    async def resume(self, timeout: float) -> None:
+        await self._call("Resume", pb.ResumeRequest(id=self._id), Empty, timeout)
+
+    async def pids(self, timeout: float) -> list[ProcessInfo]:
+        return convert.pids_from_pb((await self._call("Pids", pb.PidsRequest(id=self._id), pb.PidsResponse, timeout)).processes)
+
+    async def checkpoint(self, path: Path, options: Opaque | None, timeout: float) -> None:
+        await self._call("Checkpoint", pb.CheckpointTaskRequest(id=self._id, path=str(path), options=convert.opaque_to_pb(options)), Empty, timeout)
+
+    async def update(self, resources: Opaque | None, annotations: Mapping[str, str], timeout: float) -> None:
+        await self._call("Update", pb.UpdateTaskRequest(id=self._id, resources=convert.opaque_to_pb(resources), annotations=dict(annotations)), Empty, timeout)
+
+    async def stats(self, timeout: float) -> Opaque | None:
+        response: pb.StatsResponse = await self._call("Stats", pb.StatsRequest(id=self._id), pb.StatsResponse, timeout)
+        return convert.opaque_from_pb(response.stats, present=response.HasField("stats"))
+
+    async def wait(self, exec_id: str) -> Exit:
+        """However long it takes."""
+        return convert.wait_from_pb(await self._call("Wait", pb.WaitRequest(id=self._id, exec_id=exec_id), pb.WaitResponse, None))
+
+    async def shutdown(self, timeout: float) -> None:
+        """Ask the shim to end; one that serves other tasks does not."""
+        await self._call("Shutdown", pb.ShutdownRequest(id=self._id), Empty, timeout)
+
+
+def socket_path(address: str) -> str:
+    """The path of a shim's socket, for an abstract one its name after a zero character."""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return f"\0{address}"
+    if scheme != "unix":
+        raise errors.Unimplemented(f"shim address {address}: {scheme}")
+    return rest
+
