@@ -1,0 +1,34 @@
+"""Debian's own containerd, started beside the tests: a suite that passes on it says what containerd does, not what we think it does."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import eventually, listening, remove
+
+
+@contextlib.contextmanager
+def containerd(directory: Path, program: str = "containerd") -> Iterator[Path]:
+    """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is not installed."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    socket = directory / "c.sock"
+    config = directory / "config.toml"
+    config.write_text(f'version = 2\nroot = "{directory}/r"\nstate = "{directory}/s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                      f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{socket}.ttrpc"\n'
+                      f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory}/opt"\n')
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
+    try:
+        eventually(lambda: listening(socket), (directory / "log").read_text()[-2000:])
+        yield socket
+    finally:
+        process.terminate()
+        process.wait(20)
+        remove(directory / "s")
