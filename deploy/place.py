@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Place:
         words = [program(), *command.split()]
         if self.state != settings.STATE:
             words += ["--state", str(self.state)]
-        return " ".join(words)
+        return shlex.join(words)
 
 
 def program() -> str:

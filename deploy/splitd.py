@@ -61,7 +61,8 @@ def run(words: list[str]) -> int:
         top.print_help()
         return 2
     if verb is not None and verb not in VERBS and (not words[0].startswith("-") or words[0] in ("--root", "--state", "--config")):
-        print(f"splitd: {'say the verb first' if words[0].startswith('-') else mistyped(verb, list(VERBS), 'verb')}", file=sys.stderr)
+        late = words[0].startswith("-")
+        print(f"splitd: {'say the verb first, then its options: splitd up --state DIR' if late else mistyped(verb, list(VERBS), 'verb')}", file=sys.stderr)
         return 2
     arguments = top.parse_args(words)
     return VERBS[arguments.verb].run(arguments)

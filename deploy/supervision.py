@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.failure import Failure
-from deploy.place import TOP, Place
+from deploy.place import TOP, Place, load_node
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
@@ -245,7 +245,8 @@ def prepare(place: Place) -> list[str]:
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     place.supervisord_conf.write_text(render(place))
     place.remember()
-    return [sys.executable, "-m", "supervisor.supervisord", "-c", str(place.supervisord_conf)]
+    score = load_node(place.config).oom_score
+    return [*(["choom", "-n", str(score), "--"] if score else []), sys.executable, "-m", "supervisor.supervisord", "-c", str(place.supervisord_conf)]
 
 
 def start(place: Place, lock: int, seconds: float) -> None:
@@ -265,7 +266,7 @@ def become(place: Place, lock: int) -> None:
     os.set_inheritable(lock, True)
     command = prepare(place)
     os.chdir(TOP)
-    os.execve(command[0], command, environment(os.environ))
+    os.execvpe(command[0], command, environment(os.environ))
 
 
 def answers(place: Place) -> bool:

@@ -31,12 +31,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    here = place.find(arguments, remembered=False)
     services = known(arguments.service)
     if os.geteuid() != 0:
         raise Failure("a node mounts file systems and starts containers: run this as root (sudo)")
+    config.refuse_errors(place.config_file(arguments))
+    here = place.find(arguments, remembered=False)
     place.check(here)
-    config.refuse_errors(here.config)
     check_machine()
     with supervision.claimed(here) as lock:
         if lock is None:

@@ -1,0 +1,119 @@
+# All that one must know: `make` shows it.
+#   make up                              a node at /var/lib/splitd and /run/splitd
+#   make up ROOT=/x/root STATE=/x/state  a node of its own, its socket at STATE/containerd.sock
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHERE = $(if $(ROOT),--root "$(ROOT)") $(if $(STATE),--state "$(STATE)") $(if $(CONFIG),--config "$(CONFIG)")
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	echo "  ROOT=DIR STATE=DIR CONFIG=FILE choose the node for up, down, status and demo"
+
+##-- the node
+
+.PHONY: up
+up: run-machine $(BIN)/splitd ## start a node: installs what is missing, makes .venv, starts it, waits until it is healthy
+	@$(BIN)/splitd up $(WHERE)
+
+.PHONY: down
+down: $(BIN)/splitd ## stop the node; containers go on running
+	@$(BIN)/splitd down $(WHERE)
+
+.PHONY: status
+status: $(BIN)/splitd ## how the node's services are
+	@$(BIN)/splitd status $(WHERE)
+
+.PHONY: demo
+demo: demo-machine $(BIN)/splitd ## build an image, serve it on loopback, pull it with ctr through the node, run it
+	@$(BIN)/python -m deploy.demo $(WHERE)
+
+.PHONY: install-systemd
+install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot (splitd.service)
+	@[ "$$(id -u)" = 0 ] || { echo "make install-systemd writes to /etc/systemd/system: run it as root" >&2; exit 1; }
+	sed "s|@SPLITD@|$(CURDIR)/$(BIN)/splitd|" deploy/splitd.service >/etc/systemd/system/splitd.service
+	ln -sf "$(CURDIR)/$(BIN)/splitd" /usr/local/bin/splitd
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	echo "installed; now: systemctl enable --now splitd"
+
+##-- development
+
+.PHONY: test
+test: test-unit test-service test-node test-crash ## every test: unit, service, node, crash
+
+.PHONY: test-unit test-service test-node test-crash
+test-unit: $(VENV)/dev ## tests without processes; seconds
+	@$(PYTEST) tests/unit $(ARGS)
+test-service: $(VENV)/dev test-machine ## each service as a process of its own
+	@$(PYTEST) tests/service $(ARGS)
+test-node: $(VENV)/dev test-machine ## a whole node under supervisord, driven by ctr; needs root
+	@$(PYTEST) tests/node $(ARGS)
+test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
+	@$(PYTEST) tests/crash $(ARGS)
+
+.PHONY: check
+check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
+	@$(BIN)/ruff check .
+	$(BIN)/mypy services gateway deploy
+	$(BIN)/python scripts/protos --check
+	$(BIN)/python scripts/compare_api
+	$(PYTEST) tests/unit/deploy/test_imports.py
+
+.PHONY: bench
+bench: $(VENV)/dev test-machine ## side by side with Debian's containerd; needs root, takes minutes
+	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: protos
+protos: $(VENV)/dev ## generate the protobuf modules under api/
+	@$(BIN)/python scripts/protos
+
+.PHONY: lock
+lock: ## pin the newest versions of what pyproject.toml names, in requirements.lock and requirements-dev.lock
+	@tools=$$(mktemp -d)
+	trap 'rm -rf "$$tools"' EXIT
+	$(PYTHON) -m venv "$$tools" && "$$tools/bin/pip" install -q pip-tools
+	compile() { "$$tools/bin/pip-compile" -q --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links "$$@" pyproject.toml; }
+	compile -o requirements.lock
+	compile --extra dev -c requirements.lock -o requirements-dev.lock
+
+.PHONY: clean
+clean: ## remove what was made here; no node, and nothing of a node's, is touched
+	@if pgrep -f "$(CURDIR)/$(VENV)/bin/python -m supervisor.supervisord" >/dev/null; then echo "a node runs from $(VENV): make down first" >&2; exit 1; fi
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##-- what the others need
+
+.PHONY: run-machine demo-machine test-machine
+run-machine demo-machine test-machine:
+	@deploy/machine $(@:-machine=)
+
+# The environment follows the lock: brought up to date when it differs from the one that was installed.
+$(BIN)/python:
+	@echo "making $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+.PHONY: always
+$(BIN)/splitd: $(BIN)/python always
+	@if ! cmp -s requirements.lock $(VENV)/run; then
+	  echo "installing requirements.lock into $(VENV)"
+	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	  cp requirements.lock $(VENV)/run
+	fi
+	[ -x $@ ] || { printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s/python" -P -m deploy "$$@"\n' "$(CURDIR)" "$(CURDIR)/$(BIN)" >$@; chmod 755 $@; }
+
+$(VENV)/dev: $(BIN)/splitd requirements-dev.lock
+	@if ! cmp -s requirements-dev.lock $@; then
+	  echo "installing requirements-dev.lock into $(VENV)"
+	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	  cp requirements-dev.lock $@
+	fi
