@@ -137,7 +137,7 @@ class Exchange:
         except errors.InvalidArgument as error:
             raise errors.InvalidArgument(f"event envelope has invalid namespace: {error}") from None
         validate_topic(envelope.topic)
-        if not envelope.HasField("timestamp") or envelope.timestamp.seconds == _ZERO_TIME:
+        if envelope.timestamp.seconds == _ZERO_TIME:  # one that is missing is 1970, as for containerd 2.x
             raise errors.InvalidArgument("timestamp must be set on forwarded event")
         if self._exits.seen_before(envelope):
             log.debug("events: dropped a second exit in namespace %s", envelope.namespace)
@@ -230,10 +230,12 @@ class _Exits:
 
     def _exit(self, key: tuple[str, str, str, int], ended: int) -> bool:
         now = self._clock()
-        while self._exits and (len(self._exits) >= EXITS or next(iter(self._exits.values()))[0] < now - EXIT_SECONDS):
+        while self._exits and next(iter(self._exits.values()))[0] < now - EXIT_SECONDS:
             self._exits.popitem(last=False)
         if key in self._exits:
             return True
+        if len(self._exits) >= EXITS:
+            self._exits.popitem(last=False)
         self._exits[key] = (now, ended)
         return False
 

@@ -1,0 +1,237 @@
+"""The exchange alone: bounds, replay, exits told twice."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from google.protobuf.message import Message
+
+from api.containerd.events import task_pb2
+from api.containerd.services.events.v1 import events_pb2 as pb
+from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_pb
+from api.containerd.types.event_pb2 import Envelope
+from gateway import events
+from gateway.events import Exchange, Subscription
+from services.kit import errors, rpc
+from services.kit.any import pack
+from services.kit.rpc import Call
+from tests.support import eventually_async
+
+SECOND = 1_000_000_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def publish(exchange: Exchange, topic: str, event: Message | None = None, timestamp: int | None = None) -> None:
+    exchange.publish("default", topic, pack(event or task_pb2.TaskOOM()), timestamp)
+
+
+async def waiting(subscription: Subscription) -> list[str]:
+    """The topics that can be read without waiting."""
+    found = []
+    while True:
+        step = asyncio.ensure_future(anext(subscription))
+        await asyncio.sleep(0)
+        if not step.done():
+            step.cancel()
+            return found
+        found.append(step.result().topic)
+
+
+def exit_of(pid: int, at: int, container: str = "c") -> task_pb2.TaskExit:
+    event = task_pb2.TaskExit(container_id=container, id=container, pid=pid)
+    event.exited_at.FromNanoseconds(at)
+    return event
+
+
+async def test_a_subscriber_gets_what_comes_after_it() -> None:
+    """And no longer anything once it has left."""
+    exchange = Exchange(replay_seconds=0)
+    publish(exchange, "/before")
+    with exchange.subscribe() as subscription:
+        publish(exchange, "/after")
+        assert await waiting(subscription) == ["/after"]
+        assert exchange.subscribers == 1
+    assert exchange.subscribers == 0
+    publish(exchange, "/late")
+    assert await waiting(subscription) == []
+
+
+@pytest.mark.parametrize("bounds", [{"queue_events": 10}, {"queue_bytes": 400}])
+async def test_a_subscriber_that_does_not_read_is_cut_off(bounds: dict[str, int]) -> None:
+    """It is told so, holds no memory meanwhile, and the others miss nothing."""
+    exchange = Exchange(replay_seconds=0, **bounds)
+    slow, quick = exchange.subscribe(), exchange.subscribe()
+    for n in range(50):
+        publish(exchange, f"/n/{n}")
+        assert await waiting(quick) == [f"/n/{n}"]
+    assert exchange.subscribers == 1
+    with pytest.raises(errors.ResourceExhausted, match=r"^subscriber too slow: \d+ events .* wait for it: resource exhausted$"):
+        await anext(slow)
+    assert not slow._queue
+
+
+async def test_what_a_slow_subscriber_got_has_no_gap() -> None:
+    """Reading stops it from being cut off as long as it keeps within the bound; what it read is a run without holes."""
+    exchange = Exchange(replay_seconds=0, queue_events=10)
+    subscription = exchange.subscribe()
+    got: list[str] = []
+    for n in range(200):
+        publish(exchange, f"/n/{n}")
+        if not exchange.subscribers:
+            break
+        if n % 3 == 0:
+            got.append((await anext(subscription)).topic)
+    assert got == [f"/n/{n}" for n in range(5)]
+    with pytest.raises(errors.ResourceExhausted):
+        await anext(subscription)
+
+
+async def test_reading_faster_than_the_bound_loses_nothing() -> None:
+    """Many times the bound goes through to one who reads on."""
+    exchange = Exchange(replay_seconds=0, queue_events=10)
+    with exchange.subscribe() as subscription:
+        for n in range(1000):
+            publish(exchange, f"/n/{n}")
+            if n % 9 == 0:
+                await waiting(subscription)
+        assert exchange.subscribers == 1
+
+
+async def test_publishing_does_not_wait_for_a_waiting_reader() -> None:
+    """A reader that waits is woken by the next event."""
+    exchange = Exchange(replay_seconds=0)
+    with exchange.subscribe() as subscription:
+        reading = asyncio.ensure_future(anext(subscription))
+        await asyncio.sleep(0)
+        publish(exchange, "/now")
+        assert (await asyncio.wait_for(reading, 5)).topic == "/now"
+
+
+async def test_a_waiting_reader_is_told_that_it_is_cut_off() -> None:
+    """One event larger than the bound ends even a subscription whose reader waits."""
+    exchange = Exchange(replay_seconds=0, queue_bytes=100)
+    subscription = exchange.subscribe()
+    reading = asyncio.ensure_future(anext(subscription))
+    await asyncio.sleep(0)
+    publish(exchange, "/big", task_pb2.TaskOOM(container_id="x" * 200))
+    with pytest.raises(errors.ResourceExhausted):
+        await asyncio.wait_for(reading, 5)
+
+
+async def test_who_comes_soon_after_a_start_gets_what_was_published_since() -> None:
+    """Filtered and in order, before anything newer; after five seconds nobody does, and nothing is kept."""
+    clock = Clock()
+    exchange = Exchange(clock=clock)
+    publish(exchange, "/a/1")
+    publish(exchange, "/b/2")
+    clock.now += 4.9
+    with exchange.subscribe() as everything, exchange.subscribe(["topic~=^/b"]) as some:
+        publish(exchange, "/b/3")
+        assert await waiting(everything) == ["/a/1", "/b/2", "/b/3"]
+        assert await waiting(some) == ["/b/2", "/b/3"]
+        clock.now += 0.2
+        with exchange.subscribe() as late:
+            publish(exchange, "/a/4")
+            assert await waiting(late) == ["/a/4"]
+    assert not exchange._replay
+
+
+async def test_the_replay_is_bounded() -> None:
+    """The oldest go first, and a subscriber is not cut off by the replay itself."""
+    exchange = Exchange(queue_events=10)
+    for n in range(25):
+        publish(exchange, f"/n/{n}")
+    with exchange.subscribe() as subscription:
+        assert await waiting(subscription) == [f"/n/{n}" for n in range(15, 25)]
+
+
+async def test_an_exit_is_told_once_for_ten_minutes() -> None:
+    """A second report is dropped whatever time it gives; after that long the pid may be another process's."""
+    clock = Clock()
+    exchange = Exchange(replay_seconds=0, clock=clock)
+    with exchange.subscribe() as subscription:
+        publish(exchange, "/1", exit_of(7, 5 * SECOND))
+        clock.now += 599
+        publish(exchange, "/2", exit_of(7, 6 * SECOND))
+        clock.now += 2
+        publish(exchange, "/3", exit_of(7, 7 * SECOND))
+        assert await waiting(subscription) == ["/1", "/3"]
+
+
+@pytest.mark.parametrize(("started", "wanted"), [(6 * SECOND, ["/1", "/start", "/2"]), (4 * SECOND, ["/1", "/start"])])
+@pytest.mark.parametrize("exec_id", ["", "e"])
+async def test_a_restart_with_the_same_pid_exits_again(started: int, wanted: list[str], exec_id: str) -> None:
+    """A start after the exit is a new life; the start before it, delivered late, is not."""
+    exchange = Exchange(replay_seconds=0)
+    ended = exit_of(7, 5 * SECOND)
+    ended.id = exec_id or "c"
+    start = task_pb2.TaskExecStarted(container_id="c", exec_id=exec_id, pid=7) if exec_id else task_pb2.TaskStart(container_id="c", pid=7)
+    with exchange.subscribe() as subscription:
+        publish(exchange, "/1", ended)
+        publish(exchange, "/start", start, started)
+        publish(exchange, "/2", ended)
+        assert await waiting(subscription) == wanted
+
+
+async def test_memory_of_exits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is forgotten first."""
+    monkeypatch.setattr(events, "EXITS", 3)
+    exchange = Exchange(replay_seconds=0)
+    with exchange.subscribe() as subscription:
+        for n in (1, 2, 3, 4, 2, 1):
+            publish(exchange, f"/{n}", exit_of(n, SECOND))
+        assert await waiting(subscription) == ["/1", "/2", "/3", "/4", "/1"]
+    assert len(exchange._exits._exits) == 3
+
+
+async def test_an_exit_that_cannot_be_decoded_goes_through() -> None:
+    """Twice, since nobody knows whose it is."""
+    exchange = Exchange(replay_seconds=0)
+    broken = pack(task_pb2.TaskExit())
+    broken.value = b"\xff\xff"
+    with exchange.subscribe() as subscription:
+        exchange.publish("default", "/1", broken)
+        exchange.publish("default", "/2", broken)
+        assert await waiting(subscription) == ["/1", "/2"]
+
+
+async def test_shims_forward_over_ttrpc_into_the_same_exchange() -> None:
+    """The ttrpc service has one method, which answers once the event is queued."""
+    exchange = Exchange(replay_seconds=0)
+    servicer = events.TtrpcEventsServicer(exchange)
+    envelope = Envelope(namespace="n", topic="/tasks/oom", event=pack(task_pb2.TaskOOM()))
+    envelope.timestamp.FromSeconds(5)
+    with exchange.subscribe() as subscription:
+        await servicer.Forward(ttrpc_pb.ForwardRequest(envelope=envelope), Call("", {}))
+        assert await waiting(subscription) == ["/tasks/oom"]
+    assert servicer.SERVICE.full_name == "containerd.services.events.ttrpc.v1.Events"
+
+
+async def test_a_client_that_stops_reading_is_cut_off_on_the_wire(place: Path) -> None:
+    """It finds the status after what it had been sent; publishers did not wait for it meanwhile."""
+    exchange = Exchange(replay_seconds=0, queue_events=50)
+    async with rpc.serving(place / "e.sock", [events.EventsServicer(exchange)]), rpc.Channel(place / "e.sock") as channel:
+        stream = channel.client(events.EventsServicer.SERVICE).Subscribe(pb.SubscribeRequest())
+        first = asyncio.ensure_future(anext(stream))
+        await eventually_async(lambda: asyncio.sleep(0, exchange.subscribers), "no subscription")
+        sent = 0
+        async with asyncio.timeout(60):
+            while exchange.subscribers:  # flow control fills up first: some hundred KiB
+                publish(exchange, f"/n/{sent}", task_pb2.TaskOOM(container_id="x" * 4000))
+                sent += 1
+                await asyncio.sleep(0)
+        got = [(await first).topic]
+        with pytest.raises(errors.ResourceExhausted, match="subscriber too slow"):
+            async for envelope in stream:
+                got.append(envelope.topic)
+        assert got == [f"/n/{n}" for n in range(len(got))]
+        assert 0 < len(got) < sent
