@@ -34,6 +34,8 @@ class Database:
         self.transactions = transactions
         self.collector: Collector | None = None
         self.patience = patience
+        self.started = time.time_ns()
+        """When this process began: intents from before may belong to nobody."""
         self._ended = asyncio.Event()
 
     def view(self, work: Callable[[Reader], T]) -> T:
@@ -55,9 +57,14 @@ class Database:
                     async with asyncio.timeout(left):
                         await ended.wait()
             else:
-                if change is not None and self.collector is not None:
-                    self.collector.schedule(change)
+                if change is not None:
+                    self.schedule(change)
                 return result
+
+    def schedule(self, change: Change) -> None:
+        """Tell the collector that something was written, or became nobody's."""
+        if self.collector is not None:
+            self.collector.schedule(change)
 
     def wake(self) -> None:
         """An intent ended or a mark was taken off: whoever waits may look again."""

@@ -12,7 +12,8 @@
     child       NAMESPACE SNAPSHOTTER NAME CHILD      nothing: CHILD's parent is NAME (its index)
     sequence    NAMESPACE                             the last number given to a raw ref or raw key of the namespace
     intent      ID                                    what was begun
-    answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel, until when
+    answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel, until when.
+                                                      IDs of intents begin with the time of their beginning, so the oldest come first
     sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
     named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known to be gone.
                                                       All that a sweep of a foreign store may remove
@@ -59,10 +60,10 @@ class Table(Generic[V]):
         """Whether there is a value."""
         return tx.get((self.name, *key)) is not None
 
-    def scan(self, tx: Reader, *prefix: str) -> Iterator[tuple[Key, V]]:
-        """All below ``prefix``, in order: the whole key after the table's name, and the value."""
+    def scan(self, tx: Reader, *prefix: str, limit: int | None = None) -> Iterator[tuple[Key, V]]:
+        """All below ``prefix``, or the first ``limit``, in order: the whole key after the table's name, and the value."""
         decode = self.decode
-        for key, value in tx.scan((self.name, *prefix)):
+        for key, value in tx.scan((self.name, *prefix), limit=limit):
             yield key[1:], decode(key[1:], value)
 
     def under(self, tx: Reader, *prefix: str) -> Iterator[tuple[Key, V]]:

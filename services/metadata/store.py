@@ -169,7 +169,7 @@ class Intent:
     ref: str = ""
     raw_ref: str = ""
     expected: str = ""
-    """Empty where the committer did not say: then any digest may come out."""
+    """Empty where the committer did not say: then any digest may come out, and no blob of the backend is swept while the intent is open."""
     size: int = 0
     # the others
     snapshotter: str = ""
@@ -277,6 +277,26 @@ class Finished:
     events: tuple[Event, ...] = ()
     digest: str = ""
     size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawSnapshot:
+    """A committed snapshot that a backend had before it was asked for, by raw names."""
+
+    name: str
+    parent: str = ""
+    labels: Labels = field(default_factory=dict)
+    created: Nanoseconds = 0
+    updated: Nanoseconds = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of the raw call of an intent: a blob's digest and size; ``adopted`` if the backend had the target already."""
+
+    digest: str = ""
+    size: int = 0
+    adopted: tuple[RawSnapshot, ...] = ()
 
 
 class Backends(Protocol):

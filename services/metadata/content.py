@@ -1,0 +1,247 @@
+"""Records of content: blobs and ingests of each namespace. The bytes are in the backend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from services.kit import errors, filters
+from services.kit.identifiers import quoted
+from services.metadata import schema
+from services.metadata.database import Database, check_lease, check_not_sweeping, ensure_namespace, hold, release
+from services.metadata.intents import Intents, check_no_blob_sweeping, check_unclaimed, connected, open_intent
+from services.metadata.store import (
+    Blob,
+    Event,
+    Finished,
+    Gateway,
+    Ingest,
+    Intent,
+    Labels,
+    Outcome,
+    Raw,
+    Resource,
+    digest_problem,
+    masked,
+    present,
+    validate_labels,
+)
+from services.metadata.transactions import Reader, Transaction
+
+_EXPIRES = 24 * 3600 * 10**9
+_SHAREABLE = "containerd.io/namespace.shareable"
+"""Label of a namespace whose content all others may share, whatever the policy."""
+
+
+class Content:
+    """Blobs and ingests. ``shared`` is containerd's content_sharing_policy: whether what one namespace has needs no bytes in another."""
+
+    def __init__(self, database: Database, *, shared: bool = True) -> None:
+        self._database = database
+        self._shared = shared
+
+    # -- blobs
+
+    def info(self, namespace: str, digest: str) -> Blob:
+        """NotFound; InvalidArgument if it is no digest."""
+        if digest_problem(digest):
+            raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
+        return self._database.view(lambda tx: _blob(tx, namespace, digest))
+
+    def resolve(self, namespace: str, digest: str) -> Blob:
+        """As ``info``, but for those who want the bytes."""
+        if problem := digest_problem(digest):
+            raise errors.InvalidArgument.verbatim(f"{digest}: {problem}")
+        return self._database.view(lambda tx: _blob(tx, namespace, digest))
+
+    def select(self, namespace: str, sources: Sequence[str]) -> list[Blob]:
+        """Those that the filters match, in order of their digests."""
+        wanted = filters.parse(sources)
+        found = self._database.view(lambda tx: [blob for _, blob in schema.BLOBS.scan(tx, namespace)])
+        return [blob for blob in found if wanted.match(partial(_field, blob))] if sources else found
+
+    async def update(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob:
+        """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""
+        if digest_problem(digest):
+            raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
+
+        def work(tx: Transaction) -> Blob:
+            old = _blob(tx, namespace, digest)
+            new, rest = masked(old.labels, labels, paths or ("labels",))
+            if rest:
+                raise errors.InvalidArgument(f"cannot update {quoted(rest[0])} field on content info {quoted(digest)}")
+            validate_labels(new, "info.Labels")
+            blob = replace(old, labels=present(new), updated=time.time_ns())
+            schema.put_blob(tx, namespace, blob)
+            return blob
+
+        return await self._database.write(work)
+
+    async def delete(self, namespace: str, lease: str, digest: str) -> Finished:
+        """Only the record; the bytes are the collector's. NotFound, InvalidArgument."""
+        if problem := digest_problem(digest):
+            raise errors.InvalidArgument.verbatim(problem)
+
+        def work(tx: Transaction) -> None:
+            _blob(tx, namespace, digest)
+            schema.delete_blob(tx, namespace, digest)
+            release(tx, namespace, lease, Resource("content", digest))
+
+        await self._database.write(work, "deletion")
+        return Finished(events=(Event(namespace, "/content/delete", {"digest": digest}),))
+
+    # -- ingests
+
+    async def open(self, namespace: str, lease: str, incarnation: str, ref: str, total: int, expected: str) -> Ingest:
+        """A writer comes for ``ref``. AlreadyExists, with the blob leased, if the namespace has it."""
+        if not ref:
+            raise errors.InvalidArgument("ref must not be empty")
+
+        def work(tx: Transaction) -> Ingest | None:
+            gateway = connected(tx, incarnation)
+            if expected and schema.BLOBS.has(tx, namespace, expected):
+                hold(tx, namespace, lease, Resource("content", expected))
+                return None
+            check_lease(tx, namespace, lease)
+            ensure_namespace(tx, namespace)
+            blob = self._shareable(tx, gateway, expected, total) if expected else None
+            now = time.time_ns()
+            old = schema.INGESTS.get(tx, namespace, ref)
+            ingest = Ingest(
+                ref=ref,
+                raw_ref=old.raw_ref if old else schema.raw_name(tx, namespace, ref),
+                backend=blob.backend if blob else gateway.content,
+                expected=expected if blob else "",
+                shared=blob is not None,
+                size=blob.size if blob else total,
+                started=old.started if old else now,
+                expires=(old.expires if old else 0) if lease else now + _EXPIRES,
+            )
+            if not ingest.shared:
+                check_not_sweeping(tx, Raw(ingest.backend, "ingest", ingest.raw_ref))
+            schema.put_ingest(tx, namespace, ingest)
+            hold(tx, namespace, lease, Resource("ingests", ref))
+            return ingest
+
+        ingest = await self._database.write(work)
+        if ingest is None:
+            raise errors.AlreadyExists(f"content {expected}")
+        return ingest
+
+    def _shareable(self, tx: Reader, gateway: Gateway, digest: str, total: int) -> Blob | None:
+        """The record of another namespace that makes the bytes of ``digest`` needless."""
+        for (owner,), _ in schema.OWNERS.under(tx, digest):
+            blob = schema.BLOBS.get(tx, owner, digest)
+            if blob is None or blob.backend != gateway.content or total not in (0, blob.size):
+                continue
+            space = schema.NAMESPACES.get(tx, owner)
+            if self._shared or (space is not None and space.labels.get(_SHAREABLE) == "true"):
+                return blob
+        return None
+
+    def ingest(self, namespace: str, ref: str) -> Ingest:
+        """NotFound."""
+        return self._database.view(lambda tx: _ingest(tx, namespace, ref))
+
+    def ingests(self, namespace: str) -> list[Ingest]:
+        """All of a namespace, in order of their refs."""
+        return self._database.view(lambda tx: [ingest for _, ingest in schema.INGESTS.scan(tx, namespace)])
+
+    async def forget(self, namespace: str, lease: str, ref: str) -> Ingest:
+        """Abort: the record goes. NotFound."""
+        def work(tx: Transaction) -> Ingest:
+            ingest = _ingest(tx, namespace, ref)
+            schema.INGESTS.delete(tx, namespace, ref)
+            release(tx, namespace, lease, Resource("ingests", ref))
+            return ingest
+
+        return await self._database.write(work, "deletion")
+
+    # -- commit
+
+    async def begin_commit(self, intents: Intents, namespace: str, lease: str, incarnation: str,
+                           ref: str, size: int, expected: str, labels: Mapping[str, str]) -> tuple[Intent, Finished | None]:
+        """Open the intent of a commit; with its end where the bytes are there already (a shared ingest).
+
+        AlreadyExists, with the blob leased and the ingest forgotten, if the namespace has it meanwhile.
+        """
+        validate_labels(labels, "info.Labels")
+
+        def work(tx: Transaction) -> Intent | tuple[Intent, Finished] | errors.NodeError:
+            gateway = connected(tx, incarnation)
+            check_lease(tx, namespace, lease)
+            if expected and schema.BLOBS.has(tx, namespace, expected):
+                old = schema.INGESTS.get(tx, namespace, ref)
+                _committed(tx, namespace, lease, ref, old.raw_ref if old else "", expected)
+                return errors.AlreadyExists(f"content {expected}")
+            ingest = _ingest(tx, namespace, ref)
+            intent = Intent(id="", incarnation=incarnation, operation="commit-ingest", namespace=namespace, lease=lease, backend=ingest.backend,
+                            labels=present(labels), ref=ref, raw_ref=ingest.raw_ref, expected=expected, size=size)
+            if ingest.shared:
+                if size not in (0, ingest.size):
+                    raise errors.FailedPrecondition(f"{quoted(ref)} failed size validation: {ingest.size} != {size}")
+                if expected not in ("", ingest.expected):
+                    raise errors.FailedPrecondition(f"{quoted(ref)} unexpected digest")
+                ended = finish_commit(tx, intent, Outcome(digest=ingest.expected, size=ingest.size))
+                return ended if isinstance(ended, errors.NodeError) else (intent, ended)
+            check_no_blob_sweeping(tx, gateway.content, expected)
+            check_unclaimed(tx, self._database.started, lambda i: i.operation == "commit-ingest" and i.namespace == namespace
+                            and (i.ref == ref or (i.expected == expected != "")), f"the commit of {expected or ref}")
+            return open_intent(tx, intent)
+
+        result = await intents.begin(work)
+        if isinstance(result, errors.NodeError):
+            raise result
+        return (result, None) if isinstance(result, Intent) else result
+
+
+def finish_commit(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:
+    """A blob of the namespace is made of what was committed."""
+    digest = outcome.digest
+    if intent.lease and not schema.LEASES.has(tx, intent.namespace, intent.lease):
+        return errors.NotFound("lease does not exist")
+    check_not_sweeping(tx, Raw(intent.backend, "blob", digest))
+    exists = schema.BLOBS.has(tx, intent.namespace, digest)
+    if not exists:
+        now = time.time_ns()
+        schema.put_blob(tx, intent.namespace, Blob(digest=digest, size=outcome.size, backend=intent.backend, labels=intent.labels, created=now, updated=now))
+    _committed(tx, intent.namespace, intent.lease, intent.ref, intent.raw_ref, digest)
+    if exists:
+        return errors.AlreadyExists(f"content {digest}")
+    event = Event(intent.namespace, "/content/create", {"digest": digest, "size": outcome.size})
+    return Finished(events=(event,), digest=digest, size=outcome.size)
+
+
+def _committed(tx: Transaction, namespace: str, lease: str, ref: str, raw_ref: str, digest: str) -> None:
+    """The ingest is over, and its lease holds the blob."""
+    ingest = schema.INGESTS.get(tx, namespace, ref)
+    if ingest is not None and ingest.raw_ref == raw_ref:
+        schema.INGESTS.delete(tx, namespace, ref)
+    release(tx, namespace, lease, Resource("ingests", ref))
+    hold(tx, namespace, lease, Resource("content", digest))
+
+
+def _blob(tx: Reader, namespace: str, digest: str) -> Blob:
+    found = schema.BLOBS.get(tx, namespace, digest)
+    if found is None:
+        raise errors.NotFound(f"content digest {digest}")
+    return found
+
+
+def _ingest(tx: Reader, namespace: str, ref: str) -> Ingest:
+    found = schema.INGESTS.get(tx, namespace, ref)
+    if found is None:
+        raise errors.NotFound(f"reference {ref}")
+    return found
+
+
+def _field(blob: Blob, path: Sequence[str]) -> tuple[str, bool]:
+    """What one filters blobs by."""
+    match path:
+        case ["digest", *_]:
+            return blob.digest, True
+        case ["labels", *rest]:
+            return filters.of_map(rest, blob.labels)
+    return "", False

@@ -1,0 +1,231 @@
+"""Protobuf and domain values, both directions side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyPb
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from api.containerd.events import container_pb2, content_pb2, image_pb2, namespace_pb2, snapshot_pb2
+from api.containerd.services.containers.v1 import containers_pb2
+from api.containerd.services.content.v1 import content_pb2 as contents_pb2
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.containerd.types import descriptor_pb2
+from api.splitd.records.v1 import records_pb2
+from services.kit.any import pack
+from services.metadata.store import (
+    Blob,
+    Collected,
+    Container,
+    Event,
+    Finished,
+    Gateway,
+    Image,
+    Ingest,
+    Intent,
+    Kind,
+    Lease,
+    Opaque,
+    Outcome,
+    RawSnapshot,
+    Resource,
+    Snapshot,
+)
+
+# -- times, in nanoseconds since the epoch
+
+
+def time_to_pb(nanoseconds: int) -> Timestamp:
+    seconds, nanos = divmod(nanoseconds, 10**9)
+    return Timestamp(seconds=seconds, nanos=nanos)
+
+
+def time_from_pb(stamp: Timestamp) -> int:
+    return stamp.seconds * 10**9 + stamp.nanos
+
+
+# -- Any
+
+
+def opaque_to_pb(opaque: Opaque | None) -> AnyPb | None:
+    return None if opaque is None else AnyPb(type_url=opaque.type_url, value=opaque.value)
+
+
+def opaque_from_pb(message: Any, name: str) -> Opaque | None:
+    """The field ``name`` of a message."""
+    if not message.HasField(name):
+        return None
+    value = getattr(message, name)
+    return Opaque(value.type_url, value.value)
+
+
+# -- containers
+
+
+def container_to_pb(container: Container) -> containers_pb2.Container:
+    return containers_pb2.Container(
+        id=container.id,
+        labels=container.labels,
+        image=container.image,
+        runtime=containers_pb2.Container.Runtime(name=container.runtime, options=opaque_to_pb(container.runtime_options)),
+        spec=opaque_to_pb(container.spec),
+        snapshotter=container.snapshotter,
+        snapshot_key=container.snapshot_key,
+        created_at=time_to_pb(container.created),
+        updated_at=time_to_pb(container.updated),
+        extensions={name: AnyPb(type_url=o.type_url, value=o.value) for name, o in container.extensions.items()},
+        sandbox=container.sandbox,
+    )
+
+
+def container_from_pb(message: containers_pb2.Container) -> Container:
+    return Container(
+        id=message.id,
+        labels=dict(message.labels),
+        image=message.image,
+        runtime=message.runtime.name,
+        runtime_options=opaque_from_pb(message.runtime, "options"),
+        spec=opaque_from_pb(message, "spec"),
+        snapshotter=message.snapshotter,
+        snapshot_key=message.snapshot_key,
+        extensions={name: Opaque(o.type_url, o.value) for name, o in message.extensions.items()},
+        sandbox=message.sandbox,
+    )
+
+
+# -- images
+
+
+def image_to_pb(image: Image) -> images_pb2.Image:
+    return images_pb2.Image(
+        name=image.name,
+        labels=image.labels,
+        target=descriptor_pb2.Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, annotations=image.annotations),
+        created_at=time_to_pb(image.created),
+        updated_at=time_to_pb(image.updated),
+    )
+
+
+def image_from_pb(message: images_pb2.Image) -> Image:
+    target = message.target
+    return Image(name=message.name, labels=dict(message.labels), digest=target.digest, media_type=target.media_type, size=target.size,
+                 annotations=dict(target.annotations))
+
+
+# -- leases
+
+
+def lease_to_pb(lease: Lease) -> leases_pb2.Lease:
+    return leases_pb2.Lease(id=lease.id, labels=lease.labels, created_at=time_to_pb(lease.created))
+
+
+def resource_to_pb(resource: Resource) -> leases_pb2.Resource:
+    return leases_pb2.Resource(id=resource.id, type=resource.type)
+
+
+def resource_from_pb(message: leases_pb2.Resource) -> Resource:
+    return Resource(message.type, message.id)
+
+
+# -- content
+
+
+def info_to_pb(blob: Blob) -> contents_pb2.Info:
+    return contents_pb2.Info(digest=blob.digest, size=blob.size, labels=blob.labels,
+                             created_at=time_to_pb(blob.created), updated_at=time_to_pb(blob.updated))
+
+
+def blob_to_pb(blob: Blob) -> records_pb2.Blob:
+    return records_pb2.Blob(digest=blob.digest, size=blob.size, backend=blob.backend)
+
+
+def ingest_to_pb(ingest: Ingest) -> records_pb2.Ingest:
+    return records_pb2.Ingest(ref=ingest.ref, raw_ref=ingest.raw_ref, backend=ingest.backend, expected=ingest.expected, shared=ingest.shared,
+                              size=ingest.size, started_at=time_to_pb(ingest.started))
+
+
+# -- snapshots
+
+KINDS_TO_PB: Mapping[Kind, int] = {"view": snapshots_pb2.VIEW, "active": snapshots_pb2.ACTIVE, "committed": snapshots_pb2.COMMITTED}
+KINDS_FROM_PB: Mapping[int, Kind] = {number: kind for kind, number in KINDS_TO_PB.items()}
+
+
+def snapshot_to_pb(snapshot: Snapshot) -> snapshots_pb2.Info:
+    return snapshots_pb2.Info(name=snapshot.name, parent=snapshot.parent, kind=KINDS_TO_PB[snapshot.kind], labels=snapshot.labels,  # type: ignore[arg-type]
+                              created_at=time_to_pb(snapshot.created), updated_at=time_to_pb(snapshot.updated))
+
+
+def raw_snapshot_from_pb(message: snapshots_pb2.Info) -> RawSnapshot:
+    return RawSnapshot(name=message.name, parent=message.parent, labels=dict(message.labels), created=time_from_pb(message.created_at),
+                       updated=time_from_pb(message.updated_at))
+
+
+# -- events
+
+_EVENTS: Mapping[str, type[Message]] = {
+    "/namespaces/create": namespace_pb2.NamespaceCreate,
+    "/namespaces/update": namespace_pb2.NamespaceUpdate,
+    "/namespaces/delete": namespace_pb2.NamespaceDelete,
+    "/containers/create": container_pb2.ContainerCreate,
+    "/containers/update": container_pb2.ContainerUpdate,
+    "/containers/delete": container_pb2.ContainerDelete,
+    "/content/create": content_pb2.ContentCreate,
+    "/content/delete": content_pb2.ContentDelete,
+    "/images/delete": image_pb2.ImageDelete,
+    "/snapshot/prepare": snapshot_pb2.SnapshotPrepare,
+    "/snapshot/commit": snapshot_pb2.SnapshotCommit,
+    "/snapshot/remove": snapshot_pb2.SnapshotRemove,
+}
+
+
+def event_to_pb(event: Event) -> AnyPb:
+    """The event's message, in an Any."""
+    return pack(_EVENTS[event.topic](**{name: _field(value) for name, value in event.fields.items()}))
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, Opaque):
+        return opaque_to_pb(value)
+    return {k: _field(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+# -- intents
+
+
+def gateway_from_pb(message: records_pb2.ConnectRequest) -> Gateway:
+    return Gateway(incarnation=message.incarnation, content=message.content, snapshotters=tuple(message.snapshotters))
+
+
+def intent_to_pb(intent: Intent, raw_labels: Mapping[str, str], finished: Finished | None = None) -> records_pb2.Intent:
+    return records_pb2.Intent(
+        id=intent.id,
+        backend=intent.backend,
+        raw_ref=intent.raw_ref,
+        raw_key=intent.raw_key,
+        raw_parent=intent.raw_parent,
+        raw_name=intent.raw_name,
+        raw_labels=raw_labels,
+        target=intent.target,
+        finished=None if finished is None else finished_to_pb(finished),
+    )
+
+
+def outcome_from_pb(message: records_pb2.FinishRequest) -> Outcome:
+    return Outcome(digest=message.digest, size=message.size, adopted=tuple(raw_snapshot_from_pb(info) for info in message.adopted))
+
+
+def finished_to_pb(finished: Finished) -> records_pb2.Finished:
+    return records_pb2.Finished(
+        events=[records_pb2.Event(namespace=e.namespace, topic=e.topic, event=event_to_pb(e)) for e in finished.events],
+        digest=finished.digest,
+        size=finished.size,
+    )
+
+
+def collected_to_pb(collected: Collected) -> records_pb2.Collected:
+    return records_pb2.Collected(removed=collected.removed, failed=collected.failed, seconds=collected.seconds)

@@ -1,0 +1,264 @@
+"""Intents: what is begun here, done in a raw service, and finished or cancelled here.
+
+An intent ends exactly once, by Finish, by Cancel, or by :meth:`Intents.resolve`, which asks the raw service what became of the intents
+of a gateway that died. What it was answered stays for some minutes, so that a repeated Finish or Cancel gets the same. An intent
+of the living gateway that nobody ended for a long time (its Begin was answered to a broken connection) is resolved too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from services.kit import errors
+from services.metadata import schema
+from services.metadata.database import Busy, Database, ensure_namespace
+from services.metadata.schema import Answer
+from services.metadata.store import Backends, Event, Finished, Gateway, Intent, Operation, Outcome, Raw
+from services.metadata.transactions import Reader, Transaction
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ANSWER_KEPT = 15 * 60
+"""Seconds; the gateway repeats for 10 minutes."""
+FORGOTTEN = 20 * 60
+"""Seconds after which an open intent of the living gateway is one that the gateway does not know of: it gives up after 10 minutes."""
+
+Finisher = Callable[[Transaction, Intent, Outcome], "Finished | errors.NodeError"]
+"""Turns an intent whose raw call was done into records. An error is what the caller gets, and the intent is over all the same; what was written stays."""
+
+
+class Intents:
+    """The open intents, and the gateway that opens them. ``finishers`` know what each operation becomes."""
+
+    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, finishers: Mapping[Operation, Finisher]) -> None:
+        self._database = database
+        self._publish = publish
+        self._backends = backends
+        self._finishers = finishers
+        self._resolving: asyncio.Task[None] | None = None
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    # -- the gateway
+
+    async def connect(self, gateway: Gateway) -> str:
+        """A gateway is there; the answer is this store's id. What a dead one left open is resolved in the background."""
+        await self._database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway), None)
+        if self._resolving is not None:
+            self._resolving.cancel()
+        self._resolving = asyncio.ensure_future(self._resolve_all())
+        return await self._database.store_id()
+
+    async def close(self) -> None:
+        """Stop resolving."""
+        if self._resolving is not None:
+            self._resolving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._resolving
+
+    # -- begin and end
+
+    async def begin(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work``, which opens an intent. If the caller gives up meanwhile no intent is left."""
+        gone = False
+        opened: list[str] = []
+
+        def guarded(tx: Transaction) -> T:
+            if gone:
+                raise errors.Cancelled
+            result = work(tx)
+            if isinstance(result, Intent):
+                opened[:] = [result.id]
+            return result
+
+        task = asyncio.ensure_future(self._database.write(guarded))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            gone = True
+            self._cancel_later(self._undo(task, opened))
+            raise
+
+    async def _undo(self, task: asyncio.Task[Any], opened: list[str]) -> None:
+        with contextlib.suppress(errors.NodeError):
+            await task
+            for id_ in opened:
+                await self.cancel(id_)
+
+    def _cancel_later(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
+
+    async def finish(self, id_: str, outcome: Outcome) -> Finished:
+        """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an intent that nobody remembers."""
+        intent = self._database.view(lambda tx: schema.INTENTS.get(tx, id_))
+        if intent is not None:
+            outcome = await self._completed(intent, outcome)
+
+        def work(tx: Transaction) -> Answer:
+            intent = schema.INTENTS.get(tx, id_)
+            if intent is None:
+                answer = schema.ANSWERS.get(tx, id_)
+                if answer is None or answer.ended != "finish":
+                    raise errors.NotFound(f"open intent {id_}")
+                return answer
+            ended = self._finishers[intent.operation](tx, intent, outcome)
+            detail: dict[str, Any] = {}
+            if isinstance(ended, errors.NodeError):
+                detail["error"] = [ended.code, str(ended)]
+            else:
+                ensure_namespace(tx, intent.namespace)
+                detail |= {"events": [list(e) for e in ended.events], "digest": ended.digest, "size": ended.size}
+            return self._end(tx, intent, "finish", detail)
+
+        answer = await self._database.write(work)
+        self._database.wake()
+        detail = answer.detail or {}
+        if "error" in detail:
+            self._database.schedule("deletion")  # what was done is nobody's
+            code, message = detail["error"]
+            raise errors.from_status(code, message)
+        return Finished(events=tuple(Event(*e) for e in detail["events"]), digest=detail["digest"], size=detail["size"])
+
+    async def _completed(self, intent: Intent, outcome: Outcome) -> Outcome:
+        """What the raw service must be asked before an intent can be finished."""
+        if intent.operation == "commit-ingest" and not outcome.digest:
+            if not intent.expected:
+                raise errors.InvalidArgument(f"intent {intent.id}: finished without a digest")
+            return replace(outcome, digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected))
+        for raw in outcome.adopted:
+            # The collector leaves a target alone while its intent is open; it may have had it before.
+            try:
+                await self._backends.snapshot_kind(intent.backend, raw.name)
+            except errors.NotFound:
+                await self.cancel(intent.id)
+                raise errors.Aborted(f"target snapshot {intent.target} was removed meanwhile") from None
+        return outcome
+
+    async def cancel(self, id_: str) -> None:
+        """The raw call failed for certain. Cancelling what is cancelled, or long forgotten, is fine; what was finished stays finished."""
+        def work(tx: Transaction) -> None:
+            intent = schema.INTENTS.get(tx, id_)
+            if intent is not None:
+                self._end(tx, intent, "cancel", None)
+
+        await self._database.write(work, "deletion")
+        self._database.wake()
+
+    def _end(self, tx: Transaction, intent: Intent, how: str, detail: dict[str, Any] | None) -> Answer:
+        now = time.time_ns()
+        schema.INTENTS.delete(tx, intent.id)
+        answer = Answer(ended=how, until=now + ANSWER_KEPT * 10**9, detail=detail)
+        schema.ANSWERS.put(tx, intent.id, value=answer)
+        for (old,), kept in list(schema.ANSWERS.scan(tx, limit=4)):
+            if kept.until < now:
+                schema.ANSWERS.delete(tx, old)
+        return answer
+
+    # -- what others left open
+
+    async def _resolve_all(self) -> None:
+        pause = 0.2
+        while True:
+            left = 0
+            for intent in self._database.view(_abandoned):
+                try:
+                    await self.resolve(intent)
+                except errors.NodeError as error:
+                    log.info("what became of intent %s (%s in %s) is not known yet: %s", intent.id, intent.operation, intent.backend, error)
+                    left += 1
+            pause = min(pause * 2, 10.0) if left else 60.0
+            await asyncio.sleep(pause)
+
+    async def resolve(self, intent: Intent) -> None:
+        """Ask the raw service, then finish or cancel. Errors other than NotFound mean that it is not known yet, and are raised."""
+        try:
+            outcome = await self._outcome(intent)
+        except errors.NotFound:
+            log.info("intent %s (%s in %s, %s) came to nothing", intent.id, intent.operation, intent.backend, intent.ref or intent.key)
+            await self.cancel(intent.id)
+            return
+        log.info("intent %s (%s in %s, %s) had been done", intent.id, intent.operation, intent.backend, intent.ref or intent.key)
+        try:
+            finished = await self.finish(intent.id, outcome)
+        except errors.Unavailable:
+            raise
+        except errors.NodeError as error:
+            log.info("intent %s: %s", intent.id, error)  # the answer of record; its caller is gone
+            return
+        for event in finished.events:
+            self._publish(event)
+
+    async def _outcome(self, intent: Intent) -> Outcome:
+        """What was done; NotFound if nothing was."""
+        if intent.operation == "commit-ingest":
+            try:
+                await self._backends.ingest_offset(intent.backend, intent.raw_ref)
+            except errors.NotFound:
+                if not intent.expected:
+                    raise
+                return Outcome(digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected))
+            raise errors.NotFound(f"commit of {intent.raw_ref}")  # the ingest is still one
+        if intent.operation == "commit-snapshot":
+            await self._backends.snapshot_kind(intent.backend, intent.raw_name)
+        else:
+            await self._backends.snapshot_kind(intent.backend, intent.raw_key)
+        return Outcome()
+
+
+def _abandoned(tx: Reader) -> list[Intent]:
+    """Open intents that the living gateway did not begin, or does not know of."""
+    gateway = schema.GATEWAY.get(tx)
+    old = time.time_ns() - FORGOTTEN * 10**9
+    return [i for _, i in schema.INTENTS.scan(tx) if gateway is None or i.incarnation != gateway.incarnation or i.begun < old]
+
+
+# ---------------------------------------------------------------------------------------------- pieces of work
+
+
+def connected(tx: Reader, incarnation: str) -> Gateway:
+    """The gateway of that incarnation; FailedPrecondition if another one connected last, or none."""
+    gateway = schema.GATEWAY.get(tx)
+    if gateway is None or gateway.incarnation != incarnation:
+        raise errors.FailedPrecondition(f"gateway {incarnation} has not connected")
+    return gateway
+
+
+def open_intent(tx: Transaction, intent: Intent) -> Intent:
+    """Write down what is begun; its id and time are given here."""
+    now = time.time_ns()
+    intent = replace(intent, id=f"{now:016x}-{secrets.token_hex(4)}", begun=now)
+    schema.INTENTS.put(tx, intent.id, value=intent)
+    for raw in intent.raws():
+        schema.NAMED.put(tx, *raw, value=None)
+    return intent
+
+
+def check_unclaimed(tx: Reader, since: int, claims: Callable[[Intent], bool], what: str) -> None:
+    """Busy while an open intent begun after ``since`` ``claims`` the same: the second comer sees what the first one made, as if one lock were held over both.
+
+    Older ones may be nobody's, and are not waited for; if they end well after all, it is they that come second.
+    """
+    if any(intent.begun >= since and claims(intent) for _, intent in schema.INTENTS.scan(tx)):
+        raise Busy(f"{what} is in another call's hands")
+
+
+def check_target_not_sweeping(tx: Reader, backend: str, target: str) -> None:
+    """Busy while the collector removes a raw snapshot that was made for the same target."""
+    for (_, _, name), mark in schema.SWEEPING.scan(tx, backend, "snapshot"):
+        if mark.reference == target:
+            raise Busy(f"snapshot {name} for {target} is being removed by the collector")
+
+
+def check_no_blob_sweeping(tx: Reader, backend: str, digest: str) -> None:
+    """Busy while the collector removes the blob; or any blob, where the digest is not known yet."""
+    if schema.SWEEPING.has(tx, *Raw(backend, "blob", digest)) if digest else schema.SWEEPING.any(tx, backend, "blob"):
+        raise Busy(f"content {digest or 'of an unknown digest'} is being removed by the collector")

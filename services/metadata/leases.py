@@ -1,0 +1,108 @@
+"""Leases: what holds content, snapshots, ingests and images while nothing else refers to them."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from services.kit import errors, filters
+from services.kit.identifiers import quoted
+from services.metadata import schema
+from services.metadata.database import Database, ensure_namespace
+from services.metadata.store import Labels, Lease, Resource, digest_problem, present
+from services.metadata.transactions import Reader, Transaction
+
+
+class Leases:
+    """The leases of each namespace."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, namespace: str, id_: str, labels: Labels) -> Lease:
+        """With a random id where none is given. AlreadyExists."""
+        now = time.time_ns()
+        lease = Lease(id=id_ or f"{now % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}", labels=present(labels), created=now)
+
+        def work(tx: Transaction) -> None:
+            ensure_namespace(tx, namespace)
+            if schema.LEASES.has(tx, namespace, lease.id):
+                raise errors.AlreadyExists(f"lease {quoted(lease.id)}")
+            schema.LEASES.put(tx, namespace, lease.id, value=lease)
+
+        await self._database.write(work)
+        return lease
+
+    async def delete(self, namespace: str, id_: str, *, sync: bool) -> None:
+        """NotFound. With ``sync`` a collection is over when this returns."""
+        def work(tx: Transaction) -> None:
+            _required(tx, namespace, id_)
+            schema.delete_lease(tx, namespace, id_)
+
+        await self._database.write(work, None if sync else "deletion")
+        if sync:
+            await self._database.collected()
+
+    def select(self, namespace: str, sources: Sequence[str]) -> list[Lease]:
+        """Those that the filters match, in order of their ids."""
+        wanted = filters.parse(sources)
+        found = self._database.view(lambda tx: [lease for _, lease in schema.LEASES.scan(tx, namespace)])
+        return [lease for lease in found if wanted.match(partial(_field, lease))]
+
+    async def add(self, namespace: str, id_: str, resource: Resource) -> None:
+        """NotFound for the lease; the resource need not exist. InvalidArgument or Unimplemented for its type."""
+        def work(tx: Transaction) -> None:
+            _required(tx, namespace, id_)
+            _validate(resource)
+            schema.put_resource(tx, namespace, id_, resource)
+
+        await self._database.write(work)
+
+    async def remove(self, namespace: str, id_: str, resource: Resource) -> None:
+        """As ``add``; a resource that the lease does not hold is no error."""
+        def work(tx: Transaction) -> None:
+            _required(tx, namespace, id_)
+            _validate(resource)
+            schema.delete_resource(tx, namespace, id_, resource)
+
+        await self._database.write(work, "deletion")
+
+    def resources(self, namespace: str, id_: str) -> list[Resource]:
+        """What the lease holds, by type and id."""
+        def work(tx: Reader) -> list[Resource]:
+            _required(tx, namespace, id_)
+            return [Resource(*key) for key, _ in schema.RESOURCES.under(tx, namespace, id_)]
+
+        return self._database.view(work)
+
+
+def _required(tx: Reader, namespace: str, id_: str) -> None:
+    if not schema.LEASES.has(tx, namespace, id_):
+        raise errors.NotFound(f"lease {quoted(id_)}")
+
+
+def _validate(resource: Resource) -> None:
+    kind, *rest = resource.type.split("/")
+    if kind in ("content", "ingests", "images"):
+        if rest:
+            raise errors.InvalidArgument(f"invalid resource type {resource.type}")
+        if kind == "content" and (problem := digest_problem(resource.id)):
+            raise errors.InvalidArgument(f"invalid content resource id {resource.id}: {problem}")
+    elif kind == "snapshots":
+        if len(rest) != 1:
+            raise errors.InvalidArgument(f"invalid snapshot resource type {resource.type}")
+    else:
+        raise errors.Unimplemented(f"resource type {resource.type} not supported yet")
+
+
+def _field(lease: Lease, path: Sequence[str]) -> tuple[str, bool]:
+    """What one filters leases by."""
+    match path:
+        case ["id", *_]:
+            return lease.id, bool(lease.id)
+        case ["labels", *rest]:
+            return filters.of_map(rest, lease.labels)
+    return "", False

@@ -1,0 +1,84 @@
+"""Namespaces: labels, and whether anything is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from services.kit import errors, identifiers
+from services.kit.identifiers import quoted
+from services.metadata import schema
+from services.metadata.database import Database
+from services.metadata.store import Event, Labels, Namespace, masked, present, validate_labels
+from services.metadata.transactions import Reader, Transaction
+
+
+class Namespaces:
+    """The namespaces of a node. A name that nobody wrote to has no labels, and is not listed."""
+
+    def __init__(self, database: Database, publish: Callable[[Event], None]) -> None:
+        self._database = database
+        self._publish = publish
+
+    def labels(self, name: str) -> Labels:
+        """Of any name: containerd's Get succeeds for unknown ones too."""
+        found = self._database.view(lambda tx: schema.NAMESPACES.get(tx, name))
+        return {} if found is None else found.labels
+
+    def all(self) -> list[tuple[str, Labels]]:
+        """In order of their names."""
+        return self._database.view(lambda tx: [(name, namespace.labels) for (name,), namespace in schema.NAMESPACES.scan(tx)])
+
+    async def create(self, name: str, labels: Labels) -> None:
+        """InvalidArgument for a name that is no identifier or labels too long, AlreadyExists."""
+        identifiers.validate(name)
+        validate_labels(labels, "namespace.Labels")
+
+        def work(tx: Transaction) -> None:
+            if schema.NAMESPACES.has(tx, name):
+                raise errors.AlreadyExists(f"namespace {quoted(name)}")
+            schema.NAMESPACES.put(tx, name, value=Namespace(labels=present(labels)))
+
+        await self._database.write(work)
+        self._publish(Event(name, "/namespaces/create", {"name": name, "labels": labels}))
+
+    async def update(self, name: str, labels: Labels, paths: Sequence[str]) -> Labels:
+        """Set the labels of ``paths`` (``labels.KEY``), or all of them where there are none. An unknown namespace is made, as by any write."""
+        for path in paths:
+            if not path.startswith("labels."):
+                raise errors.InvalidArgument.verbatim(f"cannot update {quoted(path)} field")
+        identifiers.validate(name)
+        validate_labels(labels, "namespace.Labels")
+
+        def work(tx: Transaction) -> Labels:
+            old = schema.NAMESPACES.get(tx, name) or Namespace()
+            new, _ = masked(old.labels, labels, paths or ("labels",))
+            schema.NAMESPACES.put(tx, name, value=Namespace(labels=present(new)))
+            return present(new)
+
+        result = await self._database.write(work)
+        self._publish(Event(name, "/namespaces/update", {"name": name, "labels": labels}))
+        return result
+
+    async def delete(self, name: str) -> None:
+        """NotFound; FailedPrecondition naming what is still in it. Leases and ingests do not count, and go too."""
+        def work(tx: Transaction) -> None:
+            if left := list(_contents(tx, name)):
+                raise errors.FailedPrecondition(f"namespace {quoted(name)} must be empty, but it still has {', '.join(left)}")
+            if not schema.NAMESPACES.has(tx, name):
+                raise errors.NotFound(f"namespace {quoted(name)}")
+            schema.NAMESPACES.delete(tx, name)
+            for (lease,), _ in list(schema.LEASES.under(tx, name)):
+                schema.delete_lease(tx, name, lease)
+            for (ref,), _ in list(schema.INGESTS.under(tx, name)):
+                schema.INGESTS.delete(tx, name, ref)
+
+        await self._database.write(work, "deletion")
+        self._publish(Event(name, "/namespaces/delete", {"name": name}))
+
+
+def _contents(tx: Reader, name: str) -> list[str]:
+    """What keeps a namespace from being deleted, in containerd's words and order."""
+    kinds = ((schema.IMAGES, "images"), (schema.BLOBS, "blobs"), (schema.CONTAINERS, "containers"))
+    left = [word for table, word in kinds if table.any(tx, name)]
+    snapshotters = dict.fromkeys(snapshotter for (snapshotter, _), _ in schema.SNAPSHOTS.under(tx, name))
+    return left + [f"snapshots on {quoted(snapshotter)} snapshotter" for snapshotter in snapshotters]

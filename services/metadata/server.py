@@ -1,0 +1,289 @@
+"""The metadata services over the wire: parse, call, convert."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from api.containerd.services.containers.v1 import containers_pb2 as containers_pb
+from api.containerd.services.content.v1 import content_pb2 as content_pb
+from api.containerd.services.images.v1 import images_pb2 as images_pb
+from api.containerd.services.leases.v1 import leases_pb2 as leases_pb
+from api.containerd.services.namespaces.v1 import namespaces_pb2 as namespaces_pb
+from api.containerd.services.snapshots.v1 import snapshots_pb2 as snapshots_pb
+from api.splitd.records.v1 import records_pb2 as pb
+from services.kit import errors
+from services.kit.rpc import Call, Servicer, shielded
+from services.metadata import convert
+from services.metadata.containers import Containers
+from services.metadata.content import Content, finish_commit
+from services.metadata.database import Database
+from services.metadata.images import Images
+from services.metadata.intents import Intents
+from services.metadata.leases import Leases
+from services.metadata.namespaces import Namespaces
+from services.metadata.snapshots import Snapshots, finish_commit_snapshot, finish_snapshot, inherited
+from services.metadata.store import Backends, Event
+
+T = TypeVar("T")
+
+_BATCH = 100
+"""Infos in a message of a streamed list, as in containerd."""
+
+
+def batches(values: Sequence[T]) -> list[Sequence[T]]:
+    """``values`` in pieces of :data:`_BATCH`."""
+    return [values[i : i + _BATCH] for i in range(0, len(values), _BATCH)]
+
+
+class NamespacesServicer:
+    SERVICE = namespaces_pb.DESCRIPTOR.services_by_name["Namespaces"]
+
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
+
+    async def Get(self, request: namespaces_pb.GetNamespaceRequest, call: Call) -> namespaces_pb.GetNamespaceResponse:
+        labels = self._namespaces.labels(request.name)
+        return namespaces_pb.GetNamespaceResponse(namespace=namespaces_pb.Namespace(name=request.name, labels=labels))
+
+    async def List(self, request: namespaces_pb.ListNamespacesRequest, call: Call) -> namespaces_pb.ListNamespacesResponse:
+        return namespaces_pb.ListNamespacesResponse(
+            namespaces=[namespaces_pb.Namespace(name=name, labels=labels) for name, labels in self._namespaces.all()])
+
+    async def Create(self, request: namespaces_pb.CreateNamespaceRequest, call: Call) -> namespaces_pb.CreateNamespaceResponse:
+        await self._namespaces.create(request.namespace.name, dict(request.namespace.labels))
+        return namespaces_pb.CreateNamespaceResponse(namespace=request.namespace)
+
+    async def Update(self, request: namespaces_pb.UpdateNamespaceRequest, call: Call) -> namespaces_pb.UpdateNamespaceResponse:
+        name = request.namespace.name
+        labels = await self._namespaces.update(name, dict(request.namespace.labels), request.update_mask.paths)
+        return namespaces_pb.UpdateNamespaceResponse(namespace=namespaces_pb.Namespace(name=name, labels=labels))
+
+    async def Delete(self, request: namespaces_pb.DeleteNamespaceRequest, call: Call) -> Empty:
+        await self._namespaces.delete(request.name)
+        return Empty()
+
+
+class ContainersServicer:
+    SERVICE = containers_pb.DESCRIPTOR.services_by_name["Containers"]
+
+    def __init__(self, containers: Containers) -> None:
+        self._containers = containers
+
+    async def Get(self, request: containers_pb.GetContainerRequest, call: Call) -> containers_pb.GetContainerResponse:
+        return containers_pb.GetContainerResponse(container=convert.container_to_pb(self._containers.get(call.namespace, request.id)))
+
+    async def List(self, request: containers_pb.ListContainersRequest, call: Call) -> containers_pb.ListContainersResponse:
+        found = self._containers.select(call.namespace, request.filters)
+        return containers_pb.ListContainersResponse(containers=[convert.container_to_pb(c) for c in found])
+
+    async def ListStream(self, request: containers_pb.ListContainersRequest, call: Call) -> AsyncIterator[containers_pb.ListContainerMessage]:
+        for container in self._containers.select(call.namespace, request.filters):
+            yield containers_pb.ListContainerMessage(container=convert.container_to_pb(container))
+
+    async def Create(self, request: containers_pb.CreateContainerRequest, call: Call) -> containers_pb.CreateContainerResponse:
+        created = await self._containers.create(call.namespace, convert.container_from_pb(request.container))
+        return containers_pb.CreateContainerResponse(container=convert.container_to_pb(created))
+
+    async def Update(self, request: containers_pb.UpdateContainerRequest, call: Call) -> containers_pb.UpdateContainerResponse:
+        updated = await self._containers.update(call.namespace, convert.container_from_pb(request.container), request.update_mask.paths)
+        return containers_pb.UpdateContainerResponse(container=convert.container_to_pb(updated))
+
+    async def Delete(self, request: containers_pb.DeleteContainerRequest, call: Call) -> Empty:
+        await self._containers.delete(call.namespace, request.id)
+        return Empty()
+
+
+class LeasesServicer:
+    SERVICE = leases_pb.DESCRIPTOR.services_by_name["Leases"]
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+
+    async def Create(self, request: leases_pb.CreateRequest, call: Call) -> leases_pb.CreateResponse:
+        lease = await self._leases.create(call.namespace, request.id, dict(request.labels))
+        return leases_pb.CreateResponse(lease=convert.lease_to_pb(lease))
+
+    async def Delete(self, request: leases_pb.DeleteRequest, call: Call) -> Empty:
+        await self._leases.delete(call.namespace, request.id, sync=request.sync)
+        return Empty()
+
+    async def List(self, request: leases_pb.ListRequest, call: Call) -> leases_pb.ListResponse:
+        return leases_pb.ListResponse(leases=[convert.lease_to_pb(x) for x in self._leases.select(call.namespace, request.filters)])
+
+    async def AddResource(self, request: leases_pb.AddResourceRequest, call: Call) -> Empty:
+        await self._leases.add(call.namespace, request.id, convert.resource_from_pb(request.resource))
+        return Empty()
+
+    async def DeleteResource(self, request: leases_pb.DeleteResourceRequest, call: Call) -> Empty:
+        await self._leases.remove(call.namespace, request.id, convert.resource_from_pb(request.resource))
+        return Empty()
+
+    async def ListResources(self, request: leases_pb.ListResourcesRequest, call: Call) -> leases_pb.ListResourcesResponse:
+        found = self._leases.resources(call.namespace, request.id)
+        return leases_pb.ListResourcesResponse(resources=[convert.resource_to_pb(r) for r in found])
+
+
+class ContentServicer:
+    """What of Content needs no bytes."""
+
+    SERVICE = content_pb.DESCRIPTOR.services_by_name["Content"]
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+
+    async def Info(self, request: content_pb.InfoRequest, call: Call) -> content_pb.InfoResponse:
+        return content_pb.InfoResponse(info=convert.info_to_pb(self._content.info(call.namespace, request.digest)))
+
+    async def Update(self, request: content_pb.UpdateRequest, call: Call) -> content_pb.UpdateResponse:
+        blob = await self._content.update(call.namespace, request.info.digest, dict(request.info.labels), request.update_mask.paths)
+        return content_pb.UpdateResponse(info=convert.info_to_pb(blob))
+
+    async def List(self, request: content_pb.ListContentRequest, call: Call) -> AsyncIterator[content_pb.ListContentResponse]:
+        for batch in batches(self._content.select(call.namespace, request.filters)):
+            yield content_pb.ListContentResponse(info=[convert.info_to_pb(blob) for blob in batch])
+
+
+class SnapshotsServicer:
+    """What of Snapshots needs no snapshotter."""
+
+    SERVICE = snapshots_pb.DESCRIPTOR.services_by_name["Snapshots"]
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
+
+    async def Stat(self, request: snapshots_pb.StatSnapshotRequest, call: Call) -> snapshots_pb.StatSnapshotResponse:
+        return snapshots_pb.StatSnapshotResponse(info=convert.snapshot_to_pb(self._snapshots.get(call.namespace, request.snapshotter, request.key)))
+
+    async def List(self, request: snapshots_pb.ListSnapshotsRequest, call: Call) -> AsyncIterator[snapshots_pb.ListSnapshotsResponse]:
+        for batch in batches(self._snapshots.select(call.namespace, request.snapshotter, request.filters)):
+            yield snapshots_pb.ListSnapshotsResponse(info=[convert.snapshot_to_pb(snapshot) for snapshot in batch])
+
+
+class RecordsServicer:
+    SERVICE = pb.DESCRIPTOR.services_by_name["Records"]
+
+    def __init__(self, database: Database, content: Content, snapshots: Snapshots, images: Images, intents: Intents) -> None:
+        self._database = database
+        self._content = content
+        self._snapshots = snapshots
+        self._images = images
+        self._intents = intents
+
+    async def Connect(self, request: pb.ConnectRequest, call: Call) -> pb.ConnectResponse:
+        if not request.incarnation:
+            raise errors.InvalidArgument("a gateway needs an incarnation")
+        return pb.ConnectResponse(store_id=await self._intents.connect(convert.gateway_from_pb(request)))
+
+    # -- content
+
+    async def OpenIngest(self, request: pb.OpenIngestRequest, call: Call) -> pb.Ingest:
+        return convert.ingest_to_pb(await self._content.open(
+            call.namespace, call.lease, request.incarnation, request.ref, request.total, request.expected))
+
+    async def GetIngest(self, request: pb.GetIngestRequest, call: Call) -> pb.Ingest:
+        return convert.ingest_to_pb(self._content.ingest(call.namespace, request.ref))
+
+    async def ListIngests(self, request: Empty, call: Call) -> pb.ListIngestsResponse:
+        return pb.ListIngestsResponse(ingests=[convert.ingest_to_pb(i) for i in self._content.ingests(call.namespace)])
+
+    async def ForgetIngest(self, request: pb.GetIngestRequest, call: Call) -> pb.Ingest:
+        return convert.ingest_to_pb(await self._content.forget(call.namespace, call.lease, request.ref))
+
+    async def BeginCommitIngest(self, request: pb.BeginCommitIngestRequest, call: Call) -> pb.Intent:
+        intent, finished = await self._content.begin_commit(
+            self._intents, call.namespace, call.lease, request.incarnation, request.ref, request.size, request.expected, dict(request.labels))
+        return convert.intent_to_pb(intent, {}, finished)
+
+    async def ResolveBlob(self, request: pb.ResolveBlobRequest, call: Call) -> pb.Blob:
+        return convert.blob_to_pb(self._content.resolve(call.namespace, request.digest))
+
+    async def DeleteBlob(self, request: pb.ResolveBlobRequest, call: Call) -> pb.Finished:
+        return convert.finished_to_pb(await self._content.delete(call.namespace, call.lease, request.digest))
+
+    # -- snapshots
+
+    async def BeginSnapshot(self, request: pb.BeginSnapshotRequest, call: Call) -> pb.Intent:
+        labels = dict(request.labels)
+        intent = await self._snapshots.begin(self._intents, call.namespace, call.lease, request.incarnation, request.snapshotter,
+                                             request.key, request.parent, labels, view=request.view)
+        return convert.intent_to_pb(intent, inherited(labels))
+
+    async def BeginCommitSnapshot(self, request: pb.BeginCommitSnapshotRequest, call: Call) -> pb.Intent:
+        labels = dict(request.labels)
+        intent = await self._snapshots.begin_commit(self._intents, call.namespace, call.lease, request.incarnation, request.snapshotter,
+                                                    request.name, request.key, request.parent, labels)
+        return convert.intent_to_pb(intent, inherited(labels))
+
+    async def ResolveSnapshot(self, request: pb.ResolveSnapshotRequest, call: Call) -> pb.Snapshot:
+        found = self._snapshots.get(call.namespace, request.snapshotter, request.key)
+        return pb.Snapshot(raw_key=found.raw_key, backend=found.backend)
+
+    async def RemoveSnapshot(self, request: pb.ResolveSnapshotRequest, call: Call) -> pb.Finished:
+        return convert.finished_to_pb(await self._snapshots.remove(call.namespace, call.lease, request.snapshotter, request.key))
+
+    async def UpdateSnapshot(self, request: snapshots_pb.UpdateSnapshotRequest, call: Call) -> pb.UpdatedSnapshot:
+        updated = await self._snapshots.update(call.namespace, request.snapshotter, request.info.name, dict(request.info.labels),
+                                               request.update_mask.paths)
+        snapshot = updated.snapshot
+        return pb.UpdatedSnapshot(info=convert.snapshot_to_pb(snapshot), raw_key=snapshot.raw_key, backend=snapshot.backend,
+                                  raw_labels=updated.raw_labels, raw_mask=FieldMask(paths=updated.raw_paths))
+
+    # -- the ends of intents
+
+    async def Finish(self, request: pb.FinishRequest, call: Call) -> pb.Finished:
+        return convert.finished_to_pb(await shielded(self._intents.finish(request.intent, convert.outcome_from_pb(request))))
+
+    async def Cancel(self, request: pb.CancelRequest, call: Call) -> Empty:
+        await shielded(self._intents.cancel(request.intent))
+        return Empty()
+
+    # -- images
+
+    async def GetImage(self, request: images_pb.GetImageRequest, call: Call) -> images_pb.GetImageResponse:
+        return images_pb.GetImageResponse(image=convert.image_to_pb(self._images.get(call.namespace, request.name)))
+
+    async def ListImages(self, request: images_pb.ListImagesRequest, call: Call) -> images_pb.ListImagesResponse:
+        return images_pb.ListImagesResponse(images=[convert.image_to_pb(i) for i in self._images.select(call.namespace, request.filters)])
+
+    async def CreateImage(self, request: images_pb.CreateImageRequest, call: Call) -> images_pb.CreateImageResponse:
+        image = await self._images.create(call.namespace, call.lease, convert.image_from_pb(request.image), _epoch(request))
+        return images_pb.CreateImageResponse(image=convert.image_to_pb(image))
+
+    async def UpdateImage(self, request: images_pb.UpdateImageRequest, call: Call) -> images_pb.UpdateImageResponse:
+        image = await self._images.update(call.namespace, call.lease, convert.image_from_pb(request.image), request.update_mask.paths, _epoch(request))
+        return images_pb.UpdateImageResponse(image=convert.image_to_pb(image))
+
+    async def DeleteImage(self, request: images_pb.DeleteImageRequest, call: Call) -> Empty:
+        await self._images.delete(call.namespace, call.lease, request.name, target=request.target.digest, sync=request.sync)
+        return Empty()
+
+    async def Collect(self, request: Empty, call: Call) -> pb.Collected:
+        if self._database.collector is None:
+            raise errors.Unimplemented("a collector")
+        return convert.collected_to_pb(await self._database.collector.collect())
+
+
+def _epoch(request: Any) -> int | None:
+    return convert.time_from_pb(request.source_date_epoch) if request.HasField("source_date_epoch") else None
+
+
+class Metadata:
+    """All of it over one database: what the process serves."""
+
+    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, *, shared: bool = True) -> None:
+        content = Content(database, shared=shared)
+        snapshots = Snapshots(database)
+        self.intents = Intents(database, publish, backends, {
+            "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot})
+        self.servicers: list[Servicer] = [
+            NamespacesServicer(Namespaces(database, publish)),
+            ContainersServicer(Containers(database, publish)),
+            LeasesServicer(Leases(database)),
+            ContentServicer(content),
+            SnapshotsServicer(snapshots),
+            RecordsServicer(database, content, snapshots, Images(database), self.intents),
+        ]

@@ -1,0 +1,285 @@
+"""Records of snapshots: what each namespace calls them, their kinds, parents and labels. The snapshots are in the backends.
+
+Labels go down to a backend only if they are *inherited*: containerd.io/snapshot.ref and containerd.io/snapshot/*.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from services.kit import errors, filters
+from services.kit.identifiers import quoted
+from services.metadata import schema
+from services.metadata.database import Database, check_lease, ensure_namespace, hold, release
+from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, open_intent
+from services.metadata.store import (
+    Event,
+    Finished,
+    Intent,
+    Labels,
+    Outcome,
+    Resource,
+    Snapshot,
+    masked,
+    present,
+    snapshots_backend,
+    validate_labels,
+)
+from services.metadata.transactions import Reader, Transaction
+
+REF = "containerd.io/snapshot.ref"
+_INHERITED = "containerd.io/snapshot/"
+
+
+def inherited(labels: Labels) -> dict[str, str]:
+    """The labels that a backend is told."""
+    return {key: value for key, value in labels.items() if key == REF or key.startswith(_INHERITED)}
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A changed record, and the labels to change in the backend: by ``raw_paths``, ``labels.KEY`` each; none if nothing goes down."""
+
+    snapshot: Snapshot
+    raw_labels: Labels
+    raw_paths: tuple[str, ...]
+
+
+class Snapshots:
+    """The snapshots of each namespace, by snapshotter."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, namespace: str, snapshotter: str, name: str) -> Snapshot:
+        """NotFound."""
+        def work(tx: Reader) -> Snapshot:
+            check_snapshotter(tx, snapshotter)
+            return _snapshot(tx, namespace, snapshotter, name)
+
+        return self._database.view(work)
+
+    def select(self, namespace: str, snapshotter: str, sources: Sequence[str]) -> list[Snapshot]:
+        """Those that the filters match, in order of their names."""
+        wanted = filters.parse(sources)
+
+        def work(tx: Reader) -> list[Snapshot]:
+            check_snapshotter(tx, snapshotter)
+            return [snapshot for _, snapshot in schema.SNAPSHOTS.scan(tx, namespace, snapshotter)]
+
+        found = self._database.view(work)
+        return [snapshot for snapshot in found if wanted.match(partial(_field, snapshot))] if sources else found
+
+    async def update(self, namespace: str, snapshotter: str, name: str, labels: Labels, paths: Sequence[str]) -> Updated:
+        """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""
+        if not name:
+            raise errors.InvalidArgument
+
+        def work(tx: Transaction) -> Updated:
+            check_snapshotter(tx, snapshotter)
+            old = _snapshot(tx, namespace, snapshotter, name)
+            result, rest = masked(old.labels, labels, paths or ("labels",))
+            if rest:
+                raise errors.InvalidArgument(f"cannot update {quoted(rest[0])} field on snapshot {quoted(name)}")
+            validate_labels(result, "info.Labels")
+            snapshot = replace(old, labels=present(result), updated=time.time_ns())
+            schema.put_snapshot(tx, namespace, snapshotter, snapshot)
+            before, after = inherited(old.labels), inherited(snapshot.labels)
+            changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+            return Updated(snapshot, {key: after.get(key, "") for key in changed}, tuple(f"labels.{key}" for key in changed))
+
+        return await self._database.write(work)
+
+    async def remove(self, namespace: str, lease: str, snapshotter: str, name: str) -> Finished:
+        """Only the record; the raw snapshot is the collector's. NotFound; FailedPrecondition while it has children."""
+        def work(tx: Transaction) -> None:
+            check_snapshotter(tx, snapshotter)
+            snapshot = _snapshot(tx, namespace, snapshotter, name)
+            if schema.CHILDREN.any(tx, namespace, snapshotter, name):
+                raise errors.FailedPrecondition("cannot remove snapshot with child")
+            schema.delete_snapshot(tx, namespace, snapshotter, snapshot)
+            release(tx, namespace, lease, _resource(snapshotter, name))
+
+        await self._database.write(work, "deletion")
+        return Finished(events=(Event(namespace, "/snapshot/remove", {"key": name, "snapshotter": snapshotter}),))
+
+    # -- Prepare, View
+
+    async def begin(self, intents: Intents, namespace: str, lease: str, incarnation: str,
+                    snapshotter: str, key: str, parent: str, labels: Labels, *, view: bool) -> Intent:
+        """Open the intent of a new snapshot. AlreadyExists for the key or the target of the label containerd.io/snapshot.ref, which the lease
+        then holds; NotFound for the parent.
+        """
+        validate_labels(labels, "info.Labels")
+        target = labels.get(REF, "")
+
+        def work(tx: Transaction) -> Intent | errors.NodeError:
+            connected(tx, incarnation)
+            check_snapshotter(tx, snapshotter)
+            check_lease(tx, namespace, lease)
+            backend = snapshots_backend(snapshotter)
+            if target and schema.SNAPSHOTS.has(tx, namespace, snapshotter, target):
+                hold(tx, namespace, lease, _resource(snapshotter, target))
+                return errors.AlreadyExists(f"target snapshot {quoted(target)}")
+            if schema.SNAPSHOTS.has(tx, namespace, snapshotter, key):
+                hold(tx, namespace, lease, _resource(snapshotter, key))
+                return errors.AlreadyExists(f"snapshot {quoted(key)}")
+            above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, parent) if parent else None
+            if parent and above is None:
+                raise errors.NotFound(f"parent snapshot {parent} does not exist")
+            if target:
+                check_target_not_sweeping(tx, backend, target)
+            self._check_unclaimed(tx, namespace, snapshotter, key)
+            ensure_namespace(tx, namespace)
+            return open_intent(tx, Intent(
+                id="", incarnation=incarnation, operation="view" if view else "prepare", namespace=namespace, lease=lease, backend=backend,
+                labels=present(labels), snapshotter=snapshotter, key=key, parent=parent, raw_key=schema.raw_name(tx, namespace, key),
+                raw_parent=above.raw_key if above else "", target=target))
+
+        return _raised(await intents.begin(work))
+
+    # -- Commit
+
+    async def begin_commit(self, intents: Intents, namespace: str, lease: str, incarnation: str,
+                           snapshotter: str, name: str, key: str, parent: str, labels: Labels) -> Intent:
+        """Open the intent of a commit. ``parent`` is what a snapshot without one is put on (rebase). AlreadyExists for the name, which the lease then holds; NotFound."""
+        validate_labels(labels, "info.Labels")
+
+        def work(tx: Transaction) -> Intent | errors.NodeError:
+            connected(tx, incarnation)
+            check_snapshotter(tx, snapshotter)
+            check_lease(tx, namespace, lease)
+            if schema.SNAPSHOTS.has(tx, namespace, snapshotter, name):
+                hold(tx, namespace, lease, _resource(snapshotter, name))
+                return errors.AlreadyExists(f"snapshot {quoted(name)}")
+            active = _snapshot(tx, namespace, snapshotter, key)
+            self._check_unclaimed(tx, namespace, snapshotter, name, key)
+            rebased = parent if not active.parent else ""
+            under = active.parent or parent
+            above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, under) if under else None
+            if under and above is None:
+                raise errors.NotFound(f"parent snapshot {under} does not exist")
+            return open_intent(tx, Intent(
+                id="", incarnation=incarnation, operation="commit-snapshot", namespace=namespace, lease=lease, backend=active.backend,
+                labels=present(labels), snapshotter=snapshotter, key=key, name=name, parent=under, raw_key=active.raw_key,
+                raw_name=schema.raw_name(tx, namespace, name), raw_parent=above.raw_key if above and rebased else ""))
+
+        return _raised(await intents.begin(work))
+
+    def _check_unclaimed(self, tx: Reader, namespace: str, snapshotter: str, *names: str) -> None:
+        def claims(intent: Intent) -> bool:
+            return (intent.namespace == namespace and intent.snapshotter == snapshotter
+                    and any(taken in names for taken in (intent.key, intent.name) if taken))
+
+        check_unclaimed(tx, self._database.started, claims, f"snapshot {names[0]}")
+
+
+def finish_snapshot(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:
+    """A snapshot of the namespace is made of what was prepared, or of what the backend had already."""
+    namespace, snapshotter = intent.namespace, intent.snapshotter
+    if intent.lease and not schema.LEASES.has(tx, namespace, intent.lease):
+        return errors.NotFound("lease does not exist")
+    if outcome.adopted:
+        return _adopt(tx, intent, outcome)
+    above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.parent) if intent.parent else None
+    if schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.key):
+        hold(tx, namespace, intent.lease, _resource(snapshotter, intent.key))
+        return errors.AlreadyExists(f"snapshot {quoted(intent.key)}")
+    if intent.parent and (above is None or above.raw_key != intent.raw_parent):
+        return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
+    now = time.time_ns()
+    view = intent.operation == "view"
+    schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
+        name=intent.key, raw_key=intent.raw_key, backend=intent.backend, kind="view" if view else "active", parent=intent.parent,
+        labels=intent.labels, created=now, updated=now))
+    hold(tx, namespace, intent.lease, _resource(snapshotter, intent.key))
+    if view:
+        return Finished()
+    return Finished(events=(Event(namespace, "/snapshot/prepare", {"key": intent.key, "parent": intent.parent, "snapshotter": snapshotter}),))
+
+
+def _adopt(tx: Transaction, intent: Intent, outcome: Outcome) -> errors.NodeError:
+    """The target, and what it stands on down to a recorded parent, become records; the answer is AlreadyExists, or why not."""
+    namespace, snapshotter, adopted = intent.namespace, intent.snapshotter, outcome.adopted
+    above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.parent) if intent.parent else None
+    recorded = (*(raw.name for raw in adopted[1:]), above.raw_key if above else "")
+    if tuple(raw.parent for raw in adopted) != recorded:
+        return errors.InvalidArgument(f"mismatched parent {intent.parent} from target {intent.target}")
+    parent = intent.parent
+    for index in range(len(adopted) - 1, -1, -1):
+        raw = adopted[index]
+        name = intent.target if index == 0 else raw.labels.get(REF, "")
+        if not name:
+            return errors.InvalidArgument(f"snapshot {raw.name} below target {intent.target} has no name of its own")
+        if not schema.SNAPSHOTS.has(tx, namespace, snapshotter, name):
+            labels = {**raw.labels, **(intent.labels if index == 0 else {})}
+            schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
+                name=name, raw_key=raw.name, backend=intent.backend, kind="committed", parent=parent, labels=present(labels),
+                created=raw.created, updated=raw.updated))
+        parent = name
+    hold(tx, namespace, intent.lease, _resource(snapshotter, intent.target))
+    return errors.AlreadyExists(f"target snapshot {quoted(intent.target)} from snapshotter")
+
+
+def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -> Finished | errors.NodeError:
+    """The active snapshot of the namespace becomes the committed one."""
+    namespace, snapshotter = intent.namespace, intent.snapshotter
+    active = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.key)
+    if active is not None and active.raw_key == intent.raw_key:  # else it was removed meanwhile, and another made in its place
+        schema.delete_snapshot(tx, namespace, snapshotter, active)
+        release(tx, namespace, intent.lease, _resource(snapshotter, intent.key))
+    if intent.lease and not schema.LEASES.has(tx, namespace, intent.lease):
+        return errors.NotFound("lease does not exist")
+    hold(tx, namespace, intent.lease, _resource(snapshotter, intent.name))
+    if schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.name):
+        return errors.AlreadyExists(f"snapshot {quoted(intent.name)}")
+    if intent.parent and not schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.parent):
+        return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
+    now = time.time_ns()
+    schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
+        name=intent.name, raw_key=intent.raw_name, backend=intent.backend, kind="committed", parent=intent.parent, labels=intent.labels,
+        created=now, updated=now))
+    return Finished(events=(Event(namespace, "/snapshot/commit", {"key": intent.key, "name": intent.name, "snapshotter": snapshotter}),))
+
+
+def check_snapshotter(tx: Reader, snapshotter: str) -> None:
+    """InvalidArgument for one that the gateway does not have."""
+    if not snapshotter:
+        raise errors.InvalidArgument("snapshotter argument missing")
+    gateway = schema.GATEWAY.get(tx)
+    if gateway is not None and snapshotter not in gateway.snapshotters:
+        raise errors.InvalidArgument(f"snapshotter not loaded: {snapshotter}")
+
+
+def _resource(snapshotter: str, name: str) -> Resource:
+    return Resource(f"snapshots/{snapshotter}", name)
+
+
+def _raised(result: Intent | errors.NodeError) -> Intent:
+    if isinstance(result, errors.NodeError):
+        raise result
+    return result
+
+
+def _snapshot(tx: Reader, namespace: str, snapshotter: str, name: str) -> Snapshot:
+    found = schema.SNAPSHOTS.get(tx, namespace, snapshotter, name)
+    if found is None:
+        raise errors.NotFound(f"snapshot {name} does not exist")
+    return found
+
+
+def _field(snapshot: Snapshot, path: Sequence[str]) -> tuple[str, bool]:
+    """What one filters snapshots by."""
+    match path:
+        case ["kind", *_]:
+            return snapshot.kind, True
+        case ["name", *_]:
+            return snapshot.name, True
+        case ["parent", *_]:
+            return snapshot.parent, True
+        case ["labels", *rest]:
+            return filters.of_map(rest, snapshot.labels)
+    return "", False
