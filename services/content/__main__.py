@@ -1,0 +1,26 @@
+"""The content process: blobs below ROOT/content, served on STATE/content.sock."""
+
+from __future__ import annotations
+
+from services.content.config import Config
+from services.content.local import LocalStore
+from services.content.server import ContentServicer, LocalFilesServicer
+from services.content.stamp import StampServicer
+from services.kit import process, rpc, settings
+
+
+async def serve(file: settings.File, node: settings.Node) -> None:
+    """Serve until a signal."""
+    config = settings.load(Config, file, "content")
+    root = node.root / "content"
+    node.state.mkdir(parents=True, exist_ok=True)
+    with process.owned(root):
+        store = LocalStore(root, threads=config.threads)
+        servicers: list[rpc.Servicer] = [ContentServicer(store), LocalFilesServicer(store.files), StampServicer(root)]
+        async with rpc.serving(node.state / "content.sock", servicers, grace=config.grace):
+            await process.until_signal()
+        store.close()
+
+
+if __name__ == "__main__":
+    process.run("content", serve)

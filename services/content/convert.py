@@ -1,0 +1,47 @@
+"""Content's values as protobuf messages and back."""
+
+from __future__ import annotations
+
+from api.containerd.services.content.v1 import content_pb2 as pb
+from services.content.store import Digest, Info, Status
+from services.kit import errors
+
+
+def info_to_pb(info: Info) -> pb.Info:
+    message = pb.Info(digest=str(info.digest), size=info.size, labels=info.labels)
+    message.created_at.FromNanoseconds(info.created_at)
+    message.updated_at.FromNanoseconds(info.updated_at)
+    return message
+
+
+def info_from_pb(message: pb.Info) -> Info:
+    return Info(digest=digest_from_pb(message.digest), size=message.size, labels=dict(message.labels),
+                created_at=message.created_at.ToNanoseconds(), updated_at=message.updated_at.ToNanoseconds())
+
+
+def status_to_pb(status: Status) -> pb.Status:
+    message = pb.Status(ref=status.ref, offset=status.offset, total=status.total, expected=status.expected)
+    message.started_at.FromNanoseconds(status.started_at)
+    message.updated_at.FromNanoseconds(status.updated_at)
+    return message
+
+
+def status_from_pb(message: pb.Status) -> Status:
+    return Status(ref=message.ref, offset=message.offset, total=message.total, expected=message.expected,
+                  started_at=message.started_at.ToNanoseconds(), updated_at=message.updated_at.ToNanoseconds())
+
+
+def expected_from_pb(text: str) -> Digest | None:
+    """The digest that a writer expects, None where it expects none; InvalidArgument in the words of containerd's store."""
+    try:
+        return Digest.parse(text) if text else None
+    except ValueError as error:
+        raise errors.InvalidArgument(f"cannot calculate blob path from invalid digest: {error}") from None
+
+
+def digest_from_pb(text: str) -> Digest:
+    """A digest that a store answered; Internal if it is none."""
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise errors.Internal(f"the content store answered with digest {text!r}: {error}") from None

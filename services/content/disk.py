@@ -1,0 +1,488 @@
+"""The content store's files, and every system call on them. All of it blocks: ``local`` calls it in threads.
+
+::
+
+    ROOT/content/
+        blobs/ALGORITHM/HEX             a blob; its modification time is that of its commit
+        ingest/SHA256-OF-REF/           an ingest:
+            ref  total                    as the client gave them (total only where it is known)
+            startedat  updatedat          RFC 3339
+            data                          the bytes so far; who writes them holds its flock
+        labels/ALGORITHM/HEX            labels of a blob that was ever given any, as JSON; modified when they were
+        removed/                        ingests on their way out
+        store-id                        whose store this is (``stamp``)
+
+blobs and ingest are laid out as containerd lays out its own store, so that either can take over the other's. Durable are blobs, labels and the store id, each once the call
+that made it returns: data fsynced, renamed, directory fsynced. Ingests are not fsynced before that: after a power cut one has fewer bytes or wrong
+ones, is hashed again when it is resumed, and fails its commit at worst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from services.content.store import ALGORITHMS, CANONICAL, CHUNK, Digest, Info, Status
+from services.kit import errors, tracing
+from services.kit.faults import fault
+
+log = logging.getLogger(__name__)
+
+_DIGEST_OF_REF = re.compile(r"[0-9a-f]{64}")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since the epoch of an RFC 3339 time; ValueError if it is none."""
+    parts = _TIME.fullmatch(text)
+    if not parts:
+        raise ValueError(f"{text!r} is not an RFC 3339 time")
+    seconds = int(datetime.datetime.fromisoformat(parts[1] + parts[3].replace("Z", "+00:00")).timestamp())
+    return seconds * 10**9 + int((parts[2] or "0").ljust(9, "0"))
+
+
+def format_time(nanoseconds: int) -> str:
+    """As Go writes it: UTC, no more digits than needed."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return text + (f".{rest:09d}".rstrip("0") if rest else "") + "Z"
+
+
+def sync_directory(directory: str) -> None:
+    """Make what was renamed into ``directory`` survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(directory: str) -> None:
+    """Make ``directory`` below an existing one, durably; it may be there."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o755)
+        sync_directory(os.path.dirname(directory))
+
+
+def write_durably(path: str, data: bytes) -> None:
+    """Make or replace a small file: after a crash it has the old contents or the new."""
+    temporary = f"{path}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    sync_directory(os.path.dirname(path))
+
+
+def disk_error(error: OSError, what: str) -> errors.NodeError | OSError:
+    """A full disk as ResourceExhausted that says what could not be done; any other failure as it is."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return errors.ResourceExhausted(f"{what}: {(error.strerror or str(error)).lower()}")
+    return error
+
+
+class Disk:
+    """A content store's directory. The caller owns it (``kit.process.owned``)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._removals = itertools.count()
+        self._publishing = threading.Lock()
+        self._labelling = threading.Lock()
+        os.makedirs(self.root, exist_ok=True)
+        for name in ("blobs", "ingest", "labels", "removed"):
+            make_directory(os.path.join(self.root, name))
+
+    # ---------------------------------------------------------------- blobs
+
+    def blob_path(self, digest: Digest) -> str:
+        return os.path.join(self.root, "blobs", digest.algorithm, digest.hex)
+
+    def has(self, digest: Digest) -> bool:
+        return os.path.exists(self.blob_path(digest))
+
+    def info(self, digest: Digest) -> Info:
+        """A blob; NotFound."""
+        try:
+            status = os.stat(self.blob_path(digest))
+        except FileNotFoundError:
+            raise errors.NotFound(f"content {digest}") from None
+        labels, updated_at = self._labels(digest)
+        return Info(digest, status.st_size, status.st_mtime_ns, max(status.st_mtime_ns, updated_at), labels)
+
+    def digests(self) -> list[Digest]:
+        """The blobs there are, in the order of their digests."""
+        found = []
+        for algorithm in sorted(os.listdir(os.path.join(self.root, "blobs"))):
+            if algorithm not in ALGORITHMS:
+                continue
+            for name in sorted(os.listdir(os.path.join(self.root, "blobs", algorithm))):
+                try:
+                    found.append(Digest.parse(f"{algorithm}:{name}"))
+                except ValueError as error:
+                    log.error("%s/blobs/%s/%s is no blob: %s", self.root, algorithm, name, error)
+        return found
+
+    def delete(self, digest: Digest) -> None:
+        """Remove a blob; NotFound."""
+        try:
+            os.unlink(self.blob_path(digest))
+        except FileNotFoundError:
+            raise errors.NotFound(f"content {digest}") from None
+        self._replace_labels(digest, None)
+
+    def update(self, digest: Digest, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> Info:
+        """Give a blob the labels that ``change`` makes of those it has; NotFound."""
+        with self._labelling:
+            labels = change(self.info(digest).labels)
+            self._replace_labels(digest, labels)
+            return self.info(digest)
+
+    def publish(self, data: str, digest: Digest, labels: Mapping[str, str] | None) -> bool:
+        """Make the file ``data``, whose bytes are durable, the blob ``digest``; False if that was there already. Durable either way."""
+        target = self.blob_path(digest)
+        make_directory(os.path.dirname(target))
+        with self._publishing:
+            new = not os.path.exists(target)
+            if new:
+                with self._labelling:
+                    self._replace_labels(digest, labels or None)  # None too: what an earlier blob of this digest left
+                fault("content.before-rename")
+                os.rename(data, target)
+                fault("content.after-rename")
+        sync_directory(os.path.dirname(target))
+        return new
+
+    # ---------------------------------------------------------------- labels
+
+    def _labels_path(self, digest: Digest) -> str:
+        return os.path.join(self.root, "labels", digest.algorithm, digest.hex)
+
+    def _labels(self, digest: Digest) -> tuple[dict[str, str], int]:
+        """The labels and when they were changed, 0 if never."""
+        try:
+            with open(self._labels_path(digest), "rb") as file:
+                return dict(json.load(file)), os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return {}, 0
+
+    def _replace_labels(self, digest: Digest, labels: Mapping[str, str] | None) -> None:
+        path = self._labels_path(digest)
+        if labels is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        make_directory(os.path.dirname(path))
+        write_durably(path, json.dumps(dict(labels), sort_keys=True).encode())
+
+    # ---------------------------------------------------------------- ingests
+
+    def ingest_directory(self, ref: str) -> str:
+        return os.path.join(self.root, "ingest", hashlib.sha256(ref.encode()).hexdigest())
+
+    def status(self, ref: str) -> Status:
+        """An ingest; NotFound."""
+        try:
+            return _read_status(self.ingest_directory(ref))
+        except (FileNotFoundError, ValueError):
+            raise errors.NotFound(f"reference {ref}") from None
+
+    def statuses(self) -> Iterator[Status]:
+        """All ingests; those that end or begin meanwhile may be missing."""
+        top = os.path.join(self.root, "ingest")
+        for name in os.listdir(top):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                yield _read_status(os.path.join(top, name))
+
+    def remove_ingest(self, ref: str) -> bool:
+        """Remove an ingest with all that it has; False if there was none."""
+        return self._remove(self.ingest_directory(ref))
+
+    def _remove(self, directory: str) -> bool:
+        """Out of sight at once by a rename, then gone: whoever makes the directory anew is not in the way."""
+        away = os.path.join(self.root, "removed", f"{os.path.basename(directory)}.{os.getpid()}.{next(self._removals)}")
+        try:
+            os.rename(directory, away)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(away)
+        return True
+
+    def recover(self) -> None:
+        """Remove what a crash left half made or half removed; before anybody is served."""
+        shutil.rmtree(os.path.join(self.root, "removed"))
+        make_directory(os.path.join(self.root, "removed"))
+        top = os.path.join(self.root, "ingest")
+        for name in os.listdir(top):
+            directory = os.path.join(top, name)
+            try:
+                whole = self.ingest_directory(_read_status(directory).ref) == directory
+            except (OSError, ValueError):
+                whole = False
+            if not whole and _DIGEST_OF_REF.fullmatch(name):
+                log.info("removing ingest %s, which a crash left unusable", name)
+                self._remove(directory)
+
+
+def _read_status(directory: str) -> Status:
+    """FileNotFoundError if it is no ingest, ValueError if it is a broken one."""
+    data = os.stat(os.path.join(directory, "data"))
+    ref = _read(directory, "ref")
+    try:
+        total = int(_read(directory, "total"))
+    except (FileNotFoundError, ValueError):
+        total = 0
+    return Status(ref, data.st_size, total, started_at=parse_time(_read(directory, "startedat")),
+                  updated_at=max(data.st_mtime_ns, parse_time(_read(directory, "updatedat"))))
+
+
+def _read(directory: str, name: str) -> str:
+    with open(os.path.join(directory, name), encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def _write(directory: str, name: str, text: str) -> None:
+    with open(os.path.join(directory, name), "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+class Ingest:
+    """An ingest whose file is open and locked. Used by one thread at a time; :meth:`close` in the end.
+
+    ``hashed`` is False where nobody asked for the digest of what was there already (a file that somebody else fills).
+    """
+
+    def __init__(self, disk: Disk, ref: str, total: int = 0, algorithm: str = CANONICAL, *, create: bool = True, hashed: bool = True,
+                 stop: threading.Event | None = None) -> None:
+        """Begin or resume; NotFound unless ``create``, Unavailable while another process holds the file. ``stop`` ends a long resumption, with Cancelled."""
+        self._disk = disk
+        self.ref = ref
+        self._directory = disk.ingest_directory(ref)
+        self._data = os.path.join(self._directory, "data")
+        self._fd = self._open(create=create)
+        try:
+            status = self._resumable(total)
+            if status is None:
+                os.ftruncate(self._fd, 0)
+                status = self._begin(total)
+            elif total and not status.total:
+                _write(self._directory, "total", str(total))
+            self.offset = status.offset
+            self.total = status.total or total
+            self.started_at, self.updated_at = status.started_at, status.updated_at
+            self._hash = hashlib.new(algorithm)
+            self._is_hashed = hashed
+            if hashed:
+                self._hash_file(self._hash, stop)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _open(self, *, create: bool) -> int:
+        """The data file, locked; again if the ingest was removed meanwhile."""
+        while True:
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self._directory, 0o755)
+            try:
+                self._found = os.path.exists(self._data)
+                fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+            except FileNotFoundError:
+                if not create:
+                    raise errors.NotFound(f'ingest ref "{self.ref}"') from None
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise errors.Unavailable(f"ref {self.ref} locked by the process that fills its file") from None
+            if self._is_linked(fd):
+                return fd
+            os.close(fd)
+
+    def _is_linked(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._data), os.fstat(fd))
+        except FileNotFoundError:
+            return False
+
+    def _resumable(self, total: int) -> Status | None:
+        """What is there, if it can be gone on with: containerd begins anew where it cannot be read or has another total."""
+        if not self._found:
+            return None
+        try:
+            status = _read_status(self._directory)
+        except (FileNotFoundError, ValueError) as error:
+            log.warning("ingest %s begins anew: %s", self.ref, error)
+            return None
+        if status.ref != self.ref or (total and status.total and total != status.total):
+            log.warning("ingest %s begins anew: it has ref %s and total %d, not %d", self.ref, status.ref, status.total, total)
+            return None
+        return status
+
+    def _begin(self, total: int) -> Status:
+        now = time.time_ns()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._directory, "total"))
+        if total:
+            _write(self._directory, "total", str(total))
+        _write(self._directory, "startedat", format_time(now))
+        _write(self._directory, "updatedat", format_time(now))
+        _write(self._directory, "ref", self.ref)
+        return Status(self.ref, 0, total, now, now)
+
+    def _hash_file(self, digester: hashlib._Hash, stop: threading.Event | None = None) -> None:
+        buffer = memoryview(bytearray(CHUNK))
+        at = 0
+        while at < self.offset and (n := os.preadv(self._fd, [buffer], at)):
+            if stop is not None and stop.is_set():
+                raise errors.Cancelled(f"resuming ref {self.ref}")
+            digester.update(buffer[:n])
+            at += n
+
+    @property
+    def path(self) -> str:
+        """Of the data file."""
+        return self._data
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was committed or closed."""
+        return self._fd < 0
+
+    @property
+    def digest(self) -> str:
+        """Of the bytes so far."""
+        return f"{self._hash.name}:{self._hash.hexdigest()}"
+
+    def status(self) -> Status:
+        return Status(self.ref, self.offset, self.total, self.started_at, self.updated_at)
+
+    def write(self, data: bytes) -> None:
+        """Append and hash; on a failure the ingest is as it was before."""
+        rest = memoryview(data)
+        try:
+            at = self.offset
+            while rest:
+                n = os.pwrite(self._fd, rest, at)
+                at += n
+                rest = rest[n:]
+        except OSError as error:
+            os.ftruncate(self._fd, self.offset)
+            raise disk_error(error, f"write ref {self.ref}") from error
+        self._hash.update(data)
+        self.offset = at
+        self.updated_at = time.time_ns()
+
+    def truncate(self) -> None:
+        """Back to no bytes."""
+        os.ftruncate(self._fd, 0)
+        self.offset = 0
+        self._hash = hashlib.new(self._hash.name)
+        self.updated_at = time.time_ns()
+
+    def commit(self, size: int, expected: Digest | None, labels: Mapping[str, str] | None, *, computed: bool = False) -> tuple[Digest, int]:
+        """Check and publish, and close in any case: see ``store.Writer.commit``. With ``computed`` the digest is believed where the size fits."""
+        try:
+            actual = os.fstat(self._fd).st_size
+            self.offset = actual
+            if size and size != actual:
+                self._disk.remove_ingest(self.ref)
+                raise errors.FailedPrecondition(f"unexpected commit size {actual}, expected {size}")
+            digest = expected if computed and expected and size else self._digest(expected.algorithm if expected else self._hash.name)
+            if expected and digest != expected:
+                self._disk.remove_ingest(self.ref)
+                raise errors.FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
+            os.utime(self._fd)
+            fault("content.before-fsync")
+            with tracing.span("content.fsync", size=actual):
+                os.fsync(self._fd)
+            if not self._is_linked(self._fd):
+                raise errors.Aborted(f'ingest ref "{self.ref}"')
+            try:
+                new = self._disk.publish(self._data, digest, labels)
+            except FileNotFoundError:
+                raise errors.Aborted(f'ingest ref "{self.ref}"') from None
+            if new:
+                os.fchmod(self._fd, 0o444)
+            self._disk.remove_ingest(self.ref)
+            if not new:
+                raise errors.AlreadyExists(f"content {digest}")
+            return digest, actual
+        except OSError as error:
+            raise disk_error(error, f"commit ref {self.ref}") from error
+        finally:
+            self._close_file()
+
+    def _digest(self, algorithm: str) -> Digest:
+        """Of the whole file: known already, unless another algorithm is asked for or somebody else filled it."""
+        digester = self._hash
+        if not self._is_hashed or algorithm != digester.name:
+            self._hash = digester = hashlib.new(algorithm)
+            with tracing.span("content.hash", size=self.offset, algorithm=algorithm):
+                self._hash_file(digester)
+        return Digest(algorithm, digester.hexdigest())
+
+    def close(self) -> None:
+        """Leave it to be resumed. May be called again, and after a commit."""
+        if self._fd >= 0:
+            if self._is_linked(self._fd):
+                with contextlib.suppress(FileNotFoundError):  # removed just now
+                    _write(self._directory, "updatedat", format_time(self.updated_at))
+            self._close_file()
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+class BlobReader:
+    """An open blob, read from front to back. It reads on if the blob is deleted meanwhile."""
+
+    def __init__(self, path: str, digest: Digest, offset: int, size: int) -> None:
+        """NotFound; OutOfRange, in containerd's words, for an ``offset`` past the end. ``size`` 0 or too large is to the end."""
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise errors.NotFound(f"content {digest}") from None
+        length = os.fstat(self._fd).st_size
+        self._at = max(offset, 0)
+        if self._at > length:
+            os.close(self._fd)
+            raise errors.OutOfRange.verbatim(f"read past object length {length} bytes")
+        self.left = length - self._at
+        if 0 < size < self.left:
+            self.left = size
+        try:
+            self.first = self.next()
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def next(self) -> bytes:
+        """The next piece, empty at the end."""
+        piece = os.pread(self._fd, min(self.left, CHUNK), self._at) if self.left else b""
+        if not piece and self.left:
+            raise errors.DataLoss(f"a blob ended {self.left} bytes early")
+        self._at += len(piece)
+        self.left -= len(piece)
+        return piece
+
+    def close(self) -> None:
+        os.close(self._fd)

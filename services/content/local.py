@@ -1,0 +1,286 @@
+"""The content store on disk: ``disk`` behind a thread pool, and the lock on each ref.
+
+A write hashes and appends in one hop to a thread, a read fetches the next piece while the last one is being sent. What a thread has begun it finishes,
+whatever becomes of the call that asked for it; a ref is unlocked when the thread that works on it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import datetime
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from services.content.disk import BlobReader, Disk, Ingest
+from services.content.store import CANONICAL, Begun, Digest, Info, Status, updated_labels
+from services.kit import errors, filters, tracing
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_BATCH = 100
+"""Blobs that a List describes in one hop."""
+
+
+class LocalStore:
+    """A ``Store`` in a directory, and its ``Files``. Closed by :meth:`close`."""
+
+    def __init__(self, root: Path, *, threads: int = 16) -> None:
+        self._disk = Disk(root)
+        self._disk.recover()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="content")
+        self._locked: dict[str, int] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self.files = LocalFiles(self)
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self._pool.shutdown()
+
+    # ---------------------------------------------------------------- threads
+
+    def _submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        context = contextvars.copy_context()  # the span that the work is part of
+        return asyncio.get_running_loop().run_in_executor(self._pool, lambda: context.run(work, *args, **kwargs))
+
+    async def _acquire(self, release: Callable[[T], object], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of ``work``, which holds something: whoever asked and is cancelled does not get it any more, so it is released."""
+        future = self._submit(work, *args, **kwargs)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self._later(self._release(release, future))
+            raise
+
+    async def _release(self, release: Callable[[T], object], future: asyncio.Future[T]) -> None:
+        await asyncio.wait([future])
+        if future.exception() is None:
+            await self._submit(release, future.result())
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    # ---------------------------------------------------------------- blobs
+
+    async def info(self, digest: Digest) -> Info:
+        return await self._submit(self._disk.info, digest)
+
+    async def update(self, digest: Digest, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
+        return await self._submit(self._disk.update, digest, lambda current: updated_labels(digest, current, labels, paths))
+
+    async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
+        wanted = filters.parse(sources)
+        digests = await self._submit(self._disk.digests)
+
+        def described(batch: Sequence[Digest]) -> Sequence[Info]:
+            found = []
+            for digest in batch:
+                try:
+                    info = self._disk.info(digest)
+                except errors.NotFound:  # deleted meanwhile
+                    continue
+                if wanted.match(info.field):
+                    found.append(info)
+            return found
+
+        for start in range(0, len(digests), _BATCH):
+            for info in await self._submit(described, digests[start:start + _BATCH]):
+                yield info
+
+    async def delete(self, digest: Digest) -> None:
+        await self._submit(self._disk.delete, digest)
+
+    async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
+        blob = await self._acquire(BlobReader.close, BlobReader, self._disk.blob_path(digest), digest, offset, size)
+        ahead: asyncio.Future[bytes] | None = None
+        try:
+            piece = blob.first
+            while piece:
+                ahead = self._submit(blob.next) if blob.left else None
+                yield piece
+                piece = await asyncio.shield(ahead) if ahead else b""
+        finally:
+            if ahead is not None and not ahead.done():
+                self._later(self._close_after(ahead, blob))
+            else:
+                await self._submit(blob.close)  # the last close of a deleted blob frees its bytes, which takes a while
+
+    async def _close_after(self, ahead: asyncio.Future[bytes], blob: BlobReader) -> None:
+        await asyncio.wait([ahead])
+        _ = ahead.exception()
+        await self._submit(blob.close)
+
+    # ---------------------------------------------------------------- ingests
+
+    async def status(self, ref: str) -> Status:
+        return await self._submit(self._disk.status, ref)
+
+    async def list_statuses(self, sources: Iterable[str] = ()) -> Sequence[Status]:
+        wanted = filters.parse(sources)
+        return await self._submit(lambda: [s for s in self._disk.statuses() if wanted.match(s.field)])
+
+    async def abort(self, ref: str) -> None:
+        if not await self._submit(self._disk.remove_ingest, ref):
+            raise errors.NotFound(f'ingest ref "{ref}"')
+
+    async def writer(self, ref: str, total: int = 0, expected: Digest | None = None) -> LocalWriter:
+        return LocalWriter(self, await self._open(ref, total, expected, hashed=True))
+
+    async def _open(self, ref: str, total: int, expected: Digest | None, *, hashed: bool) -> Ingest:
+        """An ingest and the lock on its ref; :meth:`_let_go` gives up both."""
+        stop = threading.Event()
+
+        def opened() -> Ingest:
+            if expected and self._disk.has(expected):
+                raise errors.AlreadyExists(f"content {expected}")
+            return Ingest(self._disk, ref, total, expected.algorithm if expected else CANONICAL, hashed=hashed, stop=stop)
+
+        return await self._locking(ref, opened, stop)
+
+    async def _locking(self, ref: str, opened: Callable[[], Ingest], stop: threading.Event) -> Ingest:
+        if not ref:
+            raise errors.InvalidArgument("ref must not be empty")
+        self._lock(ref)
+        future = self._submit(opened)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            stop.set()
+            self._later(self._let_go_of(ref, future))
+            raise
+        except BaseException:
+            self._locked.pop(ref)
+            raise
+
+    async def _let_go_of(self, ref: str, opening: asyncio.Future[Ingest]) -> None:
+        try:
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                await self._submit(opening.result().close)
+        finally:
+            self._locked.pop(ref)
+
+    async def let_go(self, ingest: Ingest, busy: asyncio.Future[Any] | None = None) -> None:
+        """Close ``ingest`` once ``busy`` is done and unlock its ref, even if whoever waits for that is cancelled."""
+
+        async def end() -> None:
+            try:
+                if busy is not None:
+                    await asyncio.wait([busy])
+                if not ingest.closed:
+                    await self._submit(ingest.close)
+            finally:
+                self._locked.pop(ingest.ref)
+
+        await asyncio.shield(self._later(end()))
+
+    def _lock(self, ref: str) -> None:
+        now = time.time_ns()
+        since = self._locked.setdefault(ref, now)
+        if since != now:
+            raise errors.Unavailable(f"ref {ref} locked for {_duration(now - since)} (since {_time(since)})")
+
+
+class LocalWriter:
+    """A ``Writer`` of a LocalStore."""
+
+    def __init__(self, store: LocalStore, ingest: Ingest) -> None:
+        self._store = store
+        self._ingest = ingest
+        self._busy: asyncio.Future[Any] | None = None
+        self._closed = False
+        self._digest = ""
+
+    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise errors.FailedPrecondition("cannot commit on closed writer")
+        future = self._store._submit(work, *args, **kwargs)
+        self._busy = future
+        return await asyncio.shield(future)
+
+    @property
+    def offset(self) -> int:
+        return self._ingest.offset
+
+    @property
+    def digest(self) -> str:
+        return self._digest or self._ingest.digest
+
+    async def status(self) -> Status:
+        return self._ingest.status()
+
+    async def write(self, data: bytes) -> None:
+        await self._run(self._ingest.write, data)
+
+    async def truncate(self) -> None:
+        await self._run(self._ingest.truncate)
+
+    async def commit(self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None) -> Digest:
+        try:
+            with tracing.span("content.commit", ref=self._ingest.ref, size=self._ingest.offset):
+                digest, _ = await self._run(self._ingest.commit, size, expected, labels)
+        finally:
+            await self.close()
+        self._digest = str(digest)
+        return digest
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._store.let_go(self._ingest, self._busy)
+
+
+class LocalFiles:
+    """The ``Files`` of a LocalStore."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+
+    async def locate(self, digest: Digest) -> tuple[str, int]:
+        info = await self._store.info(digest)
+        return self._store._disk.blob_path(digest), info.size
+
+    async def begin(self, ref: str, total: int = 0, expected: Digest | None = None) -> Begun:
+        ingest = await self._store._open(ref, total, expected, hashed=False)
+        await self._store.let_go(ingest)
+        return Begun(ingest.path, ingest.offset)
+
+    async def commit(self, ref: str, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None, *,
+                     computed: bool = False) -> tuple[Digest, int]:
+        store = self._store
+        ingest = await store._locking(ref, lambda: Ingest(store._disk, ref, create=False, hashed=False), threading.Event())
+        with tracing.span("content.commit", ref=ref, size=ingest.offset, computed=computed):
+            work: asyncio.Future[tuple[Digest, int]] = store._submit(ingest.commit, size, expected, labels, computed=computed)
+            try:
+                return await asyncio.shield(work)
+            finally:
+                await store.let_go(ingest, work)
+
+
+def _duration(nanoseconds: int) -> str:
+    """As Go prints a time.Duration: ``1m2.5s``, ``15ms``, ``80µs``."""
+    for unit, name in ((10**9, "s"), (10**6, "ms"), (10**3, "µs")):
+        if nanoseconds >= unit:
+            whole, rest = divmod(nanoseconds, unit)
+            fraction = f".{rest:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
+            if unit < 10**9 or whole < 60:
+                return f"{whole}{fraction}{name}"
+            minutes, seconds = divmod(whole, 60)
+            hours, minutes = divmod(minutes, 60)
+            return (f"{hours}h" if hours else "") + f"{minutes}m{seconds}{fraction}s"
+    return f"{nanoseconds}ns"
+
+
+def _time(nanoseconds: int) -> str:
+    """As Go prints a time.Time in UTC."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S}" + (f".{rest:09d}".rstrip("0") if rest else "") + " +0000 UTC"

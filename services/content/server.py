@@ -1,0 +1,184 @@
+"""containerd.services.content.v1.Content over a Store, and splitd.localfiles.v1.LocalFiles over its Files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.content.v1 import content_pb2 as pb
+from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from services.content import convert
+from services.content.store import Digest, Files, Store, Writer
+from services.kit import errors
+from services.kit.rpc import Call
+
+_PAGE = 100
+"""Blobs in one message of a List, as containerd sends them."""
+
+
+def _digest(text: str, message: str) -> Digest:
+    """The digest that a request names; InvalidArgument with ``message``, in which {} is why it names none."""
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise errors.InvalidArgument.verbatim(message.format(error)) from None
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("{", "{{").replace("}", "}}") + '"'
+
+
+class ContentServicer:
+    """The raw content service. Namespaces and leases in the headers are not looked at."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def Info(self, request: pb.InfoRequest, call: Call) -> pb.InfoResponse:
+        digest = _digest(request.digest, f"{_quoted(request.digest)} failed validation")
+        return pb.InfoResponse(info=convert.info_to_pb(await self._store.info(digest)))
+
+    async def Update(self, request: pb.UpdateRequest, call: Call) -> pb.UpdateResponse:
+        digest = _digest(request.info.digest, f"{_quoted(request.info.digest)} failed validation")
+        info = await self._store.update(digest, dict(request.info.labels), tuple(request.update_mask.paths))
+        return pb.UpdateResponse(info=convert.info_to_pb(info))
+
+    async def List(self, request: pb.ListContentRequest, call: Call) -> AsyncIterator[pb.ListContentResponse]:
+        page = pb.ListContentResponse()
+        async for info in self._store.list(request.filters):
+            page.info.append(convert.info_to_pb(info))
+            if len(page.info) == _PAGE:
+                yield page
+                page = pb.ListContentResponse()
+        if page.info:
+            yield page
+
+    async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
+        await self._store.delete(_digest(request.digest, "{}"))
+        return Empty()
+
+    async def Read(self, request: pb.ReadContentRequest, call: Call) -> AsyncIterator[pb.ReadContentResponse]:
+        digest = _digest(request.digest, f"{_quoted(request.digest)[1:-1]}: {{}}")
+        sent = 0  # containerd counts from the first byte sent, not from the blob's
+        async for piece in self._store.read(digest, request.offset, request.size):
+            yield pb.ReadContentResponse(offset=sent, data=piece)
+            sent += len(piece)
+
+    async def Status(self, request: pb.StatusRequest, call: Call) -> pb.StatusResponse:
+        try:
+            status = await self._store.status(request.ref)
+        except errors.NotFound as error:
+            raise errors.NotFound(f"could not get status for ref {_quoted(request.ref)}: {error}") from None
+        return pb.StatusResponse(status=convert.status_to_pb(status))
+
+    async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> pb.ListStatusesResponse:
+        return pb.ListStatusesResponse(statuses=map(convert.status_to_pb, await self._store.list_statuses(request.filters)))
+
+    async def Write(self, requests: AsyncIterator[pb.WriteContentRequest], call: Call) -> AsyncIterator[pb.WriteContentResponse]:
+        """Each message is answered before the next is looked at; a commit ends the call."""
+        opening = await anext(requests, None)
+        if opening is None:
+            return
+        if not opening.ref:
+            raise errors.InvalidArgument.verbatim("first message must have a reference")
+        try:
+            expected = convert.expected_from_pb(opening.expected)
+        except errors.InvalidArgument as error:
+            raise errors.InvalidArgument(f"calculating expected blob path for writer: {error}") from None
+        writer = await self._store.writer(opening.ref, opening.total, expected)
+        try:
+            session = _Write(self._store, writer, opening)
+            yield await session.answer(opening)
+            if opening.action == pb.COMMIT:
+                return
+            async for request in requests:
+                yield await session.answer(request)
+                if request.action == pb.COMMIT:
+                    return
+        finally:
+            await writer.close()
+
+    async def Abort(self, request: pb.AbortRequest, call: Call) -> Empty:
+        await self._store.abort(request.ref)
+        return Empty()
+
+
+class _Write:
+    """One open Write: what its messages said so far of the blob's size and digest."""
+
+    def __init__(self, store: Store, writer: Writer, opening: pb.WriteContentRequest) -> None:
+        self._store = store
+        self._writer = writer
+        self._ref = opening.ref
+        self._total = 0
+        self._expected = ""
+        self._absent = opening.expected  # the store has just looked for it
+
+    async def answer(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
+        writer = self._writer
+        if request.expected:
+            self._expected = request.expected
+            await self._refuse_existing()
+        self._total = request.total or self._total
+        if request.action == pb.STAT:
+            return await self._stat()
+        await self._seek(request.offset)
+        data = request.data  # a copy is made each time one asks
+        if data:
+            await writer.write(data)
+        if request.action == pb.COMMIT:
+            await writer.commit(self._total, convert.expected_from_pb(self._expected), dict(request.labels))
+        return pb.WriteContentResponse(action=request.action, offset=writer.offset, digest=writer.digest, total=self._total)
+
+    async def _refuse_existing(self) -> None:
+        """A blob that came to exist since the opening: the client need not go on."""
+        if self._expected == self._absent:
+            self._absent = ""
+            return
+        try:
+            await self._store.info(Digest.parse(self._expected))
+        except (errors.NotFound, ValueError):
+            return
+        await self._writer.close()
+        await self._store.abort(self._ref)
+        raise errors.AlreadyExists.verbatim(f"blob with expected digest {self._expected} exists")
+
+    async def _stat(self) -> pb.WriteContentResponse:
+        status = await self._writer.status()
+        answer = pb.WriteContentResponse(action=pb.STAT, offset=status.offset, total=self._total or status.total, digest=self._writer.digest)
+        answer.started_at.FromNanoseconds(status.started_at)
+        answer.updated_at.FromNanoseconds(status.updated_at)
+        return answer
+
+    async def _seek(self, offset: int) -> None:
+        """Writes only append; offset 0 begins anew."""
+        current = self._writer.offset
+        if offset == 0 and current > 0:
+            await self._writer.truncate()
+        elif offset not in (0, current):
+            raise errors.OutOfRange.verbatim(f"write @{offset} must occur at current offset {current}")
+
+
+class LocalFilesServicer:
+    """The store's bytes by path, for processes of this node."""
+
+    SERVICE = files_pb.DESCRIPTOR.services_by_name["LocalFiles"]
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    async def Locate(self, request: files_pb.LocateRequest, call: Call) -> files_pb.LocateResponse:
+        path, size = await self._files.locate(_digest(request.digest, f"{_quoted(request.digest)} failed validation"))
+        return files_pb.LocateResponse(path=path, size=size)
+
+    async def Begin(self, request: files_pb.BeginRequest, call: Call) -> files_pb.BeginResponse:
+        begun = await self._files.begin(request.ref, request.total, convert.expected_from_pb(request.expected))
+        return files_pb.BeginResponse(path=begun.path, offset=begun.offset)
+
+    async def Commit(self, request: files_pb.CommitRequest, call: Call) -> files_pb.CommitResponse:
+        digest, size = await self._files.commit(request.ref, request.size, convert.expected_from_pb(request.digest), dict(request.labels),
+                                                computed=request.computed)
+        return files_pb.CommitResponse(digest=str(digest), size=size)
