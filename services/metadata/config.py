@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from services.kit import errors, settings
+
+_BOLT = "io.containerd.metadata.v1.bolt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,4 +15,17 @@ class Config:
     """The metadata service: records of namespaces, containers, leases, images, content and snapshots."""
 
     content_sharing_policy: Literal["shared", "isolated"] = "shared"
-    """"shared": content that another namespace has needs no bytes; "isolated": who wants it must bring them. As in containerd's bolt plugin."""
+    """"shared": content that another namespace has needs no bytes; "isolated": who wants it must bring them. Also read from [plugins."io.containerd.metadata.v1.bolt"]."""
+
+
+def load(file: settings.File) -> Config:
+    """The settings in ``file``: containerd's own keys, and over them ours."""
+    plugins = file.tables.get("plugins", {})
+    bolt: Any = plugins.get(_BOLT, {}) if isinstance(plugins, dict) else {}
+    ours = settings.load(Config, file, "metadata")
+    policy: Any = bolt.get("content_sharing_policy", "shared") if isinstance(bolt, dict) else "shared"
+    if policy not in ("shared", "isolated"):
+        raise errors.InvalidArgument(f'config file {file.path}: [plugins."{_BOLT}"] content_sharing_policy: {policy!r} is none of \'shared\', \'isolated\'')
+    if "content_sharing_policy" not in file.tables.get("metadata", {}):
+        ours = replace(ours, content_sharing_policy=policy)
+    return ours

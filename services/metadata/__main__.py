@@ -1,0 +1,35 @@
+"""The metadata process: the records of one node on STATE/metadata.sock, in ROOT/metadata."""
+
+from __future__ import annotations
+
+from services.kit import process, rpc, settings
+from services.kit.publisher import Publisher
+from services.metadata import config as configuration
+from services.metadata.backends import RemoteBackends
+from services.metadata.convert import event_to_pb
+from services.metadata.database import Database
+from services.metadata.server import Metadata
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.store import Event
+
+
+async def serve(file: settings.File, node: settings.Node) -> None:
+    """Serve until a signal."""
+    config = configuration.load(file)
+    with process.owned(node.root / "metadata") as directory:
+        async with rpc.Channel(node.state / "internal.sock", "gateway") as gateway, Publisher(gateway).running() as publisher:
+            def publish(event: Event) -> None:
+                publisher.publish(event.namespace, event.topic, event_to_pb(event))
+
+            database = Database(SqliteTransactions(directory / "metadata.db"))
+            metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
+            try:
+                async with rpc.serving(node.state / "metadata.sock", metadata.servicers):
+                    await process.until_signal()
+            finally:
+                await metadata.intents.close()
+                await database.transactions.close()
+
+
+if __name__ == "__main__":
+    process.run("metadata", serve)
