@@ -68,13 +68,11 @@ def check(path: Path | None) -> Checked:
             found.errors.append(f"config file {file.path}: unknown table [{name}] (known: {', '.join(sorted(known | set(ENTRIES)))})")
         elif name in settings.FOREIGN_KEYS - QUIET - {f.name for f in dataclasses.fields(settings.Node)}:
             found.warnings.append(f"config file {file.path}: {name} is containerd's and means nothing here")
+    file = settings.File(file.path, {name: value for name, value in file.tables.items() if isinstance(value, dict) or name not in known | set(ENTRIES)})
     for table, cls in tables():
-        if table and not isinstance(file.tables.get(table.partition(".")[0], {}), dict):
-            continue  # said above
         _try(found, cls, file, table)
     for name, where in ENTRIES.items():
-        entries = file.tables.get(name, {})
-        for key in entries if isinstance(entries, dict) else ():
+        for key in file.tables.get(name, {}):
             _try(found, _class(where), file, f"{name}.{key}")
     return found
 

@@ -90,7 +90,7 @@ def _run(title: str, command: Sequence[str], *, tail: int = 0, expected: int = 0
         print(f"   {line}")
     print(f"   ({seconds:.2f} s, exit code {done.returncode})\n")
     if done.returncode != expected:
-        raise Failure(f"{title.split(':')[0]} failed: {done.stderr.strip()}")
+        raise Failure(f"{title.split(':', maxsplit=1)[0]} failed: {done.stderr.strip()}")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class Supervisor:
 
     def processes(self) -> dict[str, Status]:
         """All processes by name, in the order of the table."""
-        ended = _ends(self._place.logs / "supervisord.log", self.pid())
+        ended = ended_by_themselves(self._place.logs / "supervisord.log", self.pid())
         infos = {info["name"]: info for info in self._call("getAllProcessInfo")}
         found = {}
         for process in PROCESSES:
@@ -190,7 +190,7 @@ def not_up(place: Place) -> NotUp:
     return NotUp(f"no node is up at {place.state} (start it: {place.hint('up')})", 3)
 
 
-def _ends(log: Path, pid: int) -> dict[str, int]:
+def ended_by_themselves(log: Path, pid: int) -> dict[str, int]:
     """How often each process ended by itself under the supervisord ``pid``, counted in its log."""
     ended: dict[str, int] = {}
     for path in (log.with_name(log.name + ".2"), log.with_name(log.name + ".1"), log):

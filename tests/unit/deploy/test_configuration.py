@@ -1,0 +1,106 @@
+"""The configuration file as a whole: what is printed is read back the same, and what is wrong is said with file, table and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import configuration
+from services.kit import settings
+
+
+def test_the_default_configuration_is_toml_and_is_the_default(place: Path) -> None:
+    """``splitd config default`` written to a file, and loaded, gives every table's defaults."""
+    path = place / "config.toml"
+    path.write_text(configuration.text(settings.File(), comments=True))
+    file = settings.read(path)
+    for table, cls in configuration.tables():
+        assert settings.load(cls, file, table) == cls(), table
+    found = configuration.check(path)
+    assert not found.errors
+    assert not found.warnings
+
+
+def test_every_table_of_ours_is_printed_with_its_docstring() -> None:
+    """A reader of the default configuration learns what each table is."""
+    text = configuration.text(settings.File(), comments=True)
+    for table, cls in configuration.tables():
+        first = (cls.__doc__ or "").splitlines()[0].replace("``", "")
+        assert f"# {first}\n" in text
+        assert f"[{table}]\n" in text or not table
+
+
+@pytest.mark.parametrize(("toml", "said"), [
+    ("rot = '/x'", "unknown key rot (known: oom_score, root, state)"),
+    ("root = 'x'", "root: 'x' is not an absolute path"),
+    ("[contnt]\na = 1", "unknown table [contnt] (known: content, gateway"),
+    ("[gateway]\nholt = '5s'", "unknown key [gateway] holt (known: "),
+    ("[gateway]\nhold = 5", "[gateway] hold: 5 is not a duration"),
+    ("content = 1", "content must be a table: [content]"),
+    ("[proxy_plugins.x]\ntype = 'snapshotter'\naddress = '/x'", "[proxy_plugins.x] type: 'snapshotter' is none of"),
+    ("[proxy_plugins.x]\ntype = 'snapshot'", "[proxy_plugins.x] lacks type or address"),
+    ("root = ", "Invalid value"),
+])
+def test_an_error_names_file_table_and_key(toml: str, said: str, place: Path) -> None:
+    """And there is one error only, so nothing is said twice."""
+    path = place / "config.toml"
+    path.write_text(toml)
+    (error,) = configuration.check(path).errors
+    assert error.startswith(f"config file {path}: ")
+    assert said in error
+
+
+def test_all_errors_are_said_at_once(place: Path) -> None:
+    """One run of check is enough to repair a file."""
+    path = place / "config.toml"
+    path.write_text("rot = 1\n[contnt]\n[gateway]\nholt = 1\n")
+    assert len(configuration.check(path).errors) == 3
+
+
+def test_what_is_containerds_and_means_nothing_here_is_a_warning(place: Path) -> None:
+    """A configuration brought along from containerd starts a node, and its owner knows what has no effect."""
+    path = place / "config.toml"
+    path.write_text("version = 3\ntemp = '/x'\n[debug]\nlevel = 'info'\n[plugins.'io.containerd.grpc.v1.cri']\na = 1\n")
+    found = configuration.check(path)
+    assert not found.errors
+    assert found.warnings == [f"config file {path}: {what} is containerd's and means nothing here" for what in ("temp", "[debug]", "[plugins]")]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Within."""
+
+    deep: settings.Seconds = 0.25
+    """Nested."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A table with everything a setting can be."""
+
+    path: Path = Path('/a b/c"d')
+    wait: settings.Seconds = 90.0
+    """How long.
+
+    In two paragraphs."""
+    share: float = 0.5
+    count: int = 3
+    on: bool = True
+    names: tuple[str, ...] = ("a", "ü\n")
+    labels: dict[str, str] = dataclasses.field(default_factory=lambda: {"io.x/y": "z"})
+    inner: Inner = Inner()
+
+
+def test_every_kind_of_value_is_read_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Durations, paths with odd characters, lists, tables in tables."""
+    monkeypatch.setattr(configuration, "tables", lambda: iter([("sample", Sample)]))
+    text = configuration.text(settings.File(), comments=True)
+    values: dict[str, Any] = tomllib.loads(text)
+    assert settings.load(Sample, settings.File("text", values), "sample") == Sample()
+    assert '# How long.\n#\n# In two paragraphs.\nwait = "1m30s"\n' in text
+    assert '[sample.inner]\n# Nested.\ndeep = "250ms"\n' in text

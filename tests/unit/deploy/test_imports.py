@@ -1,0 +1,106 @@
+"""Who may import what: the walls between domain, wire and kit, which the design rests on."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[3]
+CODE = ("services", "gateway", "deploy")
+
+ALLOWED = {
+    # What only the kit knows: its rpc and ttrpc are the wire, its tracing is OpenTelemetry.
+    "grpc": ["services/kit/rpc.py"],
+    "opentelemetry": ["services/kit/tracing.py"],
+    # Protobuf stops at the wire; the domain (store.py, local.py and what they are made of) never sees it.
+    "_pb2": [
+        "services/kit/*.py",
+        "services/*/server.py",
+        "services/*/remote.py",
+        "services/*/convert.py",
+        "services/*/*_server.py",
+        "services/*/*_remote.py",
+        "services/*/*_convert.py",
+        "services/tasks/shim.py",  # the wire to a shim
+        "gateway/*.py",
+        "deploy/health.py",
+        "deploy/containers.py",
+    ],
+    # One life of metadata's store is SQLite; nothing above its interface may know.
+    "sqlite3": ["services/metadata/sqlite.py"],
+    # supervisord is started as a program.
+    "supervisor": [],
+}
+"""First part of a module's name (or the ending of generated modules) to the files that may import it."""
+
+
+def python_files() -> list[Path]:
+    return sorted(path for folder in CODE for path in (TOP / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, wherever in it; of ``from a import b`` both ``a`` and ``a.b``."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_of(module: str, kind: str) -> bool:
+    if kind == "_pb2":
+        return module.endswith("_pb2") or module.startswith("google.protobuf.message")
+    return module.split(".", 1)[0] == kind
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
+def test_only_the_files_listed_import_it(kind: str) -> None:
+    """grpc, opentelemetry, protobuf and SQL each stay behind their walls."""
+    found = {path.relative_to(TOP).as_posix() for path in python_files() if any(is_of(m, kind) for m in imports(path))}
+    strays = {path for path in found if not any(fnmatch(path, pattern) for pattern in ALLOWED[kind])}
+    assert not strays, f"{kind} is imported outside {ALLOWED[kind]}: {sorted(strays)}"
+
+
+def test_a_store_module_imports_no_other_life_and_no_wire() -> None:
+    """Arrows point to store.py; nothing points back."""
+    strays = []
+    for path in sorted((TOP / "services").glob("*/store.py")):
+        here = f"services.{path.parent.name}"
+        backward = {f"{here}.{name}" for name in ("local", "memory", "server", "remote", "convert", "config", "__main__")}
+        strays += [f"{path.relative_to(TOP)} imports {module}" for module in imports(path) if module in backward or module == "services.kit.rpc"]
+    assert not strays
+
+
+def test_services_know_each_other_only_by_interface() -> None:
+    """A service imports of another only its store (the interface) or its remote (the wire), never what runs in the other's process."""
+    strays = []
+    for path in sorted((TOP / "services").rglob("*.py")):
+        own = path.relative_to(TOP).parts[1]
+        for module in imports(path):
+            parts = module.split(".")
+            if parts[0] in ("gateway", "deploy", "tests", "bench") or (
+                    parts[0] == "services" and len(parts) > 2 and parts[1] not in (own, "kit") and own != "kit" and parts[2] not in ("store", "remote")):
+                strays.append(f"{path.relative_to(TOP)} imports {module}")
+    assert not strays
+
+
+def test_the_kit_imports_no_service() -> None:
+    """The kit is below everything."""
+    strays = [f"{path.relative_to(TOP)} imports {module}" for path in sorted((TOP / "services/kit").rglob("*.py")) for module in imports(path)
+              if module.startswith(("gateway", "deploy", "services.")) and not module.startswith("services.kit")]
+    assert not strays
+
+
+def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
+    """Late imports inside functions count too, and so do generated modules imported from their package."""
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    import grpc.aio\n    from api.grpc.health.v1 import health_pb2\n    if True:\n        import opentelemetry\n")
+    found = list(imports(file))
+    assert all(any(is_of(m, kind) for m in found) for kind in ("grpc", "_pb2", "opentelemetry"))
+    assert not any(is_of(m, "sqlite3") for m in found)

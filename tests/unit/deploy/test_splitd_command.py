@@ -1,0 +1,108 @@
+"""What an operator sees of the splitd command when a node is not up, or a word is mistyped: one line, a code, no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import TOP, splitd
+
+MISTYPED = [
+    (["upp"], "did you mean 'up'?"),
+    (["frobnicate"], "(up, down, restart, status, logs, config)"),
+    (["--state", "/tmp/x", "up"], "say the verb first"),
+    (["restart"], "say which service"),
+    (["restart", "contents"], "did you mean 'content'?"),
+    (["up", "nothing"], "is not known"),
+    (["logs", "gatewy"], "did you mean 'gateway'?"),
+    (["logs", "-f"], "say which service"),
+    (["logs", "content", "-n", "many"], "invalid int value: 'many'"),
+    (["config"], "config default|check|dump"),
+    (["config", "defaults"], "did you mean 'default'?"),
+    (["down", "content", "--containers"], "name no services with it"),
+    (["status", "--jsn"], "unrecognized arguments: --jsn"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTYPED, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_mistyped_word_is_answered_by_one_line_with_the_choices(words: list[str], said: str) -> None:
+    """Exit code 2, one line on standard error that says what would have been right."""
+    done = splitd(*words, ok=None)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not done.stdout
+
+
+def test_without_a_verb_the_verbs_are_shown() -> None:
+    """``splitd`` alone is help, but not success."""
+    done = splitd(ok=False)
+    assert "restart" in done.stdout
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down"], ["restart", "content"], ["up", "content"]], ids=" ".join)
+def test_a_node_that_is_not_up_is_said_to_be_so(words: list[str], place: Path) -> None:
+    """Exit code 3, and how to start it."""
+    done = splitd(*words, "--root", place / "r", "--state", place / "s", ok=None)
+    assert done.returncode == 3, done.stderr
+    assert '"up": false' in done.stdout if "--json" in words else "no node is up at" in done.stderr
+
+
+def test_logs_of_a_root_that_never_had_a_node(place: Path) -> None:
+    """One line that names the file it looked for."""
+    done = splitd("logs", "content", "--root", place / "r", "--state", place / "s", ok=False)
+    assert f"there is no log at {place}/r/log/content.log" in done.stderr
+
+
+@pytest.mark.parametrize(("state", "said"), [
+    ("x" * 90, "bytes too long: socket paths end at 107 bytes"),
+    ("it's", "which supervisord cannot take"),
+    ("a;b", "which supervisord cannot take"),
+    ("a\nb", "which supervisord cannot take"),
+])
+def test_a_state_directory_that_cannot_work_is_refused_with_the_reason(state: str, said: str, place: Path) -> None:
+    """Before anything is made."""
+    done = splitd("up", "--root", place / "root", "--state", place / state, ok=False)
+    assert said in done.stderr
+    assert not (place / state).exists()
+
+
+def test_a_machine_without_a_shim_is_told_what_to_install(place: Path) -> None:
+    """A PATH that has nothing of Debian's packages: each program is named, with the line that installs them."""
+    program = "import sys; from deploy import supervision; supervision.SYSTEM_PATH = (); from deploy.splitd import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "up", "--root", str(place / "r"), "--state", str(place / "s")], cwd=TOP, check=False,
+                          env={"PATH": str(place)}, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "runc, containerd-shim-runc-v2 not found: apt-get install containerd runc util-linux" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become nobody")
+@pytest.mark.parametrize("verb", ["up", "demo"])
+def test_an_ordinary_user_is_told_to_become_root(verb: str, place: Path) -> None:
+    """One line, exit code 1."""
+    place.chmod(0o755)
+    command = [sys.executable, "-m", "deploy.demo"] if verb == "demo" else [sys.executable, "-m", "deploy", verb]
+    done = subprocess.run([*command, "--root", str(place / "r"), "--state", str(place / "s")], cwd=TOP, check=False, user=65534, group=65534,
+                          extra_groups=[], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "run " in line
+    assert "root (sudo)" in line
+
+
+def test_a_defect_is_one_line_unless_debugging(place: Path) -> None:
+    """An exception that nobody foresaw still shows no traceback, and SPLITD_DEBUG=1 shows it."""
+    program = ("import sys; from deploy.verbs import status\n"
+               "def run(arguments): raise ZeroDivisionError('by a test')\n"
+               "status.run = run; from deploy.splitd import main; sys.argv = ['splitd', 'status']; main()")
+    quiet, loud = (subprocess.run([sys.executable, "-c", program], cwd=TOP, check=False, env={**os.environ, "SPLITD_DEBUG": debug}, capture_output=True,
+                                  text=True, timeout=30) for debug in ("", "1"))
+    assert quiet.returncode == 1
+    assert quiet.stderr == "splitd: ZeroDivisionError: by a test (SPLITD_DEBUG=1 shows where)\n"
+    assert "Traceback" in loud.stderr

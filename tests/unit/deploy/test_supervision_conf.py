@@ -1,0 +1,113 @@
+"""supervisord's configuration as it is rendered, and as supervisord itself reads it; and what is counted in its log."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import supervision
+from deploy.place import TOP, Place
+from deploy.processes import NAMES, SOCKETS
+from services.kit import rpc
+
+
+def parsed(where: Place) -> Any:
+    """What supervisord makes of the configuration."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from supervisor.options import ServerOptions
+    where.logs.mkdir(parents=True)
+    where.state.mkdir(parents=True)
+    where.supervisord_conf.write_text(supervision.render(where))
+    options = ServerOptions()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options.realize(["-c", str(where.supervisord_conf)])
+    return options
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
+@pytest.mark.parametrize("name", ["plain", "with space", "50%", "%(here)s %%", "ümlaut", "$HOME"])
+def test_supervisord_reads_the_paths_that_were_meant(name: str, place: Path) -> None:
+    """Spaces, percent signs and dollars in root, state and configuration reach each process as they are."""
+    where = Place(place / name / "r", place / name / "s", place / name / "c.toml")
+    options = parsed(where)
+    groups = {config.name: config.process_configs[0] for config in options.process_group_configs}
+    assert list(groups) == list(NAMES) or set(groups) == set(NAMES)
+    for process in groups.values():
+        words = shlex.split(process.command)
+        assert words[1:3] == ["--pdeathsig", "TERM"]
+        assert words[words.index("--root") + 1] == str(where.root)
+        assert words[words.index("--state") + 1] == str(where.state)
+        assert words[words.index("--config") + 1] == str(where.config)
+        assert process.stdout_logfile == str(where.log(process.name))
+        assert process.directory == str(TOP)
+    assert options.logfile == str(where.logs / "supervisord.log")
+    assert options.server_configs[0]["file"] == str(where.supervisor_socket)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
+def test_each_process_is_kept_running_and_only_it_is_signalled(place: Path) -> None:
+    """Restarted however it ended and however fast; TERM to its own pid alone, with more time than it needs to drain."""
+    for group in parsed(Place(place / "r", place / "s", None)).process_group_configs:
+        (process,) = group.process_configs
+        assert process.autorestart is not False
+        assert process.startsecs == 0
+        assert (process.stopasgroup, process.killasgroup) == (False, False)
+        assert process.stopwaitsecs > 5 + 3
+        assert "--config" not in shlex.split(process.command)
+
+
+def test_the_longest_socket_name_is_known() -> None:
+    """A state directory that passes the check has room for every socket."""
+    longest = max(SOCKETS, key=len)
+    state = "/" + "x" * (107 - 2 - len(longest))
+    rpc.check_socket_path(Path(state) / longest)
+    assert len("containerd.sock.ttrpc") <= len(longest)
+
+
+def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
+    """Tracing, logging, proxies and PATH (with the directory of runc added); not an operator's LD_PRELOAD or trace context."""
+    found = supervision.environment({"PATH": "/home/me/bin:/usr/bin", "OTEL_EXPORTER_OTLP_ENDPOINT": "x", "SPLITD_LOG": "DEBUG", "https_proxy": "p",
+                                     "LD_PRELOAD": "/x.so", "TRACEPARENT": "00-1", "PYTHONPATH": "/x", "NOTIFY_SOCKET": "/x"})
+    assert set(found) == {"PATH", "OTEL_EXPORTER_OTLP_ENDPOINT", "SPLITD_LOG", "https_proxy", "PYTHONUNBUFFERED"}
+    assert found["PATH"].split(":")[:2] == ["/home/me/bin", "/usr/bin"]
+    assert "/usr/sbin" in found["PATH"].split(":")
+
+
+LOG = """\
+2026-01-01 00:00:00,000 INFO supervisord started with pid 7
+2026-01-01 00:00:01,000 WARN exited: content (terminated by SIGKILL; not expected)
+2026-01-01 00:00:02,000 INFO supervisord started with pid 8
+2026-01-01 00:00:02,000 INFO spawned: 'content' with pid 9
+2026-01-01 00:00:03,000 WARN exited: content (terminated by SIGKILL; not expected)
+2026-01-01 00:00:04,000 INFO stopped: content (exit status 0)
+2026-01-01 00:00:05,000 INFO exited: tasks (exit status 0; expected)
+2026-01-01 00:00:06,000 WARN exited: content (exit status 1; not expected)
+"""
+
+
+def test_restarts_are_the_ends_that_nobody_asked_for_under_this_supervisord(tmp_path: Path) -> None:
+    """A stop on purpose is none, and what an earlier supervisord saw does not count; rotated logs do."""
+    log = tmp_path / "supervisord.log"
+    log.with_name("supervisord.log.1").write_text(LOG)
+    log.write_text("2026-01-01 00:00:09,000 WARN exited: gateway (exit status 1; not expected)\n")
+    assert supervision.ended_by_themselves(log, 8) == {"content": 2, "tasks": 1, "gateway": 1}
+
+
+def test_the_lock_says_whether_a_node_is_up(tmp_path: Path) -> None:
+    """Held by a file descriptor, it is busy for everybody else; closed, it is free, whatever files are left."""
+    where = Place(tmp_path / "r", tmp_path / "s", None)
+    assert not supervision.is_up(where)
+    with supervision.claimed(where) as lock:
+        assert lock is not None
+        assert supervision.is_up(where)
+        with supervision.claimed(where) as second:
+            assert second is None
+    assert where.lock.exists()
+    assert not supervision.is_up(where)
