@@ -1,0 +1,219 @@
+"""Introspection: the suite on the servicer and on Debian's containerd; the states of rows, and what they are made of."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.introspection.v1 import introspection_pb2 as pb
+from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
+from gateway import machine
+from gateway.introspection import IntrospectionServicer, kept_uuid
+from gateway.version import VersionServicer
+from services.kit import errors, rpc
+from services.kit.any import pack, unpack
+from services.kit.rpc import Call
+from services.kit.settings import Node
+from tests.peer import containerd
+from tests.suites import introspection as suite
+from tests.support import short_directory
+
+SNAPSHOTTERS = ("overlayfs", "native")
+CALL = Call("", {})
+
+
+class Probe:
+    """Knows only what is down."""
+
+    def __init__(self, **down: str) -> None:
+        self.down = down
+
+    def state(self, name: str) -> tuple[bool, str]:
+        return name not in self.down, self.down.get(name, "")
+
+
+def servicer(place: Path, probe: Probe | None = None, snapshotters: tuple[str, ...] = SNAPSHOTTERS) -> IntrospectionServicer:
+    return IntrospectionServicer(Node(place / "root", place / "state"), probe or Probe(), snapshotters)
+
+
+async def states(of: IntrospectionServicer) -> dict[str, tuple[int, str]]:
+    """Short type and id of each row that is not well, with its error."""
+    return {f"{row.type.split('.')[2]} {row.id}": (row.init_err.code, row.init_err.message)
+            for row in (await of.Plugins(pb.PluginsRequest(), CALL)).plugins if row.HasField("init_err")}
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.mark.root
+class TestServed(suite.NodeIntrospectionSuite):
+    """The servicers in this process, over gRPC."""
+
+    @pytest.fixture
+    async def channel(self, place: Path) -> AsyncIterator[rpc.Channel]:
+        async with rpc.serving(place / "i.sock", [servicer(place), VersionServicer()]), rpc.Channel(place / "i.sock") as channel:
+            yield channel
+
+
+@pytest.fixture(scope="module")
+def debian() -> Iterator[Path]:
+    """The socket of Debian's containerd."""
+    with short_directory() as directory, containerd(directory) as socket:
+        yield socket
+
+
+@pytest.mark.root
+class TestContainerd(suite.IntrospectionSuite):
+    """Debian's containerd, which says whether the suite is right."""
+
+    @pytest.fixture
+    async def channel(self, debian: Path) -> AsyncIterator[rpc.Channel]:
+        async with rpc.Channel(debian) as channel:
+            yield channel
+
+
+@pytest.mark.root
+async def test_a_service_that_is_down_shows_in_its_rows(place: Path) -> None:
+    """With UNAVAILABLE and what the gateway knows of it; rows that do not need it stay well, and all is well again when it is back."""
+    probe = Probe(images="service images is not reachable since 3.0s")
+    introspection = servicer(place, probe)
+    trouble = (14, "service images is not reachable since 3.0s: unavailable")
+    assert await states(introspection) == {"service images-service": trouble, "grpc images": trouble}
+    probe.down.clear()
+    assert await states(introspection) == {}
+
+
+@pytest.mark.root
+async def test_one_snapshotter_down_is_one_row(place: Path) -> None:
+    """Each snapshotter has a health of its own; a foreign one is listed without a root of ours."""
+    introspection = servicer(place, Probe(**{"snapshots.native": "away"}), (*SNAPSHOTTERS, "stargz"))
+    assert await states(introspection) == {"snapshotter native": (14, "away: unavailable")}
+    rows = {row.id: row for row in (await introspection.Plugins(pb.PluginsRequest(filters=["type~=snapshotter"]), CALL)).plugins}
+    assert list(rows) == ["overlayfs", "native", "stargz"]
+    assert dict(rows["overlayfs"].exports) == {"root": str(place / "root/snapshots/overlayfs")}
+    assert not rows["stargz"].exports
+
+
+async def test_a_machine_that_cannot_mount_overlays_skips_overlayfs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, and the words by which clients tell "skip" from "error"; it is tried once, not for every request."""
+    tried = place / "tried"
+    (place / "bin").mkdir()
+    program(place / "bin/unshare", f"#!/bin/sh\necho x >> {tried}\necho 'mount: unknown filesystem type overlay.' >&2\nexit 32\n")
+    monkeypatch.setenv("PATH", f"{place}/bin:{os.environ['PATH']}")
+    introspection = servicer(place)
+    for _ in range(3):
+        found = await states(introspection)
+        assert found["snapshotter overlayfs"] == (2, "failed to mount overlay: mount: unknown filesystem type overlay.: skip plugin")
+        assert "snapshotter native" not in found
+    assert tried.read_text() == "x\n"
+
+
+@pytest.mark.root
+def test_the_overlay_check_leaves_nothing(place: Path) -> None:
+    """Neither a mount nor a directory, its own or one that an earlier check left when it was killed."""
+    (place / "s" / ".overlay-check-old" / "work").mkdir(parents=True)
+    mounts = Path("/proc/self/mountinfo").read_text().count("\n")
+    assert machine.overlay_trouble(place / "s") == ""
+    assert list((place / "s").iterdir()) == []
+    assert Path("/proc/self/mountinfo").read_text().count("\n") == mounts
+
+
+async def test_a_check_that_failed_is_made_again_later() -> None:
+    """Not at once, and no more once it was well."""
+    answers = ["broken", "", "never asked"]
+    checked = machine.Checked(lambda: answers.pop(0), retry=0.05)
+    assert [await checked.trouble(), await checked.trouble()] == ["broken", "broken"]
+    async with asyncio.timeout(5):
+        while await checked.trouble():
+            await asyncio.sleep(0.01)
+    assert await checked.trouble() == ""
+    assert answers == ["never asked"]
+
+
+async def test_a_missing_runtime_is_an_error_that_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the shim, then runc; one that ctr installed below opt counts."""
+    monkeypatch.setenv("PATH", str(place / "empty"))
+    introspection = servicer(place)
+    code, message = (await states(introspection))["runtime task"]
+    assert (code, message) == (2, 'runtime "io.containerd.runc.v2" binary not installed "containerd-shim-runc-v2": it is in Debian\'s package containerd')
+    opt = place / "root/opt/bin"
+    program(opt / "containerd-shim-runc-v2", "#!/bin/sh\n")
+    assert "package runc" in (await states(introspection))["runtime task"][1]
+    program(opt / "runc", "#!/bin/sh\n")
+    assert "runtime task" not in await states(introspection)
+
+
+async def test_runtime_info_comes_from_the_shim(place: Path) -> None:
+    """PluginInfo of the runtime plugin starts the runtime's shim with -info, its options on stdin, and passes on what it says."""
+    introspection = servicer(place)
+    answer = RuntimeInfo(name="io.containerd.odd.v9", annotations={"a": "b"})
+    (place / "answer").write_bytes(answer.SerializeToString())
+    shim = place / "root/opt/bin/containerd-shim-odd-v9"
+    program(shim, f'#!/bin/sh\ncat > {place}/stdin; echo "$1" > {place}/args; cat {place}/answer\n')
+    program(place / "root/opt/bin/containerd-shim-runc-v2", "#!/bin/sh\n")
+    program(place / "root/opt/bin/runc", "#!/bin/sh\n")
+    options = pack(pb.PluginInfoRequest(id="options"))
+
+    async def info(runtime: str) -> pb.PluginInfoResponse:
+        wanted = pack(RuntimeRequest(runtime_path=runtime, options=options))
+        return await introspection.PluginInfo(pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=wanted), CALL)
+
+    response = await info("io.containerd.odd.v9")
+    assert unpack(response.extra, RuntimeInfo) == answer
+    assert (place / "args").read_text() == "-info\n"
+    assert (place / "stdin").read_bytes() == options.SerializeToString()
+    with pytest.raises(errors.Unknown, match='runtime "io.containerd.none.v1" binary not installed "containerd-shim-none-v1": file does not exist'):
+        await info("io.containerd.none.v1")
+    with pytest.raises(errors.Unknown, match="invalid runtime name a/b, correct runtime name should be"):
+        await info("a/b")
+    program(shim, "#!/bin/sh\necho 'no such flag' >&2; exit 2\n")
+    with pytest.raises(errors.Unknown) as raised:
+        await info("io.containerd.odd.v9")
+    assert str(raised.value) == f'failed to run [{shim} -info]: exit status 2 (stderr: "no such flag\\n")'
+
+
+async def test_only_the_runtime_plugin_has_more_to_say(place: Path) -> None:
+    """Other plugins, and other questions, are not implemented."""
+    introspection = servicer(place)
+    for name in ("containerd-shim-runc-v2", "runc"):
+        program(place / "root/opt/bin" / name, "#!/bin/sh\n")
+    with pytest.raises(errors.Unimplemented):
+        await introspection.PluginInfo(pb.PluginInfoRequest(type="io.containerd.internal.v1", id="opt", options=pack(RuntimeRequest())), CALL)
+    with pytest.raises(errors.Unimplemented, match="unknown request type containerd.types.RuntimeInfo"):
+        await introspection.PluginInfo(pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=pack(RuntimeInfo())), CALL)
+    down = servicer(place, Probe(tasks="away"))
+    with pytest.raises(errors.FailedPrecondition):
+        await down.PluginInfo(pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=pack(RuntimeRequest())), CALL)
+
+
+async def test_the_id_outlives_the_gateway(place: Path) -> None:
+    """Another servicer on the same root answers the same id, another root another one."""
+    first = await servicer(place).Server(Empty(), CALL)
+    assert (await servicer(place).Server(Empty(), CALL)).uuid == first.uuid
+    assert (place / "root/gateway/uuid").read_text() == first.uuid
+    assert (await servicer(place / "other").Server(Empty(), CALL)).uuid != first.uuid
+
+
+def test_an_id_file_that_was_cut_short_is_replaced_and_a_strange_one_is_not(tmp_path: Path) -> None:
+    """An empty file is what a crash leaves; anything else is somebody's, and an error that names it."""
+    path = tmp_path / "uuid"
+    path.touch()
+    assert kept_uuid(path) == path.read_text() != ""
+    path.write_text("hello")
+    with pytest.raises(errors.Internal, match=f"{path} does not hold a UUID: 'hello'"):
+        kept_uuid(path)
+    assert path.read_text() == "hello"
+
+
+def test_opt_is_made_as_containerd_makes_it(place: Path) -> None:
+    """Its directories may be entered by others, not listed."""
+    servicer(place)
+    assert [stat.S_IMODE((place / "root/opt" / name).stat().st_mode) for name in ("bin", "lib")] == [0o711, 0o711]
