@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.runtime.task.v3 import shim_pb2 as shim
 from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.types import descriptor_pb2, metrics_pb2, mount_pb2
+from api.containerd.types.runc.options import oci_pb2
 from api.containerd.types.task import task_pb2
 from services.tasks.store import IO, Container, CreateOptions, Descriptor, Exit, Metric, Mount, Opaque, Process, ProcessInfo, Status
 
@@ -125,3 +127,11 @@ def container_from_pb(value: containers_pb2.Container) -> Container:
     return Container(
         value.id, value.runtime.name, opaque_from_pb(value.runtime.options, present=value.runtime.HasField("options")),
         opaque_from_pb(value.spec, present=value.HasField("spec")), value.snapshotter, value.snapshot_key, dict(value.labels))
+
+
+def exec_id_from_details(details: bytes) -> str:
+    """The exec id of runc's ProcessDetails, empty if they are not."""
+    try:
+        return oci_pb2.ProcessDetails.FromString(details).exec_id
+    except DecodeError:
+        return ""

@@ -28,7 +28,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 
 class Status(enum.IntEnum):
@@ -211,6 +211,51 @@ class Tasks(Protocol):
 
     async def wait(self, namespace: str, name: str, exec_id: str = "") -> Exit:
         """Wait for a process to end, however long it takes."""
+        ...
+
+
+class Node(Protocol):
+    """What tasks needs of the rest of the node."""
+
+    async def container(self, namespace: str, name: str) -> Container:
+        """A container's record, or NotFound in its owner's words."""
+        ...
+
+    async def containers(self, namespace: str, filter: str) -> Sequence[Container]:  # noqa: A002 the API's word
+        """Records that a filter matches."""
+        ...
+
+    async def namespaces(self) -> Sequence[str]:
+        """All namespaces."""
+        ...
+
+    async def set_label(self, namespace: str, name: str, key: str, value: str) -> None:
+        """Change one label of a container."""
+        ...
+
+    async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
+        """How to mount a snapshot."""
+        ...
+
+    async def write_blob(self, namespace: str, lease: str, ref: str, media_type: str, file: BinaryIO) -> Descriptor:
+        """Put the rest of ``file`` into the content store; a blob that is there already is as good."""
+        ...
+
+    async def read_blob(self, namespace: str, digest: str, file: BinaryIO) -> None:
+        """Append a blob to ``file``."""
+        ...
+
+    def exited(self, namespace: str, name: str, exec_id: str, how: Exit) -> None:
+        """Publish the exit of a process. Known exits are published once, whoever else reports them. Never waits, never fails."""
+        ...
+
+    def deleted(self, namespace: str, name: str, how: Exit) -> None:
+        """Publish that a task is gone."""
+        ...
+
+    @property
+    def reachable(self) -> bool:
+        """Whether events reach their subscribers now."""
         ...
 
 

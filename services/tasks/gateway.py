@@ -1,0 +1,119 @@
+"""The rest of the node as tasks sees it: everything through the gateway's internal socket, like any other client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import BinaryIO
+
+from api.containerd.events import task_pb2 as events
+from api.containerd.services.containers.v1 import containers_pb2
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.grpc.health.v1 import health_pb2
+from services.kit import errors, rpc
+from services.kit.publisher import Publisher
+from services.tasks import convert
+from services.tasks.store import Container, Descriptor, Exit, Mount
+
+log = logging.getLogger(__name__)
+
+_PIECE = 1 << 20
+
+
+class Gateway:
+    """A :class:`services.tasks.store.Node`."""
+
+    def __init__(self, channel: rpc.Channel, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._containers = channel.client(containers_pb2.DESCRIPTOR.services_by_name["Containers"])
+        self._namespaces = channel.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+        self._snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+        self._content = channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
+        self._health = channel.client(health_pb2.DESCRIPTOR.services_by_name["Health"])
+        self.reachable = True
+        """Until the contrary is seen: at the start nothing has been missed yet."""
+
+    async def container(self, namespace: str, name: str) -> Container:
+        response = await self._containers.Get(containers_pb2.GetContainerRequest(id=name), headers={rpc.NAMESPACE: namespace})
+        return convert.container_from_pb(response.container)
+
+    async def containers(self, namespace: str, filter: str) -> Sequence[Container]:  # noqa: A002 the API's word
+        response = await self._containers.List(containers_pb2.ListContainersRequest(filters=[filter]), headers={rpc.NAMESPACE: namespace})
+        return [convert.container_from_pb(c) for c in response.containers]
+
+    async def namespaces(self) -> Sequence[str]:
+        response = await self._namespaces.List(namespaces_pb2.ListNamespacesRequest())
+        return [n.name for n in response.namespaces]
+
+    async def set_label(self, namespace: str, name: str, key: str, value: str) -> None:
+        request = containers_pb2.UpdateContainerRequest()
+        request.container.id = name
+        request.container.labels[key] = value
+        request.update_mask.paths.append(f"labels.{key}")
+        await self._containers.Update(request, headers={rpc.NAMESPACE: namespace})
+
+    async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
+        response = await self._snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=key), headers={rpc.NAMESPACE: namespace})
+        return convert.mounts_from_pb(response.mounts)
+
+    async def write_blob(self, namespace: str, lease: str, ref: str, media_type: str, file: BinaryIO) -> Descriptor:
+        headers: dict[str, str | bytes] = {rpc.NAMESPACE: namespace, **({rpc.LEASE: lease} if lease else {})}
+        digest, size = hashlib.sha256(), 0
+        try:
+            async with self._content.Write(headers=headers) as stream:
+                while piece := await asyncio.to_thread(file.read, _PIECE):
+                    digest.update(piece)
+                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=ref, offset=size, data=piece))
+                    size += len(piece)
+                    await stream.receive()
+                name = f"sha256:{digest.hexdigest()}"
+                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref=ref, offset=size, total=size, expected=name))
+                await stream.done_sending()
+                while await stream.receive() is not None:
+                    pass
+        except errors.AlreadyExists:
+            name = f"sha256:{digest.hexdigest()}"
+        return Descriptor(media_type, name, size)
+
+    async def read_blob(self, namespace: str, digest: str, file: BinaryIO) -> None:
+        async for message in self._content.Read(content_pb2.ReadContentRequest(digest=digest), headers={rpc.NAMESPACE: namespace}):
+            await asyncio.to_thread(file.write, message.data)
+
+    def exited(self, namespace: str, name: str, exec_id: str, how: Exit) -> None:
+        event = events.TaskExit(container_id=name, id=exec_id or name, pid=how.pid, exit_status=how.status, exited_at=convert.time_to_pb(how.at))
+        self._publisher.publish(namespace, "/tasks/exit", event)
+
+    def deleted(self, namespace: str, name: str, how: Exit) -> None:
+        event = events.TaskDelete(container_id=name, pid=how.pid, exit_status=how.status, exited_at=convert.time_to_pb(how.at))
+        self._publisher.publish(namespace, "/tasks/delete", event)
+
+    @contextlib.asynccontextmanager
+    async def watched(self, returned: Callable[[float], None]) -> AsyncIterator[None]:
+        """Keep ``reachable`` true to life, and tell ``returned`` when the gateway is back after an outage: with the time at which it was last there."""
+        watching = asyncio.ensure_future(self._watch(returned))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+
+    async def _watch(self, returned: Callable[[float], None]) -> None:
+        seen = time.time()
+        while True:
+            try:
+                async for _ in self._health.Watch(health_pb2.HealthCheckRequest()):
+                    if not self.reachable:
+                        self.reachable = True
+                        returned(seen)
+            except errors.NodeError as error:
+                log.debug("the gateway is away: %s", error)
+            if self.reachable:
+                self.reachable, seen = False, time.time()
+            await asyncio.sleep(0.2)

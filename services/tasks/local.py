@@ -1,0 +1,848 @@
+"""The tasks of this node: which shims there are, what has become of each, and every verb handed to the right one.
+
+How a shim is followed. Each task has a connection of its own to its shim, and, once the shim said who it is, a pidfd of it. A connection that ends is made
+anew; only a shim whose process is dead, or whose socket nobody listens to, is *buried*: its program's ``delete`` kills what is left, its exit (137) and
+deletion are published, its bundle goes. A shim that does not answer is asked again and again, and holds up nobody but those who ask for it.
+
+How exits are learnt. One Wait per process is outstanding at its shim, whoever and how many wait here. The shim itself sends the exit's event; this service
+publishes it only where that may have got lost: exits found when it starts, exits while the gateway was away, and those of the dead. (The gateway
+drops the second of two.) That a task's exit was seen is remembered by a file STATE/tasks/exits/NAMESPACE:ID, so that the next start does not report it again.
+
+What a crash leaves. A bundle without an address, or whose shim knows of no such task, is half of a create: the shim is ended, what it made is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from services.kit import errors, filters, identifiers, rpc, tracing
+from services.kit.faults import fault
+from services.tasks import checkpoint
+from services.tasks.bundle import TASKS, Address, Bundle, remapped_gid
+from services.tasks.config import Config
+from services.tasks.shim import Connection, Environment, Program, Programs, with_runc_root
+from services.tasks.store import (
+    IO,
+    Container,
+    CreateOptions,
+    Descriptor,
+    Exit,
+    Metric,
+    Node,
+    Opaque,
+    Process,
+    ProcessInfo,
+    Status,
+    task_not_found,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+KILLED = 128 + signal.SIGKILL
+_GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+"""Annotations by which runc's shim serves several tasks from one process, in its order."""
+
+ExitHook = Callable[[str, str, Exit], None]
+
+
+class _Watched:
+    """A process whose exit is waited for."""
+
+    __slots__ = ("exec_id", "exit", "pid", "waiter")
+
+    def __init__(self, exec_id: str, pid: int = 0) -> None:
+        self.exec_id = exec_id
+        self.pid = pid
+        self.exit: Exit | None = None
+        self.waiter: asyncio.Task[Exit] | None = None
+
+
+class _Task:
+    """A task that is known here, and the way to its shim."""
+
+    def __init__(self, bundle: Bundle, program: Program) -> None:
+        self.bundle = bundle
+        self.program = program
+        self.connection: Connection | None = None
+        self.changed = asyncio.Condition()
+        self.gone = False
+        """Deleted or buried: nothing more will come of it."""
+        self.followed = False
+        """Whether the end of its connection means that something happened to it."""
+        self.init = _Watched("")
+        self.execs: dict[str, _Watched] = {}
+        self.shim_pid = 0
+        self._pidfd = -1
+        self._log = -1
+        self.died = asyncio.Event()
+
+    @property
+    def namespace(self) -> str:
+        return self.bundle.namespace
+
+    @property
+    def name(self) -> str:
+        return self.bundle.id
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def watched(self, exec_id: str) -> _Watched:
+        if not exec_id:
+            return self.init
+        found = self.execs.get(exec_id)
+        if found is None:
+            found = self.execs[exec_id] = _Watched(exec_id)
+        return found
+
+    async def notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    def open_log(self) -> None:
+        """Read what the shim logs, from before it starts: one whose log is full blocks."""
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(self.bundle.log, 0o700)
+        self._log = os.open(self.bundle.log, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        asyncio.get_running_loop().add_reader(self._log, self._copy_log)
+
+    def _copy_log(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            text = os.read(self._log, 1 << 16)
+            sys.stderr.write(text.decode(errors="replace"))
+            sys.stderr.flush()
+
+    def follow_pid(self, pid: int) -> None:
+        """Learn of the shim process's death."""
+        self.shim_pid = pid
+        if self._pidfd >= 0:
+            return
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.died.set()
+            return
+        asyncio.get_running_loop().add_reader(self._pidfd, self._died)
+
+    @property
+    def has_pid(self) -> bool:
+        return self._pidfd >= 0 or self.died.is_set()
+
+    def _died(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self.died.set()
+
+    def close(self) -> None:
+        """Let go of the log and the pidfd."""
+        loop = asyncio.get_running_loop()
+        for fd in (self._log, self._pidfd):
+            if fd >= 0:
+                loop.remove_reader(fd)
+                os.close(fd)
+        self._log = self._pidfd = -1
+
+
+class LocalTasks:
+    """A :class:`services.tasks.store.Tasks` of real shims, below a root and a state directory. Use as ``async with``: entering finds the shims that run.
+
+    Leaving it leaves them alone. ``on_exit`` is told of every exit of a task's init (namespace, name, how).
+    """
+
+    def __init__(self, root: Path, state: Path, node: Node, config: Config = Config(), on_exit: ExitHook | None = None) -> None:
+        self._root, self._state = root, state
+        self._node = node
+        self._config = config
+        self._on_exit = on_exit
+        self._programs = Programs()
+        self._environment = Environment(state / "containerd.sock", state / "containerd.sock.ttrpc", config.shim_env)
+        self._tasks: dict[tuple[str, str], _Task] = {}
+        self._busy: dict[tuple[str, str], asyncio.Event] = {}
+        """Names that are being created or taken down."""
+        self._background: set[asyncio.Task[Any]] = set()
+        self._exits = state / "tasks" / "exits"
+        self._checkpoints = state / "tasks" / "checkpoints"
+
+    # ---------------------------------------------------------------------------------------------- life
+
+    async def __aenter__(self) -> Self:
+        for directory in (self._exits, self._checkpoints):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for base in (self._state / TASKS, self._root / TASKS):
+            base.mkdir(parents=True, exist_ok=True, mode=0o711)
+        await self._load()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self._tasks.values():
+            task.followed = False
+        for job in list(self._background):
+            job.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for task in self._tasks.values():
+            if task.connection is not None:
+                await task.connection.close()
+            task.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Work that nobody waits for; it ends with the service, and its failure is logged."""
+        job = asyncio.ensure_future(work)
+        self._background.add(job)
+        job.add_done_callback(self._background.discard)
+        job.add_done_callback(_log_failure)
+        return job
+
+    def names(self) -> list[tuple[str, str]]:
+        """The tasks that are known: namespace and name."""
+        return list(self._tasks)
+
+    def gateway_returned(self, since: float) -> None:
+        """The gateway was away since a moment before ``since`` (seconds since 1970): report the exits that it may not have been told."""
+        for task in self._tasks.values():
+            for process in (task.init, *task.execs.values()):
+                if process.exit is not None and process.exit.at is not None and process.exit.at >= (since - 2.0) * 1e9:
+                    self._node.exited(task.namespace, task.name, process.exec_id, process.exit)
+
+    # ---------------------------------------------------------------------------------------------- create
+
+    async def create(self, namespace: str, name: str, options: CreateOptions) -> int:
+        container = await self._node.container(namespace, name)
+        key = (namespace, name)
+        if key not in self._tasks and key in self._busy:
+            # A deletion may be in its last steps. Of two creations one wins, and the other finds the task, or its turn.
+            await self._busy[key].wait()
+        if key in self._tasks or key in self._busy:
+            raise errors.AlreadyExists(f"task {name}")
+        abandoned = asyncio.Event()
+        claim = self._claim(key)
+        try:
+            return await rpc.shielded(self._create(Bundle.of(self._root, self._state, namespace, name), container, options, abandoned, claim))
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
+
+    async def _create(self, bundle: Bundle, container: Container, options: CreateOptions, abandoned: asyncio.Event,
+                      claim: contextlib.AbstractContextManager[None]) -> int:
+        with claim:
+            runtime = options.runtime or container.runtime
+            chosen = options.options if options.options is not None and options.options.value else container.runtime_options
+            image = checkpoint.restore_path(options.options)
+            identifiers_checked(bundle)
+            with _prefixed("failed to start shim: failed to resolve runtime path: "):
+                program = self._programs.find(runtime)
+            chosen = with_runc_root(chosen, program, self._state / "runc")
+            if not image and options.checkpoint is not None:
+                image = options.checkpoint.annotations.get("RestoreFromPath", "")
+                if not image:
+                    image = str(self._checkpoint_of(bundle))
+                    await checkpoint.load(self._node, bundle.namespace, options.checkpoint, Path(image))
+            await self._make_bundle(bundle, container.spec)
+            fault("tasks.bundle-made")
+            task = _Task(bundle, Program(program, bundle, self._environment))
+            try:
+                task.open_log()
+                await self._start_shim(task, chosen)
+                fault("tasks.shim-started")
+                with _prefixed("failed to create shim task: "), tracing.span("tasks.shim.create", task=str(task)):
+                    assert task.connection is not None
+                    task.init.pid = await self._converse(
+                        task, lambda c: c.create(bundle.path, options.rootfs, options.io, image, chosen, self._config.call_timeout))
+                if abandoned.is_set():
+                    raise errors.Cancelled(f"create task {bundle.id}")
+            except BaseException:
+                await self._undo(task)
+                raise
+            self._adopt(task)
+            self._watch(task, task.init)
+            self._spawn(self._identify(task))
+            return task.init.pid
+
+    def _claim(self, key: tuple[str, str]) -> contextlib.AbstractContextManager[None]:
+        """Nobody else creates or takes down the task from now until the context that this returns ends."""
+        event = self._busy[key] = asyncio.Event()
+
+        @contextlib.contextmanager
+        def claimed() -> Iterator[None]:
+            try:
+                yield
+            finally:
+                if self._busy.get(key) is event:
+                    del self._busy[key]
+                event.set()
+
+        return claimed()
+
+    async def _make_bundle(self, bundle: Bundle, spec: Opaque | None) -> None:
+        content = spec.value if spec is not None and spec.value else None
+        gid = remapped_gid(content) if content else 0
+        try:
+            bundle.create(content, gid=gid)
+        except FileExistsError:
+            # Left by something that went wrong: there is no such task, so it is in nobody's way.
+            await self._sweep(_Task(bundle, self._program_of(bundle)))
+            bundle.create(content, gid=gid)
+
+    async def _start_shim(self, task: _Task, options: Opaque | None) -> None:
+        task.bundle.write_program(task.program.path)
+        with _prefixed("failed to start shim: "), tracing.span("tasks.shim.start", task=str(task)):
+            with _prefixed("start failed: "):
+                address = await task.program.start(options, self._config.call_timeout)
+                fault("tasks.shim-running")
+                task.bundle.write_address(address)
+            await self._connect(task, address, 5.0)
+
+    async def _undo(self, task: _Task) -> None:
+        """A create failed: leave nothing of it."""
+        try:
+            await self._abandon(task)
+        except Exception:
+            log.exception("what the failed creation of %s made could not all be removed", task)
+
+    def _checkpoint_of(self, bundle: Bundle) -> Path:
+        path = self._checkpoints / f"{bundle.namespace}:{bundle.id}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        return path
+
+    # ---------------------------------------------------------------------------------------------- shims
+
+    def _program_of(self, bundle: Bundle) -> Program:
+        return Program(bundle.program() or self._programs.find("io.containerd.runc.v2"), bundle, self._environment)
+
+    def _adopt(self, task: _Task) -> None:
+        """From here on the task is known, and its shim followed."""
+        self._tasks[task.namespace, task.name] = task
+        task.followed = True
+        if task.connection is None:
+            self._spawn(self._recover(task))
+
+    async def _connect(self, task: _Task, address: Address, timeout: float) -> None:
+        """Make the connection; Unavailable, caused by an OSError, if nobody listens."""
+        connection = Connection(address, task.namespace, task.name, lambda: self._connection_lost(task, connection))
+        try:
+            await connection.connect(timeout)
+        except BaseException:
+            await connection.close()
+            raise
+        task.connection = connection
+        await task.notify()
+
+    def _connection_lost(self, task: _Task, connection: Connection) -> None:
+        if task.connection is not connection:
+            return
+        task.connection = None
+        if task.followed and not task.gone:
+            self._spawn(self._recover(task))
+
+    async def _recover(self, task: _Task) -> None:
+        """The connection ended: make it anew, or, if the shim is dead, bury its task."""
+        pause = 0.005
+        while not task.gone and not task.died.is_set():
+            try:
+                address = task.bundle.read_address()
+                if address is None:
+                    break
+                await self._connect(task, address, 2.0)
+            except (errors.NodeError, OSError, ValueError) as error:
+                if not task.has_pid and _nobody_listens(error):
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(task.died.wait(), pause)
+                pause = min(pause * 2, 5.0)
+            else:
+                await self._identify(task)
+                return
+        if task.gone or not task.followed:
+            return
+        await self._bury(task)
+
+    async def _identify(self, task: _Task) -> None:
+        """Ask the shim for its pid, however long it takes to answer."""
+        pause = 0.1
+        while not task.gone and not task.has_pid and (connection := task.connection) is not None:
+            try:
+                pid, _ = await connection.connect_pids(self._config.load_timeout)
+                if pid:
+                    task.follow_pid(pid)
+                    self._spawn(self._mourn(task))
+                return
+            except errors.NodeError as error:
+                log.debug("shim of %s: %s", task, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    async def _mourn(self, task: _Task) -> None:
+        """A dead shim is noticed even where its connection does not end with it (over gRPC)."""
+        await task.died.wait()
+        if task.followed and not task.gone and (connection := task.connection) is not None:
+            await connection.close()
+            if task.connection is connection:
+                self._connection_lost(task, connection)
+
+    async def _bury(self, task: _Task) -> None:
+        """The shim is dead: kill and unmount what it left, tell of it, forget it."""
+        log.info("the shim of %s is dead, cleaning up", task)
+        task.followed = False
+        with self._claim((task.namespace, task.name)):
+            died = await self._clean(task)
+            how = task.init.exit or died
+            if task.bundle.init_pid() or task.init.pid:
+                for process in task.execs.values():
+                    if process.exit is None and process.pid:
+                        process.exit = Exit(KILLED, died.at, process.pid)
+                        self._node.exited(task.namespace, task.name, process.exec_id, process.exit)
+                if task.init.exit is None:
+                    self._exited(task, task.init, how)
+                self._node.exited(task.namespace, task.name, "", how)
+                self._node.deleted(task.namespace, task.name, how)
+            await self._forget(task)
+
+    async def _clean(self, task: _Task) -> Exit:
+        """Have the program's ``delete`` do its work, twice if need be."""
+        pid = task.init.pid or task.bundle.init_pid()
+        self._ensure_runc_root(task)
+        for _ in range(2):
+            try:
+                died = await task.program.delete(self._config.cleanup_timeout)
+                return Exit(died.status, died.at, died.pid or pid)
+            except (errors.NodeError, OSError, ValueError) as error:
+                log.warning("cleaning up after the dead shim of %s: %s", task, error)
+        return Exit(255, time.time_ns(), pid)
+
+    def _ensure_runc_root(self, task: _Task) -> None:
+        """The shim of runc reads its state directory from the bundle; one that died before it wrote it would look in the machine's, and delete others' containers."""
+        if Path(task.program.path).name.startswith("containerd-shim-runc-") and not (options := task.bundle.path / "options.json").exists():
+            with contextlib.suppress(FileNotFoundError):
+                options.write_text(json.dumps({"root": str(self._state / "runc")}))
+
+    async def _forget(self, task: _Task) -> None:
+        """Nothing runs any more: remove the bundle and the entry."""
+        try:
+            await asyncio.to_thread(task.bundle.delete)
+        except OSError as error:
+            log.error("bundle of %s: %s", task, error)
+        (self._exits / f"{task.namespace}:{task.name}").unlink(missing_ok=True)
+        saved = self._checkpoints / f"{task.namespace}:{task.name}"
+        if saved.exists():
+            await asyncio.to_thread(shutil.rmtree, saved, ignore_errors=True)
+        if self._tasks.get((task.namespace, task.name)) is task:
+            del self._tasks[task.namespace, task.name]
+        task.gone = True
+        connection, task.connection = task.connection, None
+        if connection is not None:
+            await connection.close()
+        task.close()
+        await task.notify()
+
+    async def _abandon(self, task: _Task) -> None:
+        """End a shim whose task was never made or is to be undone, and remove all that either left."""
+        task.followed = False
+        if task.connection is not None:
+            with contextlib.suppress(errors.NodeError):
+                pid, _ = await task.connection.connect_pids(self._config.state_timeout)
+                task.follow_pid(pid)
+            with contextlib.suppress(errors.NodeError):
+                await task.connection.delete("", self._config.cleanup_timeout)
+            await self._end_shim(task)
+            if task.has_pid and not task.died.is_set() and not self._shared(task):
+                log.warning("the shim of %s does not end: killing it", task)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(task.shim_pid, signal.SIGKILL)
+                await task.died.wait()
+        if task.bundle.path.exists():
+            await self._clean(task)
+        await self._forget(task)
+
+    def _shared(self, task: _Task) -> bool:
+        """Whether the shim serves another task that is known here."""
+        return task.connection is not None and any(
+            other is not task and other.connection is not None and other.connection.address.address == task.connection.address.address
+            for other in self._tasks.values())
+
+    async def _end_shim(self, task: _Task) -> None:
+        """Ask the shim to end, and wait until it has, unless it serves other tasks."""
+        connection = task.connection
+        if connection is None:
+            return
+        try:
+            async with asyncio.timeout(self._config.shutdown_timeout):
+                try:
+                    await connection.shutdown(self._config.shutdown_timeout)
+                except errors.Unavailable as error:
+                    log.debug("shim of %s: %s", task, error)
+                if not self._shared(task):
+                    await (task.died.wait() if task.has_pid else connection.closed())
+        except (errors.NodeError, TimeoutError) as error:
+            log.warning("the shim of %s did not shut down: %s", task, error or "timed out")
+
+    # ---------------------------------------------------------------------------------------------- after a start
+
+    async def _load(self) -> None:
+        """Find the shims that run. Those that answer are known when this returns; slow ones soon after."""
+        limit = asyncio.Semaphore(self._config.load_parallel)
+
+        async def one(bundle: Bundle) -> None:
+            async with limit:
+                await self._load_bundle(bundle)
+
+        jobs = [self._spawn(one(bundle)) for bundle in self._bundles()]
+        if jobs:
+            await asyncio.wait(jobs, timeout=2.0)
+        await asyncio.to_thread(self._remove_orphans)
+
+    def _bundles(self) -> list[Bundle]:
+        found = []
+        for space in sorted((self._state / TASKS).iterdir()):
+            if space.name.startswith(".") or not space.is_dir():
+                continue
+            for path in sorted(space.iterdir()):
+                if path.name.startswith("."):
+                    shutil.rmtree(path, ignore_errors=True)  # half deleted
+                elif path.is_dir():
+                    found.append(Bundle.of(self._root, self._state, space.name, path.name))
+        return found
+
+    def _remove_orphans(self) -> None:
+        """Work directories outlive a reboot, bundles do not; and exits of tasks that are no more."""
+        for path in (self._root / TASKS).glob("*/*"):
+            if not (self._state / TASKS / path.parent.name / path.name.removeprefix(".")).exists():
+                shutil.rmtree(path, ignore_errors=True)
+        for mark in self._exits.iterdir():
+            if not (self._state / TASKS / mark.name.replace(":", "/", 1)).exists():
+                mark.unlink(missing_ok=True)
+
+    async def _load_bundle(self, bundle: Bundle) -> None:
+        task = _Task(bundle, self._program_of(bundle))
+        if not any(bundle.path.iterdir()):
+            await self._forget(task)
+            return
+        task.open_log()
+        address = bundle.read_address()
+        if address is None:
+            log.info("%s was never made whole, removing it", task)
+            await self._sweep(task)
+            return
+        try:
+            await self._connect(task, address, self._config.load_timeout)
+        except errors.NodeError as error:
+            if _nobody_listens(error):
+                await self._bury(task)
+                return
+            log.warning("shim of %s: %s; it is kept", task, error)
+            self._adopt(task)
+            return
+        await self._examine(task)
+
+    async def _examine(self, task: _Task) -> None:
+        """Ask a shim that was found what has become of its task."""
+        connection = task.connection
+        assert connection is not None
+        try:
+            async with asyncio.timeout(self._config.load_timeout):
+                pid, _ = await connection.connect_pids(self._config.load_timeout)
+                if pid:
+                    task.follow_pid(pid)
+                state = await connection.state("", self._config.load_timeout)
+        except errors.NotFound:
+            log.info("%s was never made whole, removing it", task)
+            await self._abandon(task)
+            return
+        except (errors.NodeError, TimeoutError) as error:
+            if task.connection is None and task.died.is_set():
+                await self._bury(task)
+                return
+            log.warning("the shim of %s does not answer: %s; it is kept", task, error)
+            self._adopt(task)
+            self._watch(task, task.init)
+            self._spawn(self._identify(task))
+            return
+        task.init.pid = state.pid
+        self._adopt(task)
+        if task.has_pid:
+            self._spawn(self._mourn(task))
+        if state.status is Status.STOPPED:
+            known = (self._exits / f"{task.namespace}:{task.name}").exists()
+            self._exited(task, task.init, Exit(state.exit_status, state.exited_at, state.pid))
+            if not known:
+                self._node.exited(task.namespace, task.name, "", Exit(state.exit_status, state.exited_at, state.pid))
+        else:
+            self._watch(task, task.init)
+            await self._find_execs(task, connection)
+
+    async def _find_execs(self, task: _Task, connection: Connection) -> None:
+        """Wait for the execs that run, too. Shims name them where they list a task's pids."""
+        try:
+            for info in await connection.pids(self._config.state_timeout):
+                exec_id = _exec_id(info)
+                if exec_id:
+                    process = task.watched(exec_id)
+                    process.pid = info.pid
+                    self._watch(task, process)
+        except errors.NodeError as error:
+            log.debug("pids of %s: %s", task, error)
+
+    async def _sweep(self, task: _Task) -> None:
+        """Remove half of a create. The shim may run although its address was not written down: runc's has a socket that can be computed."""
+        for address in (task.bundle.read_address(), self._expected_address(task.bundle)):
+            if address is not None:
+                with contextlib.suppress(errors.NodeError):
+                    await self._connect(task, address, 1.0)
+                    break
+        await self._abandon(task)
+
+    def _expected_address(self, bundle: Bundle) -> Address | None:
+        try:
+            annotations = json.loads((bundle.path / "config.json").read_bytes()).get("annotations") or {}
+        except (OSError, ValueError, AttributeError):
+            annotations = {}
+        if any(group in annotations for group in _GROUPS):
+            return None  # the shim of somebody else's task, perhaps
+        digest = hashlib.sha256(f"{self._environment.grpc_address}/{bundle.namespace}/{bundle.id}".encode()).hexdigest()
+        path = f"/run/containerd/s/{digest}"
+        return Address("ttrpc", f"unix://{path}", 3) if os.path.exists(path) else None
+
+    # ---------------------------------------------------------------------------------------------- exits
+
+    def _watch(self, task: _Task, process: _Watched) -> asyncio.Task[Exit]:
+        """The one Wait for a process."""
+        if process.waiter is None or (process.waiter.done() and process.exit is None):
+            process.waiter = self._spawn(self._await_exit(task, process))
+        return process.waiter
+
+    async def _await_exit(self, task: _Task, process: _Watched) -> Exit:
+        while process.exit is None:
+            connection = await self._usable(task, None)
+            try:
+                exit_ = await connection.wait(process.exec_id)
+            except errors.Unavailable:
+                if task.connection is connection:  # over gRPC the call may know first
+                    await asyncio.sleep(0.2)
+                continue
+            except errors.NotFound:
+                if process.exec_id:
+                    task.execs.pop(process.exec_id, None)
+                raise
+            self._exited(task, process, Exit(exit_.status, exit_.at, process.pid))
+            if not self._node.reachable and process.pid:
+                assert process.exit is not None
+                self._node.exited(task.namespace, task.name, process.exec_id, process.exit)
+        return process.exit
+
+    def _exited(self, task: _Task, process: _Watched, how: Exit) -> None:
+        process.exit = how
+        if process.exec_id:
+            return
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._exits / f"{task.namespace}:{task.name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        if self._on_exit is not None:
+            self._on_exit(task.namespace, task.name, how)
+
+    # ---------------------------------------------------------------------------------------------- asking
+
+    async def _find(self, namespace: str, name: str) -> _Task:
+        task = self._tasks.get((namespace, name))
+        if task is None:
+            await self._node.container(namespace, name)  # its absence comes first
+            raise errors.NotFound.verbatim(task_not_found(name))
+        return task
+
+    async def _usable(self, task: _Task, seconds: float | None) -> Connection:
+        """The connection, waited for while it is being made anew; NotFound once the task is gone."""
+        if task.connection is not None:
+            return task.connection
+        try:
+            async with asyncio.timeout(seconds), task.changed:
+                await task.changed.wait_for(lambda: task.gone or task.connection is not None)
+        except TimeoutError:
+            raise errors.Unavailable(f"the shim of task {task.name} does not answer") from None
+        if task.connection is None:
+            raise errors.NotFound.verbatim(task_not_found(task.name))
+        return task.connection
+
+    async def _converse(self, task: _Task, question: Callable[[Connection], Awaitable[T]]) -> T:
+        """Ask a shim. One that is lost meanwhile is asked no second time; if it was dead, there is no such task any more."""
+        connection = await self._usable(task, self._config.load_timeout)
+        try:
+            return await question(connection)
+        except errors.Unavailable:
+            if task.connection is connection or not (task.followed or task.gone):
+                raise
+            await self._usable(task, self._config.cleanup_timeout * 2 + 1.0)
+            raise errors.Unavailable(f"the connection to the shim of task {task.name} was lost, and is there again") from None
+
+    async def _ask(self, namespace: str, name: str, question: Callable[[Connection], Awaitable[T]]) -> T:
+        return await self._converse(await self._find(namespace, name), question)
+
+    # ---------------------------------------------------------------------------------------------- verbs
+
+    async def start(self, namespace: str, name: str, exec_id: str = "") -> int:
+        task = await self._find(namespace, name)
+        process = task.watched(exec_id)
+        process.pid = await self._converse(task, lambda c: c.start(exec_id, self._config.call_timeout))
+        self._watch(task, process)
+        return process.pid
+
+    async def delete(self, namespace: str, name: str) -> Exit:
+        task = await self._find(namespace, name)
+        return await rpc.shielded(self._delete(task))
+
+    async def _delete(self, task: _Task) -> Exit:
+        missing: errors.NodeError | None = None
+        with _prefixed("failed to delete task: "):
+            try:
+                how = await self._converse(task, lambda c: c.delete("", self._config.call_timeout))
+            except errors.NotFound as error:
+                if task.gone or (task.namespace, task.name) in self._busy:
+                    raise
+                missing = error  # deleted before, but not taken down
+        with self._claim((task.namespace, task.name)):
+            task.followed = False
+            self._tasks.pop((task.namespace, task.name), None)
+            await self._end_shim(task)
+            await self._forget(task)
+        if missing is not None:
+            raise missing
+        return how
+
+    async def delete_process(self, namespace: str, name: str, exec_id: str) -> Exit:
+        task = await self._find(namespace, name)
+        how = await self._converse(task, lambda c: c.delete(exec_id, self._config.call_timeout))
+        task.execs.pop(exec_id, None)
+        return how
+
+    async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
+        return await self._ask(namespace, name, lambda c: c.state(exec_id, self._config.state_timeout))
+
+    async def list(self, namespace: str) -> Sequence[Process]:
+        async def state(task: _Task) -> Process | None:
+            try:
+                return await self._converse(task, lambda c: c.state("", self._config.state_timeout))
+            except errors.NotFound:
+                return None
+            except errors.NodeError as error:
+                log.warning("state of %s: %s", task, error)
+                return Process(task.name, task.init.pid, Status.UNKNOWN)
+
+        found = await asyncio.gather(*(state(t) for (space, _), t in sorted(self._tasks.items()) if space == namespace))
+        return [process for process in found if process is not None]
+
+    async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
+        # Only the init can be killed with everything; containerd does not pass it on for an exec.
+        await self._ask(namespace, name, lambda c: c.kill(exec_id, signal, everything and not exec_id, self._config.call_timeout))
+
+    async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
+        if not exec_id:
+            raise errors.InvalidArgument.verbatim("exec id cannot be empty")
+        task = await self._find(namespace, name)
+        with _prefixed(f"invalid exec id {exec_id}: "):
+            identifiers.validate(exec_id)
+        await self._converse(task, lambda c: c.exec(exec_id, spec, io, self._config.call_timeout))
+
+    async def resize(self, namespace: str, name: str, exec_id: str, width: int, height: int) -> None:
+        await self._ask(namespace, name, lambda c: c.resize(exec_id, width, height, self._config.call_timeout))
+
+    async def close_stdin(self, namespace: str, name: str, exec_id: str = "") -> None:
+        await self._ask(namespace, name, lambda c: c.close_stdin(exec_id, self._config.call_timeout))
+
+    async def pause(self, namespace: str, name: str) -> None:
+        await self._ask(namespace, name, lambda c: c.pause(self._config.call_timeout))
+
+    async def resume(self, namespace: str, name: str) -> None:
+        await self._ask(namespace, name, lambda c: c.resume(self._config.call_timeout))
+
+    async def pids(self, namespace: str, name: str) -> Sequence[ProcessInfo]:
+        return await self._ask(namespace, name, lambda c: c.pids(self._config.call_timeout))
+
+    async def update(self, namespace: str, name: str, resources: Opaque | None, annotations: Mapping[str, str]) -> None:
+        await self._ask(namespace, name, lambda c: c.update(resources, annotations, self._config.call_timeout))
+
+    async def metrics(self, namespace: str, filters_: Sequence[str]) -> Sequence[Metric]:
+        wanted = filters.parse(filters_)
+
+        async def stats(task: _Task) -> Metric | None:
+            at = time.time_ns()
+            try:
+                return Metric(task.name, at, await self._converse(task, lambda c: c.stats(self._config.state_timeout)))
+            except errors.NodeError as error:
+                if not isinstance(error, errors.NotFound):
+                    log.warning("metrics of %s: %s", task, error)
+                return None
+
+        def fields(task: _Task) -> filters.Adaptor:
+            values = {"id": task.name, "namespace": task.namespace}
+            return lambda path: (values[path[0]], True) if path[0] in values else ("", False)
+
+        chosen = [t for (space, _), t in sorted(self._tasks.items()) if space == namespace and wanted.match(fields(t))]
+        return [m for m in await asyncio.gather(*map(stats, chosen)) if m is not None]
+
+    async def checkpoint(self, namespace: str, name: str, options: Opaque | None, *, lease: str = "") -> Sequence[Descriptor]:
+        container = await self._node.container(namespace, name)
+        task = await self._find(namespace, name)
+        wanted = checkpoint.image_path(container.runtime, options)
+        if wanted:
+            await self._converse(task, lambda c: c.checkpoint(Path(wanted), options, self._config.call_timeout))
+            return []
+        image = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=self._checkpoints))
+        try:
+            await self._converse(task, lambda c: c.checkpoint(image, options, self._config.call_timeout))
+            return await checkpoint.store(self._node, namespace, lease, image, container)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, image, ignore_errors=True)
+
+    async def wait(self, namespace: str, name: str, exec_id: str = "") -> Exit:
+        task = await self._find(namespace, name)
+        process = task.watched(exec_id)
+        if process.exit is not None:
+            return process.exit
+        return await asyncio.shield(self._watch(task, process))
+
+
+def identifiers_checked(bundle: Bundle) -> None:
+    """InvalidArgument, in containerd's words, for a name that cannot be a bundle's."""
+    with _prefixed(f"invalid task id {bundle.id}: "):
+        identifiers.validate(bundle.id)
+
+
+@contextlib.contextmanager
+def _prefixed(words: str) -> Iterator[None]:
+    """Errors from inside say first what was being done; their class stays."""
+    try:
+        yield
+    except errors.NodeError as error:
+        raise type(error).verbatim(f"{words}{error}", error.trailers) from error
+    except OSError as error:
+        raise errors.Unknown(f"{words}{error}") from error
+
+
+def _nobody_listens(error: BaseException) -> bool:
+    return isinstance(error.__cause__, (ConnectionRefusedError, FileNotFoundError))
+
+
+def _exec_id(info: ProcessInfo) -> str:
+    """The exec id in runc's ProcessDetails, whose one field it is."""
+    if info.info is None or not info.info.type.endswith("containerd.runc.v1.ProcessDetails"):
+        return ""
+    from services.tasks.convert import exec_id_from_details
+
+    return exec_id_from_details(info.info.value)
+
+
+def _log_failure(job: asyncio.Task[Any]) -> None:
+    if not job.cancelled() and (error := job.exception()) is not None:
+        if isinstance(error, errors.NodeError):
+            log.debug("%s", error)
+        else:
+            log.error("a task's follower failed", exc_info=error)

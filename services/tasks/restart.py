@@ -1,0 +1,225 @@
+"""The restart monitor: containers labelled ``containerd.io/restart.status`` are kept in the state that the label wants.
+
+A client (nerdctl, for one) sets on the container::
+
+    containerd.io/restart.status              running or stopped
+    containerd.io/restart.policy              always (also if empty), unless-stopped, on-failure[:RETRIES], no
+    containerd.io/restart.explicitly-stopped  true: unless-stopped leaves it alone
+    containerd.io/restart.loguri              where a restarted task writes (a URI; a path in the older restart.logpath)
+    containerd.io/restart.count               counted up here at each restart
+
+Every container is looked at once in an interval, as containerd does, and one whose task has just exited after a second, but none is restarted more often
+than once in an interval. The second is there for whoever kills a task to remove it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+
+from services.kit import errors
+from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Node, Status, Tasks
+
+log = logging.getLogger(__name__)
+
+PREFIX = "containerd.io/restart."
+STATUS, POLICY, COUNT, STOPPED = PREFIX + "status", PREFIX + "policy", PREFIX + "count", PREFIX + "explicitly-stopped"
+LOG_URI, LOG_PATH = PREFIX + "loguri", PREFIX + "logpath"
+
+_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When a task that should run but does not is started again. ``retries`` 0 is without limit."""
+
+    name: str
+    retries: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """InvalidArgument for what is none, in containerd's words."""
+        name, separator, retries = text.partition(":")
+        if name in ("", "always", "no", "unless-stopped"):
+            if separator:
+                raise errors.InvalidArgument(f'restart policy "{name}" not support max retry count')
+            return cls(name or "always")
+        if name == "on-failure":
+            try:
+                return cls(name, int(retries) if separator else 0)
+            except ValueError:
+                raise errors.InvalidArgument(f"invalid max retry count: {retries}") from None
+        raise errors.InvalidArgument(f'restart policy "{text}" not supported')
+
+    def restarts(self, exit_status: int, labels: Mapping[str, str]) -> bool:
+        """Whether a task that ended so is to be started again."""
+        if self.name == "always":
+            return True
+        if self.name == "unless-stopped":
+            return labels.get(STOPPED, "") not in _TRUE
+        if self.name == "on-failure":
+            count = labels.get(COUNT, "")
+            if count and not count.isdecimal():
+                raise errors.InvalidArgument(f"{COUNT}: {count!r} is not a number")
+            return exit_status != 0 and (self.retries == 0 or int(count or 0) < self.retries)
+        return False
+
+
+def decide(labels: Mapping[str, str], status: Status | None, exit_status: int) -> str:
+    """What to do with a container whose task is in ``status`` (None: it has none): ``start``, ``stop`` or nothing."""
+    wanted = labels.get(STATUS, "")
+    if status is not None and wanted == status.name.lower():
+        return ""
+    if wanted == "stopped":
+        return "stop" if status is not None else ""
+    if wanted != "running" or status in (Status.PAUSED, Status.PAUSING):
+        return ""
+    return "start" if Policy.parse(labels.get(POLICY, "")).restarts(exit_status, labels) else ""
+
+
+class RestartMonitor:
+    """Looks after the containers of a node's tasks while :meth:`running`."""
+
+    def __init__(self, node: Node, interval: float = 10.0, *, delay: float = 1.0) -> None:
+        self._node = node
+        self._interval = interval or 10.0
+        self._delay = min(delay, self._interval)
+        self._hurried: set[asyncio.Task[None]] = set()
+        self._started: dict[tuple[str, str], float] = {}
+        self._working: set[tuple[str, str]] = set()
+        self._tasks: Tasks | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self, tasks: Tasks) -> AsyncIterator[None]:
+        """Watch until the block ends."""
+        self._tasks = tasks
+        watching = asyncio.ensure_future(self._run())
+        try:
+            yield
+        finally:
+            self._tasks = None
+            jobs = [watching, *self._hurried]
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+
+    def exited(self, namespace: str, name: str, how: Exit) -> None:
+        """A task's init has exited: look at its container soon."""
+        if self._tasks is not None:
+            job = asyncio.ensure_future(self._look_soon(namespace, name))
+            self._hurried.add(job)
+            job.add_done_callback(self._hurried.discard)
+
+    async def _look_soon(self, namespace: str, name: str) -> None:
+        await asyncio.sleep(self._delay)
+        try:
+            assert self._tasks is not None
+            await self._tasks.get(namespace, name)  # whoever deleted it does not want it back at once
+            container = await self._node.container(namespace, name)
+            if STATUS in container.labels:
+                await self._look_at(namespace, container)
+        except errors.NodeError as error:
+            log.debug("restart monitor: %s/%s: %s", namespace, name, error)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await asyncio.gather(*(self._look_into(n) for n in await self._node.namespaces()))
+            except errors.NodeError as error:
+                log.log(logging.DEBUG if isinstance(error, errors.Unavailable) else logging.ERROR, "restart monitor: %s", error)
+            now = time.monotonic()
+            self._started = {k: t for k, t in self._started.items() if now - t < self._interval}
+            await asyncio.sleep(self._interval)
+
+    async def _look_into(self, namespace: str) -> None:
+        try:
+            containers = await self._node.containers(namespace, f'labels."{STATUS}"')
+        except errors.NodeError as error:
+            log.error("restart monitor: namespace %s: %s", namespace, error)
+            return
+        await asyncio.gather(*(self._look_at(namespace, c) for c in containers))
+
+    async def _look_at(self, namespace: str, container: Container) -> None:
+        key = (namespace, container.id)
+        if key in self._working:
+            return
+        self._working.add(key)
+        try:
+            await self._reconcile(namespace, container)
+        except errors.NodeError as error:
+            log.error("restart monitor: %s/%s: %s", namespace, container.id, error)
+        finally:
+            self._working.discard(key)
+
+    async def _reconcile(self, namespace: str, container: Container) -> None:
+        assert self._tasks is not None
+        status, exit_status = None, 0
+        try:
+            process = await self._tasks.get(namespace, container.id)
+            status, exit_status = process.status, process.exit_status
+        except errors.NotFound:
+            pass
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            return  # a slow shim is no dead one
+        todo = decide(container.labels, status, exit_status)
+        if todo == "stop":
+            await self._stop(namespace, container.id)
+        elif todo == "start" and time.monotonic() - self._started.get((namespace, container.id), -self._interval) >= self._interval * 0.9:
+            self._started[namespace, container.id] = time.monotonic()
+            await self._start(namespace, container)
+
+    async def _stop(self, namespace: str, name: str) -> None:
+        """Kill whatever runs, and delete the task."""
+        assert self._tasks is not None
+        with contextlib.suppress(errors.NotFound):
+            process = await self._tasks.get(namespace, name)
+            if process.status not in (Status.STOPPED, Status.CREATED):
+                with contextlib.suppress(errors.NotFound):
+                    await self._tasks.kill(namespace, name, "", signal.SIGKILL, everything=True)
+                await asyncio.wait_for(self._tasks.wait(namespace, name), 60.0)
+            await self._tasks.delete(namespace, name)
+
+    async def _start(self, namespace: str, container: Container) -> None:
+        assert self._tasks is not None
+        labels = container.labels
+        count = labels.get(COUNT, "")
+        number = int(count) + 1 if count.isdecimal() else 1
+        log.info("restart monitor: starting %s/%s, for the %d. time", namespace, container.id, number)
+        await self._node.set_label(namespace, container.id, COUNT, str(number))
+        await self._stop(namespace, container.id)
+        where = labels.get(LOG_URI, "") or (f"file://{labels[LOG_PATH]}" if labels.get(LOG_PATH) else "")
+        spec = _spec(container)
+        terminal = bool((spec.get("process") or {}).get("terminal"))
+        io = IO(stdout=where, stderr=where, terminal=terminal) if where else IO()
+        await self._tasks.create(namespace, container.id, CreateOptions(io=io, rootfs=await self._rootfs(namespace, container, spec)))
+        try:
+            await self._tasks.start(namespace, container.id)
+        except errors.NodeError:
+            with contextlib.suppress(errors.NodeError):
+                await self._tasks.delete(namespace, container.id)
+            raise
+
+    async def _rootfs(self, namespace: str, container: Container, spec: Mapping[str, object]) -> tuple[Mount, ...]:
+        """The snapshot's mounts, with the spec's SELinux label, as a client that starts the container would send them."""
+        if not container.snapshot_key:
+            return ()
+        if not container.snapshotter:
+            raise errors.InvalidArgument(f"unable to resolve rootfs mounts without snapshotter on container {container.id}")
+        mounts = await self._node.mounts(namespace, container.snapshotter, container.snapshot_key)
+        linux = spec.get("linux")
+        label = linux.get("mountLabel") if isinstance(linux, dict) else ""
+        return tuple(replace(m, options=(*m.options, f'context="{label}"')) for m in mounts) if label else mounts
+
+
+def _spec(container: Container) -> dict[str, dict[str, object]]:
+    try:
+        found = json.loads(container.spec.value) if container.spec is not None else {}
+    except ValueError as error:
+        raise errors.InvalidArgument(f"spec of container {container.id}: {error}") from None
+    return found if isinstance(found, dict) else {}
