@@ -69,20 +69,20 @@ class Place:
 
     def hint(self, command: str) -> str:
         """A command line of splitd for this node, to be shown."""
-        words = [program(), *command.split()]
+        words = [*program(), *command.split()]
         if self.state != settings.STATE:
             words += ["--state", str(self.state)]
         return shlex.join(words)
 
 
-def program() -> str:
+def program() -> list[str]:
     """How this command is called here, to be shown in hints."""
     if shutil.which("splitd"):
-        return "splitd"
+        return ["splitd"]
     beside = Path(sys.executable).with_name("splitd")
     if not beside.exists():
-        return f"{sys.executable} -m deploy"
-    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
+        return [sys.executable, "-m", "deploy"]
+    return [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

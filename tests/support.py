@@ -234,7 +234,7 @@ class Node:
 
     def down(self, *, containers: bool = True) -> None:
         """Stop the node; with ``containers`` the tasks too."""
-        self.splitd("down", *(["--containers"] if containers else []))
+        self.splitd("down", *(["--containers", "--grace", "0"] if containers else []))
 
     def status(self) -> dict[str, Any]:
         """``splitd status --json``, healthy or not."""

@@ -1,0 +1,252 @@
+"""A node as its operator sees it: up, down, restart, status, and what containers notice of it (nothing)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deploy.processes import NAMES
+from tests.support import TOP, Node, eventually, processes_naming, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def sleeper(node: Node, box: str) -> Iterator[int]:
+    """A container called sleeper that runs; the pid of its init."""
+    node.ctr("run", "-d", box, "sleeper", "sleep", "1000")
+    yield node.tasks()["sleeper"][0]
+    node.wait_healthy()
+    node.ctr("tasks", "rm", "-f", "sleeper", ok=None)
+    node.ctr("containers", "rm", "sleeper", ok=None)
+
+
+def pids(node: Node) -> dict[str, int]:
+    return {s["name"]: s["pid"] for s in node.status()["services"]}
+
+
+def supervisord(node: Node) -> int:
+    return int(node.status()["supervisord"]["pid"])
+
+
+def test_up_again_says_that_the_node_is_up_and_changes_nothing(node: Node) -> None:
+    """``splitd up`` is idempotent: same processes, exit code 0."""
+    before = pids(node)
+    assert "the node is up already" in node.splitd("up").stdout
+    assert pids(node) == before
+
+
+def test_every_process_names_the_state_directory_on_its_command_line(node: Node) -> None:
+    """So that ps tells whose it is."""
+    named = set(processes_naming(node.state))
+    assert set(pids(node).values()) <= named
+    assert supervisord(node) in named
+
+
+def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Node) -> None:
+    """State, pid, uptime, memory, health and restarts of all six; stopped on purpose, one of them is enough for exit code 1."""
+    status = node.status()
+    assert status["healthy"]
+    assert status["address"] == str(node.socket)
+    assert [s["name"] for s in status["services"]] == list(NAMES)
+    for service in status["services"]:
+        assert service["state"] == "RUNNING"
+        assert os.path.exists(f"/proc/{service['pid']}")
+        assert 5 << 20 < service["memory"] < 200 << 20
+        assert 0 <= service["uptime"] < 600
+        assert service["restarts"] == 0
+    assert node.splitd("status").stdout.count(" ok") == 6
+    node.splitd("down", "images")
+    try:
+        assert node.splitd("status", ok=None).returncode == 1
+        assert [s["name"] for s in node.status()["services"] if not s["healthy"]] == ["images"]
+    finally:
+        node.up()
+
+
+def test_a_service_stopped_on_purpose_is_named_at_once_and_back_after_up(node: Node) -> None:
+    """Its calls fail within a second with its name, other services' calls succeed; ``up`` starts only it."""
+    before = pids(node)
+    node.splitd("down", "images")
+    try:
+        begun = time.monotonic()
+        done = node.ctr("images", "ls", ok=False)
+        assert time.monotonic() - begun < 2
+        assert "images" in done.stderr
+        node.ctr("containers", "ls")
+    finally:
+        assert "started images" in node.splitd("up").stdout
+    node.ctr("images", "ls")
+    assert {name for name, pid in pids(node).items() if before[name] != pid} == {"images"}
+
+
+@pytest.mark.parametrize("service", NAMES)
+def test_a_service_restarts_alone_and_no_container_notices(service: str, node: Node, sleeper: int) -> None:
+    """One new pid, five old ones, and the container's own."""
+    before = pids(node)
+    assert f"restarted {service}" in node.splitd("restart", service).stdout
+    after = pids(node)
+    assert {name for name in NAMES if before[name] != after[name]} == {service}
+    assert node.status()["healthy"]
+    assert node.tasks()["sleeper"] == (sleeper, "RUNNING")
+
+
+def test_a_killed_service_counts_as_a_restart(node: Node) -> None:
+    """``restarts`` counts what ended by itself, and only that."""
+    def restarts() -> dict[str, int]:
+        return {s["name"]: s["restarts"] for s in node.status()["services"]}
+
+    before = restarts()
+    node.kill("content")
+    eventually(lambda: restarts() == {**before, "content": before["content"] + 1}, "content's restart is not counted")
+    node.wait_healthy()
+
+
+def test_down_leaves_containers_running_and_up_finds_them(node: Node, sleeper: int) -> None:
+    """No process of the node is left but the shim; afterwards the task is there, can be entered and ended."""
+    node.down(containers=False)
+    assert node.splitd("status", ok=None).returncode == 3
+    os.kill(sleeper, 0)
+    left = [Path(f"/proc/{pid}/cmdline").read_text() for pid in node.remains()]
+    assert all("containerd-shim" in line for line in left), left
+    node.up()
+    assert node.tasks()["sleeper"] == (sleeper, "RUNNING")
+    assert node.out("tasks", "exec", "--exec-id", "x", "sleeper", "echo", "inside") == "inside\n"
+
+
+def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: Node, sleeper: int) -> None:
+    """No orphan works beside its successor, and no container notices."""
+    old = set(pids(node).values())
+    os.kill(supervisord(node), signal.SIGKILL)
+    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in old), "services outlive their supervisord")
+    assert node.splitd("status", ok=None).returncode == 3
+    node.up()
+    assert node.tasks()["sleeper"] == (sleeper, "RUNNING")
+
+
+def test_up_works_over_what_a_power_cut_left(node: Node) -> None:
+    """All processes killed at once: stale sockets, pid files and locks are no obstacle."""
+    victims = [supervisord(node), *pids(node).values()]
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in victims))
+    assert (node.state / "supervisor.sock").exists()
+    assert (node.state / "containerd.sock").exists()
+    node.up()
+    assert node.status()["healthy"]
+
+
+def test_logs_of_a_service_are_found_by_the_state_alone(node: Node) -> None:
+    """``splitd logs`` needs no root: the node remembers its own; supervisord's log is there too."""
+    done = subprocess.run([sys.executable, "-m", "deploy", "logs", "supervisord", "-n", "3", "--state", str(node.state)], cwd=TOP, check=True,
+                          capture_output=True, text=True, timeout=30)
+    assert len(done.stdout.splitlines()) == 3
+    assert " INFO " in done.stdout
+
+
+def test_down_with_containers_ends_every_namespaces_tasks(node: Node, box: str) -> None:
+    """Tasks of two namespaces, one paused, are stopped and deleted; nothing is left of the node, and its containers' records are."""
+    node.ctr("images", "pull", "--plain-http", box, namespace="other")
+    node.ctr("run", "-d", box, "one", "sleep", "1000")
+    node.ctr("run", "-d", box, "two", "sleep", "1000", namespace="other")
+    node.ctr("tasks", "pause", "two", namespace="other")
+    try:
+        assert "stopped 2 containers" in node.splitd("down", "--containers", "--grace", "0").stdout
+        eventually(lambda: not node.remains(), "something of the node is left")
+    finally:
+        node.up()
+    assert node.tasks() == {}
+    assert node.tasks("other") == {}
+    node.ctr("containers", "rm", "one")
+    node.ctr("containers", "rm", "two", namespace="other")
+
+
+def test_two_nodes_run_side_by_side_with_containers_of_the_same_name(node: Node, box: str) -> None:
+    """A container of one node fails to be created twice there, which the same-named one of the other node does not notice."""
+    with short_directory() as directory:
+        other = Node(directory)
+        try:
+            other.up()
+            other.ctr("images", "pull", "--plain-http", box)
+            for each in (node, other):
+                each.ctr("run", "-d", box, "twin", "sleep", "1000")
+            first, second = node.tasks()["twin"], other.tasks()["twin"]
+            assert first[0] != second[0]
+            assert first[1] == second[1] == "RUNNING"
+            node.ctr("run", "-d", box, "twin", "sleep", "1000", ok=False)
+            node.ctr("tasks", "rm", "-f", "twin")
+            node.ctr("containers", "rm", "twin")
+            node.ctr("run", box, "twin", "/no/such/program", ok=False)
+            node.ctr("containers", "rm", "twin", ok=None)
+            assert other.tasks()["twin"] == second
+            assert other.out("tasks", "exec", "--exec-id", "x", "twin", "echo", "still here") == "still here\n"
+            other.down()
+            assert node.status()["healthy"]
+        finally:
+            other.clear()
+        assert not other.remains()
+
+
+def test_two_ups_at_once_make_one_node(place: Path) -> None:
+    """Both succeed, one supervisord runs."""
+    node = Node(place)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(lambda _: node.splitd("up"), range(2)))
+        assert sorted("already" in d.stdout for d in done) == [False, True]
+        assert sum(b"supervisord.conf" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in node.remains()) == 1
+    finally:
+        node.clear()
+
+
+def test_in_the_foreground_the_node_ends_with_its_supervisord(place: Path) -> None:
+    """As systemd runs it: SIGTERM to the one process stops the services in order, exit code 0, nothing left."""
+    node = Node(place)
+    process = subprocess.Popen([sys.executable, "-m", "deploy", "up", "--foreground", "--root", str(node.root), "--state", str(node.state)], cwd=TOP,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: node.status()["healthy"], "not healthy", 30)
+        assert supervisord(node) == process.pid
+        assert "already" in node.splitd("up").stdout
+        process.terminate()
+        assert process.wait(60) == 0
+        assert not node.remains()
+    finally:
+        process.kill()
+        process.wait()
+        node.clear()
+
+
+def test_a_service_that_cannot_start_is_named_with_its_reason(place: Path) -> None:
+    """A file where the content service wants its directory: ``up`` fails with the service's own words, the others run, and down works."""
+    node = Node(place)
+    node.root.mkdir()
+    (node.root / "content").write_text("in the way")
+    try:
+        done = node.splitd("up", "--timeout", "6", ok=False)
+        assert "content is not healthy" in done.stderr
+        assert "content cannot run" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert [s["name"] for s in node.status()["services"] if s["state"] == "RUNNING" and not s["healthy"]] in (["content"], [])
+        (node.root / "content").unlink()
+        node.wait_healthy()
+    finally:
+        node.clear()
+
+
+def test_with_an_oom_score_the_services_have_it(place: Path) -> None:
+    """The top-level key oom_score, as containerd has it."""
+    node = Node(place, config="oom_score = 100\n")
+    try:
+        node.up()
+        assert {Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in [*pids(node).values(), supervisord(node)]} == {"100"}
+    finally:
+        node.clear()
