@@ -1,0 +1,299 @@
+"""The loop: collects when :mod:`.pace` says so, when somebody waits for it, and when the next lease, image or ingest expires."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+
+from services.kit import errors
+from services.kit.faults import fault
+from services.kit.tracing import span
+from services.metadata import schema
+from services.metadata.database import Database
+from services.metadata.gc import plan
+from services.metadata.gc.config import Config
+from services.metadata.gc.mark import Marking, Node, everything, expires, mark
+from services.metadata.gc.pace import Pace
+from services.metadata.gc.raw import RawStores
+from services.metadata.gc.sweep import Sweeper, Swept, title
+from services.metadata.gc.turns import Turns
+from services.metadata.store import Change, Collected, Event, Nanoseconds
+from services.metadata.transactions import Reader, Transaction
+
+log = logging.getLogger(__name__)
+
+_RETRY = 1.0
+_RETRY_LIMIT = 30.0
+"""Seconds until a postponed sweep is tried again: first, and at most. Each time twice as long."""
+_LOOK = 1.0
+"""Seconds after a write at which to look whether something new expires earlier than all that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """What became of the records."""
+
+    events: list[Event]
+    removed: int
+    wake: Nanoseconds | None
+    backends: tuple[str, ...]
+    """Those that the gateway has."""
+    needed: frozenset[str]
+    """Those of them that have something which nobody names any more."""
+
+
+class Collector:
+    """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. Runs while :meth:`running` lasts."""
+
+    def __init__(self, database: Database, stores: RawStores, config: Config, publish: Callable[[Event], None]) -> None:
+        self._database = database
+        self._stores = stores
+        self._publish = publish
+        self._config = config
+        self._pace = Pace(config, time.monotonic())
+        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[Collected]] = []
+        self._sweepers: dict[str, Turns[Swept]] = {}
+        self._retries: dict[str, asyncio.Task[None]] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._all = True
+        self._expiry: float | None = None
+        self._look_at: float | None = None
+        self._closed = False
+
+    # -- what others call
+
+    def schedule(self, change: Change) -> None:
+        """Something was written, or removed: collect when it is time."""
+        now = time.monotonic()
+        if self._look_at is None:
+            self._look_at = now + _LOOK
+        before = self._pace.due()
+        self._pace.changed(now, deletion=change == "deletion")
+        if before != self._pace.due() or (self._expiry is None and before is None):
+            self._changed.set()
+
+    def connected(self) -> None:
+        """A gateway is there, maybe with other backends: look through all of them, for what nobody knows of too."""
+        self._all = True
+        self._pace.changed(time.monotonic(), deletion=True)
+        self._changed.set()
+
+    async def collect(self) -> Collected:
+        """Collect everything that can be, in a collection that begins after this call, and wait for its sweeps."""
+        if self._closed:
+            raise errors.Unavailable("the collector has ended")
+        future: asyncio.Future[Collected] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._pace.asked(time.monotonic())
+        self._changed.set()
+        return await future
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Collector]:
+        """Collect in the background while the block lasts."""
+        loop = asyncio.create_task(self._run())
+        try:
+            yield self
+        finally:
+            self._closed = True
+            tasks = [loop, *self._retries.values(), *self._watchers]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for sweeper in self._sweepers.values():
+                await sweeper.close()
+            self._fail(self._waiting, errors.Unavailable("the collector has ended"))
+
+    # -- the loop
+
+    async def _run(self) -> None:
+        while True:
+            now = time.monotonic()
+            due = self._pace.due()
+            if due is not None and due <= now:
+                await self._collect()
+                continue
+            if self._expiry is not None and self._expiry <= now:
+                self._expiry = None
+                self._pace.changed(now, deletion=True)
+                continue
+            if self._look_at is not None and self._look_at <= now:
+                await self._look()
+                continue
+            self._changed.clear()
+            times = [t for t in (due, self._expiry, self._look_at) if t is not None]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(min(times) - now, 0.001) if times else None):
+                    await self._changed.wait()
+
+    async def _look(self) -> None:
+        """What was written may expire before anything else."""
+        self._look_at = None
+        try:
+            self._expect(await self._database.transactions.read(_next_expiry))
+        except Exception:
+            log.exception("cannot read when leases expire")
+
+    def _expect(self, wake: Nanoseconds | None) -> None:
+        """Collect soon after ``wake``."""
+        # Looked at once an hour at least, since the clock may be set.
+        self._expiry = None if wake is None else time.monotonic() + min(max(wake - time.time_ns(), 0) / 1e9 + 0.001, 3600.0)
+
+    async def _collect(self) -> None:
+        """One collection: the records, then the sweeps that it gives rise to, which nobody waits for but those who asked."""
+        waiting, self._waiting = self._waiting, []
+        every, self._all = self._all, False
+        self._pace.begun()
+        started = time.monotonic()
+        try:
+            records = await self._collect_records()
+            store_id = await self._database.store_id()
+        except asyncio.CancelledError:
+            self._fail(waiting, errors.Unavailable("the collector has ended"))
+            raise
+        except Exception as error:
+            if isinstance(error, errors.NodeError):
+                log.error("garbage collection failed: %s", error)
+            else:
+                log.exception("garbage collection failed")
+            self._all = self._all or every
+            self._pace.failed(time.monotonic())
+            self._fail(waiting, error if isinstance(error, errors.NodeError) else errors.Internal("garbage collection failed, see the log of metadata"))
+            return
+        self._pace.collected(time.monotonic(), time.monotonic() - started)
+        self._look_at = None
+        self._expect(records.wake)
+        backends = records.backends if every or waiting else [b for b in records.backends if b in records.needed]
+        sweeps = {backend: self._sweeper(backend, store_id).ask() for backend in backends}
+        if sweeps or waiting:
+            self._later(self._watch(sweeps, waiting, started))
+
+    async def _collect_records(self) -> _Records:
+        """Remove the dead records. They are looked for without holding anybody up, and once more in the transaction that removes them if there are any."""
+        with span("gc.mark") as trace:
+            found, size = await self._database.transactions.read(self._examine)
+            trace.set(records=size, dead=found.removed)
+            if found.removed:
+                found, _ = await self._database.transactions.write(self._bury)
+                fault("gc.after-records")
+            trace.set(removed=found.removed)
+        for event in found.events:
+            self._publish(event)
+        return found
+
+    def _examine(self, tx: Reader) -> tuple[_Records, int]:
+        """What there is to do."""
+        records = everything(tx)
+        return _records(tx, [], mark(records, time.time_ns())), len(records)
+
+    def _bury(self, tx: Transaction) -> tuple[_Records, int]:
+        """Remove the dead."""
+        records = everything(tx)
+        marking = mark(records, time.time_ns())
+        events: list[Event] = []
+        for node in marking.dead:
+            if node.type == "lease":
+                schema.delete_lease(tx, node.namespace, node.key)
+            elif node.type == "snapshot":
+                schema.delete_snapshot(tx, node.namespace, node.snapshotter, records.snapshots[node])
+            elif node.type == "ingest":
+                schema.INGESTS.delete(tx, node.namespace, node.key)
+            elif node.type == "content":
+                schema.delete_blob(tx, node.namespace, node.key)
+            else:
+                schema.IMAGES.delete(tx, node.namespace, node.key)
+            events.extend(_events(node))
+        return _records(tx, events, marking), len(records)
+
+    # -- sweeps
+
+    def _sweeper(self, backend: str, store_id: str) -> Turns[Swept]:
+        if backend not in self._sweepers:
+            self._sweepers[backend] = Turns(Sweeper(backend, self._database, self._stores, store_id).sweep)
+        return self._sweepers[backend]
+
+    async def _watch(self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float) -> None:
+        """Tell those who wait what the sweeps did, and repeat the postponed ones."""
+        removed: list[str] = []
+        failed: list[str] = []
+        try:
+            for backend, sweep in sweeps.items():
+                swept = await self._swept(backend, sweep, first=_RETRY)
+                removed.extend(title(raw) for raw in swept.removed)
+                failed.extend(swept.failed)
+        except BaseException:
+            self._fail(waiting, errors.Unavailable("the collector has ended"))
+            raise
+        result = Collected(removed=tuple(removed), failed=tuple(failed), seconds=time.monotonic() - started)
+        for future in waiting:
+            if not future.done():
+                future.set_result(result)
+
+    async def _swept(self, backend: str, sweep: asyncio.Task[Swept], *, first: float) -> Swept:
+        try:
+            swept = await asyncio.shield(sweep)
+        except Exception as error:
+            log.exception("the sweep of backend %s failed", backend)
+            swept = Swept(failed=[f"backend {backend}: {error}"], postponed=True)
+        if swept.postponed and backend not in self._retries:
+            self._retries[backend] = asyncio.create_task(self._retry(backend, first))
+        return swept
+
+    async def _retry(self, backend: str, pause: float) -> None:
+        try:
+            while True:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _RETRY_LIMIT)
+                try:
+                    swept = await asyncio.shield(self._sweepers[backend].ask())
+                except Exception:
+                    log.exception("the sweep of backend %s failed", backend)
+                    continue
+                if not swept.postponed:
+                    return
+        finally:
+            self._retries.pop(backend, None)
+
+    def _later(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+
+    def _fail(self, waiting: Iterable[asyncio.Future[Collected]], error: errors.NodeError) -> None:
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+
+
+# ---------------------------------------------------------------------------------------------- pieces
+
+
+def _records(tx: Reader, events: list[Event], marking: Marking) -> _Records:
+    gateway = schema.GATEWAY.get(tx)
+    backends = tuple(b for b in gateway.backends() if b) if gateway is not None else ()
+    needed = frozenset(b for b in backends if schema.SWEEPING.any(tx, b) or plan.unused(tx, b))
+    return _Records(events, len(marking.dead), marking.wake, backends, needed)
+
+
+def _events(node: Node) -> Iterable[Event]:
+    """What containerd publishes of a collection: images and snapshots."""
+    if node.type == "image":
+        yield Event(node.namespace, "/images/delete", {"name": node.key})
+    elif node.type == "snapshot":
+        yield Event(node.namespace, "/snapshot/remove", {"key": node.key, "snapshotter": node.snapshotter})
+
+
+def _next_expiry(tx: Reader) -> Nanoseconds | None:
+    """When the next lease, ingest or image expires."""
+    now = time.time_ns()
+    times = [ingest.expires for _, ingest in schema.INGESTS.scan(tx) if ingest.expires]
+    for table in (schema.LEASES, schema.IMAGES):
+        for _, record in table.scan(tx):
+            if (when := expires(record.labels)) is not None:
+                times.append(when)
+    return min((t for t in times if t >= now), default=None)

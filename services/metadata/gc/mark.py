@@ -1,0 +1,310 @@
+"""Which records live: everything that is reached from a root.
+
+A pure function of all records, as :func:`everything` reads them in one transaction. Roots are
+
+- leases that have not expired (label ``containerd.io/gc.expire``), and the resources that they hold. A lease with ``containerd.io/gc.flat`` holds
+  just these and the parents of snapshots, not what their labels refer to;
+- images that have not expired (the same label), containers, content and snapshots with a label ``containerd.io/gc.root``;
+- ingests that have not expired;
+- what open intents name.
+
+From there: an image's target, a container's snapshot, a snapshot's parent, what an ingest expects, the labels ``gc.ref.content``, ``gc.ref.image`` and
+``gc.ref.snapshot.NAME`` of each, and the labels ``gc.bref.*``, by which a thing says who refers to it. ``gc.cond.snapshot.NAME`` of content and images is a
+reference to a snapshot for as long as a condition on its label ``gc.cond.value-usedat`` holds. An active snapshot is no root by itself.
+
+All of it as containerd does it: core/metadata/gc.go, docs/garbage-collection.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from services.kit.settings import parse_duration
+from services.metadata import schema
+from services.metadata.store import Blob, Container, Image, Ingest, Intent, Labels, Lease, Nanoseconds, Resource, Snapshot
+from services.metadata.transactions import Reader
+
+Type = Literal["lease", "snapshot", "ingest", "content", "image", "container"]
+
+
+class Node(NamedTuple):
+    """A record, or what a reference to one says: there may be none. ``flat``: as a flat lease holds it, labels not followed."""
+
+    type: Type
+    namespace: str
+    key: str
+    snapshotter: str = ""
+    flat: bool = False
+
+
+# ---------------------------------------------------------------------------------------------- the records
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """All records of one state of the store that the collector looks at."""
+
+    leases: dict[Node, Lease] = field(default_factory=dict)
+    held: dict[Node, list[Resource]] = field(default_factory=dict)
+    """By the lease's node."""
+    snapshots: dict[Node, Snapshot] = field(default_factory=dict)
+    ingests: dict[Node, Ingest] = field(default_factory=dict)
+    blobs: dict[Node, Blob] = field(default_factory=dict)
+    images: dict[Node, Image] = field(default_factory=dict)
+    containers: dict[Node, Container] = field(default_factory=dict)
+    intents: list[Intent] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.leases) + len(self.snapshots) + len(self.ingests) + len(self.blobs) + len(self.images) + len(self.containers)
+
+
+def everything(tx: Reader) -> Everything:
+    """Read it all."""
+    held: dict[Node, list[Resource]] = {}
+    for (namespace, lease, kind, name), _ in schema.RESOURCES.scan(tx):
+        held.setdefault(Node("lease", namespace, lease), []).append(Resource(kind, name))
+    return Everything(
+        leases={Node("lease", key[0], key[1]): lease for key, lease in schema.LEASES.scan(tx)},
+        held=held,
+        snapshots={Node("snapshot", key[0], key[2], key[1]): snapshot for key, snapshot in schema.SNAPSHOTS.scan(tx)},
+        ingests={Node("ingest", key[0], key[1]): ingest for key, ingest in schema.INGESTS.scan(tx)},
+        blobs={Node("content", key[0], key[1]): blob for key, blob in schema.BLOBS.scan(tx)},
+        images={Node("image", key[0], key[1]): image for key, image in schema.IMAGES.scan(tx)},
+        containers={Node("container", key[0], key[1]): container for key, container in schema.CONTAINERS.scan(tx)},
+        intents=[intent for _, intent in schema.INTENTS.scan(tx)],
+    )
+
+
+# ---------------------------------------------------------------------------------------------- labels
+
+_PREFIX = "containerd.io/gc."
+_ROOT = "containerd.io/gc.root"
+_EXPIRE = "containerd.io/gc.expire"
+_FLAT = "containerd.io/gc.flat"
+_REF, _BREF = "containerd.io/gc.ref.", "containerd.io/gc.bref."
+_TYPES: dict[str, Type] = {"content": "content", "image": "image", "container": "container"}
+_CONDITION = "containerd.io/gc.cond.snapshot"
+_USED_AT = "containerd.io/gc.cond.value-usedat"
+
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:[.,](\d+))?(Z|[+-]\d\d:\d\d)")
+
+
+def rfc3339(text: str) -> Nanoseconds | None:
+    """The time that a label says, or None if it says none."""
+    found = _RFC3339.fullmatch(text)
+    if found is None:
+        return None
+    day, clock, fraction, zone = found.groups()
+    try:
+        seconds = int(datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone == 'Z' else zone}").timestamp())
+    except ValueError:
+        return None
+    return seconds * 1_000_000_000 + int((fraction or "0")[:9].ljust(9, "0"))
+
+
+def expires(labels: Labels) -> Nanoseconds | None:
+    """When a lease or an image with these labels expires; None: never, nor with a value that is no time."""
+    value = labels.get(_EXPIRE)
+    return None if value is None else rfc3339(value)
+
+
+def _node(namespace: str, rest: str, value: str, *, container: bool) -> Node | None:
+    """Of a label ``gc.ref.REST`` or ``gc.bref.REST``: whom it names. After the type may stand ``.NAME`` or ``/NAME``, to tell several apart."""
+    if rest.startswith("snapshot."):
+        return Node("snapshot", namespace, value, rest[len("snapshot."):].split("/", 1)[0])
+    kind = _TYPES.get(re.split(r"[./]", rest, maxsplit=1)[0])
+    return None if kind is None or (kind == "container" and not container) else Node(kind, namespace, value)
+
+
+def _references(namespace: str, labels: Labels) -> Iterator[Node]:
+    for key, value in labels.items():
+        if key.startswith(_REF) and (node := _node(namespace, key[len(_REF):], value, container=False)) is not None:
+            yield node
+
+
+def _back_references(namespace: str, labels: Labels) -> Iterator[Node]:
+    for key, value in labels.items():
+        if key.startswith(_BREF) and (node := _node(namespace, key[len(_BREF):], value, container=True)) is not None:
+            yield node
+
+
+def _is_root(labels: Labels) -> bool:
+    return any(key.startswith(_ROOT) for key in labels)
+
+
+def _of_gc(labels: Labels) -> bool:
+    """Whether there is anything to look for in them at all."""
+    return any(key.startswith(_PREFIX) for key in labels)
+
+
+class _Condition(NamedTuple):
+    """One of a label ``gc.cond.snapshot.NAME``: ``usedat<DURATION`` or ``usedat>DURATION`` on ``snapshot``."""
+
+    snapshot: Node
+    younger: bool
+    age: Nanoseconds
+
+
+def _conditions(namespace: str, labels: Labels) -> Iterator[_Condition]:
+    for key, value in labels.items():
+        if not key.startswith(_CONDITION) or "|" not in value:
+            continue
+        snapshotter = key[len(_CONDITION):].lstrip("./").split("/", 1)[0]
+        conditions, name = value.split("|", 1)
+        for condition in conditions.split(","):
+            found = re.fullmatch(r"usedat([<>])([^=].*)", condition)
+            if found is None:
+                continue  # unknown, or an operator that times do not have: as if it were not there
+            try:
+                age = parse_duration(found[2])
+            except ValueError:
+                continue
+            yield _Condition(Node("snapshot", namespace, name, snapshotter), found[1] == "<", round(age * 1e9))
+
+
+# ---------------------------------------------------------------------------------------------- marking
+
+
+@dataclass(frozen=True, slots=True)
+class Marking:
+    """Which records live, which are dead, and when the next one dies of its age (``wake``; None: none will)."""
+
+    living: set[Node]
+    dead: list[Node]
+    wake: Nanoseconds | None
+
+
+def mark(records: Everything, now: Nanoseconds) -> Marking:
+    """Decide about all records."""
+    roots: list[Node] = []
+    back: dict[Node, list[Node]] = {}
+    wakes: list[Nanoseconds] = []
+    conditions: list[tuple[Node, _Condition]] = []
+
+    def alive(expiry: Nanoseconds | None) -> bool:
+        if expiry is None:
+            return True
+        if expiry < now:
+            return False
+        wakes.append(expiry)
+        return True
+
+    def attach(node: Node, labels: Labels) -> None:
+        for owner in _back_references(node.namespace, labels):
+            back.setdefault(owner, []).append(node)
+
+    for node, lease in records.leases.items():
+        if alive(expires(lease.labels)):
+            roots.append(node)
+            flat = _FLAT in lease.labels
+            roots.extend(_resource(node.namespace, resource, flat=flat) for resource in records.held.get(node, ()))
+    for node, image in records.images.items():
+        if alive(expires(image.labels)):
+            roots.append(node)
+        else:
+            attach(node, image.labels)
+        conditions.extend((node, condition) for condition in _conditions(node.namespace, image.labels))
+    for node, ingest in records.ingests.items():
+        if ingest.expires and alive(ingest.expires):
+            roots.append(node)
+    for node, blob in records.blobs.items():
+        if _of_gc(blob.labels):
+            attach(node, blob.labels)
+            conditions.extend((node, condition) for condition in _conditions(node.namespace, blob.labels))
+            if _is_root(blob.labels):
+                roots.append(node)
+    roots.extend(records.containers)
+    for node, snapshot in records.snapshots.items():
+        if _of_gc(snapshot.labels):
+            attach(node, snapshot.labels)
+            if _is_root(snapshot.labels):
+                roots.append(node)
+    for intent in records.intents:
+        roots.extend(_resource(intent.namespace, resource, flat=False) for resource in intent.resources())
+    for owner, condition in conditions:
+        wake = _holds(records, condition, now)
+        if wake is not None:
+            back.setdefault(owner, []).append(condition.snapshot)
+            wakes.append(wake)
+
+    living = _reach(roots, lambda node: (*back.get(node, ()), *_from(records, node)))
+    dead = [node for table in (records.leases, records.snapshots, records.ingests, records.blobs, records.images) for node in table if node not in living]
+    return Marking(living, dead, min((wake for wake in wakes if wake < _NEVER), default=None))
+
+
+_NEVER: Nanoseconds = 1 << 62
+
+
+def _holds(records: Everything, condition: _Condition, now: Nanoseconds) -> Nanoseconds | None:
+    """Until when the condition holds, :data:`_NEVER` for ever; None if it does not hold now."""
+    snapshot = records.snapshots.get(condition.snapshot)
+    if snapshot is None:
+        return None
+    untils = []
+    for key, value in snapshot.labels.items():
+        used = rfc3339(value) if key.startswith(_USED_AT) else None
+        if used is None:
+            continue
+        if condition.younger and now - used < condition.age:
+            untils.append(used + condition.age)
+        elif not condition.younger and now - used > condition.age:
+            untils.append(_NEVER)
+    return max(untils, default=None)
+
+
+def _resource(namespace: str, resource: Resource, *, flat: bool) -> Node:
+    kind, _, snapshotter = resource.type.partition("/")
+    if kind == "snapshots":
+        return Node("snapshot", namespace, resource.id, snapshotter, flat)
+    if kind == "ingests":
+        return Node("ingest", namespace, resource.id)
+    return Node("image" if kind == "images" else "content", namespace, resource.id, flat=flat)
+
+
+def _from(records: Everything, node: Node) -> Iterator[Node]:
+    """What a record refers to; nothing if there is no such record."""
+    real = node._replace(flat=False)
+    labels: Labels = {}
+    if node.type == "content":
+        blob = records.blobs.get(real)
+        if blob is not None:
+            labels = blob.labels
+    elif node.type == "snapshot":
+        snapshot = records.snapshots.get(real)
+        if snapshot is not None:
+            if snapshot.parent:
+                yield node._replace(key=snapshot.parent)
+            labels = snapshot.labels
+    elif node.type == "image":
+        image = records.images.get(real)
+        if image is not None:
+            yield Node("content", node.namespace, image.digest, flat=node.flat)
+            labels = image.labels
+    elif node.type == "ingest":
+        ingest = records.ingests.get(real)
+        if ingest is not None and ingest.expected:
+            yield Node("content", node.namespace, ingest.expected)
+    elif node.type == "container":
+        container = records.containers.get(real)
+        if container is not None:
+            if container.snapshotter:
+                yield Node("snapshot", node.namespace, container.snapshot_key, container.snapshotter)
+            labels = container.labels
+    if labels and not node.flat:
+        yield from _references(node.namespace, labels)
+
+
+def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """All nodes on paths from ``roots``, no longer flat."""
+    seen = set(roots)
+    stack = list(seen)
+    while stack:
+        for node in references(stack.pop()):
+            if node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return {node._replace(flat=False) if node.flat else node for node in seen}

@@ -1,0 +1,64 @@
+"""Raw stores in a dict: the fake. What it is told to do to a call (``before``) makes races and failures."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from services.kit import errors
+from services.metadata.gc.raw import Listing, RawSnapshot
+from services.metadata.store import Raw
+
+
+class MemoryRawStores:
+    """Some raw stores. ``stamps`` has their ids: None for a foreign one."""
+
+    def __init__(self, **stamps: str | None) -> None:
+        self.stamps: dict[str, str | None] = {name.replace("_", "."): stamp for name, stamp in stamps.items()}
+        self.blobs: set[Raw] = set()
+        self.ingests: set[Raw] = set()
+        self.snapshots: dict[Raw, RawSnapshot] = {}
+        self.calls: list[tuple[str, str]] = []
+        """What was asked, as (method, its argument's name)."""
+        self.before: Callable[[str, str], Awaitable[None]] | None = None
+
+    def add(self, raw: Raw, *, parent: str = "", reference: str = "") -> None:
+        """Make something."""
+        if raw.kind == "snapshot":
+            self.snapshots[raw] = RawSnapshot(raw.name, parent, reference)
+        else:
+            (self.blobs if raw.kind == "blob" else self.ingests).add(raw)
+
+    def __contains__(self, raw: Raw) -> bool:
+        return raw in self.blobs or raw in self.ingests or raw in self.snapshots
+
+    async def _called(self, method: str, name: str) -> None:
+        self.calls.append((method, name))
+        if self.before is not None:
+            await self.before(method, name)
+
+    async def stamp(self, backend: str) -> str | None:
+        await self._called("stamp", backend)
+        return self.stamps[backend]
+
+    async def set_stamp(self, backend: str, store_id: str) -> None:
+        await self._called("set_stamp", backend)
+        self.stamps[backend] = store_id
+
+    async def list(self, backend: str) -> Listing:
+        found = Listing(backend, frozenset(r.name for r in self.blobs if r.backend == backend), frozenset(r.name for r in self.ingests if r.backend == backend),
+                        {r.name: s for r, s in self.snapshots.items() if r.backend == backend})
+        await self._called("list", backend)
+        return found
+
+    async def remove(self, raw: Raw) -> None:
+        await self._called("remove", raw.name)
+        if raw not in self:
+            raise errors.NotFound(raw.name)
+        if any(s.parent == raw.name for s in self.snapshots.values()):
+            raise errors.FailedPrecondition(f"cannot remove snapshot {raw.name} with child")
+        self.blobs.discard(raw)
+        self.ingests.discard(raw)
+        self.snapshots.pop(raw, None)
+
+    async def cleanup(self, backend: str) -> None:
+        await self._called("cleanup", backend)

@@ -1,0 +1,115 @@
+"""Which raw things of one backend are victims, and in what order they go.
+
+A raw thing stays that a record or an open intent names, or that may turn out to be what an open intent is about: any blob while a commit is open that did not
+say its digest, and the snapshots with the label ``containerd.io/snapshot.ref`` that an open Prepare asks for. So do all raw ancestors of a
+snapshot that stays. The rest may go: all of it where the raw store is this metadata store's *own* (it carries its id), else only what this
+metadata store once named. A snapshot goes before its parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from services.metadata import schema
+from services.metadata.gc.raw import Listing
+from services.metadata.store import Raw
+from services.metadata.transactions import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """What records and intents say about one backend's things."""
+
+    raws: frozenset[Raw]
+    """Those they name; of blobs only such as were asked about."""
+    references: frozenset[str]
+    """Values of containerd.io/snapshot.ref that open intents look for."""
+    every_blob: bool
+    """A commit is open of which nobody knows the digest."""
+
+
+def uses(tx: Reader, backend: str, blobs: Iterable[str]) -> Uses:
+    """Read what is in use; ``blobs`` are the digests to look for."""
+    raws: set[Raw] = set()
+    for digest in blobs:
+        for (namespace,), _ in schema.OWNERS.under(tx, digest):
+            blob = schema.BLOBS.get(tx, namespace, digest)
+            if blob is not None and blob.backend == backend:
+                raws.add(Raw(backend, "blob", digest))
+    for _, ingest in schema.INGESTS.scan(tx):
+        if ingest.backend == backend:
+            if not ingest.shared:
+                raws.add(Raw(backend, "ingest", ingest.raw_ref))
+            if ingest.expected:
+                # Maybe another namespace's, which may give it up meanwhile: the writer was told that there is nothing to write.
+                raws.add(Raw(backend, "blob", ingest.expected))
+    if backend.startswith("snapshots."):
+        raws.update(Raw(backend, "snapshot", snapshot.raw_key) for _, snapshot in schema.SNAPSHOTS.scan(tx) if snapshot.backend == backend)
+    intents = [intent for _, intent in schema.INTENTS.scan(tx) if intent.backend == backend]
+    raws.update(raw for intent in intents for raw in intent.raws())
+    return Uses(
+        frozenset(raws),
+        frozenset(intent.target for intent in intents if intent.target),
+        any(intent.operation == "commit-ingest" and not intent.expected for intent in intents),
+    )
+
+
+def named(tx: Reader, backend: str) -> frozenset[Raw]:
+    """What records and intents of this metadata store once named there, as far as it is not known to be gone."""
+    return frozenset(Raw(*key) for key, _ in schema.NAMED.scan(tx, backend))  # type: ignore[arg-type]
+
+
+def unused(tx: Reader, backend: str) -> frozenset[Raw]:
+    """What was once named there and is not any more."""
+    once = named(tx, backend)
+    return once - uses(tx, backend, [raw.name for raw in once if raw.kind == "blob"]).raws
+
+
+def given_out(tx: Reader, listing: Listing) -> bool:
+    """Whether all numbers in the names there (``NAMESPACE/NUMBER/NAME``) are such as this metadata store gave out.
+
+    If not, it is older than what it looks at: a copy that somebody put back.
+    """
+    highest: dict[str, int] = {}
+    for name in (*listing.ingests, *listing.snapshots):
+        parts = name.split("/", 2)
+        if len(parts) == 3 and parts[1].isascii() and parts[1].isdigit():
+            highest[parts[0]] = max(highest.get(parts[0], 0), int(parts[1]))
+    return all((schema.SEQUENCES.get(tx, namespace) or 0) >= number for namespace, number in highest.items())
+
+
+def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bool) -> list[Raw]:
+    """What to remove, in this order."""
+    may_go = listing.raws() if own else listing.raws() & once_named
+    stays = _lineage(listing, (
+        key for key, snapshot in listing.snapshots.items()
+        if (raw := Raw(listing.backend, "snapshot", key)) in used.raws or raw not in may_go or (snapshot.reference and snapshot.reference in used.references)
+    ))
+    blobs = [] if used.every_blob else sorted(raw for raw in may_go if raw.kind == "blob" and raw not in used.raws)
+    ingests = sorted(raw for raw in may_go if raw.kind == "ingest" and raw not in used.raws)
+    going = {raw.name for raw in may_go if raw.kind == "snapshot"} - stays
+    depths = {key: sum(1 for _ in _ancestors(listing, key)) for key in going}
+    snapshots = [Raw(listing.backend, "snapshot", key) for key in sorted(going, key=lambda key: (-depths[key], key))]
+    return [*ingests, *blobs, *snapshots]
+
+
+def _ancestors(listing: Listing, key: str) -> Iterator[str]:
+    """``key`` and its raw parents, as far as they are listed."""
+    seen: set[str] = set()
+    while key in listing.snapshots and key not in seen:
+        seen.add(key)
+        yield key
+        key = listing.snapshots[key].parent
+
+
+def _lineage(listing: Listing, keys: Iterable[str]) -> set[str]:
+    """``keys`` and all their ancestors."""
+    found: set[str] = set()
+    for start in keys:
+        key = start
+        while key and key not in found:
+            found.add(key)
+            snapshot = listing.snapshots.get(key)
+            key = snapshot.parent if snapshot is not None else ""
+    return found

@@ -1,0 +1,76 @@
+"""The raw stores through the gateway's internal socket: calls with the header ``splitd-raw``, and without a namespace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import Message
+
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.splitd.stamp.v1 import stamp_pb2
+from services.kit import errors
+from services.kit.rpc import RAW, Channel
+from services.metadata.gc.raw import Listing, RawSnapshot
+from services.metadata.store import Raw
+
+_REFERENCE = "containerd.io/snapshot.ref"
+_LIST = 60.0
+"""Seconds for a listing."""
+_REMOVE = 310.0
+"""For a removal: a little more than the gateway allows a snapshotter."""
+
+
+class RemoteRawStores:
+    """Through ``gateway``, a channel to its internal socket."""
+
+    def __init__(self, gateway: Channel) -> None:
+        self._content = gateway.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
+        self._snapshots = gateway.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+        self._stamp = gateway.client(stamp_pb2.DESCRIPTOR.services_by_name["Stamp"])
+
+    async def stamp(self, backend: str) -> str | None:
+        try:
+            answer = await self._stamp.Get(stamp_pb2.GetRequest(), headers={RAW: backend})
+        except errors.Unimplemented:
+            return None
+        found: str = answer.store_id
+        return found
+
+    async def set_stamp(self, backend: str, store_id: str) -> None:
+        await self._stamp.Set(stamp_pb2.SetRequest(store_id=store_id), headers={RAW: backend})
+
+    async def list(self, backend: str) -> Listing:
+        headers = {RAW: backend}
+        if backend.startswith("snapshots."):
+            request: Message = snapshots_pb2.ListSnapshotsRequest(snapshotter=_snapshotter(backend))
+            snapshots: dict[str, RawSnapshot] = {}
+            async for answer in self._snapshots.List(request, headers=headers, timeout=_LIST):
+                for info in answer.info:
+                    snapshots[info.name] = RawSnapshot(info.name, info.parent, info.labels.get(_REFERENCE, ""))
+            return Listing(backend, snapshots=snapshots)
+        statuses = await self._content.ListStatuses(content_pb2.ListStatusesRequest(), headers=headers, timeout=_LIST)
+        blobs = [info.digest
+                 async for answer in self._content.List(content_pb2.ListContentRequest(), headers=headers, timeout=_LIST)
+                 for info in answer.info]
+        return Listing(backend, frozenset(blobs), frozenset(status.ref for status in statuses.statuses))
+
+    async def remove(self, raw: Raw) -> None:
+        headers: Any = {RAW: raw.backend}
+        if raw.kind == "blob":
+            await self._content.Delete(content_pb2.DeleteContentRequest(digest=raw.name), headers=headers, timeout=_REMOVE)
+        elif raw.kind == "ingest":
+            await self._content.Abort(content_pb2.AbortRequest(ref=raw.name), headers=headers, timeout=_REMOVE)
+        else:
+            request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=_snapshotter(raw.backend), key=raw.name)
+            await self._snapshots.Remove(request, headers=headers, timeout=_REMOVE)
+
+    async def cleanup(self, backend: str) -> None:
+        try:
+            await self._snapshots.Cleanup(snapshots_pb2.CleanupRequest(snapshotter=_snapshotter(backend)), headers={RAW: backend}, timeout=_REMOVE)
+        except errors.Unimplemented:
+            return  # few snapshotters have it
+
+
+def _snapshotter(backend: str) -> str:
+    return backend.removeprefix("snapshots.")

@@ -1,0 +1,280 @@
+"""Sweeping one backend: the raw things that no record and no intent names are removed there.
+
+    read what was once named and is not any more            } what is not listed after that, and still not in use, is gone
+    is the raw store ours (its stamp)?
+    list what it has
+    in one transaction: read records and intents, mark victims, up to :data:`_BATCH` of them
+    remove them, one after the other, and unmark each       } while there are victims
+    let the snapshotter clean up
+
+The order matters: whatever appears in the backend between listing and marking has a record or an intent by the time of marking, or is not in the list.
+
+A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for again; as long as the
+answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead process left.
+
+Whose a raw store is, by its stamp (rule 5 of the design):
+
+- our id: it is ours, and what is in it and in no record is garbage;
+- no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by somebody else, or by a metadata store that is lost, and
+  that is not ours to delete: as a foreign one, until its operator empties it;
+- another id, or ours while its names hold numbers that this database never gave out, as it is an old copy: then nothing is removed but, in the latter case, what we named;
+- no Stamp service: foreign. Only what we named is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from services.kit import errors
+from services.kit.faults import fault
+from services.kit.tracing import span
+from services.metadata import schema
+from services.metadata.database import Database
+from services.metadata.gc import plan
+from services.metadata.gc.raw import Listing, RawStores
+from services.metadata.store import Mark, Nanoseconds, Raw
+from services.metadata.transactions import Reader, Transaction
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64
+_SNAPSHOT_BATCH = 16
+"""Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's may take a second."""
+_ATTEMPTS = 2
+"""Times to ask for the removal of one thing while the outcome is not known; then it stays marked until the next sweep."""
+_UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
+
+Ownership = Literal["own", "new", "named", "nothing"]
+"""Whose a raw store is: all in it is ours; the same, but it has no stamp yet; only what we named; not even that."""
+
+
+@dataclass(slots=True)
+class Swept:
+    """What one sweep did."""
+
+    removed: list[Raw] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    """With why, as ``Collected.failed`` has them."""
+    postponed: bool = False
+    """The backend could not be asked, or not all of it could be decided: to be swept again without being asked for."""
+
+
+def title(raw: Raw) -> str:
+    """A raw thing as ``Collected`` names it."""
+    if raw.kind == "blob":
+        return f"content {raw.name}"
+    if raw.kind == "ingest":
+        return f"ingest {raw.name}"
+    return f"snapshot {raw.backend.removeprefix('snapshots.')} {raw.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a sweep goes by: the backend as it was, and whose it is."""
+
+    listing: Listing
+    ownership: Ownership
+    idle: frozenset[Raw]
+    """What was named once and not any more, before the listing."""
+    victims: list[Raw]
+    """When last looked at, in the order in which they go."""
+    marked: bool
+    """There are marks of an earlier sweep."""
+    deferred: bool
+    """Blobs have to wait for a commit of an unknown digest."""
+    reason: str
+    """Why not all that is unknown may be removed."""
+
+
+class Sweeper:
+    """Sweeps ``backend``; one sweep at a time."""
+
+    def __init__(self, backend: str, database: Database, stores: RawStores, store_id: str) -> None:
+        self.backend = backend
+        self._database = database
+        self._stores = stores
+        self._store_id = store_id
+        self._said = ""
+
+    async def sweep(self) -> Swept:
+        """Once. What the backend, or a metadata store that cannot write, refuses is in the result."""
+        swept = Swept()
+        with span("gc.sweep", backend=self.backend) as trace:
+            try:
+                await self._sweep(swept)
+            except errors.NodeError as error:
+                swept.postponed = True
+                swept.failed.append(f"backend {self.backend}: {error}")
+            trace.set(removed=len(swept.removed), failed=len(swept.failed), postponed=swept.postponed)
+        return swept
+
+    async def _sweep(self, swept: Swept) -> None:
+        read = self._database.transactions.read
+        idle = await read(lambda tx: plan.unused(tx, self.backend))
+        stamp = await self._stores.stamp(self.backend)
+        listing = await self._stores.list(self.backend)
+        view = await read(lambda tx: self._look(tx, stamp, listing, idle))
+        if view.ownership == "new":
+            await self._stores.set_stamp(self.backend, self._store_id)
+        self._say(view)
+        if view.ownership == "nothing":
+            swept.failed.append(f"backend {self.backend}: {view.reason}")
+        swept.postponed = view.deferred
+        if view.victims or view.marked or view.idle - view.listing.raws():
+            for batch in _batches(view.victims):
+                if not await self._take(view, batch, swept):
+                    return
+        if self.backend.startswith("snapshots.") and view.ownership != "nothing":
+            try:
+                await self._stores.cleanup(self.backend)
+            except errors.NodeError as error:
+                swept.failed.append(f"backend {self.backend}: cleanup: {error}")
+
+    def _say(self, view: _View) -> None:
+        if view.reason != self._said:
+            self._said = view.reason
+            if view.reason:
+                log.warning("backend %s: %s", self.backend, view.reason)
+
+    # -- deciding
+
+    def _look(self, tx: Reader, stamp: str | None, listing: Listing, idle: frozenset[Raw]) -> _View:
+        used = plan.uses(tx, self.backend, listing.blobs)
+        once = plan.named(tx, self.backend)
+        ownership, reason, undecided = self._owner(tx, stamp, listing, used, once)
+        own = ownership in ("own", "new")
+        found = plan.victims(listing, used, once, own=own)
+        deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
+        return _View(listing, ownership, idle, [] if ownership == "nothing" else found, schema.SWEEPING.any(tx, self.backend), deferred, reason)
+
+    def _owner(self, tx: Reader, stamp: str | None, listing: Listing, used: plan.Uses, once: frozenset[Raw]) -> tuple[Ownership, str, bool]:
+        """Whose it is, why not ours, and whether that has to be asked again."""
+        if stamp is None:
+            return "named", "", False
+        if stamp == self._store_id:
+            if plan.given_out(tx, listing):
+                return "own", "", False
+            return "named", "it has names that this metadata store, which must be an older copy, never gave out: only what is known here is collected", False
+        if stamp:
+            return "nothing", f"it belongs to another metadata store ({stamp}, not {self._store_id}): nothing in it is collected", False
+        unknown = listing.raws() - once - used.raws
+        if not unknown:
+            return "new", "", False
+        if used.every_blob:
+            return "named", "", True  # one of these may be what an open commit made
+        return "named", (f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as {title(min(unknown))}):"
+                         " only what is known here is collected"), False
+
+    def _mark(self, tx: Transaction, view: _View, batch: list[Raw], now: Nanoseconds) -> list[Raw]:
+        """Look again, at what is so now; mark those of the batch that are victims still, and resolve what earlier sweeps left."""
+        marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
+        listed = view.listing.raws()
+        used = plan.uses(tx, self.backend, [raw.name for raw in (*batch, *marked, *(view.idle - listed)) if raw.kind == "blob"])
+        once = frozenset[Raw]() if view.ownership in ("own", "new") else plan.named(tx, self.backend)
+        allowed = set[Raw]()
+        if view.ownership != "nothing":
+            allowed = set(plan.victims(view.listing, used, once, own=view.ownership in ("own", "new"))) & set(view.victims)
+        for raw in marked:
+            if raw not in allowed:
+                schema.clear_mark(tx, raw, gone=raw not in listed and raw not in used.raws)
+        for raw in view.idle - listed - used.raws:
+            schema.NAMED.delete(tx, *raw)
+        chosen = [raw for raw in batch if raw in allowed]
+        for raw in chosen:
+            snapshot = view.listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None
+            schema.set_mark(tx, raw, Mark(since=now, reference=snapshot.reference if snapshot is not None else ""))
+        return chosen
+
+    # -- acting
+
+    async def _take(self, view: _View, batch: list[Raw], swept: Swept) -> bool:
+        """Mark, remove and unmark a batch; False if the backend is away, so that the rest has to wait."""
+        now = time.time_ns()
+        chosen = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, now))
+        self._database.wake()  # marks of an earlier sweep may be gone
+        fault("gc.after-mark")
+        unmarking = _Unmarking(self._database)
+        away = False
+        for raw in chosen:
+            if away:
+                unmarking.add(raw, gone=False)  # never asked for
+                continue
+            try:
+                gone = await self._remove(raw)
+            except _UNKNOWN as error:
+                swept.failed.append(f"{title(raw)}: {error}")
+                swept.postponed = True
+                away = isinstance(error, errors.Unavailable)
+                continue  # it stays marked: the removal may still happen
+            except errors.NodeError as error:
+                swept.failed.append(f"{title(raw)}: {error}")
+                unmarking.add(raw, gone=False)
+                continue
+            fault("gc.mid-sweep")
+            if gone:
+                swept.removed.append(raw)
+            unmarking.add(raw, gone=True)
+        await unmarking.done()
+        return not away
+
+    async def _remove(self, raw: Raw) -> bool:
+        """Whether it was us who removed it. An error of :data:`_UNKNOWN` says that nobody knows whether it is there."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                await self._stores.remove(raw)
+            except errors.NotFound:
+                return attempt > 1  # by our first attempt, then
+            except _UNKNOWN:
+                if attempt == _ATTEMPTS:
+                    raise
+            else:
+                return True
+        raise AssertionError
+
+
+def _batches(victims: list[Raw]) -> Iterator[list[Raw]]:
+    """In order; one empty batch where there are no victims."""
+    start = 0
+    while True:
+        end = start + (_SNAPSHOT_BATCH if start < len(victims) and victims[start].kind == "snapshot" else _BATCH)
+        yield victims[start:end]
+        start = end
+        if start >= len(victims):
+            return
+
+
+class _Unmarking:
+    """Takes marks off while removals go on: those that came together in one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[tuple[Raw, bool]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, raw: Raw, *, gone: bool) -> None:
+        """The removal of ``raw`` is over; ``gone``: the backend does not have it any more."""
+        self._waiting.append((raw, gone))
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._run())
+
+    async def done(self) -> None:
+        """Wait until it is so."""
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+
+            def work(tx: Transaction, taken: list[tuple[Raw, bool]] = taken) -> None:
+                for raw, gone in taken:
+                    schema.clear_mark(tx, raw, gone=gone)
+
+            fault("gc.before-unmark")
+            await self._database.transactions.write(work)
+            self._database.wake()

@@ -1,0 +1,37 @@
+"""Work of which one run serves all who asked before it began."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Turns(Generic[T]):
+    """Runs ``work``, never twice at the same time."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._running: asyncio.Task[T] | None = None
+        self._next: asyncio.Task[T] | None = None
+
+    def ask(self) -> asyncio.Task[T]:
+        """A run that begins after this call; shield it, since others may wait for it too."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._turn(self._running))
+        return self._next
+
+    async def _turn(self, before: asyncio.Task[T] | None) -> T:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running, self._next = self._next, None
+        return await self._work()
+
+    async def close(self) -> None:
+        """End what runs, and what waits to."""
+        tasks = [task for task in (self._next, self._running) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
