@@ -29,7 +29,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     records = Records(routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters)
     content = ContentServicer(routes, records, config)
     health = NodeHealth(routes)
-    servicers = [
+    servicers: list[rpc.Servicer] = [
         content,
         SnapshotsServicer(routes, records, config),
         EventsServicer(exchange),
@@ -43,7 +43,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             for upstream in routes.upstreams.values():
                 watch = asyncio.ensure_future(upstream.watch())
                 stack.callback(watch.cancel)
-            internal = [*servicers, LocalFilesServicer(routes, records, content.commit)]
+            internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]
             await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True]))
             await stack.enter_async_context(ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)]))
             await stack.enter_async_context(rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False]))

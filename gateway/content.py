@@ -8,7 +8,8 @@ intent first, the raw commit second, a record third. A raw store that dies in th
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -119,7 +120,7 @@ class ContentServicer:
                 if status.ref in raw:
                     status.ref = raw[status.ref]
                     statuses.append(status)
-        return pb.ListStatusesResponse(statuses=[s for s in statuses if wanted.match(lambda path, s=s: _field(s, path))])  # type: ignore[misc]
+        return pb.ListStatusesResponse(statuses=[s for s in statuses if wanted.match(partial(_field, s))])
 
     async def read(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Content.Read: one request in, the raw stream out."""
@@ -314,6 +315,6 @@ def _shared_status(ingest: records_pb.Ingest) -> pb.Status:
     return pb.Status(ref=ingest.ref, offset=ingest.size, total=ingest.size, expected=ingest.expected, started_at=started, updated_at=started)
 
 
-def _field(status: pb.Status, path: list[str]) -> tuple[str, bool]:
+def _field(status: pb.Status, path: Sequence[str]) -> tuple[str, bool]:
     """What containerd lets one filter statuses by."""
     return (status.ref, True) if list(path) == ["ref"] else ("", False)

@@ -71,42 +71,35 @@ class SnapshotsServicer:
                 return None
             return list(found.mounts)
 
-        async def attempt() -> Sequence[Any]:
+        async def attempt() -> Sequence[Any] | None:
             try:
                 return await create()
             except errors.AlreadyExists as error:
-                if not intent.target:
-                    # The key is new and unique, so this is not the client's ALREADY_EXISTS.
-                    raise errors.Unknown(f"unexpected error from snapshotter: {error}") from None
-                raise
+                if intent.target:
+                    return None  # the backend has it already, as remote snapshotters do
+                # The key is new and unique, so this is not the client's ALREADY_EXISTS.
+                raise errors.Unknown(f"unexpected error from snapshotter: {error}") from None
 
+        mounts = await self._records.outcome(intent, call, upstream, attempt, created)
+        finish = records_pb.FinishRequest(intent=intent.id)
+        if mounts is None:
+            finish.adopted.append(await self._target(request.snapshotter, intent, call, client))
+        await self._records.finish(finish, call)  # of what was adopted metadata says ALREADY_EXISTS
+        return mounts or ()
+
+    async def _target(self, snapshotter: str, intent: records_pb.Intent, call: Call, client: Client) -> pb.Info:
+        """The committed snapshot that the backend made for the intent's target; the intent is cancelled if there is none."""
+        wanted = pb.ListSnapshotsRequest(snapshotter=snapshotter, filters=[f'labels."{_REF}"=={intent.target},parent=="{intent.raw_parent}"'])
         try:
-            mounts = await self._records.outcome(intent, call, upstream, attempt, created)
-        except errors.AlreadyExists:
-            return await self._adopt(request, intent, call, client)
-        await self._records.finish(records_pb.FinishRequest(intent=intent.id), call)
-        return mounts
-
-    async def _adopt(self, request: Any, intent: records_pb.Intent, call: Call, client: Client) -> Sequence[Any]:
-        """The backend has the target already (a remote snapshotter does): find it there and make it this namespace's.
-
-        The intent was cancelled by the failure; adopting is one of its own, without a raw call.
-        """
-        found = [
-            info
-            async for response in client.List(pb.ListSnapshotsRequest(
-                snapshotter=request.snapshotter,
-                filters=[f'labels."{_REF}"=={intent.target},parent=="{intent.raw_parent}"']), headers=with_headers(call))
-            for info in response.info
-            # a snapshotter need not respect filters
-            if info.kind == pb.COMMITTED and info.labels.get(_REF) == intent.target and info.parent == intent.raw_parent
-        ]
-        if not found:
-            raise errors.NotFound(f'target snapshot "{intent.target}" in backend')
-        again = await self._records.call("BeginSnapshot", records_pb.BeginSnapshotRequest(
-            incarnation=self._records.incarnation, snapshotter=request.snapshotter, key=request.key, parent=request.parent, labels=request.labels), call)
-        await self._records.finish(records_pb.FinishRequest(intent=again.id, adopted=found[:1]), call)
-        raise errors.AlreadyExists(f'target snapshot "{intent.target}" from snapshotter')
+            async for response in client.List(wanted, headers=with_headers(call)):
+                for info in response.info:  # a snapshotter need not respect filters
+                    if info.kind == pb.COMMITTED and info.labels.get(_REF) == intent.target and info.parent == intent.raw_parent:
+                        return info  # type: ignore[no-any-return]
+        except errors.NodeError:
+            await self._records.cancel(intent.id, call)
+            raise
+        await self._records.cancel(intent.id, call)
+        raise errors.NotFound(f'target snapshot "{intent.target}" in backend')
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
         upstream = self._routes.snapshotter(request.snapshotter)
