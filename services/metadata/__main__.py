@@ -8,6 +8,8 @@ from services.metadata import config as configuration
 from services.metadata.backends import RemoteBackends
 from services.metadata.convert import event_to_pb
 from services.metadata.database import Database
+from services.metadata.gc import Collector
+from services.metadata.gc.remote import RemoteRawStores
 from services.metadata.server import Metadata
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event
@@ -23,8 +25,9 @@ async def serve(file: settings.File, node: settings.Node) -> None:
 
             database = Database(SqliteTransactions(directory / "metadata.db"))
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
+            collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish)
             try:
-                async with rpc.serving(node.state / "metadata.sock", metadata.servicers):
+                async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers):
                     await process.until_signal()
             finally:
                 await metadata.intents.close()

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from services.kit import errors, settings
+from services.metadata.gc import config as gc
 
 _BOLT = "io.containerd.metadata.v1.bolt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The metadata service: records of namespaces, containers, leases, images, content and snapshots."""
+    """The metadata service: records of namespaces, containers, leases, images, content and snapshots, and their garbage collection."""
 
     content_sharing_policy: Literal["shared", "isolated"] = "shared"
     """"shared": content that another namespace has needs no bytes; "isolated": who wants it must bring them. Also read from [plugins."io.containerd.metadata.v1.bolt"]."""
+    gc: gc.Config = field(default_factory=gc.Config)
+    """The collector's own table, [metadata.gc]."""
 
 
 def load(file: settings.File) -> Config:
@@ -28,4 +31,4 @@ def load(file: settings.File) -> Config:
         raise errors.InvalidArgument(f'config file {file.path}: [plugins."{_BOLT}"] content_sharing_policy: {policy!r} is none of \'shared\', \'isolated\'')
     if "content_sharing_policy" not in file.tables.get("metadata", {}):
         ours = replace(ours, content_sharing_policy=policy)
-    return ours
+    return replace(ours, gc=gc.load(file))

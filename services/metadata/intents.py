@@ -54,6 +54,8 @@ class Intents:
         if self._resolving is not None:
             self._resolving.cancel()
         self._resolving = asyncio.ensure_future(self._resolve_all())
+        if self._database.collector is not None:
+            self._database.collector.connected()
         return await self._database.store_id()
 
     async def close(self) -> None:

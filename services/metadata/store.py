@@ -258,6 +258,10 @@ class Collector(Protocol):
         """Something was written, or removed: collect when it is time. Called after the transaction; returns at once."""
         ...
 
+    def connected(self) -> None:
+        """A gateway is there, maybe with other backends than the last one."""
+        ...
+
 
 # ---------------------------------------------------------------------------------------------- what goes out
 

@@ -1,0 +1,75 @@
+"""The suites of metadata's public services over sockets: its process, and Debian's containerd, which says whether the suites are right."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.kit import rpc
+from tests.peer import containerd
+from tests.suites import containers, leases, namespaces
+from tests.suites.records_lives import Clients, over
+from tests.support import ServiceProcess, short_directory
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Path]:
+    """The socket of a metadata process; no gateway is there, so its events wait."""
+    with short_directory() as directory, ServiceProcess("services.metadata", directory / "root", directory / "state"):
+        yield directory / "state" / "metadata.sock"
+
+
+@pytest.fixture(scope="module")
+def debian() -> Iterator[Path]:
+    """The socket of Debian's containerd."""
+    with short_directory() as directory, containerd(directory) as socket:
+        yield socket
+
+
+class Served:
+    @pytest.fixture
+    async def clients(self, served: Path) -> AsyncIterator[Clients]:
+        async with rpc.Channel(served) as channel:
+            yield over(channel)
+
+
+class Debian:
+    @pytest.fixture
+    async def clients(self, debian: Path) -> AsyncIterator[Clients]:
+        async with rpc.Channel(debian) as channel:
+            yield over(channel)
+
+
+class TestNamespaces(Served, namespaces.NamespacesSuite):
+    """The process."""
+
+
+class TestContainers(Served, containers.ContainersSuite):
+    """The process."""
+
+
+class TestLeases(Served, leases.LeasesSuite):
+    """The process."""
+
+
+@pytest.mark.root
+class TestNamespacesOfContainerd(Debian, namespaces.NamespacesSuite):
+    """Debian's containerd."""
+
+    label_length = ""
+
+
+@pytest.mark.root
+class TestContainersOfContainerd(Debian, containers.ContainersSuite):
+    """Debian's containerd."""
+
+    label_length = ""
+
+
+@pytest.mark.root
+class TestLeasesOfContainerd(Debian, leases.LeasesSuite):
+    """Debian's containerd."""
+
+    newest = False

@@ -1,0 +1,115 @@
+"""How the suites of metadata reach a life of it: clients by service, called alike whether there is a socket between or not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+
+from services.kit import errors
+from services.kit.rpc import LEASE, NAMESPACE, Call, Channel, Servicer, method_path
+from services.metadata.database import Database
+from services.metadata.server import Metadata
+from services.metadata.store import Event, Kind
+from services.metadata.transactions import Transactions
+
+Clients = Callable[[ServiceDescriptor], Any]
+"""A client for a service."""
+
+_numbers = itertools.count()
+
+
+def new_namespace() -> str:
+    """One that no other test uses."""
+    return f"suite-{next(_numbers)}"
+
+
+def headers(namespace: str, lease: str = "") -> dict[str, str]:
+    """What a client of ``namespace`` sends."""
+    return {NAMESPACE: namespace} | ({LEASE: lease} if lease else {})
+
+
+class LocalClient:
+    """The methods of a servicer, called as those of a ``rpc.Client``. Messages are copied through bytes, as a wire does."""
+
+    def __init__(self, servicer: Servicer) -> None:
+        self._servicer = servicer
+
+    def __getattr__(self, name: str) -> Any:
+        method = self._servicer.SERVICE.methods_by_name[name]
+        handler = getattr(self._servicer, name)
+
+        def copied(message: Message) -> Message:
+            return type(message).FromString(message.SerializeToString())
+
+        async def unary(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Message:
+            return copied(await handler(copied(request), Call(method_path(method), headers)))
+
+        async def stream(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Any:
+            async for message in handler(copied(request), Call(method_path(method), headers)):
+                yield copied(message)
+
+        return stream if method.server_streaming else unary
+
+
+class RawStandIn:
+    """What the raw services have, as far as intents ask. ``away``: they do not answer."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, int] = {}
+        self.ingests: set[str] = set()
+        self.snapshots: dict[str, Kind] = {}
+        self.away = False
+
+    def _there(self) -> None:
+        if self.away:
+            raise errors.Unavailable("the stand-in is away")
+
+    async def blob_size(self, backend: str, digest: str) -> int:
+        self._there()
+        if digest not in self.blobs:
+            raise errors.NotFound(f"content {digest}")
+        return self.blobs[digest]
+
+    async def ingest_offset(self, backend: str, raw_ref: str) -> int:
+        self._there()
+        if raw_ref not in self.ingests:
+            raise errors.NotFound(f"ingest {raw_ref}")
+        return 0
+
+    async def snapshot_kind(self, backend: str, raw_key: str) -> Kind:
+        self._there()
+        if raw_key not in self.snapshots:
+            raise errors.NotFound(f"snapshot {raw_key}")
+        return self.snapshots[raw_key]
+
+
+class LocalMetadata:
+    """All services over a store, in this process, and what they published."""
+
+    def __init__(self, transactions: Transactions, *, shared: bool = True, patience: float = 20.0) -> None:
+        self.events: list[Event] = []
+        self.raw = RawStandIn()
+        self.database = Database(transactions, patience=patience)
+        self.metadata = Metadata(self.database, self.events.append, self.raw, shared=shared)
+        self._servicers = {s.SERVICE.full_name: s for s in self.metadata.servicers}
+
+    def client(self, service: ServiceDescriptor) -> LocalClient:
+        return LocalClient(self._servicers[service.full_name])
+
+    async def close(self) -> None:
+        await self.metadata.intents.close()
+        await self.database.transactions.close()
+
+
+def over(channel: Channel) -> Clients:
+    """Clients over a socket."""
+    return channel.client
+
+
+def names(values: Iterable[Any], field: str = "id") -> list[str]:
+    """One field of each."""
+    return [getattr(value, field) for value in values]
