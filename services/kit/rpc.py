@@ -557,10 +557,13 @@ class Channel:
         return method
 
 
+_TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "keepalive", "ping timeout", "recvmsg", "sendmsg",
+              "connections to all backends", "Stream removed", "transport", "Endpoint closing", "Channel closed", "RST_STREAM")
+
+
 def _made_by_transport(details: str) -> bool:
-    return any(word in details for word in ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY",
-                                            "keepalive", "ping timeout", "recvmsg", "sendmsg", "connections to all backends", "Stream removed",
-                                            "transport", "Endpoint closing", "Channel closed", "RST_STREAM"))
+    # A peer's own message, which may tell of its trouble with a third process in the same words, ends in the suffix: that peer is there.
+    return not details.endswith(f": {errors.Unavailable.suffix}") and any(word in details for word in _TRANSPORT)
 
 
 def _metadata(headers: Mapping[str, str | bytes], span: tracing.Span) -> Metadata:
