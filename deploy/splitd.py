@@ -81,7 +81,7 @@ def main() -> NoReturn:
     except Exception as error:
         if os.environ.get("SPLITD_DEBUG"):
             raise
-        print(f"splitd: {_described(error)} (SPLITD_DEBUG=1 shows where)", file=sys.stderr)
+        print(f"splitd: {_described(error)}", file=sys.stderr)
         code = 1
     sys.exit(code)
 
@@ -93,7 +93,7 @@ def _described(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError):
         return f"Python module {error.name} is not installed: `make up` makes an environment that has it, in .venv"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error} (SPLITD_DEBUG=1 shows where)"
 
 
 if __name__ == "__main__":
