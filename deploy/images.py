@@ -4,7 +4,7 @@ An image here is a dictionary of blobs and the descriptor of its root. Layers ar
 what is in a layer in a few lines::
 
     with Registry(directory) as registry:
-        reference = registry.push(busybox_image(), "box:1")       # localhost:PORT/box:1
+        reference = registry.push(busybox_image(), "box:1")       # 127.0.0.1:PORT/box:1
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Registry:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self.host = f"localhost:{self.port}"
+        self.host = f"127.0.0.1:{self.port}"  # a minimal Debian cannot resolve localhost
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "registry.json"  # YAML reads JSON
         config.write_text(json.dumps({

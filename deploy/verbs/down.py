@@ -25,6 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     if services and arguments.containers:
         raise Failure("--containers stops the whole node: name no services with it", 2)
     here = place.find(arguments)
+    if not (services or arguments.containers or supervision.is_up(here)):
+        print(f"no node is up at {here.state}: nothing to stop")
+        return 0
     supervisor = supervision.Supervisor(here)
     pid = supervisor.pid()
     if services:

@@ -45,12 +45,17 @@ def test_without_a_verb_the_verbs_are_shown() -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down"], ["restart", "content"], ["up", "content"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down", "--containers"], ["down", "content"], ["restart", "content"], ["up", "content"]], ids=" ".join)
 def test_a_node_that_is_not_up_is_said_to_be_so(words: list[str], place: Path) -> None:
     """Exit code 3, and how to start it."""
     done = splitd(*words, "--root", place / "r", "--state", place / "s", ok=None)
     assert done.returncode == 3, done.stderr
     assert '"up": false' in done.stdout if "--json" in words else "no node is up at" in done.stderr
+
+
+def test_down_where_nothing_is_up_is_done_already(place: Path) -> None:
+    """Like ``up`` of a node that is up: it says so, and succeeds."""
+    assert "nothing to stop" in splitd("down", "--root", place / "r", "--state", place / "s").stdout
 
 
 def test_logs_of_a_root_that_never_had_a_node(place: Path) -> None:
