@@ -524,6 +524,8 @@ class Channel:
         trailers = tuple((k, v) for k, v in error.trailing_metadata() or ())
         if code == errors.Unavailable.code and (_made_by_transport(details) or any(k == STOPPING for k, _ in trailers)):
             return errors.Disconnected(f"service {self.name} is not reachable ({details})")
+        if code == errors.Internal.code and details == _SEND_FAILED:
+            return errors.Disconnected(f"service {self.name} went away while it was sent a message")
         return errors.from_status(code, details, trailers)
 
     # -- raw: bytes in, bytes out; what the relay and the typed client are made of
@@ -559,6 +561,10 @@ class Channel:
 
 _TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "keepalive", "ping timeout", "recvmsg", "sendmsg",
               "connections to all backends", "Stream removed", "transport", "Endpoint closing", "Channel closed", "RST_STREAM")
+
+
+_SEND_FAILED = "Internal error from Core"
+"""What grpcio says, with INTERNAL, where the call ends just while a message is being sent, as it does when the peer is killed."""
 
 
 def _made_by_transport(details: str) -> bool:
