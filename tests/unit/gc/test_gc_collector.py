@@ -1,0 +1,535 @@
+"""Collecting, on raw stores in memory: what goes, what stays, and what happens when somebody comes in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.kit import errors
+from services.metadata import schema
+from services.metadata.database import Busy
+from services.metadata.gc import Collector, Config
+from services.metadata.gc import collector as collector_module
+from services.metadata.gc.memory import MemoryRawStores
+from services.metadata.intents import check_no_blob_sweeping
+from services.metadata.store import Event, Gateway, Mark, Raw
+from tests.support import eventually_async
+from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
+
+QUIET = Config(startup_delay=3600.0)
+"""Nothing is collected but what a test asks for."""
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def stores(world: World) -> MemoryRawStores:
+    """The raw stores, ours by their stamps."""
+    store_id = await world.database.store_id()
+    return MemoryRawStores(content=store_id, snapshots_overlayfs=store_id)
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+async def collector(world: World, stores: MemoryRawStores, events: list[Event]) -> AsyncIterator[Collector]:
+    made = Collector(world.database, stores, QUIET, events.append)
+    world.database.collector = made
+    async with made.running():
+        yield made
+
+
+def blob(number: int) -> Raw:
+    return Raw(CONTENT, "blob", digest(number))
+
+
+def raw_snapshot(key: str) -> Raw:
+    return Raw(OVERLAY, "snapshot", key)
+
+
+# ------------------------------------------------------------------------------------------ what goes
+
+
+async def test_dead_records_go_with_their_raw_things(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A collection removes records that nothing refers to, and then the raw things; what lives stays with its own."""
+    world.image("image", 1)
+    kept = [world.blob(1), world.ingest("young", NOW + HOUR)]
+    gone = [world.blob(2), world.ingest("old", NOW - 1), world.snapshot("s")]
+    for raw in (*kept, *gone):
+        stores.add(raw)
+    done = await collector.collect()
+    assert set(done.removed) == {f"content {digest(2)}", f"ingest {gone[1].name}", f"snapshot overlayfs {gone[2].name}"}
+    assert done.failed == ()
+    assert [raw in stores for raw in kept] == [True, True]
+    assert [raw in stores for raw in gone] == [False, False, False]
+    assert world.living() == {"image image", "content 1", "ingest young"}
+    assert world.marks() == set()
+    assert world.named() == set(kept)
+
+
+async def test_raw_things_without_a_record_go(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """In a store of ours what no record names is garbage, whether we ever knew it or not."""
+    for raw in (blob(1), Raw(CONTENT, "ingest", "ns/0/x"), raw_snapshot("ns/0/s"), raw_snapshot("odd")):
+        stores.add(raw)
+    done = await collector.collect()
+    assert len(done.removed) == 4
+    assert not stores.blobs
+    assert not stores.ingests
+    assert not stores.snapshots
+
+
+async def test_a_blob_goes_with_its_last_namespace(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """Raw content stays while any namespace has a record of it, or a writer was told that its bytes are there already."""
+    raw = world.blob(1)
+    world.blob(1, {"gc.root": "x"}, ns="other")
+    shared = blob(2)
+    world.ingest("shared", NOW + HOUR, digest(2), shared=True)
+    stores.add(raw)
+    stores.add(shared)
+    assert (await collector.collect()).removed == ()
+    assert world.living() == {"other:content 1", "ingest shared"}
+    world.drop(raw)
+    assert (await collector.collect()).removed == (f"content {digest(1)}",)
+
+
+async def test_children_go_before_their_parents(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """Raw snapshots are removed from the leaves on; then the snapshotter cleans up."""
+    keys = [f"ns/0/{n}" for n in "zyxwv"]
+    for parent, key in zip(["", *keys], keys, strict=False):
+        stores.add(raw_snapshot(key), parent=parent)
+    done = await collector.collect()
+    assert done.removed == tuple(f"snapshot overlayfs {key}" for key in reversed(keys))
+    assert stores.calls[-1] == ("cleanup", OVERLAY) or stores.calls.count(("cleanup", OVERLAY)) == 1
+
+
+async def test_ancestors_of_what_stays_stay(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A raw parent without a record is left in peace as long as a recorded snapshot stands on it."""
+    world.container("c", "top")
+    top = world.snapshot("top")
+    stores.add(raw_snapshot("ns/0/base"))
+    stores.add(top, parent="ns/0/base")
+    assert (await collector.collect()).removed == ()
+    assert ("remove", "ns/0/base") not in stores.calls
+
+
+async def test_events_are_those_of_containerd(world: World, stores: MemoryRawStores, events: list[Event], collector: Collector) -> None:
+    """A collection publishes removed images and snapshots, in their namespaces, and nothing for content or leases."""
+    world.image("old", 1, {"gc.expire": stamp(NOW - HOUR)}, ns="other")
+    world.blob(1, ns="other")
+    world.snapshot("s")
+    world.lease("over", labels={"gc.expire": stamp(NOW - HOUR)})
+    await collector.collect()
+    assert sorted(events) == [Event("ns", "/snapshot/remove", {"key": "s", "snapshotter": "overlayfs"}),
+                              Event("other", "/images/delete", {"name": "old"})]
+    assert not schema.LEASES.has(world.transactions._state, "ns", "over")
+
+
+async def test_one_failure_stops_nothing_else(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """What cannot be removed is reported, unmarked and tried again by the next collection."""
+    raws = [world.snapshot(name) for name in "abc"]
+    for raw in raws:
+        stores.add(raw)
+    stuck = raws[1].name
+
+    async def refuse(method: str, name: str) -> None:
+        if (method, name) == ("remove", stuck):
+            raise errors.Internal("device or resource busy")
+
+    stores.before = refuse
+    done = await collector.collect()
+    assert len(done.removed) == 2
+    assert done.failed == (f"snapshot overlayfs {stuck}: device or resource busy",)
+    assert world.marks() == set()
+    stores.before = None
+    assert (await collector.collect()).removed == (f"snapshot overlayfs {stuck}",)
+    assert world.named() == set()
+
+
+async def test_a_backend_that_is_away_postpones_only_itself(world: World, stores: MemoryRawStores, collector: Collector,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are swept, and the one that was away is, as soon as it is back, without being asked for."""
+    monkeypatch.setattr(collector_module, "_RETRY", 0.02)
+    gone = [world.blob(1), world.snapshot("s")]
+    for raw in gone:
+        stores.add(raw)
+    away = True
+
+    async def absent(method: str, name: str) -> None:
+        if away and (method, name) == ("list", CONTENT):
+            raise errors.Disconnected("service content is not reachable")
+
+    stores.before = absent
+    done = await collector.collect()
+    assert done.removed == (f"snapshot overlayfs {gone[1].name}",)
+    assert done.failed == ("backend content: service content is not reachable: unavailable",)
+    away = False
+    await eventually_async(lambda: _async(gone[0] not in stores))
+
+
+async def _async(value: object) -> object:
+    return value
+
+
+async def test_a_backend_that_hangs_holds_up_nobody(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """Records are removed, other backends swept and marks of others set while one backend does not answer."""
+    hanging = asyncio.Event()
+
+    async def hang(method: str, name: str) -> None:
+        if (method, name) == ("list", CONTENT):
+            await hanging.wait()
+
+    stores.before = hang
+    raw = world.snapshot("s")
+    stores.add(raw)
+    waiting = asyncio.create_task(collector.collect())
+    await eventually_async(lambda: _async(raw not in stores))
+    again = world.snapshot("again")
+    stores.add(again)
+    world.database.schedule("deletion")
+    second = asyncio.create_task(collector.collect())
+    await eventually_async(lambda: _async(again not in stores))
+    assert not waiting.done()
+    hanging.set()
+    assert f"snapshot overlayfs {raw.name}" in (await waiting).removed
+    assert f"snapshot overlayfs {again.name}" in (await second).removed
+
+
+# ------------------------------------------------------------------------------------------ races
+
+
+async def test_a_commit_between_listing_and_marking_is_safe(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A blob that was garbage when it was listed, and has a record or an intent by the time of marking, stays."""
+    for number in (1, 2, 3):
+        stores.add(blob(number))
+
+    async def commit(method: str, name: str) -> None:
+        if (method, name) == ("list", CONTENT):
+            world.blob(1, {"gc.root": "x"})
+            world.intent("commit-ingest", ref="r", raw_ref="ns/1/r", expected=digest(2))
+
+    stores.before = commit
+    assert (await collector.collect()).removed == (f"content {digest(3)}",)
+
+
+async def test_a_commit_of_an_unknown_digest_holds_all_blobs(world: World, stores: MemoryRawStores, collector: Collector,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a commit is open that did not say its digest no blob goes; afterwards the sweep comes back by itself."""
+    monkeypatch.setattr(collector_module, "_RETRY", 0.02)
+    stores.add(blob(1))
+    stores.add(Raw(CONTENT, "ingest", "ns/0/old"))
+    intent = world.intent("commit-ingest", ref="r", raw_ref="ns/1/r")
+    assert (await collector.collect()).removed == ("ingest ns/0/old",)
+    world.end(intent)
+    await eventually_async(lambda: _async(blob(1) not in stores))
+
+
+async def test_who_wants_a_sweeping_blob_waits_until_it_is_gone(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A commit that comes while the blob is being removed begins after that, and finds it gone."""
+    stores.add(blob(1))
+    removing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(method: str, name: str) -> None:
+        if method == "remove":
+            removing.set()
+            await go_on.wait()
+
+    stores.before = hold
+    collecting = asyncio.create_task(collector.collect())
+    await removing.wait()
+    assert world.marks() == {blob(1)}
+    with pytest.raises(Busy):
+        world.database.view(lambda tx: check_no_blob_sweeping(tx, CONTENT, digest(1)))
+    commit = asyncio.create_task(world.database.write(lambda tx: check_no_blob_sweeping(tx, CONTENT, digest(1))))
+    anything = asyncio.create_task(world.database.write(lambda tx: check_no_blob_sweeping(tx, CONTENT, "")))
+    other = asyncio.create_task(world.database.write(lambda tx: check_no_blob_sweeping(tx, CONTENT, digest(2))))
+    await other
+    assert not commit.done()
+    assert not anything.done()
+    go_on.set()
+    await asyncio.wait_for(asyncio.gather(commit, anything), 5)
+    assert blob(1) not in stores
+    await collecting
+
+
+async def test_a_snapshot_that_an_open_prepare_asks_for_stays(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """While somebody asks for a target no raw snapshot with that label goes, nor what it stands on; a mark tells for which target it is."""
+    stores.add(raw_snapshot("ns/0/base"))
+    stores.add(raw_snapshot("ns/0/remote"), parent="ns/0/base", reference="chain")
+    stores.add(raw_snapshot("ns/0/other"), parent="ns/0/base", reference="other")
+    intent = world.intent("prepare", key="k", target="chain", raw_key="ns/1/k")
+    seen: list[Mark | None] = []
+
+    async def look(method: str, name: str) -> None:
+        if method == "remove":
+            seen.append(schema.SWEEPING.get(world.transactions._state, *raw_snapshot(name)))
+
+    stores.before = look
+    assert (await collector.collect()).removed == ("snapshot overlayfs ns/0/other",)
+    assert [mark.reference for mark in seen if mark] == ["other"]
+    world.end(intent)
+    assert (await collector.collect()).removed == ("snapshot overlayfs ns/0/remote", "snapshot overlayfs ns/0/base")
+
+
+async def test_a_victim_that_gets_a_record_before_its_batch_is_spared(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """Victims are marked some at a time and looked at again: one that was adopted meanwhile stays."""
+    keys = [f"ns/0/{n:03}" for n in range(40)]
+    for key in keys:
+        stores.add(raw_snapshot(key))
+
+    async def adopt(method: str, name: str) -> None:
+        if (method, name) == ("remove", keys[0]):
+            assert raw_snapshot(keys[-1]) not in world.marks()
+            world._write(lambda tx: schema.put_snapshot(tx, "ns", "overlayfs", _adopted(keys[-1])))
+            world.container("c", "adopted")
+
+    stores.before = adopt
+    done = await collector.collect()
+    assert len(done.removed) == 39
+    assert raw_snapshot(keys[-1]) in stores
+
+
+def _adopted(key: str):
+    from services.metadata.store import Snapshot
+
+    return Snapshot(name="adopted", raw_key=key, backend=OVERLAY, kind="committed")
+
+
+# ------------------------------------------------------------------------------------------ unknown outcomes, and what dead processes left
+
+
+async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(world: World, stores: MemoryRawStores, collector: Collector,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """The removal may still happen: the mark stays until the backend says, and what was not asked for yet is unmarked."""
+    monkeypatch.setattr(collector_module, "_RETRY", 0.02)
+    for number in (1, 2):
+        stores.add(blob(number))
+    away = True
+
+    async def absent(method: str, name: str) -> None:
+        if away and method == "remove":
+            raise errors.Disconnected("service content is not reachable")
+
+    stores.before = absent
+    done = await collector.collect()
+    assert done.removed == ()
+    assert len(done.failed) == 1
+    assert world.marks() == {blob(1)}
+    away = False
+    await eventually_async(lambda: _async(not world.marks() and not stores.blobs))
+
+
+async def test_a_repeated_removal_that_finds_nothing_was_ours(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """Where the first answer was lost, NOT_FOUND to the second is success."""
+    stores.add(blob(1))
+    first = True
+
+    async def lose(method: str, name: str) -> None:
+        nonlocal first
+        if method == "remove" and first:
+            first = False
+            stores.blobs.clear()
+            raise errors.Disconnected("service content is not reachable")
+
+    stores.before = lose
+    assert (await collector.collect()).removed == (f"content {digest(1)}",)
+    assert world.marks() == set()
+
+
+async def test_marks_of_a_dead_process_are_resolved(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """What is still there is removed, what is gone or was recorded is unmarked."""
+    there, gone, recorded = blob(1), blob(2), world.blob(3, {"gc.root": "x"})
+    base = raw_snapshot("ns/0/base")
+    for raw in (there, recorded, base):
+        stores.add(raw)
+    stores.add(world.snapshot("child", labels={"gc.root": "x"}), parent=base.name)
+    for raw in (there, gone, recorded, base):
+        world._write(lambda tx, raw=raw: schema.set_mark(tx, raw, Mark(since=1)))
+    assert (await collector.collect()).removed == (f"content {digest(1)}",)
+    assert world.marks() == set()
+    assert recorded in stores
+    assert base in stores
+
+
+# ------------------------------------------------------------------------------------------ whose a raw store is
+
+
+async def test_a_new_store_becomes_ours(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """An empty store, or one that has nothing but what we named, is stamped; then what nobody knows in it is garbage."""
+    stores.stamps = {CONTENT: "", OVERLAY: ""}
+    stores.add(world.blob(1, {"gc.root": "x"}))
+    await collector.collect()
+    assert set(stores.stamps.values()) == {await world.database.store_id()}
+    stores.add(blob(2))
+    assert (await collector.collect()).removed == (f"content {digest(2)}",)
+
+
+async def test_an_unstamped_store_with_somebodys_things_is_not_wiped(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A store that was filled by somebody else, or by a database that is lost, keeps what we do not know; what we named and gave up goes."""
+    stores.stamps[CONTENT] = ""
+    stores.add(blob(1))
+    stores.add(world.blob(2))
+    assert (await collector.collect()).removed == (f"content {digest(2)}",)
+    assert stores.stamps[CONTENT] == ""
+    assert blob(1) in stores
+
+
+async def test_another_databases_store_is_not_touched(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """In a store with another id nothing is removed, not even what we named: it may be a second database's."""
+    stores.stamps[CONTENT] = "another"
+    stores.add(blob(1))
+    stores.add(world.blob(2))
+    done = await collector.collect()
+    assert done.removed == ()
+    assert len(done.failed) == 1
+    assert "belongs to another metadata store (another" in done.failed[0]
+    assert len(stores.blobs) == 2
+
+
+async def test_an_older_copy_of_the_database_removes_nothing_that_it_does_not_know(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A raw key with a number that was never given out says that this database is older than the store."""
+    known = world.snapshot("known")
+    for raw in (known, raw_snapshot("ns/99/later"), raw_snapshot("elsewhere/1/x")):
+        stores.add(raw)
+    assert (await collector.collect()).removed == (f"snapshot overlayfs {known.name}",)
+    assert len(stores.snapshots) == 2
+
+
+async def test_in_a_foreign_store_only_what_we_named_goes(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A snapshotter without Stamp has things of others: of them only our own are removed, also those that only an intent named, and none under another's child."""
+    stores.stamps[OVERLAY] = None
+    ours, under = world.snapshot("ours"), world.snapshot("under")
+    intent = world.intent("prepare", key="k", raw_key="ns/7/k")
+    world.end(intent)
+    for raw in (ours, under, raw_snapshot("ns/7/k"), raw_snapshot("k8s.io/12/theirs")):
+        stores.add(raw)
+    stores.add(raw_snapshot("k8s.io/13/theirs"), parent=under.name)
+    done = await collector.collect()
+    assert set(done.removed) == {f"snapshot overlayfs {ours.name}", "snapshot overlayfs ns/7/k"}
+    assert done.failed == ()
+    assert stores.stamps[OVERLAY] is None
+    assert world.named() == {under}
+
+
+async def test_names_of_things_that_never_came_to_be_are_forgotten(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """What was named and is not there does not keep the collector busy for ever."""
+    world.end(world.intent("prepare", key="k", raw_key="ns/7/k"))
+    await collector.collect()
+    assert world.named() == set()
+
+
+# ------------------------------------------------------------------------------------------ when
+
+
+async def test_a_collection_begins_after_it_was_asked_for(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """Who asks while a collection runs gets one that saw what was so at the time of asking."""
+    listing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(method: str, name: str) -> None:
+        if (method, name) == ("list", CONTENT):
+            listing.set()
+            await go_on.wait()
+
+    stores.before = hold
+    first = asyncio.create_task(collector.collect())
+    await listing.wait()
+    late = world.blob(1)
+    stores.add(late)
+    second = asyncio.create_task(collector.collect())
+    go_on.set()
+    assert (await first).removed == ()
+    assert (await second).removed == (f"content {digest(1)}",)
+
+
+async def test_after_a_deletion_it_comes_by_itself(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
+    """A scheduled collection sweeps the backends that have something which nobody names any more, and asks nothing of the others."""
+    async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
+        await eventually_async(lambda: _async(("list", OVERLAY) in stores.calls))
+        await asyncio.wait_for(collector.collect(), 5)
+        stores.calls.clear()
+        raw = world.blob(1)
+        stores.add(raw)
+        world.drop(raw)
+        collector.schedule("deletion")
+        await eventually_async(lambda: _async(raw not in stores))
+        assert {name for _, name in stores.calls} == {CONTENT, digest(1)}
+
+
+async def test_it_wakes_when_a_lease_expires(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
+    """Nobody has to write anything for an expired lease to free what it held (containerd issue 6294)."""
+    import time
+
+    async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
+        raw = world.blob(1)
+        stores.add(raw)
+        world.lease("lease", ("content", digest(1)), labels={"gc.expire": stamp(time.time_ns() + SECOND // 2)})
+        await collector.collect()
+        assert raw in stores
+        await eventually_async(lambda: _async(raw not in stores), seconds=10)
+        assert time.time_ns() > NOW
+
+
+async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStores, events: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a write it looks whether something expires earlier than all that is known."""
+    import time
+
+    monkeypatch.setattr(collector_module, "_LOOK", 0.02)
+    async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
+        await collector.collect()
+        raw = world.blob(1)
+        stores.add(raw)
+        world.lease("lease", ("content", digest(1)), labels={"gc.expire": stamp(time.time_ns() + SECOND // 2)})
+        collector.schedule("mutation")
+        await eventually_async(lambda: _async(raw not in stores), seconds=10)
+
+
+async def test_another_gateway_brings_other_backends(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """When a gateway connects all its backends are looked through."""
+    stores.stamps["snapshots.new"] = ""
+    await collector.collect()
+    world._write(lambda tx: schema.GATEWAY.put(tx, value=Gateway(incarnation="h", content=CONTENT, snapshotters=("new",))))
+    stores.calls.clear()
+    collector.connected()
+    await eventually_async(lambda: _async(("cleanup", "snapshots.new") in stores.calls))
+    assert stores.stamps["snapshots.new"] == await world.database.store_id()
+    assert ("list", OVERLAY) not in stores.calls
+
+
+async def test_a_store_that_cannot_write_fails_who_waits(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is the store's, and the collector goes on."""
+    world.blob(1)
+
+    async def full(work: object) -> None:
+        raise errors.Unavailable("metadata store: database or disk is full")
+
+    monkeypatch.setattr(world.transactions, "write", full)
+    with pytest.raises(errors.Unavailable, match="disk is full"):
+        await collector.collect()
+    monkeypatch.undo()
+    await collector.collect()
+    assert world.living() == set()
+
+
+async def test_after_the_end_nobody_waits_in_vain(world: World, stores: MemoryRawStores) -> None:
+    """A collector that ended, or ends while somebody waits, says so."""
+    collector = Collector(world.database, stores, QUIET, lambda _: None)
+    never = asyncio.Event()
+
+    async def hang(method: str, name: str) -> None:
+        await never.wait()
+
+    stores.before = hang
+    async with collector.running():
+        waiting = asyncio.create_task(collector.collect())
+        await eventually_async(lambda: _async(bool(stores.calls)))
+    with pytest.raises(errors.Unavailable):
+        await waiting
+    with pytest.raises(errors.Unavailable):
+        await collector.collect()

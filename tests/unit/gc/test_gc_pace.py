@@ -1,0 +1,136 @@
+"""Pace: when containerd's scheduler would collect, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.metadata.gc.config import Config
+from services.metadata.gc.pace import Pace
+
+
+def started(**settings: float) -> Pace:
+    """After the first collection, which ended at 100.0 and took no time: turns come every 0.245 s."""
+    pace = Pace(Config(**settings), 99.0)  # type: ignore[arg-type]
+    pace.begun()
+    pace.collected(100.0, 0.0)
+    return pace
+
+
+def test_the_first_collection_is_due_a_startup_delay_after_the_start() -> None:
+    """It sets the base for the interval, and is never let pass."""
+    assert Pace(Config(), 50.0).due() == pytest.approx(50.1)
+    assert Pace(Config(startup_delay=3.0), 50.0).due() == 53.0
+
+
+def test_without_a_startup_delay_the_first_deletion_collects() -> None:
+    """Nothing is due until then; a write that removes nothing does not make it so."""
+    pace = Pace(Config(startup_delay=0.0), 50.0)
+    assert pace.due() is None
+    pace.changed(51.0, deletion=False)
+    assert pace.due() is None
+    pace.changed(52.0, deletion=True)
+    assert pace.due() == 52.0
+
+
+def test_idle_means_that_nothing_is_due() -> None:
+    """Turns at which nothing was deleted pass by, without anybody waking up for them."""
+    pace = started()
+    assert pace.due() is None
+    for _ in range(99):
+        pace.changed(101.0, deletion=False)
+    assert pace.due() is None
+
+
+def test_a_deletion_waits_for_the_next_turn() -> None:
+    """Turns come an interval after each other, counted from the last collection, also while nobody wants one."""
+    pace = started()
+    pace.changed(100.1, deletion=True)
+    assert pace.due() == pytest.approx(100.245)
+    pace = started()
+    pace.changed(100.3, deletion=True)
+    assert pace.due() == pytest.approx(100.49)
+
+
+def test_many_writes_make_the_next_turn_collect() -> None:
+    """mutation_threshold writes do; 0 turns that off."""
+    pace = started(mutation_threshold=3)
+    for now in (100.01, 100.02, 100.03):
+        assert pace.due() is None
+        pace.changed(now, deletion=False)
+    assert pace.due() == pytest.approx(100.245)
+    pace = started(mutation_threshold=0)
+    for _ in range(1000):
+        pace.changed(100.1, deletion=False)
+    assert pace.due() is None
+
+
+def test_the_interval_follows_from_the_pauses() -> None:
+    """Collections take pause_threshold of the time, on average; one counts for 5 ms at least."""
+    pace = started()  # one of 0 s
+    pace.begun()
+    pace.collected(200.0, 0.04)  # the average is 20 ms: 0.02 of 1 s
+    pace.changed(200.0, deletion=True)
+    assert pace.due() == pytest.approx(200.98)
+
+
+def test_a_pause_threshold_of_zero_leaves_an_interval_of_a_second() -> None:
+    """As containerd has it."""
+    pace = started(pause_threshold=0.0)
+    pace.changed(100.1, deletion=True)
+    assert pace.due() == pytest.approx(101.0)
+
+
+def test_the_bounds_of_the_settings_are_containerds() -> None:
+    """pause_threshold is 0.5 at most, and nothing is negative."""
+    config = Config(pause_threshold=0.9, mutation_threshold=-1, schedule_delay=-1.0, startup_delay=-1.0).bounded()
+    assert (config.pause_threshold, config.mutation_threshold, config.schedule_delay, config.startup_delay) == (0.5, 0, 0.0, 0.0)
+
+
+def test_the_deletion_threshold_does_not_wait_for_a_turn() -> None:
+    """After so many deletions it collects schedule_delay later; writes after a deletion count, as in containerd."""
+    pace = started(deletion_threshold=3, schedule_delay=0.01)
+    pace.changed(100.01, deletion=True)
+    pace.changed(100.02, deletion=False)
+    assert pace.due() == pytest.approx(100.245)
+    pace.changed(100.03, deletion=False)
+    assert pace.due() == pytest.approx(100.04)
+
+
+def test_who_asks_does_not_wait_for_a_turn() -> None:
+    """It is due schedule_delay later, but never later than it would be anyway."""
+    pace = started()
+    pace.asked(100.05)
+    assert pace.due() == 100.05
+    pace = started(schedule_delay=5.0)
+    pace.asked(100.05)
+    assert pace.due() == pytest.approx(100.245)
+
+
+def test_what_comes_while_a_collection_runs_is_for_the_next() -> None:
+    """A collection forgets what was counted before it began, and no more."""
+    pace = started()
+    pace.changed(100.1, deletion=True)
+    pace.begun()
+    pace.changed(100.25, deletion=True)
+    pace.collected(100.3, 0.0)
+    assert pace.due() == pytest.approx(100.545)
+    pace.begun()
+    pace.asked(100.55)
+    pace.collected(100.6, 0.0)
+    assert pace.due() == pytest.approx(100.6)
+    pace.begun()
+    pace.collected(100.7, 0.0)
+    assert pace.due() is None
+
+
+def test_a_failed_collection_comes_again() -> None:
+    """The first one after schedule_delay, later ones an interval and a second after."""
+    pace = Pace(Config(schedule_delay=0.5), 10.0)
+    pace.begun()
+    pace.failed(11.0)
+    assert pace.due() == 11.5
+    pace = started()
+    pace.changed(100.1, deletion=True)
+    pace.begun()
+    pace.failed(100.3)
+    assert pace.due() == pytest.approx(101.545)
