@@ -33,7 +33,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         content,
         SnapshotsServicer(routes, records, config),
         EventsServicer(exchange),
-        IntrospectionServicer(node, health, routes.snapshotters),
+        IntrospectionServicer(node, health, routes.snapshotters, proxies),
         VersionServicer(),
         HealthServicer(health),
     ]

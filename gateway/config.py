@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from services.kit.settings import Seconds
@@ -33,3 +33,9 @@ class ProxyPlugin:
     type: Literal["snapshot", "content", "diff"]
     address: str
     """Path of its unix socket."""
+    platform: str = ""
+    """Its platform, such as linux/amd64, if that is not this machine's."""
+    exports: dict[str, str] = field(default_factory=dict)
+    """What clients find in its row of ``ctr plugins ls -d``; stargz and nydus export their root."""
+    capabilities: tuple[str, ...] = ()
+    """What clients may ask of it, such as rebase or remap-ids."""

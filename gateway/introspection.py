@@ -24,6 +24,7 @@ from google.rpc.status_pb2 import Status
 from api.containerd.services.introspection.v1 import introspection_pb2 as pb
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from api.containerd.types.platform_pb2 import Platform
+from gateway.config import ProxyPlugin
 from gateway.machine import Checked, Programs, oci_platform, overlay_trouble
 from services.kit import any as kit_any
 from services.kit import errors, filters
@@ -50,8 +51,8 @@ class Row:
     id: str
     upstream: str = ""
     requires: tuple[str, ...] = ()
-    platform: bool = False
-    """Whether it belongs to this machine's platform; containerd shows "-" for the others."""
+    platform: str = ""
+    """``os/architecture[/variant]`` of what is tied to one; containerd shows "-" for the others."""
     exports: Mapping[str, str] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
     check: str = ""
@@ -63,22 +64,33 @@ CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE
     "internal.v1", "monitor.container.v1"))
 
 
-def rows(node: Node, snapshotters: Sequence[str], capabilities: Mapping[str, tuple[str, ...]]) -> list[Row]:
+def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin]) -> list[Row]:
     """The plugins of a node, those that others require first.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
     root = node.root
+    here = "/".join(part for part in oci_platform() if part)
+    content = next((name for name, proxy in proxies.items() if proxy.type == "content"), "")
+    differ = next((name for name, proxy in proxies.items() if proxy.type == "diff"), "")
+
+    def own_snapshotter(name: str) -> Row:
+        what = OWN_SNAPSHOTTERS.get(name, Snapshotter())
+        return Row(SNAPSHOTTER, name, f"snapshots.{name}", platform=here, exports={"root": str(root / "snapshots" / name)},
+                   capabilities=what.capabilities, check=what.check)
+
+    def proxied(kind: str, name: str, upstream: str, requires: tuple[str, ...] = ()) -> Row:
+        proxy = proxies[name]
+        return Row(kind, name, upstream, requires, proxy.platform or here, {**proxy.exports, "address": proxy.address}, proxy.capabilities)
+
     return [
-        Row(CONTENT, "content", "content", exports={"root": str(root / "content")}),
+        proxied(CONTENT, content, "content") if content else Row(CONTENT, "content", "content", exports={"root": str(root / "content")}),
         Row(INTERNAL, "opt", exports={"path": str(opt(node))}),
         Row(EVENT, "exchange"),
-        *(Row(SNAPSHOTTER, name, f"snapshots.{name}", platform=True, capabilities=capabilities.get(name, ()),
-              exports={"root": str(root / "snapshots" / name)} if name in OWN_SNAPSHOTTERS else {}, check=OWN_SNAPSHOTTERS.get(name, ""))
-          for name in snapshotters),
+        *(proxied(SNAPSHOTTER, name, f"snapshots.{name}") if name in proxies else own_snapshotter(name) for name in snapshotters),
         Row(METADATA, "bolt", "metadata", (CONTENT, EVENT, SNAPSHOTTER), exports={"policy": "shared", "path": str(root / "metadata" / "metadata.db")}),
         Row(GC, "scheduler", "metadata", (METADATA,)),
-        Row(DIFFER, "walking", "diff", (METADATA,), platform=True),
+        proxied(DIFFER, differ, "diff", (METADATA,)) if differ else Row(DIFFER, "walking", "diff", (METADATA,), here),
         Row(LEASE, "manager", "metadata", (METADATA, GC)),
         Row(SERVICE, "containers-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "content-service", "content", (METADATA,)),
@@ -89,7 +101,7 @@ def rows(node: Node, snapshotters: Sequence[str], capabilities: Mapping[str, tup
         Row(SERVICE, "namespaces-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "snapshots-service", "metadata", (METADATA,)),
         Row(SHIM, "manager", "tasks", (EVENT, METADATA), check="runtime"),
-        Row(RUNTIME, "task", "tasks", (SHIM,), platform=True, check="runtime"),
+        Row(RUNTIME, "task", "tasks", (SHIM,), here, check="runtime"),
         Row(SERVICE, "tasks-service", "tasks", (EVENT, RUNTIME, METADATA)),
         Row(MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")),
         *(Row(GRPC, name, upstream, (needs,)) for name, upstream, needs in (
@@ -101,8 +113,16 @@ def rows(node: Node, snapshotters: Sequence[str], capabilities: Mapping[str, tup
     ]
 
 
-OWN_SNAPSHOTTERS = {"overlayfs": "overlay", "native": ""}
-"""The snapshotters of our snapshots service, and the check that each depends on; others are somebody else's, and keep their things elsewhere."""
+@dataclass(frozen=True, slots=True)
+class Snapshotter:
+    """What is particular to a snapshotter of our own snapshots service."""
+
+    check: str = ""
+    capabilities: tuple[str, ...] = ()
+    """Clients decide by them how to unpack and to map ids."""
+
+
+OWN_SNAPSHOTTERS = {"overlayfs": Snapshotter(check="overlay")}
 
 
 def opt(node: Node) -> Path:
@@ -111,20 +131,16 @@ def opt(node: Node) -> Path:
 
 
 class IntrospectionServicer:
-    """Describes the node at ``node``, whose services' health ``probe`` knows.
-
-    ``capabilities`` are those of snapshotters, by name; clients decide by them how to unpack (``rebase``).
-    """
+    """Describes the node at ``node``, whose services' health ``probe`` knows; ``proxies`` are somebody else's services in it, by their names."""
 
     SERVICE = pb.DESCRIPTOR.services_by_name["Introspection"]
 
-    def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], capabilities: Mapping[str, tuple[str, ...]] = {}) -> None:
-        self._rows = rows(node, snapshotters, capabilities)
+    def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin] = {}) -> None:
+        self._rows = rows(node, snapshotters, proxies)
         self._probe = probe
         self._programs = Programs(opt(node))
         self._programs.make_directories()
         self._overlay = Checked(lambda: overlay_trouble(node.root / "snapshots"))
-        self._platform = Platform(**dict(zip(("os", "architecture", "variant"), oci_platform(), strict=True)))
         self._uuid_file = node.root / "gateway" / "uuid"
         self._uuid = ""
         self._uuid_lock = asyncio.Lock()
@@ -166,7 +182,7 @@ class IntrospectionServicer:
     async def _plugin(self, row: Row) -> pb.Plugin:
         error = await self._trouble(row)
         return pb.Plugin(
-            type=row.type, id=row.id, requires=row.requires, platforms=[self._platform] if row.platform else [],
+            type=row.type, id=row.id, requires=row.requires, platforms=[_platform(row.platform)] if row.platform else [],
             exports=row.exports, capabilities=row.capabilities,
             init_err=None if error is None else Status(code=error.code, message=str(error)))
 
@@ -181,6 +197,10 @@ class IntrospectionServicer:
             if not healthy:
                 return errors.Unavailable(trouble)
         return None
+
+
+def _platform(text: str) -> Platform:
+    return Platform(**dict(zip(("os", "architecture", "variant"), text.split("/"), strict=False)))
 
 
 def _field(row: Row, path: Sequence[str]) -> tuple[str, bool]:

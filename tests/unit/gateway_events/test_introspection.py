@@ -14,6 +14,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.services.introspection.v1 import introspection_pb2 as pb
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from gateway import machine
+from gateway.config import ProxyPlugin
 from gateway.introspection import IntrospectionServicer, kept_uuid
 from gateway.version import VersionServicer
 from services.kit import errors, rpc
@@ -38,8 +39,8 @@ class Probe:
         return name not in self.down, self.down.get(name, "")
 
 
-def servicer(place: Path, probe: Probe | None = None, snapshotters: tuple[str, ...] = SNAPSHOTTERS) -> IntrospectionServicer:
-    return IntrospectionServicer(Node(place / "root", place / "state"), probe or Probe(), snapshotters)
+def servicer(place: Path, probe: Probe | None = None, **proxies: ProxyPlugin) -> IntrospectionServicer:
+    return IntrospectionServicer(Node(place / "root", place / "state"), probe or Probe(), [*SNAPSHOTTERS, *(p for p in proxies if p not in SNAPSHOTTERS)], proxies)
 
 
 async def states(of: IntrospectionServicer) -> dict[str, tuple[int, str]]:
@@ -93,13 +94,27 @@ async def test_a_service_that_is_down_shows_in_its_rows(place: Path) -> None:
 
 @pytest.mark.root
 async def test_one_snapshotter_down_is_one_row(place: Path) -> None:
-    """Each snapshotter has a health of its own; a foreign one is listed without a root of ours."""
-    introspection = servicer(place, Probe(**{"snapshots.native": "away"}), (*SNAPSHOTTERS, "stargz"))
+    """Each snapshotter has a health of its own."""
+    introspection = servicer(place, Probe(**{"snapshots.native": "away"}))
     assert await states(introspection) == {"snapshotter native": (14, "away: unavailable")}
-    rows = {row.id: row for row in (await introspection.Plugins(pb.PluginsRequest(filters=["type~=snapshotter"]), CALL)).plugins}
-    assert list(rows) == ["overlayfs", "native", "stargz"]
-    assert dict(rows["overlayfs"].exports) == {"root": str(place / "root/snapshots/overlayfs")}
-    assert not rows["stargz"].exports
+
+
+@pytest.mark.root
+async def test_foreign_services_have_rows_of_their_own(place: Path) -> None:
+    """With what their configuration says; one that takes the place of ours takes its row."""
+    stargz = ProxyPlugin(type="snapshot", address="/run/stargz.sock", exports={"root": "/var/lib/stargz"}, capabilities=("rebase",))
+    other = ProxyPlugin(type="snapshot", address="/run/o.sock", platform="linux/arm64/v8")
+    introspection = IntrospectionServicer(Node(place / "root", place / "state"), Probe(), [*SNAPSHOTTERS, "stargz"], {
+        "stargz": stargz, "native": other, "store": ProxyPlugin(type="content", address="/run/c.sock")})
+    found = {(row.type.split(".")[2], row.id): row for row in (await introspection.Plugins(pb.PluginsRequest(), CALL)).plugins}
+    assert [name for kind, name in found if kind == "snapshotter"] == ["overlayfs", "native", "stargz"]
+    assert [name for kind, name in found if kind == "content"] == ["store"]
+    assert dict(found["snapshotter", "overlayfs"].exports) == {"root": str(place / "root/snapshots/overlayfs")}
+    row = found["snapshotter", "stargz"]
+    assert (dict(row.exports), list(row.capabilities)) == ({"root": "/var/lib/stargz", "address": "/run/stargz.sock"}, ["rebase"])
+    [platform] = found["snapshotter", "native"].platforms
+    assert (platform.os, platform.architecture, platform.variant) == ("linux", "arm64", "v8")
+    assert dict(found["snapshotter", "native"].exports) == {"address": "/run/o.sock"}
 
 
 async def test_a_machine_that_cannot_mount_overlays_skips_overlayfs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
