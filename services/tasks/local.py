@@ -624,7 +624,12 @@ class LocalTasks:
 
     async def _await_exit(self, task: _Task, process: _Watched) -> Exit:
         while process.exit is None:
-            connection = await self._usable(task, None)
+            try:
+                connection = await self._usable(task, None)
+            except errors.NotFound:
+                if process.exit is None:
+                    raise
+                break  # its shim is dead
             try:
                 exit_ = await connection.wait(process.exec_id)
             except errors.Unavailable:

@@ -127,7 +127,7 @@ class Program:
         if code != 0:
             raise _failed(code, trouble)
         if trouble.strip():
-            log.warning("cleaning up %s/%s: %s", self.bundle.namespace, self.bundle.id, trouble.decode(errors="replace").strip())
+            log.debug("cleaning up %s/%s: %s", self.bundle.namespace, self.bundle.id, trouble.decode(errors="replace").strip())
         return convert.delete_from_pb(pb.DeleteResponse.FromString(output))
 
     def _bootstrap_input(self, options: Opaque | None) -> bytes:

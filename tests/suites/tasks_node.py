@@ -25,7 +25,7 @@ from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_events_p
 from api.containerd.types import mount_pb2
 from services.kit import errors, filters, rpc, ttrpc
 from services.kit.any import type_name
-from services.tasks.store import Mount
+from services.tasks.store import IO, Mount
 from tests.support import eventually_async
 
 NS = "acc"
@@ -217,6 +217,10 @@ class Output:
         self._in = os.open(self.stdin, os.O_RDWR | os.O_NONBLOCK)
         self._out = os.open(self.stdout, os.O_RDWR | os.O_NONBLOCK)
         self._text = b""
+
+    def io(self, *, terminal: bool = False) -> IO:
+        """For a create or exec call; what goes to stderr comes out with the rest."""
+        return IO(self.stdin, self.stdout, "" if terminal else self.stdout, terminal)
 
     def write(self, text: str) -> None:
         os.write(self._in, text.encode())

@@ -1,0 +1,54 @@
+"""The suite of tasks on its two lives: the store in this process, and a served process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.kit import rpc
+from services.kit.publisher import Publisher
+from services.tasks.gateway import Gateway
+from services.tasks.local import LocalTasks
+from services.tasks.remote import RemoteTasks
+from services.tasks.store import Tasks
+from tests.suites.tasks import TasksSuite, leftovers
+from tests.suites.tasks_node import FakeGateway, busybox
+from tests.support import ServiceProcess
+
+if sys.version_info < (3, 12):
+    asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+async def node(place: Path) -> AsyncIterator[FakeGateway]:
+    async with FakeGateway(place / "s", busybox(place)) as gateway:
+        yield gateway
+        assert leftovers(gateway) == []
+
+
+class TestLocal(TasksSuite):
+    @pytest.fixture
+    async def tasks(self, node: FakeGateway, place: Path) -> AsyncIterator[Tasks]:
+        async with (
+            rpc.Channel(node.state / "internal.sock") as channel, Publisher(channel).running() as publisher,
+            LocalTasks(place / "root", node.state, Gateway(channel, publisher)) as tasks,
+        ):
+            yield tasks
+
+
+class TestServed(TasksSuite):
+    @pytest.fixture
+    async def tasks(self, node: FakeGateway, place: Path) -> AsyncIterator[Tasks]:
+        process = await asyncio.to_thread(ServiceProcess, "services.tasks", place / "root", node.state)
+        try:
+            async with rpc.Channel(node.state / "tasks.sock") as channel:
+                yield RemoteTasks(channel)
+        finally:
+            await asyncio.to_thread(process.stop)
+            assert "Traceback" not in process.text(), process.text()
