@@ -560,7 +560,7 @@ class Channel:
 
 
 _TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "keepalive", "ping timeout", "recvmsg", "sendmsg",
-              "connections to all backends", "Stream removed", "transport", "Endpoint closing", "Channel closed", "RST_STREAM")
+              "connections to all backends", "Stream removed", "transport", "Cancelling all calls", "Endpoint closing", "Channel closed", "RST_STREAM")
 
 
 _SEND_FAILED = "Internal error from Core"

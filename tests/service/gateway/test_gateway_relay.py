@@ -1,0 +1,209 @@
+"""The relay before a service that comes, goes, hangs and drains; both on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.tasks.v1 import tasks_pb2
+from gateway.config import Config
+from gateway.relay import Relay
+from gateway.routes import Routes
+from services.kit import errors, rpc
+from tests.support import eventually_async
+
+IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]
+TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
+CONTENT = content_pb2.DESCRIPTOR.services_by_name["Content"]
+
+
+class Images:
+    """Counts its calls; ``name`` says how to behave."""
+
+    SERVICE = IMAGES
+
+    def __init__(self) -> None:
+        self.calls: list[rpc.Call] = []
+        self.hang = asyncio.Event()
+
+    async def Get(self, request: images_pb2.GetImageRequest, call: rpc.Call) -> images_pb2.GetImageResponse:
+        self.calls.append(call)
+        if request.name == "absent":
+            raise errors.NotFound('image "absent"', trailers=(("grpc-status-details-bin", b"\x01"), ("extra", "x")))
+        if request.name == "hang" and len(self.calls) == 1:
+            await self.hang.wait()
+        return images_pb2.GetImageResponse(image=images_pb2.Image(name=request.name))
+
+    async def Create(self, request: images_pb2.CreateImageRequest, call: rpc.Call) -> images_pb2.CreateImageResponse:
+        self.calls.append(call)
+        await self.hang.wait()
+        return images_pb2.CreateImageResponse()
+
+
+class Tasks:
+    """Wait lasts until told."""
+
+    SERVICE = TASKS
+
+    def __init__(self, done: asyncio.Event) -> None:
+        self.waits = 0
+        self._done = done
+
+    async def Wait(self, request: tasks_pb2.WaitRequest, call: rpc.Call) -> tasks_pb2.WaitResponse:
+        self.waits += 1
+        await self._done.wait()
+        return tasks_pb2.WaitResponse(exit_status=7)
+
+
+class RawContent:
+    """Answers Delete, which only a raw call may reach."""
+
+    SERVICE = CONTENT
+
+    async def Info(self, request: content_pb2.InfoRequest, call: rpc.Call) -> content_pb2.InfoResponse:
+        return content_pb2.InfoResponse(info=content_pb2.Info(digest="raw"))
+
+    async def Read(self, request: content_pb2.ReadContentRequest, call: rpc.Call) -> AsyncIterator[content_pb2.ReadContentResponse]:
+        for i in range(3):
+            yield content_pb2.ReadContentResponse(offset=i)
+
+
+@contextlib.asynccontextmanager
+async def gateway(place: Path, *, internal: bool = False, **settings: Any) -> AsyncIterator[rpc.Channel]:
+    """A relay on ``place/g.sock`` before the sockets in ``place``, and a channel to it."""
+    config = Config(**settings)
+    routes = Routes(place, config, {})
+    watches = [asyncio.ensure_future(u.watch()) for u in routes.upstreams.values()]
+    try:
+        async with rpc.serving(place / "g.sock", [], relay=Relay(routes, config, internal=internal)), rpc.Channel(place / "g.sock", "gateway") as channel:
+            yield channel
+    finally:
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+
+async def test_headers_and_trailers_pass_but_for_the_transports_own(place: Path) -> None:
+    """Whatever the gateway does not own goes both ways, binary trailers of errors too."""
+    images = Images()
+    async with rpc.serving(place / "images.sock", [images]), gateway(place) as channel:
+        client = channel.client(IMAGES)
+        headers = {"containerd-namespace": "n", "containerd-lease": "l", "x-own": "1", "data-bin": b"\x00\xff"}
+        answer = await client.Get(images_pb2.GetImageRequest(name="a"), headers=headers)
+        assert answer.image.name == "a"
+        assert {k: images.calls[0].headers[k] for k in headers} == headers
+        with pytest.raises(errors.NotFound, match=r'^image "absent": not found$') as caught:
+            await client.Get(images_pb2.GetImageRequest(name="absent"))
+        assert dict(caught.value.trailers) == {"grpc-status-details-bin": b"\x01", "extra": "x"}
+
+
+async def test_a_deadline_passes_through_and_none_becomes_the_gateways(place: Path) -> None:
+    """No unary call can hang: one without a limit gets the gateway's."""
+    images = Images()
+    async with rpc.serving(place / "images.sock", [images]), gateway(place, unary_timeout=3.0) as channel:
+        await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"), timeout=2.0)
+        await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"), timeout=None)
+    limits = [call.deadline for call in images.calls]
+    assert all(limit is not None for limit in limits)
+
+
+async def test_a_call_is_held_until_its_service_comes(place: Path) -> None:
+    """A restart of a service costs its callers a moment, not an error."""
+    async with gateway(place) as channel:
+        asking = asyncio.ensure_future(channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a")))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        async with rpc.serving(place / "images.sock", [Images()]):
+            assert (await asyncio.wait_for(asking, 5)).image.name == "a"
+
+
+async def test_a_service_that_stays_away_is_unavailable_by_name_and_then_at_once(place: Path) -> None:
+    """The first callers wait for the hold, later ones do not; other services' calls are not touched."""
+    async with rpc.serving(place / "tasks.sock", [Tasks(asyncio.Event())]), gateway(place, hold=0.5) as channel:
+        with pytest.raises(errors.Unavailable, match="service images is not reachable"):
+            await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+        start = time.monotonic()
+        with pytest.raises(errors.Unavailable, match="service images"):
+            await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+        assert time.monotonic() - start < 0.3
+        with pytest.raises(errors.Unimplemented):
+            await channel.client(TASKS).List(tasks_pb2.ListTasksRequest())
+
+
+async def test_an_interrupted_read_is_asked_again_and_an_interrupted_change_is_not(place: Path) -> None:
+    """Get may be repeated; of Create only its caller can know."""
+    async with gateway(place) as channel:
+        client = channel.client(IMAGES)
+        first, second = Images(), Images()
+        async with rpc.serving(place / "images.sock", [first], grace=0.0):
+            reading = asyncio.ensure_future(client.Get(images_pb2.GetImageRequest(name="hang")))
+
+            async def asked() -> bool:
+                return len(first.calls) == 1
+
+            await eventually_async(asked)
+            changing = asyncio.ensure_future(client.Create(images_pb2.CreateImageRequest()))
+
+            async def both() -> bool:
+                return len(first.calls) == 2
+
+            await eventually_async(both)
+        second.calls.append(first.calls[0])  # so that its first Get does not hang
+        async with rpc.serving(place / "images.sock", [second]):
+            with pytest.raises(errors.Unavailable):
+                await asyncio.wait_for(changing, 5)
+            assert (await asyncio.wait_for(reading, 5)).image.name == "hang"
+        assert len(second.calls) == 2
+
+
+async def test_a_wait_outlives_the_service_that_it_waits_in(place: Path) -> None:
+    """A drained service ends its Waits; the gateway issues them again at its successor, and the client sees one answer."""
+    done = asyncio.Event()
+    async with gateway(place) as channel:
+        first, second = Tasks(done), Tasks(done)
+        async with rpc.serving(place / "tasks.sock", [first]):
+            waiting = asyncio.ensure_future(channel.client(TASKS).Wait(tasks_pb2.WaitRequest(), timeout=None))
+
+            async def asked() -> bool:
+                return first.waits == 1
+
+            await eventually_async(asked)
+        async with rpc.serving(place / "tasks.sock", [second]):
+            async def asked_again() -> bool:
+                return second.waits == 1
+
+            await eventually_async(asked_again)
+            done.set()
+            assert (await asyncio.wait_for(waiting, 5)).exit_status == 7
+
+
+async def test_raw_calls_are_for_the_internal_socket(place: Path) -> None:
+    """The header of a raw call leads to the backend inside, and is refused outside."""
+    headers = {rpc.RAW: "content"}
+    async with rpc.serving(place / "content.sock", [RawContent()]):
+        async with gateway(place, internal=True) as channel:
+            assert (await channel.client(CONTENT).Info(content_pb2.InfoRequest(), headers=headers)).info.digest == "raw"
+            read = [m.offset async for m in channel.client(CONTENT).Read(content_pb2.ReadContentRequest(), headers=headers)]
+            assert read == [0, 1, 2]
+            with pytest.raises(errors.NotFound, match="backend nowhere"):
+                await channel.client(CONTENT).Info(content_pb2.InfoRequest(), headers={rpc.RAW: "nowhere"})
+            with pytest.raises(errors.NotFound, match="backend metadata"):
+                await channel.client(CONTENT).Info(content_pb2.InfoRequest(), headers={rpc.RAW: "metadata"})
+        async with gateway(place) as channel:
+            with pytest.raises(errors.PermissionDenied, match=rpc.RAW):
+                await channel.client(CONTENT).Info(content_pb2.InfoRequest(), headers=headers)
+
+
+async def test_a_service_that_nobody_serves_is_unimplemented_by_name(place: Path) -> None:
+    """A feature that is not there says so."""
+    async with gateway(place) as channel:
+        with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.transfer\.v1\.Transfer"):
+            await channel.unary("/containerd.services.transfer.v1.Transfer/Transfer", b"", {}, 5.0)
