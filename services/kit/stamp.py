@@ -1,0 +1,60 @@
+"""splitd.stamp.v1.Stamp: whose store a directory is, so that no collector but its own deletes from it. For services that keep what records name.
+
+The id is the text of the file ``store-id`` in the store's directory, absent until the store is stamped, and durable before Set answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from api.splitd.stamp.v1 import stamp_pb2 as pb
+from services.kit import errors
+from services.kit.rpc import Call
+
+
+class StampServicer:
+    """The stamp of the store in ``root``, which one process serves."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Stamp"]
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._path = root / "store-id"
+        self._setting = asyncio.Lock()
+
+    async def Get(self, request: pb.GetRequest, call: Call) -> pb.GetResponse:
+        return pb.GetResponse(store_id=await asyncio.to_thread(self._get))
+
+    async def Set(self, request: pb.SetRequest, call: Call) -> pb.SetResponse:
+        """The same id again changes nothing, another one is refused."""
+        if not request.store_id:
+            raise errors.InvalidArgument("store id must not be empty")
+        async with self._setting:
+            await asyncio.to_thread(self._set, request.store_id)
+        return pb.SetResponse()
+
+    def _get(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return ""
+
+    def _set(self, store_id: str) -> None:
+        current = self._get()
+        if current == store_id:
+            return
+        if current:
+            raise errors.FailedPrecondition(f"store {self._root} belongs to metadata store {current}")
+        new = self._path.with_suffix(".new")
+        with new.open("w", encoding="utf-8") as file:
+            file.write(f"{store_id}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(self._path)
+        directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

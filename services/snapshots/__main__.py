@@ -1,0 +1,52 @@
+"""The snapshots process: the snapshotters below ROOT/snapshots, each on STATE/snapshots-NAME.sock, and Diff on STATE/diff.sock."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from services.kit import process, rpc, settings
+from services.kit.stamp import StampServicer
+from services.snapshots.config import Config
+from services.snapshots.local import LocalSnapshotter
+from services.snapshots.native import NativeSnapshotter
+from services.snapshots.overlay import OverlaySnapshotter
+from services.snapshots.server import SnapshotsServicer
+
+log = logging.getLogger(__name__)
+
+
+async def serve(file: settings.File, node: settings.Node) -> None:
+    """Serve until a signal."""
+    config = settings.load(Config, file, "snapshots")
+    top = node.root / "snapshots"
+    node.state.mkdir(parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        for name in ("overlayfs", "native", "diff"):
+            stack.enter_context(process.owned(top / name))
+        snapshotters: list[LocalSnapshotter] = [
+            OverlaySnapshotter(top / "overlayfs", mount_options=config.overlayfs.mount_options, upperdir_label=config.overlayfs.upperdir_label,
+                               sync_commit=config.sync_commit, sync_remove=config.sync_remove),
+            NativeSnapshotter(top / "native", sync_commit=config.sync_commit, sync_remove=config.sync_remove),
+        ]
+        for snapshotter in snapshotters:
+            await stack.enter_async_context(snapshotter)
+        for snapshotter in snapshotters:
+            servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(snapshotter.root)]
+            await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace))
+        await stack.enter_async_context(rpc.serving(node.state / "diff.sock", diff_servicers(node), grace=config.grace))
+        await process.until_signal()
+
+
+def diff_servicers(node: settings.Node) -> list[rpc.Servicer]:
+    """The Diff service."""
+    try:
+        from services.snapshots.diff.server import DiffServicer
+    except ImportError as error:
+        log.error("Diff is not served: %s", error)
+        return []
+    return [DiffServicer(node.state / "internal.sock", node.root / "snapshots" / "diff")]
+
+
+if __name__ == "__main__":
+    process.run("snapshots", serve)

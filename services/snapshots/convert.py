@@ -1,0 +1,38 @@
+"""Snapshots' values as protobuf messages and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.containerd.types.mount_pb2 import Mount as PbMount
+from services.snapshots.store import Info, Kind, Mount, Usage
+
+
+def info_to_pb(info: Info) -> pb.Info:
+    message = pb.Info(name=info.name, parent=info.parent, kind=cast("pb.Kind", int(info.kind)), labels=info.labels)
+    message.created_at.FromNanoseconds(info.created_at)
+    message.updated_at.FromNanoseconds(info.updated_at)
+    return message
+
+
+def info_from_pb(message: pb.Info) -> Info:
+    kind = Kind(message.kind) if message.kind in (1, 2) else Kind.COMMITTED  # as containerd reads it
+    return Info(message.name, kind, message.created_at.ToNanoseconds(), message.updated_at.ToNanoseconds(), message.parent, dict(message.labels))
+
+
+def usage_to_pb(usage: Usage) -> pb.UsageResponse:
+    return pb.UsageResponse(size=usage.size, inodes=usage.inodes)
+
+
+def usage_from_pb(message: pb.UsageResponse) -> Usage:
+    return Usage(message.size, message.inodes)
+
+
+def mounts_to_pb(mounts: Iterable[Mount]) -> list[PbMount]:
+    return [PbMount(type=m.type, source=m.source, target=m.target, options=m.options) for m in mounts]
+
+
+def mounts_from_pb(messages: Iterable[PbMount]) -> list[Mount]:
+    return [Mount(m.type, m.source, tuple(m.options), m.target) for m in messages]

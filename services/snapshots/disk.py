@@ -1,0 +1,165 @@
+"""What snapshotters do to directories: measure them, copy them, remove them.
+
+Small trees are walked in a thread; for large ones, and for copies, a program does the work (``du``, ``cp``, ``rm``), so that it takes no time from
+the calls being answered. Programs are started in the loop's thread and die with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+from collections.abc import Iterable
+
+from services.kit import errors
+from services.snapshots.store import Usage
+
+log = logging.getLogger(__name__)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+SMALL = 4096
+"""Files in a tree that is measured by walking it here: about 10 ms of a core."""
+
+
+def disk_error(error: OSError, what: str) -> errors.NodeError:
+    """A failed system call as an answer: what could not be done, and why."""
+    why = f"{what}: {(error.strerror or str(error)).lower()}"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return errors.ResourceExhausted(why) if full else errors.Unknown(why)
+
+
+def sync_directory(directory: str) -> None:
+    """Make the entries of ``directory`` survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(directory: str) -> None:
+    """Make everything on the filesystem of ``directory`` survive a power cut: for many files, less work than an fsync of each."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), directory)
+    finally:
+        os.close(fd)
+
+
+async def usage(directory: str, small: int = SMALL) -> Usage:
+    """The blocks and inodes that ``directory`` takes, itself included; a hard-linked file counts once. What vanishes meanwhile may count or not.
+
+    Unknown if it cannot be read. More than ``small`` files are counted by du.
+    """
+    try:
+        walked = await asyncio.to_thread(walk_usage, directory, small)
+    except OSError as error:
+        raise disk_error(error, f"failed to measure {directory}") from None
+    if walked is not None:
+        return walked
+    size, inodes = await asyncio.gather(_du("--block-size=512", directory), _du("--inodes", directory))
+    return Usage(size * 512, inodes)
+
+
+def walk_usage(directory: str, limit: int) -> Usage | None:
+    """:func:`usage` of a tree of at most ``limit`` files, None of a larger one. It blocks."""
+    status = os.lstat(directory)
+    blocks, inodes = status.st_blocks, 1
+    linked: set[tuple[int, int]] = set()
+    pending = [directory]
+    while pending:
+        at = pending.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(at) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif status.st_nlink > 1:
+                    inode = status.st_dev, status.st_ino
+                    if inode in linked:
+                        continue
+                    linked.add(inode)
+                blocks += status.st_blocks
+                inodes += 1
+                if inodes > limit:
+                    return None
+    return Usage(blocks * 512, inodes)
+
+
+async def _du(option: str, directory: str) -> int:
+    code, out, err = await _run("du", "--summarize", option, "--", directory)
+    number = out.split(b"\t")[0]
+    if not number.isdigit():  # a file that vanished is a failure too, but the sum is there
+        raise errors.Unknown(f"failed to measure {directory}: du ended with {code}: {_text(err)}")
+    return int(number)
+
+
+async def copy(source: str, target: str) -> None:
+    """Make the directory ``target`` all that ``source`` is: contents, modes, owners, times, xattrs, ACLs, hard links, devices, holes.
+
+    Blocks are shared where the filesystem can (reflink). Unknown if it fails; what is then in ``target`` is the caller's to remove.
+    """
+    code, _, err = await _run("cp", "--archive", "--reflink=auto", "--sparse=auto", "--no-target-directory", "--", f"{source}/.", target)
+    if code:
+        full = os.strerror(errno.ENOSPC).encode() in err
+        raise (errors.ResourceExhausted if full else errors.Unknown)(f"copying of parent failed: {_text(err)}")
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make a directory with exactly this mode, whatever the process's umask is."""
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
+
+
+async def remove(directories: Iterable[str]) -> list[str]:
+    """Remove trees; those that could not be removed, which the log explains."""
+    large = await asyncio.to_thread(lambda: [path for path in directories if not remove_small(path)])
+    for at in range(0, len(large), 200):
+        some = large[at:at + 200]
+        code, _, err = await _run("rm", "--recursive", "--force", "--one-file-system", "--", *some)
+        if code:
+            log.warning("failed to remove directories of snapshots: %s", _text(err))
+    return [path for path in large if os.path.lexists(path)]
+
+
+def remove_small(path: str) -> bool:
+    """Remove a snapshot's directory that nothing was written to; False if there is more in it."""
+    try:
+        for name in ("fs", "work/work", "work", ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(os.path.join(path, name))
+    except OSError:
+        return False
+    return True
+
+
+async def _run(*command: str) -> tuple[int, bytes, bytes]:
+    """A program's exit code and what it said; killed if the caller is cancelled, or dies."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "setpriv", "--pdeathsig", "KILL", *command, env={**os.environ, "LC_ALL": "C"}, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    except OSError as error:
+        raise errors.Unknown(f"failed to start {command[0]}: {error}") from None
+    try:
+        out, err = await process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    assert process.returncode is not None
+    return process.returncode, out, err
+
+
+def _text(err: bytes) -> str:
+    lines = err.decode(errors="replace").split("\n")
+    return "; ".join(line for line in lines[:3] if line) or "no reason given"

@@ -1,0 +1,111 @@
+"""What this machine's kernel and the filesystem below a snapshotter can do, found out by asking them.
+
+The answers become mount options and capabilities, by containerd's own rules, and the reason given where overlayfs cannot be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+_TRIAL = ".overlay-trial-"
+_TMPFS = 0x01021994
+_ALL_IDS = 4294967295
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.opendir.restype = ctypes.c_void_p
+_libc.readdir.restype = ctypes.c_void_p
+_libc.readdir.argtypes = _libc.closedir.argtypes = [ctypes.c_void_p]
+
+
+def version() -> tuple[int, int]:
+    """The kernel's version, as far as features depend on it."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def in_user_namespace(uid_map: Path = Path("/proc/self/uid_map")) -> bool:
+    """Whether this process runs in a user namespace other than the machine's first."""
+    try:
+        lines = uid_map.read_text().split("\n")
+    except FileNotFoundError:  # a kernel without user namespaces
+        return False
+    return lines[0].split() != ["0", "0", str(_ALL_IDS)]
+
+
+def supports_index() -> bool:
+    """Whether overlayfs knows the option ``index``; so once the module is loaded."""
+    return os.path.exists("/sys/module/overlay/parameters/index")
+
+
+def supports_idmapped_overlay() -> bool:
+    """Whether layers of an overlay may be ID-mapped mounts. Kernels that had it backported before 5.19 are not recognized."""
+    return version() >= (5, 19)
+
+
+def supports_d_type(directory: Path) -> bool:
+    """Whether directory entries tell what they are, which overlayfs needs to show whiteouts as what they mean."""
+    with tempfile.TemporaryDirectory(prefix=_TRIAL, dir=directory) as place:
+        Path(place, "entry").touch()
+        handle = _libc.opendir(os.fsencode(place))
+        if not handle:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), place)
+        try:
+            while entry := _libc.readdir(handle):
+                if ctypes.string_at(entry + 18, 1) == b"\0":  # struct dirent: d_ino, d_off, d_reclen, then d_type
+                    return False
+        finally:
+            _libc.closedir(handle)
+    return True
+
+
+def on_tmpfs(directory: Path) -> bool:
+    """Whether ``directory`` is on a tmpfs."""
+    buffer = ctypes.create_string_buffer(512)
+    if _libc.statfs(os.fsencode(directory), buffer):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(directory))
+    return int.from_bytes(buffer.raw[:8], "little") == _TMPFS
+
+
+async def needs_userxattr(directory: Path) -> bool:
+    """Whether an overlay must be mounted with ``userxattr``: in a user namespace, from Linux 5.11 on, and not on tmpfs, which refuses it."""
+    if not in_user_namespace() or on_tmpfs(directory):
+        return False
+    return version() >= (5, 11) or not await _trial_mount(directory, "userxattr")
+
+
+async def overlay_trouble(directory: Path) -> str:
+    """Why overlayfs cannot be used below ``directory``, which exists; an empty string if it can."""
+    try:
+        for stale in directory.glob(f"{_TRIAL}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        if not supports_d_type(directory):
+            return f"{directory} does not support d_type. If the backing filesystem is xfs, please reformat with ftype=1 to enable d_type support"
+        return await _trial_mount(directory)
+    except OSError as error:
+        return str(error)
+
+
+async def _trial_mount(directory: Path, *options: str) -> str:
+    """Mount an overlay with two lower layers, in a mount namespace that ends with the program that made it; why it failed."""
+    with tempfile.TemporaryDirectory(prefix=_TRIAL, dir=directory) as place:
+        at = {part: f"{place}/{part}" for part in ("lower1", "lower2", "upper", "work", "merged")}
+        for path in at.values():
+            os.mkdir(path)
+        data = ",".join((f"lowerdir={at['lower2']}:{at['lower1']}", f"upperdir={at['upper']}", f"workdir={at['work']}", *options))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", data, at["merged"],
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
+        except OSError as error:
+            return f"failed to mount overlay: {error}"
+        _, err = await process.communicate()
+        if process.returncode:
+            why = " ".join(err.decode(errors="replace").replace(place, str(directory)).split())
+            return f"failed to mount overlay: {why or process.returncode}"
+    return ""

@@ -1,0 +1,386 @@
+"""What the snapshotters on disk share: the tree's rules, and directories that come before their records and go after them.
+
+::
+
+    ROOT/snapshots/NAME/          served by one process, which holds its lock
+        metadata.db               the records (``tree``)
+        snapshots/ID/             what the snapshot of this id consists of; a snapshotter's own matter
+        snapshots/new-ID/         one that is being made
+        store-id                  whose store this is (``kit.stamp``)
+
+A snapshot is made under a temporary name, renamed, and recorded. The rename comes last, so that one fsync of ``snapshots`` makes all of it durable on
+filesystems with a journal. A removal takes the record; the directory then is one without a record, and goes in the background. Ids
+are never used twice, so whatever has no record can be removed at any time, by whoever finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self, TypeVar
+
+from services.kit import errors, filters, tracing
+from services.kit.faults import fault
+from services.snapshots import disk
+from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
+from services.snapshots.tree import Row, Rows, Tree, row_of
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def failing_to(words: str) -> Iterator[None]:
+    """Errors from inside as containerd wraps them: ``words: ...``, of the same class."""
+    try:
+        yield
+    except errors.NodeError as error:
+        raise type(error).verbatim(f"{words}: {error}", error.trailers) from None
+
+
+class LocalSnapshotter(ABC):
+    """A ``Snapshotter`` in ``root``, which its owner has locked (``kit.process.owned``). Use as ``async with``."""
+
+    NAME: ClassVar[str]
+    REBASES: ClassVar[bool] = False
+    """Whether a commit may bring the parent."""
+
+    def __init__(self, root: Path, *, sync_commit: bool = False, sync_remove: bool = False) -> None:
+        """``sync_commit``: a commit returns when the snapshot's files are durable too. ``sync_remove``: a removal when they are gone."""
+        self.root = root
+        self._directory = str(root / "snapshots")
+        self._sync_commit = sync_commit
+        self._sync_remove = sync_remove
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        self._tree = Tree(root / "metadata.db")
+        for made in (root, root.parent):
+            disk.sync_directory(str(made))
+        self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, os.listdir(self._directory))]) + 1)
+        self._staged: set[str] = set()
+        """Names in ``snapshots`` of what is being made before its record is asked for."""
+        self._copied: Counter[int] = Counter()
+        """Ids of parents of those: they have children that no record knows yet."""
+        self._trash: set[str] = set()
+        self._emptying: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Look at the machine, and begin to remove what a crash left behind."""
+        await self.start()
+        self._sweep()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._tree.close()
+        if self._sweeping is not None:
+            await self._sweeping
+        if self._emptying is not None:
+            self._emptying.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._emptying
+
+    # ---------------------------------------------------------------- what a snapshotter decides
+
+    async def start(self) -> None:  # noqa: B027 - not every one has anything to find out
+        """Find out what the machine can do."""
+
+    async def check(self) -> None:  # noqa: B027 - or can fail to
+        """FailedPrecondition with the reason where this snapshotter cannot work on this machine."""
+
+    async def stage(self, directory: str, base: int) -> None:
+        """Make ``directory`` a copy of the snapshot ``base``, for a snapshotter that copies."""
+        raise NotImplementedError
+
+    def copies(self, kind: Kind, parent: str) -> bool:
+        """Whether a snapshot begins as a copy of its parent, made by :meth:`stage`."""
+        return False
+
+    @abstractmethod
+    def make(self, directory: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+        """Make what a new snapshot consists of in ``directory``, which does not exist; False if it needs none. OSError as it comes. It blocks."""
+
+    @abstractmethod
+    def changes(self, number: int) -> str:
+        """The directory that holds what a snapshot has changed."""
+
+    @abstractmethod
+    def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
+        """How to mount an active snapshot or a view."""
+
+    @abstractmethod
+    def words(self, doing: str, key: str) -> str:
+        """What containerd's snapshotter says before the reason when ``doing`` (mount, commit, remove) fails."""
+
+    def shown(self, row: Row) -> Info:
+        """A snapshot as clients see it."""
+        return row.info
+
+    def path(self, number: int) -> str:
+        """The directory of a snapshot."""
+        return f"{self._directory}/{number}"
+
+    # ---------------------------------------------------------------- reading
+
+    async def stat(self, key: str) -> Info:
+        return self.shown(self._get(key))
+
+    async def usage(self, key: str) -> Usage:
+        row = self._get(key)
+        if row.info.kind is Kind.ACTIVE:
+            return await disk.usage(self.changes(row.id))
+        return row.usage
+
+    async def mounts(self, key: str) -> list[Mount]:
+        def read(rows: Rows) -> tuple[Row, list[int]]:
+            row = _existing(rows, key)
+            if row.info.kind is Kind.COMMITTED:
+                raise errors.FailedPrecondition(f"requested snapshot {key} not active or view")
+            return row, rows.ancestors(row)
+
+        with failing_to(self.words("mount", key)):
+            return self.mounts_of(*self._tree.view(read))
+
+    def _get(self, key: str) -> Row:
+        return self._tree.view(lambda rows: _existing(rows, key))
+
+    # ---------------------------------------------------------------- making
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        return await self._create(Kind.ACTIVE, key, parent, kept_labels(labels or {}))
+
+    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        return await self._create(Kind.VIEW, key, parent, kept_labels(labels or {}))
+
+    async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        if not key:
+            raise errors.InvalidArgument("snapshot key must not be empty")
+        await self.check()
+        number = next(self._ids)
+        name = f"new-{number}"
+        new = f"{self._directory}/{name}"
+
+        def record(rows: Rows) -> tuple[Row, list[int]]:
+            base = _base(rows, key, parent)
+            ancestors = [] if base is None else [base.id, *rows.ancestors(base)]
+            if staged or self._made(new, kind, ancestors, labels):
+                fault("snapshots.before-rename")
+                _rename(new, self.path(number))
+                rows.sync_first(self._directory)
+            now = time.time_ns()
+            row = Row(number, base.id if base else None, Info(key, kind, now, now, parent, labels), Usage())
+            rows.insert(row)
+            return row, ancestors
+
+        with failing_to("failed to create snapshot"):
+            staged = self.copies(kind, parent)
+            async with self._staging(name, key, parent) if staged else contextlib.nullcontext():
+                made = await self._write(record)
+        return self.mounts_of(*made)
+
+    @contextlib.asynccontextmanager
+    async def _staging(self, name: str, key: str, parent: str) -> AsyncIterator[None]:
+        """Within, ``snapshots/NAME`` is a copy of the parent, which cannot be removed meanwhile.
+
+        Whoever leaves may be cancelled while its record is being written: since all such work is done in order, the parent is then taken by the
+        record before anything asked for later looks for children.
+        """
+
+        def reserve(rows: Rows) -> int:
+            base = _base(rows, key, parent)
+            assert base is not None
+            self._staged.add(name)
+            self._copied[base.id] += 1
+            return base.id
+
+        def release(_: object = None) -> None:
+            if reserved.exception() is None:
+                self._copied -= Counter([reserved.result()])
+                self._staged.discard(name)
+
+        reserved = asyncio.ensure_future(self._tree.write(reserve))
+        try:
+            base = await asyncio.shield(reserved)
+        except asyncio.CancelledError:
+            reserved.add_done_callback(release)
+            raise
+        try:
+            try:
+                with tracing.span("snapshots.copy", parent=parent):
+                    await self.stage(f"{self._directory}/{name}", base)
+                fault("snapshots.after-copy")
+            except BaseException:
+                self._discard([f"{self._directory}/{name}"])
+                raise
+            yield
+        finally:
+            release()
+
+    def _made(self, new: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+        try:
+            return self.make(new, kind, ancestors, labels)
+        except OSError as error:
+            disk.remove_small(new)
+            raise disk.disk_error(error, "failed to create prepare snapshot dir") from None
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        if not name:
+            raise errors.InvalidArgument("snapshot name must not be empty")
+        if parent and not self.REBASES:
+            raise errors.Unimplemented(f"rebase of snapshot {key} by snapshotter {self.NAME}")
+        measured = self._get(key)
+        usage = Usage()
+        if measured.info.kind is Kind.ACTIVE:
+            with tracing.span("snapshots.measure", key=key):
+                usage = await disk.usage(self.changes(measured.id))
+            if self._sync_commit:
+                with tracing.span("snapshots.sync", key=key):
+                    await asyncio.to_thread(disk.sync_filesystem, self.changes(measured.id))
+
+        def record(rows: Rows) -> None:
+            if rows.get(name) is not None:
+                raise errors.AlreadyExists(f"committed snapshot {name}")
+            row = rows.get(key)
+            if row is None or row.id != measured.id:
+                raise errors.NotFound(f'failed to get active snapshot "{key}"')
+            if row.info.kind is not Kind.ACTIVE:
+                raise errors.FailedPrecondition(f'snapshot "{key}" is not active')
+            base = _rebased(rows, row, parent)
+            now = time.time_ns()
+            info = Info(name, Kind.COMMITTED, now, now, labels=kept_labels(labels or {}))
+            rows.replace(Row(row.id, base, info, usage))
+
+        with failing_to(self.words("commit", key)):
+            await self._write(record)
+
+    async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
+        def record(rows: Rows) -> Row:
+            row = _existing(rows, key)
+            old = row.info
+            changed = Info(key, old.kind, old.created_at, time.time_ns(), old.parent, updated_labels(key, old.labels, labels, paths))
+            rows.replace(row := row._replace(info=changed))
+            return row
+
+        return self.shown(await self._write(record))
+
+    async def _write(self, work: Callable[[Rows], T]) -> T:
+        """As :meth:`Tree.write`; where the disk failed, what was made for it goes."""
+        try:
+            return await self._tree.write(work)
+        except (errors.Unavailable, errors.ResourceExhausted):
+            self._sweep()
+            raise
+
+    # ---------------------------------------------------------------- removing
+
+    async def remove(self, key: str) -> None:
+        def record(rows: Rows) -> int:
+            row = rows.get(key)
+            if row is None:
+                raise errors.NotFound(f"snapshot {key}")
+            if self._copied[row.id] or rows.has_children(row):
+                raise errors.FailedPrecondition("cannot remove snapshot with child")
+            rows.delete(row)
+            return row.id
+
+        with failing_to(self.words("remove", key)):
+            number = await self._write(record)
+        fault("snapshots.before-discard")
+        if self._sync_remove:
+            await disk.remove([self.path(number)])
+        else:
+            self._discard([self.path(number)])
+
+    async def cleanup(self) -> None:
+        left = await disk.remove(await self._tree.write(self._unrecorded))
+        if left:
+            log.warning("%s: %d directories without a record could not be removed", self.root, len(left))
+
+    def _unrecorded(self, rows: Rows) -> list[str]:
+        """What is in ``snapshots`` without a record. In the tree's thread nothing is half recorded but what is staged."""
+        recorded = {str(number) for number in rows.ids()} | self._staged
+        return [f"{self._directory}/{name}" for name in os.listdir(self._directory) if name not in recorded]
+
+    def _sweep(self) -> None:
+        """Begin to remove all that has no record."""
+        self._sweeping = asyncio.ensure_future(self._swept())
+
+    async def _swept(self) -> None:
+        try:
+            self._discard(await self._tree.write(self._unrecorded))
+        except (errors.NodeError, OSError) as error:
+            log.error("%s cannot be swept: %s", self.root, error)
+
+    def _discard(self, paths: Iterable[str]) -> None:
+        """Remove directories without a record in the background."""
+        self._trash.update(paths)
+        if self._trash and (self._emptying is None or self._emptying.done()):
+            self._emptying = asyncio.ensure_future(self._empty())
+
+    async def _empty(self) -> None:
+        while self._trash:
+            paths, self._trash = self._trash, set()
+            await disk.remove(paths)
+
+    # ---------------------------------------------------------------- last, since its name hides the type's
+
+    async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
+        wanted = filters.parse(sources)
+        for number, columns in enumerate(self._tree.view(Rows.all)):
+            if number % 100 == 99:
+                await asyncio.sleep(0)  # other calls have their turn
+            row = row_of(columns)
+            if wanted.match(row.info.field):
+                yield self.shown(row)
+
+
+def _existing(rows: Rows, key: str) -> Row:
+    row = rows.get(key)
+    if row is None:
+        raise errors.NotFound("snapshot does not exist")
+    return row
+
+
+def _base(rows: Rows, key: str, parent: str) -> Row | None:
+    """The parent of a snapshot to be made under ``key``, which is free."""
+    base = rows.get(parent) if parent else None
+    if parent and base is None:
+        raise errors.NotFound(f'missing parent "{parent}" bucket')
+    if base is not None and base.info.kind is not Kind.COMMITTED:
+        raise errors.InvalidArgument(f'parent "{parent}" is not committed snapshot')
+    if rows.get(key) is not None:
+        raise errors.AlreadyExists(f"snapshot {key}")
+    return base
+
+
+def _rebased(rows: Rows, row: Row, parent: str) -> int | None:
+    """The id of the parent that a commit gives a snapshot: its own, or ``parent`` where it has none."""
+    if not parent or parent == row.info.parent:
+        return row.parent
+    if row.info.parent:
+        raise errors.InvalidArgument(f'cannot change parent of active snapshot "{row.info.name}" on commit')
+    base = rows.get(parent)
+    if base is None or base.id == row.id:
+        raise errors.NotFound(f'missing parent "{parent}" of snapshot "{row.info.name}"')
+    if base.info.kind is not Kind.COMMITTED:
+        raise errors.FailedPrecondition(f'parent "{parent}" is not committed')
+    return base.id
+
+
+def _rename(old: str, new: str) -> None:
+    try:
+        os.rename(old, new)
+    except OSError as error:
+        raise disk.disk_error(error, "failed to rename") from None
+
+
+def _id_in(name: str) -> int:
+    number = name.removeprefix("new-")
+    return int(number) if number.isdigit() else 0

@@ -1,0 +1,53 @@
+"""The snapshotter native: each snapshot is a whole tree, begun as a copy of its parent's. It works on every filesystem, and costs what it copies.
+
+::
+
+    snapshots/ID/      all files of the snapshot (a view with a parent has none: its parent's are mounted)
+
+Where the filesystem shares blocks between copies (XFS, Btrfs), a copy costs its inodes only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+
+from services.snapshots import disk
+from services.snapshots.local import LocalSnapshotter
+from services.snapshots.store import Kind, Mount
+from services.snapshots.tree import Row
+
+
+class NativeSnapshotter(LocalSnapshotter):
+    """A ``Snapshotter`` of plain directories below ``root``."""
+
+    NAME = "native"
+
+    def copies(self, kind: Kind, parent: str) -> bool:
+        return kind is Kind.ACTIVE and bool(parent)
+
+    async def stage(self, directory: str, base: int) -> None:
+        try:
+            os.mkdir(directory, 0o700)
+            await disk.copy(self.path(base), directory)
+            await asyncio.to_thread(disk.sync_filesystem, directory)
+        except OSError as error:
+            raise disk.disk_error(error, "copying of parent failed") from None
+
+    def make(self, directory: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+        if ancestors:
+            return False
+        disk.make_directory(directory, 0o755)
+        return True
+
+    def changes(self, number: int) -> str:
+        return self.path(number)
+
+    def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
+        active = row.info.kind is Kind.ACTIVE
+        source = self.path(row.id if active or not ancestors else ancestors[0])
+        return [Mount("bind", source, ("rbind", "rw" if active else "ro"))]
+
+    def words(self, doing: str, key: str) -> str:
+        return {"mount": "failed to get snapshot mount", "commit": "failed to commit snapshot", "remove": "failed to remove"}[doing]

@@ -1,0 +1,150 @@
+"""The snapshotter overlayfs: a snapshot is what it changed, and the kernel lays the layers over each other.
+
+::
+
+    snapshots/ID/fs      what the snapshot changed: an overlay's upper directory, or a lower one of what is above it
+    snapshots/ID/work    the kernel's, beside the upper directory (not in a view)
+
+A snapshot without a parent, or a view of a single layer, is mounted as a bind: an overlay needs a layer below.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from services.kit import errors
+from services.snapshots import disk, kernel
+from services.snapshots.local import LocalSnapshotter
+from services.snapshots.store import GID_MAPPING, UID_MAPPING, Info, Kind, Mount
+from services.snapshots.tree import Row
+
+log = logging.getLogger(__name__)
+
+UPPERDIR = "containerd.io/snapshot/overlay.upperdir"
+"""Label of a snapshot, where the configuration wants it: its ``fs`` directory."""
+
+_NO_ID = 2**32 - 1
+_AGAIN = 10.0
+"""Seconds after which a kernel that could not mount an overlay is asked again."""
+
+
+class OverlaySnapshotter(LocalSnapshotter):
+    """A ``Snapshotter`` of overlays below ``root``."""
+
+    NAME = "overlayfs"
+    REBASES = True
+
+    def __init__(self, root: Path, *, mount_options: Sequence[str] = (), upperdir_label: bool = False, sync_commit: bool = False,
+                 sync_remove: bool = False) -> None:
+        """``mount_options`` are added to each overlay; ``upperdir_label`` shows each snapshot's directory as a label."""
+        super().__init__(root, sync_commit=sync_commit, sync_remove=sync_remove)
+        self._configured = tuple(mount_options)
+        self._upperdir_label = upperdir_label
+        self._options = self._configured
+        self._remaps = kernel.supports_idmapped_overlay()
+        self._trouble = ""
+        self._checked = 0.0
+
+    async def start(self) -> None:
+        self._trouble = await kernel.overlay_trouble(self.root)
+        self._checked = time.monotonic()
+        if self._trouble:
+            log.error("snapshotter overlayfs does not work: %s", self._trouble)
+        self._options = await mount_options(self.root, self._configured)  # after the trial, which loads the module
+
+    async def check(self) -> None:
+        if self._trouble and time.monotonic() > self._checked + _AGAIN:
+            await self.start()
+        if self._trouble:
+            raise errors.FailedPrecondition(f"snapshotter overlayfs does not work on this machine: {self._trouble}")
+
+    def make(self, directory: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+        upper = f"{directory}/fs"
+        os.mkdir(directory, 0o700)
+        disk.make_directory(upper, 0o755)
+        if kind is Kind.ACTIVE:
+            disk.make_directory(f"{directory}/work", 0o711)
+        owner = mapped_root(labels)
+        if owner is None and ancestors:
+            status = os.stat(self.changes(ancestors[0]))
+            owner = status.st_uid, status.st_gid
+        if owner is not None:
+            os.lchown(upper, *owner)
+        return True
+
+    def changes(self, number: int) -> str:
+        return f"{self.path(number)}/fs"
+
+    def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
+        """In containerd 2's order of options; 1.6 has index=off first."""
+        info = row.info
+        mapping = [f"{option}={info.labels[label]}" for option, label in (("uidmap", UID_MAPPING), ("gidmap", GID_MAPPING))
+                   if self._remaps and label in info.labels]
+        active = info.kind is Kind.ACTIVE
+        if not ancestors:
+            return [Mount("bind", self.changes(row.id), (*mapping, "rw" if active else "ro", "rbind"))]
+        if not active and len(ancestors) == 1:
+            return [Mount("bind", self.changes(ancestors[0]), (*mapping, "ro", "rbind"))]
+        writable = [f"workdir={self.path(row.id)}/work", f"upperdir={self.changes(row.id)}"] if active else []
+        lower = "lowerdir=" + ":".join(map(self.changes, ancestors))
+        return [Mount("overlay", "overlay", (*mapping, *writable, lower, *self._options))]
+
+    def words(self, doing: str, key: str) -> str:
+        return "failed to get active mount" if doing == "mount" else f"failed to {doing} snapshot {key}"
+
+    def shown(self, row: Row) -> Info:
+        if not self._upperdir_label:
+            return row.info
+        info = row.info
+        return Info(info.name, info.kind, info.created_at, info.updated_at, info.parent, {**info.labels, UPPERDIR: self.changes(row.id)})
+
+
+async def mount_options(root: Path, configured: Sequence[str] = ()) -> tuple[str, ...]:
+    """The options of each overlay below ``root`` after its directories: what is configured, and what this kernel needs.
+
+    The kernel takes the last of several, so what is configured is not said again.
+    """
+    options = list(configured)
+    names = {option.split("=", 1)[0] for option in options}
+    if "userxattr" not in names and await kernel.needs_userxattr(root):
+        options.append("userxattr")
+    if "index" not in names and kernel.supports_index():
+        options.append("index=off")
+    return tuple(options)
+
+
+def capabilities(*, slow_chown: bool = False) -> tuple[str, ...]:
+    """What clients may ask of this snapshotter on this machine, in containerd's words: its plugin's capabilities."""
+    return (
+        *(("remap-ids",) if kernel.supports_idmapped_overlay() else ()),
+        *(() if slow_chown else ("only-remap-ids",)),
+        # the client converts whiteouts by mknod, which a user namespace refuses
+        *(() if kernel.in_user_namespace() else ("rebase",)),
+    )
+
+
+def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
+    """Who is root of the user namespace that a snapshot's labels describe, as (uid, gid) of this machine; None without such labels."""
+    if UID_MAPPING not in labels and GID_MAPPING not in labels:
+        return None
+    return _mapped_zero(labels.get(UID_MAPPING, "")), _mapped_zero(labels.get(GID_MAPPING, ""))
+
+
+def _mapped_zero(mapping: str) -> int:
+    if not mapping:
+        return 0
+    for part in mapping.split(","):
+        numbers = re.fullmatch(r"([+-]?\d+):([+-]?\d+):([+-]?\d+)", part)
+        if numbers is None:
+            raise errors.Unknown(f"failed to unmarshal snapshot ID mapped labels: input value {part} unparsable: input does not match format")
+        inside, outside, size = map(int, numbers.groups())
+        if not all(0 <= number < _NO_ID for number in (inside, outside, size)):
+            raise errors.Unknown(f'failed to unmarshal snapshot ID mapped labels: invalid mapping "{part}"')
+        if inside == 0 and size:
+            return outside
+    raise errors.Unknown("failed to find root pair: container ID 0 cannot be mapped to a host ID")

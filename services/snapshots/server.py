@@ -1,0 +1,67 @@
+"""A Snapshotter served as containerd.services.snapshots.v1.Snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from services.kit.rpc import Call
+from services.snapshots import convert
+from services.snapshots.store import Snapshotter
+
+_BLOCK = 100
+"""Snapshots in one message of a List."""
+
+
+class SnapshotsServicer:
+    """One snapshotter; the name in the requests is not looked at."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
+
+    def __init__(self, snapshotter: Snapshotter) -> None:
+        self._snapshotter = snapshotter
+
+    async def Prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:
+        mounts = await self._snapshotter.prepare(request.key, request.parent, dict(request.labels))
+        return pb.PrepareSnapshotResponse(mounts=convert.mounts_to_pb(mounts))
+
+    async def View(self, request: pb.ViewSnapshotRequest, call: Call) -> pb.ViewSnapshotResponse:
+        mounts = await self._snapshotter.view(request.key, request.parent, dict(request.labels))
+        return pb.ViewSnapshotResponse(mounts=convert.mounts_to_pb(mounts))
+
+    async def Mounts(self, request: pb.MountsRequest, call: Call) -> pb.MountsResponse:
+        return pb.MountsResponse(mounts=convert.mounts_to_pb(await self._snapshotter.mounts(request.key)))
+
+    async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
+        await self._snapshotter.commit(request.name, request.key, dict(request.labels), request.parent)
+        return Empty()
+
+    async def Remove(self, request: pb.RemoveSnapshotRequest, call: Call) -> Empty:
+        await self._snapshotter.remove(request.key)
+        return Empty()
+
+    async def Stat(self, request: pb.StatSnapshotRequest, call: Call) -> pb.StatSnapshotResponse:
+        return pb.StatSnapshotResponse(info=convert.info_to_pb(await self._snapshotter.stat(request.key)))
+
+    async def Update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
+        info = await self._snapshotter.update(request.info.name, dict(request.info.labels), list(request.update_mask.paths))
+        return pb.UpdateSnapshotResponse(info=convert.info_to_pb(info))
+
+    async def List(self, request: pb.ListSnapshotsRequest, call: Call) -> AsyncIterator[pb.ListSnapshotsResponse]:
+        block: list[pb.Info] = []
+        async for info in self._snapshotter.list(request.filters):
+            block.append(convert.info_to_pb(info))
+            if len(block) == _BLOCK:
+                yield pb.ListSnapshotsResponse(info=block)
+                block = []
+        if block:
+            yield pb.ListSnapshotsResponse(info=block)
+
+    async def Usage(self, request: pb.UsageRequest, call: Call) -> pb.UsageResponse:
+        return convert.usage_to_pb(await self._snapshotter.usage(request.key))
+
+    async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
+        await self._snapshotter.cleanup()
+        return Empty()

@@ -1,0 +1,296 @@
+"""The records of a snapshotter: which snapshots there are, in one SQLite file, durable when ``write`` returns.
+
+All changes run in one thread of their own, in the order in which they were asked for. What was asked for while the disk was busy is one *batch*: each
+piece of work is a savepoint in the batch's transaction, and one commit (WAL, synchronous=FULL: one fsync) makes all of it durable. Work may also
+touch the disk beside the database, such as making a snapshot's directory; it says with :meth:`Rows.sync_first` which directories must be on disk
+before its rows are, and each of those is fsynced once in a batch.
+
+No work is answered before its batch is committed, failures included: what they saw might not have lasted. Reading has a connection of its own
+and never waits.
+
+    metadata.db        table "snapshots", a row for each; -wal and -shm beside it are SQLite's own
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from services.kit import errors
+from services.kit.faults import fault
+from services.snapshots.disk import sync_directory
+from services.snapshots.store import Info, Kind, Usage
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_VERSION = 1
+"""Of the file's layout; in its user_version."""
+
+_SCHEMA = """
+CREATE TABLE snapshots (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- the directory; never used twice
+    key TEXT NOT NULL UNIQUE,              -- of an active one or a view, the name of a committed one
+    parent INTEGER REFERENCES snapshots (id),
+    kind INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,           -- nanoseconds since the epoch
+    updated_at INTEGER NOT NULL,
+    labels TEXT NOT NULL,                  -- JSON
+    size INTEGER NOT NULL DEFAULT 0,       -- usage of a committed one
+    inodes INTEGER NOT NULL DEFAULT 0
+)"""
+
+_SELECT = """
+SELECT s.id, s.key, s.parent, coalesce(p.key, ''), s.kind, s.created_at, s.updated_at, s.labels, s.size, s.inodes
+FROM snapshots AS s LEFT JOIN snapshots AS p ON p.id = s.parent """
+
+_BATCH = 64
+
+
+class Row(NamedTuple):
+    """A snapshot as recorded."""
+
+    id: int
+    parent: int | None
+    """The parent's id."""
+    info: Info
+    usage: Usage
+
+
+class Rows:
+    """The snapshots, within a transaction."""
+
+    __slots__ = ("_execute", "to_sync")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._execute = connection.execute
+        self.to_sync: set[str] = set()
+
+    def get(self, key: str) -> Row | None:
+        """The snapshot of this key or name."""
+        row = self._execute(_SELECT + "WHERE s.key = ?", (key,)).fetchone()
+        return None if row is None else _row(*row)
+
+    def all(self) -> list[tuple[Any, ...]]:
+        """Every snapshot, ordered by key, each to be made a Row by :func:`row_of`: that takes longer than reading, and need not be done at once."""
+        return self._execute(_SELECT + "ORDER BY s.key").fetchall()
+
+    def ids(self) -> set[int]:
+        """The ids of all snapshots."""
+        return {row[0] for row in self._execute("SELECT id FROM snapshots")}
+
+    def ancestors(self, row: Row) -> list[int]:
+        """The ids of a snapshot's parents, its immediate one first."""
+        if row.parent is None:
+            return []
+        return [found[0] for found in self._execute(
+            "WITH RECURSIVE up (id, depth) AS (SELECT ?, 0 UNION ALL SELECT s.parent, depth + 1 FROM up JOIN snapshots AS s ON s.id = up.id "
+            "WHERE s.parent IS NOT NULL) SELECT id FROM up ORDER BY depth", (row.parent,))]
+
+    def has_children(self, row: Row) -> bool:
+        """Whether any snapshot has this one as its parent."""
+        return self._execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (row.id,)).fetchone() is not None
+
+    def insert(self, row: Row) -> None:
+        """Add a snapshot under an id that was never used; its key is known to be free."""
+        info = row.info
+        self._execute("INSERT INTO snapshots (id, key, parent, kind, created_at, updated_at, labels) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                      (row.id, info.name, row.parent, info.kind, info.created_at, info.updated_at, _dump(info.labels)))
+
+    def replace(self, row: Row) -> None:
+        """Change a snapshot, which stays what its id is."""
+        info, usage = row.info, row.usage
+        self._execute("UPDATE snapshots SET key = ?, parent = ?, kind = ?, created_at = ?, updated_at = ?, labels = ?, size = ?, inodes = ? WHERE id = ?",
+                      (info.name, row.parent, info.kind, info.created_at, info.updated_at, _dump(info.labels), usage.size, usage.inodes, row.id))
+
+    def delete(self, row: Row) -> None:
+        """Remove a snapshot; its id is not used again."""
+        self._execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
+
+    def sync_first(self, directory: str) -> None:
+        """Make the entries of ``directory`` durable before the changes of this transaction are."""
+        self.to_sync.add(directory)
+
+
+def row_of(columns: tuple[Any, ...]) -> Row:
+    """A Row of what :meth:`Rows.all` answered."""
+    return _row(*columns)
+
+
+def _row(number: int, key: str, parent: int | None, parent_key: str, kind: int, created_at: int, updated_at: int, labels: str, size: int,
+         inodes: int) -> Row:
+    return Row(number, parent, Info(key, Kind(kind), created_at, updated_at, parent_key, json.loads(labels)), Usage(size, inodes))
+
+
+def _dump(labels: Mapping[str, str]) -> str:
+    return json.dumps(dict(labels), ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(slots=True)
+class _Work:
+    run: Callable[[Rows], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Tree:
+    """The records in ``path``, made if it is not there. Used in one event loop, by one process (``kit.process.owned``)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = _connect(path)
+        try:
+            _prepare(self._writer, path)
+            self._reader = _connect(path)
+        except BaseException:
+            self._writer.close()
+            raise
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"tree {path.parent.name}", daemon=True)
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def last_id(self) -> int:
+        """The highest id that a snapshot ever had."""
+        row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def view(self, work: Callable[[Rows], T]) -> T:
+        """The answer of ``work`` on the records as they are now; it is short and changes nothing."""
+        self._reader.execute("BEGIN")
+        try:
+            return work(Rows(self._reader))
+        finally:
+            self._reader.execute("ROLLBACK")
+
+    async def write(self, work: Callable[[Rows], T]) -> T:
+        """The answer of ``work``, run in the tree's thread, once what it changed is durable.
+
+        If it raises, it has changed nothing. A caller that is cancelled does not stop it. Unavailable or ResourceExhausted if the disk fails.
+        """
+        if self._closed:
+            raise errors.Unavailable("snapshot records: closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._thread.start()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put(_Work(work, future))
+        return await future
+
+    async def close(self) -> None:
+        """Finish what was asked for. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._loop is not None:
+            self._queue.put(None)
+            await asyncio.to_thread(self._thread.join)
+        self._reader.close()
+        self._writer.close()
+
+    # ---------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        assert self._loop is not None
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            last = False
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _BATCH:
+                    more = self._queue.get_nowait()
+                    if more is None:
+                        last = True
+                        break
+                    batch.append(more)
+            try:
+                self._commit(batch)
+            except Exception as error:
+                failure = self._failure(error)
+                for work in batch:
+                    work.error = failure
+            self._loop.call_soon_threadsafe(_answer, batch)
+            if last:
+                return
+
+    def _failure(self, error: Exception) -> errors.NodeError:
+        """Undo a batch that could not be committed, and what to tell those who asked for it."""
+        log.error("the snapshot records %s cannot be written: %s", self._path, error)
+        with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
+            self._writer.execute("ROLLBACK")
+        kind = errors.ResourceExhausted if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL else errors.Unavailable
+        return kind(f"snapshot records: {error}")
+
+    def _commit(self, batch: list[_Work]) -> None:
+        self._writer.execute("BEGIN IMMEDIATE")
+        before = self._writer.total_changes
+        to_sync: set[str] = set()
+        for work in batch:
+            rows = Rows(self._writer)
+            self._writer.execute("SAVEPOINT work")
+            try:
+                work.result = work.run(rows)
+                to_sync |= rows.to_sync
+            except sqlite3.Error:
+                raise
+            except Exception as error:
+                work.error = error
+                self._writer.execute("ROLLBACK TO work")
+            self._writer.execute("RELEASE work")
+        if self._writer.total_changes == before:
+            self._writer.execute("ROLLBACK")
+            return
+        for directory in to_sync:
+            sync_directory(directory)
+        fault("snapshots.before-row")
+        self._writer.execute("COMMIT")
+        fault("snapshots.after-row")
+
+
+def _answer(batch: list[_Work]) -> None:
+    for work in batch:
+        if work.future.done():  # its caller was cancelled; what it changed stays
+            continue
+        if work.error is not None:
+            work.future.set_exception(work.error)
+        else:
+            work.future.set_result(work.result)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # The writing connection is made here and used in the tree's thread; the reading one is the loop's.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise errors.FailedPrecondition(f"{path}: this filesystem has no shared memory for SQLite's WAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise errors.FailedPrecondition(f"{path} cannot be read ({error}); a containerd's own snapshots cannot be taken over") from None
+    if version not in (0, _VERSION):
+        raise errors.FailedPrecondition(f"{path} has layout {version}, this splitd knows {_VERSION}")
+    if version == 0:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_SCHEMA)
+        connection.execute("CREATE INDEX children ON snapshots (parent)")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
