@@ -9,7 +9,7 @@
             startedat  updatedat          RFC 3339
             data                          the bytes so far; who writes them holds its flock
         labels/ALGORITHM/HEX            labels of a blob that was ever given any, as JSON; modified when they were
-        removed/                        ingests on their way out
+        scratch/                        what is not yet, or not any more, one of these; emptied at each start
         store-id                        whose store this is (``stamp``)
 
 blobs and ingest are laid out as containerd lays out its own store, so that either can take over the other's. Durable are blobs, labels and the store id, each once the call
@@ -77,9 +77,8 @@ def make_directory(directory: str) -> None:
         sync_directory(os.path.dirname(directory))
 
 
-def write_durably(path: str, data: bytes) -> None:
-    """Make or replace a small file: after a crash it has the old contents or the new."""
-    temporary = f"{path}.tmp"
+def write_durably(path: str, data: bytes, temporary: str) -> None:
+    """Make or replace a small file by way of ``temporary``: after a crash it has the old contents or the new."""
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.write(fd, data)
@@ -102,12 +101,16 @@ class Disk:
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
-        self._removals = itertools.count()
+        self._scratches = itertools.count()
         self._publishing = threading.Lock()
         self._labelling = threading.Lock()
         os.makedirs(self.root, exist_ok=True)
-        for name in ("blobs", "ingest", "labels", "removed"):
+        for name in ("blobs", "ingest", "labels", "scratch"):
             make_directory(os.path.join(self.root, name))
+
+    def _scratch(self) -> str:
+        """A path that nothing else has."""
+        return os.path.join(self.root, "scratch", f"{os.getpid()}.{next(self._scratches)}")
 
     # ---------------------------------------------------------------- blobs
 
@@ -189,7 +192,7 @@ class Disk:
                 os.unlink(path)
             return
         make_directory(os.path.dirname(path))
-        write_durably(path, json.dumps(dict(labels), sort_keys=True).encode())
+        write_durably(path, json.dumps(dict(labels), sort_keys=True).encode(), self._scratch())
 
     # ---------------------------------------------------------------- ingests
 
@@ -216,7 +219,7 @@ class Disk:
 
     def _remove(self, directory: str) -> bool:
         """Out of sight at once by a rename, then gone: whoever makes the directory anew is not in the way."""
-        away = os.path.join(self.root, "removed", f"{os.path.basename(directory)}.{os.getpid()}.{next(self._removals)}")
+        away = self._scratch()
         try:
             os.rename(directory, away)
         except FileNotFoundError:
@@ -226,8 +229,12 @@ class Disk:
 
     def recover(self) -> None:
         """Remove what a crash left half made or half removed; before anybody is served."""
-        shutil.rmtree(os.path.join(self.root, "removed"))
-        make_directory(os.path.join(self.root, "removed"))
+        shutil.rmtree(os.path.join(self.root, "scratch"))
+        make_directory(os.path.join(self.root, "scratch"))
+        for algorithm in os.listdir(os.path.join(self.root, "labels")):
+            for name in os.listdir(os.path.join(self.root, "labels", algorithm)):
+                if not os.path.exists(os.path.join(self.root, "blobs", algorithm, name)):
+                    os.unlink(os.path.join(self.root, "labels", algorithm, name))
         top = os.path.join(self.root, "ingest")
         for name in os.listdir(top):
             directory = os.path.join(top, name)

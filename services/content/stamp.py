@@ -48,4 +48,4 @@ class StampServicer:
                 return
             if current:
                 raise errors.FailedPrecondition(f"store {self._root} belongs to metadata store {current}")
-            write_durably(self._path, f"{store_id}\n".encode())
+            write_durably(self._path, f"{store_id}\n".encode(), f"{self._path}.tmp")

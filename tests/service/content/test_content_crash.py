@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -50,10 +51,12 @@ class Crashing:
             digest = Digest.parse(f"{path.parent.name}:{path.name}")
             assert hashlib.new(digest.algorithm, path.read_bytes()).hexdigest() == digest.hex, f"{path} has other bytes"
             found.add(digest)
-        assert os.listdir(self.root / "removed") == []
+        assert os.listdir(self.root / "scratch") == []
         for ingest in (self.root / "ingest").iterdir():
             assert {"data", "ref", "startedat", "updatedat"} <= set(os.listdir(ingest)), f"{ingest} is half made"
-        assert [str(path) for path in self.root.rglob("*.tmp")] == []
+        for path in (self.root / "labels").glob("*/*"):
+            assert Digest(path.parent.name, path.name) in found, f"{path} is of no blob"
+            assert json.loads(path.read_text())
         return found
 
 
@@ -204,7 +207,7 @@ async def test_half_made_ingests(crashing: Crashing) -> None:
             (ingest_path(crashing.root, ref) / name).unlink()
         (ingest_path(crashing.root, "empty ref") / "ref").write_text("")
         (ingest_path(crashing.root, "other ref") / "ref").write_text("whole")
-        (crashing.root / "removed/x").mkdir()
+        (crashing.root / "scratch/x").mkdir()
         crashing.kill()
         assert await channel.wait_connected(10)
         assert [s.ref for s in await store.list_statuses()] == ["whole"]
