@@ -25,11 +25,12 @@ from api.containerd.services.introspection.v1 import introspection_pb2 as pb
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from api.containerd.types.platform_pb2 import Platform
 from gateway.config import ProxyPlugin
-from gateway.machine import Checked, Programs, oci_platform, overlay_trouble
+from gateway.machine import Checked, Programs, oci_platform
 from services.kit import any as kit_any
 from services.kit import errors, filters
 from services.kit.rpc import Call
 from services.kit.settings import Node
+from services.snapshots import kernel
 
 SKIP = "skip plugin"
 """Clients tell a plugin that was not started on purpose from a broken one by these words at the end of its error."""
@@ -122,7 +123,13 @@ class Snapshotter:
     """Clients decide by them how to unpack and to map ids."""
 
 
-OWN_SNAPSHOTTERS = {"overlayfs": Snapshotter(check="overlay")}
+def _overlayfs() -> Snapshotter:
+    """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped by mounts or not at all."""
+    mapping = ("remap-ids",) if kernel.supports_idmapped_overlay() else ()
+    return Snapshotter("overlay", (*mapping, "only-remap-ids", *(() if kernel.in_user_namespace() else ("rebase",))))
+
+
+OWN_SNAPSHOTTERS = {"overlayfs": _overlayfs()}
 
 
 def opt(node: Node) -> Path:
@@ -140,7 +147,7 @@ class IntrospectionServicer:
         self._probe = probe
         self._programs = Programs(opt(node))
         self._programs.make_directories()
-        self._overlay = Checked(lambda: overlay_trouble(node.root / "snapshots"))
+        self._overlay = Checked(lambda: _overlay_trouble(node.root / "snapshots"))
         self._uuid_file = node.root / "gateway" / "uuid"
         self._uuid = ""
         self._uuid_lock = asyncio.Lock()
@@ -197,6 +204,11 @@ class IntrospectionServicer:
             if not healthy:
                 return errors.Unavailable(trouble)
         return None
+
+
+async def _overlay_trouble(directory: Path) -> str:
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return await kernel.overlay_trouble(directory)
 
 
 def _platform(text: str) -> Platform:

@@ -1,7 +1,6 @@
-"""What this machine can do, as far as plugins depend on it: mount overlayfs, run shims.
+"""What this machine can do, as far as plugins depend on it: its platform, and the programs that run containers.
 
-Each check answers an empty string, or what is wrong in words that say what to do. They are tried, not guessed: overlayfs is mounted, programs are looked up
-where they will be started from.
+A check answers an empty string, or what is wrong in words that say what to do.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ import asyncio
 import os
 import platform
 import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from services.kit import errors
@@ -30,9 +27,9 @@ def oci_platform() -> tuple[str, str, str]:
 
 
 class Checked:
-    """The answer of a check that takes a moment: asked once in a thread, and again after ``retry`` seconds while something is wrong."""
+    """The answer of a check that takes a moment: made once, and again after ``retry`` seconds while something is wrong."""
 
-    def __init__(self, check: Callable[[], str], *, retry: float = 30.0) -> None:
+    def __init__(self, check: Callable[[], Awaitable[str]], *, retry: float = 30.0) -> None:
         self._check = check
         self._retry = retry
         self._lock = asyncio.Lock()
@@ -43,35 +40,9 @@ class Checked:
         """What is wrong, or an empty string."""
         async with self._lock:
             if self._again is not None and time.monotonic() >= self._again:
-                self._answer = await asyncio.to_thread(self._check)
+                self._answer = await self._check()
                 self._again = time.monotonic() + self._retry if self._answer else None
             return self._answer
-
-
-_PREFIX = ".overlay-check-"
-
-
-def overlay_trouble(directory: Path) -> str:
-    """Why an overlay of two layers cannot be mounted below ``directory``, which is made if it is not there.
-
-    The mount is made in a mount namespace of its own, which ends with the program that made it, so that nothing can be left mounted.
-    """
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for stale in directory.glob(f"{_PREFIX}*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=directory) as name:
-        at = {part: f"{name}/{part}" for part in ("lower1", "lower2", "upper", "work", "merged")}
-        for path in at.values():
-            os.mkdir(path)
-        options = f"lowerdir={at['lower2']}:{at['lower1']},upperdir={at['upper']},workdir={at['work']}"
-        command = ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, at["merged"]]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f"failed to mount overlay: {error}"
-        if done.returncode:
-            return f"failed to mount overlay: {' '.join(done.stderr.split()).replace(name, str(directory))}"
-    return ""
 
 
 class Programs:
