@@ -1,6 +1,7 @@
 """The configuration file as a whole: every table of every process, printed, checked and resolved.
 
-Processes read only their own tables (services/kit/settings.py); this module knows all of them, out of the table of processes.
+Processes read only their own tables (services/kit/settings.py); this module knows all of them, out of the table of processes. Where a config.py has a
+function ``load(file)``, it reads keys of containerd's own tables too, and is asked instead.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from deploy.processes import PROCESSES
+from deploy.processes import PROCESSES, Process
 from services.kit import errors, settings
 
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
 """Tables of named entries, ``[proxy_plugins.NAME]``, each entry of the class."""
+
+TAKEN = {
+    "plugins": {"io.containerd.metadata.v1.bolt", "io.containerd.gc.v1.scheduler"},  # services/metadata
+    "timeouts": {f"io.containerd.timeout.{name}" for name in ("shim.load", "shim.cleanup", "shim.shutdown", "task.state")},  # services/tasks
+}
+"""Entries of containerd's tables that a ``load`` of ours reads; all others mean nothing here."""
 
 QUIET = frozenset({"version"})
 """containerd's keys without meaning here that are not worth a warning."""
@@ -40,6 +47,14 @@ def tables() -> Iterator[tuple[str, type[Any]]]:
     for process in PROCESSES:
         for table, where in process.config:
             yield table, _class(where)
+
+
+def load(cls: type[Any], file: settings.File, table: str, **flags: Any) -> Any:
+    """The settings of a table as its process reads them."""
+    own = getattr(importlib.import_module(cls.__module__), "load", None)
+    if own is None or cls.__name__ != "Config":
+        return settings.load(cls, file, table, **flags)
+    return own(file)
 
 
 def _class(where: str) -> type[Any]:
@@ -62,6 +77,8 @@ def check(path: Path | None) -> Checked:
         if name in known or name in ENTRIES:
             if not is_table:
                 found.errors.append(f"config file {file.path}: {name} must be a table: [{name}]")
+        elif is_table and name in TAKEN:
+            found.warnings += [f'config file {file.path}: [{name}] "{key}" is containerd\'s and means nothing here' for key in value if key not in TAKEN[name]]
         elif is_table and name in settings.FOREIGN_TABLES:
             found.warnings.append(f"config file {file.path}: [{name}] is containerd's and means nothing here")
         elif is_table:
@@ -79,7 +96,7 @@ def check(path: Path | None) -> Checked:
 
 def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> None:
     try:
-        settings.load(cls, file, table)
+        load(cls, file, table)
     except errors.NodeError as error:
         found.errors.append(_words(error))
     except TypeError:
@@ -91,16 +108,21 @@ def _words(error: errors.NodeError) -> str:
     return str(error).removesuffix(f": {error.suffix}")
 
 
+def grace(process: Process, file: settings.File) -> float:
+    """Seconds that a process gives its calls to end when it is stopped; 0 where its settings do not say."""
+    return max((float(getattr(load(_class(where), file, table), "grace", 0.0)) for table, where in process.config), default=0.0)
+
+
 def text(file: settings.File, *, comments: bool, **top: Path) -> str:
     """The configuration that ``file`` amounts to, as TOML; ``top`` overrides keys of the top level. With ``comments`` each key is explained."""
     parts = []
     for table, cls in tables():
-        value = settings.load(cls, file, table, **(top if not table else {}))
+        value = load(cls, file, table, **(top if not table else {}))
         parts.append(_table(table, value, comments=comments))
     for name, where in ENTRIES.items():
         cls = _class(where)
         entries = file.tables.get(name, {})
-        parts += [_table(f"{name}.{key}", settings.load(cls, file, f"{name}.{key}"), comments=comments) for key in entries]
+        parts += [_table(f"{name}.{key}", load(cls, file, f"{name}.{key}"), comments=comments) for key in entries]
         if comments and not entries:
             keys = "".join(f"\n{_comment(docs)}# {key} = ..." for key, docs in _docs(cls).items())
             parts.append(f"{_comment(inspect.getdoc(cls) or '')}# [{name}.NAME]{keys}\n")

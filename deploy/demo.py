@@ -85,7 +85,7 @@ def _run(title: str, command: Sequence[str], *, tail: int = 0, expected: int = 0
     begun = time.monotonic()
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     seconds = time.monotonic() - begun
-    lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip()]
+    lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip() and "\x1b" not in line]  # progress bars
     for line in lines[-tail:] if tail else lines:
         print(f"   {line}")
     print(f"   ({seconds:.2f} s, exit code {done.returncode})\n")

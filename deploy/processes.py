@@ -39,7 +39,7 @@ SOCKETS = ("supervisor.sock.0000000", "containerd.sock.ttrpc", "snapshots-overla
 """Every socket name in STATE (supervisord makes its own under a name with its pid), to know beforehand whether the longest fits."""
 
 STOP_SECONDS = 20
-"""From SIGTERM to SIGKILL: above the kit's 5 s for calls to end and 3 s for shielded work, with room for a slow disk."""
+"""From SIGTERM to SIGKILL: above the 5 s for calls to end (``grace``) and the kit's 3 s for shielded work, with room for a slow disk. A longer grace adds to it."""
 
 
 def named(name: str) -> Process:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
+import math
 import os
 import resource
 import shlex
@@ -23,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy import configuration
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
+from services.kit import settings
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
@@ -58,11 +61,12 @@ def render(place: Place) -> str:
         "top": _escaped(TOP), "state": _escaped(place.state), "logs": _escaped(place.logs),
         "minfds": str(OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)),
     }
+    file = settings.read(place.config)
     text = string.Template(head).substitute(values)
     for priority, process in enumerate(PROCESSES):
         text += string.Template("[program:$name]" + program).substitute({
             **values,
-            "name": process.name, "module": process.module, "priority": str(100 + priority), "stop_seconds": str(STOP_SECONDS),
+            "name": process.name, "module": process.module, "priority": str(100 + priority), "stop_seconds": str(stop_seconds(process, file)),
             "setpriv": _escaped(_argument(shutil.which("setpriv", path=os.pathsep.join(SYSTEM_PATH)) or "setpriv")),
             "python": _escaped(_argument(sys.executable)),
             "config": _escaped(f" --config {_argument(place.config)}") if place.config else "",
@@ -71,6 +75,11 @@ def render(place: Place) -> str:
             "top": values["top"],
         }) + "\n"
     return text
+
+
+def stop_seconds(process: Process, file: settings.File) -> int:
+    """How long supervisord waits for a process to end before it kills it."""
+    return STOP_SECONDS + max(0, math.ceil(configuration.grace(process, file)) - 5)
 
 
 def _argument(path: str | Path) -> str:
@@ -128,7 +137,7 @@ class Supervisor:
     def stop(self, process: Process) -> None:
         """SIGTERM, SIGKILL after STOP_SECONDS; it stays stopped."""
         with contextlib.suppress(NotRunning):
-            self._call("stopProcess", process.name, True, timeout=STOP_SECONDS + 10.0)
+            self._call("stopProcess", process.name, True, timeout=stop_seconds(process, settings.read(self._place.config)) + 10.0)
 
     def shutdown(self) -> None:
         """Stop everything and then supervisord itself; returns at once."""

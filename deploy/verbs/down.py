@@ -8,8 +8,9 @@ import asyncio
 from deploy import containers, place, supervision
 from deploy.failure import Failure
 from deploy.place import Place
-from deploy.processes import NAMES, STOP_SECONDS, named
+from deploy.processes import NAMES, PROCESSES, named
 from deploy.verbs import up
+from services.kit import settings
 
 HELP = "stop the node; containers go on running unless --containers is given"
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _wait_for_end(here: Place, pid: int) -> None:
-    seconds = STOP_SECONDS * len(NAMES)
+    file = settings.read(here.config)
+    seconds = sum(supervision.stop_seconds(process, file) for process in PROCESSES)
     if not supervision.wait(lambda: not supervision.is_up(here), seconds):
         raise Failure(f"supervisord (pid {pid}) has not ended within {seconds} s: see {here.hint('logs supervisord')}")

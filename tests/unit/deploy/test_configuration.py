@@ -65,10 +65,14 @@ def test_all_errors_are_said_at_once(place: Path) -> None:
 def test_what_is_containerds_and_means_nothing_here_is_a_warning(place: Path) -> None:
     """A configuration brought along from containerd starts a node, and its owner knows what has no effect."""
     path = place / "config.toml"
-    path.write_text("version = 3\ntemp = '/x'\n[debug]\nlevel = 'info'\n[plugins.'io.containerd.grpc.v1.cri']\na = 1\n")
+    path.write_text("version = 3\ntemp = '/x'\n[debug]\nlevel = 'info'\n[plugins.'io.containerd.grpc.v1.cri']\na = 1\n"
+                    "[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = 0.1\n[timeouts]\n'io.containerd.timeout.shim.load' = '9s'\nx = '1s'\n")
     found = configuration.check(path)
     assert not found.errors
-    assert found.warnings == [f"config file {path}: {what} is containerd's and means nothing here" for what in ("temp", "[debug]", "[plugins]")]
+    assert found.warnings == [f"config file {path}: {what} is containerd's and means nothing here" for what in ("temp", "[debug]", '[plugins] "io.containerd.grpc.v1.cri"', '[timeouts] "x"')]
+    text = configuration.text(settings.read(path), comments=False)
+    assert "pause_threshold = 0.1\n" in text
+    assert 'load_timeout = "9s"\n' in text
 
 
 @dataclass(frozen=True)

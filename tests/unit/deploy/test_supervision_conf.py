@@ -23,6 +23,8 @@ def parsed(where: Place) -> Any:
         from supervisor.options import ServerOptions
     where.logs.mkdir(parents=True)
     where.state.mkdir(parents=True)
+    if where.config is not None and not where.config.exists():
+        where.config.touch()
     where.supervisord_conf.write_text(supervision.render(where))
     options = ServerOptions()
     with warnings.catch_warnings():
@@ -49,6 +51,16 @@ def test_supervisord_reads_the_paths_that_were_meant(name: str, place: Path) -> 
         assert process.directory == str(TOP)
     assert options.logfile == str(where.logs / "supervisord.log")
     assert options.server_configs[0]["file"] == str(where.supervisor_socket)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
+def test_a_longer_grace_in_the_configuration_is_waited_for(place: Path) -> None:
+    """supervisord kills no process that still uses the time its settings gave it."""
+    config = place / "config.toml"
+    config.write_text("[content]\ngrace = '1m'\n")
+    seconds = {group.name: group.process_configs[0].stopwaitsecs for group in parsed(Place(place / "r", place / "s", config)).process_group_configs}
+    assert seconds["content"] > 60 + 3
+    assert seconds["metadata"] < 60
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="supervisord refuses user=root to others")
