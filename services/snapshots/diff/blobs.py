@@ -1,0 +1,203 @@
+"""The caller's content, through the gateway: a blob to read as an open file, a blob to make as a file to fill.
+
+Bytes go by file (LocalFiles) wherever the content service offers it; a foreign one that does not is read and written by its streams, and what a
+worker has as its file is then a pipe. The worker cannot tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from pathlib import Path
+
+from api.containerd.services.content.v1 import content_pb2 as pb
+from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from services.kit import errors, rpc
+
+_PIECE = 1 << 20
+Headers = Mapping[str, str | bytes]
+
+
+class Blobs:
+    """Content and LocalFiles on the gateway's internal socket. ``headers`` are the caller's: its namespace and lease."""
+
+    def __init__(self, gateway: rpc.Channel) -> None:
+        self._content = gateway.client(pb.DESCRIPTOR.services_by_name["Content"])
+        self._files = gateway.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"])
+
+    @contextlib.asynccontextmanager
+    async def reading(self, digest: str, headers: Headers) -> AsyncIterator[int]:
+        """A file descriptor with the blob's bytes, as long as the block lasts; NotFound unless the caller's namespace has it."""
+        try:
+            located = await self._files.Locate(files_pb.LocateRequest(digest=digest), headers=headers)
+            fd = os.open(located.path, os.O_RDONLY | os.O_CLOEXEC)
+        except (errors.Unimplemented, FileNotFoundError):
+            async with self._streamed(digest, headers) as fd:
+                yield fd
+            return
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.asynccontextmanager
+    async def _streamed(self, digest: str, headers: Headers) -> AsyncIterator[int]:
+        await self._content.Info(pb.InfoRequest(digest=digest), headers=headers)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+
+        async def pump() -> None:
+            writer = await _writer(write_end)
+            try:
+                async for response in self._content.Read(pb.ReadContentRequest(digest=digest), headers=headers, timeout=None):
+                    writer.write(response.data)
+                    await writer.drain()
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the worker has seen enough, and says why
+            finally:
+                writer.close()
+
+        async with _beside(pump()):
+            try:
+                yield read_end
+            finally:
+                os.close(read_end)
+
+    @contextlib.asynccontextmanager
+    async def writing(self, ref: str, headers: Headers) -> AsyncIterator[Ingest]:
+        """An empty ingest to fill; it is open, and this process's, as long as the block lasts. Unavailable where another writes it."""
+        try:
+            begun = await self._files.Begin(files_pb.BeginRequest(ref=ref), headers=headers)
+        except errors.Unimplemented:
+            ingest: Ingest = _StreamedIngest(self._content, ref, headers)
+        else:
+            ingest = _FileIngest(self._files, ref, headers, begun.path)
+        try:
+            yield ingest
+        finally:
+            await ingest.close()
+
+    async def abort(self, ref: str, headers: Headers) -> None:
+        """Give up an ingest."""
+        with contextlib.suppress(errors.NotFound):
+            await self._content.Abort(pb.AbortRequest(ref=ref), headers=headers)
+
+    async def info(self, digest: str, headers: Headers) -> pb.Info:
+        """A blob's size and labels."""
+        info: pb.Info = (await self._content.Info(pb.InfoRequest(digest=digest), headers=headers)).info
+        return info
+
+    async def label(self, digest: str, key: str, value: str, headers: Headers) -> None:
+        """Set one label of a blob."""
+        request = pb.UpdateRequest(info=pb.Info(digest=digest, labels={key: value}))
+        request.update_mask.paths.append(f"labels.{key}")
+        await self._content.Update(request, headers=headers)
+
+
+class Ingest:
+    """An ingest that a worker fills: through ``fd``, which the worker inherits and this process then closes."""
+
+    fd: int
+
+    def started(self) -> None:
+        """The worker has its own ``fd`` now."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
+        """Turn it into a blob; AlreadyExists if there is one."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Let go of it; what was not committed stays an ingest."""
+        self.started()
+
+
+class _FileIngest(Ingest):
+    def __init__(self, files: rpc.Client, ref: str, headers: Headers, path: str) -> None:
+        self._files = files
+        self._ref = ref
+        self._headers = headers
+        # The lock belongs to what was opened here: the worker inherits it, and it ends with the worker.
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self.fd, 0)
+        except BlockingIOError:
+            self.started()
+            raise errors.Unavailable(f"ref {ref} locked by another writer") from None
+
+    async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
+        await self._files.Commit(files_pb.CommitRequest(ref=self._ref, size=size, digest=digest, labels=labels, computed=True),
+                                 headers=self._headers, timeout=None)
+
+
+class _StreamedIngest(Ingest):
+    """The worker fills a pipe, and what comes out of it goes into a Write stream."""
+
+    def __init__(self, content: rpc.Client, ref: str, headers: Headers) -> None:
+        self._ref = ref
+        self._read_end, self.fd = os.pipe2(os.O_CLOEXEC)
+        self._stream: rpc.Stream = content.Write(headers=headers)
+        self._pumping = asyncio.ensure_future(self._pump())
+
+    async def _pump(self) -> int:
+        await self._exchange(pb.WriteContentRequest(action=pb.STAT, ref=self._ref))
+        offset = 0
+        reader = asyncio.StreamReader(limit=4 * _PIECE)
+        pipe = os.fdopen(self._read_end, "rb", buffering=0)
+        self._read_end = -1
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        try:
+            while data := await reader.read(_PIECE):
+                await self._exchange(pb.WriteContentRequest(action=pb.WRITE, offset=offset, data=data))
+                offset += len(data)
+        finally:
+            transport.close()
+        return offset
+
+    async def _exchange(self, request: pb.WriteContentRequest) -> None:
+        await self._stream.send(request)
+        if await self._stream.receive() is None:
+            raise errors.Unavailable(f"the write of {self._ref} was ended by the content service")
+
+    async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
+        written = await self._pumping
+        await self._exchange(pb.WriteContentRequest(action=pb.COMMIT, offset=written, total=size, expected=digest, labels=labels))
+
+    async def close(self) -> None:
+        await super().close()
+        self._pumping.cancel()
+        await asyncio.gather(self._pumping, return_exceptions=True)
+        if self._read_end >= 0:
+            os.close(self._read_end)
+        await self._stream.__aexit__()
+
+
+async def _writer(fd: int) -> asyncio.StreamWriter:
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(lambda: asyncio.streams.FlowControlMixin(loop=loop), os.fdopen(fd, "wb", buffering=0))
+    return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """``work`` runs while the block does; its failure is the block's, and the reason for one of the block's own."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    except BaseException:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled() and isinstance(task.exception(), errors.NodeError):
+            await task
+        raise
+    await task
+
+
+def channel(gateway_socket: Path) -> rpc.Channel:
+    """A channel to the gateway's internal socket."""
+    return rpc.Channel(gateway_socket, "gateway")

@@ -1,0 +1,381 @@
+"""Unpacking a layer's entries onto a tree, by containerd's rules.
+
+The tree is this process's root directory (chroot), so that nothing outside can be reached whatever a layer holds; within it, names and links
+are resolved by :mod:`~services.snapshots.diff.paths`, in containerd's way. A *whiteout* is an entry ``.wh.NAME``: the layer deletes NAME of the layers
+below. ``.wh..wh..opq`` is an *opaque* marker: the layer deletes all that the layers below have in its directory. What becomes of them is the target's:
+
+- on a plain tree (*naive*), what they name is removed; an opaque marker spares what this layer has unpacked, wherever in the layer it stands;
+- on an overlay's upper directory they become overlay's own: a character device 0:0, and the xattr ``trusted.overlay.opaque`` of the directory
+  (``user.overlay.opaque`` where the overlay is mounted with userxattr). A parent directory that the layer does not name is then created with the attributes it has in the
+  layers below.
+
+Where containerd loses a file of the layer itself, this does not: an opaque marker spares entries in directories that the layer does not name, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from services.snapshots.diff import tar
+from services.snapshots.diff.mounts import words
+from services.snapshots.diff.paths import Resolver, clean
+from services.snapshots.diff.stream import CompressionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_LATEST = (1 << 63) - 1
+"""Nanoseconds since 1970; a time before or after is replaced by 1970, as by containerd."""
+
+
+class EntryError(Exception):
+    """An entry that cannot be unpacked; the text names it."""
+
+
+class Unpacker:
+    """Unpacks entries onto the tree at the process's root directory.
+
+    ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper directory, and None if whiteouts are to be carried out;
+    ``lowers`` are the lower directories as file descriptors, topmost first.
+    """
+
+    def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
+        self._overlay = overlay
+        self._lowers = [Resolver(fd) for fd in lowers]
+        self._here = Resolver()
+        self._parents: dict[bytes, bytes] = {b"/": b""}
+        """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed."""
+        self._directories: list[tuple[bytes, tuple[int, int]]] = []
+        self._unpacked: set[bytes] = set()
+        self._holding: set[bytes] = {b""}
+        """Directories with something unpacked somewhere below them."""
+
+    def unpack(self, reader: tar.Reader) -> None:
+        """Unpack all of a stream's entries; EntryError or TarError leaves the tree as it is then."""
+        last: bytes | None = None
+        try:
+            while (entry := reader.next()) is not None:
+                last = entry.name
+                try:
+                    self._entry(entry, reader)
+                except OSError as error:
+                    raise EntryError(f"{_quoted(entry.name)}: {_words_of(error)}") from None
+        except (tar.TarError, CompressionError) as error:
+            raise EntryError(f"{error} (at or after {_quoted(last)})" if last is not None else str(error)) from None
+        self._finish()
+
+    def _finish(self) -> None:
+        """Directories get their times last: what is made in them changes those."""
+        for path, times in self._directories:
+            try:
+                where = self._here.resolve(path)
+                os.utime(where, ns=times, follow_symlinks=False)
+            except OSError as error:
+                raise EntryError(f"{_quoted(path)}: failed to set times: {_words_of(error)}") from None
+
+    def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
+        name = clean(entry.name)
+        if name == b"/":
+            return
+        cut = name.rfind(b"/")
+        base = name[cut + 1:]
+        directory = name[:cut] or b"/"
+        parent = self._parents.get(directory)
+        if parent is None:
+            parent = self._enter(directory)
+        path = parent + b"/" + base
+        if base.startswith(_WHITEOUT):
+            self._whiteout(entry, parent, base)
+            return
+        kind = entry.type
+        if kind in (tar.REG, tar.GNU_SPARSE):
+            self._regular(entry, reader, path)
+        else:
+            merged = self._clear(path, keep_directory=kind == tar.DIR)
+            if kind == tar.PAX_GLOBAL:
+                return
+            self._special(entry, path, merged=merged)
+        if kind == tar.DIR:
+            self._directories.append((name, _times(entry)))
+        if self._overlay is None:
+            self._unpacked.add(path)
+            if parent not in self._holding:
+                self._hold(parent)
+
+    # ------------------------------------------------------------------------ kinds of entries
+
+    def _regular(self, entry: tar.Entry, reader: tar.Reader, path: bytes) -> None:
+        mode = entry.mode & 0o7777
+        try:
+            fd = os.open(path, _NEW_FILE, mode & 0o777)
+        except FileExistsError:
+            self._clear(path)
+            fd = os.open(path, _NEW_FILE, mode & 0o777)
+        try:
+            if entry.sparse is not None:
+                _write_sparse(fd, entry, reader)
+            elif entry.size <= 1 << 18:
+                data = reader.whole()
+                if data:
+                    _write(fd, data)
+            else:
+                for piece in reader.data():
+                    _write(fd, piece)
+            os.fchown(fd, _id(entry.uid), _id(entry.gid))
+            if entry.records:
+                _set_xattrs(entry, fd)
+            os.fchmod(fd, mode)
+            os.utime(fd, ns=_times(entry))
+        finally:
+            os.close(fd)
+
+    def _special(self, entry: tar.Entry, path: bytes, *, merged: bool) -> None:
+        kind = entry.type
+        mode = entry.mode & 0o7777
+        if kind == tar.DIR:
+            if not merged:
+                os.mkdir(path, mode & 0o777)
+        elif kind == tar.SYMLINK:
+            os.symlink(entry.linkname, path)
+        elif kind == tar.LINK:
+            os.link(self._link_target(entry.linkname), path)
+        elif kind in (tar.CHAR, tar.BLOCKDEV, tar.FIFO):
+            if not (0 <= entry.major < 1 << 32 and 0 <= entry.minor < 1 << 32):
+                raise EntryError(f"device number {entry.major}:{entry.minor} for {_quoted(entry.name)} out of range: invalid archive")
+            what = {tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[kind]
+            os.mknod(path, mode | what, _device(entry.major, entry.minor))
+        else:
+            raise EntryError(f"{_quoted(entry.name)}: unhandled tar header type {kind[0]}")
+        os.chown(path, _id(entry.uid), _id(entry.gid), follow_symlinks=False)
+        if entry.records:
+            _set_xattrs(entry, path)
+        # A hard link may be one to a symbolic link, whose mode is none.
+        if kind != tar.SYMLINK and (kind != tar.LINK or not stat.S_ISLNK(os.lstat(path).st_mode)):
+            os.chmod(path, mode)
+        os.utime(path, ns=_times(entry), follow_symlinks=False)
+
+    def _link_target(self, linkname: bytes) -> bytes:
+        """The last component is not followed: a link to a symbolic link is that link."""
+        directory, slash, base = linkname.rpartition(b"/")
+        return clean(self._here.resolve(directory + slash) + b"/" + base)
+
+    def _whiteout(self, entry: tar.Entry, parent: bytes, base: bytes) -> None:
+        if base == _OPAQUE:
+            if self._overlay is not None:
+                os.setxattr(parent or b"/", f"{self._overlay}opaque", b"y")
+            else:
+                self._remove_lower(parent)
+            return
+        hidden = base[len(_WHITEOUT):]
+        if hidden in (b"", b".", b".."):
+            raise EntryError(f"invalid whiteout name: {os.fsdecode(base)}: invalid archive")
+        path = parent + b"/" + hidden
+        try:
+            if self._overlay is not None:
+                os.mknod(path, stat.S_IFCHR, 0)
+                os.chown(path, _id(entry.uid), _id(entry.gid))
+            else:
+                self._remove(path)
+        except OSError as error:
+            raise EntryError(f"failed to convert whiteout file {_quoted(entry.name)}: {_words_of(error)}") from None
+
+    # ------------------------------------------------------------------------ directories
+
+    def _enter(self, directory: bytes) -> bytes:
+        """Where an entry's directory is, made if it is not there."""
+        path = self._here.resolve(directory)
+        if path == b"/":
+            path = b""
+        else:
+            self._make_parents(path)
+        self._parents[directory] = path
+        return path
+
+    def _make_parents(self, path: bytes) -> None:
+        try:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                return
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        except FileNotFoundError:
+            pass
+        missing = [path]
+        above = path[:path.rfind(b"/")]
+        while above and not os.path.lexists(above):
+            missing.append(above)
+            above = above[:above.rfind(b"/")]
+        for new in reversed(missing):
+            os.mkdir(new, 0o755)
+            for lower in self._lowers:
+                if self._inherit(lower, new):
+                    break
+
+    def _inherit(self, lower: Resolver, path: bytes) -> bool:
+        """Give a new directory what it has in a layer below; False if that layer does not have it."""
+        found = lower.resolve(path)
+        try:
+            info = lower.lstat(found)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISDIR(info.st_mode):
+            return True  # replaced down there: there is nothing to inherit
+        os.chown(path, info.st_uid, info.st_gid, follow_symlinks=False)
+        os.chmod(path, stat.S_IMODE(info.st_mode))
+        fd = lower.open(found, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for key in _list_xattrs(fd):
+                if not key.startswith("trusted."):
+                    _inherit_xattr(fd, key, path)
+        finally:
+            os.close(fd)
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        return True
+
+    def _hold(self, directory: bytes) -> None:
+        while directory not in self._holding:
+            self._holding.add(directory)
+            directory = directory[:directory.rfind(b"/")]
+
+    # ------------------------------------------------------------------------ removing
+
+    def _clear(self, path: bytes, *, keep_directory: bool = False) -> bool:
+        """Make room for an entry; True if a directory stays, where another is to be."""
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            return False
+        if keep_directory and stat.S_ISDIR(mode):
+            return True
+        self._remove(path, mode)
+        return False
+
+    def _remove(self, path: bytes, mode: int | None = None) -> None:
+        if mode is None:
+            try:
+                mode = os.lstat(path).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        if stat.S_ISDIR(mode):
+            _remove_tree(path)
+            self._forget()
+        else:
+            os.unlink(path)
+            if stat.S_ISLNK(mode):
+                self._forget()
+
+    def _forget(self) -> None:
+        self._parents.clear()
+        self._parents[b"/"] = b""
+
+    def _remove_lower(self, directory: bytes) -> None:
+        """An opaque marker on a plain tree: remove what this layer has not unpacked."""
+        with os.scandir(directory or b"/") as found:
+            children = [(directory + b"/" + e.name, e.is_dir(follow_symlinks=False)) for e in found]
+        for path, is_directory in children:
+            if path not in self._unpacked and path not in self._holding:
+                self._remove(path)
+            elif is_directory:
+                self._remove_lower(path)
+
+
+def _remove_tree(path: bytes) -> None:
+    with os.scandir(path) as found:
+        children = [(e.path, e.is_dir(follow_symlinks=False)) for e in found]
+    for child, is_directory in children:
+        if is_directory:
+            _remove_tree(child)
+        else:
+            os.unlink(child)
+    os.rmdir(path)
+
+
+# ---------------------------------------------------------------------------------------------- attributes
+
+
+def _write(fd: int, data: bytes | memoryview) -> None:
+    done = os.write(fd, data)
+    while done < len(data):
+        data = data[done:]
+        done = os.write(fd, data)
+
+
+def _write_sparse(fd: int, entry: tar.Entry, reader: tar.Reader) -> None:
+    """Holes stay holes."""
+    assert entry.sparse is not None
+    pieces = reader.data()
+    piece: bytes | memoryview = b""
+    for offset, length in entry.sparse:
+        os.lseek(fd, offset, os.SEEK_SET)
+        left = length
+        while left:
+            piece = piece or next(pieces)
+            _write(fd, piece[:left])
+            piece, left = piece[left:], left - min(left, len(piece))
+    os.ftruncate(fd, entry.size)
+
+
+def _times(entry: tar.Entry) -> tuple[int, int]:
+    """Access and modification; a layer's reader has at least the later of the two as the former."""
+    modified = entry.modified
+    accessed = modified if entry.accessed is None or entry.accessed < modified else entry.accessed
+    return (accessed if 0 <= accessed <= _LATEST else 0), (modified if 0 <= modified <= _LATEST else 0)
+
+
+def _id(number: int) -> int:
+    """A user or group as the system call sees it: 32 bits of it, all of them set meaning none."""
+    number &= 0xFFFFFFFF
+    return -1 if number == 0xFFFFFFFF else number
+
+
+def _device(major: int, minor: int) -> int:
+    """Linux's encoding in 32 bits; what does not fit is cut off, as the kernel does."""
+    return (major & 0xFFF) << 8 | minor & 0xFF | (minor & 0xFFF00) << 12
+
+
+def _set_xattrs(entry: tar.Entry, target: int | bytes) -> None:
+    """All but ``trusted.*``, which would be orders to overlayfs; what the filesystem does not have is left out."""
+    for key, value in entry.xattrs():
+        if key.startswith(b"trusted."):
+            continue
+        try:
+            if isinstance(target, int):
+                os.setxattr(target, key, value)
+            else:
+                os.setxattr(target, key, value, follow_symlinks=False)
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:
+                continue
+            if error.errno == errno.EPERM and key.startswith(b"user.") and entry.type not in (tar.REG, tar.GNU_SPARSE, tar.DIR):
+                continue  # user.* is for files and directories only
+            raise EntryError(f"failed to setxattr {_quoted(entry.name)} for key {_quoted(key)}: {_words_of(error)}") from None
+
+
+def _list_xattrs(fd: int) -> list[str]:
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENODATA):
+            return []
+        raise
+
+
+def _inherit_xattr(fd: int, key: str, path: bytes) -> None:
+    try:
+        os.setxattr(path, key, os.getxattr(fd, key), os.XATTR_CREATE)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENODATA, errno.EEXIST):
+            raise
+
+
+def _quoted(name: bytes) -> str:
+    text = name.decode("utf-8", "backslashreplace").encode("unicode_escape").decode() if not name.isascii() or b"\n" in name else name.decode()
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _words_of(error: OSError) -> str:
+    return words(error.errno) if error.errno else str(error)

@@ -1,0 +1,37 @@
+"""Layer media types: which may be unpacked and how, which can be made."""
+
+from __future__ import annotations
+
+from services.kit import errors
+
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+GZIP = f"{LAYER}+gzip"
+ZSTD = f"{LAYER}+zstd"
+
+_OCI = frozenset((LAYER, "application/vnd.oci.image.layer.nondistributable.v1.tar"))
+_DOCKER = frozenset(f"application/vnd.docker.image.rootfs.{kind}" for kind in (
+    "diff.tar", "foreign.diff.tar", "diff.tar.gzip", "foreign.diff.tar.gzip", "diff.tar.zstd"))
+
+MADE = {LAYER: "plain", GZIP: "gzip", ZSTD: "zstd"}
+"""What Diff makes, and how its worker calls that."""
+
+
+def may_be_compressed(media_type: str) -> bool:
+    """Whether a layer of this type is to be inflated, if its bytes look compressed; Unknown for what is no layer, in containerd's words.
+
+    OCI's types say it by their last suffix, in alphabetical order as containerd takes them; Docker's plain type is not believed. A Docker type with a suffix is
+    taken as it is.
+    """
+    base, *suffixes = media_type.split("+")
+    if base in _OCI:
+        return bool(suffixes) and max(suffixes) in ("gzip", "zstd")
+    if base in _DOCKER:
+        return not suffixes
+    raise errors.Unknown(f"failed to get stream processor for {media_type}: no processor for media-type")
+
+
+def compression_of(media_type: str) -> str:
+    """How to compress a layer of the type asked for; Unimplemented for others than OCI's, as in containerd."""
+    if media_type not in MADE:
+        raise errors.Unimplemented(f"unsupported diff media type: {media_type}")
+    return MADE[media_type]

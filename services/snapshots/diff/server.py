@@ -1,0 +1,105 @@
+"""containerd.services.diff.v1.Diff: layers unpacked onto mounts, layers made of the difference between mounts.
+
+The words. A *layer* is a tar stream of changes, its *diff id* the digest of that stream uncompressed; the blob that carries it may be compressed and has a digest of its own. *Apply*
+unpacks the blob that a descriptor names onto mounts (those of a snapshot being made) and answers the layer's descriptor, whose digest is the diff id: the client compares it with the image's config.
+*Diff* makes a layer of what differs between two lists of mounts, ``left`` the older, and commits it as a blob of the caller's.
+
+Both are apart from the snapshotters on purpose: they see mounts and blobs only, as any client could, so they work on every snapshotter's mounts. Blobs are the caller's namespace's, reached through the
+gateway. The work is done by programs (``apply``, ``compare``), one run for each call, because it needs root directories, namespaces and cores of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from api.containerd.services.diff.v1 import diff_pb2 as pb
+from api.containerd.types import descriptor_pb2, mount_pb2
+from services.kit import errors, tracing
+from services.kit.rpc import Call
+from services.snapshots.diff import blobs, media, workers
+from services.snapshots.diff.mounts import Mount, read_only, to_arguments
+
+UNCOMPRESSED = "containerd.io/uncompressed"
+"""Label of a compressed layer: its diff id."""
+
+
+class DiffServicer:
+    """Diff over the gateway at ``gateway_socket``. ``scratch`` is a directory of its own, where workers mount (in their namespaces); it is made if need be."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Diff"]
+
+    def __init__(self, gateway_socket: Path, scratch: Path) -> None:
+        self._gateway = blobs.channel(gateway_socket)
+        self._blobs = blobs.Blobs(self._gateway)
+        self._left = scratch / "left"
+        self._right = scratch / "right"
+        for directory in (self._left, self._right):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def close(self) -> None:
+        """Close the channel to the gateway."""
+        await self._gateway.close()
+
+    async def Apply(self, request: pb.ApplyRequest, call: Call) -> pb.ApplyResponse:
+        layer = request.diff
+        with tracing.span("diff.apply", digest=layer.digest, size=layer.size, media_type=layer.media_type):
+            async with contextlib.AsyncExitStack() as held:
+                with _explained("failed to get reader from content store"):
+                    file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
+                detect = "detect" if media.may_be_compressed(layer.media_type) else "plain"
+                digest, size = await workers.run("apply", detect, "sync" if request.sync_fs else "nosync", str(self._right),
+                                                 *to_arguments(_mounts(request.mounts)), file=file)
+        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media.LAYER, digest=digest, size=int(size)))
+
+    async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
+        media_type = request.media_type or media.GZIP
+        compression = media.compression_of(media_type)
+        headers = call.passed_on()
+        ref = request.ref or _unique_ref()
+        bound = str(request.source_date_epoch.ToNanoseconds()) if request.HasField("source_date_epoch") else "-"
+        labels = dict(request.labels)
+        with tracing.span("diff.diff", ref=ref, media_type=media_type):
+            try:
+                async with contextlib.AsyncExitStack() as held:
+                    with _explained("failed to open writer"):
+                        ingest = await held.enter_async_context(self._blobs.writing(ref, headers))
+                    left = to_arguments(_mounts(request.left))
+                    digest, size, diff_id = await workers.run(
+                        "compare", compression, bound, str(self._left), str(self._right), str(len(left)), *left,
+                        *to_arguments(read_only(_mounts(request.right))), file=ingest.fd, started=ingest.started)
+                    if compression != "plain":
+                        labels[UNCOMPRESSED] = diff_id
+                    with _explained("failed to commit"), contextlib.suppress(errors.AlreadyExists):
+                        await ingest.commit(digest, int(size), labels)
+            except BaseException:
+                if not request.ref:
+                    await self._blobs.abort(ref, headers)
+                raise
+            with _explained("failed to get info from content store"):
+                info = await self._blobs.info(digest, headers)
+            if compression != "plain" and UNCOMPRESSED not in info.labels:
+                with _explained("error setting uncompressed label"):
+                    await self._blobs.label(digest, UNCOMPRESSED, diff_id, headers)
+        return pb.DiffResponse(diff=descriptor_pb2.Descriptor(media_type=media_type, digest=digest, size=info.size))
+
+
+def _mounts(found: Iterable[mount_pb2.Mount]) -> list[Mount]:
+    return [Mount(m.type, m.source, m.target, m.options) for m in found]
+
+
+def _unique_ref() -> str:
+    return f"{time.time_ns()}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}"
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Errors within, with what failed before their text, as containerd words it."""
+    try:
+        yield
+    except errors.NodeError as error:
+        raise type(error).verbatim(f"{what}: {error}", error.trailers) from None

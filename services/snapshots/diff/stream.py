@@ -1,0 +1,177 @@
+"""From a blob's bytes to a layer's: what is compressed is inflated, and all is hashed on the way.
+
+Inflating and hashing run in a thread of their own beside the unpacking: both leave the GIL to others while they work on a chunk. A small
+blob is not worth a thread. ``isal`` inflates gzip at 1.5 to 2 times zlib's speed; zstandard is imported for zstd only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+CHUNK = 1 << 18
+"""Bytes read at once, and a quarter of what is inflated at once: with :data:`QUEUE` it bounds a worker's memory."""
+QUEUE = 8
+ZSTD_PIECE = 1 << 12
+SMALL = 1 << 20
+"""Blobs up to this size are inflated as they are unpacked."""
+
+
+class CompressionError(Exception):
+    """The blob's compressed stream is damaged, or ends early."""
+
+
+class Digested:
+    """The uncompressed chunks of the blob on a file descriptor, once. When all were taken, ``digest`` and ``size`` describe them.
+
+    ``detect`` says whether the blob may be compressed: a layer's media type without compression promises that it is not. Which compression it is, its first bytes tell, as they
+    tell containerd. Whatever must be imported for it is imported here, before the caller leaves the root directory that holds it.
+    """
+
+    def __init__(self, fd: int, *, detect: bool) -> None:
+        self._hash = hashlib.sha256()
+        self.size = 0
+        info = os.fstat(fd)
+        source = _read(fd)
+        if detect:
+            head = b""
+            for chunk in source:
+                head += chunk
+                if len(head) >= 10:
+                    break
+            source = _inflated(head, source)
+        self._plain = self._digesting(source)
+        if not (stat.S_ISREG(info.st_mode) and info.st_size <= SMALL):
+            self._plain = beside(self._plain)
+
+    @property
+    def digest(self) -> str:
+        """The diff id, if all chunks were taken."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._plain
+
+    def _digesting(self, source: Iterable[bytes]) -> Iterator[bytes]:
+        update = self._hash.update
+        for chunk in source:
+            update(chunk)
+            self.size += len(chunk)
+            yield chunk
+
+
+def beside(source: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks, made in a thread up to :data:`QUEUE` ahead of whoever takes them."""
+    import queue
+    import threading
+
+    waiting: queue.Queue[bytes | BaseException | None] = queue.Queue(QUEUE)
+
+    def work() -> None:
+        last: BaseException | None = None
+        try:
+            for chunk in source:
+                waiting.put(chunk)
+        except BaseException as error:
+            last = error
+        waiting.put(last)
+
+    def taken() -> Iterator[bytes]:
+        threading.Thread(target=work, daemon=True).start()
+        while (got := waiting.get()) is not None:
+            if isinstance(got, BaseException):
+                raise got
+            yield got
+
+    return taken()
+
+
+def _read(fd: int) -> Iterator[bytes]:
+    while data := os.read(fd, CHUNK):
+        yield data
+
+
+def _inflated(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    """By the first bytes: gzip, zstd (a skippable frame counts), or not compressed at all."""
+    if head.startswith(b"\x1f\x8b\x08"):
+        return _gunzip(head, rest)
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (len(head) >= 8 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
+        return _unzstd(head, rest)
+    return _chained(head, rest)
+
+
+def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    if head:
+        yield head
+    yield from rest
+
+
+def _gunzip(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    """Any number of members, one after the other. What follows the last and is none is ignored, as by pigz, which containerd runs where it is there."""
+    from isal import isal_zlib
+
+    def chunks(data: bytes) -> Iterator[bytes]:
+        ended = False
+        try:
+            while True:
+                member = isal_zlib.decompressobj(wbits=31)
+                while not member.eof:
+                    if not data and not ended:
+                        data = next(rest, b"")
+                        ended = not data
+                    out = member.decompress(data, 4 * CHUNK)
+                    data = member.unused_data if member.eof else member.unconsumed_tail
+                    if out:
+                        yield out
+                    elif ended and not member.eof:
+                        raise CompressionError("unexpected EOF")
+                while len(data) < 2 and (more := next(rest, b"")):
+                    data += more
+                if not data.startswith(b"\x1f\x8b"):
+                    return
+        except isal_zlib.error as error:  # type: ignore[misc]
+            raise CompressionError(f"gzip: {error}") from None
+
+    return chunks(data)
+
+
+def _unzstd(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    """Any number of frames."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 29)
+
+    def chunks(data: bytes) -> Iterator[bytes]:
+        frame = decompressor.decompressobj()
+        made: list[bytes] = []
+        size = 0
+        try:
+            while data:
+                # All that a piece holds comes out at once, and four bytes may hold 128 KiB: so in small pieces.
+                for start in range(0, len(data), ZSTD_PIECE):
+                    piece = data[start:start + ZSTD_PIECE]
+                    while piece:
+                        if frame.eof:
+                            frame = decompressor.decompressobj()
+                        out = frame.decompress(piece)
+                        piece = frame.unused_data if frame.eof else b""
+                        made.append(out)
+                        size += len(out)
+                    if size >= CHUNK:
+                        yield b"".join(made)
+                        made.clear()
+                        size = 0
+                data = next(rest, b"")
+            if not frame.eof:
+                raise CompressionError("unexpected EOF")
+            if size:
+                yield b"".join(made)
+        except zstandard.ZstdError as error:
+            raise CompressionError(f"zstd: {error}") from None
+
+    return chunks(data)
