@@ -27,6 +27,8 @@ from services.kit.rpc import Channel, Client
 
 NAMESPACE = "bench"
 HEADERS = {"containerd-namespace": NAMESPACE}
+ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
+"""Labels of what no collection may take between two calls."""
 BLOB_MIB = 256
 _MIB = 1 << 20
 
@@ -129,9 +131,8 @@ def content_write(peer: Peer) -> float:
                 for i, chunk in enumerate(chunks):
                     await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=chunk))
                     await stream.receive()
-                labels = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
                 await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=BLOB_MIB * _MIB, expected=digest,
-                                                                  offset=BLOB_MIB * _MIB, labels=labels))
+                                                                  offset=BLOB_MIB * _MIB, labels=ROOTED))
                 await stream.receive()
             seconds = time.perf_counter() - start
             await client.Delete(content_pb2.DeleteContentRequest(digest=digest), headers=HEADERS)
@@ -156,7 +157,7 @@ def content_read(peer: Peer) -> float:
                         await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=data[i * _MIB:(i + 1) * _MIB]))
                         await stream.receive()
                     await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=len(data), offset=len(data), expected=digest,
-                                                                      labels={"containerd.io/gc.root": "2026-01-01T00:00:00Z"}))
+                                                                      labels=ROOTED))
                     await stream.receive()
             except errors.AlreadyExists:
                 size = 0  # from an earlier round
@@ -181,7 +182,7 @@ def snapshot_rate(peer: Peer, count: int = 100) -> float:
             client = _client(channel, snapshots_pb2, "Snapshots")
             start = time.perf_counter()
             for i in range(count):
-                await client.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"bench-{i}"), headers=HEADERS)
+                await client.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"bench-{i}", labels=ROOTED), headers=HEADERS)
                 await client.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter="overlayfs", key=f"bench-{i}"), headers=HEADERS)
             return count / (time.perf_counter() - start)
 
