@@ -56,7 +56,7 @@ class Images:
 
 
 class ImagesSuite:
-    """A subclass has a fixture ``channel``, to a process that serves Images, and ``node``, to one that serves Events."""
+    """A subclass has a fixture ``channel``, to a process that serves Images, and ``publisher``, to one that serves Events."""
 
     @pytest.fixture
     def images(self, channel: Channel) -> Images:
@@ -191,9 +191,9 @@ class ImagesSuite:
             with pytest.raises(errors.FailedPrecondition, match="^namespace is required: failed precondition$"):
                 await call
 
-    async def test_changes_are_published(self, images: Images, node: Channel) -> None:
+    async def test_changes_are_published(self, images: Images, publisher: Channel) -> None:
         """Each after its change and in order, with name and labels; a change that was refused is none."""
-        async with subscribed(node.client(EVENTS), f"namespace=={images.namespace}") as subscriber:
+        async with subscribed(publisher.client(EVENTS), f"namespace=={images.namespace}") as subscriber:
             await images.create(pb.Image(name="x", labels={"a": "1"}, target=descriptor()))
             with pytest.raises(errors.AlreadyExists):
                 await images.create(pb.Image(name="x", target=descriptor()))

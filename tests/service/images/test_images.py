@@ -31,7 +31,7 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture
-async def node(processes: Processes) -> AsyncIterator[Channel]:
+async def publisher(processes: Processes) -> AsyncIterator[Channel]:
     """The events of a gateway, on the internal socket."""
     socket = processes[0] / "internal.sock"
     async with rpc.serving(socket, [EventsServicer(Exchange(replay_seconds=0))]), Channel(socket) as channel:
@@ -39,7 +39,7 @@ async def node(processes: Processes) -> AsyncIterator[Channel]:
 
 
 @pytest.fixture
-async def channel(processes: Processes, node: Channel) -> AsyncIterator[Channel]:
+async def channel(processes: Processes, publisher: Channel) -> AsyncIterator[Channel]:
     """The images process."""
     async with Channel(processes[0] / "images.sock") as channel:
         yield channel
@@ -66,7 +66,7 @@ class TestContainerd(suite.ImagesSuite):
             yield channel
 
     @pytest.fixture
-    def node(self, channel: Channel) -> Channel:
+    def publisher(self, channel: Channel) -> Channel:
         return channel
 
 

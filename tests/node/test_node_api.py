@@ -1,0 +1,83 @@
+"""The suites of events, introspection and images on a whole node, through containerd.sock, where every call crosses the processes that it crosses in use."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from services.kit.rpc import Channel
+from tests.suites import events as events_suite
+from tests.suites import images as images_suite
+from tests.suites import introspection as introspection_suite
+from tests.support import Node, eventually_async
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+
+@pytest.fixture
+async def channel(node: Node) -> AsyncIterator[Channel]:
+    """The node, as any client sees it."""
+    async with Channel(node.socket) as channel:
+        yield channel
+
+
+class TestEvents(events_suite.NodeEventsSuite):
+    """The exchange in the gateway."""
+
+    @pytest.fixture
+    def events(self, channel: Channel) -> Any:
+        return events_suite.client(channel)
+
+
+class TestIntrospection(introspection_suite.NodeIntrospectionSuite):
+    """The gateway's answers while all services are well."""
+
+
+class TestImages(images_suite.NodeImagesSuite):
+    """Gateway, images, metadata; their events come back by the gateway's internal socket."""
+
+    @pytest.fixture
+    def publisher(self, channel: Channel) -> Channel:
+        return channel
+
+
+async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Channel) -> None:
+    """Its rows say UNAVAILABLE and its name, all others stay well; when it goes on, all are."""
+    client = channel.client(introspection_suite.INTROSPECTION)
+
+    async def broken() -> dict[str, tuple[int, str]]:
+        return {f"{row.type} {row.id}": (row.init_err.code, row.init_err.message)
+                for row in await introspection_suite.plugins(client) if row.HasField("init_err")}
+
+    async def well() -> bool:
+        return not await broken()
+
+    await eventually_async(well, "not well before")
+    pid = node.pid("images")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        found = await eventually_async(broken, "the rows of images stay well")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert set(found) == {"io.containerd.service.v1 images-service", "io.containerd.grpc.v1 images"}
+    assert all(code == 14 and message.startswith("service images is not reachable") for code, message in found.values())
+    await eventually_async(well, "the rows of images stay broken")
+
+
+@pytest.mark.parametrize("service", ["images", "metadata"])
+async def test_a_killed_service_costs_its_callers_a_moment(node: Node, channel: Channel, service: str) -> None:
+    """A call made while it is away is answered when it is back, without an error."""
+    images = images_suite.Images(channel, "killed")
+    node.wait_healthy()
+    assert await images.names() == []
+    killed = node.kill(service)
+
+    async def gone() -> bool:
+        return not os.path.exists(f"/proc/{killed}")
+
+    await eventually_async(gone, f"{service} lives on")
+    assert await images.names() == []
