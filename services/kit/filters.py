@@ -223,11 +223,14 @@ class _Parser:
     def _scan_quoted(self, quote: str) -> None:
         """To the closing quote. An illegal escape is reported only there, unless the literal never ends: the first reason found counts."""
         why = ""
-        while (char := self._next()) != quote:
-            if char in ("", "\n"):
-                raise _IllegalError(why or "quoted literal not terminated")
-            if char == "\\":
-                why = why or self._scan_escape(quote)
+        try:
+            while (char := self._next()) != quote:
+                if char in ("", "\n"):
+                    raise _IllegalError("quoted literal not terminated")
+                if char == "\\":
+                    why = why or self._scan_escape(quote)
+        except _IllegalError as error:
+            raise _IllegalError(why or str(error)) from None
         if why:
             raise _IllegalError(why)
 

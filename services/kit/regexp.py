@@ -73,12 +73,12 @@ class _Translator:
             self.out.append("|" + "".join(self.groups[-1]))
             self.at += 1
         elif char == "$":
-            self.out.append("$" if self.multiline[-1] else r"\Z")
+            self.out.append("(?:$)" if self.multiline[-1] else r"(?:\Z)")
             self.at += 1
         elif char in "*+?{":
             self._repeat()
         else:
-            self.out.append(char if char in ".^" else re.escape(char))
+            self.out.append("(?:^)" if char == "^" else "." if char == "." else re.escape(char))
             self.at += 1
 
     def _repeat(self) -> None:
@@ -157,16 +157,14 @@ class _Translator:
             return re.escape(chr(int(number[0], 8)))
         if not in_class:
             if char in "AbB":
-                return "\\" + char
+                return rf"(?:\{char})"  # which may be repeated there, but not bare in Python
             if char == "z":
-                return r"\Z"
+                return r"(?:\Z)"
             if char == "Q":
                 end = self.pattern.find(r"\E", self.at)
                 literal = self.pattern[self.at:] if end < 0 else self.pattern[self.at:end]
                 self.at = len(self.pattern) if end < 0 else end + 2
                 return re.escape(literal)
-            if char == "E":
-                return ""
         if char.isascii() and not char.isalnum():
             return re.escape(char)
         raise self._error("invalid escape sequence")

@@ -39,13 +39,14 @@ from services.kit import regexp
     ("a.c", "a\nc", False),
     ("(?s)a.c", "a\nc", True),
     ("(?i)É", "é", True),
+    (r"^?a\b?$*c\z?", "ac", True),
 ])
 def test_matches_as_go_does(pattern: str, text: str, found: bool) -> None:
     """A pattern finds here what Go's MatchString finds."""
     assert (regexp.compile(pattern).search(text) is not None) is found
 
 
-@pytest.mark.parametrize("pattern", ["(", ")", "a**", "a*+", "a{2}{3}", "(?=a)", "(?<!a)", r"(a)\1", r"\Z", "[a", "[b-a]", "a{1001}", "\\", "*a", r"\pL", "(?>a)", "(?P=n)", "[[:word"])
+@pytest.mark.parametrize("pattern", ["(", ")", "a**", "a*+", "a{2}{3}", "(?=a)", "(?<!a)", r"(a)\1", r"\Z", "[a", "[b-a]", "a{1001}", "\\", "*a", r"\pL", "(?>a)", "(?P=n)", r"a\E", "[[:word"])
 def test_refuses_what_go_refuses(pattern: str) -> None:
     """What Go does not compile, and the little that is not supported, is a ValueError."""
     with pytest.raises(ValueError):
