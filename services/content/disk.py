@@ -460,7 +460,7 @@ class Ingest:
 
 
 class BlobReader:
-    """An open blob, read from front to back. It reads on if the blob is deleted meanwhile."""
+    """An open blob, read from front to back; closed by itself at the end. It reads on if the blob is deleted meanwhile."""
 
     def __init__(self, path: str, digest: Digest, offset: int, size: int) -> None:
         """NotFound; OutOfRange, in containerd's words, for an ``offset`` past the end. ``size`` 0 or too large is to the end."""
@@ -476,20 +476,29 @@ class BlobReader:
         self.left = length - self._at
         if 0 < size < self.left:
             self.left = size
-        try:
-            self.first = self.next()
-        except OSError:
-            os.close(self._fd)
-            raise
+        self.first = self.next()
 
     def next(self) -> bytes:
-        """The next piece, empty at the end."""
-        piece = os.pread(self._fd, min(self.left, CHUNK), self._at) if self.left else b""
-        if not piece and self.left:
-            raise errors.DataLoss(f"a blob ended {self.left} bytes early")
+        """The next piece, empty at the end. After the last one, or a failure, the blob is closed."""
+        try:
+            piece = os.pread(self._fd, min(self.left, CHUNK), self._at) if self.left else b""
+            if not piece and self.left:
+                raise errors.DataLoss(f"a blob ended {self.left} bytes early")
+        except (OSError, errors.DataLoss):
+            self.close()
+            raise
         self._at += len(piece)
         self.left -= len(piece)
+        if not self.left:
+            self.close()
         return piece
 
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
     def close(self) -> None:
-        os.close(self._fd)
+        """May be called again. The last close of a deleted blob frees its bytes, which takes a while."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

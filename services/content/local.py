@@ -108,14 +108,14 @@ class LocalStore:
                 yield piece
                 piece = await asyncio.shield(ahead) if ahead else b""
         finally:
-            if ahead is not None and not ahead.done():
-                self._later(self._close_after(ahead, blob))
-            else:
-                await self._submit(blob.close)  # the last close of a deleted blob frees its bytes, which takes a while
+            if not blob.closed:
+                self._later(self._give_up(blob, ahead))
 
-    async def _close_after(self, ahead: asyncio.Future[bytes], blob: BlobReader) -> None:
-        await asyncio.wait([ahead])
-        _ = ahead.exception()
+    async def _give_up(self, blob: BlobReader, ahead: asyncio.Future[bytes] | None) -> None:
+        """Close a blob that was not read to its end, once no thread reads it."""
+        if ahead is not None:
+            await asyncio.wait([ahead])
+            _ = ahead.exception()
         await self._submit(blob.close)
 
     # ---------------------------------------------------------------- ingests
