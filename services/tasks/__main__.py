@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
-from services.kit import process, rpc, settings
+from services.kit import opt, process, rpc, settings
 from services.kit.publisher import Publisher
 from services.tasks import config
 from services.tasks.gateway import Gateway
@@ -17,6 +18,7 @@ from services.tasks.server import TasksServicer
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal; the shims stay."""
     chosen = config.load(file)
+    os.environ.update(opt.environment(node.root))  # runtimes that ctr installed are found before the system's, by shims too
     with process.owned(node.state / "tasks"):
         async with rpc.Channel(node.state / "internal.sock", "gateway") as channel, Publisher(channel).running() as publisher:
             gateway = Gateway(channel, publisher)

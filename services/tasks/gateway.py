@@ -43,8 +43,8 @@ class Gateway:
         response = await self._containers.Get(containers_pb2.GetContainerRequest(id=name), headers={rpc.NAMESPACE: namespace})
         return convert.container_from_pb(response.container)
 
-    async def containers(self, namespace: str, filter: str) -> Sequence[Container]:  # noqa: A002 the API's word
-        response = await self._containers.List(containers_pb2.ListContainersRequest(filters=[filter]), headers={rpc.NAMESPACE: namespace})
+    async def containers(self, namespace: str, selector: str) -> Sequence[Container]:
+        response = await self._containers.List(containers_pb2.ListContainersRequest(filters=[selector]), headers={rpc.NAMESPACE: namespace})
         return [convert.container_from_pb(c) for c in response.containers]
 
     async def namespaces(self) -> Sequence[str]:

@@ -9,7 +9,8 @@ A client (nerdctl, for one) sets on the container::
     containerd.io/restart.count               counted up here at each restart
 
 Every container is looked at once in an interval, as containerd does, and one whose task has just exited after a second, but none is restarted more often
-than once in an interval. The second is there for whoever kills a task to remove it.
+than once in an interval. The second is there for whoever kills a task to remove it; and a container that has no task at all is left to who may just be making one until it
+is seen so a second time.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class RestartMonitor:
         self._delay = min(delay, self._interval)
         self._hurried: set[asyncio.Task[None]] = set()
         self._started: dict[tuple[str, str], float] = {}
+        self._missing: dict[tuple[str, str], float] = {}
+        """When a container was first seen without a task."""
         self._working: set[tuple[str, str]] = set()
         self._tasks: Tasks | None = None
 
@@ -135,6 +138,7 @@ class RestartMonitor:
                 log.log(logging.DEBUG if isinstance(error, errors.Unavailable) else logging.ERROR, "restart monitor: %s", error)
             now = time.monotonic()
             self._started = {k: t for k, t in self._started.items() if now - t < self._interval}
+            self._missing = {k: t for k, t in self._missing.items() if now - t < self._interval * 3}
             await asyncio.sleep(self._interval)
 
     async def _look_into(self, namespace: str) -> None:
@@ -163,8 +167,10 @@ class RestartMonitor:
         try:
             process = await self._tasks.get(namespace, container.id)
             status, exit_status = process.status, process.exit_status
+            self._missing.pop((namespace, container.id), None)
         except errors.NotFound:
-            pass
+            if time.monotonic() - self._missing.setdefault((namespace, container.id), time.monotonic()) < self._interval * 0.9:
+                return
         except (errors.Unavailable, errors.DeadlineExceeded):
             return  # a slow shim is no dead one
         todo = decide(container.labels, status, exit_status)

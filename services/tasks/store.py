@@ -221,7 +221,7 @@ class Node(Protocol):
         """A container's record, or NotFound in its owner's words."""
         ...
 
-    async def containers(self, namespace: str, filter: str) -> Sequence[Container]:  # noqa: A002 the API's word
+    async def containers(self, namespace: str, selector: str) -> Sequence[Container]:
         """Records that a filter matches."""
         ...
 

@@ -247,8 +247,8 @@ class TasksSuite:
             await tasks.start(NS, "x", "e2")
         await end(tasks, "x")
         await node.topic("x", "/tasks/delete")
-        assert ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"] == [t for t, e in node.events if e.container_id == "x" and (
-            getattr(e, "exec_id", "") == "e1" or getattr(e, "id", "") == "e1")]
+        assert [t for t, e in node.events if e.container_id == "x" and (
+            getattr(e, "exec_id", "") == "e1" or getattr(e, "id", "") == "e1")] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
 
     async def test_signals(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """A signal reaches the init; killing what has stopped is NotFound; with everything, execs die too."""

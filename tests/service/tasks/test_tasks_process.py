@@ -1,0 +1,290 @@
+"""The tasks service as a process: killed, started again, and without its gateway for a while; containers notice nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors, rpc
+from services.tasks.bundle import TASKS
+from services.tasks.remote import RemoteTasks
+from services.tasks.store import CreateOptions, Status
+from tests.suites.tasks import LIFE, end, exec_spec, in_status, leftovers, shim_of, start
+from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, gone, output
+from tests.support import ServiceProcess, eventually_async, processes_naming
+
+pytestmark = pytest.mark.root
+
+CONFIG = """
+[tasks]
+restart_interval = "1s"
+load_timeout = "1s"
+"""
+
+
+class Service:
+    """The process, its gateway, and a client."""
+
+    def __init__(self, place: Path) -> None:
+        (place / "c.toml").write_text(CONFIG)
+        self.faults = place / "faults"
+        self.faults.mkdir()
+        self.root, self.config = place / "root", place / "c.toml"
+        self.node = FakeGateway(place / "s", busybox(place))
+        self.channel = rpc.Channel(self.node.state / "tasks.sock")
+        self.tasks = RemoteTasks(self.channel)
+
+    async def open(self) -> None:
+        await self.node.start()
+        self.process = await asyncio.to_thread(
+            ServiceProcess, "services.tasks", self.root, self.node.state, config=self.config, env={"SPLITD_FAULTS": str(self.faults)})
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await asyncio.to_thread(self.process.stop)
+        await self.node.stop()
+        assert "Traceback" not in self.process.text(), self.process.text()
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(self.process.kill)
+
+    async def again(self) -> None:
+        """Start it after a kill."""
+        await asyncio.to_thread(self.process.start)
+
+    async def answering(self) -> None:
+        async def there() -> bool:
+            try:
+                await self.tasks.list(NS)
+            except errors.Unavailable:
+                return False
+            return True
+
+        await eventually_async(there)
+
+
+@pytest.fixture
+async def service(place: Path) -> AsyncIterator[Service]:
+    made = Service(place)
+    await made.open()
+    try:
+        yield made
+        assert leftovers(made.node) == []
+    finally:
+        await made.close()
+
+
+async def test_killed_service_finds_every_shim_again(service: Service) -> None:
+    """After kill -9 and a start the same pids run, terminals, execs and Wait work, and a log that filled up meanwhile is read again."""
+    async with output(service.node.state, "one") as o:
+        pid = await start(service.tasks, service.node, "one", "cat", io=o.io())
+        other = await start(service.tasks, service.node, "two", "sleep", "100")
+        await service.tasks.exec(NS, "two", "e", exec_spec("sleep", "100"), o.io())
+        inner = await service.tasks.start(NS, "two", "e")
+        shims = [shim_of(service.node, n) for n in ("one", "two")]
+        for _ in range(3):
+            await service.kill()
+            assert all(map(alive, [pid, other, inner, *shims]))
+            await service.again()
+            await service.answering()
+            assert {p.id: (p.pid, p.status) for p in await service.tasks.list(NS)} == {"one": (pid, Status.RUNNING), "two": (other, Status.RUNNING)}
+        o.write("still here\n")
+        await o.says("still here\n")
+        waiting = asyncio.create_task(service.tasks.wait(NS, "two", "e"))
+        await service.tasks.kill(NS, "two", "e", signal.SIGKILL, everything=False)
+        assert (await asyncio.wait_for(waiting, 15)).status == 137
+        await end(service.tasks, "one")
+        await end(service.tasks, "two")
+    assert service.node.topics("one") == LIFE
+    assert service.node.doubles == []
+
+
+async def test_sigterm_leaves_the_shims_alone(service: Service) -> None:
+    """A service that is stopped politely ends within seconds, waits outstanding or not, and containers run on."""
+    pid = await start(service.tasks, service.node, "p", "sleep", "100")
+    waiting = asyncio.create_task(service.tasks.wait(NS, "p"))
+    await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(service.process.stop) == 0
+    with pytest.raises(errors.Unavailable):
+        await waiting
+    assert alive(pid)
+    await service.again()
+    await service.answering()
+    assert (await service.tasks.get(NS, "p")).pid == pid
+    await end(service.tasks, "p")
+
+
+async def test_exits_while_it_was_away_are_told_once(service: Service) -> None:
+    """A task that ends while the service is down is STOPPED with its status afterwards; its exit has been told exactly once, by shim or service."""
+    pid = await start(service.tasks, service.node, "gone", "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done")
+    await service.kill()
+    await asyncio.sleep(0.3)  # let the shell set its trap: there is nothing to ask
+    os.kill(pid, signal.SIGTERM)
+    await gone(pid)
+    await service.again()
+    await service.answering()
+    await in_status(service.tasks, "gone", Status.STOPPED)
+    assert (await service.tasks.wait(NS, "gone")).status == 5
+    await service.node.topic("gone", "/tasks/exit")
+    for _ in range(2):  # what was told is not told again
+        await service.kill()
+        await service.again()
+        await service.answering()
+    assert [e.exit_status for e in service.node.exits("gone")] == [5]
+    assert len(service.node.doubles) <= 1
+    assert (await service.tasks.delete(NS, "gone")).status == 5
+
+
+async def test_exit_that_no_forward_brought_is_told(service: Service) -> None:
+    """Gateway and service both away, and the shim's own report lost: the service tells the exit when both are back."""
+    pid = await start(service.tasks, service.node, "lost", "sleep", "100")
+    await service.kill()
+    await service.node.stop()
+    os.kill(pid, signal.SIGKILL)
+    await gone(pid)
+    service.node.events.clear()  # as if the shim had given up
+    await service.node.start()
+    await service.again()
+    event = await service.node.topic("lost", "/tasks/exit")
+    assert (event.pid, event.exit_status) == (pid, 137)
+    await end(service.tasks, "lost")
+    assert len(service.node.exits("lost")) == 1
+
+
+async def test_gateway_outage_loses_no_exit(service: Service) -> None:
+    """An exit while the gateway is away is told when it is back, once."""
+    pid = await start(service.tasks, service.node, "o", "sleep", "100")
+    await service.node.stop()
+    os.kill(pid, signal.SIGKILL)
+    await gone(pid)
+    await service.node.start()
+    assert (await service.node.topic("o", "/tasks/exit")).pid == pid
+    await end(service.tasks, "o")
+    await service.node.topic("o", "/tasks/delete", 25)
+    assert len(service.node.exits("o")) == 1
+
+
+async def test_shim_that_died_while_it_was_away(service: Service) -> None:
+    """Shim and service killed: the next start cleans up, and the task's exit (137) and deletion are told."""
+    pid = await start(service.tasks, service.node, "d", "sleep", "100")
+    shim = shim_of(service.node, "d")
+    await service.kill()
+    os.kill(shim, signal.SIGKILL)
+    await gone(shim)
+    await service.again()
+    deleted = await service.node.topic("d", "/tasks/delete")
+    assert (deleted.pid, deleted.exit_status) == (pid, 137)
+    assert [(e.pid, e.exit_status) for e in service.node.exits("d")] == [(pid, 137)]
+    await gone(pid)
+    with pytest.raises(errors.NotFound, match="task d not found"):
+        await service.tasks.get(NS, "d")
+
+
+@pytest.mark.parametrize("point", ["tasks.bundle-made", "tasks.shim-running", "tasks.shim-started"])
+async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None:
+    """Killed in the middle of a create: after the next start no shim, mount or bundle is left, others go on, and the name can be used."""
+    other = await start(service.tasks, service.node, "other", "sleep", "100")
+    service.node.add("half", "sleep", "100")
+    (service.faults / point).touch()
+    with pytest.raises(errors.Unavailable):
+        await service.tasks.create(NS, "half", CreateOptions(rootfs=(service.node.mount,)))
+    assert not (service.faults / point).exists()
+    await service.again()
+    await service.answering()
+
+    async def clean() -> bool:
+        return not (service.node.state / TASKS / NS / "half").exists() and len(processes_naming(service.node.state)) == 2
+
+    await eventually_async(clean, "half a task is left")
+    assert "half" not in {e.container_id for _, e in service.node.events if e.DESCRIPTOR.name != "TaskDelete"}
+    assert (await service.tasks.get(NS, "other")).pid == other
+    await start(service.tasks, service.node, "half", "sleep", "100")
+    await end(service.tasks, "half")
+    await end(service.tasks, "other")
+
+
+async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
+    """With a stopped shim the service starts in seconds, serves the others, keeps the task, and has it back when the shim goes on."""
+    pid = await start(service.tasks, service.node, "hung", "sleep", "100")
+    await start(service.tasks, service.node, "fine", "sleep", "100")
+    shim = shim_of(service.node, "hung")
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        await service.kill()
+        await service.again()
+        async with asyncio.timeout(5):
+            await service.answering()
+        assert {p.id: p.status for p in await service.tasks.list(NS)} == {"hung": Status.UNKNOWN, "fine": Status.RUNNING}
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    await in_status(service.tasks, "hung", Status.RUNNING)
+    waiting = asyncio.create_task(service.tasks.wait(NS, "hung"))
+    os.kill(pid, signal.SIGKILL)
+    assert (await asyncio.wait_for(waiting, 15)).status == 137
+    await end(service.tasks, "hung")
+    await end(service.tasks, "fine")
+
+
+async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
+    """Twenty running tasks are all known when the service answers."""
+    names = [f"n{i}" for i in range(20)]
+    pids = dict(zip(names, await asyncio.gather(*(start(service.tasks, service.node, n, "sleep", "100") for n in names)), strict=True))
+    await service.kill()
+    await service.again()
+    await service.answering()
+    assert {p.id: p.pid for p in await service.tasks.list(NS)} == pids
+    await asyncio.gather(*(end(service.tasks, n) for n in names))
+
+
+async def test_restart_policies(service: Service) -> None:
+    """always comes back and is counted, on-failure:1 once, unless-stopped not when it was stopped on purpose; stopped is stopped."""
+    label = "containerd.io/restart."
+    node, tasks = service.node, service.tasks
+    log = node.state / "log.txt"
+    pid = await start(tasks, node, "always", "sh", "-c", "echo started; sleep 100",
+                      labels={f"{label}status": "running", f"{label}loguri": f"file://{log}"})
+    await start(tasks, node, "failing", "sh", "-c", "exit 1", labels={f"{label}status": "running", f"{label}policy": "on-failure:1"})
+    await start(tasks, node, "kept", "sleep", "100",
+                labels={f"{label}status": "running", f"{label}policy": "unless-stopped", f"{label}explicitly-stopped": "true"})
+    os.kill(pid, signal.SIGKILL)
+    await tasks.kill(NS, "kept", "", signal.SIGKILL, everything=False)
+
+    async def back() -> bool:
+        try:
+            process = await tasks.get(NS, "always")
+        except errors.NotFound:
+            return False
+        return process.pid != pid and process.status is Status.RUNNING
+
+    await eventually_async(back, "not restarted")
+    assert node.records[NS, "always"].labels[f"{label}count"] == "1"
+
+    async def logged() -> bool:
+        return log.exists() and "started" in log.read_text()
+
+    await eventually_async(logged, "the log uri was not used")
+
+    async def given_up() -> bool:
+        return [e.exit_status for e in node.exits("failing")] == [1, 1]
+
+    await eventually_async(given_up)
+    assert node.records[NS, "failing"].labels[f"{label}count"] == "1"
+    assert (await tasks.get(NS, "kept")).status is Status.STOPPED
+    node.records[NS, "always"].labels[f"{label}status"] = "stopped"
+
+    async def stopped() -> bool:
+        try:
+            await tasks.get(NS, "always")
+        except errors.NotFound:
+            return True
+        return False
+
+    await eventually_async(stopped, "not stopped")
+    assert [e.exit_status for e in node.exits("failing")] == [1, 1]
+    await tasks.delete(NS, "failing")
+    await tasks.delete(NS, "kept")

@@ -1,0 +1,175 @@
+"""The restart monitor's decisions, and what it does about them, on a fake of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from services.kit import errors
+from services.tasks.restart import COUNT, LOG_PATH, LOG_URI, POLICY, STATUS, STOPPED, Policy, RestartMonitor, decide
+from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Opaque, Process, Status
+from tests.support import eventually_async
+
+
+@pytest.mark.parametrize(("text", "policy"), [
+    ("", Policy("always")), ("always", Policy("always")), ("no", Policy("no")), ("unless-stopped", Policy("unless-stopped")),
+    ("on-failure", Policy("on-failure")), ("on-failure:3", Policy("on-failure", 3)),
+])
+def test_policies_are_read(text: str, policy: Policy) -> None:
+    """Each policy in each of its spellings."""
+    assert Policy.parse(text) == policy
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("always:3", 'restart policy "always" not support max retry count'), ("sometimes", 'restart policy "sometimes" not supported'),
+    ("on-failure:x", "invalid max retry count: x"),
+])
+def test_bad_policies_are_named(text: str, words: str) -> None:
+    """containerd's words."""
+    with pytest.raises(errors.InvalidArgument, match=f"^{words}"):
+        Policy.parse(text)
+
+
+@pytest.mark.parametrize(("labels", "status", "code", "todo"), [
+    ({STATUS: "running"}, Status.RUNNING, 0, ""),
+    ({STATUS: "running"}, Status.STOPPED, 0, "start"),
+    ({STATUS: "running"}, Status.CREATED, 0, "start"),
+    ({STATUS: "running"}, None, 0, "start"),
+    ({STATUS: "running"}, Status.PAUSED, 0, ""),
+    ({STATUS: "running"}, Status.PAUSING, 0, ""),
+    ({STATUS: "running", POLICY: "no"}, Status.STOPPED, 1, ""),
+    ({STATUS: "running", POLICY: "on-failure"}, Status.STOPPED, 0, ""),
+    ({STATUS: "running", POLICY: "on-failure"}, Status.STOPPED, 1, "start"),
+    ({STATUS: "running", POLICY: "on-failure:2", COUNT: "1"}, Status.STOPPED, 1, "start"),
+    ({STATUS: "running", POLICY: "on-failure:2", COUNT: "2"}, Status.STOPPED, 1, ""),
+    ({STATUS: "running", POLICY: "unless-stopped"}, Status.STOPPED, 0, "start"),
+    ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "true"}, Status.STOPPED, 0, ""),
+    ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "false"}, Status.STOPPED, 0, "start"),
+    ({STATUS: "stopped"}, Status.RUNNING, 0, "stop"),
+    ({STATUS: "stopped"}, Status.STOPPED, 0, ""),
+    ({STATUS: "stopped"}, None, 0, ""),
+    ({STATUS: "odd"}, Status.RUNNING, 0, ""),
+    ({}, Status.STOPPED, 0, ""),
+])
+def test_decisions(labels: dict[str, str], status: Status | None, code: int, todo: str) -> None:
+    """What the labels want of a task in each state, as containerd's monitor decides it."""
+    assert decide(labels, status, code) == todo
+
+
+class FakeTasks:
+    """Remembers what was asked of it; a created task runs once it is started."""
+
+    def __init__(self) -> None:
+        self.states: dict[tuple[str, str], Process] = {}
+        self.created: list[tuple[str, str, CreateOptions]] = []
+
+    async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
+        if (namespace, name) not in self.states:
+            raise errors.NotFound.verbatim(f"task {name} not found")
+        return self.states[namespace, name]
+
+    async def create(self, namespace: str, name: str, options: CreateOptions) -> int:
+        self.created.append((namespace, name, options))
+        self.states[namespace, name] = Process(name, 2, Status.CREATED)
+        return 2
+
+    async def start(self, namespace: str, name: str, exec_id: str = "") -> int:
+        self.states[namespace, name] = Process(name, 2, Status.RUNNING)
+        return 2
+
+    async def kill(self, namespace: str, name: str, *how: object, **more: object) -> None:
+        self.states[namespace, name] = Process(name, 2, Status.STOPPED, exit_status=137)
+
+    async def wait(self, namespace: str, name: str, exec_id: str = "") -> Exit:
+        return Exit(self.states[namespace, name].exit_status, None)
+
+    async def delete(self, namespace: str, name: str) -> Exit:
+        return Exit(self.states.pop((namespace, name)).exit_status, None)
+
+
+class FakeNode:
+    def __init__(self, *containers: Container) -> None:
+        self.records = {c.id: c for c in containers}
+        self.labels: list[tuple[str, ...]] = []
+
+    async def namespaces(self) -> list[str]:
+        return ["n"]
+
+    async def containers(self, namespace: str, selector: str) -> list[Container]:
+        assert selector == 'labels."containerd.io/restart.status"'
+        return list(self.records.values())
+
+    async def container(self, namespace: str, name: str) -> Container:
+        return self.records[name]
+
+    async def set_label(self, *label: str) -> None:
+        self.labels.append(label)
+
+    async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
+        return (Mount("bind", f"/{snapshotter}/{key}", "", ("rbind",)),)
+
+
+def container(name: str, labels: dict[str, str], **spec: Any) -> Container:
+    return Container(name, "io.containerd.runc.v2", spec=Opaque("s", json.dumps(spec).encode()), snapshotter="native", snapshot_key=f"{name}-key",
+                     labels={STATUS: "running", **labels})
+
+
+async def test_a_stopped_task_is_made_anew() -> None:
+    """Deleted, created from the snapshot's mounts with log URI, terminal and SELinux label of the container, and started; the count is written first."""
+    record = container("c", {LOG_URI: "binary:///logger", COUNT: "4"}, process={"terminal": True}, linux={"mountLabel": "a:b"})
+    node, tasks = FakeNode(record), FakeTasks()
+    tasks.states["n", "c"] = Process("c", 1, Status.STOPPED)
+    async with RestartMonitor(node, 0.05).running(tasks):  # type: ignore[arg-type]
+        await eventually_async(lambda: _running(tasks, "c"))
+    assert node.labels == [("n", "c", COUNT, "5")]
+    assert tasks.created == [("n", "c", CreateOptions(
+        io=IO("", "binary:///logger", "binary:///logger", terminal=True), rootfs=(Mount("bind", "/native/c-key", "", ("rbind", 'context="a:b"')),)))]
+
+
+async def _running(tasks: FakeTasks, name: str) -> bool:
+    found = tasks.states.get(("n", name))
+    return found is not None and found.status is Status.RUNNING
+
+
+async def test_the_older_log_label_is_a_file() -> None:
+    """restart.logpath is obeyed as a file URI; without a log label a task has no stdio."""
+    node, tasks = FakeNode(container("old", {LOG_PATH: "/var/log/old"}), container("none", {}, process={"terminal": True})), FakeTasks()
+    async with RestartMonitor(node, 0.05).running(tasks):  # type: ignore[arg-type]
+        await eventually_async(lambda: _running(tasks, "old"))
+        await eventually_async(lambda: _running(tasks, "none"))
+    io = {name: options.io for _, name, options in tasks.created}
+    assert io == {"old": IO("", "file:///var/log/old", "file:///var/log/old"), "none": IO()}
+
+
+async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() -> None:
+    """A hint of an exit restarts at once what still has its task; a second exit waits for the interval."""
+    node, tasks = FakeNode(container("c", {})), FakeTasks()
+    tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
+    monitor = RestartMonitor(node, 3600, delay=0.01)  # type: ignore[arg-type]
+    async with monitor.running(tasks):  # type: ignore[arg-type]
+        await asyncio.sleep(0.02)  # its first look
+        tasks.states["n", "c"] = Process("c", 1, Status.STOPPED)
+        monitor.exited("n", "c", Exit(0, None))
+        await eventually_async(lambda: _running(tasks, "c"))
+        tasks.states["n", "c"] = Process("c", 1, Status.STOPPED)
+        monitor.exited("n", "c", Exit(0, None))
+        del tasks.states["n", "c"]
+        monitor.exited("n", "c", Exit(0, None))
+        await asyncio.sleep(0.1)
+    assert len(tasks.created) == 1
+
+
+async def test_stopped_is_killed_and_deleted() -> None:
+    """A container that should be stopped loses its running task."""
+    node, tasks = FakeNode(container("c", {STATUS: "stopped"})), FakeTasks()
+    tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
+    async with RestartMonitor(node, 0.05).running(tasks):  # type: ignore[arg-type]
+
+        async def away() -> bool:
+            return not tasks.states
+
+        await eventually_async(away)
+    assert tasks.created == []
