@@ -1,0 +1,310 @@
+"""Collections of the real processes: metadata asks content and snapshots through the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from api.containerd.events import snapshot_pb2
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.events.v1 import events_pb2
+from api.containerd.services.leases.v1 import leases_pb2
+from services.kit import errors
+from services.kit.rpc import Channel
+from tests.service.gc.gc_node import Client, Processes, digest_of
+from tests.support import eventually_async, short_directory
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    with short_directory() as directory:
+        running = Processes(directory)
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+@pytest.fixture
+async def client(processes: Processes) -> AsyncIterator[Client]:
+    """A client of a node on which nothing is left of earlier tests."""
+    async with Client(processes) as made:
+        await made.ready()
+        yield made
+        for lease in (await made.leases.List(leases_pb2.ListRequest(), headers=made.headers())).leases:
+            await made.unlease(lease.id)
+        done = await made.collect()
+        assert list(done.failed) == []
+        assert await made.raw() == set()
+
+
+async def test_garbage_goes_down_to_the_disk(processes: Processes, client: Client) -> None:
+    """Unreferenced content, ingests and snapshots of both snapshotters are gone after a collection, files and directories too; leased ones stay."""
+    lease = await client.lease("keep")
+    kept = await client.write(b"kept", lease=lease)
+    gone = await client.write(b"gone", say=False)
+    await client.open("open", b"part")
+    for snapshotter in ("overlayfs", "native"):
+        await client.layer("base", snapshotter=snapshotter)
+        await client.layer("middle", "base", snapshotter)
+        await client.prepare("rw", "middle", snapshotter)
+    await client.layer("held", lease=lease)
+    await client.prepare("held-rw", "held", lease=lease)
+    assert client.directories() >= 5
+    done = await client.collect()
+    assert list(done.failed) == []
+    assert f"content {gone}" in done.removed
+    assert await client.raw_blobs() == {kept}
+    assert len(await client.raw_ingests()) == 1, "an ingest lives for 24 h"
+    assert {key.split("/", 2)[2] for key in await client.raw_layers()} == {"held", "held-rw"}
+    assert (client.directories(), client.directories("native")) == (2, 0)
+    blobs = processes.root / "content" / "blobs" / "sha256"
+    assert [p.name for p in blobs.iterdir()] == [kept.removeprefix("sha256:")]
+    await client.content.Abort(content_pb2.AbortRequest(ref="open"), headers=client.headers())
+
+
+async def test_references_by_label_hold(client: Client) -> None:
+    """An image keeps its manifest, that keeps layers and snapshots by labels; with the image all of it goes."""
+    lease = await client.lease("pull")
+    layer = await client.write(b"layer", lease=lease)
+    await client.layer("base", lease=lease)
+    await client.layer("top", "base", lease=lease)
+    config = await client.write(b"config", {"containerd.io/gc.ref.snapshot.overlayfs": "top"}, lease)
+    manifest = await client.write(b"manifest", {"containerd.io/gc.ref.content.config": config, "containerd.io/gc.ref.content.l.0": layer}, lease)
+    await client.image("image", manifest)
+    await client.unlease("pull")
+    assert list((await client.collect()).removed) == []
+    assert await client.listed() == ({layer, config, manifest}, {"base", "top"})
+    await client.remove_image("image", sync=True)
+    assert await client.raw() == set()
+
+
+async def test_a_synchronous_delete_returns_when_all_is_gone(client: Client) -> None:
+    """Lease and image alike; without sync it happens soon after."""
+    await client.write(b"1", lease=await client.lease("one"))
+    await client.unlease("one", sync=True)
+    assert await client.raw() == set()
+    await client.write(b"2", lease=await client.lease("two"))
+    await client.unlease("two")
+    await eventually_async(lambda: _empty(client))
+
+
+async def _empty(client: Client) -> bool:
+    try:
+        return await client.raw() == set()
+    except errors.Unavailable:  # the gateway has not noticed yet that it is back
+        return False
+
+
+async def test_an_ingest_goes_with_its_lease(client: Client) -> None:
+    """What was half written under a lease is aborted when the lease is gone."""
+    await client.open("part", b"half", lease=await client.lease("pull"))
+    await client.collect()
+    assert len(await client.raw_ingests()) == 1
+    await client.unlease("pull", sync=True)
+    assert await client.raw_ingests() == set()
+
+
+async def test_an_expired_lease_frees_what_it_held_on_an_idle_node(client: Client) -> None:
+    """Nobody calls anything, and it goes all the same."""
+    when = datetime.fromtimestamp(time.time() + 2.0, UTC).isoformat().replace("+00:00", "Z")
+    await client.write(b"short", lease=await client.lease("short", gc_expire=when))
+    assert await client.raw_blobs() == {digest_of(b"short")}
+    blob = client.processes.root / "content" / "blobs" / "sha256" / digest_of(b"short").removeprefix("sha256:")
+
+    async def gone() -> bool:
+        return not blob.exists()
+
+    await eventually_async(gone, seconds=15)
+    assert await client.raw() == set()
+
+
+async def test_snapshots_that_the_collector_removes_are_announced(client: Client) -> None:
+    """Subscribers get /snapshot/remove with the client's key, in its namespace."""
+    async with Channel(client.processes.state / "containerd.sock") as channel:
+        subscribed = channel.client(events_pb2.DESCRIPTOR.services_by_name["Events"])
+        stream = subscribed.Subscribe(events_pb2.SubscribeRequest(filters=['topic=="/snapshot/remove"']))
+
+        async def announced() -> tuple[str, str]:
+            async for envelope in stream:
+                event = snapshot_pb2.SnapshotRemove.FromString(envelope.event.value)
+                if event.key == "announced":
+                    return envelope.namespace, event.snapshotter
+            raise AssertionError("the stream ended")
+
+        seen = asyncio.ensure_future(announced())
+        await client.layer("announced")
+        await client.collect()
+        assert await asyncio.wait_for(seen, 15) == ("ns", "overlayfs")
+        await stream.aclose()
+
+
+async def test_a_store_that_is_away_is_swept_when_it_is_back(processes: Processes, client: Client) -> None:
+    """While content is dead the snapshotters are swept; content is when it comes back, without anybody asking."""
+    await client.write(b"later")
+    await client.layer("now")
+    processes.content.kill()
+    try:
+        done = await client.collect()
+        assert [line.split(":")[0] for line in done.failed] == ["backend content"]
+        assert await client.raw_layers() == set()
+    finally:
+        processes.content.start()
+    await eventually_async(lambda: _empty(client), seconds=30)
+
+
+async def test_what_is_committed_while_it_is_swept_is_there(client: Client) -> None:
+    """Writers of the same few blobs, each with a lease of its own, and collections all the time: what was committed under a lease can be read."""
+    end = time.monotonic() + 6
+    collected = 0
+    committed = 0
+
+    async def collecting() -> None:
+        nonlocal collected
+        while time.monotonic() < end:
+            done = await client.collect()
+            collected += len(done.removed)
+            assert list(done.failed) == []
+
+    async def writing(number: int) -> None:
+        nonlocal committed
+        chance = random.Random(number)
+        round_ = 0
+        while time.monotonic() < end:
+            round_ += 1
+            data = b"blob %d" % chance.randrange(2)
+            lease = await client.lease(f"l{number}-{round_}")
+            try:
+                digest = await client.write(data, lease=lease, ref=f"r{number}-{round_}", say=chance.random() < 0.7)
+                assert await client.read(digest) == data, "leased and yet not there"
+                committed += 1
+            finally:
+                await client.unlease(lease)
+
+    await asyncio.gather(collecting(), *(writing(n) for n in range(3)))
+    assert committed > 10
+    assert collected > 5
+
+
+async def test_snapshots_that_are_made_while_others_are_swept_work(client: Client) -> None:
+    """Chains are built under leases while collections remove what is no longer held: each can be stood on and mounted."""
+    end = time.monotonic() + 5
+    built = 0
+
+    async def collecting() -> None:
+        while time.monotonic() < end:
+            assert list((await client.collect()).failed) == []
+
+    async def building(number: int) -> None:
+        nonlocal built
+        round_ = 0
+        while time.monotonic() < end:
+            round_ += 1
+            name = f"s{number}-{round_}"
+            lease = await client.lease(name)
+            await client.layer(name, lease=lease)
+            await client.layer(f"{name}-top", name, lease=lease)
+            mounts = (await client.prepare(f"{name}-rw", f"{name}-top", lease=lease)).mounts
+            lower = next(o for m in mounts for o in m.options if o.startswith("lowerdir=")).removeprefix("lowerdir=").split(":")
+            assert all(os.path.isdir(directory) for directory in lower)
+            await client.unlease(lease)
+            built += 1
+
+    await asyncio.gather(collecting(), building(1), building(2))
+    assert built > 5
+
+
+# ------------------------------------------------------------------------------------------ crashes
+
+
+@pytest.mark.parametrize("point", ["gc.after-records", "gc.after-mark", "gc.mid-sweep", "gc.before-unmark"])
+async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes, client: Client, point: str) -> None:
+    """metadata dies by kill -9 at any point of a collection: after its restart nothing is orphaned, what was held is there, and nobody waits for a mark."""
+    lease = await client.lease("keep")
+    kept = await client.write(b"kept", lease=lease)
+    await client.layer("held", lease=lease)
+    await client.prepare("held-rw", "held", lease=lease)
+    garbage = [await client.write(b"garbage %d" % n, lease=await client.lease(f"g{n}")) for n in range(5)]
+    for n in range(3):
+        await client.layer(f"layer{n}", f"layer{n - 1}" if n else "", lease="g0")
+    await client.open("part", b"half", lease="g0")
+    processes.fault(point)
+    for n in range(5):
+        await client.unlease(f"g{n}")
+    await asyncio.to_thread(processes.metadata.wait)
+    processes.metadata.start()
+    await client.ready()
+    # Whoever wants one of the victims back gets it now, mark or not.
+    again = await asyncio.wait_for(client.write(b"garbage 3", lease=lease), 30)
+    assert await client.read(again) == b"garbage 3"
+    await client.collect()
+    assert await client.raw_blobs() == {kept, garbage[3]}
+    assert await client.raw_ingests() == set()
+    assert {key.split("/", 2)[2] for key in await client.raw_layers()} == {"held", "held-rw"}
+    assert await client.read(kept) == b"kept"
+    assert await client.listed() == ({kept, garbage[3]}, {"held", "held-rw"})
+    assert (client.directories(), client.directories("native")) == (2, 0)
+
+
+async def test_killed_at_random_nothing_is_lost_or_left(processes: Processes, client: Client) -> None:
+    """Ten times kill -9 at some moment of collections: what the lease holds is there, and in the end nothing else."""
+    lease = await client.lease("keep")
+    kept = {await client.write(b"kept %d" % n, lease=lease) for n in range(3)}
+    chance = random.Random(6)
+    for round_ in range(10):
+        for n in range(4):
+            await client.write(b"garbage %d %d" % (round_, n))
+        await client.layer(f"garbage{round_}")
+        asking = asyncio.ensure_future(client.collect())
+        await asyncio.sleep(chance.random() * 0.03)  # the moment of the kill is the test's input, nothing is waited for
+        processes.metadata.kill()
+        await asyncio.gather(asking, return_exceptions=True)
+        processes.metadata.start()
+        await client.ready()
+    assert await client.raw() == kept
+    for digest in kept:
+        assert digest_of(await client.read(digest)) == digest
+
+
+# ------------------------------------------------------------------------------------------ whose the stores are
+
+
+async def test_a_lost_database_deletes_nothing(processes: Processes, client: Client, tmp_path: Path) -> None:
+    """Started with an empty database on full raw stores, metadata removes nothing from them and says why; with the old one back it goes on as before."""
+    lease = await client.lease("keep")
+    kept = await client.write(b"precious", lease=lease)
+    await client.layer("precious", lease=lease)
+    before = await client.raw()
+    processes.metadata.stop()
+    database = processes.root / "metadata"
+    shutil.copytree(database, tmp_path / "kept")
+    for file in database.glob("metadata.db*"):
+        file.unlink()
+    processes.metadata.start()
+    try:
+        async def refused() -> list[str]:
+            try:
+                return list((await client.collect()).failed)
+            except errors.NodeError:
+                return []
+
+        found = await eventually_async(refused)
+        assert all("another metadata store" in line for line in found)
+        assert len(found) == 3
+        assert await client.raw() == before
+    finally:
+        processes.metadata.stop()
+        for file in database.glob("metadata.db*"):
+            file.unlink()
+        shutil.copytree(tmp_path / "kept", database, dirs_exist_ok=True)
+        processes.metadata.start()
+    await client.ready()
+    assert await client.read(kept) == b"precious"
