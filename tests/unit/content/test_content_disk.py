@@ -1,0 +1,169 @@
+"""The content store's files: their layout, full disks, interrupted resumptions, work that outlives its caller."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.content.disk import Disk, Ingest
+from services.content.local import LocalStore
+from services.kit import errors
+from tests.suites.content import bytes_of, digest_of, get, opened, put
+from tests.support import eventually_async
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    store = LocalStore(tmp_path / "content")
+    yield store
+    store.close()
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+async def test_layout(store: LocalStore, tmp_path: Path) -> None:
+    """Blobs are blobs/ALGORITHM/HEX, read-only; ingests are ingest/SHA256-OF-REF with containerd's files, gone when committed."""
+    root = tmp_path / "content"
+    ingest = f"ingest/{hashlib.sha256(b'the ref').hexdigest()}"
+    async with opened(store, "the ref", 5) as writer:
+        await writer.write(b"abc")
+        assert tree(root) == {f"{ingest}/{name}" for name in ("ref", "data", "startedat", "updatedat", "total")}
+        assert [(root / ingest / name).read_text() for name in ("ref", "data", "total")] == ["the ref", "abc", "5"]
+        await writer.write(b"de")
+        digest = await writer.commit(5)
+    assert tree(root) == {f"blobs/sha256/{digest.hex}"}
+    assert (root / f"blobs/sha256/{digest.hex}").stat().st_mode & 0o777 == 0o444
+    await store.update(digest, {"a": "b"})
+    assert tree(root) == {f"blobs/sha256/{digest.hex}", f"labels/sha256/{digest.hex}"}
+    await store.delete(digest)
+    assert tree(root) == set()
+
+
+async def test_foreign_files(store: LocalStore, tmp_path: Path) -> None:
+    """Files that are no blobs are not listed."""
+    digest = await put(store, b"abc")
+    (tmp_path / "content/blobs/md5").mkdir()
+    (tmp_path / "content/blobs/md5" / ("0" * 32)).touch()
+    (tmp_path / "content/blobs/sha256/README").touch()
+    assert [info.digest async for info in store.list()] == [digest]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+async def test_full_disk(tmp_path: Path) -> None:
+    """A write that finds the disk full is ResourceExhausted and leaves the ingest as it was before; with room it goes on."""
+    (tmp_path / "m").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path / "m")], check=True)
+    try:
+        store = LocalStore(tmp_path / "m/content")
+        data = bytes_of(3_500_000)
+        (tmp_path / "m/ballast").write_bytes(bytes(1 << 20))
+        async with opened(store, "r") as writer:
+            await writer.write(data[:1_000_000])
+            with pytest.raises(errors.ResourceExhausted, match="write ref r: no space left on device"):
+                await writer.write(data[1_000_000:])
+            assert (writer.offset, writer.digest) == (1_000_000, str(digest_of(data[:1_000_000])))
+            assert (await store.status("r")).offset == 1_000_000
+            (tmp_path / "m/ballast").unlink()
+            await writer.write(data[1_000_000:])
+            assert await writer.commit(len(data), digest_of(data)) == digest_of(data)
+        assert await get(store, digest_of(data)) == data
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "m")], check=True)
+
+
+def test_a_resumption_can_be_stopped(tmp_path: Path) -> None:
+    """Hashing what is there ends when nobody waits for it any more, and lets go of the file."""
+    disk = Disk(tmp_path / "content")
+    ingest = Ingest(disk, "r")
+    ingest.write(b"abc")
+    ingest.close()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(errors.Cancelled):
+        Ingest(disk, "r", stop=stop)
+    again = Ingest(disk, "r")
+    assert again.offset == 3
+    again.close()
+
+
+async def test_cancelled_at_every_step(store: LocalStore) -> None:
+    """However far an opening, a write or a commit has come when its caller is cancelled, the ref is unlocked and nothing is left open."""
+    data = bytes_of(200_000)
+
+    async def whole(ref: str) -> None:
+        async with opened(store, ref, len(data)) as writer:
+            await writer.write(data[writer.offset:])
+            await writer.commit(len(data), digest_of(data))
+
+    def files() -> set[str]:
+        return {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+
+    before = files()
+    for delay in [n * 0.0001 for n in range(60)]:
+        task = asyncio.create_task(whole("r"))
+        await asyncio.wait([task], timeout=delay)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+        async def usable() -> bool:
+            try:
+                async with opened(store, "r"):
+                    return True
+            except errors.Unavailable:
+                return False
+
+        await eventually_async(usable, seconds=5)
+        for info in [i async for i in store.list()]:
+            await store.delete(info.digest)
+
+    async def closed() -> bool:
+        return {f for f in files() - before if "/content/" in f} == set()
+
+    await eventually_async(closed, seconds=5)
+
+
+async def test_cancelled_reads(store: LocalStore) -> None:
+    """A read cancelled at any moment leaves no file open."""
+    digest = await put(store, bytes_of(5 << 20))
+
+    async def read() -> None:
+        await get(store, digest)
+
+    for delay in [n * 0.0001 for n in range(40)]:
+        task = asyncio.create_task(read())
+        await asyncio.wait([task], timeout=delay)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def closed() -> bool:
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return not [link for link in links if os.path.exists(link) and digest.hex in os.readlink(link)]
+
+    await eventually_async(closed, seconds=5)
+
+
+async def test_read_of_a_deleted_blob(store: LocalStore) -> None:
+    """Who reads a blob when it is deleted reads it to its end."""
+    data = bytes_of(3 << 20)
+    digest = await put(store, data)
+    pieces = store.read(digest)
+    found = await anext(pieces)
+    await store.delete(digest)
+    assert found + b"".join([piece async for piece in pieces]) == data
+
+
+async def test_believed_digest(store: LocalStore) -> None:
+    """A digest that a file's writer computed is not checked again: what it says is the blob's name."""
+    Path((await store.files.begin("f")).path).write_bytes(b"abc")
+    assert await store.files.commit("f", 3, digest_of(b"xyz"), computed=True) == (digest_of(b"xyz"), 3)

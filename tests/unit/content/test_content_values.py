@@ -1,0 +1,77 @@
+"""Digests, labels, times: the content store's values."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.content.disk import format_time, parse_time
+from services.content.local import _duration, _time
+from services.content.store import Digest, updated_labels
+from services.kit import errors
+
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize("text", [f"sha256:{HEX}", f"sha384:{HEX}{HEX[:32]}", f"sha512:{HEX}{HEX}"])
+def test_digest(text: str) -> None:
+    """A digest of each algorithm that containerd takes parses, and prints as it was."""
+    assert str(Digest.parse(text)) == text
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("", "format"), (":", "format"), ("sha256:", "format"), (f":{HEX}", "format"), (HEX, "format"),
+    (f"sha256:{HEX[1:]}", "length"), (f"sha512:{HEX}", "length"), (f"sha256:{HEX}\n", "length"),
+    (f"sha256:{HEX.upper()}", "format"), (f"sha256:{'g' * 64}", "format"), (f"sha256:{'/' * 64}", "format"), (f"sha256:{'..' * 32}", "format"),
+    (f"md5:{HEX}", "unsupported"), (f"sha256+x:{HEX}", "unsupported"), ("SHA256:" + HEX, "format"), ("a/b:c", "format"),
+])
+def test_no_digest(text: str, why: str) -> None:
+    """What is no digest is refused for containerd's reason; nothing that would leave the store's directory is one."""
+    words = {"format": "invalid checksum digest format", "length": "invalid checksum digest length", "unsupported": "unsupported digest algorithm"}
+    with pytest.raises(ValueError, match=f"^{words[why]}$"):
+        Digest.parse(text)
+
+
+def test_updated_labels() -> None:
+    """Without paths all labels are replaced; with them only those named, an empty value removes; anything but labels is refused before anything changes."""
+    digest = Digest("sha256", HEX)
+    current = {"a": "1", "b": "2"}
+    assert updated_labels(digest, current, {"c": "3"}, []) == {"c": "3"}
+    assert updated_labels(digest, current, {"c": "3"}, ["labels"]) == {"c": "3"}
+    assert updated_labels(digest, current, {"a": "9", "b": "9"}, ["labels.a"]) == {"a": "9", "b": "2"}
+    assert updated_labels(digest, current, {"a": ""}, ["labels.a", "labels.b"]) == {}
+    with pytest.raises(errors.InvalidArgument, match='^cannot update "digest" field on content info "sha256:'):
+        updated_labels(digest, current, {}, ["labels.a", "digest"])
+    assert current == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize(("text", "nanoseconds"), [
+    ("1970-01-01T00:00:00Z", 0),
+    ("2024-02-29T12:30:45.123456789Z", 1709209845_123456789),
+    ("2024-02-29T12:30:45.5Z", 1709209845_500000000),
+])
+def test_times(text: str, nanoseconds: int) -> None:
+    """Times are kept to the nanosecond, written as Go writes them."""
+    assert parse_time(text) == nanoseconds
+    assert format_time(nanoseconds) == text
+
+
+def test_times_elsewhere() -> None:
+    """A store that containerd has written has times of its own zone; what is no time is refused."""
+    assert parse_time("2024-02-29T14:30:45.5+02:00") == 1709209845_500000000
+    for text in ("", "2024-02-29", "2024-02-29T12:30:45", "2024-02-29T12:30:45.1234567890Z", "2024-02-30T12:30:45Z"):
+        with pytest.raises(ValueError):
+            parse_time(text)
+
+
+@pytest.mark.parametrize(("nanoseconds", "text"), [
+    (0, "0ns"), (999, "999ns"), (1500, "1.5µs"), (20_000_000, "20ms"), (1_000_000_001, "1.000000001s"), (59_500_000_000, "59.5s"),
+    (90_000_000_000, "1m30s"), (7_200_000_000_000, "2h0m0s"), (3_661_100_000_000, "1h1m1.1s"),
+])
+def test_durations(nanoseconds: int, text: str) -> None:
+    """How long a ref has been locked is told as Go tells it."""
+    assert _duration(nanoseconds) == text
+
+
+def test_since() -> None:
+    """And since when."""
+    assert _time(1709209845_123000000) == "2024-02-29 12:30:45.123 +0000 UTC"
