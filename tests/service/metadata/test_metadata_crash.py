@@ -1,0 +1,120 @@
+"""kill -9 at random moments: every transaction that was acknowledged is there afterwards, and none is there in part."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from api.containerd.services.containers.v1 import containers_pb2
+from services.kit import rpc
+from services.metadata.sqlite import SqliteTransactions
+from tests.suites.containers import CONTAINERS, container
+from tests.suites.records import World
+from tests.suites.records_lives import RawStandIn, headers
+from tests.support import TOP, ServiceProcess
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from services.metadata.sqlite import SqliteTransactions
+
+async def writer(store, name):
+    n = 0
+    while True:
+        n += 1
+        def work(tx, n=n):
+            tx.put(("pair", name, str(n), "a"), b"x" * (n % 5000))
+            tx.put(("pair", name, str(n), "b"), b"x" * (n % 5000))
+            tx.put(("last", name), str(n).encode())
+            if n > 50:
+                for half in "ab":
+                    tx.delete(("pair", name, str(n - 50), half))
+        await store.write(work)
+        sys.stdout.write(f"{name} {n}\\n")
+        sys.stdout.flush()
+
+async def main():
+    store = SqliteTransactions(Path(sys.argv[1]))
+    await asyncio.gather(*(writer(store, f"w{i}-{sys.argv[2]}") for i in range(8)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> None:
+    """Eight writers at once, killed twice."""
+    rng = random.Random(seed)
+    path = tmp_path / "metadata.db"
+    acknowledged: dict[str, int] = {}
+    for life in range(2):
+        log = tmp_path / f"log{life}"
+        with log.open("wb") as out:
+            process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(life)], cwd=TOP, stdout=out)
+        try:
+            end = time.monotonic() + 20
+            while log.stat().st_size < 2000 and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.1))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        for line in log.read_text().split("\n")[:-1]:
+            name, number = line.split()
+            acknowledged[name] = max(acknowledged.get(name, 0), int(number))
+    assert len(acknowledged) == 16
+    store = SqliteTransactions(path)
+    pairs: dict[tuple[str, str], list[bytes]] = {}
+    for (_, name, number, _), value in store.view(lambda tx: list(tx.scan(("pair",)))):
+        pairs.setdefault((name, number), []).append(value)
+    for name, number in acknowledged.items():
+        found = int(store.view(lambda tx, n=name: tx.get(("last", n))) or b"0")  # type: ignore[misc]
+        assert found >= number, name
+        # what it wrote together is together: the last 50, in both halves, and nothing older
+        assert {int(n) for who, n in pairs if who == name} == set(range(max(1, found - 49), found + 1))
+    assert all(len(halves) == 2 and halves[0] == halves[1] for halves in pairs.values())
+    assert store._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    store._writer.close()
+    store._reader.close()
+
+
+class _Life:
+    raw = RawStandIn()
+
+    def __init__(self, channel: rpc.Channel) -> None:
+        self.client = channel.client
+
+
+async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
+    """Containers, an open intent and the gateway's incarnation outlive a kill -9 of metadata."""
+    with ServiceProcess("services.metadata", place / "root", place / "state") as process:
+        async with rpc.Channel(place / "state" / "metadata.sock") as channel:
+            world = await World(_Life(channel)).begin()  # type: ignore[arg-type]
+            containers = channel.client(CONTAINERS)
+            for number in range(20):
+                await containers.Create(containers_pb2.CreateContainerRequest(container=container(f"c{number}")), headers=headers(world.namespace))
+            store_id = await world.connect()
+            intent = await world.begin_snapshot("k")
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            process.start()
+            assert await channel.wait_connected(10)
+            found = (await containers.List(containers_pb2.ListContainersRequest(), headers=headers(world.namespace))).containers
+            assert {c.id for c in found} == {f"c{n}" for n in range(20)}
+            await world.finish(intent)  # no second Connect was needed
+            assert (await world.stat("k")).name == "k"
+            assert await world.connect() == store_id
+
+
+async def test_one_process_serves_a_directory(place: Path) -> None:
+    """A second one says whose the directory is and ends."""
+    with ServiceProcess("services.metadata", place / "root", place / "state"):
+        with pytest.raises(RuntimeError, match="is served by another process"):
+            ServiceProcess("services.metadata", place / "root", place / "state2", seconds=30)

@@ -1,0 +1,130 @@
+"""What every life of metadata's store of ordered keys does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.kit import errors
+from services.metadata.transactions import Key, Reader, Transaction, Transactions
+
+
+class TransactionsSuite:
+    """A subclass has a fixture ``store``."""
+
+    async def put(self, store: Transactions, *keys: Key) -> None:
+        def work(tx: Transaction) -> None:
+            for key in keys:
+                tx.put(key, "/".join(key).encode())
+
+        await store.write(work)
+
+    def keys(self, store: Transactions, *prefix: str, **options: object) -> list[Key]:
+        return store.view(lambda tx: [key for key, _ in tx.scan(prefix, **options)])  # type: ignore[arg-type]
+
+    async def test_what_is_put_is_there(self, store: Transactions) -> None:
+        """Until it is deleted; the last value counts; any bytes."""
+        every = bytes(range(256))
+        await store.write(lambda tx: tx.put(("a", "b"), b"1"))
+        await store.write(lambda tx: tx.put(("a", "b"), every))
+        assert store.view(lambda tx: tx.get(("a", "b"))) == every
+        assert await store.read(lambda tx: tx.get(("a", "b"))) == every
+        assert store.view(lambda tx: tx.get(("a",))) is None
+        await store.write(lambda tx: tx.delete(("a", "b")))
+        await store.write(lambda tx: tx.delete(("a", "b")))
+        assert store.view(lambda tx: tx.get(("a", "b"))) is None
+
+    async def test_keys_are_in_the_order_of_their_parts(self, store: Transactions) -> None:
+        """Whatever characters they have; a part ends before any character."""
+        keys = [("a",), ("a", ""), ("a", "\0"), ("a", "\0b"), ("a", "b"), ("a", "b", "c"), ("a", "b\0"), ("a", "b\0c"), ("a", "bc"), ("a", "ä"), ("a", "\U0001f600"),
+                ("a\0",), ("a\0", "b"), ("ab",), ("b",)]
+        await self.put(store, *reversed(keys))
+        assert self.keys(store) == sorted(keys)
+        assert sorted(keys) == keys
+
+    async def test_a_scan_takes_whole_parts(self, store: Transactions) -> None:
+        """Not keys whose part only begins so."""
+        await self.put(store, ("a",), ("a", "x"), ("a", "y", "z"), ("ab", "x"), ("a\0", "x"), ("b", "x"))
+        assert self.keys(store, "a") == [("a",), ("a", "x"), ("a", "y", "z")]
+        assert self.keys(store, "a", "y") == [("a", "y", "z")]
+        assert self.keys(store, "a\0") == [("a\0", "x")]
+        assert self.keys(store, "c") == []
+
+    async def test_a_scan_can_be_continued(self, store: Transactions) -> None:
+        """Behind a key, some at a time."""
+        await self.put(store, *(("a", str(n)) for n in range(5)), ("b", "0"))
+        assert self.keys(store, "a", limit=2) == [("a", "0"), ("a", "1")]
+        assert self.keys(store, "a", after=("a", "1"), limit=2) == [("a", "2"), ("a", "3")]
+        assert self.keys(store, "a", after=("a", "4")) == []
+        assert self.keys(store, "a", after=("a", "1"))[0] == ("a", "2")
+
+    async def test_work_sees_its_own_changes(self, store: Transactions) -> None:
+        """By get and by scan."""
+        await self.put(store, ("a", "1"), ("a", "2"))
+
+        def work(tx: Transaction) -> tuple[bytes | None, bytes | None, list[Key]]:
+            tx.put(("a", "3"), b"new")
+            tx.delete(("a", "1"))
+            return tx.get(("a", "3")), tx.get(("a", "1")), [key for key, _ in tx.scan(("a",))]
+
+        assert await store.write(work) == (b"new", None, [("a", "2"), ("a", "3")])
+
+    async def test_a_failure_leaves_nothing(self, store: Transactions) -> None:
+        """Of that work; others in the same moment are not touched by it."""
+        def failing(tx: Transaction) -> None:
+            tx.put(("bad",), b"")
+            raise errors.NotFound("x")
+
+        good = [self.put(store, ("good", str(n))) for n in range(3)]
+        results = await asyncio.gather(*good, store.write(failing), *[self.put(store, ("good", "9"))], return_exceptions=True)
+        assert [type(r) for r in results] == [type(None)] * 3 + [errors.NotFound, type(None)]
+        assert self.keys(store) == [("good", "0"), ("good", "1"), ("good", "2"), ("good", "9")]
+
+    async def test_work_at_the_same_time_is_done_one_after_the_other(self, store: Transactions) -> None:
+        """A hundred additions make a hundred."""
+        def add(tx: Transaction) -> int:
+            now = int(tx.get(("n",)) or b"0") + 1
+            tx.put(("n",), str(now).encode())
+            return now
+
+        results = await asyncio.gather(*(store.write(add) for _ in range(100)))
+        assert sorted(results) == list(range(1, 101))
+        assert store.view(lambda tx: tx.get(("n",))) == b"100"
+
+    async def test_readers_see_one_state(self, store: Transactions) -> None:
+        """Both keys are always written together, so they are always equal."""
+        done = False
+
+        async def writer() -> None:
+            nonlocal done
+            for n in range(50):
+                value = str(n).encode()
+                await store.write(lambda tx, v=value: (tx.put(("a",), v), tx.put(("b",), v)))  # type: ignore[misc]
+            done = True
+
+        def both(tx: Reader) -> tuple[bytes | None, bytes | None]:
+            return tx.get(("a",)), tx.get(("b",))
+
+        writing = asyncio.ensure_future(writer())
+        seen = set()
+        while not done:
+            for a, b in (store.view(both), await store.read(both)):
+                assert a == b
+                seen.add(a)
+        await writing
+        assert len(seen) > 1
+
+    async def test_what_is_cancelled_is_done_completely_or_not_at_all(self, store: Transactions) -> None:
+        """And the store works on."""
+        def work(tx: Transaction) -> None:
+            tx.put(("a",), b"")
+            tx.put(("b",), b"")
+
+        task = asyncio.ensure_future(store.write(work))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await self.put(store, ("c",))
+        assert self.keys(store) in ([("c",)], [("a",), ("b",), ("c",)])

@@ -1,0 +1,103 @@
+"""The store of ordered keys: its suite on both lives, and what is SQLite's alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.metadata.memory import MemoryTransactions
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.transactions import Transaction, Transactions, decode, encode
+from tests.suites.records_transactions import TransactionsSuite
+
+
+class TestMemory(TransactionsSuite):
+    """The fake."""
+
+    @pytest.fixture
+    def store(self) -> Transactions:
+        return MemoryTransactions()
+
+
+class TestSqlite(TransactionsSuite):
+    """The embedded life."""
+
+    @pytest.fixture
+    async def store(self, tmp_path: Path) -> AsyncIterator[Transactions]:
+        store = SqliteTransactions(tmp_path / "metadata.db")
+        yield store
+        await store.close()
+
+
+def test_encoded_keys_sort_as_tuples_and_come_back() -> None:
+    """For random keys over an alphabet of what might go wrong."""
+    rng = random.Random(7)
+    keys = {tuple("".join(rng.choices("\0\1ab\x7fÿ", k=rng.randrange(4))) for _ in range(rng.randrange(1, 4))) for _ in range(2000)}
+    ordered = sorted(keys, key=lambda key: [part.encode() for part in key])
+    assert [decode(data) for data in sorted(map(encode, keys))] == ordered
+
+
+async def test_a_database_is_what_it_was(tmp_path: Path) -> None:
+    """Closed and opened again; and a file of a layout from the future is refused."""
+    path = tmp_path / "metadata.db"
+    store = SqliteTransactions(path)
+    await store.write(lambda tx: tx.put(("a",), b"1"))
+    await store.close()
+    with pytest.raises(errors.Unavailable):
+        await store.write(lambda tx: tx.put(("a",), b"2"))
+    store = SqliteTransactions(path)
+    assert store.view(lambda tx: tx.get(("a",))) == b"1"
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(errors.FailedPrecondition, match="layout 99"):
+        SqliteTransactions(path)
+
+
+async def test_commits_are_grouped(tmp_path: Path) -> None:
+    """A hundred writers that come at once wait for a few commits, not for a hundred."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    commits = 0
+    execute = store._writer.execute
+
+    class Counting:
+        def execute(self, statement: str, *arguments: object) -> sqlite3.Cursor:
+            nonlocal commits
+            commits += statement == "COMMIT"
+            return execute(statement, *arguments)  # type: ignore[arg-type]
+
+        def close(self) -> None:
+            store_writer.close()
+
+    store_writer, store._writer = store._writer, Counting()  # type: ignore[assignment]
+    await asyncio.gather(*(store.write(lambda tx, n=n: tx.put((str(n),), b"")) for n in range(100)))  # type: ignore[misc]
+    assert 1 <= commits <= 3
+    await store.write(lambda tx: tx.get(("1",)))
+    assert commits <= 3  # what writes nothing commits nothing
+    await store.close()
+
+
+async def test_a_full_disk_fails_the_writers_and_not_the_store(tmp_path: Path) -> None:
+    """They are told UNAVAILABLE with the reason; when there is room again it works."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    await store.write(lambda tx: tx.put(("a",), b"1"))
+    store._writer.execute("PRAGMA max_page_count = 3")
+
+    def big(tx: Transaction) -> None:
+        tx.put(("a",), b"2")
+        tx.put(("big",), bytes(1 << 20))
+
+    with pytest.raises(errors.Unavailable, match="metadata store: database or disk is full"):
+        await store.write(big)
+    assert store.view(lambda tx: tx.get(("a",))) == b"1"
+    store._writer.execute("PRAGMA max_page_count = 1000000")
+    await store.write(big)
+    assert store.view(lambda tx: tx.get(("a",))) == b"2"
+    await store.close()

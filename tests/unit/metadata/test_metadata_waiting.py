@@ -1,0 +1,222 @@
+"""What waits for what: marks of the collector, other calls' intents, callers that give up; and the policy of sharing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.splitd.records.v1 import records_pb2 as pb
+from services.kit import errors
+from services.metadata import schema
+from services.metadata.memory import MemoryTransactions
+from services.metadata.store import Change, Collected, Mark, Raw
+from tests.suites.records import REF, World, digest, refused
+from tests.suites.records_lives import LocalMetadata, headers
+from tests.support import eventually_async
+from tests.unit.metadata.test_metadata_records import Life
+
+
+@pytest.fixture
+async def local() -> AsyncIterator[LocalMetadata]:
+    local = LocalMetadata(MemoryTransactions(), patience=0.5)
+    yield local
+    await local.close()
+
+
+@pytest.fixture
+async def world(local: LocalMetadata) -> World:
+    return await World(Life(local)).begin()
+
+
+async def sweeping(local: LocalMetadata, raw: Raw, reference: str = "") -> Callable[[], Awaitable[None]]:
+    """Mark a raw thing as the collector does; the result takes the mark off."""
+    await local.database.write(lambda tx: schema.set_mark(tx, raw, Mark(since=time.time_ns(), reference=reference)))
+
+    async def over() -> None:
+        await local.database.write(lambda tx: schema.clear_mark(tx, raw, gone=True))
+        local.database.wake()
+
+    return over
+
+
+async def waits(call: Awaitable[object], over: Callable[[], Awaitable[None]]) -> object:
+    """The call is answered when ``over`` was done, and not before."""
+    task = asyncio.ensure_future(call)
+    done, _ = await asyncio.wait([task], timeout=0.1)
+    assert not done
+    await over()
+    return await task
+
+
+async def test_a_commit_waits_for_the_sweep_of_its_blob(local: LocalMetadata, world: World) -> None:
+    """Else the collector would take the bytes that the commit has just found or made."""
+    await world.open("r")
+    over = await sweeping(local, Raw("content", "blob", digest(1)))
+    await waits(world.begin_commit("r", digest(1)), over)
+
+
+async def test_a_commit_of_an_unknown_digest_waits_for_all_sweeps_of_blobs(local: LocalMetadata, world: World) -> None:
+    """It may be any of them."""
+    await world.open("r")
+    over = await sweeping(local, Raw("content", "blob", digest(1)))
+    await waits(world.begin_commit("r"), over)
+
+
+async def test_a_finish_waits_for_the_sweep_of_its_blob(local: LocalMetadata, world: World) -> None:
+    """Where the mark came after the beginning, whoever was to blame."""
+    await world.open("r")
+    intent = await world.begin_commit("r")
+    over = await sweeping(local, Raw("content", "blob", digest(1)))
+    await waits(world.finish(intent, digest(1), 3), over)
+
+
+async def test_a_prepare_waits_for_the_sweep_of_its_target(local: LocalMetadata, world: World) -> None:
+    """The backend might offer it; other targets do not matter."""
+    over = await sweeping(local, Raw("snapshots.overlayfs", "snapshot", "x"), reference="target")
+    await world.begin_snapshot("k1", labels={REF: "other"})
+    await waits(world.begin_snapshot("k2", labels={REF: "target"}), over)
+
+
+async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
+    """With UNAVAILABLE, saying why; nothing is left open."""
+    await world.open("r")
+    await sweeping(local, Raw("content", "blob", digest(1)))
+    await refused(world.begin_commit("r", digest(1)), errors.Unavailable, f"content {digest(1)} is being removed by the collector: unavailable")
+    await world.open("s")
+    await world.begin_commit("s", digest(2))
+    await refused(world.begin_commit("s", digest(2)), errors.Unavailable, f"the commit of {digest(2)} is in another call's hands: unavailable")
+    assert local.database.view(lambda tx: len(list(schema.INTENTS.scan(tx)))) == 1
+
+
+async def test_intents_of_an_earlier_life_hold_nobody_up(local: LocalMetadata, world: World) -> None:
+    """Metadata was killed before it could answer Begin, so nobody may know of the intent: the next one is answered at once."""
+    lost = await world.begin_snapshot("k")
+    local.database.started = time.time_ns()
+    intent = await world.begin_snapshot("k")
+    await world.finish(intent)
+    await refused(world.finish(lost), errors.AlreadyExists, 'snapshot "k": already exists')
+    assert (await world.resolve("k")).raw_key == intent.raw_key
+
+
+async def test_an_intent_that_nobody_knows_of_is_resolved_in_the_end(local: LocalMetadata, world: World) -> None:
+    """Though its gateway lives: when it is older than the gateway's patience."""
+    intent = await world.begin_snapshot("k")
+
+    def age(tx: schema.Transaction) -> None:
+        found = schema.INTENTS.get(tx, intent.id)
+        assert found is not None
+        schema.INTENTS.put(tx, intent.id, value=replace(found, begun=found.begun - 21 * 60 * 10**9))
+
+    await world.connect()
+    assert local.database.view(lambda tx: schema.INTENTS.has(tx, intent.id))
+    await local.database.write(age)
+    await world.connect()
+
+    async def gone() -> bool:
+        return not local.database.view(lambda tx: schema.INTENTS.has(tx, intent.id))
+
+    await eventually_async(gone)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_begin_whose_caller_gave_up_leaves_no_intent(local: LocalMetadata, world: World, turns: int) -> None:
+    """At whatever point it was cancelled."""
+    task = asyncio.ensure_future(world.begin_snapshot("k"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    answered = not task.cancelled()
+
+    async def settled() -> bool:
+        return local.database.view(schema.INTENTS.any) == answered and not local.metadata.intents._cancelling
+
+    await eventually_async(settled)
+
+
+async def test_isolated_content_is_not_shared() -> None:
+    """Unless the namespace that has it says so."""
+    local = LocalMetadata(MemoryTransactions(), shared=False)
+    world = await World(Life(local)).begin()
+    await world.blob(digest(1), 7)
+    other = await world.beside()
+    assert not (await other.open("r", expected=digest(1))).shared
+    await world.namespaces.Update(namespaces_pb2.UpdateNamespaceRequest(
+        namespace=namespaces_pb2.Namespace(name=world.namespace, labels={"containerd.io/namespace.shareable": "true"})))
+    assert (await other.open("r", expected=digest(1))).shared
+    await local.close()
+
+
+class Recording:
+    """A collector that only remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    async def collect(self) -> Collected:
+        self.calls.append("collect")
+        return Collected(removed=("content x",), failed=("snapshot overlayfs y: busy",), seconds=1.5)
+
+    def schedule(self, change: Change) -> None:
+        self.calls.append(change)
+
+    def connected(self) -> None:
+        self.calls.append("connected")
+
+    def take(self) -> list[str]:
+        calls, self.calls = self.calls, []
+        return calls
+
+
+async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World) -> None:
+    """Of deletions as such; synchronous ones are over when it has collected."""
+    collector = local.database.collector = Recording()
+    await world.snapshot("k")
+    assert set(collector.take()) == {"mutation"}
+    await world.remove("k")
+    assert collector.take() == ["deletion"]
+    await world.connect()
+    assert collector.take() == ["connected"]
+    await world.leases.Delete(leases_pb2.DeleteRequest(id="l", sync=True), headers=headers(world.namespace))
+    assert collector.take() == ["collect"]
+    world.lease = ""
+    intent = await world.begin_snapshot("k")
+    await world.snapshot("p")
+    await world.remove("p")
+    collector.take()
+    await world.cancel(intent)
+    assert collector.take() == ["deletion"]
+    collected = await world.records.Collect(Empty())
+    assert collected == pb.Collected(removed=["content x"], failed=["snapshot overlayfs y: busy"], seconds=1.5)
+
+
+async def test_what_was_named_is_remembered(local: LocalMetadata, world: World) -> None:
+    """Until the collector says that it is gone: a foreign store is swept of nothing else."""
+    ingest = await world.open("r", expected=digest(1))
+    await world.finish(await world.begin_commit("r", digest(1)), digest(1), 3)
+    prepared = await world.snapshot("k")
+    committed = await world.begin_commit_snapshot("n", "k")
+    await world.finish(committed)
+    adopted = snapshots_pb2.Info(name="theirs", kind=snapshots_pb2.COMMITTED, labels={REF: "t"})
+    world.raw.snapshots["theirs"] = "committed"
+    with pytest.raises(errors.AlreadyExists):
+        await world.finish(await world.begin_snapshot("x", labels={REF: "t"}), adopted=[adopted])
+    named = {key for key, _ in local.database.view(lambda tx: list(schema.NAMED.scan(tx)))}
+    assert {("content", "ingest", ingest.raw_ref), ("content", "blob", digest(1)), ("snapshots.overlayfs", "snapshot", prepared.raw_key),
+            ("snapshots.overlayfs", "snapshot", committed.raw_name), ("snapshots.overlayfs", "snapshot", "theirs")} <= named
+
+
+async def test_answers_are_forgotten_in_the_end(local: LocalMetadata, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some with each new one."""
+    monkeypatch.setattr("services.metadata.intents.ANSWER_KEPT", -1)
+    for number in range(20):
+        await world.snapshot(str(number))
+    assert local.database.view(lambda tx: len(list(schema.ANSWERS.scan(tx)))) <= 1
