@@ -27,7 +27,7 @@ from api.containerd.types.platform_pb2 import Platform
 from gateway.config import ProxyPlugin
 from gateway.machine import Checked, Programs, oci_platform
 from services.kit import any as kit_any
-from services.kit import errors, filters
+from services.kit import errors, filters, opt
 from services.kit.rpc import Call
 from services.kit.settings import Node
 from services.snapshots import kernel
@@ -86,7 +86,7 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
 
     return [
         proxied(CONTENT, content, "content") if content else Row(CONTENT, "content", "content", exports={"root": str(root / "content")}),
-        Row(INTERNAL, "opt", exports={"path": str(opt(node))}),
+        Row(INTERNAL, "opt", exports={"path": str(opt.directory(root))}),
         Row(EVENT, "exchange"),
         *(proxied(SNAPSHOTTER, name, f"snapshots.{name}") if name in proxies else own_snapshotter(name) for name in snapshotters),
         Row(METADATA, "bolt", "metadata", (CONTENT, EVENT, SNAPSHOTTER), exports={"policy": "shared", "path": str(root / "metadata" / "metadata.db")}),
@@ -132,11 +132,6 @@ def _overlayfs() -> Snapshotter:
 OWN_SNAPSHOTTERS = {"overlayfs": _overlayfs()}
 
 
-def opt(node: Node) -> Path:
-    """Where ``ctr install`` puts programs and libraries; shims are looked for in its ``bin`` first."""
-    return node.root / "opt"
-
-
 class IntrospectionServicer:
     """Describes the node at ``node``, whose services' health ``probe`` knows; ``proxies`` are somebody else's services in it, by their names."""
 
@@ -145,8 +140,8 @@ class IntrospectionServicer:
     def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin] = {}) -> None:
         self._rows = rows(node, snapshotters, proxies)
         self._probe = probe
-        self._programs = Programs(opt(node))
-        self._programs.make_directories()
+        self._programs = Programs(node.root)
+        opt.make(node.root)
         self._overlay = Checked(lambda: _overlay_trouble(node.root / "snapshots"))
         self._uuid_file = node.root / "gateway" / "uuid"
         self._uuid = ""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from services.kit import errors
+from services.kit import errors, opt
 from services.kit.identifiers import quoted
 
 ARCHITECTURES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"), "i686": ("386", "")}
@@ -46,20 +46,14 @@ class Checked:
 
 
 class Programs:
-    """Programs that containers need. What ``ctr install`` put below ``opt`` comes before PATH, as in containerd."""
+    """Programs that containers need. What ``ctr install`` put below ROOT/opt comes before PATH."""
 
-    def __init__(self, opt: Path) -> None:
-        self.opt = opt
-
-    def make_directories(self) -> None:
-        """Make the directories that ``ctr install`` fills, as containerd does at its start."""
-        for name in ("bin", "lib"):
-            (self.opt / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
     def environment(self) -> dict[str, str]:
         """The environment to start them with."""
-        return {**os.environ, "PATH": f"{self.opt}/bin:{os.environ.get('PATH', os.defpath)}",
-                "LD_LIBRARY_PATH": f"{self.opt}/lib:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+        return {**os.environ, **opt.environment(self._root)}
 
     def which(self, program: str) -> str | None:
         """The absolute path of a program, or None."""
