@@ -14,9 +14,8 @@ from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
-from services.metadata.gc import plan
 from services.metadata.gc.config import Config
-from services.metadata.gc.mark import Marking, Node, everything, expires, mark
+from services.metadata.gc.mark import Node, everything, expires, mark
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
@@ -34,16 +33,16 @@ _LOOK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Records:
-    """What became of the records."""
+class _Found:
+    """What a look at all records says."""
 
-    events: list[Event]
-    removed: int
+    size: int
+    dead: int
     wake: Nanoseconds | None
     backends: tuple[str, ...]
     """Those that the gateway has."""
     needed: frozenset[str]
-    """Those of them that have something which nobody names any more."""
+    """Those that have something which nobody names any more, once the dead records are gone."""
 
 
 class Collector:
@@ -151,7 +150,7 @@ class Collector:
         self._pace.begun()
         started = time.monotonic()
         try:
-            records = await self._collect_records()
+            found = await self._collect_records()
             store_id = await self._database.store_id()
         except asyncio.CancelledError:
             self._fail(waiting, errors.Unavailable("the collector has ended"))
@@ -167,48 +166,23 @@ class Collector:
             return
         self._pace.collected(time.monotonic(), time.monotonic() - started)
         self._look_at = None
-        self._expect(records.wake)
-        backends = records.backends if every or waiting else [b for b in records.backends if b in records.needed]
+        self._expect(found.wake)
+        backends = found.backends if every or waiting else [b for b in found.backends if b in found.needed]
         sweeps = {backend: self._sweeper(backend, store_id).ask() for backend in backends}
         if sweeps or waiting:
             self._later(self._watch(sweeps, waiting, started))
 
-    async def _collect_records(self) -> _Records:
-        """Remove the dead records. They are looked for without holding anybody up, and once more in the transaction that removes them if there are any."""
+    async def _collect_records(self) -> _Found:
+        """Remove the dead records. They are looked for without holding anybody up; if there are any, again in the transaction that removes them."""
         with span("gc.mark") as trace:
-            found, size = await self._database.transactions.read(self._examine)
-            trace.set(records=size, dead=found.removed)
-            if found.removed:
-                found, _ = await self._database.transactions.write(self._bury)
+            found = await self._database.transactions.read(_examine)
+            trace.set(records=found.size, dead=found.dead)
+            if found.dead:
+                events = await self._database.transactions.write(_bury)
                 fault("gc.after-records")
-            trace.set(removed=found.removed)
-        for event in found.events:
-            self._publish(event)
+                for event in events:
+                    self._publish(event)
         return found
-
-    def _examine(self, tx: Reader) -> tuple[_Records, int]:
-        """What there is to do."""
-        records = everything(tx)
-        return _records(tx, [], mark(records, time.time_ns())), len(records)
-
-    def _bury(self, tx: Transaction) -> tuple[_Records, int]:
-        """Remove the dead."""
-        records = everything(tx)
-        marking = mark(records, time.time_ns())
-        events: list[Event] = []
-        for node in marking.dead:
-            if node.type == "lease":
-                schema.delete_lease(tx, node.namespace, node.key)
-            elif node.type == "snapshot":
-                schema.delete_snapshot(tx, node.namespace, node.snapshotter, records.snapshots[node])
-            elif node.type == "ingest":
-                schema.INGESTS.delete(tx, node.namespace, node.key)
-            elif node.type == "content":
-                schema.delete_blob(tx, node.namespace, node.key)
-            else:
-                schema.IMAGES.delete(tx, node.namespace, node.key)
-            events.extend(_events(node))
-        return _records(tx, events, marking), len(records)
 
     # -- sweeps
 
@@ -273,11 +247,35 @@ class Collector:
 # ---------------------------------------------------------------------------------------------- pieces
 
 
-def _records(tx: Reader, events: list[Event], marking: Marking) -> _Records:
+def _examine(tx: Reader) -> _Found:
+    """What there is to do."""
+    records = everything(tx)
+    marking = mark(records, time.time_ns())
+    used = records.raws(marking.living)
+    needed = {key[0] for key, _ in schema.NAMED.scan(tx) if key not in used}
+    needed.update(key[0] for key, _ in schema.SWEEPING.scan(tx))
     gateway = schema.GATEWAY.get(tx)
-    backends = tuple(b for b in gateway.backends() if b) if gateway is not None else ()
-    needed = frozenset(b for b in backends if schema.SWEEPING.any(tx, b) or plan.unused(tx, b))
-    return _Records(events, len(marking.dead), marking.wake, backends, needed)
+    backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
+    return _Found(len(records), len(marking.dead), marking.wake, backends, frozenset(needed))
+
+
+def _bury(tx: Transaction) -> list[Event]:
+    """Remove the dead."""
+    records = everything(tx)
+    events: list[Event] = []
+    for node in mark(records, time.time_ns()).dead:
+        if node.type == "lease":
+            schema.delete_lease(tx, node.namespace, node.key)
+        elif node.type == "snapshot":
+            schema.delete_snapshot(tx, node.namespace, node.snapshotter, records.snapshots[node])
+        elif node.type == "ingest":
+            schema.INGESTS.delete(tx, node.namespace, node.key)
+        elif node.type == "content":
+            schema.delete_blob(tx, node.namespace, node.key)
+        else:
+            schema.IMAGES.delete(tx, node.namespace, node.key)
+        events.extend(_events(node))
+    return events
 
 
 def _events(node: Node) -> Iterable[Event]:

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 
 from services.kit.settings import parse_duration
 from services.metadata import schema
-from services.metadata.store import Blob, Container, Image, Ingest, Intent, Labels, Lease, Nanoseconds, Resource, Snapshot
+from services.metadata.store import Blob, Container, Image, Ingest, Intent, Labels, Lease, Nanoseconds, Raw, Resource, Snapshot
 from services.metadata.transactions import Reader
 
 Type = Literal["lease", "snapshot", "ingest", "content", "image", "container"]
@@ -57,6 +57,16 @@ class Everything:
     images: dict[Node, Image] = field(default_factory=dict)
     containers: dict[Node, Container] = field(default_factory=dict)
     intents: list[Intent] = field(default_factory=list)
+
+    def raws(self, living: set[Node]) -> set[Raw]:
+        """What the ``living`` among them, and the intents, name in backends."""
+        return {
+            *(Raw(snapshot.backend, "snapshot", snapshot.raw_key) for node, snapshot in self.snapshots.items() if node in living),
+            *(Raw(blob.backend, "blob", blob.digest) for node, blob in self.blobs.items() if node in living),
+            *(Raw(ingest.backend, "ingest", ingest.raw_ref) for node, ingest in self.ingests.items() if node in living),
+            *(Raw(ingest.backend, "blob", ingest.expected) for node, ingest in self.ingests.items() if node in living and ingest.expected),
+            *(raw for intent in self.intents for raw in intent.raws()),
+        }
 
     def __len__(self) -> int:
         return len(self.leases) + len(self.snapshots) + len(self.ingests) + len(self.blobs) + len(self.images) + len(self.containers)

@@ -29,14 +29,17 @@ class Uses:
     """A commit is open of which nobody knows the digest."""
 
 
-def uses(tx: Reader, backend: str, blobs: Iterable[str]) -> Uses:
-    """Read what is in use; ``blobs`` are the digests to look for."""
+def uses(tx: Reader, backend: str, blobs: Iterable[str] | None = None) -> Uses:
+    """Read what is in use; ``blobs`` are the digests to look for, if not all are wanted."""
     raws: set[Raw] = set()
-    for digest in blobs:
-        for (namespace,), _ in schema.OWNERS.under(tx, digest):
-            blob = schema.BLOBS.get(tx, namespace, digest)
-            if blob is not None and blob.backend == backend:
-                raws.add(Raw(backend, "blob", digest))
+    if blobs is None:
+        raws.update(Raw(backend, "blob", blob.digest) for _, blob in schema.BLOBS.scan(tx) if blob.backend == backend)
+    else:
+        for digest in blobs:
+            for (namespace,), _ in schema.OWNERS.under(tx, digest):
+                blob = schema.BLOBS.get(tx, namespace, digest)
+                if blob is not None and blob.backend == backend:
+                    raws.add(Raw(backend, "blob", digest))
     for _, ingest in schema.INGESTS.scan(tx):
         if ingest.backend == backend:
             if not ingest.shared:
@@ -62,8 +65,7 @@ def named(tx: Reader, backend: str) -> frozenset[Raw]:
 
 def unused(tx: Reader, backend: str) -> frozenset[Raw]:
     """What was once named there and is not any more."""
-    once = named(tx, backend)
-    return once - uses(tx, backend, [raw.name for raw in once if raw.kind == "blob"]).raws
+    return named(tx, backend) - uses(tx, backend).raws
 
 
 def given_out(tx: Reader, listing: Listing) -> bool:

@@ -144,7 +144,7 @@ class Sweeper:
     # -- deciding
 
     def _look(self, tx: Reader, stamp: str | None, listing: Listing, idle: frozenset[Raw]) -> _View:
-        used = plan.uses(tx, self.backend, listing.blobs)
+        used = plan.uses(tx, self.backend)
         once = plan.named(tx, self.backend)
         ownership, reason, undecided = self._owner(tx, stamp, listing, used, once)
         own = ownership in ("own", "new")

@@ -1,0 +1,56 @@
+"""What the collector says to a backend, on the wire: a snapshotter of somebody else's, with less than ours has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from services.kit import errors, rpc
+from services.metadata.gc.raw import RawSnapshot
+from services.metadata.gc.remote import RemoteRawStores
+from services.metadata.store import Raw
+
+
+class Foreign:
+    """Snapshots.List and Remove, as containerd's proxy contract has them; no Cleanup, no Stamp."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
+
+    def __init__(self) -> None:
+        self.calls: list[rpc.Call] = []
+        self.removed: list[pb.RemoveSnapshotRequest] = []
+
+    async def List(self, request: pb.ListSnapshotsRequest, call: rpc.Call) -> AsyncIterator[pb.ListSnapshotsResponse]:
+        self.calls.append(call)
+        yield pb.ListSnapshotsResponse(info=[pb.Info(name="ns/1/a", kind=pb.COMMITTED, labels={"containerd.io/snapshot.ref": "chain"})])
+        yield pb.ListSnapshotsResponse(info=[pb.Info(name="ns/2/b", parent="ns/1/a")])
+
+    async def Remove(self, request: pb.RemoveSnapshotRequest, call: rpc.Call) -> Empty:
+        self.calls.append(call)
+        self.removed.append(request)
+        if request.key == "ns/1/a":
+            raise errors.FailedPrecondition("cannot remove snapshot with child")
+        return Empty()
+
+
+async def test_a_foreign_snapshotter_is_asked_as_a_proxy_plugin_is(place: Path) -> None:
+    """Without a namespace, with the backend named to the gateway; what it does not have is no failure."""
+    foreign = Foreign()
+    async with rpc.serving(place / "s.sock", [foreign]), rpc.Channel(place / "s.sock") as channel:
+        stores = RemoteRawStores(channel)
+        assert await stores.stamp("snapshots.foreign") is None
+        listing = await stores.list("snapshots.foreign")
+        assert listing.snapshots == {"ns/1/a": RawSnapshot("ns/1/a", "", "chain"), "ns/2/b": RawSnapshot("ns/2/b", "ns/1/a")}
+        await stores.remove(Raw("snapshots.foreign", "snapshot", "ns/2/b"))
+        with pytest.raises(errors.FailedPrecondition):
+            await stores.remove(Raw("snapshots.foreign", "snapshot", "ns/1/a"))
+        await stores.cleanup("snapshots.foreign")
+    assert [(r.snapshotter, r.key) for r in foreign.removed] == [("foreign", "ns/2/b"), ("foreign", "ns/1/a")]
+    for call in foreign.calls:
+        assert call.headers[rpc.RAW] == "snapshots.foreign"
+        assert rpc.NAMESPACE not in call.headers
+        assert rpc.LEASE not in call.headers
