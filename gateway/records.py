@@ -43,6 +43,8 @@ class Records:
         self._client = metadata.channel.client(SERVICE)
         self._events = events
         self._hello = pb.ConnectRequest(incarnation=str(uuid.uuid4()), content=content, snapshotters=snapshotters)
+        self._open: set[str] = set()
+        """Intents that metadata answered and has not heard the end of."""
         self._connected = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         metadata.on_connect.append(self._announce)
@@ -58,6 +60,8 @@ class Records:
 
     async def _connect(self) -> None:
         while self._metadata.up:
+            self._hello.open.SetInParent()
+            self._hello.open.ids[:] = sorted(self._open)
             try:
                 await self._client.Connect(self._hello, timeout=10.0)
             except errors.NodeError as error:
@@ -81,7 +85,10 @@ class Records:
                     await self._connected.wait()
             except TimeoutError:
                 raise errors.Unavailable("service metadata has not accepted this gateway yet") from None
-        return await getattr(self._client, name)(request, headers=call.passed_on(), timeout=timeout)
+        answer = await getattr(self._client, name)(request, headers=call.passed_on(), timeout=timeout)
+        if isinstance(answer, pb.Intent) and answer.id and not answer.HasField("finished"):
+            self._open.add(answer.id)
+        return answer
 
     async def read(self, name: str, request: Any, call: Call) -> Any:
         """A Records call that changes nothing: asked again where metadata's death interrupted it."""
@@ -92,13 +99,19 @@ class Records:
 
     async def finish(self, request: pb.FinishRequest, call: Call) -> pb.Finished:
         """The raw call was done: make it so, publish its events. Repeated until metadata answers."""
-        finished: pb.Finished = await self._until_answered("Finish", request, call)
+        try:
+            finished: pb.Finished = await self._until_answered("Finish", request, call)
+        finally:
+            self._open.discard(request.intent)
         self.publish(finished)
         return finished
 
     async def cancel(self, intent: str, call: Call) -> None:
         """The raw call failed for certain."""
-        await self._until_answered("Cancel", pb.CancelRequest(intent=intent), call)
+        try:
+            await self._until_answered("Cancel", pb.CancelRequest(intent=intent), call)
+        finally:
+            self._open.discard(intent)
 
     def publish(self, finished: pb.Finished) -> None:
         """Send the events that metadata's answer carries."""

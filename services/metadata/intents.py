@@ -2,7 +2,7 @@
 
 An intent ends exactly once, by Finish, by Cancel, or by :meth:`Intents.resolve`, which asks the raw service what became of the intents
 of a gateway that died. What it was answered stays for some minutes, so that a repeated Finish or Cancel gets the same. An intent
-of the living gateway that nobody ended for a long time (its Begin was answered to a broken connection) is resolved too.
+of the living gateway that it does not know of, since the answer to its Begin was lost, is resolved too: when it says so, or after a long time.
 """
 
 from __future__ import annotations
@@ -48,12 +48,16 @@ class Intents:
 
     # -- the gateway
 
-    async def connect(self, gateway: Gateway) -> str:
-        """A gateway is there; the answer is this store's id. What a dead one left open is resolved in the background."""
+    async def connect(self, gateway: Gateway, known: frozenset[str] | None = None) -> str:
+        """A gateway is there; the answer is this store's id. What a dead one left open is resolved in the background.
+
+        So is what this one began before this process started, and does not have among the open intents ``known`` to it: the answer to Begin never
+        reached it. None: it does not say.
+        """
         await self._database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway), None)
         if self._resolving is not None:
             self._resolving.cancel()
-        self._resolving = asyncio.ensure_future(self._resolve_all())
+        self._resolving = asyncio.ensure_future(self._resolve_all(known))
         if self._database.collector is not None:
             self._database.collector.connected()
         return await self._database.store_id()
@@ -167,11 +171,11 @@ class Intents:
 
     # -- what others left open
 
-    async def _resolve_all(self) -> None:
+    async def _resolve_all(self, known: frozenset[str] | None) -> None:
         pause = 0.2
         while True:
             left = 0
-            for intent in self._database.view(_abandoned):
+            for intent in self._database.view(lambda tx: _abandoned(tx, self._database.started, known)):
                 try:
                     await self.resolve(intent)
                 except errors.NodeError as error:
@@ -216,11 +220,17 @@ class Intents:
         return Outcome()
 
 
-def _abandoned(tx: Reader) -> list[Intent]:
+def _abandoned(tx: Reader, started: int, known: frozenset[str] | None) -> list[Intent]:
     """Open intents that the living gateway did not begin, or does not know of."""
     gateway = schema.GATEWAY.get(tx)
     old = time.time_ns() - FORGOTTEN * 10**9
-    return [i for _, i in schema.INTENTS.scan(tx) if gateway is None or i.incarnation != gateway.incarnation or i.begun < old]
+
+    def abandoned(intent: Intent) -> bool:
+        if gateway is None or intent.incarnation != gateway.incarnation or intent.begun < old:
+            return True
+        return known is not None and intent.begun < started and intent.id not in known
+
+    return [intent for _, intent in schema.INTENTS.scan(tx) if abandoned(intent)]
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work

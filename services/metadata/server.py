@@ -176,7 +176,8 @@ class RecordsServicer:
     async def Connect(self, request: pb.ConnectRequest, call: Call) -> pb.ConnectResponse:
         if not request.incarnation:
             raise errors.InvalidArgument("a gateway needs an incarnation")
-        return pb.ConnectResponse(store_id=await self._intents.connect(convert.gateway_from_pb(request)))
+        known = frozenset(request.open.ids) if request.HasField("open") else None
+        return pb.ConnectResponse(store_id=await self._intents.connect(convert.gateway_from_pb(request), known))
 
     # -- content
 

@@ -106,6 +106,22 @@ async def test_intents_of_an_earlier_life_hold_nobody_up(local: LocalMetadata, w
     assert (await world.resolve("k")).raw_key == intent.raw_key
 
 
+async def test_an_intent_that_its_gateway_does_not_know_of_is_resolved(local: LocalMetadata, world: World) -> None:
+    """Where it is from an earlier life of metadata and the gateway says what it has open; its newer ones and those it names stay."""
+    lost, known = await world.begin_snapshot("lost"), await world.begin_snapshot("known")
+    local.database.started = time.time_ns()
+    newer = await world.begin_snapshot("newer")
+    await world.records.Connect(pb.ConnectRequest(incarnation=world.incarnation, content="content", snapshotters=["overlayfs"],
+                                                  open=pb.OpenIntents(ids=[known.id])))
+
+    async def gone() -> bool:
+        return not local.database.view(lambda tx: schema.INTENTS.has(tx, lost.id))
+
+    await eventually_async(gone)
+    await world.finish(known)
+    await world.finish(newer)
+
+
 async def test_an_intent_that_nobody_knows_of_is_resolved_in_the_end(local: LocalMetadata, world: World) -> None:
     """Though its gateway lives: when it is older than the gateway's patience."""
     intent = await world.begin_snapshot("k")

@@ -15,14 +15,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("incarnation", "content", "snapshotters")
+    __slots__ = ("incarnation", "content", "snapshotters", "open")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTTERS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     content: str
     snapshotters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, incarnation: _Optional[str] = ..., content: _Optional[str] = ..., snapshotters: _Optional[_Iterable[str]] = ...) -> None: ...
+    open: OpenIntents
+    def __init__(self, incarnation: _Optional[str] = ..., content: _Optional[str] = ..., snapshotters: _Optional[_Iterable[str]] = ..., open: _Optional[_Union[OpenIntents, _Mapping]] = ...) -> None: ...
+
+class OpenIntents(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
     __slots__ = ("store_id",)
