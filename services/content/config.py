@@ -11,7 +11,7 @@ from services.kit.settings import Seconds
 class Config:
     """The content service: blobs and ingests on disk."""
 
-    threads: int = 16
+    threads: int = 32
     """Reads, writes and commits that may wait for the disk at the same time."""
     grace: Seconds = 5.0
     """How long calls may go on after the service was told to stop."""

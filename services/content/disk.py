@@ -79,12 +79,10 @@ def make_directory(directory: str) -> None:
 
 def write_durably(path: str, data: bytes, temporary: str) -> None:
     """Make or replace a small file by way of ``temporary``: after a crash it has the old contents or the new."""
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(temporary, path)
     sync_directory(os.path.dirname(path))
 

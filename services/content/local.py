@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from services.content.disk import BlobReader, Disk, Ingest
+from services.content.disk import BlobReader, Disk, Ingest, disk_error
 from services.content.store import CANONICAL, Begun, Digest, Info, Status, updated_labels
 from services.kit import errors, filters, tracing
 
@@ -30,7 +30,7 @@ _BATCH = 100
 class LocalStore:
     """A ``Store`` in a directory, and its ``Files``. Closed by :meth:`close`."""
 
-    def __init__(self, root: Path, *, threads: int = 16) -> None:
+    def __init__(self, root: Path, *, threads: int = 32) -> None:
         self._disk = Disk(root)
         self._disk.recover()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="content")
@@ -46,7 +46,14 @@ class LocalStore:
 
     def _submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         context = contextvars.copy_context()  # the span that the work is part of
-        return asyncio.get_running_loop().run_in_executor(self._pool, lambda: context.run(work, *args, **kwargs))
+
+        def run() -> T:
+            try:
+                return context.run(work, *args, **kwargs)
+            except OSError as error:
+                raise disk_error(error, "content store") from error
+
+        return asyncio.get_running_loop().run_in_executor(self._pool, run)
 
     async def _acquire(self, release: Callable[[T], object], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of ``work``, which holds something: whoever asked and is cancelled does not get it any more, so it is released."""

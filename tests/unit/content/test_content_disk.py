@@ -77,6 +77,12 @@ async def test_full_disk(tmp_path: Path) -> None:
             await writer.write(data[1_000_000:])
             assert await writer.commit(len(data), digest_of(data)) == digest_of(data)
         assert await get(store, digest_of(data)) == data
+        with pytest.raises(OSError), (tmp_path / "m/ballast").open("wb") as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
+            await store.update(digest_of(data), {"a": "b" * 5000})
+        assert (await store.info(digest_of(data))).labels == {}
         store.close()
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "m")], check=True)
