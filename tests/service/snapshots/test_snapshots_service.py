@@ -1,0 +1,282 @@
+"""The snapshots process: its sockets, what it promises over them, and what a kill -9 leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.splitd.stamp.v1 import stamp_pb2
+from services.kit import errors
+from services.kit.rpc import Channel
+from services.snapshots.remote import RemoteSnapshotter
+from services.snapshots.store import Kind, Snapshotter
+from services.snapshots.tree import Tree
+from tests.suites.snapshots import SnapshotterSuite, mkdir, mounted, write
+from tests.support import ServiceProcess, eventually, health, short_directory
+
+SOCKETS = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
+
+
+def started(directory: Path, **env: str) -> ServiceProcess:
+    return ServiceProcess("services.snapshots", directory / "r", directory / "s", sockets=SOCKETS, env=env)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[ServiceProcess]:
+    with short_directory() as directory, started(directory) as running:
+        yield running
+
+
+class TestServedOverlay(SnapshotterSuite):
+    @pytest.fixture
+    async def snapshotter(self, process: ServiceProcess) -> AsyncIterator[Snapshotter]:
+        async with Channel(process.state / f"snapshots-{self.name}.sock") as channel:
+            yield RemoteSnapshotter(channel, snapshotter="whatever a proxy calls it")
+
+
+class TestServedNative(TestServedOverlay):
+    name = "native"
+
+
+@pytest.mark.parametrize("socket", SOCKETS)
+async def test_each_socket_answers_health(process: ServiceProcess, socket: str) -> None:
+    """Every socket is served, to its owner alone."""
+    assert await health(process.state / socket) == 1
+    assert (process.state / socket).stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_stamp_is_kept(place: Path) -> None:
+    """Each snapshotter has a stamp of its own, which outlives the process and is not changed for another."""
+    process = started(place)
+    stamp = stamp_pb2.DESCRIPTOR.services_by_name["Stamp"]
+    async with Channel(place / "s" / SOCKETS[0]) as overlay, Channel(place / "s" / SOCKETS[1]) as native:
+        client = overlay.client(stamp)
+        assert (await client.Get(stamp_pb2.GetRequest())).store_id == ""
+        with pytest.raises(errors.InvalidArgument):
+            await client.Set(stamp_pb2.SetRequest())
+        await client.Set(stamp_pb2.SetRequest(store_id="one"))
+        process.kill()
+        process.start()
+        await overlay.wait_connected(10)
+        assert (await client.Get(stamp_pb2.GetRequest())).store_id == "one"
+        await client.Set(stamp_pb2.SetRequest(store_id="one"))
+        with pytest.raises(errors.FailedPrecondition, match="one"):
+            await client.Set(stamp_pb2.SetRequest(store_id="two"))
+        await native.wait_connected(10)
+        assert (await native.client(stamp).Get(stamp_pb2.GetRequest())).store_id == ""
+    assert process.stop() == 0
+    assert (place / "r" / "snapshots" / "overlayfs" / "store-id").read_text() == "one\n"
+
+
+async def test_the_contract_on_the_wire(process: ServiceProcess) -> None:
+    """A List comes in messages of at most 100, an Update's mask is honoured, and a request without anything is answered, not failed."""
+    async with Channel(process.state / SOCKETS[0]) as channel:
+        client = channel.client(pb.DESCRIPTOR.services_by_name["Snapshots"])
+        await asyncio.gather(*(client.Prepare(pb.PrepareSnapshotRequest(key=f"wire/{n}")) for n in range(205)))
+        sizes = [len(r.info) async for r in client.List(pb.ListSnapshotsRequest(filters=["name~=^wire/"]))]
+        assert sizes == [100, 100, 5]
+        for method, request in (("Prepare", pb.PrepareSnapshotRequest()), ("View", pb.ViewSnapshotRequest()), ("Commit", pb.CommitSnapshotRequest(key="wire/0"))):
+            with pytest.raises(errors.InvalidArgument, match="empty"):
+                await getattr(client, method)(request)
+        with pytest.raises(errors.NotFound):
+            await client.Update(pb.UpdateSnapshotRequest())
+
+
+def test_what_cannot_be_configured(place: Path) -> None:
+    """An unknown key ends the process with one line that names it."""
+    config = place / "config.toml"
+    config.write_text("[snapshots.overlayfs]\nmount_option = []\n")
+    with pytest.raises(RuntimeError, match="unknown key mount_option"):
+        ServiceProcess("services.snapshots", place / "r", place / "s", sockets=SOCKETS, config=config)
+
+
+async def test_what_is_configured(place: Path) -> None:
+    """Mount options come before those that the kernel needs and are not doubled; snapshots show their directory as a label."""
+    config = place / "config.toml"
+    config.write_text('[snapshots]\nsync_commit = true\nsync_remove = true\n[snapshots.overlayfs]\nmount_options = ["index=on", "xino=off"]\nupperdir_label = true\n')
+    with ServiceProcess("services.snapshots", place / "r", place / "s", sockets=SOCKETS, config=config):
+        async with Channel(place / "s" / SOCKETS[0]) as channel:
+            snapshotter = RemoteSnapshotter(channel)
+            [bind] = await snapshotter.prepare("a")
+            await snapshotter.commit("base", "a", {"own": "1"})
+            assert (await snapshotter.stat("base")).labels == {"own": "1", "containerd.io/snapshot/overlay.upperdir": bind.source}
+            assert [i.labels["containerd.io/snapshot/overlay.upperdir"] async for i in snapshotter.list()] == [bind.source]
+            mounts = await snapshotter.prepare("b", "base")
+            assert mounts[0].options[-2:] == ("index=on", "xino=off")
+            with mounted(mounts, place / "m") as top:
+                write("f", "x")(top)
+            own = Path(mounts[0].options[1].removeprefix("upperdir=")).parent
+            assert own.exists()
+            await snapshotter.remove("b")
+            assert not own.exists()
+
+
+# ------------------------------------------------------------------------------------------ kill -9
+
+
+class Crashing:
+    """A process that dies at a named point once, and what is on its disk."""
+
+    def __init__(self, place: Path, name: str) -> None:
+        self.faults = place / "faults"
+        self.faults.mkdir()
+        self.process = started(place, SPLITD_FAULTS=str(self.faults))
+        self.root = place / "r" / "snapshots" / name
+        self.socket = place / "s" / f"snapshots-{name}.sock"
+
+    def die_at(self, point: str) -> None:
+        (self.faults / point).touch()
+
+    def again(self) -> None:
+        """Start it again after it has died."""
+        assert self.process.wait() == -signal.SIGKILL
+        self.process.start()
+
+    def names(self) -> set[str]:
+        return set(os.listdir(self.root / "snapshots"))
+
+    def recorded(self) -> set[str]:
+        """The ids of the records; nobody else may write meanwhile."""
+        tree = Tree(self.root / "metadata.db")
+        ids = tree.view(lambda rows: rows.ids())
+        tree._reader.close()
+        tree._writer.close()
+        return {str(number) for number in ids}
+
+    def swept(self, gone: str = "") -> None:
+        """Directories and records become each other's equal, without anybody asking."""
+        eventually(lambda: self.names() == self.recorded(), f"{self.names()} is not {self.recorded()}")
+
+
+@pytest.fixture(params=["overlayfs", "native"])
+def crashing(place: Path, request: pytest.FixtureRequest) -> Iterator[Crashing]:
+    crash = Crashing(place, request.param)
+    try:
+        yield crash
+    finally:
+        crash.process.kill()
+
+
+async def dies(work: object) -> None:
+    """The call is not answered: its process dies."""
+    with pytest.raises(errors.Disconnected):
+        await work  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("point", ["before-rename", "before-row", "after-row", "after-copy"])
+async def test_killed_while_preparing(crashing: Crashing, place: Path, point: str) -> None:
+    """Whenever a prepare is cut off, afterwards the snapshot is there whole or not at all, and can be made or used."""
+    if point == "after-copy" and crashing.root.name == "overlayfs":
+        pytest.skip("nothing is copied")
+    async with Channel(crashing.socket) as channel:
+        snapshotter = RemoteSnapshotter(channel)
+        with mounted(await snapshotter.prepare("base-making"), place / "m") as top:
+            write("f", "x")(top)
+        await snapshotter.commit("base", "base-making")
+        crashing.die_at(f"snapshots.{point}")
+        await dies(snapshotter.prepare("a", "base", {"l": "1"}))
+        crashing.again()
+        assert await channel.wait_connected(10)
+        if point == "after-row":
+            info = await snapshotter.stat("a")
+            assert (info.kind, info.parent, info.labels) == (Kind.ACTIVE, "base", {"l": "1"})
+            mounts = await snapshotter.mounts("a")
+        else:
+            with pytest.raises(errors.NotFound):
+                await snapshotter.stat("a")
+            mounts = await snapshotter.prepare("a", "base")
+        with mounted(mounts, place / "m") as top:
+            assert (top / "f").read_text() == "x"
+            write("g", "y")(top)
+        await snapshotter.commit("c", "a")
+        crashing.swept()
+        assert len(crashing.names()) == 2
+
+
+@pytest.mark.parametrize("point", ["before-row", "after-row"])
+async def test_killed_while_committing(crashing: Crashing, place: Path, point: str) -> None:
+    """A commit that is cut off has happened or has not: the key or the name is there, with all its files, and never both."""
+    async with Channel(crashing.socket) as channel:
+        snapshotter = RemoteSnapshotter(channel)
+        with mounted(await snapshotter.prepare("a"), place / "m") as top:
+            write("f", "x")(top)
+        usage = await snapshotter.usage("a")
+        crashing.die_at(f"snapshots.{point}")
+        await dies(snapshotter.commit("c", "a", {"l": "1"}))
+        crashing.again()
+        assert await channel.wait_connected(10)
+        names = [(i.name, i.kind) async for i in snapshotter.list()]
+        assert names == ([("c", Kind.COMMITTED)] if point == "after-row" else [("a", Kind.ACTIVE)])
+        if point == "before-row":
+            await snapshotter.commit("c", "a", {"l": "1"})
+        assert await snapshotter.usage("c") == usage
+        with mounted(await snapshotter.view("v", "c"), place / "m") as top:
+            assert (top / "f").read_text() == "x"
+
+
+@pytest.mark.parametrize("point", ["before-row", "after-row", "before-discard"])
+async def test_killed_while_removing(crashing: Crashing, place: Path, point: str) -> None:
+    """A removal that is cut off has happened or has not; where it has, the files go without being asked for again."""
+    async with Channel(crashing.socket) as channel:
+        snapshotter = RemoteSnapshotter(channel)
+        with mounted(await snapshotter.prepare("a"), place / "m") as top:
+            mkdir("d")(top)
+            write("d/f", "x")(top)
+        crashing.die_at(f"snapshots.{point}")
+        await dies(snapshotter.remove("a"))
+        crashing.again()
+        assert await channel.wait_connected(10)
+        if point == "before-row":
+            with mounted(await snapshotter.mounts("a"), place / "m") as top:
+                assert (top / "d" / "f").read_text() == "x"
+            await snapshotter.remove("a")
+        with pytest.raises(errors.NotFound):
+            await snapshotter.stat("a")
+        crashing.swept()
+        assert crashing.names() == set()
+
+
+async def test_killed_at_any_moment(crashing: Crashing) -> None:
+    """Killed again and again among many calls: what was answered is so, and in the end no directory is without a record and no record without one."""
+    async with Channel(crashing.socket) as channel:
+        snapshotter = RemoteSnapshotter(channel)
+        await snapshotter.prepare("base-making")
+        await snapshotter.commit("base", "base-making")
+        made: set[str] = set()
+        unknown: set[str] = set()
+
+        async def work(worker: int, life: int) -> None:
+            for number in range(1000):
+                key = f"{life}-{worker}-{number}"
+                try:
+                    unknown.add(key)
+                    await snapshotter.prepare(key, "base")
+                    made.add(key)
+                    unknown.discard(key)
+                    if number % 3:
+                        unknown.add(key)
+                        made.discard(key)
+                        await snapshotter.remove(key)
+                        unknown.discard(key)
+                except errors.Disconnected:
+                    return
+
+        for life in range(4):
+            working = [asyncio.ensure_future(work(n, life)) for n in range(8)]
+            await asyncio.sleep(0.1 + 0.05 * life)  # not to wait for something: the moment of the kill is to be any
+            crashing.process.kill()
+            await asyncio.gather(*working)
+            crashing.process.start()
+            assert await channel.wait_connected(10)
+            there = {i.name async for i in snapshotter.list(["kind==active"])}
+            assert made <= there <= made | unknown
+            assert len(await asyncio.gather(*(snapshotter.mounts(key) for key in there))) == len(there)
+        await snapshotter.cleanup()
+        crashing.process.kill()
+        assert crashing.names() == crashing.recorded()
