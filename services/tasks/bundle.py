@@ -92,6 +92,10 @@ class Bundle:
             _remove(self.path)
         _remove(self.work)
 
+    def mounted(self) -> bool:
+        """Whether the root filesystem is mounted; unmounting may take its time."""
+        return os.path.ismount(self.path / "rootfs")
+
     # -- what is remembered about the shim
 
     @property

@@ -431,7 +431,10 @@ class LocalTasks:
     async def _forget(self, task: _Task) -> None:
         """Nothing runs any more: remove the bundle and the entry."""
         try:
-            await asyncio.to_thread(task.bundle.delete)
+            if task.bundle.mounted():
+                await asyncio.to_thread(task.bundle.delete)
+            else:
+                task.bundle.delete()  # a dozen small files: less than the way to a thread takes
         except OSError as error:
             log.error("bundle of %s: %s", task, error)
         (self._exits / f"{task.namespace}:{task.name}").unlink(missing_ok=True)
@@ -516,13 +519,16 @@ class LocalTasks:
         return found
 
     def _remove_orphans(self) -> None:
-        """Work directories outlive a reboot, bundles do not; and exits of tasks that are no more."""
+        """Work directories outlive a reboot, bundles do not; and exits and checkpoints of tasks that are no more."""
         for path in (self._root / TASKS).glob("*/*"):
             if not (self._state / TASKS / path.parent.name / path.name.removeprefix(".")).exists():
                 shutil.rmtree(path, ignore_errors=True)
         for mark in self._exits.iterdir():
             if not (self._state / TASKS / mark.name.replace(":", "/", 1)).exists():
                 mark.unlink(missing_ok=True)
+        for image in self._checkpoints.iterdir():
+            if not (self._state / TASKS / image.name.replace(":", "/", 1)).exists():
+                shutil.rmtree(image, ignore_errors=True)
 
     async def _load_bundle(self, bundle: Bundle) -> None:
         task = _Task(bundle, self._program_of(bundle))

@@ -378,6 +378,42 @@ class TasksSuite:
         await end(tasks, "h")
         await end(tasks, "i")
 
+    async def test_grouped_tasks_share_a_shim(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
+        """Deleting one of a group leaves the shim to the other; deleting the last ends it; killed, it takes all of the group with it."""
+        group = {"annotations": {"io.containerd.runc.v2.group": "g1"}}
+        await start(tasks, node, "g1", "sleep", "100", runtime=runtime, **group)
+        pid = await start(tasks, node, "g2", "sleep", "100", runtime=runtime, **group)
+        shim = shim_of(node, "g1")
+        await end(tasks, "g1")
+        assert alive(shim)
+        assert (await tasks.get(NS, "g2")).pid == pid
+        again = await start(tasks, node, "g1", "sleep", "100", runtime=runtime, **group)
+        os.kill(shim, signal.SIGKILL)
+        for name, was in (("g1", again), ("g2", pid)):
+            await node.topic(name, "/tasks/delete")
+            assert [e.exit_status for e in node.exits(name)][-1] == 137
+            await gone(was)
+
+        async def nothing() -> bool:
+            return leftovers(node) == []
+
+        await eventually_async(nothing)
+        await start(tasks, node, "g1", "sleep", "100", runtime=runtime, **group)
+        await end(tasks, "g1")
+        assert leftovers(node) == []
+
+    async def test_running_out_of_memory_is_told(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
+        """A task over its memory limit is killed, 137, with an OOM event from the shim."""
+        record = node.add("oom", "sh", "-c", "sleep 0.3; dd if=/dev/zero of=/dev/null bs=64M count=1; exit 3", runtime=runtime)
+        spec = json.loads(record.spec.value)
+        spec["linux"]["resources"]["memory"] = {"limit": 16 << 20}
+        record.spec.value = json.dumps(spec).encode()
+        await tasks.create(NS, "oom", CreateOptions(rootfs=(node.mount,)))
+        await tasks.start(NS, "oom")
+        assert (await asyncio.wait_for(tasks.wait(NS, "oom"), 30)).status in (3, 137)
+        await node.topic("oom", "/tasks/oom")
+        await tasks.delete(NS, "oom")
+
     async def test_waiting_is_given_up_without_trace(self, tasks: Tasks, node: FakeGateway) -> None:
         """Fifty cancelled waits leave the task alone; the next is answered."""
         await start(tasks, node, "w", "sleep", "100")
