@@ -1,0 +1,32 @@
+"""The suites of what metadata answers, on a whole node: through the gateway, with the collector at work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.kit.rpc import Channel
+from tests.suites import containers, leases, namespaces
+from tests.suites.records_lives import Clients, over
+from tests.support import Node
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+
+@pytest.fixture
+async def clients(node: Node) -> AsyncIterator[Clients]:
+    async with Channel(node.socket) as channel:
+        yield over(channel)
+
+
+class TestNamespaces(namespaces.NamespacesSuite):
+    """On a node."""
+
+
+class TestContainers(containers.ContainersSuite):
+    """On a node."""
+
+
+class TestLeases(leases.LeasesSuite):
+    """On a node."""
