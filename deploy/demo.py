@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def show(socket: Path, registry: Registry) -> None:
 
 
 def _run(title: str, command: Sequence[str], *, tail: int = 0, expected: int = 0) -> None:
-    print(f"{title}\n   $ {' '.join(command)}")
+    print(f"{title}\n   $ {shlex.join(command)}")
     begun = time.monotonic()
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     seconds = time.monotonic() - begun

@@ -134,10 +134,11 @@ def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: 
 
 def test_up_works_over_what_a_power_cut_left(node: Node) -> None:
     """All processes killed at once: stale sockets, pid files and locks are no obstacle."""
-    victims = [supervisord(node), *pids(node).values()]
-    for pid in victims:
+    supervisor, services = supervisord(node), pids(node).values()
+    os.kill(supervisor, signal.SIGSTOP)  # else it starts them again, or its death ends them in good order
+    for pid in (*services, supervisor):
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in victims))
+    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in (*services, supervisor)))
     assert (node.state / "supervisor.sock").exists()
     assert (node.state / "containerd.sock").exists()
     node.up()
@@ -182,7 +183,9 @@ def test_two_nodes_run_side_by_side_with_containers_of_the_same_name(node: Node,
             assert first[0] != second[0]
             assert first[1] == second[1] == "RUNNING"
             node.ctr("run", "-d", box, "twin", "sleep", "1000", ok=False)
-            node.ctr("tasks", "rm", "-f", "twin")
+            node.ctr("tasks", "kill", "-s", "SIGKILL", "twin")
+            eventually(lambda: node.tasks()["twin"][1] == "STOPPED", "the killed twin runs")
+            node.ctr("tasks", "rm", "twin", ok=None)  # it answers with the exit code, 137
             node.ctr("containers", "rm", "twin")
             node.ctr("run", box, "twin", "/no/such/program", ok=False)
             node.ctr("containers", "rm", "twin", ok=None)
