@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.kit import errors
 from services.kit.rpc import Channel
 from tests.suites import events as events_suite
 from tests.suites import images as images_suite
@@ -46,7 +47,7 @@ class TestImages(images_suite.NodeImagesSuite):
 
 
 async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Channel) -> None:
-    """Its rows say UNAVAILABLE and its name, all others stay well; when it goes on, all are."""
+    """Noticed by the first call that it leaves unanswered: its rows say UNAVAILABLE and its name, all others stay well; when it goes on, all are."""
     client = channel.client(introspection_suite.INTROSPECTION)
 
     async def broken() -> dict[str, tuple[int, str]]:
@@ -60,6 +61,8 @@ async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Chann
     pid = node.pid("images")
     os.kill(pid, signal.SIGSTOP)
     try:
+        with pytest.raises(errors.NodeError):
+            await images_suite.Images(channel, "hanging").names()
         found = await eventually_async(broken, "the rows of images stay well")
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -81,3 +84,9 @@ async def test_a_killed_service_costs_its_callers_a_moment(node: Node, channel: 
 
     await eventually_async(gone, f"{service} lives on")
     assert await images.names() == []
+
+
+def test_ctr_install_puts_programs_where_the_node_finds_them(node: Node, box: str) -> None:
+    """ctr asks for the plugin "opt" and unpacks the image's bin below its path."""
+    node.ctr("install", "--replace", box)
+    assert os.access(node.root / "opt" / "bin" / "busybox", os.X_OK)
