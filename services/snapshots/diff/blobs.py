@@ -18,6 +18,8 @@ from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
 from services.kit import errors, rpc
 
 _PIECE = 1 << 20
+_PATIENCE = 5.0
+"""Seconds to wait for the gateway where it is not there; it comes back."""
 Headers = Mapping[str, str | bytes]
 
 
@@ -25,12 +27,14 @@ class Blobs:
     """Content and LocalFiles on the gateway's internal socket. ``headers`` are the caller's: its namespace and lease."""
 
     def __init__(self, gateway: rpc.Channel) -> None:
+        self._gateway = gateway
         self._content = gateway.client(pb.DESCRIPTOR.services_by_name["Content"])
         self._files = gateway.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"])
 
     @contextlib.asynccontextmanager
     async def reading(self, digest: str, headers: Headers) -> AsyncIterator[int]:
         """A file descriptor with the blob's bytes, as long as the block lasts; NotFound unless the caller's namespace has it."""
+        await self._gateway.wait_connected(_PATIENCE)
         try:
             located = await self._files.Locate(files_pb.LocateRequest(digest=digest), headers=headers)
             fd = os.open(located.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -68,6 +72,7 @@ class Blobs:
     @contextlib.asynccontextmanager
     async def writing(self, ref: str, headers: Headers) -> AsyncIterator[Ingest]:
         """An empty ingest to fill; it is open, and this process's, as long as the block lasts. Unavailable where another writes it."""
+        await self._gateway.wait_connected(_PATIENCE)
         try:
             begun = await self._files.Begin(files_pb.BeginRequest(ref=ref), headers=headers)
         except errors.Unimplemented:

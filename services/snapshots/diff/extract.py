@@ -20,7 +20,7 @@ import stat
 
 from services.snapshots.diff import tar
 from services.snapshots.diff.mounts import words
-from services.snapshots.diff.paths import Resolver, clean
+from services.snapshots.diff.paths import Resolver, clean, cleaned
 from services.snapshots.diff.stream import CompressionError
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class Unpacker:
         self._overlay = overlay
         self._lowers = [Resolver(fd) for fd in lowers]
         self._here = Resolver()
-        self._parents: dict[bytes, bytes] = {b"/": b""}
+        self._parents: dict[bytes, bytes] = {}
         """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed."""
         self._directories: list[tuple[bytes, tuple[int, int]]] = []
         self._unpacked: set[bytes] = set()
@@ -80,12 +80,12 @@ class Unpacker:
                 raise EntryError(f"{_quoted(path)}: failed to set times: {_words_of(error)}") from None
 
     def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
-        name = clean(entry.name)
-        if name == b"/":
-            return
+        name = cleaned(entry.name)
         cut = name.rfind(b"/")
         base = name[cut + 1:]
-        directory = name[:cut] or b"/"
+        if base in (b"", b".", b".."):
+            return  # the root itself
+        directory = name[:cut + 1]
         parent = self._parents.get(directory)
         if parent is None:
             parent = self._enter(directory)
@@ -211,6 +211,7 @@ class Unpacker:
             above = above[:above.rfind(b"/")]
         for new in reversed(missing):
             os.mkdir(new, 0o755)
+            os.chmod(new, 0o755)  # noqa: S103 - without the set-group-id bit that it may have from its parent
             for lower in self._lowers:
                 if self._inherit(lower, new):
                     break
@@ -262,15 +263,10 @@ class Unpacker:
                 return
         if stat.S_ISDIR(mode):
             _remove_tree(path)
-            self._forget()
         else:
             os.unlink(path)
-            if stat.S_ISLNK(mode):
-                self._forget()
-
-    def _forget(self) -> None:
-        self._parents.clear()
-        self._parents[b"/"] = b""
+        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            self._parents.clear()
 
     def _remove_lower(self, directory: bytes) -> None:
         """An opaque marker on a plain tree: remove what this layer has not unpacked."""

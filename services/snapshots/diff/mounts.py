@@ -150,7 +150,7 @@ def _compact(options: list[str]) -> tuple[str, list[str]]:
 
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
-    """Mount, as mount(2) does."""
+    """The system call."""
     done = _libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), os.fsencode(data) or None)
     if done:
         number = ctypes.get_errno()

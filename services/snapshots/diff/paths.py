@@ -30,8 +30,24 @@ def clean(path: bytes) -> bytes:
     return b"/" + b"/".join(parts)
 
 
+def cleaned(path: bytes) -> bytes:
+    """``path`` without empty, ``.`` and inner ``..`` components, as Go's filepath.Clean: one that is relative stays so, with its leading ``..``."""
+    if path.startswith(b"/"):
+        return clean(path)
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b".." and parts and parts[-1] != b"..":
+            parts.pop()
+        elif part and part != b".":
+            parts.append(part)
+    return b"/".join(parts) or b"."
+
+
 class Resolver:
-    """Resolves symbolic links below a directory, given as a file descriptor, or below the process's root."""
+    """Resolves symbolic links below a directory, given as a file descriptor, or below the process's root.
+
+    A relative path is not the same as an absolute one here: where its first component is a link, that link's target is not yet cleaned when it is followed.
+    """
 
     __slots__ = ("_fd", "_walked")
 
@@ -60,10 +76,8 @@ class Resolver:
             before = self._walked
             path = self._walk(path)
             if before == self._walked:
-                cleaned = clean(path)
-                if path == cleaned:
+                if path == (path := clean(path)):
                     return path
-                path = cleaned
 
     def _walk(self, path: bytes) -> bytes:
         """One step for each component: the links in it replaced by where they point, which may be links again."""
@@ -76,7 +90,7 @@ class Resolver:
         found, link = self._follow(new + b"/" + name)
         if not link or found.startswith(b"/"):
             return found
-        return _join(new, found)
+        return cleaned(new + b"/" + found)
 
     def _follow(self, path: bytes) -> tuple[bytes, bool]:
         if self._walked > _LINKS:
@@ -91,17 +105,3 @@ class Resolver:
             return path, False
         self._walked += 1
         return (os.readlink(path) if self._fd is None else os.readlink(path[1:], dir_fd=self._fd)), True
-
-
-def _join(directory: bytes, path: bytes) -> bytes:
-    """Go's filepath.Join: a relative result stays relative, its leading ``..`` stay too."""
-    joined = directory + b"/" + path
-    if joined.startswith(b"/"):
-        return clean(joined)
-    parts: list[bytes] = []
-    for part in joined.split(b"/"):
-        if part == b".." and parts and parts[-1] != b"..":
-            parts.pop()
-        elif part and part != b".":
-            parts.append(part)
-    return b"/".join(parts) or b"."
