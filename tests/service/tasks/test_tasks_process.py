@@ -13,7 +13,7 @@ import pytest
 from services.kit import errors, rpc
 from services.tasks.bundle import TASKS
 from services.tasks.remote import RemoteTasks
-from services.tasks.store import CreateOptions, Status
+from services.tasks.store import IO, CreateOptions, Status
 from tests.suites.tasks import LIFE, end, exec_spec, in_status, leftovers, shim_of, start
 from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, gone, output
 from tests.support import ServiceProcess, eventually_async, processes_naming
@@ -84,7 +84,7 @@ async def test_killed_service_finds_every_shim_again(service: Service) -> None:
     async with output(service.node.state, "one") as o:
         pid = await start(service.tasks, service.node, "one", "cat", io=o.io())
         other = await start(service.tasks, service.node, "two", "sleep", "100")
-        await service.tasks.exec(NS, "two", "e", exec_spec("sleep", "100"), o.io())
+        await service.tasks.exec(NS, "two", "e", exec_spec("sleep", "100"), IO())
         inner = await service.tasks.start(NS, "two", "e")
         shims = [shim_of(service.node, n) for n in ("one", "two")]
         for _ in range(3):
