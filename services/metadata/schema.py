@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from services.metadata.store import Blob, Container, Gateway, Image, Ingest, Intent, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
@@ -87,12 +87,14 @@ class Table(Generic[V]):
 
 def _json(name: str, cls: type[V], *keyed: str) -> Table[V]:
     """A table of dataclasses; the fields ``keyed`` are the last parts of the key, and not in the value. Fields that have their default are left out."""
-    names = [f.name for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
+    known = [f for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
+    names = [f.name for f in known]
+    required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}  # such as the size of an empty blob
     loads = json.loads
     last = keyed[0] if keyed else ""
 
     def encode(value: V) -> bytes:
-        return _dumps({n: dict(v) if n in _MAPS else v for n in names if (v := getattr(value, n))}).encode()
+        return _dumps({n: dict(v) if n in _MAPS else v for n in names if (v := getattr(value, n)) or n in required}).encode()
 
     def decode(key: Key, value: bytes) -> V:
         found = loads(value)
