@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 
 from services.kit import process, rpc, settings
 from services.kit.stamp import StampServicer
 from services.snapshots.config import Config
+from services.snapshots.diff.server import DiffServicer
 from services.snapshots.local import LocalSnapshotter
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.server import SnapshotsServicer
-
-log = logging.getLogger(__name__)
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
@@ -34,18 +32,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         for snapshotter in snapshotters:
             servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(snapshotter.root)]
             await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace))
-        await stack.enter_async_context(rpc.serving(node.state / "diff.sock", diff_servicers(node), grace=config.grace))
+        diff = DiffServicer(node.state / "internal.sock", top / "diff")
+        stack.push_async_callback(diff.close)
+        await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace))
         await process.until_signal()
-
-
-def diff_servicers(node: settings.Node) -> list[rpc.Servicer]:
-    """The Diff service."""
-    try:
-        from services.snapshots.diff.server import DiffServicer
-    except ImportError as error:
-        log.error("Diff is not served: %s", error)
-        return []
-    return [DiffServicer(node.state / "internal.sock", node.root / "snapshots" / "diff")]
 
 
 if __name__ == "__main__":

@@ -148,13 +148,16 @@ class Tree:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = _connect(path)
         try:
-            _prepare(self._writer, path)
-            self._reader = _connect(path)
-        except BaseException:
-            self._writer.close()
-            raise
+            self._writer = _connect(path)
+            try:
+                _prepare(self._writer, path)
+                self._reader = _connect(path)
+            except BaseException:
+                self._writer.close()
+                raise
+        except sqlite3.Error as error:
+            raise errors.FailedPrecondition(f"{path} cannot be used: {error}") from None
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"tree {path.parent.name}", daemon=True)
         self._closed = False
@@ -280,12 +283,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    try:
-        if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-            raise errors.FailedPrecondition(f"{path}: this filesystem has no shared memory for SQLite's WAL")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise errors.FailedPrecondition(f"{path} cannot be read ({error}); a containerd's own snapshots cannot be taken over") from None
+    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+        raise errors.FailedPrecondition(f"{path}: this filesystem has no shared memory for SQLite's WAL")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version not in (0, _VERSION):
         raise errors.FailedPrecondition(f"{path} has layout {version}, this splitd knows {_VERSION}")
     if version == 0:

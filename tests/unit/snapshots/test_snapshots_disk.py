@@ -1,0 +1,171 @@
+"""What snapshotters do to directories and ask of the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.snapshots import disk, kernel
+from services.snapshots.overlay import capabilities, mapped_root, mount_options
+from services.snapshots.store import GID_MAPPING, UID_MAPPING
+
+
+def some_tree(top: Path, count: int) -> None:
+    """``count`` small files in directories of 50, some of them linked, some symbolic."""
+    for number in range(count):
+        directory = top / str(number // 50)
+        directory.mkdir(exist_ok=True)
+        (directory / str(number)).write_bytes(b"x" * (number % 9000))
+        if number % 10 == 0:
+            os.link(directory / str(number), directory / f"{number}-linked")
+            os.symlink("nowhere", directory / f"{number}-symbolic")
+
+
+async def test_usage_is_what_du_says(place: Path) -> None:
+    """Walked here or by du, a tree's usage is the same: allocated blocks and inodes, hard links once."""
+    top = place / "t"
+    top.mkdir()
+    some_tree(top, 300)
+    os.sync()
+    said = {flag: int(subprocess.run(["du", "-s", flag, str(top)], capture_output=True, check=True).stdout.split()[0]) for flag in ("--inodes", "-B512")}
+    walked, by_du = await disk.usage(str(top)), await disk.usage(str(top), small=10)
+    assert walked == by_du
+    assert (walked.inodes, walked.size) == (said["--inodes"], said["-B512"] * 512)
+    assert walked.inodes == 1 + 6 + 300 + 30
+
+
+async def test_usage_while_files_vanish(place: Path) -> None:
+    """A tree that loses files while it is measured has a usage all the same."""
+    top = place / "t"
+    top.mkdir()
+    some_tree(top, 2000)
+    usages, _ = await asyncio.gather(
+        asyncio.gather(*(disk.usage(str(top), small=small) for small in (10, 10_000) * 3)),
+        asyncio.to_thread(subprocess.run, ["find", str(top), "-mindepth", "2", "-delete"], check=True))
+    assert all(usage.inodes >= 1 for usage in usages)
+
+
+async def test_usage_of_what_is_not_there(place: Path) -> None:
+    """A directory that is not there has no usage, and the answer names it."""
+    with pytest.raises(errors.Unknown, match=f"{place}/none: no such file or directory"):
+        await disk.usage(f"{place}/none")
+
+
+async def test_a_copy_that_fails_says_why(place: Path) -> None:
+    """cp's reason is the error's."""
+    with pytest.raises(errors.Unknown, match=r"copying of parent failed: .*none/\.': No such file or directory"):
+        await disk.copy(f"{place}/none", f"{place}/new")
+    full = place / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full)], check=True)
+    source = place / "source"
+    source.mkdir()
+    (source / "big").write_bytes(os.urandom(1 << 20))
+    with pytest.raises(errors.ResourceExhausted, match="No space left on device"):
+        await disk.copy(str(source), f"{full}/new")
+
+
+async def test_a_cancelled_copy_ends(place: Path) -> None:
+    """The program that copies dies with the call that wanted it."""
+    source = place / "source"
+    source.mkdir()
+    os.mkfifo(source / "fifo")  # not read by an archive copy, so the copy is of many files
+    some_tree(source, 3000)
+    copying = asyncio.ensure_future(disk.copy(str(source), f"{place}/new"))
+    while not os.path.exists(f"{place}/new"):
+        await asyncio.sleep(0.001)
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert len(list((place / "new").rglob("*"))) < len(list(source.rglob("*")))
+
+
+async def test_remove(place: Path) -> None:
+    """Empty and full trees go, those already gone too; what cannot go is named."""
+    for name in ("empty", "full", "busy"):
+        (place / name / "fs").mkdir(parents=True)
+        (place / name / "work" / "work").mkdir(parents=True)
+    some_tree(place / "full" / "fs", 60)
+    (place / "full" / "work" / "work").chmod(0)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place / "busy" / "fs")], check=True)
+    (place / "busy" / "fs" / "precious").write_text("x")
+    left = await disk.remove(f"{place}/{name}" for name in ("empty", "full", "gone", "busy"))
+    assert left == [f"{place}/busy"]
+    assert os.listdir(place) == ["busy"]
+    assert (place / "busy" / "fs" / "precious").read_text() == "x", "nothing on another filesystem is touched"
+
+
+async def test_overlay_works_here(place: Path) -> None:
+    """The trial leaves nothing behind: no mount, no directory, not even that of a trial that was killed."""
+    (place / ".overlay-trial-old" / "merged").mkdir(parents=True)
+    assert await kernel.overlay_trouble(place) == ""
+    assert os.listdir(place) == []
+    assert str(place) not in Path("/proc/self/mountinfo").read_text()
+
+
+async def test_why_overlay_does_not_work(place: Path) -> None:
+    """A filesystem that cannot hold an upper directory is named, with the kernel's reason."""
+    lower, merged = place / "lower", place / "merged"
+    for directory in (lower, place / "upper", place / "work", merged, place / "second"):
+        directory.mkdir()
+    # an overlay on an overlay that has no upper directory: read-only
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower}:{place / 'second'}", str(merged)], check=True)
+    assert "Read-only file system" in await kernel.overlay_trouble(merged)
+    assert await kernel.overlay_trouble(place / "none") != ""
+
+
+def test_user_namespace(place: Path) -> None:
+    """Only a map of all ids onto themselves is no user namespace."""
+    for text, expected in (("         0          0 4294967295\n", False), ("0 1000 1\n", True), ("0 100000 65536\n", True), ("", True)):
+        (place / "map").write_text(text)
+        assert kernel.in_user_namespace(place / "map") is expected, text
+    assert not kernel.in_user_namespace(place / "none")
+    inside = subprocess.run(["unshare", "--user", "--map-root-user", "python3", "-c",
+                             "from services.snapshots import kernel; print(kernel.in_user_namespace(), kernel.version() >= (5, 11))"],
+                            capture_output=True, text=True, check=True).stdout.split()
+    assert inside[0] == "True"
+
+
+async def test_userxattr_in_a_user_namespace(place: Path) -> None:
+    """There an overlay gets userxattr, but not on tmpfs; and on the machine itself never."""
+    tmpfs = place / "tmpfs"
+    tmpfs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmpfs)], check=True)
+    assert kernel.on_tmpfs(tmpfs)
+    assert not kernel.on_tmpfs(place)
+    assert "userxattr" not in await mount_options(place)
+    program = ("import asyncio, sys; from pathlib import Path; from services.snapshots import overlay\n"
+               "for place in sys.argv[1:]: print(*asyncio.run(overlay.mount_options(Path(place))))")
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "python3", "-c", program, str(place), str(tmpfs)],
+                          capture_output=True, text=True, check=True).stdout.splitlines()
+    index = "index=off" if kernel.supports_index() else ""
+    assert [line.strip() for line in done] == [f"userxattr {index}".strip(), index]
+
+
+async def test_configured_options_come_once(place: Path) -> None:
+    """What is configured is kept in front and not said again, with a value or without."""
+    assert await mount_options(place, ["index=on", "nfs_export=on"]) == ("index=on", "nfs_export=on")
+    assert (await mount_options(place, ["volatile"]))[0] == "volatile"
+
+
+def test_capabilities() -> None:
+    """In containerd's words; this machine can rebase."""
+    assert set(capabilities()) >= {"only-remap-ids", "rebase"}
+    assert "only-remap-ids" not in capabilities(slow_chown=True)
+
+
+@pytest.mark.parametrize(("uid", "gid", "root"), [
+    ("0:1000:1", "0:2000:1", (1000, 2000)),
+    ("1:5:10,0:7:1", "0:8:65536", (7, 8)),
+    ("0:1000:1", None, (1000, 0)),
+    (None, None, None),
+])
+def test_root_of_a_user_namespace(uid: str | None, gid: str | None, root: tuple[int, int] | None) -> None:
+    """The mapping of 0, in whichever part of the map it is; an absent map is the identity."""
+    labels = {label: value for label, value in ((UID_MAPPING, uid), (GID_MAPPING, gid)) if value is not None}
+    assert mapped_root(labels) == root

@@ -1,0 +1,227 @@
+"""The records of a snapshotter, and directories beside them, when things go wrong or happen at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.snapshots import disk
+from services.snapshots.native import NativeSnapshotter
+from services.snapshots.overlay import OverlaySnapshotter
+from services.snapshots.store import Info, Kind, Usage
+from services.snapshots.tree import Row, Rows, Tree
+from tests.support import eventually_async
+
+
+@pytest.fixture
+async def tree(place: Path) -> AsyncIterator[Tree]:
+    tree = Tree(place / "metadata.db")
+    yield tree
+    await tree.close()
+
+
+def row(number: int, key: str, parent: int | None = None) -> Row:
+    return Row(number, parent, Info(key, Kind.ACTIVE, 1, 2, labels={"a": "ü\U0001f600"}), Usage())
+
+
+async def test_work_that_fails_changes_nothing_of_others(tree: Tree) -> None:
+    """In one batch, what a piece of work did before it raised is undone, and the rest is committed."""
+    def fails(rows: Rows) -> None:
+        rows.insert(row(2, "b"))
+        raise errors.AlreadyExists("b")
+
+    outcomes = await asyncio.gather(tree.write(lambda rows: rows.insert(row(1, "a"))), tree.write(fails), tree.write(lambda rows: rows.insert(row(3, "c"))),
+                                    return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), errors.AlreadyExists, type(None)]
+    assert tree.view(lambda rows: rows.ids()) == {1, 3}
+    found = tree.view(lambda rows: rows.get("a"))
+    assert found is not None
+    assert found.info.labels == {"a": "ü\U0001f600"}
+
+
+async def test_what_was_asked_for_together_is_committed_together(tree: Tree) -> None:
+    """While one commit is under way the work that comes is gathered: a hundred changes need a few commits."""
+    commits = 0
+    go = threading.Event()
+
+    def trace(statement: str) -> None:
+        nonlocal commits
+        commits += statement == "COMMIT"
+
+    tree._writer.set_trace_callback(trace)
+    first = asyncio.ensure_future(tree.write(lambda _: go.wait(10)))
+    rest = [asyncio.ensure_future(tree.write(lambda rows, n=n: rows.insert(row(n, str(n))))) for n in range(1, 101)]  # type: ignore[misc]
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(first, *rest)
+    assert len(tree.view(lambda rows: rows.ids())) == 100
+    assert 1 <= commits <= 3
+
+
+async def test_ids_are_never_used_twice(place: Path) -> None:
+    """The id of a removed snapshot, even the last, is not given out again, nor that of a directory that is still there."""
+    for expected in (1, 2, 3):
+        async with OverlaySnapshotter(place / "o") as snapshotter:
+            [mount] = await snapshotter.prepare("a")
+            assert mount.source == f"{place}/o/snapshots/{expected}/fs"
+            await snapshotter.remove("a")
+    (place / "o" / "snapshots" / "9").mkdir(parents=True)
+    (place / "o" / "snapshots" / "new-11").mkdir()
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        [mount] = await snapshotter.prepare("a")
+        assert mount.source == f"{place}/o/snapshots/12/fs"
+        await eventually_async(lambda: _listed(place / "o", {"12"}), "what has no record goes after the start")
+
+
+async def _listed(root: Path, names: set[str]) -> bool:
+    return set(os.listdir(root / "snapshots")) == names
+
+
+async def test_a_full_disk(place: Path) -> None:
+    """On a full disk a prepare is ResourceExhausted and leaves nothing; what is there can still be seen and removed, and then there is room."""
+    root = place / "small"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=60", "tmpfs", str(root)], check=True)
+    async with OverlaySnapshotter(root / "o") as snapshotter:
+        made = 0
+        with pytest.raises(errors.ResourceExhausted):
+            for made in range(100):
+                await snapshotter.prepare(f"k{made}")
+        there = [info.name async for info in snapshotter.list()]
+        assert len(there) == made > 5
+        await snapshotter.cleanup()
+        assert len(os.listdir(root / "o" / "snapshots")) == made
+        await snapshotter.remove("k0")
+        await snapshotter.cleanup()
+        await snapshotter.prepare("again")
+
+
+async def test_a_database_that_is_none(place: Path) -> None:
+    """A containerd's own bolt file, or a newer layout, is left alone with a reason."""
+    bolt = b"\0" * 16 + b"\xed\xda\x0c\xed" + b"\0" * 8000
+    (place / "metadata.db").write_bytes(bolt)
+    with pytest.raises(errors.FailedPrecondition, match=r"metadata.db cannot be used: file is not a database"):
+        Tree(place / "metadata.db")
+    assert (place / "metadata.db").read_bytes() == bolt
+    newer = sqlite3.connect(place / "newer.db")
+    newer.execute("PRAGMA user_version = 2")
+    newer.close()
+    with pytest.raises(errors.FailedPrecondition, match="layout 2"):
+        Tree(place / "newer.db")
+
+
+async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing new can be made, with the reason; what is there can be listed and removed, and once it works again all is well."""
+    from services.snapshots import kernel, overlay
+
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        await snapshotter.prepare("a")
+
+    async def trouble(_: Path) -> str:
+        return "no such device"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "overlay_trouble", trouble)
+        patch.setattr(overlay, "_AGAIN", 0.0)
+        async with OverlaySnapshotter(place / "o") as snapshotter:
+            for make in (snapshotter.prepare, snapshotter.view):
+                with pytest.raises(errors.FailedPrecondition, match="overlayfs does not work on this machine: no such device"):
+                    await make("b")
+            assert [info.name async for info in snapshotter.list()] == ["a"]
+            await snapshotter.remove("a")
+            patch.undo()
+            monkeypatch.setattr(overlay, "_AGAIN", 0.0)
+            await snapshotter.prepare("b")
+
+
+class SlowCopy:
+    """Copies that wait to be let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        copy = disk.copy
+
+        async def slow(source: str, target: str) -> None:
+            self.begun.set()
+            await self.go.wait()
+            await copy(source, target)
+
+        monkeypatch.setattr(disk, "copy", slow)
+
+
+async def test_a_parent_stays_while_it_is_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-made snapshot is a child already: its parent cannot be removed, a cleanup leaves it alone, and others go on meanwhile."""
+    async with NativeSnapshotter(place / "n") as snapshotter:
+        await snapshotter.prepare("a")
+        await snapshotter.commit("base", "a")
+        slow = SlowCopy(monkeypatch)
+        copying = asyncio.ensure_future(snapshotter.prepare("child", "base"))
+        await slow.begun.wait()
+        with pytest.raises(errors.FailedPrecondition, match="cannot remove snapshot with child"):
+            await snapshotter.remove("base")
+        await snapshotter.cleanup()
+        before = time.monotonic()
+        await snapshotter.prepare("other")
+        with pytest.raises(errors.NotFound):
+            await snapshotter.stat("child")
+        assert time.monotonic() - before < 5
+        slow.go.set()
+        await copying
+        await snapshotter.remove("child")
+        await snapshotter.remove("base")
+
+
+async def test_a_cancelled_copy_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prepare whose caller goes away while it copies makes nothing, keeps nothing, and frees its parent."""
+    async with NativeSnapshotter(place / "n") as snapshotter:
+        await snapshotter.prepare("a")
+        await snapshotter.commit("base", "a")
+        slow = SlowCopy(monkeypatch)
+        copying = asyncio.ensure_future(snapshotter.prepare("child", "base"))
+        await slow.begun.wait()
+        copying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        await eventually_async(lambda: _listed(place / "n", {"1"}), "the copy goes")
+        await snapshotter.remove("base")
+
+
+async def test_cancelled_at_any_moment_of_a_copy(place: Path) -> None:
+    """Wherever a prepare is cancelled it has happened or not; either way its parent is not held by what is not there."""
+    async with NativeSnapshotter(place / "n") as snapshotter:
+        await snapshotter.prepare("a")
+        await snapshotter.commit("base", "a")
+        for number in range(40):
+            making = asyncio.ensure_future(snapshotter.prepare(f"k{number}", "base"))
+            await asyncio.wait([making], timeout=number * 0.0005)
+            making.cancel()
+            await asyncio.wait([making])
+        for info in [info async for info in snapshotter.list(["kind==active"])]:
+            await snapshotter.remove(info.name)
+        await snapshotter.cleanup()
+        await eventually_async(lambda: _listed(place / "n", {"1"}))
+        await snapshotter.remove("base")
+
+
+async def test_cleaned_up_while_others_are_made(place: Path) -> None:
+    """Cleanups take nothing from snapshots that are being made at the same time."""
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        async def make(number: int) -> None:
+            await snapshotter.prepare(str(number))
+            if number % 2:
+                await snapshotter.remove(str(number))
+
+        await asyncio.gather(*(make(number) for number in range(100)), *(snapshotter.cleanup() for _ in range(20)))
+        await snapshotter.cleanup()
+        mounts = [(await snapshotter.mounts(str(number)))[0] for number in range(0, 100, 2)]
+        assert all(os.path.isdir(mount.source) for mount in mounts)
+        assert len(os.listdir(place / "o" / "snapshots")) == 50
