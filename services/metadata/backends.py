@@ -27,4 +27,4 @@ class RemoteBackends:
     async def snapshot_kind(self, backend: str, raw_key: str) -> Kind:
         request = snapshots_pb2.StatSnapshotRequest(snapshotter=backend.partition(".")[2], key=raw_key)
         answer: snapshots_pb2.StatSnapshotResponse = await self._snapshots.Stat(request, headers={RAW: backend})
-        return KINDS_FROM_PB[answer.info.kind]
+        return KINDS_FROM_PB.get(answer.info.kind, "active")

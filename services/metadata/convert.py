@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyPb
@@ -101,7 +102,9 @@ def container_from_pb(message: containers_pb2.Container) -> Container:
 # -- images
 
 
+@lru_cache(1024)  # listed often, and costs more than all else in it
 def image_to_pb(image: Image) -> images_pb2.Image:
+    """Not to be changed: the next caller gets the same one."""
     return images_pb2.Image(
         name=image.name,
         labels=image.labels,

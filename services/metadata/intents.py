@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from services.kit import errors
+from services.kit.faults import fault
 from services.metadata import schema
 from services.metadata.database import Busy, Database, ensure_namespace
 from services.metadata.schema import Answer
@@ -86,7 +87,9 @@ class Intents:
 
         task = asyncio.ensure_future(self._database.write(guarded))
         try:
-            return await asyncio.shield(task)
+            result = await asyncio.shield(task)
+            fault("metadata.begun")
+            return result
         except asyncio.CancelledError:
             gone = True
             self._cancel_later(self._undo(task, opened))
@@ -125,7 +128,9 @@ class Intents:
                 detail |= {"events": [list(e) for e in ended.events], "digest": ended.digest, "size": ended.size}
             return self._end(tx, intent, "finish", detail)
 
+        fault("metadata.before-finish")
         answer = await self._database.write(work)
+        fault("metadata.finished")
         self._database.wake()
         detail = answer.detail or {}
         if "error" in detail:
@@ -180,6 +185,9 @@ class Intents:
                     await self.resolve(intent)
                 except errors.NodeError as error:
                     log.info("what became of intent %s (%s in %s) is not known yet: %s", intent.id, intent.operation, intent.backend, error)
+                    left += 1
+                except Exception:
+                    log.exception("intent %s cannot be resolved", intent.id)
                     left += 1
             pause = min(pause * 2, 10.0) if left else 60.0
             await asyncio.sleep(pause)

@@ -33,6 +33,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from services.metadata.store import Blob, Container, Gateway, Image, Ingest, Intent, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
@@ -85,8 +86,11 @@ class Table(Generic[V]):
         tx.delete((self.name, *key))
 
 
-def _json(name: str, cls: type[V], *keyed: str) -> Table[V]:
-    """A table of dataclasses; the fields ``keyed`` are the last parts of the key, and not in the value. Fields that have their default are left out."""
+def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]:
+    """A table of dataclasses; the fields ``keyed`` are the last parts of the key, and not in the value. Empty fields that have a default are left out.
+
+    So many decoded values are ``remembered``, for tables that are listed often; they are frozen, so that everybody may have the same.
+    """
     known = [f for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
     names = [f.name for f in known]
     required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}  # such as the size of an empty blob
@@ -102,7 +106,7 @@ def _json(name: str, cls: type[V], *keyed: str) -> Table[V]:
             found[last] = key[-1]
         return cls(**found)
 
-    return Table(name, encode, decode)
+    return Table(name, encode, lru_cache(remembered)(decode) if remembered else decode)
 
 
 _MAPS = frozenset({"labels", "annotations"})
@@ -172,7 +176,7 @@ class Answer:
 
 
 NAMESPACES = _json("namespace", Namespace)
-IMAGES = _json("image", Image, "name")
+IMAGES = _json("image", Image, "name", remembered=1024)
 CONTAINERS: Table[Container] = Table("container", _encode_container, _decode_container)
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _nothing("resource")

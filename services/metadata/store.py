@@ -54,8 +54,8 @@ class Image:
     digest: str
     media_type: str
     size: int
-    annotations: Labels = field(default_factory=dict)
-    labels: Labels = field(default_factory=dict)
+    annotations: Labels = field(default_factory=dict, hash=False)
+    labels: Labels = field(default_factory=dict, hash=False)
     created: Nanoseconds = 0
     updated: Nanoseconds = 0
 

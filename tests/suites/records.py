@@ -264,6 +264,14 @@ class ContentRecordsSuite(Suite):
         blob = await world.records.ResolveBlob(pb.ResolveBlobRequest(digest=digest(1)), headers=world.headers)
         assert blob == pb.Blob(digest=digest(1), size=7, backend="content")
 
+    async def test_a_blob_may_be_empty(self, world: World) -> None:
+        """Its record is like any other."""
+        await world.blob(digest(1), 0)
+        assert (await world.info(digest(1))).size == 0
+        other = await world.beside()
+        assert (await other.open("r", expected=digest(1))).shared
+        assert (await other.begin_commit("r", digest(1))).finished.size == 0
+
     async def test_a_write_makes_its_namespace(self, world: World, life: Life) -> None:
         """Listed with the first ingest."""
         other = World(life, lease="")

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from api.containerd.services.containers.v1 import containers_pb2
-from services.kit import rpc
+from api.splitd.records.v1 import records_pb2 as pb
+from services.kit import errors, rpc
 from services.metadata.sqlite import SqliteTransactions
+from tests.service.metadata.test_metadata_records import NO_COLLECTION, Life, StandIn
 from tests.suites.containers import CONTAINERS, container
 from tests.suites.records import World
 from tests.suites.records_lives import RawStandIn, headers
-from tests.support import TOP, ServiceProcess
+from tests.support import TOP, ServiceProcess, eventually_async
 
 WRITER = """
 import asyncio, sys
@@ -85,18 +87,11 @@ def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> N
     store._reader.close()
 
 
-class _Life:
-    raw = RawStandIn()
-
-    def __init__(self, channel: rpc.Channel) -> None:
-        self.client = channel.client
-
-
 async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
     """Containers, an open intent and the gateway's incarnation outlive a kill -9 of metadata."""
     with ServiceProcess("services.metadata", place / "root", place / "state") as process:
         async with rpc.Channel(place / "state" / "metadata.sock") as channel:
-            world = await World(_Life(channel)).begin()  # type: ignore[arg-type]
+            world = await World(Life(channel, StandIn(RawStandIn()))).begin()
             containers = channel.client(CONTAINERS)
             for number in range(20):
                 await containers.Create(containers_pb2.CreateContainerRequest(container=container(f"c{number}")), headers=headers(world.namespace))
@@ -111,6 +106,47 @@ async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
             await world.finish(intent)  # no second Connect was needed
             assert (await world.stat("k")).name == "k"
             assert await world.connect() == store_id
+
+
+@pytest.mark.parametrize(("point", "recorded"), [("metadata.begun", False), ("metadata.before-finish", True), ("metadata.finished", True)])
+async def test_metadata_dies_within_an_intent(place: Path, point: str, recorded: bool) -> None:
+    """Before it could answer Begin: no intent is left that nobody knows of. Before or after it wrote what Finish makes: a repeated Finish makes it once."""
+    faults = place / "faults"
+    faults.mkdir()
+    raw = RawStandIn()
+    stand_in = StandIn(raw)
+    config = place / "config.toml"
+    config.write_text(NO_COLLECTION)
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config, env={"SPLITD_FAULTS": str(faults)}) as process:
+        async with rpc.serving(place / "state" / "internal.sock", stand_in.servicers), rpc.Channel(place / "state" / "metadata.sock") as channel:
+            world = await World(Life(channel, stand_in)).begin()
+            if not recorded:
+                (faults / point).touch()
+            try:
+                intent = await world.begin_snapshot("k")
+                (faults / point).touch()
+                raw.snapshots[intent.raw_key] = "active"
+                with pytest.raises(errors.Unavailable):
+                    await world.finish(intent)
+                known = [intent.id]
+            except errors.Unavailable:
+                known = []
+            process.wait()
+            process.start()
+            assert await channel.wait_connected(10)
+            await world.records.Connect(pb.ConnectRequest(incarnation=world.incarnation, content="content", snapshotters=["overlayfs"],
+                                                          open=pb.OpenIntents(ids=known)))
+            assert bool(known) == recorded
+            if recorded:
+                assert [e.topic for e in (await world.finish(intent)).events] == ["/snapshot/prepare"]
+                assert (await world.resolve("k")).raw_key == intent.raw_key
+            else:
+                await eventually_async(lambda: _logged(process, "came to nothing"))
+                await world.snapshot("k")
+
+
+async def _logged(process: ServiceProcess, text: str) -> bool:
+    return text in process.text()
 
 
 async def test_one_process_serves_a_directory(place: Path) -> None:
