@@ -9,22 +9,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from api.containerd.services.containers.v1 import containers_pb2
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.diff.v1 import diff_pb2
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.containerd.services.tasks.v1 import tasks_pb2
 from gateway.config import Config, ProxyPlugin
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.kit import errors
 
 SERVICES: Mapping[str, str] = {
-    "containerd.services.containers.v1.Containers": "metadata",
-    "containerd.services.content.v1.Content": "metadata",  # Info, List, Update; the rest is coordinated
-    "containerd.services.diff.v1.Diff": "diff",
-    "containerd.services.images.v1.Images": "images",
-    "containerd.services.leases.v1.Leases": "metadata",
-    "containerd.services.namespaces.v1.Namespaces": "metadata",
-    "containerd.services.snapshots.v1.Snapshots": "metadata",  # Stat, List; the rest is coordinated
-    "containerd.services.tasks.v1.Tasks": "tasks",
+    module.DESCRIPTOR.services_by_name[service].full_name: upstream
+    for module, service, upstream in (
+        (containers_pb2, "Containers", "metadata"),
+        (content_pb2, "Content", "metadata"),  # Info, List, Update; the rest is coordinated
+        (diff_pb2, "Diff", "diff"),
+        (images_pb2, "Images", "images"),
+        (leases_pb2, "Leases", "metadata"),
+        (namespaces_pb2, "Namespaces", "metadata"),
+        (snapshots_pb2, "Snapshots", "metadata"),  # Stat, List; the rest is coordinated
+        (tasks_pb2, "Tasks", "tasks"),
+    )
 }
-"""gRPC service to the upstream that its calls are relayed to."""
+"""gRPC service to the upstream that its calls are relayed to. The modules are named, so that the relay finds the arity of their methods."""
 
 PROGRAMS: Mapping[str, str] = {"metadata": "metadata", "content": "content", "diff": "snapshots", "images": "images", "tasks": "tasks"}
 """Upstream to its program under supervisord; snapshotters of ours are in "snapshots"."""

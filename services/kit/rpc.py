@@ -469,9 +469,11 @@ class _Ended:
 class Channel:
     """A connection to one process, which may be down and come back. Made once, closed with :meth:`close`."""
 
-    def __init__(self, address: Path | str, name: str = "") -> None:
+    def __init__(self, address: Path | str, name: str = "", *, idle_pings: bool = False) -> None:
+        """``idle_pings``: notice a hung peer even while no call is open. For our own servers only: others take such pings for abuse."""
         self.address = str(address)
         self.name = name or Path(self.address).stem
+        self._options = [*_CLIENT, ("grpc.keepalive_permit_without_calls", int(idle_pings)), ("grpc.default_authority", "localhost")]
         self._channel: Any = None
         self._methods: dict[tuple[str, Arity], Any] = {}
 
@@ -479,7 +481,7 @@ class Channel:
         if self._channel is None:  # within the loop that uses it
             self._channel = grpc.aio.insecure_channel(
                 self.address if ":" in self.address else f"unix:{self.address}",
-                options=[*_CLIENT, ("grpc.default_authority", "localhost")],
+                options=self._options,
             )
         return self._channel
 
