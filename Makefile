@@ -99,7 +99,8 @@ run-machine demo-machine test-machine:
 
 # The environment follows the lock: brought up to date when it differs from the one that was installed.
 $(BIN)/python:
-	@echo "making $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make up PYTHON=/usr/bin/python3.11" >&2; exit 1; }
+	echo "making $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
 .PHONY: always
