@@ -75,6 +75,16 @@ def _pack(image: Path, file: io.BufferedRandom) -> None:
 def _unpack(file: io.BufferedRandom, image: Path) -> None:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            tar.extractall(image, filter="data")
-    except tarfile.TarError as error:
+            for member in tar:
+                _check(member, image)
+                tar.extract(member, image)
+    except (tarfile.TarError, OSError) as error:
         raise errors.InvalidArgument(f"checkpoint image: {error}") from None
+
+
+def _check(member: tarfile.TarInfo, image: Path) -> None:
+    """Only files, directories and links, and none through a link: an image is CRIU's, flat, and anybody may have made this one."""
+    parts = Path(member.name).parts
+    inside = not member.name.startswith("/") and ".." not in parts and not any((image.joinpath(*parts[:n])).is_symlink() for n in range(1, len(parts) + 1))
+    if not inside or not (member.isreg() or member.isdir() or member.issym()):
+        raise errors.InvalidArgument(f"checkpoint image: {member.name}")

@@ -244,12 +244,16 @@ class LocalTasks:
             with _prefixed("failed to start shim: failed to resolve runtime path: "):
                 program = self._programs.find(runtime)
             chosen = with_runc_root(chosen, program, self._state / "runc")
-            if not image and options.checkpoint is not None:
-                image = options.checkpoint.annotations.get("RestoreFromPath", "")
-                if not image:
+            try:
+                if not image and options.checkpoint is not None:
+                    if "RestoreFromPath" in options.checkpoint.annotations:
+                        raise errors.Unimplemented("restore from a path")  # the CRI plugin's way; it starts the task, too
                     image = str(self._checkpoint_of(bundle))
                     await checkpoint.load(self._node, bundle.namespace, options.checkpoint, Path(image))
-            await self._make_bundle(bundle, container.spec)
+                await self._make_bundle(bundle, container.spec)
+            except BaseException:
+                self._forget_checkpoint(bundle)
+                raise
             fault("tasks.bundle-made")
             task = _Task(bundle, Program(program, bundle, self._environment))
             try:
@@ -312,10 +316,16 @@ class LocalTasks:
             log.exception("what the failed creation of %s made could not all be removed", task)
 
     def _checkpoint_of(self, bundle: Bundle) -> Path:
+        """An empty directory for what a task is restored from; it stays as long as the task."""
+        self._forget_checkpoint(bundle)
         path = self._checkpoints / f"{bundle.namespace}:{bundle.id}"
-        shutil.rmtree(path, ignore_errors=True)
         path.mkdir(mode=0o700)
         return path
+
+    def _forget_checkpoint(self, bundle: Bundle) -> None:
+        path = self._checkpoints / f"{bundle.namespace}:{bundle.id}"
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
 
     # ---------------------------------------------------------------------------------------------- shims
 
@@ -438,9 +448,7 @@ class LocalTasks:
         except OSError as error:
             log.error("bundle of %s: %s", task, error)
         (self._exits / f"{task.namespace}:{task.name}").unlink(missing_ok=True)
-        saved = self._checkpoints / f"{task.namespace}:{task.name}"
-        if saved.exists():
-            await asyncio.to_thread(shutil.rmtree, saved, ignore_errors=True)
+        self._forget_checkpoint(task.bundle)
         if self._tasks.get((task.namespace, task.name)) is task:
             del self._tasks[task.namespace, task.name]
         task.gone = True
