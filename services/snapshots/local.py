@@ -273,7 +273,8 @@ class LocalSnapshotter(ABC):
     async def _write(self, work: Callable[[Rows], T]) -> T:
         """As :meth:`Tree.write`; where the disk failed, what was made for it goes."""
         try:
-            return await self._tree.write(work)
+            with tracing.span("snapshots.record"):
+                return await self._tree.write(work)
         except (errors.Unavailable, errors.ResourceExhausted):
             self._sweep()
             raise
