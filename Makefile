@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WHERE = $(if $(ROOT),--root "$(ROOT)") $(if $(STATE),--state "$(STATE)") $(if $(CONFIG),--config "$(CONFIG)")
-PYTEST := $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help
 help: ## show this
@@ -48,7 +48,8 @@ install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot
 ##-- development
 
 .PHONY: test
-test: test-unit test-service test-node test-crash ## every test: unit, service, node, crash
+test: $(VENV)/dev test-machine ## every test: unit, service, node, crash; needs root
+	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash
 test-unit: $(VENV)/dev ## tests without processes; seconds
