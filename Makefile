@@ -70,7 +70,7 @@ check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API 
 	$(PYTEST) tests/unit/deploy/test_imports.py
 
 .PHONY: bench
-bench: $(VENV)/dev test-machine ## side by side with Debian's containerd; needs root, takes minutes
+bench: $(VENV)/dev bench-machine ## side by side with Debian's containerd; needs root, takes minutes
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: protos
@@ -94,8 +94,8 @@ clean: ## remove what was made here; no node, and nothing of a node's, is touche
 
 ##-- what the others need
 
-.PHONY: run-machine demo-machine test-machine
-run-machine demo-machine test-machine:
+.PHONY: run-machine demo-machine test-machine bench-machine
+run-machine demo-machine test-machine bench-machine:
 	@deploy/machine $(@:-machine=)
 
 # The environment follows the lock: brought up to date when it differs from the one that was installed.
