@@ -71,17 +71,20 @@ class _Waiting:
 
 
 class SqliteTransactions:
-    """The store in ``path``, made if it is not there. Used in one event loop, by one process (``kit.process.owned``)."""
+    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used. Used in one event loop, by one process (``kit.process.owned``)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = _connect(path)
         try:
-            _prepare(self._writer, path)
-            self._reader = _connect(path)
-        except BaseException:
-            self._writer.close()
-            raise
+            self._writer = _connect(path)
+            try:
+                _prepare(self._writer, path)
+                self._reader = _connect(path)
+            except BaseException:
+                self._writer.close()
+                raise
+        except sqlite3.Error as error:
+            raise errors.FailedPrecondition(f"{path} cannot be used: {error}") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._queue: list[_Waiting] = []

@@ -61,6 +61,16 @@ async def test_a_database_is_what_it_was(tmp_path: Path) -> None:
         SqliteTransactions(path)
 
 
+@pytest.mark.parametrize("content", [b"this is no database" * 100, b"SQLite format 3\0" + bytes(4096)])
+def test_what_is_no_database_is_said_so(tmp_path: Path, content: bytes) -> None:
+    """With its path; it is left as it is."""
+    path = tmp_path / "metadata.db"
+    path.write_bytes(content)
+    with pytest.raises(errors.FailedPrecondition, match=f"{path} cannot be used: "):
+        SqliteTransactions(path)
+    assert path.read_bytes() == content
+
+
 async def test_commits_are_grouped(tmp_path: Path) -> None:
     """A hundred writers that come at once wait for a few commits, not for a hundred."""
     store = SqliteTransactions(tmp_path / "metadata.db")
