@@ -14,6 +14,7 @@ A bundle is deleted by renaming it to a hidden name first, so that a half delete
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -21,6 +22,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from services.kit import errors, identifiers
 
@@ -51,12 +53,16 @@ class Bundle:
     def of(cls, root: Path, state: Path, namespace: str, name: str) -> Bundle:
         return cls(namespace, name, state / TASKS / namespace / name, root / TASKS / namespace / name)
 
-    def create(self, spec: bytes | None, *, gid: int = 0) -> None:
-        """Make the directories and write the spec. ``gid`` is the group that a user namespace maps its root to: it may enter then."""
+    def validate(self) -> None:
+        """InvalidArgument, in containerd's words, for a name that cannot be a directory's."""
         try:
             identifiers.validate(self.id)
         except errors.InvalidArgument as error:
             raise errors.InvalidArgument.verbatim(f"invalid task id {self.id}: {error}") from None
+
+    def create(self, spec: bytes | None, *, gid: int = 0) -> None:
+        """Make the directories and write the spec. ``gid`` is the group that a user namespace maps its root to: it may enter then."""
+        self.validate()
         for directory in (*reversed(self.path.parents[:2]), *reversed(self.work.parents[:2])):
             _mkdir(directory, 0o711, exist_ok=True)
         _mkdir(self.path, 0o700)
@@ -120,16 +126,27 @@ class Bundle:
 
     def read_address(self) -> Address | None:
         """How to reach the shim; None if that was never known. Shims before 1.7 leave a bare ``address``, which containerd reads too."""
-        try:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             fields = json.loads((self.path / "bootstrap.json").read_text())
             return Address(str(fields["protocol"]), str(fields["address"]), int(fields["version"]))
-        except FileNotFoundError:
-            pass
         try:
             text = (self.path / "address").read_text().strip()
         except FileNotFoundError:
             return None
         return Address("ttrpc", text, 2) if text else None
+
+    def spec(self) -> dict[str, Any]:
+        """The OCI spec; empty if there is none to read."""
+        try:
+            found = json.loads((self.path / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def own_pids(self) -> bool:
+        """Whether the spec asks for a pid namespace of its own: with its init all of the task dies then."""
+        namespaces = (self.spec().get("linux") or {}).get("namespaces") or ()
+        return any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
 
     def init_pid(self) -> int:
         """The pid that the shim wrote down for the task's init, 0 if it never had one."""

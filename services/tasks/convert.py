@@ -14,6 +14,7 @@ from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.types import descriptor_pb2, metrics_pb2, mount_pb2
 from api.containerd.types.runc.options import oci_pb2
 from api.containerd.types.task import task_pb2
+from services.kit.any import unpack
 from services.tasks.store import IO, Container, CreateOptions, Descriptor, Exit, Metric, Mount, Opaque, Process, ProcessInfo, Status
 
 _SECOND = 1_000_000_000
@@ -129,9 +130,11 @@ def container_from_pb(value: containers_pb2.Container) -> Container:
         opaque_from_pb(value.spec, present=value.HasField("spec")), value.snapshotter, value.snapshot_key, dict(value.labels))
 
 
-def exec_id_from_details(details: bytes) -> str:
-    """The exec id of runc's ProcessDetails, empty if they are not."""
+def exec_id_of(info: ProcessInfo) -> str:
+    """The exec id in runc's ProcessDetails; empty where a process has none, or something else."""
+    value = opaque_to_pb(info.info)
     try:
-        return oci_pb2.ProcessDetails.FromString(details).exec_id
+        details = None if value is None else unpack(value, oci_pb2.ProcessDetails)
     except DecodeError:
         return ""
+    return "" if details is None else details.exec_id

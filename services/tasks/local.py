@@ -20,12 +20,12 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any, Self, TypeVar
 
 from services.kit import errors, filters, identifiers, rpc, tracing
@@ -33,6 +33,7 @@ from services.kit.faults import fault
 from services.tasks import checkpoint
 from services.tasks.bundle import TASKS, Address, Bundle, remapped_gid
 from services.tasks.config import Config
+from services.tasks.convert import exec_id_of
 from services.tasks.shim import Connection, Environment, Program, Programs, with_runc_root
 from services.tasks.store import (
     IO,
@@ -52,7 +53,7 @@ from services.tasks.store import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-KILLED = 128 + signal.SIGKILL
+KILLED = 128 + SIGKILL
 _GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 """Annotations by which runc's shim serves several tasks from one process, in its order."""
 
@@ -115,10 +116,13 @@ class _Task:
 
     def open_log(self) -> None:
         """Read what the shim logs, from before it starts: one whose log is full blocks."""
-        with contextlib.suppress(FileExistsError):
-            os.mkfifo(self.bundle.log, 0o700)
-        self._log = os.open(self.bundle.log, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        asyncio.get_running_loop().add_reader(self._log, self._copy_log)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkfifo(self.bundle.log, 0o700)
+            self._log = os.open(self.bundle.log, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            asyncio.get_running_loop().add_reader(self._log, self._copy_log)
+        except OSError as error:  # it is only a log
+            log.warning("log of %s: %s", self, error)
 
     def _copy_log(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -240,7 +244,7 @@ class LocalTasks:
             runtime = options.runtime or container.runtime
             chosen = options.options if options.options is not None and options.options.value else container.runtime_options
             image = checkpoint.restore_path(options.options)
-            identifiers_checked(bundle)
+            bundle.validate()
             with _prefixed("failed to start shim: failed to resolve runtime path: "):
                 program = self._programs.find(runtime)
             chosen = with_runc_root(chosen, program, self._state / "runc")
@@ -471,7 +475,7 @@ class LocalTasks:
             if task.has_pid and not task.died.is_set() and not self._shared(task):
                 log.warning("the shim of %s does not end: killing it", task)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(task.shim_pid, signal.SIGKILL)
+                    os.kill(task.shim_pid, SIGKILL)
                 await task.died.wait()
         if task.bundle.path.exists():
             await self._clean(task)
@@ -600,7 +604,7 @@ class LocalTasks:
         """Wait for the execs that run, too. Shims name them where they list a task's pids."""
         try:
             for info in await connection.pids(self._config.state_timeout):
-                exec_id = _exec_id(info)
+                exec_id = exec_id_of(info)
                 if exec_id:
                     process = task.watched(exec_id)
                     process.pid = info.pid
@@ -618,10 +622,7 @@ class LocalTasks:
         await self._abandon(task)
 
     def _expected_address(self, bundle: Bundle) -> Address | None:
-        try:
-            annotations = json.loads((bundle.path / "config.json").read_bytes()).get("annotations") or {}
-        except (OSError, ValueError, AttributeError):
-            annotations = {}
+        annotations = bundle.spec().get("annotations") or {}
         if any(group in annotations for group in _GROUPS):
             return None  # the shim of somebody else's task, perhaps
         digest = hashlib.sha256(f"{self._environment.grpc_address}/{bundle.namespace}/{bundle.id}".encode()).hexdigest()
@@ -759,8 +760,11 @@ class LocalTasks:
         return [process for process in found if process is not None]
 
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
-        # Only the init can be killed with everything; containerd does not pass it on for an exec.
-        await self._ask(namespace, name, lambda c: c.kill(exec_id, signal, everything and not exec_id, self._config.call_timeout))
+        # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the same-named container of another node on
+        # this machine shares; where SIGKILL of the init is enough (its pid namespace goes with it) nobody else's processes are to be killed.
+        if everything and (exec_id or (signal == SIGKILL and (namespace, name) in self._tasks and self._tasks[namespace, name].bundle.own_pids())):
+            everything = False
+        await self._ask(namespace, name, lambda c: c.kill(exec_id, signal, everything, self._config.call_timeout))
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
         if not exec_id:
@@ -829,12 +833,6 @@ class LocalTasks:
         return await asyncio.shield(self._watch(task, process))
 
 
-def identifiers_checked(bundle: Bundle) -> None:
-    """InvalidArgument, in containerd's words, for a name that cannot be a bundle's."""
-    with _prefixed(f"invalid task id {bundle.id}: "):
-        identifiers.validate(bundle.id)
-
-
 @contextlib.contextmanager
 def _prefixed(words: str) -> Iterator[None]:
     """Errors from inside say first what was being done; their class stays."""
@@ -848,15 +846,6 @@ def _prefixed(words: str) -> Iterator[None]:
 
 def _nobody_listens(error: BaseException) -> bool:
     return isinstance(error.__cause__, (ConnectionRefusedError, FileNotFoundError))
-
-
-def _exec_id(info: ProcessInfo) -> str:
-    """The exec id in runc's ProcessDetails, whose one field it is."""
-    if info.info is None or not info.info.type.endswith("containerd.runc.v1.ProcessDetails"):
-        return ""
-    from services.tasks.convert import exec_id_from_details
-
-    return exec_id_from_details(info.info.value)
 
 
 def _log_failure(job: asyncio.Task[Any]) -> None:

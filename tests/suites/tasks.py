@@ -273,6 +273,34 @@ class TasksSuite:
         await gone(other)
         await tasks.delete(NS, "all")
 
+    async def test_killing_everything_spares_who_shares_the_cgroup(self, tasks: Tasks, node: FakeGateway) -> None:
+        """Clients put same-named containers of two nodes into one cgroup; removing one by force leaves the other alone, if they have pid namespaces."""
+        shared = "/splitd-test/shared"
+        await start(tasks, node, "mine", "sh", "-c", "sleep 100 & wait", cgroup=shared)
+        other = await start(tasks, node, "other", "sleep", "100", cgroup=shared)
+        await end(tasks, "mine")
+        assert (await tasks.get(NS, "other")).status is Status.RUNNING
+        assert alive(other)
+        await end(tasks, "other")
+
+    async def test_everything_without_a_pid_namespace(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
+        """In the host's pid namespace the init's children do not die with it; everything reaches them."""
+        record = node.add("host", "sh", "-c", "sleep 100 & wait", runtime=runtime)
+        spec = json.loads(record.spec.value)
+        spec["linux"]["namespaces"] = [n for n in spec["linux"]["namespaces"] if n["type"] != "pid"]
+        record.spec.value = json.dumps(spec).encode()
+        await tasks.create(NS, "host", CreateOptions(rootfs=(node.mount,)))
+        await tasks.start(NS, "host")
+
+        async def both() -> bool:
+            return len(await tasks.pids(NS, "host")) == 2
+
+        await eventually_async(both)
+        pids = [p.pid for p in await tasks.pids(NS, "host")]
+        await end(tasks, "host")
+        for pid in pids:
+            await gone(pid)
+
     async def test_pause_and_resume(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """A paused task is PAUSED and goes on when resumed; both are told."""
         await start(tasks, node, "p", "sleep", "100", runtime=runtime)
@@ -281,6 +309,9 @@ class TasksSuite:
         await tasks.resume(NS, "p")
         assert (await tasks.get(NS, "p")).status is Status.RUNNING
         await end(tasks, "p")
+        await start(tasks, node, "frozen", "sleep", "100", runtime=runtime)
+        await tasks.pause(NS, "frozen")
+        await end(tasks, "frozen")
         await node.topic("p", "/tasks/delete")
         assert node.topics("p")[2:4] == ["/tasks/paused", "/tasks/resumed"]
 
