@@ -23,7 +23,7 @@ VICTIMS = ("content", "snapshots", "metadata", "gateway")
 def layers(seed: int) -> list[bytes]:
     """A base, and two layers that no other image has, so that each pull really writes, commits and unpacks."""
     generator = random.Random(seed)
-    return [busybox_layer(), *(tar_of([(f"data/{seed}-{k}-{i}", {"data": generator.randbytes(60_000)}) for i in range(12)]) for k in range(2))]
+    return [busybox_layer(), *(tar_of([(f"data/{seed}-{k}-{i}", {"data": generator.randbytes(250_000)}) for i in range(12)]) for k in range(2))]
 
 
 def check_blobs(node: Node) -> None:
@@ -58,11 +58,10 @@ def test_kills_during_thirty_pulls(registry: Registry) -> None:
             failed = 0
             kills: dict[str, int] = dict.fromkeys(VICTIMS, 0)
             for reference in references:
+                victim = generator.choice(VICTIMS)
+                strike = threading.Timer(generator.uniform(0.0, 0.5), os.kill, (node.pid(victim), signal.SIGKILL))
                 pull = subprocess.Popen(["ctr", "-a", str(node.socket), "images", "pull", "--plain-http", reference],
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-                victim = generator.choice(VICTIMS)
-                pid = node.pid(victim)
-                strike = threading.Timer(generator.uniform(0.0, 0.5), os.kill, (pid, signal.SIGKILL))
                 strike.start()
                 try:
                     _, _ = pull.communicate(timeout=60)
