@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from google.protobuf.any_pb2 import Any
@@ -11,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from api.containerd.runtime.task.v3 import shim_pb2 as shim
 from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
-from api.containerd.types import descriptor_pb2, metrics_pb2, mount_pb2
+from api.containerd.types import descriptor_pb2, introspection_pb2, metrics_pb2, mount_pb2
 from api.containerd.types.runc.options import oci_pb2
 from api.containerd.types.task import task_pb2
 from services.kit.any import unpack
@@ -138,3 +139,13 @@ def exec_id_of(info: ProcessInfo) -> str:
     except DecodeError:
         return ""
     return "" if details is None else details.exec_id
+
+
+def features_from_info(output: bytes) -> dict[str, object] | None:
+    """The OCI runtime's features in a shim's RuntimeInfo; None where it has none, or of another type."""
+    try:
+        info = introspection_pb2.RuntimeInfo.FromString(output)
+        features = json.loads(info.features.value) if info.features.type_url.endswith("runtime-spec/1/features/Features") else None
+    except (DecodeError, ValueError):
+        return None
+    return features if isinstance(features, dict) else None

@@ -34,7 +34,7 @@ from services.tasks import checkpoint
 from services.tasks.bundle import TASKS, Address, Bundle, remapped_gid
 from services.tasks.config import Config
 from services.tasks.convert import exec_id_of
-from services.tasks.shim import Connection, Environment, Program, Programs, with_runc_root
+from services.tasks.shim import Connection, Environment, Program, Programs, check_id_mapped_mounts, uses_id_mapped_mounts, with_runc_root
 from services.tasks.store import (
     IO,
     Container,
@@ -262,6 +262,9 @@ class LocalTasks:
             task = _Task(bundle, Program(program, bundle, self._environment))
             try:
                 task.open_log()
+                if container.spec is not None and uses_id_mapped_mounts(container.spec.value):
+                    with _prefixed("failed to validate OCI runtime features: "):
+                        check_id_mapped_mounts(await task.program.features(chosen, self._config.call_timeout))
                 await self._start_shim(task, chosen)
                 fault("tasks.shim-started")
                 with _prefixed("failed to create shim task: "), tracing.span("tasks.shim.create", task=str(task)):

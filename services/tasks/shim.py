@@ -27,6 +27,7 @@ from api.containerd.runtime.task.v3 import shim_pb2 as pb
 from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, rpc, tracing, ttrpc
 from services.kit.any import type_name
+from services.kit.identifiers import quoted
 from services.kit.version import VERSION
 from services.tasks import convert
 from services.tasks.bundle import Address, Bundle
@@ -130,6 +131,13 @@ class Program:
             log.debug("cleaning up %s/%s: %s", self.bundle.namespace, self.bundle.id, trouble.decode(errors="replace").strip())
         return convert.delete_from_pb(pb.DeleteResponse.FromString(output))
 
+    async def features(self, options: Opaque | None, timeout: float) -> dict[str, Any] | None:
+        """What the OCI runtime behind the shim says that it can do (``runc features``); None for a runtime that does not say."""
+        code, output, trouble = await self._execute(["-info"], _legacy_input(options), timeout)
+        if code != 0:
+            raise errors.Unknown(f"failed to run [{self.path} -info]: {_status(code)} (stderr: {quoted(trouble.decode(errors='replace'))})")
+        return convert.features_from_info(output)
+
     def _bootstrap_input(self, options: Opaque | None) -> bytes:
         params = bootstrap_pb2.BootstrapParams(
             instance_id=self.bundle.id, namespace=self.bundle.namespace, containerd_version=VERSION, containerd_binary=_publisher(),
@@ -139,9 +147,11 @@ class Program:
         return params.SerializeToString()
 
     async def _run(self, action: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+        return await self._execute(["-namespace", self.bundle.namespace, "-address", str(self._environment.grpc_address),
+                                    "-publish-binary", _publisher(), "-id", self.bundle.id, *action], stdin, timeout)
+
+    async def _execute(self, arguments: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
         """Exit code, standard output and error. They are files in memory, not pipes: whoever inherits them cannot make us wait."""
-        arguments = ["-namespace", self.bundle.namespace, "-address", str(self._environment.grpc_address), "-publish-binary", _publisher(),
-                     "-id", self.bundle.id, *action]
         with _memory_file(stdin) as given, _memory_file() as output, _memory_file() as trouble:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -158,7 +168,7 @@ class Program:
                 await asyncio.shield(process.wait())
                 if isinstance(error, asyncio.CancelledError):
                     raise
-                raise errors.DeadlineExceeded(f"{self.path} {action[-1]}: not done after {timeout:g} s") from None
+                raise errors.DeadlineExceeded(f"{self.path} {arguments[-1]}: not done after {timeout:g} s") from None
             return code, os.pread(output, _STDOUT_LIMIT, 0), os.pread(trouble, _STDOUT_LIMIT, 0)
 
 
@@ -185,9 +195,34 @@ def _publisher() -> str:
 
 
 def _failed(code: int, trouble: bytes) -> errors.NodeError:
-    status = f"exit status {code}" if code >= 0 else f"signal: {-code}"
     text = trouble.decode(errors="replace").strip()
-    return errors.Unknown(f"{text}: {status}" if text else status)
+    return errors.Unknown(f"{text}: {_status(code)}" if text else _status(code))
+
+
+def _status(code: int) -> str:
+    return f"exit status {code}" if code >= 0 else f"signal: {-code}"
+
+
+def uses_id_mapped_mounts(spec: bytes) -> bool:
+    """Whether an OCI spec has mounts with ids of their own. Most do not, and are not parsed."""
+    if b"idmap" not in spec and not (b"uidMappings" in spec and b"mounts" in spec):
+        return False
+    try:
+        mounts = json.loads(spec).get("mounts") or ()
+        return any(m.get("uidMappings") is not None or m.get("gidMappings") is not None or {"idmap", "ridmap"} & set(m.get("options") or ()) for m in mounts)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise errors.InvalidArgument(f"unmarshal spec: {error}") from None
+
+
+def check_id_mapped_mounts(features: dict[str, Any] | None) -> None:
+    """Refuse a runtime that would silently ignore id mapped mounts, in containerd's words; one that does not tell its features is not known to."""
+    if features is None:
+        return
+    idmap = ((features.get("linux") or {}).get("mountExtensions") or {}).get("idmap")
+    if idmap is None:
+        raise errors.Unknown("idmap mounts not supported: missing `mountExtensions.idmap` entry in `features` command")
+    if not idmap.get("enabled"):
+        raise errors.Unknown("idmap mounts not supported: entry `mountExtensions.idmap.Enabled` in `features` command not present or disabled")
 
 
 def parse_address(output: bytes) -> Address:

@@ -201,6 +201,16 @@ class TasksSuite:
         await tasks.create(NS, "f", CreateOptions(rootfs=(node.mount,)))
         await tasks.delete(NS, "f")
 
+    async def test_id_mapped_mounts_are_not_ignored(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
+        """A runtime that cannot say that it has them, as Debian's runc 1.1, is refused such a spec, and nothing is left."""
+        record = node.add("i", "true", runtime=runtime)
+        spec = json.loads(record.spec.value)
+        spec["mounts"].append({"destination": "/tmp", "type": "bind", "source": "/tmp", "options": ["rbind", "idmap"]})
+        record.spec.value = json.dumps(spec).encode()
+        with pytest.raises(errors.Unknown, match="^failed to validate OCI runtime features: (failed to run .*-info|idmap mounts not supported)"):
+            await tasks.create(NS, "i", CreateOptions(rootfs=(node.mount,)))
+        assert leftovers(node) == []
+
     async def test_empty_rootfs_is_legal(self, tasks: Tasks, node: FakeGateway) -> None:
         """A spec whose root is a path needs no mounts."""
         await_pid = node.add("e", "true", root=str(node.rootfs))

@@ -14,7 +14,15 @@ from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, settings
 from services.tasks import config
 from services.tasks.bundle import Address, Bundle
-from services.tasks.shim import Environment, Program, parse_address, socket_path, with_runc_root
+from services.tasks.shim import (
+    Environment,
+    Program,
+    check_id_mapped_mounts,
+    parse_address,
+    socket_path,
+    uses_id_mapped_mounts,
+    with_runc_root,
+)
 from services.tasks.store import Opaque
 
 if sys.version_info < (3, 12):
@@ -158,3 +166,23 @@ def test_timeouts_have_containerds_names(place: Path) -> None:
     file.write_text('[timeouts]\n"io.containerd.timeout.shim.load" = "soon"\n')
     with pytest.raises(errors.InvalidArgument, match=r"c\.toml: \[timeouts\] io\.containerd\.timeout\.shim\.load: 'soon' is not a duration"):
         config.load(settings.read(file))
+
+
+@pytest.mark.parametrize(("spec", "uses"), [
+    (b"{}", False), (b'{"mounts": [{"options": ["rbind"]}], "linux": {"uidMappings": []}}', False),
+    (b'{"mounts": [{"options": ["rbind", "idmap"]}]}', True), (b'{"mounts": [{"uidMappings": [{"hostID": 1}]}]}', True),
+    (b'{"process": {"args": ["idmap"]}}', False),
+])
+def test_id_mapped_mounts_are_seen(spec: bytes, uses: bool) -> None:
+    """By an option or by mappings of a mount, not by the word or the user namespace's mappings."""
+    assert uses_id_mapped_mounts(spec) is uses
+
+
+def test_runtimes_that_would_ignore_id_mapped_mounts_are_refused() -> None:
+    """containerd's words; a runtime that does not tell its features is let be."""
+    check_id_mapped_mounts(None)
+    check_id_mapped_mounts({"linux": {"mountExtensions": {"idmap": {"enabled": True}}}})
+    with pytest.raises(errors.Unknown, match=r"^idmap mounts not supported: missing `mountExtensions.idmap` entry in `features` command$"):
+        check_id_mapped_mounts({"linux": {}})
+    with pytest.raises(errors.Unknown, match="not present or disabled"):
+        check_id_mapped_mounts({"linux": {"mountExtensions": {"idmap": {"enabled": False}}}})
