@@ -253,3 +253,15 @@ def test_with_an_oom_score_the_services_have_it(place: Path) -> None:
         assert {Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in [*pids(node).values(), supervisord(node)]} == {"100"}
     finally:
         node.clear()
+
+
+def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None:
+    """Stopped by SIGSTOP it is running for supervisord, but not healthy for the operator; continued, all is well again."""
+    pid = pids(node)["images"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: [s["name"] for s in node.status()["services"] if not s["healthy"]] == ["images"], "the hanging service is not named")
+        assert node.splitd("status", ok=None).returncode == 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    node.wait_healthy()
