@@ -34,6 +34,7 @@ import grpc
 import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from grpc._cython import cygrpc
 
 from services.kit import errors, identifiers, tracing
 
@@ -398,7 +399,7 @@ class Stream:
         """Half-close: no more messages from us."""
         try:
             await self._call.done_writing()
-        except asyncio.InvalidStateError:
+        except (asyncio.InvalidStateError, cygrpc.InternalError):  # the second where the call ends just now, as when the peer is killed
             await self._raise_status()
         except grpc.RpcError as error:
             raise self._failed(error) from None
