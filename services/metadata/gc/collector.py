@@ -69,11 +69,11 @@ class Collector:
     def schedule(self, change: Change) -> None:
         """Something was written, or removed: collect when it is time."""
         now = time.monotonic()
+        before = (self._pace.due(), self._look_at)
         if self._look_at is None:
             self._look_at = now + _LOOK
-        before = self._pace.due()
         self._pace.changed(now, deletion=change == "deletion")
-        if before != self._pace.due() or (self._expiry is None and before is None):
+        if before != (self._pace.due(), self._look_at):
             self._changed.set()
 
     def connected(self) -> None:
@@ -252,11 +252,10 @@ def _examine(tx: Reader) -> _Found:
     records = everything(tx)
     marking = mark(records, time.time_ns())
     used = records.raws(marking.living)
-    needed = {key[0] for key, _ in schema.NAMED.scan(tx) if key not in used}
-    needed.update(key[0] for key, _ in schema.SWEEPING.scan(tx))
+    needed = frozenset(key[0] for key, _ in schema.NAMED.scan(tx) if key not in used)
     gateway = schema.GATEWAY.get(tx)
     backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
-    return _Found(len(records), len(marking.dead), marking.wake, backends, frozenset(needed))
+    return _Found(len(records), len(marking.dead), marking.wake, backends, needed)
 
 
 def _bury(tx: Transaction) -> list[Event]:

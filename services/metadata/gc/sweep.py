@@ -100,6 +100,7 @@ class Sweeper:
         self._stores = stores
         self._store_id = store_id
         self._said = ""
+        self._failed: list[str] = []
 
     async def sweep(self) -> Swept:
         """Once. What the backend, or a metadata store that cannot write, refuses is in the result."""
@@ -111,6 +112,12 @@ class Sweeper:
                 swept.postponed = True
                 swept.failed.append(f"backend {self.backend}: {error}")
             trace.set(removed=len(swept.removed), failed=len(swept.failed), postponed=swept.postponed)
+        for failure in swept.failed:
+            if failure not in self._failed:  # said once, however often it is tried again
+                log.log(logging.INFO if swept.postponed else logging.WARNING, "not collected: %s", failure)
+        self._failed = swept.failed
+        if swept.removed:
+            log.debug("collected in backend %s: %s", self.backend, ", ".join(map(title, swept.removed)))
         return swept
 
     async def _sweep(self, swept: Swept) -> None:
@@ -121,9 +128,11 @@ class Sweeper:
         view = await read(lambda tx: self._look(tx, stamp, listing, idle))
         if view.ownership == "new":
             await self._stores.set_stamp(self.backend, self._store_id)
-        self._say(view)
         if view.ownership == "nothing":
             swept.failed.append(f"backend {self.backend}: {view.reason}")
+        elif view.reason != self._said:
+            log.warning("backend %s: %s", self.backend, view.reason or "all in it is collected again")
+        self._said = view.reason
         swept.postponed = view.deferred
         if view.victims or view.marked or view.idle - view.listing.raws():
             for batch in _batches(view.victims):
@@ -134,12 +143,6 @@ class Sweeper:
                 await self._stores.cleanup(self.backend)
             except errors.NodeError as error:
                 swept.failed.append(f"backend {self.backend}: cleanup: {error}")
-
-    def _say(self, view: _View) -> None:
-        if view.reason != self._said:
-            self._said = view.reason
-            if view.reason:
-                log.warning("backend %s: %s", self.backend, view.reason)
 
     # -- deciding
 
@@ -229,8 +232,8 @@ class Sweeper:
                 await self._stores.remove(raw)
             except errors.NotFound:
                 return attempt > 1  # by our first attempt, then
-            except _UNKNOWN:
-                if attempt == _ATTEMPTS:
+            except _UNKNOWN as error:
+                if attempt == _ATTEMPTS or isinstance(error, errors.DeadlineExceeded):
                     raise
             else:
                 return True

@@ -164,14 +164,22 @@ class Client:
 
     async def ready(self) -> None:
         """Until all processes answer."""
+        last: object = None
+
         async def answering() -> bool:
+            nonlocal last
             try:
-                done = await self.collect()
-            except errors.NodeError:
+                last = done = await self.collect()
+            except errors.NodeError as error:
+                last = error
                 return False
             return not done.failed and await self._stamped()
 
-        await eventually_async(answering, "the processes do not come up", 30)
+        try:
+            await eventually_async(answering, "the processes do not come up", 30)
+        except AssertionError as error:
+            logs = "".join(f"\n--- {p.module}\n{p.text()[-2000:]}" for p in (self.processes.metadata, self.processes.gateway, self.processes.content))
+            raise AssertionError(f"{error}; the last collection: {last}{logs}") from None
 
     async def _stamped(self) -> bool:
         return len(list(self.processes.root.rglob("store-id"))) == 3

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.metadata import schema
 from services.metadata.database import Busy
 from services.metadata.gc import Collector, Config
 from services.metadata.gc import collector as collector_module
 from services.metadata.gc.memory import MemoryRawStores
+from services.metadata.gc.turns import Turns
 from services.metadata.intents import check_no_blob_sweeping
 from services.metadata.store import Event, Gateway, Mark, Raw
 from tests.support import eventually_async
@@ -107,7 +110,7 @@ async def test_children_go_before_their_parents(world: World, stores: MemoryRawS
         stores.add(raw_snapshot(key), parent=parent)
     done = await collector.collect()
     assert done.removed == tuple(f"snapshot overlayfs {key}" for key in reversed(keys))
-    assert stores.calls[-1] == ("cleanup", OVERLAY) or stores.calls.count(("cleanup", OVERLAY)) == 1
+    assert stores.calls.index(("cleanup", OVERLAY)) > stores.calls.index(("remove", keys[0]))
 
 
 async def test_ancestors_of_what_stays_stay(world: World, stores: MemoryRawStores, collector: Collector) -> None:
@@ -326,6 +329,26 @@ async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(world: Worl
     await eventually_async(lambda: _async(not world.marks() and not stores.blobs))
 
 
+async def test_a_removal_that_takes_too_long_does_not_stop_the_others(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """It stays marked, since it may still happen, and the next sweep looks what became of it."""
+    slow = True
+
+    async def time_out(method: str, name: str) -> None:
+        if slow and (method, name) == ("remove", "ns/0/a"):
+            raise errors.DeadlineExceeded("snapshotter is busy")
+
+    stores.before = time_out
+    for key in ("ns/0/a", "ns/0/b"):
+        stores.add(raw_snapshot(key))
+    done = await collector.collect()
+    assert done.removed == ("snapshot overlayfs ns/0/b",)
+    assert [line.split(":")[0] for line in done.failed] == ["snapshot overlayfs ns/0/a"]
+    assert world.marks() == {raw_snapshot("ns/0/a")}
+    slow = False
+    assert (await collector.collect()).removed == ("snapshot overlayfs ns/0/a",)
+    assert world.marks() == set()
+
+
 async def test_a_repeated_removal_that_finds_nothing_was_ours(world: World, stores: MemoryRawStores, collector: Collector) -> None:
     """Where the first answer was lost, NOT_FOUND to the second is success."""
     stores.add(blob(1))
@@ -482,6 +505,7 @@ async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStor
 
     monkeypatch.setattr(collector_module, "_LOOK", 0.02)
     async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
+        world.lease("tomorrow", labels={"gc.expire": stamp(time.time_ns() + 24 * HOUR)})
         await collector.collect()
         raw = world.blob(1)
         stores.add(raw)
@@ -500,6 +524,26 @@ async def test_another_gateway_brings_other_backends(world: World, stores: Memor
     await eventually_async(lambda: _async(("cleanup", "snapshots.new") in stores.calls))
     assert stores.stamps["snapshots.new"] == await world.database.store_id()
     assert ("list", OVERLAY) not in stores.calls
+
+
+async def test_a_failed_collection_is_repeated(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to ask again, and what was to be looked through is."""
+    world.blob(1)
+    stores.add(world.snapshot("s"))
+    write, refusals = world.transactions.write, 2
+
+    async def full(work: Any) -> Any:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise errors.Unavailable("metadata store: database or disk is full")
+        return await write(work)
+
+    monkeypatch.setattr(world.transactions, "write", full)
+    collector.connected()
+    with pytest.raises(errors.Unavailable):
+        await collector.collect()
+    await eventually_async(lambda: _async(not world.living() and not stores.snapshots))
 
 
 async def test_a_store_that_cannot_write_fails_who_waits(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,3 +577,51 @@ async def test_after_the_end_nobody_waits_in_vain(world: World, stores: MemoryRa
         await waiting
     with pytest.raises(errors.Unavailable):
         await collector.collect()
+
+
+async def test_turns_never_run_at_the_same_time() -> None:
+    """All who ask before a run begins share it; who asks while one runs gets the next."""
+    running = runs = 0
+    go_on = asyncio.Event()
+
+    async def work() -> int:
+        nonlocal running, runs
+        running += 1
+        runs += 1
+        number = runs
+        assert running == 1
+        await go_on.wait()
+        running -= 1
+        return number
+
+    turns = Turns(work)
+    first = [turns.ask(), turns.ask()]
+    await eventually_async(lambda: _async(running))
+    second = [turns.ask(), turns.ask(), turns.ask()]
+    await asyncio.sleep(0)
+    assert runs == 1
+    go_on.set()
+    assert await asyncio.gather(*first) == [1, 1]
+    assert await asyncio.gather(*second) == [2, 2, 2]
+
+
+# ------------------------------------------------------------------------------------------ traces
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    """Tracing on, into a list."""
+    exporter = InMemorySpanExporter()
+    tracing.setup("test", exporter=exporter)
+    yield exporter
+    tracing.reset()
+
+
+async def test_a_collection_can_be_seen(world: World, stores: MemoryRawStores, spans: InMemorySpanExporter, collector: Collector) -> None:
+    """One span for the records, one for each backend, with what they counted."""
+    stores.add(world.blob(1))
+    await collector.collect()
+    found = {(s.name, s.attributes.get("backend")): s.attributes for s in spans.get_finished_spans()}
+    assert found[("gc.mark", None)] == {"records": 1, "dead": 1}
+    assert found[("gc.sweep", CONTENT)] == {"backend": CONTENT, "removed": 1, "failed": 0, "postponed": False}
+    assert found[("gc.sweep", OVERLAY)]["removed"] == 0

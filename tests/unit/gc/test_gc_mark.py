@@ -99,13 +99,14 @@ def test_a_flat_lease_holds_no_more_than_it_says(world: World) -> None:
     world.blob(1, {"gc.ref.content": digest(2)})
     world.blob(2)
     world.snapshot("top", "bottom", {"gc.ref.content": digest(3)})
-    world.snapshot("bottom")
+    world.snapshot("bottom", labels={"gc.ref.content": digest(7)})
     world.blob(3)
+    world.blob(7)
     world.image("image", 4, {"gc.expire": stamp(NOW - HOUR), "gc.ref.content": digest(5)})
     world.blob(4, {"gc.ref.content": digest(6)})
     world.blob(5)
     world.blob(6)
-    assert world.dead() == {"content 2", "content 3", "content 5", "content 6"}
+    assert world.dead() == {"content 2", "content 3", "content 5", "content 6", "content 7"}
 
 
 def test_held_flat_and_referred_to_otherwise(world: World) -> None:
