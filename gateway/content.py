@@ -101,7 +101,7 @@ class ContentServicer:
         return Empty()
 
     async def Status(self, request: pb.StatusRequest, call: Call) -> pb.StatusResponse:
-        ingest = await self._records.read("GetIngest", records_pb.GetIngestRequest(ref=request.ref), call)
+        ingest = await self._records.call("GetIngest", records_pb.GetIngestRequest(ref=request.ref), call)
         if ingest.shared:
             return pb.StatusResponse(status=_shared_status(ingest))
         await self._content.ready(call)
@@ -111,7 +111,7 @@ class ContentServicer:
 
     async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> pb.ListStatusesResponse:
         wanted = filters.parse(request.filters)
-        ingests = (await self._records.read("ListIngests", Empty(), call)).ingests
+        ingests = (await self._records.call("ListIngests", Empty(), call)).ingests
         statuses = [_shared_status(i) for i in ingests if i.shared]
         raw = {i.raw_ref: i.ref for i in ingests if not i.shared}
         if raw:
@@ -127,7 +127,7 @@ class ContentServicer:
         request = await anext(requests, None)
         if request is None:
             raise errors.InvalidArgument("Read without a request")
-        await self._records.read("ResolveBlob", records_pb.ResolveBlobRequest(digest=pb.ReadContentRequest.FromString(request).digest), call)
+        await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=pb.ReadContentRequest.FromString(request).digest), call)
         channel = await self._content.ready(call)
         async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
             await stream.send(request)

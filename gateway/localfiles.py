@@ -24,7 +24,7 @@ class LocalFilesServicer:
         self._commit = commit
 
     async def Locate(self, request: pb.LocateRequest, call: Call) -> pb.LocateResponse:
-        await self._records.read("ResolveBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
+        await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
         await self._content.ready(call)
         answer: pb.LocateResponse = await self._raw.Locate(request, headers=with_headers(call))
         return answer

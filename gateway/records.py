@@ -27,6 +27,11 @@ _PATIENCE = 600.0
 """Seconds for which an answer is repeated to a metadata service that is away; after that its next start with another gateway resolves the intent."""
 
 
+_REPEATED = frozenset({"OpenIngest", "GetIngest", "ListIngests", "BeginCommitIngest", "ResolveBlob", "BeginSnapshot", "BeginCommitSnapshot", "ResolveSnapshot"})
+"""Calls that are asked again where metadata's death interrupted them: those that change nothing, and those that begin, since an intent whose answer was lost is resolved
+when the gateway announces itself to the next metadata."""
+
+
 class Publish(Protocol):
     """Where events go."""
 
@@ -85,17 +90,17 @@ class Records:
                     await self._connected.wait()
             except TimeoutError:
                 raise errors.Unavailable("service metadata has not accepted this gateway yet") from None
-        answer = await getattr(self._client, name)(request, headers=call.passed_on(), timeout=timeout)
+        method = getattr(self._client, name)
+        try:
+            answer = await method(request, headers=call.passed_on(), timeout=timeout)
+        except errors.Disconnected:
+            if name not in _REPEATED:
+                raise
+            await self._metadata.ready(call)
+            answer = await method(request, headers=call.passed_on(), timeout=timeout)
         if isinstance(answer, pb.Intent) and answer.id and not answer.HasField("finished"):
             self._open.add(answer.id)
         return answer
-
-    async def read(self, name: str, request: Any, call: Call) -> Any:
-        """A Records call that changes nothing: asked again where metadata's death interrupted it."""
-        try:
-            return await self.call(name, request, call)
-        except errors.Disconnected:
-            return await self.call(name, request, call)
 
     async def finish(self, request: pb.FinishRequest, call: Call) -> pb.Finished:
         """The raw call was done: make it so, publish its events. Repeated until metadata answers."""

@@ -7,6 +7,7 @@ removes the raw snapshot, as containerd does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,14 @@ from services.kit.rpc import Call, Client, shielded
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
 _REF = "containerd.io/snapshot.ref"
+_NUMBERS_SKIPPED = 1000
+
+log = logging.getLogger(__name__)
+
+
+class _NumberTakenError(errors.Unknown):
+    """A backend has a raw key whose number is new."""
+
 
 
 class SnapshotsServicer:
@@ -52,6 +61,15 @@ class SnapshotsServicer:
         return await shielded(self._create_shielded(request, call, upstream, view))
 
     async def _create_shielded(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
+        """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip its number, as often as it takes."""
+        for _ in range(_NUMBERS_SKIPPED):
+            try:
+                return await self._create_once(request, call, upstream, view)
+            except _NumberTakenError as taken:
+                log.warning("%s: a number that this metadata store never gave out is taken: %s", upstream.name, taken)
+        raise errors.FailedPrecondition(f"snapshotter {request.snapshotter} holds snapshots of a metadata store that is not this one")
+
+    async def _create_once(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
         intent = await self._records.call("BeginSnapshot", records_pb.BeginSnapshotRequest(
             incarnation=self._records.incarnation, snapshotter=request.snapshotter, key=request.key, parent=request.parent,
             view=view, labels=request.labels), call)
@@ -77,8 +95,7 @@ class SnapshotsServicer:
             except errors.AlreadyExists as error:
                 if intent.target:
                     return None  # the backend has it already, as remote snapshotters do
-                # The key is new and unique, so this is not the client's ALREADY_EXISTS.
-                raise errors.Unknown(f"unexpected error from snapshotter: {error}") from None
+                raise _NumberTakenError(str(error)) from None
 
         mounts = await self._records.outcome(intent, call, upstream, attempt, created)
         finish = records_pb.FinishRequest(intent=intent.id)
@@ -161,7 +178,7 @@ class SnapshotsServicer:
 
     async def _resolve(self, request: Any, call: Call) -> tuple[Upstream, str]:
         upstream = self._routes.snapshotter(request.snapshotter)
-        found = await self._records.read("ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call)
+        found = await self._records.call("ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call)
         return upstream, found.raw_key
 
     async def _ask(self, upstream: Upstream, method: str, request: Any, call: Call) -> Any:

@@ -1,0 +1,108 @@
+"""Writes through a node whose processes die under them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from api.containerd.services.content.v1 import content_pb2 as pb
+from services.kit import errors
+from services.kit.rpc import Channel, Client
+from tests.support import Node, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+HEADERS = {"containerd-namespace": "writes"}
+ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
+
+
+def client(channel: Channel) -> Client:
+    return channel.client(pb.DESCRIPTOR.services_by_name["Content"])
+
+
+async def test_a_write_goes_on_after_the_content_service_died(node: Node) -> None:
+    """Between two messages content is killed: the client, which knows nothing of it, writes on, commits, and reads its bytes back."""
+    data = os.urandom(4 << 20)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    async with Channel(node.socket) as channel:
+        content = client(channel)
+        async with content.Write(headers=HEADERS) as stream:
+            await stream.send(pb.WriteContentRequest(action=pb.STAT, ref="resumed", total=len(data), expected=digest))
+            assert (await stream.receive()).offset == 0
+            for i in range(4):
+                if i in (1, 3):
+                    await asyncio.to_thread(node.kill, "content")
+                await stream.send(pb.WriteContentRequest(action=pb.WRITE, offset=i << 20, data=data[i << 20:(i + 1) << 20]))
+                assert (await stream.receive()).offset == (i + 1) << 20
+            await asyncio.to_thread(node.kill, "content")
+            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED))
+            answer = await stream.receive()
+            assert (answer.digest, answer.offset) == (digest, len(data))
+        got = b"".join([part.data async for part in content.Read(pb.ReadContentRequest(digest=digest), headers=HEADERS)])
+        assert got == data
+
+
+async def test_a_commit_survives_the_death_of_metadata(node: Node) -> None:
+    """metadata is killed right before the commit: the gateway waits for it, and the blob is recorded."""
+    data = os.urandom(100_000)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    async with Channel(node.socket) as channel:
+        content = client(channel)
+        async with content.Write(headers=HEADERS) as stream:
+            await stream.send(pb.WriteContentRequest(action=pb.STAT, ref="meta", total=len(data), expected=digest))
+            await stream.receive()
+            await stream.send(pb.WriteContentRequest(action=pb.WRITE, data=data))
+            await stream.receive()
+            await asyncio.to_thread(node.kill, "metadata")
+            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED))
+            assert (await stream.receive()).digest == digest
+        assert (await content.Info(pb.InfoRequest(digest=digest), headers=HEADERS)).info.size == len(data)
+
+
+async def test_a_client_that_gives_up_during_its_commit_leaves_a_whole_blob_or_none(node: Node) -> None:
+    """Once a commit has begun the client's cancellation does not stop it half way."""
+    async with Channel(node.socket) as channel:
+        content = client(channel)
+        for i in range(10):
+            data = os.urandom(200_000)
+            digest = "sha256:" + hashlib.sha256(data).hexdigest()
+            async with content.Write(headers=HEADERS) as stream:
+                await stream.send(pb.WriteContentRequest(action=pb.STAT, ref=f"gone{i}", total=len(data), expected=digest))
+                await stream.receive()
+                await stream.send(pb.WriteContentRequest(action=pb.COMMIT, total=len(data), data=data, expected=digest, labels=ROOTED))
+                await asyncio.sleep(i * 0.0005)
+            try:
+                info = (await content.Info(pb.InfoRequest(digest=digest), headers=HEADERS)).info
+            except errors.NotFound:
+                continue
+            assert info.size == len(data)
+            assert b"".join([part.data async for part in content.Read(pb.ReadContentRequest(digest=digest), headers=HEADERS)]) == data
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Node]:
+    """A node whose outage limit is short, so that a test can wait for it."""
+    with short_directory() as directory:
+        node = Node(directory, config='[gateway]\noutage = "1s"\nhold = "500ms"\n')
+        try:
+            node.up()
+            yield node
+        finally:
+            node.clear()
+
+
+def test_opening_a_write_during_a_long_outage_ends_clients_retries(patient: Node) -> None:
+    """Clients retry UNAVAILABLE for ever there: after the limit of an outage the answer is INTERNAL, naming the service, and ctr stops."""
+    os.kill(patient.pid("content"), signal.SIGSTOP)
+    try:
+        done = subprocess.run(["ctr", "-a", str(patient.socket), "content", "ingest", "late"], input=b"bytes", capture_output=True, timeout=60, check=False)
+    finally:
+        os.kill(patient.pid("content"), signal.SIGCONT)
+    assert done.returncode
+    assert b"service content" in done.stderr
