@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -194,13 +193,10 @@ def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
 
 
 async def outcome(work) -> tuple[str, object]:
-    """``("ok", result)``, or ``("refused", error)``."""
+    """``("ok", result)``, or ``("refused", error)``. A side that is not there has not refused."""
     try:
         return "ok", await work
+    except errors.Unavailable:
+        raise
     except errors.NodeError as error:
         return "refused", error
-
-
-async def both(one, other):
-    """Two things at once: the sides do not wait for each other."""
-    return await asyncio.gather(one, other)

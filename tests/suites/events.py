@@ -236,6 +236,19 @@ class NodeEventsSuite(EventsSuite):
             await publish(events, "/x/5", exit_of("c1", pid + 1_000_000))
             assert await subscriber.topics() == ["/x/1", "/x/2", "/x/3", "/x/4", "/x/5"]
 
+    async def test_a_second_report_of_a_deletion_is_dropped(self, events: Any) -> None:
+        """The same namespace, container and pid are deleted once; started again with that pid they can be deleted again."""
+        pid = 100_000 + next(_numbers)
+        deleted = task_pb2.TaskDelete(container_id="c1", pid=pid)
+        async with subscribed(events, "topic~=^/x") as subscriber:
+            await publish(events, "/x/exit", exit_of("c1", pid))
+            await publish(events, "/x/1", deleted)
+            await publish(events, "/x/1again", deleted)
+            await publish(events, "/x/2", deleted, "other")
+            await publish(events, "/x/start", task_pb2.TaskStart(container_id="c1", pid=pid))
+            await publish(events, "/x/3", deleted)
+            assert await subscriber.topics() == ["/x/exit", "/x/1", "/x/2", "/x/start", "/x/3"]
+
 
 def client(channel: Channel) -> Any:
     """A client of the service on ``channel``."""

@@ -125,7 +125,7 @@ class FakeGateway:
 
     def receive(self, envelope: Any) -> Empty:
         message = getattr(events, type_name(envelope.event).rpartition(".")[2]).FromString(envelope.event.value)
-        if envelope.topic == "/tasks/exit" and any(
+        if envelope.topic in ("/tasks/exit", "/tasks/delete") and any(
                 t == envelope.topic and (e.container_id, e.id, e.pid) == (message.container_id, message.id, message.pid) for t, e in self.events):
             self.doubles.append((envelope.topic, message))
         else:

@@ -62,14 +62,15 @@ def main() -> None:
 def make(arguments: list[str], count: int, left: str, right: str, compression: str, bound: str) -> str:
     """The whole work; what to answer."""
     compressor = _compressor(compression)
+    layer = Layer(b"/" + os.fsencode(os.path.basename(left)), b"/" + os.fsencode(os.path.basename(right)), None if bound == "-" else int(bound))
+    chunks = beside(_gathered(layer.stream()))
     mounts.own_namespace()
     mounts.mount_all(mounts.from_arguments(arguments[:count]), left)
     mounts.mount_all(mounts.from_arguments(arguments[count:]), right)
     os.chroot(os.path.dirname(right))
     os.chdir("/")
-    layer = Layer(b"/" + os.fsencode(os.path.basename(left)), b"/" + os.fsencode(os.path.basename(right)), None if bound == "-" else int(bound))
     plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
-    for chunk in beside(_gathered(layer.stream())):
+    for chunk in chunks:
         plain.update(chunk)
         size += _put(compressor.compress(chunk), packed.update)
     size += _put(compressor.flush(), packed.update)

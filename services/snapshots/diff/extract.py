@@ -369,8 +369,9 @@ def _inherit_xattr(fd: int, key: str, path: bytes) -> None:
 
 
 def _quoted(name: bytes) -> str:
-    text = name.decode("utf-8", "backslashreplace").encode("unicode_escape").decode() if not name.isascii() or b"\n" in name else name.decode()
-    return '"' + text.replace('"', '\\"') + '"'
+    """On one line, whatever is in it. No codec is used that would have to be imported: the library is out of reach in a chroot."""
+    text = name.decode("utf-8", "backslashreplace").replace('"', '\\"').replace("\n", "\\n")
+    return '"' + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text) + '"'
 
 
 def _words_of(error: OSError) -> str:

@@ -24,6 +24,8 @@ def may_be_compressed(media_type: str) -> bool:
     """
     base, *suffixes = media_type.split("+")
     if base in _OCI:
+        if "encrypted" in suffixes:
+            raise errors.Unimplemented(f"failed to get stream processor for {media_type}: decryption of layers")
         return bool(suffixes) and max(suffixes) in ("gzip", "zstd")
     if base in _DOCKER:
         return not suffixes

@@ -75,9 +75,8 @@ class Resolver:
         while True:
             before = self._walked
             path = self._walk(path)
-            if before == self._walked:
-                if path == (path := clean(path)):
-                    return path
+            if before == self._walked and path == (path := clean(path)):
+                return path
 
     def _walk(self, path: bytes) -> bytes:
         """One step for each component: the links in it replaced by where they point, which may be links again."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from api.containerd.services.diff.v1 import diff_pb2 as pb
 from api.containerd.types import descriptor_pb2, mount_pb2
 from services.kit import errors, tracing
+from services.kit.faults import fault
 from services.kit.rpc import Call
 from services.snapshots.diff import blobs, media, workers
 from services.snapshots.diff.mounts import Mount, read_only, to_arguments
@@ -72,6 +73,7 @@ class DiffServicer:
                     digest, size, diff_id = await workers.run(
                         "compare", compression, bound, str(self._left), str(self._right), str(len(left)), *left,
                         *to_arguments(read_only(_mounts(request.right))), file=ingest.fd, started=ingest.started)
+                    fault("diff.before-commit")
                     if compression != "plain":
                         labels[UNCOMPRESSED] = diff_id
                     with _explained("failed to commit"), contextlib.suppress(errors.AlreadyExists):

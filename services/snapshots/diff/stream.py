@@ -66,7 +66,7 @@ class Digested:
 
 
 def beside(source: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, made in a thread up to :data:`QUEUE` ahead of whoever takes them."""
+    """The same chunks, made in a thread up to :data:`QUEUE` ahead of whoever takes them. The thread starts with the first."""
     import queue
     import threading
 

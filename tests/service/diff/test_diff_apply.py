@@ -5,40 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.suites import diff_layers
-from tests.suites.diff_sides import Containerd, Side, bind, differences, ours, outcome, overlay, tree
+from tests.suites.diff_sides import Side, bind, differences, outcome, overlay, tree
 from tests.suites.diff_tars import Case
-from tests.support import short_directory
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Path]:
-    with short_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def peer(here: Path) -> Iterator[Containerd]:
-    (here / "peer").mkdir()
-    running = Containerd(here / "peer")
-    yield running
-    running.close()
-
-
-@pytest_asyncio.fixture
-async def sides(here: Path, peer: Containerd, place: Path) -> AsyncIterator[tuple[Side, Side]]:
-    for name in ("ours", "theirs"):
-        (place / name).mkdir()
-    async with ours(here, place / "ours") as one, peer.side(place / "theirs") as other:
-        yield one, other
 
 
 async def unpacked(side: Side, case: Case, target: str) -> tuple[str, object, dict]:
