@@ -13,7 +13,7 @@ What subscribers are promised:
 - One who comes within :data:`REPLAY_SECONDS` of the gateway's start first gets what was published since: whoever was subscribed when the
   last gateway died, and comes back, has missed only what happened while there was none.
 - One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports exits that nobody
-  forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is dropped.
+  forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is dropped, and so is a second TaskDelete.
 
 Topics, namespaces and filters are checked as containerd does, in its words (containerd's core/events/exchange).
 """
@@ -224,8 +224,11 @@ class _Exits:
         if isinstance(event, task_pb2.TaskExit):
             return self._exit((envelope.namespace, event.container_id, event.id, event.pid),
                               (event.exited_at if event.HasField("exited_at") else envelope.timestamp).ToNanoseconds())
+        if isinstance(event, task_pb2.TaskDelete):
+            return self._exit((envelope.namespace, event.container_id, _DELETED + event.id, event.pid), envelope.timestamp.ToNanoseconds())
         name = event.exec_id if isinstance(event, task_pb2.TaskExecStarted) else event.container_id
-        self._start((envelope.namespace, event.container_id, name, event.pid), envelope.timestamp.ToNanoseconds())
+        for ended in (name, _DELETED):
+            self._start((envelope.namespace, event.container_id, ended, event.pid), envelope.timestamp.ToNanoseconds())
         return False
 
     def _exit(self, key: tuple[str, str, str, int], ended: int) -> bool:
@@ -245,8 +248,11 @@ class _Exits:
             del self._exits[key]
 
 
-_LIFE: dict[str, type[task_pb2.TaskExit | task_pb2.TaskStart | task_pb2.TaskExecStarted]] = {
-    kind.DESCRIPTOR.full_name: kind for kind in (task_pb2.TaskExit, task_pb2.TaskStart, task_pb2.TaskExecStarted)}
+_DELETED = "\0"
+"""In the place of an exec id, which cannot begin so: the task's deletion, which shims of containerd 2.x lose when they end too soon after it."""
+
+_LIFE: dict[str, type[task_pb2.TaskExit | task_pb2.TaskDelete | task_pb2.TaskStart | task_pb2.TaskExecStarted]] = {
+    kind.DESCRIPTOR.full_name: kind for kind in (task_pb2.TaskExit, task_pb2.TaskDelete, task_pb2.TaskStart, task_pb2.TaskExecStarted)}
 
 
 # ---------------------------------------------------------------------------------------------- filters

@@ -5,8 +5,8 @@ anew; only a shim whose process is dead, or whose socket nobody listens to, is *
 deletion are published, its bundle goes. A shim that does not answer is asked again and again, and holds up nobody but those who ask for it.
 
 How exits are learnt. One Wait per process is outstanding at its shim, whoever and how many wait here. The shim itself sends the exit's event; this service
-publishes it only where that may have got lost: exits found when it starts, exits while the gateway was away, and those of the dead. (The gateway
-drops the second of two.) That a task's exit was seen is remembered by a file STATE/tasks/exits/NAMESPACE:ID, so that the next start does not report it again.
+publishes it only where that may have got lost: exits found when it starts, exits while the gateway was away, those of the dead, and the last ones of 2.x
+shims. (The gateway drops the second of two.) That a task's exit was seen is remembered by a file STATE/tasks/exits/NAMESPACE:ID, so that the next start does not report it again.
 
 What a crash leaves. A bundle without an address, or whose shim knows of no such task, is half of a create: the shim is ended, what it made is deleted.
 """
@@ -724,6 +724,7 @@ class LocalTasks:
 
     async def _delete(self, task: _Task) -> Exit:
         missing: errors.NodeError | None = None
+        how = Exit(0, None)
         with _prefixed("failed to delete task: "):
             try:
                 how = await self._converse(task, lambda c: c.delete("", self._config.call_timeout))
@@ -734,11 +735,21 @@ class LocalTasks:
         with self._claim((task.namespace, task.name)):
             task.followed = False
             self._tasks.pop((task.namespace, task.name), None)
+            modern = task.connection is not None and task.connection.version >= 3
             await self._end_shim(task)
+            if modern and missing is None:
+                self._tell_the_end(task, how)
             await self._forget(task)
         if missing is not None:
             raise missing
         return how
+
+    def _tell_the_end(self, task: _Task, how: Exit) -> None:
+        """Shims of containerd 2.x end without waiting for their last events to be taken: tell what those were. (Told twice they are dropped.)"""
+        for process in (*task.execs.values(), task.init):
+            if process.exit is not None and (process.exit.at or 0) > time.time_ns() - 30_000_000_000:
+                self._node.exited(task.namespace, task.name, process.exec_id, process.exit)
+        self._node.deleted(task.namespace, task.name, how)
 
     async def delete_process(self, namespace: str, name: str, exec_id: str) -> Exit:
         task = await self._find(namespace, name)
