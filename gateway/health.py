@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from gateway.routes import SERVICES, Routes
+from services.kit import errors
 from services.kit.health import NOT_SERVING, SERVING
+from services.kit.rpc import Call
 
 _COORDINATED: Mapping[str, tuple[str, ...]] = {
     "containerd.services.content.v1.Content": ("metadata", "content"),
@@ -40,7 +42,11 @@ class NodeHealth(Mapping[str, int]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def state(self, name: str) -> tuple[bool, str]:
-        """Whether an upstream is healthy, and why not."""
-        trouble = self._routes[name].trouble()
-        return not trouble, trouble
+    async def state(self, name: str, call: Call) -> tuple[bool, str]:
+        """Whether an upstream is healthy, and why not. One that is away is waited for as if ``call`` went there: a node that starts is not broken."""
+        upstream = self._routes[name]
+        try:
+            await upstream.ready(call)
+        except errors.Unavailable:
+            return False, upstream.trouble() or f"service {name} went away"
+        return True, ""

@@ -2,7 +2,7 @@
 
 containerd lists its plugins; clients look for some of them by type and id, and for what these *export* (``opt``: its path) or are *capable* of
 (``restart``: its policies). This node has processes in their place, so a row here stands for what a process does under containerd's name for it, and its state is
-the state of now: ``error`` with UNAVAILABLE while its process is away, ``skip`` or ``error`` with the reason where this machine lacks what it needs. What the node has not (other snapshotters,
+the state of now: ``error`` with UNAVAILABLE where its process stays away, ``skip`` or ``error`` with the reason where this machine lacks what it needs. What the node has not (other snapshotters,
 CRI, sandboxes, transfer) has no row.
 """
 
@@ -39,8 +39,8 @@ SKIP = "skip plugin"
 class Probe(Protocol):
     """Who knows the health of the services behind the gateway."""
 
-    def state(self, name: str) -> tuple[bool, str]:
-        """Whether an upstream can be used now, and why not."""
+    async def state(self, name: str, call: Call) -> tuple[bool, str]:
+        """Whether an upstream can be used, and why not; one that comes back in the time that any call would be held for it can."""
         ...
 
 
@@ -150,14 +150,14 @@ class IntrospectionServicer:
     async def Plugins(self, request: pb.PluginsRequest, call: Call) -> pb.PluginsResponse:
         """The rows that match any filter; fields are type and id."""
         wanted = filters.parse(request.filters)
-        return pb.PluginsResponse(plugins=[await self._plugin(row) for row in self._rows if wanted.match(partial(_field, row))])
+        return pb.PluginsResponse(plugins=[await self._plugin(row, call) for row in self._rows if wanted.match(partial(_field, row))])
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, call: Call) -> pb.PluginInfoResponse:
         """One row; with options, of the runtime plugin, also what the runtime named there says of itself."""
         row = next((r for r in self._rows if (r.type, r.id) == (request.type, request.id)), None)
         if row is None:
             raise errors.NotFound.verbatim(f"plugin {request.type}.{request.id} not found: not found")
-        response = pb.PluginInfoResponse(plugin=await self._plugin(row))
+        response = pb.PluginInfoResponse(plugin=await self._plugin(row, call))
         if request.HasField("options"):
             if response.plugin.HasField("init_err"):
                 raise errors.FailedPrecondition("cannot get extra info, plugin not successfully loaded")
@@ -181,21 +181,21 @@ class IntrospectionServicer:
                 self._uuid = await asyncio.to_thread(kept_uuid, self._uuid_file)
         return pb.ServerResponse(uuid=self._uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
 
-    async def _plugin(self, row: Row) -> pb.Plugin:
-        error = await self._trouble(row)
+    async def _plugin(self, row: Row, call: Call) -> pb.Plugin:
+        error = await self._trouble(row, call)
         return pb.Plugin(
             type=row.type, id=row.id, requires=row.requires, platforms=[_platform(row.platform)] if row.platform else [],
             exports=row.exports, capabilities=row.capabilities,
             init_err=None if error is None else Status(code=error.code, message=str(error)))
 
-    async def _trouble(self, row: Row) -> errors.NodeError | None:
+    async def _trouble(self, row: Row, call: Call) -> errors.NodeError | None:
         """What keeps a plugin from working: the machine first, since it explains why the service may be away."""
         if row.check == "overlay" and (trouble := await self._overlay.trouble()):
             return errors.Unknown(f"{trouble}: {SKIP}")
         if row.check == "runtime" and (trouble := self._programs.runtime_trouble()):
             return errors.Unknown(trouble)
         if row.upstream:
-            healthy, trouble = self._probe.state(row.upstream)
+            healthy, trouble = await self._probe.state(row.upstream, call)
             if not healthy:
                 return errors.Unavailable(trouble)
         return None

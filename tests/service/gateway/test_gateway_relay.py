@@ -15,6 +15,7 @@ from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
 from gateway.config import Config
+from gateway.health import NodeHealth
 from gateway.relay import Relay
 from gateway.routes import Routes
 from services.kit import errors, rpc
@@ -123,6 +124,25 @@ async def test_a_call_is_held_until_its_service_comes(place: Path) -> None:
         assert not asking.done()
         async with rpc.serving(place / "images.sock", [Images()]):
             assert (await asyncio.wait_for(asking, 5)).image.name == "a"
+
+
+async def test_a_service_that_just_starts_is_not_called_broken(place: Path) -> None:
+    """Whoever asks for the plugins of a node that comes up is told of each service when it is there, or when its time is over."""
+    routes = Routes(place, Config(hold=5.0), {})
+    health, upstream = NodeHealth(routes), routes["images"]
+    watch = asyncio.ensure_future(upstream.watch())
+    try:
+        asking = asyncio.ensure_future(health.state("images", rpc.Call("", {})))
+        assert not (await asyncio.wait({asking}, timeout=0.3))[0]
+        async with rpc.serving(place / "images.sock", [Images()]):
+            assert await asyncio.wait_for(asking, 5) == (True, "")
+        upstream.hold = 0.5
+        healthy, trouble = await health.state("images", rpc.Call("", {}))
+        assert not healthy
+        assert trouble.startswith("service images is not reachable since")
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
 
 
 async def test_a_service_that_stays_away_is_unavailable_by_name_and_then_at_once(place: Path) -> None:

@@ -35,7 +35,7 @@ class Probe:
     def __init__(self, **down: str) -> None:
         self.down = down
 
-    def state(self, name: str) -> tuple[bool, str]:
+    async def state(self, name: str, call: Call) -> tuple[bool, str]:
         return name not in self.down, self.down.get(name, "")
 
 
