@@ -24,7 +24,8 @@ ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
 """Tables of named entries, ``[proxy_plugins.NAME]``, each entry of the class."""
 
 TAKEN = {
-    "plugins": {"io.containerd.metadata.v1.bolt", "io.containerd.gc.v1.scheduler"},  # services/metadata
+    "plugins": {"io.containerd.metadata.v1.bolt", "io.containerd.gc.v1.scheduler",  # services/metadata
+                "io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart"},  # services/tasks
     "timeouts": {f"io.containerd.timeout.{name}" for name in ("shim.load", "shim.cleanup", "shim.shutdown", "task.state")},  # services/tasks
 }
 """Entries of containerd's tables that a ``load`` of ours reads; all others mean nothing here."""

@@ -28,7 +28,7 @@ class Config:
     shutdown_timeout: Seconds = 3.0
     """What a shim may take to end when its task is deleted."""
     restart_interval: Seconds = 10.0
-    """How often the restart monitor looks at containers labelled containerd.io/restart.status."""
+    """How often the restart monitor looks at containers labelled containerd.io/restart.status. Also read from [plugins."io.containerd.monitor.container.v1.restart"]."""
 
 
 _TIMEOUTS = {
@@ -38,10 +38,23 @@ _TIMEOUTS = {
     "io.containerd.timeout.task.state": "state_timeout",
 }
 
+_RESTART = ("io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart")
+"""The restart monitor's table, ``interval`` in it, since 2.0 and before."""
+
 
 def load(file: settings.File) -> Config:
-    """[tasks] of ``file``, then containerd's names in [timeouts]."""
+    """[tasks] of ``file``, then containerd's names in [timeouts] and its restart monitor's table."""
     config = settings.load(Config, file, "tasks")
+    plugins = file.tables.get("plugins", {})
+    for name in _RESTART if isinstance(plugins, dict) and "restart_interval" not in file.tables.get("tasks", {}) else ():
+        table = plugins.get(name, {})
+        text = table.get("interval") if isinstance(table, dict) else None
+        if text is not None:
+            try:
+                config = dataclasses.replace(config, restart_interval=settings.parse_duration(text))
+            except (TypeError, ValueError):
+                raise errors.InvalidArgument(f'config file {file.path}: [plugins."{name}"] interval: {text!r} is not a duration such as "5s"') from None
+            break
     for key, field in _TIMEOUTS.items():
         text = file.tables.get("timeouts", {}).get(key)
         if text is not None:

@@ -157,6 +157,19 @@ sys.stdout.buffer.write(shim_pb2.DeleteResponse(pid=7, exit_status=137).Serializ
     assert shim_pb2.DESCRIPTOR.package == "containerd.task.v3"
 
 
+@pytest.mark.parametrize("table", ["io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart"])
+def test_the_restart_monitor_has_containerds_table(place: Path, table: str) -> None:
+    """Its interval is read from containerd 2's table and 1.x's; ours goes first; a bad value is named with its file and key."""
+    file = place / "c.toml"
+    file.write_text(f'[plugins."{table}"]\ninterval = "5s"\n')
+    assert config.load(settings.read(file)).restart_interval == 5.0
+    file.write_text(f'[tasks]\nrestart_interval = "3s"\n[plugins."{table}"]\ninterval = "5s"\n')
+    assert config.load(settings.read(file)).restart_interval == 3.0
+    file.write_text(f'[plugins."{table}"]\ninterval = 5\n')
+    with pytest.raises(errors.InvalidArgument, match="interval: 5 is not a duration"):
+        config.load(settings.read(file))
+
+
 def test_timeouts_have_containerds_names(place: Path) -> None:
     """[timeouts] of containerd's config is obeyed; a bad value is named with its file and key."""
     file = place / "c.toml"
