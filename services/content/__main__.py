@@ -5,8 +5,8 @@ from __future__ import annotations
 from services.content.config import Config
 from services.content.local import LocalStore
 from services.content.server import ContentServicer, LocalFilesServicer
-from services.content.stamp import StampServicer
 from services.kit import process, rpc, settings
+from services.kit.stamp import StampServicer
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:

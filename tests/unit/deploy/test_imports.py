@@ -25,7 +25,6 @@ ALLOWED = {
         "services/*/*_server.py",
         "services/*/*_remote.py",
         "services/*/*_convert.py",
-        "services/content/stamp.py",  # the Stamp service, served
         "services/metadata/backends.py",  # the wire to raw services, through the gateway
         "services/snapshots/diff/blobs.py",  # the wire to content, through the gateway
         "services/snapshots/diff/server.py",
