@@ -22,6 +22,8 @@ class Config:
     """The same for the methods of tasks that start programs or wait for the kernel."""
     raw_timeout: Seconds = 300.0
     """The same for a snapshotter's Prepare, View, Commit and Usage, which may copy or walk a tree."""
+    stall: Seconds = 60.0
+    """A Read or Write whose raw store is silent for this long ends with UNAVAILABLE; a commit may take longer."""
     snapshotters: tuple[str, ...] = ("overlayfs", "native")
     """Snapshotters of the snapshots service; more come from [proxy_plugins]."""
 

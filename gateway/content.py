@@ -7,6 +7,7 @@ intent first, the raw commit second, a record third. A raw store that dies in th
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -132,8 +133,17 @@ class ContentServicer:
         async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
             await stream.send(request)
             await stream.done_sending()
-            while (answer := await stream.receive()) is not None:
+            while (answer := await self.received(stream)) is not None:
                 yield answer
+
+    async def received(self, stream: Stream) -> bytes | None:
+        """The raw store's next message, unless it stalls."""
+        try:
+            async with asyncio.timeout(self._config.stall):
+                message: bytes | None = await stream.receive()
+                return message
+        except TimeoutError:
+            raise errors.Unavailable(f"service {self._content.name} has been silent for {self._config.stall:g}s") from None
 
     async def write(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Content.Write: see :class:`_Write`."""
@@ -229,7 +239,7 @@ class _Write:
                 raise
         return answer
 
-    async def _exchange(self, request: bytes) -> bytes:
+    async def _exchange(self, request: bytes, *, patient: bool = False) -> bytes:
         if self._stream is None:
             first = pb.WriteContentRequest.FromString(request)
             if not first.ref:
@@ -238,7 +248,7 @@ class _Write:
                 await self._open()
         assert self._stream is not None
         await self._stream.send(request)
-        answer: bytes | None = await self._stream.receive()
+        answer = await (self._stream.receive() if patient else self._servicer.received(self._stream))
         if answer is None:
             raise errors.Disconnected(f"service {self._content.name} ended the write of {self._ingest.ref}")
         return answer
@@ -269,7 +279,7 @@ class _Write:
             if self._stream is None:
                 await self._reopen()
             try:
-                answer.ParseFromString(await self._exchange(down.SerializeToString()))
+                answer.ParseFromString(await self._exchange(down.SerializeToString(), patient=True))
             except errors.NodeError:
                 await self._close()
                 raise

@@ -1,0 +1,40 @@
+"""A raw store that is connected but says nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from api.containerd.services.content.v1 import content_pb2 as pb
+from services.kit import errors, rpc
+from tests.support import ServiceProcess
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+
+
+class Silent:
+    """Content that takes what is written and never answers."""
+
+    SERVICE = SERVICE
+
+    async def Write(self, requests: AsyncIterator[pb.WriteContentRequest], call: rpc.Call) -> AsyncIterator[pb.WriteContentResponse]:
+        async for _ in requests:
+            await asyncio.sleep(3600)
+            yield pb.WriteContentResponse()
+
+
+async def test_a_write_to_a_silent_store_ends(place: Path) -> None:
+    """The client is told which service is silent, after the configured time, though the connection is well."""
+    root, state = place / "r", place / "s"
+    state.mkdir()
+    config = place / "c.toml"
+    config.write_text('[gateway]\nstall = "300ms"\n')
+    async with rpc.serving(state / "content.sock", [Silent()], grace=0):
+        with ServiceProcess("services.metadata", root, state), ServiceProcess("gateway", root, state, sockets=("containerd.sock",), config=config):
+            async with rpc.Channel(state / "containerd.sock") as channel, channel.client(SERVICE).Write(headers={rpc.NAMESPACE: "n"}) as stream:
+                await stream.send(pb.WriteContentRequest(action=pb.STAT, ref="r"))
+                with pytest.raises(errors.Unavailable, match="service content has been silent"):
+                    await asyncio.wait_for(stream.receive(), 20)
