@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 CHUNK = 1 << 18
 """Bytes read at once, and a quarter of what is inflated at once: with :data:`QUEUE` it bounds a worker's memory."""
 QUEUE = 8
-ZSTD_PIECE = 1 << 12
+ZSTD_PIECE = 1 << 11
+"""Bytes inflated at once: all that they hold comes out at once, and four of them may hold 128 KiB."""
 SMALL = 1 << 20
 """Blobs up to this size are inflated as they are unpacked."""
 
@@ -152,7 +153,6 @@ def _unzstd(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
         size = 0
         try:
             while data:
-                # All that a piece holds comes out at once, and four bytes may hold 128 KiB: so in small pieces.
                 for start in range(0, len(data), ZSTD_PIECE):
                     piece = data[start:start + ZSTD_PIECE]
                     while piece:
@@ -160,8 +160,16 @@ def _unzstd(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
                             frame = decompressor.decompressobj()
                         out = frame.decompress(piece)
                         piece = frame.unused_data if frame.eof else b""
-                        made.append(out)
-                        size += len(out)
+                        if len(out) <= 4 * CHUNK:
+                            made.append(out)
+                            size += len(out)
+                        else:
+                            if size:
+                                yield b"".join(made)
+                                made.clear()
+                                size = 0
+                            for at in range(0, len(out), 4 * CHUNK):
+                                yield out[at:at + 4 * CHUNK]
                     if size >= CHUNK:
                         yield b"".join(made)
                         made.clear()

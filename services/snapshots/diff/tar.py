@@ -68,11 +68,12 @@ class Stream:
         while count:
             have = len(self._buffer) - self._position
             if not have:
-                self._buffer = next(self._chunks, b"")
-                self._position = 0
-                have = len(self._buffer)
-                if not have:
+                chunk = next(self._chunks, None)
+                if chunk is None:
                     return
+                self._buffer = chunk
+                self._position = 0
+                continue
             take = min(have, count)
             position = self._position
             self._position += take

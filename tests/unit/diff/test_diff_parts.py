@@ -1,0 +1,136 @@
+"""Paths, mounts, media types and compressed streams by themselves."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from services.kit import errors
+from services.snapshots.diff import media, stream
+from services.snapshots.diff.mounts import Mount, _compact, from_arguments, read_only, to_arguments
+from services.snapshots.diff.paths import Resolver, clean, cleaned
+from tests.support import TOP
+
+
+@pytest.mark.parametrize(("path", "relative", "absolute"), [
+    (b"", b".", b"/"), (b"/", b"/", b"/"), (b"a", b"a", b"/a"), (b"./a//b/", b"a/b", b"/a/b"), (b"a/../../b", b"../b", b"/b"), (b"/../a", b"/a", b"/a"), (b"../..", b"../..", b"/"),
+    (b"a/b/..", b"a", b"/a"), (b"...", b"...", b"/..."), (b"a/./b/../c", b"a/c", b"/a/c")])
+def test_paths_are_cleaned_as_by_go(path: bytes, relative: bytes, absolute: bytes) -> None:
+    assert cleaned(path) == relative
+    assert clean(path) == absolute
+
+
+def test_links_are_resolved_below_a_directory(tmp_path: Path) -> None:
+    """Absolute targets, dots and what does not exist stay inside; a circle is an error."""
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    for name, target in (("lib", "usr/lib"), ("abs", "/usr"), ("up", "../../../../usr"), ("missing", "no/../where"), ("round", "round"), ("chain", "abs/lib")):
+        (tmp_path / name).symlink_to(target)
+    fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    resolver = Resolver(fd)
+    try:
+        for path, found in ((b"/lib/x", b"/usr/lib/x"), (b"lib", b"/usr/lib"), (b"/abs/lib", b"/usr/lib"), (b"/up/lib/y", b"/usr/lib/y"), (b"/missing/x", b"/where/x"), (b"/chain", b"/usr/lib"),
+                            (b"", b"/"), (b"/", b"/"), (b"/lib/../x", b"/usr/x"), (b"/../..", b"/"), (b"/lib/", b"/usr/lib"), (b"/new/deep", b"/new/deep")):
+            assert resolver.resolve(path) == found
+        with pytest.raises(OSError, match="(?i)too many"):
+            resolver.resolve(b"/round/x")
+    finally:
+        os.close(fd)
+
+
+def test_mounts_are_arguments_and_back() -> None:
+    """Whatever is in their fields."""
+    given = [Mount("bind", "/a b", "", ["rw", "rbind"]), Mount("overlay", "overlay", "/sub", ["lowerdir=/x:/y", "mount", ""]), Mount("", "")]
+    got = from_arguments(to_arguments(given))
+    assert [(m.type, m.source, m.target, m.options) for m in got] == [(m.type, m.source, m.target, m.options) for m in given]
+
+
+def test_read_only_mounts() -> None:
+    """An overlay's upper directory becomes its topmost lower one; others get ro once."""
+    overlay, = read_only([Mount("overlay", "overlay", "", ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "uidmap=0:1:2"])])
+    assert overlay.options == ["index=off", "lowerdir=/u:/a:/b"]
+    bind, = read_only([Mount("bind", "/x", "", ["rw", "ro", "rbind"])])
+    assert bind.options == ["rbind", "ro"]
+
+
+def test_long_options_are_made_relative() -> None:
+    """To what the lower directories have in common."""
+    cwd, options = _compact(["index=off", "lowerdir=/s/10/fs:/s/2/fs"])
+    assert (cwd, options) == ("/s", ["index=off", "lowerdir=10/fs:2/fs"])
+    for same in (["lowerdir=/s/1/fs"], ["lowerdir=/a:/b"], ["upperdir=/x"]):
+        assert _compact(same) == ("", same)
+
+
+def test_media_types() -> None:
+    """What is made, what is inflated, what is refused: the words are containerd's."""
+    assert media.may_be_compressed("application/vnd.oci.image.layer.v1.tar+gzip")
+    assert not media.may_be_compressed("application/vnd.oci.image.layer.v1.tar")
+    assert media.may_be_compressed("application/vnd.docker.image.rootfs.diff.tar")
+    with pytest.raises(errors.Unknown, match=r"failed to get stream processor for x/y: no processor for media-type$"):
+        media.may_be_compressed("x/y")
+    with pytest.raises(errors.Unimplemented, match=r"unsupported diff media type: x/y: not implemented$"):
+        media.compression_of("x/y")
+
+
+def taken(data: bytes, *, detect: bool = True) -> tuple[bytes, str, int]:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        chunks = stream.Digested(file.fileno(), detect=detect)
+        return b"".join(chunks), chunks.digest, chunks.size
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
+def test_a_stream_is_inflated_and_digested(size: int) -> None:
+    """In a thread or not, in members and frames or not."""
+    data = os.urandom(size // 2) + bytes(size - size // 2)
+    skippable = struct.pack("<II", 0x184D2A50, 3) + b"abc"
+    for packed in (data, gzip.compress(data), gzip.compress(data[:7]) + gzip.compress(data[7:]), zstandard.compress(data), skippable + zstandard.compress(data)):
+        if packed[:1] or not size:
+            assert taken(packed) == (data, f"sha256:{hashlib.sha256(data).hexdigest()}", size)
+    packed = gzip.compress(data)
+    assert taken(packed, detect=False)[0] == packed
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9, 100])
+def test_a_stream_cut_off_is_an_error(cut: int) -> None:
+    """It never passes for a shorter one."""
+    data = os.urandom(1_500_000)
+    for packed in (gzip.compress(data), zstandard.ZstdCompressor(write_checksum=True).compress(data)):
+        with pytest.raises(stream.CompressionError):
+            taken(packed[:-cut])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_bomb_does_not_fill_the_memory(kind: str, tmp_path: Path) -> None:
+    """Gigabytes of zeros from a small blob pass through in bounded pieces."""
+    if kind == "gzip":
+        packed = gzip.compress(bytes(1 << 28)) * 4
+    else:
+        packed = zstandard.compress(bytes(1 << 28)) * 16
+    (blob := tmp_path / "blob").write_bytes(packed)
+    code = ("import os, resource, sys\nfrom services.snapshots.diff import stream\n"
+            "chunks = stream.Digested(0, detect=True)\nn = sum(len(c) for c in chunks)\n"
+            "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    with blob.open("rb") as file:
+        done = subprocess.run([sys.executable, "-c", code], stdin=file, capture_output=True, text=True, check=True, cwd=TOP)
+    size, peak = map(int, done.stdout.split())
+    assert size == (1 << 28) * (4 if kind == "gzip" else 16)
+    assert peak < 300 << 10, f"{peak >> 10} MiB"
+
+
+def test_a_worker_imports_little() -> None:
+    """What makes a start slow stays out of a small layer's worker."""
+    code = "import sys; import services.snapshots.diff.apply; print(' '.join(sys.modules))"
+    environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    loaded = subprocess.run([sys.executable, "-S", "-P", "-c", code], capture_output=True, text=True, check=True, cwd=TOP, env=environment).stdout.split()
+    assert not {"asyncio", "grpc", "google", "opentelemetry", "typing", "re", "dataclasses", "json", "enum", "threading", "logging"} & set(loaded)
