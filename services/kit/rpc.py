@@ -470,11 +470,15 @@ class _Ended:
 class Channel:
     """A connection to one process, which may be down and come back. Made once, closed with :meth:`close`."""
 
-    def __init__(self, address: Path | str, name: str = "", *, idle_pings: bool = False) -> None:
-        """``idle_pings``: notice a hung peer even while no call is open. For our own servers only: others take such pings for abuse."""
+    def __init__(self, address: Path | str, name: str = "", *, idle_pings: bool = False, pings: bool = True) -> None:
+        """``idle_pings``: notice a hung peer even while no call is open. For our own servers only: others take such pings for abuse.
+
+        Without ``pings`` a hung peer is not noticed at all. That is for servers that are not ours: grpc-go ends the connection (too_many_pings) in any call of more than some seconds.
+        """
         self.address = str(address)
         self.name = name or Path(self.address).stem
-        self._options = [*_CLIENT, ("grpc.keepalive_permit_without_calls", int(idle_pings)), ("grpc.default_authority", "localhost")]
+        client = _CLIENT if pings else [o for o in _CLIENT if o[0] != "grpc.keepalive_time_ms"]
+        self._options = [*client, ("grpc.keepalive_permit_without_calls", int(idle_pings)), ("grpc.default_authority", "localhost")]
         self._channel: Any = None
         self._methods: dict[tuple[str, Arity], Any] = {}
 

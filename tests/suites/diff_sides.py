@@ -106,7 +106,7 @@ class Containerd:
 
     @contextlib.asynccontextmanager
     async def side(self, place: Path) -> AsyncIterator[Side]:
-        async with rpc.Channel(self.address) as channel:
+        async with rpc.Channel(self.address, pings=False) as channel:
             yield Side("containerd", channel.client(DIFF), channel.client(CONTENT), place)
 
 
