@@ -34,6 +34,8 @@ def cleaned(path: bytes) -> bytes:
     """``path`` without empty, ``.`` and inner ``..`` components, as Go's filepath.Clean: one that is relative stays so, with its leading ``..``."""
     if path.startswith(b"/"):
         return clean(path)
+    if b"/." not in path and b"//" not in path and not path.startswith(b".") and path:
+        return path.rstrip(b"/")  # as nearly all are
     parts: list[bytes] = []
     for part in path.split(b"/"):
         if part == b".." and parts and parts[-1] != b"..":

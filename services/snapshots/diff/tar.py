@@ -359,8 +359,10 @@ def _parse(block: bytes) -> Entry:
     entry.sparse = None
     if form == "v7":
         return entry
-    entry.major = _numeric(block[329:337])
-    entry.minor = _numeric(block[337:345])
+    devices = block[329:345]
+    if devices != _NO_DEVICE and devices != bytes(16):
+        entry.major = _numeric(devices[:8])
+        entry.minor = _numeric(devices[8:])
     prefix = b""
     if form == "ustar":
         prefix = _string(block[345:500])
@@ -386,6 +388,7 @@ def _parse(block: bytes) -> Entry:
 
 
 _NONE: dict[bytes, bytes] = {}
+_NO_DEVICE = b"0000000\x000000000\0"
 
 
 def _string(field: bytes) -> bytes:
