@@ -23,13 +23,6 @@ from services.kit import errors, settings
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
 """Tables of named entries, ``[proxy_plugins.NAME]``, each entry of the class."""
 
-TAKEN = {
-    "plugins": {"io.containerd.metadata.v1.bolt", "io.containerd.gc.v1.scheduler",  # services/metadata
-                "io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart"},  # services/tasks
-    "timeouts": {f"io.containerd.timeout.{name}" for name in ("shim.load", "shim.cleanup", "shim.shutdown", "task.state")},  # services/tasks
-}
-"""Entries of containerd's tables that a ``load`` of ours reads; all others mean nothing here."""
-
 QUIET = frozenset({"version"})
 """containerd's keys without meaning here that are not worth a warning."""
 
@@ -64,6 +57,18 @@ def _class(where: str) -> type[Any]:
     return found
 
 
+class _Watched(dict[str, Any]):
+    """One of containerd's tables, which notes what is looked up in it: the rest means nothing here."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
 def check(path: Path | None) -> Checked:
     """All that is wrong with a file, not only the first thing."""
     found = Checked()
@@ -72,26 +77,34 @@ def check(path: Path | None) -> Checked:
     except errors.NodeError as error:
         found.errors.append(_words(error))
         return found
-    known = {table.partition(".")[0] for table, _ in tables() if table}
+    where = f"config file {file.path}:"
+    known = {table.partition(".")[0] for table, _ in tables() if table} | set(ENTRIES)
+    theirs: dict[str, _Watched] = {}
+    readable: dict[str, Any] = {}
     for name, value in file.tables.items():
         is_table = isinstance(value, dict)
-        if name in known or name in ENTRIES:
-            if not is_table:
-                found.errors.append(f"config file {file.path}: {name} must be a table: [{name}]")
-        elif is_table and name in TAKEN:
-            found.warnings += [f'config file {file.path}: [{name}] "{key}" is containerd\'s and means nothing here' for key in value if key not in TAKEN[name]]
-        elif is_table and name in settings.FOREIGN_TABLES:
-            found.warnings.append(f"config file {file.path}: [{name}] is containerd's and means nothing here")
-        elif is_table:
-            found.errors.append(f"config file {file.path}: unknown table [{name}] (known: {', '.join(sorted(known | set(ENTRIES)))})")
+        if name in known and not is_table:
+            found.errors.append(f"{where} {name} must be a table: [{name}]")
+            continue
+        if is_table and name not in known and name not in settings.FOREIGN_TABLES:
+            found.errors.append(f"{where} unknown table [{name}] (known: {', '.join(sorted(known))})")
+        elif is_table and name not in known:
+            readable[name] = theirs[name] = _Watched(value)
+            continue
         elif name in settings.FOREIGN_KEYS - QUIET - {f.name for f in dataclasses.fields(settings.Node)}:
-            found.warnings.append(f"config file {file.path}: {name} is containerd's and means nothing here")
-    file = settings.File(file.path, {name: value for name, value in file.tables.items() if isinstance(value, dict) or name not in known | set(ENTRIES)})
+            found.warnings.append(f"{where} {name} is containerd's and means nothing here")
+        readable[name] = value
+    file = settings.File(file.path, readable)
     for table, cls in tables():
         _try(found, cls, file, table)
-    for name, where in ENTRIES.items():
+    for name, entry in ENTRIES.items():
         for key in file.tables.get(name, {}):
-            _try(found, _class(where), file, f"{name}.{key}")
+            _try(found, _class(entry), file, f"{name}.{key}")
+    for name, values in theirs.items():
+        if not values.asked & set(values):
+            found.warnings.append(f"{where} [{name}] is containerd's and means nothing here")
+        else:
+            found.warnings += [f'{where} [{name}] "{key}" is containerd\'s and means nothing here' for key in values if key not in values.asked]
     return found
 
 
