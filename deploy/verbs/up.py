@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import os
 import shutil
 import sys
@@ -103,7 +102,5 @@ def check_machine() -> None:
     """One Failure with all that is missing on this machine, and the line that installs it."""
     path = supervision.environment(os.environ)["PATH"]
     missing = {name: package for name, package in NEEDED.items() if shutil.which(name, path=path) is None}
-    if ctypes.util.find_library("archive") is None:
-        missing["libarchive.so.13"] = "libarchive13"
     if missing:
         raise Failure(f"{', '.join(missing)} not found: apt-get install {' '.join(sorted(set(missing.values())))}")

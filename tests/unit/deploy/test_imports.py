@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -109,3 +110,13 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
     found = list(imports(file))
     assert all(any(is_of(m, kind) for m in found) for kind in ("grpc", "_pb2", "opentelemetry"))
     assert not any(is_of(m, "sqlite3") for m in found)
+
+
+def test_every_dependency_is_used() -> None:
+    """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is installed for nothing."""
+    names = {"grpcio": "grpc", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "zstandard": "zstandard",
+             "opentelemetry-sdk": "opentelemetry.sdk", "opentelemetry-exporter-otlp-proto-grpc": "opentelemetry.exporter.otlp.proto.grpc"}
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert set(project["dependencies"]) == {*names, "supervisor"}
+    used = {module for path in [*python_files(), *sorted((TOP / "api").rglob("*_pb2.py"))] for module in imports(path)}
+    assert not {name for name, module in names.items() if not any(m == module or m.startswith(f"{module}.") for m in used)}
