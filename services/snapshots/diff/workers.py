@@ -13,7 +13,7 @@ from services.kit import errors, tracing
 async def run(program: str, *arguments: str, file: int, started: Callable[[], None] = lambda: None) -> list[str]:
     """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after ``ok``.
 
-    What it refuses is Unknown, with its text, as containerd classifies such errors; a worker that ends without an answer is Internal. If the caller is cancelled the worker is killed, and this
+    What it refuses is Unknown, with its text, as containerd classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal. If the caller is cancelled the worker is killed, and this
     returns when it is gone. ``-S`` and the short module path keep its start below 30 ms.
     """
     environment = {**os.environ, **tracing.environment(), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -34,7 +34,8 @@ async def run(program: str, *arguments: str, file: int, started: Callable[[], No
     if verdict == "ok" and code == 0:
         return rest.split(" ")
     if verdict == "error":
-        raise errors.Unknown(rest)
+        kind = errors.Unimplemented if rest.endswith(errors.Unimplemented.suffix) else errors.Unknown
+        raise kind(rest)
     raise errors.Internal(f"the {program} worker ended with {_how(code)}, see the service's log")
 
 

@@ -20,6 +20,8 @@ from api.containerd.services.content.v1 import content_pb2 as content_pb
 from api.containerd.services.diff.v1 import diff_pb2 as pb
 from api.containerd.types import descriptor_pb2, mount_pb2
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from services.content.local import LocalStore
+from services.content.server import ContentServicer, LocalFilesServicer
 from services.kit import errors, rpc
 from services.snapshots.diff.server import DiffServicer
 from tests.suites.diff_layers import BASE
@@ -77,7 +79,10 @@ async def same(sides: tuple[Side, Side], work) -> tuple[str, object]:
 
 @pytest.mark.parametrize("name", COMPRESSED)
 async def test_compression_is_told_by_the_bytes(name: str, sides: tuple[Side, Side]) -> None:
-    """What containerd (with pigz, as on this machine) inflates is inflated, what it finds damaged is refused."""
+    """What containerd inflates is inflated, what it finds damaged is refused. With pigz it ignores what follows a gzip stream, without it refuses that: here it is ignored."""
+    if name in ("gzip then zeros", "gzip then text") and not shutil.which("unpigz"):
+        assert (await sides[0].apply(COMPRESSED[name], bind(sides[0].place), f"{TAR}+gzip")).size == len(PLAIN)
+        return
     await same(sides, lambda side, root: side.apply(COMPRESSED[name], bind(root), f"{TAR}+gzip"))
 
 
@@ -182,6 +187,14 @@ async def test_an_error_is_one_line_that_names_the_entry(side: Side) -> None:
         verdict, error = await outcome(side.apply(layer, bind(side.place)))
         assert verdict == "refused"
         assert str(error) == text
+
+
+async def test_a_mount_that_we_cannot_make_is_unimplemented(side: Side) -> None:
+    """Named, and not silently left out."""
+    for mount in (mount_pb2.Mount(type="fuse3.overlay", source="x"), mount_pb2.Mount(type="ext4", source="/x.img", options=["loop"]),
+                  mount_pb2.Mount(type="bind", source=str(side.place), options=["rbind", "uidmap=0:1000:10", "gidmap=0:1000:10"])):
+        with pytest.raises(errors.Unimplemented, match="mount"):
+            await side.apply(BASE, [mount])
 
 
 async def test_a_full_disk_is_said(side: Side) -> None:
@@ -298,6 +311,37 @@ async def test_a_worker_that_dies_fails_its_layer_only(side: Side, place: Path, 
     other = side.directory("other")
     await side.apply(BASE, bind(other))
     assert not differences(tree(root), tree(other))
+
+
+async def test_a_service_that_dies_before_the_commit_leaves_an_ingest_only(place: Path) -> None:
+    """The blob is not there, the ref is free, and the same Diff asked again makes it."""
+    (faults := place / "faults").mkdir()
+    (left := place / "left").mkdir()
+    (right := place / "right").mkdir()
+    (right / "f").write_bytes(os.urandom(2_000_000))
+    (place / "state").mkdir()
+    store = LocalStore(place / "content")
+    request = pb.DiffRequest(left=bind(left), right=bind(right), ref="again")
+    servicers = [ContentServicer(store), LocalFilesServicer(store.files)]
+    async with rpc.serving(place / "state/internal.sock", servicers, grace=0), rpc.Channel(place / "state/internal.sock") as internal:
+        service = await asyncio.to_thread(ServiceProcess, "services.snapshots", place / "r", place / "state", sockets=("diff.sock",), env={"SPLITD_FAULTS": str(faults)})
+        try:
+            async with rpc.Channel(place / "state/diff.sock") as channel:
+                (faults / "diff.before-commit").touch()
+                with pytest.raises(errors.Disconnected):
+                    await channel.client(DIFF).Diff(request, headers=HEADERS, timeout=30)
+                content = internal.client(CONTENT)
+                assert not [i async for page in content.List(content_pb.ListContentRequest()) for i in page.info]
+                statuses = (await content.ListStatuses(content_pb.ListStatusesRequest())).statuses
+                assert [(s.ref, s.offset > 2_000_000) for s in statuses] == [("again", True)]
+                service.wait()
+                await asyncio.to_thread(service.start)
+                layer = (await channel.client(DIFF).Diff(request, headers=HEADERS, timeout=30)).diff
+                assert [i.digest async for page in content.List(content_pb.ListContentRequest()) for i in page.info] == [layer.digest]
+                assert not (await content.ListStatuses(content_pb.ListStatusesRequest())).statuses
+        finally:
+            await asyncio.to_thread(service.stop)
+    store.close()
 
 
 async def test_two_writers_of_a_ref(side: Side) -> None:
