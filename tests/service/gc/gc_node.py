@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,13 @@ class Client:
         return b"".join([answer.data async for answer in self.content.Read(content_pb2.ReadContentRequest(digest=digest), headers=self.headers())])
 
     async def layer(self, name: str, parent: str = "", snapshotter: str = "overlayfs", labels: Mapping[str, str] = {}, lease: str = "") -> None:
-        """Prepare and commit a snapshot."""
-        await self.prepare(f"{name}-key", parent, snapshotter, lease=lease)
+        """Prepare and commit a snapshot; without a lease it is held only until that is done."""
+        held = lease or await self.lease(f"making-{name}-{time.monotonic_ns()}")
+        await self.prepare(f"{name}-key", parent, snapshotter, lease=held)
         await self.snapshots.Commit(snapshots_pb2.CommitSnapshotRequest(snapshotter=snapshotter, name=name, key=f"{name}-key", labels=labels),
-                                    headers=self.headers(lease))
+                                    headers=self.headers(held))
+        if not lease:
+            await self.unlease(held)
 
     async def prepare(self, key: str, parent: str = "", snapshotter: str = "overlayfs", lease: str = "", labels: Mapping[str, str] = {}) -> Any:
         return await self.snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent, labels=labels),
