@@ -14,15 +14,18 @@ from tests.support import eventually, listening, remove
 
 
 @contextlib.contextmanager
-def containerd(directory: Path, program: str = "containerd") -> Iterator[Path]:
-    """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is not installed."""
+def containerd(directory: Path, program: str = "containerd", *, more: str = "") -> Iterator[Path]:
+    """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is not installed.
+
+    ``more`` is added to its configuration.
+    """
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     socket = directory / "c.sock"
     config = directory / "config.toml"
     config.write_text(f'version = 2\nroot = "{directory}/r"\nstate = "{directory}/s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
                       f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{socket}.ttrpc"\n'
-                      f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory}/opt"\n')
+                      f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory}/opt"\n{more}')
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
     try:

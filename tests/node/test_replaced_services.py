@@ -1,0 +1,69 @@
+"""Services in the place of the node's own, and the node's own below a real containerd: by an address in the configuration, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploy.images import Registry
+from tests.peer import containerd
+from tests.support import Node, ServiceProcess, eventually, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
+
+
+def pulled_and_run(node: Node, registry: Registry, snapshotter: str) -> str:
+    """What a container of a pulled image prints."""
+    reference = f"{registry.host}/box:1"
+    node.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, reference)
+    return node.out("run", "--rm", "--snapshotter", snapshotter, reference, "hello", "echo", "hello")
+
+
+@pytest.mark.parametrize("kind", ["overlayfs", "native"])
+def test_a_snapshotter_of_another_process_stands_beside_ours(kind: str, registry: Registry, place: Path) -> None:
+    """[proxy_plugins.other]: images are unpacked there, containers run from there, it has its row among the plugins, and its death costs only its own."""
+    sockets = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
+    with short_directory() as elsewhere, ServiceProcess("services.snapshots", elsewhere / "r", elsewhere / "s", sockets=sockets) as other:
+        node = Node(place, config=f'[proxy_plugins.other]\ntype = "snapshot"\naddress = "{elsewhere}/s/snapshots-{kind}.sock"\n')
+        try:
+            node.up()
+            assert pulled_and_run(node, registry, "other") == "hello\n"
+            assert any((elsewhere / "r" / "snapshots" / kind / "snapshots").iterdir())
+            assert not any((node.root / "snapshots" / kind / "snapshots").iterdir())
+            rows = {tuple(line.split()[:2]): line.split()[-1] for line in node.out("plugins", "ls").splitlines()}
+            assert rows["io.containerd.snapshotter.v1", "other"] == "ok"
+            assert pulled_and_run(node, registry, kind) == "hello\n"
+            other.kill()
+            eventually(lambda: pulled_and_run(node, registry, kind) == "hello\n", "ours fails with the other's death")
+            node.ctr("snapshots", "--snapshotter", "other", "usage", "nothing", ok=False)
+            other.start()
+            eventually(lambda: pulled_and_run(node, registry, "other") == "hello\n", "the other is not used again")
+        finally:
+            node.clear()
+
+
+def test_a_content_store_of_another_process_takes_the_place_of_ours(registry: Registry, place: Path) -> None:
+    """[proxy_plugins.NAME] of type content: every blob is there, ours stays empty."""
+    with short_directory() as elsewhere, ServiceProcess("services.content", elsewhere / "r", elsewhere / "s"):
+        node = Node(place, config=f'[proxy_plugins.other]\ntype = "content"\naddress = "{elsewhere}/s/content.sock"\n')
+        try:
+            node.up()
+            assert pulled_and_run(node, registry, "overlayfs") == "hello\n"
+            digests = set(node.out("content", "ls", "-q").split())
+            assert digests == {f"sha256:{path.name}" for path in (elsewhere / "r" / "content" / "blobs" / "sha256").iterdir()}
+            assert not [path for path in (node.root / "content").rglob("*") if path.is_file() and len(path.name) == 64]
+        finally:
+            node.clear()
+
+
+def test_our_snapshotter_works_below_debians_containerd(registry: Registry, place: Path) -> None:
+    """containerd's own [proxy_plugins]: it unpacks images onto our snapshots and runs containers from them."""
+    sockets = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
+    with short_directory() as elsewhere, ServiceProcess("services.snapshots", elsewhere / "r", elsewhere / "s", sockets=sockets):
+        more = f'[proxy_plugins.splitd]\ntype = "snapshot"\naddress = "{elsewhere}/s/snapshots-overlayfs.sock"\n'
+        with containerd(place, more=more) as socket:
+            node = Node(place)
+            node.socket = socket
+            assert pulled_and_run(node, registry, "splitd") == "hello\n"
+            assert any((elsewhere / "r" / "snapshots" / "overlayfs" / "snapshots").iterdir())
