@@ -107,6 +107,7 @@ class Containerd:
     @contextlib.asynccontextmanager
     async def side(self, place: Path) -> AsyncIterator[Side]:
         async with rpc.Channel(self.address, pings=False) as channel:
+            assert await channel.wait_connected(20)  # a loaded machine
             yield Side("containerd", channel.client(DIFF), channel.client(CONTENT), place)
 
 
@@ -118,6 +119,8 @@ async def ours(directory: Path, place: Path, *, files: bool = True) -> AsyncIter
     servicer = DiffServicer(directory / "internal.sock", directory / "scratch")
     async with rpc.serving(directory / "internal.sock", servicers, grace=1), rpc.serving(directory / "diff.sock", [servicer], grace=1), \
             rpc.Channel(directory / "diff.sock") as diff, rpc.Channel(directory / "internal.sock") as content:
+        assert await diff.wait_connected(20)
+        assert await content.wait_connected(20)
         yield Side("ours", diff.client(DIFF), content.client(CONTENT), place)
     await servicer.close()
     store.close()
