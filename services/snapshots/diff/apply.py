@@ -44,7 +44,8 @@ def main() -> None:
     except (EntryError, MountError, tar.TarError, stream.CompressionError) as error:
         answer = f"error {error}".replace("\n", "\\n")
     except OSError as error:
-        answer = f"error {mounts.words(error.errno) if error.errno else error}".replace("\n", "\\n")
+        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        answer = f"error {name}{mounts.words(error.errno) if error.errno else error}".replace("\n", "\\n")
     if traced:
         tracing.shutdown()
     sys.stdout.buffer.write(answer.encode("utf-8", "surrogateescape") + b"\n")

@@ -197,6 +197,14 @@ async def test_a_mount_that_we_cannot_make_is_unimplemented(side: Side) -> None:
             await side.apply(BASE, [mount])
 
 
+async def test_a_target_that_is_not_there_is_named(side: Side) -> None:
+    """Mounted or not."""
+    missing = side.place / "missing"
+    for mounts in (bind(missing), overlay(missing, side.place, side.place)):
+        with pytest.raises(errors.Unknown, match=f"{missing}.*no such file or directory"):
+            await side.apply(BASE, mounts)
+
+
 async def test_a_full_disk_is_said(side: Side) -> None:
     """ENOSPC names the entry that found no room."""
     verdict, error = await outcome(side.apply(PLAIN, [mount_pb2.Mount(type="tmpfs", source="x", options=["size=1m"])]))
