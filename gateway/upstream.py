@@ -27,7 +27,7 @@ class Upstream:
         self.name = name
         self.program = program
         self.address = str(address)
-        self.channel = Channel(address, name, idle_pings=bool(program))
+        self.channel = Channel(address, name, pings="always" if program else "never")
         self.hold = hold
         self.on_connect: list[Callable[[], None]] = []
         self._supervision = supervision

@@ -28,7 +28,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -85,6 +85,9 @@ _CLIENT = [
     ("grpc.http2.ping_timeout_ms", 1000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
+
+
+Pings = Literal["never", "calls", "always"]
 
 
 class Arity(NamedTuple):
@@ -470,15 +473,15 @@ class _Ended:
 class Channel:
     """A connection to one process, which may be down and come back. Made once, closed with :meth:`close`."""
 
-    def __init__(self, address: Path | str, name: str = "", *, idle_pings: bool = False, pings: bool = True) -> None:
-        """``idle_pings``: notice a hung peer even while no call is open. For our own servers only: others take such pings for abuse.
+    def __init__(self, address: Path | str, name: str = "", *, pings: Pings = "calls") -> None:
+        """``pings`` says when a hung peer is noticed, within 2 s: "always", or during "calls" only, for servers of ours; "never" for others' servers.
 
-        Without ``pings`` a hung peer is not noticed at all. That is for servers that are not ours: grpc-go ends the connection (too_many_pings) in any call of more than some seconds.
+        grpc-go takes pings of every second for abuse and ends the connection (too_many_pings); there, a call's own deadline must do.
         """
         self.address = str(address)
         self.name = name or Path(self.address).stem
-        client = _CLIENT if pings else [o for o in _CLIENT if o[0] != "grpc.keepalive_time_ms"]
-        self._options = [*client, ("grpc.keepalive_permit_without_calls", int(idle_pings)), ("grpc.default_authority", "localhost")]
+        client = [o for o in _CLIENT if o[0] != "grpc.keepalive_time_ms"] if pings == "never" else _CLIENT
+        self._options = [*client, ("grpc.keepalive_permit_without_calls", int(pings == "always")), ("grpc.default_authority", "localhost")]
         self._channel: Any = None
         self._methods: dict[tuple[str, Arity], Any] = {}
 

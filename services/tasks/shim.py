@@ -292,7 +292,7 @@ class Connection:
         path = socket_path(address.address)
         self.channel: ttrpc.Channel | rpc.Channel
         if address.protocol == "grpc":
-            self.channel = rpc.Channel(path, f"shim {name}")
+            self.channel = rpc.Channel(path, f"shim {name}", pings="never")
         else:
             self.channel = ttrpc.Channel(path, f"shim {name}", on_close=on_close)
 

@@ -106,7 +106,7 @@ class Containerd:
 
     @contextlib.asynccontextmanager
     async def side(self, place: Path) -> AsyncIterator[Side]:
-        async with rpc.Channel(self.address, pings=False) as channel:
+        async with rpc.Channel(self.address, pings="never") as channel:
             assert await channel.wait_connected(20)  # a loaded machine
             yield Side("containerd", channel.client(DIFF), channel.client(CONTENT), place)
 
