@@ -167,8 +167,8 @@ def trees(side: Side, change: Callable[[Path], None], before: Callable[[Path], N
                 os.utime(path, (OLD, OLD), follow_symlinks=False)
     change(right)
     for root in (left, right):
-        for directory, _, names in os.walk(os.fsencode(root)):
-            for name in names:
+        for directory, directories, names in os.walk(os.fsencode(root)):
+            for name in (*names, *directories):  # links to directories are among the latter
                 path = directory + b"/" + name
                 if os.lstat(path).st_mtime > OLD + 100 and not os.lstat(path).st_mtime > 4 * 10**9:
                     os.utime(path, (OLD, OLD), follow_symlinks=False)
