@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import http.client
 import math
 import os
 import resource
 import shlex
 import shutil
-import socket
 import string
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from deploy import configuration
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
-from services.kit import settings
+from services.kit import settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
@@ -145,8 +143,7 @@ class Supervisor:
 
     def _call(self, method: str, *arguments: Any, timeout: float = 10.0) -> Any:
         try:
-            with _UnixProxy(self._place.supervisor_socket, timeout) as proxy:
-                return getattr(proxy.supervisor, method)(*arguments)
+            return supervisor.call(self._place.supervisor_socket, method, *arguments, timeout=timeout)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == 70:
                 raise NotRunning(f"{arguments[0]} is not running") from None
@@ -155,7 +152,7 @@ class Supervisor:
             raise Failure(f"{self._place.supervisor_socket} is not yours: run this as root (sudo)") from None
         except (FileNotFoundError, ConnectionRefusedError):
             raise not_up(self._place) from None
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        except supervisor.ERRORS as error:
             raise Failure(f"supervisord at {self._place.supervisor_socket} does not answer: {error!r}") from None
 
 
@@ -165,33 +162,6 @@ class NotUp(Failure):
 
 class NotRunning(Failure):
     """supervisord was asked to stop what is stopped."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-class _UnixTransport(xmlrpc.client.Transport):
-    """supervisor's own SupervisorTransport has no time limit."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__()
-        self._path, self._timeout = path, timeout
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path, self._timeout)
-
-
-class _UnixProxy(xmlrpc.client.ServerProxy):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("http://localhost/RPC2", transport=_UnixTransport(path, timeout))
 
 
 def not_up(place: Place) -> NotUp:

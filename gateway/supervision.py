@@ -6,24 +6,11 @@ Asked only when a service is not there. The gateway must also run without a supe
 from __future__ import annotations
 
 import asyncio
-import http.client
-import socket
-import xmlrpc.client
 from pathlib import Path
-from typing import Any
+
+from services.kit import supervisor
 
 STOPPED, STOPPING, FATAL = 0, 40, 200
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=0.8)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 class Supervision:
@@ -38,13 +25,7 @@ class Supervision:
 
     def _stopped(self, program: str) -> bool:
         try:
-            connection = _UnixConnection(self._path)
-            try:
-                body = xmlrpc.client.dumps((program,), "supervisor.getProcessInfo")
-                connection.request("POST", "/RPC2", body, {"Content-Type": "text/xml"})
-                answer: Any = xmlrpc.client.loads(connection.getresponse().read().decode())[0][0]
-            finally:
-                connection.close()
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            answer = supervisor.call(self._path, "getProcessInfo", program, timeout=0.8)
+        except supervisor.ERRORS:
             return False
         return isinstance(answer, dict) and answer.get("state") in (STOPPED, STOPPING, FATAL)

@@ -114,17 +114,7 @@ def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box:
 
 def test_a_service_stopped_on_purpose_says_so_at_once(node: Node) -> None:
     """UNAVAILABLE with the service's name within a second; the others go on; it is used again as soon as it is back."""
-    import xmlrpc.client
-
-    from gateway.supervision import _UnixConnection
-
-    def supervisor(method: str, *arguments: object) -> object:
-        connection = _UnixConnection(node.state / "supervisor.sock")
-        connection.timeout = 30
-        connection.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, f"supervisor.{method}"), {"Content-Type": "text/xml"})
-        return xmlrpc.client.loads(connection.getresponse().read().decode())[0][0]
-
-    supervisor("stopProcess", "images")
+    node.splitd("down", "images")
     try:
         start_time = time.monotonic()
         refused = node.ctr("images", "ls", ok=False)
@@ -133,7 +123,7 @@ def test_a_service_stopped_on_purpose_says_so_at_once(node: Node) -> None:
         assert "stopped" in refused.stderr
         node.ctr("containers", "ls")
     finally:
-        supervisor("startProcess", "images")
+        node.up()
     eventually(lambda: node.ctr("images", "ls", ok=None).returncode == 0, "images is not used again", 5)
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,19 +71,11 @@ def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Nod
         node.up()
 
 
-def test_a_service_stopped_on_purpose_is_named_at_once_and_back_after_up(node: Node) -> None:
-    """Its calls fail within a second with its name, other services' calls succeed; ``up`` starts only it."""
+def test_up_starts_only_what_was_stopped(node: Node) -> None:
+    """After ``down images`` the others keep their pids."""
     before = pids(node)
     node.splitd("down", "images")
-    try:
-        begun = time.monotonic()
-        done = node.ctr("images", "ls", ok=False)
-        assert time.monotonic() - begun < 2
-        assert "images" in done.stderr
-        node.ctr("containers", "ls")
-    finally:
-        assert "started images" in node.splitd("up").stdout
-    node.ctr("images", "ls")
+    assert "started images" in node.splitd("up").stdout
     assert {name for name, pid in pids(node).items() if before[name] != pid} == {"images"}
 
 

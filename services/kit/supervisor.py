@@ -1,0 +1,34 @@
+"""Asking supervisord: one XML-RPC call over its unix socket, with a time limit (supervisor's own client has none)."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import xmlrpc.client
+from pathlib import Path
+from typing import Any
+
+ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
+"""What a call may raise: it is not there, it speaks badly, it refuses (``xmlrpc.client.Fault``, whose ``faultCode`` is one of supervisor.xmlrpc.Faults)."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def call(path: Path, method: str, *arguments: Any, timeout: float) -> Any:
+    """``supervisor.METHOD`` of the supervisord at the socket ``path``, whose every answer may take ``timeout`` seconds. Blocks; raises :data:`ERRORS`."""
+    connection = _Connection(path, timeout)
+    try:
+        connection.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, f"supervisor.{method}"), {"Content-Type": "text/xml"})
+        answer: Any = xmlrpc.client.loads(connection.getresponse().read().decode())[0][0]
+    finally:
+        connection.close()
+    return answer
