@@ -193,7 +193,9 @@ class Server:
     @contextlib.asynccontextmanager
     async def answering(self, context: Any, method: str) -> AsyncIterator[Call]:
         """Around each handler: the Call, the server span, and errors as statuses."""
-        headers = {k.lower(): v for k, v in context.invocation_metadata() or ()}
+        headers: dict[str, str | bytes] = {}
+        for key, value in context.invocation_metadata() or ():
+            headers.setdefault(key.lower(), value)  # Go's clients put a nested context's namespace before the outer one's, and containerd takes the first
         left = context.time_remaining()
         call = Call(method, headers, None if left is None else time.monotonic() + left)
         task = asyncio.current_task()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -86,6 +87,14 @@ async def test_a_unary_call_carries_headers_namespace_and_lease() -> None:
     async with content() as (_, client, _, _):
         answer = await client.Info(pb.InfoRequest(digest="namespace"), headers={rpc.NAMESPACE: "n", rpc.LEASE: "l"})
         assert answer.info.digest == "n/l"
+
+
+async def test_of_a_repeated_header_the_first_counts() -> None:
+    """As in containerd: Go clients whose context has two namespaces send both, the inner one first."""
+    async with content() as (_, _, _, directory), grpc.aio.insecure_channel(f"unix:{directory / 'c.sock'}") as channel:
+        info = channel.unary_unary(f"/{SERVICE.full_name}/Info", pb.InfoRequest.SerializeToString, pb.InfoResponse.FromString)
+        metadata = ((rpc.NAMESPACE, "inner"), (rpc.NAMESPACE, "outer"), (rpc.LEASE, "l1"), (rpc.LEASE, "l2"))
+        assert (await info(pb.InfoRequest(digest="namespace"), metadata=metadata)).info.digest == "inner/l1"
 
 
 async def test_a_missing_namespace_is_refused_in_containerds_words() -> None:
