@@ -8,6 +8,7 @@ intent first, the raw commit second, a record third. A raw store that dies in th
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from gateway.routes import Routes
 from gateway.upstream import Upstream
 from services.kit import errors, filters
 from services.kit.rpc import Call, Stream, method_path, shielded
+
+log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
 READ, WRITE = (method_path(SERVICE.methods_by_name[name]) for name in ("Read", "Write"))
@@ -136,6 +139,14 @@ class ContentServicer:
             while (answer := await self.received(stream)) is not None:
                 yield answer
 
+    async def reset(self, raw_ref: str, call: Call) -> None:
+        """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw store does with them."""
+        try:
+            await self._raw.Abort(pb.AbortRequest(ref=raw_ref), headers=with_headers(call))
+        except errors.NodeError as error:
+            if not isinstance(error, errors.NotFound):
+                log.warning("ingest %s, whose bytes are wrong, could not be aborted: %s", raw_ref, error)
+
     async def received(self, stream: Stream) -> bytes | None:
         """The raw store's next message, unless it stalls."""
         try:
@@ -196,6 +207,7 @@ class _Write:
         self._ingest = ingest
         self._expected = opening.expected
         self._total = opening.total
+        self._promised = bool(opening.expected or opening.total)
         self._stream: Stream | None = None
         self._acknowledged = -1
 
@@ -280,8 +292,10 @@ class _Write:
                 await self._reopen()
             try:
                 answer.ParseFromString(await self._exchange(down.SerializeToString(), patient=True))
-            except errors.NodeError:
+            except errors.NodeError as error:
                 await self._close()
+                if self._promised and isinstance(error, errors.FailedPrecondition):
+                    await self._servicer.reset(intent.raw_ref, self._call)
                 raise
             return answer.digest, answer.offset
 

@@ -270,14 +270,16 @@ def _write(directory: str, name: str, text: str) -> None:
 class Ingest:
     """An ingest whose file is open and locked. Used by one thread at a time; :meth:`close` in the end.
 
-    ``hashed`` is False where nobody asked for the digest of what was there already (a file that somebody else fills).
+    ``hashed`` is False where nobody asked for the digest of what was there already (a file that somebody else fills). ``promised``: the opening said what the
+    bytes would be, so that bytes which are not that are of no use to anybody; without a promise only the commit was wrong, and they are kept, as containerd does.
     """
 
     def __init__(self, disk: Disk, ref: str, total: int = 0, algorithm: str = CANONICAL, *, create: bool = True, hashed: bool = True,
-                 stop: threading.Event | None = None) -> None:
+                 promised: bool = True, stop: threading.Event | None = None) -> None:
         """Begin or resume; NotFound unless ``create``, Unavailable while another process holds the file. ``stop`` ends a long resumption, with Cancelled."""
         self._disk = disk
         self.ref = ref
+        self._promised = promised
         self._directory = disk.ingest_directory(ref)
         self._data = os.path.join(self._directory, "data")
         self._fd = self._open(create=create)
@@ -408,11 +410,11 @@ class Ingest:
             actual = os.fstat(self._fd).st_size
             self.offset = actual
             if size and size != actual:
-                self._disk.remove_ingest(self.ref)
+                self._failed()
                 raise errors.FailedPrecondition(f"unexpected commit size {actual}, expected {size}")
             digest = expected if computed and expected and size else self._digest(expected.algorithm if expected else self._hash.name)
             if expected and digest != expected:
-                self._disk.remove_ingest(self.ref)
+                self._failed()
                 raise errors.FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
             os.utime(self._fd)
             fault("content.before-fsync")
@@ -434,6 +436,13 @@ class Ingest:
             raise disk_error(error, f"commit ref {self.ref}") from error
         finally:
             self._close_file()
+
+    def _failed(self) -> None:
+        """The bytes are not what the commit says: a promise broken resets the ingest, else it stays to be gone on with."""
+        if self._promised:
+            self._disk.remove_ingest(self.ref)
+        else:
+            _write(self._directory, "updatedat", format_time(self.updated_at))
 
     def _digest(self, algorithm: str) -> Digest:
         """Of the whole file: known already, unless another algorithm is asked for or somebody else filled it."""

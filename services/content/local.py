@@ -148,7 +148,8 @@ class LocalStore:
         def opened() -> Ingest:
             if expected and self._disk.has(expected):
                 raise errors.AlreadyExists(f"content {expected}")
-            return Ingest(self._disk, ref, total, expected.algorithm if expected else CANONICAL, hashed=hashed, stop=stop)
+            return Ingest(self._disk, ref, total, expected.algorithm if expected else CANONICAL, hashed=hashed,
+                          promised=expected is not None or total > 0, stop=stop)
 
         return await self._locking(ref, opened, stop)
 

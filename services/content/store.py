@@ -162,8 +162,8 @@ class Writer(Protocol):
     async def commit(self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None) -> Digest:
         """Make the ingest a blob with ``labels``, and close the writer, whatever the outcome.
 
-        FailedPrecondition if the size (unless 0) or the digest is not as expected; the ingest is then gone. AlreadyExists if the store has the blob;
-        the ingest is gone too. Aborted if somebody aborted the ingest meanwhile.
+        FailedPrecondition if the size (unless 0) or the digest is not as expected; where the opening named a total or a digest the ingest is then gone, so that
+        the next attempt starts clean, else its bytes stay for another commit. AlreadyExists if the store has the blob; the ingest is gone. Aborted if somebody aborted the ingest meanwhile.
         """
         ...
 

@@ -251,17 +251,19 @@ class ContentSuite:
 
     # ---------------------------------------------------------------- wrong, or there already
 
-    async def test_wrong_digest(self, store: Store) -> None:
-        """A commit of other bytes than expected fails, makes no blob, and the next attempt starts clean."""
+    @pytest.mark.parametrize("named", ["digest", "total"])
+    async def test_wrong_digest(self, store: Store, named: str) -> None:
+        """A commit of other bytes than the opening named fails, makes no blob, and the next attempt starts clean."""
         data = bytes_of(300)
-        async with opened(store, "w") as writer:
+        promise: tuple[int, Digest | None] = (0, digest_of(data)) if named == "digest" else (11, None)
+        async with opened(store, "w", *promise) as writer:
             await writer.write(b"other bytes")
             with pytest.raises(errors.FailedPrecondition, match=f"unexpected commit digest {digest_of(b'other bytes')}, expected {digest_of(data)}"):
                 await writer.commit(0, digest_of(data))
         for digest in (digest_of(data), digest_of(b"other bytes")):
             with pytest.raises(errors.NotFound):
                 await store.info(digest)
-        async with opened(store, "w") as writer:
+        async with opened(store, "w", *promise) as writer:
             assert writer.offset == 0
             await writer.write(data)
             await writer.commit(300, digest_of(data))
@@ -269,14 +271,30 @@ class ContentSuite:
     async def test_wrong_size(self, store: Store) -> None:
         """A commit of another size than expected fails likewise."""
         data = bytes_of(300)
-        async with opened(store, "w") as writer:
+        async with opened(store, "w", 400) as writer:
             await writer.write(data)
             with pytest.raises(errors.FailedPrecondition, match=r"300.*400|400.*300"):
                 await writer.commit(400)
         with pytest.raises(errors.NotFound):
             await store.info(digest_of(data))
-        async with opened(store, "w") as writer:
+        async with opened(store, "w", 400) as writer:
             assert writer.offset == 0
+
+    async def test_wrong_commits_of_an_ingest_that_promised_nothing(self, store: Store) -> None:
+        """Its bytes are not wrong, only the commits are: they are kept, and the right commit makes the blob."""
+        data = bytes_of(300)
+        async with opened(store, "w") as writer:
+            await writer.write(data)
+            with pytest.raises(errors.FailedPrecondition, match="unexpected commit digest"):
+                await writer.commit(300, digest_of(b"other bytes"))
+        async with opened(store, "w") as writer:
+            assert writer.offset == 300
+            with pytest.raises(errors.FailedPrecondition, match=r"300.*299"):
+                await writer.commit(299)
+        async with opened(store, "w") as writer:
+            assert writer.offset == 300
+            assert await writer.commit(300) == digest_of(data)
+        assert await get(store, digest_of(data)) == data
 
     @pytest.mark.parametrize("expected", [False, True])
     async def test_commit_of_an_existing_blob(self, store: Store, expected: bool) -> None:
