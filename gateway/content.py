@@ -172,12 +172,14 @@ class ContentServicer:
             await self._reachable(call)
             writer = _Write(self, call, ingest, opening)
         async with writer:
+            message = opening
             yield await writer.answer(opening)
-            async for request in requests:
+            while message.action != pb.COMMIT and (request := await anext(requests, None)) is not None:
                 if is_plain_write(request):
                     yield await writer.relay(request)
                 else:
-                    yield await writer.answer(pb.WriteContentRequest.FromString(request))
+                    message = pb.WriteContentRequest.FromString(request)
+                    yield await writer.answer(message)
 
     async def _reachable(self, call: Call) -> None:
         """Clients retry UNAVAILABLE for ever when they open a Write; after a long outage tell them so that they stop."""
@@ -209,13 +211,14 @@ class _Write:
         self._total = opening.total
         self._promised = bool(opening.expected or opening.total)
         self._stream: Stream | None = None
-        self._acknowledged = -1
+        self._committing = False
 
     async def __aenter__(self) -> _Write:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._close()
+        if not self._committing:  # a commit goes on though its client has left, and closes the stream itself
+            await self._close()
 
     async def _close(self) -> None:
         if self._stream is not None:
@@ -229,7 +232,7 @@ class _Write:
         if request.total:
             self._total = request.total
         if request.action == pb.COMMIT:
-            return await shielded(self._commit(request))
+            return await shielded(self._commit_to_the_end(request))
         down = pb.WriteContentRequest()
         down.CopyFrom(request)
         down.ref, down.expected = self._ingest.raw_ref, ""  # the raw opening carries no digest: the policy has been applied already
@@ -267,7 +270,7 @@ class _Write:
 
     async def _open(self) -> None:
         channel = await self._content.ready(self._call)
-        self._stream = channel.stream(WRITE, with_headers(self._call), self._call.remaining())
+        self._stream = channel.stream(WRITE, with_headers(self._call))  # the client's deadline ends our handler, but not a commit
 
     async def _reopen(self) -> int:
         """A new raw stream on the same ingest; the offset it has."""
@@ -276,6 +279,14 @@ class _Write:
         status = pb.WriteContentRequest(action=pb.STAT, ref=self._ingest.raw_ref, total=self._total)
         answer = await self._exchange(status.SerializeToString())
         return pb.WriteContentResponse.FromString(answer).offset
+
+    async def _commit_to_the_end(self, request: pb.WriteContentRequest) -> bytes:
+        self._committing = True
+        try:
+            return await self._commit(request)
+        finally:
+            self._committing = False
+            await self._close()
 
     async def _commit(self, request: pb.WriteContentRequest) -> bytes:
         answer = pb.WriteContentResponse()

@@ -147,11 +147,11 @@ class Records:
             try:
                 await backend.ready()
                 return await attempt()
-            except (errors.Disconnected, errors.DeadlineExceeded):
+            except (errors.Disconnected, errors.DeadlineExceeded, errors.Cancelled):
                 await backend.ready()
                 result = await happened()
                 return await attempt() if result is None else result
-        except (errors.Unavailable, errors.DeadlineExceeded) as error:
+        except (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled) as error:
             if isinstance(error, errors.Unavailable) and not isinstance(error, errors.Disconnected) and backend.up:
                 await self.cancel(intent.id, call)  # the service's own word: a ref is locked, say
                 raise
