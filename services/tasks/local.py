@@ -776,9 +776,16 @@ class LocalTasks:
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
         # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the same-named container of another node on
         # this machine shares; where SIGKILL of the init is enough (its pid namespace goes with it) nobody else's processes are to be killed.
-        if everything and (exec_id or (signal == SIGKILL and (namespace, name) in self._tasks and self._tasks[namespace, name].bundle.own_pids())):
+        task = self._tasks.get((namespace, name))
+        with_init = everything and not exec_id and signal == SIGKILL and task is not None and task.bundle.own_pids()
+        if exec_id or with_init:
             everything = False
-        await self._ask(namespace, name, lambda c: c.kill(exec_id, signal, everything, self._config.call_timeout))
+        try:
+            await self._ask(namespace, name, lambda c: c.kill(exec_id, signal, everything, self._config.call_timeout))
+        except errors.NodeError:
+            # Everything is dead already: runc says so of an init that is to be killed, but not where all are, and clients delete by force that way.
+            if not with_init or (await self.get(namespace, name)).status is not Status.STOPPED:
+                raise
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
         if not exec_id:

@@ -170,7 +170,7 @@ class Tasks(Protocol):
         ...
 
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
-        """Send a signal, with ``everything`` to all processes of the task."""
+        """Send a signal, with ``everything`` to all processes of the task. NotFound where the process has ended; everything may be killed again, though."""
         ...
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:

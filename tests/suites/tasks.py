@@ -262,7 +262,7 @@ class TasksSuite:
             getattr(e, "exec_id", "") == "e1" or getattr(e, "id", "") == "e1")] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
 
     async def test_signals(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A signal reaches the init; killing what has stopped is NotFound; with everything, execs die too."""
+        """A signal reaches the init; killing what has stopped is NotFound; with everything, execs die too, and that may be repeated."""
         await start(tasks, node, "k", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done", runtime=runtime)
         await tasks.exec(NS, "k", "e", exec_spec("sleep", "100"), IO())
         await tasks.start(NS, "k", "e")
@@ -281,6 +281,9 @@ class TasksSuite:
         assert (await asyncio.wait_for(tasks.wait(NS, "all"), 15)).status == 137
         assert (await asyncio.wait_for(tasks.wait(NS, "all", "e"), 15)).status == 137
         await gone(other)
+        await tasks.kill(NS, "all", "", signal.SIGKILL, everything=True)
+        with pytest.raises(errors.NotFound):
+            await tasks.kill(NS, "all", "", signal.SIGKILL, everything=False)
         await tasks.delete(NS, "all")
 
     async def test_killing_everything_spares_who_shares_the_cgroup(self, tasks: Tasks, node: FakeGateway) -> None:
