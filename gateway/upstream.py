@@ -57,19 +57,17 @@ class Upstream:
     async def watch(self) -> None:
         """Keep the connection, and know whether it is there; runs as long as the gateway does."""
         try:
-            while True:
-                if self.channel.connected():
-                    if not self.up:
-                        log.info("service %s is there", self.name)
-                        self._stopped = False
-                        self._up.set()
-                        for callback in self.on_connect:
-                            callback()
-                elif self.up:
+            async for connected in self.channel.connections():
+                if connected and not self.up:
+                    log.info("service %s is there", self.name)
+                    self._stopped = False
+                    self._up.set()
+                    for callback in self.on_connect:
+                        callback()
+                elif self.up and not connected:
                     log.warning("service %s went away", self.name)
                     self._since = time.monotonic()
                     self._up.clear()
-                await self.channel.changed()
         finally:
             await self.channel.close()
 

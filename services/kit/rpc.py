@@ -513,10 +513,13 @@ class Channel:
         """Whether the peer is known to be there now; starts connecting if it is not."""
         return self._open().get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
-    async def changed(self) -> None:
-        """Wait until the answer of :meth:`connected` may be another."""
+    async def connections(self) -> AsyncIterator[bool]:
+        """Whether the peer is there: now, and again whenever that may have changed. Connects as long as it is iterated."""
         channel = self._open()
-        await channel.wait_for_state_change(channel.get_state(try_to_connect=True))
+        while True:
+            state = channel.get_state(try_to_connect=True)
+            yield state is grpc.ChannelConnectivity.READY
+            await channel.wait_for_state_change(state)  # from the state just told: one that came in between is no loss
 
     async def wait_connected(self, seconds: float) -> bool:
         """Wait until the peer is there, for at most ``seconds``."""
