@@ -125,9 +125,12 @@ def recall(state: Path) -> Place | None:
 def load_node(config: Path | None) -> settings.Node:
     """The top level of the configuration; a Failure that names the file, the table and the key if it is wrong."""
     try:
-        return settings.load(settings.Node, settings.read(config), "")
+        node = settings.load(settings.Node, settings.read(config), "")
     except errors.NodeError as error:
         raise Failure(_without_suffix(error)) from None
+    if not -1000 <= node.oom_score <= 1000:
+        raise Failure(f"config file {config}: oom_score: {node.oom_score} is not between -1000 and 1000")
+    return node
 
 
 def _without_suffix(error: errors.NodeError) -> str:

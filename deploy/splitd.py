@@ -89,6 +89,8 @@ def main() -> NoReturn:
 def _described(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return f"{error.filename}: permission denied: run this as root (sudo)"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"{error.filename}: a file is where a directory must be: choose another directory"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError):

@@ -219,9 +219,27 @@ def claimed(place: Place) -> Iterator[int | None]:
         os.close(fd)
 
 
+def claim_root(place: Place) -> None:
+    """Refuse a root that a node with another state directory is using: its services would wait for each other's locks."""
+    owner = place.root / "state"
+    try:
+        other = Path(owner.read_text().strip())
+    except FileNotFoundError:
+        other = place.state
+    if other != place.state and (other / place.lock.name).exists():
+        fd = os.open(other / place.lock.name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if not _try_lock(fd, fcntl.LOCK_EX):
+                raise Failure(f"the root {place.root} is in use by the node at {other}: choose another root, or splitd down --state {other} first")
+        finally:
+            os.close(fd)
+    owner.write_text(f"{place.state}\n")
+
+
 def prepare(place: Place) -> list[str]:
     """Write what supervisord reads; the answer is its command line."""
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    claim_root(place)
     place.supervisord_conf.write_text(render(place))
     place.remember()
     score = load_node(place.config).oom_score

@@ -16,12 +16,15 @@ ACTIONS = ("default", "check", "dump")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", metavar="ACTION", help="default: every table, commented; check: errors and warnings; dump: what takes effect")
+    parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     action = arguments.action
     if action not in ACTIONS:
         raise Failure(mistyped(action, list(ACTIONS), "action") if action else f"say what to do: config {'|'.join(ACTIONS)}", 2)
+    if arguments.file is not None:
+        raise Failure(f"a file is named by --config: splitd config {action} --config {arguments.file}", 2)
     if action == "default":
         print(configuration.text(settings.File(), comments=True), end="")
         return 0

@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure(mistyped(name, list(LOGS), "service"), 2)
     if name is None and arguments.follow:
         raise Failure(f"say which service to follow ({', '.join(LOGS)})", 2)
+    if arguments.lines < 0:
+        raise Failure(f"--lines {arguments.lines}: say how many lines, 0 or more", 2)
     here = place.find(arguments)
     if name is None:
         for each in LOGS:

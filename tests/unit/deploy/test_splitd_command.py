@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy import supervision
+from deploy.failure import Failure
+from deploy.place import Place, load_node
 from tests.support import TOP, splitd
 
 MISTYPED = [
@@ -22,6 +25,8 @@ MISTYPED = [
     (["logs", "-f"], "say which service"),
     (["logs", "content", "-n", "many"], "invalid int value: 'many'"),
     (["config"], "config default|check|dump"),
+    (["config", "check", "/tmp/x.toml"], "splitd config check --config /tmp/x.toml"),
+    (["logs", "content", "-n", "-3"], "0 or more"),
     (["config", "defaults"], "did you mean 'default'?"),
     (["down", "content", "--containers"], "name no services with it"),
     (["status", "--jsn"], "unrecognized arguments: --jsn"),
@@ -111,3 +116,29 @@ def test_a_defect_is_one_line_unless_debugging(place: Path) -> None:
     assert quiet.returncode == 1
     assert quiet.stderr == "splitd: ZeroDivisionError: by a test (SPLITD_DEBUG=1 shows where)\n"
     assert "Traceback" in loud.stderr
+
+
+def test_a_file_in_place_of_a_directory_is_named_with_what_to_do(place: Path) -> None:
+    """One line, no errno's words alone."""
+    (place / "file").write_text("")
+    done = splitd("up", "--root", place / "r", "--state", place / "file", ok=False)
+    assert f"{place / 'file'}: a file is where a directory must be" in done.stderr
+
+
+def test_a_root_that_another_node_uses_is_refused_until_that_node_ends(place: Path) -> None:
+    """Two nodes on one root would wait for each other's locks: the second is told whose it is."""
+    first, second = (Place(place / "r", place / name, None) for name in ("a", "b"))
+    first.root.mkdir()
+    with supervision.claimed(first) as lock:
+        assert lock is not None
+        supervision.claim_root(first)
+        with pytest.raises(Failure, match=f"in use by the node at {first.state}"):
+            supervision.claim_root(second)
+    supervision.claim_root(second)
+
+
+def test_an_absurd_oom_score_is_refused(place: Path) -> None:
+    """The kernel takes -1000 to 1000; choom would fail on more in place of supervisord."""
+    (place / "c.toml").write_text("oom_score = -5000\n")
+    with pytest.raises(Failure, match="oom_score: -5000 is not between"):
+        load_node(place / "c.toml")
