@@ -221,7 +221,7 @@ def claimed(place: Place) -> Iterator[int | None]:
 
 def claim_root(place: Place) -> None:
     """Refuse a root that a node with another state directory is using: its services would wait for each other's locks."""
-    owner = place.root / "state"
+    owner = place.root / "used-by"  # not "state": that may be the state directory itself
     try:
         other = Path(owner.read_text().strip())
     except FileNotFoundError:

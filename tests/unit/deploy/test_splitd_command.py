@@ -142,3 +142,12 @@ def test_an_absurd_oom_score_is_refused(place: Path) -> None:
     (place / "c.toml").write_text("oom_score = -5000\n")
     with pytest.raises(Failure, match="oom_score: -5000 is not between"):
         load_node(place / "c.toml")
+
+
+def test_a_state_directory_may_lie_in_the_root(place: Path) -> None:
+    """ROOT/state is what many choose: what claims the root is not in its way."""
+    here = Place(place / "r", place / "r" / "state", None)
+    with supervision.claimed(here):
+        supervision.claim_root(here)
+        supervision.claim_root(here)
+    assert here.state.is_dir()
