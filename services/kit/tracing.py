@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ def setup(service: str, *, exporter: Any = None) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 
     name = os.environ.get("OTEL_SERVICE_NAME", f"splitd-{service}")
-    _provider = TracerProvider(resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}))
+    _provider = TracerProvider(shutdown_on_exit=False, resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}))
     if exporter is not None:
         _provider.add_span_processor(SimpleSpanProcessor(exporter))
     else:
@@ -69,10 +70,12 @@ def _otlp_exporter() -> Any:
     raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: only grpc is supported")
 
 
-def shutdown() -> None:
-    """Export what is left; at the end of a process."""
+def shutdown(seconds: float = 3.0) -> None:
+    """Export what is left, at the end of a process; for at most ``seconds``, since a collector that is away is retried for half a minute."""
     if _provider is not None:
-        _provider.shutdown()
+        exporting = threading.Thread(target=_provider.shutdown, daemon=True)
+        exporting.start()
+        exporting.join(seconds)
 
 
 def reset() -> None:

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.grpc.health.v1 import health_pb2
 from services.kit import errors, rpc, tracing
-from tests.support import eventually_async, short_directory
+from tests.support import ServiceProcess, eventually_async, health, short_directory
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
 
@@ -315,3 +315,14 @@ async def test_without_tracing_the_callers_context_is_passed_on() -> None:
         assert servicer.seen[-1].headers["traceparent"] == parent
 
 
+
+
+def test_a_collector_that_is_away_does_not_hold_up_the_end(place: Path) -> None:
+    """A process with spans to export to nobody still ends within its supervisor's patience."""
+    root, state = place / "r", place / "s"
+    with ServiceProcess("services.content", root, state, env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}) as process:
+        for _ in range(3):
+            assert asyncio.run(health(state / "content.sock")) == health_pb2.HealthCheckResponse.SERVING
+        start = time.monotonic()
+        assert process.stop() == 0
+        assert time.monotonic() - start < 8
