@@ -113,9 +113,6 @@ def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> Non
         load(cls, file, table)
     except errors.NodeError as error:
         found.errors.append(_words(error))
-    except TypeError:
-        needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
-        found.errors.append(f"config file {file.path}: [{table}] lacks {' or '.join(needed)}")
 
 
 def _words(error: errors.NodeError) -> str:

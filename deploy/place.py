@@ -128,8 +128,6 @@ def load_node(config: Path | None) -> settings.Node:
         node = settings.load(settings.Node, settings.read(config), "")
     except errors.NodeError as error:
         raise Failure(_without_suffix(error)) from None
-    if not -1000 <= node.oom_score <= 1000:
-        raise Failure(f"config file {config}: oom_score: {node.oom_score} is not between -1000 and 1000")
     return node
 
 

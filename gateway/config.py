@@ -41,3 +41,7 @@ class ProxyPlugin:
     """What clients find in its row of ``ctr plugins ls -d``; stargz and nydus export their root."""
     capabilities: tuple[str, ...] = ()
     """What clients may ask of it, such as rebase or remap-ids."""
+
+    def __post_init__(self) -> None:
+        if not self.address.removeprefix("unix://").startswith("/"):
+            raise ValueError(f"address: {self.address!r} is not an absolute path")

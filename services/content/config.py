@@ -15,3 +15,7 @@ class Config:
     """Reads, writes and commits that may wait for the disk at the same time."""
     grace: Seconds = 5.0
     """How long calls may go on after the service was told to stop."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads: {self.threads} is less than 1")

@@ -33,6 +33,10 @@ class Node:
     state: Path = STATE
     oom_score: int = 0
 
+    def __post_init__(self) -> None:
+        if not -1000 <= self.oom_score <= 1000:
+            raise ValueError(f"oom_score: {self.oom_score} is not between -1000 and 1000")
+
 
 FOREIGN_KEYS = frozenset({"version", "imports", "temp", "disabled_plugins", "required_plugins", "plugin_dir", "oom_score", "cgroup"})
 FOREIGN_TABLES = frozenset({"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts", "cgroup"})
@@ -97,7 +101,13 @@ def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
         elif table or (not isinstance(value, dict) and key not in FOREIGN_KEYS):
             raise errors.InvalidArgument(f"config file {file.path}: unknown key {_where(table, key)} (known: {', '.join(sorted(known))})")
     chosen.update({k: v for k, v in flags.items() if v is not None})
-    return cls(**chosen)
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.name not in chosen and f.default is f.default_factory is dataclasses.MISSING:
+            raise errors.InvalidArgument(f"config file {file.path}: {_where(table, f.name)} is missing")
+    try:
+        return cls(**chosen)
+    except ValueError as error:  # of the class's own checks, whose messages begin with the key
+        raise errors.InvalidArgument(f"config file {file.path}: {_where(table, str(error))}") from None
 
 
 def _where(table: str, key: str) -> str:

@@ -43,7 +43,7 @@ def test_every_table_of_ours_is_printed_with_its_docstring() -> None:
     ("[gateway]\nhold = 5", "[gateway] hold: 5 is not a duration"),
     ("content = 1", "content must be a table: [content]"),
     ("[proxy_plugins.x]\ntype = 'snapshotter'\naddress = '/x'", "[proxy_plugins.x] type: 'snapshotter' is none of"),
-    ("[proxy_plugins.x]\ntype = 'snapshot'", "[proxy_plugins.x] lacks type or address"),
+    ("[proxy_plugins.x]\ntype = 'snapshot'", "[proxy_plugins.x] address is missing"),
     ("root = ", "Invalid value"),
 ])
 def test_an_error_names_file_table_and_key(toml: str, said: str, place: Path) -> None:

@@ -82,3 +82,25 @@ def test_durations_are_gos(text: str, seconds: float) -> None:
     """Durations are written as containerd's users write them, and printed so that they are read back equal."""
     assert settings.parse_duration(text) == pytest.approx(seconds)
     assert settings.parse_duration(settings.format_duration(seconds)) == pytest.approx(seconds)
+
+
+@dataclass(frozen=True)
+class Checked:
+    address: str
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count: {self.count} is less than 1")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("[proxy]\ncount = 2", r"\[proxy\] address is missing"),
+    ("[proxy]\naddress = '/a'\ncount = 0", r"\[proxy\] count: 0 is less than 1"),
+])
+def test_what_a_table_must_have_and_what_it_may_not_are_named(tmp_path: Path, text: str, words: str) -> None:
+    """A missing key, and a value that the class itself refuses."""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(errors.InvalidArgument, match=words):
+        settings.load(Checked, settings.read(path), "proxy")
