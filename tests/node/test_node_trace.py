@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import threading
 from collections import defaultdict
@@ -76,28 +75,25 @@ def traced(collector: Collector) -> Iterator[Node]:
             node.clear()
 
 
-def test_an_apply_is_one_trace_from_the_client_to_the_worker(traced: Node, collector: Collector, registry: Registry, tmp_path: Path) -> None:
+async def test_an_apply_is_one_trace_from_the_client_to_the_worker(traced: Node, collector: Collector, registry: Registry, tmp_path: Path) -> None:
     """Diff.Apply crosses gateway, snapshots, its worker, metadata and content: all have spans of the client's trace."""
     image = busybox_image()
     layer = image.layers[0]
     traced.ctr("content", "ingest", "--expected-digest", layer, "layer", stdin=image.blobs[layer], text=False)
     traced.ctr("content", "label", layer, "containerd.io/gc.root=2026-01-01T00:00:00Z")
 
-    async def apply() -> None:
-        async with Channel(traced.socket) as channel:
-            snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
-            labels = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
-            made = await snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="traced", labels=labels), headers=PARENT)
-            diff = channel.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
-            descriptor = Descriptor(media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer]))
-            await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=PARENT)
-
-    asyncio.run(apply())
+    async with Channel(traced.socket) as channel:
+        snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+        labels = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
+        made = await snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="traced", labels=labels), headers=PARENT)
+        diff = channel.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
+        descriptor = Descriptor(media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer]))
+        await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=PARENT)
     wanted = {"splitd-gateway", "splitd-snapshots", "splitd-apply", "splitd-metadata", "splitd-content"}
     eventually(lambda: wanted <= collector.processes(TRACE), f"the trace has {collector.processes(TRACE)}")
 
 
-def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
+async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
     """A call relayed to images or tasks continues its client's trace there, and in metadata behind images."""
     from api.containerd.services.images.v1 import images_pb2
     from api.containerd.services.tasks.v1 import tasks_pb2
@@ -105,12 +101,9 @@ def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Co
     trace = TRACE[::-1]
     headers = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
 
-    async def ask() -> None:
-        async with Channel(traced.socket) as channel:
-            await channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"]).List(images_pb2.ListImagesRequest(), headers=headers)
-            await channel.client(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]).List(tasks_pb2.ListTasksRequest(), headers=headers)
-
-    asyncio.run(ask())
+    async with Channel(traced.socket) as channel:
+        await channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"]).List(images_pb2.ListImagesRequest(), headers=headers)
+        await channel.client(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]).List(tasks_pb2.ListTasksRequest(), headers=headers)
     wanted = {"splitd-gateway", "splitd-images", "splitd-metadata", "splitd-tasks"}
     eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
 

@@ -317,12 +317,12 @@ async def test_without_tracing_the_callers_context_is_passed_on() -> None:
 
 
 
-def test_a_collector_that_is_away_does_not_hold_up_the_end(place: Path) -> None:
+async def test_a_collector_that_is_away_does_not_hold_up_the_end(place: Path) -> None:
     """A process with spans to export to nobody still ends within its supervisor's patience."""
     root, state = place / "r", place / "s"
     with ServiceProcess("services.content", root, state, env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}) as process:
         for _ in range(3):
-            assert asyncio.run(health(state / "content.sock")) == health_pb2.HealthCheckResponse.SERVING
+            assert await health(state / "content.sock") == health_pb2.HealthCheckResponse.SERVING
         start = time.monotonic()
-        assert process.stop() == 0
+        assert await asyncio.to_thread(process.stop) == 0
         assert time.monotonic() - start < 8
