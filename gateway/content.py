@@ -23,7 +23,7 @@ from gateway.records import Records, with_headers
 from gateway.routes import Routes
 from gateway.upstream import Upstream
 from services.kit import errors, filters
-from services.kit.rpc import Call, Stream, method_path, shielded
+from services.kit.rpc import Call, Route, Stream, method_path, shielded
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Commit:
 
 
 class ContentServicer:
-    """The unary methods of containerd.services.content.v1.Content that need both; ``handlers`` has the streaming ones."""
+    """The unary methods of containerd.services.content.v1.Content that need both. Of the streaming ones Write is ``coordinated``, and Read ``joined``."""
 
     SERVICE = SERVICE
 
@@ -86,7 +86,8 @@ class ContentServicer:
         self._records = records
         self._config = config
         self.commit = Commit(routes, records)
-        self.handlers = {READ: self.read, WRITE: self.write}
+        self.coordinated = {WRITE: self.write}
+        self.joined = {READ: self.read}
 
     async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
         finished = await self._records.call("DeleteBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
@@ -126,18 +127,12 @@ class ContentServicer:
                     statuses.append(status)
         return pb.ListStatusesResponse(statuses=[s for s in statuses if wanted.match(partial(_field, s))])
 
-    async def read(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
-        """Content.Read: one request in, the raw stream out."""
-        request = await anext(requests, None)
-        if request is None:
-            raise errors.InvalidArgument("Read without a request")
+    def read(self, call: Call) -> Route:
+        """Content.Read: the raw stream, once metadata has said that the namespace has the blob."""
+        return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read)
+
+    async def _admit_read(self, request: bytes, call: Call) -> None:
         await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=pb.ReadContentRequest.FromString(request).digest), call)
-        channel = await self._content.ready(call)
-        async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
-            await stream.send(request)
-            await stream.done_sending()
-            while (answer := await self.received(stream)) is not None:
-                yield answer
 
     async def reset(self, raw_ref: str, call: Call) -> None:
         """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw store does with them."""

@@ -71,14 +71,18 @@ class Upstream:
         finally:
             await self.channel.close()
 
+    def is_ready(self) -> bool:
+        """Whether a call can go to it now."""
+        return self._up.is_set() and self.channel.connected()
+
     async def ready(self, call: Call | None = None) -> Channel:
         """The channel, as soon as the service is there; Unavailable, naming it, if it does not come in time."""
-        if self._up.is_set() and self.channel.connected():
+        if self.is_ready():
             return self.channel
         end = time.monotonic() + self.hold if self.up else self._since + self.hold
         if call is not None and call.deadline is not None:
             end = min(end, call.deadline - 0.05)
-        while not (self._up.is_set() and self.channel.connected()):
+        while not self.is_ready():
             if await self._stopped_on_purpose():
                 raise errors.Unavailable(f"service {self.name} is stopped (start it with: splitd restart {self.program})")
             left = end - time.monotonic()

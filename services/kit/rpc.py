@@ -13,8 +13,9 @@ service's descriptor, so there is no generated stub, and an RPC that the object 
 Handlers raise :mod:`services.kit.errors`; anything else they raise is a bug: logged once, answered INTERNAL. A client's cancellation
 cancels the handler's task; what must not stop half way runs under :func:`shielded`.
 
-Everything is asyncio; blocking work belongs in ``asyncio.to_thread`` or in a worker program. grpcio is an
-implementation detail of this module, and nothing outside the kit imports it.
+Two *transports* carry the calls, and nothing but this module knows which: :mod:`services.kit.wire`, our own HTTP/2, and
+:mod:`services.kit.grpcio`, Google's library. ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT chooses; they speak the same
+protocol, so processes of both kinds talk to each other. Everything is asyncio; blocking work belongs in ``asyncio.to_thread`` or in a worker program.
 """
 
 from __future__ import annotations
@@ -26,21 +27,20 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from grpc._cython import cygrpc
 
 from services.kit import errors, identifiers, tracing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+Headers = Mapping[str, str | bytes]
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 NAMESPACE = "containerd-namespace"
@@ -52,42 +52,26 @@ STOPPING = "splitd-stopping"
 """Trailer of calls that a service ended because it was told to stop: a relay asks its successor again."""
 
 MESSAGE_LIMIT = 16 << 20
+ERROR_LIMIT = 32 << 10
+"""Bytes of an error's message that are sent: clients of grpc-go refuse header lists that are much longer."""
+
 UNARY_TIMEOUT = 10.0
 """Seconds that a unary call to another process may take where neither the caller nor its client says otherwise."""
 
 LONG = frozenset({"Wait", "Subscribe", "Watch"})
 """Calls that last as long as the thing they watch: a server that stops ends them at once with UNAVAILABLE, and does not wait for them."""
 
-_COMMON = [
-    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", MESSAGE_LIMIT),
-    # The default soft limit turns an error message of 15 KB into RESOURCE_EXHAUSTED.
-    ("grpc.max_metadata_size", 64 << 10),
-    ("grpc.absolute_max_metadata_size", 128 << 10),
-]
-_SERVER = [
-    *_COMMON,
-    ("grpc.so_reuseport", 0),
-    # Our own clients ping often, to notice a stopped peer; do not call that abuse.
-    ("grpc.http2.min_ping_interval_without_data_ms", 100),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
-_CLIENT = [
-    *_COMMON,
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.keepalive_time_ms", 1000),
-    ("grpc.keepalive_timeout_ms", 1000),
-    ("grpc.http2.ping_timeout_ms", 1000),
-    ("grpc.http2.max_pings_without_data", 0),
-]
-
+TRANSPORTS = ("wire", "grpcio")
 
 Pings = Literal["never", "calls", "always"]
+
+
+def transport() -> str:
+    """The transport of this process; InvalidArgument for a name that is none."""
+    name = os.environ.get("SPLITD_GRPC_TRANSPORT") or "grpcio"
+    if name not in TRANSPORTS:
+        raise errors.InvalidArgument(f"transport {name}: choose one of {', '.join(TRANSPORTS)}")
+    return name
 
 
 class Arity(NamedTuple):
@@ -108,10 +92,15 @@ class Call:
 
     method: str
     """``/containerd.services.content.v1.Content/Info``"""
-    headers: Mapping[str, str | bytes]
-    """By lower-case name; values of ``*-bin`` headers are bytes."""
+    headers: Headers
+    """By lower-case name; values of ``*-bin`` headers are bytes. Of a repeated one the first counts: Go's clients put a nested context's namespace
+    before the outer one's, and containerd takes the first."""
     deadline: float | None = None
     """On the clock of ``time.monotonic``, in seconds; None where the client set none."""
+    leading: list[tuple[str, str | bytes]] = field(default_factory=list)
+    """Metadata to send before the first response; what is added later is not sent."""
+    trailing: list[tuple[str, str | bytes]] = field(default_factory=list)
+    """Metadata to send with the status."""
 
     @property
     def namespace(self) -> str:
@@ -141,11 +130,12 @@ class Call:
 
     def passed_on(self) -> dict[str, str | bytes]:
         """The headers to send along with a call made on this caller's behalf: all but the transport's own."""
-        return {k: v for k, v in self.headers.items() if k not in _HOP_HEADERS}
+        return {k: v for k, v in self.headers.items() if k not in HOP_HEADERS}
 
 
-_HOP_HEADERS = frozenset({"user-agent", "content-type", "te", "grpc-timeout", "grpc-accept-encoding", "accept-encoding",
-                          "traceparent", "tracestate"})
+HOP_HEADERS = frozenset({"user-agent", "content-type", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "accept-encoding",
+                         "traceparent", "tracestate"})
+"""Headers of one hop, which the next one has of its own."""
 
 _current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("splitd_call", default=None)
 
@@ -156,179 +146,197 @@ class Servicer(Protocol):
     SERVICE: ServiceDescriptor
 
 
+Coordinated = Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]
+
+
+class Upstream(Protocol):
+    """A process that calls are relayed to, which may be away for a moment."""
+
+    name: str
+    channel: Channel
+
+    def is_ready(self) -> bool:
+        """Whether :meth:`ready` would answer at once."""
+        ...
+
+    async def ready(self, call: Call | None = None) -> Channel:
+        """The channel, as soon as the process is there; Unavailable, naming it, if it does not come in time."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class Route:
+    """Where a call is relayed to, and how."""
+
+    upstream: Upstream
+    headers: Headers
+    """What is sent to it in place of the caller's headers."""
+    timeout: float | None = None
+    """Seconds that it may take, where the caller allows more; None: as long as the caller waits."""
+    stall: float | None = None
+    """Seconds without a message from it after which the call ends; None: for ever."""
+    repeats: float = 0
+    """How often it is asked again if it goes away in the middle of a unary call."""
+    admit: Callable[[bytes, Call], Awaitable[None]] | None = None
+    """Asked, with the first request message, before anything is sent; what it raises is the answer."""
+
+
 class Relay(Protocol):
-    """Answers methods that no servicer has, as bytes in and bytes out. What it relays it does not parse."""
+    """Decides about methods that no servicer has. The transport does what it decides, and does not parse what it relays."""
 
     def arity(self, method: str) -> Arity:
         """How to treat a method's messages; :data:`STREAMS` where it is not known."""
         ...
 
-    async def unary(self, request: bytes, call: Call) -> bytes:
-        """Answer a method of arity UNARY."""
+    def coordinated(self, call: Call) -> Coordinated | None:
+        """Who answers it message by message, or None if it passes through."""
         ...
 
-    def stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
-        """Answer any other method, whatever its arity."""
+    def route(self, call: Call) -> Route:
+        """Where it passes to; its errors are the answer."""
         ...
 
 
 # ---------------------------------------------------------------------------------------------- serving
 
 
-class Server:
-    """A running server on one unix socket; made by :func:`serving`."""
+@dataclass(slots=True, frozen=True)
+class Method:
+    """One RPC as a transport sees it: ``handler`` with bytes on its outer side."""
 
-    def __init__(self, address: Path, long: frozenset[str]) -> None:
-        self.address = address
-        self.health: dict[str, int] = {"": _SERVING}
+    path: str
+    arity: Arity
+    handler: Callable[..., Any]
+    decode: Callable[[bytes], Any]
+    encode: Callable[[Any], bytes]
+    long: bool = False
+
+
+def _same(message: Any) -> Any:
+    return message
+
+
+class Methods:
+    """The methods that a server has: its servicers', and whatever its relay takes."""
+
+    def __init__(self, servicers: Iterable[Servicer], relay: Relay | None, long: frozenset[str]) -> None:
+        self.relay = relay
         self._long = long
-        self._running: dict[asyncio.Task[Any], str] = {}
-        self._server: Any = None
+        self._methods: dict[str, Method] = {}
+        for servicer in servicers:
+            for method in servicer.SERVICE.methods:
+                handler = getattr(servicer, method.name, None)
+                if handler is not None:
+                    path = method_path(method)
+                    self._methods[path] = Method(
+                        path, Arity(method.client_streaming, method.server_streaming), handler,
+                        message_factory.GetMessageClass(method.input_type).FromString,
+                        message_factory.GetMessageClass(method.output_type).SerializeToString,
+                        method.name in long)
+
+    def of_servicers(self, path: str, headers: Headers) -> Method | None:
+        """A servicer's method; None if it is the relay's, or nobody's. Raw calls are not for our servicers: they are relayed or refused."""
+        if self.relay is not None and RAW in headers:
+            return None
+        return self._methods.get(path)
+
+    def coordinated(self, path: str, handler: Coordinated) -> Method:
+        """A relay's handler as a method."""
+        return Method(path, STREAMS, handler, _same, _same, path.rpartition("/")[2] in self._long)
+
+
+class Server:
+    """A running server on one socket; made by :func:`serving`. The transports' servers are made of it."""
+
+    def __init__(self, address: Path | str, methods: Methods, health: dict[str, int]) -> None:
+        self.address = address
+        self.methods = methods
+        self.health = health
+        self.running: dict[asyncio.Task[Any], tuple[str, bool]] = {}
         self.draining = False
 
     def calls(self) -> list[str]:
         """The methods being answered now, one entry per call."""
-        return list(self._running.values())
+        return [path for path, _ in self.running.values()]
 
-    @contextlib.asynccontextmanager
-    async def answering(self, context: Any, method: str) -> AsyncIterator[Call]:
-        """Around each handler: the Call, the server span, and errors as statuses."""
-        headers: dict[str, str | bytes] = {}
-        for key, value in context.invocation_metadata() or ():
-            headers.setdefault(key.lower(), value)  # Go's clients put a nested context's namespace before the outer one's, and containerd takes the first
-        left = context.time_remaining()
-        call = Call(method, headers, None if left is None else time.monotonic() + left)
-        task = asyncio.current_task()
-        assert task is not None
-        self._running[task] = method
-        token = _current.set(call)
-        try:
-            failure: errors.NodeError | None = None
-            with tracing.server_span(method, headers) as span:
-                try:
-                    yield call
-                except errors.NodeError as error:
-                    failure = error
-                    span.status(error.code, str(error))
-                except asyncio.CancelledError:
-                    span.status(errors.Cancelled.code, "cancelled")
-                    if not self.draining:
-                        raise
-                    failure = errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),))
-                except Exception as error:
-                    log.exception("%s failed unexpectedly", method)
-                    span.exception(error)
-                    failure = errors.Internal(f"{method}: internal error, see the service's log")
-            if failure is not None:  # outside of the span: grpcio aborts by an exception of its own
-                await _abort(context, failure)
-        finally:
-            # The task may have ended in another context (a closed generator); resetting is then neither possible nor needed.
-            with contextlib.suppress(ValueError):
-                _current.reset(token)
-            self._running.pop(task, None)
+    async def start(self) -> None:
+        """Listen; OSError if that cannot be."""
+        raise NotImplementedError
 
-    async def start(self, handlers: grpc.GenericRpcHandler) -> None:
-        self._server = grpc.aio.server(options=_SERVER)
-        self._server.add_generic_rpc_handlers((handlers,))
-        self.address.unlink(missing_ok=True)
-        mask = os.umask(0o177)  # the socket is the key to the node: its owner's only, from its first instant
-        try:
-            if not self._server.add_insecure_port(f"unix:{self.address}"):
-                raise OSError(f"cannot listen on {self.address}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self.address}: {error}") from error
-        finally:
-            os.umask(mask)
-        await self._server.start()
+    async def close(self, grace: float) -> None:
+        """The transport's part of :meth:`stop`."""
+        raise NotImplementedError
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, end those of :data:`LONG` at once, give the others ``grace`` seconds."""
+        """Refuse new calls, end those that are long at once, give the others ``grace`` seconds."""
         self.draining = True
-        self.health = dict.fromkeys(self.health, _NOT_SERVING)
-        stopping = asyncio.ensure_future(self._server.stop(grace))
+        self.health.update(dict.fromkeys(self.health, _NOT_SERVING))
+        stopping = asyncio.ensure_future(self.close(grace))
         await asyncio.sleep(0)
-        for task, method in list(self._running.items()):
-            if method.rsplit("/", 1)[-1] in self._long:
+        for task, (_, long) in list(self.running.items()):
+            if long:
                 task.cancel()
         await stopping
 
 
-async def _abort(context: Any, error: errors.NodeError) -> None:
-    trailing = tuple(error.trailers)
-    await context.abort(_STATUS[error.code], str(error)[: 32 << 10], trailing)
-
-
-_STATUS = {code.value[0]: code for code in grpc.StatusCode}
 _SERVING, _NOT_SERVING = 1, 2
 
 
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Finds the handler of a method: a servicer's, health's, or the relay's."""
+class Answering:
+    """Around each handler, in its task: the current Call, the server span, and what it raises as ``failure``, the error to answer.
 
-    def __init__(self, server: Server, servicers: Iterable[Servicer], relay: Relay | None) -> None:
+    A cancellation is the transport's to explain, but for the one by a server that stops.
+    """
+
+    __slots__ = ("_call", "_long", "_server", "_span", "_task", "_token", "_tracing", "failure")
+
+    def __init__(self, server: Server, call: Call, *, long: bool) -> None:
         self._server = server
-        self._relay = relay
-        self._relayed: dict[str, Any] = {}
-        self._methods: dict[str, Any] = {}
-        for servicer in servicers:
-            server.health[servicer.SERVICE.full_name] = _SERVING
-            for method in servicer.SERVICE.methods:
-                handler = getattr(servicer, method.name, None)
-                if handler is not None:
-                    self._methods[method_path(method)] = self._bind(method, handler)
+        self._call = call
+        self._long = long
+        self.failure: errors.NodeError | None = None
 
-    def service(self, details: Any) -> Any:
-        if self._relay is not None and any(k == RAW for k, _ in details.invocation_metadata or ()):
-            found = self._relayed.get(details.method)  # not for our servicers: raw calls are relayed or refused
+    def __enter__(self) -> Answering:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._server.running[task] = (self._call.method, self._long)
+        self._token = _current.set(self._call)
+        self._tracing = tracing.ServerSpan(self._call.method, self._call.headers)
+        self._span = self._tracing.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        method = self._call.method
+        handled = True
+        if error is None:
+            pass
+        elif isinstance(error, errors.NodeError):
+            self.failure = error
+            self._span.status(error.code, str(error))
+        elif isinstance(error, asyncio.CancelledError):
+            self._span.status(errors.Cancelled.code, "cancelled")
+            if self._server.draining:
+                self.failure = errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),))
+            else:
+                handled = False
+        elif isinstance(error, Exception):
+            log.error("%s failed unexpectedly", method, exc_info=error)
+            self._span.exception(error)
+            self.failure = errors.Internal(f"{method}: internal error, see the service's log")
         else:
-            found = self._methods.get(details.method) or self._relayed.get(details.method)
-        if found is None and self._relay is not None:
-            found = self._bind_relay(details.method, self._relay)
-            if len(self._relayed) < 1000:  # method names come from clients
-                self._relayed[details.method] = found
-        return found
-
-    def _bind(self, method: MethodDescriptor, handler: Callable[..., Any]) -> Any:
-        return self._handler(
-            method_path(method),
-            Arity(method.client_streaming, method.server_streaming),
-            handler,
-            message_factory.GetMessageClass(method.input_type).FromString,
-            message_factory.GetMessageClass(method.output_type).SerializeToString,
-        )
-
-    def _bind_relay(self, path: str, relay: Relay) -> Any:
-        arity = relay.arity(path)
-        if arity == UNARY:
-            return self._handler(path, UNARY, relay.unary, None, None)
-        return self._handler(path, STREAMS, relay.stream, None, None)
-
-    def _handler(self, path: str, arity: Arity, handler: Callable[..., Any], decode: Any, encode: Any) -> Any:
-        server = self._server
-
-        async def single(request: Any, context: Any) -> Any:
-            async with server.answering(context, path) as call:
-                return await handler(request, call)
-
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with server.answering(context, path) as call:
-                responses = handler(request, call)
-                async with contextlib.aclosing(responses):
-                    async for response in responses:
-                        yield response
-
-        make = {
-            Arity(False, False): grpc.unary_unary_rpc_method_handler,
-            Arity(False, True): grpc.unary_stream_rpc_method_handler,
-            Arity(True, False): grpc.stream_unary_rpc_method_handler,
-            Arity(True, True): grpc.stream_stream_rpc_method_handler,
-        }[arity]
-        return make(stream if arity.server_stream else single, decode, encode)
+            handled = False
+        self._tracing.__exit__(None, None, None)
+        # The task may have ended in another context (a closed generator); resetting is then neither possible nor needed.
+        with contextlib.suppress(ValueError):
+            _current.reset(self._token)
+        self._server.running.pop(self._task, None)
+        return handled
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    address: Path,
+    address: Path | str,
     servicers: Iterable[Servicer],
     *,
     relay: Relay | None = None,
@@ -339,21 +347,36 @@ async def serving(
 
     grpc.health.v1.Health is added unless a servicer has it. The caller holds the lock of the directory that it serves (``kit.process.owned``): whoever
     holds it may replace the socket. A path longer than the kernel's 107 bytes is refused with a clear error.
+
+    An address that is a string is ``host:port``, for tests that drive a server by programs which know no unix sockets; port 0 takes a free one, and
+    ``server.address`` tells which.
     """
-    check_socket_path(address)
-    server = Server(address, long)
+    if isinstance(address, Path):
+        check_socket_path(address)
     servicers = list(servicers)
-    if not any(s.SERVICE.full_name == "grpc.health.v1.Health" for s in servicers):
+    health = dict.fromkeys(["", *(s.SERVICE.full_name for s in servicers)], _SERVING)
+    if "grpc.health.v1.Health" not in health:
         from services.kit.health import HealthServicer
 
-        servicers.append(HealthServicer(server.health))
-    await server.start(_Handlers(server, servicers, relay))
+        servicers.append(HealthServicer(health))
+    methods = Methods(servicers, relay, long)
+    server: Server
+    if transport() == "grpcio":
+        from services.kit import grpcio
+
+        server = grpcio.GrpcioServer(address, methods, health)
+    else:
+        from services.kit.wire.server import WireServer
+
+        server = WireServer(address, methods, health)
+    await server.start()
     try:
         yield server
     finally:
         await server.stop(grace)
-        with contextlib.suppress(FileNotFoundError):
-            address.unlink()
+        if isinstance(address, Path):
+            with contextlib.suppress(FileNotFoundError):
+                address.unlink()
 
 
 def check_socket_path(address: Path) -> None:
@@ -370,13 +393,68 @@ def method_path(method: MethodDescriptor) -> str:
 # ---------------------------------------------------------------------------------------------- calling
 
 
+class CarriedStream(Protocol):
+    """A streaming call as a transport carries it: bytes out, bytes in. What fails raises :mod:`services.kit.errors`."""
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; if the call has ended, raise what it ended with."""
+        ...
+
+    async def done_sending(self) -> None:
+        """Half-close."""
+        ...
+
+    async def receive(self) -> bytes | None:
+        """The next message, or None at the end of a call that ended with OK; else raises the status."""
+        ...
+
+    async def leading(self) -> Headers:
+        """The metadata that came before the first message; waits for it."""
+        ...
+
+    def trailing(self) -> Headers:
+        """The metadata that came with the status; empty before it."""
+        ...
+
+    def cancel(self) -> None:
+        """End it, if it has not ended."""
+        ...
+
+
+class Carrier(Protocol):
+    """A transport's side of a :class:`Channel`."""
+
+    async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
+        """One unary call; its failure as one of our errors, Disconnected where it is the transport's."""
+        ...
+
+    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> CarriedStream:
+        """Open a streaming call of any arity: on the wire all four are the same."""
+        ...
+
+    def connected(self) -> bool:
+        """Whether the peer is there; starts connecting if it is not."""
+        ...
+
+    async def changed(self, known: bool) -> bool:
+        """Whether the peer is there, once that is no longer as ``known``. Keeps connecting meanwhile."""
+        ...
+
+    async def close(self) -> None:
+        """End it."""
+        ...
+
+
 class Stream:
     """An open streaming call to another process. Use as ``async with``; leaving it early cancels the call."""
 
-    def __init__(self, call: Any, span: tracing.Span, channel: Channel) -> None:
-        self._call = call
+    __slots__ = ("_carried", "_decode", "_encode", "_ended", "_span")
+
+    def __init__(self, carried: CarriedStream, span: tracing.Span, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> None:
+        self._carried = carried
         self._span = span
-        self._channel = channel
+        self._encode = encode
+        self._decode = decode
         self._ended = False
 
     async def __aenter__(self) -> Stream:
@@ -388,40 +466,52 @@ class Stream:
     def _finish(self) -> None:
         if not self._ended:
             self._ended = True
-            self._call.cancel()
+            self._carried.cancel()
+            self._span.end()
+
+    def _failed(self, error: errors.NodeError) -> None:
+        if not self._ended:
+            self._ended = True
+            self._span.status(error.code, str(error))
             self._span.end()
 
     async def send(self, message: Any) -> None:
         """Send one message; if the call has ended, raise what it ended with."""
         try:
-            await self._call.write(message)
-        except asyncio.InvalidStateError:
-            await self._raise_status()
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+            await self._carried.send(self._encode(message))
+        except errors.NodeError as error:
+            self._failed(error)
+            raise
 
     async def done_sending(self) -> None:
         """Half-close: no more messages from us."""
         try:
-            await self._call.done_writing()
-        except (asyncio.InvalidStateError, cygrpc.InternalError):  # the second where the call ends just now, as when the peer is killed
-            await self._raise_status()
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+            await self._carried.done_sending()
+        except errors.NodeError as error:
+            self._failed(error)
+            raise
 
     async def receive(self) -> Any | None:
         """The next message, or None at the end; raises the status if it is not OK."""
         try:
-            message = await self._call.read()
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
-        except asyncio.InvalidStateError:
-            await self._raise_status()
-            return None
-        if message is grpc.aio.EOF:
-            await self._raise_status()
-            return None
-        return message
+            message = await self._carried.receive()
+        except errors.NodeError as error:
+            self._failed(error)
+            raise
+        if message is not None:
+            return self._decode(message)
+        if not self._ended:
+            self._ended = True
+            self._span.end()
+        return None
+
+    async def leading(self) -> Headers:
+        """The metadata that came before the first message; waits for it."""
+        return await self._carried.leading()
+
+    def trailing(self) -> Headers:
+        """The metadata that came with the status; empty before it."""
+        return self._carried.trailing()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._messages()
@@ -432,44 +522,6 @@ class Stream:
                 yield message
         finally:
             self._finish()
-
-    async def _raise_status(self) -> None:
-        code = await self._call.code()
-        if code is not grpc.StatusCode.OK:
-            raise self._failed(await _call_error(self._call))
-        if not self._ended:
-            self._ended = True
-            self._span.end()
-
-    def _failed(self, error: Any) -> errors.NodeError:
-        node_error = self._channel.error(error)
-        if not self._ended:
-            self._ended = True
-            self._span.status(node_error.code, str(node_error))
-            self._span.end()
-        return node_error
-
-
-async def _call_error(call: Any) -> Any:
-    return _Ended(await call.code(), await call.details(), await call.trailing_metadata())
-
-
-@dataclass
-class _Ended:
-    """What is asked of a grpc.aio.AioRpcError, of a call that ended while we were not reading."""
-
-    _code: Any
-    _details: Any
-    _trailing: Any
-
-    def code(self) -> Any:
-        return self._code
-
-    def details(self) -> Any:
-        return self._details
-
-    def trailing_metadata(self) -> Any:
-        return self._trailing
 
 
 class Channel:
@@ -482,18 +534,22 @@ class Channel:
         """
         self.address = str(address)
         self.name = name or Path(self.address).stem
-        client = [o for o in _CLIENT if o[0] != "grpc.keepalive_time_ms"] if pings == "never" else _CLIENT
-        self._options = [*client, ("grpc.keepalive_permit_without_calls", int(pings == "always")), ("grpc.default_authority", "localhost")]
-        self._channel: Any = None
-        self._methods: dict[tuple[str, Arity], Any] = {}
+        self._pings: Pings = pings
+        self._opened: Carrier | None = None
 
-    def _open(self) -> Any:
-        if self._channel is None:  # within the loop that uses it
-            self._channel = grpc.aio.insecure_channel(
-                self.address if ":" in self.address else f"unix:{self.address}",
-                options=self._options,
-            )
-        return self._channel
+    @property
+    def carrier(self) -> Carrier:
+        """The transport's side of it, made within the loop that uses it."""
+        if self._opened is None:
+            if transport() == "grpcio":
+                from services.kit import grpcio
+
+                self._opened = grpcio.GrpcioCarrier(self.address, self.name, self._pings)
+            else:
+                from services.kit.wire.channel import WireCarrier
+
+                self._opened = WireCarrier(self.address, self.name, self._pings)
+        return self._opened
 
     async def __aenter__(self) -> Channel:
         return self
@@ -502,8 +558,8 @@ class Channel:
         await self.close()
 
     async def close(self) -> None:
-        if self._channel is not None:
-            await self._channel.close(None)
+        if self._opened is not None:
+            await self._opened.close()
 
     def client(self, service: ServiceDescriptor) -> Client:
         """Call a service's methods by their names."""
@@ -511,84 +567,40 @@ class Channel:
 
     def connected(self) -> bool:
         """Whether the peer is known to be there now; starts connecting if it is not."""
-        return self._open().get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+        return self.carrier.connected()
 
     async def connections(self) -> AsyncIterator[bool]:
         """Whether the peer is there: now, and again whenever that may have changed. Connects as long as it is iterated."""
-        channel = self._open()
+        state = self.connected()
         while True:
-            state = channel.get_state(try_to_connect=True)
-            yield state is grpc.ChannelConnectivity.READY
-            await channel.wait_for_state_change(state)  # from the state just told: one that came in between is no loss
+            yield state
+            state = await self.carrier.changed(state)  # from the state just told: one that came in between is no loss
 
     async def wait_connected(self, seconds: float) -> bool:
         """Wait until the peer is there, for at most ``seconds``."""
-        channel = self._open()
         try:
             async with asyncio.timeout(seconds):
-                while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-                    await channel.wait_for_state_change(state)
+                while not self.connected():
+                    await self.carrier.changed(False)
         except TimeoutError:
             return False
         return True
 
-    def error(self, error: Any) -> errors.NodeError:
-        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process."""
-        code: int = error.code().value[0]
-        details = error.details() or ""
-        trailers = tuple((k, v) for k, v in error.trailing_metadata() or ())
-        if code == errors.Unavailable.code and (_made_by_transport(details) or any(k == STOPPING for k, _ in trailers)):
-            return errors.Disconnected(f"service {self.name} is not reachable ({details})")
-        if code == errors.Internal.code and details == _SEND_FAILED:
-            return errors.Disconnected(f"service {self.name} went away while it was sent a message")
-        return errors.from_status(code, details, trailers)
-
-    # -- raw: bytes in, bytes out; what the relay and the typed client are made of
-
-    async def unary(self, path: str, request: Any, headers: Mapping[str, str | bytes], timeout: float | None,
-                    encode: Any = None, decode: Any = None) -> Any:
+    async def unary(self, path: str, request: Any, headers: Headers, timeout: float | None,
+                    encode: Callable[[Any], bytes] = _same, decode: Callable[[bytes], Any] = _same) -> Any:
         """One unary call. ``timeout`` in seconds, None for no limit."""
         with tracing.client_span(path) as span:
             try:
-                return await self._method(path, UNARY, encode, decode)(
-                    request, metadata=_metadata(headers, span), timeout=timeout)
-            except grpc.RpcError as error:
-                node_error = self.error(error)
-                span.status(node_error.code, str(node_error))
-                raise node_error from None
+                return decode(await self.carrier.unary(path, encode(request), (*headers.items(), *span.headers()), timeout))
+            except errors.NodeError as error:
+                span.status(error.code, str(error))
+                raise
 
-    def stream(self, path: str, headers: Mapping[str, str | bytes], timeout: float | None = None,
-               encode: Any = None, decode: Any = None) -> Stream:
+    def stream(self, path: str, headers: Headers, timeout: float | None = None,
+               encode: Callable[[Any], bytes] = _same, decode: Callable[[bytes], Any] = _same) -> Stream:
         """Open a streaming call of any arity: on the wire all four are the same."""
         span = tracing.client_span(path)
-        call = self._method(path, STREAMS, encode, decode)(metadata=_metadata(headers, span), timeout=timeout)
-        return Stream(call, span, self)
-
-    def _method(self, path: str, arity: Arity, encode: Any, decode: Any) -> Any:
-        raw = encode is None
-        key = (path if raw else path + "#", arity)
-        method = self._methods.get(key)
-        if method is None:
-            make = self._open().unary_unary if arity == UNARY else self._open().stream_stream
-            method = self._methods[key] = make(path, request_serializer=encode, response_deserializer=decode)
-        return method
-
-
-_TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "keepalive", "ping timeout", "recvmsg", "sendmsg",
-              "connections to all backends", "Stream removed", "transport", "Cancelling all calls", "Endpoint closing", "Channel closed", "RST_STREAM")
-
-
-_SEND_FAILED = "Internal error from Core"
-"""What grpcio says, with INTERNAL, where the call ends just while a message is being sent, as it does when the peer is killed."""
-
-
-def _made_by_transport(details: str) -> bool:
-    # A peer's own message, which may tell of its trouble with a third process in the same words, ends in the suffix: that peer is there.
-    return not details.endswith(f": {errors.Unavailable.suffix}") and any(word in details for word in _TRANSPORT)
-
-
-def _metadata(headers: Mapping[str, str | bytes], span: tracing.Span) -> Metadata:
-    return (*headers.items(), *span.headers())
+        return Stream(self.carrier.stream(path, (*headers.items(), *span.headers()), timeout), span, encode, decode)
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 _tracer: Any = None
@@ -151,30 +151,71 @@ class Span:
         return tuple(carrier.items())
 
 
+_NO_SPAN = Span()
+
+
 def _extract(headers: Mapping[str, Any]) -> Any:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     return TraceContextTextMapPropagator().extract({k: str(headers[k]) for k in _HEADERS if k in headers})
 
 
-@contextmanager
-def server_span(method: str, headers: Mapping[str, str | bytes]) -> Iterator[Span]:
-    """Around a handler: continues the caller's trace."""
-    if _tracer is None:
-        token = _incoming.set(tuple((k, str(headers[k])) for k in _HEADERS if k in headers))
-        try:
-            yield Span()
-        finally:
-            try:
-                _incoming.reset(token)
-            except ValueError:  # a generator closed from another context: its context goes with it
-                return
-        return
-    from opentelemetry.trace import SpanKind
+class ServerSpan:
+    """Around a handler, as a context manager: continues the caller's trace."""
 
-    otel = _tracer.start_span(method.lstrip("/"), context=_extract(headers), kind=SpanKind.SERVER, attributes=_rpc_attributes(method))
-    with Span(otel) as span:
-        yield span
+    __slots__ = ("_headers", "_method", "_span", "_token")
+
+    def __init__(self, method: str, headers: Mapping[str, str | bytes]) -> None:
+        self._method = method
+        self._headers = headers
+        self._span: Span | None = None
+
+    def __enter__(self) -> Span:
+        if _tracer is None:
+            self._token = _incoming.set(tuple((k, str(self._headers[k])) for k in _HEADERS if k in self._headers))
+            return _NO_SPAN
+        from opentelemetry.trace import SpanKind
+
+        self._span = Span(_tracer.start_span(self._method.lstrip("/"), context=_extract(self._headers), kind=SpanKind.SERVER,
+                                             attributes=_rpc_attributes(self._method)))
+        return self._span.__enter__()
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
+        if self._span is not None:
+            self._span.__exit__(kind, error, tb)
+            return
+        with suppress(ValueError):  # a generator closed from another context: its context goes with it
+            _incoming.reset(self._token)
+
+
+class RelaySpans:
+    """The two spans of a call that passes through, outside of any task: the server's, and under it the client's."""
+
+    __slots__ = ("_client", "_server")
+
+    def __init__(self, method: str, headers: Mapping[str, str | bytes]) -> None:
+        from opentelemetry import trace
+        from opentelemetry.trace import SpanKind
+
+        name, attributes = method.lstrip("/"), _rpc_attributes(method)
+        self._server = Span(_tracer.start_span(name, context=_extract(headers), kind=SpanKind.SERVER, attributes=attributes))
+        self._client = Span(_tracer.start_span(name, context=trace.set_span_in_context(self._server._otel), kind=SpanKind.CLIENT, attributes=attributes))
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """W3C headers for the upstream."""
+        return self._client.headers()
+
+    def end(self, code: int = 0, message: str = "") -> None:
+        """Both end, with the status that the caller gets."""
+        for span in (self._client, self._server):
+            if code:
+                span.status(code, message)
+            span.end()
+
+
+def enabled() -> bool:
+    """Whether spans are made; if not, callers' trace headers are to be passed on as they came."""
+    return _tracer is not None
 
 
 def client_span(method: str) -> Span:

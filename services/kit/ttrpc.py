@@ -295,7 +295,7 @@ class Server:
         if _NAMESPACE in headers:
             headers[NAMESPACE] = headers.pop(_NAMESPACE)
         path = f"/{request.service}/{request.method}"
-        with tracing.server_span(path, headers) as span:
+        with tracing.ServerSpan(path, headers) as span:
             try:
                 found = self.methods.get((request.service, request.method))
                 if found is None:

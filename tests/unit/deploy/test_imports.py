@@ -14,8 +14,8 @@ TOP = Path(__file__).resolve().parents[3]
 CODE = ("services", "gateway", "deploy")
 
 ALLOWED = {
-    # What only the kit knows: its rpc and ttrpc are the wire, its tracing is OpenTelemetry.
-    "grpc": ["services/kit/rpc.py"],
+    # What only the kit knows: its transports are the wire, its tracing is OpenTelemetry.
+    "grpc": ["services/kit/grpcio.py"],
     "opentelemetry": ["services/kit/tracing.py"],
     # Protobuf stops at the wire; the domain (store.py, local.py and what they are made of) never sees it.
     "_pb2": [

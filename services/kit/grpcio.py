@@ -1,0 +1,367 @@
+"""Calls carried by grpcio: the second transport of ``kit.rpc``, the oracle of the wire's tests, and the way back if someone finds a fault in it.
+
+Nothing but ``kit.rpc`` imports this, and nothing else imports grpc: it takes 26 MB and 160 ms of every process that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc._cython import cygrpc
+
+from services.kit import errors, rpc
+from services.kit.rpc import Call, Metadata, Method, Methods, Pings
+
+log = logging.getLogger(__name__)
+
+_COMMON = [
+    ("grpc.max_receive_message_length", rpc.MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", rpc.MESSAGE_LIMIT),
+    # The default soft limit turns an error message of 15 KB into RESOURCE_EXHAUSTED.
+    ("grpc.max_metadata_size", 64 << 10),
+    ("grpc.absolute_max_metadata_size", 128 << 10),
+]
+_SERVER = [
+    *_COMMON,
+    ("grpc.so_reuseport", 0),
+    # Our own clients ping often, to notice a stopped peer; do not call that abuse.
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+_CLIENT = [
+    *_COMMON,
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+# ---------------------------------------------------------------------------------------------- serving
+
+
+class GrpcioServer(rpc.Server):
+    """A grpc.aio server over our methods."""
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=_SERVER)
+        self._server.add_generic_rpc_handlers((_Handlers(self, self.methods),))
+        if isinstance(self.address, str):
+            port = self._server.add_insecure_port(self.address)
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        else:
+            self._bind(self.address)
+        await self._server.start()
+
+    def _bind(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)  # the socket is the key to the node: its owner's only, from its first instant
+        try:
+            if not self._server.add_insecure_port(f"unix:{path}"):
+                raise OSError(f"cannot listen on {path}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {path}: {error}") from error
+        finally:
+            os.umask(mask)
+
+    async def close(self, grace: float) -> None:
+        await self._server.stop(grace)
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds the handler of a method: a servicer's, health's, or the relay's."""
+
+    def __init__(self, server: GrpcioServer, methods: Methods) -> None:
+        self._server = server
+        self._methods = methods
+        self._bound: dict[str, Any] = {}
+        self._relayed: dict[str, Any] = {}
+
+    def service(self, details: Any) -> Any:
+        path = details.method
+        method = self._methods.of_servicers(path, dict(details.invocation_metadata or ()))
+        if method is not None:
+            found = self._bound.get(path)
+            if found is None:
+                found = self._bound[path] = self._bind(method)
+            return found
+        relay = self._methods.relay
+        found = self._relayed.get(path)
+        if found is None and relay is not None:
+            found = self._bind(_Relayed(self._methods, relay).method(path))
+            if len(self._relayed) < 1000:  # method names come from clients
+                self._relayed[path] = found
+        return found
+
+    def _bind(self, method: Method) -> Any:
+        server = self._server
+
+        async def single(request: Any, context: Any) -> Any:
+            call = _call(method.path, context)
+            answer = None
+            with rpc.Answering(server, call, long=method.long) as answering:
+                answer = await method.handler(request, call)
+                await _send_metadata(call, context)
+            await _abort(context, answering)
+            return answer
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = _call(method.path, context)
+            with rpc.Answering(server, call, long=method.long) as answering:
+                first = True
+                async with contextlib.aclosing(method.handler(request, call)) as responses:
+                    async for response in responses:
+                        if first:
+                            await _send_metadata(call, context)
+                            first = False
+                        yield response
+                if call.trailing:
+                    context.set_trailing_metadata(tuple(call.trailing))
+            await _abort(context, answering)
+
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[method.arity]
+        return make(stream if method.arity.server_stream else single, method.decode, method.encode)
+
+
+def _call(path: str, context: Any) -> Call:
+    headers: dict[str, str | bytes] = {}
+    for key, value in context.invocation_metadata() or ():
+        headers.setdefault(key.lower(), value)
+    left = context.time_remaining()
+    return Call(path, headers, None if left is None else time.monotonic() + left)
+
+
+async def _send_metadata(call: Call, context: Any) -> None:
+    if call.leading:
+        await context.send_initial_metadata(tuple(call.leading))
+    if call.trailing:
+        context.set_trailing_metadata(tuple(call.trailing))
+
+
+async def _abort(context: Any, answering: rpc.Answering) -> None:
+    """Outside of the span: grpcio aborts by an exception of its own."""
+    error = answering.failure
+    if error is not None:
+        await context.abort(_STATUS[error.code], str(error)[: rpc.ERROR_LIMIT], tuple(error.trailers))
+
+
+class _Relayed:
+    """What passes through: message by message, as bytes, since grpcio shows no frames."""
+
+    def __init__(self, methods: Methods, relay: rpc.Relay) -> None:
+        self._methods = methods
+        self._relay = relay
+
+    def method(self, path: str) -> Method:
+        arity = self._relay.arity(path)
+        bound = self._methods.coordinated(path, self._stream)
+        if arity == rpc.UNARY:
+            return Method(path, arity, self._unary, bound.decode, bound.encode, bound.long)
+        return bound
+
+    async def _unary(self, request: bytes, call: Call) -> bytes:
+        route = self._relay.route(call)
+        if route.admit is not None:
+            await route.admit(request, call)
+        left = call.remaining()
+        attempt = 0
+        while True:
+            channel = await route.upstream.ready(call)
+            try:
+                answer: bytes = await channel.unary(call.method, request, route.headers, _shorter(route.timeout, left))
+                return answer
+            except errors.Disconnected:
+                if attempt >= route.repeats:
+                    raise
+                attempt += 1
+                log.info("%s is asked again: service %s went away", call.method, route.upstream.name)
+                await asyncio.sleep(0.05)
+                left = call.remaining()
+
+    async def _stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        handler = self._relay.coordinated(call)
+        if handler is not None:
+            async for answer in handler(requests, call):
+                yield answer
+            return
+        route = self._relay.route(call)
+        first = None
+        if route.admit is not None:
+            first = await anext(requests, None)
+            if first is None:
+                raise errors.InvalidArgument(f"{call.method} without a request")
+            await route.admit(first, call)
+        channel = await route.upstream.ready(call)
+        async with channel.stream(call.method, route.headers, _shorter(route.timeout, call.remaining())) as stream:
+            sending = asyncio.ensure_future(_pump(first, requests, stream))
+            try:
+                while (message := await self._next(stream, route)) is not None:
+                    yield message
+            finally:
+                sending.cancel()
+
+    async def _next(self, stream: rpc.Stream, route: rpc.Route) -> Any:
+        try:
+            async with asyncio.timeout(route.stall):
+                return await stream.receive()
+        except TimeoutError:
+            raise errors.Unavailable(f"service {route.upstream.name} has been silent for {route.stall:g}s") from None
+
+
+async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: rpc.Stream) -> None:
+    """Send what the client sends, then its half-close. What ends the call ends this; the receiving side tells why."""
+    try:
+        if first is not None:
+            await stream.send(first)
+        async for request in requests:
+            await stream.send(request)
+        await stream.done_sending()
+    except errors.NodeError as error:
+        log.debug("the upstream stopped reading: %s", error)
+
+
+def _shorter(a: float | None, b: float | None) -> float | None:
+    return b if a is None else a if b is None else min(a, b)
+
+
+# ---------------------------------------------------------------------------------------------- calling
+
+
+class GrpcioCarrier:
+    """A grpc.aio channel."""
+
+    def __init__(self, address: str, name: str, pings: Pings) -> None:
+        self._name = name
+        client = [o for o in _CLIENT if o[0] != "grpc.keepalive_time_ms"] if pings == "never" else _CLIENT
+        options = [*client, ("grpc.keepalive_permit_without_calls", int(pings == "always")), ("grpc.default_authority", "localhost")]
+        self._channel = grpc.aio.insecure_channel(address if ":" in address else f"unix:{address}", options=options)
+        self._methods: dict[tuple[str, bool], Any] = {}
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    def connected(self) -> bool:
+        return self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+
+    async def changed(self, known: bool) -> bool:
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            if (state is grpc.ChannelConnectivity.READY) is not known:
+                return not known
+            await self._channel.wait_for_state_change(state)
+
+    async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
+        try:
+            answer: bytes = await self._method(path, self._channel.unary_unary)(request, metadata=metadata, timeout=timeout)
+            return answer
+        except grpc.RpcError as error:
+            raise self.error(error.code(), error.details(), error.trailing_metadata()) from None
+
+    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
+        return _Stream(self._method(path, self._channel.stream_stream)(metadata=metadata, timeout=timeout), self)
+
+    def _method(self, path: str, make: Callable[..., Any]) -> Any:
+        key = (path, make == self._channel.unary_unary)
+        method = self._methods.get(key)
+        if method is None:
+            method = self._methods[key] = make(path)
+        return method
+
+    def error(self, status: Any, details: str | None, trailing: Any) -> errors.NodeError:
+        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process."""
+        code: int = status.value[0]
+        details = details or ""
+        trailers = tuple((k, v) for k, v in trailing or ())
+        if code == errors.Unavailable.code and (_made_by_transport(details) or any(k == rpc.STOPPING for k, _ in trailers)):
+            return errors.Disconnected(f"service {self._name} is not reachable ({details})")
+        if code == errors.Internal.code and details == _SEND_FAILED:
+            return errors.Disconnected(f"service {self._name} went away while it was sent a message")
+        return errors.from_status(code, details, trailers)
+
+
+_TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "keepalive", "ping timeout", "recvmsg", "sendmsg",
+              "connections to all backends", "Stream removed", "transport", "Cancelling all calls", "Endpoint closing", "Channel closed", "RST_STREAM")
+
+_SEND_FAILED = "Internal error from Core"
+"""What grpcio says, with INTERNAL, where the call ends just while a message is being sent, as it does when the peer is killed."""
+
+
+def _made_by_transport(details: str) -> bool:
+    # A peer's own message, which may tell of its trouble with a third process in the same words, ends in the suffix: that peer is there.
+    return not details.endswith(f": {errors.Unavailable.suffix}") and any(word in details for word in _TRANSPORT)
+
+
+class _Stream:
+    """An open grpc.aio call."""
+
+    def __init__(self, call: Any, carrier: GrpcioCarrier) -> None:
+        self._call = call
+        self._carrier = carrier
+        self._trailing: rpc.Headers = {}
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def send(self, message: bytes) -> None:
+        try:
+            await self._call.write(message)
+        except (asyncio.InvalidStateError, grpc.RpcError):
+            await self._raise_status()
+
+    async def done_sending(self) -> None:
+        try:
+            await self._call.done_writing()
+        except (asyncio.InvalidStateError, cygrpc.InternalError, grpc.RpcError):  # the second where the call ends just now, as when the peer is killed
+            await self._raise_status()
+
+    async def receive(self) -> bytes | None:
+        try:
+            message = await self._call.read()
+        except (asyncio.InvalidStateError, grpc.RpcError):
+            message = grpc.aio.EOF
+        if message is not grpc.aio.EOF:
+            return bytes(message)
+        await self._raise_status()
+        return None
+
+    async def leading(self) -> rpc.Headers:
+        return _first(await self._call.initial_metadata())
+
+    def trailing(self) -> rpc.Headers:
+        return self._trailing
+
+    async def _raise_status(self) -> None:
+        code = await self._call.code()
+        trailing = await self._call.trailing_metadata()
+        self._trailing = _first(trailing)
+        if code is not grpc.StatusCode.OK:
+            raise self._carrier.error(code, await self._call.details(), trailing)
+
+
+def _first(metadata: Any) -> dict[str, str | bytes]:
+    found: dict[str, str | bytes] = {}
+    for key, value in metadata or ():
+        found.setdefault(key, value)
+    return found
