@@ -38,6 +38,7 @@ class Checked:
 def tables() -> Iterator[tuple[str, type[Any]]]:
     """Each table with its dataclass; "" is the top level."""
     yield "", settings.Node
+    yield "grpc", _class("services.kit.config:Config")
     for process in PROCESSES:
         for table, where in process.config:
             yield table, _class(where)
@@ -78,7 +79,7 @@ def check(path: Path | None) -> Checked:
         found.errors.append(_words(error))
         return found
     where = f"config file {file.path}:"
-    known = {table.partition(".")[0] for table, _ in tables() if table} | set(ENTRIES)
+    known = {table.partition(".")[0] for table, _ in tables() if table and table not in settings.FOREIGN_TABLES} | set(ENTRIES)
     theirs: dict[str, _Watched] = {}
     readable: dict[str, Any] = {}
     for name, value in file.tables.items():

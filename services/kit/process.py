@@ -15,13 +15,16 @@ import ctypes
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
-from services.kit import errors, rpc, settings, tracing
+from services.kit import config, errors, rpc, settings, tracing
+from services.kit.wire import limits
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +79,34 @@ def run(name: str, serve: Serve) -> None:
     try:
         file = settings.read(arguments.config)
         node = settings.load(settings.Node, file, "", root=arguments.root, state=arguments.state)
+        grpc = config.load(file)
+        rpc.choose(grpc.transport)
+        limits.configure(grpc.limits)
         tracing.setup(name)
-        asyncio.run(_serve(serve, file, node))
+        _many_files()
+        run_loop(_serve(serve, file, node))
     except (errors.NodeError, OSError, ValueError) as error:
         log.error("%s cannot run: %s", name, error)
         time.sleep(1)
         sys.exit(1)
     finally:
         tracing.shutdown()
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """``asyncio.run``, on uvloop where the wire carries our calls: under grpcio it gains nothing (docs/adr/0002)."""
+    if rpc.transport() == "wire":
+        import uvloop
+
+        uvloop.run(main)
+    else:
+        asyncio.run(main)
+
+
+def _many_files() -> None:
+    """As many open files as we may have: each connection is one, and the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:

@@ -66,9 +66,18 @@ TRANSPORTS = ("wire", "grpcio")
 Pings = Literal["never", "calls", "always"]
 
 
+_chosen = "wire"
+
+
+def choose(name: str) -> None:
+    """The transport of this process from here on, unless the environment names another."""
+    global _chosen
+    _chosen = name
+
+
 def transport() -> str:
     """The transport of this process; InvalidArgument for a name that is none."""
-    name = os.environ.get("SPLITD_GRPC_TRANSPORT") or "grpcio"
+    name = os.environ.get("SPLITD_GRPC_TRANSPORT") or _chosen
     if name not in TRANSPORTS:
         raise errors.InvalidArgument(f"transport {name}: choose one of {', '.join(TRANSPORTS)}")
     return name
@@ -140,6 +149,11 @@ HOP_HEADERS = frozenset({"user-agent", "content-type", "te", "grpc-timeout", "gr
 _current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("splitd_call", default=None)
 
 
+def set_current(call: Call) -> None:
+    """For a transport: what this task does, it does on behalf of ``call``."""
+    _current.set(call)
+
+
 class Servicer(Protocol):
     """An object whose methods answer a service's RPCs."""
 
@@ -182,7 +196,10 @@ class Route:
 
 
 class Relay(Protocol):
-    """Decides about methods that no servicer has. The transport does what it decides, and does not parse what it relays."""
+    """Decides about methods that no servicer has. The transport does what it decides, and does not parse what it relays.
+
+    What it decides depends on a call's method and headers only, and may be remembered for the next call that has the same.
+    """
 
     def arity(self, method: str) -> Arity:
         """How to treat a method's messages; :data:`STREAMS` where it is not known."""
@@ -242,7 +259,11 @@ class Methods:
 
     def coordinated(self, path: str, handler: Coordinated) -> Method:
         """A relay's handler as a method."""
-        return Method(path, STREAMS, handler, _same, _same, path.rpartition("/")[2] in self._long)
+        return Method(path, STREAMS, handler, _same, _same, self.is_long(path))
+
+    def is_long(self, path: str) -> bool:
+        """Whether a call lasts as long as the thing it watches."""
+        return path.rpartition("/")[2] in self._long
 
 
 class Server:
@@ -252,7 +273,7 @@ class Server:
         self.address = address
         self.methods = methods
         self.health = health
-        self.running: dict[asyncio.Task[Any], tuple[str, bool]] = {}
+        self.running: dict[asyncio.Task[Any], tuple[str, bool]] = {}  # or what stands for a task: it can be cancelled
         self.draining = False
 
     def calls(self) -> list[str]:
@@ -580,6 +601,8 @@ class Channel:
         """Wait until the peer is there, for at most ``seconds``."""
         try:
             async with asyncio.timeout(seconds):
+                for _ in range(2):  # hear first what the kernel has to tell of a connection that was lost while this loop did not run
+                    await asyncio.sleep(0)
                 while not self.connected():
                     await self.carrier.changed(False)
         except TimeoutError:

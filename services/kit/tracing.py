@@ -169,10 +169,13 @@ class ServerSpan:
         self._method = method
         self._headers = headers
         self._span: Span | None = None
+        self._token: contextvars.Token[tuple[tuple[str, str], ...]] | None = None
 
     def __enter__(self) -> Span:
         if _tracer is None:
-            self._token = _incoming.set(tuple((k, str(self._headers[k])) for k in _HEADERS if k in self._headers))
+            self._token = None
+            if "traceparent" in self._headers or _incoming.get():
+                self._token = _incoming.set(tuple((k, str(self._headers[k])) for k in _HEADERS if k in self._headers))
             return _NO_SPAN
         from opentelemetry.trace import SpanKind
 
@@ -183,9 +186,9 @@ class ServerSpan:
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
         if self._span is not None:
             self._span.__exit__(kind, error, tb)
-            return
-        with suppress(ValueError):  # a generator closed from another context: its context goes with it
-            _incoming.reset(self._token)
+        elif self._token is not None:
+            with suppress(ValueError):  # a generator closed from another context: its context goes with it
+                _incoming.reset(self._token)
 
 
 class RelaySpans:
@@ -200,6 +203,12 @@ class RelaySpans:
         name, attributes = method.lstrip("/"), _rpc_attributes(method)
         self._server = Span(_tracer.start_span(name, context=_extract(headers), kind=SpanKind.SERVER, attributes=attributes))
         self._client = Span(_tracer.start_span(name, context=trace.set_span_in_context(self._server._otel), kind=SpanKind.CLIENT, attributes=attributes))
+
+    def attach(self) -> None:
+        """What this task does from here on is part of the call."""
+        from opentelemetry import context, trace
+
+        context.attach(trace.set_span_in_context(self._server._otel))
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """W3C headers for the upstream."""

@@ -114,7 +114,7 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
 
 def test_every_dependency_is_used() -> None:
     """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is installed for nothing."""
-    names = {"grpcio": "grpc", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "zstandard": "zstandard",
+    names = {"grpcio": "grpc", "hpack": "hpack", "uvloop": "uvloop", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "zstandard": "zstandard",
              "opentelemetry-sdk": "opentelemetry.sdk", "opentelemetry-exporter-otlp-proto-grpc": "opentelemetry.exporter.otlp.proto.grpc"}
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     assert set(project["dependencies"]) == {*names, "supervisor"}

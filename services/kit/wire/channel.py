@@ -1,0 +1,628 @@
+"""Calls to another process over the wire: a connection that is made when it is needed and again when it is lost, unary calls, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+
+from services.kit import errors, rpc
+from services.kit.rpc import Metadata, Pings
+from services.kit.version import SPLITD
+from services.kit.wire import headers, messages
+from services.kit.wire.connection import Chunk, GoingAway, Opened, Stream
+from services.kit.wire.frames import Code
+from services.kit.wire.headers import Head
+from services.kit.wire.limits import Limits, configured
+from services.kit.wire.link import Link, Owner
+
+CONNECT_TIMEOUT = 5.0
+SILENCE = 1.0
+"""Seconds without a byte after which a peer is pinged ..."""
+PATIENCE = 2
+"""... and how often such a second may pass before the connection counts as lost. A loop that is busy for longer than that is as bad as a hung one."""
+HIGH_WATER = 256 << 10
+"""Bytes that a writer may have queued before it has to wait."""
+
+
+def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
+    """The head of a request. ``path`` goes last of the pseudo-headers but before the others, as HTTP/2 wants."""
+    parts = [_PSEUDO, headers.field(b":path", path.encode()), _REST]
+    if timeout is not None:
+        parts.append(headers.timeout(timeout))
+    if metadata:
+        parts.append(headers.block(headers.metadata(metadata)))
+    return b"".join(parts)
+
+
+_PSEUDO = headers.block([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"localhost")])
+_REST = headers.block([(b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,gzip"),
+                       (b"user-agent", f"splitd/{SPLITD}".encode())])
+
+
+class ClientLink(Link):
+    """A client's side of a connection."""
+
+    def __init__(self, carrier: WireCarrier, limits: Limits) -> None:
+        super().__init__(limits, client=True)
+        self.carrier = carrier
+        self.settled: asyncio.Future[None] = self.loop.create_future()
+        """Ends when the peer's SETTINGS are there; ConnectionError if it goes away before."""
+        self.leaving = False
+        self._silent = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._slots: deque[asyncio.Future[None]] = deque()
+
+    def open(self, owner: Owner, block: bytes) -> Stream:
+        """A new stream. The caller has made sure that :attr:`full` is not."""
+        stream = self.connection.open(block, owner)
+        if self._timer is None and self.carrier.pings != "never":
+            self._watch()
+        if self.connection.exhausted:
+            self._leave()
+        return stream
+
+    def finished(self, stream: Stream) -> None:
+        """The peer has said its last word; what we have not sent yet, nobody wants any more."""
+        if not stream.local_closed:
+            self.reset(stream, Code.CANCEL)
+        else:
+            self.on_idle()
+
+    @property
+    def full(self) -> bool:
+        """Whether the peer allows no more streams for now."""
+        return len(self.connection.streams) >= self.connection.peer_streams
+
+    async def slot(self) -> None:
+        """Wait until a stream has ended."""
+        waiter = self.loop.create_future()
+        self._slots.append(waiter)
+        await waiter
+
+    def opened(self, event: Opened) -> None:
+        stream, head, end = event
+        owner = stream.owner
+        if owner is not None:
+            owner.on_head(head, end)
+        if end:
+            self.on_idle()
+
+    def on_ready(self) -> None:
+        if not self.settled.done():
+            self.settled.set_result(None)
+        if self.carrier.pings == "always":
+            self._watch()
+
+    def on_idle(self) -> None:
+        while self._slots and (self.lost or not self.full):
+            waiter = self._slots.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                break
+        if self.leaving and not self.connection.streams:
+            self.close()
+
+    def on_going_away(self, event: GoingAway) -> None:
+        self._leave()
+        for number, stream in list(self.connection.streams.items()):
+            if number > event.last:
+                self.connection.streams.pop(number)
+                stream.local_closed = stream.remote_closed = True
+                owner = stream.owner
+                if owner is not None:
+                    owner.on_reset(Code.REFUSED_STREAM, f"GOAWAY {event.reason}", local=False)
+        self.on_idle()
+
+    def _leave(self) -> None:
+        if not self.leaving:
+            self.leaving = True
+            self.carrier.link_gone(self)
+
+    def on_end(self, reason: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.settled.done():
+            self.settled.set_exception(ConnectionError(reason))
+            self.settled.exception()  # nobody may be waiting
+        while self._slots:
+            waiter = self._slots.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        self._leave()
+
+    # -- keepalive
+
+    def _watch(self) -> None:
+        self.heard = True
+        self._silent = 0
+        self._timer = self.loop.call_later(SILENCE, self._tick, self.loop.time())
+
+    def _tick(self, set_at: float) -> None:
+        self._timer = None
+        now = self.loop.time()
+        if self.lost or (self.carrier.pings == "calls" and not self.connection.streams):
+            return
+        if self.heard or now - set_at > SILENCE * 1.5:  # or we were not listening ourselves
+            self._silent = 0
+        else:
+            self._silent += 1
+            if self._silent > PATIENCE:
+                self.abort("no answer to a ping")
+                return
+            if self._silent == 1:
+                self.connection.ping(b"splitd??")
+                self.flush()
+        self.heard = False
+        self._timer = self.loop.call_later(SILENCE, self._tick, now)
+
+
+class WireCarrier:
+    """What is under a :class:`services.kit.rpc.Channel`."""
+
+    def __init__(self, address: str, name: str, pings: Pings, limits: Limits | None = None) -> None:
+        self.name = name
+        self.pings = pings
+        self._address = address.removeprefix("unix:")
+        self._limits = limits or configured()
+        self._loop = asyncio.get_running_loop()
+        self._link: ClientLink | None = None
+        self._links: set[ClientLink] = set()
+        self._connecting: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self._failures = 0
+        self._retry: asyncio.TimerHandle | None = None
+        self._changed: set[asyncio.Future[None]] = set()
+        self._closed = False
+
+    # -- the connection
+
+    @property
+    def link(self) -> ClientLink | None:
+        """The connection, if it is there."""
+        return self._link
+
+    def connected(self) -> bool:
+        if self._link is None:
+            self._connect()
+        return self._link is not None
+
+    async def changed(self, known: bool) -> bool:
+        while True:
+            if (self._link is not None) is not known:
+                return not known
+            if not known:
+                self._connect()
+            waiter = self._loop.create_future()
+            self._changed.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._changed.discard(waiter)
+
+    def _connect(self) -> None:
+        """Try to connect, unless that is being done or was tried a moment ago."""
+        if self._connecting is None and self._retry is None and not self._closed:
+            self._connecting = self._loop.create_task(self._attempt())
+
+    async def _attempt(self) -> None:
+        link = ClientLink(self, self._limits)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                if ":" in self._address and not self._address.startswith("/"):
+                    host, _, port = self._address.removeprefix("ipv4:").rpartition(":")
+                    await self._loop.create_connection(lambda: link, host.strip("[]"), int(port))
+                else:
+                    await self._loop.create_unix_connection(lambda: link, self._address)
+                await link.settled
+        except (OSError, TimeoutError, ValueError) as error:
+            self._trouble = f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
+            self._failures += 1
+            link.abort(self._trouble)
+            if self._changed:  # somebody watches
+                self._retry = self._loop.call_later(min(0.1 * self._failures, 0.5), self._again)
+        else:
+            self._failures = 0
+            self._link = link
+            self._links.add(link)
+            self._tell()
+        finally:
+            self._connecting = None
+
+    def _again(self) -> None:
+        self._retry = None
+        if self._changed:
+            self._connect()
+
+    def _tell(self) -> None:
+        for waiter in self._changed:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def link_gone(self, link: ClientLink) -> None:
+        """A link takes no new calls: it is lost, or the peer is going."""
+        if link.lost:
+            self._links.discard(link)
+        if self._link is link:
+            self._link = None
+            self._tell()
+
+    async def ready(self) -> ClientLink:
+        """The connection; Disconnected, naming the process, if it cannot be made now."""
+        for _ in range(100):
+            link = self._link
+            if link is None:
+                if self._closed:
+                    raise errors.Cancelled(f"the channel to {self.name} is closed")
+                if self._connecting is None:
+                    self._connecting = self._loop.create_task(self._attempt())
+                await asyncio.wait([self._connecting])
+                link = self._link
+                if link is None:
+                    raise self.disconnected(self._trouble)
+            if not link.full:
+                return link
+            await link.slot()
+        raise self.disconnected("its connections do not last")
+
+    def disconnected(self, reason: str) -> errors.Disconnected:
+        """The error of a call that the transport could not carry."""
+        return errors.Disconnected(f"service {self.name} is not reachable ({reason})")
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        for link in list(self._links):
+            link.connection.fail(Code.NO_ERROR, "")
+            link.flush()
+            link.close()
+            link._gone("the channel is closed")
+        self._links.clear()
+
+    # -- calls
+
+    async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
+        if timeout is None:
+            return await self._unary(path, request, metadata, None)
+        end = self._loop.time() + timeout
+        if self._link is None or self._link.full:  # rare, so that the usual call sets one timer only
+            try:
+                async with asyncio.timeout_at(end):
+                    await self.ready()
+            except TimeoutError:
+                raise errors.DeadlineExceeded from None
+        return await self._unary(path, request, metadata, end)
+
+    async def _unary(self, path: str, request: bytes, metadata: Metadata, end: float | None) -> bytes:
+        tries = 0
+        while True:
+            link = self._link
+            if link is None or link.full:
+                link = await self.ready()
+            left = None if end is None else max(end - self._loop.time(), 0.001)
+            call = _Unary(self, link, path, request, metadata, left)
+            try:
+                return await call.answer
+            except _UnseenError as error:  # the peer has certainly not looked at it
+                tries += 1
+                if tries > 2:
+                    raise self.disconnected(str(error)) from None
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+
+    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> WireStream:
+        return WireStream(self, path, metadata, timeout)
+
+    def outcome(self, head: Head) -> errors.NodeError | None:
+        """What trailers mean: None for OK."""
+        code = head.code
+        if code == 0:
+            return None
+        if code is None:
+            return errors.Internal("server closed the stream without sending trailers")
+        trailers = tuple((k, v) for k, v in head.headers.items())
+        if code == errors.Unavailable.code and rpc.STOPPING in head.headers:
+            return self.disconnected(head.message)
+        return errors.from_status(code, head.message, trailers)
+
+    def refusal(self, code: int, reason: str) -> errors.NodeError:
+        """What an RST_STREAM means, by gRPC's table of HTTP/2 error codes."""
+        name = Code(code).name if code in Code.__members__.values() else str(code)
+        return errors.BY_CODE[_OF_RESET.get(code, 13)].verbatim(f"stream terminated by RST_STREAM with error code {name}" + (f": {reason}" if reason else ""))
+
+    def http_failure(self, head: Head) -> errors.NodeError | None:
+        """What a response means that is no gRPC; None if it is."""
+        if head.status == 200 and head.is_grpc():
+            return None
+        if head.code is not None:
+            return self.outcome(head)
+        code = _OF_STATUS.get(head.status, 2)
+        return errors.BY_CODE[code].verbatim(f"unexpected HTTP status code {head.status}, content-type {head.content_type!r}")
+
+
+_OF_RESET: dict[int, int] = {Code.REFUSED_STREAM: 14, Code.CANCEL: 1, Code.ENHANCE_YOUR_CALM: 8, Code.INADEQUATE_SECURITY: 7}
+_OF_STATUS: dict[int, int] = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+
+
+class _UnseenError(Exception):
+    """The peer refused the stream before it looked at it: it may be asked again."""
+
+
+class _Unary:
+    """A unary call on its way."""
+
+    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "_timer", "answer")
+
+    def __init__(self, carrier: WireCarrier, link: ClientLink, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> None:
+        self._carrier = carrier
+        self._link = link
+        self.answer: asyncio.Future[bytes] = link.loop.create_future()
+        self._message: bytes | None = None
+        self._assembler: messages.Assembler | None = None
+        self._timer = None if timeout is None else link.loop.call_later(timeout, self._expire)
+        self._stream = link.open(self, request_block(path, metadata, timeout))
+        link.connection.send(self._stream, messages.prefix(request), request, end=True)
+        link.flush_soon()
+
+    def _end(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.answer.done():
+            return
+        if error is not None:
+            self.answer.set_exception(error)
+        elif self._message is None:
+            self.answer.set_exception(errors.Internal("a unary call was answered without a message"))
+        else:
+            self.answer.set_result(self._message)
+
+    def _expire(self) -> None:
+        self._end(errors.DeadlineExceeded())
+        self._link.reset(self._stream, Code.CANCEL)
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._link.reset(self._stream, Code.CANCEL)
+
+    def on_head(self, head: Head, end: bool) -> None:
+        failure = self._carrier.http_failure(head)
+        if failure is not None:
+            self._end(failure)
+            self._link.reset(self._stream, Code.CANCEL)
+        elif end:
+            self._end(self._carrier.outcome(head))
+        else:
+            self._assembler = messages.Assembler(self._link.limits.message, head.encoding)
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        assert self._assembler is not None
+        if not end:
+            self._link.consumed(self._stream, len(chunk))
+        try:
+            found = self._assembler.feed(chunk)
+            if found:
+                if self._message is not None or len(found) > 1:
+                    raise errors.Internal("a unary call was answered with more than one message")
+                self._message = found[0]
+        except errors.NodeError as error:
+            self._end(error)
+            self._link.reset(self._stream, Code.CANCEL)
+            return
+        if end:
+            self._end(errors.Internal("server closed the stream without sending trailers"))
+
+    def on_trailers(self, head: Head) -> None:
+        self._end(self._carrier.outcome(head))
+        self._link.finished(self._stream)
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        self._end(_UnseenError(reason) if code == Code.REFUSED_STREAM and not local else self._carrier.refusal(code, reason))
+
+    def on_drained(self) -> None:
+        """A unary request is queued whole."""
+
+    def on_lost(self, reason: str) -> None:
+        self._end(self._carrier.disconnected(reason))
+
+
+class WireStream:
+    """A streaming call; it is opened by the first thing that is done with it."""
+
+    def __init__(self, carrier: WireCarrier, path: str, metadata: Metadata, timeout: float | None) -> None:
+        self._carrier = carrier
+        self._path = path
+        self._metadata = metadata
+        self._end = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._link: ClientLink | None = None
+        self._stream: Stream | None = None
+        self._opening = asyncio.Lock()
+        self._assembler: messages.Assembler | None = None
+        self._messages: deque[bytes] = deque()
+        self._waiting = 0
+        """Bytes of messages that nobody has received yet."""
+        self._withheld = 0
+        """Bytes that the peer gets no window for until they are received."""
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._leading: rpc.Headers | None = None
+        self._trailing: rpc.Headers = {}
+        self._status: errors.NodeError | None = None
+        self._over = False
+
+    # -- CarriedStream
+
+    async def send(self, message: bytes) -> None:
+        stream, link = await self._open()
+        if self._over:
+            raise self._failure()
+        link.connection.send(stream, messages.prefix(message), message)
+        link.flush_soon()
+        while stream.queued > HIGH_WATER:
+            stream.low = HIGH_WATER // 2
+            self._writer = link.loop.create_future()
+            await self._writer
+            self._writer = None
+        if self._over and self._status is not None:
+            raise self._failure()
+
+    async def done_sending(self) -> None:
+        stream, link = await self._open()
+        if self._over and self._status is not None:
+            raise self._failure()
+        link.connection.send(stream, end=True)
+        link.flush_soon()
+
+    async def receive(self) -> bytes | None:
+        _, link = await self._open()
+        while not self._messages:
+            if self._over:
+                if self._status is not None:
+                    raise self._failure()
+                return None
+            await self._wait(link)
+        message = self._messages.popleft()
+        self._waiting -= len(message)
+        if self._withheld and self._waiting < HIGH_WATER and self._stream is not None:
+            link.consumed(self._stream, self._withheld)
+            self._withheld = 0
+        return message
+
+    async def leading(self) -> rpc.Headers:
+        _, link = await self._open()
+        while self._leading is None and not self._over:
+            await self._wait(link)
+        return self._leading or {}
+
+    def trailing(self) -> rpc.Headers:
+        return self._trailing
+
+    def cancel(self) -> None:
+        if not self._over:
+            self._finish(errors.Cancelled())
+            if self._link is not None and self._stream is not None:
+                self._link.reset(self._stream, Code.CANCEL)
+
+    # -- its life
+
+    async def _wait(self, link: ClientLink) -> None:
+        self._reader = link.loop.create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _failure(self) -> errors.NodeError:
+        return self._status or errors.Cancelled("the call has ended")
+
+    async def _open(self) -> tuple[Stream, ClientLink]:
+        if self._stream is None:
+            async with self._opening:
+                if self._stream is None:
+                    await self._open_once()
+        assert self._stream is not None
+        assert self._link is not None
+        return self._stream, self._link
+
+    async def _open_once(self) -> None:
+        if self._over:
+            raise self._failure()
+        left = None
+        try:
+            async with asyncio.timeout_at(self._end):
+                link = await self._carrier.ready()
+        except TimeoutError:
+            self._finish(errors.DeadlineExceeded())
+            raise self._failure() from None
+        except errors.NodeError as error:
+            self._finish(error)
+            raise
+        if self._end is not None:
+            left = max(self._end - link.loop.time(), 0.001)
+            self._timer = link.loop.call_later(left, self._expire)
+        self._link = link
+        self._stream = link.open(self, request_block(self._path, self._metadata, left))
+        link.flush_soon()
+
+    def _expire(self) -> None:
+        self._finish(errors.DeadlineExceeded())
+        if self._link is not None and self._stream is not None:
+            self._link.reset(self._stream, Code.CANCEL)
+
+    def _finish(self, status: errors.NodeError | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._status = status
+        if self._timer is not None:
+            self._timer.cancel()
+        _wake(self._reader)
+        _wake(self._writer)
+
+    # -- Owner
+
+    def on_head(self, head: Head, end: bool) -> None:
+        failure = self._carrier.http_failure(head)
+        if failure is not None or end:
+            self._leading = {}
+            self._trailing = head.headers
+            self._finish(failure if failure is not None else self._carrier.outcome(head))
+            if failure is not None and self._link is not None and self._stream is not None:
+                self._link.reset(self._stream, Code.CANCEL)
+            return
+        assert self._link is not None
+        self._leading = head.headers
+        self._assembler = messages.Assembler(self._link.limits.message, head.encoding)
+        _wake(self._reader)
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        assert self._assembler is not None
+        assert self._link is not None
+        assert self._stream is not None
+        try:
+            found = self._assembler.feed(chunk)
+        except errors.NodeError as error:
+            self._finish(error)
+            self._link.reset(self._stream, Code.CANCEL)
+            return
+        if self._waiting > HIGH_WATER:
+            self._withheld += len(chunk)
+        else:
+            self._link.consumed(self._stream, len(chunk))
+        if found:
+            self._messages.extend(found)
+            self._waiting += sum(map(len, found))
+            _wake(self._reader)
+        if end:
+            self._finish(errors.Internal("server closed the stream without sending trailers"))
+
+    def on_trailers(self, head: Head) -> None:
+        self._trailing = head.headers
+        self._finish(self._carrier.outcome(head))
+        if self._link is not None and self._stream is not None:
+            self._link.finished(self._stream)
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        if code == Code.REFUSED_STREAM and not local:
+            self._finish(self._carrier.disconnected(f"stream refused: {reason}"))
+        elif not (code == Code.NO_ERROR and self._over):
+            self._finish(self._carrier.refusal(code, reason))
+
+    def on_drained(self) -> None:
+        _wake(self._writer)
+
+    def on_lost(self, reason: str) -> None:
+        self._finish(self._carrier.disconnected(reason))
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None:
+        with contextlib.suppress(asyncio.InvalidStateError):
+            waiter.set_result(None)

@@ -1,0 +1,266 @@
+"""Header lists: HPACK (RFC 7541), what HTTP/2 wants of them (RFC 9113, section 8), and gRPC's meaning of them.
+
+Reading is the hpack library's, behind a cache: a block that left the decoder's table as it was means the same until something changes the table, and
+clients send the same few blocks all the time. What is cached is the finished :class:`Head`, checked and parsed, so it is not to be changed.
+
+Writing never uses the peer's table: every field is a literal or of the static table. So an encoded list is a constant that may be kept, joined to another and sent on
+any connection, and our own blocks never spoil the cache of a peer.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+from urllib.parse import quote, unquote
+
+from hpack import Decoder as Hpack
+from hpack import HPACKError, OversizedHeaderListError
+from hpack.hpack import encode_integer
+from hpack.table import HeaderTable
+
+from services.kit.wire.frames import Code, ConnectionFault, StreamFault
+from services.kit.wire.limits import Limits
+
+T = TypeVar("T")
+Pairs = Sequence[tuple[bytes, bytes]]
+Value = str | bytes
+
+# ---------------------------------------------------------------------------------------------- writing
+
+_NAMES: dict[bytes, int] = {}
+_FIELDS: dict[tuple[bytes, bytes], int] = {}
+for _index, (_name, _value) in enumerate(HeaderTable.STATIC_TABLE, 1):
+    _NAMES.setdefault(_name, _index)
+    _FIELDS.setdefault((_name, _value), _index)
+
+TABLE_EMPTIED = b"\x20"
+"""Dynamic table size update to 0: said once where a peer shrinks the table that we do not use."""
+
+
+def field(name: bytes, value: bytes) -> bytes:
+    """One header field: indexed where the static table has it, else a literal without indexing."""
+    index = _FIELDS.get((name, value))
+    if index is not None:
+        return bytes((0x80 | index,))
+    index = _NAMES.get(name)
+    head = bytes(encode_integer(index, 4)) if index else b"\x00" + bytes(encode_integer(len(name), 7)) + name
+    return head + bytes(encode_integer(len(value), 7)) + value
+
+
+def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """An encoded header list."""
+    return b"".join([field(name, value) for name, value in pairs])
+
+
+def metadata(pairs: Iterable[tuple[str, Value]]) -> list[tuple[bytes, bytes]]:
+    """GRPC metadata as header fields: values of ``*-bin`` in base64 without padding."""
+    fields = []
+    for key, value in pairs:
+        if key.endswith("-bin"):
+            data = value.encode() if isinstance(value, str) else value
+            fields.append((key.encode(), base64.b64encode(data).rstrip(b"=")))
+        else:
+            fields.append((key.encode(), value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value))
+    return fields
+
+
+def status(code: int, message: str = "", trailing: Iterable[tuple[str, Value]] = ()) -> bytes:
+    """The block of a call's trailers."""
+    pairs = [(b"grpc-status", b"%d" % code)]
+    if message:
+        pairs.append((b"grpc-message", quote(message, safe=_PRINTABLE).encode()))
+    return block([*pairs, *metadata(trailing)])
+
+
+_PRINTABLE = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
+"""What grpc-message carries as it is (gRPC's PROTOCOL-HTTP2: Status-Message)."""
+
+_UNITS = (("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("S", 1.0), ("M", 60.0), ("H", 3600.0))
+_SECONDS = dict(_UNITS)
+
+
+def timeout(seconds: float) -> bytes:
+    """A grpc-timeout field: at most eight digits, rounded up."""
+    for unit, size in _UNITS[1:]:
+        if seconds < size * 1e8:
+            return field(b"grpc-timeout", b"%d%s" % (max(1, math.ceil(seconds / size)), unit.encode()))
+    return field(b"grpc-timeout", b"99999999H")
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+class Head:
+    """A header list that has been read: a request's, a response's or trailers.
+
+    ``headers`` are gRPC's metadata (the first value of each name; bytes for ``*-bin``), ``pairs`` all fields but the pseudo-headers as they came. ``problem``
+    is what is wrong with its metadata for gRPC: HTTP/2 is content with it, so the call is answered. ``memory`` is for whoever derives something from a head: it
+    lives as long as the head does in the cache.
+    """
+
+    __slots__ = ("authority", "code", "content_length", "content_type", "encoding", "headers", "memory", "message", "method", "pairs", "path", "problem",
+                 "scheme", "status", "timeout")
+
+    def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        self.method = self.path = self.scheme = self.authority = ""
+        self.status = 0
+        self.content_length: int | None = None
+        self.content_type = self.encoding = self.message = self.problem = ""
+        self.timeout: float | None = None
+        self.code: int | None = None
+        self.pairs = pairs
+        self.headers: dict[str, Value] = {}
+        self.memory: dict[object, object] = {}
+        for name, value in pairs:
+            self._take(name.decode("ascii"), value)
+
+    def _take(self, name: str, raw: bytes) -> None:
+        value = raw.decode("utf-8", "surrogateescape")
+        if name == "content-type":
+            self.content_type = value
+        elif name == "grpc-encoding":
+            self.encoding = value
+        elif name == "grpc-timeout":
+            if not _TIMEOUT.fullmatch(value):
+                self.problem = f"malformed grpc-timeout {value!r}"
+            else:
+                self.timeout = int(value[:-1]) * _SECONDS[value[-1]]
+        elif name == "grpc-status":
+            self.code = int(value) if value.isascii() and value.isdigit() and len(value) < 5 else 2
+        elif name == "grpc-message":
+            self.message = unquote(value, errors="replace")
+        elif name not in self.headers:
+            if name.endswith("-bin"):
+                try:
+                    self.headers[name] = _debase64(raw.split(b",")[0])
+                except (binascii.Error, ValueError):
+                    self.problem = f"malformed binary metadata {name}"
+            else:
+                self.headers[name] = value
+
+    def encoded(self) -> bytes:
+        """The fields, pseudo-header :status included, in our own encoding."""
+        found = self.memory.get("encoded")
+        if found is None:
+            pairs = [(b":status", b"%d" % self.status), *self.pairs] if self.status else self.pairs
+            found = self.memory["encoded"] = block(pairs)
+        assert isinstance(found, bytes)
+        return found
+
+    def is_grpc(self) -> bool:
+        """Whether its content-type is gRPC's, in one of its spellings."""
+        return self.content_type == "application/grpc" or self.content_type.startswith(("application/grpc+", "application/grpc;"))
+
+
+_TIMEOUT = re.compile(r"[0-9]{1,8}[HMSmun]")
+
+
+def _debase64(value: bytes) -> bytes:
+    return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+
+
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE = re.compile(rb"[\x00\r\n]")
+_OF_CONNECTION = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
+
+
+def _checked(pairs: Pairs, pseudo: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:
+    """Pseudo-headers and the others; StreamFault where RFC 9113, section 8.2 and 8.3, calls the list malformed."""
+    special: dict[bytes, bytes] = {}
+    rest: list[tuple[bytes, bytes]] = []
+    for name, value in pairs:
+        if name[:1] == b":":
+            if rest or name in special or name not in pseudo:
+                raise StreamFault(Code.PROTOCOL_ERROR, f"pseudo-header {name.decode(errors='replace')} is out of place")
+            special[name] = value
+            continue
+        if not _NAME.fullmatch(name) or _BAD_VALUE.search(value):
+            raise StreamFault(Code.PROTOCOL_ERROR, "malformed header field")
+        if name in _OF_CONNECTION or (name == b"te" and value != b"trailers"):
+            raise StreamFault(Code.PROTOCOL_ERROR, f"header {name.decode()} is of HTTP/1.1")
+        rest.append((name, value))
+    return special, rest
+
+
+def _content_length(head: Head) -> None:
+    value = head.headers.pop("content-length", None)
+    if value is None:
+        return
+    if not isinstance(value, str) or not (value.isascii() and value.isdigit()) or len(value) > 18:
+        raise StreamFault(Code.PROTOCOL_ERROR, "malformed content-length")
+    head.content_length = int(value)
+
+
+def request(pairs: Pairs) -> Head:
+    """The head of a request."""
+    special, rest = _checked(pairs, (b":method", b":scheme", b":path", b":authority"))
+    if not special.get(b":method") or not special.get(b":scheme") or not special.get(b":path"):
+        raise StreamFault(Code.PROTOCOL_ERROR, "a request needs :method, :scheme and :path")
+    head = Head(rest)
+    head.method, head.scheme, head.path, head.authority = (
+        special.get(name, b"").decode("utf-8", "replace") for name in (b":method", b":scheme", b":path", b":authority"))
+    _content_length(head)
+    return head
+
+
+def response(pairs: Pairs) -> Head:
+    """The head of a response."""
+    special, rest = _checked(pairs, (b":status",))
+    code = special.get(b":status", b"")
+    if len(code) != 3 or not code.isdigit():
+        raise StreamFault(Code.PROTOCOL_ERROR, "a response needs a :status")
+    head = Head(rest)
+    head.status = int(code)
+    _content_length(head)
+    return head
+
+
+def trailers(pairs: Pairs) -> Head:
+    """Trailers, of either side."""
+    return Head(_checked(pairs, ())[1])
+
+
+class Decoder:
+    """One connection's reading side."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._hpack = Hpack(limits.header_list)
+        self._cache: dict[tuple[Callable[[Pairs], Head], bytes], Head] = {}
+
+    def __call__(self, kind: Callable[[Pairs], Head], encoded: bytes) -> Head:
+        """Read a whole block as ``kind`` (:func:`request`, :func:`response`, :func:`trailers`).
+
+        ConnectionFault where the block cannot be decoded, or is over a limit: the two sides' tables then differ. StreamFault where its fields are malformed.
+        """
+        key = (kind, encoded)
+        head = self._cache.get(key)
+        if head is not None:
+            return head
+        table = self._hpack.header_table
+        size, entries = table.maxsize, table.dynamic_entries
+        count, newest = len(entries), entries[0] if entries else None
+        try:
+            pairs = list(self._hpack.decode(encoded, raw=True))
+        except OversizedHeaderListError:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"header list over {self._limits.header_list} bytes") from None
+        except (HPACKError, IndexError, ValueError) as error:
+            raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
+        if len(pairs) > self._limits.header_count:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"more than {self._limits.header_count} header fields")
+        # The table differs whenever one of these does: entries go in at the front and out at the end.
+        changed = table.maxsize != size or len(entries) != count or (entries[0] if entries else None) is not newest
+        if changed or len(self._cache) >= _CACHED:
+            self._cache.clear()
+        head = kind([(bytes(name), bytes(value)) for name, value in pairs])
+        if not changed and len(encoded) <= _CACHEABLE:
+            self._cache[key] = head
+        return head
+
+
+_CACHED, _CACHEABLE = 128, 1024
+"""Blocks that a connection remembers, and the longest that is worth it."""

@@ -1,0 +1,114 @@
+"""What a peer may do: every bound of the wire, with its reason. Whoever passes one loses the stream or the connection; nobody else notices.
+
+Our peers are local, and root's; but a client with a bug reaches every bound that an attacker would, and a node must outlive it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from services.kit.settings import Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one connection; sizes in bytes, times in seconds. Rates are of token buckets: so many at once, so many more each second."""
+
+    streams: int = 4096
+    """Calls at once, those included that the peer has reset while their handlers still run (CVE-2023-44487). Each kubelet or dockerd has a connection of
+    its own, with a Wait for each container: a thousand is usual, grpc-go knows no bound. One more is REFUSED_STREAM, which clients repeat."""
+    header_list: int = 64 << 10
+    """Of a header list, as RFC 9113 counts it, decoded: what grpc-go and grpcio take by default is less. An HPACK bomb ends here."""
+    header_count: int = 256
+    """Fields of a header list: each costs more than its bytes."""
+    header_block: int = 96 << 10
+    """Of an encoded block, CONTINUATIONs included: before it is decoded (CVE-2024-27316)."""
+    continuations: int = 32
+    """CONTINUATION frames of one block: empty ones cost no bytes of it."""
+    frame: int = 256 << 10
+    """Largest DATA frame that we take (SETTINGS_MAX_FRAME_SIZE) from a peer that has sent more than a window: until then it is HTTP/2's 16 KiB. Its bytes pass on
+    as they come, so it costs no memory; but it holds up the other streams."""
+    window: int = 64 << 10
+    """Of a new stream: what each stream can make us hold before anybody has looked at it."""
+    window_most: int = 1 << 20
+    """What the window of a stream grows to while its reader keeps up."""
+    connection_window: int = 16 << 20
+    """Of the connection. It is given back as bytes come, so that a stream whose reader sleeps holds up no other: streams are bounded by their own windows."""
+    message: int = 16 << 20
+    """Of one message, inflated: containerd's own limit."""
+    assembling: int = 64 << 20
+    """Of incomplete messages of all streams of a connection. A call that goes beyond it is RESOURCE_EXHAUSTED."""
+    unread: int = 1 << 20
+    """Of answers to a peer that does not read, where it makes us answer without flow control (SETTINGS, PING, refusals): beyond it, we do not read either."""
+    resets: int = 1000
+    """Streams that the peer may reset at once, or make us reset (CVE-2025-8671) ..."""
+    resets_rate: int = 200
+    """... and per second: clients that give up on many calls at once are usual, those that do so all the time are not."""
+    idle_frames: int = 2000
+    """Frames that bring nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones): so many at once ..."""
+    idle_frames_rate: int = 500
+    """... and per second; each frame of an answer allows for one more, since readers acknowledge what they read."""
+    handshake: Seconds = 10.0
+    """Until the preface and the first SETTINGS are there."""
+    request: Seconds = 60.0
+    """Until the request of a call that is not a stream is complete. Nobody works on it before that."""
+    connections: int = 16384
+    """Of a server. Idle ones cost 15 KB each; at the bound, the one that has been idle longest is told to go (GOAWAY, NO_ERROR), and its client connects again when it calls."""
+
+    def __post_init__(self) -> None:
+        for name in ("streams", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "resets", "resets_rate",
+                     "idle_frames", "idle_frames_rate", "connections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        if not 1 << 14 <= self.frame < 1 << 24:
+            raise ValueError(f"frame: {self.frame} is not between 16384 and 16777215")
+        for name in ("window", "window_most", "connection_window"):
+            if not (1 << 16) - 1 <= getattr(self, name) < 1 << 31:
+                raise ValueError(f"{name}: {getattr(self, name)} is not between 65535 and 2147483647")
+        if self.window_most < self.window:
+            raise ValueError(f"window_most: {self.window_most} is below window")
+
+
+_configured = Limits()
+
+
+def configure(limits: Limits) -> None:
+    """The limits of this process from here on."""
+    global _configured
+    _configured = limits
+
+
+def configured() -> Limits:
+    """The limits of this process."""
+    return _configured
+
+
+class Bucket:
+    """A token bucket: ``burst`` tokens, ``rate`` more each second."""
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, burst: float, rate: float) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._tokens = burst
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Take one; False if there is none."""
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return True
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def give(self) -> None:
+        """One more, within the burst."""
+        if self._tokens < self._burst:
+            self._tokens += 1

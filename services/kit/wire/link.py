@@ -1,0 +1,259 @@
+"""A connection on a socket: an asyncio protocol that moves bytes between the transport and a :class:`Connection`, and events to the streams' owners.
+
+What it writes in one turn of the loop goes out in one call. A transport that is full (``pause_writing``) holds up DATA in the streams' queues; a peer
+that reads nothing while it makes us answer is not read either, until it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from services.kit.wire.connection import Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Stream, Trailers
+from services.kit.wire.frames import Code
+from services.kit.wire.headers import Head
+from services.kit.wire.limits import Limits
+
+log = logging.getLogger(__name__)
+
+_JOIN = 32 << 10
+"""Pieces that are together no longer than this are copied into one: cheaper than a vector of them."""
+_LINGER = 5.0
+_HANG_UP = 1.0
+
+
+class Owner(Protocol):
+    """What a stream's owner is told."""
+
+    def on_data(self, chunk: bytes | memoryview, end: bool) -> None:
+        """Bytes, which the owner answers with ``Connection.consumed`` when it can take more."""
+        ...
+
+    def on_trailers(self, head: Head) -> None:
+        """The peer's last word."""
+        ...
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        """The stream ended before its time."""
+        ...
+
+    def on_drained(self) -> None:
+        """What was queued has gone, down to the stream's ``low``."""
+        ...
+
+    def on_lost(self, reason: str) -> None:
+        """The connection is gone."""
+        ...
+
+
+class Link(asyncio.Protocol):
+    """One side of one connection; a server's and a client's differ in :meth:`opened`."""
+
+    def __init__(self, limits: Limits, *, client: bool) -> None:
+        self.limits = limits
+        self.connection = Connection(client=client, limits=limits)
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self.lost = False
+        self.ready = False
+        self.heard = False
+        """Whether anything came since this was last set to False; keepalive asks."""
+        self._inside = False
+        self._scheduled = False
+        self._full = False
+        self._unread = 0
+        self._deaf = False
+
+    # -- what a side adds
+
+    def opened(self, event: Opened) -> None:
+        """A request, or the head of a response."""
+        raise NotImplementedError
+
+    def on_ready(self) -> None:
+        """The peer's SETTINGS are there."""
+
+    def on_going_away(self, event: GoingAway) -> None:
+        """The peer takes no more streams."""
+
+    def on_pong(self) -> None:
+        """A ping was answered."""
+
+    def on_idle(self) -> None:
+        """A stream has ended, and there may be no other."""
+
+    def on_end(self, reason: str) -> None:
+        """The connection is gone, and all owners know."""
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=256 << 10)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        self._inside = True
+        try:
+            for event in self.connection.receive(data):
+                _TELL[type(event)](self, event)
+        finally:
+            self._inside = False
+        self.flush()
+
+    def eof_received(self) -> None:
+        self._gone("connection closed")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._gone(f"connection closed: {error}" if error else "connection closed")
+
+    def pause_writing(self) -> None:
+        self._full = True
+        self.connection.block()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._unread = 0
+        if self._deaf and self.transport is not None:
+            self._deaf = False
+            self.transport.resume_reading()
+        for event in self.connection.unblock():
+            _TELL[type(event)](self, event)
+        self.flush()
+
+    # -- events
+
+    def _on_opened(self, event: Opened) -> None:
+        self.opened(event)
+
+    def _on_data(self, event: Data) -> None:
+        stream = event.stream
+        owner: Owner | None = stream.owner
+        if owner is None:
+            self.connection.consumed(stream, len(event.chunk))
+        else:
+            owner.on_data(event.chunk, event.end)
+
+    def _on_trailers(self, event: Trailers) -> None:
+        owner: Owner | None = event.stream.owner
+        if owner is not None:
+            owner.on_trailers(event.head)
+
+    def _on_reset(self, event: Reset) -> None:
+        owner: Owner | None = event.stream.owner
+        if owner is not None:
+            owner.on_reset(event.code, event.reason, local=event.local)
+        self.on_idle()
+
+    def _on_drained(self, event: Drained) -> None:
+        owner: Owner | None = event.stream.owner
+        if owner is not None:
+            owner.on_drained()
+
+    def _on_ready(self, event: Ready) -> None:
+        self.ready = True
+        self.on_ready()
+
+    def _on_pong(self, event: Pong) -> None:
+        self.on_pong()
+
+    def _on_going_away(self, event: GoingAway) -> None:
+        self.on_going_away(event)
+
+    def _on_closed(self, event: Closed) -> None:
+        log.info("closing a connection: %s (%s)", event.reason, Code(event.code).name)
+        self.flush()
+        self._gone(event.reason)
+        # Closed with bytes unread, the kernel would reset the connection, and the peer might never see the GOAWAY: read on, to nowhere, until it hangs up.
+        assert self.transport is not None
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_HANG_UP, self.transport.abort)
+
+    def _gone(self, reason: str) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self.connection.closed = True
+        streams, self.connection.streams = self.connection.streams, {}
+        for stream in streams.values():
+            stream.local_closed = stream.remote_closed = True
+            owner: Owner | None = stream.owner
+            if owner is not None:
+                owner.on_lost(reason)
+        self.on_end(reason)
+
+    # -- orders
+
+    def flush(self) -> None:
+        """Write what the connection has to say; in the middle of events it waits for their end."""
+        if self._inside or self.transport is None:
+            return
+        while self.connection.pending:  # a transport that fills up asks the connection to hold back, so what follows is little
+            parts = self.connection.take()
+            size = sum(map(len, parts))
+            if self._full:
+                self._unread += size
+                if self._unread > self.limits.unread and not self._deaf:
+                    self._deaf = True
+                    self.transport.pause_reading()
+            if len(parts) == 1:
+                self.transport.write(parts[0])
+            elif size <= _JOIN:
+                self.transport.write(b"".join(parts))
+            else:
+                self.transport.writelines(parts)
+
+    def flush_soon(self) -> None:
+        """Write at the end of this turn of the loop, together with what others have to say."""
+        if not self._inside and not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._flush_scheduled)
+
+    def _flush_scheduled(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def reset(self, stream: Stream, code: Code) -> None:
+        """End a stream."""
+        self.connection.reset(stream, code)
+        self.flush_soon()
+        self.on_idle()
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """Let the peer send more."""
+        self.connection.consumed(stream, size)
+        if self.connection.pending:
+            self.flush_soon()
+
+    def close(self) -> None:
+        """Close the socket once what was written has gone, or has not for some seconds."""
+        if self.transport is not None:
+            self.transport.close()
+            self.loop.call_later(_LINGER, self.transport.abort)
+
+    def abort(self, reason: str) -> None:
+        """Close it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+        self._gone(reason)
+
+
+_TELL: dict[type[Event], Callable[[Any, Any], None]] = {
+    Opened: Link._on_opened,
+    Data: Link._on_data,
+    Trailers: Link._on_trailers,
+    Reset: Link._on_reset,
+    Drained: Link._on_drained,
+    Ready: Link._on_ready,
+    Pong: Link._on_pong,
+    GoingAway: Link._on_going_away,
+    Closed: Link._on_closed,
+}

@@ -1,0 +1,97 @@
+"""gRPC messages in a stream of DATA (gRPC's PROTOCOL-HTTP2: Length-Prefixed-Message): cut out, inflated, and put in."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from services.kit import errors
+from services.kit.wire.connection import Chunk
+
+PREFIX = struct.Struct(">BI")
+ENCODINGS = ("identity", "gzip")
+"""What we read; we write no compressed messages, since our peers are on this machine."""
+
+
+def prefix(message: bytes) -> bytes:
+    """The five bytes before a message."""
+    return PREFIX.pack(0, len(message))
+
+
+def whole(chunk: Chunk, limit: int) -> list[bytes] | None:
+    """A chunk that is exactly one message, as nearly all are; None if it is not, or needs a closer look."""
+    size = len(chunk) - 5
+    if size < 0:
+        return None
+    flag, length = PREFIX.unpack_from(chunk)
+    return [bytes(chunk[5:])] if length == size and not flag and size <= limit else None
+
+
+class Assembler:
+    """Cuts one direction of a stream into messages.
+
+    ResourceExhausted for one over ``limit`` (as soon as its length is known, or in the middle of inflating it), Internal for what is no gRPC.
+    """
+
+    __slots__ = ("_encoding", "_flag", "_head", "_limit", "_need", "_parts", "held")
+
+    def __init__(self, limit: int, encoding: str) -> None:
+        self._limit = limit
+        self._encoding = encoding
+        self._head = b""
+        self._parts: list[bytes] = []
+        self._need = -1
+        self._flag = 0
+        self.held = 0
+        """Bytes of an incomplete message that are kept."""
+
+    def feed(self, chunk: Chunk) -> list[bytes]:
+        """The messages that are complete now."""
+        messages = []
+        at, size = 0, len(chunk)
+        while True:
+            if self._need < 0:
+                take = min(5 - len(self._head), size - at)
+                self._head += bytes(chunk[at:at + take])
+                at += take
+                if len(self._head) < 5:
+                    break
+                self._flag, self._need = PREFIX.unpack(self._head)
+                self._head = b""
+                if self._flag > 1:
+                    raise errors.Internal(f"grpc: received unexpected payload format {self._flag}")
+                if self._need > self._limit:
+                    raise errors.ResourceExhausted.verbatim(f"grpc: received message larger than max ({self._need} vs. {self._limit})")
+            take = min(self._need - self.held, size - at)
+            if take == self._need and not self.held:
+                messages.append(self._whole(bytes(chunk[at:at + take])))
+            else:
+                self._parts.append(bytes(chunk[at:at + take]))
+                self.held += take
+                if self.held < self._need:
+                    break
+                parts, self._parts, self.held = self._parts, [], 0
+                messages.append(self._whole(b"".join(parts)))
+            at += take
+            self._need = -1
+        return messages
+
+    def _whole(self, data: bytes) -> bytes:
+        if not self._flag:
+            return data
+        if self._encoding != "gzip":
+            raise errors.Internal("grpc: compressed flag set with identity or empty encoding")
+        inflate = zlib.decompressobj(31)
+        try:
+            message = inflate.decompress(data, self._limit + 1)
+        except zlib.error as error:
+            raise errors.Internal(f"grpc: failed to decompress the received message: {error}") from None
+        if len(message) > self._limit:
+            raise errors.ResourceExhausted.verbatim(f"grpc: received message after decompression larger than max {self._limit}")
+        if not inflate.eof:
+            raise errors.Internal("grpc: failed to decompress the received message: it is cut off")
+        return message
+
+    def finished(self) -> bool:
+        """Whether the stream may end here: not in the middle of a message."""
+        return self._need < 0 and not self._head

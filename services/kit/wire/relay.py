@@ -1,0 +1,385 @@
+"""Calls that pass through: a client's stream and an upstream's, joined frame by frame.
+
+Headers are rewritten where the gateway owns them; DATA goes on as it came, no message is put together; trailers are the upstream's. Who stops reading
+holds up who writes to it, and nobody else: bytes that could not be sent on are not given back to the window of the stream that they came by.
+
+A call whose upstream goes away before it has answered is asked again where its :class:`services.kit.rpc.Route` allows that, or where the upstream has certainly not
+looked at it. Its request is kept for that, if it is small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, cast
+
+from services.kit import errors, rpc, tracing
+from services.kit.rpc import Call, Method, Methods, Relay, Route
+from services.kit.wire import headers, messages
+from services.kit.wire.answers import HEAD, refusal
+from services.kit.wire.channel import ClientLink, WireCarrier
+from services.kit.wire.connection import Chunk, Stream
+from services.kit.wire.frames import Code
+from services.kit.wire.headers import Head
+
+if TYPE_CHECKING:
+    from services.kit.wire.server import ServerLink
+
+log = logging.getLogger(__name__)
+
+_KEPT = 64 << 10
+"""A request that is longer is not asked again."""
+_ANY = 1 << 30
+"""Drained is told at every step."""
+_OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"user-agent"})
+"""Headers of the transport that go on, as they are true of the messages that go on."""
+_TRACE = ("traceparent", "tracestate")
+
+
+class Plan:
+    """What becomes of the calls with one head: remembered with it, so that the next one costs nothing."""
+
+    __slots__ = ("block", "long", "route")
+
+    def __init__(self, head: Head, route: Route, long: bool) -> None:
+        self.route = route
+        self.long = long
+        own = [pair for pair in head.pairs if pair[0] in _OWN]
+        trace = [] if tracing.enabled() else [(name, head.headers[name]) for name in _TRACE if name in head.headers]
+        pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", head.path.encode()), (b":authority", (head.authority or "localhost").encode())]
+        self.block = headers.block([*pseudo, *own, *headers.metadata([*route.headers.items(), *trace])])
+
+
+def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
+    """What the relay decides about a head, or the handler that answers it message by message; its errors are the answer."""
+    plan = head.memory.get(relay)
+    if plan is None:
+        call = Call(head.path, head.headers)
+        handler = relay.coordinated(call)
+        if handler is not None:
+            plan = methods.coordinated(head.path, handler)
+        else:
+            plan = Plan(head, relay.route(call), methods.is_long(head.path))
+        head.memory[relay] = plan
+    return cast("Plan | Method", plan)
+
+
+class Passage:
+    """One call on its way through; the owner of the client's stream."""
+
+    __slots__ = ("_admitted", "_answered", "_attempt", "_debt", "_early", "_ended", "_heard", "_kept", "_kept_size", "_link", "_others", "_over", "_plan",
+                 "_reader", "_spans", "_stall", "_stream", "_task", "_timer", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head")
+
+    def __init__(self, others: set[Passage], link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
+        self.head = head
+        self._others = others
+        self._link = link
+        self._stream = stream
+        self._plan = plan
+        self._early: list[Chunk] = []
+        """What came before there was an upstream to send it to."""
+        self._ended = False
+        """The client has sent all of its request."""
+        self._kept: list[Chunk] | None = []
+        """The request so far, to be asked again; None if it is too long."""
+        self._kept_size = 0
+        self._debt = self._up_debt = 0
+        """Bytes that wait on the other side: the client's, the upstream's."""
+        self._answered = False
+        self._admitted = plan.route.admit is None
+        self._attempt = 0
+        self._heard = False
+        self._over = False
+        self._task: asyncio.Task[None] | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._spans: tracing.RelaySpans | None = None
+        self._up: _Upstream | None = None
+        self._up_link: ClientLink | None = None
+        self._up_stream: Stream | None = None
+        self.deadline: float | None = None
+
+    @property
+    def long(self) -> bool:
+        """Whether it lasts as long as the thing that it watches."""
+        return self._plan.long
+
+    def begin(self, end: bool) -> None:
+        """The client's head is there; ``end``: and all of its request."""
+        self._ended = end
+        self._others.add(self)
+        if self.head.problem:
+            self.fail(errors.Internal(self.head.problem))
+            return
+        if tracing.enabled():
+            self._spans = tracing.RelaySpans(self.head.path, self.head.headers)
+        route = self._plan.route
+        limit = self.head.timeout
+        if route.timeout is not None and (limit is None or route.timeout < limit):
+            limit = route.timeout
+        if limit is not None:
+            self.deadline = time.monotonic() + limit
+            self._timer = self._link.loop.call_later(limit, self._expire)
+        if self._admitted and route.upstream.is_ready():
+            link = _carrier(route).link
+            if link is not None and not link.full:
+                self._start(link, limit)
+                return
+        self._task = self._link.loop.create_task(self._prepare())
+
+    # -- finding the upstream
+
+    def _call(self) -> Call:
+        return Call(self.head.path, self.head.headers, self.deadline)
+
+    async def _prepare(self, delay: float = 0.0) -> None:
+        route, call = self._plan.route, self._call()
+        rpc.set_current(call)
+        if self._spans is not None:
+            self._spans.attach()
+        try:
+            if not self._admitted:
+                assert route.admit is not None
+                await route.admit(await self._first_message(), call)
+                self._admitted = True
+            if delay:
+                await asyncio.sleep(delay)
+            await route.upstream.ready(call)
+            link = await _carrier(route).ready()
+            if not self._over:
+                self._start(link, call.remaining())
+        except errors.NodeError as error:
+            self.fail(error)
+        except Exception:
+            log.exception("%s failed unexpectedly", self.head.path)
+            self.fail(errors.Internal(f"{self.head.path}: internal error, see the service's log"))
+
+    async def _first_message(self) -> bytes:
+        assembler = messages.Assembler(self._link.limits.message, self.head.encoding)
+        seen = 0
+        while True:
+            for chunk in self._early[seen:]:
+                seen += 1
+                found = assembler.feed(chunk)
+                if found:
+                    return found[0]
+            if self._ended or sum(map(len, self._early)) >= self._link.limits.window // 2:
+                raise errors.InvalidArgument(f"{self.head.path} without a request")
+            self._reader = self._link.loop.create_future()
+            await self._reader
+
+    def _start(self, link: ClientLink, limit: float | None) -> None:
+        """Open the upstream's stream, and send it what is there."""
+        block = self._plan.block
+        if limit is not None:
+            block += headers.timeout(max(limit, 0.001))
+        if self._spans is not None:
+            block += headers.block(headers.metadata(self._spans.headers()))
+        self._up = _Upstream(self)
+        self._up_link = link
+        self._up_stream = stream = link.open(self._up, block)
+        stream.low = self._stream.low = _ANY
+        stall = self._plan.route.stall
+        if stall is not None and self._stall is None:
+            self._stall = self._link.loop.call_later(stall, self._silent)
+        early, self._early = self._early, []
+        if early or self._ended:
+            link.connection.send(stream, *early, end=self._ended)
+            self._settle()
+        link.flush_soon()
+
+    def _again(self) -> None:
+        self._up = self._up_link = self._up_stream = None
+        assert self._kept is not None
+        self._early = list(self._kept)
+        self._debt = 0
+        self._task = self._link.loop.create_task(self._prepare(0.05))
+
+    # -- the client's side: Owner
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        if self._over:
+            return
+        self._ended = end
+        size = len(chunk)
+        if self._kept is not None:
+            self._kept_size += size
+            if self._kept_size > _KEPT:
+                self._kept = None
+            elif size:
+                self._kept.append(chunk)
+        self._debt += size
+        link = self._up_link
+        if link is None or self._up_stream is None:
+            if size:
+                self._early.append(chunk)
+            if self._reader is not None and not self._reader.done():
+                self._reader.set_result(None)
+            return
+        link.connection.send(self._up_stream, chunk, end=end)
+        link.flush_soon()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Give back to the client what has gone to the upstream."""
+        assert self._up_stream is not None
+        sent = self._debt - self._up_stream.queued
+        if sent > 0:
+            self._debt -= sent
+            self._link.consumed(self._stream, sent)
+
+    def on_trailers(self, head: Head) -> None:
+        self.on_data(b"", end=True)
+
+    def on_drained(self) -> None:
+        """The client has read: so may the upstream write."""
+        sent = self._up_debt - self._stream.queued
+        if sent > 0 and self._up_link is not None and self._up_stream is not None:
+            self._up_debt -= sent
+            self._up_link.consumed(self._up_stream, sent)
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        self._abandon()
+
+    def on_lost(self, reason: str) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if not self._over:
+            self._finish(errors.Cancelled.code, "cancelled")
+
+    # -- the upstream's side
+
+    def answer_head(self, head: Head) -> None:
+        self._heard = self._answered = True
+        self._link.connection.send_head(self._stream, head.encoded())
+        self._link.flush_soon()
+
+    def answer_data(self, chunk: Chunk) -> None:
+        self._heard = True
+        self._up_debt += len(chunk)
+        self._link.connection.send(self._stream, chunk)
+        self._link.flush_soon()
+        self.on_drained()
+
+    def answer_tail(self, head: Head) -> None:
+        if head.code == errors.Unavailable.code and rpc.STOPPING in head.headers:
+            self.lost(head.message)
+            return
+        if not self._answered:
+            failure = _carrier(self._plan.route).http_failure(head)
+            if failure is not None and head.code is None:
+                self.fail(failure)
+                return
+        elif head.code is None:
+            self.fail(errors.Internal("server closed the stream without sending trailers"))
+            return
+        self._link.connection.send_tail(self._stream, head.encoded())
+        self._link.flush_soon()
+        self._finish(head.code or 0, head.message)
+
+    def lost(self, reason: str, *, unseen: bool = False) -> None:
+        """The upstream went away; ``unseen``: and has certainly not looked at the call."""
+        route = self._plan.route
+        allowed = 3 if unseen and route.repeats < 3 else route.repeats
+        if not self._answered and self._kept is not None and self._attempt < allowed:
+            self._attempt += 1
+            log.info("%s is asked again: service %s went away", self.head.path, route.upstream.name)
+            self._again()
+            return
+        self._up_stream = None
+        self.fail(_carrier(route).disconnected(reason))
+
+    # -- its end
+
+    def _expire(self) -> None:
+        self.fail(errors.DeadlineExceeded())
+
+    def _silent(self) -> None:
+        stall = self._plan.route.stall
+        assert stall is not None
+        if self._heard or self._stream.queued or self._up_stream is None:  # a client that does not read is not the upstream's silence
+            self._heard = False
+            self._stall = self._link.loop.call_later(stall, self._silent)
+        else:
+            self.fail(errors.Unavailable(f"service {self._plan.route.upstream.name} has been silent for {stall:g}s"))
+
+    def stopped(self) -> None:
+        """The process is told to stop: whoever relays to it asks its successor."""
+        self.fail(errors.Unavailable(f"{self.head.path}: the service is stopping", trailers=((rpc.STOPPING, "1"),)))
+
+    def fail(self, error: errors.NodeError) -> None:
+        """Answer with an error, unless there is an answer."""
+        if self._over:
+            return
+        tail = refusal(error)
+        self._link.connection.send_tail(self._stream, tail if self._answered else HEAD + tail)
+        self._link.flush_soon()
+        self._finish(error.code, str(error))
+
+    def _finish(self, code: int, message: str) -> None:
+        self._over = True
+        self._others.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
+            self._up_link.reset(self._up_stream, Code.CANCEL)
+        if self._spans is not None:
+            self._spans.end(code, message)
+        self._link.on_idle()
+
+
+class _Upstream:
+    """The owner of the upstream's stream of a passage; a passage that is asked again has another."""
+
+    __slots__ = ("_passage",)
+
+    def __init__(self, passage: Passage) -> None:
+        self._passage = passage
+
+    def _is_current(self) -> bool:
+        return self._passage._up is self and not self._passage._over
+
+    def on_head(self, head: Head, end: bool) -> None:
+        if not self._is_current():
+            return
+        if end:
+            self._passage.answer_tail(head)
+        else:
+            self._passage.answer_head(head)
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        if self._is_current():
+            self._passage.answer_data(chunk)
+            if end:
+                self._passage.fail(errors.Internal("server closed the stream without sending trailers"))
+
+    def on_trailers(self, head: Head) -> None:
+        if self._is_current():
+            self._passage.answer_tail(head)
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        if not self._is_current():
+            return
+        if code == Code.REFUSED_STREAM and not local:
+            self._passage.lost(reason or "stream refused", unseen=True)
+        else:
+            self._passage.fail(_carrier(self._passage._plan.route).refusal(code, reason))
+
+    def on_drained(self) -> None:
+        if self._is_current():
+            self._passage._settle()
+
+    def on_lost(self, reason: str) -> None:
+        if self._is_current():
+            self._passage.lost(reason)
+
+
+def _carrier(route: Route) -> WireCarrier:
+    return cast("WireCarrier", route.upstream.channel.carrier)

@@ -1,0 +1,533 @@
+"""Handlers served over the wire: a socket, its connections, and a :class:`ServerCall` for each request.
+
+A unary handler is started when its request is complete, so that a slow sender costs a buffer and no task. An answer goes out in one write: head, message, trailers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from services.kit import errors, rpc
+from services.kit.rpc import Call, Method, Methods
+from services.kit.wire import eager, headers, messages
+from services.kit.wire.answers import HEAD, OK, refusal
+from services.kit.wire.channel import HIGH_WATER
+from services.kit.wire.connection import Chunk, Opened, Stream
+from services.kit.wire.frames import Code
+from services.kit.wire.headers import Head
+from services.kit.wire.limits import Limits, configured
+from services.kit.wire.link import Link
+from services.kit.wire.relay import Passage, planned
+
+log = logging.getLogger(__name__)
+
+_SWEEP = 5.0
+"""Seconds between two looks at what is incomplete for too long."""
+
+
+class WireServer(rpc.Server):
+    """A listening socket and its connections."""
+
+    def __init__(self, address: Path | str, methods: Methods, health: dict[str, int], limits: Limits | None = None) -> None:
+        super().__init__(address, methods, health)
+        self.limits = limits or configured()
+        self.links: set[ServerLink] = set()
+        self.passages: set[Passage] = set()
+        self.changed = asyncio.Event()
+        """A call or a connection has ended."""
+        self._listener: asyncio.Server | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def calls(self) -> list[str]:
+        return [*super().calls(), *(passage.head.path for passage in self.passages)]
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        listening = _tcp(self.address) if isinstance(self.address, str) else _unix(self.address)
+        if isinstance(self.address, str):
+            self.address = ":".join(map(str, listening.getsockname()[:2]))
+        serve = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
+        self._listener = await serve(lambda: ServerLink(self), sock=listening)
+        self._sweeping = loop.call_later(_SWEEP, self._sweep)
+
+    def admit(self, link: ServerLink) -> None:
+        """A new connection. At the bound the one goes that has been idle longest."""
+        if len(self.links) >= self.limits.connections:
+            idle = [other for other in self.links if not other.busy]
+            if idle:
+                oldest = min(idle, key=lambda other: other.since)
+                oldest.leave("too many connections")
+        self.links.add(link)
+        if self.draining:
+            link.leave("the service is stopping")
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for link in list(self.links):
+            link.sweep(now)
+        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+
+    async def close(self, grace: float) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._listener is not None:
+            self._listener.close()
+        for link in list(self.links):
+            link.leave("the service is stopping")
+        for passage in list(self.passages):
+            if passage.long:
+                passage.stopped()
+        await self._until(lambda: not any(link.busy for link in self.links), grace)
+        for task in list(self.running):
+            task.cancel()
+        for passage in list(self.passages):
+            passage.stopped()
+        await self._until(lambda: not self.running, 1.0)
+        for link in list(self.links):
+            link.flush()
+            link.close()
+        await self._until(lambda: not self.links, 1.0)  # what is written is to arrive
+        for link in list(self.links):
+            link.abort("the service has stopped")
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait for something that :attr:`changed` tells of."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self.changed.clear()
+                    await self.changed.wait()
+
+
+def _unix(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o177)  # the socket is the key to the node: its owner's only, from its first instant
+    try:
+        listening.bind(str(path))
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from error
+    finally:
+        os.umask(mask)
+    listening.listen(4096)
+    return listening
+
+
+def _tcp(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_server((host, int(port)), backlog=4096)
+
+
+class ServerLink(Link):
+    """A server's side of a connection."""
+
+    def __init__(self, server: WireServer) -> None:
+        super().__init__(server.limits, client=False)
+        self.server = server
+        self.since = time.monotonic()
+        """When it was last busy."""
+        self.incomplete: dict[ServerCall | _NotGrpc, float] = {}
+        """Whose request is still coming, and until when it may."""
+        self.assembling = 0
+        """Bytes of incomplete messages."""
+        self._leaving = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.server.admit(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are calls."""
+        return bool(self.connection.streams or self.connection.lingering)
+
+    def opened(self, event: Opened) -> None:
+        stream, head, end = event
+        server = self.server
+        if head.method != "POST" or not head.is_grpc():
+            stream.owner = _NotGrpc(self, stream, head)
+            stream.owner.begin(end)
+            return
+        method = server.methods.of_servicers(head.path, head.headers)
+        if method is not None:
+            self.start(ServerCall(self, stream, head, method), end)
+        elif server.methods.relay is None:
+            service, _, name = head.path.lstrip("/").rpartition("/")
+            self.refuse(stream, errors.Unimplemented.verbatim(f"unknown method {name} for service {service}"))
+        else:
+            self._pass(stream, head, server.methods.relay, end)
+
+    def _pass(self, stream: Stream, head: Head, relay: rpc.Relay, end: bool) -> None:
+        try:
+            plan = planned(head, relay, self.server.methods)
+        except errors.NodeError as error:
+            self.refuse(stream, error)
+            return
+        if isinstance(plan, Method):
+            self.start(ServerCall(self, stream, head, plan), end)
+        else:
+            stream.owner = Passage(self.server.passages, self, stream, head, plan)
+            stream.owner.begin(end)
+
+    def start(self, call: ServerCall, end: bool) -> None:
+        """A call that is answered here."""
+        head = call.head
+        call.stream.owner = call
+        if head.problem:
+            call.fail(errors.Internal(head.problem))
+        elif head.encoding and head.encoding not in messages.ENCODINGS:
+            call.call.trailing.append(("grpc-accept-encoding", ",".join(messages.ENCODINGS)))
+            call.fail(errors.Unimplemented.verbatim(f'grpc: Decompressor is not installed for grpc-encoding "{head.encoding}"'))
+        else:
+            call.begin(end)
+
+    def refuse(self, stream: Stream, error: errors.NodeError) -> None:
+        """Answer with an error only."""
+        self.connection.send_tail(stream, HEAD + refusal(error))
+        self.flush_soon()
+        self.on_idle()
+
+    def leave(self, reason: str) -> None:
+        """Let the calls end, take no new ones, then close."""
+        self._leaving = True
+        self.connection.drain(reason)
+        self.flush()
+        self.on_idle()
+
+    def on_idle(self) -> None:
+        if not self.busy:
+            self.since = time.monotonic()
+            if self._leaving:
+                self.server.changed.set()
+                self.flush()
+                self.close()
+
+    def on_end(self, reason: str) -> None:
+        self.server.links.discard(self)
+        self.server.changed.set()
+
+    def sweep(self, now: float) -> None:
+        """End what is incomplete for too long: a handshake, requests."""
+        if not self.ready and now - self.since > self.limits.handshake:
+            self.abort("no HTTP/2 after the connection was opened")
+            return
+        for call, until in list(self.incomplete.items()):
+            if now > until:
+                call.overdue()
+
+
+class _NotGrpc:
+    """A request that is no gRPC, such as a browser's: it is told so, in words, once it is complete."""
+
+    __slots__ = ("_head", "_link", "_stream")
+
+    def __init__(self, link: ServerLink, stream: Stream, head: Head) -> None:
+        self._link = link
+        self._stream = stream
+        self._head = head
+
+    def begin(self, end: bool) -> None:
+        if end:
+            self._answer()
+        else:
+            self._link.incomplete[self] = time.monotonic() + self._link.limits.request
+
+    def _answer(self) -> None:
+        self._link.incomplete.pop(self, None)
+        status, text = (b"405", "only POST is for gRPC") if self._head.method != "POST" else (b"415", "the content-type is not application/grpc")
+        body = f"This is a gRPC server: {text}.\n".encode()
+        connection = self._link.connection
+        connection.send_head(self._stream, headers.block([(b":status", status), (b"content-type", b"text/plain; charset=utf-8"),
+                                                          (b"content-length", b"%d" % len(body))]))
+        connection.send(self._stream, body, end=True)
+        self._link.flush_soon()
+        self._link.on_idle()
+
+    def overdue(self) -> None:
+        self._link.incomplete.pop(self, None)
+        self._link.reset(self._stream, Code.CANCEL)
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        self._link.connection.consumed(self._stream, len(chunk))
+        if end:
+            self._answer()
+
+    def on_trailers(self, head: Head) -> None:
+        self._answer()
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        self._link.incomplete.pop(self, None)
+
+    def on_lost(self, reason: str) -> None:
+        self._link.incomplete.pop(self, None)
+
+    def on_drained(self) -> None:
+        """Nobody waits."""
+
+
+class ServerCall:
+    """One call that a handler of this process answers; also the iterator of its requests, where they are a stream."""
+
+    __slots__ = ("_assembler", "_ended", "_failed", "_head_sent", "_messages", "_method", "_over", "_reader", "_started", "_task", "_timer", "_waiting", "_withheld", "_writer",
+                 "call", "head", "link", "stream")
+
+    def __init__(self, link: ServerLink, stream: Stream, head: Head, method: Method) -> None:
+        self.link = link
+        self.stream = stream
+        self.head = head
+        self.call = Call(method.path, head.headers, None if head.timeout is None else time.monotonic() + head.timeout)
+        self._method = method
+        self._assembler: messages.Assembler | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._messages: deque[bytes] | None = None
+        self._waiting = 0
+        self._withheld = 0
+        self._ended = False
+        """The client sends no more."""
+        self._failed: errors.NodeError | None = None
+        """What is wrong with the requests; raised where they are read."""
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._head_sent = False
+        self._over = False
+        self._started = False
+
+    def begin(self, end: bool) -> None:
+        """The head has come; ``end``: and nothing else will."""
+        if self.head.timeout is not None:
+            self._timer = self.link.loop.call_later(self.head.timeout, self._expire)
+        self._ended = end
+        if self._method.arity.client_stream:
+            self._messages = deque()
+            self._started = True
+            self._task = eager.start(self._run(self), self.link.loop)
+        elif end:
+            self.fail(errors.Internal("a call that takes one request came without it"))
+        else:
+            self.link.incomplete[self] = time.monotonic() + self.link.limits.request
+
+    # -- Owner
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        self._ended = end
+        if self._over:
+            return
+        found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)  # nearly always
+        if found is None:
+            try:
+                found = self._assemble(chunk)
+            except errors.NodeError as error:
+                self._broken(error)
+                return
+        if self._messages is not None:
+            self._queue(self._messages, found, len(chunk))
+            return
+        if not end:
+            self.link.connection.consumed(self.stream, len(chunk))
+        if found and not self._started:
+            self._started = True
+            self.link.incomplete.pop(self, None)
+            self._task = eager.start(self._run(found[0]), self.link.loop)
+        elif end and not self._started:
+            self._broken(errors.Internal("a call that takes one request came without it"))
+
+    def _assemble(self, chunk: Chunk) -> list[bytes]:
+        link = self.link
+        if self._assembler is None:
+            self._assembler = messages.Assembler(link.limits.message, self.head.encoding)
+        held = self._assembler.held
+        found = self._assembler.feed(chunk)
+        link.assembling += self._assembler.held - held
+        if link.assembling > link.limits.assembling and self._assembler.held:
+            raise errors.ResourceExhausted(f"more than {link.limits.assembling} bytes of incomplete messages on one connection")
+        return found
+
+    def _queue(self, queue: deque[bytes], found: list[bytes], size: int) -> None:
+        if self._waiting > HIGH_WATER:
+            self._withheld += size
+        else:
+            self.link.connection.consumed(self.stream, size)
+        if found:
+            queue.extend(found)
+            self._waiting += sum(map(len, found))
+        if found or self._ended:
+            _wake(self._reader)
+
+    def _broken(self, error: errors.NodeError) -> None:
+        """The requests make no sense: a handler that reads them is told, else the client."""
+        self._release()
+        if not self._started:
+            self.fail(error)
+        elif self._method.arity.client_stream:
+            self._failed = error
+            _wake(self._reader)
+
+    def _release(self) -> None:
+        self.link.incomplete.pop(self, None)
+        if self._assembler is not None:
+            self.link.assembling -= self._assembler.held
+            self._assembler.held = 0
+
+    def overdue(self) -> None:
+        """The request is still not there."""
+        self._broken(errors.DeadlineExceeded(f"the request of {self.head.path} did not come within {self.link.limits.request:g}s"))
+
+    def on_trailers(self, head: Head) -> None:
+        self.on_data(b"", end=True)
+
+    def on_drained(self) -> None:
+        _wake(self._writer)
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        self._abandon()
+
+    def on_lost(self, reason: str) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """The client is gone: the handler is cancelled, and counts as a stream until it has ended."""
+        if self._over:
+            return
+        self._finish()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def _expire(self) -> None:
+        self.fail(errors.DeadlineExceeded())
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def _finish(self) -> None:
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._release()
+        task = self._task
+        if task is not None and not task.done() and task is not asyncio.current_task(self.link.loop):
+            self.link.connection.lingering += 1
+            task.add_done_callback(self._lingered)
+        self.link.on_idle()
+
+    def _lingered(self, task: asyncio.Task[None]) -> None:
+        self.link.connection.lingering -= 1
+        self.link.on_idle()
+
+    # -- the requests
+
+    def __aiter__(self) -> ServerCall:
+        return self
+
+    async def __anext__(self) -> Any:
+        assert self._messages is not None
+        while not self._messages:
+            if self._failed is not None:
+                raise self._failed
+            if self._ended:
+                if self._assembler is not None and not self._assembler.finished():
+                    raise errors.Internal("the client ended its stream in the middle of a message")
+                raise StopAsyncIteration
+            self._reader = self.link.loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        message = self._messages.popleft()
+        self._waiting -= len(message)
+        if self._withheld and self._waiting < HIGH_WATER:
+            self.link.consumed(self.stream, self._withheld)
+            self._withheld = 0
+        return self._decoded(message)
+
+    def _decoded(self, message: bytes) -> Any:
+        try:
+            return self._method.decode(message)
+        except DecodeError as error:
+            raise errors.Internal(f"grpc: error unmarshalling request: {error}") from None
+
+    # -- the handler
+
+    async def _run(self, request: Any) -> None:
+        method, call = self._method, self.call
+        try:
+            answer = None
+            with rpc.Answering(self.link.server, call, long=method.long) as answering:
+                argument = self if request is self else self._decoded(request)
+                if method.arity.server_stream:
+                    async with aclosing(method.handler(argument, call)) as responses:
+                        async for response in responses:
+                            await self._send(method.encode(response))
+                else:
+                    answer = method.encode(await method.handler(argument, call))
+        except asyncio.CancelledError:
+            if not self._over:  # nobody's doing but the handler's own
+                self.fail(errors.Cancelled())
+            return
+        if answering.failure is not None:
+            self.fail(answering.failure)
+        elif not self._over:
+            self._succeed(answer)
+
+    async def _send(self, message: bytes) -> None:
+        if self._over:
+            return
+        connection, stream = self.link.connection, self.stream
+        self._send_head()
+        connection.send(stream, messages.prefix(message), message)
+        self.link.flush_soon()
+        while stream.queued > HIGH_WATER and not self._over:
+            stream.low = HIGH_WATER // 2
+            self._writer = self.link.loop.create_future()
+            try:
+                await self._writer
+            finally:
+                self._writer = None
+                stream.low = -1
+
+    def _send_head(self) -> None:
+        if not self._head_sent:
+            self._head_sent = True
+            self.link.connection.send_head(self.stream, self._head())
+
+    def _head(self) -> bytes:
+        return HEAD + headers.block(headers.metadata(self.call.leading)) if self.call.leading else HEAD
+
+    def _succeed(self, answer: bytes | None) -> None:
+        connection, stream = self.link.connection, self.stream
+        tail = headers.status(0, "", self.call.trailing) if self.call.trailing else OK
+        if answer is None:
+            self._send_head()
+            connection.send_tail(stream, tail)
+        else:
+            connection.answer(stream, self._head(), messages.prefix(answer) + answer, tail)
+        self.link.flush_soon()
+        self._finish()
+
+    def fail(self, error: errors.NodeError) -> None:
+        """Answer with an error, unless the client has its answer."""
+        if self._over:
+            return
+        if self.call.leading:
+            self._send_head()
+        tail = refusal(error, self.call.trailing)
+        self.link.connection.send_tail(self.stream, tail if self._head_sent else HEAD + tail)
+        self.link.flush_soon()
+        self._finish()
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
