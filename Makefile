@@ -12,6 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WHERE = $(if $(ROOT),--root "$(ROOT)") $(if $(STATE),--state "$(STATE)") $(if $(CONFIG),--config "$(CONFIG)")
+PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help
@@ -48,13 +49,13 @@ install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot
 ##-- development
 
 .PHONY: test
-test: $(VENV)/dev test-machine ## every test: unit, service, node, crash; needs root
+test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash; needs root
 	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash
 test-unit: $(VENV)/dev ## tests without processes; seconds
 	@$(PYTEST) tests/unit $(ARGS)
-test-service: $(VENV)/dev test-machine ## each service as a process of its own
+test-service: $(VENV)/dev test-machine peers ## each service as a process of its own
 	@$(PYTEST) tests/service $(ARGS)
 test-node: $(VENV)/dev test-machine ## a whole node under supervisord, driven by ctr; needs root
 	@$(PYTEST) tests/node $(ARGS)
@@ -73,8 +74,11 @@ check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API 
 bench: $(VENV)/dev bench-machine ## side by side with Debian's containerd; needs root, takes minutes
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: peers
+peers: $(PEERS)/built ## build the Go programs that the interop tests talk to
+
 .PHONY: protos
-protos: $(VENV)/dev ## generate the protobuf modules under api/
+protos: $(VENV)/dev ## generate the protobuf modules beside their .proto files
 	@$(BIN)/python scripts/protos
 
 .PHONY: lock
@@ -119,3 +123,11 @@ $(VENV)/dev: $(BIN)/splitd requirements-dev.lock
 	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	  cp requirements-dev.lock $@
 	fi
+
+# Programs in Go, of the versions and with the hashes that stand in tests/interop/peers: built once, and again when those change.
+$(PEERS)/built: $(wildcard tests/interop/peers/*) | $(VENV)/dev test-machine
+	@echo "building grpc-go's interop client and server and h2spec in $(PEERS)"
+	mkdir -p $(PEERS)
+	cd tests/interop/peers
+	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go)
+	touch "$(CURDIR)/$@"

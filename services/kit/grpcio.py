@@ -119,7 +119,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             with rpc.Answering(server, call, long=method.long) as answering:
                 answer = await method.handler(request, call)
                 await _send_metadata(call, context)
-            await _abort(context, answering)
+            await _abort(call, context, answering)
             return answer
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -134,7 +134,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                         yield response
                 if call.trailing:
                     context.set_trailing_metadata(tuple(call.trailing))
-            await _abort(context, answering)
+            await _abort(call, context, answering)
 
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -160,11 +160,11 @@ async def _send_metadata(call: Call, context: Any) -> None:
         context.set_trailing_metadata(tuple(call.trailing))
 
 
-async def _abort(context: Any, answering: rpc.Answering) -> None:
+async def _abort(call: Call, context: Any, answering: rpc.Answering) -> None:
     """Outside of the span: grpcio aborts by an exception of its own."""
     error = answering.failure
     if error is not None:
-        await context.abort(_STATUS[error.code], str(error)[: rpc.ERROR_LIMIT], tuple(error.trailers))
+        await context.abort(_STATUS[error.code], str(error)[: rpc.ERROR_LIMIT], (*call.trailing, *error.trailers))
 
 
 class _Relayed:
