@@ -13,8 +13,7 @@ from pathlib import Path
 from services.kit import rpc
 from tests.support import TOP, eventually
 
-WIRE = any((TOP / "services/kit/wire").glob("*.py"))
-TRANSPORTS = [name for name in rpc.TRANSPORTS if name != "wire" or WIRE]
+TRANSPORTS = rpc.TRANSPORTS
 
 
 def go_program(name: str) -> str:

@@ -169,6 +169,7 @@ class Link(asyncio.Protocol):
 
     def _on_closed(self, event: Closed) -> None:
         log.info("closing a connection: %s (%s)", event.reason, Code(event.code).name)
+        self._inside = False
         self.flush()
         self._gone(event.reason)
         # Closed with bytes unread, the kernel would reset the connection, and the peer might never see the GOAWAY: read on, to nowhere, until it hangs up.
@@ -194,7 +195,7 @@ class Link(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write what the connection has to say; in the middle of events it waits for their end."""
-        if self._inside or self.transport is None:
+        if self._inside or self.transport is None or self.lost:
             return
         while self.connection.pending:  # a transport that fills up asks the connection to hold back, so what follows is little
             parts = self.connection.take()

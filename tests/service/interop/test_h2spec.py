@@ -11,9 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.interop.programs import WIRE, go_program, our_server
-
-pytestmark = pytest.mark.skipif(not WIRE, reason="services/kit/wire is not there yet; grpcio is not what h2spec is for")
+from tests.interop.programs import go_program, our_server
 
 CASES = 146
 """What h2spec 2.2.1 has: its report must be about them all."""
