@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -84,6 +85,7 @@ def run(name: str, serve: Serve) -> None:
         limits.configure(grpc.limits)
         tracing.setup(name)
         _many_files()
+        _less_garbage_collection()
         run_loop(_serve(serve, file, node))
     except (errors.NodeError, OSError, ValueError) as error:
         log.error("%s cannot run: %s", name, error)
@@ -107,6 +109,12 @@ def _many_files() -> None:
     """As many open files as we may have: each connection is one, and the usual soft limit is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _less_garbage_collection() -> None:
+    """What is loaded stays; and of what a call makes hardly anything is a cycle, so looking for them every 700 objects is 3 % of a relay's time for nothing."""
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:

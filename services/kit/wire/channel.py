@@ -11,6 +11,7 @@ from services.kit.rpc import Metadata, Pings
 from services.kit.version import SPLITD
 from services.kit.wire import headers, messages
 from services.kit.wire.connection import Chunk, GoingAway, Opened, Stream
+from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
 from services.kit.wire.limits import Limits, configured
@@ -166,6 +167,7 @@ class WireCarrier:
         self._address = address.removeprefix("unix:")
         self._limits = limits or configured()
         self._loop = asyncio.get_running_loop()
+        self.deadlines = Deadlines(self._loop)
         self._link: ClientLink | None = None
         self._links: set[ClientLink] = set()
         self._connecting: asyncio.Task[None] | None = None
@@ -356,7 +358,7 @@ class _UnseenError(Exception):
 class _Unary:
     """A unary call on its way."""
 
-    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "_timer", "answer")
+    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer")
 
     def __init__(self, carrier: WireCarrier, link: ClientLink, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> None:
         self._carrier = carrier
@@ -364,14 +366,14 @@ class _Unary:
         self.answer: asyncio.Future[bytes] = link.loop.create_future()
         self._message: bytes | None = None
         self._assembler: messages.Assembler | None = None
-        self._timer = None if timeout is None else link.loop.call_later(timeout, self._expire)
+        if timeout is not None:
+            carrier.deadlines.add(self, timeout)
         self._stream = link.open(self, request_block(path, metadata, timeout))
         link.connection.send(self._stream, messages.prefix(request), request, end=True)
         link.flush_soon()
 
     def _end(self, error: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._carrier.deadlines.discard(self)
         if self.answer.done():
             return
         if error is not None:
@@ -381,14 +383,14 @@ class _Unary:
         else:
             self.answer.set_result(self._message)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Its deadline has passed."""
         self._end(errors.DeadlineExceeded())
         self._link.reset(self._stream, Code.CANCEL)
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._carrier.deadlines.discard(self)
         self._link.reset(self._stream, Code.CANCEL)
 
     def on_head(self, head: Head, end: bool) -> None:
@@ -440,7 +442,6 @@ class WireStream:
         self._path = path
         self._metadata = metadata
         self._end = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        self._timer: asyncio.TimerHandle | None = None
         self._link: ClientLink | None = None
         self._stream: Stream | None = None
         self._opening = asyncio.Lock()
@@ -546,12 +547,13 @@ class WireStream:
             raise
         if self._end is not None:
             left = max(self._end - link.loop.time(), 0.001)
-            self._timer = link.loop.call_later(left, self._expire)
+            self._carrier.deadlines.add(self, left)
         self._link = link
         self._stream = link.open(self, request_block(self._path, self._metadata, left))
         link.flush_soon()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Its deadline has passed."""
         self._finish(errors.DeadlineExceeded())
         if self._link is not None and self._stream is not None:
             self._link.reset(self._stream, Code.CANCEL)
@@ -561,8 +563,7 @@ class WireStream:
             return
         self._over = True
         self._status = status
-        if self._timer is not None:
-            self._timer.cancel()
+        self._carrier.deadlines.discard(self)
         _wake(self._reader)
         _wake(self._writer)
 

@@ -24,7 +24,7 @@ from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
 
 if TYPE_CHECKING:
-    from services.kit.wire.server import ServerLink
+    from services.kit.wire.server import ServerLink, WireServer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _TRACE = ("traceparent", "tracestate")
 class Plan:
     """What becomes of the calls with one head: remembered with it, so that the next one costs nothing."""
 
-    __slots__ = ("block", "long", "route")
+    __slots__ = ("block", "limited", "long", "route")
 
     def __init__(self, head: Head, route: Route, long: bool) -> None:
         self.route = route
@@ -49,6 +49,8 @@ class Plan:
         trace = [] if tracing.enabled() else [(name, head.headers[name]) for name in _TRACE if name in head.headers]
         pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", head.path.encode()), (b":authority", (head.authority or "localhost").encode())]
         self.block = headers.block([*pseudo, *own, *headers.metadata([*route.headers.items(), *trace])])
+        self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
+        """With the route's own timeout, which is most calls'."""
 
 
 def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
@@ -68,12 +70,12 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_attempt", "_debt", "_early", "_ended", "_heard", "_kept", "_kept_size", "_link", "_others", "_over", "_plan",
-                 "_reader", "_spans", "_stall", "_stream", "_task", "_timer", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head")
+    __slots__ = ("_admitted", "_answered", "_attempt", "_debt", "_early", "_ended", "_heard", "_kept", "_kept_size", "_link", "_over", "_plan",
+                 "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head")
 
-    def __init__(self, others: set[Passage], link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
+    def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
         self.head = head
-        self._others = others
+        self._server = server
         self._link = link
         self._stream = stream
         self._plan = plan
@@ -93,7 +95,6 @@ class Passage:
         self._over = False
         self._task: asyncio.Task[None] | None = None
         self._reader: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._spans: tracing.RelaySpans | None = None
         self._up: _Upstream | None = None
@@ -109,7 +110,7 @@ class Passage:
     def begin(self, end: bool) -> None:
         """The client's head is there; ``end``: and all of its request."""
         self._ended = end
-        self._others.add(self)
+        self._server.passages.add(self)
         if self.head.problem:
             self.fail(errors.Internal(self.head.problem))
             return
@@ -121,7 +122,7 @@ class Passage:
             limit = route.timeout
         if limit is not None:
             self.deadline = time.monotonic() + limit
-            self._timer = self._link.loop.call_later(limit, self._expire)
+            self._server.deadlines.add(self, limit)
         if self._admitted and route.upstream.is_ready():
             link = _carrier(route).link
             if link is not None and not link.full:
@@ -172,9 +173,10 @@ class Passage:
 
     def _start(self, link: ClientLink, limit: float | None) -> None:
         """Open the upstream's stream, and send it what is there."""
-        block = self._plan.block
-        if limit is not None:
-            block += headers.timeout(max(limit, 0.001))
+        if limit == self._plan.route.timeout:
+            block = self._plan.limited
+        else:
+            block = self._plan.block + headers.timeout(max(limit or 0.0, 0.001))
         if self._spans is not None:
             block += headers.block(headers.metadata(self._spans.headers()))
         self._up = _Upstream(self)
@@ -294,7 +296,8 @@ class Passage:
 
     # -- its end
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Its deadline has passed."""
         self.fail(errors.DeadlineExceeded())
 
     def _silent(self) -> None:
@@ -321,9 +324,9 @@ class Passage:
 
     def _finish(self, code: int, message: str) -> None:
         self._over = True
-        self._others.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._server.passages.discard(self)
+        if self.deadline is not None:
+            self._server.deadlines.discard(self)
         if self._stall is not None:
             self._stall.cancel()
         if self._task is not None:

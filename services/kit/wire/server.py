@@ -25,6 +25,7 @@ from services.kit.wire import eager, headers, messages
 from services.kit.wire.answers import HEAD, OK, refusal
 from services.kit.wire.channel import HIGH_WATER
 from services.kit.wire.connection import Chunk, Opened, Stream
+from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
 from services.kit.wire.limits import Limits, configured
@@ -47,6 +48,7 @@ class WireServer(rpc.Server):
         self.passages: set[Passage] = set()
         self.changed = asyncio.Event()
         """A call or a connection has ended."""
+        self.deadlines = Deadlines(asyncio.get_running_loop())
         self._listener: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -179,7 +181,7 @@ class ServerLink(Link):
         if isinstance(plan, Method):
             self.start(ServerCall(self, stream, head, plan), end)
         else:
-            stream.owner = Passage(self.server.passages, self, stream, head, plan)
+            stream.owner = Passage(self.server, self, stream, head, plan)
             stream.owner.begin(end)
 
     def start(self, call: ServerCall, end: bool) -> None:
@@ -281,7 +283,7 @@ class _NotGrpc:
 class ServerCall:
     """One call that a handler of this process answers; also the iterator of its requests, where they are a stream."""
 
-    __slots__ = ("_assembler", "_ended", "_failed", "_head_sent", "_messages", "_method", "_over", "_reader", "_started", "_task", "_timer", "_waiting", "_withheld", "_writer",
+    __slots__ = ("_assembler", "_ended", "_failed", "_head_sent", "_messages", "_method", "_over", "_reader", "_started", "_task", "_waiting", "_withheld", "_writer",
                  "call", "head", "link", "stream")
 
     def __init__(self, link: ServerLink, stream: Stream, head: Head, method: Method) -> None:
@@ -292,7 +294,6 @@ class ServerCall:
         self._method = method
         self._assembler: messages.Assembler | None = None
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._messages: deque[bytes] | None = None
         self._waiting = 0
         self._withheld = 0
@@ -309,7 +310,7 @@ class ServerCall:
     def begin(self, end: bool) -> None:
         """The head has come; ``end``: and nothing else will."""
         if self.head.timeout is not None:
-            self._timer = self.link.loop.call_later(self.head.timeout, self._expire)
+            self.link.server.deadlines.add(self, self.head.timeout)
         self._ended = end
         if self._method.arity.client_stream:
             self._messages = deque()
@@ -406,15 +407,16 @@ class ServerCall:
         if self._task is not None and not self._task.done():
             self._task.cancel()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Its deadline has passed."""
         self.fail(errors.DeadlineExceeded())
         if self._task is not None and not self._task.done():
             self._task.cancel()
 
     def _finish(self) -> None:
         self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.head.timeout is not None:
+            self.link.server.deadlines.discard(self)
         self._release()
         task = self._task
         if task is not None and not task.done() and task is not asyncio.current_task(self.link.loop):

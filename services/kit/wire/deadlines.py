@@ -1,0 +1,59 @@
+"""Many deadlines, one timer: nearly all of them are called off before they pass, and a timer of the event loop for each would cost more than the call it bounds.
+
+They pass up to :data:`TICK` late. What has to be more exact than that, a deadline of less than a second, has a timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+TICK = 0.05
+_EXACT = 1.0
+
+
+class Bounded(Protocol):
+    """What ends when its time is over."""
+
+    def expire(self) -> None:
+        """The time is over."""
+        ...
+
+
+class Deadlines:
+    """The deadlines of one server or channel."""
+
+    __slots__ = ("_due", "_exact", "_loop", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: dict[Bounded, float] = {}
+        self._exact: dict[Bounded, asyncio.TimerHandle] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, item: Bounded, seconds: float) -> None:
+        """Call ``item.expire()`` in ``seconds``."""
+        if seconds < _EXACT:
+            self._exact[item] = self._loop.call_later(seconds, self._pass, item)
+            return
+        self._due[item] = self._loop.time() + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_later(TICK, self._tick)
+
+    def discard(self, item: Bounded) -> None:
+        """Do not."""
+        if self._due.pop(item, None) is None and self._exact:
+            timer = self._exact.pop(item, None)
+            if timer is not None:
+                timer.cancel()
+
+    def _pass(self, item: Bounded) -> None:
+        del self._exact[item]
+        item.expire()
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for item in [item for item, when in self._due.items() if when <= now]:
+            if self._due.pop(item, None) is not None:  # one may end another
+                item.expire()
+        self._timer = self._loop.call_later(TICK, self._tick) if self._due else None
