@@ -71,11 +71,11 @@ check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API 
 	$(PYTEST) tests/unit/deploy/test_imports.py
 
 .PHONY: bench
-bench: $(VENV)/dev bench-machine ## side by side with Debian's containerd; needs root, takes minutes
+bench: $(VENV)/dev bench-machine peers ## side by side with Debian's containerd; needs root, takes minutes
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: peers
-peers: $(PEERS)/built ## build the Go programs that the interop tests talk to
+peers: $(PEERS)/built ## build the Go programs that the interop tests and the benchmark talk with
 
 .PHONY: protos
 protos: $(VENV)/dev ## generate the protobuf modules beside their .proto files
@@ -125,9 +125,11 @@ $(VENV)/dev: $(BIN)/splitd requirements-dev.lock
 	fi
 
 # Programs in Go, of the versions and with the hashes that stand in tests/interop/peers: built once, and again when those change.
-$(PEERS)/built: $(wildcard tests/interop/peers/*) | $(VENV)/dev test-machine
-	@echo "building grpc-go's interop client and server and h2spec in $(PEERS)"
+$(PEERS)/built: $(wildcard tests/interop/peers/* bench/caller/*) | $(VENV)/dev test-machine
+	@echo "building grpc-go's interop client and server, h2spec and bench/caller in $(PEERS)"
 	mkdir -p $(PEERS)
 	cd tests/interop/peers
 	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go)
+	cd "$(CURDIR)/bench/caller"
+	GOBIN="$(CURDIR)/$(PEERS)" go install .
 	touch "$(CURDIR)/$@"
