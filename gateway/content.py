@@ -131,8 +131,9 @@ class ContentServicer:
         """Content.Read: the raw stream, once metadata has said that the namespace has the blob."""
         return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read)
 
-    async def _admit_read(self, request: bytes, call: Call) -> None:
+    async def _admit_read(self, request: bytes, call: Call) -> Sequence[bytes] | None:
         await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=pb.ReadContentRequest.FromString(request).digest), call)
+        return None
 
     async def reset(self, raw_ref: str, call: Call) -> None:
         """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw store does with them."""

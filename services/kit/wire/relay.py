@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from services.kit import errors, rpc, tracing
 from services.kit.rpc import Call, Method, Methods, Relay, Route
-from services.kit.wire import headers, messages
-from services.kit.wire.answers import HEAD, refusal
+from services.kit.wire import eager, headers, messages
+from services.kit.wire.answers import HEAD, OK, refusal
 from services.kit.wire.channel import ClientLink, WireCarrier
 from services.kit.wire.connection import Chunk, Stream
 from services.kit.wire.frames import Code
@@ -128,7 +129,8 @@ class Passage:
             if link is not None and not link.full:
                 self._start(link, limit)
                 return
-        self._task = self._link.loop.create_task(self._prepare())
+        if self._admitted or end:  # else its first message is to come
+            self._task = eager.start(self._prepare(), self._link.loop)
 
     # -- finding the upstream
 
@@ -143,7 +145,10 @@ class Passage:
         try:
             if not self._admitted:
                 assert route.admit is not None
-                await route.admit(await self._first_message(), call)
+                answers = await route.admit(await self._first_message(), call)
+                if answers is not None:
+                    self._answer(answers)
+                    return
                 self._admitted = True
             if delay:
                 await asyncio.sleep(delay)
@@ -156,6 +161,18 @@ class Passage:
         except Exception:
             log.exception("%s failed unexpectedly", self.head.path)
             self.fail(errors.Internal(f"{self.head.path}: internal error, see the service's log"))
+
+    def _answer(self, answers: Sequence[bytes]) -> None:
+        """Without the upstream."""
+        if self._over:
+            return
+        connection, stream = self._link.connection, self._stream
+        connection.send_head(stream, HEAD)
+        for answer in answers:
+            connection.send(stream, messages.prefix(answer), answer)
+        connection.send_tail(stream, OK)
+        self._link.flush_soon()
+        self._finish(0, "")
 
     async def _first_message(self) -> bytes:
         assembler = messages.Assembler(self._link.limits.message, self.head.encoding)
@@ -217,7 +234,9 @@ class Passage:
         if link is None or self._up_stream is None:
             if size:
                 self._early.append(chunk)
-            if self._reader is not None and not self._reader.done():
+            if self._task is None:
+                self._task = eager.start(self._prepare(), self._link.loop)
+            elif self._reader is not None and not self._reader.done():
                 self._reader.set_result(None)
             return
         link.connection.send(self._up_stream, chunk, end=end)
@@ -329,7 +348,7 @@ class Passage:
             self._server.deadlines.discard(self)
         if self._stall is not None:
             self._stall.cancel()
-        if self._task is not None:
+        if self._task is not None and self._task is not asyncio.current_task(self._link.loop):
             self._task.cancel()
         if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
             self._up_link.reset(self._up_stream, Code.CANCEL)
