@@ -37,7 +37,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         VersionServicer(),
         HealthServicer(health),
     ]
-    relay = {internal: Relay(routes, config, internal=internal, coordinated=content.coordinated, joined=content.joined) for internal in (False, True)}
+    relay = {internal: Relay(routes, config, internal=internal, coordinated=content.coordinated) for internal in (False, True)}
     with process.owned(node.root / "gateway"), process.owned(node.state / "gateway"):
         async with AsyncExitStack() as stack:
             for upstream in routes.upstreams.values():

@@ -1,7 +1,7 @@
 """Content: the raw store's bytes joined with metadata's records.
 
-Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob, then passes the raw
-stream through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
+Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob; the bytes of a small one are then
+here (:mod:`gateway.smallblobs`), of any other the raw stream is passed through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
 intent first, the raw commit second, a record third. A raw store that dies in the middle of a Write is waited for and the write goes on at the offset that it acknowledged.
 """
 
@@ -21,9 +21,10 @@ from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.config import Config
 from gateway.records import Records, with_headers
 from gateway.routes import Routes
+from gateway.smallblobs import SmallBlobs
 from gateway.upstream import Upstream
 from services.kit import errors, filters
-from services.kit.rpc import Call, Route, Stream, method_path, shielded
+from services.kit.rpc import Call, Stream, method_path, shielded
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Commit:
 
 
 class ContentServicer:
-    """The unary methods of containerd.services.content.v1.Content that need both. Of the streaming ones Write is ``coordinated``, and Read ``joined``."""
+    """The methods of containerd.services.content.v1.Content that need both; the streaming ones, Read and Write, are ``coordinated``."""
 
     SERVICE = SERVICE
 
@@ -86,8 +87,8 @@ class ContentServicer:
         self._records = records
         self._config = config
         self.commit = Commit(routes, records)
-        self.coordinated = {WRITE: self.write}
-        self.joined = {READ: self.read}
+        self.coordinated = {READ: self.read, WRITE: self.write}
+        self._small = SmallBlobs()
 
     async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
         finished = await self._records.call("DeleteBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
@@ -127,12 +128,43 @@ class ContentServicer:
                     statuses.append(status)
         return pb.ListStatusesResponse(statuses=[s for s in statuses if wanted.match(partial(_field, s))])
 
-    def read(self, call: Call) -> Route:
-        """Content.Read: the raw stream, once metadata has said that the namespace has the blob."""
-        return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read)
+    async def read(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
+        first = await anext(requests, None)
+        if first is None:
+            raise errors.InvalidArgument("Read without a request")
+        request = pb.ReadContentRequest.FromString(first)
+        blob = await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
+        if 0 < blob.size <= self._small.largest and request.offset <= blob.size:
+            data = await self._small_blob(blob, call)
+            if data is not None:
+                start = max(request.offset, 0)
+                end = start + request.size if request.size > 0 else len(data)
+                if start < len(data):  # its offset counts from the first byte sent, as in containerd
+                    yield pb.ReadContentResponse(data=data[start:end]).SerializeToString()
+                return
+        channel = await self._content.ready(call)
+        async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
+            await stream.send(first)
+            await stream.done_sending()
+            while (message := await self.received(stream)) is not None:
+                yield message
 
-    async def _admit_read(self, request: bytes, call: Call) -> None:
-        await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=pb.ReadContentRequest.FromString(request).digest), call)
+    async def _small_blob(self, blob: records_pb.Blob, call: Call) -> bytes | None:
+        """All of a small blob; None where the raw store has other bytes than the digest says, which are for whoever reads them to find out."""
+        found = self._small.get(blob.digest)
+        if found is not None:
+            return found
+        channel = await self._content.ready(call)
+        data = bytearray()
+        request = pb.ReadContentRequest(digest=blob.digest, size=self._small.largest + 1)
+        async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
+            await stream.send(request.SerializeToString())
+            await stream.done_sending()
+            while (message := await self.received(stream)) is not None:
+                data += pb.ReadContentResponse.FromString(message).data
+        whole = bytes(data)
+        return whole if self._small.put(blob.digest, whole) else None
 
     async def reset(self, raw_ref: str, call: Call) -> None:
         """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw store does with them."""
