@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.kit import errors
+from services.kit import errors, wal
 from services.metadata.transactions import Key, Reader, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class SqliteTransactions:
             self._writer = _connect(path)
             try:
                 _prepare(self._writer, path)
+                wal.make_room(path)
                 self._reader = _connect(path)
             except BaseException:
                 self._writer.close()
