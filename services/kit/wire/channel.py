@@ -9,7 +9,7 @@ from collections import deque
 from services.kit import errors, rpc
 from services.kit.rpc import Metadata, Pings
 from services.kit.version import SPLITD
-from services.kit.wire import headers, messages
+from services.kit.wire import headers, messages, outcomes
 from services.kit.wire.connection import Chunk, GoingAway, Opened, Stream
 from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
@@ -269,7 +269,7 @@ class WireCarrier:
 
     def disconnected(self, reason: str) -> errors.Disconnected:
         """The error of a call that the transport could not carry."""
-        return errors.Disconnected(f"service {self.name} is not reachable ({reason})")
+        return outcomes.disconnected(self.name, reason)
 
     async def close(self) -> None:
         self._closed = True
@@ -320,36 +320,6 @@ class WireCarrier:
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> WireStream:
         return WireStream(self, path, metadata, timeout)
 
-    def outcome(self, head: Head) -> errors.NodeError | None:
-        """What trailers mean: None for OK."""
-        code = head.code
-        if code == 0:
-            return None
-        if code is None:
-            return errors.Internal("server closed the stream without sending trailers")
-        trailers = tuple((k, v) for k, v in head.headers.items())
-        if code == errors.Unavailable.code and rpc.STOPPING in head.headers:
-            return self.disconnected(head.message)
-        return errors.from_status(code, head.message, trailers)
-
-    def refusal(self, code: int, reason: str) -> errors.NodeError:
-        """What an RST_STREAM means, by gRPC's table of HTTP/2 error codes."""
-        name = Code(code).name if code in Code.__members__.values() else str(code)
-        return errors.BY_CODE[_OF_RESET.get(code, 13)].verbatim(f"stream terminated by RST_STREAM with error code {name}" + (f": {reason}" if reason else ""))
-
-    def http_failure(self, head: Head) -> errors.NodeError | None:
-        """What a response means that is no gRPC; None if it is."""
-        if head.status == 200 and head.is_grpc():
-            return None
-        if head.code is not None:
-            return self.outcome(head)
-        code = _OF_STATUS.get(head.status, 2)
-        return errors.BY_CODE[code].verbatim(f"unexpected HTTP status code {head.status}, content-type {head.content_type!r}")
-
-
-_OF_RESET: dict[int, int] = {Code.REFUSED_STREAM: 14, Code.CANCEL: 1, Code.ENHANCE_YOUR_CALM: 8, Code.INADEQUATE_SECURITY: 7}
-_OF_STATUS: dict[int, int] = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
-
 
 class _UnseenError(Exception):
     """The peer refused the stream before it looked at it: it may be asked again."""
@@ -394,12 +364,12 @@ class _Unary:
         self._link.reset(self._stream, Code.CANCEL)
 
     def on_head(self, head: Head, end: bool) -> None:
-        failure = self._carrier.http_failure(head)
+        failure = outcomes.of_response(head, self._carrier.name)
         if failure is not None:
             self._end(failure)
             self._link.reset(self._stream, Code.CANCEL)
         elif end:
-            self._end(self._carrier.outcome(head))
+            self._end(outcomes.of_trailers(head, self._carrier.name))
         else:
             self._assembler = messages.Assembler(self._link.limits.message, head.encoding)
 
@@ -421,11 +391,11 @@ class _Unary:
             self._end(errors.Internal("server closed the stream without sending trailers"))
 
     def on_trailers(self, head: Head) -> None:
-        self._end(self._carrier.outcome(head))
+        self._end(outcomes.of_trailers(head, self._carrier.name))
         self._link.finished(self._stream)
 
     def on_reset(self, code: int, reason: str, *, local: bool) -> None:
-        self._end(_UnseenError(reason) if code == Code.REFUSED_STREAM and not local else self._carrier.refusal(code, reason))
+        self._end(_UnseenError(reason) if code == Code.REFUSED_STREAM and not local else outcomes.of_reset(code, reason))
 
     def on_drained(self) -> None:
         """A unary request is queued whole."""
@@ -570,11 +540,11 @@ class WireStream:
     # -- Owner
 
     def on_head(self, head: Head, end: bool) -> None:
-        failure = self._carrier.http_failure(head)
+        failure = outcomes.of_response(head, self._carrier.name)
         if failure is not None or end:
             self._leading = {}
             self._trailing = head.headers
-            self._finish(failure if failure is not None else self._carrier.outcome(head))
+            self._finish(failure if failure is not None else outcomes.of_trailers(head, self._carrier.name))
             if failure is not None and self._link is not None and self._stream is not None:
                 self._link.reset(self._stream, Code.CANCEL)
             return
@@ -606,7 +576,7 @@ class WireStream:
 
     def on_trailers(self, head: Head) -> None:
         self._trailing = head.headers
-        self._finish(self._carrier.outcome(head))
+        self._finish(outcomes.of_trailers(head, self._carrier.name))
         if self._link is not None and self._stream is not None:
             self._link.finished(self._stream)
 
@@ -614,7 +584,7 @@ class WireStream:
         if code == Code.REFUSED_STREAM and not local:
             self._finish(self._carrier.disconnected(f"stream refused: {reason}"))
         elif not (code == Code.NO_ERROR and self._over):
-            self._finish(self._carrier.refusal(code, reason))
+            self._finish(outcomes.of_reset(code, reason))
 
     def on_drained(self) -> None:
         _wake(self._writer)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from services.kit import errors, rpc, tracing
 from services.kit.rpc import Call, Method, Methods, Relay, Route
-from services.kit.wire import eager, headers, messages
+from services.kit.wire import eager, headers, messages, outcomes
 from services.kit.wire.answers import HEAD, OK, refusal
 from services.kit.wire.channel import ClientLink, WireCarrier
 from services.kit.wire.connection import Chunk, Stream
@@ -290,7 +290,7 @@ class Passage:
             self.lost(head.message)
             return
         if not self._answered:
-            failure = _carrier(self._plan.route).http_failure(head)
+            failure = outcomes.of_response(head, self._plan.route.upstream.name)
             if failure is not None and head.code is None:
                 self.fail(failure)
                 return
@@ -392,7 +392,7 @@ class _Upstream:
         if code == Code.REFUSED_STREAM and not local:
             self._passage.lost(reason or "stream refused", unseen=True)
         else:
-            self._passage.fail(_carrier(self._passage._plan.route).refusal(code, reason))
+            self._passage.fail(outcomes.of_reset(code, reason))
 
     def on_drained(self) -> None:
         if self._is_current():
