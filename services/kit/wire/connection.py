@@ -250,11 +250,11 @@ class Connection:
             at = 24
         view = memoryview(data)
         while True:
-            if self._data_left or self._data is not None:
+            if self._data is not None:
                 at = self._on_data_bytes(view, at, size)
                 if self._data_left:
                     return
-            elif self._skip:
+            if self._skip:
                 step = min(self._skip, size - at)
                 self._skip -= step
                 at += step

@@ -226,6 +226,29 @@ def test_informational_responses_are_passed_over() -> None:
 # ---------------------------------------------------------------------------------------------- padding, priorities, CONTINUATION
 
 
+def test_padding_is_dropped_wherever_the_bytes_are_cut() -> None:
+    """Padded DATA in the middle of others: the padding is no content, and what follows it is read from the right place."""
+    sequence = headers(1) + data(1, b"one", pad=40) + data(1, b"", pad=12) + data(1, b"two") + data(1, b"three", pad=0) + data(1, b"", pad=9, end=True)
+    for cut in range(len(sequence)):
+        wire = Wire()
+        events = wire.feed(sequence[:cut]) + wire.feed(sequence[cut:])
+        assert b"".join(bytes(e.chunk) for e in events if type(e) is Data) == b"onetwothree"
+        assert events[-1].end
+        assert type(wire.one(Pong, bytes(Frame(PING, ACK, 0, bytes(8))))) is Pong
+
+
+def test_padding_counts_against_the_windows_and_is_given_back() -> None:
+    """A stream that carries padding only never runs out of its window."""
+    wire = Wire()
+    stream = wire.opened(1)
+    for _ in range(600):
+        wire.feed(data(1, b"x", pad=255))
+        wire.connection.consumed(stream, 1)
+    assert stream.receive_window > 0
+    assert not wire.connection.closed
+    assert wire.connection.streams
+
+
 @pytest.mark.parametrize("payload", [b"\x05abcd", b"\x01"])
 def test_padding_longer_than_its_frame_ends_the_connection(payload: bytes) -> None:
     """For DATA and for HEADERS: PROTOCOL_ERROR."""
