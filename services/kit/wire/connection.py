@@ -745,7 +745,7 @@ class Connection:
         """End the connection: GOAWAY is the last that it says."""
         if not self.closed:
             self.closed = True
-            self._out.append(frames.goaway(self.last, code, reason))
+            self._out.append(frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason))
 
     def block(self) -> None:
         """Send no DATA until :meth:`unblock`."""

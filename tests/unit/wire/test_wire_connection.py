@@ -461,6 +461,16 @@ def test_a_connection_that_drains_refuses_new_streams_and_ends_the_old_ones() ->
     assert [f.kind for f in wire.sent()] == [HEADERS, DATA, HEADERS]
 
 
+def test_the_last_stream_of_a_goaway_never_rises() -> None:
+    """A connection that drained and then fails names the same stream again (RFC 9113, section 6.8)."""
+    wire = Wire()
+    wire.opened(1)
+    wire.connection.drain()
+    wire.feed(headers(3))
+    wire.connection.fail(Code.INTERNAL_ERROR, "")
+    assert [f.number() for f in wire.sent() if f.kind == GOAWAY] == [1, 1]
+
+
 def test_a_goaway_of_the_peer_is_told() -> None:
     """With its code and reason; calls go on."""
     wire = Wire(client=True)
