@@ -166,6 +166,8 @@ class Connection:
         self._decoder = headers.Decoder(limits)
         self._events: list[Event] = []
         self._out: list[Chunk] = []
+        self._last_words = 0
+        """How much of it may still go when the connection is over: up to its GOAWAY."""
         self._rest = b""
         self._preface = not client
         self._greeted = False
@@ -212,12 +214,15 @@ class Connection:
     def take(self) -> list[Chunk]:
         """What is to be written now."""
         out, self._out = self._out, []
+        if self.closed:
+            del out[self._last_words:]
+            self._last_words = 0
         return out
 
     @property
     def pending(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._out)
+        return bool(self._last_words if self.closed else self._out)
 
     # ------------------------------------------------------------------------------------------ bytes in
 
@@ -746,6 +751,7 @@ class Connection:
         if not self.closed:
             self.closed = True
             self._out.append(frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason))
+            self._last_words = len(self._out)
 
     def block(self) -> None:
         """Send no DATA until :meth:`unblock`."""

@@ -480,6 +480,26 @@ def test_a_goaway_of_the_peer_is_told() -> None:
     wire.one(Opened, headers(1, literal(RESPONSE)))
 
 
+def test_a_closed_connection_says_nothing_any_more() -> None:
+    """GOAWAY is its last word, whatever owners order afterwards, and nothing piles up."""
+    wire = Wire()
+    events = wire.feed(headers(1, end=True), headers(3), bytes(Frame(PING, 0, 0, b"")))
+    first, second, over = events
+    assert type(over) is Closed
+    connection = wire.connection
+    connection.answer(first.stream, HEAD, b"answer", TAIL)
+    connection.send_head(second.stream, HEAD)
+    connection.send(second.stream, b"more")
+    connection.reset(second.stream, Code.CANCEL)
+    connection.ping(bytes(8))
+    connection.drain()
+    connection.fail(Code.NO_ERROR, "again")
+    assert [f.kind for f in wire.sent()] == [GOAWAY]
+    connection.ping(bytes(8))
+    assert not connection.pending
+    assert wire.sent() == []
+
+
 def test_a_fault_says_what_was_to_be_said_before_it() -> None:
     """Answers of the same read go out before the GOAWAY."""
     wire = Wire()
