@@ -683,8 +683,8 @@ class Connection:
             self._put_headers(stream.id, block, 0)
 
     def send(self, stream: Stream, *chunks: Chunk, end: bool = False) -> None:
-        """DATA; nothing happens on a stream that has ended."""
-        if stream.local_closed:
+        """DATA; nothing happens on a stream that has ended, or whose end is queued."""
+        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
             return
         for chunk in chunks:
             if chunk:
@@ -725,7 +725,7 @@ class Connection:
 
     def send_tail(self, stream: Stream, block: bytes) -> None:
         """Trailers, behind what is queued; as a response without a head, a trailers-only one."""
-        if stream.local_closed:
+        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
             return
         stream.queue.append(_Tail(block))
         self._pump(stream)

@@ -202,6 +202,19 @@ def test_the_end_goes_on_the_last_data() -> None:
     assert [(bytes(e.chunk), e.end) for e in served[1:]] == [(b"abc", True)]
 
 
+def test_nothing_goes_after_the_end_that_is_queued() -> None:
+    """What an owner sends when it has ended its stream is dropped, though the end itself still waits for a window."""
+    wire = Wire(hello=settings(initial_window_size=2))
+    stream = wire.opened(1, end=True)
+    wire.connection.send_head(stream, HEAD)
+    wire.connection.send(stream, b"1234")
+    wire.connection.send_tail(stream, TAIL)
+    wire.connection.send(stream, b"late", end=True)
+    wire.connection.send_tail(stream, TAIL)
+    wire.feed(word(WINDOW_UPDATE, 1, 100))
+    assert [(f.kind, f.payload) for f in wire.sent()[1:]] == [(DATA, b"12"), (DATA, b"34"), (HEADERS, TAIL)]
+
+
 def test_a_response_before_the_end_of_the_request_ends_the_stream() -> None:
     """The answer is complete, so the rest of the request is not wanted: RST_STREAM NO_ERROR, and what is still coming is ignored."""
     wire = Wire()
