@@ -309,8 +309,9 @@ class Connection:
         if stream is not None:
             self._drop(stream, ours=True)
             self._events.append(Reset(stream, fault.code, local=True, reason=fault.reason))
-        elif not self.client:
-            self.last = max(self.last, number)
+        else:
+            if not self.client:
+                self.last = max(self.last, number)
             self._remember(number, ours=True)
         self._count_reset()
 

@@ -389,6 +389,20 @@ def test_headers_on_a_stream_that_is_closed() -> None:
     assert closed(wire, headers(1)) == Code.STREAM_CLOSED
 
 
+def test_data_on_a_stream_that_is_closed_is_answered_once() -> None:
+    """RST_STREAM STREAM_CLOSED; what was still on its way is ignored then."""
+    for client in (False, True):
+        wire = Wire(client=client)
+        if client:
+            wire.connection.send(wire.connection.open(literal(REQUEST), None), end=True)
+            wire.feed(headers(1, literal(RESPONSE), end=True))
+        else:
+            wire.connection.send_tail(wire.opened(1, end=True), HEAD + TAIL)
+        wire.sent()
+        assert wire.feed(*[data(1, b"x")] * 20) == []
+        assert [(f.kind, f.number()) for f in wire.sent()] == [(RST_STREAM, Code.STREAM_CLOSED)]
+
+
 def test_the_bytes_of_a_frame_whose_stream_is_reset_meanwhile_are_dropped() -> None:
     """A reset between two parts of one DATA frame: the rest of it is nobody's, and the next frame is found."""
     wire = Wire()
