@@ -182,6 +182,7 @@ class Connection:
         self._block_frames = 0
         self._block_fault: StreamFault | None = None
         self._gone: dict[int, bool] = {}
+        """Streams that are over, as many as there may be at once: frames of theirs may be on their way."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
         self._credit = 0
@@ -331,7 +332,7 @@ class Connection:
         """``ours``: we reset it, and the peer may not know yet."""
         gone = self._gone
         gone[number] = ours
-        if len(gone) > _REMEMBERED:
+        if len(gone) > self.limits.streams:
             del gone[next(iter(gone))]
 
     def _is_idle(self, number: int) -> bool:
@@ -858,8 +859,6 @@ def _any(_: headers.Pairs) -> Head:
     return Head([])
 
 
-_REMEMBERED = 1000
-"""Streams that are over and still told from those that never were."""
 _WORTH_KEEPING = 16 << 10
 _LARGEST_FRAME = 256 << 10
 """DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""

@@ -403,6 +403,18 @@ def test_data_on_a_stream_that_is_closed_is_answered_once() -> None:
         assert [(f.kind, f.number()) for f in wire.sent()] == [(RST_STREAM, Code.STREAM_CLOSED)]
 
 
+def test_frames_in_flight_for_streams_that_we_reset_are_ignored() -> None:
+    """DATA, trailers, WINDOW_UPDATE, RST_STREAM and PRIORITY, as many streams as there may be at once."""
+    wire = Wire(streams=2000, resets=100, idle_frames=100_000)
+    for number in range(1, 4001, 2):
+        wire.connection.reset(wire.opened(number), Code.CANCEL)
+    wire.sent()
+    for number in range(1, 4001, 2):
+        assert wire.feed(data(number, b"late"), word(WINDOW_UPDATE, number, 5), headers(number, literal(OK), end=True), word(RST_STREAM, number, 8),
+                         bytes(Frame(PRIORITY, 0, number, bytes(5)))) == []
+    assert wire.sent() == []
+
+
 def test_the_bytes_of_a_frame_whose_stream_is_reset_meanwhile_are_dropped() -> None:
     """A reset between two parts of one DATA frame: the rest of it is nobody's, and the next frame is found."""
     wire = Wire()
