@@ -108,8 +108,7 @@ class ClientLink(Link):
         self._leave()
         for number, stream in list(self.connection.streams.items()):
             if number > event.last:
-                self.connection.streams.pop(number)
-                stream.local_closed = stream.remote_closed = True
+                self.connection.forsake(stream)
                 owner = stream.owner
                 if owner is not None:
                     owner.on_reset(Code.REFUSED_STREAM, f"GOAWAY {event.reason}", local=False)

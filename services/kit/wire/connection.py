@@ -738,6 +738,10 @@ class Connection:
             self._out.append(frames.rst_stream(stream.id, code))
             self._drop(stream, ours=True)
 
+    def forsake(self, stream: Stream) -> None:
+        """The peer has said that it will never look at a stream: it ends without a word."""
+        self._drop(stream, ours=False)
+
     def ping(self, payload: bytes) -> None:
         """Eight bytes that the peer is to send back."""
         self._out.append(frames.frame(frames.PING, 0, 0, payload))

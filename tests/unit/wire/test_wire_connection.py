@@ -519,6 +519,21 @@ def test_a_goaway_of_the_peer_is_told() -> None:
     wire.one(Opened, headers(1, literal(RESPONSE)))
 
 
+def test_a_stream_that_the_peer_never_looks_at_takes_no_window() -> None:
+    """Above GOAWAY's last stream: what it has queued is not sent, and others have the connection's window."""
+    wire = Wire(client=True)
+    connection = wire.connection
+    connection._send_window = 0
+    lost, kept = connection.open(literal(REQUEST), "lost"), connection.open(literal(REQUEST), "kept")
+    connection.send(lost, b"lost" * 10)
+    connection.send(kept, b"kept")
+    connection.forsake(lost)
+    wire.sent()
+    wire.feed(word(WINDOW_UPDATE, 0, 4))
+    assert [(f.stream, f.payload) for f in wire.sent()] == [(3, b"kept")]
+    assert list(connection.streams) == [3]
+
+
 def test_a_closed_connection_says_nothing_any_more() -> None:
     """GOAWAY is its last word, whatever owners order afterwards, and nothing piles up."""
     wire = Wire()
