@@ -124,6 +124,10 @@ class Ready(NamedTuple):
     """The peer's first SETTINGS are there."""
 
 
+class Roomier(NamedTuple):
+    """The peer allows more streams than before."""
+
+
 class Pong(NamedTuple):
     """One of our pings was answered."""
 
@@ -145,7 +149,7 @@ class Closed(NamedTuple):
     reason: str
 
 
-Event = Opened | Data | Trailers | Reset | Drained | Ready | Pong | GoingAway | Closed
+Event = Opened | Data | Trailers | Reset | Drained | Ready | Roomier | Pong | GoingAway | Closed
 
 
 class Connection:
@@ -610,6 +614,8 @@ class Connection:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"frame size of {value}")
             self._peer_frame = min(value, _LARGEST_FRAME)
         elif name == frames.MAX_CONCURRENT_STREAMS:
+            if value > self.peer_streams:
+                self._events.append(Roomier())
             self.peer_streams = value
         elif name == frames.ENABLE_PUSH:
             if value > 1 or (value and self.client):

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from services.kit.wire.connection import Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Stream, Trailers
+from services.kit.wire.connection import Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
 from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
 from services.kit.wire.limits import Limits
@@ -83,7 +83,7 @@ class Link(asyncio.Protocol):
         """A ping was answered."""
 
     def on_idle(self) -> None:
-        """A stream has ended, and there may be no other."""
+        """A stream has ended, so that there is room for another, and there may be no other."""
 
     def on_end(self, reason: str) -> None:
         """The connection is gone, and all owners know."""
@@ -160,6 +160,9 @@ class Link(asyncio.Protocol):
     def _on_ready(self, event: Ready) -> None:
         self.ready = True
         self.on_ready()
+
+    def _on_roomier(self, event: Roomier) -> None:
+        self.on_idle()
 
     def _on_pong(self, event: Pong) -> None:
         self.on_pong()
@@ -254,6 +257,7 @@ _TELL: dict[type[Event], Callable[[Any, Any], None]] = {
     Reset: Link._on_reset,
     Drained: Link._on_drained,
     Ready: Link._on_ready,
+    Roomier: Link._on_roomier,
     Pong: Link._on_pong,
     GoingAway: Link._on_going_away,
     Closed: Link._on_closed,

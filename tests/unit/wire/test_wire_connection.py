@@ -571,6 +571,15 @@ def test_a_client_counts_its_streams_up() -> None:
     assert wire.connection.exhausted
 
 
+def test_a_server_may_allow_more_streams_later() -> None:
+    """MAX_CONCURRENT_STREAMS that rises is told, since calls may be waiting for it."""
+    wire = Wire(client=True, hello=settings(max_concurrent_streams=0))
+    assert wire.connection.peer_streams == 0
+    assert [type(e).__name__ for e in wire.feed(settings(max_concurrent_streams=5))] == ["Roomier"]
+    assert wire.feed(settings(max_concurrent_streams=3)) == []
+    assert wire.connection.peer_streams == 3
+
+
 def test_a_shrunk_table_is_said_once() -> None:
     """A peer with a smaller HPACK table hears, at the next block, that we use none (RFC 7541, section 4.2); others hear nothing."""
     wire = Wire(hello=settings(header_table_size=100))
