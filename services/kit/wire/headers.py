@@ -72,7 +72,7 @@ def status(code: int, message: str = "", trailing: Iterable[tuple[str, Value]] =
     """The block of a call's trailers."""
     pairs = [(b"grpc-status", b"%d" % code)]
     if message:
-        pairs.append((b"grpc-message", quote(message, safe=_PRINTABLE).encode()))
+        pairs.append((b"grpc-message", quote(message, safe=_PRINTABLE, errors="replace").encode()))
     return block([*pairs, *metadata(trailing)])
 
 

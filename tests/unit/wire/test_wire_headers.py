@@ -264,6 +264,14 @@ def test_a_status_message_survives(message: str) -> None:
         assert all(0x20 <= byte < 0x7F for byte in value), name
 
 
+def test_a_status_message_that_is_no_text_is_sent_as_well_as_can_be() -> None:
+    """Half of a surrogate pair, as file names and headers have it that are no UTF-8: the call is answered nevertheless."""
+    for message in ("name \udcff!", "half \ud800!"):
+        head = decoded(headers.status(2, message))
+        assert head.code == 2
+        assert head.message.endswith("!")
+
+
 @pytest.mark.parametrize(("value", "message"), [("a%20b", "a b"), ("100%", "100%"), ("%zz", "%zz"), ("%ff!", "�!"), ("%C3%A4", "ä")])
 def test_a_status_message_is_read_leniently(value: str, message: str) -> None:
     """What is no percent-encoding stays as it is: a status is never lost for its message."""
