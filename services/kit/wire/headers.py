@@ -174,7 +174,7 @@ def _checked(pairs: Pairs, pseudo: Sequence[bytes]) -> tuple[dict[bytes, bytes],
     rest: list[tuple[bytes, bytes]] = []
     for name, value in pairs:
         if name[:1] == b":":
-            if rest or name in special or name not in pseudo:
+            if rest or name in special or name not in pseudo or _BAD_VALUE.search(value):
                 raise StreamFault(Code.PROTOCOL_ERROR, f"pseudo-header {name.decode(errors='replace')} is out of place")
             special[name] = value
             continue

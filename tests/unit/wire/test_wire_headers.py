@@ -196,6 +196,22 @@ def replaced(name: str, value: str | bytes | None) -> list[tuple[str, str | byte
     return [(k, value if k == name else v) for k, v in REQUEST if k != name or value is not None]  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("fields", [
+    replaced(":method", None), replaced(":path", None), replaced(":scheme", None), replaced(":path", ""),
+    [*REQUEST, (":method", "POST")], [(":method", "POST"), *REQUEST], [(":status", "200"), *REQUEST], [(":protocol", "x"), *REQUEST],
+    [*REQUEST, ("Upper", "x")], [*REQUEST, ("", "x")], [*REQUEST, ("sp ace", "x")], [*REQUEST, ("colon:", "x")],
+    [*REQUEST, ("a", "x\ny")], [*REQUEST, ("a", "x\ry")], [*REQUEST, ("a", "x\0y")],
+    replaced(":path", "/a\nb"), replaced(":authority", "a\r\nb"), replaced(":scheme", "a\0"),
+    [*REQUEST, ("te", "gzip")], *([*REQUEST, (name, "x")] for name in ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")),
+    [*REQUEST, ("content-length", "x")], [*REQUEST, ("content-length", "1" * 19)],
+], ids=repr)
+def test_malformed_requests(fields: list[tuple[str, str]]) -> None:
+    """PROTOCOL_ERROR for the stream (RFC 9113, section 8.2 and 8.3)."""
+    with pytest.raises(StreamFault) as fault:
+        headers.Decoder(Limits())(headers.request, literal(fields))
+    assert fault.value.code == Code.PROTOCOL_ERROR
+
+
 def test_a_request() -> None:
     """Pseudo-headers apart, metadata by name, the first of each name."""
     head = headers.Decoder(Limits())(headers.request, literal([*REQUEST, ("a", "1"), ("a", "2"), ("content-length", "12"), ("grpc-encoding", "gzip")]))
