@@ -163,6 +163,8 @@ def _debase64(value: bytes) -> bytes:
     return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
 
 
+_SIZE_UPDATES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}")
+"""More of them than RFC 7541, section 4.2, has a use for: they cost the peer a byte each, and us much more."""
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]")
 _OF_CONNECTION = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
@@ -241,6 +243,8 @@ class Decoder:
         head = self._cache.get(key)
         if head is not None:
             return head
+        if _SIZE_UPDATES.match(encoded):
+            raise ConnectionFault(Code.COMPRESSION_ERROR, "more than two table size updates in a block")
         table = self._hpack.header_table
         size, entries = table.maxsize, table.dynamic_entries
         count, newest = len(entries), entries[0] if entries else None

@@ -180,6 +180,15 @@ def test_the_number_of_fields_is_bounded() -> None:
     assert fault.value.code == Code.ENHANCE_YOUR_CALM
 
 
+def test_size_updates_are_few() -> None:
+    """RFC 7541 knows two in a block: a block of nothing else costs us much and the peer nothing."""
+    assert decoded(b"\x20\x3f\xe1\x1f" + literal([("a", "b")])).headers == {"a": "b"}
+    for block in (b"\x20" * 9, b"\x3f\xe1\x1f" * 9, b"\x20" * 90_000):
+        with pytest.raises(ConnectionFault) as fault:
+            decoded(block)
+        assert fault.value.code == Code.COMPRESSION_ERROR
+
+
 @pytest.mark.parametrize("block", [b"\x80", b"\xff\xff\xff\xff\xff\xff\xff", b"\x40", b"\x40\x05ab", b"\x00\x01a", b"\x3f\xff\xff\xff", b"\x00\x81\xff\x00", b"\xbe",
                                    b"\x0f", b"\x82\x20"], ids=bytes.hex)
 def test_what_is_no_hpack_ends_the_connection(block: bytes) -> None:
