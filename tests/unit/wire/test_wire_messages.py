@@ -56,6 +56,16 @@ def test_one_byte_at_a_time() -> None:
     assert fed(data, *range(1, len(data))) == [b"abc", b"", b"x" * 300]
 
 
+def test_many_small_pieces_cost_little_more_than_their_bytes() -> None:
+    """A peer that sends a message byte by byte holds that message's memory, not forty times as much."""
+    assembler = Assembler(1 << 20, "")
+    assembler.feed(prefix(bytes(1 << 20)))
+    for _ in range(50_000):
+        assembler.feed(b"x")
+    assert assembler.held == 50_000
+    assert sum(map(sys.getsizeof, assembler._parts)) + sys.getsizeof(assembler._parts) < 100_000
+
+
 def test_a_message_at_the_limit_and_one_beyond() -> None:
     """As soon as its length is known: RESOURCE_EXHAUSTED, with grpc-go's words."""
     assert fed(grpc(b"x" * LIMIT)) == [b"x" * LIMIT]
