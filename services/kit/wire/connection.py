@@ -814,10 +814,11 @@ class Connection:
                 if self._blocked or stream.send_window > 0:
                     self._starved[stream] = None
                 break
+            if size >= _TINY or size == stream.queued:
+                self._idle.give()
             stream.queued -= size
             stream.send_window -= size
             self._send_window -= size
-            self._idle.give()
             last = not stream.queued and len(queue) > 1 and _ends(queue[-1])
             out.append(_HEAD.pack(size << 8 | frames.DATA, frames.END_STREAM if last else 0, number))
             while size:
@@ -869,6 +870,8 @@ def _any(_: headers.Pairs) -> Head:
     return Head([])
 
 
+_TINY = 1 << 10
+"""A frame that a window has cut to less than this does not allow for another frame that brings nothing."""
 _WORTH_KEEPING = 16 << 10
 _LARGEST_FRAME = 256 << 10
 """DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""

@@ -259,6 +259,17 @@ def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
     assert not wire.connection.closed
 
 
+def test_tiny_windows() -> None:
+    """A peer that takes an answer byte by byte (CVE-2019-9511) makes us write a frame for each: those allow for nothing."""
+    wire = Wire(idle_frames=50, idle_frames_rate=1, hello=settings(initial_window_size=0))
+    stream = wire.opened(1, end=True)
+    wire.connection.send(stream, b"x" * 100_000)
+    wire.feed(word(WINDOW_UPDATE, 1, 1) * 50)
+    assert not wire.connection.closed
+    assert [len(f.payload) for f in wire.sent() if f.kind == DATA] == [1] * 50
+    assert over(wire, word(WINDOW_UPDATE, 1, 1)) == Code.ENHANCE_YOUR_CALM
+
+
 # ---------------------------------------------------------------------------------------------- windows and frames of the peer
 
 
