@@ -602,6 +602,8 @@ class Connection:
         if name == frames.INITIAL_WINDOW_SIZE:
             if value > frames.WINDOW_LIMIT:
                 raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"initial window of {value}")
+            for _ in range(len(self.streams) // 256):  # that many streams are as much work as a frame
+                self._idled()
             change, self._peer_window = value - self._peer_window, value
             for stream in list(self.streams.values()):
                 stream.send_window += change

@@ -247,6 +247,19 @@ def test_many_settings_in_one_frame_count_each() -> None:
     assert over(wire, many) == Code.ENHANCE_YOUR_CALM
 
 
+def test_a_new_initial_window_costs_what_it_makes_us_do() -> None:
+    """It changes each stream's window: with many streams a few a second are as much work as hundreds of pings."""
+    wire = Wire(idle_frames=100, idle_frames_rate=1, streams=2000)
+    for number in range(1, 4001, 2):
+        wire.opened(number)
+    changed = 0
+    while not wire.connection.closed:
+        wire.feed(settings(initial_window_size=100_000 + changed))
+        changed += 1
+    assert 5 <= changed < 20
+    assert wire.sent()[-1].number(4) == Code.ENHANCE_YOUR_CALM
+
+
 def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
     """A reader that acknowledges all that it reads is not calmed down."""
     wire = Wire(idle_frames=5, idle_frames_rate=1, hello=settings(initial_window_size=8000) + word(WINDOW_UPDATE, 0, 1 << 30))
