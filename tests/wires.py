@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -163,3 +164,60 @@ class Pipe:
         for at in range(0, len(out), step):
             events += receiver.receive(out[at:at + step])
         return events
+
+
+class Transport(asyncio.Transport):
+    """A socket's other end, held in memory: what a link writes, and what it does to it."""
+
+    def __init__(self, link: Any = None) -> None:
+        super().__init__()
+        self.link = link
+        self.written = bytearray()
+        self.reading = True
+        self.closed = False
+        self.eof = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def writelines(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+        for part in parts:
+            self.write(part)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            if self.link is not None:
+                asyncio.get_running_loop().call_soon(self.link.connection_lost, None)
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def frames(self) -> list[Frame]:
+        """What was written since, frame by frame."""
+        frames, rest = parse(bytes(self.written).removeprefix(PREFACE))
+        self.written[:] = rest
+        return frames
+
+
+async def turns(count: int = 5) -> None:
+    """Let the loop do what it has to do."""
+    for _ in range(count):
+        await asyncio.sleep(0)
