@@ -102,8 +102,7 @@ class Link(asyncio.Protocol):
         self.heard = True
         self._inside = True
         try:
-            for event in self.connection.receive(data):
-                _TELL[type(event)](self, event)
+            self._tell(self.connection.receive(data))
         finally:
             self._inside = False
         self.flush()
@@ -124,11 +123,31 @@ class Link(asyncio.Protocol):
         if self._deaf and self.transport is not None:
             self._deaf = False
             self.transport.resume_reading()
-        for event in self.connection.unblock():
-            _TELL[type(event)](self, event)
+        self._tell(self.connection.unblock())
         self.flush()
 
     # -- events
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            try:
+                _TELL[type(event)](self, event)
+            except Exception:
+                log.exception("%s could not be dealt with", type(event).__name__)
+                self._give_up(getattr(event, "stream", None))
+
+    def _give_up(self, stream: Stream | None) -> None:
+        """A bug of ours costs the call that met it; the connection only where it was no call's."""
+        if stream is None:
+            self.abort("internal error")
+            return
+        self.connection.reset(stream, Code.INTERNAL_ERROR)
+        try:
+            if stream.owner is not None:
+                stream.owner.on_reset(Code.INTERNAL_ERROR, "internal error", local=True)
+        except Exception:
+            log.exception("and its owner could not be told")
+        self.on_idle()
 
     def _on_opened(self, event: Opened) -> None:
         self.opened(event)
@@ -189,9 +208,14 @@ class Link(asyncio.Protocol):
         streams, self.connection.streams = self.connection.streams, {}
         for stream in streams.values():
             stream.local_closed = stream.remote_closed = True
+            stream.queue.clear()
+            stream.queued = 0
             owner: Owner | None = stream.owner
-            if owner is not None:
-                owner.on_lost(reason)
+            try:
+                if owner is not None:
+                    owner.on_lost(reason)
+            except Exception:
+                log.exception("the owner of a stream could not be told that it is lost")
         self.on_end(reason)
 
     # -- orders

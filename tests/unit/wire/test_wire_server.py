@@ -148,6 +148,27 @@ async def test_a_handler_is_cancelled_by_reset_by_the_deadline_and_by_a_lost_con
     assert served.service.ended == ["say"] * 3
 
 
+async def test_an_owner_that_fails_costs_its_own_call_only(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in a handler's stead: INTERNAL_ERROR for its stream, a line in the log, and the others of the same read are served."""
+    served = Served()
+
+    def broken(self: Any, end: bool) -> None:
+        raise ZeroDivisionError
+
+    served.call(1, TALK, end=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.ServerCall, "begin", broken)
+        served.call(3, SAY, end=False)
+    served.call(5, SAY, b"hello")
+    served.feed(data(1, grpc(b"hello"), end=True))
+    await turns()
+    assert "ZeroDivisionError" in caplog.text
+    frames = served.transport.frames()
+    assert [(f.stream, f.number()) for f in frames if f.kind == RST_STREAM] == [(3, Code.INTERNAL_ERROR)]
+    assert {f.stream: status(f) for f in frames if f.kind == HEADERS and f.flags & END_STREAM} == {1: 0, 5: 0}
+    await served.gone()
+
+
 async def test_an_error_in_no_text_is_answered() -> None:
     """NOT_FOUND, whatever its message."""
     served = Served()
