@@ -24,6 +24,8 @@ PATIENCE = 2
 """... and how often such a second may pass before the connection counts as lost. A loop that is busy for longer than that is as bad as a hung one."""
 HIGH_WATER = 256 << 10
 """Bytes that a writer may have queued before it has to wait."""
+MESSAGE_COST = 64
+"""Bytes that a message which waits for its reader counts besides its own: an empty one is not for nothing."""
 
 
 def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
@@ -489,7 +491,7 @@ class WireStream:
                 return None
             await self._wait(link)
         message = self._messages.popleft()
-        self._waiting -= len(message)
+        self._waiting -= len(message) + MESSAGE_COST
         if self._withheld and self._waiting < HIGH_WATER and self._stream is not None:
             link.consumed(self._stream, self._withheld)
             self._withheld = 0
@@ -598,7 +600,7 @@ class WireStream:
             self._link.consumed(self._stream, len(chunk))
         if found:
             self._messages.extend(found)
-            self._waiting += sum(map(len, found))
+            self._waiting += sum(map(len, found)) + MESSAGE_COST * len(found)
             _wake(self._reader)
         if end:
             self._finish(errors.Internal("server closed the stream without sending trailers"))

@@ -23,7 +23,7 @@ from services.kit import errors, rpc
 from services.kit.rpc import Call, Method, Methods
 from services.kit.wire import eager, headers, messages
 from services.kit.wire.answers import HEAD, OK, refusal
-from services.kit.wire.channel import HIGH_WATER
+from services.kit.wire.channel import HIGH_WATER, MESSAGE_COST
 from services.kit.wire.connection import Chunk, Opened, Stream
 from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
@@ -364,7 +364,7 @@ class ServerCall:
             self.link.connection.consumed(self.stream, size)
         if found:
             queue.extend(found)
-            self._waiting += sum(map(len, found))
+            self._waiting += sum(map(len, found)) + MESSAGE_COST * len(found)
         if found or self._ended:
             _wake(self._reader)
 
@@ -448,7 +448,7 @@ class ServerCall:
             finally:
                 self._reader = None
         message = self._messages.popleft()
-        self._waiting -= len(message)
+        self._waiting -= len(message) + MESSAGE_COST
         if self._withheld and self._waiting < HIGH_WATER:
             self.link.consumed(self.stream, self._withheld)
             self._withheld = 0

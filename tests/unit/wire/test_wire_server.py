@@ -177,6 +177,23 @@ async def test_an_error_in_no_text_is_answered() -> None:
     await served.gone()
 
 
+async def test_messages_that_hold_nothing_are_not_for_nothing() -> None:
+    """A client stream of empty messages, of which its handler reads none, ends up without a window, as any other."""
+    served = Served()
+    served.service.read = False
+    served.call(1, TALK, end=False)
+    stream = served.link.connection.streams[1]
+    taken = 0
+    while stream.receive_window >= 5000 and taken < 2_000_000:
+        served.feed(data(1, grpc(b"") * 1000))
+        taken += 1000
+    assert taken < 2_000_000
+    served.service.go.set()
+    await turns(20)
+    assert stream.receive_window > 5000
+    await served.gone()
+
+
 async def test_incomplete_messages_of_a_connection_are_bounded() -> None:
     """The call that goes beyond it is RESOURCE_EXHAUSTED; the others, and what is given back, are as before."""
     served = Served(assembling=50_000)
