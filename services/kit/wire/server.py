@@ -325,7 +325,7 @@ class ServerCall:
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
         self._ended = end
-        if self._over:
+        if self._over or self._failed is not None:
             return
         found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)  # nearly always
         if found is None:
@@ -371,17 +371,17 @@ class ServerCall:
     def _broken(self, error: errors.NodeError) -> None:
         """The requests make no sense: a handler that reads them is told, else the client."""
         self._release()
-        if not self._started:
-            self.fail(error)
-        elif self._method.arity.client_stream:
-            self._failed = error
+        self._failed = error
+        if self._started:
             _wake(self._reader)
+        else:
+            self.fail(error)
 
     def _release(self) -> None:
         self.link.incomplete.pop(self, None)
         if self._assembler is not None:
             self.link.assembling -= self._assembler.held
-            self._assembler.held = 0
+            self._assembler = None
 
     def overdue(self) -> None:
         """The request is still not there."""

@@ -194,6 +194,24 @@ async def test_messages_that_hold_nothing_are_not_for_nothing() -> None:
     await served.gone()
 
 
+@pytest.mark.parametrize("bad", [grpc(b"", 7), b"\0\xff\xff\xff\xff", grpc(gzip.compress(b"x"), 1)])
+async def test_a_stream_of_requests_that_makes_no_sense_is_not_kept(bad: bytes) -> None:
+    """After the first fault nothing of it is put together, nor its window given back; the handler is told when it reads."""
+    served = Served(assembling=100_000)
+    served.service.read = False
+    served.call(1, TALK, end=False)
+    served.feed(data(1, bad))
+    window = served.link.connection.streams[1].receive_window
+    served.feed(data(1, b"x" * 5000), data(1, b"y" * 5000))
+    assert served.link.connection.streams[1].receive_window == window - 10_000
+    assert served.link.assembling == 0
+    served.service.go.set()
+    await turns()
+    tail = next(f for f in served.transport.frames() if f.kind == HEADERS)
+    assert status(tail) in {8, 13}
+    await served.gone()
+
+
 async def test_incomplete_messages_of_a_connection_are_bounded() -> None:
     """The call that goes beyond it is RESOURCE_EXHAUSTED; the others, and what is given back, are as before."""
     served = Served(assembling=50_000)
