@@ -54,7 +54,7 @@ class Limits:
     request: Seconds = 60.0
     """Until the request of a call that is not a stream is complete. Nobody works on it before that."""
     connections: int = 16384
-    """Of a server. Idle ones cost 15 KB each; at the bound, the one that has been idle longest is told to go (GOAWAY, NO_ERROR), and its client connects again when it calls."""
+    """Of a server. Idle ones cost 15 KB each; at the bound, the one that has been idle longest is told to go (GOAWAY, NO_ERROR), and its client connects again when it calls; where none is, the new one."""
 
     def __post_init__(self) -> None:
         for name in ("streams", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "resets", "resets_rate",

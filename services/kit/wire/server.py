@@ -66,12 +66,11 @@ class WireServer(rpc.Server):
 
     def admit(self, link: ServerLink) -> None:
         """A new connection. At the bound the one goes that has been idle longest."""
-        if len(self.links) >= self.limits.connections:
-            idle = [other for other in self.links if not other.busy]
-            if idle:
-                oldest = min(idle, key=lambda other: other.since)
-                oldest.leave("too many connections")
+        full = len(self.links) >= self.limits.connections
         self.links.add(link)
+        if full:
+            oldest = min((other for other in self.links if not other.busy), key=lambda other: other.since)
+            oldest.leave("too many connections")
         if self.draining:
             link.leave("the service is stopping")
 

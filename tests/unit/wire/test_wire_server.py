@@ -255,6 +255,23 @@ async def test_a_handshake_that_does_not_come_is_given_up() -> None:
     await served.gone()
 
 
+async def test_too_many_connections() -> None:
+    """The one that has been idle longest goes; where none is idle, the new one."""
+    served = Served(connections=2)
+    served.call(1, SAY, end=False)
+    idle, first = served.connect()
+    third, second = served.connect()
+    assert (served.transport.closed, first.closed, second.closed) == (False, True, False)
+    await turns()
+    third.data_received(headers(1, end=False))
+    _, fourth = served.connect()
+    assert (served.transport.closed, second.closed, fourth.closed) == (False, False, True)
+    await turns()
+    assert len(served.server.links) == 2
+    third.connection_lost(None)
+    await served.gone()
+
+
 async def test_a_client_that_never_reads_is_not_read() -> None:
     """Its socket is full and it makes us answer: beyond ``unread`` its bytes stay in the kernel; once it reads, all goes on."""
     served = Served(unread=1000, idle_frames=10_000)
