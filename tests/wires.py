@@ -217,6 +217,17 @@ class Transport(asyncio.Transport):
         return frames
 
 
+def deliver(link: Any, payload: bytes) -> None:
+    """Bytes come in as the loop brings them: in no task. Their handlers' first steps are done when this returns."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    asyncio.tasks._leave_task(loop, task)
+    try:
+        link.data_received(payload)
+    finally:
+        asyncio.tasks._enter_task(loop, task)
+
+
 async def turns(count: int = 5) -> None:
     """Let the loop do what it has to do."""
     for _ in range(count):

@@ -25,6 +25,7 @@ from tests.wires import (
     Frame,
     Transport,
     data,
+    deliver,
     grpc,
     headers,
     literal,
@@ -95,7 +96,7 @@ class Served:
         return link, transport
 
     def feed(self, *parts: bytes) -> None:
-        self.link.data_received(b"".join(parts))
+        deliver(self.link, b"".join(parts))
 
     def call(self, stream: int, path: str, *messages: bytes, end: bool = True, extra: tuple[tuple[str, str], ...] = ()) -> None:
         fields = [(k, path if k == ":path" else v) for k, v in REQUEST] + list(extra)
@@ -299,7 +300,7 @@ async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> Non
     await turns(50)
     assert (served.link.connection.streams[1].queued, len(served.transport.written)) == (queued, written)
     link, transport = served.connect()
-    link.data_received(headers(1) + data(1, grpc(b"hello"), end=True))
+    deliver(link, headers(1) + data(1, grpc(b"hello"), end=True))
     assert [f.kind for f in transport.frames()] == [HEADERS, DATA, HEADERS]
     link.connection_lost(None)
     await served.gone()
