@@ -1,0 +1,181 @@
+"""kit.wire.channel and kit.wire.relay on transports in memory: calls, and what servers do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+
+from services.kit import errors, rpc
+from services.kit.wire import channel as module
+from services.kit.wire.channel import ClientLink, WireCarrier
+from services.kit.wire.deadlines import Deadlines
+from services.kit.wire.frames import Code
+from services.kit.wire.limits import Limits
+from tests.unit.wire.test_wire_server import SAY, Served
+from tests.wires import (
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    OK,
+    RESPONSE,
+    RST_STREAM,
+    WINDOW_UPDATE,
+    Frame,
+    Transport,
+    data,
+    deliver,
+    grpc,
+    headers,
+    literal,
+    settings,
+    turns,
+    word,
+)
+
+PATH = "/splitd.Test/Pass"
+
+
+class Calling:
+    """A carrier, and a server of bytes at its other end."""
+
+    def __init__(self, hello: bytes | None = None) -> None:
+        self.carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
+        self.link, self.transport = self.connect(settings() if hello is None else hello)
+
+    def connect(self, hello: bytes) -> tuple[ClientLink, Transport]:
+        """As :meth:`WireCarrier._attempt` does it."""
+        link = ClientLink(self.carrier, Limits())
+        transport = Transport(link)
+        link.connection_made(transport)
+        link.data_received(hello)
+        self.carrier._link = link
+        self.carrier._links.add(link)
+        transport.frames()
+        return link, transport
+
+    def feed(self, *parts: bytes) -> None:
+        deliver(self.link, b"".join(parts))
+
+    def unary(self, request: bytes = b"q", timeout: float | None = None) -> asyncio.Task[bytes]:
+        return asyncio.ensure_future(self.carrier.unary(PATH, request, (), timeout))
+
+    def answer(self, stream: int, message: bytes = b"a") -> None:
+        self.feed(headers(stream, literal(RESPONSE)), data(stream, grpc(message)), headers(stream, literal(OK), end=True))
+
+
+async def test_a_unary_call() -> None:
+    """Asked in one go, answered with its message; nothing is left."""
+    calling = Calling()
+    call = calling.unary(b"question")
+    await turns()
+    head, message = calling.transport.frames()
+    assert (head.kind, message.payload, message.flags) == (HEADERS, grpc(b"question"), END_STREAM)
+    calling.answer(1, b"answer")
+    assert await call == b"answer"
+    assert not calling.link.connection.streams
+
+
+# ---------------------------------------------------------------------------------------------- room for streams
+
+
+# ---------------------------------------------------------------------------------------------- connections that go
+
+
+def goaway(last: int, code: int = 0) -> bytes:
+    return bytes(Frame(GOAWAY, 0, 0, struct.pack(">II", last, code)))
+
+
+# ---------------------------------------------------------------------------------------------- the relay
+
+
+class Passing:
+    """A server that relays, its client, and its upstream, both of bytes."""
+
+    def __init__(self, hello: bytes | None = None, repeats: int = 0) -> None:
+        self.up = Calling(hello)
+        self.admitted: list[bytes] = []
+        upstream = self
+
+        class Relay:
+            def arity(self, method: str) -> rpc.Arity:
+                return rpc.STREAMS
+
+            def coordinated(self, call: rpc.Call) -> None:
+                return None
+
+            def route(self, call: rpc.Call) -> rpc.Route:
+                return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats)  # type: ignore[arg-type]
+
+        self.name = "upstream"
+        self.channel: Any = self
+        self.carrier = self.up.carrier
+        self.down = Served(Relay())
+
+    def is_ready(self) -> bool:
+        return True
+
+    async def ready(self, call: Any = None) -> Any:
+        return self
+
+    async def gone(self) -> None:
+        await self.down.gone()
+        assert not self.up.link.connection.streams
+
+
+async def test_a_call_passes() -> None:
+    """Head, data and end to the upstream, and back."""
+    passing = Passing()
+    passing.down.call(1, PATH, b"question")
+    await turns()
+    head, message = passing.up.transport.frames()
+    assert b"upstream" in head.payload
+    assert (message.payload, message.flags) == (grpc(b"question"), END_STREAM)
+    passing.up.answer(1, b"answer")
+    await turns()
+    assert [(f.kind, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(DATA, grpc(b"answer"))]
+    await passing.gone()
+
+
+@pytest.mark.parametrize("where", ["before", "waiting", "passing", "answered"])
+async def test_a_client_that_leaves_leaves_nothing_behind(where: str) -> None:
+    """Reset or lost, wherever its call is: no passage, no stream of the upstream."""
+    for lost in (False, True):
+        passing = Passing(settings(max_concurrent_streams=0 if where == "waiting" else 5))
+        passing.down.call(1, PATH, b"q", end=False)
+        if where != "before":
+            await turns()
+        if where == "answered":
+            passing.up.feed(headers(1, literal(RESPONSE)), data(1, grpc(b"a")))
+        if not lost:
+            passing.down.feed(word(RST_STREAM, 1, Code.CANCEL))
+            await turns()
+            assert not passing.up.link.connection.streams
+            assert not passing.down.server.passages
+        await passing.gone()
+
+
+async def test_a_client_that_does_not_read_holds_up_its_upstream() -> None:
+    """What could not be sent on is not given back: the upstream stops at its window, and goes on when the client reads."""
+    passing = Passing()
+    deliver(passing.down.link, settings(initial_window_size=100))
+    passing.down.call(1, PATH, b"q")
+    await turns()
+    passing.up.feed(headers(1, literal(RESPONSE)), data(1, b"x" * 16000) * 4)
+    up = passing.up.link.connection.streams[1]
+    assert up.receive_window < 2000
+    passing.down.feed(word(WINDOW_UPDATE, 1, 100_000), word(WINDOW_UPDATE, 0, 100_000))
+    assert up.receive_window > 60_000
+    await passing.gone()
+
+
+async def test_a_call_of_our_own_beside_those_that_pass() -> None:
+    """The same connection carries both."""
+    passing = Passing()
+    passing.down.call(1, PATH, b"q")
+    passing.down.call(3, SAY, b"hello")
+    assert [(f.stream, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(3, grpc(b"HELLO"))]
+    await passing.gone()
