@@ -401,11 +401,13 @@ class _Unary:
             self._link.reset(self._stream, Code.CANCEL)
         elif end:
             self._end(self._carrier.outcome(head))
+            self._link.finished(self._stream)
         else:
             self._assembler = messages.Assembler(self._link.limits.message, head.encoding)
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
-        assert self._assembler is not None
+        if self._assembler is None or self.answer.done():
+            return
         if not end:
             self._link.consumed(self._stream, len(chunk))
         try:
@@ -420,6 +422,7 @@ class _Unary:
             return
         if end:
             self._end(errors.Internal("server closed the stream without sending trailers"))
+            self._link.finished(self._stream)
 
     def on_trailers(self, head: Head) -> None:
         self._end(self._carrier.outcome(head))
@@ -576,8 +579,11 @@ class WireStream:
             self._leading = {}
             self._trailing = head.headers
             self._finish(failure if failure is not None else self._carrier.outcome(head))
-            if failure is not None and self._link is not None and self._stream is not None:
-                self._link.reset(self._stream, Code.CANCEL)
+            if self._link is not None and self._stream is not None:
+                if failure is not None:
+                    self._link.reset(self._stream, Code.CANCEL)
+                else:
+                    self._link.finished(self._stream)
             return
         assert self._link is not None
         self._leading = head.headers
@@ -585,7 +591,8 @@ class WireStream:
         _wake(self._reader)
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
-        assert self._assembler is not None
+        if self._assembler is None or self._over:
+            return
         assert self._link is not None
         assert self._stream is not None
         try:
@@ -604,6 +611,7 @@ class WireStream:
             _wake(self._reader)
         if end:
             self._finish(errors.Internal("server closed the stream without sending trailers"))
+            self._link.finished(self._stream)
 
     def on_trailers(self, head: Head) -> None:
         self._trailing = head.headers

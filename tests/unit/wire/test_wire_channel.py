@@ -79,6 +79,51 @@ async def test_a_unary_call() -> None:
     assert not calling.link.connection.streams
 
 
+@pytest.mark.parametrize(("answer", "code"), [
+    (headers(1, literal([*RESPONSE, ("grpc-status", "5"), ("grpc-message", "not here")]), end=True), 5),
+    (headers(1, literal([(":status", "404"), ("content-type", "text/html")])) + data(1, b"<html>") + data(1, b"</html>", end=True), 12),
+    (headers(1, literal([(":status", "503")]), end=True), 14),
+    (headers(1, literal(RESPONSE)) + data(1, grpc(b"a"), end=True), 13),
+    (headers(1, literal(RESPONSE)) + headers(1, literal(OK), end=True), 13),
+    (headers(1, literal(RESPONSE)) + data(1, grpc(b"a") + grpc(b"b")) + data(1, grpc(b"c")), 13),
+    (headers(1, literal(RESPONSE)) + data(1, b"\7\0\0\0\0") + data(1, b"more") + headers(1, literal(OK), end=True), 13),
+    (headers(1, literal(RESPONSE)) + headers(1, literal([("no", "status")]), end=True), 13),
+    (word(RST_STREAM, 1, Code.CANCEL), 1),
+    (word(RST_STREAM, 1, 12345), 13),
+    (headers(1, literal([("no", "status")])), 13),
+], ids=["trailers only", "no gRPC, with a body", "no gRPC", "no trailers", "no message", "two messages", "a bad flag", "no status", "RST_STREAM", "an unknown code", "malformed"])
+async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(answer: bytes, code: int, caplog: pytest.LogCaptureFixture) -> None:
+    """With gRPC's code for it; unary and stream, in one read and in many, and no stream stays behind."""
+    for step in (len(answer), 1):
+        calling = Calling()
+        call = calling.unary()
+        await turns()
+        for at in range(0, len(answer), step):
+            calling.feed(answer[at:at + step])
+        with pytest.raises(errors.NodeError) as error:
+            await call
+        assert error.value.code == code
+        assert not calling.link.connection.streams
+        calling = Calling()
+        stream = calling.carrier.stream(PATH, (), None)
+        await stream.send(b"q")
+        for at in range(0, len(answer), step):
+            calling.feed(answer[at:at + step])
+        got = []
+        try:
+            while (message := await stream.receive()) is not None:
+                got.append(message)
+        except errors.NodeError as failure:
+            assert failure.code == code
+        else:
+            assert not got or got == [b"a", b"b", b"c"]
+        if answer.endswith(data(1, grpc(b"c"))):
+            continue  # it goes on
+        assert not calling.link.connection.streams
+        assert not calling.link.lost
+    assert not caplog.text
+
+
 # ---------------------------------------------------------------------------------------------- room for streams
 
 
