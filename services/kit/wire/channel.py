@@ -615,7 +615,10 @@ class WireStream:
 
     def on_trailers(self, head: Head) -> None:
         self._trailing = head.headers
-        self._finish(self._carrier.outcome(head))
+        outcome = self._carrier.outcome(head)
+        if outcome is None and self._assembler is not None and not self._assembler.finished():
+            outcome = errors.Internal("the server ended its stream in the middle of a message")
+        self._finish(outcome)
         if self._link is not None and self._stream is not None:
             self._link.finished(self._stream)
 

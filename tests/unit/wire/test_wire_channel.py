@@ -124,6 +124,17 @@ async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(answer
     assert not caplog.text
 
 
+async def test_a_stream_that_ends_in_the_middle_of_a_message() -> None:
+    """OK or not, something is missing: INTERNAL."""
+    calling = Calling()
+    stream = calling.carrier.stream(PATH, (), None)
+    await stream.send(b"q")
+    calling.feed(headers(1, literal(RESPONSE)), data(1, grpc(b"whole") + grpc(b"cut off")[:-1]), headers(1, literal(OK), end=True))
+    assert await stream.receive() == b"whole"
+    with pytest.raises(errors.Internal, match="middle of a message"):
+        await stream.receive()
+
+
 # ---------------------------------------------------------------------------------------------- room for streams
 
 
