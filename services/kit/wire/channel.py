@@ -470,7 +470,7 @@ class WireStream:
             raise self._failure()
         link.connection.send(stream, messages.prefix(message), message)
         link.flush_soon()
-        while stream.queued > HIGH_WATER:
+        while stream.queued > HIGH_WATER and not self._over:
             stream.low = HIGH_WATER // 2
             self._writer = link.loop.create_future()
             await self._writer

@@ -135,6 +135,19 @@ async def test_a_stream_that_ends_in_the_middle_of_a_message() -> None:
         await stream.receive()
 
 
+async def test_a_writer_does_not_outlive_its_connection() -> None:
+    """It waits for the server's window when the connection is lost: it hears of that."""
+    calling = Calling(settings(initial_window_size=0))
+    stream = calling.carrier.stream(PATH, (), None)
+    sending = asyncio.ensure_future(stream.send(bytes(module.HIGH_WATER * 2)))
+    await turns()
+    assert not sending.done()
+    calling.link.connection_lost(None)
+    with pytest.raises(errors.Disconnected):
+        async with asyncio.timeout(1):
+            await sending
+
+
 # ---------------------------------------------------------------------------------------------- room for streams
 
 
