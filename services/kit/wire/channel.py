@@ -54,7 +54,9 @@ class ClientLink(Link):
         self.leaving = False
         self._silent = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._slots: deque[asyncio.Future[None]] = deque()
+        self._slots: deque[asyncio.Future[bool]] = deque()
+        self._granted = 0
+        """Streams that calls have been given which have not opened them yet."""
 
     def open(self, owner: Owner, block: bytes) -> Stream:
         """A new stream. The caller has made sure that :attr:`full` is not."""
@@ -75,13 +77,21 @@ class ClientLink(Link):
     @property
     def full(self) -> bool:
         """Whether the peer allows no more streams for now."""
-        return len(self.connection.streams) >= self.connection.peer_streams
+        return len(self.connection.streams) + self._granted >= self.connection.peer_streams
 
     async def slot(self) -> None:
-        """Wait until a stream has ended."""
-        waiter = self.loop.create_future()
+        """Wait for room for a stream, behind those that wait already; it is the caller's if it opens the stream at once."""
+        waiter: asyncio.Future[bool] = self.loop.create_future()
         self._slots.append(waiter)
-        await waiter
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled() and waiter.result():
+                self._granted -= 1
+                self.on_idle()
+            raise
+        if waiter.result():
+            self._granted -= 1
 
     def opened(self, event: Opened) -> None:
         stream, head, end = event
@@ -98,12 +108,12 @@ class ClientLink(Link):
             self._watch()
 
     def on_idle(self) -> None:
-        while self._slots and (self.lost or not self.full):
+        while self._slots and (self.leaving or not self.full):
             waiter = self._slots.popleft()
             if not waiter.done():
-                waiter.set_result(None)
-                break
-        if self.leaving and not self.connection.streams:
+                self._granted += not self.leaving
+                waiter.set_result(not self.leaving)
+        if self.leaving and not self.lost and not self.connection.streams:
             self.close()
 
     def on_going_away(self, event: GoingAway) -> None:
@@ -127,11 +137,8 @@ class ClientLink(Link):
         if not self.settled.done():
             self.settled.set_exception(ConnectionError(reason))
             self.settled.exception()  # nobody may be waiting
-        while self._slots:
-            waiter = self._slots.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
         self._leave()
+        self.on_idle()
 
     # -- keepalive
 

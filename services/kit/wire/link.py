@@ -159,11 +159,14 @@ class Link(asyncio.Protocol):
             self.connection.consumed(stream, len(event.chunk))
         else:
             owner.on_data(event.chunk, event.end)
+        if event.end:
+            self.on_idle()
 
     def _on_trailers(self, event: Trailers) -> None:
         owner: Owner | None = event.stream.owner
         if owner is not None:
             owner.on_trailers(event.head)
+        self.on_idle()
 
     def _on_reset(self, event: Reset) -> None:
         owner: Owner | None = event.stream.owner

@@ -151,6 +151,52 @@ async def test_a_writer_does_not_outlive_its_connection() -> None:
 # ---------------------------------------------------------------------------------------------- room for streams
 
 
+async def test_calls_take_turns_where_the_server_allows_few_at_once() -> None:
+    """In the order in which they came: whoever has just ended and calls again is behind those that wait."""
+    calling = Calling(settings(max_concurrent_streams=1))
+    order: list[str] = []
+
+    async def calls(name: str) -> None:
+        for _ in range(3):
+            await calling.carrier.unary(PATH, name.encode(), (), None)
+            order.append(name)
+
+    workers = [asyncio.ensure_future(calls(name)) for name in "abc"]
+    for number in range(1, 19, 2):
+        await turns()
+        assert len(calling.link.connection.streams) == 1
+        calling.answer(number)
+    await asyncio.gather(*workers)
+    assert "".join(order) == "abc" * 3
+
+
+async def test_room_that_nobody_takes_is_passed_on() -> None:
+    """A call that was given a stream and is cancelled in the same moment."""
+    calling = Calling(settings(max_concurrent_streams=1))
+    first, second, third = calling.unary(), calling.unary(), calling.unary()
+    await turns()
+    calling.answer(1)
+    second.cancel()
+    await turns()
+    calling.answer(3)
+    assert await first == await third == b"a"
+    assert second.cancelled()
+
+
+async def test_room_that_comes_later() -> None:
+    """A server that allows no streams at first, and then two: both calls go."""
+    calling = Calling(settings(max_concurrent_streams=0))
+    calls = [calling.unary(), calling.unary()]
+    await turns()
+    assert not calling.link.connection.streams
+    calling.feed(settings(max_concurrent_streams=2))
+    await turns()
+    assert len(calling.link.connection.streams) == 2
+    calling.answer(1)
+    calling.answer(3)
+    assert await asyncio.gather(*calls) == [b"a", b"a"]
+
+
 # ---------------------------------------------------------------------------------------------- connections that go
 
 
@@ -206,6 +252,20 @@ async def test_a_call_passes() -> None:
     passing.up.answer(1, b"answer")
     await turns()
     assert [(f.kind, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(DATA, grpc(b"answer"))]
+    await passing.gone()
+
+
+async def test_a_passage_that_ends_makes_room_for_the_next() -> None:
+    """Where the upstream allows one stream, calls pass one after the other."""
+    passing = Passing(settings(max_concurrent_streams=1))
+    for number in (1, 3, 5):
+        passing.down.call(number, PATH, b"%d" % number)
+    for number in (1, 3, 5):
+        await turns(10)
+        assert [f.payload for f in passing.up.transport.frames() if f.kind == DATA] == [grpc(b"%d" % number)]
+        passing.up.answer(number)
+    await turns()
+    assert not passing.down.link.connection.streams
     await passing.gone()
 
 
