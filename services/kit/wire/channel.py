@@ -556,6 +556,9 @@ class WireStream:
         except errors.NodeError as error:
             self._finish(error)
             raise
+        if self._over:
+            link.on_idle()
+            raise self._failure()
         if self._end is not None:
             left = max(self._end - link.loop.time(), 0.001)
             self._carrier.deadlines.add(self, left)

@@ -148,6 +148,19 @@ async def test_a_writer_does_not_outlive_its_connection() -> None:
             await sending
 
 
+async def test_a_cancelled_stream_is_not_opened_afterwards() -> None:
+    """It was waiting for a connection when its caller left."""
+    calling = Calling(settings(max_concurrent_streams=0))
+    stream = calling.carrier.stream(PATH, (), None)
+    sending = asyncio.ensure_future(stream.send(b"q"))
+    await turns()
+    stream.cancel()
+    calling.feed(settings(max_concurrent_streams=1))
+    with pytest.raises(errors.Cancelled):
+        await sending
+    assert not calling.link.connection.streams
+
+
 # ---------------------------------------------------------------------------------------------- room for streams
 
 
