@@ -296,23 +296,16 @@ class WireCarrier:
     # -- calls
 
     async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
-        if timeout is None:
-            return await self._unary(path, request, metadata, None)
-        end = self._loop.time() + timeout
-        if self._link is None or self._link.full:  # rare, so that the usual call sets one timer only
-            try:
-                async with asyncio.timeout_at(end):
-                    await self.ready()
-            except TimeoutError:
-                raise errors.DeadlineExceeded from None
-        return await self._unary(path, request, metadata, end)
-
-    async def _unary(self, path: str, request: bytes, metadata: Metadata, end: float | None) -> bytes:
+        end = None if timeout is None else self._loop.time() + timeout
         tries = 0
         while True:
             link = self._link
-            if link is None or link.full:
-                link = await self.ready()
+            if link is None or link.full:  # rare, so that the usual call sets one timer only
+                try:
+                    async with asyncio.timeout_at(end):
+                        link = await self.ready()
+                except TimeoutError:
+                    raise errors.DeadlineExceeded from None
             left = None if end is None else max(end - self._loop.time(), 0.001)
             call = _Unary(self, link, path, request, metadata, left)
             try:

@@ -210,6 +210,17 @@ async def test_room_that_comes_later() -> None:
     assert await asyncio.gather(*calls) == [b"a", b"a"]
 
 
+async def test_a_deadline_holds_for_a_call_that_is_asked_again() -> None:
+    """Refused, and then there is no room: it does not wait any longer for that."""
+    calling = Calling(settings(max_concurrent_streams=1))
+    call = calling.unary(timeout=0.05)
+    await turns()
+    calling.feed(settings(max_concurrent_streams=0), word(RST_STREAM, 1, Code.REFUSED_STREAM))
+    with pytest.raises(errors.DeadlineExceeded):
+        async with asyncio.timeout(5):
+            await call
+
+
 # ---------------------------------------------------------------------------------------------- connections that go
 
 
