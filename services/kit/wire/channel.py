@@ -138,6 +138,7 @@ class ClientLink(Link):
             self.settled.set_exception(ConnectionError(reason))
             self.settled.exception()  # nobody may be waiting
         self._leave()
+        self.carrier.link_gone(self)
         self.on_idle()
 
     # -- keepalive

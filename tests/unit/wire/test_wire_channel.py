@@ -228,6 +228,27 @@ def goaway(last: int, code: int = 0) -> bytes:
     return bytes(Frame(GOAWAY, 0, 0, struct.pack(">II", last, code)))
 
 
+async def test_a_goaway_moves_what_was_not_looked_at() -> None:
+    """Calls above it are asked again on another connection; those below end on this one, which is closed then, and forgotten."""
+    calling = Calling()
+    first, second = calling.unary(b"one"), calling.unary(b"two")
+    await turns()
+    old = calling.transport
+    old_link = calling.link
+    calling.feed(goaway(1))
+    assert calling.carrier.link is None
+    calling.link, calling.transport = calling.connect(settings())
+    await turns(10)
+    assert not old.closed
+    assert [f.payload for f in calling.transport.frames() if f.kind == DATA] == [grpc(b"two")]
+    calling.answer(1, b"2")
+    deliver(old_link, headers(1, literal(RESPONSE)) + data(1, grpc(b"1")) + headers(1, literal(OK), end=True))
+    assert (await first, await second) == (b"1", b"2")
+    assert old.closed
+    await turns()
+    assert calling.carrier._links == {calling.link}
+
+
 # ---------------------------------------------------------------------------------------------- the relay
 
 
