@@ -226,6 +226,8 @@ class WireCarrier:
                 else:
                     await self._loop.create_unix_connection(lambda: link, self._address)
                 await link.settled
+            if link.leaving:  # it has said goodbye in the same breath
+                raise ConnectionError("it takes no calls")
         except (OSError, TimeoutError, ValueError) as error:
             self._trouble = f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
             self._failures += 1

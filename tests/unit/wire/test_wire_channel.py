@@ -249,6 +249,24 @@ async def test_a_goaway_moves_what_was_not_looked_at() -> None:
     assert calling.carrier._links == {calling.link}
 
 
+async def test_a_server_that_says_goodbye_at_once_is_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SETTINGS and GOAWAY in the same read, as of a service that stops: such a connection would be taken for a good one for ever."""
+    carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
+
+    async def connect(make: Any, address: str) -> None:
+        link = make()
+        link.connection_made(Transport(link))
+        link.data_received(settings() + goaway(0))
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(carrier, "_loop", type("Loop", (), {"create_unix_connection": staticmethod(connect), "create_task": loop.create_task, "time": loop.time,
+                                                            "create_future": loop.create_future, "call_later": loop.call_later})())
+    with pytest.raises(errors.Disconnected):
+        await carrier.unary(PATH, b"q", (), None)
+    assert carrier.link is None
+    await carrier.close()
+
+
 # ---------------------------------------------------------------------------------------------- the relay
 
 
