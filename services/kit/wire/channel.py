@@ -228,6 +228,9 @@ class WireCarrier:
                 await link.settled
             if link.leaving:  # it has said goodbye in the same breath
                 raise ConnectionError("it takes no calls")
+        except asyncio.CancelledError:
+            link.abort("the channel is closed")
+            raise
         except (OSError, TimeoutError, ValueError) as error:
             self._trouble = f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
             self._failures += 1

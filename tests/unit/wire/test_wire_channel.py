@@ -267,6 +267,23 @@ async def test_a_server_that_says_goodbye_at_once_is_not_connected(monkeypatch: 
     await carrier.close()
 
 
+async def test_a_channel_that_is_closed_while_it_connects_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has accepted, and says nothing yet."""
+    carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
+    transport = Transport()
+
+    async def connect(make: Any, address: str) -> None:
+        transport.link = make()
+        transport.link.connection_made(transport)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(carrier, "_loop", type("Loop", (), {"create_unix_connection": staticmethod(connect), "create_task": loop.create_task})())
+    assert not carrier.connected()
+    await turns()
+    await carrier.close()
+    assert transport.closed
+
+
 # ---------------------------------------------------------------------------------------------- the relay
 
 
