@@ -284,6 +284,34 @@ async def test_a_channel_that_is_closed_while_it_connects_leaves_no_socket(monke
     assert transport.closed
 
 
+async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the clock ticks on."""
+    expired = []
+
+    class Item:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def expire(self) -> None:
+            expired.append(self.name)
+            if self.name == "bad":
+                raise ZeroDivisionError
+
+    now = [0.0]
+    ticks: list[Any] = []
+    loop = type("Loop", (), {"time": lambda self: now[0], "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args))})()
+    deadlines = Deadlines(loop)
+    for name in ("bad", "good"):
+        deadlines.add(Item(name), 2.0)
+    deadlines.add(Item("late"), 60.0)
+    now[0] = 3.0
+    tick, = ticks.pop()
+    tick()
+    assert expired == ["bad", "good"]
+    assert len(ticks) == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------- the relay
 
 
