@@ -196,7 +196,6 @@ class Passage:
         self._up = self._up_link = self._up_stream = None
         assert self._kept is not None
         self._early = list(self._kept)
-        self._debt = 0
         self._task = self._link.loop.create_task(self._prepare(0.05))
 
     # -- the client's side: Owner

@@ -377,6 +377,25 @@ async def test_a_passage_that_ends_makes_room_for_the_next() -> None:
     await passing.gone()
 
 
+async def test_a_request_that_is_sent_again_keeps_its_window() -> None:
+    """What the first upstream had not taken is given back to the client when the second has: else the rest would never come."""
+    passing = Passing(settings(initial_window_size=0), repeats=1)
+    passing.down.call(1, PATH, end=False)
+    passing.down.feed(data(1, b"x" * 16000) * 3)
+    await turns()
+    stream = passing.down.link.connection.streams[1]
+    assert stream.receive_window < 20_000
+    passing.up.feed(word(RST_STREAM, 1, Code.REFUSED_STREAM), settings(initial_window_size=1 << 20))
+    async with asyncio.timeout(5):
+        while len(passing.up.link.connection.streams) == 0:
+            await asyncio.sleep(0.01)
+    await turns()
+    assert sum(len(f.payload) for f in passing.up.transport.frames() if f.kind == DATA) == 48_000
+    assert stream.receive_window + stream.credit == stream.window
+    assert [f.stream for f in passing.down.transport.frames() if f.kind == WINDOW_UPDATE] == [1]
+    await passing.gone()
+
+
 @pytest.mark.parametrize("where", ["before", "waiting", "passing", "answered"])
 async def test_a_client_that_leaves_leaves_nothing_behind(where: str) -> None:
     """Reset or lost, wherever its call is: no passage, no stream of the upstream."""
