@@ -193,6 +193,7 @@ class Passage:
         link.flush_soon()
 
     def _again(self) -> None:
+        self._let_go()
         self._up = self._up_link = self._up_stream = None
         assert self._kept is not None
         self._early = list(self._kept)
@@ -290,7 +291,6 @@ class Passage:
             log.info("%s is asked again: service %s went away", self.head.path, route.upstream.name)
             self._again()
             return
-        self._up_stream = None
         self.fail(_carrier(route).disconnected(reason))
 
     # -- its end
@@ -321,6 +321,11 @@ class Passage:
         self._link.flush_soon()
         self._finish(error.code, str(error))
 
+    def _let_go(self) -> None:
+        """End the upstream's stream, if it has not ended."""
+        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
+            self._up_link.reset(self._up_stream, Code.CANCEL)
+
     def _finish(self, code: int, message: str) -> None:
         self._over = True
         self._server.passages.discard(self)
@@ -330,8 +335,7 @@ class Passage:
             self._stall.cancel()
         if self._task is not None:
             self._task.cancel()
-        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
-            self._up_link.reset(self._up_stream, Code.CANCEL)
+        self._let_go()
         if self._spans is not None:
             self._spans.end(code, message)
         self._link.on_idle()

@@ -396,6 +396,18 @@ async def test_a_request_that_is_sent_again_keeps_its_window() -> None:
     await passing.gone()
 
 
+async def test_an_upstream_that_stops_is_left_without_a_stream() -> None:
+    """It has said so in trailers, in the middle of a request: the call goes elsewhere, and its first stream is reset."""
+    passing = Passing(repeats=1)
+    passing.down.call(1, PATH, b"part", end=False)
+    await turns()
+    passing.up.transport.frames()
+    passing.up.feed(headers(1, literal([*RESPONSE, ("grpc-status", "14"), (rpc.STOPPING, "1")]), end=True))
+    await turns()
+    assert [(f.kind, f.stream) for f in passing.up.transport.frames()] == [(RST_STREAM, 1)]
+    await passing.gone()
+
+
 @pytest.mark.parametrize("where", ["before", "waiting", "passing", "answered"])
 async def test_a_client_that_leaves_leaves_nothing_behind(where: str) -> None:
     """Reset or lost, wherever its call is: no passage, no stream of the upstream."""
