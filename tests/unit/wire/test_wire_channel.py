@@ -104,6 +104,8 @@ async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(answer
             await call
         assert error.value.code == code
         assert not calling.link.connection.streams
+        if answer.endswith(data(1, grpc(b"c"))):
+            continue  # for a stream nothing is wrong with it
         calling = Calling()
         stream = calling.carrier.stream(PATH, (), None)
         await stream.send(b"q")
@@ -116,9 +118,7 @@ async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(answer
         except errors.NodeError as failure:
             assert failure.code == code
         else:
-            assert not got or got == [b"a", b"b", b"c"]
-        if answer.endswith(data(1, grpc(b"c"))):
-            continue  # it goes on
+            assert not got
         assert not calling.link.connection.streams
         assert not calling.link.lost
     assert not caplog.text
@@ -299,7 +299,7 @@ async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pyte
 
     now = [0.0]
     ticks: list[Any] = []
-    loop = type("Loop", (), {"time": lambda self: now[0], "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args))})()
+    loop = type("Loop", (), {"time": lambda self: now[0], "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args)) or True})()
     deadlines = Deadlines(loop)
     for name in ("bad", "good"):
         deadlines.add(Item(name), 2.0)
