@@ -260,7 +260,7 @@ async def test_too_many_connections() -> None:
     """The one that has been idle longest goes; where none is idle, the new one."""
     served = Served(connections=2)
     served.call(1, SAY, end=False)
-    idle, first = served.connect()
+    _, first = served.connect()
     third, second = served.connect()
     assert (served.transport.closed, first.closed, second.closed) == (False, True, False)
     await turns()
