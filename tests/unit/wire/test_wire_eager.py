@@ -97,6 +97,38 @@ async def test_a_future_that_is_ready_when_the_task_begins(start: Start) -> None
     assert got == [7]
 
 
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_cancellation_arrives_and_is_passed_on(start: Start, later: bool) -> None:
+    """Right after the first step or turns later: to the coroutine, and to the task that it waits for."""
+    seen = []
+
+    async def inner() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            seen.append("inner")
+            raise
+
+    waited = asyncio.create_task(inner())
+    await asyncio.sleep(0)
+
+    async def work() -> None:
+        try:
+            await waited
+        finally:
+            seen.append("outer")
+
+    task = start(work())
+    if later:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == ["inner", "outer"]
+    assert task.cancelled()
+
+
 async def test_a_cancellation_may_be_caught(start: Start) -> None:
     """Then the task goes on, and may wait again."""
     async def work() -> None:
