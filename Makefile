@@ -50,7 +50,7 @@ install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot
 
 .PHONY: test
 test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash; needs root
-	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(ARGS)
+	@$(PYTEST) tests/unit tests/fuzz tests/service tests/node tests/crash $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash
 test-unit: $(VENV)/dev ## tests without processes; seconds
@@ -61,6 +61,11 @@ test-node: $(VENV)/dev test-machine ## a whole node under supervisord, driven by
 	@$(PYTEST) tests/node $(ARGS)
 test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
+
+.PHONY: fuzz
+fuzz: SECONDS ?= 600
+fuzz: $(VENV)/dev ## frames that are nearly right against our gRPC, for SECONDS=600, from SEED (a new one each time)
+	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz $(ARGS)
 
 .PHONY: check
 check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules

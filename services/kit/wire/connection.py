@@ -124,6 +124,10 @@ class Ready(NamedTuple):
     """The peer's first SETTINGS are there."""
 
 
+class Roomier(NamedTuple):
+    """The peer allows more streams than before."""
+
+
 class Pong(NamedTuple):
     """One of our pings was answered."""
 
@@ -145,7 +149,7 @@ class Closed(NamedTuple):
     reason: str
 
 
-Event = Opened | Data | Trailers | Reset | Drained | Ready | Pong | GoingAway | Closed
+Event = Opened | Data | Trailers | Reset | Drained | Ready | Roomier | Pong | GoingAway | Closed
 
 
 class Connection:
@@ -166,6 +170,8 @@ class Connection:
         self._decoder = headers.Decoder(limits)
         self._events: list[Event] = []
         self._out: list[Chunk] = []
+        self._last_words = 0
+        """How much of it may still go when the connection is over: up to its GOAWAY."""
         self._rest = b""
         self._preface = not client
         self._greeted = False
@@ -180,6 +186,7 @@ class Connection:
         self._block_frames = 0
         self._block_fault: StreamFault | None = None
         self._gone: dict[int, bool] = {}
+        """Streams that are over, as many as there may be at once: frames of theirs may be on their way."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
         self._credit = 0
@@ -212,12 +219,15 @@ class Connection:
     def take(self) -> list[Chunk]:
         """What is to be written now."""
         out, self._out = self._out, []
+        if self.closed:
+            del out[self._last_words:]
+            self._last_words = 0
         return out
 
     @property
     def pending(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._out)
+        return bool(self._last_words if self.closed else self._out)
 
     # ------------------------------------------------------------------------------------------ bytes in
 
@@ -250,11 +260,11 @@ class Connection:
             at = 24
         view = memoryview(data)
         while True:
-            if self._data_left or self._data is not None:
+            if self._data is not None:
                 at = self._on_data_bytes(view, at, size)
                 if self._data_left:
                     return
-            elif self._skip:
+            if self._skip:
                 step = min(self._skip, size - at)
                 self._skip -= step
                 at += step
@@ -304,8 +314,9 @@ class Connection:
         if stream is not None:
             self._drop(stream, ours=True)
             self._events.append(Reset(stream, fault.code, local=True, reason=fault.reason))
-        elif not self.client:
-            self.last = max(self.last, number)
+        else:
+            if not self.client:
+                self.last = max(self.last, number)
             self._remember(number, ours=True)
         self._count_reset()
 
@@ -325,7 +336,7 @@ class Connection:
         """``ours``: we reset it, and the peer may not know yet."""
         gone = self._gone
         gone[number] = ours
-        if len(gone) > _REMEMBERED:
+        if len(gone) > self.limits.streams:
             del gone[next(iter(gone))]
 
     def _is_idle(self, number: int) -> bool:
@@ -591,6 +602,8 @@ class Connection:
         if name == frames.INITIAL_WINDOW_SIZE:
             if value > frames.WINDOW_LIMIT:
                 raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"initial window of {value}")
+            for _ in range(len(self.streams) // 256):  # that many streams are as much work as a frame
+                self._idled()
             change, self._peer_window = value - self._peer_window, value
             for stream in list(self.streams.values()):
                 stream.send_window += change
@@ -603,6 +616,8 @@ class Connection:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"frame size of {value}")
             self._peer_frame = min(value, _LARGEST_FRAME)
         elif name == frames.MAX_CONCURRENT_STREAMS:
+            if value > self.peer_streams:
+                self._events.append(Roomier())
             self.peer_streams = value
         elif name == frames.ENABLE_PUSH:
             if value > 1 or (value and self.client):
@@ -678,8 +693,8 @@ class Connection:
             self._put_headers(stream.id, block, 0)
 
     def send(self, stream: Stream, *chunks: Chunk, end: bool = False) -> None:
-        """DATA; nothing happens on a stream that has ended."""
-        if stream.local_closed:
+        """DATA; nothing happens on a stream that has ended, or whose end is queued."""
+        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
             return
         for chunk in chunks:
             if chunk:
@@ -720,7 +735,7 @@ class Connection:
 
     def send_tail(self, stream: Stream, block: bytes) -> None:
         """Trailers, behind what is queued; as a response without a head, a trailers-only one."""
-        if stream.local_closed:
+        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
             return
         stream.queue.append(_Tail(block))
         self._pump(stream)
@@ -730,6 +745,10 @@ class Connection:
         if stream.id in self.streams:
             self._out.append(frames.rst_stream(stream.id, code))
             self._drop(stream, ours=True)
+
+    def forsake(self, stream: Stream) -> None:
+        """The peer has said that it will never look at a stream: it ends without a word."""
+        self._drop(stream, ours=False)
 
     def ping(self, payload: bytes) -> None:
         """Eight bytes that the peer is to send back."""
@@ -745,7 +764,8 @@ class Connection:
         """End the connection: GOAWAY is the last that it says."""
         if not self.closed:
             self.closed = True
-            self._out.append(frames.goaway(self.last, code, reason))
+            self._out.append(frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason))
+            self._last_words = len(self._out)
 
     def block(self) -> None:
         """Send no DATA until :meth:`unblock`."""
@@ -796,10 +816,11 @@ class Connection:
                 if self._blocked or stream.send_window > 0:
                     self._starved[stream] = None
                 break
+            if size >= _TINY or size == stream.queued:
+                self._idle.give()
             stream.queued -= size
             stream.send_window -= size
             self._send_window -= size
-            self._idle.give()
             last = not stream.queued and len(queue) > 1 and _ends(queue[-1])
             out.append(_HEAD.pack(size << 8 | frames.DATA, frames.END_STREAM if last else 0, number))
             while size:
@@ -851,8 +872,8 @@ def _any(_: headers.Pairs) -> Head:
     return Head([])
 
 
-_REMEMBERED = 1000
-"""Streams that are over and still told from those that never were."""
+_TINY = 1 << 10
+"""A frame that a window has cut to less than this does not allow for another frame that brings nothing."""
 _WORTH_KEEPING = 16 << 10
 _LARGEST_FRAME = 256 << 10
 """DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""

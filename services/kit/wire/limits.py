@@ -48,13 +48,13 @@ class Limits:
     idle_frames: int = 2000
     """Frames that bring nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones): so many at once ..."""
     idle_frames_rate: int = 500
-    """... and per second; each frame of an answer allows for one more, since readers acknowledge what they read."""
+    """... and per second; each frame of an answer allows for one more, since readers acknowledge what they read, unless tiny windows cut it (CVE-2019-9511)."""
     handshake: Seconds = 10.0
     """Until the preface and the first SETTINGS are there."""
     request: Seconds = 60.0
     """Until the request of a call that is not a stream is complete. Nobody works on it before that."""
     connections: int = 16384
-    """Of a server. Idle ones cost 15 KB each; at the bound, the one that has been idle longest is told to go (GOAWAY, NO_ERROR), and its client connects again when it calls."""
+    """Of a server. Idle ones cost 15 KB each; at the bound, the one that has been idle longest is told to go (GOAWAY, NO_ERROR), and its client connects again when it calls; where none is, the new one."""
 
     def __post_init__(self) -> None:
         for name in ("streams", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "resets", "resets_rate",

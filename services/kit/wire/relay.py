@@ -71,7 +71,7 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_attempt", "_debt", "_early", "_ended", "_heard", "_kept", "_kept_size", "_link", "_over", "_plan",
+    __slots__ = ("_admitted", "_answered", "_attempt", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_over", "_plan",
                  "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head")
 
     def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
@@ -80,13 +80,12 @@ class Passage:
         self._link = link
         self._stream = stream
         self._plan = plan
-        self._early: list[Chunk] = []
+        self._early = bytearray()
         """What came before there was an upstream to send it to."""
         self._ended = False
         """The client has sent all of its request."""
-        self._kept: list[Chunk] | None = []
+        self._kept: bytearray | None = bytearray()
         """The request so far, to be asked again; None if it is too long."""
-        self._kept_size = 0
         self._debt = self._up_debt = 0
         """Bytes that wait on the other side: the client's, the upstream's."""
         self._answered = False
@@ -178,12 +177,11 @@ class Passage:
         assembler = messages.Assembler(self._link.limits.message, self.head.encoding)
         seen = 0
         while True:
-            for chunk in self._early[seen:]:
-                seen += 1
-                found = assembler.feed(chunk)
-                if found:
-                    return found[0]
-            if self._ended or sum(map(len, self._early)) >= self._link.limits.window // 2:
+            found = assembler.feed(bytes(self._early[seen:]))
+            if found:
+                return found[0]
+            seen = len(self._early)
+            if self._ended or seen >= self._link.limits.window // 2:
                 raise errors.InvalidArgument(f"{self.head.path} without a request")
             self._reader = self._link.loop.create_future()
             await self._reader
@@ -203,17 +201,17 @@ class Passage:
         stall = self._plan.route.stall
         if stall is not None and self._stall is None:
             self._stall = self._link.loop.call_later(stall, self._silent)
-        early, self._early = self._early, []
+        early, self._early = bytes(self._early), bytearray()
         if early or self._ended:
-            link.connection.send(stream, *early, end=self._ended)
+            link.connection.send(stream, early, end=self._ended)
             self._settle()
         link.flush_soon()
 
     def _again(self) -> None:
+        self._let_go()
         self._up = self._up_link = self._up_stream = None
         assert self._kept is not None
-        self._early = list(self._kept)
-        self._debt = 0
+        self._early = bytearray(self._kept)
         self._task = self._link.loop.create_task(self._prepare(0.05))
 
     # -- the client's side: Owner
@@ -224,16 +222,13 @@ class Passage:
         self._ended = end
         size = len(chunk)
         if self._kept is not None:
-            self._kept_size += size
-            if self._kept_size > _KEPT:
+            self._kept += chunk
+            if len(self._kept) > _KEPT:
                 self._kept = None
-            elif size:
-                self._kept.append(chunk)
         self._debt += size
         link = self._up_link
         if link is None or self._up_stream is None:
-            if size:
-                self._early.append(chunk)
+            self._early += chunk
             if self._task is None:
                 self._task = eager.start(self._prepare(), self._link.loop)
             elif self._reader is not None and not self._reader.done():
@@ -310,7 +305,6 @@ class Passage:
             log.info("%s is asked again: service %s went away", self.head.path, route.upstream.name)
             self._again()
             return
-        self._up_stream = None
         self.fail(_carrier(route).disconnected(reason))
 
     # -- its end
@@ -341,6 +335,11 @@ class Passage:
         self._link.flush_soon()
         self._finish(error.code, str(error))
 
+    def _let_go(self) -> None:
+        """End the upstream's stream, if it has not ended."""
+        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
+            self._up_link.reset(self._up_stream, Code.CANCEL)
+
     def _finish(self, code: int, message: str) -> None:
         self._over = True
         self._server.passages.discard(self)
@@ -350,8 +349,7 @@ class Passage:
             self._stall.cancel()
         if self._task is not None and self._task is not asyncio.current_task(self._link.loop):
             self._task.cancel()
-        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
-            self._up_link.reset(self._up_stream, Code.CANCEL)
+        self._let_go()
         if self._spans is not None:
             self._spans.end(code, message)
         self._link.on_idle()
