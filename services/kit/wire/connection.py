@@ -12,6 +12,9 @@ event) or the connection (GOAWAY and a :class:`Closed` event), after which it sa
 *Receiving.* DATA comes out as it came in, in pieces of any size, not frame by frame. The connection's window is given back at once; a stream's when its owner says
 :meth:`consumed`. It grows while it is consumed.
 
+*Turns.* A peer can put thousands of frames into what is read at once. Whoever must not be held up says how many it wants dealt with, and comes back while there is
+:attr:`Connection.more`.
+
 *Sending.* DATA waits in its stream's queue for the windows, and, where the owner has called :meth:`block`, for :meth:`unblock`: that is how a full socket holds
 up those who write to it. Trailers wait behind it. ``stream.queued`` tells how much waits; with ``stream.low`` set, :class:`Drained` tells when it has come down to that.
 """
@@ -166,7 +169,10 @@ class Connection:
         self._decoder = headers.Decoder(limits)
         self._events: list[Event] = []
         self._out: list[Chunk] = []
+        self.more = False
+        """Whether frames that have come are still to be looked at."""
         self._rest = b""
+        self._at = 0
         self._preface = not client
         self._greeted = False
         self._data: Stream | None = None
@@ -221,25 +227,28 @@ class Connection:
 
     # ------------------------------------------------------------------------------------------ bytes in
 
-    def receive(self, data: bytes) -> list[Event]:
-        """Take what came, answer what it means."""
+    def receive(self, data: bytes, turn: int = 0) -> list[Event]:
+        """Take what came, answer what it means; of not many more than ``turn`` frames, if it is not 0: while there is :attr:`more`, call again with ``b""``."""
+        self.more = False
         if self.closed:
+            self._rest = b""
             return []
         events: list[Event] = []
         self._events = events
         try:
-            self._parse(data)
+            self._parse(data, turn or len(data) + len(self._rest))
         except ConnectionFault as fault:
             self.fail(fault.code, fault.reason)
             events.append(Closed(fault.code, fault.reason))
         self._events = []
         return events
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes, turn: int) -> None:
+        at = 0
         if self._rest:
-            data = self._rest + data
-            self._rest = b""
-        at, size = 0, len(data)
+            data, at = (self._rest[self._at:] + data, 0) if data else (self._rest, self._at)
+            self._rest, self._at = b"", 0
+        size = len(data)
         if self._preface:
             if not frames.PREFACE.startswith(data[:24]):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "not an HTTP/2 preface")
@@ -262,6 +271,10 @@ class Connection:
                     return
             if size - at < _HEAD_SIZE:
                 break
+            if turn <= 0:
+                self.more, self._rest, self._at = True, data, at
+                return
+            turn -= 1
             word, flags, number = _HEAD.unpack_from(data, at)
             length, kind, number = word >> 8, word & 0xFF, number & 0x7FFF_FFFF
             if self._block is not None and (kind != frames.CONTINUATION or number != self._block_stream):
@@ -285,6 +298,7 @@ class Connection:
             end = at + _HEAD_SIZE + length
             if end > size:
                 break
+            turn -= length >> _LONG
             try:
                 _FRAMES[kind](self, flags, number, data[at + _HEAD_SIZE:end])
             except StreamFault as fault:
@@ -851,6 +865,8 @@ def _any(_: headers.Pairs) -> Head:
     return Head([])
 
 
+_LONG = 9
+"""A frame other than DATA counts as one more for each 512 bytes: header lists take their time."""
 _REMEMBERED = 1000
 """Streams that are over and still told from those that never were."""
 _WORTH_KEEPING = 16 << 10

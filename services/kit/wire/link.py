@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 _JOIN = 32 << 10
 """Pieces that are together no longer than this are copied into one: cheaper than a vector of them."""
+_TURN = 16
+"""Frames that are dealt with before the clock is looked at ..."""
+_SLICE = 0.002
+"""... and the seconds after which others come first."""
 _LINGER = 5.0
 _HANG_UP = 1.0
 
@@ -66,6 +71,7 @@ class Link(asyncio.Protocol):
         self._full = False
         self._unread = 0
         self._deaf = False
+        self._held = False
 
     # -- what a side adds
 
@@ -100,13 +106,45 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        connection = self.connection
         self._inside = True
         try:
-            for event in self.connection.receive(data):
+            for event in connection.receive(data, _TURN):
                 _TELL[type(event)](self, event)
+            if connection.more:
+                self._take_more()
         finally:
             self._inside = False
+        if connection.more:
+            self._hold()
+        elif self._held:
+            self._held = False
+            self._listen()
         self.flush()
+
+    def _take_more(self) -> None:
+        """A peer that has sent very much at once gets its slice of time, then the others' come."""
+        end = time.monotonic() + _SLICE
+        while self.connection.more and time.monotonic() < end:
+            for event in self.connection.receive(b"", _TURN):
+                _TELL[type(event)](self, event)
+
+    def _hold(self) -> None:
+        assert self.transport is not None
+        self._held = True
+        self.transport.pause_reading()
+        self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.lost:
+            self._take(b"")
+
+    def _listen(self) -> None:
+        if self.transport is not None and not self._held and not self._deaf:
+            self.transport.resume_reading()
 
     def eof_received(self) -> None:
         self._gone("connection closed")
@@ -121,9 +159,9 @@ class Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._full = False
         self._unread = 0
-        if self._deaf and self.transport is not None:
+        if self._deaf:
             self._deaf = False
-            self.transport.resume_reading()
+            self._listen()
         for event in self.connection.unblock():
             _TELL[type(event)](self, event)
         self.flush()
