@@ -185,7 +185,10 @@ class Connection:
         self._block_flags = 0
         self._block_frames = 0
         self._block_fault: StreamFault | None = None
-        self._gone: dict[int, bool] = {}
+        self._reset: dict[int, None] = {}
+        """Streams that we reset: the peer may not know yet."""
+        self._skipped: deque[range] = deque(maxlen=_REMEMBERED // 10)
+        """Streams that the peer passed over: they never were."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
         self._credit = 0
@@ -319,8 +322,8 @@ class Connection:
             self._drop(stream, ours=True)
             self._events.append(Reset(stream, fault.code, local=True, reason=fault.reason))
         elif not self.client:
-            self.last = max(self.last, number)
-            self._remember(number, ours=True)
+            self._reach(number)
+            self._remember(number)
         self._count_reset()
 
     def _count_reset(self) -> None:
@@ -333,14 +336,28 @@ class Connection:
         stream.local_closed = stream.remote_closed = True
         stream.queue.clear()
         stream.queued = 0
-        self._remember(stream.id, ours=ours)
+        if ours:
+            self._remember(stream.id)
 
-    def _remember(self, number: int, *, ours: bool) -> None:
-        """``ours``: we reset it, and the peer may not know yet."""
-        gone = self._gone
-        gone[number] = ours
-        if len(gone) > _REMEMBERED:
-            del gone[next(iter(gone))]
+    def _remember(self, number: int) -> None:
+        """A stream that we reset."""
+        reset = self._reset
+        reset[number] = None
+        if len(reset) > _REMEMBERED:
+            del reset[next(iter(reset))]
+
+    def _reach(self, number: int) -> None:
+        """The peer has used a stream number."""
+        if number > self.last:
+            following = self.last + 2 if self.last else 1
+            if number > following:
+                self._skipped.append(range(following, number, 2))
+            self.last = number
+
+    def _late(self) -> None:
+        """A frame of a stream that we reset. A client's answers may be under way in any number; it is the client that resets."""
+        if not self.client:
+            self._idled()
 
     def _is_idle(self, number: int) -> bool:
         """Whether a stream has never been."""
@@ -378,9 +395,9 @@ class Connection:
             if stream is None:
                 if self._is_idle(number):
                     raise ConnectionFault(Code.PROTOCOL_ERROR, f"DATA on idle stream {number}")
-                if not self._gone.get(number):
+                if number not in self._reset:
                     raise StreamFault(Code.STREAM_CLOSED, "DATA on a closed stream")
-                self._idled()
+                self._late()
                 self._skip = length - (1 if pad else 0)
                 return at
             if stream.remote_closed:
@@ -507,7 +524,7 @@ class Connection:
             if self._is_idle(number):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"HEADERS on stream {number}, which nobody opened")
             self._decoder(_any, block)
-            self._idled()
+            self._late()
             return
         head = self._decoder(headers.response, block)
         if fault is not None:
@@ -528,21 +545,20 @@ class Connection:
         if number % 2 == 0:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client opened stream {number}")
         if number <= self.last:
-            gone = self._gone.get(number)
-            if gone is None:
+            if any(number in numbers for numbers in self._skipped):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is below {self.last}")
-            if not gone:
+            if number not in self._reset:
                 raise ConnectionFault(Code.STREAM_CLOSED, f"HEADERS on closed stream {number}")
             self._decoder(_any, block)
-            self._idled()
+            self._late()
             return
         head = self._decoder(headers.request, block)
-        self.last = number
+        self._reach(number)
         if fault is not None:
             raise fault
         if self._last_allowed is not None and number > self._last_allowed:
             self._out.append(frames.rst_stream(number, Code.REFUSED_STREAM))
-            self._remember(number, ours=True)
+            self._remember(number)
             self._idled()
             return
         if len(self.streams) + self.lingering >= self.limits.streams:
@@ -574,7 +590,7 @@ class Connection:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"RST_STREAM on stream {number}")
         stream = self.streams.get(number)
         if stream is None:
-            self._idled()
+            self._late()
             return
         self._drop(stream, ours=False)
         self._events.append(Reset(stream, frames.word(payload), local=False, reason=""))
@@ -726,7 +742,6 @@ class Connection:
             self._idle.give()
             stream.local_closed = True
             self.streams.pop(number, None)
-            self._remember(number, ours=False)
             return
         self.send_head(stream, head)
         self.send(stream, message)
@@ -868,7 +883,7 @@ def _any(_: headers.Pairs) -> Head:
 _LONG = 9
 """A frame other than DATA counts as one more for each 512 bytes: header lists take their time."""
 _REMEMBERED = 1000
-"""Streams that are over and still told from those that never were."""
+"""Streams that we reset and still know of; of those that the peer passed over, as many ranges as a tenth."""
 _WORTH_KEEPING = 16 << 10
 _LARGEST_FRAME = 256 << 10
 """DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""
