@@ -14,7 +14,8 @@ from typing import Self, TypeVar
 
 from services.kit.wire import frames, messages
 from services.kit.wire.channel import request_block
-from services.kit.wire.connection import Connection, Event, Stream
+from services.kit.wire.connection import Connection, Event, Opened, Stream, Trailers
+from services.kit.wire.headers import Head
 from services.kit.wire.limits import Limits
 
 T = TypeVar("T")
@@ -98,6 +99,10 @@ class Raw:
     def of(self, kind: type[T]) -> list[T]:
         """The events of one kind."""
         return [event for event in self.events if isinstance(event, kind)]
+
+    def statuses(self) -> list[Head]:
+        """How calls ended, as far as they have: their trailers."""
+        return [event.head for event in self.events if isinstance(event, Trailers) or (isinstance(event, Opened) and event.end)]
 
     def close(self) -> None:
         self.socket.close()

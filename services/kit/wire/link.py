@@ -70,7 +70,8 @@ class Link(asyncio.Protocol):
         self._scheduled = False
         self._full = False
         self._unread = 0
-        self._deaf = False
+        self.deaf_since: float | None = None
+        """Since when we do not read, because the peer does not."""
         self._held = False
 
     # -- what a side adds
@@ -90,6 +91,9 @@ class Link(asyncio.Protocol):
 
     def on_idle(self) -> None:
         """A stream has ended, and there may be no other."""
+
+    def on_turn(self) -> None:
+        """What came together has been told."""
 
     def on_end(self, reason: str) -> None:
         """The connection is gone, and all owners know."""
@@ -116,6 +120,7 @@ class Link(asyncio.Protocol):
                 _TELL[type(event)](self, event)
             if connection.more:
                 self._take_more()
+            self.on_turn()
         finally:
             self._inside = False
         if connection.more:
@@ -143,11 +148,12 @@ class Link(asyncio.Protocol):
             self._take(b"")
 
     def _listen(self) -> None:
-        if self.transport is not None and not self._held and not self._deaf:
+        if self.transport is not None and not self._held and self.deaf_since is None:
             self.transport.resume_reading()
 
     def eof_received(self) -> None:
         self._gone("connection closed")
+        self._linger()  # a peer that has said its last word may still not read ours
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone(f"connection closed: {error}" if error else "connection closed")
@@ -159,8 +165,8 @@ class Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._full = False
         self._unread = 0
-        if self._deaf:
-            self._deaf = False
+        if self.deaf_since is not None:
+            self.deaf_since = None
             self._listen()
         for event in self.connection.unblock():
             _TELL[type(event)](self, event)
@@ -240,8 +246,8 @@ class Link(asyncio.Protocol):
             size = sum(map(len, parts))
             if self._full:
                 self._unread += size
-                if self._unread > self.limits.unread and not self._deaf:
-                    self._deaf = True
+                if self._unread > self.limits.unread and self.deaf_since is None:
+                    self.deaf_since = time.monotonic()
                     self.transport.pause_reading()
             if len(parts) == 1:
                 self.transport.write(parts[0])
@@ -276,6 +282,10 @@ class Link(asyncio.Protocol):
         """Close the socket once what was written has gone, or has not for some seconds."""
         if self.transport is not None:
             self.transport.close()
+            self._linger()
+
+    def _linger(self) -> None:
+        if self.transport is not None and self.transport.get_write_buffer_size():
             self.loop.call_later(_LINGER, self.transport.abort)
 
     def abort(self, reason: str) -> None:
