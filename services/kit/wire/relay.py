@@ -370,8 +370,11 @@ class Passage:
             self._stall.cancel()
         if self._task is not None:
             self._task.cancel()
-        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
-            self._up_link.reset(self._up_stream, Code.CANCEL)
+        if self._up_link is not None and self._up_stream is not None:
+            if not (self._up_stream.local_closed and self._up_stream.remote_closed):
+                self._up_link.reset(self._up_stream, Code.CANCEL)
+            self._up_stream.owner = None
+        self._stream.owner = self._up = None  # whoever holds each other is freed only when somebody looks for cycles
         if self._spans is not None:
             self._spans.end(code, message)
         self._link.on_idle()

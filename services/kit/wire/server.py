@@ -444,6 +444,7 @@ class ServerCall:
 
     def _finish(self) -> None:
         self._over = True
+        self.stream.owner = None  # they hold each other, and with them all that the call held, until somebody looks for cycles
         if self.head.timeout is not None:
             self.link.server.deadlines.discard(self)
         self._release()
