@@ -501,7 +501,9 @@ class ServerCall:
                 if method.arity.server_stream:
                     async with aclosing(method.handler(argument, call)) as responses:
                         async for response in responses:
-                            await self._send(method.encode(response))
+                            message = method.encode(response)
+                            del response  # it may wait long
+                            await self._send(message)
                 else:
                     answer = method.encode(await method.handler(argument, call))
         except asyncio.CancelledError:
