@@ -44,7 +44,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 watch = asyncio.ensure_future(upstream.watch())
                 stack.callback(watch.cancel)
             internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]
-            await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True]))
+            await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True))
             await stack.enter_async_context(ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)]))
             await stack.enter_async_context(rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False]))
             await process.until_signal()

@@ -17,7 +17,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     with process.owned(root):
         store = LocalStore(root, threads=config.threads)
         servicers: list[rpc.Servicer] = [ContentServicer(store), LocalFilesServicer(store.files), StampServicer(root)]
-        async with rpc.serving(node.state / "content.sock", servicers, grace=config.grace):
+        async with rpc.serving(node.state / "content.sock", servicers, grace=config.grace, relayed=True):
             await process.until_signal()
         store.close()
 

@@ -469,7 +469,7 @@ class Ingest:
 class BlobReader:
     """An open blob, read from front to back; closed by itself at the end. It reads on if the blob is deleted meanwhile."""
 
-    def __init__(self, path: str, digest: Digest, offset: int, size: int) -> None:
+    def __init__(self, path: str, digest: Digest, offset: int, size: int, most: int) -> None:
         """NotFound; OutOfRange, in containerd's words, for an ``offset`` past the end. ``size`` 0 or too large is to the end."""
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -483,12 +483,17 @@ class BlobReader:
         self.left = length - self._at
         if 0 < size < self.left:
             self.left = size
-        self.first = self.next()
+        self._first: bytes | None = self.next(most)
 
-    def next(self) -> bytes:
-        """The next piece, empty at the end. After the last one, or a failure, the blob is closed."""
+    def first(self) -> bytes:
+        """The first piece, once."""
+        piece, self._first = self._first, None
+        return piece or b""
+
+    def next(self, most: int) -> bytes:
+        """The next piece, of at most ``most`` bytes; empty at the end. After the last one, or a failure, the blob is closed."""
         try:
-            piece = os.pread(self._fd, min(self.left, CHUNK), self._at) if self.left else b""
+            piece = os.pread(self._fd, min(self.left, most), self._at) if self.left else b""
             if not piece and self.left:
                 raise errors.DataLoss(f"a blob ended {self.left} bytes early")
         except (OSError, errors.DataLoss):

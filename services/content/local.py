@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from services.content.disk import BlobReader, Disk, Ingest, disk_error
-from services.content.store import CANONICAL, Begun, Digest, Info, Status, updated_labels
+from services.content.store import CANONICAL, CHUNK, Begun, Digest, Info, Status, updated_labels
 from services.kit import errors, filters, tracing
 
 P = ParamSpec("P")
@@ -25,6 +25,10 @@ T = TypeVar("T")
 
 _BATCH = 100
 """Blobs that a List describes in one hop."""
+_PIECES = 32 << 20
+"""Bytes of pieces for all readers together: up to 32 get whole ones at once, many begin with small ones ..."""
+_STEADY = 8
+"""... which are doubled after so many: more than wait for a reader that never reads."""
 
 
 class LocalStore:
@@ -34,6 +38,7 @@ class LocalStore:
         self._disk = Disk(root)
         self._disk.recover()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="content")
+        self._readers = 0
         self._locked: dict[str, int] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self.files = LocalFiles(self)
@@ -106,17 +111,28 @@ class LocalStore:
         await self._submit(self._disk.delete, digest)
 
     async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
-        blob = await self._acquire(BlobReader.close, BlobReader, self._disk.blob_path(digest), digest, offset, size)
-        ahead: asyncio.Future[bytes] | None = None
+        self._readers += 1
+        most, count = self._piece, 0
+        blob = ahead = None
         try:
-            piece = blob.first
-            while piece:
-                ahead = self._submit(blob.next) if blob.left else None
-                yield piece
-                piece = await asyncio.shield(ahead) if ahead else b""
+            blob = await self._acquire(BlobReader.close, BlobReader, self._disk.blob_path(digest), digest, offset, size, most)
+            pieces = [blob.first()]
+            while pieces[0]:
+                count += 1
+                if not count % _STEADY:
+                    most = min(2 * most, CHUNK)
+                ahead = self._submit(blob.next, most) if blob.left else None
+                yield pieces.pop()  # while the reader has it, it is the reader's only
+                pieces.append(await asyncio.shield(ahead) if ahead else b"")
         finally:
-            if not blob.closed:
+            self._readers -= 1
+            if blob is not None and not blob.closed:
                 self._later(self._give_up(blob, ahead))
+
+    @property
+    def _piece(self) -> int:
+        """How long a new reader's pieces are: one that stops keeps some of them, and a thousand may. They grow as it reads on."""
+        return max(min(CHUNK, _PIECES // max(self._readers, 1)), CHUNK // 16)
 
     async def _give_up(self, blob: BlobReader, ahead: asyncio.Future[bytes] | None) -> None:
         """Close a blob that was not read to its end, once no thread reads it."""

@@ -64,8 +64,10 @@ class ContentServicer:
         digest = _digest(request.digest, f"{_quoted(request.digest)[1:-1]}: {{}}")
         sent = 0  # containerd counts from the first byte sent, not from the blob's
         async for piece in self._store.read(digest, request.offset, request.size):
-            yield pb.ReadContentResponse(offset=sent, data=piece)
+            answer = [pb.ReadContentResponse(offset=sent, data=piece)]
             sent += len(piece)
+            del piece  # a client that stops reading keeps the message waiting, and should keep no more
+            yield answer.pop()
 
     async def Status(self, request: pb.StatusRequest, call: Call) -> pb.StatusResponse:
         try:

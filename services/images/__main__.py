@@ -17,7 +17,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             rpc.Channel(node.state / "metadata.sock") as metadata,
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
-            rpc.serving(node.state / "images.sock", [ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher)]),
+            rpc.serving(node.state / "images.sock", [ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher)], relayed=True),
         ):
             await process.until_signal()
 

@@ -86,6 +86,7 @@ def run(name: str, serve: Serve) -> None:
         tracing.setup(name)
         _many_files()
         _less_garbage_collection()
+        _few_arenas()
         run_loop(_serve(serve, file, node))
     except (errors.NodeError, OSError, ValueError) as error:
         log.error("%s cannot run: %s", name, error)
@@ -118,13 +119,44 @@ def _less_garbage_collection() -> None:
 
 
 async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:
+    giving = asyncio.ensure_future(_give_back_memory())
     try:
         await serve(file, node)
     finally:
+        giving.cancel()
         await rpc.shielded_work_done(3.0)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_M_ARENA_MAX = -8
+
+
+def _few_arenas() -> None:
+    """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL nearly whenever they allocate."""
+    _libc.mallopt(_M_ARENA_MAX, 2)
+
+
+_LOOK = 5.0
+_GROWN = 4 << 20
+
+
+async def _give_back_memory() -> None:
+    """Return to the kernel what was freed, once a burst is over: glibc keeps it, and half of what 5,000 connections took would stay ours for ever.
+
+    It is looked for only while more is resident than there once was; to find nothing takes a tenth of a millisecond, to return 10 MB five.
+    """
+    least = _resident()
+    while True:
+        await asyncio.sleep(_LOOK)
+        if _resident() > least + _GROWN:
+            _libc.malloc_trim(0)
+        least = min(least, _resident())
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
 
 
 def die_with_parent() -> None:

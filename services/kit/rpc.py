@@ -364,11 +364,14 @@ async def serving(
     relay: Relay | None = None,
     grace: float = 5.0,
     long: frozenset[str] = LONG,
+    relayed: bool = False,
 ) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then drain for ``grace`` seconds.
 
     grpc.health.v1.Health is added unless a servicer has it. The caller holds the lock of the directory that it serves (``kit.process.owned``): whoever
     holds it may replace the socket. A path longer than the kernel's 107 bytes is refused with a clear error.
+
+    ``relayed`` is for a socket whose callers are the node's own processes: one connection there carries the calls of many clients, each of which the gateway has bounded.
 
     An address that is a string is ``host:port``, for tests that drive a server by programs which know no unix sockets; port 0 takes a free one, and
     ``server.address`` tells which.
@@ -388,9 +391,11 @@ async def serving(
 
         server = grpcio.GrpcioServer(address, methods, health)
     else:
+        from services.kit.wire.limits import configured
         from services.kit.wire.server import WireServer
 
-        server = WireServer(address, methods, health)
+        limits = configured()
+        server = WireServer(address, methods, health, limits.relayed() if relayed else limits)
     await server.start()
     try:
         yield server

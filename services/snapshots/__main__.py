@@ -31,10 +31,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             await stack.enter_async_context(snapshotter)
         for snapshotter in snapshotters:
             servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(snapshotter.root)]
-            await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace))
+            await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace, relayed=True))
         diff = DiffServicer(node.state / "internal.sock", top / "diff")
         stack.push_async_callback(diff.close)
-        await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace))
+        await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace, relayed=True))
         await process.until_signal()
 
 

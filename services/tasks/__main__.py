@@ -27,7 +27,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 LocalTasks(node.root, node.state, gateway, chosen, monitor.exited, monitor.gone) as tasks,
                 gateway.watched(tasks.gateway_returned),
                 monitor.running(tasks),
-                rpc.serving(node.state / "tasks.sock", [TasksServicer(tasks)]),
+                rpc.serving(node.state / "tasks.sock", [TasksServicer(tasks)], relayed=True),
             ):
                 await process.until_signal()
 

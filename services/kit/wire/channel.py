@@ -351,6 +351,7 @@ class _Unary:
 
     def _end(self, error: Exception | None) -> None:
         self._carrier.deadlines.discard(self)
+        self._stream.owner = None  # they hold each other
         if self.answer.done():
             return
         if error is not None:
@@ -368,6 +369,7 @@ class _Unary:
     def cancel(self) -> None:
         """Nobody waits for it any more."""
         self._carrier.deadlines.discard(self)
+        self._stream.owner = None
         self._link.reset(self._stream, Code.CANCEL)
 
     def on_head(self, head: Head, end: bool) -> None:
@@ -546,6 +548,8 @@ class WireStream:
             return
         self._over = True
         self._status = status
+        if self._stream is not None:
+            self._stream.owner = None  # they hold each other
         self._carrier.deadlines.discard(self)
         _wake(self._reader)
         _wake(self._writer)

@@ -12,6 +12,9 @@ event) or the connection (GOAWAY and a :class:`Closed` event), after which it sa
 *Receiving.* DATA comes out as it came in, in pieces of any size, not frame by frame. The connection's window is given back at once; a stream's when its owner says
 :meth:`consumed`. It grows while it is consumed.
 
+*Turns.* A peer can put thousands of frames into what is read at once. Whoever must not be held up says how many it wants dealt with, and comes back while there is
+:attr:`Connection.more`.
+
 *Sending.* DATA waits in its stream's queue for the windows, and, where the owner has called :meth:`block`, for :meth:`unblock`: that is how a full socket holds
 up those who write to it. Trailers wait behind it. ``stream.queued`` tells how much waits; with ``stream.low`` set, :class:`Drained` tells when it has come down to that.
 """
@@ -172,7 +175,10 @@ class Connection:
         self._out: list[Chunk] = []
         self._last_words = 0
         """How much of it may still go when the connection is over: up to its GOAWAY."""
+        self.more = False
+        """Whether frames that have come are still to be looked at."""
         self._rest = b""
+        self._at = 0
         self._preface = not client
         self._greeted = False
         self._data: Stream | None = None
@@ -185,8 +191,10 @@ class Connection:
         self._block_flags = 0
         self._block_frames = 0
         self._block_fault: StreamFault | None = None
-        self._gone: dict[int, bool] = {}
-        """Streams that are over, as many as there may be at once: frames of theirs may be on their way."""
+        self._reset: dict[int, None] = {}
+        """Streams that we reset: the peer may not know yet."""
+        self._skipped: deque[range] = deque(maxlen=_SKIPPED)
+        """Streams that the peer passed over: they never were."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
         self._credit = 0
@@ -231,25 +239,28 @@ class Connection:
 
     # ------------------------------------------------------------------------------------------ bytes in
 
-    def receive(self, data: bytes) -> list[Event]:
-        """Take what came, answer what it means."""
+    def receive(self, data: bytes, turn: int = 0) -> list[Event]:
+        """Take what came, answer what it means; of not many more than ``turn`` frames, if it is not 0: while there is :attr:`more`, call again with ``b""``."""
+        self.more = False
         if self.closed:
+            self._rest = b""
             return []
         events: list[Event] = []
         self._events = events
         try:
-            self._parse(data)
+            self._parse(data, turn or len(data) + len(self._rest))
         except ConnectionFault as fault:
             self.fail(fault.code, fault.reason)
             events.append(Closed(fault.code, fault.reason))
         self._events = []
         return events
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes, turn: int) -> None:
+        at = 0
         if self._rest:
-            data = self._rest + data
-            self._rest = b""
-        at, size = 0, len(data)
+            data, at = (self._rest[self._at:] + data, 0) if data else (self._rest, self._at)
+            self._rest, self._at = b"", 0
+        size = len(data)
         if self._preface:
             if not frames.PREFACE.startswith(data[:24]):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "not an HTTP/2 preface")
@@ -272,6 +283,10 @@ class Connection:
                     return
             if size - at < _HEAD_SIZE:
                 break
+            if turn <= 0:
+                self.more, self._rest, self._at = True, data, at
+                return
+            turn -= 1
             word, flags, number = _HEAD.unpack_from(data, at)
             length, kind, number = word >> 8, word & 0xFF, number & 0x7FFF_FFFF
             if self._block is not None and (kind != frames.CONTINUATION or number != self._block_stream):
@@ -295,6 +310,7 @@ class Connection:
             end = at + _HEAD_SIZE + length
             if end > size:
                 break
+            turn -= length >> _LONG
             try:
                 _FRAMES[kind](self, flags, number, data[at + _HEAD_SIZE:end])
             except StreamFault as fault:
@@ -316,8 +332,8 @@ class Connection:
             self._events.append(Reset(stream, fault.code, local=True, reason=fault.reason))
         else:
             if not self.client:
-                self.last = max(self.last, number)
-            self._remember(number, ours=True)
+                self._reach(number)
+            self._remember(number)
         self._count_reset()
 
     def _count_reset(self) -> None:
@@ -330,14 +346,28 @@ class Connection:
         stream.local_closed = stream.remote_closed = True
         stream.queue.clear()
         stream.queued = 0
-        self._remember(stream.id, ours=ours)
+        if ours:
+            self._remember(stream.id)
 
-    def _remember(self, number: int, *, ours: bool) -> None:
-        """``ours``: we reset it, and the peer may not know yet."""
-        gone = self._gone
-        gone[number] = ours
-        if len(gone) > self.limits.streams:
-            del gone[next(iter(gone))]
+    def _remember(self, number: int) -> None:
+        """A stream that we reset."""
+        reset = self._reset
+        reset[number] = None
+        if len(reset) > min(self.limits.streams, _REMEMBERED):
+            del reset[next(iter(reset))]
+
+    def _reach(self, number: int) -> None:
+        """The peer has used a stream number."""
+        if number > self.last:
+            following = self.last + 2 if self.last else 1
+            if number > following:
+                self._skipped.append(range(following, number, 2))
+            self.last = number
+
+    def _late(self) -> None:
+        """A frame of a stream that we reset. A client's answers may be under way in any number; it is the client that resets."""
+        if not self.client:
+            self._idled()
 
     def _is_idle(self, number: int) -> bool:
         """Whether a stream has never been."""
@@ -375,9 +405,9 @@ class Connection:
             if stream is None:
                 if self._is_idle(number):
                     raise ConnectionFault(Code.PROTOCOL_ERROR, f"DATA on idle stream {number}")
-                if not self._gone.get(number):
+                if number not in self._reset:
                     raise StreamFault(Code.STREAM_CLOSED, "DATA on a closed stream")
-                self._idled()
+                self._late()
                 self._skip = length - (1 if pad else 0)
                 return at
             if stream.remote_closed:
@@ -504,7 +534,7 @@ class Connection:
             if self._is_idle(number):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"HEADERS on stream {number}, which nobody opened")
             self._decoder(_any, block)
-            self._idled()
+            self._late()
             return
         head = self._decoder(headers.response, block)
         if fault is not None:
@@ -525,21 +555,20 @@ class Connection:
         if number % 2 == 0:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client opened stream {number}")
         if number <= self.last:
-            gone = self._gone.get(number)
-            if gone is None:
+            if any(number in numbers for numbers in self._skipped):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is below {self.last}")
-            if not gone:
+            if number not in self._reset:
                 raise ConnectionFault(Code.STREAM_CLOSED, f"HEADERS on closed stream {number}")
             self._decoder(_any, block)
-            self._idled()
+            self._late()
             return
         head = self._decoder(headers.request, block)
-        self.last = number
+        self._reach(number)
         if fault is not None:
             raise fault
         if self._last_allowed is not None and number > self._last_allowed:
             self._out.append(frames.rst_stream(number, Code.REFUSED_STREAM))
-            self._remember(number, ours=True)
+            self._remember(number)
             self._idled()
             return
         if len(self.streams) + self.lingering >= self.limits.streams:
@@ -571,7 +600,7 @@ class Connection:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"RST_STREAM on stream {number}")
         stream = self.streams.get(number)
         if stream is None:
-            self._idled()
+            self._late()
             return
         self._drop(stream, ours=False)
         self._events.append(Reset(stream, frames.word(payload), local=False, reason=""))
@@ -727,7 +756,6 @@ class Connection:
             self._idle.give()
             stream.local_closed = True
             self.streams.pop(number, None)
-            self._remember(number, ours=False)
             return
         self.send_head(stream, head)
         self.send(stream, message)
@@ -874,6 +902,12 @@ def _any(_: headers.Pairs) -> Head:
 
 _TINY = 1 << 10
 """A frame that a window has cut to less than this does not allow for another frame that brings nothing."""
+_LONG = 9
+"""A frame other than DATA counts as one more for each 512 bytes: header lists take their time."""
+_REMEMBERED = 1 << 14
+"""Streams that we reset and still know of, at most: as many as there may be at once."""
+_SKIPPED = 100
+"""Ranges of streams that the peer passed over."""
 _WORTH_KEEPING = 16 << 10
 _LARGEST_FRAME = 256 << 10
 """DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""

@@ -88,7 +88,8 @@ class _Rest(Coroutine[Any, Any, None]):
     def send(self, value: Any) -> Any:
         if not self._started:
             self._started = True
-            return self._waits_for
+            waits_for, self._waits_for = self._waits_for, None
+            return waits_for
         return self._coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:

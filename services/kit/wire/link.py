@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 _JOIN = 32 << 10
 """Pieces that are together no longer than this are copied into one: cheaper than a vector of them."""
+_TURN = 16
+"""Frames that are dealt with before the clock is looked at ..."""
+_SLICE = 0.002
+"""... and the seconds after which others come first."""
 _LINGER = 5.0
 _HANG_UP = 1.0
 
@@ -65,7 +70,9 @@ class Link(asyncio.Protocol):
         self._scheduled = False
         self._full = False
         self._unread = 0
-        self._deaf = False
+        self.deaf_since: float | None = None
+        """Since when we do not read, because the peer does not."""
+        self._held = False
 
     # -- what a side adds
 
@@ -85,6 +92,9 @@ class Link(asyncio.Protocol):
     def on_idle(self) -> None:
         """A stream has ended, so that there is room for another, and there may be no other."""
 
+    def on_turn(self) -> None:
+        """What came together has been told."""
+
     def on_end(self, reason: str) -> None:
         """The connection is gone, and all owners know."""
 
@@ -100,15 +110,48 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        connection = self.connection
         self._inside = True
         try:
-            self._tell(self.connection.receive(data))
+            self._tell(connection.receive(data, _TURN))
+            if connection.more:
+                self._take_more()
+            self.on_turn()
         finally:
             self._inside = False
+        if connection.more:
+            self._hold()
+        elif self._held:
+            self._held = False
+            self._listen()
         self.flush()
+
+    def _take_more(self) -> None:
+        """A peer that has sent very much at once gets its slice of time, then the others' come."""
+        end = time.monotonic() + _SLICE
+        while self.connection.more and time.monotonic() < end:
+            self._tell(self.connection.receive(b"", _TURN))
+
+    def _hold(self) -> None:
+        assert self.transport is not None
+        self._held = True
+        self.transport.pause_reading()
+        self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.lost:
+            self._take(b"")
+
+    def _listen(self) -> None:
+        if self.transport is not None and not self._held and self.deaf_since is None:
+            self.transport.resume_reading()
 
     def eof_received(self) -> None:
         self._gone("connection closed")
+        self._linger()  # a peer that has said its last word may still not read ours
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone(f"connection closed: {error}" if error else "connection closed")
@@ -120,9 +163,9 @@ class Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._full = False
         self._unread = 0
-        if self._deaf and self.transport is not None:
-            self._deaf = False
-            self.transport.resume_reading()
+        if self.deaf_since is not None:
+            self.deaf_since = None
+            self._listen()
         self._tell(self.connection.unblock())
         self.flush()
 
@@ -232,8 +275,8 @@ class Link(asyncio.Protocol):
             size = sum(map(len, parts))
             if self._full:
                 self._unread += size
-                if self._unread > self.limits.unread and not self._deaf:
-                    self._deaf = True
+                if self._unread > self.limits.unread and self.deaf_since is None:
+                    self.deaf_since = time.monotonic()
                     self.transport.pause_reading()
             if len(parts) == 1:
                 self.transport.write(parts[0])
@@ -268,6 +311,10 @@ class Link(asyncio.Protocol):
         """Close the socket once what was written has gone, or has not for some seconds."""
         if self.transport is not None:
             self.transport.close()
+            self._linger()
+
+    def _linger(self) -> None:
+        if self.transport is not None and self.transport.get_write_buffer_size():
             self.loop.call_later(_LINGER, self.transport.abort)
 
     def abort(self, reason: str) -> None:

@@ -41,11 +41,13 @@ _TRACE = ("traceparent", "tracestate")
 class Plan:
     """What becomes of the calls with one head: remembered with it, so that the next one costs nothing."""
 
-    __slots__ = ("block", "limited", "long", "route")
+    __slots__ = ("block", "limited", "long", "route", "single")
 
-    def __init__(self, head: Head, route: Route, long: bool) -> None:
+    def __init__(self, head: Head, route: Route, *, long: bool, single: bool) -> None:
         self.route = route
         self.long = long
+        self.single = single
+        """Whether it takes one request, which is to come within a time and a size."""
         own = [pair for pair in head.pairs if pair[0] in _OWN]
         trace = [] if tracing.enabled() else [(name, head.headers[name]) for name in _TRACE if name in head.headers]
         pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", head.path.encode()), (b":authority", (head.authority or "localhost").encode())]
@@ -63,7 +65,7 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
         if handler is not None:
             plan = methods.coordinated(head.path, handler)
         else:
-            plan = Plan(head, relay.route(call), methods.is_long(head.path))
+            plan = Plan(head, relay.route(call), long=methods.is_long(head.path), single=not relay.arity(head.path).client_stream)
         head.memory[relay] = plan
     return cast("Plan | Method", plan)
 
@@ -71,7 +73,7 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_attempt", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_over", "_plan",
+    __slots__ = ("_admitted", "_answered", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_over", "_part", "_plan",
                  "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head")
 
     def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
@@ -86,10 +88,13 @@ class Passage:
         """The client has sent all of its request."""
         self._kept: bytearray | None = bytearray()
         """The request so far, to be asked again; None if it is too long."""
+        self._part = 0
+        """Bytes of a request that is not complete, as they count for the client's connection."""
         self._debt = self._up_debt = 0
         """Bytes that wait on the other side: the client's, the upstream's."""
         self._answered = False
         self._admitted = plan.route.admit is None
+        self._begun = False
         self._attempt = 0
         self._heard = False
         self._over = False
@@ -123,12 +128,22 @@ class Passage:
         if limit is not None:
             self.deadline = time.monotonic() + limit
             self._server.deadlines.add(self, limit)
+        if not end and self._plan.single:
+            self._link.incomplete[self] = time.monotonic() + self._link.limits.request
+        self._link.starting.append((self, limit))
+
+    def start(self, limit: float | None) -> None:
+        """Go to the upstream, now or when it is there."""
+        if self._over:
+            return
+        self._begun = True
+        route = self._plan.route
         if self._admitted and route.upstream.is_ready():
             link = _carrier(route).link
             if link is not None and not link.full:
                 self._start(link, limit)
                 return
-        if self._admitted or end:  # else its first message is to come
+        if self._admitted or self._early or self._ended:  # else its first message is to come
             self._task = eager.start(self._prepare(), self._link.loop)
 
     # -- finding the upstream
@@ -226,10 +241,12 @@ class Passage:
             if len(self._kept) > _KEPT:
                 self._kept = None
         self._debt += size
+        if self._plan.single and not self._fits(size, end=end):
+            return
         link = self._up_link
         if link is None or self._up_stream is None:
             self._early += chunk
-            if self._task is None:
+            if self._begun and self._task is None:
                 self._task = eager.start(self._prepare(), self._link.loop)
             elif self._reader is not None and not self._reader.done():
                 self._reader.set_result(None)
@@ -237,6 +254,28 @@ class Passage:
         link.connection.send(self._up_stream, chunk, end=end)
         link.flush_soon()
         self._settle()
+
+    def _fits(self, size: int, *, end: bool) -> bool:
+        """Account for a part of the one request: the upstream puts the parts together, for many clients; the bound is each client's."""
+        link = self._link
+        if end:
+            self._complete()
+            return True
+        self._part += size
+        link.assembling += size
+        if link.assembling <= link.limits.assembling:
+            return True
+        self.fail(errors.ResourceExhausted(f"more than {link.limits.assembling} bytes of incomplete messages on one connection"))
+        return False
+
+    def _complete(self) -> None:
+        self._link.incomplete.pop(self, None)
+        self._link.assembling -= self._part
+        self._part = 0
+
+    def overdue(self) -> None:
+        """The request is still not there."""
+        self.fail(errors.DeadlineExceeded(f"the request of {self.head.path} did not come within {self._link.limits.request:g}s"))
 
     def _settle(self) -> None:
         """Give back to the client what has gone to the upstream."""
@@ -343,6 +382,8 @@ class Passage:
     def _finish(self, code: int, message: str) -> None:
         self._over = True
         self._server.passages.discard(self)
+        if self._plan.single:
+            self._complete()
         if self.deadline is not None:
             self._server.deadlines.discard(self)
         if self._stall is not None:
@@ -350,6 +391,9 @@ class Passage:
         if self._task is not None and self._task is not asyncio.current_task(self._link.loop):
             self._task.cancel()
         self._let_go()
+        if self._up_stream is not None:
+            self._up_stream.owner = None
+        self._stream.owner = self._up = None  # whoever holds each other is freed only when somebody looks for cycles
         if self._spans is not None:
             self._spans.end(code, message)
         self._link.on_idle()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
 import os
+import resource
 import socket
 import time
 from collections import deque
@@ -35,7 +37,11 @@ from services.kit.wire.relay import Passage, planned
 log = logging.getLogger(__name__)
 
 _SWEEP = 5.0
-"""Seconds between two looks at what is incomplete for too long."""
+"""Seconds between two looks at what is incomplete for too long, or half of the shortest time that this may be."""
+_LEAVING = 16
+"""Idle connections that go at once when there are too many: looking for them takes a millisecond or two."""
+_BACKLOG = 4096
+"""Connections that wait to be accepted: as many as the kernel allows by default."""
 
 
 class WireServer(rpc.Server):
@@ -51,6 +57,8 @@ class WireServer(rpc.Server):
         self.deadlines = Deadlines(asyncio.get_running_loop())
         self._listener: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._sweep_seconds = max(min(_SWEEP, self.limits.handshake / 2, self.limits.request / 2), 0.1)
+        self._most = min(self.limits.connections, _files() * 7 // 8)
 
     def calls(self) -> list[str]:
         return [*super().calls(), *(passage.head.path for passage in self.passages)]
@@ -61,24 +69,28 @@ class WireServer(rpc.Server):
         if isinstance(self.address, str):
             self.address = ":".join(map(str, listening.getsockname()[:2]))
         serve = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
-        self._listener = await serve(lambda: ServerLink(self), sock=listening)
-        self._sweeping = loop.call_later(_SWEEP, self._sweep)
+        self._listener = await serve(lambda: ServerLink(self), sock=listening, backlog=_BACKLOG)  # both libraries listen once more
+        self._sweeping = loop.call_later(self._sweep_seconds, self._sweep)
 
     def admit(self, link: ServerLink) -> None:
-        """A new connection. At the bound the one goes that has been idle longest."""
-        full = len(self.links) >= self.limits.connections
-        self.links.add(link)
-        if full:
-            oldest = min((other for other in self.links if not other.busy), key=lambda other: other.since)
-            oldest.leave("too many connections")
+        """A new connection. At the bound some go that have been idle longest, those first that never said what they are; if all are busy, the new one does."""
         if self.draining:
+            self.links.add(link)
             link.leave("the service is stopping")
+            return
+        leaving = []
+        if len(self.links) >= self._most:
+            idle = [other for other in self.links if not other.busy]
+            leaving = heapq.nsmallest(_LEAVING, idle, key=lambda other: (other.ready, other.since)) or [link]
+        self.links.add(link)
+        for other in leaving:
+            other.leave("too many connections")
 
     def _sweep(self) -> None:
         now = time.monotonic()
         for link in list(self.links):
             link.sweep(now)
-        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+        self._sweeping = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
 
     async def close(self, grace: float) -> None:
         if self._sweeping is not None:
@@ -112,6 +124,12 @@ class WireServer(rpc.Server):
                     await self.changed.wait()
 
 
+def _files() -> int:
+    """How many files this process may have open. Without one that is free, uvloop would stop to listen."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30
+
+
 def _unix(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -123,13 +141,13 @@ def _unix(path: Path) -> socket.socket:
         raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from error
     finally:
         os.umask(mask)
-    listening.listen(4096)
+    listening.listen(_BACKLOG)
     return listening
 
 
 def _tcp(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
-    return socket.create_server((host, int(port)), backlog=4096)
+    return socket.create_server((host, int(port)), backlog=_BACKLOG)
 
 
 class ServerLink(Link):
@@ -140,10 +158,12 @@ class ServerLink(Link):
         self.server = server
         self.since = time.monotonic()
         """When it was last busy."""
-        self.incomplete: dict[ServerCall | _NotGrpc, float] = {}
+        self.incomplete: dict[ServerCall | Passage | _NotGrpc, float] = {}
         """Whose request is still coming, and until when it may."""
         self.assembling = 0
         """Bytes of incomplete messages."""
+        self.starting: list[tuple[Passage, float | None]] = []
+        """What goes to its upstream when this turn ends, with the seconds it may take: a call that is reset at once never does."""
         self._leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -195,6 +215,12 @@ class ServerLink(Link):
         else:
             call.begin(end)
 
+    def on_turn(self) -> None:
+        if self.starting:
+            starting, self.starting = self.starting, []
+            for passage, limit in starting:
+                passage.start(limit)
+
     def refuse(self, stream: Stream, error: errors.NodeError) -> None:
         """Answer with an error only."""
         self.connection.send_tail(stream, HEAD + refusal(error))
@@ -221,9 +247,13 @@ class ServerLink(Link):
         self.server.changed.set()
 
     def sweep(self, now: float) -> None:
-        """End what is incomplete for too long: a handshake, requests."""
+        """End what is incomplete for too long: a handshake, requests, the reading of answers that no window holds back."""
         if not self.ready and now - self.since > self.limits.handshake:
             self.abort("no HTTP/2 after the connection was opened")
+            return
+        if self.deaf_since is not None and now - self.deaf_since > self.limits.request:
+            log.info("closing a connection: its peer makes us answer, and does not read")
+            self.abort("the peer does not read")
             return
         for call, until in list(self.incomplete.items()):
             if now > until:
@@ -414,6 +444,7 @@ class ServerCall:
 
     def _finish(self) -> None:
         self._over = True
+        self.stream.owner = None  # they hold each other, and with them all that the call held, until somebody looks for cycles
         if self.head.timeout is not None:
             self.link.server.deadlines.discard(self)
         self._release()
@@ -470,7 +501,9 @@ class ServerCall:
                 if method.arity.server_stream:
                     async with aclosing(method.handler(argument, call)) as responses:
                         async for response in responses:
-                            await self._send(method.encode(response))
+                            message = method.encode(response)
+                            del response  # it may wait long
+                            await self._send(message)
                 else:
                     answer = method.encode(await method.handler(argument, call))
         except asyncio.CancelledError:

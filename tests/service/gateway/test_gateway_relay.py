@@ -14,11 +14,15 @@ import pytest
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
+from bench.hostile import Raw
 from gateway.config import Config
 from gateway.health import NodeHealth
 from gateway.relay import Relay
 from gateway.routes import Routes
 from services.kit import errors, rpc
+from services.kit.wire import frames, limits, messages
+from services.kit.wire.connection import GoingAway, Ready
+from services.kit.wire.limits import Limits
 from tests.support import eventually_async
 
 IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]
@@ -34,6 +38,7 @@ class Images:
     def __init__(self) -> None:
         self.calls: list[rpc.Call] = []
         self.hang = asyncio.Event()
+        self.gone = 0
 
     async def Get(self, request: images_pb2.GetImageRequest, call: rpc.Call) -> images_pb2.GetImageResponse:
         self.calls.append(call)
@@ -41,6 +46,12 @@ class Images:
             raise errors.NotFound('image "absent"', trailers=(("grpc-status-details-bin", b"\x01"), ("extra", "x")))
         if request.name == "hang" and len(self.calls) == 1:
             await self.hang.wait()
+        if request.name == "long":
+            try:
+                await self.hang.wait()
+            except asyncio.CancelledError:
+                self.gone += 1
+                raise
         return images_pb2.GetImageResponse(image=images_pb2.Image(name=request.name))
 
     async def Create(self, request: images_pb2.CreateImageRequest, call: rpc.Call) -> images_pb2.CreateImageResponse:
@@ -227,3 +238,91 @@ async def test_a_service_that_nobody_serves_is_unimplemented_by_name(place: Path
     async with gateway(place) as channel:
         with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.transfer\.v1\.Transfer"):
             await channel.unary("/containerd.services.transfer.v1.Transfer/Transfer", b"", {}, 5.0)
+
+
+# ---------------------------------------------------------------------------------------------- one client's excess; on the wire, whose client we drive frame by frame
+
+
+GET = f"/{IMAGES.full_name}/Get"
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", "wire")
+
+
+def get(name: str) -> bytes:
+    return images_pb2.GetImageRequest(name=name).SerializeToString()
+
+
+async def heard(raw: Raw, kind: type[Any]) -> Any:
+    return (await asyncio.to_thread(raw.until, lambda raw: raw.of(kind)))[0]
+
+
+@pytest.mark.usefixtures("wire")
+async def test_resets_are_counted_where_they_come_in(place: Path) -> None:
+    """Clients that give up on many calls, all together on more than any one may, cost the connection to the service nothing: all have that one."""
+    images = Images()
+    async with rpc.serving(place / "images.sock", [images], relayed=True) as server, gateway(place) as channel:
+        await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+        links = set(server.links)
+        for count in range(500, 3001, 500):
+            with Raw(place / "g.sock") as raw:
+                await heard(raw, Ready)
+                calls = [raw.call(GET, get("long")) for _ in range(500)]
+                raw.flush()
+
+                async def asked(count: int = count) -> bool:
+                    return len(images.calls) == count + 1
+
+                await eventually_async(asked)
+                for call in calls:
+                    raw.connection.reset(call, frames.Code.CANCEL)
+                raw.flush()
+
+                async def gone(count: int = count) -> bool:
+                    return images.gone == count
+
+                await eventually_async(gone)
+        await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+        assert set(server.links) == links
+
+
+@pytest.mark.usefixtures("wire")
+async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Path) -> None:
+    """So a client that opens and resets, until it is thrown out, holds up nobody else's calls there."""
+    images = Images()
+    async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
+        await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+        with Raw(place / "g.sock") as raw:
+            await heard(raw, Ready)
+            raw.resets(2000, GET, get("a"))
+            await asyncio.to_thread(raw.flush)
+            assert (await heard(raw, GoingAway)).code == frames.Code.ENHANCE_YOUR_CALM
+        assert len(images.calls) < 500
+
+
+@pytest.mark.usefixtures("wire")
+async def test_half_a_request_has_its_time_and_its_room(place: Path) -> None:
+    """At the gateway already, for each client its own: the service would have but one account for all."""
+    before = limits.configured()
+    limits.configure(Limits(request=0.5, assembling=100_000))
+    try:
+        async with rpc.serving(place / "images.sock", [Images()], relayed=True), gateway(place) as channel:
+            with Raw(place / "g.sock") as raw:
+                await heard(raw, Ready)
+                half = raw.open(GET)
+                raw.connection.send(half, messages.PREFIX.pack(0, 1000), b"x")
+                raw.flush()
+                head = (await asyncio.to_thread(raw.until, Raw.statuses))[0]
+                assert (head.code, head.message) == (4, f"the request of {GET} did not come within 0.5s: context deadline exceeded")
+                raw.events.clear()
+                for _ in range(3):
+                    raw.connection.send(raw.open(GET), messages.PREFIX.pack(0, 60_000), b"x" * 50_000)
+                raw.flush()
+                head = (await asyncio.to_thread(raw.until, Raw.statuses))[0]
+                assert head.code == 8
+                assert head.message.startswith("more than 100000 bytes of incomplete messages on one connection")
+                await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+    finally:
+        limits.configure(before)

@@ -14,6 +14,7 @@ import pytest
 
 from services.content.disk import Disk, Ingest
 from services.content.local import LocalStore
+from services.content.store import CHUNK
 from services.kit import errors
 from tests.suites.content import bytes_of, digest_of, get, opened, put
 from tests.support import eventually_async
@@ -157,6 +158,22 @@ async def test_cancelled_reads(store: LocalStore) -> None:
         return not [link for link in links if os.path.exists(link) and digest.hex in os.readlink(link)]
 
     await eventually_async(closed, seconds=5)
+
+
+async def test_many_readers_begin_with_small_pieces(store: LocalStore) -> None:
+    """One that stops keeps little, then; one that reads on gets whole ones, and all bytes. When the others are gone, so is their thrift."""
+    data = bytes_of(12 * CHUNK)
+    digest = await put(store, data)
+    stopped = [store.read(digest) for _ in range(100)]
+    sizes = [len(await anext(pieces)) for pieces in stopped]
+    assert sizes[0] == sizes[31] == CHUNK
+    assert max(sizes[64:]) <= CHUNK // 2
+    pieces = [piece async for piece in store.read(digest)]
+    assert b"".join(pieces) == data
+    assert len(pieces[0]) < CHUNK == max(map(len, pieces))
+    for reader in stopped:
+        await reader.aclose()
+    assert len(await anext(store.read(digest))) == CHUNK
 
 
 async def test_read_of_a_deleted_blob(store: LocalStore) -> None:
