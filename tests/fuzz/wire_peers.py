@@ -155,9 +155,10 @@ class Model:
         connection = self.connection
         limits = connection.limits
         assert len(connection.streams) <= 8
-        assert len(connection._gone) <= limits.streams
+        assert len(connection._reset) <= limits.streams
+        assert len(connection._skipped) <= 100
         assert len(connection._decoder._cache) <= 128
-        assert len(connection._rest) <= limits.header_block + 9
+        assert connection.more or len(connection._rest) <= limits.header_block + 9
         assert len(connection._block or b"") <= limits.header_block
         assert set(connection._starved) <= set(connection.streams.values())
         assert connection._send_window <= MOST or connection.closed
