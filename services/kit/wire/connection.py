@@ -802,6 +802,8 @@ class Connection:
     def unblock(self) -> list[Event]:
         """DATA may go again; the events are :class:`Drained`."""
         self._blocked = False
+        if self.closed:
+            return []
         events: list[Event] = []
         self._events = events
         self._feed_starved()

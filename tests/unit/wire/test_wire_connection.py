@@ -543,7 +543,10 @@ def test_a_closed_connection_says_nothing_any_more() -> None:
     connection = wire.connection
     connection.answer(first.stream, HEAD, b"answer", TAIL)
     connection.send_head(second.stream, HEAD)
+    connection.block()
+    second.stream.low = 100
     connection.send(second.stream, b"more")
+    assert connection.unblock() == []
     connection.reset(second.stream, Code.CANCEL)
     connection.ping(bytes(8))
     connection.drain()
