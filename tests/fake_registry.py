@@ -302,7 +302,7 @@ def status(code: int, **headers: str) -> Fault:
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         said = {"errors": [{"code": "TROUBLE", "message": "injected"}]}
-        return web.json_response(said, status=code, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        return web.Response(body=json.dumps(said), status=code, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
     return fault
 

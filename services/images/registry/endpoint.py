@@ -91,10 +91,11 @@ class Endpoint:
         scopes = tuple(scopes)
         refused, hops, own = 0, 0, True
         while True:
+            url = self._as_spoken(url)
             own = own and origin(url) == origin(f"{self._scheme}://{self.name}")
             used = await self._authorizer.header(scopes) if own else ""
             answer = await self._exchange(method, url, headers, used, own=own, body=body, stall=stall)
-            url = answer.url if own else url  # plain http, perhaps
+            url = self._as_spoken(url)
             if answer.status < 300:
                 return answer
             try:
@@ -121,12 +122,17 @@ class Endpoint:
                                                     stall=stall or self._stall, foreign=not own)
             except Failure as failure:
                 unreachable = failure.blame is Blame.DEAD and not name_and_port(self.name)[1]
-                if not (own and self._host.fallback and self._scheme == "https" and (failure.plain or unreachable)):
+                if not (own and self._host.fallback and url.startswith("https:") and (failure.plain or unreachable)):
                     if not own:
                         failure.args = (f"{failure} ({self.name} sent us there)",)
                     raise
                 self._scheme = "http"
-                url = f"http{url.removeprefix('https')}"
+                url = self._as_spoken(url)
+
+    def _as_spoken(self, url: str) -> str:
+        """A URL of this host that was made before it was found to speak plain http."""
+        secure = f"https://{self.name}/"
+        return f"http://{self.name}/{url.removeprefix(secure)}" if self._scheme == "http" and self._host.fallback and url.startswith(secure) else url
 
     async def _failed(self, method: str, url: str, answer: Answer, headers: Headers, used: str, *, own: bool) -> Failure:
         """What an answer of 300 and above means, with the server's own explanation; a HEAD's has to be asked for."""
