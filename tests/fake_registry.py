@@ -399,6 +399,16 @@ def silent(seconds: float = 60.0, after: int = 0) -> Fault:
     return fault
 
 
+def deaf(seconds: float = 60.0) -> Fault:
+    """A request whose body is never read."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        await asyncio.sleep(seconds)
+        return web.Response(status=500)
+
+    return fault
+
+
 def other(data: bytes, *, chunked: bool = False) -> Fault:
     """Other bytes than those asked for."""
 

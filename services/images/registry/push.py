@@ -177,38 +177,41 @@ class _Upload:
     async def _put(self, method: str, url: str, length: int, headers: dict[str, str]) -> Answer:
         """Send ``length`` bytes from the offset on. A stall of the registry is a Failure, an error of the source is itself."""
         trouble: list[Exception] = []
-        async with asyncio.timeout(None) as watch:
-            stall, loop, start = self._timeouts.stall, asyncio.get_running_loop(), self.offset
+        stall, loop, start = self._timeouts.stall, asyncio.get_running_loop(), self.offset
+        watch = asyncio.timeout(None)
 
-            async def bytes_of() -> AsyncIterator[bytes]:
-                left = length
-                try:
-                    async for chunk in self._read(start):
-                        part = chunk[:left]
-                        left -= len(part)
-                        if part:
-                            watch.reschedule(loop.time() + stall)
-                            yield part
-                            watch.reschedule(None)  # until the source has more
-                        if not left:
-                            break
-                    if left:
-                        raise errors.FailedPrecondition(f"{self._descriptor}: its source ended {left} bytes early")
-                except Exception as error:
-                    trouble.append(error)
-                    raise
-
+        async def body() -> AsyncIterator[bytes]:
+            left = length
             try:
-                answer = await self._endpoint.send(method, url, scopes=self._scopes, stall=self._timeouts.answer, body=bytes_of if length else None, headers={
-                    "Content-Type": "application/octet-stream", "Content-Length": str(length), **headers})
-            except Failure:
-                if trouble:
-                    raise trouble[0] from None
+                async for chunk in self._read(start):
+                    part = chunk[:left]
+                    left -= len(part)
+                    if part:
+                        watch.reschedule(loop.time() + stall)
+                        yield part
+                        watch.reschedule(None)  # until the source has more
+                    if not left:
+                        break
+                if left:
+                    raise errors.FailedPrecondition(f"{self._descriptor}: its source ended {left} bytes early")
+            except Exception as error:
+                trouble.append(error)
                 raise
-            except TimeoutError:
-                raise Failure(self._endpoint.name, f"took no more bytes for {stall:g} s", transient=True, blame=Blame.TROUBLE) from None
-            answer.release()
-            return answer
+
+        try:
+            async with watch:
+                answer = await self._endpoint.send(method, url, scopes=self._scopes, stall=self._timeouts.answer, body=body if length else None, headers={
+                    "Content-Type": "application/octet-stream", "Content-Length": str(length), **headers})
+        except Failure:
+            if trouble:
+                raise trouble[0] from None
+            raise
+        except TimeoutError:
+            if not watch.expired():
+                raise
+            raise Failure(self._endpoint.name, f"took no more bytes for {stall:g} s", transient=True, blame=Blame.TROUBLE) from None
+        answer.release()
+        return answer
 
     async def _find_out(self) -> None:
         """Ask how far a broken upload is; if that cannot be told, begin anew."""
