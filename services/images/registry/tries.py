@@ -91,7 +91,7 @@ class Tries(Generic[P]):
                 yield each
         origin = self._places[-1] if self._places else None
         for each in sorted(resting, key=lambda each: self._memory.state(each.key) == mirrors.DEAD):
-            if origin in self._done and each is not origin:
+            if origin in self._done and each is not origin and self._memory.state(each.key) == mirrors.DEAD:
                 self._skipped[each] = f"{each.name}: not asked, {self._memory.explanation(each.key)}"
             else:
                 yield each

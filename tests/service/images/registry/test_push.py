@@ -85,7 +85,7 @@ async def test_a_blob_is_mounted(quick: Registry, fake: FakeRegistry, name: str)
 
     client = quick.client(credentials)
     assert await client.push_blob(name, LAYER_DESCRIPTOR, source(LAYER), mount_from=["base/image"]) is Pushed.MOUNTED
-    scopes = [each for each in fake.auth.tokens.values()]
+    scopes = list(fake.auth.tokens.values())
     assert {"repository:mine/box:push", "repository:mine/box:pull", "repository:base/image:pull"} <= scopes[-1][1]
     other = described(LAYER[1:])
     assert await client.push_blob(name, other, source(LAYER[1:]), mount_from=["base/image"]) is Pushed.UPLOADED
