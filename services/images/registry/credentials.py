@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,14 +124,18 @@ class DockerConfig:
         program = f"docker-credential-{helper}"
         if "/" in helper:
             raise errors.FailedPrecondition(f'{self.file}: "{helper}" is not the name of a credential helper')
+        question, asking = os.pipe()  # filled beforehand: a helper that does not read its input is no error of the loop's
         try:
-            process = await asyncio.create_subprocess_exec(program, "get", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                                                           stderr=asyncio.subprocess.PIPE)
+            os.write(asking, server.encode())
+            os.close(asking)
+            process = await asyncio.create_subprocess_exec(program, "get", stdin=question, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
         except OSError as error:
             raise errors.FailedPrecondition(f"{server}: {program}, which {self.file} names, cannot be started: {error.strerror}") from None
+        finally:
+            os.close(question)
         try:
             async with asyncio.timeout(self.timeouts.helper):
-                out, err = await process.communicate(server.encode())
+                out, err = await process.communicate()
         except TimeoutError:
             raise errors.Unavailable(f"{server}: {program} did not answer within {self.timeouts.helper:g} s") from None
         finally:

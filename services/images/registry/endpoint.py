@@ -16,13 +16,15 @@ from services.images.registry.auth import TOKEN_LIMIT, Authorizer
 from services.images.registry.credentials import Source
 from services.images.registry.descriptor import Descriptor
 from services.images.registry.failure import Blame, Failure, answered
-from services.images.registry.host import Capability, Host, name_and_port, origin
+from services.images.registry.host import Capability, Host, name_and_port, origin, same_host
 from services.images.registry.reference import Reference
 from services.images.registry.timeouts import Timeouts
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
 from services.kit import errors
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+PATH = "/%:@+~"
+"""Left as it is in the path of hosts.toml, which may be encoded already."""
 HOPS = 10
 """As many redirects are followed as containerd follows."""
 
@@ -70,7 +72,7 @@ class Endpoint:
     def url(self, reference: Reference, path: str, query: Iterable[tuple[str, str]] = ()) -> str:
         """The URL of ``path`` (``blobs/sha256:...``) in the reference's repository."""
         pairs = "&".join(f"{quote(k)}={quote(v, safe=':')}" for k, v in (*query, *self._query))
-        return f"{self._scheme}://{self.name}{quote(self._host.path)}/{quote(reference.repository)}/{quote(path, safe='/:')}{f'?{pairs}' if pairs else ''}"
+        return f"{self._scheme}://{self.name}{quote(self._host.path, safe=PATH)}/{quote(reference.repository)}/{quote(path, safe='/:')}{f'?{pairs}' if pairs else ''}"
 
     def absolute(self, location: str, base: str) -> str:
         """Where an upload goes on: a Location, which may be relative, or even lack its scheme. A Failure if it is nothing of the kind."""
@@ -92,26 +94,26 @@ class Endpoint:
         refused, hops, own = 0, 0, True
         while True:
             url = self._as_spoken(url)
-            own = own and origin(url) == origin(f"{self._scheme}://{self.name}")
+            own = own and same_host(f"{self._scheme}://{self.name}", url)
             used = await self._authorizer.header(scopes) if own else ""
             answer = await self._exchange(method, url, headers, used, own=own, body=body, stall=stall)
             url = self._as_spoken(url)
             if answer.status < 300:
                 return answer
-            try:
-                if answer.status == 401 and own and refused < 2:
-                    refused += 1
-                    if await self._authorizer.challenged(answer.challenges(), scopes, used):
-                        continue
-                elif answer.status in REDIRECTS and (location := answer.headers.get("Location")) and hops < HOPS:
-                    hops += 1
-                    url = self.absolute(location, url)
-                    if answer.status == 303 and method not in ("GET", "HEAD"):
-                        method, body = "GET", None
+            said = await _explanation(answer, method)
+            if answer.status == 401 and own and refused < 2:
+                refused += 1
+                if await self._authorizer.challenged(answer.challenges(), scopes, used):
                     continue
-                raise await self._failed(method, url, answer, headers, used, own=own)
-            finally:
-                answer.close() if method != "HEAD" and answer.length != 0 else answer.release()
+            elif answer.status in REDIRECTS and (location := answer.headers.get("Location")) and hops < HOPS:
+                hops += 1
+                url = self.absolute(location, url)
+                if answer.status == 303 and method not in ("GET", "HEAD"):
+                    method, body = "GET", None
+                continue
+            if method == "HEAD" and answer.status in (401, 403):
+                said = await self._asked_why(answer, url, headers, used, own=own)
+            raise self._failed(method, url, answer, said, own=own)
 
     async def _exchange(self, method: str, url: str, headers: Headers, authorization: str, *, own: bool, body: Body | None, stall: float | None) -> Answer:
         while True:
@@ -134,18 +136,17 @@ class Endpoint:
         secure = f"https://{self.name}/"
         return f"http://{self.name}/{url.removeprefix(secure)}" if self._scheme == "http" and self._host.fallback and url.startswith(secure) else url
 
-    async def _failed(self, method: str, url: str, answer: Answer, headers: Headers, used: str, *, own: bool) -> Failure:
-        """What an answer of 300 and above means, with the server's own explanation; a HEAD's has to be asked for."""
-        body, path = b"", urlsplit(url).path
+    async def _asked_why(self, answer: Answer, url: str, headers: Headers, used: str, *, own: bool) -> bytes:
+        """A HEAD is refused without a word; a GET is not."""
         try:
-            if method != "HEAD":
-                body = await answer.read(ERROR_BODY)
-            elif answer.status in (401, 403):
-                more = await self._exchange("GET", url, headers, used, own=own, body=None, stall=None)
-                body = await more.read(ERROR_BODY) if more.status == answer.status else b""
-                more.close()
+            more = await self._exchange("GET", url, headers, used, own=own, body=None, stall=None)
+            return await _explanation(more, "GET") if more.status == answer.status else b""
         except Failure:
-            pass
+            return b""
+
+    def _failed(self, method: str, url: str, answer: Answer, body: bytes, *, own: bool) -> Failure:
+        """What an answer of 300 and above means, with the server's own explanation."""
+        path = urlsplit(url).path
         failure = answered(answer.host, f"{method} {path}", answer.status, answer.reason, answer.headers, body)
         words = str(failure)
         if answer.status == 401 and own:
@@ -206,6 +207,16 @@ def pull_scopes(reference: Reference) -> tuple[str, ...]:
 def push_scopes(reference: Reference, mount_from: str = "") -> tuple[str, ...]:
     """What a token for writing has to cover, and for mounting a blob of another repository."""
     return (f"repository:{reference.repository}:pull,push", *((f"repository:{mount_from}:pull",) if mount_from else ()))
+
+
+async def _explanation(answer: Answer, method: str) -> bytes:
+    """The body of an answer that is of no other use; its connection is then free."""
+    try:
+        return await answer.read(ERROR_BODY) if method != "HEAD" else b""
+    except Failure:
+        return b""
+    finally:
+        answer.release()
 
 
 def _merged(*lists: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -82,6 +82,12 @@ def is_local(host: str) -> bool:
         return False
 
 
+def same_host(one: str, other: str) -> bool:
+    """Whether what the first URL's host may know, the second's may: it is the same, or the same with TLS where there was none."""
+    (scheme, name, port), there = origin(one), origin(other)
+    return (scheme, name, port) == there or (scheme == "http" and there in (("https", name, port), ("https", name, 443 if port == 80 else port)))
+
+
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, name and port of a URL: what must be equal for two URLs to be the same host."""
     parts = urlsplit(url)

@@ -23,6 +23,8 @@ PROBE = 10.0
 """After its rest one request may try a host; others wait this long for what comes of it."""
 TROUBLES = 3
 """So many bad moments in a row make a host dead."""
+HOSTS = 1000
+"""So many are remembered; images may name others' hosts in their layers."""
 WEIGHT = 0.3
 """Of the newest measurement in the throughput."""
 
@@ -113,7 +115,11 @@ class MirrorMemory:
                 for key, host in sorted(self._hosts.items())]
 
     def _host(self, key: str) -> _Host:
-        return self._hosts.setdefault(key, _Host(since=self._clock()))
+        if key not in self._hosts:
+            if len(self._hosts) >= HOSTS:
+                del self._hosts[next(iter(self._hosts))]
+            self._hosts[key] = _Host(since=self._clock())
+        return self._hosts[key]
 
     def _become(self, host: _Host, state: str) -> None:
         if host.state != state:

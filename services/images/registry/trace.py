@@ -24,7 +24,7 @@ _current: contextvars.ContextVar[Timings | None] = contextvars.ContextVar("regis
 class Timings:
     """Of one request. Seconds; what did not happen (a connection that was there already) is not among ``took``."""
 
-    __slots__ = ("_began", "_begun", "_limit", "_spans", "deadline", "host", "phase", "reused", "took")
+    __slots__ = ("_began", "_begun", "_closed", "_limit", "_spans", "deadline", "host", "phase", "reused", "took")
 
     def __init__(self, host: str, limit: float) -> None:
         self.host = host
@@ -34,6 +34,7 @@ class Timings:
         self.deadline = asyncio.timeout(None)
         """Runs while a connection is made, for ``limit`` seconds: name, connection and TLS together."""
         self._limit = limit
+        self._closed = False
         self._begun = time.monotonic()
         self._began: dict[str, float] = {}
         self._spans: dict[str, Span] = {}
@@ -49,6 +50,8 @@ class Timings:
 
     def begin(self, phase: str, words: str) -> None:
         """``phase`` begins, which an error calls ``words``."""
+        if self._closed:
+            return  # a lookup may outlive its request: others wait for it too
         self.phase = words
         self._began[phase] = time.monotonic()
         self._spans[phase] = span(f"registry.{phase}", **{"server.address": self.host})
@@ -69,6 +72,7 @@ class Timings:
 
     def close(self, on: Span) -> None:
         """All that is open ends, and ``on`` gets the numbers."""
+        self._closed = True
         for phase in list(self._began):
             self.end(phase)
         on.set(**{f"registry.{phase}_ms": round(seconds * 1000, 3) for phase, seconds in self.took.items()}, **{"registry.connection_reused": self.reused})

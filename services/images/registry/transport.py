@@ -244,6 +244,8 @@ def _words(error: BaseException) -> str:
         if error.errno and error.errno > 0:
             return os.strerror(error.errno)
         return error.strerror
+    if isinstance(error, aiohttp.ClientConnectionResetError):
+        return "closed by the other side"
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror

@@ -10,6 +10,7 @@ from services.content.store import Digest
 from services.images.registry import failure, mirrors
 from services.images.registry.challenge import Challenge, parse
 from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
+from services.images.registry.host import same_host
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.proxy import proxy_for
 from services.images.registry.reference import Reference
@@ -71,6 +72,16 @@ def test_the_digest_decides() -> None:
 def test_challenges(headers: list[str], found: list[Challenge]) -> None:
     """Several in a header or in several, quoted or not; a token before a password."""
     assert parse(headers) == found
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("https://a.test/v2/", "https://a.test:443/x", True), ("https://a.test/", "https://b.a.test/", False), ("https://a.test/", "https://a.test:8443/", False),
+    ("https://a.test/", "http://a.test/", False), ("http://a.test/", "https://a.test/", True), ("http://a.test:5000/", "https://a.test:5000/", True),
+    ("http://a.test:5000/", "https://a.test/", False), ("https://A.test/", "https://a.TEST/", True), ("https://a.test@evil.test/", "https://a.test/", False),
+])
+def test_who_may_know_what_a_host_knows(one: str, other: str, same: bool) -> None:
+    """The same scheme, name and port; or with TLS where there was none, never the other way."""
+    assert same_host(one, other) is same
 
 
 def test_retry_after() -> None:

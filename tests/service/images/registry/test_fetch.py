@@ -278,9 +278,10 @@ async def test_a_dead_mirror_costs_once(fake: FakeRegistry, name: str, tmp_path:
             root = await client.resolve("images.test/box:1")
             for _ in range(5):
                 assert (await fetched(client, "images.test/box:1", LAYER_DESCRIPTOR))[0] == LAYER
-        dead, good = registry.memory.snapshot()
-    assert (dead.host, dead.state, dead.failures, dead.last_error) == (f"http://127.0.0.1:{port}", "dead", 1, "no connection: Connection refused")
-    assert (good.host, good.state, good.failures) == (fake.url, "good", 0)
+        states = {each.host: each for each in registry.memory.snapshot()}
+    dead, good = states[f"http://127.0.0.1:{port}"], states[fake.url]
+    assert (dead.state, dead.failures, dead.last_error) == ("dead", 1, "no connection: Connection refused")
+    assert (good.state, good.failures) == ("good", 0)
     assert good.throughput > 0
     assert root.digest
     assert all("ns=images.test" in each.path for each in fake.seen)
