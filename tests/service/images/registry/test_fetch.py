@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from services.images.registry import Descriptor, Hosts, Registry
+from services.images.registry import Descriptor, Hosts, Registry, Retry
 from services.kit import errors
 from tests.fake_registry import FakeRegistry, cut, endless, hang_up, redirect, silent, slow, status
 from tests.fake_registry import other as instead
@@ -297,6 +299,44 @@ async def test_a_silent_mirror_costs_once(fake: FakeRegistry, other: FakeRegistr
             for _ in range(5):
                 await fetched(client, "images.test/box:1", LAYER_DESCRIPTOR)
     assert len(other.seen) == 1
+
+
+async def test_a_mirror_behind_a_black_hole_costs_its_dial_timeout_once(fake: FakeRegistry, name: str, tmp_path: Path) -> None:
+    """Packets that nobody answers: the dial timeout of hosts.toml, or our shorter default for a mirror, once."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for each in fillers:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())  # the queue of those not yet accepted is full now: whoever comes hears nothing
+        port = full.getsockname()[1]
+        for text, seconds in (("", QUICK.mirror_connect), ('dial_timeout = "200ms"', 0.2)):
+            hosts = Hosts((certs(tmp_path / f"{seconds}", "images.test", f'server = "{fake.url}"\n[host."http://127.0.0.1:{port}"]\n{text}\n'),))
+            async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+                client = registry.client()
+                with within(seconds + 1, at_least=seconds):
+                    for _ in range(5):
+                        await fetched(client, "images.test/box:1", LAYER_DESCRIPTOR)
+                (hole,) = (each for each in registry.memory.snapshot() if each.host.endswith(f":{port}"))
+                assert (hole.state, hole.last_error) == ("dead", f"connecting took longer than {seconds:g} s")
+        for each in fillers:
+            each.close()
+
+
+async def test_a_silent_tls_handshake(quick: Registry) -> None:
+    """The error says in which phase the time ran out."""
+    import asyncio
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Registry(timeouts=replace(QUICK, connect=0.3), retry=Retry(rounds=1)) as registry:
+        with within(1.5), pytest.raises(errors.Unavailable, match=f"127.0.0.1:{port}: the TLS handshake took longer than 0.3 s"):
+            await registry.client(default_scheme="https").resolve(f"127.0.0.1:{port}/box:1")
 
 
 async def test_a_slow_mirror_is_left_in_the_middle(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
