@@ -183,8 +183,3 @@ def _joined(scopes: Iterable[str], common: Iterable[str]) -> tuple[str, ...]:
 
 def _basic(credentials: Credentials) -> str:
     return base64.b64encode(f"{credentials.username}:{credentials.secret}".encode()).decode()
-
-
-def repository_scope(repository: str, actions: str = "pull") -> str:
-    """The scope for ``actions`` (``pull`` or ``pull,push``) on a repository."""
-    return f"repository:{repository}:{actions}"
