@@ -501,9 +501,9 @@ class ServerCall:
                 if method.arity.server_stream:
                     async with aclosing(method.handler(argument, call)) as responses:
                         async for response in responses:
-                            message = method.encode(response)
-                            del response  # it may wait long
-                            await self._send(message)
+                            if self._put(*(response if type(response) is rpc.Pieces else (method.encode(response),))):
+                                del response  # it may wait long
+                                await self._room()
                 else:
                     answer = method.encode(await method.handler(argument, call))
         except asyncio.CancelledError:
@@ -515,13 +515,17 @@ class ServerCall:
         elif not self._over:
             self._succeed(answer)
 
-    async def _send(self, message: bytes) -> None:
+    def _put(self, *pieces: bytes) -> bool:
+        """Send a message; whether its sender has to wait."""
         if self._over:
-            return
-        connection, stream = self.link.connection, self.stream
+            return False
         self._send_head()
-        connection.send(stream, messages.prefix(message), message)
+        self.link.connection.send(self.stream, messages.PREFIX.pack(0, sum(map(len, pieces))), *pieces)
         self.link.flush_soon()
+        return self.stream.queued > HIGH_WATER
+
+    async def _room(self) -> None:
+        stream = self.stream
         while stream.queued > HIGH_WATER and not self._over:
             stream.low = HIGH_WATER // 2
             self._writer = self.link.loop.create_future()

@@ -38,6 +38,9 @@ ALLOWED = {
     ],
     # One life of metadata's store is SQLite, and nothing above its interface may know; a snapshotter's tree is kept in a file of it.
     "sqlite3": ["services/metadata/sqlite.py", "services/snapshots/tree.py"],
+    # HTTP: one module makes requests, one times them; the rest of the registry client sees their answers.
+    "aiohttp": ["services/images/registry/transport.py", "services/images/registry/trace.py"],
+    "yarl": ["services/images/registry/transport.py"],
     # supervisord is started as a program.
     "supervisor": [],
 }
@@ -114,7 +117,8 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
 
 def test_every_dependency_is_used() -> None:
     """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is installed for nothing."""
-    names = {"grpcio": "grpc", "hpack": "hpack", "uvloop": "uvloop", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "zstandard": "zstandard",
+    names = {"grpcio": "grpc", "hpack": "hpack", "uvloop": "uvloop", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "aiohttp": "aiohttp",
+             "zstandard": "zstandard",
              "opentelemetry-sdk": "opentelemetry.sdk", "opentelemetry-proto": "opentelemetry.proto",
              "opentelemetry-exporter-otlp-proto-common": "opentelemetry.exporter.otlp.proto.common"}
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
