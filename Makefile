@@ -50,7 +50,7 @@ install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot
 
 .PHONY: test
 test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash; needs root
-	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(ARGS)
+	@$(PYTEST) tests/unit tests/fuzz tests/service tests/node tests/crash $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash
 test-unit: $(VENV)/dev ## tests without processes; seconds
@@ -62,6 +62,11 @@ test-node: $(VENV)/dev test-machine ## a whole node under supervisord, driven by
 test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
 
+.PHONY: fuzz
+fuzz: SECONDS ?= 600
+fuzz: $(VENV)/dev ## frames that are nearly right against our gRPC, for SECONDS=600, from SEED (a new one each time)
+	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz $(ARGS)
+
 .PHONY: check
 check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
 	@$(BIN)/ruff check .
@@ -71,11 +76,11 @@ check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API 
 	$(PYTEST) tests/unit/deploy/test_imports.py
 
 .PHONY: bench
-bench: $(VENV)/dev bench-machine ## side by side with Debian's containerd; needs root, takes minutes
+bench: $(VENV)/dev bench-machine peers ## side by side with Debian's containerd; needs root, takes minutes
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: peers
-peers: $(PEERS)/built ## build the Go programs that the interop tests talk to
+peers: $(PEERS)/built ## build the Go programs that the interop tests and the benchmark talk with
 
 .PHONY: protos
 protos: $(VENV)/dev ## generate the protobuf modules beside their .proto files
@@ -125,9 +130,11 @@ $(VENV)/dev: $(BIN)/splitd requirements-dev.lock
 	fi
 
 # Programs in Go, of the versions and with the hashes that stand in tests/interop/peers: built once, and again when those change.
-$(PEERS)/built: $(wildcard tests/interop/peers/*) | $(VENV)/dev test-machine
-	@echo "building grpc-go's interop client and server and h2spec in $(PEERS)"
+$(PEERS)/built: $(wildcard tests/interop/peers/* bench/caller/*) | $(VENV)/dev test-machine
+	@echo "building grpc-go's interop client and server, h2spec and bench/caller in $(PEERS)"
 	mkdir -p $(PEERS)
 	cd tests/interop/peers
 	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go)
+	cd "$(CURDIR)/bench/caller"
+	GOBIN="$(CURDIR)/$(PEERS)" go install .
 	touch "$(CURDIR)/$@"

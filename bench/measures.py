@@ -1,26 +1,27 @@
 """What is measured: each function does a piece of work on one peer and returns its figure; the unit is in its docstring's first word.
 
-The client is the same for both, so a ratio compares servers plus one client; it understates differences below a tenth of a millisecond.
+The client is the same for both, so a ratio compares servers plus one client: grpc-go's for what is short (bench/caller), ctr where a user would use it, else our own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import os
-import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
-from api.containerd.services.version.v1 import version_pb2
 from bench.peers import Peer
 from services.kit import errors
 from services.kit.rpc import Channel, Client
@@ -40,76 +41,71 @@ def _client(channel: Channel, module: Any, name: str) -> Client:
 # ------------------------------------------------------------------------------------------ unary calls
 
 
-async def _version(channel: Channel) -> Callable[[], Awaitable[Any]]:
-    client = _client(channel, version_pb2, "Version")
-    return lambda: client.Version(Empty(), headers=HEADERS)
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """A call to measure: its method, its request, and what must be there before."""
+
+    method: str
+    request: bytes = b""
+    namespace: str = NAMESPACE
+    prepare: Callable[[Channel], Awaitable[None]] | None = None
 
 
-async def _container(channel: Channel) -> Callable[[], Awaitable[Any]]:
+async def _a_container(channel: Channel) -> None:
     client = _client(channel, containers_pb2, "Containers")
     container = containers_pb2.Container(id="bench", image="bench", runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2"))
     container.spec.type_url, container.spec.value = "types.containerd.io/opencontainers/runtime-spec/1/Spec", b'{"ociVersion":"1.0.2"}' * 200
-    try:
+    with contextlib.suppress(errors.AlreadyExists):
         await client.Create(containers_pb2.CreateContainerRequest(container=container), headers=HEADERS)
-    except errors.AlreadyExists:
-        return lambda: client.Get(containers_pb2.GetContainerRequest(id="bench"), headers=HEADERS)
-    return lambda: client.Get(containers_pb2.GetContainerRequest(id="bench"), headers=HEADERS)
 
 
-async def _images(channel: Channel) -> Callable[[], Awaitable[Any]]:
+async def _a_hundred_images(channel: Channel) -> None:
     client = _client(channel, images_pb2, "Images")
-    headers = {"containerd-namespace": "bench-images"}
     for i in range(100):
         image = images_pb2.Image(name=f"localhost/bench/image-{i}:latest", labels={"a": "b", "c": "d"})
         image.target.media_type, image.target.digest, image.target.size = "application/vnd.oci.image.index.v1+json", f"sha256:{i:064d}", 1000
-        try:
-            await client.Create(images_pb2.CreateImageRequest(image=image), headers=headers)
-        except errors.AlreadyExists:
-            break
-    return lambda: client.List(images_pb2.ListImagesRequest(), headers=headers)
+        with contextlib.suppress(errors.AlreadyExists):
+            await client.Create(images_pb2.CreateImageRequest(image=image), headers={"containerd-namespace": "bench-images"})
 
 
-UNARY = {"Version": _version, "Containers.Get": _container, "Images.List of 100": _images}
+UNARY = {
+    "Version": Unary("/containerd.services.version.v1.Version/Version"),
+    "Containers.Get": Unary("/containerd.services.containers.v1.Containers/Get", containers_pb2.GetContainerRequest(id="bench").SerializeToString(),
+                            prepare=_a_container),
+    "Images.List of 100": Unary("/containerd.services.images.v1.Images/List", namespace="bench-images", prepare=_a_hundred_images),
+}
 
 
-def unary_p50(peer: Peer, which: str, calls: int = 200) -> float:
+def _calls(peer: Peer, which: str, clients: int, calls: int) -> dict[str, float]:
+    call = UNARY[which]
+    if call.prepare is not None:
+        prepare = call.prepare
+
+        async def prepared() -> None:
+            async with Channel(peer.socket) as channel:
+                await prepare(channel)
+
+        asyncio.run(prepared())
+    return caller(peer, "-method", call.method, "-request", call.request.hex(), "-namespace", call.namespace, "-clients", str(clients), "-calls", str(calls))
+
+
+def caller(peer: Peer, *arguments: str) -> dict[str, float]:
+    """What grpc-go measures (bench/caller): the same fast client for both sides."""
+    done = subprocess.run([str(Path(sys.prefix) / "peers/caller"), "-socket", str(peer.socket), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{peer.name}: {done.stderr.strip()}")
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def unary_p50(peer: Peer, which: str, calls: int = 1000) -> float:
     """ms: median time of one call after another."""
-
-    async def measure() -> float:
-        async with Channel(peer.socket) as channel:
-            call = await UNARY[which](channel)
-            times = []
-            for i in range(calls + 20):
-                start = time.perf_counter()
-                await call()
-                if i >= 20:
-                    times.append(time.perf_counter() - start)
-            return statistics.median(times) * 1000
-
-    return asyncio.run(measure())
+    return _calls(peer, which, 1, calls)["p50_ms"]
 
 
-def unary_rate(peer: Peer, which: str, clients: int = 16, calls: int = 60) -> float:
+def unary_rate(peer: Peer, which: str, clients: int = 16, calls: int = 200) -> float:
     """calls/s with ``clients`` at once, each on a connection of its own."""
-
-    async def measure() -> float:
-        channels = [Channel(peer.socket) for _ in range(clients)]
-        try:
-            each = [await UNARY[which](channel) for channel in channels]
-            await asyncio.gather(*(call() for call in each))
-
-            async def work(call: Callable[[], Awaitable[Any]]) -> None:
-                for _ in range(calls):
-                    await call()
-
-            start = time.perf_counter()
-            await asyncio.gather(*(work(call) for call in each))
-            return clients * calls / (time.perf_counter() - start)
-        finally:
-            for channel in channels:
-                await channel.close()
-
-    return asyncio.run(measure())
+    return _calls(peer, which, clients, calls)["per_second"]
 
 
 # ------------------------------------------------------------------------------------------ content
@@ -142,33 +138,37 @@ def content_write(peer: Peer) -> float:
 
 
 def content_read(peer: Peer) -> float:
-    """MB/s: that blob read back."""
+    """MB/s: a blob of 1 GiB in one stream."""
+    size = 1024
 
-    async def measure() -> float:
-        data = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() * (_MIB // 32) for i in range(BLOB_MIB))
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    def piece(i: int) -> bytes:
+        return hashlib.sha256(i.to_bytes(4, "big")).digest() * (_MIB // 32)
+
+    whole = hashlib.sha256()
+    for i in range(size):
+        whole.update(piece(i))
+    digest = f"sha256:{whole.hexdigest()}"
+
+    async def written() -> None:
         async with Channel(peer.socket) as channel:
             client = _client(channel, content_pb2, "Content")
-            try:
-                async with client.Write(headers=HEADERS) as stream:
-                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="bench-read", total=len(data), expected=digest))
+            async with client.Write(headers=HEADERS) as stream:
+                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="bench-read", total=size * _MIB, expected=digest))
+                await stream.receive()
+                for i in range(size):
+                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=piece(i)))
                     await stream.receive()
-                    for i in range(BLOB_MIB):
-                        await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=data[i * _MIB:(i + 1) * _MIB]))
-                        await stream.receive()
-                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=len(data), offset=len(data), expected=digest,
-                                                                      labels=ROOTED))
-                    await stream.receive()
-            except errors.AlreadyExists:
-                size = 0  # from an earlier round
-            start, size = time.perf_counter(), 0
-            async for part in client.Read(content_pb2.ReadContentRequest(digest=digest), headers=HEADERS):
-                size += len(part.data)
-            if size != len(data):
-                raise RuntimeError(f"{peer.name} answered {size} of {len(data)} bytes")
-            return size / 1e6 / (time.perf_counter() - start)
+                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=size * _MIB, offset=size * _MIB, expected=digest,
+                                                                  labels=ROOTED))
+                await stream.receive()
 
-    return asyncio.run(measure())
+    with contextlib.suppress(errors.AlreadyExists):  # from an earlier round
+        asyncio.run(written())
+    request = content_pb2.ReadContentRequest(digest=digest).SerializeToString().hex()
+    found = caller(peer, "-stream", "-method", "/containerd.services.content.v1.Content/Read", "-request", request, "-namespace", NAMESPACE)
+    if found["bytes"] < size * _MIB:
+        raise RuntimeError(f"{peer.name} answered {found['bytes']:.0f} of {size * _MIB} bytes")
+    return size * _MIB / 1e6 / found["seconds"]
 
 
 # ------------------------------------------------------------------------------------------ snapshots

@@ -1,7 +1,7 @@
 """Content: the raw store's bytes joined with metadata's records.
 
-Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob, then passes the raw
-stream through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
+Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob; the bytes of a small one are then
+here (:mod:`gateway.smallblobs`), of any other the raw stream is passed through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
 intent first, the raw commit second, a record third. A raw store that dies in the middle of a Write is waited for and the write goes on at the offset that it acknowledged.
 """
 
@@ -21,6 +21,7 @@ from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.config import Config
 from gateway.records import Records, with_headers
 from gateway.routes import Routes
+from gateway.smallblobs import SmallBlobs
 from gateway.upstream import Upstream
 from services.kit import errors, filters
 from services.kit.rpc import Call, Route, Stream, method_path, shielded
@@ -76,7 +77,7 @@ class Commit:
 
 
 class ContentServicer:
-    """The unary methods of containerd.services.content.v1.Content that need both. Of the streaming ones Write is ``coordinated``, and Read ``joined``."""
+    """The methods of containerd.services.content.v1.Content that need both. Of the streaming ones Write is ``coordinated``, and Read ``joined``."""
 
     SERVICE = SERVICE
 
@@ -88,6 +89,7 @@ class ContentServicer:
         self.commit = Commit(routes, records)
         self.coordinated = {WRITE: self.write}
         self.joined = {READ: self.read}
+        self._small = SmallBlobs()
 
     async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
         finished = await self._records.call("DeleteBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
@@ -128,11 +130,36 @@ class ContentServicer:
         return pb.ListStatusesResponse(statuses=[s for s in statuses if wanted.match(partial(_field, s))])
 
     def read(self, call: Call) -> Route:
-        """Content.Read: the raw stream, once metadata has said that the namespace has the blob."""
+        """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
         return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read)
 
-    async def _admit_read(self, request: bytes, call: Call) -> None:
-        await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=pb.ReadContentRequest.FromString(request).digest), call)
+    async def _admit_read(self, request: bytes, call: Call) -> Sequence[bytes] | None:
+        wanted = pb.ReadContentRequest.FromString(request)
+        blob = await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=wanted.digest), call)
+        if not 0 < blob.size <= self._small.largest or wanted.offset > blob.size:
+            return None
+        data = await self._small_blob(blob, call)
+        if data is None:
+            return None
+        start = max(wanted.offset, 0)
+        part = data[start:start + wanted.size if wanted.size > 0 else None]
+        return [pb.ReadContentResponse(data=part).SerializeToString()] if part else []  # its offset counts from the first byte sent, as in containerd
+
+    async def _small_blob(self, blob: records_pb.Blob, call: Call) -> bytes | None:
+        """All of a small blob; None where the raw store has other bytes than the digest says, which are for whoever reads them to find out."""
+        found = self._small.get(blob.digest)
+        if found is not None:
+            return found
+        channel = await self._content.ready(call)
+        data = bytearray()
+        request = pb.ReadContentRequest(digest=blob.digest, size=self._small.largest + 1)
+        async with channel.stream(READ, with_headers(call), call.remaining()) as stream:
+            await stream.send(request.SerializeToString())
+            await stream.done_sending()
+            while (message := await self.received(stream)) is not None:
+                data += pb.ReadContentResponse.FromString(message).data
+        whole = bytes(data)
+        return whole if self._small.put(blob.digest, whole) else None
 
     async def reset(self, raw_ref: str, call: Call) -> None:
         """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw store does with them."""

@@ -3,11 +3,15 @@
 Stat and List are metadata's alone and are relayed. Everything else resolves the client's key to the raw one
 (``NAMESPACE/NUMBER/KEY``) and calls the snapshotter; what creates does so under an intent. Removal takes only the record: the collector
 removes the raw snapshot, as containerd does.
+
+How a snapshot of one of our own snapshotters is mounted never changes, and a raw key means one snapshot for ever. So the mounts that it answered are kept, as long as
+its process lives: clients ask for them twice more in each ``ctr run``. Whether the namespace has the snapshot is asked each time.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,13 +29,14 @@ from services.kit.rpc import Call, Client, shielded
 SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
 _REF = "containerd.io/snapshot.ref"
 _NUMBERS_SKIPPED = 1000
+_MOUNTS = 256
+"""Snapshots of a snapshotter whose mounts are kept."""
 
 log = logging.getLogger(__name__)
 
 
 class _NumberTakenError(errors.Unknown):
     """A backend has a raw key whose number is new."""
-
 
 
 class SnapshotsServicer:
@@ -44,6 +49,12 @@ class SnapshotsServicer:
         self._records = records
         self._clients: dict[str, Client] = {}
         self._timeout = config.raw_timeout
+        self._mounts: dict[str, OrderedDict[str, Sequence[Any]]] = {}
+        """By backend and raw key; only of those that are ours."""
+        for upstream in routes.upstreams.values():
+            if upstream.name.startswith("snapshots.") and upstream.program:
+                self._mounts[upstream.name] = OrderedDict()
+                upstream.on_connect.append(self._mounts[upstream.name].clear)  # its options may be others now
 
     def _client(self, upstream: Upstream) -> Client:
         if upstream.name not in self._clients:
@@ -99,7 +110,9 @@ class SnapshotsServicer:
 
         mounts = await self._records.outcome(intent, call, upstream, attempt, created)
         finish = records_pb.FinishRequest(intent=intent.id)
-        if mounts is None:
+        if mounts is not None:
+            self._keep(upstream, intent.raw_key, mounts)
+        else:
             finish.adopted.append(await self._target(request.snapshotter, intent, call, client))
         await self._records.finish(finish, call)  # of what was adopted metadata says ALREADY_EXISTS
         return mounts or ()
@@ -147,8 +160,18 @@ class SnapshotsServicer:
 
     async def Mounts(self, request: pb.MountsRequest, call: Call) -> pb.MountsResponse:
         upstream, raw = await self._resolve(request, call)
+        if upstream.name in self._mounts and raw in self._mounts[upstream.name]:
+            return pb.MountsResponse(mounts=self._mounts[upstream.name][raw])
         answer: pb.MountsResponse = await self._ask(upstream, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=raw), call)
+        self._keep(upstream, raw, list(answer.mounts))
         return answer
+
+    def _keep(self, upstream: Upstream, raw_key: str, mounts: Sequence[Any]) -> None:
+        kept = self._mounts.get(upstream.name)
+        if kept is not None:
+            kept[raw_key] = mounts
+            while len(kept) > _MOUNTS:
+                kept.popitem(last=False)
 
     async def Usage(self, request: pb.UsageRequest, call: Call) -> pb.UsageResponse:
         upstream, raw = await self._resolve(request, call)

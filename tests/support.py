@@ -243,7 +243,15 @@ class Node:
 
     def pid(self, service: str) -> int:
         """The process id of a service that runs; 0 if it does not."""
-        return int(next(s for s in self.status()["services"] if s["name"] == service)["pid"] or 0)
+        return self.pids()[service]
+
+    def pids(self) -> dict[str, int]:
+        """Every service's process id; 0 where it does not run."""
+        return {s["name"]: int(s["pid"] or 0) for s in self.status()["services"]}
+
+    def with_grpc(self) -> list[str]:
+        """The services whose process has imported grpc: its library is mapped."""
+        return [name for name, pid in self.pids().items() if "cygrpc" in Path(f"/proc/{pid}/maps").read_text()]
 
     def kill(self, service: str) -> int:
         """kill -9 a service; supervisord starts it again. The pid that died."""

@@ -183,8 +183,8 @@ class _Relayed:
 
     async def _unary(self, request: bytes, call: Call) -> bytes:
         route = self._relay.route(call)
-        if route.admit is not None:
-            await route.admit(request, call)
+        if route.admit is not None and (answers := await route.admit(request, call)) is not None:
+            return answers[0]
         left = call.remaining()
         attempt = 0
         while True:
@@ -212,7 +212,11 @@ class _Relayed:
             first = await anext(requests, None)
             if first is None:
                 raise errors.InvalidArgument(f"{call.method} without a request")
-            await route.admit(first, call)
+            answers = await route.admit(first, call)
+            if answers is not None:
+                for answer in answers:
+                    yield answer
+                return
         channel = await route.upstream.ready(call)
         async with channel.stream(call.method, route.headers, _shorter(route.timeout, call.remaining())) as stream:
             sending = asyncio.ensure_future(_pump(first, requests, stream))

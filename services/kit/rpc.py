@@ -26,7 +26,7 @@ import contextvars
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -191,8 +191,9 @@ class Route:
     """Seconds without a message from it after which the call ends; None: for ever."""
     repeats: float = 0
     """How often it is asked again if it goes away in the middle of a unary call."""
-    admit: Callable[[bytes, Call], Awaitable[None]] | None = None
-    """Asked, with the first request message, before anything is sent; what it raises is the answer."""
+    admit: Callable[[bytes, Call], Awaitable[Sequence[bytes] | None]] | None = None
+    """Asked, with the first request message, before anything is sent. What it raises is the answer, and so are the messages that it returns; None lets
+    the call pass."""
 
 
 class Relay(Protocol):

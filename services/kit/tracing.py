@@ -1,8 +1,8 @@
 """Traces: a server and a client span for each hop, W3C trace context from one process to the next.
 
-This is the only module that knows OpenTelemetry. Spans are made and exported only when the standard variables say where
+This module makes spans, :mod:`services.kit.otlp` exports them, and no other knows OpenTelemetry. It happens only when the standard variables say where
 (``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, unless ``OTEL_SDK_DISABLED`` or ``OTEL_TRACES_EXPORTER=none``);
-otherwise the SDK is not even imported (7 MB a process) and the caller's ``traceparent`` is passed on as it came, so that a node which
+otherwise the SDK is not even imported (5 MB a process) and the caller's ``traceparent`` is passed on as it came, so that a node which
 does not trace does not break the trace of those around it.
 
 Three levels: the hops, which ``kit.rpc`` and ``kit.ttrpc`` trace by themselves; :func:`span` around an operation or a phase worth a
@@ -21,6 +21,7 @@ from typing import Any
 
 _tracer: Any = None
 _provider: Any = None
+_exporter: Any = None
 _incoming: contextvars.ContextVar[tuple[tuple[str, str], ...]] = contextvars.ContextVar("splitd_trace", default=())
 """Without the SDK: the caller's trace headers, to be passed on."""
 
@@ -33,7 +34,7 @@ def setup(service: str, *, exporter: Any = None) -> None:
     ``exporter`` is for tests: an OpenTelemetry SpanExporter to use whatever the environment says. Trace context in the
     environment (``TRACEPARENT``) becomes the parent of what this process does.
     """
-    global _tracer, _provider
+    global _tracer, _provider, _exporter
     parent = tuple((k, os.environ[k.upper()]) for k in _HEADERS if os.environ.get(k.upper()))
     if parent:
         _incoming.set(parent)
@@ -49,7 +50,10 @@ def setup(service: str, *, exporter: Any = None) -> None:
     if exporter is not None:
         _provider.add_span_processor(SimpleSpanProcessor(exporter))
     else:
-        _provider.add_span_processor(BatchSpanProcessor(_otlp_exporter()))
+        from services.kit import otlp
+
+        _exporter = otlp.configured()
+        _provider.add_span_processor(BatchSpanProcessor(_exporter))
     _tracer = _provider.get_tracer("splitd")
     if parent:
         context.attach(_extract(dict(parent)))
@@ -61,17 +65,10 @@ def _wanted() -> bool:
     return bool(where) and not off
 
 
-def _otlp_exporter() -> Any:
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter()
-    raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: only grpc is supported")
-
-
 def shutdown(seconds: float = 3.0) -> None:
-    """Export what is left, at the end of a process; for at most ``seconds``, since a collector that is away is retried for half a minute."""
+    """Export what is left, at the end of a process; for at most ``seconds``, whatever the collector does."""
+    if _exporter is not None:
+        _exporter.finish(seconds)
     if _provider is not None:
         exporting = threading.Thread(target=_provider.shutdown, daemon=True)
         exporting.start()
@@ -80,9 +77,9 @@ def shutdown(seconds: float = 3.0) -> None:
 
 def reset() -> None:
     """Stop tracing; for tests."""
-    global _tracer, _provider
+    global _tracer, _provider, _exporter
     shutdown()
-    _tracer = _provider = None
+    _tracer = _provider = _exporter = None
 
 
 class Span:

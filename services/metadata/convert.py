@@ -68,7 +68,9 @@ def opaque_from_pb(message: Any, name: str) -> Opaque | None:
 # -- containers
 
 
+@lru_cache(64)
 def container_to_pb(container: Container) -> containers_pb2.Container:
+    """Not to be changed: the next caller gets the same one."""
     return containers_pb2.Container(
         id=container.id,
         labels=container.labels,

@@ -42,13 +42,13 @@ class Database:
         """Read what is committed, now."""
         return self.transactions.view(work)
 
-    async def write(self, work: Callable[[Transaction], T], change: Change | None = "mutation") -> T:
-        """Change something, wait while it is :class:`Busy`, and tell the collector unless ``change`` is None."""
+    async def write(self, work: Callable[[Transaction], T], change: Change | None = "mutation", *, lasting: bool = True) -> T:
+        """Change something, wait while it is :class:`Busy`, and tell the collector unless ``change`` is None. ``lasting``: see ``Transactions.write``."""
         end = time.monotonic() + self.patience
         while True:
             ended = self._ended  # before the work looks: what ends from now on is not missed
             try:
-                result = await self.transactions.write(work)
+                result = await self.transactions.write(work, lasting=lasting)
             except Busy as busy:
                 left = end - time.monotonic()
                 if left <= 0:

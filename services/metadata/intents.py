@@ -3,6 +3,10 @@
 An intent ends exactly once, by Finish, by Cancel, or by :meth:`Intents.resolve`, which asks the raw service what became of the intents
 of a gateway that died. What it was answered stays for some minutes, so that a repeated Finish or Cancel gets the same. An intent
 of the living gateway that it does not know of, since the answer to its Begin was lost, is resolved too: when it says so, or after a long time.
+
+An intent is durable before the raw call. The end of one that made or committed a snapshot need not be: where a power cut takes it back, the intent
+is there, and what resolves it finds the raw snapshot and ends it the same way. (Not so with a commit of content: an ingest that went away without an fsync
+may be there again, and tells the contrary.)
 """
 
 from __future__ import annotations
@@ -129,7 +133,8 @@ class Intents:
             return self._end(tx, intent, "finish", detail)
 
         fault("metadata.before-finish")
-        answer = await self._database.write(work)
+        found_again = intent is not None and intent.operation != "commit-ingest" and not outcome.adopted
+        answer = await self._database.write(work, lasting=not found_again)
         fault("metadata.finished")
         self._database.wake()
         detail = answer.detail or {}

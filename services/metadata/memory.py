@@ -58,7 +58,7 @@ class MemoryTransactions:
         await asyncio.sleep(0)
         return work(self._state)
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
+    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         await asyncio.sleep(0)
         work(self._state.copy())  # as if somebody had changed what it read
         await asyncio.sleep(0)

@@ -136,6 +136,7 @@ def _encode_container(value: Container) -> bytes:
     return _dumps(head).encode() + b"\0" + b"".join(parts)
 
 
+@lru_cache(64)  # a client that runs one gets it four times
 def _decode_container(key: Key, value: bytes) -> Container:
     end = value.index(b"\0")  # JSON escapes NUL
     head = json.loads(value[:end])

@@ -4,6 +4,7 @@ WAL with synchronous=FULL: a commit is one append and one fsync. All work runs i
 hop to another one; only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that comes meanwhile is gathered, and
 the next commit takes it all: so a hundred writers at once wait for two fsyncs, not for a hundred. Each work is a
 savepoint of its own within that, and none of them is answered before the commit is done, failures included (what they saw might not have lasted).
+A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL), and without the thread; the next fsync of the log is its too.
 
 Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one.
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.kit import errors
+from services.kit import errors, wal
 from services.metadata.transactions import Key, Reader, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 _VERSION = 1
 """Of the file's layout; in its user_version."""
+_CHECKPOINT = 1000
+"""Pages in the log after which it is written back to the database; SQLite's own choice."""
 
 
 class _Rows:
@@ -66,6 +69,7 @@ class _Rows:
 class _Waiting:
     work: Callable[[Transaction], Any]
     future: asyncio.Future[Any]
+    lasting: bool
     result: Any = None
     error: BaseException | None = None
 
@@ -79,6 +83,7 @@ class SqliteTransactions:
             self._writer = _connect(path)
             try:
                 _prepare(self._writer, path)
+                wal.make_room(path)
                 self._reader = _connect(path)
             except BaseException:
                 self._writer.close()
@@ -88,6 +93,7 @@ class SqliteTransactions:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._queue: list[_Waiting] = []
+        self._lasting = True
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -102,11 +108,11 @@ class SqliteTransactions:
 
         return await asyncio.get_running_loop().run_in_executor(self._long, run)
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
+    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         if self._closed:
             raise errors.Unavailable("metadata store: closed")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(work, loop.create_future())
+        waiting = _Waiting(work, loop.create_future(), lasting)
         self._queue.append(waiting)
         if self._committing is None:
             self._committing = loop.create_task(self._commit_all())
@@ -132,10 +138,13 @@ class SqliteTransactions:
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         try:
-            if self._run(batch):
+            self._wait_for_disk(any(waiting.lasting for waiting in batch))
+            if not self._run(batch):
+                self._writer.execute("ROLLBACK")
+            elif self._lasting:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.execute, "COMMIT")
             else:
-                self._writer.execute("ROLLBACK")
+                self._writer.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             log.error("the metadata store cannot write %s: %s", self._path, error)
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
@@ -151,6 +160,13 @@ class SqliteTransactions:
                 waiting.future.set_exception(waiting.error)
             else:
                 waiting.future.set_result(waiting.result)
+
+    def _wait_for_disk(self, lasting: bool) -> None:
+        """Whether the next commit waits for the disk; only one that does may checkpoint, too."""
+        if lasting is not self._lasting:
+            self._writer.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
+            self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
+            self._lasting = lasting
 
     def _run(self, batch: list[_Waiting]) -> bool:
         """Run the batch's work in one open transaction; whether there is anything to commit."""

@@ -72,8 +72,8 @@ class Container:
     snapshotter: str = ""
     snapshot_key: str = ""
     sandbox: str = ""
-    extensions: Mapping[str, Opaque] = field(default_factory=dict)
-    labels: Labels = field(default_factory=dict)
+    extensions: Mapping[str, Opaque] = field(default_factory=dict, hash=False)
+    labels: Labels = field(default_factory=dict, hash=False)
     created: Nanoseconds = 0
     updated: Nanoseconds = 0
 

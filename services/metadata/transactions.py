@@ -56,8 +56,11 @@ class Transactions(Protocol):
         """Run ``work`` on the committed state without holding anybody up, however much it reads."""
         ...
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
+    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         """Run ``work``, as if no other work ran at the same time, and return its result when what it wrote is durable.
+
+        Not ``lasting``: it need not survive a power cut, only the death of this process, until something later is durable, which it then is too. For what
+        would be found out again after a power cut; a store may be more careful.
 
         What ``work`` raises is raised here, and nothing is written. A store that cannot write is Unavailable, with its reason.
         """

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import itertools
 import logging
 import os
 from collections.abc import Iterable
@@ -22,6 +23,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 SMALL = 4096
 """Files in a tree that is measured by walking it here: about 10 ms of a core."""
+
+FEW = 256
+"""Files in a tree that is removed here: about 2 ms of a core, less than it takes to start a program."""
 
 
 def disk_error(error: OSError, what: str) -> errors.NodeError:
@@ -130,15 +134,47 @@ async def remove(directories: Iterable[str]) -> list[str]:
     return [path for path in large if os.path.lexists(path)]
 
 
-def remove_small(path: str) -> bool:
-    """Remove a snapshot's directory that nothing was written to; False if there is more in it."""
+def remove_small(path: str, limit: int = FEW) -> bool:
+    """Remove a snapshot's directory, such as a container leaves that wrote little or nothing. It blocks.
+
+    False if more than ``limit`` files are in it, or something that is not simply removed; then some of it may be gone.
+    """
     try:
-        for name in ("fs", "work/work", "work", ""):
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(os.path.join(path, name))
+        return _remove_below(os.path.dirname(path), os.path.basename(path), os.lstat(path).st_dev, limit) >= 0
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
-    return True
+
+
+def _remove_below(parent: str | int, name: str, device: int, left: int) -> int:
+    """Remove the directory ``name`` of ``parent``, a path or an open one, and all in it; how many more files may be removed, below 0 if it has too many.
+
+    By open directories, so that nobody who still writes there can lead it elsewhere by a link; and not into what is mounted there.
+    """
+    above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if isinstance(parent, str) else parent
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            if os.fstat(fd).st_dev != device:
+                return -1
+            with os.scandir(fd) as entries:
+                found = list(itertools.islice(entries, left + 1))
+            left -= len(found)
+            for entry in found if left >= 0 else ():
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.name, dir_fd=fd)
+                elif (left := _remove_below(fd, entry.name, device, left)) < 0:
+                    break
+            if left < 0:
+                return left
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=above)
+        return left
+    finally:
+        if isinstance(parent, str):
+            os.close(above)
 
 
 async def _run(*command: str) -> tuple[int, bytes, bytes]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from services.kit import errors
+from services.kit import errors, wal
 from services.kit.faults import fault
 from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
@@ -152,6 +152,7 @@ class Tree:
             self._writer = _connect(path)
             try:
                 _prepare(self._writer, path)
+                wal.make_room(path)
                 self._reader = _connect(path)
             except BaseException:
                 self._writer.close()

@@ -24,7 +24,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             gateway = Gateway(channel, publisher)
             monitor = RestartMonitor(gateway, chosen.restart_interval)
             async with (
-                LocalTasks(node.root, node.state, gateway, chosen, monitor.exited) as tasks,
+                LocalTasks(node.root, node.state, gateway, chosen, monitor.exited, monitor.gone) as tasks,
                 gateway.watched(tasks.gateway_returned),
                 monitor.running(tasks),
                 rpc.serving(node.state / "tasks.sock", [TasksServicer(tasks)], relayed=True),

@@ -58,6 +58,10 @@ _GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 """Annotations by which runc's shim serves several tasks from one process, in its order."""
 
 ExitHook = Callable[[str, str, Exit], None]
+GoneHook = Callable[[str, str], None]
+
+_REMEMBERED = 1.0
+"""Seconds for which the container of a task that was here is taken to be there still."""
 
 
 class _Watched:
@@ -163,17 +167,20 @@ class _Task:
 class LocalTasks:
     """A :class:`services.tasks.store.Tasks` of real shims, below a root and a state directory. Use as ``async with``: entering finds the shims that run.
 
-    Leaving it leaves them alone. ``on_exit`` is told of every exit of a task's init (namespace, name, how).
+    Leaving it leaves them alone. ``on_exit`` is told of every exit of a task's init (namespace, name, how), ``on_gone`` of every task that is no more.
     """
 
-    def __init__(self, root: Path, state: Path, node: Node, config: Config = Config(), on_exit: ExitHook | None = None) -> None:
+    def __init__(self, root: Path, state: Path, node: Node, config: Config = Config(), on_exit: ExitHook | None = None,
+                 on_gone: GoneHook | None = None) -> None:
         self._root, self._state = root, state
         self._node = node
         self._config = config
-        self._on_exit = on_exit
+        self._on_exit, self._on_gone = on_exit, on_gone
         self._programs = Programs()
         self._environment = Environment(state / "containerd.sock", state / "containerd.sock.ttrpc", config.shim_env)
         self._tasks: dict[tuple[str, str], _Task] = {}
+        self._ended: dict[tuple[str, str], float] = {}
+        """When tasks that are no more went; those of the last moments."""
         self._busy: dict[tuple[str, str], asyncio.Event] = {}
         """Names that are being created or taken down."""
         self._background: set[asyncio.Task[Any]] = set()
@@ -459,6 +466,9 @@ class LocalTasks:
         if self._tasks.get((task.namespace, task.name)) is task:
             del self._tasks[task.namespace, task.name]
         task.gone = True
+        self._remember(task.namespace, task.name)
+        if self._on_gone is not None:
+            self._on_gone(task.namespace, task.name)
         connection, task.connection = task.connection, None
         if connection is not None:
             await connection.close()
@@ -678,9 +688,18 @@ class LocalTasks:
     async def _find(self, namespace: str, name: str) -> _Task:
         task = self._tasks.get((namespace, name))
         if task is None:
-            await self._node.container(namespace, name)  # its absence comes first
+            # The absence of a container comes first. That is only about the error's words, and clients ask for a task that they
+            # have just deleted (ctr run twice): two hops less each time.
+            if self._ended.get((namespace, name), -_REMEMBERED) < time.monotonic() - _REMEMBERED:
+                await self._node.container(namespace, name)
             raise errors.NotFound.verbatim(task_not_found(name))
         return task
+
+    def _remember(self, namespace: str, name: str) -> None:
+        now = time.monotonic()
+        for key in [k for k, at in self._ended.items() if at < now - _REMEMBERED]:
+            del self._ended[key]
+        self._ended[namespace, name] = now
 
     async def _usable(self, task: _Task, seconds: float | None) -> Connection:
         """The connection, waited for while it is being made anew; NotFound once the task is gone."""

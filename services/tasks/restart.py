@@ -9,8 +9,8 @@ A client (nerdctl, for one) sets on the container::
     containerd.io/restart.count               counted up here at each restart
 
 Every container is looked at once in an interval, as containerd does, and one whose task has just exited after a second, but none is restarted more often
-than once in an interval. The second is there for whoever kills a task to remove it; and a container that has no task at all is left to who may just be making one until it
-is seen so a second time.
+than once in an interval. The second is there for whoever kills a task to remove it (then nothing is looked at); and a container that has no task at all is left to who may
+just be making one until it is seen so a second time.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class RestartMonitor:
         self._node = node
         self._interval = interval or 10.0
         self._delay = min(delay, self._interval)
+        self._soon: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._hurried: set[asyncio.Task[None]] = set()
         self._started: dict[tuple[str, str], float] = {}
         self._missing: dict[tuple[str, str], float] = {}
@@ -107,6 +108,8 @@ class RestartMonitor:
             yield
         finally:
             self._tasks = None
+            for timer in self._soon.values():
+                timer.cancel()
             jobs = [watching, *self._hurried]
             for job in jobs:
                 job.cancel()
@@ -115,15 +118,25 @@ class RestartMonitor:
     def exited(self, namespace: str, name: str, how: Exit) -> None:
         """A task's init has exited: look at its container soon."""
         if self._tasks is not None:
-            job = asyncio.ensure_future(self._look_soon(namespace, name))
-            self._hurried.add(job)
-            job.add_done_callback(self._hurried.discard)
+            self.gone(namespace, name)
+            self._soon[namespace, name] = asyncio.get_running_loop().call_later(self._delay, self._hurry, namespace, name)
 
-    async def _look_soon(self, namespace: str, name: str) -> None:
-        await asyncio.sleep(self._delay)
+    def gone(self, namespace: str, name: str) -> None:
+        """The task is no more: whoever deleted it does not want it back at once."""
+        timer = self._soon.pop((namespace, name), None)
+        if timer is not None:
+            timer.cancel()
+
+    def _hurry(self, namespace: str, name: str) -> None:
+        del self._soon[namespace, name]
+        job = asyncio.ensure_future(self._look_at_one(namespace, name))
+        self._hurried.add(job)
+        job.add_done_callback(self._hurried.discard)
+
+    async def _look_at_one(self, namespace: str, name: str) -> None:
         try:
             assert self._tasks is not None
-            await self._tasks.get(namespace, name)  # whoever deleted it does not want it back at once
+            await self._tasks.get(namespace, name)  # one that is gone is for the next interval
             container = await self._node.container(namespace, name)
             if STATUS in container.labels:
                 await self._look_at(namespace, container)

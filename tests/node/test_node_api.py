@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.kit import errors
+from services.kit import errors, rpc
 from services.kit.rpc import Channel
 from tests.suites import events as events_suite
 from tests.suites import images as images_suite
@@ -90,3 +90,8 @@ def test_ctr_install_puts_programs_where_the_node_finds_them(node: Node, box: st
     """ctr asks for the plugin "opt" and unpacks the image's bin below its path."""
     node.ctr("install", "--replace", box)
     assert os.access(node.root / "opt" / "bin" / "busybox", os.X_OK)
+
+
+def test_grpc_is_imported_only_by_a_node_that_speaks_by_it(node: Node) -> None:
+    """It takes 26 MB of each process, so none has it that runs on the wire."""
+    assert node.with_grpc() == ([] if rpc.transport() == "wire" else list(node.pids()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.images import Registry
-from tests.support import Node, short_directory
+from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -22,6 +22,7 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
             node.up()
             node.ctr("images", "pull", "--plain-http", reference)
             node.ctr("snapshots", "prepare", "kept")
+            eventually(lambda: len(list(node.root.rglob("store-id"))) >= 3, "the first collection did not mark the stores as its own")
             node.down()
             blobs = {p.name for p in (node.root / "content/blobs").glob("*/*")}
             snapshots = {p.name for p in (node.root / "snapshots/overlayfs/snapshots").iterdir()}

@@ -18,26 +18,28 @@ from api.containerd.services.diff.v1 import diff_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.types.descriptor_pb2 import Descriptor
 from deploy.images import Registry, busybox_image
+from services.kit import rpc
 from services.kit.rpc import Channel
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
-TRACE = "0af7651916cd43dd8448eb211c80319c"
-PARENT = {"containerd-namespace": "default", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+TRACES = {"bind": "0af7651916cd43dd8448eb211c80319c", "overlay": "1af7651916cd43dd8448eb211c80319c", "lists": "2af7651916cd43dd8448eb211c80319c"}
+"""What the tests here call their traces."""
 
 
 class Collector:
-    """An OTLP collector on a loopback port: service.name and kind of the spans received, by trace id."""
+    """An OTLP collector, on Google's server: service.name and kind of the spans received, by trace id."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         self.spans: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self._lock = threading.Lock()
         self._server = grpc.server(futures.ThreadPoolExecutor(2))
         handler = grpc.unary_unary_rpc_method_handler(self._export, otlp.ExportTraceServiceRequest.FromString, otlp.ExportTraceServiceResponse.SerializeToString)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler}),))
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.endpoint = f"unix:{path}"
+        self._server.add_insecure_port(self.endpoint)
         self._server.start()
 
     def _export(self, request: Any, context: Any) -> Any:
@@ -59,15 +61,16 @@ class Collector:
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    running = Collector()
-    yield running
-    running.stop()
+    with short_directory() as directory:
+        running = Collector(directory / "traces.sock")
+        yield running
+        running.stop()
 
 
 @pytest.fixture(scope="module")
 def traced(collector: Collector) -> Iterator[Node]:
     with short_directory() as directory:
-        node = Node(directory, env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}", "OTEL_BSP_SCHEDULE_DELAY": "200"})
+        node = Node(directory, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"})
         try:
             node.up()
             yield node
@@ -75,8 +78,14 @@ def traced(collector: Collector) -> Iterator[Node]:
             node.clear()
 
 
-async def test_an_apply_is_one_trace_from_the_client_to_the_worker(traced: Node, collector: Collector, registry: Registry, tmp_path: Path) -> None:
-    """Diff.Apply crosses gateway, snapshots, its worker, metadata and content: all have spans of the client's trace."""
+@pytest.mark.parametrize("kind", ["bind", "overlay"])
+async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, traced: Node, collector: Collector, registry: Registry) -> None:
+    """Diff.Apply crosses gateway, snapshots, its worker, metadata and content: all have spans of the client's trace.
+
+    The worker finds the collector although the layer is its root directory: a mount, or an overlay's upper directory, which it changes to without a mount.
+    """
+    trace = TRACES[kind]
+    parent = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     image = busybox_image()
     layer = image.layers[0]
     traced.ctr("content", "ingest", "--expected-digest", layer, "layer", stdin=image.blobs[layer], text=False)
@@ -85,12 +94,18 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(traced: Node,
     async with Channel(traced.socket) as channel:
         snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
         labels = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
-        made = await snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="traced", labels=labels), headers=PARENT)
+        if kind == "overlay":
+            base = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="base", labels=labels)
+            await snapshots.Prepare(base, headers=parent)
+            await snapshots.Commit(snapshots_pb2.CommitSnapshotRequest(snapshotter="overlayfs", key="base", name="below", labels=labels), headers=parent)
+        request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=kind, parent="below" if kind == "overlay" else "", labels=labels)
+        made = await snapshots.Prepare(request, headers=parent)
+        assert made.mounts[0].type == kind
         diff = channel.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
         descriptor = Descriptor(media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer]))
-        await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=PARENT)
+        await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=parent)
     wanted = {"splitd-gateway", "splitd-snapshots", "splitd-apply", "splitd-metadata", "splitd-content"}
-    eventually(lambda: wanted <= collector.processes(TRACE), f"the trace has {collector.processes(TRACE)}")
+    eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
 
 
 async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
@@ -98,7 +113,7 @@ async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collect
     from api.containerd.services.images.v1 import images_pb2
     from api.containerd.services.tasks.v1 import tasks_pb2
 
-    trace = TRACE[::-1]
+    trace = TRACES["lists"]
     headers = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
 
     async with Channel(traced.socket) as channel:
@@ -112,4 +127,10 @@ def test_a_client_without_a_trace_gets_one(traced: Node, collector: Collector) -
     """ctr sends no traceparent: the gateway begins the trace, and the services continue it."""
     subprocess.run(["ctr", "-a", str(traced.socket), "images", "ls"], check=True, capture_output=True)
     eventually(lambda: any({"splitd-gateway", "splitd-images", "splitd-metadata"} <= collector.processes(t)
-                           for t in list(collector.spans) if t not in (TRACE, TRACE[::-1])), "no trace of ctr's call")
+                           for t in list(collector.spans) if t not in TRACES.values()), "no trace of ctr's call")
+
+
+def test_a_node_that_traces_does_not_import_grpc(traced: Node) -> None:
+    """Spans go by the wire, as all calls do, and have gone by now."""
+    if rpc.transport() == "wire":
+        assert traced.with_grpc() == []

@@ -106,3 +106,33 @@ def test_opening_a_write_during_a_long_outage_ends_clients_retries(patient: Node
         os.kill(patient.pid("content"), signal.SIGCONT)
     assert done.returncode
     assert b"service content" in done.stderr
+
+
+async def test_a_small_blob_is_read_as_any_other(node: Node) -> None:
+    """Whole and in parts, the first time and again; only where it is recorded, and no longer once its record is gone."""
+    data = os.urandom(1000)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    async with Channel(node.socket) as channel:
+        content = client(channel)
+
+        async def read(offset: int = 0, size: int = 0, headers: dict[str, str] = HEADERS) -> list[tuple[int, bytes]]:
+            request = pb.ReadContentRequest(digest=digest, offset=offset, size=size)
+            return [(part.offset, part.data) async for part in content.Read(request, headers=headers)]
+
+        async with content.Write(headers=HEADERS) as stream:
+            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, ref="small", data=data, total=len(data), expected=digest, labels=ROOTED))
+            await stream.receive()
+        for _ in range(2):
+            assert await read() == [(0, data)]
+            assert await read(offset=10) == [(0, data[10:])]
+            assert await read(offset=10, size=20) == [(0, data[10:30])]
+            assert await read(size=5000) == [(0, data)]
+            assert await read(offset=-1, size=-1) == [(0, data)]
+            assert await read(offset=1000) == []
+            with pytest.raises(errors.OutOfRange, match="read past object length 1000 bytes"):
+                await read(offset=1001)
+            with pytest.raises(errors.NotFound, match=digest):
+                await read(headers={"containerd-namespace": "others"})
+        await content.Delete(pb.DeleteContentRequest(digest=digest), headers=HEADERS)
+        with pytest.raises(errors.NotFound, match=digest):
+            await read()

@@ -9,7 +9,7 @@ from collections import deque
 from services.kit import errors, rpc
 from services.kit.rpc import Metadata, Pings
 from services.kit.version import SPLITD
-from services.kit.wire import headers, messages
+from services.kit.wire import headers, messages, outcomes
 from services.kit.wire.connection import Chunk, GoingAway, Opened, Stream
 from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
@@ -24,6 +24,8 @@ PATIENCE = 2
 """... and how often such a second may pass before the connection counts as lost. A loop that is busy for longer than that is as bad as a hung one."""
 HIGH_WATER = 256 << 10
 """Bytes that a writer may have queued before it has to wait."""
+MESSAGE_COST = 64
+"""Bytes that a message which waits for its reader counts besides its own: an empty one is not for nothing."""
 
 
 def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
@@ -52,7 +54,9 @@ class ClientLink(Link):
         self.leaving = False
         self._silent = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._slots: deque[asyncio.Future[None]] = deque()
+        self._slots: deque[asyncio.Future[bool]] = deque()
+        self._granted = 0
+        """Streams that calls have been given which have not opened them yet."""
 
     def open(self, owner: Owner, block: bytes) -> Stream:
         """A new stream. The caller has made sure that :attr:`full` is not."""
@@ -73,13 +77,21 @@ class ClientLink(Link):
     @property
     def full(self) -> bool:
         """Whether the peer allows no more streams for now."""
-        return len(self.connection.streams) >= self.connection.peer_streams
+        return len(self.connection.streams) + self._granted >= self.connection.peer_streams
 
     async def slot(self) -> None:
-        """Wait until a stream has ended."""
-        waiter = self.loop.create_future()
+        """Wait for room for a stream, behind those that wait already; it is the caller's if it opens the stream at once."""
+        waiter: asyncio.Future[bool] = self.loop.create_future()
         self._slots.append(waiter)
-        await waiter
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled() and waiter.result():
+                self._granted -= 1
+                self.on_idle()
+            raise
+        if waiter.result():
+            self._granted -= 1
 
     def opened(self, event: Opened) -> None:
         stream, head, end = event
@@ -96,20 +108,19 @@ class ClientLink(Link):
             self._watch()
 
     def on_idle(self) -> None:
-        while self._slots and (self.lost or not self.full):
+        while self._slots and (self.leaving or not self.full):
             waiter = self._slots.popleft()
             if not waiter.done():
-                waiter.set_result(None)
-                break
-        if self.leaving and not self.connection.streams:
+                self._granted += not self.leaving
+                waiter.set_result(not self.leaving)
+        if self.leaving and not self.lost and not self.connection.streams:
             self.close()
 
     def on_going_away(self, event: GoingAway) -> None:
         self._leave()
         for number, stream in list(self.connection.streams.items()):
             if number > event.last:
-                self.connection.streams.pop(number)
-                stream.local_closed = stream.remote_closed = True
+                self.connection.forsake(stream)
                 owner = stream.owner
                 if owner is not None:
                     owner.on_reset(Code.REFUSED_STREAM, f"GOAWAY {event.reason}", local=False)
@@ -126,11 +137,9 @@ class ClientLink(Link):
         if not self.settled.done():
             self.settled.set_exception(ConnectionError(reason))
             self.settled.exception()  # nobody may be waiting
-        while self._slots:
-            waiter = self._slots.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
         self._leave()
+        self.carrier.link_gone(self)
+        self.on_idle()
 
     # -- keepalive
 
@@ -217,6 +226,11 @@ class WireCarrier:
                 else:
                     await self._loop.create_unix_connection(lambda: link, self._address)
                 await link.settled
+            if link.leaving:  # it has said goodbye in the same breath
+                raise ConnectionError("it takes no calls")
+        except asyncio.CancelledError:
+            link.abort("the channel is closed")
+            raise
         except (OSError, TimeoutError, ValueError) as error:
             self._trouble = f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
             self._failures += 1
@@ -269,7 +283,7 @@ class WireCarrier:
 
     def disconnected(self, reason: str) -> errors.Disconnected:
         """The error of a call that the transport could not carry."""
-        return errors.Disconnected(f"service {self.name} is not reachable ({reason})")
+        return outcomes.disconnected(self.name, reason)
 
     async def close(self) -> None:
         self._closed = True
@@ -288,23 +302,16 @@ class WireCarrier:
     # -- calls
 
     async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
-        if timeout is None:
-            return await self._unary(path, request, metadata, None)
-        end = self._loop.time() + timeout
-        if self._link is None or self._link.full:  # rare, so that the usual call sets one timer only
-            try:
-                async with asyncio.timeout_at(end):
-                    await self.ready()
-            except TimeoutError:
-                raise errors.DeadlineExceeded from None
-        return await self._unary(path, request, metadata, end)
-
-    async def _unary(self, path: str, request: bytes, metadata: Metadata, end: float | None) -> bytes:
+        end = None if timeout is None else self._loop.time() + timeout
         tries = 0
         while True:
             link = self._link
-            if link is None or link.full:
-                link = await self.ready()
+            if link is None or link.full:  # rare, so that the usual call sets one timer only
+                try:
+                    async with asyncio.timeout_at(end):
+                        link = await self.ready()
+                except TimeoutError:
+                    raise errors.DeadlineExceeded from None
             left = None if end is None else max(end - self._loop.time(), 0.001)
             call = _Unary(self, link, path, request, metadata, left)
             try:
@@ -319,36 +326,6 @@ class WireCarrier:
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> WireStream:
         return WireStream(self, path, metadata, timeout)
-
-    def outcome(self, head: Head) -> errors.NodeError | None:
-        """What trailers mean: None for OK."""
-        code = head.code
-        if code == 0:
-            return None
-        if code is None:
-            return errors.Internal("server closed the stream without sending trailers")
-        trailers = tuple((k, v) for k, v in head.headers.items())
-        if code == errors.Unavailable.code and rpc.STOPPING in head.headers:
-            return self.disconnected(head.message)
-        return errors.from_status(code, head.message, trailers)
-
-    def refusal(self, code: int, reason: str) -> errors.NodeError:
-        """What an RST_STREAM means, by gRPC's table of HTTP/2 error codes."""
-        name = Code(code).name if code in Code.__members__.values() else str(code)
-        return errors.BY_CODE[_OF_RESET.get(code, 13)].verbatim(f"stream terminated by RST_STREAM with error code {name}" + (f": {reason}" if reason else ""))
-
-    def http_failure(self, head: Head) -> errors.NodeError | None:
-        """What a response means that is no gRPC; None if it is."""
-        if head.status == 200 and head.is_grpc():
-            return None
-        if head.code is not None:
-            return self.outcome(head)
-        code = _OF_STATUS.get(head.status, 2)
-        return errors.BY_CODE[code].verbatim(f"unexpected HTTP status code {head.status}, content-type {head.content_type!r}")
-
-
-_OF_RESET: dict[int, int] = {Code.REFUSED_STREAM: 14, Code.CANCEL: 1, Code.ENHANCE_YOUR_CALM: 8, Code.INADEQUATE_SECURITY: 7}
-_OF_STATUS: dict[int, int] = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 
 
 class _UnseenError(Exception):
@@ -396,17 +373,19 @@ class _Unary:
         self._link.reset(self._stream, Code.CANCEL)
 
     def on_head(self, head: Head, end: bool) -> None:
-        failure = self._carrier.http_failure(head)
+        failure = outcomes.of_response(head, self._carrier.name)
         if failure is not None:
             self._end(failure)
             self._link.reset(self._stream, Code.CANCEL)
         elif end:
-            self._end(self._carrier.outcome(head))
+            self._end(outcomes.of_trailers(head, self._carrier.name))
+            self._link.finished(self._stream)
         else:
             self._assembler = messages.Assembler(self._link.limits.message, head.encoding)
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
-        assert self._assembler is not None
+        if self._assembler is None or self.answer.done():
+            return
         if not end:
             self._link.consumed(self._stream, len(chunk))
         try:
@@ -421,13 +400,14 @@ class _Unary:
             return
         if end:
             self._end(errors.Internal("server closed the stream without sending trailers"))
+            self._link.finished(self._stream)
 
     def on_trailers(self, head: Head) -> None:
-        self._end(self._carrier.outcome(head))
+        self._end(outcomes.of_trailers(head, self._carrier.name))
         self._link.finished(self._stream)
 
     def on_reset(self, code: int, reason: str, *, local: bool) -> None:
-        self._end(_UnseenError(reason) if code == Code.REFUSED_STREAM and not local else self._carrier.refusal(code, reason))
+        self._end(_UnseenError(reason) if code == Code.REFUSED_STREAM and not local else outcomes.of_reset(code, reason))
 
     def on_drained(self) -> None:
         """A unary request is queued whole."""
@@ -468,7 +448,7 @@ class WireStream:
             raise self._failure()
         link.connection.send(stream, messages.prefix(message), message)
         link.flush_soon()
-        while stream.queued > HIGH_WATER:
+        while stream.queued > HIGH_WATER and not self._over:
             stream.low = HIGH_WATER // 2
             self._writer = link.loop.create_future()
             await self._writer
@@ -492,7 +472,7 @@ class WireStream:
                 return None
             await self._wait(link)
         message = self._messages.popleft()
-        self._waiting -= len(message)
+        self._waiting -= len(message) + MESSAGE_COST
         if self._withheld and self._waiting < HIGH_WATER and self._stream is not None:
             link.consumed(self._stream, self._withheld)
             self._withheld = 0
@@ -547,6 +527,9 @@ class WireStream:
         except errors.NodeError as error:
             self._finish(error)
             raise
+        if self._over:
+            link.on_idle()
+            raise self._failure()
         if self._end is not None:
             left = max(self._end - link.loop.time(), 0.001)
             self._carrier.deadlines.add(self, left)
@@ -574,13 +557,16 @@ class WireStream:
     # -- Owner
 
     def on_head(self, head: Head, end: bool) -> None:
-        failure = self._carrier.http_failure(head)
+        failure = outcomes.of_response(head, self._carrier.name)
         if failure is not None or end:
             self._leading = {}
             self._trailing = head.headers
-            self._finish(failure if failure is not None else self._carrier.outcome(head))
-            if failure is not None and self._link is not None and self._stream is not None:
-                self._link.reset(self._stream, Code.CANCEL)
+            self._finish(failure if failure is not None else outcomes.of_trailers(head, self._carrier.name))
+            if self._link is not None and self._stream is not None:
+                if failure is not None:
+                    self._link.reset(self._stream, Code.CANCEL)
+                else:
+                    self._link.finished(self._stream)
             return
         assert self._link is not None
         self._leading = head.headers
@@ -588,7 +574,8 @@ class WireStream:
         _wake(self._reader)
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
-        assert self._assembler is not None
+        if self._assembler is None or self._over:
+            return
         assert self._link is not None
         assert self._stream is not None
         try:
@@ -603,14 +590,18 @@ class WireStream:
             self._link.consumed(self._stream, len(chunk))
         if found:
             self._messages.extend(found)
-            self._waiting += sum(map(len, found))
+            self._waiting += sum(map(len, found)) + MESSAGE_COST * len(found)
             _wake(self._reader)
         if end:
             self._finish(errors.Internal("server closed the stream without sending trailers"))
+            self._link.finished(self._stream)
 
     def on_trailers(self, head: Head) -> None:
         self._trailing = head.headers
-        self._finish(self._carrier.outcome(head))
+        outcome = outcomes.of_trailers(head, self._carrier.name)
+        if outcome is None and self._assembler is not None and not self._assembler.finished():
+            outcome = errors.Internal("the server ended its stream in the middle of a message")
+        self._finish(outcome)
         if self._link is not None and self._stream is not None:
             self._link.finished(self._stream)
 
@@ -618,7 +609,7 @@ class WireStream:
         if code == Code.REFUSED_STREAM and not local:
             self._finish(self._carrier.disconnected(f"stream refused: {reason}"))
         elif not (code == Code.NO_ERROR and self._over):
-            self._finish(self._carrier.refusal(code, reason))
+            self._finish(outcomes.of_reset(code, reason))
 
     def on_drained(self) -> None:
         _wake(self._writer)

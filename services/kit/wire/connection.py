@@ -127,6 +127,10 @@ class Ready(NamedTuple):
     """The peer's first SETTINGS are there."""
 
 
+class Roomier(NamedTuple):
+    """The peer allows more streams than before."""
+
+
 class Pong(NamedTuple):
     """One of our pings was answered."""
 
@@ -148,7 +152,7 @@ class Closed(NamedTuple):
     reason: str
 
 
-Event = Opened | Data | Trailers | Reset | Drained | Ready | Pong | GoingAway | Closed
+Event = Opened | Data | Trailers | Reset | Drained | Ready | Roomier | Pong | GoingAway | Closed
 
 
 class Connection:
@@ -169,6 +173,8 @@ class Connection:
         self._decoder = headers.Decoder(limits)
         self._events: list[Event] = []
         self._out: list[Chunk] = []
+        self._last_words = 0
+        """How much of it may still go when the connection is over: up to its GOAWAY."""
         self.more = False
         """Whether frames that have come are still to be looked at."""
         self._rest = b""
@@ -187,7 +193,7 @@ class Connection:
         self._block_fault: StreamFault | None = None
         self._reset: dict[int, None] = {}
         """Streams that we reset: the peer may not know yet."""
-        self._skipped: deque[range] = deque(maxlen=_REMEMBERED // 10)
+        self._skipped: deque[range] = deque(maxlen=_SKIPPED)
         """Streams that the peer passed over: they never were."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
@@ -221,12 +227,15 @@ class Connection:
     def take(self) -> list[Chunk]:
         """What is to be written now."""
         out, self._out = self._out, []
+        if self.closed:
+            del out[self._last_words:]
+            self._last_words = 0
         return out
 
     @property
     def pending(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._out)
+        return bool(self._last_words if self.closed else self._out)
 
     # ------------------------------------------------------------------------------------------ bytes in
 
@@ -262,11 +271,11 @@ class Connection:
             at = 24
         view = memoryview(data)
         while True:
-            if self._data_left or self._data is not None:
+            if self._data is not None:
                 at = self._on_data_bytes(view, at, size)
                 if self._data_left:
                     return
-            elif self._skip:
+            if self._skip:
                 step = min(self._skip, size - at)
                 self._skip -= step
                 at += step
@@ -321,8 +330,9 @@ class Connection:
         if stream is not None:
             self._drop(stream, ours=True)
             self._events.append(Reset(stream, fault.code, local=True, reason=fault.reason))
-        elif not self.client:
-            self._reach(number)
+        else:
+            if not self.client:
+                self._reach(number)
             self._remember(number)
         self._count_reset()
 
@@ -343,7 +353,7 @@ class Connection:
         """A stream that we reset."""
         reset = self._reset
         reset[number] = None
-        if len(reset) > _REMEMBERED:
+        if len(reset) > min(self.limits.streams, _REMEMBERED):
             del reset[next(iter(reset))]
 
     def _reach(self, number: int) -> None:
@@ -621,6 +631,8 @@ class Connection:
         if name == frames.INITIAL_WINDOW_SIZE:
             if value > frames.WINDOW_LIMIT:
                 raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"initial window of {value}")
+            for _ in range(len(self.streams) // 256):  # that many streams are as much work as a frame
+                self._idled()
             change, self._peer_window = value - self._peer_window, value
             for stream in list(self.streams.values()):
                 stream.send_window += change
@@ -633,6 +645,8 @@ class Connection:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"frame size of {value}")
             self._peer_frame = min(value, _LARGEST_FRAME)
         elif name == frames.MAX_CONCURRENT_STREAMS:
+            if value > self.peer_streams:
+                self._events.append(Roomier())
             self.peer_streams = value
         elif name == frames.ENABLE_PUSH:
             if value > 1 or (value and self.client):
@@ -708,8 +722,8 @@ class Connection:
             self._put_headers(stream.id, block, 0)
 
     def send(self, stream: Stream, *chunks: Chunk, end: bool = False) -> None:
-        """DATA; nothing happens on a stream that has ended."""
-        if stream.local_closed:
+        """DATA; nothing happens on a stream that has ended, or whose end is queued."""
+        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
             return
         for chunk in chunks:
             if chunk:
@@ -749,7 +763,7 @@ class Connection:
 
     def send_tail(self, stream: Stream, block: bytes) -> None:
         """Trailers, behind what is queued; as a response without a head, a trailers-only one."""
-        if stream.local_closed:
+        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
             return
         stream.queue.append(_Tail(block))
         self._pump(stream)
@@ -759,6 +773,10 @@ class Connection:
         if stream.id in self.streams:
             self._out.append(frames.rst_stream(stream.id, code))
             self._drop(stream, ours=True)
+
+    def forsake(self, stream: Stream) -> None:
+        """The peer has said that it will never look at a stream: it ends without a word."""
+        self._drop(stream, ours=False)
 
     def ping(self, payload: bytes) -> None:
         """Eight bytes that the peer is to send back."""
@@ -774,7 +792,8 @@ class Connection:
         """End the connection: GOAWAY is the last that it says."""
         if not self.closed:
             self.closed = True
-            self._out.append(frames.goaway(self.last, code, reason))
+            self._out.append(frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason))
+            self._last_words = len(self._out)
 
     def block(self) -> None:
         """Send no DATA until :meth:`unblock`."""
@@ -783,6 +802,8 @@ class Connection:
     def unblock(self) -> list[Event]:
         """DATA may go again; the events are :class:`Drained`."""
         self._blocked = False
+        if self.closed:
+            return []
         events: list[Event] = []
         self._events = events
         self._feed_starved()
@@ -825,10 +846,11 @@ class Connection:
                 if self._blocked or stream.send_window > 0:
                     self._starved[stream] = None
                 break
+            if size >= _TINY or size == stream.queued:
+                self._idle.give()
             stream.queued -= size
             stream.send_window -= size
             self._send_window -= size
-            self._idle.give()
             last = not stream.queued and len(queue) > 1 and _ends(queue[-1])
             out.append(_HEAD.pack(size << 8 | frames.DATA, frames.END_STREAM if last else 0, number))
             while size:
@@ -880,10 +902,14 @@ def _any(_: headers.Pairs) -> Head:
     return Head([])
 
 
+_TINY = 1 << 10
+"""A frame that a window has cut to less than this does not allow for another frame that brings nothing."""
 _LONG = 9
 """A frame other than DATA counts as one more for each 512 bytes: header lists take their time."""
-_REMEMBERED = 1000
-"""Streams that we reset and still know of; of those that the peer passed over, as many ranges as a tenth."""
+_REMEMBERED = 1 << 14
+"""Streams that we reset and still know of, at most: as many as there may be at once."""
+_SKIPPED = 100
+"""Ranges of streams that the peer passed over."""
 _WORTH_KEEPING = 16 << 10
 _LARGEST_FRAME = 256 << 10
 """DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""

@@ -6,7 +6,10 @@ They pass up to :data:`TICK` late. What has to be more exact than that, a deadli
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 TICK = 0.05
 _EXACT = 1.0
@@ -55,5 +58,8 @@ class Deadlines:
         now = self._loop.time()
         for item in [item for item, when in self._due.items() if when <= now]:
             if self._due.pop(item, None) is not None:  # one may end another
-                item.expire()
+                try:
+                    item.expire()
+                except Exception:
+                    log.exception("a deadline could not be dealt with")
         self._timer = self._loop.call_later(TICK, self._tick) if self._due else None

@@ -93,7 +93,10 @@ class _Rest(Coroutine[Any, Any, None]):
         return self._coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:
-        self._started = True
+        if not self._started:
+            self._started = True
+            if isinstance(error[0], asyncio.CancelledError) and isinstance(self._waits_for, asyncio.Future) and self._waits_for.cancel():
+                return self._waits_for  # as Task.cancel() does: what it waits for is cancelled, and tells it
         return self._coroutine.throw(*error)
 
     def close(self) -> None:

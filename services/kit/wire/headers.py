@@ -72,7 +72,7 @@ def status(code: int, message: str = "", trailing: Iterable[tuple[str, Value]] =
     """The block of a call's trailers."""
     pairs = [(b"grpc-status", b"%d" % code)]
     if message:
-        pairs.append((b"grpc-message", quote(message, safe=_PRINTABLE).encode()))
+        pairs.append((b"grpc-message", quote(message, safe=_PRINTABLE, errors="replace").encode()))
     return block([*pairs, *metadata(trailing)])
 
 
@@ -163,6 +163,8 @@ def _debase64(value: bytes) -> bytes:
     return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
 
 
+_SIZE_UPDATES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}")
+"""More of them than RFC 7541, section 4.2, has a use for: they cost the peer a byte each, and us much more."""
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]")
 _OF_CONNECTION = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
@@ -174,7 +176,7 @@ def _checked(pairs: Pairs, pseudo: Sequence[bytes]) -> tuple[dict[bytes, bytes],
     rest: list[tuple[bytes, bytes]] = []
     for name, value in pairs:
         if name[:1] == b":":
-            if rest or name in special or name not in pseudo:
+            if rest or name in special or name not in pseudo or _BAD_VALUE.search(value):
                 raise StreamFault(Code.PROTOCOL_ERROR, f"pseudo-header {name.decode(errors='replace')} is out of place")
             special[name] = value
             continue
@@ -241,6 +243,8 @@ class Decoder:
         head = self._cache.get(key)
         if head is not None:
             return head
+        if _SIZE_UPDATES.match(encoded):
+            raise ConnectionFault(Code.COMPRESSION_ERROR, "more than two table size updates in a block")
         table = self._hpack.header_table
         size, entries = table.maxsize, table.dynamic_entries
         count, newest = len(entries), entries[0] if entries else None

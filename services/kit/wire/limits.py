@@ -49,7 +49,7 @@ class Limits:
     idle_frames: int = 2000
     """Frames that bring nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones): so many at once ..."""
     idle_frames_rate: int = 500
-    """... and per second; each frame of an answer allows for one more, since readers acknowledge what they read."""
+    """... and per second; each frame of an answer allows for one more, since readers acknowledge what they read, unless tiny windows cut it (CVE-2019-9511)."""
     handshake: Seconds = 10.0
     """Until the preface and the first SETTINGS are there."""
     request: Seconds = 60.0

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from services.kit.wire.connection import Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Stream, Trailers
+from services.kit.wire.connection import Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
 from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
 from services.kit.wire.limits import Limits
@@ -90,7 +90,7 @@ class Link(asyncio.Protocol):
         """A ping was answered."""
 
     def on_idle(self) -> None:
-        """A stream has ended, and there may be no other."""
+        """A stream has ended, so that there is room for another, and there may be no other."""
 
     def on_turn(self) -> None:
         """What came together has been told."""
@@ -116,8 +116,7 @@ class Link(asyncio.Protocol):
         connection = self.connection
         self._inside = True
         try:
-            for event in connection.receive(data, _TURN):
-                _TELL[type(event)](self, event)
+            self._tell(connection.receive(data, _TURN))
             if connection.more:
                 self._take_more()
             self.on_turn()
@@ -134,8 +133,7 @@ class Link(asyncio.Protocol):
         """A peer that has sent very much at once gets its slice of time, then the others' come."""
         end = time.monotonic() + _SLICE
         while self.connection.more and time.monotonic() < end:
-            for event in self.connection.receive(b"", _TURN):
-                _TELL[type(event)](self, event)
+            self._tell(self.connection.receive(b"", _TURN))
 
     def _hold(self) -> None:
         assert self.transport is not None
@@ -168,11 +166,31 @@ class Link(asyncio.Protocol):
         if self.deaf_since is not None:
             self.deaf_since = None
             self._listen()
-        for event in self.connection.unblock():
-            _TELL[type(event)](self, event)
+        self._tell(self.connection.unblock())
         self.flush()
 
     # -- events
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            try:
+                _TELL[type(event)](self, event)
+            except Exception:
+                log.exception("%s could not be dealt with", type(event).__name__)
+                self._give_up(getattr(event, "stream", None))
+
+    def _give_up(self, stream: Stream | None) -> None:
+        """A bug of ours costs the call that met it; the connection only where it was no call's."""
+        if stream is None:
+            self.abort("internal error")
+            return
+        self.connection.reset(stream, Code.INTERNAL_ERROR)
+        try:
+            if stream.owner is not None:
+                stream.owner.on_reset(Code.INTERNAL_ERROR, "internal error", local=True)
+        except Exception:
+            log.exception("and its owner could not be told")
+        self.on_idle()
 
     def _on_opened(self, event: Opened) -> None:
         self.opened(event)
@@ -184,11 +202,14 @@ class Link(asyncio.Protocol):
             self.connection.consumed(stream, len(event.chunk))
         else:
             owner.on_data(event.chunk, event.end)
+        if event.end:
+            self.on_idle()
 
     def _on_trailers(self, event: Trailers) -> None:
         owner: Owner | None = event.stream.owner
         if owner is not None:
             owner.on_trailers(event.head)
+        self.on_idle()
 
     def _on_reset(self, event: Reset) -> None:
         owner: Owner | None = event.stream.owner
@@ -204,6 +225,9 @@ class Link(asyncio.Protocol):
     def _on_ready(self, event: Ready) -> None:
         self.ready = True
         self.on_ready()
+
+    def _on_roomier(self, event: Roomier) -> None:
+        self.on_idle()
 
     def _on_pong(self, event: Pong) -> None:
         self.on_pong()
@@ -230,9 +254,14 @@ class Link(asyncio.Protocol):
         streams, self.connection.streams = self.connection.streams, {}
         for stream in streams.values():
             stream.local_closed = stream.remote_closed = True
+            stream.queue.clear()
+            stream.queued = 0
             owner: Owner | None = stream.owner
-            if owner is not None:
-                owner.on_lost(reason)
+            try:
+                if owner is not None:
+                    owner.on_lost(reason)
+            except Exception:
+                log.exception("the owner of a stream could not be told that it is lost")
         self.on_end(reason)
 
     # -- orders
@@ -302,6 +331,7 @@ _TELL: dict[type[Event], Callable[[Any, Any], None]] = {
     Reset: Link._on_reset,
     Drained: Link._on_drained,
     Ready: Link._on_ready,
+    Roomier: Link._on_roomier,
     Pong: Link._on_pong,
     GoingAway: Link._on_going_away,
     Closed: Link._on_closed,

@@ -13,6 +13,10 @@ ENCODINGS = ("identity", "gzip")
 """What we read; we write no compressed messages, since our peers are on this machine."""
 
 
+_SMALL = 1 << 10
+"""A piece of a message that costs more than its bytes: the next one is joined to it."""
+
+
 def prefix(message: bytes) -> bytes:
     """The five bytes before a message."""
     return PREFIX.pack(0, len(message))
@@ -66,7 +70,10 @@ class Assembler:
             if take == self._need and not self.held:
                 messages.append(self._whole(bytes(chunk[at:at + take])))
             else:
-                self._parts.append(bytes(chunk[at:at + take]))
+                if self._parts and len(self._parts[-1]) < _SMALL:
+                    self._parts[-1] += bytes(chunk[at:at + take])
+                else:
+                    self._parts.append(bytes(chunk[at:at + take]))
                 self.held += take
                 if self.held < self._need:
                     break

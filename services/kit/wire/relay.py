@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from services.kit import errors, rpc, tracing
 from services.kit.rpc import Call, Method, Methods, Relay, Route
-from services.kit.wire import headers, messages
-from services.kit.wire.answers import HEAD, refusal
+from services.kit.wire import eager, headers, messages, outcomes
+from services.kit.wire.answers import HEAD, OK, refusal
 from services.kit.wire.channel import ClientLink, WireCarrier
 from services.kit.wire.connection import Chunk, Stream
 from services.kit.wire.frames import Code
@@ -72,7 +73,7 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_attempt", "_debt", "_early", "_ended", "_heard", "_kept", "_kept_size", "_link", "_over", "_part", "_plan",
+    __slots__ = ("_admitted", "_answered", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_over", "_part", "_plan",
                  "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head")
 
     def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
@@ -81,19 +82,19 @@ class Passage:
         self._link = link
         self._stream = stream
         self._plan = plan
-        self._early: list[Chunk] = []
+        self._early = bytearray()
         """What came before there was an upstream to send it to."""
         self._ended = False
         """The client has sent all of its request."""
-        self._kept: list[Chunk] | None = []
+        self._kept: bytearray | None = bytearray()
         """The request so far, to be asked again; None if it is too long."""
-        self._kept_size = 0
         self._part = 0
         """Bytes of a request that is not complete, as they count for the client's connection."""
         self._debt = self._up_debt = 0
         """Bytes that wait on the other side: the client's, the upstream's."""
         self._answered = False
         self._admitted = plan.route.admit is None
+        self._begun = False
         self._attempt = 0
         self._heard = False
         self._over = False
@@ -135,13 +136,15 @@ class Passage:
         """Go to the upstream, now or when it is there."""
         if self._over:
             return
+        self._begun = True
         route = self._plan.route
         if self._admitted and route.upstream.is_ready():
             link = _carrier(route).link
             if link is not None and not link.full:
                 self._start(link, limit)
                 return
-        self._task = self._link.loop.create_task(self._prepare())
+        if self._admitted or self._early or self._ended:  # else its first message is to come
+            self._task = eager.start(self._prepare(), self._link.loop)
 
     # -- finding the upstream
 
@@ -156,7 +159,10 @@ class Passage:
         try:
             if not self._admitted:
                 assert route.admit is not None
-                await route.admit(await self._first_message(), call)
+                answers = await route.admit(await self._first_message(), call)
+                if answers is not None:
+                    self._answer(answers)
+                    return
                 self._admitted = True
             if delay:
                 await asyncio.sleep(delay)
@@ -170,16 +176,27 @@ class Passage:
             log.exception("%s failed unexpectedly", self.head.path)
             self.fail(errors.Internal(f"{self.head.path}: internal error, see the service's log"))
 
+    def _answer(self, answers: Sequence[bytes]) -> None:
+        """Without the upstream."""
+        if self._over:
+            return
+        connection, stream = self._link.connection, self._stream
+        connection.send_head(stream, HEAD)
+        for answer in answers:
+            connection.send(stream, messages.prefix(answer), answer)
+        connection.send_tail(stream, OK)
+        self._link.flush_soon()
+        self._finish(0, "")
+
     async def _first_message(self) -> bytes:
         assembler = messages.Assembler(self._link.limits.message, self.head.encoding)
         seen = 0
         while True:
-            for chunk in self._early[seen:]:
-                seen += 1
-                found = assembler.feed(chunk)
-                if found:
-                    return found[0]
-            if self._ended or sum(map(len, self._early)) >= self._link.limits.window // 2:
+            found = assembler.feed(bytes(self._early[seen:]))
+            if found:
+                return found[0]
+            seen = len(self._early)
+            if self._ended or seen >= self._link.limits.window // 2:
                 raise errors.InvalidArgument(f"{self.head.path} without a request")
             self._reader = self._link.loop.create_future()
             await self._reader
@@ -199,17 +216,17 @@ class Passage:
         stall = self._plan.route.stall
         if stall is not None and self._stall is None:
             self._stall = self._link.loop.call_later(stall, self._silent)
-        early, self._early = self._early, []
+        early, self._early = bytes(self._early), bytearray()
         if early or self._ended:
-            link.connection.send(stream, *early, end=self._ended)
+            link.connection.send(stream, early, end=self._ended)
             self._settle()
         link.flush_soon()
 
     def _again(self) -> None:
+        self._let_go()
         self._up = self._up_link = self._up_stream = None
         assert self._kept is not None
-        self._early = list(self._kept)
-        self._debt = 0
+        self._early = bytearray(self._kept)
         self._task = self._link.loop.create_task(self._prepare(0.05))
 
     # -- the client's side: Owner
@@ -220,19 +237,18 @@ class Passage:
         self._ended = end
         size = len(chunk)
         if self._kept is not None:
-            self._kept_size += size
-            if self._kept_size > _KEPT:
+            self._kept += chunk
+            if len(self._kept) > _KEPT:
                 self._kept = None
-            elif size:
-                self._kept.append(bytes(chunk))  # not the buffer that it came in
         self._debt += size
         if self._plan.single and not self._fits(size, end=end):
             return
         link = self._up_link
         if link is None or self._up_stream is None:
-            if size:
-                self._early.append(bytes(chunk))
-            if self._reader is not None and not self._reader.done():
+            self._early += chunk
+            if self._begun and self._task is None:
+                self._task = eager.start(self._prepare(), self._link.loop)
+            elif self._reader is not None and not self._reader.done():
                 self._reader.set_result(None)
             return
         link.connection.send(self._up_stream, chunk, end=end)
@@ -308,7 +324,7 @@ class Passage:
             self.lost(head.message)
             return
         if not self._answered:
-            failure = _carrier(self._plan.route).http_failure(head)
+            failure = outcomes.of_response(head, self._plan.route.upstream.name)
             if failure is not None and head.code is None:
                 self.fail(failure)
                 return
@@ -328,7 +344,6 @@ class Passage:
             log.info("%s is asked again: service %s went away", self.head.path, route.upstream.name)
             self._again()
             return
-        self._up_stream = None
         self.fail(_carrier(route).disconnected(reason))
 
     # -- its end
@@ -359,6 +374,11 @@ class Passage:
         self._link.flush_soon()
         self._finish(error.code, str(error))
 
+    def _let_go(self) -> None:
+        """End the upstream's stream, if it has not ended."""
+        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
+            self._up_link.reset(self._up_stream, Code.CANCEL)
+
     def _finish(self, code: int, message: str) -> None:
         self._over = True
         self._server.passages.discard(self)
@@ -368,11 +388,10 @@ class Passage:
             self._server.deadlines.discard(self)
         if self._stall is not None:
             self._stall.cancel()
-        if self._task is not None:
+        if self._task is not None and self._task is not asyncio.current_task(self._link.loop):
             self._task.cancel()
-        if self._up_link is not None and self._up_stream is not None:
-            if not (self._up_stream.local_closed and self._up_stream.remote_closed):
-                self._up_link.reset(self._up_stream, Code.CANCEL)
+        self._let_go()
+        if self._up_stream is not None:
             self._up_stream.owner = None
         self._stream.owner = self._up = None  # whoever holds each other is freed only when somebody looks for cycles
         if self._spans is not None:
@@ -415,7 +434,7 @@ class _Upstream:
         if code == Code.REFUSED_STREAM and not local:
             self._passage.lost(reason or "stream refused", unseen=True)
         else:
-            self._passage.fail(_carrier(self._passage._plan.route).refusal(code, reason))
+            self._passage.fail(outcomes.of_reset(code, reason))
 
     def on_drained(self) -> None:
         if self._is_current():

@@ -25,7 +25,7 @@ from services.kit import errors, rpc
 from services.kit.rpc import Call, Method, Methods
 from services.kit.wire import eager, headers, messages
 from services.kit.wire.answers import HEAD, OK, refusal
-from services.kit.wire.channel import HIGH_WATER
+from services.kit.wire.channel import HIGH_WATER, MESSAGE_COST
 from services.kit.wire.connection import Chunk, Opened, Stream
 from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
@@ -354,7 +354,7 @@ class ServerCall:
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
         self._ended = end
-        if self._over:
+        if self._over or self._failed is not None:
             return
         found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)  # nearly always
         if found is None:
@@ -393,24 +393,24 @@ class ServerCall:
             self.link.connection.consumed(self.stream, size)
         if found:
             queue.extend(found)
-            self._waiting += sum(map(len, found))
+            self._waiting += sum(map(len, found)) + MESSAGE_COST * len(found)
         if found or self._ended:
             _wake(self._reader)
 
     def _broken(self, error: errors.NodeError) -> None:
         """The requests make no sense: a handler that reads them is told, else the client."""
         self._release()
-        if not self._started:
-            self.fail(error)
-        elif self._method.arity.client_stream:
-            self._failed = error
+        self._failed = error
+        if self._started:
             _wake(self._reader)
+        else:
+            self.fail(error)
 
     def _release(self) -> None:
         self.link.incomplete.pop(self, None)
         if self._assembler is not None:
             self.link.assembling -= self._assembler.held
-            self._assembler.held = 0
+            self._assembler = None
 
     def overdue(self) -> None:
         """The request is still not there."""
@@ -478,7 +478,7 @@ class ServerCall:
             finally:
                 self._reader = None
         message = self._messages.popleft()
-        self._waiting -= len(message)
+        self._waiting -= len(message) + MESSAGE_COST
         if self._withheld and self._waiting < HIGH_WATER:
             self.link.consumed(self.stream, self._withheld)
             self._withheld = 0

@@ -279,5 +279,5 @@ class _Unmarking:
                     schema.clear_mark(tx, raw, gone=gone)
 
             fault("gc.before-unmark")
-            await self._database.transactions.write(work)
+            await self._database.transactions.write(work, lasting=False)  # a mark that is there again is resolved by the next sweep
             self._database.wake()

@@ -79,6 +79,7 @@ def _enter(target: Sequence[Mount], directory: str) -> Unpacker:
                 lowers.append(os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             except FileNotFoundError:
                 continue
+        mounts.own_root()
         os.chroot(upper)
         os.chdir("/")
         return Unpacker(overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers)

@@ -17,7 +17,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, REMOUNT, MANDLOCK, DIRSYNC = 1, 2, 4, 8, 16, 32, 64, 128
 NOATIME, NODIRATIME, BIND, REC, SILENT = 1024, 2048, 4096, 16384, 32768
 UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 24
-_NEWNS = 0x00020000
+_NEWNS, _FS = 0x00020000, 0x00000200
 
 _FLAGS: dict[str, tuple[bool, int]] = {
     "async": (False, SYNCHRONOUS), "atime": (False, NOATIME), "bind": (True, BIND), "dev": (False, NODEV), "diratime": (False, NODIRATIME),
@@ -87,8 +87,13 @@ def read_only(mounts: Iterable[Mount]) -> list[Mount]:
     return found
 
 
+def own_root() -> None:
+    """Let this thread have a root directory of its own, so that a chroot is not one for the others: spans are exported by names of the node, not of a layer."""
+    _check(_libc.unshare(_FS), "unshare")
+
+
 def own_namespace() -> None:
-    """Leave the mount namespace of whoever started this process. Unmounts out there still come in, so that no one's volume is kept busy."""
+    """As :func:`own_root`, and leave the mount namespace of whoever started this process. Unmounts out there still come in, so that no one's volume is kept busy."""
     _check(_libc.unshare(_NEWNS), "unshare")
     mount("", "/", "", REC | SLAVE, "")
 

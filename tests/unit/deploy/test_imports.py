@@ -16,7 +16,7 @@ CODE = ("services", "gateway", "deploy")
 ALLOWED = {
     # What only the kit knows: its transports are the wire, its tracing is OpenTelemetry.
     "grpc": ["services/kit/grpcio.py"],
-    "opentelemetry": ["services/kit/tracing.py"],
+    "opentelemetry": ["services/kit/tracing.py", "services/kit/otlp.py"],
     # Protobuf stops at the wire; the domain (store.py, local.py and what they are made of) never sees it.
     "_pb2": [
         "services/kit/*.py",
@@ -115,7 +115,8 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
 def test_every_dependency_is_used() -> None:
     """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is installed for nothing."""
     names = {"grpcio": "grpc", "hpack": "hpack", "uvloop": "uvloop", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "zstandard": "zstandard",
-             "opentelemetry-sdk": "opentelemetry.sdk", "opentelemetry-exporter-otlp-proto-grpc": "opentelemetry.exporter.otlp.proto.grpc"}
+             "opentelemetry-sdk": "opentelemetry.sdk", "opentelemetry-proto": "opentelemetry.proto",
+             "opentelemetry-exporter-otlp-proto-common": "opentelemetry.exporter.otlp.proto.common"}
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     assert set(project["dependencies"]) == {*names, "supervisor"}
     used = {module for path in [*python_files(), *sorted((TOP / "api").rglob("*_pb2.py"))] for module in imports(path)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -91,6 +92,29 @@ async def test_commits_are_grouped(tmp_path: Path) -> None:
     assert 1 <= commits <= 3
     await store.write(lambda tx: tx.get(("1",)))
     assert commits <= 3  # what writes nothing commits nothing
+    await store.close()
+
+
+async def test_what_need_not_last_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    """It is there for all, also after this process was killed; together with what must last it is durable as that is."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+
+    def synchronous() -> int:
+        (level,) = store._writer.execute("PRAGMA synchronous").fetchone()
+        return int(level)
+
+    await store.write(lambda tx: tx.put(("a",), b"1"), lasting=False)
+    assert (synchronous(), store.view(lambda tx: tx.get(("a",)))) == (1, b"1")
+    for suffix in ("", "-wal"):
+        shutil.copy(tmp_path / f"metadata.db{suffix}", tmp_path / f"copy.db{suffix}")
+    await asyncio.gather(store.write(lambda tx: tx.put(("b",), b"2")), store.write(lambda tx: tx.put(("c",), b"3"), lasting=False))
+    assert synchronous() == 2
+    await store.write(lambda tx: tx.put(("d",), b"4"), lasting=False)
+    await store.write(lambda tx: tx.put(("e",), b"5"))
+    assert synchronous() == 2
+    await store.close()
+    store = SqliteTransactions(tmp_path / "copy.db")
+    assert store.view(lambda tx: tx.get(("a",))) == b"1"
     await store.close()
 
 

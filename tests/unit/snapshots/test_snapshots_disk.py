@@ -100,6 +100,26 @@ async def test_remove(place: Path) -> None:
     assert (place / "busy" / "fs" / "precious").read_text() == "x", "nothing on another filesystem is touched"
 
 
+def test_what_a_container_left_is_removed_here(place: Path) -> None:
+    """Files, links (themselves, not what they lead to), devices, directories in directories; too many are left for a program."""
+    (place / "outside").write_text("x")
+    tree = place / "7"
+    (tree / "fs" / "etc" / "deep").mkdir(parents=True)
+    (tree / "work" / "work").mkdir(parents=True)
+    (tree / "fs" / "etc" / "deep" / "f").write_text("x")
+    (tree / "fs" / "file-link").symlink_to(place / "outside")
+    (tree / "fs" / "directory-link").symlink_to(place)
+    os.mkfifo(tree / "fs" / "fifo")
+    assert disk.remove_small(f"{tree}")
+    assert os.listdir(place) == ["outside"]
+    assert disk.remove_small(f"{tree}"), "it is gone already"
+    tree.mkdir()
+    some_tree(tree, 60)
+    before = len(list(tree.rglob("*")))
+    assert not disk.remove_small(f"{tree}", limit=1)
+    assert len(list(tree.rglob("*"))) == before
+
+
 async def test_overlay_works_here(place: Path) -> None:
     """The trial leaves nothing behind: no mount, no directory, not even that of a trial that was killed."""
     (place / ".overlay-trial-old" / "merged").mkdir(parents=True)

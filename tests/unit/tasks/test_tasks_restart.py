@@ -65,8 +65,10 @@ class FakeTasks:
     def __init__(self) -> None:
         self.states: dict[tuple[str, str], Process] = {}
         self.created: list[tuple[str, str, CreateOptions]] = []
+        self.asked: list[tuple[str, str]] = []
 
     async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
+        self.asked.append((namespace, name))
         if (namespace, name) not in self.states:
             raise errors.NotFound.verbatim(f"task {name} not found")
         return self.states[namespace, name]
@@ -160,6 +162,23 @@ async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() ->
         monitor.exited("n", "c", Exit(0, None))
         await asyncio.sleep(0.1)
     assert len(tasks.created) == 1
+
+
+async def test_a_task_that_was_deleted_is_not_looked_at() -> None:
+    """Between its exit and the look the task went: nobody is asked about it."""
+    node, tasks = FakeNode(container("c", {})), FakeTasks()
+    monitor = RestartMonitor(node, 3600, delay=0.01)  # type: ignore[arg-type]
+    async with monitor.running(tasks):  # type: ignore[arg-type]
+        await asyncio.sleep(0.02)  # its first look
+        tasks.asked.clear()
+        monitor.exited("n", "c", Exit(0, None))
+        monitor.gone("n", "c")
+        monitor.gone("n", "c")
+        await asyncio.sleep(0.1)
+        assert tasks.asked == []
+        monitor.exited("n", "c", Exit(0, None))
+        await asyncio.sleep(0.1)
+        assert tasks.asked == [("n", "c")]
 
 
 async def test_stopped_is_killed_and_deleted() -> None:

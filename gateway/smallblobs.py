@@ -1,0 +1,48 @@
+"""The bytes of small blobs, kept by the gateway: manifests and configurations, which clients read over and over.
+
+``ctr run`` reads ten such blobs, each a hop to metadata (may the namespace have it?) and another one to the raw store. A blob's digest says what its
+bytes are, for ever: so the second hop need not be made again. Whether a namespace has the blob is asked each time, and is never remembered here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+LARGEST = 64 << 10
+"""Bytes of a blob that is kept: manifests have up to some 10 KB, configurations of large images some 50."""
+LIMIT = 4 << 20
+"""Bytes of all of them together."""
+
+
+class SmallBlobs:
+    """By digest; those that were read last."""
+
+    def __init__(self, *, largest: int = LARGEST, limit: int = LIMIT) -> None:
+        self.largest = largest
+        self._limit = limit
+        self._blobs: OrderedDict[str, bytes] = OrderedDict()
+        self._size = 0
+
+    def get(self, digest: str) -> bytes | None:
+        """A blob, if it is here."""
+        found = self._blobs.get(digest)
+        if found is not None:
+            self._blobs.move_to_end(digest)
+        return found
+
+    def put(self, digest: str, data: bytes) -> bool:
+        """Keep a blob; False, and nothing kept, if these are not its bytes."""
+        if len(data) > self.largest or not _is(digest, data):
+            return False
+        if digest not in self._blobs:
+            self._blobs[digest] = data
+            self._size += len(data)
+        while self._size > self._limit:
+            self._size -= len(self._blobs.popitem(last=False)[1])
+        return True
+
+
+def _is(digest: str, data: bytes) -> bool:
+    algorithm, _, encoded = digest.partition(":")
+    return algorithm in ("sha256", "sha384", "sha512") and hashlib.new(algorithm, data).hexdigest() == encoded

@@ -1,0 +1,356 @@
+"""Spans on their way to an OpenTelemetry collector: OTLP over gRPC, by our own wire, or over HTTP; by the standard variables OTEL_EXPORTER_OTLP_*.
+
+The SDK's exporters are not used: one imports grpc, which a process on the wire does without (160 ms and 26 MB), the other requests (120 ms and 8 MB).
+Only the encoder of spans is OpenTelemetry's.
+
+    OTEL_EXPORTER_OTLP_PROTOCOL       grpc (the default) or http/protobuf
+    OTEL_EXPORTER_OTLP_ENDPOINT       http://host:port, https://host:port; with grpc also unix:/path, and host:port, which is TLS unless ..._INSECURE=true
+    OTEL_EXPORTER_OTLP_HEADERS        name=value,name=value, in URL encoding
+    OTEL_EXPORTER_OTLP_TIMEOUT        seconds (as OpenTelemetry for Python has it) for a batch with all its repetitions; 10
+    OTEL_EXPORTER_OTLP_COMPRESSION    none (the default) or gzip
+    OTEL_EXPORTER_OTLP_CERTIFICATE    whom to trust, in place of the system's; ..._CLIENT_CERTIFICATE and ..._CLIENT_KEY: who we are
+
+For each, OTEL_EXPORTER_OTLP_TRACES_... is stronger. With HTTP, ``/v1/traces`` is added to ENDPOINT, and nothing to TRACES_ENDPOINT.
+
+The SDK calls an :class:`Exporter` from a thread of its own, so all of this blocks. What may work later is tried again with growing pauses, within the
+timeout; a process that ends tries what is left once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.util.re import parse_env_headers
+
+from services.kit import errors
+from services.kit.version import SPLITD
+from services.kit.wire.blocking import BlockingClient
+
+log = logging.getLogger(__name__)
+
+_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+_PATH = "/v1/traces"
+
+
+_FIRST_PAUSE = 0.5
+"""Seconds; each is twice the one before, give or take a fifth."""
+
+
+class SendError(Exception):
+    """A batch that was not taken. ``again``: it may be later; ``after``: not before so many seconds, says the collector."""
+
+    def __init__(self, message: str, *, again: bool, after: float = 0) -> None:
+        super().__init__(message)
+        self.again = again
+        self.after = after
+
+
+class Sender(Protocol):
+    """One of the two protocols."""
+
+    def send(self, request: bytes, timeout: float) -> bytes:
+        """Deliver an ExportTraceServiceRequest; the response, or SendError."""
+        ...
+
+    def close(self) -> None:
+        """Hang up."""
+        ...
+
+
+class Exporter(SpanExporter):
+    """Sends batches, repeats what may be repeated, and says in the log when spans begin to be lost and when that is over."""
+
+    def __init__(self, sender: Sender, timeout: float) -> None:
+        self._sender = sender
+        self._timeout = timeout
+        self._ending = threading.Event()
+        self._end = float("inf")
+        self._lost = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Deliver a batch, or give it up."""
+        request = encode_spans(spans).SerializeToString()
+        end = time.monotonic() + self._timeout
+        pause = _FIRST_PAUSE
+        while True:
+            last = self._ending.is_set()
+            try:
+                response = self._sender.send(request, min(end, self._end) - time.monotonic())
+            except SendError as error:
+                wait = max(pause * random.uniform(0.8, 1.2), error.after)  # noqa: S311
+                if last or not error.again or time.monotonic() + wait >= end:
+                    self._give_up(len(spans), error)
+                    return SpanExportResult.FAILURE
+            else:
+                self._delivered(response)
+                return SpanExportResult.SUCCESS
+            self._ending.wait(wait)
+            pause *= 2
+
+    def _give_up(self, count: int, error: SendError) -> None:
+        if not self._lost:
+            log.warning("spans are lost: %s", error)
+        self._lost += count
+
+    def _delivered(self, response: bytes) -> None:
+        if self._lost:
+            log.info("spans are delivered again; %d were lost", self._lost)
+            self._lost = 0
+        try:
+            partial = ExportTraceServiceResponse.FromString(response).partial_success
+        except DecodeError:  # of a collector that took them and said so in words of its own
+            return
+        if partial.rejected_spans or partial.error_message:
+            log.warning("the collector refused %d spans: %s", partial.rejected_spans, partial.error_message)
+
+    def finish(self, seconds: float) -> None:
+        """The process ends: whatever is sent from here on has ``seconds`` in all, and is tried once."""
+        self._end = time.monotonic() + seconds
+        self._ending.set()
+
+    def shutdown(self) -> None:
+        self._ending.set()
+        self._sender.close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+
+# ---------------------------------------------------------------------------------------------- what the environment says
+
+
+class Variable(NamedTuple):
+    """A setting, and the variable that it came from."""
+
+    name: str
+    value: str
+
+    def wrong(self, why: str) -> ValueError:
+        """The error of a process that cannot run like this."""
+        return ValueError(f"{self.name}={self.value}: {why}")
+
+
+def variable(suffix: str) -> Variable:
+    """OTEL_EXPORTER_OTLP_TRACES_``suffix``, or else the one for all signals; empty if neither is set."""
+    general = f"OTEL_EXPORTER_OTLP_{suffix}"
+    for name in (f"OTEL_EXPORTER_OTLP_TRACES_{suffix}", general):
+        if value := os.environ.get(name, "").strip():
+            return Variable(name, value)
+    return Variable(general, "")
+
+
+def configured() -> Exporter:
+    """The exporter that the environment asks for; ValueError names the variable that is wrong."""
+    protocol = variable("PROTOCOL")
+    compression = variable("COMPRESSION")
+    if compression.value not in ("", "none", "gzip"):
+        raise compression.wrong("choose one of none, gzip")
+    compress = compression.value == "gzip"
+    given = variable("HEADERS")
+    headers = parse_env_headers(given.value, liberal=True)
+    if any(not character.isprintable() for value in headers.values() for character in value):
+        raise ValueError(f"{given.name}: a value has characters that no header may have")  # which value, is perhaps a secret
+    timeout = variable("TIMEOUT")
+    try:
+        seconds = float(timeout.value or 10)
+    except ValueError:
+        raise timeout.wrong("a number of seconds is wanted") from None
+    match protocol.value or "grpc":
+        case "grpc":
+            return Exporter(OverGrpc(place_of_grpc(), headers, compress=compress), seconds)
+        case "http/protobuf":
+            return Exporter(OverHttp(*place_of_http(), headers, compress=compress), seconds)
+    raise protocol.wrong("choose one of grpc, http/protobuf")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a collector listens: ``host`` is a path where there is no port."""
+
+    name: str
+    host: str
+    port: int
+    authority: str = "localhost"
+    tls: ssl.SSLContext | None = None
+
+    def dial(self, timeout: float) -> socket.socket:
+        """A connected socket; OSError."""
+        if not self.port:
+            connected = socket.socket(socket.AF_UNIX)
+            try:
+                connected.settimeout(timeout)
+                connected.connect(self.host)
+            except BaseException:
+                connected.close()
+                raise
+            return connected
+        connected = socket.create_connection((self.host, self.port), timeout)
+        try:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connected if self.tls is None else self.tls.wrap_socket(connected, server_hostname=self.host)
+        except BaseException:
+            connected.close()
+            raise
+
+
+def place_of_grpc() -> Place:
+    """Of ENDPOINT as gRPC reads it."""
+    endpoint = variable("ENDPOINT")
+    value = endpoint.value
+    if value.startswith("unix:"):
+        return Place(value, value.removeprefix("unix:").removeprefix("//"), 0)
+    if "://" not in value:
+        value = ("http://" if variable("INSECURE").value.lower() == "true" else "https://") + value
+    return _place(endpoint, value, {"http": 4317, "https": 443}, "h2")[0]
+
+
+def place_of_http() -> tuple[Place, str]:
+    """Of ENDPOINT as HTTP reads it, and the path to post to."""
+    endpoint = variable("ENDPOINT")
+    place, path = _place(endpoint, endpoint.value, {"http": 80, "https": 443}, "http/1.1")
+    if endpoint.name.endswith("_TRACES_ENDPOINT"):
+        return place, path or "/"
+    return place, path.rstrip("/") + _PATH
+
+
+def _place(endpoint: Variable, url: str, ports: Mapping[str, int], alpn: str) -> tuple[Place, str]:
+    try:
+        parts = urlsplit(url)
+        usual = ports[parts.scheme]
+        port = usual if parts.port is None else parts.port
+    except (ValueError, KeyError):
+        raise endpoint.wrong("it is no http:// or https:// address") from None
+    if not parts.hostname or not port:
+        raise endpoint.wrong("it names no host or no port")
+    tls = _tls(alpn) if parts.scheme == "https" else None
+    path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+    authority = parts.netloc.rpartition("@")[2]
+    return Place(f"{parts.scheme}://{authority}", parts.hostname, port, authority, tls), path
+
+
+def _tls(alpn: str) -> ssl.SSLContext:
+    trusted, certificate, key = variable("CERTIFICATE"), variable("CLIENT_CERTIFICATE"), variable("CLIENT_KEY")
+    try:
+        context = ssl.create_default_context(cafile=trusted.value or None)
+    except OSError as error:
+        raise trusted.wrong(str(error)) from None
+    if certificate.value:
+        try:
+            context.load_cert_chain(certificate.value, key.value or None)
+        except OSError as error:
+            raise certificate.wrong(str(error)) from None
+    context.set_alpn_protocols([alpn])
+    return context
+
+
+# ---------------------------------------------------------------------------------------------- the two protocols
+
+
+class OverGrpc:
+    """TraceService/Export by our own wire."""
+
+    def __init__(self, place: Place, headers: Mapping[str, str], *, compress: bool) -> None:
+        self._metadata = tuple(headers.items())
+        self._compress = compress
+        self._client = BlockingClient(place.dial, f"collector at {place.name}", scheme="https" if place.tls else "http", authority=place.authority)
+
+    def send(self, request: bytes, timeout: float) -> bytes:
+        try:
+            return self._client.unary(_METHOD, request, self._metadata, timeout, compress=self._compress)
+        except errors.NodeError as error:
+            after = _retry_delay(error)
+            again = error.code in _TRANSIENT or (error.code == errors.ResourceExhausted.code and after is not None)
+            raise SendError(f"{type(error).__name__}: {error}", again=again, after=after or 0) from None
+
+    def close(self) -> None:
+        self._client.close()
+
+
+_TRANSIENT = {kind.code for kind in (errors.Cancelled, errors.DeadlineExceeded, errors.Aborted, errors.OutOfRange, errors.Unavailable, errors.DataLoss)}
+"""By OTLP's table (its specification, OTLP/gRPC Response). RESOURCE_EXHAUSTED is so if the collector says when to come back."""
+
+
+def _retry_delay(error: errors.NodeError) -> float | None:
+    """The seconds of a RetryInfo among a status's details."""
+    raw = dict(error.trailers).get("grpc-status-details-bin")
+    if not isinstance(raw, bytes):
+        return None
+    info = error_details_pb2.RetryInfo()
+    try:
+        for detail in status_pb2.Status.FromString(raw).details:
+            if detail.Unpack(info):
+                return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
+    except DecodeError:
+        pass
+    return None
+
+
+class OverHttp:
+    """A POST of the same message."""
+
+    def __init__(self, place: Place, path: str, headers: Mapping[str, str], *, compress: bool) -> None:
+        import http.client
+
+        self._place = place
+        self._path = path
+        self._compress = compress
+        self._headers: dict[str, str | bytes] = {
+            "host": place.authority, "user-agent": f"splitd/{SPLITD}", **{k: v.encode() for k, v in headers.items()},
+            "content-type": "application/x-protobuf", **({"content-encoding": "gzip"} if compress else {})}
+        self._connection = http.client.HTTPConnection(place.host, place.port)
+        self._unusable = http.client.HTTPException
+
+    def send(self, request: bytes, timeout: float) -> bytes:
+        connection = self._connection
+        end = time.monotonic() + timeout
+        try:
+            if connection.sock is not None and _has_news(connection.sock):  # which can only be that it was closed
+                connection.close()
+            if connection.sock is None:
+                connection.sock = self._place.dial(max(timeout, 0.001))
+            connection.sock.settimeout(max(end - time.monotonic(), 0.001))
+            connection.request("POST", self._path, zlib.compress(request, wbits=31) if self._compress else request, self._headers)
+            response = connection.getresponse()
+            answer = response.read(_ANSWER)
+        except (OSError, self._unusable) as error:
+            connection.close()
+            why = "it does not answer" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+            raise SendError(f"collector at {self._place.name} is not reachable ({why})", again=True) from None
+        if not response.isclosed():  # there is more than anybody wants
+            connection.close()
+        if 200 <= response.status < 300:
+            return answer
+        after = response.headers.get("retry-after", "")
+        raise SendError(f"collector at {self._place.name} answers {response.status} {response.reason}", again=response.status in _TRANSIENT_HTTP,
+                        after=float(after) if after.isdigit() else 0)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+_ANSWER = 64 << 10
+_TRANSIENT_HTTP = (429, 502, 503, 504)
+
+
+def _has_news(connected: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return bool(poll.poll(0))

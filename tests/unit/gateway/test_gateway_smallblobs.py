@@ -1,0 +1,36 @@
+"""The bytes that the gateway keeps."""
+
+from __future__ import annotations
+
+import hashlib
+
+from gateway.smallblobs import SmallBlobs
+
+
+def named(data: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+def test_a_blob_is_kept_by_the_digest_of_its_bytes() -> None:
+    """Any digest that containerd accepts; what is not its bytes is not kept."""
+    blobs = SmallBlobs()
+    for algorithm in ("sha256", "sha384", "sha512"):
+        digest = named(b"a", algorithm)
+        assert blobs.put(digest, b"a")
+        assert blobs.get(digest) == b"a"
+    assert not blobs.put(named(b"b"), b"c")
+    assert blobs.get(named(b"b")) is None
+    assert not blobs.put("md5:" + hashlib.md5(b"a").hexdigest(), b"a")
+
+
+def test_large_ones_are_not_kept_and_of_many_those_used_last() -> None:
+    """There is a limit for each, and one for all together."""
+    blobs = SmallBlobs(largest=10, limit=30)
+    assert not blobs.put(named(b"x" * 11), b"x" * 11)
+    data = [bytes([65 + i]) * 10 for i in range(4)]
+    for each in data[:3]:
+        assert blobs.put(named(each), each)
+    assert blobs.put(named(data[0]), data[0])  # again: it counts once
+    assert blobs.get(named(data[0])) == data[0]
+    assert blobs.put(named(data[3]), data[3])
+    assert [blobs.get(named(each)) is not None for each in data] == [True, False, True, True]

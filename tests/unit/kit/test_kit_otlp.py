@@ -1,0 +1,105 @@
+"""kit.otlp: what it reads in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.kit import otlp
+
+PREFIX = "OTEL_EXPORTER_OTLP_"
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the machine that runs the tests."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("OTEL_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(("endpoint", "insecure", "wanted"), [
+    ("http://box:4317", "", ("box", 4317, "box:4317", False)),
+    ("http://box", "", ("box", 4317, "box", False)),
+    ("http://box:1/some/path", "", ("box", 1, "box:1", False)),
+    ("http://box:1", "false", ("box", 1, "box:1", False)),
+    ("https://box:1", "true", ("box", 1, "box:1", True)),
+    ("https://box", "", ("box", 443, "box", True)),
+    ("http://user:word@[::1]:1", "", ("::1", 1, "[::1]:1", False)),
+    ("box:1", "true", ("box", 1, "box:1", False)),
+    ("box:1", "TRUE", ("box", 1, "box:1", False)),
+    ("box:1", "", ("box", 1, "box:1", True)),
+    ("unix:/run/x.sock", "", ("/run/x.sock", 0, "localhost", False)),
+    ("unix:///run/x.sock", "", ("/run/x.sock", 0, "localhost", False)),
+])
+def test_where_grpc_finds_the_collector(endpoint: str, insecure: str, wanted: tuple[str, int, str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheme decides about TLS; without one, INSECURE does."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", endpoint)
+    monkeypatch.setenv(PREFIX + "INSECURE", insecure)
+    place = otlp.place_of_grpc()
+    assert (place.host, place.port, place.authority, place.tls is not None) == wanted
+
+
+@pytest.mark.parametrize(("name", "endpoint", "wanted"), [
+    ("ENDPOINT", "http://box:4318", ("box", 4318, "/v1/traces")),
+    ("ENDPOINT", "http://box:4318/", ("box", 4318, "/v1/traces")),
+    ("ENDPOINT", "https://box/otel/", ("box", 443, "/otel/v1/traces")),
+    ("TRACES_ENDPOINT", "http://box:4318", ("box", 4318, "/")),
+    ("TRACES_ENDPOINT", "http://box/mine?x=1", ("box", 80, "/mine?x=1")),
+])
+def test_where_http_posts_to(name: str, endpoint: str, wanted: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of the signal is added to the address for all signals, and to no other."""
+    monkeypatch.setenv(PREFIX + name, endpoint)
+    place, path = otlp.place_of_http()
+    assert (place.host, place.port, path) == wanted
+
+
+def test_the_variable_for_traces_is_stronger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is empty, which is as if it were not set."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", "http://all:1")
+    monkeypatch.setenv(PREFIX + "TRACES_ENDPOINT", "http://traces:1")
+    assert otlp.place_of_grpc().host == "traces"
+    monkeypatch.setenv(PREFIX + "TRACES_ENDPOINT", "")
+    assert otlp.place_of_grpc().host == "all"
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("PROTOCOL", "http/json"), ("TRACES_PROTOCOL", "grpc-web"), ("COMPRESSION", "deflate"), ("TIMEOUT", "soon"),
+    ("ENDPOINT", "ftp://box:1"), ("ENDPOINT", "http://"), ("ENDPOINT", "http://box:port"), ("ENDPOINT", "http://box:0"),
+])
+def test_what_is_wrong_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a process that cannot start says which variable, and what it was."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(ValueError, match=f"^{PREFIX}{name}={value}: "):
+        otlp.configured()
+
+
+def test_headers_that_are_wrong_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are where tokens are, and the error is for the log."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
+    monkeypatch.setenv(PREFIX + "HEADERS", "authorization=secret%0A")
+    monkeypatch.setenv(PREFIX + "TRACES_HEADERS", "authorization=secret%00")
+    with pytest.raises(ValueError, match=f"^{PREFIX}TRACES_HEADERS: ") as caught:
+        otlp.configured()
+    assert "secret" not in str(caught.value)
+
+
+def test_http_knows_no_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the specification."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", "unix:/x.sock")
+    monkeypatch.setenv(PREFIX + "PROTOCOL", "http/protobuf")
+    with pytest.raises(ValueError, match=f"^{PREFIX}ENDPOINT=unix:/x.sock: it is no http:// or https:// address$"):
+        otlp.configured()
+
+
+@pytest.mark.parametrize("name", ["CERTIFICATE", "CLIENT_CERTIFICATE"])
+def test_a_certificate_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own error would not say which file."""
+    monkeypatch.setenv(PREFIX + "ENDPOINT", "https://box:1")
+    monkeypatch.setenv(PREFIX + name, str(tmp_path / "none.pem"))
+    with pytest.raises(ValueError, match=f"^{PREFIX}{name}={tmp_path}/none.pem: "):
+        otlp.configured()

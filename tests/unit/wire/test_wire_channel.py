@@ -1,0 +1,460 @@
+"""kit.wire.channel and kit.wire.relay on transports in memory: calls, and what servers do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+
+from services.kit import errors, rpc
+from services.kit.wire import channel as module
+from services.kit.wire.channel import ClientLink, WireCarrier
+from services.kit.wire.deadlines import Deadlines
+from services.kit.wire.frames import Code
+from services.kit.wire.limits import Limits
+from tests.unit.wire.test_wire_server import SAY, Served
+from tests.wires import (
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    OK,
+    RESPONSE,
+    RST_STREAM,
+    WINDOW_UPDATE,
+    Frame,
+    Transport,
+    data,
+    deliver,
+    grpc,
+    headers,
+    literal,
+    settings,
+    turns,
+    word,
+)
+
+PATH = "/splitd.Test/Pass"
+
+
+class Calling:
+    """A carrier, and a server of bytes at its other end."""
+
+    def __init__(self, hello: bytes | None = None) -> None:
+        self.carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
+        self.link, self.transport = self.connect(settings() if hello is None else hello)
+
+    def connect(self, hello: bytes) -> tuple[ClientLink, Transport]:
+        """As :meth:`WireCarrier._attempt` does it."""
+        link = ClientLink(self.carrier, Limits())
+        transport = Transport(link)
+        link.connection_made(transport)
+        link.data_received(hello)
+        self.carrier._link = link
+        self.carrier._links.add(link)
+        transport.frames()
+        return link, transport
+
+    def feed(self, *parts: bytes) -> None:
+        deliver(self.link, b"".join(parts))
+
+    def unary(self, request: bytes = b"q", timeout: float | None = None) -> asyncio.Task[bytes]:
+        return asyncio.ensure_future(self.carrier.unary(PATH, request, (), timeout))
+
+    def answer(self, stream: int, message: bytes = b"a") -> None:
+        self.feed(headers(stream, literal(RESPONSE)), data(stream, grpc(message)), headers(stream, literal(OK), end=True))
+
+
+async def test_a_unary_call() -> None:
+    """Asked in one go, answered with its message; nothing is left."""
+    calling = Calling()
+    call = calling.unary(b"question")
+    await turns()
+    head, message = calling.transport.frames()
+    assert (head.kind, message.payload, message.flags) == (HEADERS, grpc(b"question"), END_STREAM)
+    calling.answer(1, b"answer")
+    assert await call == b"answer"
+    assert not calling.link.connection.streams
+
+
+@pytest.mark.parametrize(("answer", "code"), [
+    (headers(1, literal([*RESPONSE, ("grpc-status", "5"), ("grpc-message", "not here")]), end=True), 5),
+    (headers(1, literal([(":status", "404"), ("content-type", "text/html")])) + data(1, b"<html>") + data(1, b"</html>", end=True), 12),
+    (headers(1, literal([(":status", "503")]), end=True), 14),
+    (headers(1, literal(RESPONSE)) + data(1, grpc(b"a"), end=True), 13),
+    (headers(1, literal(RESPONSE)) + headers(1, literal(OK), end=True), 13),
+    (headers(1, literal(RESPONSE)) + data(1, grpc(b"a") + grpc(b"b")) + data(1, grpc(b"c")), 13),
+    (headers(1, literal(RESPONSE)) + data(1, b"\7\0\0\0\0") + data(1, b"more") + headers(1, literal(OK), end=True), 13),
+    (headers(1, literal(RESPONSE)) + headers(1, literal([("no", "status")]), end=True), 13),
+    (word(RST_STREAM, 1, Code.CANCEL), 1),
+    (word(RST_STREAM, 1, 12345), 13),
+    (headers(1, literal([("no", "status")])), 13),
+], ids=["trailers only", "no gRPC, with a body", "no gRPC", "no trailers", "no message", "two messages", "a bad flag", "no status", "RST_STREAM", "an unknown code", "malformed"])
+async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(answer: bytes, code: int, caplog: pytest.LogCaptureFixture) -> None:
+    """With gRPC's code for it; unary and stream, in one read and in many, and no stream stays behind."""
+    for step in (len(answer), 1):
+        calling = Calling()
+        call = calling.unary()
+        await turns()
+        for at in range(0, len(answer), step):
+            calling.feed(answer[at:at + step])
+        with pytest.raises(errors.NodeError) as error:
+            await call
+        assert error.value.code == code
+        assert not calling.link.connection.streams
+        if answer.endswith(data(1, grpc(b"c"))):
+            continue  # for a stream nothing is wrong with it
+        calling = Calling()
+        stream = calling.carrier.stream(PATH, (), None)
+        await stream.send(b"q")
+        for at in range(0, len(answer), step):
+            calling.feed(answer[at:at + step])
+        got = []
+        try:
+            while (message := await stream.receive()) is not None:
+                got.append(message)
+        except errors.NodeError as failure:
+            assert failure.code == code
+        else:
+            assert not got
+        assert not calling.link.connection.streams
+        assert not calling.link.lost
+    assert not caplog.text
+
+
+async def test_a_stream_that_ends_in_the_middle_of_a_message() -> None:
+    """OK or not, something is missing: INTERNAL."""
+    calling = Calling()
+    stream = calling.carrier.stream(PATH, (), None)
+    await stream.send(b"q")
+    calling.feed(headers(1, literal(RESPONSE)), data(1, grpc(b"whole") + grpc(b"cut off")[:-1]), headers(1, literal(OK), end=True))
+    assert await stream.receive() == b"whole"
+    with pytest.raises(errors.Internal, match="middle of a message"):
+        await stream.receive()
+
+
+async def test_a_writer_does_not_outlive_its_connection() -> None:
+    """It waits for the server's window when the connection is lost: it hears of that."""
+    calling = Calling(settings(initial_window_size=0))
+    stream = calling.carrier.stream(PATH, (), None)
+    sending = asyncio.ensure_future(stream.send(bytes(module.HIGH_WATER * 2)))
+    await turns()
+    assert not sending.done()
+    calling.link.connection_lost(None)
+    with pytest.raises(errors.Disconnected):
+        async with asyncio.timeout(1):
+            await sending
+
+
+async def test_a_cancelled_stream_is_not_opened_afterwards() -> None:
+    """It was waiting for a connection when its caller left."""
+    calling = Calling(settings(max_concurrent_streams=0))
+    stream = calling.carrier.stream(PATH, (), None)
+    sending = asyncio.ensure_future(stream.send(b"q"))
+    await turns()
+    stream.cancel()
+    calling.feed(settings(max_concurrent_streams=1))
+    with pytest.raises(errors.Cancelled):
+        await sending
+    assert not calling.link.connection.streams
+
+
+# ---------------------------------------------------------------------------------------------- room for streams
+
+
+async def test_calls_take_turns_where_the_server_allows_few_at_once() -> None:
+    """In the order in which they came: whoever has just ended and calls again is behind those that wait."""
+    calling = Calling(settings(max_concurrent_streams=1))
+    order: list[str] = []
+
+    async def calls(name: str) -> None:
+        for _ in range(3):
+            await calling.carrier.unary(PATH, name.encode(), (), None)
+            order.append(name)
+
+    workers = [asyncio.ensure_future(calls(name)) for name in "abc"]
+    for number in range(1, 19, 2):
+        await turns()
+        assert len(calling.link.connection.streams) == 1
+        calling.answer(number)
+    await asyncio.gather(*workers)
+    assert "".join(order) == "abc" * 3
+
+
+async def test_room_that_nobody_takes_is_passed_on() -> None:
+    """A call that was given a stream and is cancelled in the same moment."""
+    calling = Calling(settings(max_concurrent_streams=1))
+    first, second, third = calling.unary(), calling.unary(), calling.unary()
+    await turns()
+    calling.answer(1)
+    second.cancel()
+    await turns()
+    calling.answer(3)
+    assert await first == await third == b"a"
+    assert second.cancelled()
+
+
+async def test_room_that_comes_later() -> None:
+    """A server that allows no streams at first, and then two: both calls go."""
+    calling = Calling(settings(max_concurrent_streams=0))
+    calls = [calling.unary(), calling.unary()]
+    await turns()
+    assert not calling.link.connection.streams
+    calling.feed(settings(max_concurrent_streams=2))
+    await turns()
+    assert len(calling.link.connection.streams) == 2
+    calling.answer(1)
+    calling.answer(3)
+    assert await asyncio.gather(*calls) == [b"a", b"a"]
+
+
+async def test_a_deadline_holds_for_a_call_that_is_asked_again() -> None:
+    """Refused, and then there is no room: it does not wait any longer for that."""
+    calling = Calling(settings(max_concurrent_streams=1))
+    call = calling.unary(timeout=0.05)
+    await turns()
+    calling.feed(settings(max_concurrent_streams=0), word(RST_STREAM, 1, Code.REFUSED_STREAM))
+    with pytest.raises(errors.DeadlineExceeded):
+        async with asyncio.timeout(5):
+            await call
+
+
+# ---------------------------------------------------------------------------------------------- connections that go
+
+
+def goaway(last: int, code: int = 0) -> bytes:
+    return bytes(Frame(GOAWAY, 0, 0, struct.pack(">II", last, code)))
+
+
+async def test_a_goaway_moves_what_was_not_looked_at() -> None:
+    """Calls above it are asked again on another connection; those below end on this one, which is closed then, and forgotten."""
+    calling = Calling()
+    first, second = calling.unary(b"one"), calling.unary(b"two")
+    await turns()
+    old = calling.transport
+    old_link = calling.link
+    calling.feed(goaway(1))
+    assert calling.carrier.link is None
+    calling.link, calling.transport = calling.connect(settings())
+    await turns(10)
+    assert not old.closed
+    assert [f.payload for f in calling.transport.frames() if f.kind == DATA] == [grpc(b"two")]
+    calling.answer(1, b"2")
+    deliver(old_link, headers(1, literal(RESPONSE)) + data(1, grpc(b"1")) + headers(1, literal(OK), end=True))
+    assert (await first, await second) == (b"1", b"2")
+    assert old.closed
+    await turns()
+    assert calling.carrier._links == {calling.link}
+
+
+async def test_a_server_that_says_goodbye_at_once_is_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SETTINGS and GOAWAY in the same read, as of a service that stops: such a connection would be taken for a good one for ever."""
+    carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
+
+    async def connect(make: Any, address: str) -> None:
+        link = make()
+        link.connection_made(Transport(link))
+        link.data_received(settings() + goaway(0))
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(carrier, "_loop", type("Loop", (), {"create_unix_connection": staticmethod(connect), "create_task": loop.create_task, "time": loop.time,
+                                                            "create_future": loop.create_future, "call_later": loop.call_later})())
+    with pytest.raises(errors.Disconnected):
+        await carrier.unary(PATH, b"q", (), None)
+    assert carrier.link is None
+    await carrier.close()
+
+
+async def test_a_channel_that_is_closed_while_it_connects_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has accepted, and says nothing yet."""
+    carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
+    transport = Transport()
+
+    async def connect(make: Any, address: str) -> None:
+        transport.link = make()
+        transport.link.connection_made(transport)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(carrier, "_loop", type("Loop", (), {"create_unix_connection": staticmethod(connect), "create_task": loop.create_task})())
+    assert not carrier.connected()
+    await turns()
+    await carrier.close()
+    assert transport.closed
+
+
+async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the clock ticks on."""
+    expired = []
+
+    class Item:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def expire(self) -> None:
+            expired.append(self.name)
+            if self.name == "bad":
+                raise ZeroDivisionError
+
+    now = [0.0]
+    ticks: list[Any] = []
+    loop = type("Loop", (), {"time": lambda self: now[0], "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args)) or True})()
+    deadlines = Deadlines(loop)
+    for name in ("bad", "good"):
+        deadlines.add(Item(name), 2.0)
+    deadlines.add(Item("late"), 60.0)
+    now[0] = 3.0
+    tick, = ticks.pop()
+    tick()
+    assert expired == ["bad", "good"]
+    assert len(ticks) == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------- the relay
+
+
+class Passing:
+    """A server that relays, its client, and its upstream, both of bytes."""
+
+    def __init__(self, hello: bytes | None = None, repeats: int = 0) -> None:
+        self.up = Calling(hello)
+        self.admitted: list[bytes] = []
+        upstream = self
+
+        class Relay:
+            def arity(self, method: str) -> rpc.Arity:
+                return rpc.STREAMS
+
+            def coordinated(self, call: rpc.Call) -> None:
+                return None
+
+            def route(self, call: rpc.Call) -> rpc.Route:
+                return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats)  # type: ignore[arg-type]
+
+        self.name = "upstream"
+        self.channel: Any = self
+        self.carrier = self.up.carrier
+        self.down = Served(Relay())
+
+    def is_ready(self) -> bool:
+        return True
+
+    async def ready(self, call: Any = None) -> Any:
+        return self
+
+    async def gone(self) -> None:
+        await self.down.gone()
+        assert not self.up.link.connection.streams
+
+
+async def test_a_call_passes() -> None:
+    """Head, data and end to the upstream, and back."""
+    passing = Passing()
+    passing.down.call(1, PATH, b"question")
+    await turns()
+    head, message = passing.up.transport.frames()
+    assert b"upstream" in head.payload
+    assert (message.payload, message.flags) == (grpc(b"question"), END_STREAM)
+    passing.up.answer(1, b"answer")
+    await turns()
+    assert [(f.kind, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(DATA, grpc(b"answer"))]
+    await passing.gone()
+
+
+async def test_a_passage_that_ends_makes_room_for_the_next() -> None:
+    """Where the upstream allows one stream, calls pass one after the other."""
+    passing = Passing(settings(max_concurrent_streams=1))
+    for number in (1, 3, 5):
+        passing.down.call(number, PATH, b"%d" % number)
+    for number in (1, 3, 5):
+        await turns(10)
+        assert [f.payload for f in passing.up.transport.frames() if f.kind == DATA] == [grpc(b"%d" % number)]
+        passing.up.answer(number)
+    await turns()
+    assert not passing.down.link.connection.streams
+    await passing.gone()
+
+
+async def test_a_request_that_is_sent_again_keeps_its_window() -> None:
+    """What the first upstream had not taken is given back to the client when the second has: else the rest would never come."""
+    passing = Passing(settings(initial_window_size=0), repeats=1)
+    passing.down.call(1, PATH, end=False)
+    passing.down.feed(data(1, b"x" * 16000) * 3)
+    await turns()
+    stream = passing.down.link.connection.streams[1]
+    assert stream.receive_window < 20_000
+    passing.up.feed(word(RST_STREAM, 1, Code.REFUSED_STREAM), settings(initial_window_size=1 << 20))
+    async with asyncio.timeout(5):
+        while len(passing.up.link.connection.streams) == 0:
+            await asyncio.sleep(0.01)
+    await turns()
+    assert sum(len(f.payload) for f in passing.up.transport.frames() if f.kind == DATA) == 48_000
+    assert stream.receive_window + stream.credit == stream.window
+    assert [f.stream for f in passing.down.transport.frames() if f.kind == WINDOW_UPDATE] == [1]
+    await passing.gone()
+
+
+async def test_what_is_kept_for_another_try_is_no_more_than_its_bytes() -> None:
+    """Not the reads that they came in: a byte of a request may have come with a megabyte of others."""
+    passing = Passing(settings(max_concurrent_streams=0))
+    passing.down.call(1, PATH, end=False)
+    passing.down.feed(*[data(1, b"x")] * 200)
+    passage = next(iter(passing.down.server.passages))
+    assert (len(passage._kept), len(passage._early)) == (200, 200)
+    assert (type(passage._kept), type(passage._early)) == (bytearray, bytearray)
+    await passing.gone()
+
+
+async def test_an_upstream_that_stops_is_left_without_a_stream() -> None:
+    """It has said so in trailers, in the middle of a request: the call goes elsewhere, and its first stream is reset."""
+    passing = Passing(repeats=1)
+    passing.down.call(1, PATH, b"part", end=False)
+    await turns()
+    passing.up.transport.frames()
+    passing.up.feed(headers(1, literal([*RESPONSE, ("grpc-status", "14"), (rpc.STOPPING, "1")]), end=True))
+    await turns()
+    assert [(f.kind, f.stream) for f in passing.up.transport.frames()] == [(RST_STREAM, 1)]
+    await passing.gone()
+
+
+@pytest.mark.parametrize("where", ["before", "waiting", "passing", "answered"])
+async def test_a_client_that_leaves_leaves_nothing_behind(where: str) -> None:
+    """Reset or lost, wherever its call is: no passage, no stream of the upstream."""
+    for lost in (False, True):
+        passing = Passing(settings(max_concurrent_streams=0 if where == "waiting" else 5))
+        passing.down.call(1, PATH, b"q", end=False)
+        if where != "before":
+            await turns()
+        if where == "answered":
+            passing.up.feed(headers(1, literal(RESPONSE)), data(1, grpc(b"a")))
+        if not lost:
+            passing.down.feed(word(RST_STREAM, 1, Code.CANCEL))
+            await turns()
+            assert not passing.up.link.connection.streams
+            assert not passing.down.server.passages
+        await passing.gone()
+
+
+async def test_a_client_that_does_not_read_holds_up_its_upstream() -> None:
+    """What could not be sent on is not given back: the upstream stops at its window, and goes on when the client reads."""
+    passing = Passing()
+    deliver(passing.down.link, settings(initial_window_size=100))
+    passing.down.call(1, PATH, b"q")
+    await turns()
+    passing.up.feed(headers(1, literal(RESPONSE)), data(1, b"x" * 16000) * 4)
+    up = passing.up.link.connection.streams[1]
+    assert up.receive_window < 2000
+    passing.down.feed(word(WINDOW_UPDATE, 1, 100_000), word(WINDOW_UPDATE, 0, 100_000))
+    assert up.receive_window > 60_000
+    await passing.gone()
+
+
+async def test_a_call_of_our_own_beside_those_that_pass() -> None:
+    """The same connection carries both."""
+    passing = Passing()
+    passing.down.call(1, PATH, b"q")
+    passing.down.call(3, SAY, b"hello")
+    assert [(f.stream, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(3, grpc(b"HELLO"))]
+    await passing.gone()

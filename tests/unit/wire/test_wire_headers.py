@@ -1,0 +1,357 @@
+"""kit.wire.headers: what a block means, at any time, and what we write."""
+
+from __future__ import annotations
+
+import base64
+import random
+
+import pytest
+from hpack import Decoder as Hpack
+from hpack import Encoder
+
+from services.kit.wire import headers
+from services.kit.wire.frames import Code, ConnectionFault, StreamFault
+from services.kit.wire.limits import Limits
+from tests.wires import REQUEST, literal
+
+
+class Reader:
+    """Our decoder and hpack's, side by side: fed the same blocks, they must say the same."""
+
+    def __init__(self) -> None:
+        self.encoder = Encoder()
+        self._ours = headers.Decoder(Limits())
+        self._theirs = Hpack()
+
+    def read(self, block: bytes, kind=headers.trailers) -> headers.Head:
+        head = self._ours(kind, block)
+        assert [pair for pair in self._theirs.decode(block, raw=True) if not pair[0].startswith(b":")] == head.pairs
+        return head
+
+    def send(self, *fields: tuple[str, str]) -> headers.Head:
+        """As hpack's encoder writes it, with its table."""
+        return self.read(self.encoder.encode(list(fields)))
+
+
+def indexed(number: int) -> bytes:
+    return bytes([0x80 | number])
+
+
+def remembered(name: str, value: str) -> bytes:
+    """A literal that goes to the table."""
+    return b"\x40" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+
+
+NEWEST = indexed(62)
+
+# ---------------------------------------------------------------------------------------------- the cache
+
+
+def test_a_block_that_leaves_the_table_alone_is_read_once() -> None:
+    """The very same Head comes back; for another kind of list it is another."""
+    decoder = headers.Decoder(Limits())
+    block = literal([("a", "b")])
+    assert decoder(headers.trailers, block) is decoder(headers.trailers, block)
+    with pytest.raises(StreamFault):
+        decoder(headers.response, block)
+    assert decoder(headers.trailers, block).headers == {"a": "b"}
+
+
+def test_a_reference_to_the_table_means_what_the_table_says_now() -> None:
+    """The same byte, before and after the table has changed."""
+    reader = Reader()
+    reader.read(remembered("x", "1"))
+    assert reader.read(NEWEST).headers == {"x": "1"}
+    assert reader.read(NEWEST).headers == {"x": "1"}
+    reader.read(remembered("x", "2"))
+    assert reader.read(NEWEST).headers == {"x": "2"}
+    assert reader.read(indexed(63)).headers == {"x": "1"}
+
+
+def test_a_table_of_one_entry_replaced_twice_in_one_block() -> None:
+    """As many entries as before, one of the same name and value even: still another table, and still read right."""
+    reader = Reader()
+    reader.read(b"\x3f\x03")  # 34 bytes: room for one entry of two letters
+    reader.read(remembered("x", "1"))
+    assert reader.read(NEWEST).headers == {"x": "1"}
+    reader.read(remembered("y", "2") + remembered("x", "3"))
+    assert reader.read(NEWEST).headers == {"x": "3"}
+    reader.read(remembered("y", "2") + remembered("x", "3"))
+    assert reader.read(NEWEST).headers == {"x": "3"}
+
+
+def test_a_table_emptied_and_filled_again_in_one_block() -> None:
+    """Size updates to 0 and back, then an entry: the count is the same, the meaning is not."""
+    reader = Reader()
+    reader.read(remembered("x", "1"))
+    assert reader.read(NEWEST).headers == {"x": "1"}
+    reader.read(b"\x20\x3f\xe1\x1f" + remembered("x", "2"))
+    assert reader.read(NEWEST).headers == {"x": "2"}
+    reader.read(b"\x20\x3f\xe1\x1f")
+    with pytest.raises(ConnectionFault) as fault:
+        reader.read(NEWEST)
+    assert fault.value.code == Code.COMPRESSION_ERROR
+
+
+def test_an_entry_too_large_for_the_table_empties_it() -> None:
+    """RFC 7541, section 4.4: no error, and nothing is left to refer to."""
+    reader = Reader()
+    reader.read(b"\x3f\x21" + remembered("x", "1"))  # 64 bytes
+    assert reader.read(NEWEST).headers == {"x": "1"}
+    reader.read(remembered("large", "v" * 60))
+    with pytest.raises(ConnectionFault):
+        reader.read(NEWEST)
+
+
+def test_entries_that_fall_out_at_the_end_are_noticed() -> None:
+    """A shrinking table evicts the oldest; the newest stays where it is."""
+    reader = Reader()
+    reader.read(remembered("old", "1") + remembered("new", "2"))
+    assert reader.read(indexed(63)).headers == {"old": "1"}
+    reader.read(b"\x3f\x09")  # 40 bytes
+    assert reader.read(NEWEST).headers == {"new": "2"}
+    with pytest.raises(ConnectionFault):
+        reader.read(indexed(63))
+
+
+def test_a_malformed_list_changes_the_table_all_the_same() -> None:
+    """The stream is at fault, the connection goes on, and what is referred to afterwards is there."""
+    reader = Reader()
+    reader.read(remembered("x", "1"))
+    assert reader.read(NEWEST).headers == {"x": "1"}
+    with pytest.raises(StreamFault):
+        reader._ours(headers.trailers, remembered("x", "2") + literal([("UPPER", "case")]))
+    assert reader._ours(headers.trailers, NEWEST).headers == {"x": "2"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_sequence_of_blocks_is_read_as_hpack_reads_it(seed: int) -> None:
+    """A peer that uses its table as it likes: repeated, new, sensitive fields, and tables of any size."""
+    pick = random.Random(seed)
+    reader = Reader()
+    fields = [(f"name{n}", f"value{m}" * (m + 1)) for n in range(3) for m in range(4)]
+    for _ in range(200):
+        if pick.random() < 0.1:
+            reader.encoder.header_table_size = pick.choice([0, 34, 50, 100, 300, 4096])
+        reader.send(*pick.sample(fields, pick.randrange(1, 4)))
+
+
+def test_the_cache_has_bounds() -> None:
+    """So many blocks, and no long ones."""
+    decoder = headers.Decoder(Limits())
+    for number in range(1000):
+        decoder(headers.trailers, literal([("n", str(number))]))
+    assert len(decoder._cache) <= headers._CACHED
+    before = len(decoder._cache)
+    long = literal([("long", "v" * headers._CACHEABLE)])
+    assert decoder(headers.trailers, long) is not decoder(headers.trailers, long)
+    assert len(decoder._cache) == before
+
+
+# ---------------------------------------------------------------------------------------------- limits
+
+
+def decoded(block: bytes, **limits: int) -> headers.Head:
+    return headers.Decoder(Limits(**limits))(headers.trailers, block)
+
+
+def test_a_header_list_is_bounded_as_the_rfc_counts_it() -> None:
+    """Name, value and 32 bytes a field: at the bound it is read, a byte more is ENHANCE_YOUR_CALM for the connection."""
+    assert decoded(literal([("a", "v" * 67), ("b", "v" * 67)]), header_list=200).pairs
+    with pytest.raises(ConnectionFault) as fault:
+        decoded(literal([("a", "v" * 67), ("b", "v" * 68)]), header_list=200)
+    assert fault.value.code == Code.ENHANCE_YOUR_CALM
+
+
+def test_an_hpack_bomb_goes_off_outside() -> None:
+    """One large entry referred to again and again: a few hundred bytes that mean megabytes are not decoded to the end."""
+    decoder = headers.Decoder(Limits())
+    decoder(headers.trailers, b"\x40\x01x" + b"\x7f\xa1\x1e" + b"v" * 4000)
+    with pytest.raises(ConnectionFault) as fault:
+        decoder(headers.trailers, NEWEST * 1000)
+    assert fault.value.code == Code.ENHANCE_YOUR_CALM
+
+
+def test_the_number_of_fields_is_bounded() -> None:
+    """At the bound it is read, one more is ENHANCE_YOUR_CALM."""
+    assert len(decoded(literal([("a", "b")] * 10), header_count=10).pairs) == 10
+    with pytest.raises(ConnectionFault) as fault:
+        decoded(literal([("a", "b")] * 11), header_count=10)
+    assert fault.value.code == Code.ENHANCE_YOUR_CALM
+
+
+def test_size_updates_are_few() -> None:
+    """RFC 7541 knows two in a block: a block of nothing else costs us much and the peer nothing."""
+    assert decoded(b"\x20\x3f\xe1\x1f" + literal([("a", "b")])).headers == {"a": "b"}
+    for block in (b"\x20" * 9, b"\x3f\xe1\x1f" * 9, b"\x20" * 90_000):
+        with pytest.raises(ConnectionFault) as fault:
+            decoded(block)
+        assert fault.value.code == Code.COMPRESSION_ERROR
+
+
+@pytest.mark.parametrize("block", [b"\x80", b"\xff\xff\xff\xff\xff\xff\xff", b"\x40", b"\x40\x05ab", b"\x00\x01a", b"\x3f\xff\xff\xff", b"\x00\x81\xff\x00", b"\xbe",
+                                   b"\x0f", b"\x82\x20"], ids=bytes.hex)
+def test_what_is_no_hpack_ends_the_connection(block: bytes) -> None:
+    """COMPRESSION_ERROR: index 0, unending numbers, strings cut off, bad Huffman codes, entries that are not there, a late size update."""
+    with pytest.raises(ConnectionFault) as fault:
+        decoded(block)
+    assert fault.value.code == Code.COMPRESSION_ERROR
+
+
+# ---------------------------------------------------------------------------------------------- the rules of HTTP/2
+
+
+def replaced(name: str, value: str | bytes | None) -> list[tuple[str, str | bytes]]:
+    return [(k, value if k == name else v) for k, v in REQUEST if k != name or value is not None]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("fields", [
+    replaced(":method", None), replaced(":path", None), replaced(":scheme", None), replaced(":path", ""),
+    [*REQUEST, (":method", "POST")], [(":method", "POST"), *REQUEST], [(":status", "200"), *REQUEST], [(":protocol", "x"), *REQUEST],
+    [*REQUEST, ("Upper", "x")], [*REQUEST, ("", "x")], [*REQUEST, ("sp ace", "x")], [*REQUEST, ("colon:", "x")],
+    [*REQUEST, ("a", "x\ny")], [*REQUEST, ("a", "x\ry")], [*REQUEST, ("a", "x\0y")],
+    replaced(":path", "/a\nb"), replaced(":authority", "a\r\nb"), replaced(":scheme", "a\0"),
+    [*REQUEST, ("te", "gzip")], *([*REQUEST, (name, "x")] for name in ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")),
+    [*REQUEST, ("content-length", "x")], [*REQUEST, ("content-length", "1" * 19)],
+], ids=repr)
+def test_malformed_requests(fields: list[tuple[str, str]]) -> None:
+    """PROTOCOL_ERROR for the stream (RFC 9113, section 8.2 and 8.3)."""
+    with pytest.raises(StreamFault) as fault:
+        headers.Decoder(Limits())(headers.request, literal(fields))
+    assert fault.value.code == Code.PROTOCOL_ERROR
+
+
+def test_a_request() -> None:
+    """Pseudo-headers apart, metadata by name, the first of each name."""
+    head = headers.Decoder(Limits())(headers.request, literal([*REQUEST, ("a", "1"), ("a", "2"), ("content-length", "12"), ("grpc-encoding", "gzip")]))
+    assert (head.method, head.scheme, head.path, head.authority) == ("POST", "http", "/splitd.Test/Say", "localhost")
+    assert head.headers == {"te": "trailers", "a": "1"}
+    assert (head.content_length, head.encoding, head.is_grpc(), head.problem) == (12, "gzip", True, "")
+
+
+@pytest.mark.parametrize(("value", "is_grpc"), [("application/grpc", True), ("application/grpc+proto", True), ("application/grpc;charset=x", True),
+                                                ("application/grpc-web", False), ("text/html", False)])
+def test_the_content_type_of_grpc(value: str, is_grpc: bool) -> None:
+    """With a subtype or a parameter, and nothing else."""
+    assert headers.Decoder(Limits())(headers.request, literal(replaced("content-type", value))).is_grpc() is is_grpc
+
+
+@pytest.mark.parametrize("value", ["", "20", "2000", "x00", "²00"])
+def test_a_response_has_a_status_of_three_digits(value: str) -> None:
+    """Anything else is malformed."""
+    with pytest.raises(StreamFault):
+        headers.Decoder(Limits())(headers.response, literal([(":status", value)]))
+
+
+def test_trailers_have_no_pseudo_headers() -> None:
+    """RFC 9113, section 8.1."""
+    with pytest.raises(StreamFault):
+        decoded(literal([(":status", "200"), ("grpc-status", "0")]))
+
+
+# ---------------------------------------------------------------------------------------------- gRPC's meaning
+
+
+@pytest.mark.parametrize("value", [b"", b"\0", b"ab", b"abc", b"\xff\xfe\xfd\xfc", bytes(range(256))])
+def test_binary_metadata_survives(value: bytes) -> None:
+    """Written without padding, read with or without it."""
+    (name, raw), = headers.metadata([("x-bin", value)])
+    assert b"=" not in raw
+    assert decoded(headers.block([(name, raw)])).headers == {"x-bin": value}
+    assert decoded(headers.block([(name, base64.b64encode(value))])).headers == {"x-bin": value}
+
+
+def test_of_binary_values_joined_by_commas_the_first_counts() -> None:
+    """As of repeated fields."""
+    assert decoded(literal([("x-bin", "YQ,Yg")])).headers == {"x-bin": b"a"}
+
+
+@pytest.mark.parametrize("value", ["a", "a===", "!!!!", "YWJj\x7f", "Y Q"])
+def test_malformed_binary_metadata_is_a_problem_of_the_call(value: str) -> None:
+    """HTTP/2 is content with it, so the call is answered: it names the field."""
+    assert decoded(literal([("x-bin", value)])).problem == "malformed binary metadata x-bin"
+
+
+def test_values_that_are_no_text_pass_unchanged() -> None:
+    """A relay sends the bytes on that it got."""
+    head = decoded(literal([("x", b"\xff\xc3\xa4\x80")]))
+    assert headers.metadata(head.headers.items()) == [(b"x", b"\xff\xc3\xa4\x80")]
+    assert decoded(head.encoded()).pairs == head.pairs
+
+
+@pytest.mark.parametrize("message", ["plain", "50% off\n", "ä€\U0001f600", "\0\x7f\r", "%41", "", "a" * 5000, "~ !"])
+def test_a_status_message_survives(message: str) -> None:
+    """Percent-encoded: what is on the wire is printable ASCII."""
+    block = headers.status(5, message)
+    head = decoded(block)
+    assert (head.code, head.message) == (5, message)
+    for name, value in head.pairs:
+        assert all(0x20 <= byte < 0x7F for byte in value), name
+
+
+def test_a_status_message_that_is_no_text_is_sent_as_well_as_can_be() -> None:
+    """Half of a surrogate pair, as file names and headers have it that are no UTF-8: the call is answered nevertheless."""
+    for message in ("name \udcff!", "half \ud800!"):
+        head = decoded(headers.status(2, message))
+        assert head.code == 2
+        assert head.message.endswith("!")
+
+
+@pytest.mark.parametrize(("value", "message"), [("a%20b", "a b"), ("100%", "100%"), ("%zz", "%zz"), ("%ff!", "�!"), ("%C3%A4", "ä")])
+def test_a_status_message_is_read_leniently(value: str, message: str) -> None:
+    """What is no percent-encoding stays as it is: a status is never lost for its message."""
+    assert decoded(literal([("grpc-status", "2"), ("grpc-message", value)])).message == message
+
+
+@pytest.mark.parametrize(("value", "code"), [("0", 0), ("16", 16), ("007", 7), ("9999", 9999), ("", 2), ("-1", 2), ("1x", 2), ("²", 2), ("99999", 2)])
+def test_a_status_that_is_no_number_is_unknown(value: str, code: int) -> None:
+    """UNKNOWN, as gRPC has it."""
+    assert decoded(literal([("grpc-status", value)])).code == code
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("1H", 3600), ("2M", 120), ("3S", 3), ("4m", 0.004), ("5u", 5e-6), ("6n", 6e-9), ("0S", 0), ("99999999H", 99999999 * 3600)])
+def test_a_timeout_is_read(value: str, seconds: float) -> None:
+    """At most eight digits and a unit."""
+    head = decoded(literal([("grpc-timeout", value)]))
+    assert head.timeout == pytest.approx(seconds)
+    assert not head.problem
+
+
+@pytest.mark.parametrize("value", ["", "S", "1", "1s", "1 S", "-1S", "1.5S", "123456789S", "1S\t", "١S"])
+def test_a_malformed_timeout_is_a_problem_of_the_call(value: str) -> None:
+    """It is not guessed at."""
+    head = decoded(literal([("grpc-timeout", value)]))
+    assert head.timeout is None
+    assert "malformed grpc-timeout" in head.problem
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e-6, 0.001, 0.0125, 1, 59.9999, 86400, 1e7, 1e9, 1e12, 1e20])
+def test_a_timeout_is_written_rounded_up(seconds: float) -> None:
+    """Never shorter than it is, but for what cannot be said, and at most a thousandth longer, but for the smallest."""
+    head = decoded(headers.timeout(seconds))
+    assert head.timeout is not None
+    if seconds > 99999999 * 3600:
+        assert head.timeout == 99999999 * 3600
+    else:
+        assert seconds * (1 - 1e-9) <= head.timeout <= max(seconds * 1.001 + 1e-9, 1e-6) + 0.001
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def test_what_we_write_never_touches_the_table() -> None:
+    """Any other decoder reads it, with a table of no size, as often as it likes."""
+    pairs = [(k.encode(), v.encode()) for k, v in REQUEST] + [(b"new", b"x" * 300), (b"age", b""), (b":status", b"404"), (b"accept-encoding", b"gzip, deflate")]
+    decoder = Hpack()
+    decoder.header_table_size = 0
+    block = headers.block(pairs)
+    for _ in range(2):
+        assert decoder.decode(block, raw=True) == pairs
+    assert not decoder.header_table.dynamic_entries
+
+
+@pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 254, 255, 16383, 16384, 40000])
+def test_strings_of_any_length(length: int) -> None:
+    """Around each step of HPACK's numbers."""
+    name, value = b"n" * max(1, length), b"v" * length
+    assert Hpack(1 << 20).decode(headers.field(name, value), raw=True) == [(name, value)]

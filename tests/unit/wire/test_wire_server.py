@@ -1,0 +1,335 @@
+"""kit.wire.server on a transport in memory: calls, and what peers do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from typing import Any
+
+import pytest
+
+from services.kit import errors, rpc
+from services.kit.wire import server as module
+from services.kit.wire.frames import Code
+from services.kit.wire.limits import Limits
+from services.kit.wire.server import ServerLink, WireServer
+from tests.wires import (
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    REQUEST,
+    RST_STREAM,
+    Frame,
+    Transport,
+    data,
+    deliver,
+    grpc,
+    headers,
+    literal,
+    settings,
+    turns,
+    word,
+)
+
+SAY, TALK, TELL = "/splitd.Test/Say", "/splitd.Test/Talk", "/splitd.Test/Tell"
+"""Unary, streams both ways, a stream of answers."""
+
+
+class Service:
+    """Handlers that wait where a test wants them to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.heard: list[bytes] = []
+        self.ended: list[str] = []
+        self.wait = False
+        self.read = True
+
+    async def say(self, request: bytes, call: rpc.Call) -> bytes:
+        self.heard.append(request)
+        try:
+            if self.wait:
+                await self.go.wait()
+            if request == b"fail":
+                raise errors.NotFound("no \udcff here")
+            return request.upper()
+        finally:
+            self.ended.append("say")
+
+    async def talk(self, requests: Any, call: rpc.Call) -> Any:
+        if not self.read:
+            await self.go.wait()
+        async for request in requests:
+            self.heard.append(request)
+            yield request.upper()
+
+    async def tell(self, request: bytes, call: rpc.Call) -> Any:
+        while True:
+            yield request * 1000
+
+
+def same(message: bytes) -> bytes:
+    return message
+
+
+class Served:
+    """A server, a link of it, and its peer."""
+
+    def __init__(self, relay: Any = None, **limits: Any) -> None:
+        self.service = Service()
+        methods = rpc.Methods([], relay, rpc.LONG)
+        methods._methods = {SAY: rpc.Method(SAY, rpc.UNARY, self.service.say, same, same),
+                            TALK: rpc.Method(TALK, rpc.STREAMS, self.service.talk, same, same),
+                            TELL: rpc.Method(TELL, rpc.Arity(False, True), self.service.tell, same, same)}
+        self.server = WireServer("test", methods, {}, Limits(**limits))
+        self.link, self.transport = self.connect()
+
+    def connect(self) -> tuple[ServerLink, Transport]:
+        link = ServerLink(self.server)
+        transport = Transport(link)
+        link.connection_made(transport)
+        link.data_received(PREFACE + settings())
+        transport.frames()
+        return link, transport
+
+    def feed(self, *parts: bytes) -> None:
+        deliver(self.link, b"".join(parts))
+
+    def call(self, stream: int, path: str, *messages: bytes, end: bool = True, extra: tuple[tuple[str, str], ...] = ()) -> None:
+        fields = [(k, path if k == ":path" else v) for k, v in REQUEST] + list(extra)
+        body = b"".join(map(grpc, messages))
+        self.feed(headers(stream, literal(fields), end=end and not body), data(stream, body, end=end) if body else b"")
+
+    def said(self) -> list[tuple[int, int]]:
+        return [(frame.kind, frame.stream) for frame in self.transport.frames()]
+
+    async def gone(self) -> None:
+        """The peer hangs up: nothing is left of it."""
+        self.link.connection_lost(None)
+        await turns()
+        assert not self.server.running
+        assert not self.server.passages
+        assert not self.server.links
+        assert not self.link.incomplete
+        assert (self.link.connection.lingering, self.link.assembling, len(self.link.connection.streams)) == (0, 0, 0)
+
+
+def status(frame: Frame) -> int:
+    """The grpc-status of our own literal block."""
+    at = frame.payload.index(b"grpc-status") + 11
+    return int(frame.payload[at + 1:at + 1 + frame.payload[at]])
+
+
+async def test_a_unary_call_that_does_not_wait_is_answered_in_the_same_read() -> None:
+    """Head, message, trailers; no task is left."""
+    served = Served()
+    served.call(1, SAY, b"hello")
+    head, message, tail = served.transport.frames()
+    assert (head.kind, message.payload, tail.flags & END_STREAM, status(tail)) == (HEADERS, grpc(b"HELLO"), END_STREAM, 0)
+    await served.gone()
+
+
+async def test_a_handler_is_cancelled_by_reset_by_the_deadline_and_by_a_lost_connection() -> None:
+    """It counts as a stream until it has ended, and then nothing is left."""
+    served = Served()
+    served.service.wait = True
+    served.call(1, SAY, b"a")
+    served.call(3, SAY, b"b", extra=(("grpc-timeout", "0S"),))
+    served.call(5, SAY, b"c")
+    served.feed(word(RST_STREAM, 1, Code.CANCEL))
+    assert served.link.connection.lingering == 1
+    await turns(20)
+    assert served.service.ended == ["say", "say"]
+    assert served.link.connection.lingering == 0
+    assert status(served.transport.frames()[0]) == 4
+    await served.gone()
+    assert served.service.ended == ["say"] * 3
+
+
+async def test_an_owner_that_fails_costs_its_own_call_only(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in a handler's stead: INTERNAL_ERROR for its stream, a line in the log, and the others of the same read are served."""
+    served = Served()
+
+    def broken(self: Any, end: bool) -> None:
+        raise ZeroDivisionError
+
+    served.call(1, TALK, end=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.ServerCall, "begin", broken)
+        served.call(3, SAY, end=False)
+    served.call(5, SAY, b"hello")
+    served.feed(data(1, grpc(b"hello"), end=True))
+    await turns()
+    assert "ZeroDivisionError" in caplog.text
+    frames = served.transport.frames()
+    assert [(f.stream, f.number()) for f in frames if f.kind == RST_STREAM] == [(3, Code.INTERNAL_ERROR)]
+    assert {f.stream: status(f) for f in frames if f.kind == HEADERS and f.flags & END_STREAM} == {1: 0, 5: 0}
+    await served.gone()
+
+
+async def test_an_error_in_no_text_is_answered() -> None:
+    """NOT_FOUND, whatever its message."""
+    served = Served()
+    served.call(1, SAY, b"fail")
+    assert status(served.transport.frames()[0]) == 5
+    await served.gone()
+
+
+async def test_messages_that_hold_nothing_are_not_for_nothing() -> None:
+    """A client stream of empty messages, of which its handler reads none, ends up without a window, as any other."""
+    served = Served()
+    served.service.read = False
+    served.call(1, TALK, end=False)
+    stream = served.link.connection.streams[1]
+    taken = 0
+    while stream.receive_window >= 5000 and taken < 2_000_000:
+        served.feed(data(1, grpc(b"") * 1000))
+        taken += 1000
+    assert taken < 2_000_000
+    served.service.go.set()
+    await turns(20)
+    assert stream.receive_window > 5000
+    await served.gone()
+
+
+@pytest.mark.parametrize("bad", [grpc(b"", 7), b"\0\xff\xff\xff\xff", grpc(gzip.compress(b"x"), 1)])
+async def test_a_stream_of_requests_that_makes_no_sense_is_not_kept(bad: bytes) -> None:
+    """After the first fault nothing of it is put together, nor its window given back; the handler is told when it reads."""
+    served = Served(assembling=100_000)
+    served.service.read = False
+    served.call(1, TALK, end=False)
+    served.feed(data(1, bad))
+    window = served.link.connection.streams[1].receive_window
+    served.feed(data(1, b"x" * 5000), data(1, b"y" * 5000))
+    assert served.link.connection.streams[1].receive_window == window - 10_000
+    assert served.link.assembling == 0
+    served.service.go.set()
+    await turns()
+    tail = next(f for f in served.transport.frames() if f.kind == HEADERS)
+    assert status(tail) in {8, 13}
+    await served.gone()
+
+
+async def test_incomplete_messages_of_a_connection_are_bounded() -> None:
+    """The call that goes beyond it is RESOURCE_EXHAUSTED; the others, and what is given back, are as before."""
+    served = Served(assembling=50_000)
+    for number in (1, 3, 5):
+        served.call(number, SAY, end=False)
+        served.feed(data(number, b"\0\0\1\0\0" + bytes(15_000)))
+    assert served.link.assembling == 45_000
+    served.call(7, SAY, end=False)
+    served.feed(data(7, b"\0\0\1\0\0" + bytes(15_000)))
+    assert [(f.stream, status(f)) for f in served.transport.frames() if f.kind == HEADERS] == [(7, 8)]
+    assert served.link.assembling == 45_000
+    served.feed(word(RST_STREAM, 3, Code.CANCEL))
+    assert served.link.assembling == 30_000
+    await served.gone()
+
+
+async def test_a_request_that_does_not_come_is_given_up() -> None:
+    """DEADLINE_EXCEEDED for a call, RST_STREAM for what is no gRPC."""
+    served = Served(request=10.0)
+    served.call(1, SAY, end=False)
+    served.feed(headers(3, literal([(":method", "GET"), (":scheme", "http"), (":path", "/")])))
+    assert len(served.link.incomplete) == 2
+    served.link.sweep(1e12)
+    assert not served.link.incomplete
+    found = served.transport.frames() or (await turns(), served.transport.frames())[1]
+    assert {f.stream for f in found} == {1, 3}
+    await served.gone()
+
+
+async def test_a_handshake_that_does_not_come_is_given_up() -> None:
+    """A half-open connection is closed."""
+    served = Served()
+    link = ServerLink(served.server)
+    transport = Transport(link)
+    link.connection_made(transport)
+    link.data_received(PREFACE[:10])
+    link.sweep(1e12)
+    assert transport.closed
+    await turns()
+    assert link not in served.server.links
+    await served.gone()
+
+
+async def test_too_many_connections() -> None:
+    """The one that has been idle longest goes; where none is idle, the new one."""
+    served = Served(connections=2)
+    served.call(1, SAY, end=False)
+    _, first = served.connect()
+    third, second = served.connect()
+    assert (served.transport.closed, first.closed, second.closed) == (False, True, False)
+    await turns()
+    third.data_received(headers(1, end=False))
+    _, fourth = served.connect()
+    assert (served.transport.closed, second.closed, fourth.closed) == (False, False, True)
+    await turns()
+    assert len(served.server.links) == 2
+    third.connection_lost(None)
+    await served.gone()
+
+
+async def test_a_client_that_never_reads_is_not_read() -> None:
+    """Its socket is full and it makes us answer: beyond ``unread`` its bytes stay in the kernel; once it reads, all goes on."""
+    served = Served(unread=1000, idle_frames=10_000)
+    served.link.pause_writing()
+    ping = bytes(Frame(PING, 0, 0, bytes(8)))
+    served.feed(ping * 50)
+    assert served.transport.reading
+    served.feed(ping * 50)
+    assert not served.transport.reading
+    served.link.resume_writing()
+    assert served.transport.reading
+    served.call(1, SAY, b"hello")
+    assert served.said()[-3:] == [(HEADERS, 1), (DATA, 1), (HEADERS, 1)]
+    await served.gone()
+
+
+async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> None:
+    """An endless answer stops at the socket's and the queue's bounds; a neighbour's connection is served."""
+    served = Served()
+    served.call(1, TELL, b"x" * 10)
+    await turns(50)
+    queued = served.link.connection.streams[1].queued
+    assert module.HIGH_WATER < queued < module.HIGH_WATER + 20_000
+    written = len(served.transport.written)
+    await turns(50)
+    assert (served.link.connection.streams[1].queued, len(served.transport.written)) == (queued, written)
+    link, transport = served.connect()
+    deliver(link, headers(1) + data(1, grpc(b"hello"), end=True))
+    assert [f.kind for f in transport.frames()] == [HEADERS, DATA, HEADERS]
+    link.connection_lost(None)
+    await served.gone()
+
+
+async def test_a_fault_of_the_peer_is_told_before_the_socket_is_closed() -> None:
+    """GOAWAY, end of file, and then what still comes is read to nowhere."""
+    served = Served()
+    served.call(1, TALK, end=False)
+    served.feed(data(0, b"x"))
+    assert [f.kind for f in served.transport.frames()] == [GOAWAY]
+    assert served.transport.eof
+    served.feed(b"more" * 1000)
+    await served.gone()
+    assert not served.transport.written
+
+
+async def test_a_server_that_stops_drains() -> None:
+    """GOAWAY at once, running calls to their end, then the connection."""
+    served = Served()
+    served.service.wait = True
+    served.call(1, SAY, b"hello")
+    stopping = asyncio.ensure_future(served.server.close(5.0))
+    await turns()
+    assert [f.kind for f in served.transport.frames()] == [GOAWAY]
+    served.call(3, SAY, b"late")
+    assert [(f.kind, f.number()) for f in served.transport.frames()] == [(RST_STREAM, Code.REFUSED_STREAM)]
+    served.service.go.set()
+    await stopping
+    assert [f.kind for f in served.transport.frames()] == [HEADERS, DATA, HEADERS]
+    assert served.transport.closed
+    await served.gone()
