@@ -84,7 +84,7 @@ def run(name: str, serve: Serve) -> None:
         rpc.choose(grpc.transport)
         limits.configure(grpc.limits)
         tracing.setup(name)
-        _many_files()
+        many_files()
         _less_garbage_collection()
         _few_arenas()
         run_loop(_serve(serve, file, node))
@@ -106,7 +106,7 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
         asyncio.run(main)
 
 
-def _many_files() -> None:
+def many_files() -> None:
     """As many open files as we may have: each connection is one, and the usual soft limit is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -52,7 +52,7 @@ def node() -> Iterator[Node]:
     """A node that waits less long for what does not come."""
     with short_directory() as directory:
         running = Node(directory, config='[grpc.limits]\nhandshake = "1s"\nrequest = "2s"\n')
-        process._many_files()
+        process.many_files()
         try:
             running.up()
             yield running
