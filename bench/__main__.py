@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import calls, measures, peers
+from bench import calls, load, measures, peers
 from bench.image import bench_image
 from bench.peers import Peer
 from deploy.images import Registry, busybox_image
@@ -38,9 +38,13 @@ class Table:
         self.rows: list[dict[str, object]] = []
         print(f"{'':34}{both[0].name:>14}{both[1].name:>14}{'ratio':>9}   aim", flush=True)
 
+    def wanted(self, name: str) -> bool:
+        """Whether a row was asked for."""
+        return self._only in name
+
     def measure(self, name: str, unit: str, work: Callable[[Peer], float], *, rounds: int | None = None, aim: str = "") -> None:
         """Run ``work`` on both in turn, ``rounds`` times; print the row."""
-        if self._only not in name:
+        if not self.wanted(name):
             return
         figures: dict[str, list[float]] = {peer.name: [] for peer in self._both}
         for i in range(rounds or self._rounds):
@@ -105,6 +109,7 @@ def main() -> int:
                 measures.ctr(peer, "images", "pull", "--plain-http", box)
         table.measure("ctr run --rm true", "s", lambda p: measures.run(p, box), rounds=4 * options.rounds, aim="<= 1.15")
         table.measure("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), aim="<= 1.25")
+        load.rows(table, both, box)
         if image is not None:
             big = registry.push(image, "bench:1")
             table.measure("pull of the bench image", "s", lambda p: measures.pull(p, big), rounds=3, aim="<= 0.8")

@@ -28,16 +28,17 @@ VERSION = "/containerd.services.version.v1.Version/Version"
 class Raw:
     """One connection; a context manager that closes it."""
 
-    def __init__(self, path: Path, *, greet: bool = True, window: int | None = None) -> None:
-        """``greet``: with preface and SETTINGS, in which ``window`` is what each stream may send us."""
+    def __init__(self, path: Path | None, *, greet: bool = True, window: int | None = None) -> None:
+        """``greet``: with preface and SETTINGS, in which ``window`` is what each stream may send us. Without a path it says nothing to anybody."""
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
+        if path is not None:
+            self.socket.connect(str(path))
         self.events: list[Event] = []
         """What the server did, as far as it was read."""
         self.hung_up = False
         limits = Limits() if window is None else Limits(window=window, window_most=window)
         self.connection = Connection(client=True, limits=limits)
-        if greet:
+        if greet and path is not None:
             self.flush()
 
     def say(self, data: bytes) -> bool:

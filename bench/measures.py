@@ -192,13 +192,13 @@ def snapshot_rate(peer: Peer, count: int = 100) -> float:
 # ------------------------------------------------------------------------------------------ ctr
 
 
-def _ctr(peer: Peer, *arguments: str) -> list[str]:
+def command(peer: Peer, *arguments: str) -> list[str]:
     return ["ctr", "-a", str(peer.socket), "-n", NAMESPACE, *arguments]
 
 
 def ctr(peer: Peer, *arguments: str) -> None:
     """Run ctr; its error is the benchmark's."""
-    done = subprocess.run(_ctr(peer, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(command(peer, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{peer.name}: ctr {' '.join(arguments)}: {done.stderr.strip()}")
 
@@ -223,7 +223,7 @@ def run(peer: Peer, reference: str) -> float:
 def run_many(peer: Peer, reference: str, count: int = 20) -> float:
     """s: as many of those at once."""
     start = time.perf_counter()
-    each = [subprocess.Popen(_ctr(peer, "run", "--rm", reference, f"bench-{peer.name}-{i}", "true"), stdin=subprocess.DEVNULL,
+    each = [subprocess.Popen(command(peer, "run", "--rm", reference, f"bench-{peer.name}-{i}", "true"), stdin=subprocess.DEVNULL,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for i in range(count)]
     for process in each:
         _, stderr = process.communicate(timeout=120)

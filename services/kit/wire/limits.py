@@ -18,6 +18,9 @@ class Limits:
     streams: int = 4096
     """Calls at once, those included that the peer has reset while their handlers still run (CVE-2023-44487). Each kubelet or dockerd has a connection of
     its own, with a Wait for each container: a thousand is usual, grpc-go knows no bound. One more is REFUSED_STREAM, which clients repeat."""
+    calls: int = 64
+    """Unary calls at once that are worked on, those aside that last (Wait): more begin as these end, and 800 a second though none does, since a call may hang.
+    What the services behind a gateway have to do, they do in the order of its coming: a client that asks for much at once is not to be before all others."""
     header_list: int = 64 << 10
     """Of a header list, as RFC 9113 counts it, decoded: what grpc-go and grpcio take by default is less. An HPACK bomb ends here."""
     header_count: int = 256
@@ -63,10 +66,10 @@ class Limits:
         if their sum were bounded here, one client would use up what all have.
         """
         every = 1 << 30
-        return replace(self, streams=every, assembling=every, resets=every, resets_rate=every, idle_frames=every, idle_frames_rate=every)
+        return replace(self, streams=every, calls=every, request=float(every), assembling=every, resets=every, resets_rate=every, idle_frames=every, idle_frames_rate=every)
 
     def __post_init__(self) -> None:
-        for name in ("streams", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "resets", "resets_rate",
+        for name in ("streams", "calls", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "resets", "resets_rate",
                      "idle_frames", "idle_frames_rate", "connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")

@@ -279,7 +279,7 @@ class Link(asyncio.Protocol):
         while self.connection.pending:  # a transport that fills up asks the connection to hold back, so what follows is little
             parts = self.connection.take()
             size = sum(map(len, parts))
-            if self._full:
+            if self._full and not self.connection.client:  # a client's requests are not what its peer makes it say; and if both did not read, both would wait for ever
                 self._unread += size
                 if self._unread > self.limits.unread and self.deaf_since is None:
                     self.deaf_since = time.monotonic()

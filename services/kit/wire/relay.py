@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from services.kit import errors, rpc, tracing
-from services.kit.rpc import Call, Method, Methods, Relay, Route
+from services.kit.rpc import UNARY, Arity, Call, Method, Methods, Relay, Route
 from services.kit.wire import eager, headers, messages, outcomes
 from services.kit.wire.answers import HEAD, OK, refusal
 from services.kit.wire.channel import ClientLink, WireCarrier
@@ -41,13 +41,14 @@ _TRACE = ("traceparent", "tracestate")
 class Plan:
     """What becomes of the calls with one head: remembered with it, so that the next one costs nothing."""
 
-    __slots__ = ("block", "limited", "long", "route", "single")
+    __slots__ = ("block", "counted", "limited", "long", "route", "single")
 
-    def __init__(self, head: Head, route: Route, *, long: bool, single: bool) -> None:
+    def __init__(self, head: Head, route: Route, arity: Arity, *, long: bool) -> None:
         self.route = route
         self.long = long
-        self.single = single
+        self.single = not arity.client_stream
         """Whether it takes one request, which is to come within a time and a size."""
+        self.counted = arity == UNARY and not long
         own = [pair for pair in head.pairs if pair[0] in _OWN]
         trace = [] if tracing.enabled() else [(name, head.headers[name]) for name in _TRACE if name in head.headers]
         pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", head.path.encode()), (b":authority", (head.authority or "localhost").encode())]
@@ -65,7 +66,7 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
         if handler is not None:
             plan = methods.coordinated(head.path, handler)
         else:
-            plan = Plan(head, relay.route(call), long=methods.is_long(head.path), single=not relay.arity(head.path).client_stream)
+            plan = Plan(head, relay.route(call), relay.arity(head.path), long=methods.is_long(head.path))
         head.memory[relay] = plan
     return cast("Plan | Method", plan)
 
@@ -73,8 +74,8 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_over", "_part", "_plan",
-                 "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head")
+    __slots__ = ("_admitted", "_answered", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_part", "_plan",
+                 "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head", "over", "working")
 
     def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
         self.head = head
@@ -97,7 +98,8 @@ class Passage:
         self._begun = False
         self._attempt = 0
         self._heard = False
-        self._over = False
+        self.over = False
+        self.working = False
         self._task: asyncio.Task[None] | None = None
         self._reader: asyncio.Future[None] | None = None
         self._stall: asyncio.TimerHandle | None = None
@@ -106,6 +108,11 @@ class Passage:
         self._up_link: ClientLink | None = None
         self._up_stream: Stream | None = None
         self.deadline: float | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is one of those of which so many are worked on at once."""
+        return self._plan.counted
 
     @property
     def long(self) -> bool:
@@ -134,8 +141,6 @@ class Passage:
 
     def start(self, limit: float | None) -> None:
         """Go to the upstream, now or when it is there."""
-        if self._over:
-            return
         self._begun = True
         route = self._plan.route
         if self._admitted and route.upstream.is_ready():
@@ -168,7 +173,7 @@ class Passage:
                 await asyncio.sleep(delay)
             await route.upstream.ready(call)
             link = await _carrier(route).ready()
-            if not self._over:
+            if not self.over:
                 self._start(link, call.remaining())
         except errors.NodeError as error:
             self.fail(error)
@@ -178,7 +183,7 @@ class Passage:
 
     def _answer(self, answers: Sequence[bytes]) -> None:
         """Without the upstream."""
-        if self._over:
+        if self.over:
             return
         connection, stream = self._link.connection, self._stream
         connection.send_head(stream, HEAD)
@@ -232,7 +237,7 @@ class Passage:
     # -- the client's side: Owner
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
-        if self._over:
+        if self.over:
             return
         self._ended = end
         size = len(chunk)
@@ -302,7 +307,7 @@ class Passage:
         self._abandon()
 
     def _abandon(self) -> None:
-        if not self._over:
+        if not self.over:
             self._finish(errors.Cancelled.code, "cancelled")
 
     # -- the upstream's side
@@ -367,7 +372,7 @@ class Passage:
 
     def fail(self, error: errors.NodeError) -> None:
         """Answer with an error, unless there is an answer."""
-        if self._over:
+        if self.over:
             return
         tail = refusal(error)
         self._link.connection.send_tail(self._stream, tail if self._answered else HEAD + tail)
@@ -380,7 +385,7 @@ class Passage:
             self._up_link.reset(self._up_stream, Code.CANCEL)
 
     def _finish(self, code: int, message: str) -> None:
-        self._over = True
+        self.over = True
         self._server.passages.discard(self)
         if self._plan.single:
             self._complete()
@@ -396,6 +401,8 @@ class Passage:
         self._stream.owner = self._up = None  # whoever holds each other is freed only when somebody looks for cycles
         if self._spans is not None:
             self._spans.end(code, message)
+        if self.working:
+            self._link.worked()
         self._link.on_idle()
 
 
@@ -408,7 +415,7 @@ class _Upstream:
         self._passage = passage
 
     def _is_current(self) -> bool:
-        return self._passage._up is self and not self._passage._over
+        return self._passage._up is self and not self._passage.over
 
     def on_head(self, head: Head, end: bool) -> None:
         if not self._is_current():

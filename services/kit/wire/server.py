@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -40,6 +40,8 @@ _SWEEP = 5.0
 """Seconds between two looks at what is incomplete for too long, or half of the shortest time that this may be."""
 _LEAVING = 16
 """Idle connections that go at once when there are too many: looking for them takes a millisecond or two."""
+_PACE, _PACED = 0.02, 16
+"""Seconds after which so many of a client's calls begin though none has ended."""
 _BACKLOG = 4096
 """Connections that wait to be accepted: as many as the kernel allows by default."""
 
@@ -150,6 +152,18 @@ def _tcp(address: str) -> socket.socket:
     return socket.create_server((host, int(port)), backlog=_BACKLOG)
 
 
+class Counted(Protocol):
+    """A unary call, of which so many are worked on at once."""
+
+    over: bool
+    working: bool
+    """It was started, and tells :meth:`ServerLink.worked` when it is over."""
+
+    def start(self, argument: Any) -> None:
+        """Do it."""
+        ...
+
+
 class ServerLink(Link):
     """A server's side of a connection."""
 
@@ -164,6 +178,10 @@ class ServerLink(Link):
         """Bytes of incomplete messages."""
         self.starting: list[tuple[Passage, float | None]] = []
         """What goes to its upstream when this turn ends, with the seconds it may take: a call that is reset at once never does."""
+        self.under_way = 0
+        """Unary calls that are worked on."""
+        self._waiting: deque[tuple[Counted, Any]] = deque()
+        self._releasing = False
         self._leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -219,7 +237,43 @@ class ServerLink(Link):
         if self.starting:
             starting, self.starting = self.starting, []
             for passage, limit in starting:
-                passage.start(limit)
+                if passage.counted:
+                    self.work(passage, limit)
+                elif not passage.over:
+                    passage.start(limit)
+
+    def work(self, call: Counted, argument: Any) -> None:
+        """Start a unary call, now or when fewer are under way."""
+        if self.under_way < self.limits.calls:
+            self._start(call, argument)
+            return
+        if not self._waiting:
+            self.loop.call_later(_PACE, self._pace)
+        self._waiting.append((call, argument))
+
+    def _start(self, call: Counted, argument: Any) -> None:
+        if not call.over:
+            call.working = True
+            self.under_way += 1
+            call.start(argument)
+
+    def worked(self) -> None:
+        """A call that was started has ended."""
+        self.under_way -= 1
+        if self._waiting and not self._releasing:
+            self._releasing = True
+            self.loop.call_soon(self._release)
+
+    def _release(self) -> None:
+        self._releasing = False
+        while self._waiting and self.under_way < self.limits.calls:
+            self._start(*self._waiting.popleft())
+
+    def _pace(self) -> None:
+        for _ in range(min(_PACED, len(self._waiting))):
+            self._start(*self._waiting.popleft())
+        if self._waiting:
+            self.loop.call_later(_PACE, self._pace)
 
     def refuse(self, stream: Stream, error: errors.NodeError) -> None:
         """Answer with an error only."""
@@ -243,6 +297,7 @@ class ServerLink(Link):
                 self.close()
 
     def on_end(self, reason: str) -> None:
+        self._waiting.clear()
         self.server.links.discard(self)
         self.server.changed.set()
 
@@ -312,8 +367,8 @@ class _NotGrpc:
 class ServerCall:
     """One call that a handler of this process answers; also the iterator of its requests, where they are a stream."""
 
-    __slots__ = ("_assembler", "_ended", "_failed", "_head_sent", "_messages", "_method", "_over", "_reader", "_started", "_task", "_waiting", "_withheld", "_writer",
-                 "call", "head", "link", "stream")
+    __slots__ = ("_assembler", "_ended", "_failed", "_head_sent", "_messages", "_method", "_reader", "_started", "_task", "_waiting", "_withheld", "_writer", "call",
+                 "head", "link", "over", "stream", "working")
 
     def __init__(self, link: ServerLink, stream: Stream, head: Head, method: Method) -> None:
         self.link = link
@@ -333,7 +388,8 @@ class ServerCall:
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._head_sent = False
-        self._over = False
+        self.over = False
+        self.working = False
         self._started = False
 
     def begin(self, end: bool) -> None:
@@ -354,7 +410,7 @@ class ServerCall:
 
     def on_data(self, chunk: Chunk, end: bool) -> None:
         self._ended = end
-        if self._over or self._failed is not None:
+        if self.over or self._failed is not None:
             return
         found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)  # nearly always
         if found is None:
@@ -371,9 +427,16 @@ class ServerCall:
         if found and not self._started:
             self._started = True
             self.link.incomplete.pop(self, None)
-            self._task = eager.start(self._run(found[0]), self.link.loop)
+            if self._method.arity.server_stream or self._method.long:
+                self.start(found[0])
+            else:
+                self.link.work(self, found[0])
         elif end and not self._started:
             self._broken(errors.Internal("a call that takes one request came without it"))
+
+    def start(self, argument: Any) -> None:
+        """Run the handler of a call that takes one request."""
+        self._task = eager.start(self._run(argument), self.link.loop)
 
     def _assemble(self, chunk: Chunk) -> list[bytes]:
         link = self.link
@@ -430,7 +493,7 @@ class ServerCall:
 
     def _abandon(self) -> None:
         """The client is gone: the handler is cancelled, and counts as a stream until it has ended."""
-        if self._over:
+        if self.over:
             return
         self._finish()
         if self._task is not None and not self._task.done():
@@ -443,7 +506,7 @@ class ServerCall:
             self._task.cancel()
 
     def _finish(self) -> None:
-        self._over = True
+        self.over = True
         self.stream.owner = None  # they hold each other, and with them all that the call held, until somebody looks for cycles
         if self.head.timeout is not None:
             self.link.server.deadlines.discard(self)
@@ -452,6 +515,8 @@ class ServerCall:
         if task is not None and not task.done() and task is not asyncio.current_task(self.link.loop):
             self.link.connection.lingering += 1
             task.add_done_callback(self._lingered)
+        if self.working:
+            self.link.worked()
         self.link.on_idle()
 
     def _lingered(self, task: asyncio.Task[None]) -> None:
@@ -507,17 +572,17 @@ class ServerCall:
                 else:
                     answer = method.encode(await method.handler(argument, call))
         except asyncio.CancelledError:
-            if not self._over:  # nobody's doing but the handler's own
+            if not self.over:  # nobody's doing but the handler's own
                 self.fail(errors.Cancelled())
             return
         if answering.failure is not None:
             self.fail(answering.failure)
-        elif not self._over:
+        elif not self.over:
             self._succeed(answer)
 
     def _put(self, *pieces: bytes) -> bool:
         """Send a message; whether its sender has to wait."""
-        if self._over:
+        if self.over:
             return False
         self._send_head()
         self.link.connection.send(self.stream, messages.PREFIX.pack(0, sum(map(len, pieces))), *pieces)
@@ -526,7 +591,7 @@ class ServerCall:
 
     async def _room(self) -> None:
         stream = self.stream
-        while stream.queued > HIGH_WATER and not self._over:
+        while stream.queued > HIGH_WATER and not self.over:
             stream.low = HIGH_WATER // 2
             self._writer = self.link.loop.create_future()
             try:
@@ -556,7 +621,7 @@ class ServerCall:
 
     def fail(self, error: errors.NodeError) -> None:
         """Answer with an error, unless the client has its answer."""
-        if self._over:
+        if self.over:
             return
         if self.call.leading:
             self._send_head()

@@ -46,6 +46,10 @@ class Images:
             raise errors.NotFound('image "absent"', trailers=(("grpc-status-details-bin", b"\x01"), ("extra", "x")))
         if request.name == "hang" and len(self.calls) == 1:
             await self.hang.wait()
+        if request.name == "busy":
+            end = time.perf_counter() + 0.001
+            while time.perf_counter() < end:
+                pass
         if request.name == "long":
             try:
                 await self.hang.wait()
@@ -300,6 +304,41 @@ async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Pat
             await asyncio.to_thread(raw.flush)
             assert (await heard(raw, GoingAway)).code == frames.Code.ENHANCE_YOUR_CALM
         assert len(images.calls) < 500
+
+
+@pytest.mark.usefixtures("wire")
+async def test_who_asks_for_much_is_not_before_all_others(place: Path) -> None:
+    """Three clients with a thousand calls each, which take their service three seconds; the next client's first call is among the first to be answered."""
+    images = Images()
+    async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
+        await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                raw = stack.enter_context(Raw(place / "g.sock"))
+                await heard(raw, Ready)
+                for _ in range(1000):
+                    raw.call(GET, get("busy"))
+                await asyncio.to_thread(raw.flush)
+            await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+            assert len(images.calls) < 1000
+            await asyncio.to_thread(raw.until, lambda raw: len(raw.statuses()) == 1000)
+
+
+@pytest.mark.usefixtures("wire")
+async def test_calls_that_hang_keep_their_client_from_no_others(place: Path) -> None:
+    """Not for long: they count among those that are under way, but those that wait for their end go on after a moment."""
+    images = Images()
+    async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
+        client = channel.client(IMAGES)
+        hanging = [asyncio.ensure_future(client.Get(images_pb2.GetImageRequest(name="long"))) for _ in range(200)]
+
+        async def asked() -> bool:
+            return len(images.calls) == 200
+
+        await eventually_async(asked)
+        await asyncio.wait_for(client.Get(images_pb2.GetImageRequest(name="a")), 2)
+        images.hang.set()
+        await asyncio.gather(*hanging)
 
 
 @pytest.mark.usefixtures("wire")

@@ -1,0 +1,361 @@
+"""A whole node under clients that do too much, or too little: each load in turn against containerd.sock, while another client keeps calling.
+
+What holds for each: every call of the others is answered, in time and with OK; the hostile client gets the code that services/kit/wire/limits.py says; afterwards
+the gateway's files and all memory are back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.tasks.v1 import tasks_pb2
+from api.containerd.services.version.v1 import version_pb2
+from bench.hostile import GREETING, Raw, idle
+from services.kit import process
+from services.kit.rpc import Channel
+from services.kit.wire import frames, messages
+from services.kit.wire.connection import Closed, Data, GoingAway, Ready
+from services.kit.wire.frames import Code
+from tests.support import Node, eventually, eventually_async, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+HEADERS = {"containerd-namespace": "default"}
+ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
+VERSION, LIST, WAIT, SUBSCRIBE, READ, WRITE, CREATE = (f"/containerd.services.{name}" for name in (
+    "version.v1.Version/Version", "namespaces.v1.Namespaces/List", "tasks.v1.Tasks/Wait", "events.v1.Events/Subscribe", "content.v1.Content/Read",
+    "content.v1.Content/Write", "containers.v1.Containers/Create"))
+MIB = 1 << 20
+DEADLINE = 5.0
+"""Seconds for a call of the others. They take milliseconds; the machine of the tests is shared, and busy with the load itself."""
+SLACK = 14
+"""MiB that a process may keep after a load, of tens to hundreds. Python's allocator keeps a megabyte for each object that lives on in it, and caches fill when
+things happen for the first time: up to 10 are seen, once, and the second time no more. 5,000 connections that were not forgotten would be 25, a Read 0.5 each."""
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """A node that waits less long for what does not come."""
+    with short_directory() as directory:
+        running = Node(directory, config='[grpc.limits]\nhandshake = "1s"\nrequest = "2s"\n')
+        process.many_files()
+        try:
+            running.up()
+            yield running
+        finally:
+            running.clear()
+
+
+class Watched:
+    """What the node's processes have: memory, and the gateway's open files."""
+
+    def __init__(self, node: Node) -> None:
+        self._pids = {s["name"]: int(s["pid"]) for s in node.status()["services"]}
+
+    def memory(self) -> dict[str, int]:
+        """MiB of each process, shared pages by their part."""
+        return {name: self._pss(pid) // 1024 for name, pid in self._pids.items()}
+
+    @staticmethod
+    def _pss(pid: int) -> int:
+        return next(int(line.split()[1]) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+
+    def files(self) -> int:
+        return len(os.listdir(f"/proc/{self._pids['gateway']}/fd"))
+
+
+@contextlib.asynccontextmanager
+async def others(node: Node) -> AsyncIterator[Watched]:
+    """While the block runs, another client calls the gateway and, through it, metadata; afterwards all is as before."""
+    watched = Watched(node)
+    files, memory = watched.files(), watched.memory()
+    calls = 0
+    async with Channel(node.socket) as channel:
+        version = channel.client(version_pb2.DESCRIPTOR.services_by_name["Version"])
+        namespaces = channel.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+
+        async def call() -> None:
+            nonlocal calls
+            while True:
+                await version.Version(Empty(), headers=HEADERS, timeout=DEADLINE)
+                await namespaces.List(namespaces_pb2.ListNamespacesRequest(), headers=HEADERS, timeout=DEADLINE)
+                calls += 2
+                await asyncio.sleep(0.002)
+
+        async def called() -> None:
+            before = calls
+
+            async def again() -> bool:
+                return calls > before or calling.done()
+
+            await eventually_async(again)
+
+        calling = asyncio.ensure_future(call())
+        try:
+            await called()
+            yield watched
+            await called()
+            if calling.done():
+                calling.result()
+        finally:
+            calling.cancel()
+            await asyncio.wait([calling])
+
+    def back() -> bool:
+        assert watched.files() <= files + 5, f"{watched.files()} files, not {files}"  # services connect to the gateway when they first need it
+        kept = {name: (memory[name], now) for name, now in watched.memory().items() if now > memory[name] + SLACK}
+        assert not kept, f"MiB before and after: {kept}"
+        return True
+
+    await asyncio.to_thread(eventually, back, "the node is not as before", 30)
+
+
+async def in_thread(work: Callable[[], Any]) -> Any:
+    """Hostile clients live in threads: the others' client has the loop."""
+    return await asyncio.to_thread(work)
+
+
+@contextlib.contextmanager
+def raws(path: Path, count: int, **options: Any) -> Iterator[list[Raw]]:
+    """Connections that are greeted."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(Raw(path, **options)) for _ in range(count)]
+        for raw in found:
+            raw.until(lambda raw: raw.of(Ready))
+        yield found
+
+
+async def test_five_thousand_idle_connections(node: Node) -> None:
+    """They cost their kilobytes while they are there, twice in a row no more than once."""
+
+    def load() -> None:
+        files = watched.files()
+        with idle(node.socket, 5000):
+            eventually(lambda: watched.files() >= files + 5000, "not all are accepted")
+        eventually(lambda: watched.files() < files + 100, "not all are closed")
+
+    async with others(node) as watched:
+        await in_thread(load)
+        await in_thread(load)
+
+
+async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) -> None:
+    """Half on one connection, half on fifty. All stay open while other clients call; when the task ends, all are answered."""
+    node.ctr("run", "-d", box, "waited", "sleep", "1000")
+
+    def message(path: str) -> bytes:
+        return b"" if path == SUBSCRIBE else tasks_pb2.WaitRequest(container_id="waited").SerializeToString()
+
+    def load() -> None:
+        with raws(node.socket, 51) as connections:
+            for path in (WAIT, SUBSCRIBE):
+                for raw, count in zip(connections, [500] + [10] * 50, strict=True):
+                    for _ in range(count):
+                        raw.call(path, message(path))
+                    raw.flush()
+            time.sleep(1)  # not a wait for anything: that long, they stay open
+            for raw in connections:
+                raw.read()
+                assert not raw.statuses()
+            node.ctr("tasks", "kill", "-s", "SIGKILL", "waited")
+            for raw, count in zip(connections, [500] + [10] * 50, strict=True):
+                raw.until(lambda raw, count=count: len(raw.statuses()) >= count, 30)
+                assert [head.code for head in raw.statuses()] == [0] * count
+                answers = [bytes(data.chunk)[5:] for data in raw.of(Data)]
+                assert sum(tasks_pb2.WaitResponse.FromString(a).exit_status == 137 for a in answers if b"/tasks/exit" not in a) >= count
+                raw.until(lambda raw, count=count: sum(b"/tasks/exit" in bytes(data.chunk) for data in raw.of(Data)) >= count, 30)
+
+    async with others(node):
+        await in_thread(load)
+    node.ctr("tasks", "rm", "waited")
+    node.ctr("containers", "rm", "waited")
+
+
+@pytest.mark.parametrize("path", [VERSION, LIST])
+async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
+    """Whoever resets so much is told to calm down and thrown out, each of the fifty times that it comes back; with 50,000 of the gateway's own calls, and of relayed ones."""
+
+    def load() -> None:
+        opened = 0
+        while opened < 50_000:
+            with raws(node.socket, 1) as (raw,):
+                raw.resets(1500, path)  # 1,000 at once, and 200 more each second that this takes
+                raw.flush()
+                away = raw.until(lambda raw: raw.of(GoingAway))[0]
+                assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many streams are reset")
+                opened += (away.last + 1) // 2
+
+    async with others(node):
+        await in_thread(load)
+
+
+async def test_a_message_of_64_mib(node: Node) -> None:
+    """It is refused in grpc-go's words as soon as its length is known: where the gateway reads it, where it passes it on, and in a stream."""
+    body = bytes(64 * MIB)
+    words = f"grpc: received message larger than max ({64 * MIB} vs. {16 * MIB})"
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    async with others(node), grpc.aio.insecure_channel(f"unix:{node.socket}", options=options) as channel:
+        for path in (VERSION, CREATE):  # as bytes, which nobody gets to parse
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(path)(body, metadata=tuple(HEADERS.items()), timeout=30)
+            assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+        stream = channel.stream_stream(WRITE)(iter([body]), metadata=tuple(HEADERS.items()), timeout=30)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stream:
+                pass
+        assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+
+
+async def ingested(node: Node, size: int) -> tuple[str, bytes]:
+    """A blob of so many MiB, and its bytes."""
+    data = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() * (MIB // 32) for i in range(size))
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    async with Channel(node.socket) as channel, channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"]).Write(headers=HEADERS) as stream:
+        await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="big", total=len(data), expected=digest))
+        await stream.receive()
+        for i in range(size):
+            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * MIB, data=data[i * MIB:(i + 1) * MIB]))
+            await stream.receive()
+        await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED))
+        await stream.receive()
+    return digest, data
+
+
+async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
+    """A hundred that stop, by not reading their connection and by giving their stream no window: the next one has the blob as fast, the gateway keeps a window
+    for each, and one that goes on after all gets the rest.
+    """
+    digest, data = await ingested(node, 256)
+    request = content_pb2.ReadContentRequest(digest=digest).SerializeToString()
+
+    async def read() -> float:
+        async with Channel(node.socket) as channel:
+            start, whole = time.perf_counter(), hashlib.sha256()
+            async for part in channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"]).Read(
+                    content_pb2.ReadContentRequest(digest=digest), headers=HEADERS):
+                whole.update(part.data)
+            assert digest == "sha256:" + whole.hexdigest()
+            return time.perf_counter() - start
+
+    def rest(raw: Raw) -> bytes:
+        """All that is still to come to a connection's one call."""
+        parts, told = messages.Assembler(16 * MIB, ""), 0
+        found: list[bytes] = []
+        while not raw.statuses():
+            for event in raw.events[told:]:
+                if isinstance(event, Data):
+                    found += parts.feed(event.chunk)
+                    raw.connection.consumed(event.stream, len(event.chunk))
+            told = len(raw.events)
+            raw.flush()
+            raw.read(10)
+        for event in raw.events[told:]:
+            if isinstance(event, Data):
+                found += parts.feed(event.chunk)
+        assert raw.statuses()[0].code == 0
+        return b"".join(content_pb2.ReadContentResponse.FromString(message).data for message in found)
+
+    async with others(node) as watched:
+        alone = min([await read(), await read()])
+        before = watched.memory()
+        with raws(node.socket, 2) as (one, many), raws(node.socket, 10) as deaf:
+            for raw, count in [(one, 1), (many, 49), *((raw, 5) for raw in deaf)]:
+                for _ in range(count):
+                    raw.call(READ, request)
+                raw.flush()
+            for raw in (one, many):
+                await in_thread(lambda raw=raw: raw.until(lambda raw: sum(len(data.chunk) for data in raw.of(Data)) >= 65_000 * len(raw.connection.streams)))
+            beside = min([await read(), await read()])
+            assert beside < 3 * alone + 0.5, "readers that stopped slow down others'"  # thrice, on a machine that is shared: nothing is to wait for them
+            during = watched.memory()
+            assert during["gateway"] - before["gateway"] < 100, "more than a window of 1 MiB each"
+            assert during["content"] - before["content"] < 400, "more than four pieces each"
+            assert await in_thread(lambda: rest(one)) == data
+
+
+async def test_half_open_connections_and_half_requests(node: Node) -> None:
+    """What is never said is waited for no longer than the limits say: a preface, SETTINGS, a request's message, the rest of one."""
+
+    def load() -> None:
+        files = watched.files()
+        with contextlib.ExitStack() as stack:
+            silent = [stack.enter_context(Raw(node.socket, greet=False)) for _ in range(300)]
+            for raw, said in zip(silent, itertools.cycle([b"", GREETING[:10], GREETING[:24]])):
+                raw.say(said)
+            slow = stack.enter_context(raws(node.socket, 1))[0]
+            half = messages.PREFIX.pack(0, 100) + b"x"
+            for path, part in itertools.product((VERSION, LIST, READ), (b"", half)):
+                slow.connection.send(slow.open(path), part)
+            slow.flush()
+            slow.until(lambda slow: len(slow.statuses()) == 6, 8)
+            assert {head.code for head in slow.statuses()} == {4}
+            assert all(f"of {path} did not come within 2s" in str([head.message for head in slow.statuses()]) for path in (VERSION, LIST, READ))
+            eventually(lambda: watched.files() <= files + 1, "half-open connections stay")
+            for raw in silent:
+                raw.until(lambda raw: raw.read(1) or raw.hung_up)
+
+    async with others(node) as watched:
+        await in_thread(load)
+
+
+@pytest.mark.parametrize("frame", [
+    pytest.param(frames.frame(frames.PING, 0, 0, b"pingpong"), id="ping"),
+    pytest.param(frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}), id="settings"),
+    pytest.param(frames.window_update(0, 1), id="window-update"),
+])
+async def test_floods_of_a_client_that_never_reads(node: Node, frame: bytes) -> None:
+    """Frames that bring nothing but work: ten clients that send them for ever are told to calm down, and cut off."""
+
+    def load() -> None:
+        with raws(node.socket, 10) as flooding:
+            for raw in flooding:
+                for _ in range(200):
+                    if not raw.say(frame * 1000):
+                        break
+            for raw in flooding:
+                away = raw.until(lambda raw: raw.of(GoingAway) or raw.of(Closed))[0]
+                assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
+
+    async with others(node):
+        await in_thread(load)
+
+
+async def test_a_client_that_asks_and_never_reads(node: Node) -> None:
+    """Calls without end whose answers it does not take: when they fill its socket and what we keep for it, it is not read either, and after a request's time it is gone."""
+
+    def load() -> None:
+        with raws(node.socket, 3) as asking:
+            end = time.monotonic() + 30
+            for raw in asking:
+                raw.socket.setblocking(False)
+            left = dict.fromkeys(asking, b"")
+            while left and time.monotonic() < end:
+                for raw in list(left):
+                    if not left[raw]:
+                        for _ in range(200):
+                            raw.call(LIST)
+                        left[raw] = b"".join(raw.connection.take())
+                    try:
+                        left[raw] = left[raw][raw.socket.send(left[raw]):]
+                    except BlockingIOError:
+                        time.sleep(0.005)
+                    except (BrokenPipeError, ConnectionResetError):
+                        del left[raw]
+            assert not left, "it is still there"
+
+    async with others(node):
+        await in_thread(load)
