@@ -173,9 +173,6 @@ async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[IO[byt
         raise
 
 
-_DAMAGED = (tarfile.TarError, EOFError, ValueError, zlib.error, OSError)
-
-
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
     """In the thread: what a damaged archive raises, as an error of ours."""
@@ -183,7 +180,11 @@ def _readable() -> Iterator[None]:
         yield
     except errors.NodeError:
         raise
-    except _DAMAGED as error:
+    except EOFError:
+        raise errors.Unknown("unexpected EOF") from None
+    except tarfile.TarError as error:
+        raise errors.Unknown("unexpected EOF" if "unexpected end" in str(error) else "archive/tar: invalid tar header") from None
+    except (ValueError, zlib.error, OSError) as error:
         raise errors.Unknown(f"archive: {error}") from None
 
 

@@ -25,10 +25,10 @@ def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
 
 
 def of_root(store: ImageStore, target: Descriptor) -> list[Image]:
-    """The images to make of what was transferred as a whole: the store's name, its full references, and its prefixes with the digest."""
+    """The images to make of what was transferred as a whole: the store's name, its full references, and, where it has a name, its prefixes with the digest."""
     images = [Image(store.name, target, store.labels)] if store.name else []
     for reference in store.references:
-        if not reference.is_prefix or reference.add_digest:
+        if not reference.is_prefix or (reference.add_digest and store.name):
             name = f"{reference.name}@{target.digest}" if reference.add_digest else reference.name
             images.append(Image(name, target, _dependent(store)))
     return images
