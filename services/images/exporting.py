@@ -6,7 +6,6 @@ with one manifest of each image. It is a plain tar, its files in the order of th
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from services.content.store import Digest
-from services.images import names, oci, platforms, references
+from services.images import names, oci, platforms, references, threads
 from services.images.oci import Descriptor
 from services.images.transfer import ExportStream, ImageStore, Node, Progress, Report, Sink
 from services.kit import errors, tracing
@@ -201,7 +200,7 @@ async def _blob(descriptor: Descriptor, sink: Sink, node: Node) -> None:
         return data
 
     async with node.reading(descriptor.digest) as fd:
-        while data := await asyncio.to_thread(piece, fd):
+        while data := await threads.to_thread(piece, fd):
             size += len(data)
             if size > descriptor.size:
                 break

@@ -9,7 +9,7 @@ says which files are whose config and layers; here it is made into Docker manife
 3. Layers are unpacked if the destination says so.
 4. The index and each of its entries are stored as images under the names that the destination gives them (``names.py``); those without a name are not.
 
-Reading the tar blocks, so a thread does it: the bytes reach it through a pipe.
+Reading the tar blocks, so a thread does it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -30,9 +30,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, TypeVar
 
-from services.images import compression, names, oci, references, unpack
+from services.images import compression, names, oci, references, threads, unpack
 from services.images.graph import Graph
 from services.images.oci import Config, Descriptor
+from services.images.threads import Handover
 from services.images.transfer import UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.images.unpack import Unpacker
 from services.kit import errors, tracing
@@ -45,8 +46,6 @@ INDEX = "index.json"
 DOCKER = "manifest.json"
 
 _PIECE = 1 << 18
-_PIPE = 1 << 20
-_F_SETPIPE_SZ = 1031
 
 
 @dataclass(slots=True)
@@ -133,59 +132,47 @@ async def read(source: ImportStream, node: Node) -> Contents:
 @contextlib.asynccontextmanager
 async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[IO[bytes], Run]]:
     """``source`` as a file, and a function that runs others in a thread which may read it. A failure of the source is the block's."""
-    loop = asyncio.get_running_loop()
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(write_end, _F_SETPIPE_SZ, _PIPE)
-    transport, protocol = await loop.connect_write_pipe(lambda: asyncio.streams.FlowControlMixin(loop=loop), os.fdopen(write_end, "wb", buffering=0))
-    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    handover = Handover()
+    pool = ThreadPoolExecutor(1, "import")  # of its own: it may wait for a slow client, and others would wait with it
 
     async def pump() -> None:
         try:
             async for data in source:
-                writer.write(data)
-                await writer.drain()
-        except BaseException:
-            transport.abort()
-            raise
-        writer.close()
-
-    # Of its own: it may wait for a slow client, and others would wait with it.
-    pool = ThreadPoolExecutor(1, "import")
+                await handover.put(data)
+        finally:
+            handover.end()
 
     async def run(work: Callable[..., T], *arguments: Any) -> T:
-        return await loop.run_in_executor(pool, work, *arguments)
+        return await threads.run(pool, functools.partial(work, *arguments), handover.stop)
 
     pumping = asyncio.ensure_future(pump())
     try:
-        with os.fdopen(read_end, "rb", buffering=0) as file:
-            try:
-                yield file, run
-            finally:
-                pumping.cancel()
-                transport.abort()  # the thread is at the file's end now, if it still reads
-                await asyncio.wait((pumping,))
-                await asyncio.to_thread(pool.shutdown)
+        yield handover.file, run
+        await pumping  # at its end, or it failed where the archive could have ended
     except Exception:
         # What the thread saw, an archive that ends early, is only how it saw it.
-        if not pumping.cancelled() and isinstance(failure := pumping.exception(), errors.NodeError):
+        if pumping.done() and not pumping.cancelled() and isinstance(failure := pumping.exception(), errors.NodeError):
             raise failure from None
         raise
+    finally:
+        pumping.cancel()
+        await asyncio.wait((pumping,))
+        pool.shutdown(wait=False)
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
+def _readable(what: str = "") -> Iterator[None]:
     """In the thread: what a damaged archive raises, as an error of ours."""
     try:
         yield
     except errors.NodeError:
         raise
     except EOFError:
-        raise errors.Unknown("unexpected EOF") from None
+        raise errors.Unknown(f"{what}unexpected EOF") from None
     except tarfile.TarError as error:
-        raise errors.Unknown("unexpected EOF" if "unexpected end" in str(error) else "archive/tar: invalid tar header") from None
+        raise errors.Unknown(f"{what}unexpected EOF" if "unexpected end" in str(error) else "archive/tar: invalid tar header") from None
     except (ValueError, zlib.error, OSError) as error:
-        raise errors.Unknown(f"archive: {error}") from None
+        raise errors.Unknown(f"{what}{error}") from None
 
 
 def _opened(file: IO[bytes], compressed: bool) -> tarfile.TarFile | None:
@@ -220,7 +207,7 @@ def _copied(tar: tarfile.TarFile, member: tarfile.TarInfo, filling: Filling) -> 
     """Digest and size of a member whose bytes are in the ingest now."""
     hashing = hashlib.sha256()
     size = 0
-    with _readable():
+    with _readable(f'failed to ingest "{member.name}": '):
         file = tar.extractfile(member)
         assert file is not None
         while piece := file.read(_PIECE):
@@ -316,13 +303,13 @@ async def _docker_layers(files: Sequence[str], blobs: Mapping[str, Descriptor], 
 
 async def _docker_layer(layer: Descriptor, node: Node, *, compress: bool) -> Descriptor:
     async with node.reading(layer.digest) as fd:
-        head = await asyncio.to_thread(os.read, fd, compression.HEAD)
+        head = await threads.to_thread(os.read, fd, compression.HEAD)
     if compression.of(head) is not None:
         return replace(layer, media_type=oci.DOCKER_LAYER_GZIP)  # for zstd too, as in containerd: whoever unpacks it looks at its bytes
     if not compress:
         return replace(layer, media_type=oci.DOCKER_LAYER)
     async with (node.reading(layer.digest) as fd, node.filling(f"compress-blob-{layer.digest.replace(':', '-')}-{os.urandom(4).hex()}") as filling):
-        digest, size = await asyncio.to_thread(compression.gzipped, fd, filling.fd)
+        digest, size = await threads.to_thread(compression.gzipped, fd, filling.fd)
         filling.filled()
         await filling.commit(digest, size, {UNCOMPRESSED: layer.digest})
     return Descriptor(oci.DOCKER_LAYER_GZIP, digest, size)
@@ -333,7 +320,7 @@ async def _written(document: Mapping[str, Any], media_type: str, node: Node) -> 
     data = oci.encoded(document)
     descriptor = Descriptor(media_type, oci.digest_of(data), len(data))
     async with node.filling(f"manifest-{descriptor.digest}-{time.time_ns()}") as filling:
-        await asyncio.to_thread(_write, filling.fd, data)
+        await threads.to_thread(_write, filling.fd, data)
         filling.filled()
         await filling.commit(descriptor.digest, descriptor.size)
     return descriptor

@@ -5,10 +5,10 @@ Messages go over the internal socket with the caller's headers; whole blobs go b
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import datetime
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -19,12 +19,15 @@ from api.containerd.services.leases.v1 import leases_pb2
 from services.content.blobs_remote import Blobs, Ingest
 from services.content.remote import RemoteStore
 from services.content.store import Digest, Info
+from services.images import threads
 from services.images import transfer_convert as convert
 from services.images.oci import DOCUMENT_LIMIT, Descriptor, digest_of
 from services.images.transfer import UNCOMPRESSED, Image
 from services.kit import errors, rpc
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
+
+log = logging.getLogger(__name__)
 
 EXPIRES = datetime.timedelta(hours=24)
 """A transfer's lease goes after this time if the transfer did not end it."""
@@ -56,8 +59,10 @@ class RemoteNode:
         lease = (await leases.Create(request, headers=self.headers)).lease.id
 
         async def ended() -> None:
-            with contextlib.suppress(errors.NodeError):  # it expires
+            try:
                 await leases.Delete(leases_pb2.DeleteRequest(id=lease), headers=self.headers)
+            except errors.NodeError as error:  # it expires
+                log.warning("lease %s is left to expire: %s", lease, error)
 
         try:
             yield RemoteNode(self._gateway, {**self.headers, rpc.LEASE: lease})
@@ -76,7 +81,7 @@ class RemoteNode:
                 if len(data) == descriptor.size and digest_of(data) == descriptor.digest:
                     return data
         async with self.reading(descriptor.digest) as fd:
-            data = await asyncio.to_thread(_all_of, fd)
+            data = await threads.to_thread(_all_of, fd)
         if len(data) > DOCUMENT_LIMIT:
             raise errors.ResourceExhausted(f"document {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
         return data
