@@ -52,6 +52,10 @@ def peer() -> Iterator[Path]:
 class TestContainerd2(suite.TransferSuite):
     """containerd itself, which says whether the suite is right."""
 
+    @pytest.fixture(autouse=True)
+    def patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(suite.Transfers, "patience", 0.3)
+
     @pytest.fixture
     async def channel(self, peer: Path) -> AsyncIterator[Channel]:
         async with Channel(peer) as channel:

@@ -77,6 +77,8 @@ class Transfers:
     """A client of one namespace, as containerd's own: streams, transfers, and what shows their results."""
 
     _ids = itertools.count()
+    patience = 0.0
+    """Seconds to wait for the last bytes of an export. containerd may still be sending when the transfer returns; our node must not."""
 
     def __init__(self, channel: Channel, namespace: str, lease: str = "") -> None:
         self.headers = {NAMESPACE: namespace, **({LEASE: lease} if lease else {})}
@@ -130,6 +132,7 @@ class Transfers:
             receiving = asyncio.ensure_future(_receive(stream, archive))
             try:
                 await self.transfer(imagestore_pb2.ImageStore(extra_references=references), importexport_pb2.ImageExportStream(stream=name, **options), told=told)
+                await asyncio.sleep(self.patience)
                 return bytes(archive)
             finally:
                 receiving.cancel()
