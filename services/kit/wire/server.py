@@ -437,6 +437,8 @@ class ServerCall:
     def start(self, argument: Any) -> None:
         """Run the handler of a call that takes one request."""
         self._task = eager.start(self._run(argument), self.link.loop)
+        if self.over and self._task is not None:  # the client went while the first step ran
+            self._task.cancel()
 
     def _assemble(self, chunk: Chunk) -> list[bytes]:
         link = self.link
@@ -616,6 +618,8 @@ class ServerCall:
             connection.send_tail(stream, tail)
         else:
             connection.answer(stream, self._head(), messages.prefix(answer) + answer, tail)
+            if stream.queued and sum(each.queued for each in connection.streams.values()) > self.link.limits.untaken:
+                connection.reset(stream, Code.ENHANCE_YOUR_CALM)
         self.link.flush_soon()
         self._finish()
 
