@@ -142,7 +142,7 @@ def remove_small(path: str, limit: int = FEW) -> bool:
     try:
         return _remove_below(os.path.dirname(path), os.path.basename(path), os.lstat(path).st_dev, limit) >= 0
     except FileNotFoundError:
-        return True
+        return not os.path.lexists(path)  # it is gone, or something in it, which somebody else removes: who of us is the last is not known here
     except OSError:
         return False
 

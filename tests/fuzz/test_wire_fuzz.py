@@ -122,8 +122,11 @@ def on_both(script: list[Step]) -> None:
 
 
 def on_a_node(script: list[Step]) -> None:
-    with asyncio.Runner() as runner:
-        runner.run(wire_peers.serving(script))
+    loop = asyncio.new_event_loop()  # not a Runner: that would take the watcher of child processes from the loop that the tests share
+    try:
+        loop.run_until_complete(wire_peers.serving(script))
+    finally:
+        loop.close()
 
 
 WORLDS = {world.__name__: world for world in (on_a_server, on_a_client, on_both, on_a_node)}

@@ -120,6 +120,21 @@ def test_what_a_container_left_is_removed_here(place: Path) -> None:
     assert len(list(tree.rglob("*"))) == before
 
 
+def test_two_who_remove_the_same_do_not_leave_it_to_each_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds something gone in the middle does not take the whole for removed."""
+    tree = place / "7"
+    tree.mkdir()
+    some_tree(tree, 10)
+    unlink = os.unlink
+
+    def late(name: str, *, dir_fd: int) -> None:
+        unlink(name, dir_fd=dir_fd)  # the other one
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", late)
+    assert not disk.remove_small(f"{tree}")
+
+
 async def test_overlay_works_here(place: Path) -> None:
     """The trial leaves nothing behind: no mount, no directory, not even that of a trial that was killed."""
     (place / ".overlay-trial-old" / "merged").mkdir(parents=True)
