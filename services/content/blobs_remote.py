@@ -101,6 +101,23 @@ class Blobs:
         await self._content.Update(request, headers=headers)
 
 
+def locked(path: str, ref: str) -> int:
+    """The file of the ingest ``ref``, opened and locked; Unavailable where another has it. The lock belongs to what was opened here: a worker inherits it, and it ends with the worker."""
+    taken = errors.Unavailable(f"ref {ref} locked by another writer")
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise taken from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(path)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)  # where it is another file by now, a commit came between: what is locked here is a blob
+    raise taken
+
+
 class Ingest:
     """An ingest to fill: through ``fd``, which a worker inherits, or a thread uses, and this process then closes (``started``) before the commit."""
 
@@ -126,19 +143,7 @@ class _FileIngest(Ingest):
         self._files = files
         self._ref = ref
         self._headers = headers
-        self.fd = -1
-        locked = errors.Unavailable(f"ref {ref} locked by another writer")
-        try:
-            # The lock belongs to what was opened here: the worker inherits it, and it ends with the worker.
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            here, there = os.fstat(self.fd), os.stat(path)
-        except (BlockingIOError, FileNotFoundError):
-            self.started()
-            raise locked from None
-        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):  # another's commit came between: what is locked here is a blob now
-            self.started()
-            raise locked
+        self.fd = locked(path, ref)
         os.ftruncate(self.fd, 0)
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from services.images.budget import Budget
 from services.images.config import Config
+from services.images.fetching import Fetcher
+from services.images.pulling import RegistryPuller
+from services.images.pushing import RegistryPusher
+from services.images.registry import Hosts, Registry
 from services.images.remote import ImageRecords
 from services.images.server import ImagesServicer
 from services.images.streaming_server import StreamingServicer, Streams
@@ -15,16 +20,20 @@ from services.kit.publisher import Publisher
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
     config = settings.load(Config, file, "images")
+    hosts = Hosts.of_config(file.tables, file.path)
+    budget = Budget(config.connections, config.downloads, config.uploads)
     streams = Streams()
+    unpacker = Unpacker()
     with process.owned(node.state / "images"):
         async with (
             rpc.Channel(node.state / "metadata.sock") as metadata,
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
+            Registry(hosts) as registry,
             rpc.serving(node.state / "images.sock", [
                 ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
                 StreamingServicer(streams),
-                TransferServicer(gateway, streams, Unpacker()),
+                TransferServicer(gateway, streams, unpacker, RegistryPuller(registry, Fetcher(budget), unpacker), RegistryPusher(registry, budget)),
             ], relayed=True),
         ):
             await process.until_signal()

@@ -5,22 +5,25 @@ Messages go over the internal socket with the caller's headers; whole blobs go b
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import datetime
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from api.containerd.services.diff.v1 import diff_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1 import leases_pb2
-from services.content.blobs_remote import Blobs, Ingest
-from services.content.remote import RemoteStore
+from services.content.blobs_remote import Blobs, Ingest, locked
+from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
 from services.content.store import Digest, Info
 from services.images import threads
 from services.images import transfer_convert as convert
+from services.images.landing import FileLanding, SharedLanding, StreamLanding
 from services.images.oci import DOCUMENT_LIMIT, Descriptor, digest_of
 from services.images.transfer import UNCOMPRESSED, Image
 from services.kit import errors, rpc
@@ -28,6 +31,8 @@ from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EXPIRES = datetime.timedelta(hours=24)
 """A transfer's lease goes after this time if the transfer did not end it."""
@@ -42,6 +47,7 @@ class RemoteNode:
         self._gateway = gateway
         self._store = RemoteStore(gateway, self.headers)
         self._blobs = Blobs(gateway)
+        self._files = RemoteFiles(gateway, self.headers)
         self._images = gateway.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
         self._diff = gateway.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
 
@@ -105,6 +111,58 @@ class RemoteNode:
         with contextlib.suppress(errors.NodeError):  # it expires
             await self._blobs.abort(ref, self.headers)
 
+    @contextlib.asynccontextmanager
+    async def landing(self, descriptor: Descriptor) -> AsyncIterator[FileLanding | StreamLanding | SharedLanding]:
+        digest, ref, size = _digest(descriptor.digest), descriptor.ref, descriptor.size
+        landing = await self._when_unlocked(ref, lambda: self._landing(ref, digest, size))
+        try:
+            if isinstance(landing, FileLanding):
+                await landing.resumed()
+            yield landing
+        finally:
+            await landing.close()
+            if not landing.committed and landing.offset:
+                await rpc.shielded(self._kept(ref, digest, size))
+
+    async def _landing(self, ref: str, digest: Digest, size: int) -> FileLanding | StreamLanding | SharedLanding:
+        async def commit(labels: Mapping[str, str]) -> None:
+            await self._files.commit(ref, size, digest, labels, computed=True)
+
+        try:
+            begun = await self._files.begin(ref, size, digest)
+        except errors.Unimplemented:
+            async def opened() -> RemoteWriter:
+                return await self._store.writer(ref, size, digest)
+
+            return StreamLanding(await opened(), digest, size, opened)
+        return FileLanding(locked(begun.path, ref), digest, size, commit) if begun.path else SharedLanding(size, commit)
+
+    async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
+        """What ``begin`` gives; while another process writes the ref it is waited for, as long as that gets on."""
+        loop = asyncio.get_running_loop()
+        pause, offset, until = 0.02, -1, loop.time() + _STANDSTILL
+        while True:
+            try:
+                return await begin()
+            except errors.Unavailable:
+                if loop.time() > until:
+                    raise
+            with contextlib.suppress(errors.NodeError):
+                there = (await self._store.status(ref)).offset
+                if there != offset:
+                    offset, until = there, loop.time() + _STANDSTILL
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    async def _kept(self, ref: str, digest: Digest, size: int) -> None:
+        """See that an ingest outlives the lease: opened without one it has a day of its own."""
+        headers = {key: value for key, value in self.headers.items() if key != rpc.LEASE}
+        with contextlib.suppress(errors.NodeError):
+            try:
+                await RemoteFiles(self._gateway, headers).begin(ref, size, digest)
+            except errors.Unimplemented:
+                await (await RemoteStore(self._gateway, headers).writer(ref, size, digest)).close()
+
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:
         await self._store.update(_digest(digest), labels, [f"labels.{key}" for key in labels])
 
@@ -140,6 +198,8 @@ class RemoteNode:
         return str(response.applied.digest)
 
 
+_STANDSTILL = 30.0
+"""Seconds for which an ingest that another process has locked may stand still."""
 _PATIENCE = 5.0
 """Seconds to wait for the gateway where it is not there; it comes back."""
 

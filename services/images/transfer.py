@@ -197,6 +197,27 @@ class Filling(Protocol):
         ...
 
 
+class Landing(Protocol):
+    """A blob being fetched: an ingest of which ``offset`` bytes are there, of this or an earlier attempt."""
+
+    @property
+    def offset(self) -> int:
+        """How many bytes are there."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """The next bytes. ResourceExhausted if the disk is full."""
+        ...
+
+    async def restart(self) -> None:
+        """Back to no bytes."""
+        ...
+
+    async def commit(self, labels: Mapping[str, str]) -> None:
+        """Make it a blob. FailedPrecondition if size or digest are not what they should be: then :meth:`restart`. AlreadyExists if somebody else made it."""
+        ...
+
+
 class Node(Protocol):
     """The node as the caller sees it: its content, images, snapshots."""
 
@@ -216,6 +237,13 @@ class Node(Protocol):
 
     def filling(self, ref: str) -> AbstractAsyncContextManager[Filling]:
         """A blob to be made. What was not committed at the end of the block is gone."""
+        ...
+
+    def landing(self, descriptor: Descriptor) -> AbstractAsyncContextManager[Landing]:
+        """Where a blob is fetched to; AlreadyExists, with the blob held by the lease, if it is there. Waits while another process writes it.
+
+        What was not committed at the end of the block can be resumed within a day, whatever becomes of the lease.
+        """
         ...
 
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:

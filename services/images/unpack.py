@@ -10,18 +10,17 @@ keeps the snapshots as long as the image. Of transfers that unpack the same laye
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.images import platforms
 from services.images.oci import Config, Descriptor, chain_ids, is_config, is_layer
 from services.images.platforms import OnlySystem
 from services.images.transfer import UNCOMPRESSED, Node, Unpacking
+from services.images.turns import Turns
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
@@ -68,7 +67,7 @@ class Unpacker:
     """Unpacks images; one for the whole process, since it knows which layers are being unpacked."""
 
     def __init__(self) -> None:
-        self._busy: dict[tuple[str, str, str], _Turn] = {}
+        self._turns = Turns()
 
     async def unpack(self, node: Node, config: Descriptor, layers: Sequence[Descriptor], wanted: Sequence[Unpacking], *,
                      available: Available = _is_there, extracting: Extracting | None = None) -> str:
@@ -86,32 +85,11 @@ class Unpacker:
             span.set(snapshotter=name)
             chain = ["", *chain_ids(what.diff_ids)]
             for number, (layer, diff_id) in enumerate(zip(layers, what.diff_ids, strict=True)):
-                async with self._alone(node.namespace, name, chain[number + 1]):
+                async with self._turns.alone((node.namespace, name, chain[number + 1])):
                     await _Extraction(node, name, layer, diff_id, chain[number], chain[number + 1]).run(number, available, extracting)
             fault("images.unpacked")
             await node.label(config.digest, {f"containerd.io/gc.ref.snapshot.{name}": chain[-1]})
             return chain[-1]
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, namespace: str, snapshotter: str, chain_id: str) -> AsyncIterator[None]:
-        key = (namespace, snapshotter, chain_id)
-        turn = self._busy.setdefault(key, _Turn())
-        turn.wanted += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.wanted -= 1
-            if not turn.wanted:
-                del self._busy[key]
-
-
-class _Turn:
-    """Whose turn it is at a chain id, and how many want one."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.wanted = 0
 
 
 class _Extraction:

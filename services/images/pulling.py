@@ -1,0 +1,138 @@
+"""Pulls: from a registry to an image of the node.
+
+1. The name is resolved to a digest; from here on everything is named by digest.
+2. The documents are walked from the top: each is fetched, labelled with what it refers to, and its children that the destination wants are walked, all at once (``graph.py``).
+3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the image is to be unpacked, each is unpacked as soon as it and those below it are
+   there, while those above it arrive; layers whose snapshots exist are not even fetched.
+4. The images are stored under the names that the destination says.
+
+A pull that fails or is cancelled stops all of this at once. What it has of a blob stays for a day, to be gone on with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from services.images import names, oci, registry, unpack
+from services.images.asking import client_of, resolved, with_source
+from services.images.fetching import Fetcher
+from services.images.graph import Graph
+from services.images.oci import Descriptor
+from services.images.progress import Tracker
+from services.images.registry import Reference
+from services.images.together import together
+from services.images.transfer import ImageStore, Node, Progress, Registry, Report, Unpacking
+from services.images.unpack import Unpacker
+from services.kit import errors, tracing
+from services.kit.faults import fault
+
+
+class RegistryPuller:
+    """Pulls; one for the whole process."""
+
+    def __init__(self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker) -> None:
+        self._registry = process
+        self._fetcher = fetcher
+        self._unpacker = unpacker
+
+    async def pull(self, source: Registry, destination: ImageStore, node: Node, report: Report) -> None:
+        """See ``transfer.Puller``. The errors name the host and the cause."""
+        wanted = unpack.accepted(destination.unpacks)
+        report(Progress(f"Resolving from {source}"))
+        with tracing.span("images.pull", reference=source.reference):
+            reference = Reference.parse(source.reference)
+            client = client_of(self._registry, source)
+            try:
+                async with self._fetcher.budget.document():
+                    root = resolved(await client.resolve(reference))
+            except errors.NodeError as error:
+                raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
+            report(Progress(f"Pulling from {source}"))
+            report(Progress("fetching image content", source.reference, descriptor=root))
+            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, Graph(node, destination), wanted)
+            tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
+            async with tracker.running():
+                await pull.walk(root, tracker)
+            fault("images.pulled")
+            for image in await names.stored(names.of_root(destination, root), node):
+                report(Progress("saved", image.name, descriptor=image.target))
+            report(Progress(f"Completed pull from {source}"))
+
+
+class _Pull:
+    """The walk of one pull."""
+
+    def __init__(self, fetcher: Fetcher, unpacker: Unpacker, client: registry.Client, reference: Reference, node: Node, graph: Graph,
+                 wanted: Sequence[Unpacking]) -> None:
+        self._fetcher = fetcher
+        self._unpacker = unpacker
+        self._client = client
+        self._reference = reference
+        self._node = node
+        self._graph = graph
+        self._wanted = wanted
+        self._asked: dict[str, Descriptor] = {}
+        self._done: set[str] = set()
+
+    async def active(self) -> Mapping[str, tuple[int, int]]:
+        """What is under way, for the tracker."""
+        return {descriptor.ref: self._fetcher.moving[digest] for digest, descriptor in self._asked.items()
+                if digest not in self._done and digest in self._fetcher.moving}
+
+    async def done(self, digest: str) -> bool:
+        """What is there, for the tracker."""
+        return digest in self._done
+
+    async def walk(self, descriptor: Descriptor, tracker: Tracker) -> None:
+        """Fetch what ``descriptor`` names, and all that is wanted below it."""
+        await self._fetch(descriptor, tracker)
+        children = await self._graph.children(descriptor)
+        tracker.children(descriptor, children)
+        if oci.is_manifest(descriptor.media_type):
+            config, layers = unpack.parts(children)
+            others = [child for child in children if child is not config and child not in layers]
+            if self._wanted and config is not None and layers:
+                await together([self._unpacked(config, layers, tracker), *(self.walk(child, tracker) for child in others)])
+                return
+            await together([*(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)),
+                            *(self.walk(child, tracker) for child in ([config] if config is not None else []) + others)])
+            return
+        await together(self.walk(child, tracker) for child in children)
+
+    async def _unpacked(self, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker) -> None:
+        """Fetch an image's config and layers, and unpack it meanwhile."""
+        await self._fetch(config, tracker)
+        there = [asyncio.Event() for _ in layers]
+        lowest: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def available(number: int) -> None:
+            if not lowest.done():
+                lowest.set_result(number)
+            await there[number].wait()
+
+        async def unpacked() -> None:
+            chain_id = await self._unpacker.unpack(self._node, config, layers, self._wanted, available=available, extracting=tracker.extracting)
+            if not lowest.done():  # all are unpacked already; or it is not for this machine, and then nothing is
+                lowest.set_result(len(layers) if chain_id else 0)
+
+        async def fetched(number: int) -> None:
+            await self._fetch(layers[number], tracker, number)
+            there[number].set()
+
+        async def fetching() -> None:
+            await together(map(fetched, range(await lowest, len(layers))))
+
+        await together([unpacked(), fetching()])
+
+    async def _fetch(self, descriptor: Descriptor, tracker: Tracker, number: int = 0) -> None:
+        self._asked[descriptor.digest] = descriptor
+        tracker.add(descriptor)
+        if await self._fetcher.fetch(self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number):
+            self._done.add(descriptor.digest)
+            return
+        self._done.add(descriptor.digest)
+        tracker.exists(descriptor)
+        labels = with_source((await self._node.info(descriptor.digest)).labels, self._reference)
+        if labels:
+            await self._node.label(descriptor.digest, labels)

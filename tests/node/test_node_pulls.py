@@ -1,0 +1,384 @@
+"""Pulls and pushes by Transfer on a whole node, against a registry that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import itertools
+import json
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.types.platform_pb2 import Platform
+from api.containerd.types.transfer import imagestore_pb2, registry_pb2
+from api.containerd.types.transfer.progress_pb2 import Progress
+from deploy.images import Image, digest_of, image, index, tar_of
+from services.kit import any as kit_any
+from services.kit import errors
+from services.kit.rpc import Channel
+from tests.fake_registry import Auth, FakeRegistry, Fault, cut, endless, hang_up, other, silent, slow, status
+from tests.suites.transfers import HERE, UNPACK, Transfers
+from tests.support import Node
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+SOURCE = "containerd.io/distribution.source.127.0.0.1"
+_ids = itertools.count()
+
+
+def made(layers: int = 2, kib: int = 300) -> Image:
+    """An image that no other test has, whose layers do not become smaller by compression."""
+    unique = random.Random(os.urandom(8))
+    return image([tar_of([(f"file{n}", {"data": unique.randbytes(kib << 10)})]) for n in range(layers)])
+
+
+def config_of(box: Image) -> str:
+    digest: str = json.loads(box.blobs[box.digest])["config"]["digest"]
+    return digest
+
+
+class Client(Transfers):
+    """A client that pulls and pushes."""
+
+    async def pull(self, reference: str, *, name: str = "", unpack: bool = True, told: list[Progress] | None = None, platforms: tuple[Platform, ...] = (HERE,),
+                   auth: str = "", **store: Any) -> None:
+        await self.transfer(self.registry(reference, auth), imagestore_pb2.ImageStore(
+            name=name or reference, unpacks=[UNPACK] if unpack else [], platforms=platforms, **store), told=told)
+
+    async def push(self, name: str, reference: str, *, told: list[Progress] | None = None, auth: str = "", **store: Any) -> None:
+        await self.transfer(imagestore_pb2.ImageStore(name=name, **store), self.registry(reference, auth), told=told)
+
+    async def offset(self, ref: str) -> int:
+        """Bytes of an ingest."""
+        return int((await self._content.Status(content_pb2.StatusRequest(ref=ref), headers=self.headers)).status.offset)
+
+    async def collect(self) -> None:
+        """Have all collected that nothing keeps."""
+        lease = (await self._leases.Create(leases_pb2.CreateRequest(id="collect"), headers=self.headers)).lease.id
+        await self._leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=True), headers=self.headers, timeout=30)
+
+    @staticmethod
+    def registry(reference: str, auth: str = "") -> registry_pb2.OCIRegistry:
+        return registry_pb2.OCIRegistry(reference=reference, resolver=registry_pb2.RegistryResolver(auth_stream=auth))
+
+
+@pytest.fixture
+async def channel(node: Node) -> AsyncIterator[Channel]:
+    async with Channel(node.socket) as channel:
+        yield channel
+
+
+@pytest.fixture
+def client(channel: Channel) -> Client:
+    return Client(channel, f"pulls{os.getpid()}-{next(_ids)}")
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as running:
+        yield running
+
+
+def gets(registry: FakeRegistry, digest: str) -> list[Mapping[str, str]]:
+    """The headers of the requests for a blob."""
+    return [seen.headers for seen in registry.asked("GET", digest)]
+
+
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]], seconds: float = 15.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+# ---------------------------------------------------------------------------------------------- pulls
+
+
+async def test_a_pull_stores_labels_and_unpacks(client: Client, fake: FakeRegistry) -> None:
+    """And tells so. No lease and no ingest is left."""
+    box, told = made(), list[Progress]()
+    reference = fake.add(box, "team/box:1")
+    await client.pull(reference, told=told)
+    assert (await client.images())[reference].target.digest == box.digest
+    assert await client.blobs() == set(box.blobs)
+    assert len(await client.snapshots()) == 2
+    config = config_of(box)
+    assert await client.labels(box.digest) == {SOURCE: "team/box", "containerd.io/gc.ref.content.config": config, "containerd.io/gc.ref.content.l.0": box.layers[0],
+                                               "containerd.io/gc.ref.content.l.1": box.layers[1]}
+    assert set(await client.labels(box.layers[0])) == {SOURCE, "containerd.io/uncompressed"}
+    assert set(await client.labels(config)) == {SOURCE, "containerd.io/gc.ref.snapshot.overlayfs"}
+    assert not await client.leases()
+    assert not await client.ingests()
+    assert [(p.event, p.name) for p in told if p.name in ("", reference)] == [
+        (f"Resolving from OCI Registry ({reference})", ""), (f"Pulling from OCI Registry ({reference})", ""), ("fetching image content", reference),
+        ("saved", reference), (f"Completed pull from OCI Registry ({reference})", "")]
+    events = {p.event for p in told if p.name == f"layer-{box.layers[1]}"}
+    assert {"waiting", "extracted"} <= events
+    assert next(list(p.parents) for p in told if p.name == f"layer-{box.layers[1]}") == [f"manifest-{box.digest}"]
+    await client.delete_image(reference)
+    assert not await client.blobs()
+    assert not await client.snapshots()
+
+
+async def test_what_is_there_is_not_fetched_again(client: Client, fake: FakeRegistry) -> None:
+    """And is said to be in the second repository too."""
+    box, told = made(), list[Progress]()
+    await client.pull(fake.add(box, "one:1"), unpack=False)
+    before = len(fake.asked("GET", "/blobs/"))
+    await client.pull(fake.add(box, "two:1"), unpack=False, told=told)
+    assert len(fake.asked("GET", "/blobs/")) == before
+    assert (await client.labels(box.layers[0]))[SOURCE] == "one,two"
+    assert {p.event for p in told if p.name == f"layer-{box.layers[0]}"} == {"waiting", "already exists"}
+
+
+async def test_only_the_wanted_platforms_are_fetched(client: Client, fake: FakeRegistry) -> None:
+    """Of an index: the index, and the manifests of these platforms with all below."""
+    here, elsewhere = made(1), image([os.urandom(100)], architecture="mips64")
+    both = index(here, elsewhere)
+    reference = fake.add(both, "multi:1")
+    await client.pull(reference)
+    assert await client.blobs() == {both.digest, *here.blobs}
+    await client.pull(reference, platforms=(), unpack=False)
+    assert await client.blobs() == set(both.blobs)
+
+
+@pytest.mark.parametrize(("where", "fault"), [
+    ("blob", cut(100_000)), ("blob", status(503)), ("blob", hang_up()), ("manifest", status(503)), ("manifest", hang_up()), ("blob", status(429, Retry_After="0")),
+], ids=["cut", "blob-503", "blob-hangup", "manifest-503", "manifest-hangup", "429"])
+async def test_a_fault_that_passes_is_outlasted(client: Client, fake: FakeRegistry, where: str, fault: Fault) -> None:
+    """The pull is complete and right."""
+    box = made(1)
+    reference = fake.add(box, "box:1")
+    fake.inject(where, fault, times=1, method="GET" if where == "blob" else "")
+    await client.pull(reference)
+    assert await client.blobs() == set(box.blobs)
+    assert len(await client.snapshots()) == 1
+
+
+async def test_wrong_bytes_are_fetched_again(client: Client, fake: FakeRegistry) -> None:
+    """Once is not for ever: the next answer may be right."""
+    box = made(1)
+    reference, layer = fake.add(box, "box:1"), box.layers[0]
+    fake.inject(layer, other(bytes(len(box.blobs[layer]))), method="GET")
+    await client.pull(reference)
+    assert ["Range" in headers for headers in gets(fake, layer)] == [False, False]
+    assert await client.blobs() == set(box.blobs)
+
+
+async def test_a_registry_that_never_has_the_right_bytes_is_named(client: Client, fake: FakeRegistry) -> None:
+    """Nothing of them is kept, and no image is stored."""
+    box = made(1)
+    reference = fake.add(box, "box:1")
+    layer = box.layers[0]
+    fake.inject(layer, other(bytes(len(box.blobs[layer]))), times=100)
+    with pytest.raises(errors.FailedPrecondition, match=f"{fake.host}.*{layer}.*its bytes have the digest"):
+        await client.pull(reference)
+    assert not await client.images()
+    assert layer not in await client.blobs()
+    fake._faults.clear()
+    await client.pull(reference)
+    assert "Range" not in gets(fake, layer)[-1]
+
+
+@pytest.mark.parametrize(("name", "fault", "expected", "message"), [
+    ("gone:1", None, errors.NotFound, "failed to resolve image: .*{host}.*404"),
+    ("box:1", status(403), errors.PermissionDenied, "failed to resolve image: .*{host}.*403"),
+], ids=["404", "403"])
+async def test_an_error_names_host_and_cause(client: Client, fake: FakeRegistry, name: str, fault: Fault | None, expected: type[errors.NodeError], message: str) -> None:
+    """As the registry says them."""
+    fake.add(made(1), "box:1")
+    if fault is not None:
+        fake.inject("manifest", fault, times=100)
+    with pytest.raises(expected, match=message.format(host=fake.host)):
+        await client.pull(f"{fake.host}/{name}")
+
+
+async def test_a_layer_without_an_end_fills_no_disk(client: Client, fake: FakeRegistry) -> None:
+    """It is refused where its descriptor says that it ends."""
+    box = made(1)
+    reference = fake.add(box, "box:1")
+    fake.inject(box.layers[0], endless(), times=100)
+    with pytest.raises(errors.NodeError, match=fake.host):
+        await client.pull(reference)
+    assert not await client.images()
+
+
+async def test_layers_are_unpacked_while_others_arrive(client: Client, fake: FakeRegistry) -> None:
+    """The lowest is a snapshot before the one above it is there."""
+    box = made(2)
+    reference = fake.add(box, "box:1")
+    fake.inject(box.layers[1], silent(60, after=1000))
+    pulling = asyncio.ensure_future(client.pull(reference))
+
+    async def unpacked() -> bool:
+        return len([info for info in (await client.snapshots()).values() if "extract-" not in info.name]) == 1
+
+    await until(unpacked)
+    assert box.layers[1] not in await client.blobs()
+    pulling.cancel()
+    await asyncio.wait((pulling,))
+
+
+async def test_two_pulls_fetch_each_blob_once(client: Client, channel: Channel, fake: FakeRegistry) -> None:
+    """Of one namespace and of another."""
+    box = made(2)
+    reference = fake.add(box, "box:1")
+    fake.inject("blob", slow(1_000_000, 50_000), times=100, method="GET")
+    elsewhere = Client(channel, f"pulls{os.getpid()}-{next(_ids)}")
+    await asyncio.gather(client.pull(reference), client.pull(reference, name="again"), elsewhere.pull(reference))
+    assert [len(gets(fake, digest)) for digest in (*box.layers, config_of(box))] == [1, 1, 1]
+    assert set(await client.images()) == {reference, "again"}
+    assert await elsewhere.blobs() == set(box.blobs)
+
+
+# ---------------------------------------------------------------------------------------------- beginning again
+
+
+async def test_a_cancelled_pull_is_gone_on_with(client: Client, fake: FakeRegistry) -> None:
+    """It stops at once; what it has of a layer outlives its lease, and the next asks for the rest."""
+    box = made(1, kib=3000)
+    reference = fake.add(box, "box:1")
+    fake.inject(box.layers[0], silent(60, after=1_500_000))
+    pulling = asyncio.ensure_future(client.pull(reference))
+    await until(lambda: _ingesting(client, box.layers[0]))
+    await asyncio.sleep(0.3)
+    pulling.cancel()
+    await asyncio.wait((pulling,))
+
+    async def released() -> bool:
+        return not await client.leases()
+
+    await until(released, 3.0)
+    await client.collect()
+    assert await client.ingests() == [f"layer-{box.layers[0]}"]
+    await client.pull(reference)
+    assert gets(fake, box.layers[0])[-1]["Range"] == "bytes=1500000-"
+    assert await client.blobs() == set(box.blobs)
+    assert not await client.ingests()
+
+
+async def test_a_killed_images_process_goes_on_where_it_was(node: Node, client: Client, fake: FakeRegistry) -> None:
+    """kill -9 in the middle of a layer: what was written is hashed again, and only the rest is fetched."""
+    box = made(1, kib=4000)
+    reference = fake.add(box, "box:1")
+    fake.inject(box.layers[0], silent(60, after=2_500_000))
+    pulling = asyncio.ensure_future(client.pull(reference))
+    await until(lambda: _ingesting(client, box.layers[0], 2 << 20))
+    await asyncio.to_thread(node.kill, "images")
+    with pytest.raises(errors.NodeError):
+        await pulling
+    await asyncio.to_thread(node.wait_healthy)
+    await client.pull(reference)
+    start = int(gets(fake, box.layers[0])[-1]["Range"].removeprefix("bytes=").removesuffix("-"))
+    assert 2 << 20 <= start <= 2_500_000
+    assert await client.blobs() == set(box.blobs)
+    assert [name for name in await client.snapshots() if not name.startswith("extract-")] == [digest_of(gzip.decompress(box.blobs[box.layers[0]]))]
+
+
+async def _ingesting(client: Client, digest: str, at_least: int = 0) -> bool:
+    return f"layer-{digest}" in await client.ingests() and await client.offset(f"layer-{digest}") >= at_least
+
+
+# ---------------------------------------------------------------------------------------------- credentials and hosts
+
+
+@contextlib.asynccontextmanager
+async def answering(client: Client, user: str, password: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """A stream on which credentials are answered; its id, and the hosts that were asked for."""
+    hosts: list[str] = []
+
+    async with client.stream("auth") as (name, stream):
+        async def answer() -> None:
+            while (question := await stream.receive()) is not None:
+                hosts.append(registry_pb2.AuthRequest.FromString(question.value).host)
+                await stream.send(kit_any.pack(registry_pb2.AuthResponse(authType=registry_pb2.CREDENTIALS, username=user, secret=password)))
+
+        task = asyncio.ensure_future(answer())
+        try:
+            yield name, hosts
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "basic"])
+async def test_credentials_are_the_clients(client: Client, scheme: str) -> None:
+    """Asked for on its stream, once the registry wants them; without a stream there are none."""
+    async with FakeRegistry(auth=Auth(scheme, "me", "secret")) as registry:
+        box = made(1)
+        reference = registry.add(box, "box:1")
+        async with answering(client, "me", "secret") as (stream, hosts):
+            await client.pull(reference, auth=stream)
+        assert set(hosts) == {registry.host}
+        async with answering(client, "me", "secret") as (stream, _):
+            await client.push(reference, f"{registry.host}/copy:1", auth=stream)
+        assert ("copy", "1") in registry.manifests
+        for again in range(2):
+            with pytest.raises(errors.NodeError, match=f"{registry.host}"):
+                if again:
+                    async with answering(client, "me", "wrong") as (stream, _):
+                        await client.pull(reference, auth=stream)
+                else:
+                    await client.pull(reference)
+
+
+async def test_hosts_are_the_requests(client: Client, fake: FakeRegistry, place: Path) -> None:
+    """A hosts.toml in the directory that the client names."""
+    box = made(1)
+    fake.add(box, "box:1")
+    (place / "example.invalid").mkdir()
+    (place / "example.invalid" / "hosts.toml").write_text(f'[host."{fake.url}"]\n  capabilities = ["pull", "resolve"]\n')
+    source = registry_pb2.OCIRegistry(reference="example.invalid/box:1", resolver=registry_pb2.RegistryResolver(host_dir=str(place)))
+    await client.transfer(source, imagestore_pb2.ImageStore(name="x", unpacks=[UNPACK], platforms=[HERE]))
+    assert (await client.labels(box.layers[0]))["containerd.io/distribution.source.example.invalid"] == "box"
+
+
+# ---------------------------------------------------------------------------------------------- pushes
+
+
+async def test_a_push_sends_blobs_before_what_names_them(client: Client, fake: FakeRegistry) -> None:
+    """An index and all below it, under its tag alone; then it can be pulled from there. Told as ctr shows it."""
+    both, told = index(made(2), image([os.urandom(100)], architecture="mips64")), list[Progress]()
+    await client.pull(fake.add(both, "from:1"), name="pushed", platforms=(), unpack=False)
+    async with FakeRegistry() as target:
+        reference = f"{target.host}/to:1"
+        await client.push("pushed", reference, told=told)
+        assert target.manifests["to", "1"][1] == both.blobs[both.digest]
+        assert {name for repository, name in target.manifests} == {"1", both.digest, *(d["digest"] for d in json.loads(both.blobs[both.digest])["manifests"])}
+        puts = [seen.path for seen in target.asked("PUT")]
+        assert puts == sorted(puts, key=lambda path: ("/manifests/" in path, path.endswith("/1")))
+        assert [(p.event, p.name) for p in told if p.name in ("", "pushed")] == [
+            (f"Pushing to OCI Registry ({reference})", ""), ("pushing content", "pushed"), ("pushed content", "pushed"),
+            (f"Completed push to OCI Registry ({reference})", "")]
+        before = len(target.asked("PUT"))
+        await client.push("pushed", reference)
+        assert len(target.asked("PUT")) == before
+        await client.pull(reference, name="back", platforms=(), unpack=False)
+
+
+async def test_a_push_mounts_what_the_host_has(client: Client, fake: FakeRegistry) -> None:
+    """From the repository that the labels tell of; not a byte is sent."""
+    box, told = made(2), list[Progress]()
+    await client.pull(fake.add(box, "team/box:1"), name="box", unpack=False)
+    await client.push("box", f"{fake.host}/team/copy:1", told=told)
+    assert not fake.asked("PUT", "/blobs/")
+    assert len(fake.asked("POST", "from=team%2Fbox") or fake.asked("POST", "from=team/box")) == 3
+    assert {p.event for p in told if p.name == f"layer-{box.layers[0]}"} == {"waiting", "already exists"}
+
+
+async def test_a_push_of_one_platform(client: Client, fake: FakeRegistry) -> None:
+    """The others need not be on the node."""
+    here = made(1)
+    both = index(here, image([os.urandom(100)], architecture="mips64"))
+    await client.pull(fake.add(both, "from:1"), name="one", unpack=False)
+    with pytest.raises(errors.NotFound):
+        await client.push("one", f"{fake.host}/to:1")
+    await client.push("one", f"{fake.host}/to:1", platforms=[HERE])
+    assert digest_of(fake.manifests["to", "1"][1]) == both.digest

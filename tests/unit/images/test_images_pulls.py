@@ -1,0 +1,209 @@
+"""Parts of pulls and pushes: the budget, what is done together, where bytes land, where blobs are from."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from services.content.store import Digest
+from services.images.asking import mountable, source_key, with_source
+from services.images.budget import Budget, Gate
+from services.images.landing import BATCH, FileLanding
+from services.images.registry import Reference
+from services.images.together import together
+from services.images.turns import Turns
+from services.kit import errors
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything run that can."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# ---------------------------------------------------------------------------------------------- budget
+
+
+async def test_the_lowest_layer_goes_first_whoever_came_before() -> None:
+    """And of equals the one that came first."""
+    gate, order = Gate(1), list[str]()
+
+    async def enter(name: str, rank: int) -> None:
+        async with gate.entered(rank):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(enter("first", 9), enter("high", 5), enter("low", 0), enter("low too", 0), enter("middle", 3))
+    assert order == ["first", "low", "low too", "middle", "high"]
+
+
+async def test_a_place_is_not_lost_by_who_does_not_want_it_any_more() -> None:
+    """Cancelled while it waits, and cancelled in the moment in which it is given the place."""
+    gate = Gate(1)
+    entered = asyncio.Event()
+
+    async def wait() -> None:
+        async with gate.entered(0):
+            entered.set()
+
+    async with gate.entered(0):
+        early, given, last = (asyncio.ensure_future(wait()) for _ in range(3))
+        await turns()
+        early.cancel()
+        await turns()
+    given.cancel()  # the place is its, and it has not run yet
+    await last
+    assert entered.is_set()
+    assert given.cancelled()
+    async with asyncio.timeout(1), gate.entered(0):
+        pass
+
+
+async def test_documents_pass_beside_layers() -> None:
+    """As long as there are connections."""
+    budget = Budget(connections=2, layers=1)
+    async with budget.layer(0), asyncio.timeout(1), budget.document():
+        pass
+
+
+# ---------------------------------------------------------------------------------------------- together
+
+
+async def test_the_first_failure_ends_the_others() -> None:
+    """None of them runs any more when it is told."""
+    ended = list[str]()
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("waiting")
+
+    async def fail() -> None:
+        raise errors.NotFound("x")
+
+    with pytest.raises(errors.NotFound):
+        await together([wait(), fail(), wait()])
+    assert ended == ["waiting", "waiting"]
+    await together([])
+
+
+async def test_one_turn_at_a_time_for_each_key() -> None:
+    """Others' keys do not wait, and nothing is remembered."""
+    all_turns, order = Turns(), list[str]()
+
+    async def take(key: str) -> None:
+        async with all_turns.alone(key):
+            order.append(f"{key}+")
+            await asyncio.sleep(0)
+            order.append(f"{key}-")
+
+    await asyncio.gather(take("a"), take("a"), take("b"))
+    assert [each for each in order if each[0] == "a"] == ["a+", "a-", "a+", "a-"]
+    assert order.index("b+") < order.index("a-")
+    assert not all_turns._turns
+
+
+# ---------------------------------------------------------------------------------------------- landing
+
+DATA = os.urandom(3 * BATCH + 12345)
+
+
+def landing_of(path: Path, data: bytes = DATA, committed: list[bytes] | None = None) -> FileLanding:
+    async def commit(_: Mapping[str, str]) -> None:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if committed is not None:
+            committed.append(path.read_bytes())
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return FileLanding(fd, Digest("sha256", hashlib.sha256(data).hexdigest()), len(data), commit)
+
+
+async def write(landing: FileLanding, data: bytes, piece: int = 70_000) -> None:
+    for start in range(0, len(data), piece):
+        await landing.write(data[start:start + piece])
+
+
+async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) -> None:
+    """In pieces of any size."""
+    committed = list[bytes]()
+    landing = landing_of(tmp_path / "data", committed=committed)
+    await write(landing, DATA)
+    assert landing.offset == len(DATA)
+    await landing.commit({})
+    assert committed == [DATA]
+    await landing.close()
+
+
+async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
+    """All bytes that were taken are in the file, also those of a batch that was not full."""
+    first = landing_of(tmp_path / "data")
+    await write(first, DATA[:1_500_000])
+    await first.close()
+    committed = list[bytes]()
+    second = landing_of(tmp_path / "data", committed=committed)
+    await second.resumed()
+    assert second.offset == 1_500_000
+    await write(second, DATA[1_500_000:])
+    await second.commit({})
+    assert committed == [DATA]
+
+
+async def test_other_bytes_are_not_committed_and_can_be_dropped(tmp_path: Path) -> None:
+    """A wrong digest, too few bytes; and more than there can be are dropped at once."""
+    (tmp_path / "data").write_bytes(bytes(len(DATA) + 1))
+    committed = list[bytes]()
+    landing = landing_of(tmp_path / "data", committed=committed)
+    await landing.resumed()
+    assert landing.offset == 0
+    await write(landing, bytes(len(DATA)))
+    with pytest.raises(errors.FailedPrecondition, match="its bytes have the digest"):
+        await landing.commit({})
+    await landing.restart()
+    await write(landing, DATA[:-1])
+    with pytest.raises(errors.FailedPrecondition, match="bytes instead of"):
+        await landing.commit({})
+    await landing.write(DATA[-1:])
+    await landing.commit({})
+    assert committed == [DATA]
+
+
+async def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    """As ResourceExhausted, and nothing hangs at the close."""
+    landing = FileLanding(os.open("/dev/full", os.O_RDWR), Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0))
+    with pytest.raises(errors.ResourceExhausted, match="No space left"):
+        await write(landing, DATA)
+    await landing.close()
+
+
+# ---------------------------------------------------------------------------------------------- where a blob is from
+
+
+def test_a_source_is_noted_once_for_its_host() -> None:
+    """Sorted, without the port; not at all where the label would be too long."""
+    reference = Reference.parse("127.0.0.1:5000/team/box:1")
+    key = source_key(reference)
+    assert key == "containerd.io/distribution.source.127.0.0.1"
+    assert source_key(Reference.parse("[::1]:5000/box:1")) == "containerd.io/distribution.source.::1"
+    assert with_source({}, reference) == {key: "team/box"}
+    assert with_source({key: "z,a"}, reference) == {key: "a,team/box,z"}
+    assert with_source({key: "a,team/box"}, reference) == {}
+    assert with_source({key: "x" * 4090}, reference) == {}
+
+
+def test_what_is_mounted_comes_from_the_repository_most_alike() -> None:
+    """Never from the target itself, nor from another host."""
+    reference = Reference.parse("example.com/team/app/box:1")
+    key = source_key(reference)
+    labels = [{key: "library/box,team/app/box"}, {key: "team/app/other,team/x"}, {"containerd.io/distribution.source.elsewhere": "team/app/box2"}]
+    assert mountable(labels, reference, 3) == ["team/app/other", "team/x", "library/box"]
+    assert mountable(labels, reference, 1) == ["team/app/other"]
