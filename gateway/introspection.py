@@ -3,7 +3,7 @@
 containerd lists its plugins; clients look for some of them by type and id, and for what these *export* (``opt``: its path) or are *capable* of
 (``restart``: its policies). This node has processes in their place, so a row here stands for what a process does under containerd's name for it, and its state is
 the state of now: ``error`` with UNAVAILABLE where its process stays away, ``skip`` or ``error`` with the reason where this machine lacks what it needs. What the node has not (other snapshotters,
-CRI, sandboxes, transfer) has no row.
+CRI, sandboxes) has no row.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Row:
     """The check of the machine that it depends on."""
 
 
-CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE, GRPC, INTERNAL, MONITOR = (f"io.containerd.{name}" for name in (
+CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE, GRPC, INTERNAL, MONITOR, STREAMING, TRANSFER = (f"io.containerd.{name}" for name in (
     "content.v1", "snapshotter.v1", "metadata.v1", "differ.v1", "event.v1", "gc.v1", "lease.v1", "runtime.v2", "shim.v1", "service.v1", "grpc.v1",
-    "internal.v1", "monitor.container.v1"))
+    "internal.v1", "monitor.container.v1", "streaming.v1", "transfer.v1"))
 
 
 def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin]) -> list[Row]:
@@ -105,6 +105,10 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
         Row(RUNTIME, "task", "tasks", (SHIM,), here, check="runtime"),
         Row(SERVICE, "tasks-service", "tasks", (EVENT, RUNTIME, METADATA)),
         Row(MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")),
+        Row(STREAMING, "manager", "images", (METADATA,)),
+        Row(TRANSFER, "local", "images", (LEASE, METADATA, DIFFER, SNAPSHOTTER)),
+        Row(GRPC, "streaming", "images", (STREAMING,)),
+        Row(GRPC, "transfer", "images", (TRANSFER, STREAMING)),
         *(Row(GRPC, name, upstream, (needs,)) for name, upstream, needs in (
             ("containers", "metadata", SERVICE), ("content", "metadata", SERVICE), ("diff", "diff", SERVICE), ("events", "", EVENT),
             ("images", "images", SERVICE), ("introspection", "", SERVICE), ("leases", "metadata", LEASE), ("namespaces", "metadata", SERVICE),

@@ -25,6 +25,7 @@ UNBOUNDED = frozenset({
     "/containerd.services.leases.v1.Leases/Delete",
     "/containerd.services.diff.v1.Diff/Apply",
     "/containerd.services.diff.v1.Diff/Diff",
+    "/containerd.services.transfer.v1.Transfer/Transfer",
     "/splitd.records.v1.Records/Collect",
 })
 """Unary calls that last as long as they last: only keepalive ends them."""

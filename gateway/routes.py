@@ -16,7 +16,9 @@ from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.containerd.services.streaming.v1 import streaming_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
+from api.containerd.services.transfer.v1 import transfer_pb2
 from gateway.config import Config, ProxyPlugin
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
@@ -32,7 +34,9 @@ SERVICES: Mapping[str, str] = {
         (leases_pb2, "Leases", "metadata"),
         (namespaces_pb2, "Namespaces", "metadata"),
         (snapshots_pb2, "Snapshots", "metadata"),  # Stat, List; the rest is coordinated
+        (streaming_pb2, "Streaming", "images"),
         (tasks_pb2, "Tasks", "tasks"),
+        (transfer_pb2, "Transfer", "images"),
     )
 }
 """gRPC service to the upstream that its calls are relayed to. The modules are named, so that the relay finds the arity of their methods."""

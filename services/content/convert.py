@@ -45,3 +45,17 @@ def digest_from_pb(text: str) -> Digest:
         return Digest.parse(text)
     except ValueError as error:
         raise errors.Internal(f"the content store answered with digest {text!r}: {error}") from None
+
+
+def read_response_head(offset: int, size: int) -> bytes:
+    """What stands before the data in a serialized ReadContentResponse with ``size`` bytes of them: field 1, the offset, and of field 2 tag and length."""
+    return pb.ReadContentResponse(offset=offset).SerializeToString() + b"\x12" + _varint(size)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -22,7 +22,7 @@ _MESSAGE = 1 << 20
 class RemoteStore:
     """A ``Store`` over a channel."""
 
-    def __init__(self, channel: Channel, headers: Mapping[str, str] = {}) -> None:
+    def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}) -> None:
         self._content = channel.client(pb.DESCRIPTOR.services_by_name["Content"])
         self._headers = dict(headers)
 
@@ -135,7 +135,7 @@ class RemoteWriter:
 class RemoteFiles:
     """The ``Files`` of a store in another process of this node. Unimplemented where it is not splitd's: read and write by the Store then."""
 
-    def __init__(self, channel: Channel, headers: Mapping[str, str] = {}) -> None:
+    def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}) -> None:
         self._files = channel.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"])
         self._headers = dict(headers)
 

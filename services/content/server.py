@@ -11,7 +11,7 @@ from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
 from services.content import convert
 from services.content.store import Digest, Files, Store, Writer
 from services.kit import errors
-from services.kit.rpc import Call
+from services.kit.rpc import Call, Pieces
 
 _PAGE = 100
 """Blobs in one message of a List, as containerd sends them."""
@@ -60,11 +60,11 @@ class ContentServicer:
         await self._store.delete(_digest(request.digest, "{}"))
         return Empty()
 
-    async def Read(self, request: pb.ReadContentRequest, call: Call) -> AsyncIterator[pb.ReadContentResponse]:
+    async def Read(self, request: pb.ReadContentRequest, call: Call) -> AsyncIterator[Pieces]:
         digest = _digest(request.digest, f"{_quoted(request.digest)[1:-1]}: {{}}")
         sent = 0  # containerd counts from the first byte sent, not from the blob's
         async for piece in self._store.read(digest, request.offset, request.size):
-            answer = [pb.ReadContentResponse(offset=sent, data=piece)]
+            answer = [Pieces((convert.read_response_head(sent, len(piece)), piece))]
             sent += len(piece)
             del piece  # a client that stops reading keeps the message waiting, and should keep no more
             yield answer.pop()

@@ -230,6 +230,12 @@ class Method:
     long: bool = False
 
 
+class Pieces(tuple[bytes, ...]):
+    """A serialized message that a handler yields as it is, in pieces, where building it would only copy a megabyte twice: what carries bulk bytes may do that."""
+
+    __slots__ = ()
+
+
 def _same(message: Any) -> Any:
     return message
 

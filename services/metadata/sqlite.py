@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 _VERSION = 1
 """Of the file's layout; in its user_version."""
+_VALUES = 256
+"""Values that are remembered: a run reads the same few records over and over."""
 _CHECKPOINT = 1000
 """Pages in the log after which it is written back to the database; SQLite's own choice."""
 
@@ -43,7 +45,7 @@ class _Rows:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
-        self.wrote = False
+        self.wrote: set[Key] = set()
 
     def get(self, key: Key) -> bytes | None:
         row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
@@ -57,12 +59,45 @@ class _Rows:
             yield decode(key), value
 
     def put(self, key: Key, value: bytes) -> None:
-        self.wrote = True
+        self.wrote.add(key)
         self._execute("INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (encode(key), value))
 
     def delete(self, key: Key) -> None:
-        self.wrote = True
+        self.wrote.add(key)
         self._execute("DELETE FROM records WHERE key = ?", (encode(key),))
+
+
+class _Remembered:
+    """Reader of what is committed, over the values that were read last; it opens a transaction only for what is not among them."""
+
+    __slots__ = ("_connection", "_rows", "_values")
+
+    def __init__(self, connection: sqlite3.Connection, values: dict[Key, bytes | None]) -> None:
+        self._connection = connection
+        self._values = values
+        self._rows: _Rows | None = None
+
+    def _opened(self) -> _Rows:
+        if self._rows is None:
+            self._connection.execute("BEGIN")
+            self._rows = _Rows(self._connection)
+        return self._rows
+
+    def get(self, key: Key) -> bytes | None:
+        try:
+            return self._values[key]
+        except KeyError:
+            if len(self._values) >= _VALUES:
+                self._values.clear()
+            value = self._values[key] = self._opened().get(key)
+            return value
+
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        return self._opened().scan(prefix, after=after, limit=limit)
+
+    def close(self) -> None:
+        if self._rows is not None:
+            self._connection.execute("ROLLBACK")
 
 
 @dataclass(slots=True)
@@ -94,12 +129,22 @@ class SqliteTransactions:
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._queue: list[_Waiting] = []
         self._lasting = True
+        self._values: dict[Key, bytes | None] = {}
+        """What was read last, as it is committed."""
+        self._in_flight = False
+        """A commit is on its way to the disk: what is committed may change at any instant."""
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
 
     def view(self, work: Callable[[Reader], T]) -> T:
-        with _snapshot(self._reader) as rows:
-            return work(rows)
+        if self._in_flight:
+            with _snapshot(self._reader) as rows:
+                return work(rows)
+        reader = _Remembered(self._reader, self._values)
+        try:
+            return work(reader)
+        finally:
+            reader.close()
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         def run() -> T:
@@ -142,7 +187,11 @@ class SqliteTransactions:
             if not self._run(batch):
                 self._writer.execute("ROLLBACK")
             elif self._lasting:
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.execute, "COMMIT")
+                self._in_flight = True
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.execute, "COMMIT")
+                finally:
+                    self._in_flight = False
             else:
                 self._writer.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
@@ -186,7 +235,9 @@ class SqliteTransactions:
                 if rows.wrote:
                     self._writer.execute("ROLLBACK TO work")
             else:
-                wrote = wrote or rows.wrote
+                wrote = wrote or bool(rows.wrote)
+                for key in rows.wrote:
+                    self._values.pop(key, None)
             self._writer.execute("RELEASE work")
         return wrote
 

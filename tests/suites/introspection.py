@@ -100,6 +100,12 @@ class NodeIntrospectionSuite(IntrospectionSuite):
         answer = await introspection.Server(Empty())
         assert os.stat(f"/proc/{answer.pid}/ns/pid").st_ino == answer.pidns
 
+    async def test_transfers_and_their_streams_are_there(self, introspection: Any) -> None:
+        """nerdctl and ctr 2 look whether the node has them."""
+        for type_, name in (("transfer.v1", "local"), ("streaming.v1", "manager"), ("grpc.v1", "transfer"), ("grpc.v1", "streaming")):
+            [row] = await plugins(introspection, f"type==io.containerd.{type_},id=={name}")
+            assert not row.init_err.code
+
     async def test_restart_names_its_policies(self, introspection: Any) -> None:
         """nerdctl run --restart looks here first."""
         [row] = await plugins(introspection, "id==restart")

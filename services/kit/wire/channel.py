@@ -200,6 +200,8 @@ class WireCarrier:
 
     async def changed(self, known: bool) -> bool:
         while True:
+            if self._closed:
+                raise errors.Cancelled(f"the channel to {self.name} is closed")
             if (self._link is not None) is not known:
                 return not known
             if not known:
@@ -298,6 +300,7 @@ class WireCarrier:
             link.close()
             link._gone("the channel is closed")
         self._links.clear()
+        self._tell()
 
     # -- calls
 

@@ -159,7 +159,7 @@ class Connection:
     """See the module."""
 
     __slots__ = (
-        "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_blocked", "_credit", "_data", "_data_end", "_data_left",
+        "_acks", "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_blocked", "_credit", "_data", "_data_end", "_data_left",
         "_data_pad", "_decoder", "_events", "_frame", "_greeted", "_idle", "_last_allowed", "_last_words", "_next", "_out", "_peer_frame", "_peer_window",
         "_preface", "_prefix", "_receive_window", "_reset", "_resets", "_rest", "_send_window", "_skip", "_skipped", "_starved", "client", "closed", "last",
         "limits", "lingering", "more", "peer_streams", "streams",
@@ -180,6 +180,7 @@ class Connection:
         self._decoder = headers.Decoder(limits)
         self._events: list[Event] = []
         self._out: list[Chunk] = []
+        self._acks: list[Chunk] = []
         self._last_words = 0
         """How much of it may still go when the connection is over: up to its GOAWAY."""
         self.more = False
@@ -237,12 +238,19 @@ class Connection:
         if self.closed:
             del out[self._last_words:]
             self._last_words = 0
+        elif self._acks:
+            out[:0], self._acks = self._acks, []
         return out
 
     @property
     def pending(self) -> bool:
         """Whether :meth:`take` has something."""
-        return bool(self._last_words if self.closed else self._out)
+        return bool(self._last_words if self.closed else self._out or self._acks)
+
+    @property
+    def unhurried(self) -> bool:
+        """Whether all of that are answers to PING, which may wait a moment for something that goes the same way: grpc-go pings at each answer that it gets."""
+        return not self._out and bool(self._acks) and not self.closed
 
     # ------------------------------------------------------------------------------------------ bytes in
 
@@ -673,7 +681,7 @@ class Connection:
         if flags & frames.ACK:
             self._events.append(Pong(payload))
         else:
-            self._out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+            self._acks.append(frames.frame(frames.PING, frames.ACK, 0, payload))
 
     def _on_goaway(self, flags: int, number: int, payload: bytes) -> None:
         if number:
@@ -799,6 +807,8 @@ class Connection:
         """End the connection: GOAWAY is the last that it says."""
         if not self.closed:
             self.closed = True
+            self._out += self._acks
+            self._acks = []
             self._out.append(frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason))
             self._last_words = len(self._out)
 

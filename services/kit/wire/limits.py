@@ -45,6 +45,8 @@ class Limits:
     unread: int = 1 << 20
     """Of answers to a peer that does not read, where it makes us answer without flow control (SETTINGS, PING, refusals): beyond it, we do not read either, and after the time of a
     request the connection ends."""
+    untaken: int = 64 << 20
+    """Of answers to unary calls that wait for a client which gives them no window, on all streams of a connection. One more is reset (ENHANCE_YOUR_CALM)."""
     resets: int = 1000
     """Streams that the peer may reset at once, or make us reset (CVE-2025-8671) ..."""
     resets_rate: int = 200
@@ -69,7 +71,7 @@ class Limits:
         return replace(self, streams=every, calls=every, request=float(every), assembling=every, resets=every, resets_rate=every, idle_frames=every, idle_frames_rate=every)
 
     def __post_init__(self) -> None:
-        for name in ("streams", "calls", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "resets", "resets_rate",
+        for name in ("streams", "calls", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "untaken", "resets", "resets_rate",
                      "idle_frames", "idle_frames_rate", "connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")

@@ -27,6 +27,8 @@ _TURN = 16
 _SLICE = 0.002
 """... and the seconds after which others come first."""
 _LINGER = 5.0
+_MOMENT = 0.02
+"""Seconds that the answer to a PING may wait for that to a call."""
 _HANG_UP = 1.0
 
 
@@ -68,6 +70,7 @@ class Link(asyncio.Protocol):
         """Whether anything came since this was last set to False; keepalive asks."""
         self._inside = False
         self._scheduled = False
+        self._later: asyncio.TimerHandle | None = None
         self._full = False
         self._unread = 0
         self.deaf_since: float | None = None
@@ -127,7 +130,10 @@ class Link(asyncio.Protocol):
         elif self._held:
             self._held = False
             self._listen()
-        self.flush()
+        if connection.unhurried and connection.streams:
+            self._flush_later()
+        else:
+            self.flush()
 
     def _take_more(self) -> None:
         """A peer that has sent very much at once gets its slice of time, then the others' come."""
@@ -290,6 +296,14 @@ class Link(asyncio.Protocol):
         if not self._inside and not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._flush_scheduled)
+
+    def _flush_later(self) -> None:
+        if self._later is None:
+            self._later = self.loop.call_later(_MOMENT, self._flush_late)
+
+    def _flush_late(self) -> None:
+        self._later = None
+        self.flush()
 
     def _flush_scheduled(self) -> None:
         self._scheduled = False

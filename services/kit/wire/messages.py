@@ -8,6 +8,8 @@ import zlib
 from services.kit import errors
 from services.kit.wire.connection import Chunk
 
+_MEMBERS = 64
+"""What is left after each is copied: a message of empty ones would cost its square."""
 PREFIX = struct.Struct(">BI")
 ENCODINGS = ("identity", "gzip")
 """What we read; we write no compressed messages, since our peers are on this machine."""
@@ -88,16 +90,21 @@ class Assembler:
             return data
         if self._encoding != "gzip":
             raise errors.Internal("grpc: compressed flag set with identity or empty encoding")
-        inflate = zlib.decompressobj(31)
-        try:
-            message = inflate.decompress(data, self._limit + 1)
-        except zlib.error as error:
-            raise errors.Internal(f"grpc: failed to decompress the received message: {error}") from None
-        if len(message) > self._limit:
-            raise errors.ResourceExhausted.verbatim(f"grpc: received message after decompression larger than max {self._limit}")
-        if not inflate.eof:
-            raise errors.Internal("grpc: failed to decompress the received message: it is cut off")
-        return message
+        message = b""
+        for _ in range(_MEMBERS):  # one gzip member or more, as grpc-go reads them
+            inflate = zlib.decompressobj(31)
+            try:
+                message += inflate.decompress(data, self._limit + 1 - len(message))
+            except zlib.error as error:
+                raise errors.Internal(f"grpc: failed to decompress the received message: {error}") from None
+            if len(message) > self._limit:
+                raise errors.ResourceExhausted.verbatim(f"grpc: received message after decompression larger than max {self._limit}")
+            if not inflate.eof:
+                raise errors.Internal("grpc: failed to decompress the received message: it is cut off")
+            data = inflate.unused_data
+            if not data:
+                return message
+        raise errors.ResourceExhausted(f"a message of more than {_MEMBERS} gzip members")
 
     def finished(self) -> bool:
         """Whether the stream may end here: not in the middle of a message."""

@@ -439,6 +439,8 @@ class ServerCall:
     def start(self, argument: Any) -> None:
         """Run the handler of a call that takes one request."""
         self._task = eager.start(self._run(argument), self.link.loop)
+        if self.over and self._task is not None:  # the client went while the first step ran
+            self._task.cancel()
 
     def _assemble(self, chunk: Chunk) -> list[bytes]:
         link = self.link
@@ -568,9 +570,9 @@ class ServerCall:
                 if method.arity.server_stream:
                     async with aclosing(method.handler(argument, call)) as responses:
                         async for response in responses:
-                            message = method.encode(response)
-                            del response  # it may wait long
-                            await self._send(message)
+                            if self._put(*(response if type(response) is rpc.Pieces else (method.encode(response),))):
+                                del response  # it may wait long
+                                await self._room()
                 else:
                     answer = method.encode(await method.handler(argument, call))
         except asyncio.CancelledError:
@@ -582,13 +584,17 @@ class ServerCall:
         elif not self.over:
             self._succeed(answer)
 
-    async def _send(self, message: bytes) -> None:
+    def _put(self, *pieces: bytes) -> bool:
+        """Send a message; whether its sender has to wait."""
         if self.over:
-            return
-        connection, stream = self.link.connection, self.stream
+            return False
         self._send_head()
-        connection.send(stream, messages.prefix(message), message)
+        self.link.connection.send(self.stream, messages.PREFIX.pack(0, sum(map(len, pieces))), *pieces)
         self.link.flush_soon()
+        return self.stream.queued > HIGH_WATER
+
+    async def _room(self) -> None:
+        stream = self.stream
         while stream.queued > HIGH_WATER and not self.over:
             stream.low = HIGH_WATER // 2
             self._writer = self.link.loop.create_future()
@@ -614,6 +620,8 @@ class ServerCall:
             connection.send_tail(stream, tail)
         else:
             connection.answer(stream, self._head(), messages.prefix(answer) + answer, tail)
+            if stream.queued and sum(each.queued for each in connection.streams.values()) > self.link.limits.untaken:
+                connection.reset(stream, Code.ENHANCE_YOUR_CALM)
         self.link.flush_soon()
         self._finish()
 

@@ -77,9 +77,12 @@ class Collector:
             self._changed.set()
 
     def connected(self) -> None:
-        """A gateway is there, maybe with other backends: look through all of them, for what nobody knows of too."""
+        """A gateway is there, maybe with other backends: look through all of them, for what nobody knows of too.
+
+        At once, not at the next turn: a raw store gets our mark when it is first looked through, and as long as it has none, the next metadata store takes it for its own.
+        """
         self._all = True
-        self._pace.changed(time.monotonic(), deletion=True)
+        self._pace.asked(time.monotonic())
         self._changed.set()
 
     async def collect(self) -> Collected:

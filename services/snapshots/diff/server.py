@@ -19,10 +19,11 @@ from pathlib import Path
 
 from api.containerd.services.diff.v1 import diff_pb2 as pb
 from api.containerd.types import descriptor_pb2, mount_pb2
+from services.content import blobs_remote as blobs
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.kit.rpc import Call
-from services.snapshots.diff import blobs, media, workers
+from services.snapshots.diff import media, workers
 from services.snapshots.diff.mounts import Mount, read_only, to_arguments
 
 UNCOMPRESSED = "containerd.io/uncompressed"

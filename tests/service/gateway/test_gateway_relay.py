@@ -240,8 +240,8 @@ async def test_raw_calls_are_for_the_internal_socket(place: Path) -> None:
 async def test_a_service_that_nobody_serves_is_unimplemented_by_name(place: Path) -> None:
     """A feature that is not there says so."""
     async with gateway(place) as channel:
-        with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.transfer\.v1\.Transfer"):
-            await channel.unary("/containerd.services.transfer.v1.Transfer/Transfer", b"", {}, 5.0)
+        with pytest.raises(errors.Unimplemented, match=r"containerd\.services\.sandbox\.v1\.Store"):
+            await channel.unary("/containerd.services.sandbox.v1.Store/Get", b"", {}, 5.0)
 
 
 # ---------------------------------------------------------------------------------------------- one client's excess; on the wire, whose client we drive frame by frame

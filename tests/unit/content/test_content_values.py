@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from api.containerd.services.content.v1 import content_pb2
+from services.content import convert
 from services.content.disk import format_time, parse_time
 from services.content.local import _duration, _time
 from services.content.store import Digest, updated_labels
@@ -75,3 +77,11 @@ def test_durations(nanoseconds: int, text: str) -> None:
 def test_since() -> None:
     """And since when."""
     assert _time(1709209845_123000000) == "2024-02-29 12:30:45.123 +0000 UTC"
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 1 << 20])
+@pytest.mark.parametrize("offset", [0, 1, 1 << 40])
+def test_a_read_response_in_pieces_is_the_message(offset: int, size: int) -> None:
+    """What is sent without being built is what building it gives."""
+    data = bytes(size)
+    assert convert.read_response_head(offset, size) + data == content_pb2.ReadContentResponse(offset=offset, data=data).SerializeToString()

@@ -87,7 +87,8 @@ async def test_a_service_that_is_down_shows_in_its_rows(place: Path) -> None:
     probe = Probe(images="service images is not reachable since 3.0s")
     introspection = servicer(place, probe)
     trouble = (14, "service images is not reachable since 3.0s: unavailable")
-    assert await states(introspection) == {"service images-service": trouble, "grpc images": trouble}
+    assert await states(introspection) == {"service images-service": trouble, "grpc images": trouble, "streaming manager": trouble, "transfer local": trouble,
+                                           "grpc streaming": trouble, "grpc transfer": trouble}
     probe.down.clear()
     assert await states(introspection) == {}
 

@@ -129,3 +129,10 @@ def test_a_chunk_that_is_not_just_one_message_gets_a_closer_look(chunk: bytes) -
     assert whole(chunk, LIMIT) is None
     assert whole(memoryview(grpc(b"a" * LIMIT)), LIMIT) == [b"a" * LIMIT]
     assert whole(grpc(b""), LIMIT) == [b""]
+
+
+def test_a_message_of_several_gzip_members_is_all_of_them() -> None:
+    """As grpc-go reads it; and not of any number, since each costs a copy of the rest."""
+    assert fed(grpc(gzip.compress(b"a") + gzip.compress(b"b"), 1)) == [b"ab"]
+    with pytest.raises(errors.ResourceExhausted, match="gzip members"):
+        Assembler(1 << 20, "gzip").feed(grpc(gzip.compress(b"") * 100, 1))

@@ -22,6 +22,7 @@ from tests.wires import (
     PREFACE,
     REQUEST,
     RST_STREAM,
+    WINDOW_UPDATE,
     Frame,
     Transport,
     data,
@@ -286,6 +287,19 @@ async def test_a_client_that_never_reads_is_not_read() -> None:
     assert served.transport.reading
     served.call(1, SAY, b"hello")
     assert served.said()[-3:] == [(HEADERS, 1), (DATA, 1), (HEADERS, 1)]
+    await served.gone()
+
+
+async def test_answers_that_a_client_gives_no_window_for_are_bounded() -> None:
+    """They wait, as it may read late; the one beyond ``untaken`` is reset, and the others come when there is a window."""
+    served = Served(untaken=25_000)
+    served.feed(settings(initial_window_size=0))
+    for number in (1, 3, 5):
+        served.call(number, SAY, b"x" * 10_000)
+    assert (RST_STREAM, 5) in served.said()
+    assert sorted(served.link.connection.streams) == [1, 3]
+    served.feed(word(WINDOW_UPDATE, 1, 20_000), word(WINDOW_UPDATE, 3, 20_000))
+    assert [stream for kind, stream in served.said() if kind == DATA] == [1, 3]
     await served.gone()
 
 

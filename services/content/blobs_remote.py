@@ -1,7 +1,7 @@
-"""The caller's content, through the gateway: a blob to read as an open file, a blob to make as a file to fill.
+"""The caller's content, through the gateway, as open files: a blob to read, a blob to make by filling one. For services that handle whole blobs.
 
-Bytes go by file (LocalFiles) wherever the content service offers it; a foreign one that does not is read and written by its streams, and what a
-worker has as its file is then a pipe. The worker cannot tell.
+Bytes go by file (LocalFiles) wherever the content service offers it; a foreign one that does not is read and written by its streams, and what the
+reader or writer has as its file is then a pipe. It cannot tell.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Blobs:
 
 
 class Ingest:
-    """An ingest that a worker fills: through ``fd``, which the worker inherits and this process then closes."""
+    """An ingest to fill: through ``fd``, which a worker inherits, or a thread uses, and this process then closes (``started``) before the commit."""
 
     fd: int
 
@@ -126,14 +126,20 @@ class _FileIngest(Ingest):
         self._files = files
         self._ref = ref
         self._headers = headers
-        # The lock belongs to what was opened here: the worker inherits it, and it ends with the worker.
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.fd = -1
+        locked = errors.Unavailable(f"ref {ref} locked by another writer")
         try:
+            # The lock belongs to what was opened here: the worker inherits it, and it ends with the worker.
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self.fd, 0)
-        except BlockingIOError:
+            here, there = os.fstat(self.fd), os.stat(path)
+        except (BlockingIOError, FileNotFoundError):
             self.started()
-            raise errors.Unavailable(f"ref {ref} locked by another writer") from None
+            raise locked from None
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):  # another's commit came between: what is locked here is a blob now
+            self.started()
+            raise locked
+        os.ftruncate(self.fd, 0)
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
         await self._files.Commit(files_pb.CommitRequest(ref=self._ref, size=size, digest=digest, labels=labels, computed=True),

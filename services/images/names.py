@@ -1,0 +1,58 @@
+"""Under which names an image store keeps an image, and which images it means as a source."""
+
+from __future__ import annotations
+
+import datetime
+
+from services.images import references
+from services.images.oci import Descriptor
+from services.images.transfer import Image, ImageStore, Node
+from services.kit import errors
+
+
+def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
+    """The images to make of one entry of an archive's index: named by its annotations, as far as the store's prefixes let them."""
+    images = []
+    for reference in store.references:
+        if not reference.is_prefix:
+            continue
+        name = references.of_annotations(target.annotations, references.behind(reference.name, strict=not reference.allow_overwrite))
+        if name:
+            images.append(name)
+        if reference.add_digest and not (name and reference.skip_named_digest):
+            images.append(f"{reference.name}@{target.digest}")
+    return [Image(name, target, _dependent(store)) for name in images]
+
+
+def of_root(store: ImageStore, target: Descriptor) -> list[Image]:
+    """The images to make of what was transferred as a whole: the store's name, its full references, and, where it has a name, its prefixes with the digest."""
+    images = [Image(store.name, target, store.labels)] if store.name else []
+    for reference in store.references:
+        if not reference.is_prefix or (reference.add_digest and store.name):
+            name = f"{reference.name}@{target.digest}" if reference.add_digest else reference.name
+            images.append(Image(name, target, _dependent(store)))
+    return images
+
+
+def _dependent(store: ImageStore) -> dict[str, str]:
+    """The labels of further names: where the store has a main one they go when that goes."""
+    labels = dict(store.labels)
+    if store.name:
+        labels["containerd.io/gc.bref.image"] = store.name
+        labels["containerd.io/gc.expire"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return labels
+
+
+async def looked_up(store: ImageStore, node: Node) -> list[Image]:
+    """The images that a store means as a source, in its order; NotFound for the first that is not there."""
+    if any(reference.is_prefix for reference in store.references):
+        raise errors.Unimplemented("prefix lookup on export not implemented")
+    names = [store.name] if store.name else []
+    return [await node.image(name) for name in (*names, *(reference.name for reference in store.references))]
+
+
+async def stored(images: list[Image], node: Node) -> list[Image]:
+    """Store them all; NotFound if there is none."""
+    if not images:
+        raise errors.NotFound("no image name found")
+    return [await node.store(image) for image in images]

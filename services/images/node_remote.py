@@ -1,0 +1,174 @@
+"""The node through the gateway, as the caller of a transfer: its content, images, leases, snapshots and its unpacking of layers.
+
+Messages go over the internal socket with the caller's headers; whole blobs go by file (``content/blobs_remote.py``).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+from api.containerd.services.diff.v1 import diff_pb2
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.leases.v1 import leases_pb2
+from services.content.blobs_remote import Blobs, Ingest
+from services.content.remote import RemoteStore
+from services.content.store import Digest, Info
+from services.images import threads
+from services.images import transfer_convert as convert
+from services.images.oci import DOCUMENT_LIMIT, Descriptor, digest_of
+from services.images.transfer import UNCOMPRESSED, Image
+from services.kit import errors, rpc
+from services.snapshots.remote import RemoteSnapshotter
+from services.snapshots.store import Mount
+
+log = logging.getLogger(__name__)
+
+EXPIRES = datetime.timedelta(hours=24)
+"""A transfer's lease goes after this time if the transfer did not end it."""
+
+
+class RemoteNode:
+    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's."""
+
+    def __init__(self, gateway: rpc.Channel, headers: Mapping[str, str | bytes]) -> None:
+        self.headers = dict(headers)
+        self.namespace = str(self.headers.get(rpc.NAMESPACE, ""))
+        self._gateway = gateway
+        self._store = RemoteStore(gateway, self.headers)
+        self._blobs = Blobs(gateway)
+        self._images = gateway.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
+        self._diff = gateway.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
+
+    @contextlib.asynccontextmanager
+    async def leased(self) -> AsyncIterator[RemoteNode]:
+        """The same node under a lease: the caller's, else one that is there as long as the block."""
+        if self.headers.get(rpc.LEASE):
+            yield self
+            return
+        leases = self._gateway.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
+        until = datetime.datetime.now(datetime.UTC) + EXPIRES
+        request = leases_pb2.CreateRequest(id=f"{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}",
+                                           labels={"containerd.io/gc.expire": until.strftime("%Y-%m-%dT%H:%M:%SZ")})
+        await self._gateway.wait_connected(_PATIENCE)
+        lease = (await leases.Create(request, headers=self.headers)).lease.id
+
+        async def ended() -> None:
+            try:
+                await leases.Delete(leases_pb2.DeleteRequest(id=lease), headers=self.headers)
+            except errors.NodeError as error:  # it expires
+                log.warning("lease %s is left to expire: %s", lease, error)
+
+        try:
+            yield RemoteNode(self._gateway, {**self.headers, rpc.LEASE: lease})
+        finally:
+            await rpc.shielded(ended())
+
+    # ------------------------------------------------------------------------------------------ content
+
+    async def info(self, digest: str) -> Info:
+        return await self._store.info(_digest(digest))
+
+    async def document(self, descriptor: Descriptor) -> bytes:
+        if descriptor.data:
+            with contextlib.suppress(ValueError):
+                data = base64.b64decode(descriptor.data, validate=True)
+                if len(data) == descriptor.size and digest_of(data) == descriptor.digest:
+                    return data
+        async with self.reading(descriptor.digest) as fd:
+            data = await threads.to_thread(_all_of, fd)
+        if len(data) > DOCUMENT_LIMIT:
+            raise errors.ResourceExhausted(f"document {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
+        return data
+
+    @contextlib.asynccontextmanager
+    async def reading(self, digest: str) -> AsyncIterator[int]:
+        async with self._blobs.reading(str(_digest(digest)), self.headers) as fd:
+            yield fd
+
+    @contextlib.asynccontextmanager
+    async def filling(self, ref: str) -> AsyncIterator[_Filling]:
+        async with self._blobs.writing(ref, self.headers) as ingest:
+            filling = _Filling(ingest)
+            try:
+                yield filling
+            finally:
+                if not filling.committed:
+                    await rpc.shielded(self._given_up(ref))
+
+    async def _given_up(self, ref: str) -> None:
+        with contextlib.suppress(errors.NodeError):  # it expires
+            await self._blobs.abort(ref, self.headers)
+
+    async def label(self, digest: str, labels: Mapping[str, str]) -> None:
+        await self._store.update(_digest(digest), labels, [f"labels.{key}" for key in labels])
+
+    async def compressed(self, diff_ids: Iterable[str]) -> AsyncIterator[Info]:
+        async for info in self._store.list([f'labels."{UNCOMPRESSED}"=={diff_id}' for diff_id in diff_ids]):
+            yield info
+
+    # ------------------------------------------------------------------------------------------ images
+
+    async def image(self, name: str) -> Image:
+        response = await self._images.Get(images_pb2.GetImageRequest(name=name), headers=self.headers)
+        return convert.image_from_pb(response.image)
+
+    async def store(self, image: Image) -> Image:
+        message = convert.image_to_pb(image)
+        while True:
+            try:
+                created = await self._images.Create(images_pb2.CreateImageRequest(image=message), headers=self.headers)
+                return convert.image_from_pb(created.image)
+            except errors.AlreadyExists:
+                with contextlib.suppress(errors.NotFound):  # gone again meanwhile
+                    updated = await self._images.Update(images_pb2.UpdateImageRequest(image=message), headers=self.headers)
+                    return convert.image_from_pb(updated.image)
+
+    # ------------------------------------------------------------------------------------------ snapshots
+
+    def snapshotter(self, name: str) -> RemoteSnapshotter:
+        return RemoteSnapshotter(self._gateway, snapshotter=name, headers=self.headers)
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
+        request = diff_pb2.ApplyRequest(diff=convert.descriptor_to_pb(layer), mounts=convert.mounts_to_pb(mounts))
+        response = await self._diff.Apply(request, headers=self.headers, timeout=None)
+        return str(response.applied.digest)
+
+
+_PATIENCE = 5.0
+"""Seconds to wait for the gateway where it is not there; it comes back."""
+
+
+class _Filling:
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest = ingest
+        self.fd = ingest.fd
+        self.committed = False
+
+    def filled(self) -> None:
+        self._ingest.started()
+
+    async def commit(self, digest: str, size: int, labels: Mapping[str, str] = {}) -> None:
+        with contextlib.suppress(errors.AlreadyExists):
+            await self._ingest.commit(digest, size, labels)
+        self.committed = True
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise errors.InvalidArgument(f"digest {text!r}: {error}") from None
+
+
+def _all_of(fd: int) -> bytes:
+    """All bytes, or a few more than are wanted."""
+    data = b""
+    while len(data) <= DOCUMENT_LIMIT and (piece := os.read(fd, 1 << 20)):
+        data += piece
+    return data

@@ -1,0 +1,263 @@
+"""OCI's documents: descriptors, manifests, indexes and configs; what refers to what, and the labels that tell it to the garbage collector.
+
+An *index* lists manifests, a *manifest* names its config and its layers; each names the next by a *descriptor*: media type, digest, size. Docker's own
+media types mean the same. Documents are written as Go writes them, byte for byte, so that the same archive has the same digests here and in containerd.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from services.images.platforms import Platform
+from services.kit import errors
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+IN_TOTO = "application/vnd.in-toto+json"
+
+_INDEXES = frozenset({INDEX, DOCKER_INDEX})
+_MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
+_CONFIGS = frozenset({CONFIG, DOCKER_CONFIG})
+_CHECKPOINT_CONFIGS = frozenset({"application/vnd.containerd.container.criu.checkpoint.criu.tar",
+                                 "application/vnd.containerd.container.checkpoint.config.v1+proto"})
+_DOCKER_LAYERS = frozenset(f"application/vnd.docker.image.rootfs.{kind}" for kind in (
+    "diff.tar", "diff.tar.gzip", "diff.tar.zstd", "foreign.diff.tar", "foreign.diff.tar.gzip"))
+_EROFS_LAYER = "application/vnd.erofs.layer.v1"
+
+SUBJECT = "io.containerd.manifest.subject"
+"""Annotation of a descriptor that was found as a referrer."""
+
+DOCUMENT_LIMIT = 20 << 20
+"""Bytes of a document that is read into memory."""
+
+
+def is_index(media_type: str) -> bool:
+    return media_type in _INDEXES
+
+
+def is_manifest(media_type: str) -> bool:
+    return media_type in _MANIFESTS
+
+
+def is_config(media_type: str) -> bool:
+    """An image's config, no checkpoint's."""
+    return media_type in _CONFIGS
+
+
+def is_layer(media_type: str) -> bool:
+    """Suffixes of Docker's types, such as ``+encrypted``, do not count."""
+    return media_type.startswith("application/vnd.oci.image.layer.") or media_type.partition("+")[0] in _DOCKER_LAYERS | {_EROFS_LAYER}
+
+
+def is_non_distributable(media_type: str) -> bool:
+    """A layer that its owner does not let others serve."""
+    return media_type.startswith(("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."))
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A blob as a document names it."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+    data: str = ""
+    """The blob itself, in base64, where its document brings it along."""
+    artifact_type: str = ""
+
+    def annotated(self, annotations: Mapping[str, str]) -> Descriptor:
+        """The same with these annotations too."""
+        return replace(self, annotations={**self.annotations, **annotations}) if annotations else self
+
+    @property
+    def ref(self) -> str:
+        """The name by which clients know the transfer of this blob: ``layer-sha256:...``."""
+        named = self.annotations.get("org.opencontainers.image.ref.name")
+        key = self.digest if named is None else f"{named}@{self.digest}"
+        kinds = (("manifest", is_manifest), ("index", is_index), ("layer", is_layer), ("config", _is_known_config), ("attestation", lambda t: t == IN_TOTO))
+        return next((f"{kind}-{key}" for kind, test in kinds if test(self.media_type)), f"unknown-{key}")
+
+
+def _is_known_config(media_type: str) -> bool:
+    return media_type in _CONFIGS or media_type in _CHECKPOINT_CONFIGS
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+def encoded(document: Any) -> bytes:
+    """JSON as Go writes it: no spaces, and <, > and & as escapes."""
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text.encode(errors="replace")
+
+
+def decoded(data: bytes, what: str) -> Any:
+    """The JSON object in ``data``; Unknown, naming ``what``, if it is none."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise errors.Unknown(f"{what}: {error}") from None
+    if not isinstance(found, dict):
+        raise errors.Unknown(f"{what}: not a JSON object")
+    return found
+
+
+def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
+    """In the order of Go's fields; what is empty is left out."""
+    found: dict[str, Any] = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+    optional = {"urls": list(descriptor.urls), "annotations": dict(sorted(descriptor.annotations.items())), "data": descriptor.data,
+                "platform": platform_to_json(descriptor.platform) if descriptor.platform else None, "artifactType": descriptor.artifact_type}
+    return found | {key: value for key, value in optional.items() if value}
+
+
+def descriptor_from_json(found: Any, what: str) -> Descriptor:
+    """A descriptor in the document ``what``; Unknown, naming it, if it is none."""
+    try:
+        platform = found.get("platform")
+        return Descriptor(
+            _text(found, "mediaType"), _text(found, "digest"), _number(found, "size"), _map(found, "annotations"),
+            platform_from_json(platform) if platform is not None else None, _list(found, "urls"), _text(found, "data"), _text(found, "artifactType"))
+    except (AttributeError, TypeError):
+        raise errors.Unknown(f"{what}: malformed descriptor") from None
+
+
+def platform_to_json(platform: Platform) -> dict[str, Any]:
+    found: dict[str, Any] = {"architecture": platform.architecture, "os": platform.os}
+    optional = {"os.version": platform.os_version, "os.features": list(platform.os_features), "variant": platform.variant}
+    return found | {key: value for key, value in optional.items() if value}
+
+
+def platform_from_json(found: Any) -> Platform:
+    """Of a descriptor's platform, or of a config, which has the same fields among its own; TypeError for what cannot be one."""
+    return Platform(_text(found, "os"), _text(found, "architecture"), _text(found, "variant"), _text(found, "os.version"), _list(found, "os.features"))
+
+
+def _text(found: Mapping[str, Any], key: str) -> str:
+    value = found.get(key) or ""
+    if not isinstance(value, str):
+        raise TypeError(key)
+    return value
+
+
+def _number(found: Mapping[str, Any], key: str) -> int:
+    value = found.get(key) or 0
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(key)
+    return value
+
+
+def _list(found: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = found.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise TypeError(key)
+    return tuple(value)
+
+
+def _map(found: Mapping[str, Any], key: str) -> dict[str, str]:
+    value = found.get(key) or {}
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise TypeError(key)
+    return value
+
+
+# ---------------------------------------------------------------------------------------------- what refers to what
+
+
+def children_in(document: bytes, descriptor: Descriptor) -> list[Descriptor]:
+    """What a manifest or an index refers to, in its order: the config before the layers. Unknown for a document of another kind than its descriptor says."""
+    manifest = is_manifest(descriptor.media_type)
+    if not manifest and not is_index(descriptor.media_type):
+        return []
+    what = f"{'manifest' if manifest else 'index'} {descriptor.digest}"
+    found = decoded(document, what)
+    own = found.get("mediaType") or ""
+    invalid = f"children: invalid desc {descriptor.digest}: media-type"
+    if found.get("fsLayers"):
+        raise errors.Unknown(f"{invalid}: schema 1 not supported")
+    if manifest and (found.get("manifests") or own in _INDEXES):
+        raise errors.Unknown(f"{invalid}: expected manifest but found index ({descriptor.media_type})")
+    if not manifest and (found.get("config") or found.get("layers") or own in _MANIFESTS):
+        raise errors.Unknown(f"{invalid}: expected index but found manifest ({descriptor.media_type})")
+    listed = [found.get("config") or {}, *_items(found, "layers", what)] if manifest else _items(found, "manifests", what)
+    return [descriptor_from_json(child, what) for child in listed]
+
+
+def _items(found: Mapping[str, Any], key: str, what: str) -> list[Any]:
+    value = found.get(key) or []
+    if not isinstance(value, list):
+        raise errors.Unknown(f"{what}: {key} is not a list")
+    return value
+
+
+def reference_labels(children: Iterable[Descriptor]) -> dict[str, str]:
+    """The labels of a document by which the collector keeps its children."""
+    labels: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for child in children:
+        kind = _reference_kind(child)
+        number = counts.get(kind, 0)
+        counts[kind] = number + 1
+        if kind.endswith(".sha256."):
+            key = kind + child.digest.partition(":")[2][:12]
+        else:
+            key = f"{kind}{number}" if number or kind.endswith(".") else kind
+        labels[f"containerd.io/gc.ref.content{key}"] = child.digest
+    return labels
+
+
+def _reference_kind(child: Descriptor) -> str:
+    if SUBJECT in child.annotations:
+        return ".referrer.sha256."
+    if _is_known_config(child.media_type):
+        return ".config"
+    if is_manifest(child.media_type):
+        return ".m."
+    return ".l." if is_layer(child.media_type) else "."
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What unpacking needs of an image's config."""
+
+    platform: Platform
+    diff_ids: tuple[str, ...]
+    kind: str
+    """"layers" for an image, or empty."""
+
+    @classmethod
+    def parse(cls, document: bytes, digest: str) -> Config:
+        """Unknown if it is no config."""
+        what = f"unmarshal image config {digest}"
+        found = decoded(document, what)
+        try:
+            rootfs = found.get("rootfs") or {}
+            return cls(platform_from_json(found).normalized(), _list(rootfs, "diff_ids"), _text(rootfs, "type"))
+        except (AttributeError, TypeError):
+            raise errors.Unknown(f"{what}: malformed") from None
+
+
+def chain_ids(diff_ids: Iterable[str]) -> list[str]:
+    """The name of each layer together with those below it: the digest of the chain id below, a space, and the diff id."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+    return chain

@@ -1,0 +1,148 @@
+"""Platforms of images: which fits which, and which comes first, as containerd matches them.
+
+A platform names an operating system, an architecture and perhaps a variant (``linux/arm/v7``). The same one has several spellings; :meth:`Platform.normalized` picks
+one. A :class:`Matcher` says which platforms are wanted and which of two is wanted more.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform as host
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+_MACHINES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"), "i686": ("386", ""),
+             "loongarch64": ("loong64", "")}
+"""The kernel's names of machines that OCI calls otherwise."""
+
+_SPELLINGS = {"i386": ("386", ""), "x86_64": ("amd64", None), "x86-64": ("amd64", None), "aarch64": ("arm64", None), "armhf": ("arm", "v7"),
+              "armel": ("arm", "v6")}
+"""Other spellings of an architecture, and the variant that they say; None where they say none."""
+
+_VARIANTS = {("amd64", "v1"): "", ("arm64", "8"): "", ("arm64", "v8"): "", ("arm64", "v8.0"): "", ("arm64", "9"): "v9", ("arm64", "9.0"): "v9",
+             ("arm64", "v9.0"): "v9", ("arm", ""): "v7", ("arm", "5"): "v5", ("arm", "6"): "v6", ("arm", "7"): "v7", ("arm", "8"): "v8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """An OCI platform."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+    os_version: str = ""
+    os_features: tuple[str, ...] = ()
+
+    def normalized(self) -> Platform:
+        """The spelling that is compared. Without an operating system it is this machine's."""
+        system = self.os.lower() or "linux"
+        architecture, variant = self.architecture.lower(), self.variant.lower()
+        if architecture in _SPELLINGS:
+            architecture, implied = _SPELLINGS[architecture]
+            variant = variant if implied is None else implied
+        variant = _VARIANTS.get((architecture, variant), variant)
+        return Platform("darwin" if system == "macos" else system, architecture, variant, self.os_version, tuple(sorted(set(self.os_features))))
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part) if self.os else "unknown"
+
+
+def default() -> Platform:
+    """The platform of this machine."""
+    machine = host.machine()
+    return Platform("linux", *_MACHINES.get(machine, (machine, "")))
+
+
+class Matcher(Protocol):
+    """What is wanted."""
+
+    def matches(self, platform: Platform) -> bool:
+        """Whether it is wanted at all."""
+        ...
+
+    def before(self, one: Platform, other: Platform) -> bool:
+        """Whether ``one`` is wanted more than ``other``."""
+        ...
+
+
+class Everything:
+    """Any platform, none before another."""
+
+    def matches(self, platform: Platform) -> bool:
+        return True
+
+    def before(self, one: Platform, other: Platform) -> bool:
+        return False
+
+
+class Ordered:
+    """Any of ``wanted``, the first of them first."""
+
+    def __init__(self, *wanted: Platform) -> None:
+        self._wanted = [p.normalized() for p in wanted]
+
+    def matches(self, platform: Platform) -> bool:
+        return any(_fits(wanted, platform) for wanted in self._wanted)
+
+    def before(self, one: Platform, other: Platform) -> bool:
+        for wanted in self._wanted:
+            first, second = _fits(wanted, one), _fits(wanted, other)
+            if first and second:
+                return len(one.os_features) > len(other.os_features)
+            if first or second:
+                return first
+        if one.os_features or other.os_features:
+            return self.before(replace(one, os_features=()), replace(other, os_features=()))
+        return False
+
+
+class OnlySystem:
+    """Whatever runs on the operating system of ``wanted``, its own architecture first."""
+
+    def __init__(self, wanted: Platform) -> None:
+        self._wanted = wanted.normalized()
+        self._order = Ordered(wanted)
+
+    def matches(self, platform: Platform) -> bool:
+        return _fits_system(self._wanted, platform.normalized())
+
+    def before(self, one: Platform, other: Platform) -> bool:
+        first, second = self.matches(one), self.matches(other)
+        return self._order.before(one, other) if first and second else first
+
+
+def wanted(platforms: Iterable[Platform]) -> Matcher:
+    """Those in their order; all of them if there are none."""
+    listed = tuple(platforms)
+    return Ordered(*listed) if listed else Everything()
+
+
+def in_order(things: Iterable[T], platform: Callable[[T], Platform | None], matcher: Matcher) -> list[T]:
+    """``things``, those first that are wanted most, those without a platform last; equals stay as they were."""
+    def compare(one: T, other: T) -> int:
+        first, second = platform(one), platform(other)
+        if first is None or second is None:
+            return (first is None) - (second is None)
+        return matcher.before(second, first) - matcher.before(first, second)
+
+    return sorted(things, key=functools.cmp_to_key(compare))
+
+
+def _fits(wanted: Platform, found: Platform) -> bool:
+    found = found.normalized()
+    return (wanted.architecture, wanted.variant) == (found.architecture, found.variant) and _fits_system(wanted, found)
+
+
+def _fits_system(wanted: Platform, found: Platform) -> bool:
+    if wanted.os != found.os:
+        return False
+    features = set(found.os_features)
+    if wanted.os == "windows":
+        features.discard("win32k")
+        version = wanted.os_version.split(".")[:3]
+        if version != [""] and found.os_version.split(".")[:3] != version:
+            return False
+    return features <= set(wanted.os_features)

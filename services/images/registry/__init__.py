@@ -1,0 +1,39 @@
+"""The registry client: resolving names, fetching and pushing manifests and blobs. No gRPC and no protobuf here; aiohttp in two files.
+
+::
+
+    async with Registry(Hosts.of_config(tables, file)) as registry:     # one for the process
+        client = registry.client(first_of(asked_of_the_caller, docker_config))
+        root = await client.resolve("docker.io/library/busybox:latest")
+        data = await client.manifest("docker.io/library/busybox:latest", root)
+        async with client.fetch("docker.io/library/busybox:latest", layer) as body:
+            async for chunk in body: ...
+
+From the bottom up:
+
+    reference.py, descriptor.py    what is asked for
+    timeouts.py                    every number that is a time or a count, with its reason
+    host.py, hosts_toml.py, cri.py, hosts.py    where it is asked for: certs.d, config.toml, defaults
+    credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
+    failure.py, mirrors.py         what goes wrong, and what is remembered of it
+    trace.py, proxy.py, transport.py    HTTP
+    endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
+    tries.py                       several hosts, several times
+    resolve.py, fetch.py, push.py, client.py    what it is all for
+
+What differs from containerd, on purpose: a dead mirror costs its dial timeout once, not for each blob; a body that breaks goes on at its byte; a header of hosts.toml is never sent to
+where a host redirects; pauses between tries grow and are random; a manifest of more than 4 MiB is refused whoever serves it.
+"""
+
+from services.images.registry.client import Client, Registry
+from services.images.registry.credentials import Credentials, DockerConfig, Source, first_of
+from services.images.registry.descriptor import Descriptor
+from services.images.registry.fetch import Body
+from services.images.registry.hosts import Hosts
+from services.images.registry.mirrors import MirrorMemory, MirrorState
+from services.images.registry.push import Pushed
+from services.images.registry.reference import Reference
+from services.images.registry.timeouts import Retry, Timeouts
+
+__all__ = ["Body", "Client", "Credentials", "Descriptor", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "Pushed", "Reference", "Registry", "Retry",
+           "Source", "Timeouts", "first_of"]

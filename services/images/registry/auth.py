@@ -1,0 +1,185 @@
+"""Authorization for one host, in one pull: answers to its challenges, tokens while they are good.
+
+Nothing is sent before the host asks. It may ask for *basic* (user and password with each request) or for a *bearer* token, which a token server gives for some
+*scopes*: ``repository:NAME:pull``. With a secret the token is asked for as OAuth 2 has it (POST), and where the server does not know that, as docker always did
+(GET with basic authentication); without one, anonymously. A token is good for a while: it is replaced shortly before that ends, so that the last layers of
+a long pull do not fail, and at once when the host refuses it. Many layers that need a token wait for one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from services.images.registry import challenge
+from services.images.registry.credentials import Credentials, Source
+from services.images.registry.failure import Failure, answered
+from services.kit import errors
+from services.kit.tracing import span
+
+CLIENT = "splitd"
+"""Our client_id with token servers."""
+
+MARGIN = 15.0
+"""A token is replaced so many seconds before it ends (a short-lived one after three quarters of its time): a request that is sent with it still has to arrive."""
+
+TOKEN_LIMIT = 1 << 20
+"""Bytes of a token server's answer that are read."""
+
+
+class Ask(Protocol):
+    """One request to a token server: status, reason, headers and at most TOKEN_LIMIT bytes of the answer."""
+
+    def __call__(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Awaitable[tuple[int, str, Any, bytes]]:
+        """Make it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Token:
+    value: str
+    replace_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bearer:
+    """Where tokens are, and for what."""
+
+    realm: str
+    service: str
+    scopes: tuple[str, ...]
+
+
+class Authorizer:
+    """For the host named ``host``. ``source`` is asked once."""
+
+    def __init__(self, host: str, source: Source | None, ask: Ask, clock: Callable[[], float] = time.monotonic) -> None:
+        self._host = host
+        self._source = source
+        self._ask = ask
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._credentials: Credentials | None = None
+        self._asked = False
+        self._fixed = ""
+        self._bearer: _Bearer | None = None
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._refused: tuple[float, Failure] | None = None
+
+    async def header(self, scopes: Iterable[str]) -> str:
+        """The Authorization header for a request that needs ``scopes``; "" while the host has not asked for any."""
+        if self._fixed or self._bearer is None:
+            return self._fixed
+        begun = self._clock()
+        async with self._lock:
+            wanted = _joined(scopes, self._bearer.scopes)
+            token = self._tokens.get(wanted)
+            if token is None or (token.replace_at is not None and self._clock() >= token.replace_at):
+                if self._refused is not None and self._refused[0] >= begun:
+                    raise self._refused[1]  # who waited for a request that failed does not make it once more
+                try:
+                    token = self._tokens[wanted] = await self._fetched(self._bearer, wanted)
+                except Failure as failure:
+                    self._refused = self._clock(), failure
+                    raise
+            return f"Bearer {token.value}"
+
+    async def challenged(self, headers: Iterable[str], scopes: Iterable[str], used: str) -> bool:
+        """The host answered 401 with these challenges to a request that carried ``used``: whether another :meth:`header` is worth a try."""
+        async with self._lock:
+            for each in challenge.parse(headers):
+                if each.scheme == "bearer" and each.parameters.get("realm"):
+                    return await self._want_bearer(each, scopes, used)
+                if each.scheme == "basic" and (credentials := await self._known()):
+                    fixed = credentials.header or f"Basic {_basic(credentials)}"
+                    if not credentials.header and not credentials.username:
+                        continue  # a token is no password
+                    self._fixed, self._bearer = fixed, None
+                    return used != fixed
+            return False
+
+    async def _want_bearer(self, wanted: challenge.Challenge, scopes: Iterable[str], used: str) -> bool:
+        credentials = await self._known()
+        if credentials is not None and credentials.header:
+            self._fixed = credentials.header
+            return used != self._fixed
+        parameters = wanted.parameters
+        bearer = _Bearer(parameters["realm"], parameters.get("service", ""), tuple(parameters.get("scope", "").split()))
+        if self._bearer is None or (self._bearer.realm, self._bearer.service) != (bearer.realm, bearer.service):
+            self._bearer, self._tokens, self._fixed = bearer, {}, ""
+            return True
+        key = _joined(scopes, self._bearer.scopes)
+        token = self._tokens.get(key)
+        if token is not None and used == f"Bearer {token.value}":
+            del self._tokens[key]  # refused: expired early, or revoked
+        return True
+
+    async def _known(self) -> Credentials | None:
+        if not self._asked:
+            self._credentials = await self._source(self._host) if self._source is not None else None
+            self._asked = True
+        return self._credentials
+
+    @property
+    def described(self) -> str:
+        """For an error: as whom we came."""
+        if not self._credentials:
+            return "without credentials"
+        return f'as "{self._credentials.username}"' if self._credentials.username else "with the token given"
+
+    async def _fetched(self, bearer: _Bearer, scopes: tuple[str, ...]) -> _Token:
+        parts = urlsplit(bearer.realm)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise Failure(self._host, f'its token server "{bearer.realm[:100]}" is not an address', kind=errors.FailedPrecondition)
+        with span("registry.token", **{"server.address": parts.netloc, "registry.scopes": " ".join(scopes)}):
+            credentials = self._credentials
+            if not credentials:
+                return await self._answer(bearer, await self._get(bearer, scopes, None))
+            form = {"service": bearer.service, "client_id": CLIENT, **({"scope": " ".join(scopes)} if scopes else {})}
+            if credentials.username:
+                form |= {"grant_type": "password", "username": credentials.username, "password": credentials.secret}
+            else:
+                form |= {"grant_type": "refresh_token", "refresh_token": credentials.secret}
+            answer = await self._ask("POST", bearer.realm, {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}, urlencode(form).encode())
+            # Servers without OAuth: 404 (GCR), 401 (Artifactory), 400 (ACR), 405; where containerd falls back too.
+            if answer[0] in (400, 401, 404) or (answer[0] == 405 and credentials.username):
+                answer = await self._get(bearer, scopes, credentials)
+            return await self._answer(bearer, answer)
+
+    async def _get(self, bearer: _Bearer, scopes: tuple[str, ...], credentials: Credentials | None) -> tuple[int, str, Any, bytes]:
+        parts = urlsplit(bearer.realm)
+        query = parse_qsl(parts.query, keep_blank_values=True) + ([("service", bearer.service)] if bearer.service else []) + [("scope", each) for each in scopes]
+        return await self._ask("GET", urlunsplit(parts._replace(query=urlencode(query))),
+                               {"Authorization": f"Basic {_basic(credentials)}"} if credentials else {}, None)
+
+    async def _answer(self, bearer: _Bearer, answer: tuple[int, str, Any, bytes]) -> _Token:
+        status, reason, headers, body = answer
+        server = urlsplit(bearer.realm).netloc
+        if status >= 300:
+            failure = answered(self._host, f"{server}, its token server, refused a token {self.described}", status, reason, headers, body)
+            if status in (400, 401, 403, 404):
+                failure.kind = errors.Unauthenticated
+            raise failure
+        try:
+            found = json.loads(body)
+            value = found.get("access_token") or found.get("token")
+            seconds = float(found.get("expires_in") or 0)
+        except (ValueError, AttributeError, TypeError):
+            value, seconds = None, 0.0
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise Failure(self._host, f"{server}, its token server, answered without a token", kind=errors.Unauthenticated)
+        return _Token(value, self._clock() + max(seconds - MARGIN, seconds * 0.75) if seconds > 0 else None)
+
+
+def _joined(scopes: Iterable[str], common: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({*scopes, *common}))
+
+
+def _basic(credentials: Credentials) -> str:
+    return base64.b64encode(f"{credentials.username}:{credentials.secret}".encode()).decode()

@@ -1,0 +1,125 @@
+"""The registry client. :class:`Registry` is a process's: connections, and what is remembered of hosts. :class:`Client` is one transfer's: whose credentials, which hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from services.images.registry.credentials import Source
+from services.images.registry.descriptor import Descriptor
+from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
+from services.images.registry.fetch import Fetch
+from services.images.registry.host import TLS, Capability
+from services.images.registry.hosts import Hosts
+from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.push import Push, Pushed, Read
+from services.images.registry.reference import Reference
+from services.images.registry.resolve import manifest, resolve
+from services.images.registry.timeouts import Retry, Timeouts
+from services.images.registry.transport import Sessions
+from services.kit import errors
+
+
+class Registry:
+    """All registries, for a process. A context manager; or :meth:`close` it."""
+
+    def __init__(self, hosts: Hosts = Hosts(), *, timeouts: Timeouts = Timeouts(), retry: Retry = Retry(), memory: MirrorMemory | None = None) -> None:
+        self.hosts = hosts
+        self.timeouts = timeouts
+        self.retry = retry
+        self.memory = memory or MirrorMemory()
+        """What is known of hosts; its ``snapshot()`` is for people."""
+        self.sessions = Sessions(timeouts)
+
+    def client(self, source: Source | None = None, *, headers: Mapping[str, str] | Iterable[tuple[str, str]] = (), hosts: Hosts | None = None,
+               default_scheme: str = "", plain_http: bool = False) -> Client:
+        """A client for one transfer. ``source`` says who we are (:mod:`.credentials`); ``headers`` go to every configured host; ``hosts`` in place of the process's."""
+        if default_scheme not in ("", "http", "https"):
+            raise errors.InvalidArgument(f'default scheme "{default_scheme}": neither http nor https')
+        pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+        return Client(self, hosts or self.hosts, source, pairs, "http" if plain_http else default_scheme)
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self.sessions.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+class Client:
+    """Reads from registries and writes to them. References are given in full, as text or parsed. Tokens are kept for as long as the client is."""
+
+    def __init__(self, registry: Registry, hosts: Hosts, source: Source | None, headers: tuple[tuple[str, str], ...], default_scheme: str) -> None:
+        self._registry = registry
+        self._hosts = hosts
+        self._source = source
+        self._headers = headers
+        self._scheme = default_scheme
+        self._endpoints: dict[str, list[Endpoint]] = {}
+
+    async def resolve(self, reference: Reference | str) -> Descriptor:
+        """What a reference names; see :func:`.resolve.resolve`."""
+        reference = _parsed(reference)
+        return await resolve(reference, await self._of(reference), self._registry.memory, self._registry.retry)
+
+    async def manifest(self, reference: Reference | str, descriptor: Descriptor) -> bytes:
+        """A manifest or index, checked; see :func:`.resolve.manifest`."""
+        return (await self.manifest_and_host(reference, descriptor))[0]
+
+    async def manifest_and_host(self, reference: Reference | str, descriptor: Descriptor) -> tuple[bytes, str]:
+        """As :meth:`manifest`, with the host that had it."""
+        reference = _parsed(reference)
+        return await manifest(reference, descriptor, await self._of(reference), self._registry.memory, self._registry.retry)
+
+    def fetch(self, reference: Reference | str, descriptor: Descriptor, offset: int = 0, length: int | None = None) -> Fetch:
+        """``async with client.fetch(...) as body:`` the bytes of a blob or manifest, from ``offset`` on, ``length`` at most; see :mod:`.fetch`."""
+        parsed = _parsed(reference)
+        return Fetch(parsed, descriptor, offset, length, lambda: self._places(parsed, descriptor), self._registry.memory, self._registry.timeouts, self._registry.retry)
+
+    async def _places(self, reference: Reference, descriptor: Descriptor) -> list[Place]:
+        places: list[Place] = [each for each in await self._of(reference) if Capability.PULL in each.can]
+        if descriptor.urls:
+            session = await self._registry.sessions.of(TLS())
+            urls = [ForeignUrl(url, session, self._registry.timeouts) for url in descriptor.urls if url.startswith(("http://", "https://"))]
+            places = [*urls, *places] if descriptor.is_foreign else [*places, *urls]
+        if not places:
+            raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may be pulled from")
+        return places
+
+    async def exists(self, reference: Reference | str, descriptor: Descriptor) -> bool:
+        """Whether the host that is pushed to has it."""
+        return await (await self._push(reference)).exists(descriptor)
+
+    async def push_blob(self, reference: Reference | str, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0) -> Pushed:
+        """See that the repository has a blob; ``read(offset)`` gives its bytes; see :class:`.push.Push`. ``mount_from`` are repositories of the same host."""
+        return await (await self._push(reference)).blob(descriptor, read, mount_from=mount_from, piece=piece)
+
+    async def push_manifest(self, reference: Reference | str, descriptor: Descriptor, data: bytes) -> None:
+        """Store a manifest or index: under the tag if the reference has one and no other digest, else under its digest."""
+        await (await self._push(reference)).manifest(descriptor, data)
+
+    async def _push(self, reference: Reference | str) -> Push:
+        reference = _parsed(reference)
+        able = [each for each in await self._of(reference) if Capability.PUSH in each.can]
+        if not able:
+            raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may be pushed to")
+        return Push(reference, able[0], self._registry.memory, self._registry.timeouts, self._registry.retry)
+
+    async def _of(self, reference: Reference) -> list[Endpoint]:
+        """The hosts of the reference's namespace, as configured when this client first asked."""
+        if reference.host not in self._endpoints:
+            hosts = self._hosts.of(reference.host, self._scheme)
+            self._endpoints[reference.host] = [
+                Endpoint(host, await self._registry.sessions.of(host.tls), namespace=reference.host, source=self._source, headers=self._headers,
+                         timeouts=self._registry.timeouts, followed=number < len(hosts) - 1)
+                for number, host in enumerate(hosts)]
+        return self._endpoints[reference.host]
+
+
+def _parsed(reference: Reference | str) -> Reference:
+    return reference if isinstance(reference, Reference) else Reference.parse(reference)

@@ -1,0 +1,86 @@
+"""Descriptors, and the media types that an image is made of.
+
+Two families are the same thing by other names: OCI's and Docker's schema 2. Docker's schema 1 is refused, as containerd does since 2.0: it cannot be verified by
+its digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.content.store import Digest
+from services.kit import errors
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+SCHEMA_1 = ("application/vnd.docker.distribution.manifest.v1+json", "application/vnd.docker.distribution.manifest.v1+prettyjws")
+
+MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
+ROOTS = MANIFESTS | INDEXES
+"""What a name can resolve to, and what lives under ``manifests/`` in a registry."""
+
+ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_MANIFEST}, {OCI_INDEX}, */*"
+"""The Accept header for a name, in containerd's order."""
+
+MANIFEST_LIMIT = 4 << 20
+"""The largest manifest that is taken. One of 128 layers has 32 KiB; what is large belongs into blobs, and a registry must not fill our memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A blob or manifest: its digest, what it is, and its size (0: not known). ``urls`` are other places of a foreign layer."""
+
+    digest: Digest
+    media_type: str
+    size: int = 0
+    urls: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is a manifest or an index, and lives under ``manifests/``."""
+        return self.media_type in ROOTS
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the registry need not have this layer, since it may not distribute it."""
+        return ".foreign." in self.media_type or ".nondistributable." in self.media_type
+
+    def __str__(self) -> str:
+        return f"{'manifest' if self.is_root else 'blob'} {self.digest}"
+
+
+def media_type_of(content_type: str) -> str:
+    """The media type in a Content-Type header; old registries serve schema 1 as text/plain."""
+    media_type = content_type.partition(";")[0].strip()
+    return SCHEMA_1[0] if media_type == "text/plain" else media_type
+
+
+def sniffed(data: bytes) -> str:
+    """The media type that a manifest's own JSON says or implies; "" if it is none."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return ""
+    if not isinstance(found, dict):
+        return ""
+    if found.get("schemaVersion") == 1:
+        return SCHEMA_1[0]
+    if isinstance(said := found.get("mediaType"), str):
+        return said
+    if isinstance(found.get("manifests"), list):
+        return OCI_INDEX
+    return OCI_MANIFEST if isinstance(found.get("layers"), list) and "config" in found else ""
+
+
+def check_root(media_type: str, what: str) -> None:
+    """Unimplemented where ``what`` (which names the host) is not an image's manifest or index."""
+    if media_type in SCHEMA_1:
+        raise errors.Unimplemented(f"{what} is an image of Docker's schema 1, which nobody supports any more; rebuild it as {DOCKER_MANIFEST} or {OCI_MANIFEST}")
+    if media_type not in ROOTS:
+        raise errors.Unimplemented(f'{what} has the media type "{media_type}", which is neither an image manifest nor an index')

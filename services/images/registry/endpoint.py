@@ -1,0 +1,229 @@
+"""A host as asked by one pull or push: its URLs, its authorization, its redirects.
+
+What keeps secrets where they belong is here. Authorization, the headers of hosts.toml and those of the request go to the configured host itself: same scheme, name and
+port. Wherever it redirects to, or has its uploads sent, is another host, which gets the request and nothing that says who we are; if that one wants to know, the
+request has failed. A token server gets the credentials that the host asked for in its name, and the headers of hosts.toml only if it is on the same machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any, Protocol
+from urllib.parse import quote, urljoin, urlsplit
+
+from services.images.registry.auth import TOKEN_LIMIT, Authorizer
+from services.images.registry.credentials import Source
+from services.images.registry.descriptor import Descriptor
+from services.images.registry.failure import Blame, Failure, answered
+from services.images.registry.host import Capability, Host, name_and_port, origin, same_host
+from services.images.registry.reference import Reference
+from services.images.registry.timeouts import Timeouts
+from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
+from services.kit import errors
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+PATH = "/%:@+~"
+"""Left as it is in the path of hosts.toml, which may be encoded already."""
+HOPS = 10
+"""As many redirects are followed as containerd follows."""
+
+Headers = Mapping[str, str]
+Body = Callable[[], AsyncIterator[bytes] | bytes]
+"""Makes a request's body, each time it is sent."""
+
+
+class Place(Protocol):
+    """Something that a blob can be got from."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """For :mod:`.mirrors`."""
+        ...
+
+    async def get(self, reference: Reference, descriptor: Descriptor, headers: Headers) -> Answer:
+        """The answer (200 or 206) to a request for the blob, or a Failure."""
+        ...
+
+
+class Endpoint:
+    """``host``, for the namespace ``namespace``. ``followed``: another host can be asked after it, so that it has less time."""
+
+    def __init__(self, host: Host, session: Session, *, namespace: str, source: Source | None, headers: Iterable[tuple[str, str]] = (),
+                 timeouts: Timeouts, followed: bool = False) -> None:
+        self.name = host.host
+        self.key = host.key
+        self.can: Capability = host.capabilities
+        self._host = host
+        self._scheme = host.scheme
+        self._session = session
+        self._query = [("ns", namespace)] if host.is_proxy_for(namespace) else []
+        self._headers = [*headers, *host.header]
+        self._timeouts = timeouts
+        self._connect = host.dial_timeout or (timeouts.mirror_connect if followed else timeouts.connect)
+        self._stall = timeouts.mirror_stall if followed else timeouts.stall
+        self._authorizer = Authorizer(host.host, source, self._ask)
+
+    def url(self, reference: Reference, path: str, query: Iterable[tuple[str, str]] = ()) -> str:
+        """The URL of ``path`` (``blobs/sha256:...``) in the reference's repository."""
+        pairs = "&".join(f"{quote(k)}={quote(v, safe=':')}" for k, v in (*query, *self._query))
+        return f"{self._scheme}://{self.name}{quote(self._host.path, safe=PATH)}/{quote(reference.repository)}/{quote(path, safe='/:')}{f'?{pairs}' if pairs else ''}"
+
+    def absolute(self, location: str, base: str) -> str:
+        """Where an upload goes on: a Location, which may be relative, or even lack its scheme. A Failure if it is nothing of the kind."""
+        if "://" not in location and not location.startswith(("/", "?", ".")) and "/" in location and ("." in (first := location.partition("/")[0]) or ":" in first):
+            location = f"{self._scheme}://{location}"
+        found = urljoin(base, location)
+        if urlsplit(found).scheme not in ("http", "https") or not urlsplit(found).netloc:
+            raise Failure(self.name, f'its Location "{location[:200]}" is not an address', kind=errors.FailedPrecondition)
+        return found
+
+    async def get(self, reference: Reference, descriptor: Descriptor, headers: Headers) -> Answer:
+        """As :meth:`Place.get`."""
+        path = f"{'manifests' if descriptor.is_root else 'blobs'}/{descriptor.digest}"
+        return await self.send("GET", self.url(reference, path), headers=headers, scopes=pull_scopes(reference))
+
+    async def send(self, method: str, url: str, *, headers: Headers, scopes: Iterable[str] = (), body: Body | None = None, stall: float | None = None) -> Answer:
+        """A request and, where the host wants them, its authorization and redirects; an answer below 300 or a Failure."""
+        scopes = tuple(scopes)
+        refused, hops, own = 0, 0, True
+        while True:
+            url = self._as_spoken(url)
+            own = own and same_host(f"{self._scheme}://{self.name}", url)
+            used = await self._authorizer.header(scopes) if own else ""
+            answer = await self._exchange(method, url, headers, used, own=own, body=body, stall=stall)
+            url = self._as_spoken(url)
+            if answer.status < 300:
+                return answer
+            said = await _explanation(answer, method)
+            if answer.status == 401 and own and refused < 2:
+                refused += 1
+                if await self._authorizer.challenged(answer.challenges(), scopes, used):
+                    continue
+            elif answer.status in REDIRECTS and (location := answer.headers.get("Location")) and hops < HOPS:
+                hops += 1
+                url = self.absolute(location, url)
+                if answer.status == 303 and method not in ("GET", "HEAD"):
+                    method, body = "GET", None
+                continue
+            if method == "HEAD" and answer.status in (401, 403):
+                said = await self._asked_why(answer, url, headers, used, own=own)
+            raise self._failed(method, url, answer, said, own=own)
+
+    async def _exchange(self, method: str, url: str, headers: Headers, authorization: str, *, own: bool, body: Body | None, stall: float | None) -> Answer:
+        while True:
+            merged = _merged([("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Encoding", "identity")], self._headers if own else [], headers.items(),
+                             [("Authorization", authorization)] if authorization else [])
+            try:
+                return await self._session.exchange(method, url, headers=merged, body=body() if body is not None else None, connect=self._connect,
+                                                    stall=stall or self._stall, foreign=not own)
+            except Failure as failure:
+                unreachable = failure.blame is Blame.DEAD and not name_and_port(self.name)[1]
+                if not (own and self._host.fallback and url.startswith("https:") and (failure.plain or unreachable)):
+                    if not own:
+                        failure.args = (f"{failure} ({self.name} sent us there)",)
+                    raise
+                self._scheme = "http"
+                url = self._as_spoken(url)
+
+    def _as_spoken(self, url: str) -> str:
+        """A URL of this host that was made before it was found to speak plain http."""
+        secure = f"https://{self.name}/"
+        return f"http://{self.name}/{url.removeprefix(secure)}" if self._scheme == "http" and self._host.fallback and url.startswith(secure) else url
+
+    async def _asked_why(self, answer: Answer, url: str, headers: Headers, used: str, *, own: bool) -> bytes:
+        """A HEAD is refused without a word; a GET is not."""
+        try:
+            more = await self._exchange("GET", url, headers, used, own=own, body=None, stall=None)
+            return await _explanation(more, "GET") if more.status == answer.status else b""
+        except Failure:
+            return b""
+
+    def _failed(self, method: str, url: str, answer: Answer, body: bytes, *, own: bool) -> Failure:
+        """What an answer of 300 and above means, with the server's own explanation."""
+        path = urlsplit(url).path
+        failure = answered(answer.host, f"{method} {path}", answer.status, answer.reason, answer.headers, body)
+        words = str(failure)
+        if answer.status == 401 and own:
+            words += f" (access denied {self._authorizer.described}; the repository may not exist, or want others)"
+        elif answer.status in REDIRECTS:
+            failure.kind = errors.FailedPrecondition
+            words += f" (redirect number {HOPS + 1})" if answer.headers.get("Location") else " (a redirect to nowhere)"
+        failure.args = (words if own else f"{words} ({self.name} sent us there)",)
+        return failure
+
+    async def _ask(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> tuple[int, str, Any, bytes]:
+        """A request to a token server (:class:`.auth.Ask`). Redirects are followed for GET only, and with the credentials only on the same host."""
+        first = origin(url)
+        near = name_and_port(self.name)[0] == urlsplit(url).hostname
+        host = urlsplit(url).netloc
+        try:
+            async with asyncio.timeout(self._timeouts.token):
+                for _ in range(HOPS):
+                    same = origin(url) == first
+                    merged = _merged([("User-Agent", USER_AGENT), ("Accept", "application/json")], self._headers if near and same else [], headers.items() if same else [])
+                    answer = await self._session.exchange(method, url, headers=[each for each in merged if same or each[0] != "Authorization"], body=body,
+                                                          connect=self._connect, stall=self._timeouts.token, foreign=not near)
+                    location = answer.headers.get("Location")
+                    if answer.status not in REDIRECTS or method != "GET" or not location:
+                        found = await answer.read(TOKEN_LIMIT)
+                        answer.release()
+                        return answer.status, answer.reason, answer.headers, found
+                    answer.close()
+                    url = self.absolute(location, url)
+        except TimeoutError:
+            raise Failure(self.name, f"{host}, its token server, did not answer within {self._timeouts.token:g} s", transient=True, blame=Blame.TROUBLE) from None
+        except Failure as failure:
+            raise Failure(self.name, f"no token: {failure}", kind=failure.kind, transient=failure.transient,
+                          blame=Blame.TROUBLE if failure.transient else Blame.NOBODY) from None
+        raise Failure(self.name, f"{host}, its token server, redirects without end", kind=errors.FailedPrecondition)
+
+
+class ForeignUrl:
+    """One of a descriptor's ``urls``: somebody else's server, which is told nothing but what we want."""
+
+    def __init__(self, url: str, session: Session, timeouts: Timeouts) -> None:
+        self._url = url
+        scheme, name, _ = origin(url)
+        self.name = urlsplit(url).netloc
+        self.key = f"{scheme}://{self.name}"
+        self._endpoint = Endpoint(Host(scheme, self.name), session, namespace=name, source=None, timeouts=timeouts)
+
+    async def get(self, reference: Reference, descriptor: Descriptor, headers: Headers) -> Answer:
+        """As :meth:`Place.get`."""
+        return await self._endpoint.send("GET", self._url, headers=headers)
+
+
+def pull_scopes(reference: Reference) -> tuple[str, ...]:
+    """What a token for reading has to cover."""
+    return (f"repository:{reference.repository}:pull",)
+
+
+def push_scopes(reference: Reference, mount_from: str = "") -> tuple[str, ...]:
+    """What a token for writing has to cover, and for mounting a blob of another repository."""
+    return (f"repository:{reference.repository}:pull,push", *((f"repository:{mount_from}:pull",) if mount_from else ()))
+
+
+async def _explanation(answer: Answer, method: str) -> bytes:
+    """The body of an answer that is of no other use; its connection is then free."""
+    try:
+        return await answer.read(ERROR_BODY) if method != "HEAD" else b""
+    except Failure:
+        return b""
+    finally:
+        answer.release()
+
+
+def _merged(*lists: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Headers, of which a later list replaces those of the same name before it."""
+    found: list[tuple[str, str]] = []
+    for each in lists:
+        pairs = list(each)
+        names = {name.lower() for name, _ in pairs}
+        found = [(name, value) for name, value in found if name.lower() not in names] + pairs
+    return found

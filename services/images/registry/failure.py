@@ -1,0 +1,91 @@
+"""What goes wrong with a registry: one host's failure, what follows from it, and the error that the caller gets in the end.
+
+A :class:`Failure` is inside this package only. It says whether asking the same host again may help, and what to remember of the host. When all hosts are done with,
+:func:`combined` makes of their failures one error, which names every host that was asked and why it did not help.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import enum
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+from services.kit import errors
+
+
+class Blame(enum.Enum):
+    """What a failure says of the host, for :mod:`.mirrors`."""
+
+    NOBODY = "nobody"
+    """The host works; it has not got this, or not for us."""
+    TROUBLE = "trouble"
+    """A bad moment: a lost connection, an overload. Several in a row are as bad as DEAD."""
+    SLOW = "slow"
+    DEAD = "dead"
+    """It cannot be reached, or not be trusted: do not ask it for every blob anew."""
+
+
+class Failure(Exception):
+    """``host`` did not do as asked. ``transient``: it may, later (``wait`` seconds, if it said so). ``status`` is 0 where there was no answer."""
+
+    def __init__(self, host: str, cause: str, *, kind: type[errors.NodeError] = errors.Unavailable, transient: bool = False,
+                 blame: Blame = Blame.NOBODY, status: int = 0, wait: float | None = None, plain: bool = False) -> None:
+        super().__init__(f"{host}: {cause}")
+        self.host = host
+        self.cause = cause
+        self.kind = kind
+        self.transient = transient
+        self.blame = blame
+        self.status = status
+        self.wait = wait
+        self.plain = plain
+        """The other side speaks plain http where TLS was tried."""
+
+
+_KINDS: dict[int, type[errors.NodeError]] = {
+    401: errors.Unauthenticated, 403: errors.PermissionDenied, 404: errors.NotFound, 410: errors.NotFound, 416: errors.OutOfRange,
+    429: errors.ResourceExhausted, 501: errors.Unimplemented,
+}
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+def answered(host: str, what: str, status: int, reason: str, headers: Mapping[str, str], body: bytes = b"") -> Failure:
+    """The failure that an HTTP answer of 400 and above is. ``what`` is what was asked: ``GET /v2/...``."""
+    wait = retry_after(headers.get("Retry-After", ""))
+    said = explanation(body)
+    cause = f"{what}: {status} {reason or 'without a reason'}" + (f": {said}" if said else "") + (f" (asks to wait {wait:g} s)" if wait is not None else "")
+    transient = status in _TRANSIENT or status > 504
+    kind = _KINDS.get(status, errors.Unavailable if transient else errors.Unknown)
+    return Failure(host, cause, kind=kind, transient=transient, blame=Blame.TROUBLE if transient else Blame.NOBODY, status=status, wait=wait)
+
+
+def explanation(body: bytes) -> str:
+    """What a registry's JSON says of its error; "" where it says nothing that one can read."""
+    try:
+        found = json.loads(body)
+        first = found["errors"][0] if "errors" in found else found
+        words = [str(first[key]) for key in ("code", "message", "details", "error_description", "error") if isinstance(first.get(key), str) and first[key]]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    return " ".join(": ".join(words).split())[:300]
+
+
+def retry_after(value: str, now: float | None = None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date; None if it is neither."""
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, round(date.timestamp() - (time.time() if now is None else now), 1))
+
+
+def combined(what: str, failures: Sequence[Failure], skipped: Sequence[str] = ()) -> errors.NodeError:
+    """The error for the caller: ``what`` could not be had, and why, host by host. ``skipped`` are the hosts that were not even asked, and why.
+
+    The class is that of whoever came furthest, as in containerd: no answer is less than "not found", and that less than any other answer.
+    """
+    kind = max(failures, key=lambda each: (each.status != 0, each.status != 404)).kind if failures else errors.Unavailable
+    return kind(f"{what}: {'; '.join([*map(str, failures), *skipped]) or 'no host to ask'}")

@@ -1,0 +1,250 @@
+"""Fetching a blob: one stream of bytes, whatever happens to connections and hosts on the way.
+
+::
+
+    async with client.fetch(reference, descriptor, offset) as body:
+        async for chunk in body:            # as large as they arrive; the caller hashes and writes
+            ...
+
+A connection that is lost, stalls, or crawls along while another host could be asked is replaced by another, of the same host or the next, which goes on at the same
+byte; a server that does not know ranges sends all of it, and what is known already is dropped. A body that turns out to be of another size than the descriptor says
+ends the fetch from that host at once, long before the caller's digest would. The digest is the caller's to check: :meth:`Body.distrust` is for when it is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+
+from services.images.registry.descriptor import Descriptor
+from services.images.registry.endpoint import Place
+from services.images.registry.failure import Blame, Failure, combined
+from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.reference import Reference
+from services.images.registry.timeouts import Retry, Timeouts
+from services.images.registry.transport import Answer
+from services.images.registry.tries import Tries
+from services.kit import errors
+from services.kit.tracing import span
+
+AFTER_THE_END = 1.0
+"""Seconds for which a body of unstated length may take to end when all expected bytes are there."""
+
+MEASURABLE = 64 * 1024
+"""Fewer bytes say nothing about a host's throughput."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class Body:
+    """The bytes ``offset`` to ``end`` of a blob of ``size``. Iterate once.
+
+    ``host`` is who serves it now. ``ranges``: whether that host gives parts of it, so that several connections can share the work.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.offset = fetch.offset
+        self.end = fetch.offset
+        self.size = fetch.descriptor.size
+        self.host = ""
+        self.ranges = False
+        self.hosts: list[str] = []
+        """All that served some of it, in turn."""
+        self._fetch = fetch
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._fetch.chunks()
+
+    def distrust(self, why: str) -> None:
+        """The digest of what came is wrong: the hosts it came from are asked after all others for a while."""
+        self._fetch.distrust(why)
+
+
+class Fetch:
+    """A fetch under way, as a context manager; entering it gives the :class:`Body`, with the head of the first answer in it."""
+
+    def __init__(self, reference: Reference, descriptor: Descriptor, offset: int, length: int | None,
+                 places: Callable[[], Awaitable[Sequence[Place]]], memory: MirrorMemory,
+                 timeouts: Timeouts, retry: Retry) -> None:
+        self.descriptor = descriptor
+        self.offset = offset
+        self._reference = reference
+        self._length = length
+        self._memory = memory
+        self._timeouts = timeouts
+        self._retry = retry
+        self._what = f"{reference.host}/{reference.repository}: {descriptor}"
+        self._places = places
+        self._tries: Tries[Place] = Tries(self._what, (), memory, retry)
+        self._place: Place | None = None
+        self._answer: Answer | None = None
+        self._at = offset
+        self._skip = 0
+        self._waited = 0.0
+        self._keys: list[str] = []
+        self._span = span("registry.fetch", digest=str(descriptor.digest), offset=offset)
+        self.body = Body(self)
+
+    async def __aenter__(self) -> Body:
+        size, offset = self.descriptor.size, self.offset
+        if offset < 0 or (size and offset > size):
+            raise errors.OutOfRange(f"{self.descriptor}: offset {offset} of {size} bytes")
+        self._span.__enter__()
+        try:
+            self._tries = Tries(self._what, await self._places(), self._memory, self._retry)
+            if size:
+                self.body.end = size if self._length is None else min(size, offset + self._length)
+            if not size or self.body.end > offset:
+                await self._open()
+        except BaseException as error:
+            self._span.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self.body
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._leave()
+        self._span.set(host=", ".join(self.body.hosts), attempts=self._tries.attempts, bytes=self._at - self.offset, waited_ms=round(self._waited * 1000, 3))
+        self._span.__exit__(kind, error, trace)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes."""
+        body = self.body
+        checkpoint = self._at
+        while self._at < body.end:
+            assert self._answer is not None
+            try:
+                async for chunk in self._received(self._answer):
+                    yield chunk
+                await self._ended(self._answer)
+            except Failure as failure:
+                place = self._place
+                assert place is not None
+                self._leave()
+                self._tries.note(place, failure)
+                if self._at >= body.end:
+                    raise combined(self._what, [failure]) from None
+                if self._at - checkpoint >= self._retry.progress:
+                    self._tries.progress()
+                checkpoint = self._at
+                await self._open(not_first=place)
+
+    async def _received(self, answer: Answer) -> AsyncIterator[bytes]:
+        """What ``answer`` gives, up to the end; a Failure if that is not reached."""
+        read, clock, place = answer.some, time.monotonic, self._place
+        assert place is not None
+        window_bytes, window_waited, end = 0, 0.0, self.body.end
+        while self._at < end:
+            begun = clock()
+            try:
+                chunk = await read()
+            except Exception as error:
+                failure = answer.failure(error)
+                failure.args = (f"{failure} after {self._at} of {self.body.size} bytes",)
+                raise failure from None
+            waited = clock() - begun
+            if not chunk:
+                raise self._wrong(f"ended after {self._at} of {self.body.size} bytes", transient=answer.length is None)
+            self._waited += waited
+            window_waited += waited
+            window_bytes += len(chunk)
+            if window_waited >= self._timeouts.slow_window:
+                self._memory.measured(place.key, window_bytes, window_waited)
+                rate = window_bytes / window_waited
+                if rate < self._timeouts.slow_floor and self._tries.another(place):
+                    raise Failure(place.name, f"only {rate / 1024:.1f} KiB/s", transient=True, blame=Blame.SLOW)
+                window_bytes, window_waited = 0, 0.0
+            if self._skip:
+                skipped = min(self._skip, len(chunk))
+                self._skip -= skipped
+                if skipped == len(chunk):
+                    continue
+                chunk = chunk[skipped:]
+            if len(chunk) > end - self._at:
+                if end == self.body.size:
+                    raise self._wrong(f"has more than the {self.body.size} bytes expected")
+                chunk = chunk[: end - self._at]  # it was asked for a part, and sends all
+            self._at += len(chunk)
+            yield chunk
+        if window_bytes >= MEASURABLE:
+            self._memory.measured(place.key, window_bytes, window_waited)
+
+    async def _ended(self, answer: Answer) -> None:
+        """All bytes are there: the connection can be used again, if the body ends here too."""
+        assert self._place is not None
+        if answer.length is None and self.body.end == self.body.size:
+            try:
+                async with asyncio.timeout(AFTER_THE_END):
+                    more = await answer.some()
+            except Exception:
+                more = b""  # all that was wanted is there: how the connection ends is no matter
+            if more:
+                raise self._wrong(f"has more than the {self.body.size} bytes expected")
+        self._memory.worked(self._place.key)
+
+    async def _open(self, not_first: Place | None = None) -> None:
+        place, answer = await self._tries.run(self._opened, not_first=not_first, proves=False)
+        self._place, self._answer = place, answer
+        self.body.host = answer.host
+        self.body.hosts.append(answer.host)
+        if place.key not in self._keys:
+            self._keys.append(place.key)
+
+    async def _opened(self, place: Place) -> tuple[Place, Answer]:
+        """An answer of ``place`` whose body goes on where we are, once ``_skip`` bytes of it are dropped."""
+        body, expected = self.body, self.descriptor.size
+        headers = {"Accept": f"{self.descriptor.media_type}, */*" if self.descriptor.media_type else "*/*"}
+        partial = self._at > 0 or (self._length is not None and (not expected or body.end < expected))
+        if partial:
+            last = "" if body.end == expected else str((body.end if expected else self.offset + (self._length or 0)) - 1)
+            headers["Range"] = f"bytes={self._at}-{last}"
+        answer = await place.get(self._reference, self.descriptor, headers)
+        try:
+            self._check_head(answer, expected, partial=partial)
+        except Failure:
+            answer.close()
+            raise
+        return place, answer
+
+    def _check_head(self, answer: Answer, expected: int, *, partial: bool) -> None:
+        body, total = self.body, answer.length
+        self._skip = 0
+        if answer.status == 206:
+            said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+            if said is None or int(said[1]) != self._at:
+                raise self._wrong(f"was asked for from byte {self._at} on, and the answer is of \"{answer.headers.get('Content-Range', 'an unknown range')}\"", answer)
+            total = int(said[3]) if said[3] != "*" else None
+            body.ranges = True
+        elif partial:
+            body.ranges = False
+            self._skip = self._at
+        else:
+            body.ranges = answer.headers.get("Accept-Ranges", "").strip().lower() == "bytes"
+        encoding = answer.headers.get("Content-Encoding", "identity").lower()
+        if encoding != "identity" and not (expected and total == expected):  # with the right size it is only mislabelled: a layer stored as "gzip"
+            raise self._wrong(f"came as {encoding}, which was not asked for", answer)
+        if expected and total is not None and total != expected:
+            raise self._wrong(f"has {total} bytes; {expected} are expected", answer)
+        if not expected:
+            if total is None:
+                raise self._wrong("has no size, and none is known", answer)
+            body.size = total
+            body.end = total if self._length is None else min(total, self.offset + self._length)
+
+    def distrust(self, why: str) -> None:
+        """As :meth:`Body.distrust`."""
+        for key in self._keys:
+            self._memory.failed(key, f"{self.descriptor}: {why}", dead=True)
+
+    def _wrong(self, what: str, answer: Answer | None = None, *, transient: bool = False) -> Failure:
+        host = (answer or self._answer).host  # type: ignore[union-attr]
+        return Failure(host, f"{self.descriptor} {what}", kind=errors.Unavailable if transient else errors.FailedPrecondition, transient=transient,
+                       blame=Blame.TROUBLE, status=200)
+
+    def _leave(self) -> None:
+        """Be done with the answer: its connection is kept if there is nothing left on it."""
+        if self._answer is not None:
+            self._answer.release()
+            self._answer = None

@@ -1,0 +1,80 @@
+"""Which hosts serve a namespace, in the order in which they are asked.
+
+The first that says anything decides: the directory of the namespace below one of ``directories`` (containerd's ``certs.d``: ``NAME_PORT_``, ``NAME:PORT``,
+``_default``, read anew each time, so that a change needs no restart); else the older ``registry.mirrors`` of the CRI plugin (:mod:`.cri`); else the namespace is its
+own host.
+
+http or https, where nothing says so: https, but for this machine itself on a port other than 443. There https is tried first, without verification, and plain
+http if the other side turns out to speak that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from services.images.registry.cri import Registries
+from services.images.registry.host import EVERYTHING, TLS, Host, default_host, is_local, name_and_port
+from services.images.registry.hosts_toml import read_directory
+from services.kit import errors
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Where hosts are configured."""
+
+    directories: tuple[Path, ...] = ()
+    registries: Registries | None = None
+
+    @classmethod
+    def of_config(cls, tables: Mapping[str, Any], file: str = "config.toml") -> Self:
+        """What the CRI plugin's table in a config.toml says; without one, the directories in which it looks by itself."""
+        found = Registries.of(tables, file)
+        return cls(found.directories, None if found.directories else found)
+
+    def of(self, namespace: str, default_scheme: str = "") -> tuple[Host, ...]:
+        """The hosts of ``namespace`` (``docker.io``, ``127.0.0.1:5000``). ``default_scheme`` "http" is what --plain-http asks for."""
+        directory = self._directory(namespace)
+        if directory is not None:
+            found = read_directory(directory)
+        elif self.registries is not None and not default_scheme:
+            return tuple(_with_fallback(host) for host in self.registries.hosts(namespace))
+        else:
+            found = (Host(),)
+        return tuple(_with_fallback(host if host.host else _default(host, namespace, default_scheme)) for host in found)
+
+    def _directory(self, namespace: str) -> Path | None:
+        name, colon, port = namespace.rpartition(":")
+        names = ([f"{name}_{port}_"] if colon and name else []) + [namespace, "_default"]
+        for directory in self.directories:
+            for candidate in names:
+                try:
+                    (directory / candidate).stat()
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                except OSError as error:
+                    raise errors.FailedPrecondition(f"{directory / candidate}: {error.strerror}") from None
+                return directory / candidate
+        return None
+
+
+def _default(host: Host, namespace: str, default_scheme: str) -> Host:
+    """The namespace as its own host, with what ``host`` has of certificates and headers."""
+    scheme, tls = default_scheme or "https", host.tls
+    if namespace == "docker.io":
+        scheme = "https"
+    elif is_local(namespace) and not default_scheme:
+        port = name_and_port(namespace)[1]
+        scheme = "https" if port in ("", "443") else "http"
+        if port != "80":
+            tls = TLS(tls.ca, tls.client, skip_verify=True)
+    return replace(host, scheme=scheme, host=default_host(namespace), path="/v2", capabilities=EVERYTHING, tls=tls)
+
+
+def _with_fallback(host: Host) -> Host:
+    """An http host with anything said of TLS is tried with TLS first, unless its port is http's own."""
+    if host.scheme == "http" and host.tls.explicit and name_and_port(host.host)[1] != "80":
+        return replace(host, scheme="https", fallback=True)
+    return host

@@ -1,0 +1,144 @@
+"""A host directory: ``hosts.toml``, or the certificate files that Docker looks for, as containerd reads them (its docs/hosts.md).
+
+::
+
+    server = "https://registry-1.docker.io"        # asked last; without it the namespace itself is
+
+    [host."https://mirror.internal"]               # asked before, in the order of the file
+      capabilities = ["pull", "resolve"]
+      ca = "mirror.crt"                            # relative to the file
+      dial_timeout = "1s"
+      [host."https://mirror.internal".header]
+        x-team = "blue"
+
+A directory without the file may have ``*.crt`` (authorities), ``*.cert`` and ``*.key`` (what we show) for the namespace itself. As in containerd a file that cannot
+be understood is logged as an error, and the directory read as if it were not there.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from services.images.registry.host import EVERYTHING, TLS, Capability, Host
+from services.kit import errors, settings
+
+log = logging.getLogger(__name__)
+
+CAPABILITIES = {"pull": Capability.PULL, "resolve": Capability.RESOLVE, "push": Capability.PUSH, "referrers": Capability.REFERRERS}
+
+
+def read_directory(directory: Path) -> tuple[Host, ...]:
+    """The hosts of a host directory. The last one is ``server``; without a ``host`` it stands for the namespace itself."""
+    file = directory / "hosts.toml"
+    try:
+        text = file.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.FailedPrecondition(f"{file}: {error}") from None
+    if text:
+        try:
+            return parse(text, directory)
+        except ValueError as error:  # tomllib's too
+            log.error("%s is ignored: %s", file, error)
+    return (Host(tls=_certificate_files(directory)),)
+
+
+def parse(text: str, directory: Path) -> tuple[Host, ...]:
+    """The hosts of a hosts.toml that lies in ``directory``; ValueError names the key that is wrong."""
+    table = tomllib.loads(text)
+    hosts = table.get("host", {})
+    if not isinstance(hosts, dict) or not all(isinstance(each, dict) for each in hosts.values()):
+        raise ValueError('host: not tables such as [host."https://mirror.internal"]')
+    found = [_host(url, each, directory, f'host."{url}".') for url, each in hosts.items()]  # tomllib keeps the file's order
+    return (*found, _host(_of(table, "server", str, "a string", ""), table, directory, ""))
+
+
+def _host(url: str, table: Mapping[str, Any], directory: Path, where: str) -> Host:
+    try:
+        scheme, host, path = _location(url, override=_of(table, "override_path", bool, "true or false", False)) if url else ("", "", "")
+        dial = _of(table, "dial_timeout", str, "a duration such as 1s", "")
+        return Host(
+            scheme, host, path,
+            capabilities=_capabilities(table.get("capabilities") or ()),
+            tls=TLS(_paths(table.get("ca"), directory, "ca"), _client(table.get("client"), directory),
+                    _of(table, "skip_verify", bool, "true or false", None)),
+            header=_header(table.get("header", {})),
+            dial_timeout=settings.parse_duration(dial) if dial else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+
+
+def _location(url: str, *, override: bool) -> tuple[str, str, str]:
+    parts = urlsplit(url if url.startswith("http") else f"https://{url}")
+    if not parts.netloc or parts.scheme not in ("http", "https"):
+        raise ValueError(f'"{url}" is not the address of a host')
+    path = parts.path
+    if path:
+        path = posixpath.normpath(path)
+        path = "" if path in ("/", "//") else path
+        return parts.scheme, parts.netloc, path if override or path.endswith("/v2") else f"{path}/v2"
+    return parts.scheme, parts.netloc, "" if override else "/v2"
+
+
+def _of(table: Mapping[str, Any], key: str, kind: type, words: str, default: Any) -> Any:
+    value = table.get(key, default)
+    if value is not default and not isinstance(value, kind):
+        raise ValueError(f"{key}: {value!r} is not {words}")
+    return value
+
+
+def _capabilities(names: Any) -> Capability:
+    if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+        raise ValueError(f"capabilities: {names!r} is not a list of strings")
+    found = Capability(0)
+    for name in names:
+        if name.lower() not in CAPABILITIES:
+            raise ValueError(f'capabilities: "{name}" is none of {", ".join(CAPABILITIES)}')
+        found |= CAPABILITIES[name.lower()]
+    return found or EVERYTHING
+
+
+def _strings(value: Any, key: str, convert: Callable[[str], str] = str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (convert(value),)
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(convert(each) for each in value)
+    raise ValueError(f"{key}: {value!r} is neither a string nor a list of strings")
+
+
+def _paths(value: Any, directory: Path, key: str) -> tuple[str, ...]:
+    return () if value is None else _strings(value, key, lambda path: str(directory / path))
+
+
+def _client(value: Any, directory: Path) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for each in value if isinstance(value, list) else [] if value is None else [value]:
+        if isinstance(each, list) and len(each) != 2:
+            raise ValueError(f"client: {each!r} is not a pair of a certificate and a key")
+        files = _strings(each, "client")
+        pairs.append((str(directory / files[0]), str(directory / files[1]) if len(files) > 1 and files[1] else ""))
+    return tuple(pairs)
+
+
+def _header(table: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(table, dict):
+        raise ValueError(f"header: {table!r} is not a table")  # noqa: TRY004 (of the file, not of a caller)
+    return tuple((name, value) for name, values in table.items() for value in _strings(values, f"header.{name}"))
+
+
+def _certificate_files(directory: Path) -> TLS:
+    try:
+        names = sorted(entry.name for entry in directory.iterdir() if not entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return TLS()
+    client = tuple((str(directory / name), str(directory / key) if (key := name.removesuffix(".cert") + ".key") in names else "")
+                   for name in names if name.endswith(".cert"))
+    return TLS(tuple(str(directory / name) for name in names if name.endswith(".crt")), client)

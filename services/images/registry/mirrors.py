@@ -1,0 +1,133 @@
+"""What is remembered of the hosts that were asked, so that a dead or slow mirror costs its timeout once and not for every blob.
+
+A host is *good*, until it turns out *dead* (no connection, or trouble three times in a row) or *slow*. Either holds for a while, longer each time; then one request
+may find out whether it is good again, while the others still stay away. A dead host is asked after all others, a slow one likewise; neither is ever forgotten
+altogether, since a bad host is better than none.
+
+One memory is shared by all pulls of a process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+GOOD, SLOW, DEAD = "good", "slow", "dead"
+
+FIRST_REST = 30.0
+"""Seconds for which a host is left alone when it first fails: a pull of many layers takes about as long."""
+LONGEST_REST = 600.0
+"""The rest doubles up to this: a mirror that is repaired is used again within ten minutes."""
+PROBE = 10.0
+"""After its rest one request may try a host; others wait this long for what comes of it."""
+TROUBLES = 3
+"""So many bad moments in a row make a host dead."""
+HOSTS = 1000
+"""So many are remembered; images may name others' hosts in their layers."""
+WEIGHT = 0.3
+"""Of the newest measurement in the throughput."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorState:
+    """A host as remembered. ``since`` is seconds since the epoch, ``failures`` counts those in a row, ``throughput`` is bytes a second (0: not measured)."""
+
+    host: str
+    state: str
+    since: float
+    failures: int
+    last_error: str
+    throughput: float
+    rests_until: float
+
+
+@dataclass(slots=True)
+class _Host:
+    state: str = GOOD
+    since: float = 0.0
+    failures: int = 0
+    last_error: str = ""
+    throughput: float = 0.0
+    rest: float = 0.0
+    until: float = 0.0
+
+
+class MirrorMemory:
+    """Hosts by their ``scheme://host``."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._hosts: dict[str, _Host] = {}
+
+    def state(self, key: str) -> str:
+        """GOOD, SLOW or DEAD; of a host never heard of, GOOD."""
+        host = self._hosts.get(key)
+        return host.state if host is not None else GOOD
+
+    def rests(self, key: str) -> bool:
+        """Whether others should be asked instead just now. Where its rest is over, the answer is no to the first who asks."""
+        host = self._hosts.get(key)
+        if host is None or host.state == GOOD:
+            return False
+        now = self._clock()
+        if now < host.until:
+            return True
+        host.until = now + PROBE
+        return False
+
+    def worked(self, key: str) -> None:
+        """It did what was asked: it is good, whatever it was."""
+        host = self._host(key)
+        self._become(host, GOOD)
+        host.failures, host.rest = 0, 0.0
+
+    def failed(self, key: str, error: str, *, dead: bool = False) -> None:
+        """It had a bad moment; ``dead``: there is no talking to it."""
+        host = self._host(key)
+        host.failures += 1
+        host.last_error = error
+        if dead or host.failures >= TROUBLES:
+            self._rest(host, DEAD)
+
+    def crawled(self, key: str, error: str) -> None:
+        """It was slow enough to be left for another."""
+        host = self._host(key)
+        host.failures += 1
+        host.last_error = error
+        self._rest(host, SLOW)
+
+    def measured(self, key: str, size: int, seconds: float) -> None:
+        """``size`` bytes came in ``seconds`` of waiting for them."""
+        host = self._host(key)
+        rate = size / max(seconds, 1e-3)
+        host.throughput = rate if not host.throughput else (1 - WEIGHT) * host.throughput + WEIGHT * rate
+
+    def explanation(self, key: str) -> str:
+        """Why a host is not asked: ``dead for 12 s: connection refused``."""
+        host = self._host(key)
+        return f"{host.state} for {self._clock() - host.since:.0f} s: {host.last_error}"
+
+    def snapshot(self) -> list[MirrorState]:
+        """All hosts, for people to look at."""
+        return [MirrorState(host=key, state=host.state, since=host.since, failures=host.failures, last_error=host.last_error,
+                            throughput=round(host.throughput, 1), rests_until=host.until if host.state != GOOD else 0.0)
+                for key, host in sorted(self._hosts.items())]
+
+    def _host(self, key: str) -> _Host:
+        if key not in self._hosts:
+            if len(self._hosts) >= HOSTS:
+                del self._hosts[next(iter(self._hosts))]
+            self._hosts[key] = _Host(since=self._clock())
+        return self._hosts[key]
+
+    def _become(self, host: _Host, state: str) -> None:
+        if host.state != state:
+            host.state, host.since = state, self._clock()
+
+    def _rest(self, host: _Host, state: str) -> None:
+        now = self._clock()
+        if host.state == GOOD or now >= host.until - PROBE:  # not once more for each of the requests that were under way
+            host.rest = min(max(2 * host.rest, FIRST_REST), LONGEST_REST)
+        self._become(host, state)
+        host.until = max(host.until, now + host.rest)

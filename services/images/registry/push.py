@@ -1,0 +1,249 @@
+"""Pushing: blobs first, each once, then the manifests that name them.
+
+A blob that the repository has is not sent; one that another repository of the host has is mounted from there, if that is allowed. Else it is uploaded: POST opens an
+upload, PUT sends the bytes and names the digest; or PATCH sends them in pieces, for registries behind a proxy that bounds a request. An upload that breaks goes on
+where the registry says it is (GET on its Location), or starts anew. Nothing is retried on another host: a push goes to the one host that may be pushed to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from services.images.registry.descriptor import Descriptor
+from services.images.registry.endpoint import Endpoint, push_scopes
+from services.images.registry.failure import Blame, Failure
+from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.reference import Reference
+from services.images.registry.timeouts import Retry, Timeouts
+from services.images.registry.transport import Answer
+from services.images.registry.tries import Tries
+from services.kit import errors
+from services.kit.tracing import span
+
+Read = Callable[[int], AsyncIterator[bytes]]
+"""A blob's bytes from an offset on; called again where an upload has to go on."""
+
+_RANGE = re.compile(r"(?:bytes[= ])?0-(\d+)")
+
+
+class Pushed(enum.Enum):
+    """How a blob came to be in the repository."""
+
+    EXISTED = "existed"
+    MOUNTED = "mounted"
+    UPLOADED = "uploaded"
+
+
+class Push:
+    """To ``reference``'s repository at ``endpoint``."""
+
+    def __init__(self, reference: Reference, endpoint: Endpoint, memory: MirrorMemory, timeouts: Timeouts, retry: Retry) -> None:
+        self._reference = reference
+        self._endpoint = endpoint
+        self._memory = memory
+        self._timeouts = timeouts
+        self._retry = retry
+        self._scopes = push_scopes(reference)
+
+    async def exists(self, descriptor: Descriptor) -> bool:
+        """Whether the repository has it; a manifest under the reference's tag, if that is to name it."""
+        path = self._path(descriptor)
+
+        async def asked(endpoint: Endpoint) -> bool:
+            try:
+                answer = await endpoint.send("HEAD", endpoint.url(self._reference, path), headers={"Accept": f"{descriptor.media_type}, */*"}, scopes=self._scopes)
+            except Failure as failure:
+                if failure.status == 404:
+                    return False
+                raise
+            answer.release()
+            return path.endswith(str(descriptor.digest)) or answer.headers.get("Docker-Content-Digest") == str(descriptor.digest)
+
+        return await self._tries(descriptor).run(asked)
+
+    async def blob(self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0) -> Pushed:
+        """See that the repository has a blob. ``piece`` is how many bytes one request may have; 0 for all."""
+        with span("registry.push", digest=str(descriptor.digest), bytes=descriptor.size) as traced:
+            how = await self._blob(descriptor, read, mount_from, piece)
+            traced.set(host=self._endpoint.name, how=how.value)
+            return how
+
+    async def manifest(self, descriptor: Descriptor, data: bytes) -> None:
+        """Store a manifest or index, under the reference's tag if it is what the reference names, else under its digest."""
+        path = self._path(descriptor)
+
+        async def put(endpoint: Endpoint) -> None:
+            answer = await endpoint.send("PUT", endpoint.url(self._reference, path), scopes=self._scopes, body=lambda: data, stall=self._timeouts.answer,
+                                         headers={"Content-Type": descriptor.media_type, "Content-Length": str(len(data))})
+            _check_digest(answer, descriptor)
+
+        with span("registry.push", digest=str(descriptor.digest), bytes=len(data)) as traced:
+            await self._tries(descriptor).run(put)
+            traced.set(host=self._endpoint.name)
+
+    async def _blob(self, descriptor: Descriptor, read: Read, mount_from: Sequence[str], piece: int) -> Pushed:
+        if await self.exists(descriptor):
+            return Pushed.EXISTED
+        upload = _Upload(self._reference, self._endpoint, descriptor, read, self._timeouts, self._scopes, piece)
+        for repository in mount_from:
+            if await self._tries(descriptor).run(lambda _, repository=repository: upload.mounted(repository)):  # type: ignore[misc]
+                return Pushed.MOUNTED
+            if upload.location:
+                break  # it has opened an upload instead, as it may
+        tries, begun = self._tries(descriptor), 0
+
+        async def send(_: Endpoint) -> None:
+            nonlocal begun
+            try:
+                await upload.send()
+            except Failure:
+                if upload.offset - begun >= self._retry.progress:
+                    tries.progress()
+                begun = upload.offset
+                raise
+
+        await tries.run(send)
+        return Pushed.UPLOADED
+
+    def _path(self, descriptor: Descriptor) -> str:
+        if not descriptor.is_root:
+            return f"blobs/{descriptor.digest}"
+        named = self._reference.tag and self._reference.digest in (None, descriptor.digest)
+        return f"manifests/{self._reference.tag if named else descriptor.digest}"
+
+    def _tries(self, descriptor: Descriptor) -> Tries[Endpoint]:
+        return Tries(f"{self._reference.host}/{self._reference.repository}: push of {descriptor}", [self._endpoint], self._memory, self._retry)
+
+
+class _Upload:
+    """One blob on its way: what the registry has of it, and where the rest goes."""
+
+    def __init__(self, reference: Reference, endpoint: Endpoint, descriptor: Descriptor, read: Read, timeouts: Timeouts, scopes: tuple[str, ...], piece: int) -> None:
+        self.location = ""
+        self.offset = 0
+        self._reference = reference
+        self._endpoint = endpoint
+        self._descriptor = descriptor
+        self._read = read
+        self._timeouts = timeouts
+        self._scopes = scopes
+        self._piece = piece
+        self._broken = False
+
+    async def mounted(self, repository: str) -> bool:
+        """Whether the blob could be had from another repository of the host; if not, an upload may be open now."""
+        query = [("mount", str(self._descriptor.digest)), ("from", repository)]
+        try:
+            answer = await self._posted(query, push_scopes(self._reference, repository))
+        except Failure as failure:
+            if failure.status in (400, 401, 403, 404) or failure.kind is errors.Unauthenticated:
+                return False  # not ours to read, or no mounting here
+            raise
+        return answer.status == 201
+
+    async def send(self) -> None:
+        """Send what the registry has not got yet, and name the digest."""
+        if self._broken:
+            await self._find_out()
+        if not self.location:
+            self.offset = 0
+            if (await self._posted([], self._scopes)).status == 201:
+                return
+        self._broken = True
+        size = self._descriptor.size
+        while (self._piece and size - self.offset > self._piece) or (self.offset and self.offset < size):
+            await self._patched(min(self._piece or size, size - self.offset))
+        digest = f"{'&' if '?' in self.location else '?'}digest={self._descriptor.digest}"
+        answer = await self._put("PUT", f"{self.location}{digest}", size - self.offset, {})
+        _check_digest(answer, self._descriptor)
+
+    async def _posted(self, query: list[tuple[str, str]], scopes: tuple[str, ...]) -> Answer:
+        url = self._endpoint.url(self._reference, "blobs/uploads/", query)
+        answer = await self._endpoint.send("POST", url, headers={"Content-Length": "0"}, scopes=scopes)
+        answer.release()
+        if answer.status != 201:
+            self._moved(answer, needed=True)
+        return answer
+
+    async def _patched(self, length: int) -> None:
+        start = self.offset
+        answer = await self._put("PATCH", self.location, length, {"Content-Range": f"{start}-{start + length - 1}"})
+        self._moved(answer)
+        self.offset = start + length
+
+    async def _put(self, method: str, url: str, length: int, headers: dict[str, str]) -> Answer:
+        """Send ``length`` bytes from the offset on. A stall of the registry is a Failure, an error of the source is itself."""
+        trouble: list[Exception] = []
+        stall, loop, start = self._timeouts.stall, asyncio.get_running_loop(), self.offset
+        watch = asyncio.timeout(None)
+
+        async def body() -> AsyncIterator[bytes]:
+            left = length
+            try:
+                async for chunk in self._read(start):
+                    part = chunk[:left]
+                    left -= len(part)
+                    if part:
+                        watch.reschedule(loop.time() + stall)
+                        yield part
+                        watch.reschedule(None)  # until the source has more
+                    if not left:
+                        break
+                if left:
+                    raise errors.FailedPrecondition(f"{self._descriptor}: its source ended {left} bytes early")
+            except Exception as error:
+                trouble.append(error)
+                raise
+
+        try:
+            async with watch:
+                answer = await self._endpoint.send(method, url, scopes=self._scopes, stall=self._timeouts.answer, body=body if length else None, headers={
+                    "Content-Type": "application/octet-stream", "Content-Length": str(length), **headers})
+        except Failure:
+            if trouble:
+                raise trouble[0] from None
+            raise
+        except TimeoutError:
+            if not watch.expired():
+                raise
+            raise Failure(self._endpoint.name, f"took no more bytes for {stall:g} s", transient=True, blame=Blame.TROUBLE) from None
+        answer.release()
+        return answer
+
+    async def _find_out(self) -> None:
+        """Ask how far a broken upload is; if that cannot be told, begin anew."""
+        self._broken = False
+        location, self.location = self.location, ""
+        try:
+            answer = await self._endpoint.send("GET", location, headers={}, scopes=self._scopes)
+        except Failure as failure:
+            if failure.transient:
+                self.location, self._broken = location, True
+                raise
+            return
+        answer.release()
+        has = _RANGE.fullmatch(answer.headers.get("Range", "").strip())
+        if has is not None and int(has[1]) < self._descriptor.size:
+            self.location = location
+            self._moved(answer)
+            # "0-0" is what some say of no bytes, and of one: to send that one again would be wrong, so such an upload begins anew
+            self.offset = int(has[1]) + 1
+            if self.offset == 1:
+                self.location = ""
+
+    def _moved(self, answer: Answer, *, needed: bool = False) -> None:
+        location = answer.headers.get("Location", "")
+        if not location and needed:
+            raise Failure(answer.host, "it opened an upload and did not say where", kind=errors.FailedPrecondition)
+        if location:
+            self.location = self._endpoint.absolute(location, answer.url)
+
+
+def _check_digest(answer: Answer, descriptor: Descriptor) -> None:
+    answer.release()
+    said = answer.headers.get("Docker-Content-Digest", "")
+    if said and said != str(descriptor.digest):
+        raise Failure(answer.host, f"stored {descriptor} as {said[:100]}", kind=errors.FailedPrecondition, status=answer.status)

@@ -1,0 +1,125 @@
+"""What a name means: a tag (or a digest) to a descriptor; and manifests, which are small enough to be checked before anybody sees them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from services.content.store import Digest
+from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, check_root, media_type_of, sniffed
+from services.images.registry.endpoint import Endpoint, pull_scopes
+from services.images.registry.failure import Blame, Failure
+from services.images.registry.host import Capability
+from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.reference import Reference
+from services.images.registry.timeouts import Retry
+from services.images.registry.transport import Answer
+from services.images.registry.tries import Tries
+from services.kit import errors
+from services.kit.tracing import span
+
+
+async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry) -> Descriptor:
+    """The descriptor of what ``reference`` names.
+
+    Only hosts that may RESOLVE are asked for a tag; any that may be pulled from, for a digest, since that can be checked. NotFound, Unauthenticated,
+    PermissionDenied, Unavailable; Unimplemented for schema 1 and what is no image; ResourceExhausted for a manifest that is too large.
+    """
+    wanted = Capability.PULL if reference.digest else Capability.PULL | Capability.RESOLVE
+    able = [each for each in endpoints if wanted in each.can]
+    if not able:
+        raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may {'be pulled from' if reference.digest else 'resolve a tag'}")
+    target = reference.target
+    with span("registry.resolve", reference=str(reference)) as traced:
+        tries = Tries(str(reference), able, memory, retry)
+        found, host = await tries.run(lambda endpoint: _asked(endpoint, reference, target))
+        check_root(found.media_type, f"{host}: {reference}")
+        traced.set(digest=str(found.digest), host=host, attempts=tries.attempts)
+        return found
+
+
+async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry) -> tuple[bytes, str]:
+    """The bytes of a manifest or index, whose digest has been checked, and the host that had them.
+
+    FailedPrecondition where they are others, ResourceExhausted where they are too many; both only if no host has the right ones.
+    """
+    able = [each for each in endpoints if Capability.PULL in each.can]
+
+    async def got(endpoint: Endpoint) -> tuple[bytes, str]:
+        headers = {"Accept": f"{descriptor.media_type}, */*"}
+        url = endpoint.url(reference, f"manifests/{descriptor.digest}")
+        answer = await endpoint.send("GET", url, headers=headers, scopes=pull_scopes(reference))
+        data = await _body(answer, f"manifest {descriptor.digest}")
+        _verify(data, descriptor, answer.host)
+        return data, answer.host
+
+    with span("registry.manifest", digest=str(descriptor.digest)) as traced:
+        tries = Tries(f"{reference.host}/{reference.repository}: manifest {descriptor.digest}", able, memory, retry)
+        data, host = await tries.run(got)
+        traced.set(host=host, attempts=tries.attempts, bytes=len(data))
+        return data, host
+
+
+async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple[Descriptor, str]:
+    """Ask one host: HEAD, and GET where that does not say enough."""
+    url, scopes = endpoint.url(reference, f"manifests/{target}"), pull_scopes(reference)
+    try:
+        answer = await endpoint.send("HEAD", url, headers={"Accept": ACCEPT}, scopes=scopes)
+    except Failure as failure:
+        if failure.status not in (400, 405, 501):  # those of hosts without HEAD
+            raise
+    else:
+        answer.release()
+        said = answer.headers.get("Docker-Content-Digest", "")
+        media_type = media_type_of(answer.headers.get("Content-Type", ""))
+        digest = reference.digest
+        if digest is None and said:
+            try:
+                digest = Digest.parse(said)
+            except ValueError as error:
+                raise Failure(answer.host, f'its Docker-Content-Digest "{said[:100]}": {error}', kind=errors.FailedPrecondition, status=200) from None
+        if digest is not None and answer.length and media_type in (*ROOTS, *SCHEMA_1):
+            _check_size(answer.length, f"manifest {target}", answer.host)
+            return Descriptor(digest, media_type, answer.length), answer.host
+    answer = await endpoint.send("GET", url, headers={"Accept": ACCEPT}, scopes=scopes)
+    data = await _body(answer, f"manifest {target}")
+    media_type = media_type_of(answer.headers.get("Content-Type", ""))
+    if media_type not in (*ROOTS, *SCHEMA_1):
+        media_type = sniffed(data) or media_type
+    digest = reference.digest or Digest("sha256", hashlib.sha256(data).hexdigest())
+    found = Descriptor(digest, media_type, len(data))
+    _verify(data, found, answer.host)
+    return found, answer.host
+
+
+async def _body(answer: Answer, what: str) -> bytes:
+    try:
+        if answer.length is not None:
+            _check_size(answer.length, what, answer.host)
+        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Failure(answer.host, f"{what} came as {answer.headers['Content-Encoding']}, which was not asked for", kind=errors.FailedPrecondition, status=200)
+        data = await answer.read(MANIFEST_LIMIT + 1)
+        _check_size(len(data), what, answer.host)
+        if answer.length is not None and len(data) < answer.length:
+            raise Failure(answer.host, f"{what} ended after {len(data)} of {answer.length} bytes", transient=True, blame=Blame.TROUBLE)
+    except Failure:
+        answer.close()
+        raise
+    answer.release()
+    return data
+
+
+def _check_size(size: int, what: str, host: str) -> None:
+    if size > MANIFEST_LIMIT:
+        raise Failure(host, f"{what} has {'at least ' if size == MANIFEST_LIMIT + 1 else ''}{size} bytes; no more than {MANIFEST_LIMIT} are taken",
+                      kind=errors.ResourceExhausted, status=200)
+
+
+def _verify(data: bytes, descriptor: Descriptor, host: str) -> None:
+    if descriptor.size and len(data) != descriptor.size:
+        raise Failure(host, f"manifest {descriptor.digest} has {len(data)} bytes; {descriptor.size} are expected", kind=errors.FailedPrecondition, status=200,
+                      blame=Blame.TROUBLE)
+    found = hashlib.new(descriptor.digest.algorithm, data).hexdigest()
+    if found != descriptor.digest.hex:
+        raise Failure(host, f"manifest {descriptor.digest} has other content, with the digest {descriptor.digest.algorithm}:{found}",
+                      kind=errors.FailedPrecondition, status=200, blame=Blame.TROUBLE)

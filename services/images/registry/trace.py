@@ -1,0 +1,138 @@
+"""What a request spent its time on, as aiohttp reports it: queue, name, connection, TLS, first byte.
+
+:class:`Timings` belongs to one request. Its phases become spans below the request's own, and its numbers attributes of it; its ``phase`` is what an error names
+when the time is over. aiohttp counts TLS as part of the connection, so :class:`TimedContext` notes where the handshake begins: asyncio (and uvloop) ask the context
+for a TLS object just then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ssl
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+
+from services.kit.tracing import Span, span
+
+_current: contextvars.ContextVar[Timings | None] = contextvars.ContextVar("registry_timings", default=None)
+
+
+class Timings:
+    """Of one request. Seconds; what did not happen (a connection that was there already) is not among ``took``."""
+
+    __slots__ = ("_began", "_begun", "_closed", "_limit", "_spans", "deadline", "host", "phase", "reused", "took")
+
+    def __init__(self, host: str, limit: float) -> None:
+        self.host = host
+        self.phase = "the queue"
+        self.reused = False
+        self.took: dict[str, float] = {}
+        self.deadline = asyncio.timeout(None)
+        """Runs while a connection is made, for ``limit`` seconds: name, connection and TLS together."""
+        self._limit = limit
+        self._closed = False
+        self._begun = time.monotonic()
+        self._began: dict[str, float] = {}
+        self._spans: dict[str, Span] = {}
+
+    def attach(self) -> contextvars.Token[Timings | None]:
+        """A TLS handshake in this context is this request's."""
+        return _current.set(self)
+
+    @staticmethod
+    def detach(token: contextvars.Token[Timings | None]) -> None:
+        """Undo :meth:`attach`."""
+        _current.reset(token)
+
+    def begin(self, phase: str, words: str) -> None:
+        """``phase`` begins, which an error calls ``words``."""
+        if self._closed:
+            return  # a lookup may outlive its request: others wait for it too
+        self.phase = words
+        self._began[phase] = time.monotonic()
+        self._spans[phase] = span(f"registry.{phase}", **{"server.address": self.host})
+
+    def end(self, phase: str) -> None:
+        """``phase`` is over, if it began."""
+        if phase in self._began:
+            self.took[phase] = time.monotonic() - self._began.pop(phase)
+            self._spans.pop(phase).end()
+
+    def limit(self, on: bool) -> None:
+        """The time for making a connection begins, or does not matter any more."""
+        self.deadline.reschedule(asyncio.get_running_loop().time() + self._limit if on else None)
+
+    def answered(self) -> None:
+        """The first byte of the answer is here."""
+        self.took["first_byte"] = time.monotonic() - self._begun
+
+    def close(self, on: Span) -> None:
+        """All that is open ends, and ``on`` gets the numbers."""
+        self._closed = True
+        for phase in list(self._began):
+            self.end(phase)
+        on.set(**{f"registry.{phase}_ms": round(seconds * 1000, 3) for phase, seconds in self.took.items()}, **{"registry.connection_reused": self.reused})
+
+
+class TimedContext(ssl.SSLContext):
+    """A client's TLS context that tells when a handshake begins."""
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """The TLS object of a new connection."""
+        timings = _current.get()
+        if timings is not None:
+            timings.end("connect")
+            timings.begin("tls", "the TLS handshake")
+        return super().wrap_bio(*args, **kwargs)
+
+
+def trace_config() -> aiohttp.TraceConfig:
+    """Reports to the :class:`Timings` that a request has as its ``trace_request_ctx``."""
+    config = aiohttp.TraceConfig()
+
+    async def queued(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.begin("queue", "the queue for a connection")
+
+    async def dequeued(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.end("queue")
+
+    async def connecting(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.limit(True)
+        context.trace_request_ctx.begin("connect", "connecting")
+
+    async def connected(_: Any, context: SimpleNamespace, __: Any) -> None:
+        timings: Timings = context.trace_request_ctx
+        timings.limit(False)
+        timings.end("connect")
+        timings.end("tls")
+        timings.phase = "the answer"
+
+    async def reused(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.reused = True
+        context.trace_request_ctx.phase = "the answer"
+
+    async def resolving(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.begin("dns", "looking up its name")
+
+    async def resolved(_: Any, context: SimpleNamespace, __: Any) -> None:
+        timings: Timings = context.trace_request_ctx
+        timings.end("dns")
+        timings.end("connect")  # which began with the name; it is the connection's alone from here on
+        timings.begin("connect", "connecting")
+
+    async def ended(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.trace_request_ctx.answered()
+
+    config.on_connection_queued_start.append(queued)
+    config.on_connection_queued_end.append(dequeued)
+    config.on_connection_create_start.append(connecting)
+    config.on_connection_create_end.append(connected)
+    config.on_connection_reuseconn.append(reused)
+    config.on_dns_resolvehost_start.append(resolving)
+    config.on_dns_resolvehost_end.append(resolved)
+    config.on_request_end.append(ended)
+    return config

@@ -1,0 +1,252 @@
+"""HTTP with one host: sessions, connections, TLS, and what their errors mean. The rest of the package sees no aiohttp.
+
+A :class:`Session` is one aiohttp session for one way to connect (certificates and dial timeout), shared by all hosts and pulls that are configured so; connections
+are kept and used again. :meth:`Session.exchange` makes one request, follows nothing and retries nothing, and answers with an :class:`Answer` whose body has not been read.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from services.images.registry.failure import Blame, Failure
+from services.images.registry.host import TLS
+from services.images.registry.proxy import proxy_for
+from services.images.registry.timeouts import Timeouts
+from services.images.registry.trace import TimedContext, Timings, trace_config
+from services.kit import errors
+from services.kit.tracing import span
+from services.kit.version import SPLITD
+
+USER_AGENT = f"splitd/{SPLITD}"
+
+CONNECTIONS = 100
+"""Of one session: more than a node pulls layers at once; pulls have their own, smaller bounds."""
+CONNECTIONS_A_HOST = 32
+"""Registries and their CDNs begin to refuse above such numbers."""
+READ = 1 << 20
+"""Bytes that may be read ahead of whoever takes them: the kernel is read in large pieces, and a slow disk stops the sender."""
+ERROR_BODY = 16 * 1024
+"""So much of an error's explanation is read."""
+SESSIONS = 64
+"""Ways to connect that are kept; a certificate that is replaced makes a new one."""
+
+_HTTP_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
+"""What OpenSSL says when the other side answers a TLS greeting with something else."""
+
+
+class Answer:
+    """A server's answer. Its body is read with :meth:`read` or :meth:`some`; :meth:`release` or :meth:`close` ends it."""
+
+    def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float) -> None:
+        self._response = response
+        self._stall = stall
+        self.host = host
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers: Mapping[str, str] = response.headers
+        self.url = str(response.url)
+        length = response.headers.get("Content-Length", "")
+        self.length: int | None = int(length) if length.isdigit() else None
+        self.some = response.content.readany
+        """``await some()``: what has arrived, in one piece; b"" at the end. Its errors are for :meth:`failure`."""
+
+    def challenges(self) -> list[str]:
+        """All WWW-Authenticate headers."""
+        return self._response.headers.getall("WWW-Authenticate", [])
+
+    async def read(self, limit: int) -> bytes:
+        """The rest of the body, and no more than ``limit`` bytes of it."""
+        parts, size = [], 0
+        try:
+            while size < limit and (part := await self.some()):
+                parts.append(part)
+                size += len(part)
+        except Exception as error:
+            raise self.failure(error) from None
+        return b"".join(parts)[:limit]
+
+    def failure(self, error: Exception) -> Failure:
+        """What an error in the middle of the body means."""
+        if isinstance(error, TimeoutError):
+            return Failure(self.host, f"no byte for {self._stall:g} s", transient=True, blame=Blame.TROUBLE)
+        if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
+            return Failure(self.host, f"connection lost ({_words(error)})", transient=True, blame=Blame.TROUBLE)
+        if isinstance(error, aiohttp.ClientError | ValueError):
+            return Failure(self.host, f"not HTTP ({_words(error)})", transient=True, blame=Blame.TROUBLE)
+        raise error
+
+    def release(self) -> None:
+        """Done with it: the connection is used again if the body was read to its end, else closed."""
+        self._response.release()
+
+    def close(self) -> None:
+        """The connection is of no use any more."""
+        self._response.close()
+
+
+class Session:
+    """One way to connect."""
+
+    def __init__(self, tls: TLS, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._own = context(tls)
+        self._foreign = self._own if not tls.client else context(TLS(tls.ca, (), tls.skip_verify))
+        self._http: aiohttp.ClientSession | None = None
+
+    async def exchange(self, method: str, url: str, *, headers: Iterable[tuple[str, str]], body: Any = None, connect: float, stall: float, foreign: bool = False) -> Answer:
+        """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.
+
+        ``connect`` and ``stall`` are seconds, as in :class:`Timeouts`; ``foreign``: we do not show our client certificate.
+        """
+        if self._http is None:
+            self._http = _session(self._timeouts)
+        parts = urlsplit(url)
+        timings = Timings(parts.netloc, connect)
+        proxy = proxy_for(url)
+        token = timings.attach()
+        with span("registry.request", **{"http.request.method": method, "server.address": parts.netloc, "url.path": parts.path}) as traced:
+            try:
+                async with timings.deadline:
+                    response = await self._http.request(
+                        method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False,
+                        ssl=self._foreign if foreign else self._own, timeout=aiohttp.ClientTimeout(total=None, sock_read=stall),
+                        trace_request_ctx=timings, **({} if proxy is None else _proxy(proxy)))
+                traced.set(**{"http.response.status_code": response.status})
+                return Answer(response, parts.netloc, stall)
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                failure = _failure(parts.netloc, timings, error, connect, stall, proxy)
+                traced.set(**{"error.type": failure.cause})
+                raise failure from None
+            finally:
+                timings.close(traced)
+                timings.detach(token)
+
+    async def close(self) -> None:
+        """End its connections."""
+        if self._http is not None:
+            await self._http.close()
+
+
+class Sessions:
+    """Sessions by what they differ in."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._sessions: dict[tuple[Any, ...], Session] = {}
+
+    async def of(self, tls: TLS) -> Session:
+        """The session for these certificates as they are now; FailedPrecondition names the file that cannot be used."""
+        key = (tls, *(_signature(path) for path in (*tls.ca, *(path for pair in tls.client for path in pair if path))))
+        session = self._sessions.pop(key, None) or Session(tls, self._timeouts)
+        self._sessions[key] = session
+        if len(self._sessions) > SESSIONS:
+            await self._sessions.pop(next(iter(self._sessions))).close()
+        return session
+
+    async def close(self) -> None:
+        """End all connections."""
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+
+def context(tls: TLS) -> ssl.SSLContext:
+    """The TLS context for ``tls``; FailedPrecondition names the file that cannot be used."""
+    made = TimedContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.load_default_certs()
+    for path in tls.ca:
+        try:
+            made.load_verify_locations(path)
+        except OSError as error:  # ssl.SSLError is one
+            raise errors.FailedPrecondition(f"certificate authority {path}: {_words(error)}") from None
+    for certificate, key in tls.client:
+        try:
+            made.load_cert_chain(certificate, key or None)
+        except OSError as error:
+            raise errors.FailedPrecondition(f"client certificate {certificate}{f' with key {key}' if key else ''}: {_words(error)}") from None
+    if tls.skip_verify:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+    return made
+
+
+def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS, limit_per_host=CONNECTIONS_A_HOST, keepalive_timeout=timeouts.idle, socket_factory=_socket)
+    return aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=READ, trace_configs=[trace_config()],
+                                 cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
+                                 max_line_size=16 * 1024, max_field_size=32 * 1024)
+
+
+def _socket(address: Any) -> socket.socket:
+    """A TCP socket that finds out when the other side, or a firewall's memory of us, is gone."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+    return made
+
+
+def _proxy(url: str) -> dict[str, Any]:
+    parsed = URL(url)
+    auth = aiohttp.BasicAuth(parsed.user, parsed.password or "") if parsed.user else None
+    return {"proxy": parsed.with_user(None), "proxy_auth": auth}
+
+
+def _signature(path: str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path, 0, 0
+    return path, status.st_mtime_ns, status.st_size
+
+
+def _failure(host: str, timings: Timings, error: Exception, connect: float, stall: float, proxy: str | None) -> Failure:
+    """What it means that there is no answer."""
+    via = f" through the proxy {URL(proxy).with_user(None)}" if proxy else ""
+    if isinstance(error, TimeoutError):
+        if timings.deadline.expired():
+            return Failure(host, f"{timings.phase}{via} took longer than {connect:g} s", transient=True, blame=Blame.DEAD)
+        return Failure(host, f"no answer{via} within {stall:g} s", transient=True, blame=Blame.DEAD)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(error.certificate_error, "verify_message", "") or _words(error.certificate_error)
+        return Failure(host, f"its certificate is not trusted: {reason} (`ca` in hosts.toml names an authority to trust)", kind=errors.FailedPrecondition,
+                       blame=Blame.DEAD)
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        reason = getattr(error.os_error, "reason", "") or ""
+        if reason in _HTTP_NOT_TLS:
+            return Failure(host, "it does not speak TLS: plain http on the other side?", kind=errors.FailedPrecondition, blame=Blame.DEAD, plain=True)
+        return Failure(host, f"TLS failed: {reason or _words(error.os_error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Failure(host, f"its name is not known{via}: {_words(error.os_error)}", transient=True, blame=Blame.DEAD)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Failure(host, f"no connection{via}: {_words(error.os_error)}", transient=True, blame=Blame.DEAD)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return Failure(host, f"no connection{via}: {error.status} {error.message}", transient=True, blame=Blame.DEAD)
+    if isinstance(error, aiohttp.ClientConnectionError | OSError):
+        return Failure(host, f"connection lost before an answer ({_words(error)})", transient=True, blame=Blame.TROUBLE)
+    return Failure(host, f"not HTTP: {_words(error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD)
+
+
+def _words(error: BaseException) -> str:
+    """An error in words, without Python's."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).lower().replace("_", " ")
+    if isinstance(error, OSError) and error.strerror:
+        if error.errno and error.errno > 0:
+            return os.strerror(error.errno)
+        return error.strerror
+    if isinstance(error, aiohttp.ClientConnectionResetError):
+        return "closed by the other side"
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__

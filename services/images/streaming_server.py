@@ -1,0 +1,294 @@
+"""containerd.services.streaming.v1: streams of objects between a client and a transfer that is told their ids.
+
+A client opens a stream, names it by its first object, and then hands the id to Transfer, which finds the stream in :class:`Streams` and speaks on it what its purpose wants: progress events one
+way, questions for credentials and their answers, or bytes under flow control. A stream lasts until its transfer closes it or the client goes away.
+
+*Bytes*: the receiver allows so many (WindowUpdate), the sender sends no more (Data). containerd's receivers allow 64 KiB at first, and as many again whenever less than
+that is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from typing import TypeVar
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+
+from api.containerd.services.streaming.v1 import streaming_pb2 as pb
+from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
+from services.kit import any as kit_any
+from services.kit import errors
+from services.kit.rpc import Call
+
+M = TypeVar("M", bound=Message)
+
+RECEIVE_AHEAD = 16
+"""Objects that a client may send before the transfer takes them; bytes come in pieces of 32 KiB."""
+SEND_AHEAD = 8
+OFFERED = 4096
+"""Objects that wait for a client that does not take them; later ones are not kept."""
+
+WINDOW = 1 << 20
+"""Bytes that a client may send ahead. containerd allows 64 to 128 KiB; every hop here takes longer than its."""
+BLOCK = 1 << 16
+"""Bytes in a message to a client: what containerd's receivers allow at a time."""
+DRAIN_SECONDS = 1.0
+"""How long a client may take to take the last bytes of a stream."""
+
+
+class Stream:
+    """One open stream, as the service sees it."""
+
+    def __init__(self, namespace: str, name: str) -> None:
+        self.namespace = namespace
+        self.name = name
+        self._received: deque[Any] = deque()
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._complete = False  # the client has said that there are no more
+        self._sent: deque[Any] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False  # by us
+        self._gone = False  # the client, or the whole call
+
+    async def receive(self) -> Any | None:
+        """The client's next object; None where it has said that there are no more; Cancelled if it went away."""
+        while not self._received:
+            if self._complete:
+                return None
+            if self._gone:
+                raise errors.Cancelled(f"stream {self.name} was closed by the client")
+            self._arrived.clear()
+            await self._arrived.wait()
+        self._taken.set()
+        return self._received.popleft()
+
+    async def send(self, message: Message) -> None:
+        """An object to the client, once there is room for it; Cancelled if it went away, or the stream was closed."""
+        while len(self._sent) >= SEND_AHEAD and not self._over:
+            self._room.clear()
+            await self._room.wait()
+        if self._over:
+            raise errors.Cancelled(f"stream {self.name} is closed")
+        self._put(message)
+
+    def offer(self, message: Message) -> None:
+        """An object to the client, unless it has too many waiting, or went away."""
+        if not self._over and len(self._sent) < OFFERED:
+            self._put(message)
+
+    def close(self) -> None:
+        """End the stream, after what was sent."""
+        self._ended = True
+        self._changed.set()
+        self._room.set()
+
+    @property
+    def _over(self) -> bool:
+        return self._ended or self._gone
+
+    def _put(self, message: Message) -> None:
+        self._sent.append(kit_any.pack(message))
+        self._changed.set()
+
+    # ------------------------------------------------------------------------------------------ for the servicer
+
+    async def outgoing(self) -> AsyncIterator[Any]:
+        """What is to be sent to the client, until the stream is closed."""
+        while True:
+            while self._sent:
+                yield self._sent.popleft()
+                self._room.set()
+            if self._ended:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def take(self, requests: AsyncIterator[Any]) -> None:
+        """What the client sends, to whoever receives."""
+        async for value in requests:
+            while len(self._received) >= RECEIVE_AHEAD:
+                self._taken.clear()
+                await self._taken.wait()
+            self._received.append(value)
+            self._arrived.set()
+        self._complete = True
+        self._arrived.set()
+
+    def lost(self) -> None:
+        """The call is over."""
+        self._gone = True
+        self._arrived.set()
+        self._room.set()
+
+
+class Streams:
+    """The open streams, by namespace and id."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str], Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, namespace: str, name: str) -> Stream:
+        """NotFound if there is none of that id."""
+        stream = self._open.get((namespace, name))
+        if stream is None:
+            raise errors.NotFound
+        return stream
+
+    @contextlib.contextmanager
+    def registered(self, stream: Stream) -> Iterator[None]:
+        """Found by its id while the block lasts; AlreadyExists for an id that is taken."""
+        key = (stream.namespace, stream.name)
+        if key in self._open:
+            raise errors.AlreadyExists
+        self._open[key] = stream
+        try:
+            yield
+        finally:
+            del self._open[key]
+
+
+class StreamingServicer:
+    """Opens streams."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Streaming"]
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+
+    async def Stream(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        first = await anext(requests, None)
+        if first is None:
+            return
+        stream = Stream(call.optional_namespace, unpacked(first, pb.StreamInit).id)
+        with self._streams.registered(stream):
+            taking = asyncio.ensure_future(stream.take(requests))
+            try:
+                yield kit_any.pack(Empty())
+                async for value in stream.outgoing():
+                    yield value
+            finally:
+                stream.lost()
+                taking.cancel()
+                await asyncio.wait((taking,))
+
+
+def unpacked(value: Any, cls: type[M]) -> M:
+    """What is in ``value``; InvalidArgument if it is not a ``cls``."""
+    try:
+        message = kit_any.unpack(value, cls)
+    except DecodeError as error:
+        raise errors.InvalidArgument(f"malformed {cls.DESCRIPTOR.full_name}: {error}") from None
+    if message is None:
+        raise errors.InvalidArgument(f"can't unmarshal type {value.type_url} to {cls.DESCRIPTOR.full_name}")
+    return message
+
+
+class ByteSource:
+    """The bytes that a client sends on a stream, in pieces as they come; an async iterator."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._window = 0
+        self.ended = False
+        """Whether the client has said that there are no more."""
+
+    def __aiter__(self) -> ByteSource:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while True:
+            if self._window <= WINDOW // 2 and not self.ended:
+                more = WINDOW - self._window
+                with contextlib.suppress(errors.Cancelled):  # receive says why
+                    await self._stream.send(WindowUpdate(update=more))
+                    self._window += more
+            value = await self._stream.receive()
+            if value is None:
+                self.ended = True
+                raise StopAsyncIteration
+            data = kit_any.unpack(value, Data)
+            if data is not None and data.data:
+                self._window -= len(data.data)
+                return data.data
+
+
+class ByteSink:
+    """Bytes to a client: a :class:`~services.images.transfer.Sink`.
+
+    Messages end at multiples of :data:`BLOCK`. So the window update that follows the last block, which containerd's receivers send once they have passed it on, tells that the client has all of
+    it: a client whose transfer has returned may end at once, with bytes still on their way to its file.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._block = bytearray()
+        self._sent = 0
+        self._allowed = 0
+        self._more = asyncio.Event()
+        self._lost: errors.NodeError | None = None
+        self._listening = asyncio.ensure_future(self._listen())
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            piece = view[:BLOCK - len(self._block)]
+            self._block += piece
+            view = view[len(piece):]
+            if len(self._block) == BLOCK:
+                await self._flush()
+
+    async def close(self) -> None:
+        """Returns when the client has taken all, or after :data:`DRAIN_SECONDS` without."""
+        try:
+            if self._lost is None:
+                await self._flush()
+                with contextlib.suppress(TimeoutError, errors.NodeError):
+                    async with asyncio.timeout(DRAIN_SECONDS):
+                        await self._allowance(BLOCK)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End the stream as it stands."""
+        self._listening.cancel()
+        self._stream.close()
+
+    async def _flush(self) -> None:
+        data = memoryview(bytes(self._block))
+        self._block.clear()
+        while data:
+            await self._allowance(1)
+            piece = data[:self._allowed - self._sent]
+            await self._stream.send(Data(data=bytes(piece)))
+            self._sent += len(piece)
+            data = data[len(piece):]
+
+    async def _allowance(self, bytes_: int) -> None:
+        while self._allowed - self._sent < bytes_:
+            if self._lost is not None:
+                raise self._lost
+            self._more.clear()
+            await self._more.wait()
+
+    async def _listen(self) -> None:
+        try:
+            while (value := await self._stream.receive()) is not None:
+                update = kit_any.unpack(value, WindowUpdate)
+                if update is not None:
+                    self._allowed += update.update
+                    self._more.set()
+            self._lost = errors.Cancelled(f"stream {self._stream.name}: the client allows no more bytes")
+            self._more.set()
+        except errors.NodeError as error:
+            self._lost = error
+            self._more.set()

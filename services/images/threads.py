@@ -1,0 +1,104 @@
+"""Blocking work in threads, which nobody leaves alone: a file descriptor that is closed while a thread uses its number may be another file by then.
+
+:class:`Handover` gives a thread a file whose bytes come from the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import IO, ParamSpec, TypeVar, cast
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+async def to_thread(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """As ``asyncio.to_thread``, but a cancellation waits for ``work`` to end: for work that ends soon."""
+    return await run(None, lambda: work(*arguments, **named), lambda: None)
+
+
+async def run(executor: Executor | None, work: Callable[[], T], stop: Callable[[], None]) -> T:
+    """What ``work`` returns. A cancellation calls ``stop``, which makes the work end soon, and waits for that."""
+    working = asyncio.get_running_loop().run_in_executor(executor, work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        stop()
+        while not working.done():
+            await _settled(working)
+        if not working.cancelled():
+            working.exception()  # seen
+        raise
+
+
+async def _settled(working: asyncio.Future[T]) -> None:
+    try:
+        await asyncio.wait((working,))
+    except asyncio.CancelledError:  # again; the work still has the descriptor
+        return
+
+
+class Handover(io.RawIOBase):
+    """A file for one thread, with the bytes that the event loop puts into it: up to ``limit`` of them ahead."""
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = limit
+        self._pieces: deque[bytes] = deque()
+        self._waiting = 0
+        self._ended = False
+        self._changed = threading.Condition()
+        self._room = asyncio.Event()
+
+    @property
+    def file(self) -> IO[bytes]:
+        """Itself, as the thread calls it."""
+        return cast("IO[bytes]", self)
+
+    async def put(self, data: bytes) -> None:
+        """More bytes, once there is room."""
+        while self._waiting >= self._limit:
+            self._room.clear()
+            await self._room.wait()
+        with self._changed:
+            self._pieces.append(data)
+            self._waiting += len(data)
+            self._changed.notify()
+
+    def end(self) -> None:
+        """The file ends after the bytes that were put."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """The file ends here."""
+        with self._changed:
+            self._pieces.clear()
+            self._ended = True
+            self._changed.notify()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """In the thread: the next bytes, at most ``size``; none at the end."""
+        with self._changed:
+            while not self._pieces and not self._ended:
+                self._changed.wait()
+            if not self._pieces:
+                return b""
+            data = self._pieces.popleft()
+            if 0 <= size < len(data):
+                self._pieces.appendleft(data[size:])
+                data = data[:size]
+            full = self._waiting >= self._limit
+            self._waiting -= len(data)
+            if full and self._waiting < self._limit:
+                self._loop.call_soon_threadsafe(self._room.set)
+        return data

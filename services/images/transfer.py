@@ -1,0 +1,259 @@
+"""Transfers of images: from where to where, what is told meanwhile, and by whom it is done.
+
+A transfer has two *ends*: the :class:`ImageStore` (the node's images, some of them or one to be), a :class:`Registry`, an :class:`ImportStream` or an :class:`ExportStream`, which
+are archives whose bytes the client sends or takes. By their kinds a transfer is
+
+====================  ====================  ===========================================================
+from                  to                    is
+====================  ====================  ===========================================================
+Registry              ImageStore            a pull (a :class:`Puller` does it)
+ImageStore            Registry              a push (a :class:`Pusher`)
+ImportStream          ImageStore            an import (``importing.py``)
+ImageStore            ExportStream          an export (``exporting.py``)
+ImageStore            ImageStore            a tag: the same target under another name
+ImportStream          ExportStream          an echo: the same bytes
+====================  ====================  ===========================================================
+
+A transfer acts as its caller, through :class:`Node`: in its namespace, and under a lease, so that nothing of it is collected before the image that refers to it is there. A caller without a
+lease is given one that lasts as long as the transfer, or a day if the transfer never ends it. What a transfer that fails has stored by then stays until it is collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.content.store import Info
+from services.images.oci import Descriptor
+from services.images.platforms import Platform
+from services.snapshots.store import Mount, Snapshotter
+
+UNCOMPRESSED = "containerd.io/uncompressed"
+"""Label of a compressed layer's blob: its diff id."""
+
+# ---------------------------------------------------------------------------------------------- ends
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One more name of an image that is stored or looked up; the flags count for prefixes only."""
+
+    name: str
+    is_prefix: bool = False
+    """It lacks a tag or a digest, which the image brings along."""
+    allow_overwrite: bool = False
+    """A full name that the image brings along is taken although it does not begin with this prefix."""
+    add_digest: bool = False
+    """NAME@DIGEST is a name too."""
+    skip_named_digest: bool = False
+    """But not where the image brought a name along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacking:
+    """Layers of images for ``platform`` are to become snapshots of ``snapshotter``; "" is the node's usual one."""
+
+    platform: Platform
+    snapshotter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStore:
+    """The node's images: as a source those with these names, as a destination what to store, and under which names."""
+
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    platforms: tuple[Platform, ...] = ()
+    """None: all."""
+    all_metadata: bool = False
+    """Manifests and configs of the other platforms too."""
+    manifest_limit: int = 0
+    """Of an index, so many manifests; 0: all that are wanted."""
+    references: tuple[Reference, ...] = ()
+    unpacks: tuple[Unpacking, ...] = ()
+
+    def __str__(self) -> str:
+        return f"Local Image Store ({self.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a client answers for a host: a user's name and password, a refresh token (``secret`` alone), or a whole Authorization header. Or nothing."""
+
+    username: str = ""
+    secret: str = ""
+    header: str = ""
+
+
+AskCredentials = Callable[[str, Sequence[str]], Awaitable[Credentials]]
+"""Asks the client: for a host, whose WWW-Authenticate headers may be given. One question at a time; DeadlineExceeded if the client never answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """An image in a registry."""
+
+    reference: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent with each request."""
+    host_dir: str = ""
+    """Where ``HOST/hosts.toml`` files are."""
+    default_scheme: str = ""
+    """http or https; "" is the usual choice for the host."""
+    credentials: AskCredentials | None = None
+    show_requests: bool = False
+    show_connections: bool = False
+    shown: Sink | None = None
+    """Where requests and connections are shown, if they are; None is the service's log."""
+
+    def __str__(self) -> str:
+        return f"OCI Registry ({self.reference})"
+
+
+class Sink(Protocol):
+    """Bytes to the client, which says how many it wants."""
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the bytes are on their way. Cancelled if the client went away."""
+        ...
+
+    async def close(self) -> None:
+        """No more bytes. Returns when the client has taken all, or does not seem to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImportStream:
+    """An archive that the client sends."""
+
+    source: AsyncIterator[bytes]
+    media_type: str = ""
+    """"": the archive may be compressed."""
+    force_compress: bool = False
+    """Compress layers that are not, where the archive has no manifests of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportStream:
+    """An archive that the client takes."""
+
+    sink: Sink
+    media_type: str = ""
+    platforms: tuple[Platform, ...] = ()
+    """None: this machine's."""
+    all_platforms: bool = False
+    skip_docker_manifest: bool = False
+    skip_non_distributable: bool = False
+
+
+# ---------------------------------------------------------------------------------------------- progress
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An event of a transfer: of the thing ``name``, which is part of ``parents``; or of the transfer as a whole, where there is no name."""
+
+    event: str
+    name: str = ""
+    parents: tuple[str, ...] = ()
+    progress: int = 0
+    total: int = 0
+    descriptor: Descriptor | None = None
+
+
+Report = Callable[[Progress], None]
+"""Takes an event on its way to the client. Never waits and never fails; a client that does not keep up misses some."""
+
+
+def unheard(_: Progress) -> None:
+    """The report of a transfer whose client did not ask for any."""
+
+
+# ---------------------------------------------------------------------------------------------- the node
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A name for a target."""
+
+    name: str
+    target: Descriptor
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Filling(Protocol):
+    """A blob being made: ``fd`` is to be filled, then :meth:`filled`, then :meth:`commit`."""
+
+    fd: int
+
+    def filled(self) -> None:
+        """Close ``fd``."""
+        ...
+
+    async def commit(self, digest: str, size: int, labels: Mapping[str, str] = {}) -> None:
+        """Make it a blob of this digest and size; it is fine if there is one already."""
+        ...
+
+
+class Node(Protocol):
+    """The node as the caller sees it: its content, images, snapshots."""
+
+    namespace: str
+
+    async def info(self, digest: str) -> Info:
+        """Size and labels of a blob, or NotFound."""
+        ...
+
+    async def document(self, descriptor: Descriptor) -> bytes:
+        """A whole small blob, or NotFound."""
+        ...
+
+    def reading(self, digest: str) -> AbstractAsyncContextManager[int]:
+        """A file descriptor with a blob's bytes, or NotFound."""
+        ...
+
+    def filling(self, ref: str) -> AbstractAsyncContextManager[Filling]:
+        """A blob to be made. What was not committed at the end of the block is gone."""
+        ...
+
+    async def label(self, digest: str, labels: Mapping[str, str]) -> None:
+        """Set these labels of a blob, and leave its others."""
+        ...
+
+    def compressed(self, diff_ids: Iterable[str]) -> AsyncIterator[Info]:
+        """The blobs that are labelled as compressed forms of these layers."""
+        ...
+
+    async def image(self, name: str) -> Image:
+        """An image, or NotFound."""
+        ...
+
+    async def store(self, image: Image) -> Image:
+        """Create the image, or, if there is one of the name, replace it."""
+        ...
+
+    def snapshotter(self, name: str) -> Snapshotter:
+        """Snapshots by the snapshotter ``name``."""
+        ...
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
+        """Unpack a layer onto mounts; the answer is its diff id."""
+        ...
+
+
+class Puller(Protocol):
+    """Who pulls."""
+
+    async def pull(self, source: Registry, destination: ImageStore, node: Node, report: Report) -> None:
+        """Fetch what the destination wants of the image, unpack it, store it. ``node`` acts under a lease."""
+        ...
+
+
+class Pusher(Protocol):
+    """Who pushes."""
+
+    async def push(self, source: ImageStore, destination: Registry, node: Node, report: Report) -> None:
+        """Send the image ``source.name``, for its platforms, with all that it refers to."""
+        ...

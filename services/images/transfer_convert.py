@@ -1,0 +1,82 @@
+"""Transfers' values as protobuf messages and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.types.descriptor_pb2 import Descriptor as PbDescriptor
+from api.containerd.types.mount_pb2 import Mount as PbMount
+from api.containerd.types.platform_pb2 import Platform as PbPlatform
+from api.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
+from services.images.oci import Descriptor
+from services.images.platforms import Platform
+from services.images.transfer import Credentials, Image, ImageStore, Progress, Reference, Unpacking
+from services.kit import errors
+from services.snapshots.store import Mount
+
+
+def descriptor_to_pb(descriptor: Descriptor) -> PbDescriptor:
+    return PbDescriptor(media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size, annotations=descriptor.annotations)
+
+
+def descriptor_from_pb(message: PbDescriptor) -> Descriptor:
+    return Descriptor(message.media_type, message.digest, message.size, dict(message.annotations))
+
+
+def platform_to_pb(platform: Platform) -> PbPlatform:
+    return PbPlatform(os=platform.os, architecture=platform.architecture, variant=platform.variant, os_version=platform.os_version,
+                      os_features=platform.os_features)
+
+
+def platform_from_pb(message: PbPlatform) -> Platform:
+    return Platform(message.os, message.architecture, message.variant, message.os_version, tuple(message.os_features))
+
+
+def image_to_pb(image: Image) -> images_pb2.Image:
+    return images_pb2.Image(name=image.name, labels=image.labels, target=descriptor_to_pb(image.target))
+
+
+def image_from_pb(message: images_pb2.Image) -> Image:
+    return Image(message.name, descriptor_from_pb(message.target), dict(message.labels))
+
+
+def mounts_to_pb(mounts: Iterable[Mount]) -> list[PbMount]:
+    return [PbMount(type=m.type, source=m.source, target=m.target, options=m.options) for m in mounts]
+
+
+def progress_to_pb(progress: Progress) -> progress_pb2.Progress:
+    described = descriptor_to_pb(progress.descriptor) if progress.descriptor is not None else None
+    return progress_pb2.Progress(event=progress.event, name=progress.name, parents=progress.parents, progress=progress.progress, total=progress.total,
+                                 desc=described)
+
+
+def store_from_pb(message: imagestore_pb2.ImageStore) -> ImageStore:
+    return ImageStore(
+        message.name, dict(message.labels), tuple(map(platform_from_pb, message.platforms)), message.all_metadata, message.manifest_limit,
+        tuple(Reference(r.name, r.is_prefix, r.allow_overwrite, r.add_digest, r.skip_named_digest) for r in message.extra_references),
+        tuple(Unpacking(platform_from_pb(u.platform), u.snapshotter) for u in message.unpacks))
+
+
+def store_to_pb(store: ImageStore) -> imagestore_pb2.ImageStore:
+    return imagestore_pb2.ImageStore(
+        name=store.name, labels=store.labels, platforms=map(platform_to_pb, store.platforms), all_metadata=store.all_metadata,
+        manifest_limit=store.manifest_limit,
+        extra_references=[imagestore_pb2.ImageReference(
+            name=r.name, is_prefix=r.is_prefix, allow_overwrite=r.allow_overwrite, add_digest=r.add_digest, skip_named_digest=r.skip_named_digest)
+            for r in store.references],
+        unpacks=[imagestore_pb2.UnpackConfiguration(platform=platform_to_pb(u.platform), snapshotter=u.snapshotter) for u in store.unpacks])
+
+
+def credentials_from_pb(message: registry_pb2.AuthResponse) -> Credentials:
+    """InvalidArgument for a kind that is not known."""
+    match message.authType:
+        case registry_pb2.NONE:
+            return Credentials()
+        case registry_pb2.CREDENTIALS:
+            return Credentials(username=message.username, secret=message.secret)
+        case registry_pb2.REFRESH:
+            return Credentials(secret=message.secret)
+        case registry_pb2.HEADER:
+            return Credentials(header=message.secret)
+    raise errors.InvalidArgument(f"credentials of the kind {message.authType}")

@@ -1,0 +1,180 @@
+"""containerd.services.transfer.v1: the ends of a transfer read from the request, the transfer made by whoever does its kind, its progress sent on the client's stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.transfer.v1 import transfer_pb2 as pb
+from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
+from services.images import exporting, importing, names
+from services.images import transfer_convert as convert
+from services.images.node_remote import RemoteNode
+from services.images.streaming_server import ByteSink, ByteSource, Stream, Streams, unpacked
+from services.images.transfer import (
+    Credentials,
+    ExportStream,
+    ImageStore,
+    ImportStream,
+    Progress,
+    Puller,
+    Pusher,
+    Registry,
+    Report,
+    unheard,
+)
+from services.images.unpack import Unpacker
+from services.kit import any as kit_any
+from services.kit import errors, rpc, tracing
+from services.kit.rpc import Call
+
+End = ImageStore | Registry | ImportStream | ExportStream
+
+ANSWER_SECONDS = 120.0
+"""How long a client may think about a question for credentials."""
+
+LINGER_SECONDS = 5.0
+"""How long the stream of an import that failed stays open: a client that is still sending would report that, and not the failure."""
+
+
+class TransferServicer:
+    """Transfers through ``gateway``, of the clients whose streams are in ``streams``. Without ``puller`` and ``pusher`` there are no pulls and pushes."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Transfer"]
+
+    def __init__(self, gateway: rpc.Channel, streams: Streams, unpacker: Unpacker, puller: Puller | None = None, pusher: Pusher | None = None) -> None:
+        self._gateway = gateway
+        self._streams = streams
+        self._unpacker = unpacker
+        self._puller = puller
+        self._pusher = pusher
+
+    async def Transfer(self, request: pb.TransferRequest, call: Call) -> Empty:
+        async with contextlib.AsyncExitStack() as held:
+            report = self._report(request.options.progress_stream, call, held)
+            source = self._end(request.source, call, held)
+            destination = self._end(request.destination, call, held)
+            with tracing.span("images.transfer", source=str(kit_any.type_name(request.source)), destination=str(kit_any.type_name(request.destination))):
+                if not await self._transferred(source, destination, RemoteNode(self._gateway, call.passed_on()), report):
+                    raise errors.Unimplemented.verbatim(
+                        f"method Transfer not implemented for {request.source.type_url} to {request.destination.type_url}")
+        return Empty()
+
+    async def _transferred(self, source: End | None, destination: End | None, node: RemoteNode, report: Report) -> bool:
+        """Make the transfer; False if there is none of its kind."""
+        match source, destination:
+            case Registry(), ImageStore() if self._puller is not None:
+                async with node.leased() as leased:
+                    await self._puller.pull(source, destination, leased, report)
+            case ImageStore(), Registry() if self._pusher is not None:
+                await self._pusher.push(source, destination, node, report)
+            case ImportStream(), ImageStore():
+                async with node.leased() as leased:
+                    await importing.imported(source, destination, leased, self._unpacker, report)
+            case ImageStore(), ExportStream():
+                async with node.leased() as leased:
+                    await exporting.exported(source, destination, leased, report)
+                    await destination.sink.close()
+            case ImageStore(), ImageStore():
+                async with node.leased() as leased:
+                    image = await leased.image(source.name)
+                    await names.stored(names.of_root(destination, image.target), leased)
+            case ImportStream(), ExportStream():
+                async for data in source.source:
+                    await destination.sink.write(data)
+                await destination.sink.close()
+            case _:
+                return False
+        return True
+
+    # ------------------------------------------------------------------------------------------ what the request names
+
+    def _end(self, value: Any, call: Call, held: contextlib.AsyncExitStack) -> End | None:
+        """An end of the transfer, its streams found; None for a type that is none. NotFound for a stream that is not open."""
+        match kit_any.type_name(value):
+            case "containerd.types.transfer.ImageStore":
+                return convert.store_from_pb(unpacked(value, imagestore_pb2.ImageStore))
+            case "containerd.types.transfer.OCIRegistry":
+                return self._registry(unpacked(value, registry_pb2.OCIRegistry), call, held)
+            case "containerd.types.transfer.ImageImportStream":
+                archive = unpacked(value, importexport_pb2.ImageImportStream)
+                return ImportStream(self._source(archive.stream, call, held), archive.media_type, archive.force_compress)
+            case "containerd.types.transfer.ImageExportStream":
+                wanted = unpacked(value, importexport_pb2.ImageExportStream)
+                return ExportStream(
+                    self._sink(wanted.stream, call, held), wanted.media_type, tuple(map(convert.platform_from_pb, wanted.platforms)),
+                    wanted.all_platforms, wanted.skip_compatibility_manifest, wanted.skip_non_distributable)
+        return None
+
+    def _registry(self, message: registry_pb2.OCIRegistry, call: Call, held: contextlib.AsyncExitStack) -> Registry:
+        resolver = message.resolver
+        ask = None
+        if resolver.auth_stream:
+            stream = self._stream(resolver.auth_stream, call)
+            held.callback(stream.close)
+            ask = _Questions(stream, message.reference).ask
+        shows = resolver.http_debug != registry_pb2.DISABLED
+        return Registry(
+            message.reference, dict(resolver.headers), resolver.host_dir, resolver.default_scheme, ask,
+            show_requests=resolver.http_debug in (registry_pb2.DEBUG, registry_pb2.BOTH),
+            show_connections=resolver.http_debug in (registry_pb2.TRACE, registry_pb2.BOTH),
+            shown=self._sink(resolver.logs_stream, call, held) if shows and resolver.logs_stream else None)
+
+    def _stream(self, name: str, call: Call) -> Stream:
+        return self._streams.get(call.optional_namespace, name)
+
+    def _report(self, name: str, call: Call, held: contextlib.AsyncExitStack) -> Report:
+        if not name:
+            return unheard
+        stream = self._stream(name, call)
+        held.callback(stream.close)
+
+        def report(progress: Progress) -> None:
+            stream.offer(convert.progress_to_pb(progress))
+
+        return report
+
+    def _source(self, name: str, call: Call, held: contextlib.AsyncExitStack) -> ByteSource:
+        stream = self._stream(name, call)
+        source = ByteSource(stream)
+
+        def close() -> None:
+            if source.ended:
+                stream.close()
+            else:
+                asyncio.get_running_loop().call_later(LINGER_SECONDS, stream.close)
+
+        held.callback(close)
+        return source
+
+    def _sink(self, name: str, call: Call, held: contextlib.AsyncExitStack) -> ByteSink:
+        sink = ByteSink(self._stream(name, call))
+        held.callback(sink.abandon)
+        return sink
+
+
+class _Questions:
+    """Credentials asked for on a stream: a question, an answer, one after the other."""
+
+    def __init__(self, stream: Stream, reference: str) -> None:
+        self._stream = stream
+        self._reference = reference
+        self._turn = asyncio.Lock()
+
+    async def ask(self, host: str, challenges: Sequence[str]) -> Credentials:
+        """See ``AskCredentials``."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await self._stream.send(registry_pb2.AuthRequest(host=host, reference=self._reference, wwwauthenticate=challenges))
+                    answer = await self._stream.receive()
+            except TimeoutError:
+                self._stream.close()  # what comes now would be taken for the answer to the next question
+                raise errors.DeadlineExceeded(f"credentials for {host}: the client does not answer") from None
+        if answer is None:
+            raise errors.Cancelled(f"credentials for {host}: the client answers no more")
+        return convert.credentials_from_pb(unpacked(answer, registry_pb2.AuthResponse))

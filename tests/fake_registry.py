@@ -1,0 +1,503 @@
+"""A registry that misbehaves on request: in this process, on loopback, images in memory.
+
+::
+
+    async with FakeRegistry() as registry:
+        reference = registry.add(image([...]), "box:1")               # an image of deploy.images
+        registry.inject("blob", cut(after=1000))                      # the next GET of a blob
+        registry.inject("manifest", status(503), times=2)
+        ...
+        registry.seen                                                 # every request with its headers
+
+Or for other programs: ``python -m tests.fake_registry [--cut N] [--slow BYTES] [--status CODE]`` prints what to pull, and serves until it is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import ssl
+import subprocess
+import time
+import urllib.parse
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from aiohttp import web
+
+from deploy.images import Image, digest_of
+
+Serve = Callable[[], Awaitable[web.StreamResponse]]
+Fault = Callable[[web.Request, Serve], Awaitable[web.StreamResponse]]
+"""Answers a request in its own way, or with what the registry itself would say (``serve()``)."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it arrived."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    status: int = 0
+
+
+@dataclass
+class Auth:
+    """What must be shown: a token of our own token server (``bearer``), or user and password. Tokens hold for ``seconds``; ``told`` is what the server says of that."""
+
+    scheme: str = "bearer"
+    user: str = ""
+    password: str = ""
+    identity: str = ""
+    seconds: float = 300
+    told: float | None = None
+    post: int = 200
+    """The status with which a POST for a token is answered: 404 for a server that knows only GET."""
+    realm: str = ""
+    tokens: dict[str, tuple[float, set[str]]] = field(default_factory=dict)
+
+
+class FakeRegistry:
+    """A registry; an async context manager. ``tls`` is a server's context; ``name`` is what it calls itself in URLs."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, auth: Auth | None = None, ranges: bool = True, relative: bool = False, head: bool = True) -> None:
+        self.tls = tls
+        self.auth = auth
+        self.ranges = ranges
+        self.relative = relative
+        self.head = head
+        self.blobs: dict[str, bytes] = {}
+        self.repositories: dict[str, set[str]] = {}
+        self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self.uploads: dict[str, bytearray] = {}
+        self.seen: list[Seen] = []
+        self.port = 0
+        self._faults: list[list[Any]] = []
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_route("*", "/{tail:.*}", self._handle)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Be gone, as a machine that crashed; started again by ``async with``, on the same port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.host}"
+
+    def add(self, what: Image, name: str) -> str:
+        """Serve an image or index as ``REPOSITORY:TAG``; its reference."""
+        repository, tag = name.rsplit(":", 1)
+        for digest, data in what.blobs.items():
+            self.add_blob(repository, data)
+            found = None
+            if data[:1] == b"{" and isinstance(found := json.loads(data), dict) and "schemaVersion" in found:
+                self.manifests[repository, digest] = (found["mediaType"], data)
+        self.manifests[repository, tag] = (what.media_type, what.blobs[what.digest])
+        return f"{self.host}/{name}"
+
+    def add_blob(self, repository: str, data: bytes) -> str:
+        """Serve a blob; its digest."""
+        digest = digest_of(data)
+        self.blobs[digest] = data
+        self.repositories.setdefault(repository, set()).add(digest)
+        return digest
+
+    def inject(self, where: str, fault: Fault, *, times: int = 1, method: str = "") -> None:
+        """Answer the next ``times`` requests of a kind (``manifest``, ``blob``, ``upload``, ``token``, or part of a path) by ``fault``."""
+        self._faults.append([where, fault, times, method])
+
+    def asked(self, method: str = "", part: str = "") -> list[Seen]:
+        """Requests so far."""
+        return [each for each in self.seen if (not method or each.method == method) and part in each.path]
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        place = len(self.seen)
+        self.seen.append(Seen(request.method, request.path_qs, dict(request.headers)))
+
+        async def serve() -> web.StreamResponse:
+            return await self._serve(request)
+
+        for entry in self._faults:
+            where, fault, times, method = entry
+            if times > 0 and (where == _kind(request) or where in request.path) and method in ("", request.method):
+                entry[2] -= 1
+                answer = await fault(request, serve)
+                break
+        else:
+            answer = await serve()
+        before = self.seen[place]
+        self.seen[place] = Seen(before.method, before.path, before.headers, answer.status)
+        return answer
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        path = urllib.parse.unquote(request.path)
+        if path == "/token":
+            return await self._token(request)
+        if (refused := self._refused(request, path)) is not None:
+            return refused
+        if path.endswith("/blobs/uploads/") or "/blobs/uploads/" in path:
+            return await self._upload(request, path)
+        for kind in ("manifests", "blobs"):
+            repository, found, name = path.removeprefix("/v2/").rpartition(f"/{kind}/")
+            if found:
+                return await (self._manifest if kind == "manifests" else self._blob)(request, repository, name)
+        return web.json_response({})
+
+    # -- who may
+
+    def _refused(self, request: web.Request, path: str) -> web.Response | None:
+        auth = self.auth
+        if auth is None:
+            return None
+        given = request.headers.get("Authorization", "")
+        if auth.scheme == "basic":
+            if given == "Basic " + base64.b64encode(f"{auth.user}:{auth.password}".encode()).decode():
+                return None
+            return self._unauthorized('Basic realm="fake"')
+        repository = path.removeprefix("/v2/").rsplit("/manifests/")[0].split("/blobs/")[0]
+        actions = "pull" if request.method in ("GET", "HEAD") else "pull,push"
+        until, scopes = auth.tokens.get(given.removeprefix("Bearer "), (0.0, set()))
+        realm = auth.realm or f"{self.url}/token"
+        challenge = f'Bearer realm="{realm}",service="fake",scope="repository:{repository}:{actions}"'
+        wanted = {f"repository:{repository}:{action}" for action in actions.split(",")}
+        if source := request.query.get("from"):
+            wanted.add(f"repository:{source}:pull")
+        if not given:
+            return self._unauthorized(challenge)
+        if until < time.monotonic():
+            return self._unauthorized(challenge + ',error="invalid_token"')
+        return None if wanted <= scopes else self._unauthorized(challenge + ',error="insufficient_scope"')
+
+    def _unauthorized(self, challenge: str) -> web.Response:
+        return web.json_response({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}, status=401, headers={"WWW-Authenticate": challenge})
+
+    async def _token(self, request: web.Request) -> web.Response:
+        auth = self.auth
+        assert auth is not None
+        if request.method == "POST":
+            if auth.post != 200:
+                return web.json_response({}, status=auth.post)
+            form = await request.post()
+            scopes = str(form.get("scope", "")).split()
+            right = (form.get("username"), form.get("password")) == (auth.user, auth.password) if form.get("grant_type") == "password" else \
+                form.get("refresh_token") == auth.identity
+        else:
+            scopes = [part for each in request.query.getall("scope", []) for part in each.split()]
+            given = request.headers.get("Authorization", "")
+            right = given == ("Basic " + base64.b64encode(f"{auth.user}:{auth.password}".encode()).decode() if auth.user else "")
+        if not right:
+            return web.json_response({"errors": [{"code": "UNAUTHORIZED", "message": "incorrect username or password"}]}, status=401)
+        token = uuid.uuid4().hex
+        granted = {f"{scope.rsplit(':', 1)[0]}:{action}" for scope in scopes for action in scope.rsplit(":", 1)[1].split(",")}
+        auth.tokens[token] = (time.monotonic() + auth.seconds, granted)
+        told = auth.seconds if auth.told is None else auth.told
+        return web.json_response({"token": token, **({"expires_in": told} if told else {})})
+
+    # -- what is read
+
+    async def _manifest(self, request: web.Request, repository: str, name: str) -> web.StreamResponse:
+        if request.method == "PUT":
+            data = await request.read()
+            media_type = request.headers["Content-Type"]
+            self.manifests[repository, name] = self.manifests[repository, digest_of(data)] = (media_type, data)
+            return web.Response(status=201, headers={"Docker-Content-Digest": digest_of(data)})
+        if request.method == "HEAD" and not self.head:
+            return web.Response(status=405)
+        found = self.manifests.get((repository, name))
+        if found is None:
+            return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}, status=404)
+        media_type, data = found
+        return web.Response(body=data, content_type=media_type, headers={"Docker-Content-Digest": digest_of(data)})
+
+    async def _blob(self, request: web.Request, repository: str, digest: str) -> web.StreamResponse:
+        if digest not in self.repositories.get(repository, ()):
+            return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "blob unknown to registry"}]}, status=404)
+        data = self.blobs[digest]
+        headers = {"Docker-Content-Digest": digest, **({"Accept-Ranges": "bytes"} if self.ranges else {})}
+        wanted = request.headers.get("Range", "")
+        if wanted and self.ranges:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1 if last else len(data), len(data))
+            if start >= len(data):
+                return web.Response(status=416)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+            return web.Response(status=206, body=data[start:end], headers=headers, content_type="application/octet-stream")
+        return web.Response(body=data, headers=headers, content_type="application/octet-stream")
+
+    # -- what is written
+
+    async def _upload(self, request: web.Request, path: str) -> web.StreamResponse:
+        repository, _, name = path.removeprefix("/v2/").partition("/blobs/uploads/")
+        if request.method == "POST":
+            mount, source = request.query.get("mount", ""), request.query.get("from", "")
+            if mount and mount in self.repositories.get(source, ()):
+                self.repositories.setdefault(repository, set()).add(mount)
+                return web.Response(status=201, headers={"Location": f"/v2/{repository}/blobs/{mount}", "Docker-Content-Digest": mount})
+            name = uuid.uuid4().hex
+            self.uploads[name] = bytearray()
+            return self._where(202, repository, name)
+        if name not in self.uploads:
+            return web.json_response({"errors": [{"code": "BLOB_UPLOAD_UNKNOWN", "message": "blob upload unknown to registry"}]}, status=404)
+        if request.method == "GET":
+            return self._where(204, repository, name)
+        if (said := request.headers.get("Content-Range")) and int(said.partition("-")[0]) != len(self.uploads[name]):
+            return self._where(416, repository, name)
+        async for part in request.content.iter_any():
+            self.uploads[name] += part
+        if request.method == "PATCH":
+            return self._where(202, repository, name)
+        digest = request.query["digest"]
+        data = bytes(self.uploads.pop(name))
+        if digest_of(data) != digest:
+            return web.json_response({"errors": [{"code": "DIGEST_INVALID", "message": "provided digest did not match uploaded content"}]}, status=400)
+        self.add_blob(repository, data)
+        return web.Response(status=201, headers={"Location": f"/v2/{repository}/blobs/{digest}", "Docker-Content-Digest": digest})
+
+    def _where(self, status: int, repository: str, name: str) -> web.Response:
+        location = f"/v2/{repository}/blobs/uploads/{name}?_state=a%2Fb%3D"
+        headers = {"Location": location if self.relative else self.url + location}
+        if self.uploads[name]:
+            headers["Range"] = f"0-{len(self.uploads[name]) - 1}"
+        return web.Response(status=status, headers=headers)
+
+
+def _kind(request: web.Request) -> str:
+    if request.path == "/token":
+        return "token"
+    for kind in ("manifest", "upload", "blob"):
+        if f"/{kind}s/" in request.path:
+            return kind
+    return ""
+
+
+# ------------------------------------------------------------------------------------------ faults
+
+
+def status(code: int, **headers: str) -> Fault:
+    """Another status, in a registry's words."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        said = {"errors": [{"code": "TROUBLE", "message": "injected"}]}
+        return web.Response(body=json.dumps(said), status=code, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    return fault
+
+
+def cut(after: int) -> Fault:
+    """The right answer, and the connection lost after so many bytes of its body."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        assert isinstance(right, web.Response)
+        assert isinstance(right.body, bytes)
+        broken = web.StreamResponse(status=right.status, headers=right.headers)
+        broken.content_length = len(right.body)
+        await broken.prepare(request)
+        await broken.write(right.body[:after])
+        await asyncio.sleep(0.05)  # what was written leaves before the reset
+        assert request.transport is not None
+        request.transport.abort()
+        return broken
+
+    return fault
+
+
+def hang_up() -> Fault:
+    """No answer at all: the connection is closed."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    return fault
+
+
+def taking(registry: FakeRegistry, after: int) -> Fault:
+    """An upload to ``registry`` of which so many bytes are taken, and then the connection closed."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        upload = registry.uploads[urllib.parse.unquote(request.path).rpartition("/")[2]]
+        while len(upload) < after:
+            upload += await request.content.read(after - len(upload))
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    return fault
+
+
+def redirect(to: str, code: int = 307) -> Fault:
+    """Elsewhere: ``to``, or below it if it ends with a slash."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        where = f"{to.rstrip('/')}{request.path_qs}" if to.endswith("/") else to
+        return web.Response(status=code, headers={"Location": where})
+
+    return fault
+
+
+def slow(rate: float, piece: int = 1024) -> Fault:
+    """So many bytes a second."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        assert isinstance(right, web.Response)
+        assert isinstance(right.body, bytes)
+        answer = web.StreamResponse(status=right.status, headers=right.headers)
+        answer.content_length = len(right.body)
+        await answer.prepare(request)
+        for at in range(0, len(right.body), piece):
+            await answer.write(right.body[at: at + piece])
+            await asyncio.sleep(piece / rate)
+        return answer
+
+    return fault
+
+
+def silent(seconds: float = 60.0, after: int = 0) -> Fault:
+    """Nothing for a long time; ``after`` bytes of the body if that is not 0."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        if after:
+            assert isinstance(right, web.Response)
+            assert isinstance(right.body, bytes)
+            answer = web.StreamResponse(status=right.status, headers=right.headers)
+            answer.content_length = len(right.body)
+            await answer.prepare(request)
+            await answer.write(right.body[:after])
+            await asyncio.sleep(seconds)
+            return answer
+        await asyncio.sleep(seconds)
+        return right
+
+    return fault
+
+
+def deaf(seconds: float = 60.0) -> Fault:
+    """A request whose body is never read."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        await asyncio.sleep(seconds)
+        return web.Response(status=500)
+
+    return fault
+
+
+def other(data: bytes, *, chunked: bool = False) -> Fault:
+    """Other bytes than those asked for."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        headers = {k: v for k, v in right.headers.items() if k not in ("Content-Length", "Docker-Content-Digest")}
+        if not chunked:
+            return web.Response(body=data, headers=headers)
+        answer = web.StreamResponse(headers=headers)
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        await answer.write(data)
+        return answer
+
+    return fault
+
+
+def endless(piece: bytes = b"x" * 65536) -> Fault:
+    """A body without a length and without an end."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        answer = web.StreamResponse(headers={k: v for k, v in right.headers.items() if k != "Content-Length"})
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        while True:
+            await answer.write(piece)
+
+    return fault
+
+
+# ------------------------------------------------------------------------------------------ certificates
+
+
+class Authority:
+    """A certificate authority of our own, made by the openssl program below ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.certificate = directory / "ca.crt"
+        directory.mkdir(parents=True, exist_ok=True)
+        self._openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=a test's authority",
+                      "-keyout", "ca.key", "-out", "ca.crt", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign")
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """A certificate and its key, for this machine's loopback."""
+        self._openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        extensions = self.directory / "extensions"
+        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions",
+                      "-out", f"{name}.crt")
+        return self.directory / f"{name}.crt", self.directory / f"{name}.key"
+
+    def server(self, *, clients: bool = False) -> ssl.SSLContext:
+        """A server's context; ``clients``: it wants to see a certificate of ours."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*self.issue("server"))
+        if clients:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(self.certificate)
+        return context
+
+    def _openssl(self, *words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=self.directory, check=True, capture_output=True)
+
+
+# ------------------------------------------------------------------------------------------ as a program
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fake_registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cut", type=int, metavar="N", help="the first blob's connection is lost after N bytes")
+    parser.add_argument("--slow", type=float, metavar="BYTES", help="blobs come at so many bytes a second")
+    parser.add_argument("--status", type=int, metavar="CODE", help="the first request for a blob is answered so")
+    parser.add_argument("--no-ranges", action="store_true")
+    arguments = parser.parse_args()
+    from deploy.images import busybox_image
+
+    async with FakeRegistry(ranges=not arguments.no_ranges) as registry:
+        reference = registry.add(busybox_image(), "box:1")
+        if arguments.cut is not None:
+            registry.inject("blob", cut(arguments.cut))
+        if arguments.status:
+            registry.inject("blob", status(arguments.status))
+        if arguments.slow:
+            registry.inject("blob", slow(arguments.slow), times=1 << 30)
+        print(reference, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,58 @@
+"""What the tests of the registry client share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.images import Image, digest_of, image
+from services.content.store import Digest
+from services.images.registry import Client, Descriptor
+from services.images.registry.fetch import Body
+
+LAYER = bytes(range(256)) * 4096  # 1 MiB
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+def small_image() -> Image:
+    """An image of one layer."""
+    return image([b"x" * 10240])
+
+
+def described(data: bytes, media_type: str = LAYER_TYPE, **more: object) -> Descriptor:
+    """A blob's descriptor."""
+    return Descriptor(Digest.parse(digest_of(data)), media_type, len(data), **more)  # type: ignore[arg-type]
+
+
+async def fetched(client: Client, reference: str, descriptor: Descriptor, offset: int = 0, length: int | None = None) -> tuple[bytes, Body]:
+    """All that a fetch gives."""
+    async with client.fetch(reference, descriptor, offset, length) as body:
+        return b"".join([bytes(chunk) async for chunk in body]), body
+
+
+@contextlib.contextmanager
+def within(seconds: float, at_least: float = 0.0) -> Iterator[None]:
+    """What is inside takes no longer (and no shorter)."""
+    begun = time.monotonic()
+    yield
+    took = time.monotonic() - begun
+    assert at_least <= took <= seconds, f"{took:.2f} s"
+
+
+def certs(directory: Path, host: str, text: str) -> Path:
+    """A certs.d with a hosts.toml for ``host``."""
+    (directory / host).mkdir(parents=True, exist_ok=True)
+    (directory / host / "hosts.toml").write_text(text)
+    return directory
+
+
+async def dead_port() -> int:
+    """A port on loopback where nobody listens."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    return port

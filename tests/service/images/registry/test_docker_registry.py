@@ -1,0 +1,73 @@
+"""Debian's own registry: what works with the fake works with a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from deploy.images import Registry as DockerRegistry
+from deploy.images import image, index
+from services.content.store import Digest
+from services.images.registry import Descriptor, Pushed, Registry
+from services.images.registry.descriptor import OCI_INDEX
+from services.kit import errors
+from tests.service.images.registry.pulls import LAYER, described, fetched
+from tests.service.images.registry.test_push import source
+
+
+async def test_pull(registry: DockerRegistry, quick: Registry) -> None:
+    """An index, its manifest, its layers, whole and in parts."""
+    what = index(image([LAYER]))
+    name = await asyncio.to_thread(registry.push, what, "pulled:1")
+    client = quick.client()
+    root = await client.resolve(name)
+    assert (str(root.digest), root.media_type) == (what.digest, OCI_INDEX)
+    child = json.loads(await client.manifest(name, root))["manifests"][0]
+    manifest = json.loads(await client.manifest(name, Descriptor(Digest.parse(child["digest"]), child["mediaType"], child["size"])))
+    for each in (manifest["config"], *manifest["layers"]):
+        expected = what.blobs[each["digest"]]
+        descriptor = Descriptor(Digest.parse(each["digest"]), each["mediaType"], each["size"])
+        blob, body = await fetched(client, name, descriptor)
+        assert (blob, body.ranges) == (expected, True)
+        assert (await fetched(client, name, descriptor, 5, 20))[0] == expected[5:25]
+    with pytest.raises(errors.NotFound, match="manifest unknown"):
+        await client.manifest(name, described(b"{}", OCI_INDEX))
+    with pytest.raises(errors.NotFound):
+        await client.resolve(f"{registry.host}/absent:1")
+
+
+@pytest.mark.parametrize("piece", [0, 400_000], ids=["at once", "in pieces"])
+async def test_push(registry: DockerRegistry, quick: Registry, piece: int) -> None:
+    """Uploads, a mount, manifests by digest and by tag; and back again."""
+    what = index(image([LAYER + bytes([piece % 251])]))
+    name = f"{registry.host}/pushed/{piece}:1"
+    client = quick.client()
+    manifests = [data for data in what.blobs.values() if data.startswith(b"{") and b"schemaVersion" in data]
+    for data in what.blobs.values():
+        if data not in manifests:
+            assert await client.push_blob(name, described(data), source(data), piece=piece) is Pushed.UPLOADED
+            assert await client.push_blob(name, described(data), source(data)) is Pushed.EXISTED
+            mounted = await client.push_blob(f"{registry.host}/mounted/{piece}:1", described(data), source(data), mount_from=[f"pushed/{piece}"])
+            assert mounted is Pushed.MOUNTED
+    root = described(what.blobs[what.digest], OCI_INDEX)
+    for data in sorted(manifests, key=lambda each: b'"manifests"' in each):
+        media_type = json.loads(data)["mediaType"]
+        await client.push_manifest(f"{name}@{root.digest}", described(data, media_type), data)
+    assert await client.resolve(name) == root
+    assert await client.exists(name, root)
+
+
+async def test_a_broken_upload(registry: DockerRegistry, quick: Registry) -> None:
+    """A source that fails in the middle, and a push of the same blob afterwards."""
+    data = LAYER[7:] + b"broken"
+
+    async def read(offset: int):
+        yield data[:300_000]
+        raise OSError("disk on fire")
+
+    client = quick.client()
+    with pytest.raises(OSError, match="disk on fire"):
+        await client.push_blob(f"{registry.host}/broken:1", described(data), read)
+    assert await client.push_blob(f"{registry.host}/broken:1", described(data), source(data)) is Pushed.UPLOADED

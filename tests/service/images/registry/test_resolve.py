@@ -1,0 +1,242 @@
+"""What names mean: media types, sizes, hosts without HEAD, TLS."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.images import index
+from services.content.store import Digest
+from services.images.registry import Hosts, Reference, Registry
+from services.images.registry.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from services.kit import errors
+from tests.fake_registry import Authority, FakeRegistry, endless, status
+from tests.fake_registry import other as instead
+from tests.service.images.registry.conftest import HASTY, QUICK
+from tests.service.images.registry.pulls import certs, small_image, within
+
+
+async def test_a_tag_and_a_digest(quick: Registry, fake: FakeRegistry) -> None:
+    """Both resolve to the same descriptor; with both the digest decides."""
+    image = small_image()
+    name = fake.add(index(image), "box:1")
+    client = quick.client()
+    root = await client.resolve(name)
+    assert (root.media_type, root.size) == (OCI_INDEX, len(fake.manifests["box", "1"][1]))
+    assert await client.resolve(f"{fake.host}/box@{root.digest}") == root
+    assert await client.resolve(f"{fake.host}/box:nonsense@{root.digest}") == root
+    assert [each.method for each in fake.seen] == ["HEAD"] * 3
+
+
+@pytest.mark.parametrize("media_type", [DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST])
+async def test_media_types(quick: Registry, fake: FakeRegistry, media_type: str) -> None:
+    """Docker's schema 2 is as good as OCI's."""
+    fake.add(small_image(), "box:1")
+    fake.manifests["box", "1"] = (media_type, fake.manifests["box", "1"][1])
+    assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == media_type
+
+
+@pytest.mark.parametrize("media_type", ["application/vnd.docker.distribution.manifest.v1+prettyjws", "application/vnd.docker.distribution.manifest.v1+json", "text/plain"])
+async def test_schema_1_is_refused(quick: Registry, fake: FakeRegistry, media_type: str) -> None:
+    """With a word on what to do."""
+    fake.manifests["box", "1"] = (media_type, b'{"schemaVersion": 1}')
+    with within(1), pytest.raises(errors.Unimplemented, match=f"{fake.host}: .*box:1 is an image of Docker's schema 1.*rebuild it"):
+        await quick.client().resolve(f"{fake.host}/box:1")
+
+
+async def test_what_is_no_image_is_refused(quick: Registry, fake: FakeRegistry) -> None:
+    """With its media type."""
+    fake.manifests["box", "1"] = ("application/json", b'{"a": 1}')
+    with within(1), pytest.raises(errors.Unimplemented, match='media type "application/json", which is neither'):
+        await quick.client().resolve(f"{fake.host}/box:1")
+
+
+async def test_a_manifest_by_its_own_words(quick: Registry, fake: FakeRegistry) -> None:
+    """A registry that knows no media types is no obstacle: the manifest says what it is."""
+    fake.add(small_image(), "box:1")
+    fake.manifests["box", "1"] = ("application/octet-stream", fake.manifests["box", "1"][1])
+    assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == OCI_MANIFEST
+    bare = {k: v for k, v in json.loads(fake.manifests["box", "1"][1]).items() if k != "mediaType"}
+    fake.manifests["box", "1"] = ("application/json", json.dumps(bare).encode())
+    assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == OCI_MANIFEST
+
+
+async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry) -> None:
+    """GET says the same."""
+    name = fake.add(small_image(), "box:1")
+    fake.head = False
+    root = await quick.client().resolve(name)
+    assert root.size == len(fake.manifests["box", "1"][1])
+
+
+async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) -> None:
+    """It is refused by its size, before it is read; and one that hides its size after 4 MiB."""
+    name = fake.add(small_image(), "box:1")
+    root = await quick.client().resolve(name)
+    huge = b" " * 100_000_000
+    fake.manifests["box", "1"] = (OCI_MANIFEST, huge)
+    with within(2), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes; no more than 4194304 are taken"):
+        await quick.client().resolve(name)
+    fake.head = False
+    with within(3), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes"):
+        await quick.client().resolve(name)
+    fake.inject("manifest", endless(), times=10)
+    with within(2), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest {root.digest} has at least 4194305 bytes"):
+        await quick.client().manifest(f"{fake.host}/box:1", root)
+
+
+async def test_an_absent_name(quick: Registry, fake: FakeRegistry) -> None:
+    """NotFound, soon, with the reference."""
+    with within(1), pytest.raises(errors.NotFound, match=rf"^{fake.host}/none:1: {fake.host}: HEAD /v2/none/manifests/1: 404 Not Found.*not found$"):
+        await quick.client().resolve(f"{fake.host}/none:1")
+
+
+async def test_a_403_is_explained(quick: Registry, fake: FakeRegistry) -> None:
+    """A HEAD cannot explain itself, so it is asked for."""
+    fake.inject("manifest", status(403), times=10)
+    with within(1), pytest.raises(errors.PermissionDenied, match=f"{fake.host}: HEAD .*: 403 Forbidden: TROUBLE: injected"):
+        await quick.client().resolve(f"{fake.host}/box:1")
+
+
+async def test_a_malformed_digest_of_the_server(quick: Registry, fake: FakeRegistry) -> None:
+    """Named with the host."""
+    fake.add(small_image(), "box:1")
+    fake.inject("manifest", status(200, Docker_Content_Digest="md5:x", Content_Type=OCI_MANIFEST), times=5)
+    with within(1), pytest.raises(errors.FailedPrecondition, match=f'{fake.host}: its Docker-Content-Digest "md5:x"'):
+        await quick.client().resolve(f"{fake.host}/box:1")
+
+
+async def test_only_trusted_hosts_resolve(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path) -> None:
+    """A host that may only be pulled from is not asked what a tag means, but is for a digest."""
+    for each in (fake, other):
+        each.add(small_image(), "box:1")
+    hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\ncapabilities = ["pull"]\n'),))
+    async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+        client = registry.client()
+        root = await client.resolve("images.test/box:1")
+        assert not other.seen
+        await client.resolve(f"images.test/box@{root.digest}")
+        assert len(other.seen) == 1
+    only = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\ncapabilities = ["pull"]\n'),))
+    async with Registry(only) as registry:
+        with pytest.raises(errors.NotFound, match="none of the hosts configured for images.test may resolve a tag"):
+            await registry.client().resolve("images.test/box:1")
+        with pytest.raises(errors.NotFound, match="may be pushed to"):
+            await registry.client().exists("images.test/box:1", root)
+
+
+async def test_the_object_is_required(quick: Registry) -> None:
+    """A repository alone is nothing to pull."""
+    with pytest.raises(errors.InvalidArgument, match="neither a tag nor a digest"):
+        await quick.client().resolve(Reference("images.test", "box"))
+
+
+async def test_the_retry_pauses_can_be_interrupted(quick: Registry, fake: FakeRegistry) -> None:
+    """Cancellation ends a fetch or a pause at once."""
+    import asyncio
+
+    fake.inject("manifest", status(429, Retry_After="1"), times=100)
+    with within(0.5):
+        try:
+            async with asyncio.timeout(0.2):
+                await quick.client().resolve(f"{fake.host}/box:1")
+        except TimeoutError:
+            pass
+
+
+# ------------------------------------------------------------------------------------------ TLS
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+async def test_an_unknown_authority(authority: Authority, tmp_path: Path) -> None:
+    """The error says what is wrong and what would help; with the authority's certificate in hosts.toml, relative to it, all is well."""
+    async with FakeRegistry(tls=authority.server()) as fake:
+        name = fake.add(small_image(), "box:1").replace(fake.host, "images.test")
+        hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\n'),))
+        async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+            with within(1), pytest.raises(errors.FailedPrecondition, match=rf"{fake.host}: its certificate is not trusted: unable to get local issuer.*`ca` in hosts.toml"):
+                await registry.client().resolve(name)
+            (tmp_path / "images.test" / "ca.crt").write_bytes(authority.certificate.read_bytes())
+            certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "ca.crt"\n')
+            await registry.client().resolve(name)
+            certs(tmp_path, "images.test", f'server = "{fake.url}"\nskip_verify = true\n')
+            await registry.client().resolve(name)
+
+
+async def test_a_client_certificate(authority: Authority, tmp_path: Path, other: FakeRegistry) -> None:
+    """A server that wants one gets the pair of hosts.toml."""
+    certificate, key = authority.issue("client")
+    async with FakeRegistry(tls=authority.server(clients=True)) as fake:
+        fake.add(small_image(), "box:1")
+        hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "{authority.certificate}"\n'),))
+        async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+            with within(2), pytest.raises(errors.NodeError, match=f"{fake.host}: "):
+                await registry.client().resolve("images.test/box:1")
+            certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "{authority.certificate}"\nclient = [["{certificate}", "{key}"]]\n')
+            await registry.client().resolve("images.test/box:1")
+
+
+async def test_a_certificate_file_that_is_none(tmp_path: Path) -> None:
+    """The error names the file."""
+    (tmp_path / "bad.crt").write_text("no certificate")
+    async with Registry(Hosts((certs(tmp_path, "images.test", f'ca = "{tmp_path}/bad.crt"\n'),))) as registry:
+        with pytest.raises(errors.FailedPrecondition, match=r"certificate authority .*/bad.crt: "):
+            await registry.client().resolve("images.test/box:1")
+    async with Registry(Hosts((certs(tmp_path, "images.test", 'client = "absent.pem"\n'),))) as registry:
+        with pytest.raises(errors.FailedPrecondition, match=r"client certificate .*/absent.pem: No such file"):
+            await registry.client().resolve("images.test/box:1")
+
+
+async def test_localhost_speaks_either(quick: Registry, fake: FakeRegistry, authority: Authority) -> None:
+    """On loopback TLS is tried first, without verification, and plain http if that is what is spoken; --plain-http tries nothing."""
+    name = fake.add(small_image(), "box:1")
+    await quick.client().resolve(name)
+    async with FakeRegistry(tls=authority.server()) as secure:
+        await quick.client().resolve(secure.add(small_image(), "box:1"))
+        with within(2), pytest.raises(errors.NodeError):
+            await quick.client(plain_http=True).resolve(f"{secure.host}/box:1")
+    await quick.client(plain_http=True).resolve(name)
+    with within(1), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: it does not speak TLS"):
+        await quick.client(default_scheme="https").resolve(name)
+
+
+async def test_an_unknown_name(quick: Registry) -> None:
+    """A host that does not exist."""
+    with within(4), pytest.raises(errors.Unavailable, match="images.invalid: its name is not known"):
+        await quick.client().resolve("images.invalid/box:1")
+
+
+async def test_something_that_is_no_registry(quick: Registry) -> None:
+    """A server that speaks another protocol."""
+    import asyncio
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.test ESMTP\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        with within(2), pytest.raises(errors.NodeError, match=f"127.0.0.1:{port}: (not HTTP|connection lost before an answer)"):
+            await quick.client(plain_http=True).resolve(f"127.0.0.1:{port}/box:1")
+
+
+def test_digests_are_checked_values() -> None:
+    """A descriptor's digest is one."""
+    assert isinstance(Reference.parse("h/r@sha256:" + "a" * 64).digest, Digest)
+
+
+async def test_a_manifest_with_another_size(quick: Registry, fake: FakeRegistry) -> None:
+    """The error says both numbers."""
+    name = fake.add(small_image(), "box:1")
+    root = await quick.client().resolve(name)
+    fake.inject("manifest", instead(b"{}"), times=10)
+    with within(1), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: manifest {root.digest} has 2 bytes; {root.size} are expected"):
+        await quick.client().manifest(name, root)

@@ -1,0 +1,211 @@
+"""A node in memory for transfers' parts: blobs, images, snapshots, and layers that are applied by naming their diff id. And small archives."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.content.store import Digest, Info
+from services.images.oci import Descriptor
+from services.images.transfer import UNCOMPRESSED, Image, Progress
+from services.kit import errors
+from services.snapshots.store import Info as Snapshot
+from services.snapshots.store import Kind, Mount
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def tar_of(files: Mapping[str, bytes | str]) -> bytes:
+    """A tar of files; a str is the target of a symbolic link."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, data
+                tar.addfile(entry)
+            else:
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def layout(entries: Sequence[Mapping[str, Any]], blobs: Mapping[str, bytes]) -> bytes:
+    """An OCI layout with these entries in its index."""
+    return tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps({"schemaVersion": 2, "manifests": entries}).encode(),
+                   **{f"blobs/sha256/{digest[7:]}": data for digest, data in blobs.items()}})
+
+
+async def pieces(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    """``data`` as a client sends it."""
+    for start in range(0, len(data), size):
+        yield data[start:start + size]
+
+
+class Told(list[Progress]):
+    """A report that keeps what it was told."""
+
+    def __call__(self, progress: Progress) -> None:
+        self.append(progress)
+
+    def events(self) -> list[tuple[str, str]]:
+        return [(p.event, p.name) for p in self]
+
+
+class MemorySink:
+    """A client that takes all bytes."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.closed = False
+
+    async def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.data += data
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class MemoryFilling:
+    def __init__(self, node: MemoryNode, path: Path) -> None:
+        self._node = node
+        self._path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
+
+    def filled(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
+
+    async def commit(self, digest: str, size: int, labels: Mapping[str, str] = {}) -> None:
+        assert self.fd < 0, "committed while open"
+        data = self._path.read_bytes()
+        assert (digest_of(data), len(data)) == (digest, size)
+        self._node.put(data, labels)
+
+
+class MemorySnapshotter:
+    """Committed names and active keys; an application is noted by the key's mount."""
+
+    def __init__(self) -> None:
+        self.committed: dict[str, tuple[str, Mapping[str, str]]] = {}
+        self.active: dict[str, tuple[str, Mapping[str, str]]] = {}
+        self.makes: set[str] = set()
+        """Chain ids that it makes by itself, as stargz does."""
+        self.read_only = False
+
+    async def stat(self, key: str) -> Snapshot:
+        if key not in self.committed:
+            raise errors.NotFound(f"snapshot {key}")
+        return Snapshot(key, Kind.COMMITTED, 0, 0, *self.committed[key])
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        target = (labels or {})["containerd.io/snapshot.ref"]
+        if target in self.makes:
+            self.committed.setdefault(target, (parent, labels or {}))
+        if target in self.committed:
+            raise errors.AlreadyExists(f"snapshot {target}")
+        if parent and parent not in self.committed:
+            raise errors.NotFound(f"snapshot {parent}")
+        self.active[key] = (parent, labels or {})
+        return [Mount("bind", key, ("ro",) if self.read_only else ("rw",))]
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        if name in self.committed:
+            raise errors.AlreadyExists(f"snapshot {name}")
+        self.committed[name] = (self.active.pop(key)[0], labels or {})
+
+    async def remove(self, key: str) -> None:
+        if self.active.pop(key, None) is None:
+            raise errors.NotFound(f"snapshot {key}")
+
+
+class MemoryNode:
+    """See ``services.images.transfer.Node``. ``directory`` is for blobs being made."""
+
+    namespace = "memory"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.blobs: dict[str, bytes] = {}
+        self.labels: dict[str, dict[str, str]] = {}
+        self.images: dict[str, Image] = {}
+        self.snapshots: dict[str, MemorySnapshotter] = {}
+        self.diff_ids: dict[str, str] = {}
+        """What applying a blob finds; not named: NotFound."""
+        self.applied: list[str] = []
+        self.refs: list[str] = []
+
+    def put(self, data: bytes, labels: Mapping[str, str] = {}) -> str:
+        digest = digest_of(data)
+        self.blobs[digest] = data
+        self.labels.setdefault(digest, {}).update(labels)
+        return digest
+
+    def _there(self, digest: str) -> bytes:
+        if digest not in self.blobs:
+            raise errors.NotFound(f"content digest {digest}")
+        return self.blobs[digest]
+
+    async def info(self, digest: str) -> Info:
+        return Info(Digest.parse(digest), len(self._there(digest)), 0, 0, self.labels[digest])
+
+    async def document(self, descriptor: Descriptor) -> bytes:
+        return self._there(descriptor.digest)
+
+    @contextlib.asynccontextmanager
+    async def reading(self, digest: str) -> AsyncIterator[int]:
+        path = self.directory / "reading"
+        path.write_bytes(self._there(digest))
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.asynccontextmanager
+    async def filling(self, ref: str) -> AsyncIterator[MemoryFilling]:
+        self.refs.append(ref)
+        filling = MemoryFilling(self, self.directory / f"filling-{len(self.refs)}")
+        try:
+            yield filling
+        finally:
+            if filling.fd >= 0:
+                filling.filled()
+
+    async def label(self, digest: str, labels: Mapping[str, str]) -> None:
+        self._there(digest)
+        self.labels[digest].update(labels)
+
+    async def compressed(self, diff_ids: Iterable[str]) -> AsyncIterator[Info]:
+        wanted = set(diff_ids)
+        for digest, labels in self.labels.items():
+            if labels.get(UNCOMPRESSED) in wanted:
+                yield await self.info(digest)
+
+    async def image(self, name: str) -> Image:
+        if name not in self.images:
+            raise errors.NotFound(f'image "{name}"')
+        return self.images[name]
+
+    async def store(self, image: Image) -> Image:
+        self.images[image.name] = image
+        return image
+
+    def snapshotter(self, name: str) -> Any:
+        return self.snapshots.setdefault(name, MemorySnapshotter())
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
+        if layer.digest not in self.diff_ids:
+            raise errors.NotFound(f"content digest {layer.digest}")
+        self.applied.append(layer.digest)
+        return self.diff_ids[layer.digest]

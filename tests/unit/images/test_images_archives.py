@@ -1,0 +1,382 @@
+"""Archives in memory: what an import makes of them, and what an export writes."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from services.images import exporting, importing, oci, references
+from services.images.oci import Descriptor
+from services.images.platforms import Platform, default
+from services.images.transfer import ExportStream, Image, ImageStore, ImportStream, Reference, Unpacking
+from services.images.unpack import Unpacker
+from services.kit import errors
+from tests.unit.images.memory_node import MemoryNode, MemorySink, Told, digest_of, layout, pieces, tar_of
+
+HERE = default()
+NAMED = Reference("prefix", is_prefix=True, allow_overwrite=True)
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> MemoryNode:
+    return MemoryNode(tmp_path)
+
+
+class Made:
+    """Images to put into archives: their blobs and the descriptors of what was made."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def put(self, media_type: str, data: bytes, **more: Any) -> dict[str, Any]:
+        self.blobs[digest_of(data)] = data
+        return {"mediaType": media_type, "digest": digest_of(data), "size": len(data), **more}
+
+    def image(self, *layers: bytes, platform: Platform = HERE, **more: Any) -> dict[str, Any]:
+        config = {**oci.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}}
+        manifest = {"schemaVersion": 2, "config": self.put(oci.CONFIG, json.dumps(config).encode()), "layers": [self.put(LAYER, layer) for layer in layers]}
+        return self.put(oci.MANIFEST, json.dumps(manifest).encode(), platform=oci.platform_to_json(platform), **more)
+
+    def index(self, *manifests: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        return self.put(oci.INDEX, json.dumps({"schemaVersion": 2, "manifests": manifests}).encode(), **more)
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"annotations": {references.IMAGE_NAME: name}}
+
+
+async def imported(archive: bytes | AsyncIterator[bytes], node: MemoryNode, store: ImageStore | None = None, told: Told | None = None, **stream: Any) -> None:
+    source = pieces(archive) if isinstance(archive, bytes) else archive
+    async with asyncio.timeout(20):
+        await importing.imported(ImportStream(source, **stream), ImageStore(references=(NAMED,)) if store is None else store, node, Unpacker(),
+                                 Told() if told is None else told)
+
+
+# ---------------------------------------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, zstandard.ZstdCompressor().compress, lambda x: gzip.compress(x[:700]) + gzip.compress(x[700:])])
+async def test_a_layout_is_imported_compressed_or_not(node: MemoryNode, packed: Any) -> None:
+    """Every file becomes a blob, the entries images, and documents are labelled with what they refer to."""
+    made, told = Made(), Told()
+    image = made.image(b"layer" * 1000, **named("a.io/b:1"))
+    await imported(packed(layout([image], made.blobs)), node, told=told)
+    assert made.blobs.items() <= node.blobs.items()
+    assert list(node.images) == ["a.io/b:1"]
+    stored = node.images["a.io/b:1"].target
+    assert (stored.media_type, stored.digest, stored.size) == (image["mediaType"], image["digest"], image["size"])
+    children = json.loads(node.blobs[image["digest"]])
+    assert node.labels[image["digest"]] == {"containerd.io/gc.ref.content.config": children["config"]["digest"],
+                                            "containerd.io/gc.ref.content.l.0": children["layers"][0]["digest"]}
+    assert told.events() == [("Importing", ""), ("saved", "a.io/b:1"), ("Completed import", "")]
+    assert told[1].descriptor is not None
+    assert told[1].descriptor.digest == image["digest"]
+
+
+async def test_a_stream_that_says_it_is_a_tar_is_not_inflated(node: MemoryNode) -> None:
+    with pytest.raises(errors.Unknown, match="archive/tar: invalid tar header"):
+        await imported(gzip.compress(layout([], {})), node, media_type="application/x-tar")
+
+
+async def test_entries_without_a_name_are_not_images_but_the_index_may_be(node: MemoryNode) -> None:
+    made = Made()
+    archive = layout([made.image(b"x")], made.blobs)
+    await imported(archive, node, ImageStore("whole:1", references=(NAMED,)))
+    assert [(i.name, i.target.media_type) for i in node.images.values()] == [("whole:1", oci.INDEX)]
+
+
+async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(node: MemoryNode) -> None:
+    """The node may have them, or nobody wants them."""
+    made = Made()
+    image = made.image(b"layer", **named("a:1"))
+    without_layer = {d: b for d, b in made.blobs.items() if b != b"layer"}
+    await imported(layout([image], without_layer), node)
+    assert list(node.images) == ["a:1"]
+    with pytest.raises(errors.NotFound):
+        await imported(layout([image], {}), MemoryNode(node.directory))
+
+
+async def test_only_wanted_platforms_are_walked(node: MemoryNode) -> None:
+    """Other platforms' documents may be missing, and the index keeps them all."""
+    made = Made()
+    here, there = made.image(b"here"), made.image(b"there", platform=Platform("linux", "s390x"))
+    index = made.index(here, there, **named("multi:1"))
+    blobs = {d: b for d, b in made.blobs.items() if d != there["digest"]}
+    await imported(layout([index], blobs), node, ImageStore(platforms=(HERE,), references=(NAMED,)))
+    assert node.labels[index["digest"]] == {"containerd.io/gc.ref.content.m.0": here["digest"], "containerd.io/gc.ref.content.m.1": there["digest"]}
+    with pytest.raises(errors.NotFound):
+        await imported(layout([index], blobs), MemoryNode(node.directory))
+
+
+async def test_metadata_of_all_platforms_is_walked_without_their_layers(node: MemoryNode) -> None:
+    made = Made()
+    there = made.image(b"there", platform=Platform("linux", "s390x"))
+    index = made.index(made.image(b"here"), there, **named("multi:1"))
+    store = ImageStore(platforms=(HERE,), all_metadata=True, references=(NAMED,), unpacks=(Unpacking(HERE),))
+    node.diff_ids = {digest_of(b"here"): digest_of(b"here")}
+    await imported(layout([index], made.blobs), node, store)
+    assert node.labels[there["digest"]]
+    assert node.applied == [digest_of(b"here")]
+
+
+async def test_a_limit_takes_the_manifests_that_are_wanted_most(node: MemoryNode) -> None:
+    """And there must be one."""
+    made = Made()
+    amd, arm = (made.image(a.encode(), platform=Platform("linux", a)) for a in ("amd64", "arm64"))
+    store = ImageStore(platforms=(Platform("linux", "arm64"), Platform("linux", "amd64")), manifest_limit=1, references=(NAMED,))
+    await imported(layout([made.index(amd, arm, **named("multi:1"))], made.blobs), node, store)
+    assert node.labels[arm["digest"]]
+    assert not node.labels[amd["digest"]]
+    with pytest.raises(errors.NotFound, match="no match for platform in manifest"):
+        await imported(layout([amd], made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), manifest_limit=1))
+
+
+async def test_an_import_of_nothing_that_is_wanted_says_so(node: MemoryNode) -> None:
+    made = Made()
+    with pytest.raises(errors.Unknown, match="image might be filtered out"):
+        await imported(layout([made.image(b"x", **named("a:1"))], made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,)))
+    assert not node.images
+
+
+def docker(entries: object, files: Mapping[str, bytes | str]) -> bytes:
+    return tar_of({"manifest.json": json.dumps(entries).encode(), **files})
+
+
+CONFIG = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": ["x"]}}).encode()
+
+
+async def test_what_docker_saves_gets_the_manifest_that_containerd_makes_of_it(node: MemoryNode) -> None:
+    """The digests are those of containerd 1.6 and 2.1 for the same archive (tests/node compares with both ways)."""
+    entry = {"Config": "c.json", "RepoTags": ["box:1", "example.com/x/y:2"], "Layers": ["a/layer.tar", "b/layer.tar"]}
+    await imported(docker([entry], {"c.json": CONFIG, "a/layer.tar": b"layer", "b/layer.tar": "../a/layer.tar"}), node)
+    target = node.images["docker.io/library/box:1"].target
+    assert target.annotations == {references.IMAGE_NAME: "docker.io/library/box:1", references.REF_NAME: "1"}
+    assert node.images["example.com/x/y:2"].target.digest == target.digest
+    layer = f'{{"mediaType":"{oci.DOCKER_LAYER}","digest":"{digest_of(b"layer")}","size":5}}'
+    assert node.blobs[target.digest].decode() == (
+        f'{{"schemaVersion":2,"mediaType":"{oci.DOCKER_MANIFEST}","config":{{"mediaType":"{oci.DOCKER_CONFIG}","digest":"{digest_of(CONFIG)}",'
+        f'"size":{len(CONFIG)}}},"layers":[{layer},{layer}]}}')
+    index = next(d for d, labels in node.labels.items() if labels.get("containerd.io/gc.ref.content.m.1"))
+    assert node.blobs[index].startswith(b'{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.docker.distribution.manifest.v2+json"')
+    assert b'"platform":{"architecture":"amd64","os":"linux"}' in node.blobs[index]
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, zstandard.ZstdCompressor().compress])
+async def test_dockers_compressed_layers_are_called_so(node: MemoryNode, packed: Any) -> None:
+    await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": packed(b"layer")}), node)
+    manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
+    assert manifest["layers"][0]["mediaType"] == oci.DOCKER_LAYER_GZIP
+
+
+async def test_layers_are_compressed_on_demand(node: MemoryNode) -> None:
+    await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer" * 99}), node, force_compress=True)
+    layer, = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])["layers"]
+    assert layer["mediaType"] == oci.DOCKER_LAYER_GZIP
+    assert gzip.decompress(node.blobs[layer["digest"]]) == b"layer" * 99
+    assert node.labels[layer["digest"]] == {"containerd.io/uncompressed": digest_of(b"layer" * 99)}
+
+
+async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode) -> None:
+    """Saved by docker from what this node pulled, an image is not stored twice."""
+    known = node.put(gzip.compress(b"layer", mtime=0), {"containerd.io/uncompressed": digest_of(b"layer")})
+    await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer"}), node)
+    manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
+    assert manifest["layers"] == [{"mediaType": oci.DOCKER_LAYER_GZIP, "digest": known, "size": len(node.blobs[known])}]
+
+
+@pytest.mark.parametrize(("archive", "why"), [
+    (b"", "unrecognized image format"),
+    (tar_of({"a": b"x"}), "unrecognized image format"),
+    (b"x" * 2000, "archive/tar: invalid tar header"),
+    (layout([], {})[:1550], 'failed to ingest "index.json": unexpected EOF'),
+    (gzip.compress(layout([], {}))[:100], "unexpected EOF"),
+    (tar_of({"oci-layout": b'{"imageLayoutVersion":"2"}'}), "unsupported OCI version 2"),
+    (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}), "missing index.json in OCI layout 1.0.0"),
+    (tar_of({"oci-layout": b"{"}), 'untar "oci-layout"'),
+    (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b"[]"}), "not a JSON object"),
+    (docker({}, {}), "not a list of objects"),
+    (docker([{"Config": "c"}], {}), 'image config "c" not found'),
+    (docker([{"Config": "c", "Layers": ["l"]}], {"c": CONFIG}), 'layer "l" not found'),
+    (docker([{"Config": "c", "Layers": "l"}], {"c": CONFIG}), "Layers is not a list of names"),
+    (docker([{"Config": "c", "RepoTags": ["A"]}], {"c": CONFIG}), "must be lowercase"),
+    (docker([{"Config": "c"}], {"c": b"x"}), "unmarshal image config"),
+    (docker([], {"x": "nowhere"}), 'no target for symlink layer from "x" to "nowhere"'),
+])
+async def test_what_is_no_archive_of_images(node: MemoryNode, archive: bytes, why: str) -> None:
+    with pytest.raises((errors.Unknown, errors.InvalidArgument), match=why):
+        await imported(archive, node)
+    assert not node.images
+
+
+async def test_names_in_a_tar_are_no_paths(node: MemoryNode) -> None:
+    """Files are blobs, wherever they want to be."""
+    made = Made()
+    archive = tar_of({"./oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "./index.json": json.dumps(
+        {"manifests": [made.image(b"x", **named("a:1"))]}).encode(), "../../../etc/x": b"escaped", **{f"/abs/{d}": b for d, b in made.blobs.items()}})
+    await imported(archive, node)
+    assert digest_of(b"escaped") in node.blobs
+    assert list(node.images) == ["a:1"]
+
+
+async def test_a_client_that_goes_away_is_the_reason_and_not_an_early_end(node: MemoryNode) -> None:
+    """Also where the archive could have ended."""
+    made = Made()
+    archive = layout([made.image(b"x", **named("a:1"))], made.blobs)
+    for size in (1500, 1024 * 3, len(archive)):
+        async def source(size: int = size) -> AsyncIterator[bytes]:
+            yield archive[:size]
+            raise errors.Cancelled("gone")
+
+        with pytest.raises(errors.Cancelled, match="gone"):
+            await imported(source(), node)
+    assert not node.images
+
+
+async def test_a_cancelled_import_leaves_no_thread_at_work(node: MemoryNode) -> None:
+    waiting = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        yield layout([], {"sha256:" + "0" * 64: bytes(5000)})[:6000]
+        waiting.set()
+        await asyncio.sleep(1000)
+
+    task = asyncio.ensure_future(imported(source(), node))
+    await waiting.wait()
+    task.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_layers_are_unpacked_where_the_destination_says_so(node: MemoryNode) -> None:
+    made = Made()
+    node.diff_ids = {digest_of(b"low"): digest_of(b"low"), digest_of(b"top"): digest_of(b"top")}
+    await imported(layout([made.image(b"low", b"top", **named("a:1"))], made.blobs), node, ImageStore(unpacks=(Unpacking(HERE, "snap"),), references=(NAMED,)))
+    chain = oci.chain_ids([digest_of(b"low"), digest_of(b"top")])
+    assert list(node.snapshots["snap"].committed) == chain
+    config = next(d for d, labels in node.labels.items() if "containerd.io/gc.ref.snapshot.snap" in labels)
+    assert node.labels[config]["containerd.io/gc.ref.snapshot.snap"] == chain[-1]
+
+
+# ---------------------------------------------------------------------------------------------- exports
+
+
+async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> None:
+    for data in made.blobs.values():
+        node.put(data)
+    for name, target in images.items():
+        await node.store(Image(name.replace("_", ":"), oci.descriptor_from_json(target, name)))
+
+
+async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:
+    sink, told = MemorySink(), Told()
+    await exporting.exported(ImageStore(references=tuple(map(Reference, names))), ExportStream(sink, **wanted), node, told)
+    assert told.events() == [("Exporting", ""), ("Completed export", "")]
+    with tarfile.open(fileobj=io.BytesIO(sink.data)) as tar:
+        members = tar.getmembers()
+        assert [m.name for m in members] == sorted(m.name for m in members)
+        assert all((m.uid, m.gid, m.mtime) == (0, 0, 0) for m in members)
+        return {m.name: file.read() if (file := tar.extractfile(m)) else b"" for m in members}
+
+
+def blobs_in(files: Mapping[str, bytes]) -> set[str]:
+    return {digest_of(data) for name, data in files.items() if name.startswith("blobs/sha256/")}
+
+
+async def test_an_archive_has_what_its_images_refer_to(node: MemoryNode) -> None:
+    """Each once, an entry for each name, and manifest.json for docker."""
+    made = Made()
+    image = made.image(b"layer")
+    await stored(node, made, a_1=image, b_1=image)
+    node.labels[image["digest"]]["containerd.io/distribution.source.r.io"] = "a"
+    files = await exported(node, "a:1", "b:1")
+    assert blobs_in(files) == set(made.blobs)
+    assert files["oci-layout"] == b'{"imageLayoutVersion":"1.0.0"}'
+    index = json.loads(files["index.json"])
+    assert [(m["digest"], m["annotations"]) for m in index["manifests"]] == [
+        (image["digest"], {"containerd.io/distribution.source.r.io": "a", references.IMAGE_NAME: name, references.REF_NAME: name}) for name in ("a:1", "b:1")]
+    config = json.loads(node.blobs[image["digest"]])["config"]["digest"]
+    assert json.loads(files["manifest.json"]) == [
+        {"Config": f"blobs/sha256/{config[7:]}", "RepoTags": ["a:1", "b:1"], "Layers": [f"blobs/sha256/{digest_of(b'layer')[7:]}"]}]
+    assert "manifest.json" not in await exported(node, "a:1", skip_docker_manifest=True)
+
+
+async def test_an_index_comes_with_the_wanted_platforms(node: MemoryNode) -> None:
+    """This machine's unless others are named; docker is offered the first of them."""
+    made = Made()
+    platforms = [Platform("linux", a) for a in ("riscv64", "s390x")]
+    images = [made.image(b"here"), *(made.image(p.architecture.encode(), platform=p) for p in platforms)]
+    await stored(node, made, multi_1=made.index(*images))
+    assert {b"here", b"s390x", b"riscv64"} & set((await exported(node, "multi:1")).values()) == {b"here"}
+    files = await exported(node, "multi:1", platforms=(platforms[1], platforms[0]))
+    assert {b"here", b"s390x", b"riscv64"} & set(files.values()) == {b"s390x", b"riscv64"}
+    docker, = json.loads(files["manifest.json"])
+    assert docker["Layers"] == [f"blobs/sha256/{digest_of(b's390x')[7:]}"]
+    assert {b"here", b"s390x", b"riscv64"} <= set((await exported(node, "multi:1", all_platforms=True)).values())
+    with pytest.raises(errors.NotFound, match="no manifest found for platform"):
+        await exported(node, "multi:1", platforms=(Platform("linux", "mips"),))
+
+
+async def test_non_distributable_layers_stay_where_they_are_on_demand(node: MemoryNode) -> None:
+    made = Made()
+    foreign = made.put("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", b"foreign")
+    config = made.put(oci.CONFIG, CONFIG)
+    await stored(node, made, a_1=made.put(oci.MANIFEST, json.dumps({"config": config, "layers": [foreign]}).encode()))
+    assert digest_of(b"foreign") in blobs_in(await exported(node, "a:1"))
+    assert digest_of(b"foreign") not in blobs_in(await exported(node, "a:1", skip_non_distributable=True))
+
+
+async def test_what_is_missing_or_is_no_image_is_an_error(node: MemoryNode) -> None:
+    made = Made()
+    image = made.image(b"layer")
+    await stored(node, made, a_1=image, odd_1=made.put("text/plain", b"x"))
+    with pytest.raises(errors.NotFound, match='image "none:1"'):
+        await exported(node, "none:1")
+    with pytest.raises(errors.InvalidArgument, match="only manifests may be exported"):
+        node.put(b"x")
+        await exported(node, "odd:1")
+    with pytest.raises(errors.Unimplemented, match="prefix lookup"):
+        await exporting.exported(ImageStore(references=(NAMED,)), ExportStream(MemorySink()), node, Told())
+    del node.blobs[digest_of(b"layer")]
+    with pytest.raises(errors.NotFound):
+        await exported(node, "a:1")
+
+
+@pytest.mark.parametrize(("found", "why"), [(b"layeR", "unexpected digest"), (b"lay", "unexpected copy size"), (b"layers and more", "unexpected copy size")])
+async def test_damaged_blobs_are_found(node: MemoryNode, found: bytes, why: str) -> None:
+    made = Made()
+    await stored(node, made, a_1=made.image(b"layer"))
+    node.blobs[digest_of(b"layer")] = found
+    with pytest.raises(errors.Unknown, match=why):
+        await exported(node, "a:1")
+
+
+async def test_an_export_can_be_imported(node: MemoryNode) -> None:
+    made = Made()
+    await stored(node, made, **{"docker.io/library/a_1": made.image(b"layer")})
+    sink = MemorySink()
+    await exporting.exported(ImageStore("docker.io/library/a:1"), ExportStream(sink), node, Told())
+    other = MemoryNode(node.directory)
+    await imported(bytes(sink.data), other)
+    assert {name: image.target.digest for name, image in other.images.items()} == {name: image.target.digest for name, image in node.images.items()}
+
+
+def test_headers_are_gos() -> None:
+    """Byte for byte; what does not fit into a plain header gets an extended one."""
+    plain = exporting.header(exporting.Record("blobs/sha256/x", 0o444, b"abc"))
+    assert plain[:157] == (b"blobs/sha256/x".ljust(100, b"\0") + b"0000444\0" + b"0000000\0" * 2 + b"00000000003\0" + b"00000000000\0" + b"011477\0 " + b"0")
+    assert plain[257:345] == b"ustar\x0000" + bytes(64) + b"0000000\0" + b"0000000\0"
+    huge = exporting.header(exporting.Record("x", blob=Descriptor("", "sha256:x", 1 << 33)))
+    member = tarfile.TarFile(fileobj=io.BytesIO(huge + bytes(1024))).next()
+    assert member is not None
+    assert member.size == 1 << 33

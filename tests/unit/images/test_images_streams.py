@@ -1,0 +1,401 @@
+"""Streams between a client and a transfer, and the ends of transfers read from requests; without a wire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+from google.protobuf.any_pb2 import Any as PbAny
+
+from api.containerd.services.streaming.v1.streaming_pb2 import StreamInit
+from api.containerd.services.transfer.v1 import transfer_pb2 as pb
+from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
+from api.containerd.types.transfer.progress_pb2 import Progress as PbProgress
+from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
+from services.images import streaming_server, transfer_server
+from services.images import transfer_convert as convert
+from services.images.oci import MANIFEST, Descriptor
+from services.images.platforms import Platform
+from services.images.progress import Tracker
+from services.images.streaming_server import BLOCK, WINDOW, ByteSink, ByteSource, StreamingServicer, Streams
+from services.images.transfer import Credentials, ImageStore, Progress, Reference, Registry, Unpacking
+from services.images.transfer_server import TransferServicer
+from services.images.unpack import Unpacker
+from services.kit import any as kit_any
+from services.kit import errors, rpc
+from services.kit.rpc import NAMESPACE, Call
+
+
+class Client:
+    """The other side of a stream: opened by ``async with``, it sends and receives messages."""
+
+    def __init__(self, streams: Streams, name: str, namespace: str = "ns") -> None:
+        self._to_server: asyncio.Queue[PbAny | None] = asyncio.Queue()
+        self._call = Call("/x/Stream", {NAMESPACE: namespace})
+        self._answers: Any = StreamingServicer(streams).Stream(self._requests(), self._call)
+        self.name = name
+        self.send(StreamInit(id=name))
+
+    async def _requests(self) -> AsyncIterator[PbAny]:
+        while (value := await self._to_server.get()) is not None:
+            yield value
+
+    def send(self, message: Any) -> None:
+        self._to_server.put_nowait(kit_any.pack(message))
+
+    def done_sending(self) -> None:
+        self._to_server.put_nowait(None)
+
+    async def receive(self) -> PbAny | None:
+        async with asyncio.timeout(5):
+            found: PbAny | None = await anext(self._answers, None)
+        return found
+
+    async def get(self, cls: Any) -> Any:
+        value = await self.receive()
+        assert value is not None
+        found = kit_any.unpack(value, cls)
+        assert found is not None, value.type_url
+        return found
+
+    async def leave(self) -> None:
+        await self._answers.aclose()
+
+    async def __aenter__(self) -> Client:
+        opened = await self.receive()
+        assert opened is not None
+        assert opened.type_url == "google.protobuf.Empty"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.leave()
+
+
+@pytest.fixture
+def streams() -> Streams:
+    return Streams()
+
+
+async def test_a_stream_is_found_by_its_id_in_its_namespace_while_it_is_open(streams: Streams) -> None:
+    async with Client(streams, "a"):
+        assert streams.get("ns", "a").name == "a"
+        for namespace, name in (("other", "a"), ("ns", "b")):
+            with pytest.raises(errors.NotFound, match="^not found$"):
+                streams.get(namespace, name)
+        async with Client(streams, "a", "other"):
+            pass
+        with pytest.raises(errors.AlreadyExists):
+            await Client(streams, "a").receive()
+    assert not len(streams)
+
+
+async def test_the_first_object_must_name_the_stream(streams: Streams) -> None:
+    client = Client(streams, "x")
+    client._to_server.get_nowait()
+    client.send(Data(data=b"x"))
+    with pytest.raises(errors.InvalidArgument, match="can't unmarshal type containerd.types.transfer.Data"):
+        await client.receive()
+
+
+async def test_objects_go_both_ways_until_the_service_closes(streams: Streams) -> None:
+    """What was sent arrives before the end, and type URLs are bare names."""
+    async with Client(streams, "a") as client:
+        stream = streams.get("ns", "a")
+        await stream.send(WindowUpdate(update=7))
+        value = await client.receive()
+        assert value is not None
+        assert value.type_url == "containerd.types.transfer.WindowUpdate"
+        client.send(Data(data=b"x"))
+        client.done_sending()
+        answer = asyncio.ensure_future(client.receive())
+        received = await stream.receive()
+        assert received is not None
+        assert Data.FromString(received.value).data == b"x"
+        assert await stream.receive() is None
+        assert await stream.receive() is None
+        await stream.send(WindowUpdate(update=8))
+        stream.close()
+        assert (await answer) is not None
+        assert await client.receive() is None
+        with pytest.raises(errors.Cancelled):
+            await stream.send(WindowUpdate())
+        stream.offer(WindowUpdate())
+
+
+async def test_who_waits_for_a_client_that_went_away_is_told(streams: Streams) -> None:
+    async with Client(streams, "a") as client:
+        stream = streams.get("ns", "a")
+        receiving = asyncio.ensure_future(stream.receive())
+        for _ in range(streaming_server.SEND_AHEAD):
+            await stream.send(WindowUpdate())
+        sending = asyncio.ensure_future(stream.send(WindowUpdate()))
+        await asyncio.sleep(0)
+        await client.leave()
+        for waiting in (receiving, sending):
+            with pytest.raises(errors.Cancelled):
+                await waiting
+
+
+async def test_an_offer_never_waits_and_is_dropped_when_there_are_too_many(streams: Streams) -> None:
+    async with Client(streams, "a"):
+        stream = streams.get("ns", "a")
+        for _ in range(streaming_server.OFFERED + 5):
+            stream.offer(WindowUpdate())
+        assert len(stream._sent) == streaming_server.OFFERED
+
+
+# ---------------------------------------------------------------------------------------------- bytes
+
+
+async def test_a_source_allows_bytes_ahead_and_more_as_they_are_taken(streams: Streams) -> None:
+    async with Client(streams, "a") as client:
+        source = ByteSource(streams.get("ns", "a"))
+        first = asyncio.ensure_future(anext(source))
+        assert (await client.get(WindowUpdate)).update == WINDOW
+        half = WINDOW // 2
+        client.send(Data(data=bytes(half)))
+        assert len(await first) == half
+        second = asyncio.ensure_future(anext(source))
+        assert (await client.get(WindowUpdate)).update == half
+        client.send(Data())  # nothing
+        client.send(Data(data=b"x"))
+        client.done_sending()
+        assert await second == b"x"
+        assert [data async for data in source] == []
+        assert source.ended
+
+
+class Receiver:
+    """A client as containerd's: it allows BLOCK bytes, and as many again whenever less is left."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.data = b""
+        self.messages: list[int] = []
+        self.window = 0
+        self.ended = False
+
+    async def run(self) -> None:
+        while True:
+            if self.window < BLOCK:
+                self.client.send(WindowUpdate(update=BLOCK))
+                self.window += BLOCK
+            value = await self.client.receive()
+            if value is None:
+                self.ended = True
+                return
+            data = Data.FromString(value.value).data
+            self.data += data
+            self.window -= len(data)
+            assert self.window >= 0, "more than was allowed"
+            self.messages.append(len(data))
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 10 * BLOCK, 10 * BLOCK + 77])
+async def test_a_sink_is_closed_when_the_client_has_all(streams: Streams, size: int) -> None:
+    """It sends no more than is allowed, and its close returns when a receiver like containerd's has taken the last byte, without waiting any longer."""
+    async with Client(streams, "a") as client:
+        receiver = Receiver(client)
+        receiving = asyncio.ensure_future(receiver.run())
+        sink = ByteSink(streams.get("ns", "a"))
+        async with asyncio.timeout(streaming_server.DRAIN_SECONDS / 2):
+            for start in range(0, size, 10_000):
+                await sink.write(bytes(min(10_000, size - start)))
+            await sink.close()
+        assert len(receiver.data) == size
+        await receiving
+        assert receiver.ended
+
+
+async def test_a_client_that_takes_no_more_does_not_hold_the_end_up(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming_server, "DRAIN_SECONDS", 0.05)
+    async with Client(streams, "a") as client:
+        sink = ByteSink(streams.get("ns", "a"))
+        client.send(WindowUpdate(update=10))
+        await sink.write(b"0123456789")
+        await sink.close()
+        assert (await client.get(Data)).data == b"0123456789"
+        assert await client.receive() is None
+
+
+async def test_a_sink_whose_client_goes_away_fails(streams: Streams) -> None:
+    async with Client(streams, "a") as client:
+        sink = ByteSink(streams.get("ns", "a"))
+        writing = asyncio.ensure_future(sink.write(bytes(BLOCK)))
+        await asyncio.sleep(0)
+        await client.leave()
+        with pytest.raises(errors.Cancelled):
+            await writing
+        sink.abandon()
+
+
+# ---------------------------------------------------------------------------------------------- requests
+
+
+class Pulls:
+    """A puller and a pusher that keep what they were asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, object]] = []
+        self.credentials: Credentials | None = None
+
+    async def pull(self, source: Registry, destination: ImageStore, node: Any, report: Any) -> None:
+        self.asked.append((source, destination))
+        assert node.headers["containerd-lease"] == "mine"
+        report(Progress("Pulling", descriptor=Descriptor(MANIFEST, "d", 1)))
+        if source.credentials is not None:
+            self.credentials = await source.credentials("r.io", ["Basic"])
+
+    async def push(self, source: ImageStore, destination: Registry, node: Any, report: Any) -> None:
+        self.asked.append((source, destination))
+
+
+def servicer(streams: Streams, pulls: Pulls | None = None) -> TransferServicer:
+    return TransferServicer(rpc.Channel("/nowhere"), streams, Unpacker(), pulls, pulls)
+
+
+CALL: Mapping[str, str] = {NAMESPACE: "ns", rpc.LEASE: "mine"}
+
+
+async def transfer(made: TransferServicer, source: Any, destination: Any, progress: str = "") -> None:
+    request = pb.TransferRequest(source=kit_any.pack(source), destination=kit_any.pack(destination), options=pb.TransferOptions(progress_stream=progress))
+    await made.Transfer(request, Call("/x/Transfer", CALL))
+
+
+STORE = ImageStore("a:1", {"l": "v"}, (Platform("linux", "arm", "v7", "1", ("f",)),), True, 3, (
+    Reference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True), Reference("q")), (Unpacking(Platform("linux", "amd64"), "s"),))
+
+
+async def test_a_pull_gets_what_the_client_said(streams: Streams) -> None:
+    """And asks for credentials on the client's stream, as its progress goes there."""
+    pulls = Pulls()
+    registry = registry_pb2.OCIRegistry(reference="r.io/a:1", resolver=registry_pb2.RegistryResolver(
+        auth_stream="auth", headers={"h": "v"}, host_dir="/hosts", default_scheme="http", http_debug=registry_pb2.TRACE))
+    async with Client(streams, "auth") as auth, Client(streams, "progress") as progress:
+        done = asyncio.ensure_future(transfer(servicer(streams, pulls), registry, convert.store_to_pb(STORE), "progress"))
+        question = await auth.get(registry_pb2.AuthRequest)
+        assert (question.host, question.reference, list(question.wwwauthenticate)) == ("r.io", "r.io/a:1", ["Basic"])
+        auth.send(registry_pb2.AuthResponse(authType=registry_pb2.CREDENTIALS, username="u", secret="s"))
+        await done
+        assert pulls.credentials == Credentials("u", "s")
+        (source, destination), = pulls.asked
+        assert destination == STORE
+        assert isinstance(source, Registry)
+        assert (source.reference, source.headers, source.host_dir, source.default_scheme) == ("r.io/a:1", {"h": "v"}, "/hosts", "http")
+        assert (source.show_requests, source.show_connections, source.shown) == (False, True, None)
+        event = await progress.get(PbProgress)
+        assert (event.event, event.desc.digest, event.desc.media_type) == ("Pulling", "d", MANIFEST)
+        assert await progress.receive() is None
+        assert await auth.receive() is None
+
+
+@pytest.mark.parametrize(("answer", "credentials"), [
+    ({"authType": registry_pb2.NONE}, Credentials()), ({"authType": registry_pb2.REFRESH, "secret": "t"}, Credentials(secret="t")),
+    ({"authType": registry_pb2.HEADER, "secret": "Bearer x"}, Credentials(header="Bearer x")),
+])
+def test_kinds_of_credentials(answer: dict[str, Any], credentials: Credentials) -> None:
+    assert convert.credentials_from_pb(registry_pb2.AuthResponse(**answer)) == credentials
+
+
+async def test_a_client_that_does_not_answer_a_question_ends_it(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer_server, "ANSWER_SECONDS", 0.05)
+    registry = registry_pb2.OCIRegistry(reference="r", resolver=registry_pb2.RegistryResolver(auth_stream="auth"))
+    async with Client(streams, "auth"):
+        with pytest.raises(errors.DeadlineExceeded, match="credentials for r.io: the client does not answer"):
+            await transfer(servicer(streams, Pulls()), registry, imagestore_pb2.ImageStore())
+    async with Client(streams, "auth") as client:
+        client.done_sending()
+        with pytest.raises(errors.Cancelled):
+            await transfer(servicer(streams, Pulls()), registry, imagestore_pb2.ImageStore())
+
+
+async def test_a_push_is_the_pushers(streams: Streams) -> None:
+    pulls = Pulls()
+    await transfer(servicer(streams, pulls), imagestore_pb2.ImageStore(name="a:1"), registry_pb2.OCIRegistry(reference="r.io/a:1"))
+    assert [(str(a), str(b)) for a, b in pulls.asked] == [("Local Image Store (a:1)", "OCI Registry (r.io/a:1)")]
+
+
+@pytest.mark.parametrize(("source", "destination"), [
+    (registry_pb2.OCIRegistry(), imagestore_pb2.ImageStore()), (imagestore_pb2.ImageStore(), registry_pb2.OCIRegistry()),
+    (registry_pb2.OCIRegistry(), registry_pb2.OCIRegistry()), (Data(), imagestore_pb2.ImageStore()), (imagestore_pb2.ImageStore(), Data()),
+])
+async def test_what_there_is_not_is_not_implemented(streams: Streams, source: Any, destination: Any) -> None:
+    """In containerd's words; without a puller and a pusher there are no pulls and pushes."""
+    with pytest.raises(errors.Unimplemented, match=f"^method Transfer not implemented for {source.DESCRIPTOR.full_name} to {destination.DESCRIPTOR.full_name}$"):
+        await transfer(servicer(streams), source, destination)
+
+
+@pytest.mark.parametrize(("source", "destination", "progress"), [
+    (importexport_pb2.ImageImportStream(stream="s"), imagestore_pb2.ImageStore(), ""), (imagestore_pb2.ImageStore(), importexport_pb2.ImageExportStream(stream="s"), ""),
+    (registry_pb2.OCIRegistry(resolver=registry_pb2.RegistryResolver(auth_stream="s")), imagestore_pb2.ImageStore(), ""),
+    (imagestore_pb2.ImageStore(), imagestore_pb2.ImageStore(), "s"),
+])
+async def test_a_stream_that_is_not_open_is_not_found(streams: Streams, source: Any, destination: Any, progress: str) -> None:
+    with pytest.raises(errors.NotFound, match="^not found$"):
+        await transfer(servicer(streams), source, destination, progress)
+
+
+async def test_malformed_ends_are_the_clients_fault(streams: Streams) -> None:
+    request = pb.TransferRequest(source=PbAny(type_url="containerd.types.transfer.ImageStore", value=b"\xff\xff"))
+    with pytest.raises(errors.InvalidArgument, match="malformed containerd.types.transfer.ImageStore"):
+        await servicer(streams).Transfer(request, Call("/x/Transfer", CALL))
+
+
+async def test_an_echo_gives_the_bytes_back(streams: Streams) -> None:
+    """Import to export is containerd's test of both streams."""
+    async with Client(streams, "in") as source, Client(streams, "out") as target:
+        receiver = Receiver(target)
+        receiving = asyncio.ensure_future(receiver.run())
+        done = asyncio.ensure_future(transfer(servicer(streams), importexport_pb2.ImageImportStream(stream="in"), importexport_pb2.ImageExportStream(stream="out")))
+        data = bytes(range(256)) * 500
+        for start in range(0, len(data), 30_000):
+            source.send(Data(data=data[start:start + 30_000]))
+        source.done_sending()
+        await done
+        await receiving
+        assert receiver.data == data
+        while await source.receive() is not None:  # window updates, and then the end
+            continue
+
+
+# ---------------------------------------------------------------------------------------------- progress
+
+
+async def test_jobs_are_told_as_they_get_on() -> None:
+    """Waiting, then how far, then complete or extracted; each below what named it."""
+    root, layer, old = (Descriptor(t, f"sha256:{n}", 100) for t, n in ((MANIFEST, "1"), ("application/vnd.oci.image.layer.v1.tar", "2"), ("x", "3")))
+    active: dict[str, tuple[int, int]] = {}
+    there: set[str] = set()
+    told: list[Progress] = []
+
+    async def under_way() -> Mapping[str, tuple[int, int]]:
+        return active
+
+    async def done(digest: str) -> bool:
+        return digest in there
+
+    tracker = Tracker("image:1", "downloading", told.append, under_way, done, interval=1000)
+    with contextlib.suppress(errors.NodeError):
+        async with tracker.running():
+            tracker.add(root)
+            tracker.children(root, [layer, old])
+            tracker.add(layer)
+            tracker.exists(old)
+            active[layer.ref] = (50, 100)
+            there.add(root.digest)
+            await tracker._update()
+            await tracker._update()
+            del active[layer.ref]
+            there.add(layer.digest)
+            await tracker._update()
+            tracker.extracting(layer, 0)
+            await tracker._update()
+            tracker.extracting(layer, 100)
+    assert [(p.event, p.name, p.parents, p.progress, p.total) for p in told] == [
+        ("waiting", root.ref, ("image:1",), 0, 100), ("waiting", layer.ref, (root.ref,), 0, 100), ("waiting", old.ref, (root.ref,), 0, 100),
+        ("already exists", old.ref, (), 100, 100), ("complete", root.ref, ("image:1",), 100, 100), ("downloading", layer.ref, (root.ref,), 50, 100),
+        ("complete", layer.ref, (root.ref,), 100, 100), ("extracting", layer.ref, (root.ref,), 0, 100), ("extracted", layer.ref, (root.ref,), 100, 100)]
+    assert all(p.descriptor is not None for p in told)

@@ -1,0 +1,160 @@
+"""Layers to snapshots, on snapshotters that do odd things."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.images import oci, unpack
+from services.images.oci import Descriptor
+from services.images.platforms import Platform, default
+from services.images.transfer import Unpacking
+from services.images.unpack import Unpacker
+from services.kit import errors
+from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter, digest_of
+
+LAYERS = [Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest_of(b"z" + name), 10, {"containerd.io/snapshot/x": "y", "other": "z"})
+          for name in (b"one", b"two", b"three")]
+DIFF_IDS = [digest_of(name) for name in (b"one", b"two", b"three")]
+CHAIN = oci.chain_ids(DIFF_IDS)
+SNAP = (Unpacking(default(), "snap"),)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> MemoryNode:
+    node = MemoryNode(tmp_path)
+    node.diff_ids = {layer.digest: diff_id for layer, diff_id in zip(LAYERS, DIFF_IDS, strict=True)}
+    for name in (b"one", b"two", b"three"):
+        node.put(b"z" + name)
+    return node
+
+
+@pytest.fixture
+def snap(node: MemoryNode) -> MemorySnapshotter:
+    found: MemorySnapshotter = node.snapshotter("snap")
+    return found
+
+
+def config(node: MemoryNode, platform: Platform = default(), **rootfs: Any) -> Descriptor:
+    document = json.dumps({**oci.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": DIFF_IDS, **rootfs}}).encode()
+    return Descriptor(oci.CONFIG, node.put(document), len(document))
+
+
+async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """Labelled so that others find it, its blob with its diff id, the config with the topmost."""
+    found = config(node)
+    told: list[tuple[str, int]] = []
+    assert await Unpacker().unpack(node, found, LAYERS, SNAP, extracting=lambda d, n: told.append((d.digest, n))) == CHAIN[-1]
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+    assert snap.committed[CHAIN[1]][1] == {
+        "containerd.io/snapshot.ref": CHAIN[1], "containerd.io/snapshot/diff-id": DIFF_IDS[1], "containerd.io/snapshot/parent-chain-id": CHAIN[0],
+        "containerd.io/snapshot/x": "y"}
+    assert "containerd.io/snapshot/parent-chain-id" not in snap.committed[CHAIN[0]][1]
+    assert not snap.active
+    assert [node.labels[layer.digest] for layer in LAYERS] == [{"containerd.io/uncompressed": diff_id} for diff_id in DIFF_IDS]
+    assert node.labels[found.digest] == {"containerd.io/gc.ref.snapshot.snap": CHAIN[-1]}
+    assert told == [(layer.digest, n) for layer in LAYERS for n in (0, 10)]
+
+
+async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """Its blob need not even be there."""
+    snap.committed[CHAIN[0]] = ("", {})
+    asked: list[int] = []
+
+    async def available(number: int) -> None:
+        asked.append(number)
+
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP, available=available)
+    assert asked == [1, 2]
+    assert node.applied == [layer.digest for layer in LAYERS[1:]]
+
+
+async def test_a_snapshotter_may_make_the_layer_itself(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """stargz commits the target and says that it exists."""
+    snap.makes = set(CHAIN)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert not node.applied
+
+
+async def test_read_only_mounts_are_committed_as_they_are(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    snap.read_only = True
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert not node.applied
+    assert list(snap.committed) == CHAIN
+    assert not node.labels[LAYERS[0].digest]
+
+
+async def test_a_wrong_diff_id_is_an_error_and_leaves_nothing(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    node.diff_ids[LAYERS[1].digest] = DIFF_IDS[0]
+    with pytest.raises(errors.Unknown, match="wrong diff id"):
+        await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert list(snap.committed) == CHAIN[:1]
+    assert not snap.active
+
+
+async def test_a_layer_that_cannot_be_applied_names_itself(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    del node.diff_ids[LAYERS[0].digest]
+    what = re.escape(f"failed to extract layer ({LAYERS[0].media_type} {LAYERS[0].digest}) to snap as ")
+    with pytest.raises(errors.NotFound, match=f'{what}"extract-.* {CHAIN[0]}": content'):
+        await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert not snap.active
+
+
+async def test_a_commit_that_another_was_faster_with_is_fine(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    async def available(number: int) -> None:
+        snap.committed.setdefault(CHAIN[number], ("", {}))
+
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP, available=available) == CHAIN[-1]
+    assert not snap.active
+
+
+async def test_other_systems_and_other_kinds_are_left_packed(node: MemoryNode) -> None:
+    for found in (config(node, Platform("windows", "amd64")), config(node, type="other")):
+        assert not await Unpacker().unpack(node, found, LAYERS, SNAP)
+    assert not await Unpacker().unpack(node, config(node), LAYERS, ())
+    assert not node.applied
+    with pytest.raises(errors.Unknown, match="number of layers and diffIDs don't match: 2 != 3"):
+        await Unpacker().unpack(node, config(node), LAYERS[:2], SNAP)
+
+
+async def test_two_that_want_the_same_layers_unpack_them_once(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    unpacker = Unpacker()
+    going = asyncio.Event()
+
+    async def available(number: int) -> None:
+        await going.wait()
+
+    both = [asyncio.ensure_future(unpacker.unpack(node, config(node), LAYERS, SNAP, available=available)) for _ in range(2)]
+    await asyncio.sleep(0)
+    going.set()
+    assert await asyncio.gather(*both) == [CHAIN[-1]] * 2
+    assert node.applied == [layer.digest for layer in LAYERS]
+    assert not unpacker._busy
+
+
+async def test_a_cancelled_unpacking_removes_what_it_was_making(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    begun = asyncio.Event()
+
+    async def available(number: int) -> None:
+        begun.set()
+        await asyncio.sleep(1000)
+
+    task = asyncio.ensure_future(Unpacker().unpack(node, config(node), LAYERS, SNAP, available=available))
+    await begun.wait()
+    assert snap.active
+    task.cancel()
+    await asyncio.wait((task,))
+    assert not snap.active
+
+
+def test_unpackings_are_for_this_system_by_the_usual_snapshotter_unless_another_is_named() -> None:
+    wanted = [Unpacking(Platform("windows", "amd64")), Unpacking(default()), Unpacking(Platform("linux", "s390x"), "native")]
+    assert unpack.accepted(wanted) == [Unpacking(default(), "overlayfs"), Unpacking(Platform("linux", "s390x"), "native")]
+    assert not unpack.accepted([])
+    with pytest.raises(errors.InvalidArgument, match="unable to initialize unpacker: no unpack platforms defined"):
+        unpack.accepted(wanted[:1])

@@ -1,0 +1,248 @@
+"""The parts of the registry client that need no registry: references, challenges, failures, what is remembered, proxies."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.content.store import Digest
+from services.images.registry import failure, mirrors
+from services.images.registry.challenge import Challenge, parse
+from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
+from services.images.registry.host import same_host
+from services.images.registry.mirrors import MirrorMemory
+from services.images.registry.proxy import proxy_for
+from services.images.registry.reference import Reference
+from services.images.registry.timeouts import Retry
+from services.images.registry.tries import Tries
+from services.kit import errors
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(("text", "host", "repository", "tag", "digest"), [
+    ("docker.io/library/busybox:latest", "docker.io", "library/busybox", "latest", ""),
+    (f"127.0.0.1:5000/a/b:tag@{DIGEST}", "127.0.0.1:5000", "a/b", "tag", DIGEST),
+    (f"[::1]:5000/a@{DIGEST}", "[::1]:5000", "a", "", DIGEST),
+    ("localhost/x", "localhost", "x", "", ""),
+    ("ghcr.io/Some/Name__x.y-z:V1_2.3-4", "ghcr.io", "Some/Name__x.y-z", "V1_2.3-4", ""),
+])
+def test_references(text: str, host: str, repository: str, tag: str, digest: str) -> None:
+    """Parsed, and printed as they were."""
+    reference = Reference.parse(text)
+    assert (reference.host, reference.repository, reference.tag, str(reference.digest or "")) == (host, repository, tag, digest)
+    assert str(reference) == text
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("busybox:latest", "no repository; give it in full, such as docker.io/library/busybox:latest"),
+    ("https://docker.io/library/busybox", "it is a URL; leave out the scheme"),
+    ("", "no repository"), ("/x:1", "is not a host"), ("h ost/x:1", "is not a host"), ("me@host/x:1", "is not a host"), ("h:99999/x", "is not a host"),
+    ("docker.io/a//b:1", "is not the name of a repository"), ("docker.io/../b:1", "is not the name of a repository"), ("docker.io/a?b:1", "not the name"),
+    ("docker.io/a b", "not the name"), ("docker.io/:1", "not the name"),
+    ("docker.io/a:", "is not a tag"), ("docker.io/a:b:c", "is not a tag"), ("docker.io/a:1/b", "is not a tag"), ("docker.io/a:" + "x" * 129, "is not a tag"),
+    ("docker.io/a@sha256:abc", "invalid checksum digest length"), ("docker.io/a@", "invalid checksum digest format"),
+])
+def test_what_is_no_reference(text: str, words: str) -> None:
+    """The error has the reference and what is wrong with it."""
+    with pytest.raises(errors.InvalidArgument, match=words) as raised:
+        Reference.parse(text)
+    assert str(raised.value).startswith(f'reference "{text}": ')
+
+
+def test_the_digest_decides() -> None:
+    """Of a tag and a digest."""
+    reference = Reference.parse(f"h/x:1@{DIGEST}")
+    assert reference.target == DIGEST
+    assert Reference.parse("h/x:1").target == "1"
+    assert Reference.parse("h/x:1").at(Digest.parse(DIGEST)) == reference
+
+
+@pytest.mark.parametrize(("headers", "found"), [
+    (['Bearer realm="https://auth.test/token",service="registry.test",scope="repository:a/b:pull,push"'],
+     [Challenge("bearer", {"realm": "https://auth.test/token", "service": "registry.test", "scope": "repository:a/b:pull,push"})]),
+    (['Basic realm="x"', "Bearer realm=https://auth.test/token , service = registry.test"],
+     [Challenge("bearer", {"realm": "https://auth.test/token", "service": "registry.test"}), Challenge("basic", {"realm": "x"})]),
+    (['Negotiate, Basic realm="a \\"b\\" \\\\", BEARER Realm="r"'], [Challenge("bearer", {"realm": "r"}), Challenge("basic", {"realm": 'a "b" \\'})]),
+    (["Basic"], [Challenge("basic", {})]),
+    (['Bearer realm="unclosed'], [Challenge("bearer", {})]),
+    (["", ",,,", "= = =", 'Digest realm="x", nonce="y"'], []),
+])
+def test_challenges(headers: list[str], found: list[Challenge]) -> None:
+    """Several in a header or in several, quoted or not; a token before a password."""
+    assert parse(headers) == found
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("https://a.test/v2/", "https://a.test:443/x", True), ("https://a.test/", "https://b.a.test/", False), ("https://a.test/", "https://a.test:8443/", False),
+    ("https://a.test/", "http://a.test/", False), ("http://a.test/", "https://a.test/", True), ("http://a.test:5000/", "https://a.test:5000/", True),
+    ("http://a.test:5000/", "https://a.test/", False), ("https://A.test/", "https://a.TEST/", True), ("https://a.test@evil.test/", "https://a.test/", False),
+])
+def test_who_may_know_what_a_host_knows(one: str, other: str, same: bool) -> None:
+    """The same scheme, name and port; or with TLS where there was none, never the other way."""
+    assert same_host(one, other) is same
+
+
+def test_retry_after() -> None:
+    """Seconds or a date."""
+    assert retry_after("120") == 120
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now=1445412470.0) == 10
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now=1445412490.0) == 0
+    assert retry_after("soon") is retry_after("") is retry_after("-1") is None
+
+
+def test_explanations() -> None:
+    """What registries say of their errors, without line breaks and not too much of it."""
+    assert explanation(b'{"errors": [{"code": "DENIED", "message": "no\\n access", "detail": {}}]}') == "DENIED: no access"
+    assert explanation(b'{"details": "incorrect username or password"}') == "incorrect username or password"
+    assert explanation(b'{"error": "invalid_grant"}') == "invalid_grant"
+    assert len(explanation(b'{"message": "' + b"x" * 1000 + b'"}')) == 300
+    assert [explanation(each) for each in (b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "x"}', b"\xff")] == [""] * 6
+
+
+@pytest.mark.parametrize(("status", "kind", "transient"), [
+    (401, errors.Unauthenticated, False), (403, errors.PermissionDenied, False), (404, errors.NotFound, False), (400, errors.Unknown, False),
+    (429, errors.ResourceExhausted, True), (500, errors.Unavailable, True), (503, errors.Unavailable, True), (520, errors.Unavailable, True), (501, errors.Unimplemented, False),
+])
+def test_statuses(status: int, kind: type[errors.NodeError], transient: bool) -> None:
+    """Which class of error an answer is, and whether it is worth another try."""
+    found = failure.answered("h", "GET /x", status, "Reason", {})
+    assert (found.kind, found.transient, str(found)) == (kind, transient, f"h: GET /x: {status} Reason")
+
+
+def test_the_error_of_several_hosts() -> None:
+    """Every host is named; who came furthest decides the class."""
+    away, absent, denied = Failure("a", "no connection"), Failure("b", "404", kind=errors.NotFound, status=404), Failure("c", "403", kind=errors.PermissionDenied, status=403)
+    assert type(combined("x", [away, absent])) is errors.NotFound
+    assert type(combined("x", [away])) is errors.Unavailable
+    assert type(combined("x", [absent, denied, away])) is errors.PermissionDenied
+    assert str(combined("x", [absent, away], ["d: not asked"])) == "x: b: 404; a: no connection; d: not asked: not found"
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_dead_host_rests_longer_each_time() -> None:
+    """30 s, then twice that, up to ten minutes; after each rest one request may try."""
+    clock = Clock()
+    memory = MirrorMemory(clock)
+    for rest in (30, 60, 120, 240, 480, 600, 600):
+        memory.failed("http://a", "refused", dead=True)
+        assert memory.rests("http://a")
+        clock.now += rest - 0.1
+        assert memory.rests("http://a")
+        clock.now += 0.2
+        assert not memory.rests("http://a")
+        assert memory.rests("http://a"), "the others wait for what comes of it"
+    memory.worked("http://a")
+    assert not memory.rests("http://a")
+    (state,) = memory.snapshot()
+    assert (state.state, state.failures, state.last_error, state.since) == ("good", 0, "refused", clock.now)
+
+
+def test_requests_that_were_under_way_do_not_lengthen_the_rest() -> None:
+    """Eight layers that fail together are one failure of the host."""
+    clock = Clock()
+    memory = MirrorMemory(clock)
+    for _ in range(8):
+        memory.failed("http://a", "refused", dead=True)
+    assert memory.snapshot()[0].rests_until == clock.now + 30
+
+
+def test_three_bad_moments_are_as_bad_as_dead() -> None:
+    """And something that worked in between forgives them."""
+    memory = MirrorMemory(Clock())
+    for _ in range(2):
+        memory.failed("http://a", "503")
+    memory.worked("http://a")
+    for _ in range(2):
+        memory.failed("http://a", "503")
+    assert memory.state("http://a") == mirrors.GOOD
+    memory.failed("http://a", "503")
+    assert memory.state("http://a") == mirrors.DEAD
+
+
+def test_throughput() -> None:
+    """An average that forgets."""
+    memory = MirrorMemory(Clock())
+    memory.measured("http://a", 1000, 1)
+    memory.measured("http://a", 3000, 1)
+    assert memory.snapshot()[0].throughput == 1600
+
+
+class Place:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.key = f"http://{name}"
+
+
+async def test_the_order_of_hosts() -> None:
+    """Good hosts in their order, then slow ones, then dead ones; a dead one not at all when the origin has spoken, and the origin always."""
+    memory = MirrorMemory(Clock())
+    a, b, c = places = [Place(name) for name in "abc"]
+    asked: list[str] = []
+
+    async def act(place: Place) -> None:
+        asked.append(place.name)
+        raise Failure(place.name, "404", kind=errors.NotFound, status=404)
+
+    async def run() -> str:
+        asked.clear()
+        with pytest.raises(errors.NotFound) as raised:
+            await Tries("x", places, memory, Retry(rounds=2, first=0.01)).run(act)  # type: ignore[type-var]
+        return "".join(asked) + "|" + str(raised.value)
+
+    assert await run() == "abc|x: a: 404; b: 404; c: 404: not found"
+    memory.crawled(b.key, "slow")
+    assert (await run()).startswith("acb|")
+    memory.failed(a.key, "refused", dead=True)
+    assert await run() == "cb|x: b: 404; c: 404; a: not asked, dead for 0 s: refused: not found"
+    memory.failed(c.key, "refused", dead=True)
+    memory.worked(a.key)
+    memory.worked(b.key)
+    assert (await run()).startswith("abc|"), "a mirror's 404 is not the origin's"
+
+
+async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
+    """While another may be asked at once."""
+    a, b = places = [Place("a"), Place("b")]
+    asked: list[str] = []
+
+    async def act(place: Place) -> str:
+        asked.append(place.name)
+        if asked.count("b") < 3:
+            raise Failure(place.name, "429", transient=True, blame=Blame.NOBODY, status=429, wait=5.0 if place is a else None)
+        return place.name
+
+    async with asyncio.timeout(2):
+        assert await Tries("x", places, MirrorMemory(), Retry(first=0.01)).run(act) == "b"  # type: ignore[type-var]
+    assert asked == ["a", "b", "b", "b"]
+    assert b.name == "b"
+
+
+# ------------------------------------------------------------------------------------------ proxies
+
+
+@pytest.mark.parametrize(("url", "rules", "direct"), [
+    ("https://quay.io/v2/", "", False), ("https://quay.io/v2/", "*", True), ("https://quay.io/v2/", "quay.io", True), ("https://cdn.quay.io/v2/", "quay.io", True),
+    ("https://cdn.quay.io/v2/", ".quay.io", True), ("https://notquay.io/", "quay.io", False), ("https://quay.io/", "a.test, QUAY.IO", True),
+    ("https://quay.io:5000/", "quay.io:5000", True), ("https://quay.io:5001/", "quay.io:5000", False), ("https://10.1.2.3/", "10.0.0.0/8", True),
+    ("https://11.1.2.3/", "10.0.0.0/8", False), ("https://[fd00::1]/", "fd00::/8", True), ("https://127.0.0.1:5000/", "", True), ("https://localhost/", "", True),
+])
+def test_no_proxy(url: str, rules: str, direct: bool) -> None:
+    """Names, what is below them, networks, ports; loopback never goes through a proxy."""
+    assert proxy_for(url, {"HTTPS_PROXY": "proxy.test:3128", "NO_PROXY": rules}) == (None if direct else "http://proxy.test:3128")
+
+
+def test_proxies_by_scheme() -> None:
+    """Each scheme has its own, in either case."""
+    assert proxy_for("http://quay.io/", {"HTTPS_PROXY": "http://p"}) is None
+    assert proxy_for("http://quay.io/", {"http_proxy": "http://user:pw@p:1"}) == "http://user:pw@p:1"
