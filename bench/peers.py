@@ -87,8 +87,8 @@ def containerd(directory: Path) -> Iterator[Peer]:
 def splitd(directory: Path) -> Iterator[Peer]:
     """A node, by ``splitd up``. Its state is on the same file system as its root."""
     where = ["--root", str(directory / "root"), "--state", str(directory / "state")]
-    subprocess.run([sys.executable, "-m", "deploy", "up", *where], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
     try:
+        subprocess.run([sys.executable, "-m", "deploy", "up", *where], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
         yield Peer("splitd", directory / "state/containerd.sock", (str(directory / "state"),))
     finally:
         subprocess.run([sys.executable, "-m", "deploy", "down", "--containers", *where], cwd=TOP, check=True, stdout=subprocess.DEVNULL)

@@ -137,14 +137,14 @@ def _few_arenas() -> None:
     _libc.mallopt(_M_ARENA_MAX, 2)
 
 
-_LOOK = 5.0
+_LOOK, _LOOK_AGAIN = 5.0, 15.0
 _GROWN = 4 << 20
 
 
 async def _give_back_memory() -> None:
     """Return to the kernel what was freed, once a burst is over: Python's free lists and glibc keep it, and half of what 5,000 connections took would stay ours for ever.
 
-    It is looked for while more is resident than there once was, in no more than a thousandth of the time: it takes some milliseconds, in which nothing else happens.
+    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens.
     """
     least, pause = _resident(), _LOOK
     while True:
@@ -154,7 +154,7 @@ async def _give_back_memory() -> None:
             start = time.monotonic()
             gc.collect()  # empties the free lists
             _libc.malloc_trim(0)
-            pause = max(pause, 1000 * (time.monotonic() - start))
+            pause = min(max(pause, 1000 * (time.monotonic() - start)), _LOOK_AGAIN)
         least = min(least, _resident())
 
 

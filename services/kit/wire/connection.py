@@ -158,6 +158,13 @@ Event = Opened | Data | Trailers | Reset | Drained | Ready | Roomier | Pong | Go
 class Connection:
     """See the module."""
 
+    __slots__ = (
+        "_acks", "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_blocked", "_credit", "_data", "_data_end", "_data_left",
+        "_data_pad", "_decoder", "_events", "_frame", "_greeted", "_idle", "_last_allowed", "_last_words", "_next", "_out", "_peer_frame", "_peer_window",
+        "_preface", "_prefix", "_receive_window", "_reset", "_resets", "_rest", "_send_window", "_skip", "_skipped", "_starved", "client", "closed", "last",
+        "limits", "lingering", "more", "peer_streams", "streams",
+    )
+
     def __init__(self, *, client: bool, limits: Limits) -> None:
         self.client = client
         self.limits = limits
@@ -194,7 +201,7 @@ class Connection:
         self._block_fault: StreamFault | None = None
         self._reset: dict[int, None] = {}
         """Streams that we reset: the peer may not know yet."""
-        self._skipped: deque[range] = deque(maxlen=_SKIPPED)
+        self._skipped: list[range] = []
         """Streams that the peer passed over: they never were."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
@@ -369,7 +376,7 @@ class Connection:
         if number > self.last:
             following = self.last + 2 if self.last else 1
             if number > following:
-                self._skipped.append(range(following, number, 2))
+                self._skipped = [*self._skipped[1 - _SKIPPED:], range(following, number, 2)]
             self.last = number
 
     def _late(self) -> None:

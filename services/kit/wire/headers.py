@@ -229,6 +229,8 @@ def trailers(pairs: Pairs) -> Head:
 class Decoder:
     """One connection's reading side."""
 
+    __slots__ = ("_cache", "_hpack", "_limits")
+
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._hpack = Hpack(limits.header_list)

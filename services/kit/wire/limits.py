@@ -60,7 +60,7 @@ class Limits:
     request: Seconds = 60.0
     """Until the request of a call that is not a stream is complete. Nobody works on it before that."""
     connections: int = 16384
-    """Of a server, which takes no more than 7/8 of its open files either. Idle ones cost 5 KB each, 8 KB once they have called; at the bound, those that have been idle
+    """Of a server, which takes no more than 7/8 of its open files either. Idle ones cost 3 KB each, 6 KB once they have called; at the bound, those that have been idle
     longest are told to go (GOAWAY, NO_ERROR), and their clients connect again when they call. If none is idle, the new one is told."""
 
     def relayed(self) -> Limits:

@@ -180,7 +180,7 @@ class ServerLink(Link):
         """What goes to its upstream when this turn ends, with the seconds it may take: a call that is reset at once never does."""
         self.under_way = 0
         """Unary calls that are worked on."""
-        self._waiting: deque[tuple[Counted, Any]] = deque()
+        self._waiting: deque[tuple[Counted, Any]] | None = None
         self._releasing = False
         self._leaving = False
 
@@ -248,7 +248,8 @@ class ServerLink(Link):
             self._start(call, argument)
             return
         if not self._waiting:
-            self.loop.call_later(_PACE, self._pace)
+            self._waiting = deque()
+            self.loop.call_later(_PACE, self._pace, self._waiting)
         self._waiting.append((call, argument))
 
     def _start(self, call: Counted, argument: Any) -> None:
@@ -269,11 +270,11 @@ class ServerLink(Link):
         while self._waiting and self.under_way < self.limits.calls:
             self._start(*self._waiting.popleft())
 
-    def _pace(self) -> None:
-        for _ in range(min(_PACED, len(self._waiting))):
-            self._start(*self._waiting.popleft())
-        if self._waiting:
-            self.loop.call_later(_PACE, self._pace)
+    def _pace(self, waiting: deque[tuple[Counted, Any]]) -> None:
+        for _ in range(min(_PACED, len(waiting))):
+            self._start(*waiting.popleft())
+        if waiting:
+            self.loop.call_later(_PACE, self._pace, waiting)
 
     def refuse(self, stream: Stream, error: errors.NodeError) -> None:
         """Answer with an error only."""
@@ -297,7 +298,8 @@ class ServerLink(Link):
                 self.close()
 
     def on_end(self, reason: str) -> None:
-        self._waiting.clear()
+        if self._waiting:
+            self._waiting.clear()
         self.server.links.discard(self)
         self.server.changed.set()
 
