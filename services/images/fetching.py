@@ -52,7 +52,8 @@ class Fetcher:
         for left in reversed(range(TRIES)):
             begun, body = landing.offset, None
             if known is not None:
-                await landing.restart()
+                if begun:
+                    await landing.restart()
                 await landing.write(known)
             elif begun < descriptor.size:
                 async with self.budget.layer(number), client.fetch(reference, asked(descriptor), begun) as body:

@@ -134,7 +134,7 @@ class RemoteNode:
             async def opened() -> RemoteWriter:
                 return await self._store.writer(ref, size, digest)
 
-            return StreamLanding(await opened(), digest, size, opened)
+            return StreamLanding(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))  # it takes a moment until an ended stream has unlocked it
         return FileLanding(locked(begun.path, ref), digest, size, commit) if begun.path else SharedLanding(size, commit)
 
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:

@@ -21,12 +21,14 @@ from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
 from deploy.images import Image, digest_of, image, index, tar_of
+from services.content.local import LocalStore
+from services.content.server import ContentServicer
 from services.kit import any as kit_any
-from services.kit import errors
+from services.kit import errors, rpc
 from services.kit.rpc import Channel
 from tests.fake_registry import Auth, FakeRegistry, Fault, cut, endless, hang_up, other, silent, slow, status
 from tests.suites.transfers import HERE, UNPACK, Transfers
-from tests.support import Node
+from tests.support import Node, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
@@ -247,8 +249,7 @@ async def test_a_cancelled_pull_is_gone_on_with(client: Client, fake: FakeRegist
     reference = fake.add(box, "box:1")
     fake.inject(box.layers[0], silent(60, after=1_500_000))
     pulling = asyncio.ensure_future(client.pull(reference))
-    await until(lambda: _ingesting(client, box.layers[0]))
-    await asyncio.sleep(0.3)
+    await arriving(pulling, client, box.layers[0], 1 << 20)
     pulling.cancel()
     await asyncio.wait((pulling,))
 
@@ -270,7 +271,7 @@ async def test_a_killed_images_process_goes_on_where_it_was(node: Node, client: 
     reference = fake.add(box, "box:1")
     fake.inject(box.layers[0], silent(60, after=2_500_000))
     pulling = asyncio.ensure_future(client.pull(reference))
-    await until(lambda: _ingesting(client, box.layers[0], 2 << 20))
+    await arriving(pulling, client, box.layers[0], 2 << 20)
     await asyncio.to_thread(node.kill, "images")
     with pytest.raises(errors.NodeError):
         await pulling
@@ -282,8 +283,13 @@ async def test_a_killed_images_process_goes_on_where_it_was(node: Node, client: 
     assert [name for name in await client.snapshots() if not name.startswith("extract-")] == [digest_of(gzip.decompress(box.blobs[box.layers[0]]))]
 
 
-async def _ingesting(client: Client, digest: str, at_least: int = 0) -> bool:
-    return f"layer-{digest}" in await client.ingests() and await client.offset(f"layer-{digest}") >= at_least
+async def arriving(pulling: asyncio.Future[None], client: Client, digest: str, at_least: int) -> None:
+    """Until so many bytes of a layer are there; a pull that fails meanwhile says why."""
+    async def there() -> bool:
+        assert not pulling.done(), pulling.exception()
+        return f"layer-{digest}" in await client.ingests() and await client.offset(f"layer-{digest}") >= at_least
+
+    await until(there)
 
 
 # ---------------------------------------------------------------------------------------------- credentials and hosts
@@ -382,3 +388,39 @@ async def test_a_push_of_one_platform(client: Client, fake: FakeRegistry) -> Non
         await client.push("one", f"{fake.host}/to:1")
     await client.push("one", f"{fake.host}/to:1", platforms=[HERE])
     assert digest_of(fake.manifests["to", "1"][1]) == both.digest
+
+
+# ---------------------------------------------------------------------------------------------- another content service
+
+
+async def test_a_content_service_without_files_is_written_by_its_streams(fake: FakeRegistry, place: Path) -> None:
+    """A pull that is cut off is gone on with there too, wrong bytes are dropped, and a push reads them."""
+    store = LocalStore(place / "elsewhere")
+    address = place / "c.sock"
+    with short_directory() as directory:
+        node = Node(directory, config=f'[proxy_plugins.other]\ntype = "content"\naddress = "{address}"\n')
+        async with rpc.serving(address, [ContentServicer(store)]):
+            try:
+                await asyncio.to_thread(node.up)
+                async with Channel(node.socket) as channel:
+                    client = Client(channel, "streamed")
+                    box = made(2, kib=2000)
+                    reference, layer = fake.add(box, "box:1"), box.layers[0]
+                    fake.inject(layer, silent(60, after=1_200_000))
+                    pulling = asyncio.ensure_future(client.pull(reference))
+                    await arriving(pulling, client, layer, 1_000_000)
+                    pulling.cancel()
+                    await asyncio.wait((pulling,))
+                    await client.pull(reference)
+                    assert int(gets(fake, layer)[-1]["Range"].removeprefix("bytes=").removesuffix("-")) >= 1_000_000
+                    assert len([name for name in await client.snapshots() if not name.startswith("extract-")]) == 2
+                    wrong = made(1)
+                    fake.inject(wrong.layers[0], other(bytes(len(wrong.blobs[wrong.layers[0]]))), method="GET")
+                    await client.pull(fake.add(wrong, "wrong:1"))
+                    assert await client.blobs() == {*box.blobs, *wrong.blobs}
+                    async with FakeRegistry() as target:
+                        await client.push(reference, f"{target.host}/to:1")
+                        assert target.manifests["to", "1"][1] == box.blobs[box.digest]
+            finally:
+                await asyncio.to_thread(node.clear)
+                store.close()
