@@ -25,14 +25,14 @@ from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.services.version.v1 import version_pb2
 from bench.hostile import GREETING, Raw, idle
-from services.kit import process
+from services.kit import process, rpc
 from services.kit.rpc import Channel
 from services.kit.wire import frames, messages
 from services.kit.wire.connection import Closed, Data, GoingAway, Ready
 from services.kit.wire.frames import Code
 from tests.support import Node, eventually, eventually_async, short_directory
 
-pytestmark = [pytest.mark.node, pytest.mark.root]
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own")]
 
 HEADERS = {"containerd-namespace": "default"}
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
