@@ -631,11 +631,15 @@ class Connection:
             return
         if len(payload) % 6:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS are of six bytes each")
+        window = self._peer_window
         for at in range(0, len(payload), 6):
             if at:
                 self._idled()
             self._on_setting(*frames.SETTING.unpack_from(payload, at))
         self._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        if self._peer_window > window:  # only now: the acknowledgement tells the peer which data knows of the new window
+            for stream in list(self.streams.values()):
+                self._go_on(stream)
         if self._greeted:
             self._idled()
         else:
@@ -649,12 +653,10 @@ class Connection:
             for _ in range(len(self.streams) // 256):  # that many streams are as much work as a frame
                 self._idled()
             change, self._peer_window = value - self._peer_window, value
-            for stream in list(self.streams.values()):
+            for stream in self.streams.values():
                 stream.send_window += change
                 if stream.send_window > frames.WINDOW_LIMIT:
                     raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"the window of stream {stream.id} overflows")
-                if change > 0:
-                    self._go_on(stream)
         elif name == frames.MAX_FRAME_SIZE:
             if not frames.DEFAULT_FRAME <= value <= frames.FRAME_LIMIT:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"frame size of {value}")

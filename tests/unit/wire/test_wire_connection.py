@@ -193,6 +193,18 @@ def test_trailers_wait_behind_the_data_that_is_queued() -> None:
     assert not wire.connection.streams
 
 
+def test_settings_are_acknowledged_before_the_data_that_they_let_go() -> None:
+    """A peer that counts its window from the acknowledgement on must not see that data before it; of two values in one frame the last one counts."""
+    wire = Wire(hello=settings(initial_window_size=0))
+    streams = [wire.opened(number, end=True) for number in (1, 3)]
+    for stream in streams:
+        wire.connection.send_head(stream, HEAD)
+        wire.connection.send(stream, b"0123456789")
+    wire.sent()
+    wire.feed(bytes(Frame(SETTINGS, 0, 0, struct.pack(">HIHI", 4, 5, 4, 3))))
+    assert [(f.kind, f.stream, f.payload) for f in wire.sent()] == [(SETTINGS, 0, b""), (DATA, 1, b"012"), (DATA, 3, b"012")]
+
+
 def test_the_end_goes_on_the_last_data() -> None:
     """END_STREAM costs no frame of its own where there is data to put it on."""
     pipe = Pipe()
