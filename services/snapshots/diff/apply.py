@@ -1,66 +1,153 @@
-"""The worker program that unpacks one layer: inflates, digests, and makes the tree, with its target as its root directory.
+"""The program that unpacks layers: it waits, and forks a worker for each.
 
-    python -S -c 'from services.snapshots.diff.apply import main; main()' PARENT detect|plain sync|nosync DIRECTORY MOUNT... < BLOB
+    python -S -c 'from services.snapshots.diff.apply import main; main()' PARENT DIRECTORY
 
-PARENT is the pid that it must not outlive. DIRECTORY is an empty directory to mount on, if it comes to that: in a mount namespace of its own, so that workers share it.
-The last line it prints is ``ok DIGEST SIZE`` (of the uncompressed layer), or ``error TEXT``.
+PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on. Standard input is a socket of packets, each a request or an answer; ``workers.py`` has the other end, and its words for them:
 
-It is a program of its own (design, rule 8) because chroot, namespaces and umask are a process's, because several run side by side, and because one that
-crashes fails one layer. Its imports are few: it starts for each layer.
+    apply ID detect|plain sync|nosync alone|whole SIZE TRACE STATE MOUNT...   with files: the blob, where to answer, and, if the blob still grows, its news
+    kill ID
+    ended ID STATUS                                                           the answer to each ``apply``, once the worker is gone; STATUS is waitpid's
+
+A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount that, it does so in a mount namespace of its own, so that all workers share
+DIRECTORY. ``alone``: the target is an upper directory that has no layers below it yet. What a worker answers, on the file for that, is ``ok DIGEST SIZE`` (of the
+uncompressed layer), ``parents NAME`` (``alone``: a directory above NAME is only in the layers below), or ``error TEXT``.
+
+A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight bytes, each telling how many are there by now; their end before SIZE means that no more will come.
+
+A worker is a process of its own (design, rule 8) because chroot, namespaces and umask are a process's, because several run side by side, and because one that
+crashes fails one layer. It is forked, since a program takes 25 ms of a core to start, as long as a small layer takes to unpack; this program has one thread and no gRPC, so that it may fork.
 """
 
 from __future__ import annotations
 
 import os
+import select
+import signal
+import socket
 import sys
 
 from services.snapshots.diff import mounts, stream, tar
-from services.snapshots.diff.extract import EntryError, Unpacker
+from services.snapshots.diff.extract import EntryError, ParentMissing, Unpacker
 from services.snapshots.diff.mounts import Mount, MountError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PACKET = 1 << 17
+"""Bytes of a request at most: more than the kernel takes as options of a mount."""
+
 
 def main() -> None:
     """Run as a program."""
-    parent, detect, sync, directory = sys.argv[1:5]
-    mounts.die_with_parent(int(parent))
+    mounts.die_with_parent(int(sys.argv[1]))
     sys.setrecursionlimit(20_000)  # a name may have two thousand components
     os.umask(0)
+    stream.prepare()
     if traced := any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-        from services.kit import tracing
+        import opentelemetry.sdk.trace.export  # noqa: F401 - here once, not in each worker
 
-        tracing.setup("apply")
+        import services.kit.otlp  # noqa: F401
+    Waiting(socket.socket(fileno=0), sys.argv[2], traced=traced).wait()
+
+
+class Waiting:
+    """The process that waits, and its workers."""
+
+    def __init__(self, requests: socket.socket, directory: str, *, traced: bool) -> None:
+        self._requests = requests
+        self._directory = directory
+        self._traced = traced
+        self._poll = select.poll()
+        self._poll.register(requests, select.POLLIN)
+        self._workers: dict[int, tuple[int, str]] = {}
+        """By the file descriptor that becomes readable when the worker ends: its pid and its request's id."""
+
+    def wait(self) -> None:
+        """Serve until the other end is closed."""
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd != self._requests.fileno():
+                    self._ended(fd)
+                elif not self._request():
+                    return
+
+    def _request(self) -> bool:
+        data, files, _, _ = socket.recv_fds(self._requests, PACKET, 3)
+        if not data:
+            return False
+        what, job, *rest = data.decode("utf-8", "surrogateescape").split("\0")
+        if what == "kill":
+            for pid, other in self._workers.values():
+                if other == job:
+                    os.kill(pid, signal.SIGKILL)
+            return True
+        waiting = os.getpid()
+        pid = os.fork()
+        if not pid:
+            mounts.die_with_parent(waiting)
+            self._requests.close()
+            for fd in self._workers:
+                os.close(fd)
+            work(rest, files, self._directory, traced=self._traced)
+        for file in files:
+            os.close(file)
+        fd = os.pidfd_open(pid)
+        self._workers[fd] = pid, job
+        self._poll.register(fd, select.POLLIN)
+        return True
+
+    def _ended(self, fd: int) -> None:
+        pid, job = self._workers.pop(fd)
+        self._poll.unregister(fd)
+        os.close(fd)
+        _, status = os.waitpid(pid, 0)
+        self._requests.send(f"ended\0{job}\0{status}".encode())
+
+
+def work(arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> None:
+    """Be a worker; does not return."""
+    detect, sync, alone, size, *context = arguments[:6]
+    blob, answers, *news = files
     try:
         if traced:
+            from services.kit import tracing
+
+            os.environ.update(zip(("TRACEPARENT", "TRACESTATE"), context, strict=True))
+            tracing.setup("apply")
+        source = stream.Growing(blob, news[0], int(size)) if news else blob
+        target = mounts.from_arguments(arguments[6:])
+        if traced:
             with tracing.span("diff.unpack") as span:
-                digest, size = unpack(mounts.from_arguments(sys.argv[5:]), directory, detect=detect == "detect", sync=sync == "sync")
-                span.set(digest=digest, size=size)
+                digest, length = unpack(target, directory, source, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
+                span.set(digest=digest, size=length)
         else:
-            digest, size = unpack(mounts.from_arguments(sys.argv[5:]), directory, detect=detect == "detect", sync=sync == "sync")
-        answer = f"ok {digest} {size}"
+            digest, length = unpack(target, directory, source, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
+        answer = f"ok {digest} {length}"
+    except ParentMissing as missing:
+        answer = f"parents {missing}"
     except (EntryError, MountError, tar.TarError, stream.CompressionError) as error:
-        answer = f"error {error}".replace("\n", "\\n")
+        answer = f"error {error}"
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        answer = f"error {name}{mounts.words(error.errno) if error.errno else error}".replace("\n", "\\n")
+        answer = f"error {name}{mounts.words(error.errno) if error.errno else error}"
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
     if traced:
         tracing.shutdown()
-    sys.stdout.buffer.write(answer.encode("utf-8", "surrogateescape") + b"\n")
-    sys.stdout.flush()
+    os.write(answers, answer.replace("\n", "\\n").encode("utf-8", "surrogateescape"))
     os._exit(0)  # a thread that still inflates is not waited for
 
 
-def unpack(target: Sequence[Mount], directory: str, *, detect: bool, sync: bool) -> tuple[str, int]:
-    """Apply the layer on standard input to ``target``; its diff id and uncompressed size. The process's root is another afterwards."""
+def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[str, int]:
+    """Apply the layer in ``source`` to ``target``; its diff id and uncompressed size. The process's root is another afterwards."""
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
-    chunks = stream.Digested(0, detect=detect)
-    unpacker = _enter(target, directory)
-    source = tar.Stream(chunks)
-    unpacker.unpack(tar.Reader(source))
-    source.drain()
+    chunks = stream.Digested(source, detect=detect)
+    unpacker = _enter(target, directory, alone=alone)
+    tape = tar.Stream(chunks)
+    unpacker.unpack(tar.Reader(tape))
+    tape.drain()
     if faults is not None:
         _fault("diff.unpacked", faults)
     if sync:
@@ -70,18 +157,20 @@ def unpack(target: Sequence[Mount], directory: str, *, detect: bool, sync: bool)
     return chunks.digest, chunks.size
 
 
-def _enter(target: Sequence[Mount], directory: str) -> Unpacker:
+def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> Unpacker:
     """Make the target the root directory. An overlay is written to directly, in its upper directory; anything else is mounted."""
-    if len(target) == 1 and target[0].type == "overlay" and (upper := target[0].option("upperdir")):
+    if alone:
+        (upper,) = target
+        _change_root(upper.source)
+        return Unpacker(overlay="trusted.overlay.", alone=True)
+    if len(target) == 1 and target[0].type == "overlay" and (upper_directory := target[0].option("upperdir")):
         lowers = []
         for lower in target[0].option("lowerdir").split(":"):
             try:
                 lowers.append(os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             except FileNotFoundError:
                 continue
-        mounts.own_root()
-        os.chroot(upper)
-        os.chdir("/")
+        _change_root(upper_directory)
         return Unpacker(overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers)
     mounts.own_namespace()
     # No mounts at all: containerd unpacks into a directory that nobody sees, and so does this.
@@ -89,6 +178,12 @@ def _enter(target: Sequence[Mount], directory: str) -> Unpacker:
     os.chroot(directory)
     os.chdir("/")
     return Unpacker()
+
+
+def _change_root(directory: str) -> None:
+    mounts.own_root()
+    os.chroot(directory)
+    os.chdir("/")
 
 
 def _fault(point: str, directory: int) -> None:

@@ -38,15 +38,20 @@ class EntryError(Exception):
     """An entry that cannot be unpacked; the text names it."""
 
 
+class ParentMissing(Exception):
+    """A directory that an entry is in, and that the layer does not name, would have to inherit what it is from layers below, which are not known; the text is the entry's directory."""
+
+
 class Unpacker:
     """Unpacks entries onto the tree at the process's root directory.
 
     ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper directory, and None if whiteouts are to be carried out;
-    ``lowers`` are the lower directories as file descriptors, topmost first.
+    ``lowers`` are the lower directories as file descriptors, topmost first. ``alone``: there will be some, but they are not known.
     """
 
-    def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
+    def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = (), alone: bool = False) -> None:
         self._overlay = overlay
+        self._alone = alone
         self._lowers = [Resolver(fd) for fd in lowers]
         self._here = Resolver()
         self._parents: dict[bytes, bytes] = {}
@@ -204,6 +209,8 @@ class Unpacker:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         except FileNotFoundError:
             pass
+        if self._alone:
+            raise ParentMissing(_quoted(path))
         missing = [path]
         above = path[:path.rfind(b"/")]
         while above and not os.path.lexists(above):

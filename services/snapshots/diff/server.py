@@ -42,9 +42,11 @@ class DiffServicer:
         self._right = scratch / "right"
         for directory in (self._left, self._right):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._appliers = workers.Appliers(str(self._right))
 
     async def close(self) -> None:
-        """Close the channel to the gateway."""
+        """End the programs, and close the channel to the gateway."""
+        await self._appliers.close()
         await self._gateway.close()
 
     async def Apply(self, request: pb.ApplyRequest, call: Call) -> pb.ApplyResponse:
@@ -53,10 +55,8 @@ class DiffServicer:
             async with contextlib.AsyncExitStack() as held:
                 with _explained("failed to get reader from content store"):
                     file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
-                detect = "detect" if media.may_be_compressed(layer.media_type) else "plain"
-                digest, size = await workers.run("apply", detect, "sync" if request.sync_fs else "nosync", str(self._right),
-                                                 *to_arguments(_mounts(request.mounts)), file=file)
-        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media.LAYER, digest=digest, size=int(size)))
+                digest, size = await self._appliers.apply(_mounts(request.mounts), file, detect=media.may_be_compressed(layer.media_type), sync=request.sync_fs)
+        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media.LAYER, digest=digest, size=size))
 
     async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
         media_type = request.media_type or media.GZIP

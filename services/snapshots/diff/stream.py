@@ -1,4 +1,4 @@
-"""From a blob's bytes to a layer's: what is compressed is inflated, and all is hashed on the way.
+"""From a blob's bytes to a layer's: what is compressed is inflated, and all is hashed on the way. The blob may still be growing.
 
 Inflating and hashing run in a thread of their own beside the unpacking: both leave the GIL to others while they work on a chunk. A small
 blob is not worth a thread. ``isal`` inflates gzip at 1.5 to 2 times zlib's speed; zstandard is imported for zstd only.
@@ -27,18 +27,51 @@ class CompressionError(Exception):
     """The blob's compressed stream is damaged, or ends early."""
 
 
+def prepare() -> None:
+    """Import what may be needed: for a process that forks those who inflate."""
+    import queue
+    import threading
+
+    import zstandard
+    from isal import isal_zlib
+
+    _ = queue, threading, zstandard, isal_zlib
+
+
+class Growing:
+    """The bytes of the file ``fd``, which will be ``size``, as they come: each number of eight bytes (little endian) on ``news`` tells how many are there. CompressionError if no more will come."""
+
+    def __init__(self, fd: int, news: int, size: int) -> None:
+        self.size = size
+        self._fd = fd
+        self._news = news
+
+    def __iter__(self) -> Iterator[bytes]:
+        at = there = 0
+        while at < self.size:
+            if at < there:
+                data = os.pread(self._fd, min(CHUNK, there - at), at)
+            elif data := os.read(self._news, 8 * 512):
+                there = int.from_bytes(data[-8:], "little")
+                continue
+            if not data:
+                raise CompressionError(f"the blob ends after {at} of {self.size} bytes")
+            at += len(data)
+            yield data
+
+
 class Digested:
-    """The uncompressed chunks of the blob on a file descriptor, once. When all were taken, ``digest`` and ``size`` describe them.
+    """The uncompressed chunks of a blob, once: of all that a file descriptor has, or of one that grows. When all were taken, ``digest`` and ``size`` describe them.
 
     ``detect`` says whether the blob may be compressed: a layer's media type without compression promises that it is not. Which compression it is, its first bytes tell, as they
     tell containerd. Whatever must be imported for it is imported here, before the caller leaves the root directory that holds it.
     """
 
-    def __init__(self, fd: int, *, detect: bool) -> None:
+    def __init__(self, blob: int | Growing, *, detect: bool) -> None:
         self._hash = hashlib.sha256()
         self.size = 0
-        info = os.fstat(fd)
-        source = _read(fd)
+        small = _is_small(blob)
+        source = _read(blob) if isinstance(blob, int) else iter(blob)
         if detect:
             head = b""
             for chunk in source:
@@ -47,7 +80,7 @@ class Digested:
                     break
             source = _inflated(head, source)
         self._plain = self._digesting(source)
-        if not (stat.S_ISREG(info.st_mode) and info.st_size <= SMALL):
+        if not small:
             self._plain = beside(self._plain)
 
     @property
@@ -64,6 +97,13 @@ class Digested:
             update(chunk)
             self.size += len(chunk)
             yield chunk
+
+
+def _is_small(blob: int | Growing) -> bool:
+    if not isinstance(blob, int):
+        return blob.size <= SMALL
+    info = os.fstat(blob)
+    return stat.S_ISREG(info.st_mode) and info.st_size <= SMALL
 
 
 def beside(source: Iterator[bytes]) -> Iterator[bytes]:
@@ -93,7 +133,14 @@ def beside(source: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _read(fd: int) -> Iterator[bytes]:
-    while data := os.read(fd, CHUNK):
+    """From the beginning of a file, wherever its offset is: whoever opened it may have a second look."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        while data := os.read(fd, CHUNK):
+            yield data
+        return
+    at = 0
+    while data := os.pread(fd, CHUNK, at):
+        at += len(data)
         yield data
 
 

@@ -3,23 +3,190 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
+import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from services.kit import errors, tracing
+from services.snapshots.diff.mounts import Mount, to_arguments
+
+_IDLE = 10.0
+"""Seconds without work after which the program that unpacks ends: it takes 10 MB, and 40 ms to start."""
 
 
-async def run(program: str, *arguments: str, file: int, started: Callable[[], None] = lambda: None) -> list[str]:
-    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after ``ok``.
+class ParentMissing(Exception):
+    """A layer that cannot be unpacked alone: see ``apply.py``."""
 
-    What it refuses is Unknown, with its text, as containerd classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal. If the caller is cancelled the worker is killed, and this
-    returns when it is gone. ``-S`` and the short module path keep its start below 30 ms.
-    """
-    environment = {**os.environ, **tracing.environment(), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-S", "-P", "-c", f"from services.snapshots.diff.{program} import main; main()", str(os.getpid()), *arguments,
-        stdin=file, stdout=asyncio.subprocess.PIPE, env=environment)
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Of a blob that is still arriving: where its news come from (``apply.py``), which the worker takes over, and what its size will be."""
+
+    news: int
+    size: int
+
+
+class Appliers:
+    """Workers that unpack layers; one for a process. ``scratch`` is an empty directory of its own, where workers mount in their namespaces."""
+
+    def __init__(self, scratch: str) -> None:
+        self._scratch = scratch
+        self._ids = itertools.count(1)
+        self._program: _Program | None = None
+        self._starting = asyncio.Lock()
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def apply(self, mounts: Sequence[Mount], blob: int, *, detect: bool, sync: bool = False, alone: bool = False, growth: Growth | None = None) -> tuple[str, int]:
+        """Unpack the layer in the file ``blob`` onto ``mounts``; its diff id and its uncompressed size in bytes.
+
+        ``detect``: it may be compressed; ``sync``: return when its files are durable; ``alone``: the one mount binds an upper directory whose layers below come later, or ParentMissing.
+        What the worker refuses is Unknown, with its text, as containerd classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal. If the
+        caller is cancelled the worker is killed, and this returns when it is gone.
+        """
+        program = await self._running()
+        context = tracing.environment()
+        words = ["detect" if detect else "plain", "sync" if sync else "nosync", "alone" if alone else "whole", str(growth.size if growth else 0),
+                 context.get("TRACEPARENT", ""), context.get("TRACESTATE", ""), *to_arguments(mounts)]
+        try:
+            status, answer = await program.worked(str(next(self._ids)), words, blob, [growth.news] if growth else [])
+        finally:
+            self._rest()
+        what, _, rest = answer.partition(" ")
+        if what == "ok" and status == 0:
+            digest, _, size = rest.partition(" ")
+            return digest, int(size)
+        if what == "parents":
+            raise ParentMissing(rest)
+        raise _refused("apply", what, rest, os.waitstatus_to_exitcode(status))
+
+    async def _running(self) -> _Program:
+        async with self._starting:
+            if self._idle is not None:
+                self._idle.cancel()
+                self._idle = None
+            if self._program is None or self._program.over:
+                self._program = await _Program.started(self._scratch)
+            return self._program
+
+    def _rest(self) -> None:
+        """End the program if nobody wants it for a while."""
+        if self._program is not None and not self._program.busy and self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(_IDLE, self._end)
+
+    def _end(self) -> None:
+        self._idle = None
+        if self._program is not None and not self._program.busy:
+            self._program.end()
+            self._program = None
+
+    async def close(self) -> None:
+        """End the program, and with it whatever it still does."""
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._program is not None:
+            self._program.end()
+            await self._program.gone()
+
+
+class _Program:
+    """``apply.py``, running."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+        self.over = False
+        """It takes no more work."""
+        self._process = process
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._jobs: dict[str, asyncio.Future[int]] = {}
+        self._loop.add_reader(connection, self._received)
+
+    @classmethod
+    async def started(cls, scratch: str) -> _Program:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            try:
+                return cls(await _start("apply", scratch, stdin=theirs.fileno()), ours)
+            except BaseException:
+                ours.close()
+                raise
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has workers."""
+        return bool(self._jobs)
+
+    async def worked(self, job: str, words: Sequence[str], blob: int, news: Sequence[int]) -> tuple[int, str]:
+        """One worker's work: its wait status, and its answer. Cancelled, the worker is killed first."""
+        self._jobs[job] = ended = self._loop.create_future()
+        answers, answering = os.pipe2(os.O_CLOEXEC)
+        answer = asyncio.ensure_future(_all_of(answers))
+        try:
+            await self._send("\0".join(("apply", job, *words)), [blob, answering, *news])
+        except OSError as error:
+            ended.set_exception(errors.Internal(f"the apply worker cannot be started: {error.strerror}"))
+        except BaseException:
+            ended.cancel()
+            raise
+        finally:
+            os.close(answering)
+        try:
+            return await asyncio.shield(ended), await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):  # there is no program any more, and so no worker
+                await self._send(f"kill\0{job}", [])
+            raise
+        finally:
+            try:
+                await _settled(ended, answer)
+            finally:
+                del self._jobs[job]
+
+    async def _send(self, words: str, files: Sequence[int]) -> None:
+        """A packet to the program, which takes it soon. It is sent, or it is not: never half of it."""
+        data = words.encode("utf-8", "surrogateescape")
+        while True:
+            try:
+                socket.send_fds(self._connection, [data], files)
+                return
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+
+    def _received(self) -> None:
+        try:
+            data = self._connection.recv(1 << 12)
+        except BlockingIOError:
+            return
+        if data:
+            _, job, status = data.decode().split("\0")
+            self._jobs[job].set_result(int(status))
+            return
+        self.over = True
+        self._loop.remove_reader(self._connection)
+        for ended in self._jobs.values():
+            if not ended.done():
+                ended.set_result(signal.SIGKILL)  # they die with it
+
+    def end(self) -> None:
+        """Have it end, once."""
+        self.over = True
+        self._loop.remove_reader(self._connection)
+        self._connection.close()
+
+    async def gone(self) -> None:
+        """Wait for its end."""
+        await self._process.wait()
+
+
+async def run(program: str, *arguments: str, file: int, started: Callable[[], None]) -> list[str]:
+    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after ``ok``. Its errors are as those of :meth:`Appliers.apply`."""
+    process = await _start(program, *arguments, stdin=file, stdout=asyncio.subprocess.PIPE)
     try:
         started()
         assert process.stdout is not None
@@ -33,11 +200,42 @@ async def run(program: str, *arguments: str, file: int, started: Callable[[], No
     verdict, _, rest = answer.partition(" ")
     if verdict == "ok" and code == 0:
         return rest.split(" ")
+    raise _refused(program, verdict, rest, code)
+
+
+async def _start(program: str, *arguments: str, stdin: int, stdout: int | None = None) -> asyncio.subprocess.Process:
+    """``-S`` and the short module path keep a start below 30 ms."""
+    environment = {**os.environ, **tracing.environment(), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-S", "-P", "-c", f"from services.snapshots.diff.{program} import main; main()", str(os.getpid()), *arguments,
+        stdin=stdin, stdout=stdout, env=environment)
+
+
+def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeError:
     if verdict == "error":
-        kind = errors.Unimplemented if rest.endswith(errors.Unimplemented.suffix) else errors.Unknown
-        raise kind(rest)
-    raise errors.Internal(f"the {program} worker ended with {_how(code)}, see the service's log")
+        kind = errors.Unimplemented if text.endswith(errors.Unimplemented.suffix) else errors.Unknown
+        return kind(text)
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return errors.Internal(f"the {program} worker ended with {how}, see the service's log")
 
 
-def _how(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+async def _all_of(pipe: int) -> str:
+    """What is written into a pipe, until its other end is closed; the pipe is closed then."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", buffering=0))
+    try:
+        return (await reader.read()).decode("utf-8", "backslashreplace")
+    finally:
+        transport.close()
+
+
+async def _settled(*futures: asyncio.Future[Any]) -> None:
+    """Wait for them, whatever comes; a cancellation is not lost."""
+    cancelled: asyncio.CancelledError | None = None
+    while not all(future.done() for future in futures):
+        try:
+            await asyncio.wait(futures)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

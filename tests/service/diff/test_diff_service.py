@@ -265,17 +265,18 @@ async def test_a_cancelled_call_ends_its_worker(place: Path) -> None:
         call = asyncio.ensure_future(channel.client(DIFF).Apply(apply_request(root), headers={**HEADERS, rpc.LEASE: "mine"}, timeout=None))
 
         async def begun() -> bool:
-            return (root / "second").exists() and bool(processes_naming(place / "scratch"))
+            return (root / "second").exists() and len(processes_naming(place / "scratch")) == 2  # the program that waits, and the worker
 
         await eventually_async(begun, "the worker does not unpack")
         call.cancel()
 
         async def gone() -> bool:
-            return not processes_naming(place / "scratch")
+            return len(processes_naming(place / "scratch")) == 1
 
         await eventually_async(gone, "the worker outlives its call", 5)
         assert {(c.namespace, c.lease) for c in content.calls} == {("diff", "mine")}
         await servicer.close()
+        assert not processes_naming(place / "scratch")
 
 
 async def test_a_worker_dies_with_its_service(place: Path) -> None:
@@ -290,7 +291,7 @@ async def test_a_worker_dies_with_its_service(place: Path) -> None:
             scratch = place / "r/snapshots/diff"
 
             async def begun() -> bool:
-                return (root / "second").exists() and bool(processes_naming(scratch))
+                return (root / "second").exists() and len(processes_naming(scratch)) == 2
 
             await eventually_async(begun, f"the worker does not unpack: {service.text()}")
             os.kill(service.pid, signal.SIGKILL)

@@ -1,0 +1,187 @@
+"""The program that unpacks layers and its workers: blobs that grow, layers unpacked alone, and what happens when somebody dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import hashlib
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.kit import errors
+from services.snapshots.diff.mounts import Mount
+from services.snapshots.diff.workers import Appliers, Growth, ParentMissing
+from tests.suites.diff_layers import BASE
+from tests.suites.diff_tars import directory, reg, tar
+from tests.support import eventually_async, processes_naming
+
+LAYER = tar(directory(b"d/"), reg(b"d/large", os.urandom(1 << 20) * 5), reg(b"small", b"x"))
+DIFF_ID = f"sha256:{hashlib.sha256(LAYER).hexdigest()}"
+
+
+@pytest_asyncio.fixture
+async def appliers(place: Path) -> AsyncIterator[Appliers]:
+    (place / "scratch").mkdir()
+    (place / "root").mkdir()
+    appliers = Appliers(str(place / "scratch"))
+    yield appliers
+    await appliers.close()
+    assert not processes_naming(place / "scratch")
+
+
+def onto(root: Path) -> list[Mount]:
+    return [Mount("bind", str(root), "", ["rw", "rbind"])]
+
+
+class Blob:
+    """A file that grows, and the news of it."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.data = data
+        self.file = path.open("w+b", buffering=0)
+        self.news, self._tell = os.pipe()
+        self.at = 0
+
+    @property
+    def growth(self) -> Growth:
+        return Growth(self.news, len(self.data))
+
+    def grow(self, to: int) -> None:
+        self.file.write(self.data[self.at:to])
+        self.at = to
+        os.write(self._tell, to.to_bytes(8, "little"))
+
+    def end(self) -> None:
+        os.close(self._tell)
+
+
+@contextlib.contextmanager
+def growing(place: Path, data: bytes):
+    blob = Blob(place / "blob", data)
+    try:
+        yield blob
+    finally:
+        blob.file.close()
+        os.close(blob.news)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_layer_is_unpacked_while_it_arrives(packed: bool, appliers: Appliers, place: Path) -> None:
+    """What is there of a file is there before the rest of the blob is; in the end it is as if all had been there."""
+    with growing(place, gzip.compress(LAYER) if packed else LAYER) as blob:
+        size = len(blob.data)
+        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+        blob.grow(5)
+        blob.grow(size // 2)
+        large = place / "root/d/large"
+
+        async def half() -> bool:
+            return large.exists() and large.stat().st_size > 1 << 20
+
+        await eventually_async(half, "nothing is unpacked")
+        assert not work.done()
+        for to in range(size // 2, size, 100_000):
+            blob.grow(to)
+        blob.grow(size)
+        assert await work == (DIFF_ID, len(LAYER))
+        blob.end()
+    assert large.stat().st_size == 5 << 20
+
+
+async def test_a_blob_that_stops_growing_fails(appliers: Appliers, place: Path) -> None:
+    """Its layer is refused, and says how far it came."""
+    with growing(place, LAYER) as blob:
+        blob.grow(2_000_000)
+        blob.end()
+        with pytest.raises(errors.Unknown, match=f"the blob ends after 2000000 of {len(LAYER)} bytes"):
+            await appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
+
+
+async def test_whoever_waits_for_a_blob_can_be_cancelled(appliers: Appliers, place: Path) -> None:
+    """Its worker is gone when the call is; the others and the program go on."""
+    with growing(place, LAYER) as blob:
+        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+
+        async def begun() -> bool:
+            return len(processes_naming(place / "scratch")) == 2
+
+        await eventually_async(begun, "no worker")
+        (other := place / "other").mkdir()
+        (place / "whole").write_bytes(LAYER)
+        with (place / "whole").open("rb") as whole:
+            work.cancel()
+            applied = asyncio.ensure_future(appliers.apply(onto(other), whole.fileno(), detect=True))
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            assert await applied == (DIFF_ID, len(LAYER))
+        assert len(processes_naming(place / "scratch")) == 1
+        blob.end()
+
+
+@pytest.mark.parametrize("who", ["program", "worker"])
+async def test_kill_9_fails_the_layer_and_no_later_one(who: str, appliers: Appliers, place: Path) -> None:
+    """Of the program, or of a worker: INTERNAL, with the signal; the next layer finds a program."""
+    with growing(place, LAYER) as blob:
+        blob.grow(1000)
+        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+
+        async def begun() -> bool:
+            return len(processes_naming(place / "scratch")) == 2
+
+        await eventually_async(begun, "no worker")
+        pids = processes_naming(place / "scratch")
+        worker = next(pid for pid in pids if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) in pids)
+        os.kill(worker if who == "worker" else next(pid for pid in pids if pid != worker), signal.SIGKILL)
+        with pytest.raises(errors.Internal, match="signal 9"):
+            await work
+        blob.grow(len(LAYER))
+        assert await appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth) == (DIFF_ID, len(LAYER))
+        blob.end()
+
+
+async def test_a_layer_alone_has_whiteouts_as_overlays(appliers: Appliers, place: Path) -> None:
+    """Its directory becomes an upper one when the layers below are known."""
+    layer = tar(directory(b"etc/"), reg(b"etc/.wh.passwd"), directory(b"var/"), reg(b"var/.wh..wh..opq"), reg(b"var/new", b"1"))
+    (place / "blob").write_bytes(layer)
+    with (place / "blob").open("rb") as file:
+        await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
+    gone = os.lstat(place / "root/etc/passwd")
+    assert stat.S_ISCHR(gone.st_mode)
+    assert gone.st_rdev == 0
+    assert os.getxattr(place / "root/var", "trusted.overlay.opaque") == b"y"
+
+
+async def test_a_layer_that_leaves_out_a_directory_cannot_be_unpacked_alone(appliers: Appliers, place: Path) -> None:
+    """What /var is, only the layers below know; on them it is unpacked."""
+    (place / "blob").write_bytes(tar(reg(b"top", b"1"), reg(b"var/new", b"1")))
+    with (place / "blob").open("rb") as file:
+        with pytest.raises(ParentMissing, match='"/var"'):
+            await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
+        (lower := place / "lower").mkdir()
+        (lower / "var").mkdir(mode=0o711)
+        (upper := place / "upper").mkdir()
+        overlay = Mount("overlay", "overlay", "", [f"upperdir={upper}", f"workdir={place}/work", f"lowerdir={lower}"])
+        await appliers.apply([overlay], file.fileno(), detect=True)
+    assert stat.S_IMODE((upper / "var").stat().st_mode) == 0o711
+
+
+async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
+    """One program, fifty workers."""
+    (place / "blob").write_bytes(BASE)
+    roots = [place / f"r{n}" for n in range(50)]
+    for root in roots:
+        root.mkdir()
+
+    async def apply(root: Path) -> tuple[str, int]:
+        with (place / "blob").open("rb") as file:
+            return await appliers.apply(onto(root), file.fileno(), detect=True)
+
+    assert set(await asyncio.gather(*map(apply, roots))) == {(f"sha256:{hashlib.sha256(BASE).hexdigest()}", len(BASE))}
+    assert all((root / "bin/sh").read_bytes() == b"shell" for root in roots)
