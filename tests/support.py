@@ -5,6 +5,7 @@ Import as ``from tests.support import ...``; the fixtures made of it are in test
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -315,3 +316,9 @@ def processes_naming(path: Path) -> list[int]:
         if any(a == str(path) or a.startswith(f"{path}/") for a in arguments):
             found.append(int(entry.name))
     return found
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything run that can."""
+    for _ in range(count):
+        await asyncio.sleep(0)

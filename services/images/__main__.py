@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from services.images.budget import Budget
 from services.images.config import Config
 from services.images.fetching import Fetcher
@@ -15,17 +17,22 @@ from services.images.transfer_server import TransferServicer
 from services.images.unpack import Unpacker
 from services.kit import process, rpc, settings
 from services.kit.publisher import Publisher
+from services.snapshots.diff.workers import Appliers
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
     config = settings.load(Config, file, "images")
     hosts = Hosts.of_config(file.tables, file.path)
-    budget = Budget(config.connections, config.downloads, config.uploads)
+    budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
-    unpacker = Unpacker()
+    unpacker = Unpacker(budget)
     with process.owned(node.state / "images"):
+        scratch = node.state / "images" / "unpack"
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        appliers = Appliers(str(scratch))
         async with (
+            contextlib.aclosing(appliers),
             rpc.Channel(node.state / "metadata.sock") as metadata,
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
@@ -33,7 +40,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             rpc.serving(node.state / "images.sock", [
                 ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
                 StreamingServicer(streams),
-                TransferServicer(gateway, streams, unpacker, RegistryPuller(registry, Fetcher(budget), unpacker), RegistryPusher(registry, budget)),
+                TransferServicer(gateway, streams, appliers, unpacker, RegistryPuller(registry, Fetcher(budget, config.streams), unpacker), RegistryPusher(registry, budget)),
             ], relayed=True),
         ):
             await process.until_signal()

@@ -1,4 +1,4 @@
-"""What all pulls and pushes of the process share: so many connections at once, so many layers at once.
+"""What all pulls and pushes of the process share: so many connections at once, so many layers, so many workers that unpack.
 
 Who waits longest is not served first: documents go before layers, and a layer that is low in its image before those above it, whichever pull wants it. So the layers of one image are unpacked
 while those above them arrive, and a small image does not wait for all of a large one.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import os
 from collections.abc import AsyncIterator
 
 CONNECTIONS = 16
@@ -22,16 +23,23 @@ and shares the disk with the others."""
 UPLOADS = 5
 """Docker's number: registries take what is pushed more slowly than they give."""
 
+STREAMS = 4
+"""Parts of one large layer at once: four connections to an object store fill what eight layers of middle size do."""
+
+WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
+"""Layers that are unpacked at once: a worker keeps somewhat less than a core busy, and waits for the network and the disk besides. Each takes up to 25 MB."""
+
 _DOCUMENT = -1
 
 
 class Budget:
-    """Connections and layers that may be under way at once in this process."""
+    """Connections, layers and workers that may be under way at once in this process."""
 
-    def __init__(self, connections: int = CONNECTIONS, layers: int = LAYERS, uploads: int = UPLOADS) -> None:
+    def __init__(self, connections: int = CONNECTIONS, layers: int = LAYERS, uploads: int = UPLOADS, workers: int = WORKERS) -> None:
         self._connections = Gate(connections)
         self._layers = Gate(layers)
         self._uploads = Gate(uploads)
+        self._workers = Gate(workers)
 
     @contextlib.asynccontextmanager
     async def document(self) -> AsyncIterator[None]:
@@ -41,13 +49,25 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def layer(self, number: int) -> AsyncIterator[None]:
-        """A layer to fetch, which is the ``number``-th from the bottom of its image, and a connection for it."""
-        async with self._layers.entered(number), self._connections.entered(number):
+        """A layer to fetch, which is the ``number``-th from the bottom of its image."""
+        async with self._layers.entered(number):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def connection(self, number: int) -> AsyncIterator[None]:
+        """One connection for such a layer."""
+        async with self._connections.entered(number):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def unpacking(self, number: int) -> AsyncIterator[None]:
+        """A worker for such a layer."""
+        async with self._workers.entered(number):
             yield
 
     @contextlib.asynccontextmanager
     async def upload(self, number: int) -> AsyncIterator[None]:
-        """As :meth:`layer`, for one that is sent."""
+        """A layer to send, and a connection for it."""
         async with self._uploads.entered(number), self._connections.entered(number):
             yield
 

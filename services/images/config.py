@@ -24,7 +24,13 @@ class Config:
     uploads: int = budget.UPLOADS
     """Layers that all pushes together send at once."""
 
+    streams: int = budget.STREAMS
+    """Parts of one large layer that come at once, where the registry gives parts; 1: every layer comes on one connection."""
+
+    unpacks: int = budget.WORKERS
+    """Layers that are unpacked at once."""
+
     def __post_init__(self) -> None:
-        for key in ("connections", "downloads", "uploads"):
+        for key in ("connections", "downloads", "uploads", "streams", "unpacks"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is less than one")

@@ -1,20 +1,26 @@
 """One blob from a registry into the store: from where an earlier attempt ended, hashed as it arrives, once for all who want it.
 
+A large layer comes in *parts*, several at once, where the server gives parts: one connection to an object store is slower than most links. The first part tells whether it does; a server that
+does not sends the whole of it on one connection.
+
 The registry client deals with lost connections and hosts that do not answer. What is left for here is a blob whose bytes turn out to be others than its digest says: then what was there before is
-dropped, or the host it came from is asked last, and it is fetched again from its first byte.
+dropped, or the hosts it came from are asked last, and it is fetched again from its first byte.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 
 from services.images import oci
 from services.images.asking import asked
 from services.images.budget import Budget
 from services.images.oci import Descriptor
-from services.images.registry import Client, Reference
+from services.images.registry import Body, Client, Reference
+from services.images.together import together
 from services.images.transfer import Landing, Node
 from services.images.turns import Turns
 from services.kit import errors
@@ -23,63 +29,131 @@ from services.kit.faults import fault
 TRIES = 3
 """Once with the bytes that were there, once from a host that has the wrong ones, once from another."""
 
+PART = 16 << 20
+"""Bytes of a part: at the 50 MB/s of one connection a third of a second, beside which the request's round trips are few."""
+LARGE = 3 * PART
+"""Fewer bytes are not worth a second connection."""
+
+Begun = Callable[[Landing], None]
+"""Told where a blob lands, once what was there from an earlier attempt is hashed."""
+
+
+def nobody_follows(_: Landing) -> None:
+    """The ``Begun`` of blobs that are looked at when they are there."""
+
 
 class Fetcher:
-    """Fetches blobs; one for the whole process, since it knows what is being fetched."""
+    """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts of one layer come at once."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, streams: int = 4) -> None:
         self.budget = budget
         self.moving: dict[str, tuple[int, int]] = {}
         """Bytes so far and in all of what is being fetched, by digest."""
+        self.streams = streams
         self._turns = Turns()
 
-    async def fetch(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, labels: Mapping[str, str], number: int) -> bool:
+    async def fetch(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, labels: Mapping[str, str], number: int,
+                    begun: Begun = nobody_follows) -> bool:
         """See that the node has a blob; False if it had it. ``number`` is its place among the layers of its image."""
         if not descriptor.size:
             raise errors.InvalidArgument(f"unable to fetch descriptor ({descriptor.digest}) which reports content size of zero")
         async with self._turns.alone(descriptor.digest):
             try:
                 async with node.landing(descriptor) as landing:
-                    await self._landed(landing, client, reference, descriptor, labels, number)
+                    begun(landing)
+                    await _Fetching(self, client, reference, descriptor, landing, number).run(labels)
             except errors.AlreadyExists:
                 return False
             finally:
                 self.moving.pop(descriptor.digest, None)
             return True
 
-    async def _landed(self, landing: Landing, client: Client, reference: Reference, descriptor: Descriptor, labels: Mapping[str, str], number: int) -> None:
-        known = await self._known(client, reference, descriptor) if landing.offset < descriptor.size else None
+
+class _Fetching:
+    """One blob on its way."""
+
+    def __init__(self, fetcher: Fetcher, client: Client, reference: Reference, descriptor: Descriptor, landing: Landing, number: int) -> None:
+        self._fetcher = fetcher
+        self._budget = fetcher.budget
+        self._client = client
+        self._reference = reference
+        self._descriptor = descriptor
+        self._landing = landing
+        self._number = number
+        self._bodies: list[Body] = []
+        """What came since the landing began."""
+
+    async def run(self, labels: Mapping[str, str]) -> None:
+        landing, size = self._landing, self._descriptor.size
+        known = await self._known() if landing.offset < size else None
         for left in reversed(range(TRIES)):
-            begun, body = landing.offset, None
+            begun = landing.offset
+            self._bodies.clear()
             if known is not None:
                 if begun:
                     await landing.restart()
-                await landing.write(known)
-            elif begun < descriptor.size:
-                async with self.budget.layer(number), client.fetch(reference, asked(descriptor), begun) as body:
-                    async for chunk in body:
-                        await landing.write(chunk)
-                        self.moving[descriptor.digest] = (landing.offset, descriptor.size)
-                        fault("images.fetching")
+                async with landing.lane(0) as lane:
+                    await lane.write(known)
+            elif begun < size:
+                await self._fetched(begun)
             try:
                 await landing.commit(labels)
                 return
             except errors.FailedPrecondition as error:
-                if body is not None and not begun:
-                    body.distrust(str(error))
+                if not begun:
+                    for body in self._bodies:
+                        body.distrust(str(error))
                 await landing.restart()
                 if not left:
-                    hosts = ", ".join(body.hosts) if body is not None else reference.host
-                    raise errors.FailedPrecondition(f"{hosts}: {reference.repository}: {error}") from None
+                    hosts = ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts)) or self._reference.host
+                    raise errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}") from None
 
-    async def _known(self, client: Client, reference: Reference, descriptor: Descriptor) -> bytes | None:
+    async def _known(self) -> bytes | None:
         """The bytes of a manifest, which the client has checked, or of a blob that its descriptor brings along; None for others."""
+        descriptor = self._descriptor
         if descriptor.data:
             with contextlib.suppress(ValueError):
                 data = base64.b64decode(descriptor.data, validate=True)
                 if len(data) == descriptor.size and oci.digest_of(data) == descriptor.digest:
                     return data
         if oci.is_manifest(descriptor.media_type) or oci.is_index(descriptor.media_type):
-            async with self.budget.document():
-                return await client.manifest(reference, asked(descriptor))
+            async with self._budget.document():
+                return await self._client.manifest(self._reference, asked(descriptor))
         return None
+
+    async def _fetched(self, offset: int) -> None:
+        """Fetch all from ``offset`` on."""
+        size = self._descriptor.size
+        async with self._budget.layer(self._number):
+            if not self._landing.lanes or size - offset < LARGE:
+                await self._part(offset, size)
+                return
+            parts = deque((start, min(start + PART, size)) for start in range(offset, size, PART))
+            answered = asyncio.Event()
+
+            def answer(body: Body) -> None:
+                if not body.ranges:
+                    parts.clear()
+                    body.take_all()
+                answered.set()
+
+            async def stream(first: bool) -> None:
+                if first:
+                    await self._part(*parts.popleft(), answer)
+                await answered.wait()
+                while parts:
+                    await self._part(*parts.popleft())
+
+            await together(stream(not number) for number in range(self._fetcher.streams))
+
+    async def _part(self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None) -> None:
+        """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there."""
+        descriptor, landing = self._descriptor, self._landing
+        async with self._budget.connection(self._number), self._client.fetch(self._reference, asked(descriptor), start, end - start) as body:
+            self._bodies.append(body)
+            answered(body)
+            async with landing.lane(start) as lane:
+                async for chunk in body:
+                    await lane.write(chunk)
+                    self._fetcher.moving[descriptor.digest] = (landing.received, descriptor.size)
+                    fault("images.fetching")

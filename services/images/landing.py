@@ -1,16 +1,23 @@
 """Where a blob lands that is fetched: the file of an ingest, or, where content is served by a foreign store, its stream.
 
-A file is written and hashed by threads, a batch at a time, while the event loop receives the next: so neither the disk nor the hashing holds up other transfers. What is in the file from
-an earlier attempt is hashed first. A blob is durable when its commit has returned; the content service sees to that.
+A file is written and hashed by threads, a batch at a time, while the event loop receives the next: so neither the disk nor the hashing holds up other transfers. Bytes come on *lanes*, each
+from where it begins on: several connections may bring parts of one blob. What is there without a gap, from the first byte on, is the landing's *offset*; it is hashed as it grows, and whoever follows
+the landing may read so far. What is in the file from an earlier attempt is hashed first. A blob is durable when its commit has returned; the content service sees to that.
+
+A landing that is left before its commit keeps its offset: the file is cut there. If the process dies instead, the file may have gaps. They are holes, in which a filesystem has no data, and the
+next attempt goes on before the first of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from services.content.store import Digest, Writer
 from services.images import threads
@@ -22,88 +29,169 @@ BATCH = 1 << 20
 _POOL = ThreadPoolExecutor(8, "landing")
 """Of its own, so that hashing a large ingest again does not hold up small work in the common one."""
 
+_NEWS = 4096
+"""Numbers that tell a follower about one blob, at most: a pipe holds twice as many, so telling never waits."""
+
 Commit = Callable[[Mapping[str, str]], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Following:
+    """A blob that still lands, as a worker reads it: the file ``blob``, the ``news`` of how many bytes are there (as ``snapshots/diff/apply.py`` has them), and the ``size`` in the end."""
+
+    blob: int
+    news: int
+    size: int
+    broken: bool = False
+    """The landing began anew, or was given up: there will be no more news, and what was read may be wrong."""
 
 
 class FileLanding:
     """A landing in the open and locked file ``fd``, which becomes its own. ``commit`` makes the file, which is closed and right, the blob."""
 
+    lanes = True
+    """Whether bytes may come in several places at once."""
+
     def __init__(self, fd: int, digest: Digest, size: int, commit: Commit) -> None:
         self.offset = 0
+        self.received = 0
+        """Bytes that were taken, wherever they belong."""
         self.committed = False
         self._fd = fd
+        self._reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        """For followers. Not a duplicate, which would share the lock."""
         self._digest = digest
         self._size = size
         self._commit = commit
         self._hash = hashlib.new(digest.algorithm)
-        self._batch: list[bytes] = []
-        self._waiting = 0
-        self._writing: asyncio.Future[None] | None = None
+        self._hashing = False
+        self._ahead: dict[int, int] = {}
+        """What is in the file beyond ``offset``: where each piece begins, and where it ends."""
+        self._storing: set[asyncio.Task[None]] = set()
+        self._followers: list[_Teller] = []
         self._stopped = False
+
+    @property
+    def closed(self) -> bool:
+        """It cannot be followed any more."""
+        return self._reading < 0
 
     async def resumed(self) -> None:
         """Hash what is there already; more than there can be is dropped."""
-        there = os.fstat(self._fd).st_size
-        if there > self._size:
+        if os.fstat(self._fd).st_size > self._size:
             await self.restart()
-        elif there:
+        elif there := _without_holes(self._fd):
             with tracing.span("images.rehash", digest=str(self._digest), bytes=there):
-                await threads.run(_POOL, self._hash_file, self._stop)
-            self.offset = there
+                await threads.run(_POOL, lambda: self._hash_file(0, there), self._stop)
+            self.offset = self.received = there
 
     def _stop(self) -> None:
         self._stopped = True
 
-    def _hash_file(self) -> None:
-        while not self._stopped and (piece := os.read(self._fd, BATCH)):
+    def _hash_file(self, start: int, end: int) -> None:
+        while start < end and not self._stopped and (piece := os.pread(self._fd, min(BATCH, end - start), start)):
             self._hash.update(piece)
+            start += len(piece)
 
-    async def write(self, data: bytes) -> None:
-        """Take more bytes; earlier ones may still be on their way to the file. ResourceExhausted if the disk is full."""
-        self._batch.append(data)
-        self._waiting += len(data)
-        self.offset += len(data)
-        if self._waiting >= BATCH:
-            await self._written()
-            self._begin()
+    # ------------------------------------------------------------------------------------------ bytes
 
-    def _begin(self) -> None:
-        batch, self._batch, self._waiting = self._batch, [], 0
-        self._writing = asyncio.get_running_loop().run_in_executor(_POOL, self._store, batch)
+    @contextlib.asynccontextmanager
+    async def lane(self, at: int) -> AsyncIterator[Lane]:
+        """Bytes from ``at`` on. When the block has ended well, all of them are in the file. ResourceExhausted if the disk is full."""
+        lane = Lane(self._store, at)
+        try:
+            yield lane
+        finally:
+            await lane.flushed()
 
-    def _store(self, batch: list[bytes]) -> None:
+    def _store(self, start: int, batch: list[bytes]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(self._stored(start, batch))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen: it is for whoever waits for the lane
+        self.received += sum(map(len, batch))
+        return task
+
+    async def _stored(self, start: int, batch: list[bytes]) -> None:
+        loop = asyncio.get_running_loop()
         data = batch[0] if len(batch) == 1 else b"".join(batch)
-        self._hash.update(data)
+        end = start + len(data)
+        if start == self.offset and not self._hashing:
+            self._hashing = True
+            try:
+                await loop.run_in_executor(_POOL, self._write, data, start, True)
+            finally:
+                self._hashing = False
+            self._grown(end)
+        else:
+            await loop.run_in_executor(_POOL, self._write, data, start, False)
+            self._ahead[start] = end
+        while not self._hashing and self.offset in self._ahead:
+            begin = end = self.offset
+            while (further := self._ahead.pop(end, None)) is not None:
+                end = further
+            self._hashing = True
+            try:
+                await loop.run_in_executor(_POOL, self._hash_file, begin, end)
+            finally:
+                self._hashing = False
+            self._grown(end)
+
+    def _write(self, data: bytes, at: int, hashed: bool) -> None:
+        if hashed:
+            self._hash.update(data)
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self._fd, view):]
+                done = os.pwrite(self._fd, view, at)
+                view, at = view[done:], at + done
         except OSError as error:
             raise errors.ResourceExhausted(f"writing {self._digest}: {error.strerror}") from None
 
-    async def _written(self) -> None:
-        """Wait for what is being written; cancelled, it goes on and is waited for by :meth:`close`."""
-        if self._writing is not None:
-            await asyncio.shield(self._writing)
-            self._writing = None
+    def _grown(self, offset: int) -> None:
+        self.offset = offset
+        for follower in self._followers:
+            follower.tell(offset)
 
-    async def _flushed(self) -> None:
-        await self._written()
-        if self._batch:
-            self._begin()
-            await self._written()
+    async def _settled(self) -> None:
+        """Wait for what is being written. Failures are for those whose bytes they were."""
+        while self._storing:
+            await asyncio.wait(set(self._storing))
+
+    # ------------------------------------------------------------------------------------------ followers
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[Following]:
+        """The landing, which is not closed, for another process to read while it grows."""
+        teller = _Teller(os.dup(self._reading), self._size)
+        self._followers.append(teller)
+        teller.tell(self.offset)
+        try:
+            yield teller.following
+        finally:
+            if teller in self._followers:
+                self._followers.remove(teller)
+            teller.close()
+
+    def _break_off(self) -> None:
+        for follower in self._followers:
+            follower.break_off()
+        self._followers.clear()
+
+    # ------------------------------------------------------------------------------------------ the end
 
     async def restart(self) -> None:
-        """Back to no bytes."""
-        await self._written()
+        """Back to no bytes, for followers too."""
+        self._break_off()
+        await self._settled()
         os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
         self._hash = hashlib.new(self._digest.algorithm)
-        self._batch, self._waiting, self.offset = [], 0, 0
+        self._ahead.clear()
+        self.offset = self.received = 0
 
     async def commit(self, labels: Mapping[str, str]) -> None:
         """Make it a blob; FailedPrecondition if its bytes are others than the digest says, and then it can be restarted. AlreadyExists if somebody else made it."""
-        await self._flushed()
+        await self._settled()
         found = self._hash.hexdigest()
         if self.offset != self._size:
             raise errors.FailedPrecondition(f"{self._digest}: {self.offset} bytes instead of {self._size}")
@@ -114,16 +202,19 @@ class FileLanding:
         self.committed = True
 
     async def close(self) -> None:
-        """Let go of the file, with all bytes that were taken; what was not committed can be resumed. Not for long: no more than two batches are under way."""
+        """Let go of the file, with all bytes up to the offset; what was not committed can be resumed. Not for long: no more than two batches of each lane are under way."""
         await rpc.shielded(self._closed())
 
     async def _closed(self) -> None:
-        try:
-            await self._flushed()
-        except errors.NodeError:
-            pass  # the disk is full; whoever wrote was told
-        finally:
-            self._close()
+        if not self.committed:
+            self._break_off()
+        await self._settled()
+        if self._fd >= 0 and os.fstat(self._fd).st_size > self.offset:
+            os.ftruncate(self._fd, self.offset)
+        self._close()
+        if self._reading >= 0:
+            os.close(self._reading)
+            self._reading = -1
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -131,8 +222,97 @@ class FileLanding:
             self._fd = -1
 
 
+class Lane:
+    """Bytes on their way to a landing, in order from ``at`` on; ``store`` writes a batch of them."""
+
+    def __init__(self, store: Callable[[int, list[bytes]], asyncio.Task[None]], at: int) -> None:
+        self.at = at
+        """Where the next byte goes."""
+        self._store = store
+        self._batch: list[bytes] = []
+        self._waiting = 0
+        self._storing: asyncio.Task[None] | None = None
+
+    async def write(self, data: bytes) -> None:
+        """Take more bytes; earlier ones may still be on their way to the file. ResourceExhausted if the disk is full."""
+        self._batch.append(data)
+        self._waiting += len(data)
+        self.at += len(data)
+        if self._waiting >= BATCH:
+            await self._stored()
+            self._begin()
+
+    def _begin(self) -> None:
+        self._storing = self._store(self.at - self._waiting, self._batch)
+        self._batch, self._waiting = [], 0
+
+    async def _stored(self) -> None:
+        """Wait for what is being written; cancelled, it goes on and is waited for when the landing is closed."""
+        if self._storing is not None:
+            storing, self._storing = self._storing, None
+            await asyncio.shield(storing)
+
+    async def flushed(self) -> None:
+        """Wait until all is written."""
+        try:
+            await self._stored()
+        finally:
+            if self._batch:
+                self._begin()
+        await self._stored()
+
+
+class _Teller:
+    """A follower's end of the news."""
+
+    def __init__(self, blob: int, size: int) -> None:
+        self._step = max(BATCH // 4, size // _NEWS)
+        self._told = 0
+        news, self._tell = os.pipe2(os.O_CLOEXEC)
+        self.following = Following(blob, news, size)
+
+    def tell(self, offset: int) -> None:
+        """So many bytes are there."""
+        if offset >= self._told + self._step or offset == self.following.size:
+            self._told = offset
+            with contextlib.suppress(BrokenPipeError):  # it has read enough, and says why
+                os.write(self._tell, offset.to_bytes(8, "little"))
+
+    def break_off(self) -> None:
+        """There will be no more news."""
+        self.following.broken = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._tell >= 0:
+            os.close(self._tell)
+            self._tell = -1
+
+    def close(self) -> None:
+        """Nobody follows any more."""
+        self._hang_up()
+        os.close(self.following.news)
+        os.close(self.following.blob)
+
+
+def _without_holes(fd: int) -> int:
+    """Bytes at the beginning of a file that were written without a gap. The last block before a hole may be half empty, so it does not count."""
+    info = os.fstat(fd)
+    if not info.st_size:
+        return 0
+    try:
+        hole = os.lseek(fd, 0, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return info.st_size  # a filesystem that does not tell; a gap will show in the digest
+    return hole if hole == info.st_size else max(0, hole - max(4096, info.st_blksize))
+
+
 class StreamLanding:
     """A landing in a store that has streams only. It hashes, and says at the commit what is wrong."""
+
+    lanes = False
 
     def __init__(self, writer: Writer, digest: Digest, size: int, reopened: Callable[[], Awaitable[Writer]]) -> None:
         self.committed = False
@@ -145,8 +325,15 @@ class StreamLanding:
     def offset(self) -> int:
         return self._writer.offset
 
-    async def write(self, data: bytes) -> None:
-        await self._writer.write(data)
+    @property
+    def received(self) -> int:
+        return self._writer.offset
+
+    @contextlib.asynccontextmanager
+    async def lane(self, at: int) -> AsyncIterator[Writer]:
+        if at != self._writer.offset:
+            raise errors.Internal(f"a lane from {at} in a stream of {self._writer.offset} bytes")
+        yield self._writer
 
     async def restart(self) -> None:
         await self._writer.close()
@@ -164,13 +351,17 @@ class StreamLanding:
 class SharedLanding:
     """A landing that needs no bytes, since another namespace has the blob; its commit is all there is to do."""
 
+    lanes = False
+
     def __init__(self, size: int, commit: Commit) -> None:
-        self.offset = size
+        self.offset = self.received = size
         self.committed = False
         self._commit = commit
 
-    async def write(self, data: bytes) -> None:
+    @contextlib.asynccontextmanager
+    async def lane(self, at: int) -> AsyncIterator[Lane]:
         raise errors.Internal("bytes for a blob that needs none")
+        yield
 
     async def restart(self) -> None:
         raise errors.FailedPrecondition("the blob that another namespace has is not what it should be")

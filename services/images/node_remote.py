@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from api.containerd.services.diff.v1 import diff_pb2
 from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.introspection.v1 import introspection_pb2
 from api.containerd.services.leases.v1 import leases_pb2
 from services.content.blobs_remote import Blobs, Ingest, locked
 from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
@@ -25,8 +26,11 @@ from services.images import threads
 from services.images import transfer_convert as convert
 from services.images.landing import FileLanding, SharedLanding, StreamLanding
 from services.images.oci import DOCUMENT_LIMIT, Descriptor, digest_of
-from services.images.transfer import UNCOMPRESSED, Image
-from services.kit import errors, rpc
+from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing
+from services.kit import errors, rpc, tracing
+from services.snapshots.diff import media
+from services.snapshots.diff import mounts as workers_mounts
+from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
 
@@ -39,16 +43,19 @@ EXPIRES = datetime.timedelta(hours=24)
 
 
 class RemoteNode:
-    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's."""
+    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's. ``appliers`` unpack layers, where Diff is not served by somebody else."""
 
-    def __init__(self, gateway: rpc.Channel, headers: Mapping[str, str | bytes]) -> None:
+    def __init__(self, gateway: rpc.Channel, headers: Mapping[str, str | bytes], appliers: Appliers) -> None:
         self.headers = dict(headers)
+        self._appliers = appliers
+        self._here = False
         self.namespace = str(self.headers.get(rpc.NAMESPACE, ""))
         self._gateway = gateway
         self._store = RemoteStore(gateway, self.headers)
         self._blobs = Blobs(gateway)
         self._files = RemoteFiles(gateway, self.headers)
         self._images = gateway.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
+        self._introspection = gateway.client(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"])
         self._diff = gateway.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
 
     @contextlib.asynccontextmanager
@@ -71,7 +78,7 @@ class RemoteNode:
                 log.warning("lease %s is left to expire: %s", lease, error)
 
         try:
-            yield RemoteNode(self._gateway, {**self.headers, rpc.LEASE: lease})
+            yield RemoteNode(self._gateway, {**self.headers, rpc.LEASE: lease}, self._appliers)
         finally:
             await rpc.shielded(ended())
 
@@ -192,12 +199,47 @@ class RemoteNode:
     def snapshotter(self, name: str) -> RemoteSnapshotter:
         return RemoteSnapshotter(self._gateway, snapshotter=name, headers=self.headers)
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
-        request = diff_pb2.ApplyRequest(diff=convert.descriptor_to_pb(layer), mounts=convert.mounts_to_pb(mounts))
-        response = await self._diff.Apply(request, headers=self.headers, timeout=None)
-        return str(response.applied.digest)
+    async def unpacks(self, snapshotter: str) -> How:
+        """Diff of ours is the same program as those of ``appliers``; somebody else's is asked to do its work itself, and reads blobs that are there."""
+        wanted = (f"type=={_SNAPSHOTTER},id=={snapshotter}", f"type=={_DIFFER},id=={_OURS}")
+        plugins = (await self._introspection.Plugins(introspection_pb2.PluginsRequest(filters=wanted), headers=self.headers)).plugins
+        self._here = any(plugin.type == _DIFFER for plugin in plugins)
+        return How(self._here, self._here and any("rebase" in plugin.capabilities for plugin in plugins if plugin.type == _SNAPSHOTTER))
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
+        if not self._here:
+            request = diff_pb2.ApplyRequest(diff=convert.descriptor_to_pb(layer), mounts=convert.mounts_to_pb(mounts))
+            return Applied((await self._diff.Apply(request, headers=self.headers, timeout=None)).applied.digest)
+        target, detect = list(map(_for_worker, mounts)), media.may_be_compressed(layer.media_type)
+        with tracing.span("images.apply", digest=layer.digest, size=layer.size, arriving=landing is not None):
+            if landing is None:
+                async with self.reading(layer.digest) as blob:
+                    applied = await self._appliers.apply(target, blob, detect=detect, alone=alone)
+            else:
+                assert isinstance(landing, FileLanding)
+                with landing.followed() as following:
+                    try:
+                        applied = await self._appliers.apply(target, following.blob, detect=detect, alone=alone, growth=Growth(following.news, following.size))
+                    except errors.NodeError:
+                        if not following.broken:
+                            raise
+                    if following.broken:
+                        raise BegunAnew
+        return Applied(applied.diff_id, applied.unnamed)
+
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
+        upper, view = mounts[0], _for_worker(below[0])
+        lower = view.source if view.type == "bind" else view.option("lowerdir")
+        await self._appliers.inherit([workers_mounts.Mount("overlay", "overlay", "", (f"upperdir={upper.source}", f"lowerdir={lower}"))], unnamed)
 
 
+def _for_worker(mount: Mount) -> workers_mounts.Mount:
+    return workers_mounts.Mount(mount.type, mount.source, mount.target, mount.options)
+
+
+_SNAPSHOTTER, _DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1"
+_OURS = "walking"
+"""The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
 _STANDSTILL = 30.0
 """Seconds for which an ingest that another process has locked may stand still."""
 _PATIENCE = 5.0

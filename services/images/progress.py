@@ -36,6 +36,8 @@ class _Job:
     parents: tuple[str, ...]
     state: str = "waiting"
     progress: int = 0
+    unpacked: int = -1
+    """Bytes of a layer that are unpacked; -1 before that begins. It may begin while the layer is still downloading."""
 
 
 class Tracker:
@@ -86,8 +88,7 @@ class Tracker:
 
     def extracting(self, descriptor: Descriptor, progress: int) -> None:
         """So many bytes of a layer are unpacked; its size means all. (An ``Extracting`` of ``unpack.py``.)"""
-        job = self._job(descriptor)
-        job.state, job.progress = "extracting", progress
+        self._job(descriptor).unpacked = progress
 
     def _job(self, descriptor: Descriptor) -> _Job:
         parents = tuple(self._parents.get(descriptor.digest, ())) or (self._root,)
@@ -112,11 +113,9 @@ class Tracker:
             if offset > job.progress:
                 job.progress = offset
                 self._tell(job, self._moving, offset, total)
-        elif job.state == "waiting":
-            if await self._done(job.descriptor.digest) and job.state == "waiting":
-                job.state = "complete"
-                self._tell(job, "complete", size)
-        elif job.state == "extracting":
-            done = job.progress >= size
-            job.state = "extracted" if done else job.state
-            self._tell(job, "extracted" if done else "extracting", size if done else job.progress)
+        elif job.state == "waiting" and await self._done(job.descriptor.digest):
+            job.state = "complete"
+            self._tell(job, "complete", size)
+        if job.state in ("complete", "extracting") and job.unpacked >= 0:
+            job.state = "extracted" if job.unpacked >= size else "extracting"
+            self._tell(job, job.state, job.unpacked)

@@ -2,8 +2,8 @@
 
 1. The name is resolved to a digest; from here on everything is named by digest.
 2. The documents are walked from the top: each is fetched, labelled with what it refers to, and its children that the destination wants are walked, all at once (``graph.py``).
-3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the image is to be unpacked, each is unpacked as soon as it and those below it are
-   there, while those above it arrive; layers whose snapshots exist are not even fetched.
+3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the image is to be unpacked, each is unpacked while it arrives; layers whose snapshots
+   exist are not even fetched.
 4. The images are stored under the names that the destination says.
 
 A pull that fails or is cancelled stops all of this at once. What it has of a blob stays for a day, to be gone on with.
@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 
 from services.images import names, oci, registry, unpack
 from services.images.asking import client_of, resolved, with_source
-from services.images.fetching import Fetcher
+from services.images.fetching import Begun, Fetcher, nobody_follows
 from services.images.graph import Graph
+from services.images.landing import FileLanding
 from services.images.oci import Descriptor
 from services.images.progress import Tracker
 from services.images.registry import Reference
 from services.images.together import together
-from services.images.transfer import ImageStore, Node, Progress, Registry, Report, Unpacking
+from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
 from services.images.unpack import Unpacker
 from services.kit import errors, tracing
 from services.kit.faults import fault
@@ -103,32 +104,25 @@ class _Pull:
     async def _unpacked(self, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker) -> None:
         """Fetch an image's config and layers, and unpack it meanwhile."""
         await self._fetch(config, tracker)
-        there = [asyncio.Event() for _ in layers]
-        lowest: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        async def available(number: int) -> None:
-            if not lowest.done():
-                lowest.set_result(number)
-            await there[number].wait()
+        blobs = _Arriving(len(layers))
 
         async def unpacked() -> None:
-            chain_id = await self._unpacker.unpack(self._node, config, layers, self._wanted, available=available, extracting=tracker.extracting)
-            if not lowest.done():  # all are unpacked already; or it is not for this machine, and then nothing is
-                lowest.set_result(len(layers) if chain_id else 0)
+            chain_id = await self._unpacker.unpack(self._node, config, layers, self._wanted, blobs=blobs, extracting=tracker.extracting)
+            blobs.wanted(len(layers) if chain_id else 0)  # all are unpacked already; or it is not for this machine, and then nothing is
 
         async def fetched(number: int) -> None:
-            await self._fetch(layers[number], tracker, number)
-            there[number].set()
+            await self._fetch(layers[number], tracker, number, lambda landing: blobs.lands(number, landing))
+            blobs.arrived(number)
 
         async def fetching() -> None:
-            await together(map(fetched, range(await lowest, len(layers))))
+            await together(map(fetched, range(await blobs.lowest, len(layers))))
 
         await together([unpacked(), fetching()])
 
-    async def _fetch(self, descriptor: Descriptor, tracker: Tracker, number: int = 0) -> None:
+    async def _fetch(self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = nobody_follows) -> None:
         self._asked[descriptor.digest] = descriptor
         tracker.add(descriptor)
-        if await self._fetcher.fetch(self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number):
+        if await self._fetcher.fetch(self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun):
             self._done.add(descriptor.digest)
             return
         self._done.add(descriptor.digest)
@@ -136,3 +130,41 @@ class _Pull:
         labels = with_source((await self._node.info(descriptor.digest)).labels, self._reference)
         if labels:
             await self._node.label(descriptor.digest, labels)
+
+
+class _Arriving:
+    """The layers of an image on their way: :class:`~services.images.unpack.Blobs`."""
+
+    def __init__(self, count: int) -> None:
+        self.lowest: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """The lowest layer that is wanted, once it is known."""
+        self._landings: list[FileLanding | None] = [None] * count
+        self._begun = [asyncio.Event() for _ in range(count)]
+        self._there = [asyncio.Event() for _ in range(count)]
+
+    def wanted(self, number: int) -> None:
+        if not self.lowest.done():
+            self.lowest.set_result(number)
+
+    def lands(self, number: int, landing: Landing) -> None:
+        """A blob begins to arrive."""
+        if isinstance(landing, FileLanding):
+            self._landings[number] = landing
+            self._begun[number].set()
+
+    def arrived(self, number: int) -> None:
+        """A blob is there."""
+        self._landings[number] = None
+        self._begun[number].set()
+        self._there[number].set()
+
+    async def begun(self, number: int) -> Landing | None:
+        await self._begun[number].wait()
+        landing = self._landings[number]
+        if landing is not None and landing.closed:  # it will be there in a moment, or never
+            await self._there[number].wait()
+            return None
+        return landing
+
+    async def there(self, number: int) -> None:
+        await self._there[number].wait()

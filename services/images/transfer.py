@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from services.content.store import Info
 from services.images.oci import Descriptor
@@ -197,16 +197,31 @@ class Filling(Protocol):
         ...
 
 
-class Landing(Protocol):
-    """A blob being fetched: an ingest of which ``offset`` bytes are there, of this or an earlier attempt."""
-
-    @property
-    def offset(self) -> int:
-        """How many bytes are there."""
-        ...
+class Lane(Protocol):
+    """Bytes on their way to a landing."""
 
     async def write(self, data: bytes) -> None:
         """The next bytes. ResourceExhausted if the disk is full."""
+        ...
+
+
+class Landing(Protocol):
+    """A blob being fetched: an ingest of which ``offset`` bytes are there without a gap, of this or an earlier attempt; ``received`` counts those beyond it too.
+
+    ``lanes``: whether bytes may come in several places at once; else all come on one, from ``offset`` on.
+    """
+
+    @property
+    def lanes(self) -> bool: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def received(self) -> int: ...
+
+    def lane(self, at: int) -> AbstractAsyncContextManager[Lane]:
+        """For the bytes from ``at`` on. All that it took are written when the block has ended well."""
         ...
 
     async def restart(self) -> None:
@@ -216,6 +231,24 @@ class Landing(Protocol):
     async def commit(self, labels: Mapping[str, str]) -> None:
         """Make it a blob. FailedPrecondition if size or digest are not what they should be: then :meth:`restart`. AlreadyExists if somebody else made it."""
         ...
+
+
+class BegunAnew(Exception):
+    """A blob that was read while it arrived has begun anew: what was read may be wrong."""
+
+
+class How(NamedTuple):
+    """How layers can be unpacked: ``follows``, while their blobs arrive; ``side_by_side``, alone, since the snapshotter can chain them afterwards."""
+
+    follows: bool
+    side_by_side: bool
+
+
+class Applied(NamedTuple):
+    """A layer that was unpacked: its diff id; alone, also the directories that it uses and does not name."""
+
+    diff_id: str
+    unnamed: tuple[bytes, ...] = ()
 
 
 class Node(Protocol):
@@ -266,8 +299,19 @@ class Node(Protocol):
         """Snapshots by the snapshotter ``name``."""
         ...
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
-        """Unpack a layer onto mounts; the answer is its diff id."""
+    async def unpacks(self, snapshotter: str) -> How:
+        """What :meth:`apply` can do on mounts of this snapshotter."""
+        ...
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
+        """Unpack a layer onto mounts. ``landing`` is where its blob arrives, if it is not there: it is read as it comes, or BegunAnew.
+
+        ``alone``: there is one mount, a bind, of a snapshot without a parent, which it will get when it is committed; :meth:`inherit` comes before that.
+        """
+        ...
+
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
+        """Give directories of a layer that was unpacked alone what they have in the layers ``below``, which are mounts of a view of the parent."""
         ...
 
 

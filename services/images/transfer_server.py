@@ -31,6 +31,7 @@ from services.images.unpack import Unpacker
 from services.kit import any as kit_any
 from services.kit import errors, rpc, tracing
 from services.kit.rpc import Call
+from services.snapshots.diff.workers import Appliers
 
 End = ImageStore | Registry | ImportStream | ExportStream
 
@@ -42,12 +43,13 @@ LINGER_SECONDS = 5.0
 
 
 class TransferServicer:
-    """Transfers through ``gateway``, of the clients whose streams are in ``streams``. Without ``puller`` and ``pusher`` there are no pulls and pushes."""
+    """Transfers through ``gateway``, of the clients whose streams are in ``streams``; ``appliers`` unpack layers. Without ``puller`` and ``pusher`` there are no pulls and pushes."""
 
     SERVICE = pb.DESCRIPTOR.services_by_name["Transfer"]
 
-    def __init__(self, gateway: rpc.Channel, streams: Streams, unpacker: Unpacker, puller: Puller | None = None, pusher: Pusher | None = None) -> None:
+    def __init__(self, gateway: rpc.Channel, streams: Streams, appliers: Appliers, unpacker: Unpacker, puller: Puller | None = None, pusher: Pusher | None = None) -> None:
         self._gateway = gateway
+        self._appliers = appliers
         self._streams = streams
         self._unpacker = unpacker
         self._puller = puller
@@ -59,7 +61,7 @@ class TransferServicer:
             source = self._end(request.source, call, held)
             destination = self._end(request.destination, call, held)
             with tracing.span("images.transfer", source=str(kit_any.type_name(request.source)), destination=str(kit_any.type_name(request.destination))):
-                if not await self._transferred(source, destination, RemoteNode(self._gateway, call.passed_on()), report):
+                if not await self._transferred(source, destination, RemoteNode(self._gateway, call.passed_on(), self._appliers), report):
                     raise errors.Unimplemented.verbatim(
                         f"method Transfer not implemented for {request.source.type_url} to {request.destination.type_url}")
         return Empty()

@@ -1,7 +1,9 @@
 """From layers to snapshots: each layer of an image unpacked on top of those below it, committed under its chain id.
 
-A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others are unpacked in order: prepare a key of its own, ``extract-UNIQUE
-CHAINID``, on the chain id below; apply the layer to its mounts, compare the diff id, commit. A snapshotter that can make the layer itself (stargz, nydus) says that it exists, because the label
+A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others: prepare a key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts
+while its blob arrives; compare the diff id; commit, once the snapshot below is committed. Where the snapshotter has the capability ``rebase`` (overlayfs has) they are unpacked side by side, each
+*alone*, on no parent, and the commit brings the parent; before that, directories that the layer uses and does not name get their owners and modes from the layers below. Without the
+capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer itself (stargz, nydus) says that it exists, because the label
 ``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
 
 In the end the blob of each unpacked layer is labelled with its diff id, and the config's with the topmost chain id (``containerd.io/gc.ref.snapshot.NAME``), which is why the collector
@@ -10,16 +12,21 @@ keeps the snapshots as long as the image. Of transfers that unpack the same laye
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from services.images import platforms
+from services.images.budget import Budget
 from services.images.oci import Config, Descriptor, chain_ids, is_config, is_layer
 from services.images.platforms import OnlySystem
-from services.images.transfer import UNCOMPRESSED, Node, Unpacking
+from services.images.together import together
+from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, Node, Unpacking
 from services.images.turns import Turns
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
@@ -37,16 +44,37 @@ _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
 _TRIES = 3
 
-Available = Callable[[int], Awaitable[None]]
-"""Returns when the blob of the layer of this number (0 is the lowest) is there. Asked in order and only for layers that are unpacked; whoever fetches may
-take the first question as the time to begin with that layer and all above it."""
+class Blobs(Protocol):
+    """The layers' blobs of an image, by number; 0 is the lowest."""
+
+    def wanted(self, number: int) -> None:
+        """The blob of this number will be asked for, and all above it. Said at least once, before any is asked for."""
+        ...
+
+    async def begun(self, number: int) -> Landing | None:
+        """Returns when the blob has begun to arrive, with where it lands; None if it is there."""
+        ...
+
+    async def there(self, number: int) -> None:
+        """Returns when the blob is there."""
+        ...
+
 
 Extracting = Callable[[Descriptor, int], None]
 """Told how many of a layer's bytes are unpacked: 0 when it begins, its size when it is done."""
 
 
-async def _is_there(_: int) -> None:
-    """The ``Available`` of layers that are there from the start."""
+class There:
+    """The ``Blobs`` of an image whose layers are there from the start."""
+
+    def wanted(self, number: int) -> None:
+        return
+
+    async def begun(self, number: int) -> None:
+        return
+
+    async def there(self, number: int) -> None:
+        return
 
 
 def accepted(wanted: Sequence[Unpacking]) -> list[Unpacking]:
@@ -66,14 +94,15 @@ def parts(children: Sequence[Descriptor]) -> tuple[Descriptor | None, list[Descr
 class Unpacker:
     """Unpacks images; one for the whole process, since it knows which layers are being unpacked."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        self._budget = budget or Budget()
         self._turns = Turns()
 
     async def unpack(self, node: Node, config: Descriptor, layers: Sequence[Descriptor], wanted: Sequence[Unpacking], *,
-                     available: Available = _is_there, extracting: Extracting | None = None) -> str:
+                     blobs: Blobs | None = None, extracting: Extracting | None = None) -> str:
         """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose blob is there.
 
-        The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then nobody was asked whether layers are available.
+        The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then no layer was wanted.
         """
         with tracing.span("images.unpack", config=config.digest) as span:
             what = Config.parse(await node.document(config), config.digest)
@@ -82,56 +111,141 @@ class Unpacker:
             if not wanted or what.kind not in ("", "layers") or not OnlySystem(platforms.default()).matches(what.platform):
                 return ""
             name = wanted[0].snapshotter
-            span.set(snapshotter=name)
-            chain = ["", *chain_ids(what.diff_ids)]
-            for number, (layer, diff_id) in enumerate(zip(layers, what.diff_ids, strict=True)):
-                async with self._turns.alone((node.namespace, name, chain[number + 1])):
-                    await _Extraction(node, name, layer, diff_id, chain[number], chain[number + 1]).run(number, available, extracting)
+            chain = chain_ids(what.diff_ids)
+            how = await node.unpacks(name)
+            span.set(snapshotter=name, follows=how.follows, side_by_side=how.side_by_side)
+            stack = _Stack(node, name, node.snapshotter(name), how.follows, blobs or There(), extracting or _unheard, self._turns, self._budget,
+                           [_Layer(number, *each) for number, each in enumerate(zip(layers, what.diff_ids, chain, ["", *chain[:-1]], strict=True))])
+            await (stack.side_by_side() if how.side_by_side and len(chain) > 1 else stack.in_order())
             fault("images.unpacked")
             await node.label(config.digest, {f"containerd.io/gc.ref.snapshot.{name}": chain[-1]})
             return chain[-1]
 
 
+def _unheard(_: Descriptor, __: int) -> None:
+    """The ``Extracting`` of whoever does not want to know."""
+
+
+class _Layer(NamedTuple):
+    """A layer, from the lowest (0) on, and what its snapshot and the one below are called."""
+
+    number: int
+    descriptor: Descriptor
+    diff_id: str
+    chain_id: str
+    parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """The layers of one image on their way to being snapshots."""
+
+    node: Node
+    name: str
+    snapshotter: Snapshotter
+    follows: bool
+    """Layers may be read while they arrive."""
+    blobs: Blobs
+    extracting: Extracting
+    turns: Turns
+    budget: Budget
+    layers: Sequence[_Layer]
+
+    async def in_order(self) -> None:
+        """Each when the one below it is committed."""
+        for layer in self.layers:
+            async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
+                await _Extraction(self, layer).run()
+
+    async def side_by_side(self) -> None:
+        """All that are missing at once, as far as the budget goes; those upon one that is there."""
+        there = await asyncio.gather(*(self._is_there(layer) for layer in self.layers))
+        first = next((number + 1 for number in reversed(range(len(there))) if there[number]), 0)
+        if first:  # taken under the lease; or made again, if it has gone meanwhile
+            async with self.turns.alone((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
+                await _Extraction(self, self.layers[first - 1]).run()
+        below = asyncio.Event()
+        below.set()
+        work = []
+        for layer in self.layers[first:]:
+            work.append(self._alone(layer, below, done := asyncio.Event(), lowest=layer.number == first))
+            below = done
+        if work:
+            self.blobs.wanted(first)
+        await together(work)
+
+    async def _alone(self, layer: _Layer, below: asyncio.Event, done: asyncio.Event, *, lowest: bool) -> None:
+        async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
+            await _Extraction(self, layer).run(None if lowest else below)
+        done.set()
+
+    async def _is_there(self, layer: _Layer) -> bool:
+        try:
+            await self.snapshotter.stat(layer.chain_id)
+        except errors.NotFound:
+            return False
+        return True
+
+
 class _Extraction:
     """One layer on its way to being a snapshot."""
 
-    def __init__(self, node: Node, snapshotter: str, layer: Descriptor, diff_id: str, parent: str, chain_id: str) -> None:
-        self._node = node
-        self._name = snapshotter
-        self._snapshotter: Snapshotter = node.snapshotter(snapshotter)
+    def __init__(self, stack: _Stack, layer: _Layer) -> None:
+        self._stack = stack
+        self._node = stack.node
+        self._snapshotter = stack.snapshotter
         self._layer = layer
-        self._diff_id = diff_id
-        self._parent = parent
-        self._chain_id = chain_id
+        self._descriptor = layer.descriptor
         self._key = ""
+        labels = {key: value for key, value in layer.descriptor.annotations.items() if key == _REF or key.startswith(_INHERITED)}
+        self._labels = labels | {_REF: layer.chain_id, _DIFF_ID: layer.diff_id} | ({_PARENT: layer.parent} if layer.parent else {})
 
-    async def run(self, number: int, available: Available, extracting: Extracting | None) -> None:
-        labels = {key: value for key, value in self._layer.annotations.items() if key == _REF or key.startswith(_INHERITED)}
-        labels |= {_REF: self._chain_id, _DIFF_ID: self._diff_id} | ({_PARENT: self._parent} if self._parent else {})
-        mounts = await self._prepared(labels)
+    async def run(self, below: asyncio.Event | None = None) -> None:
+        """Make it. ``below`` is set when the layer below is committed, and this one is unpacked alone meanwhile; without, that one is there."""
+        while True:
+            try:
+                await self._run(below)
+                return
+            except BegunAnew:  # as often as the fetch begins anew: a few times at most
+                await self._stack.blobs.there(self._layer.number)
+
+    async def _run(self, below: asyncio.Event | None) -> None:
+        layer = self._layer
+        mounts = await self._prepared("" if below is not None else layer.parent)
         if mounts is None:
             return
+        if below is not None and not (len(mounts) == 1 and mounts[0].type == "bind"):  # of a snapshotter that rebases in another way than overlayfs
+            await self._removed(self._key)
+            await below.wait()
+            await self._run(None)
+            return
         staged = bool(mounts) and "ro" in mounts[-1].options
+        unnamed: Sequence[bytes] = ()
         try:
             if not staged:
-                await available(number)
-                await self._applied(mounts, extracting)
-            await self._committed(labels)
+                unnamed = await self._applied(mounts, alone=below is not None)
+                await self._stack.blobs.there(layer.number)
+            if below is not None:
+                await below.wait()
+            if unnamed:
+                await self._inherited(mounts, unnamed)
+            await self._committed("" if below is None else layer.parent)
         except BaseException:
-            await rpc.shielded(self._removed())
+            await rpc.shielded(self._removed(self._key))
             raise
         if not staged:
-            await self._node.label(self._layer.digest, {UNCOMPRESSED: self._diff_id})
+            await self._node.label(self._descriptor.digest, {UNCOMPRESSED: layer.diff_id})
 
-    async def _prepared(self, labels: dict[str, str]) -> list[Mount] | None:
+    async def _prepared(self, parent: str) -> list[Mount] | None:
         """Mounts to unpack onto; None where the snapshot is there, or was made for us."""
+        chain_id = self._layer.chain_id
         for attempt in range(_TRIES):
-            self._key = f"extract-{_unique()} {self._chain_id}"
+            self._key = f"extract-{_unique()} {chain_id}"
             try:
-                return await self._snapshotter.prepare(self._key, self._parent, labels)
+                return await self._snapshotter.prepare(self._key, parent, self._labels)
             except errors.AlreadyExists:
                 try:
-                    await self._snapshotter.stat(self._chain_id)
+                    await self._snapshotter.stat(chain_id)
                     return None
                 except errors.NotFound:
                     if attempt == _TRIES - 1:
@@ -140,34 +254,51 @@ class _Extraction:
                 raise _explained(error, f"failed to prepare extraction snapshot {quoted(self._key)}") from None
         raise errors.AlreadyExists(f"unable to prepare extraction snapshot: snapshot {quoted(self._key)}")
 
-    async def _applied(self, mounts: Sequence[Mount], extracting: Extracting | None) -> None:
-        if extracting is not None:
-            extracting(self._layer, 0)
-        try:
-            found = await self._node.apply(self._layer, mounts)
-        except errors.NodeError as error:
-            what = f"{self._layer.media_type} {self._layer.digest}"
-            raise _explained(error, f"failed to extract layer ({what}) to {self._name} as {quoted(self._key)}") from None
-        if found != self._diff_id:
-            raise errors.Unknown(f"wrong diff id {quoted(found)} calculated on extraction {quoted(self._diff_id)}, desc {quoted(self._layer.digest)}")
-        if extracting is not None:
-            extracting(self._layer, self._layer.size)
+    async def _applied(self, mounts: Sequence[Mount], *, alone: bool) -> Sequence[bytes]:
+        """Unpack it; the answer is what :meth:`_inherited` is for."""
+        layer, blobs = self._descriptor, self._stack.blobs
+        blobs.wanted(self._layer.number)
+        await (blobs.begun if self._stack.follows else blobs.there)(self._layer.number)
+        async with self._stack.budget.unpacking(self._layer.number):
+            landing = await blobs.begun(self._layer.number)
+            self._stack.extracting(layer, 0)
+            try:
+                applied = await self._node.apply(layer, mounts, landing=landing, alone=alone)
+            except errors.NodeError as error:
+                what = f"{layer.media_type} {layer.digest}"
+                raise _explained(error, f"failed to extract layer ({what}) to {self._stack.name} as {quoted(self._key)}") from None
+        if applied.diff_id != self._layer.diff_id:
+            raise errors.Unknown(f"wrong diff id {quoted(applied.diff_id)} calculated on extraction {quoted(self._layer.diff_id)}, desc {quoted(layer.digest)}")
+        self._stack.extracting(layer, layer.size)
+        return applied.unnamed
 
-    async def _committed(self, labels: dict[str, str]) -> None:
+    async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
+        """Directories that the layer uses and does not name become what they are in the layers below, which are there now."""
+        key = f"inherit-{_unique()} {self._layer.chain_id}"
         try:
-            await self._snapshotter.commit(self._chain_id, self._key, labels)
+            below = await self._snapshotter.view(key, self._layer.parent)
+            await self._node.inherit(mounts, below, unnamed)
+        except errors.NodeError as error:
+            raise _explained(error, f"failed to chain layer {self._descriptor.digest} to {quoted(self._layer.parent)}") from None
+        finally:
+            await rpc.shielded(self._removed(key))
+
+    async def _committed(self, parent: str) -> None:
+        """Commit it; on ``parent``, if it was prepared on none."""
+        try:
+            await self._snapshotter.commit(self._layer.chain_id, self._key, self._labels, parent)
         except errors.AlreadyExists:  # somebody else's client unpacked it meanwhile
-            await self._removed()
+            await self._removed(self._key)
         except errors.NodeError as error:
             raise _explained(error, f"failed to commit snapshot {self._key}") from None
 
-    async def _removed(self) -> None:
+    async def _removed(self, key: str) -> None:
         try:
-            await self._snapshotter.remove(self._key)
+            await self._snapshotter.remove(key)
         except errors.NotFound:
             pass
         except errors.NodeError as error:
-            log.error("failed to cleanup %s: %s", quoted(self._key), error)
+            log.error("failed to cleanup %s: %s", quoted(key), error)
 
 
 def _explained(error: errors.NodeError, what: str) -> errors.NodeError:

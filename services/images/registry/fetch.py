@@ -58,6 +58,10 @@ class Body:
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._fetch.chunks()
 
+    def take_all(self) -> None:
+        """Go on to the end of the blob, however little was asked for: for a host that gives no parts, and so sends all of it anyway. Before the iteration."""
+        self.end = self.size
+
     def distrust(self, why: str) -> None:
         """The digest of what came is wrong: the hosts it came from are asked after all others for a while."""
         self._fetch.distrust(why)

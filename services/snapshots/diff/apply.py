@@ -4,13 +4,15 @@
 
 PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on. Standard input is a socket of packets, each a request or an answer; ``workers.py`` has the other end, and its words for them:
 
-    apply ID detect|plain sync|nosync alone|whole SIZE TRACE STATE MOUNT...   with files: the blob, where to answer, and, if the blob still grows, its news
+    apply ID TRACE STATE detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
+    inherit ID TRACE STATE MOUNT...                                           with files: where to answer, and names that end with zero bytes
     kill ID
-    ended ID STATUS                                                           the answer to each ``apply``, once the worker is gone; STATUS is waitpid's
+    ended ID STATUS                                                           the answer to the first two, once the worker is gone; STATUS is waitpid's
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount that, it does so in a mount namespace of its own, so that all workers share
-DIRECTORY. ``alone``: the target is an upper directory that has no layers below it yet. What a worker answers, on the file for that, is ``ok DIGEST SIZE`` (of the
-uncompressed layer), ``parents NAME`` (``alone``: a directory above NAME is only in the layers below), or ``error TEXT``.
+DIRECTORY. ``alone``: the target is bound, and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for that, is ``ok DIGEST SIZE`` (of the
+uncompressed layer), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero byte. Those get what they have from the layers below by
+``inherit``, when the overlay is known.
 
 A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight bytes, each telling how many are there by now; their end before SIZE means that no more will come.
 
@@ -27,12 +29,12 @@ import socket
 import sys
 
 from services.snapshots.diff import mounts, stream, tar
-from services.snapshots.diff.extract import EntryError, ParentMissing, Unpacker
+from services.snapshots.diff.extract import EntryError, Unpacker
 from services.snapshots.diff.mounts import Mount, MountError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 PACKET = 1 << 17
 """Bytes of a request at most: more than the kernel takes as options of a mount."""
@@ -89,7 +91,7 @@ class Waiting:
             self._requests.close()
             for fd in self._workers:
                 os.close(fd)
-            work(rest, files, self._directory, traced=self._traced)
+            work(what, rest, files, self._directory, traced=self._traced)
         for file in files:
             os.close(file)
         fd = os.pidfd_open(pid)
@@ -105,43 +107,59 @@ class Waiting:
         self._requests.send(f"ended\0{job}\0{status}".encode())
 
 
-def work(arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> None:
+def work(what: str, arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> None:
     """Be a worker; does not return."""
-    detect, sync, alone, size, *context = arguments[:6]
-    blob, answers, *news = files
+    context, arguments = arguments[:2], arguments[2:]
     try:
         if traced:
             from services.kit import tracing
 
             os.environ.update(zip(("TRACEPARENT", "TRACESTATE"), context, strict=True))
             tracing.setup("apply")
-        source = stream.Growing(blob, news[0], int(size)) if news else blob
-        target = mounts.from_arguments(arguments[6:])
-        if traced:
-            with tracing.span("diff.unpack") as span:
-                digest, length = unpack(target, directory, source, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
-                span.set(digest=digest, size=length)
+            with tracing.span("diff.unpack" if what == "apply" else "diff.inherit") as span:
+                answer, attributes = _WORK[what](arguments, files[1:], directory)
+                span.set(**attributes)
         else:
-            digest, length = unpack(target, directory, source, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
-        answer = f"ok {digest} {length}"
-    except ParentMissing as missing:
-        answer = f"parents {missing}"
+            answer, _ = _WORK[what](arguments, files[1:], directory)
     except (EntryError, MountError, tar.TarError, stream.CompressionError) as error:
-        answer = f"error {error}"
+        answer = _error(str(error))
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        answer = f"error {name}{mounts.words(error.errno) if error.errno else error}"
+        answer = _error(f"{name}{mounts.words(error.errno) if error.errno else error}")
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
     if traced:
         tracing.shutdown()
-    os.write(answers, answer.replace("\n", "\\n").encode("utf-8", "surrogateescape"))
+    os.write(files[0], answer)
     os._exit(0)  # a thread that still inflates is not waited for
 
 
-def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[str, int]:
-    """Apply the layer in ``source`` to ``target``; its diff id and uncompressed size. The process's root is another afterwards."""
+def _error(text: str) -> bytes:
+    return f"error {text}".replace("\n", "\\n").encode("utf-8", "surrogateescape")
+
+
+def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> tuple[bytes, dict[str, str | int]]:
+    detect, sync, alone, size = arguments[:4]
+    blob, *news = files
+    source = stream.Growing(blob, news[0], int(size)) if news else blob
+    chunks, unnamed = unpack(mounts.from_arguments(arguments[4:]), directory, source, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
+    answer = f"ok {chunks.digest} {chunks.size}".encode()
+    return b"\0".join((answer, *unnamed)) if alone == "alone" else answer, {"digest": chunks.digest, "size": chunks.size}
+
+
+def _inherit(arguments: Sequence[str], files: Sequence[int], directory: str) -> tuple[bytes, dict[str, str | int]]:
+    with open(files[0], "rb") as names:
+        unnamed = names.read().split(b"\0")[:-1]
+    _enter(mounts.from_arguments(arguments), directory, alone=False).inherit(unnamed)
+    return b"ok", {"directories": len(unnamed)}
+
+
+_WORK = {"apply": _apply, "inherit": _inherit}
+
+
+def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[stream.Digested, Iterable[bytes]]:
+    """Apply the layer in ``source`` to ``target``: its digest and size, and the directories that it does not name. The process's root is another afterwards."""
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, detect=detect)
     unpacker = _enter(target, directory, alone=alone)
@@ -154,7 +172,7 @@ def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing
         fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
         mounts.syncfs(fd)
         os.close(fd)
-    return chunks.digest, chunks.size
+    return chunks, unpacker.unnamed
 
 
 def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> Unpacker:
@@ -162,7 +180,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> Unpacker:
     if alone:
         (upper,) = target
         _change_root(upper.source)
-        return Unpacker(overlay="trusted.overlay.", alone=True)
+        return Unpacker(overlay="trusted.overlay.")
     if len(target) == 1 and target[0].type == "overlay" and (upper_directory := target[0].option("upperdir")):
         lowers = []
         for lower in target[0].option("lowerdir").split(":"):

@@ -25,7 +25,7 @@ from services.snapshots.diff.stream import CompressionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -38,20 +38,17 @@ class EntryError(Exception):
     """An entry that cannot be unpacked; the text names it."""
 
 
-class ParentMissing(Exception):
-    """A directory that an entry is in, and that the layer does not name, would have to inherit what it is from layers below, which are not known; the text is the entry's directory."""
-
-
 class Unpacker:
     """Unpacks entries onto the tree at the process's root directory.
 
     ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper directory, and None if whiteouts are to be carried out;
-    ``lowers`` are the lower directories as file descriptors, topmost first. ``alone``: there will be some, but they are not known.
+    ``lowers`` are the lower directories as file descriptors, topmost first. Where they are not known yet, :meth:`inherit` is for later.
     """
 
-    def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = (), alone: bool = False) -> None:
+    def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
+        self.unnamed: dict[bytes, None] = {}
+        """Directories that entries are in and that the layer does not name: they have what they have from the layers below, if those have them."""
         self._overlay = overlay
-        self._alone = alone
         self._lowers = [Resolver(fd) for fd in lowers]
         self._here = Resolver()
         self._parents: dict[bytes, bytes] = {}
@@ -98,6 +95,7 @@ class Unpacker:
         if base.startswith(_WHITEOUT):
             self._whiteout(entry, parent, base)
             return
+        self.unnamed.pop(path, None)
         kind = entry.type
         if kind in (tar.REG, tar.GNU_SPARSE):
             self._regular(entry, reader, path)
@@ -209,8 +207,6 @@ class Unpacker:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         except FileNotFoundError:
             pass
-        if self._alone:
-            raise ParentMissing(_quoted(path))
         missing = [path]
         above = path[:path.rfind(b"/")]
         while above and not os.path.lexists(above):
@@ -219,9 +215,21 @@ class Unpacker:
         for new in reversed(missing):
             os.mkdir(new, 0o755)
             os.chmod(new, 0o755)  # noqa: S103 - without the set-group-id bit that it may have from its parent
-            for lower in self._lowers:
-                if self._inherit(lower, new):
-                    break
+            self.unnamed[new] = None
+            self._inherited(new)
+
+    def inherit(self, unnamed: Iterable[bytes]) -> None:
+        """Do it for directories of a layer that was unpacked without knowing the lower ones. EntryError for what is no directory any more."""
+        for path in unnamed:
+            try:
+                self._inherited(path)
+            except OSError as error:
+                raise EntryError(f"{_quoted(path)}: {_words_of(error)}") from None
+
+    def _inherited(self, path: bytes) -> None:
+        for lower in self._lowers:
+            if self._inherit(lower, path):
+                return
 
     def _inherit(self, lower: Resolver, path: bytes) -> bool:
         """Give a new directory what it has in a layer below; False if that layer does not have it."""
@@ -270,6 +278,9 @@ class Unpacker:
                 return
         if stat.S_ISDIR(mode):
             _remove_tree(path)
+            for gone in [each for each in self.unnamed if each.startswith(path + b"/")] if self.unnamed else ():
+                del self.unnamed[gone]
+            self.unnamed.pop(path, None)
         else:
             os.unlink(path)
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):

@@ -46,7 +46,7 @@ class DiffServicer:
 
     async def close(self) -> None:
         """End the programs, and close the channel to the gateway."""
-        await self._appliers.close()
+        await self._appliers.aclose()
         await self._gateway.close()
 
     async def Apply(self, request: pb.ApplyRequest, call: Call) -> pb.ApplyResponse:
@@ -55,8 +55,8 @@ class DiffServicer:
             async with contextlib.AsyncExitStack() as held:
                 with _explained("failed to get reader from content store"):
                     file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
-                digest, size = await self._appliers.apply(_mounts(request.mounts), file, detect=media.may_be_compressed(layer.media_type), sync=request.sync_fs)
-        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media.LAYER, digest=digest, size=size))
+                applied = await self._appliers.apply(_mounts(request.mounts), file, detect=media.may_be_compressed(layer.media_type), sync=request.sync_fs)
+        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media.LAYER, digest=applied.diff_id, size=applied.size))
 
     async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
         media_type = request.media_type or media.GZIP

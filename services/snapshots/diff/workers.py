@@ -9,9 +9,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.kit import errors, tracing
 from services.snapshots.diff.mounts import Mount, to_arguments
@@ -20,8 +20,12 @@ _IDLE = 10.0
 """Seconds without work after which the program that unpacks ends: it takes 10 MB, and 40 ms to start."""
 
 
-class ParentMissing(Exception):
-    """A layer that cannot be unpacked alone: see ``apply.py``."""
+class Applied(NamedTuple):
+    """A layer that was unpacked: its diff id, its uncompressed size in bytes, and, if it was alone, the directories that it uses and does not name, for :meth:`Appliers.inherit`."""
+
+    diff_id: str
+    size: int
+    unnamed: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +46,42 @@ class Appliers:
         self._starting = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
 
-    async def apply(self, mounts: Sequence[Mount], blob: int, *, detect: bool, sync: bool = False, alone: bool = False, growth: Growth | None = None) -> tuple[str, int]:
-        """Unpack the layer in the file ``blob`` onto ``mounts``; its diff id and its uncompressed size in bytes.
+    async def apply(self, mounts: Sequence[Mount], blob: int, *, detect: bool, sync: bool = False, alone: bool = False, growth: Growth | None = None) -> Applied:
+        """Unpack the layer in the file ``blob`` onto ``mounts``.
 
-        ``detect``: it may be compressed; ``sync``: return when its files are durable; ``alone``: the one mount binds an upper directory whose layers below come later, or ParentMissing.
+        ``detect``: it may be compressed; ``sync``: return when its files are durable; ``alone``: the one mount binds what will be the upper directory of an overlay.
         What the worker refuses is Unknown, with its text, as containerd classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal. If the
         caller is cancelled the worker is killed, and this returns when it is gone.
         """
+        words = ["detect" if detect else "plain", "sync" if sync else "nosync", "alone" if alone else "whole", str(growth.size if growth else 0)]
+        answer, *unnamed = (await self._worked("apply", words, mounts, [blob, *([growth.news] if growth else [])])).split(b"\0")
+        diff_id, _, size = answer.decode().partition(" ")
+        return Applied(diff_id, int(size), tuple(unnamed))
+
+    async def inherit(self, mounts: Sequence[Mount], unnamed: Iterable[bytes]) -> None:
+        """Give directories of the upper directory of an overlay what they have in the layers below. Errors as those of :meth:`apply`."""
+        names = os.memfd_create("unnamed", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(names), "wb") as file:
+                file.writelines(name + b"\0" for name in unnamed)
+            os.lseek(names, 0, os.SEEK_SET)
+            await self._worked("inherit", [], mounts, [names])
+        finally:
+            os.close(names)
+
+    async def _worked(self, what: str, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
+        """What a worker answers after ``ok``."""
         program = await self._running()
         context = tracing.environment()
-        words = ["detect" if detect else "plain", "sync" if sync else "nosync", "alone" if alone else "whole", str(growth.size if growth else 0),
-                 context.get("TRACEPARENT", ""), context.get("TRACESTATE", ""), *to_arguments(mounts)]
+        request = [what, str(next(self._ids)), context.get("TRACEPARENT", ""), context.get("TRACESTATE", ""), *words, *to_arguments(mounts)]
         try:
-            status, answer = await program.worked(str(next(self._ids)), words, blob, [growth.news] if growth else [])
+            status, answer = await program.worked(request, files)
         finally:
             self._rest()
-        what, _, rest = answer.partition(" ")
-        if what == "ok" and status == 0:
-            digest, _, size = rest.partition(" ")
-            return digest, int(size)
-        if what == "parents":
-            raise ParentMissing(rest)
-        raise _refused("apply", what, rest, os.waitstatus_to_exitcode(status))
+        verdict, _, rest = answer.partition(b" ")
+        if verdict == b"ok" and status == 0:
+            return rest
+        raise _refused(what, verdict.decode("utf-8", "replace"), rest.decode("utf-8", "backslashreplace"), os.waitstatus_to_exitcode(status))
 
     async def _running(self) -> _Program:
         async with self._starting:
@@ -85,7 +103,7 @@ class Appliers:
             self._program.end()
             self._program = None
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """End the program, and with it whatever it still does."""
         if self._idle is not None:
             self._idle.cancel()
@@ -122,26 +140,29 @@ class _Program:
         """Whether it has workers."""
         return bool(self._jobs)
 
-    async def worked(self, job: str, words: Sequence[str], blob: int, news: Sequence[int]) -> tuple[int, str]:
+    async def worked(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, bytes]:
         """One worker's work: its wait status, and its answer. Cancelled, the worker is killed first."""
+        what, job = request[:2]
         self._jobs[job] = ended = self._loop.create_future()
         answers, answering = os.pipe2(os.O_CLOEXEC)
         answer = asyncio.ensure_future(_all_of(answers))
         try:
-            await self._send("\0".join(("apply", job, *words)), [blob, answering, *news])
-        except OSError as error:
-            ended.set_exception(errors.Internal(f"the apply worker cannot be started: {error.strerror}"))
-        except BaseException:
-            ended.cancel()
-            raise
-        finally:
-            os.close(answering)
-        try:
-            return await asyncio.shield(ended), await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            with contextlib.suppress(OSError):  # there is no program any more, and so no worker
-                await self._send(f"kill\0{job}", [])
-            raise
+            try:
+                await self._send("\0".join(request), [answering, *files])
+            except OSError as error:
+                if not ended.done():
+                    ended.set_exception(errors.Internal(f"the {what} worker cannot be started: {error.strerror}"))
+            except BaseException:
+                ended.cancel()
+                raise
+            finally:
+                os.close(answering)
+            try:
+                return await asyncio.shield(ended), await asyncio.shield(answer)
+            except asyncio.CancelledError:
+                with contextlib.suppress(OSError):  # there is no program any more, and so no worker
+                    await self._send(f"kill\0{job}", [])
+                raise
         finally:
             try:
                 await _settled(ended, answer)
@@ -219,12 +240,12 @@ def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeErr
     return errors.Internal(f"the {program} worker ended with {how}, see the service's log")
 
 
-async def _all_of(pipe: int) -> str:
+async def _all_of(pipe: int) -> bytes:
     """What is written into a pipe, until its other end is closed; the pipe is closed then."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", buffering=0))
     try:
-        return (await reader.read()).decode("utf-8", "backslashreplace")
+        return await reader.read()
     finally:
         transport.close()
 

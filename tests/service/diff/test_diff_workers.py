@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from services.kit import errors
 from services.snapshots.diff.mounts import Mount
-from services.snapshots.diff.workers import Appliers, Growth, ParentMissing
+from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
 from tests.support import eventually_async, processes_naming
@@ -32,7 +32,7 @@ async def appliers(place: Path) -> AsyncIterator[Appliers]:
     (place / "root").mkdir()
     appliers = Appliers(str(place / "scratch"))
     yield appliers
-    await appliers.close()
+    await appliers.aclose()
     assert not processes_naming(place / "scratch")
 
 
@@ -90,7 +90,7 @@ async def test_a_layer_is_unpacked_while_it_arrives(packed: bool, appliers: Appl
         for to in range(size // 2, size, 100_000):
             blob.grow(to)
         blob.grow(size)
-        assert await work == (DIFF_ID, len(LAYER))
+        assert await work == (DIFF_ID, len(LAYER), ())
         blob.end()
     assert large.stat().st_size == 5 << 20
 
@@ -120,7 +120,7 @@ async def test_whoever_waits_for_a_blob_can_be_cancelled(appliers: Appliers, pla
             applied = asyncio.ensure_future(appliers.apply(onto(other), whole.fileno(), detect=True))
             with pytest.raises(asyncio.CancelledError):
                 await work
-            assert await applied == (DIFF_ID, len(LAYER))
+            assert await applied == (DIFF_ID, len(LAYER), ())
         assert len(processes_naming(place / "scratch")) == 1
         blob.end()
 
@@ -142,7 +142,7 @@ async def test_kill_9_fails_the_layer_and_no_later_one(who: str, appliers: Appli
         with pytest.raises(errors.Internal, match="signal 9"):
             await work
         blob.grow(len(LAYER))
-        assert await appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth) == (DIFF_ID, len(LAYER))
+        assert await appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth) == (DIFF_ID, len(LAYER), ())
         blob.end()
 
 
@@ -158,18 +158,23 @@ async def test_a_layer_alone_has_whiteouts_as_overlays(appliers: Appliers, place
     assert os.getxattr(place / "root/var", "trusted.overlay.opaque") == b"y"
 
 
-async def test_a_layer_that_leaves_out_a_directory_cannot_be_unpacked_alone(appliers: Appliers, place: Path) -> None:
-    """What /var is, only the layers below know; on them it is unpacked."""
-    (place / "blob").write_bytes(tar(reg(b"top", b"1"), reg(b"var/new", b"1")))
+async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(appliers: Appliers, place: Path) -> None:
+    """What /var is, only the layers below know: it is told which those are when they are known. What the layer names in the end, or no layer has, is not touched."""
+    (place / "blob").write_bytes(tar(reg(b"top", b"1"), reg(b"var/lib/new", b"1"), reg(b"own/x"), directory(b"own/", 0o700), reg(b"opt/x")))
     with (place / "blob").open("rb") as file:
-        with pytest.raises(ParentMissing, match='"/var"'):
-            await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
-        (lower := place / "lower").mkdir()
-        (lower / "var").mkdir(mode=0o711)
-        (upper := place / "upper").mkdir()
-        overlay = Mount("overlay", "overlay", "", [f"upperdir={upper}", f"workdir={place}/work", f"lowerdir={lower}"])
-        await appliers.apply([overlay], file.fileno(), detect=True)
-    assert stat.S_IMODE((upper / "var").stat().st_mode) == 0o711
+        _, _, unnamed = await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
+    assert set(unnamed) == {b"/var", b"/var/lib", b"/opt"}
+    for lower, directories in (("upper-lower", ("var",)), ("lower", ("var", "var/lib", "own"))):
+        for each in ("", *directories):
+            (place / lower / each).mkdir(mode=0o711 if lower == "upper-lower" else 0o722)
+            os.chown(place / lower / each, 5, 6)
+    os.setxattr(place / "lower/var/lib", "user.kept", b"1")
+    overlay = Mount("overlay", "overlay", "", [f"upperdir={place}/root", f"lowerdir={place}/upper-lower:{place}/lower"])
+    await appliers.inherit([overlay], unnamed)
+    found = {name: (place / "root" / name).stat() for name in ("var", "var/lib", "own", "opt")}
+    assert {name: (stat.S_IMODE(s.st_mode), s.st_uid, s.st_gid) for name, s in found.items()} == {
+        "var": (0o711 & ~0o022, 5, 6), "var/lib": (0o722 & ~0o022, 5, 6), "own": (0o700, 0, 0), "opt": (0o755, 0, 0)}
+    assert os.getxattr(place / "root/var/lib", "user.kept") == b"1"
 
 
 async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
@@ -179,9 +184,9 @@ async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
     for root in roots:
         root.mkdir()
 
-    async def apply(root: Path) -> tuple[str, int]:
+    async def apply(root: Path) -> Applied:
         with (place / "blob").open("rb") as file:
             return await appliers.apply(onto(root), file.fileno(), detect=True)
 
-    assert set(await asyncio.gather(*map(apply, roots))) == {(f"sha256:{hashlib.sha256(BASE).hexdigest()}", len(BASE))}
+    assert set(await asyncio.gather(*map(apply, roots))) == {(f"sha256:{hashlib.sha256(BASE).hexdigest()}", len(BASE), ())}
     assert all((root / "bin/sh").read_bytes() == b"shell" for root in roots)

@@ -14,7 +14,7 @@ from typing import Any
 
 from services.content.store import Digest, Info
 from services.images.oci import Descriptor
-from services.images.transfer import UNCOMPRESSED, Image, Progress
+from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Landing, Progress
 from services.kit import errors
 from services.snapshots.store import Info as Snapshot
 from services.snapshots.store import Kind, Mount
@@ -122,7 +122,14 @@ class MemorySnapshotter:
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         if name in self.committed:
             raise errors.AlreadyExists(f"snapshot {name}")
-        self.committed[name] = (self.active.pop(key)[0], labels or {})
+        if parent and parent not in self.committed:
+            raise errors.NotFound(f"snapshot {parent}")
+        self.committed[name] = (self.active.pop(key)[0] or parent, labels or {})
+
+    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        assert parent in self.committed
+        self.active[key] = (parent, labels or {})
+        return [Mount("bind", parent, ("ro",))]
 
     async def remove(self, key: str) -> None:
         if self.active.pop(key, None) is None:
@@ -143,6 +150,11 @@ class MemoryNode:
         self.diff_ids: dict[str, str] = {}
         """What applying a blob finds; not named: NotFound."""
         self.applied: list[str] = []
+        self.how = How(follows=True, side_by_side=False)
+        self.unnamed: dict[str, tuple[bytes, ...]] = {}
+        """What applying a blob alone leaves out."""
+        self.inherited: list[tuple[str, tuple[bytes, ...]]] = []
+        """The parents from which layers got what they left out."""
         self.refs: list[str] = []
 
     def put(self, data: bytes, labels: Mapping[str, str] = {}) -> str:
@@ -204,8 +216,14 @@ class MemoryNode:
     def snapshotter(self, name: str) -> Any:
         return self.snapshots.setdefault(name, MemorySnapshotter())
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> str:
+    async def unpacks(self, snapshotter: str) -> How:
+        return self.how
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
         if layer.digest not in self.diff_ids:
             raise errors.NotFound(f"content digest {layer.digest}")
         self.applied.append(layer.digest)
-        return self.diff_ids[layer.digest]
+        return Applied(self.diff_ids[layer.digest], self.unnamed.get(layer.digest, ()) if alone else ())
+
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
+        self.inherited.append((below[0].source, tuple(unnamed)))

@@ -19,13 +19,7 @@ from services.images.registry import Reference
 from services.images.together import together
 from services.images.turns import Turns
 from services.kit import errors
-
-
-async def turns(count: int = 5) -> None:
-    """Let everything run that can."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
+from tests.support import turns
 
 # ---------------------------------------------------------------------------------------------- budget
 
@@ -68,7 +62,7 @@ async def test_a_place_is_not_lost_by_who_does_not_want_it_any_more() -> None:
 async def test_documents_pass_beside_layers() -> None:
     """As long as there are connections."""
     budget = Budget(connections=2, layers=1)
-    async with budget.layer(0), asyncio.timeout(1), budget.document():
+    async with budget.layer(0), budget.connection(0), asyncio.timeout(1), budget.document():
         pass
 
 
@@ -128,9 +122,10 @@ def landing_of(path: Path, data: bytes = DATA, committed: list[bytes] | None = N
     return FileLanding(fd, Digest("sha256", hashlib.sha256(data).hexdigest()), len(data), commit)
 
 
-async def write(landing: FileLanding, data: bytes, piece: int = 70_000) -> None:
-    for start in range(0, len(data), piece):
-        await landing.write(data[start:start + piece])
+async def write(landing: FileLanding, data: bytes, piece: int = 70_000, at: int | None = None) -> None:
+    async with landing.lane(landing.offset if at is None else at) as lane:
+        for start in range(0, len(data), piece):
+            await lane.write(data[start:start + piece])
 
 
 async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) -> None:
@@ -138,6 +133,22 @@ async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) ->
     committed = list[bytes]()
     landing = landing_of(tmp_path / "data", committed=committed)
     await write(landing, DATA)
+    assert landing.offset == landing.received == len(DATA)
+    await landing.commit({})
+    assert committed == [DATA]
+    await landing.close()
+
+
+async def test_bytes_land_in_any_order(tmp_path: Path) -> None:
+    """Several lanes at once, and those that come first are the last; what is there without a gap is the offset."""
+    committed = list[bytes]()
+    landing = landing_of(tmp_path / "data", committed=committed)
+    third, middle = 2 * BATCH, BATCH // 2
+    await write(landing, DATA[third:], at=third)
+    assert (landing.offset, landing.received) == (0, len(DATA) - third)
+    await asyncio.gather(write(landing, DATA[:middle], at=0), write(landing, DATA[middle:BATCH], 1000, at=middle))
+    assert landing.offset == BATCH
+    await write(landing, DATA[BATCH:third])
     assert landing.offset == len(DATA)
     await landing.commit({})
     assert committed == [DATA]
@@ -145,9 +156,10 @@ async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) ->
 
 
 async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
-    """All bytes that were taken are in the file, also those of a batch that was not full."""
+    """All bytes that were taken are in the file, also those of a batch that was not full; what lies beyond a gap is not."""
     first = landing_of(tmp_path / "data")
     await write(first, DATA[:1_500_000])
+    await write(first, DATA[2_000_000:], at=2_000_000)
     await first.close()
     committed = list[bytes]()
     second = landing_of(tmp_path / "data", committed=committed)
@@ -156,6 +168,23 @@ async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
     await write(second, DATA[1_500_000:])
     await second.commit({})
     assert committed == [DATA]
+    await second.close()
+
+
+async def test_whoever_is_killed_leaves_gaps_that_are_found(tmp_path: Path) -> None:
+    """A file with a hole is gone on with before it; the block in which the hole begins may be half empty."""
+    with (tmp_path / "data").open("wb") as file:
+        file.write(DATA[:1_500_000])
+        file.seek(2 * BATCH)
+        file.write(DATA[2 * BATCH:])
+    committed = list[bytes]()
+    landing = landing_of(tmp_path / "data", committed=committed)
+    await landing.resumed()
+    assert 1_500_000 - 2 * 65536 <= landing.offset <= 1_500_000
+    await write(landing, DATA[landing.offset:])
+    await landing.commit({})
+    assert committed == [DATA]
+    await landing.close()
 
 
 async def test_other_bytes_are_not_committed_and_can_be_dropped(tmp_path: Path) -> None:
@@ -172,9 +201,44 @@ async def test_other_bytes_are_not_committed_and_can_be_dropped(tmp_path: Path) 
     await write(landing, DATA[:-1])
     with pytest.raises(errors.FailedPrecondition, match="bytes instead of"):
         await landing.commit({})
-    await landing.write(DATA[-1:])
+    await write(landing, DATA[-1:])
     await landing.commit({})
     assert committed == [DATA]
+    await landing.close()
+
+
+async def test_a_landing_can_be_followed(tmp_path: Path) -> None:
+    """News of what is there without a gap, and a file to read that from, also when it is a blob already."""
+    landing = landing_of(tmp_path / "data")
+    await write(landing, DATA[:BATCH])
+    with landing.followed() as early:
+        await write(landing, DATA[2 * BATCH:], at=2 * BATCH)
+        await write(landing, DATA[BATCH:2 * BATCH])
+        news = os.read(early.news, 1000)
+        told = [int.from_bytes(news[at:at + 8], "little") for at in range(0, len(news), 8)]
+        assert told[0] == BATCH
+        assert told == sorted(told)
+        assert told[-1] == early.size == len(DATA)
+        await landing.commit({})
+        with landing.followed() as late:
+            assert int.from_bytes(os.read(late.news, 8), "little") == len(DATA)
+            assert os.pread(late.blob, len(DATA), 0) == os.pread(early.blob, len(DATA), 0) == DATA
+    await landing.close()
+    assert landing.closed
+    assert not early.broken
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_followers_are_told_that_a_landing_begins_anew_or_ends(restarted: bool, tmp_path: Path) -> None:
+    """Their news end, and they know that what they read may be wrong."""
+    landing = landing_of(tmp_path / "data")
+    with landing.followed() as following:
+        await write(landing, DATA[:BATCH])
+        await (landing.restart() if restarted else landing.close())
+        assert following.broken
+        while os.read(following.news, 8):
+            pass
+    await landing.close()
 
 
 async def test_a_full_disk_is_told(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from services.images.unpack import Unpacker
 from services.kit import any as kit_any
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
+from services.snapshots.diff.workers import Appliers
 
 
 class Client:
@@ -254,7 +255,7 @@ class Pulls:
 
 
 def servicer(streams: Streams, pulls: Pulls | None = None) -> TransferServicer:
-    return TransferServicer(rpc.Channel("/nowhere"), streams, Unpacker(), pulls, pulls)
+    return TransferServicer(rpc.Channel("/nowhere"), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls)
 
 
 CALL: Mapping[str, str] = {NAMESPACE: "ns", rpc.LEASE: "mine"}

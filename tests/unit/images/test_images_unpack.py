@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 from services.images import oci, unpack
 from services.images.oci import Descriptor
 from services.images.platforms import Platform, default
-from services.images.transfer import Unpacking
+from services.images.transfer import Applied, BegunAnew, How, Unpacking
 from services.images.unpack import Unpacker
 from services.kit import errors
+from services.snapshots.store import Mount
+from tests.support import turns
 from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter, digest_of
 
 LAYERS = [Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest_of(b"z" + name), 10, {"containerd.io/snapshot/x": "y", "other": "z"})
@@ -25,9 +28,10 @@ CHAIN = oci.chain_ids(DIFF_IDS)
 SNAP = (Unpacking(default(), "snap"),)
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> MemoryNode:
+@pytest.fixture(params=["in order", "side by side"])
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryNode:
     node = MemoryNode(tmp_path)
+    node.how = How(follows=True, side_by_side=request.param == "side by side")
     node.diff_ids = {layer.digest: diff_id for layer, diff_id in zip(LAYERS, DIFF_IDS, strict=True)}
     for name in (b"one", b"two", b"three"):
         node.put(b"z" + name)
@@ -38,6 +42,23 @@ def node(tmp_path: Path) -> MemoryNode:
 def snap(node: MemoryNode) -> MemorySnapshotter:
     found: MemorySnapshotter = node.snapshotter("snap")
     return found
+
+
+class Arriving:
+    """The blobs of an image, each ``available`` at some time."""
+
+    def __init__(self, available: Callable[[int], Awaitable[None]]) -> None:
+        self.lowest: int | None = None
+        self.there = available
+
+    def wanted(self, number: int) -> None:
+        if self.lowest is None:
+            self.lowest = number
+
+    async def begun(self, number: int) -> None:
+        assert self.lowest is not None
+        assert number >= self.lowest
+        await self.there(number)
 
 
 def config(node: MemoryNode, platform: Platform = default(), **rootfs: Any) -> Descriptor:
@@ -58,7 +79,7 @@ async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, 
     assert not snap.active
     assert [node.labels[layer.digest] for layer in LAYERS] == [{"containerd.io/uncompressed": diff_id} for diff_id in DIFF_IDS]
     assert node.labels[found.digest] == {"containerd.io/gc.ref.snapshot.snap": CHAIN[-1]}
-    assert told == [(layer.digest, n) for layer in LAYERS for n in (0, 10)]
+    assert sorted(told) == sorted((layer.digest, n) for layer in LAYERS for n in (0, 10))
 
 
 async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemorySnapshotter) -> None:
@@ -69,13 +90,14 @@ async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemoryS
     async def available(number: int) -> None:
         asked.append(number)
 
-    await Unpacker().unpack(node, config(node), LAYERS, SNAP, available=available)
-    assert asked == [1, 2]
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available))
+    assert set(asked) == {1, 2}
     assert node.applied == [layer.digest for layer in LAYERS[1:]]
 
 
 async def test_a_snapshotter_may_make_the_layer_itself(node: MemoryNode, snap: MemorySnapshotter) -> None:
     """stargz commits the target and says that it exists."""
+    node.how = node.how._replace(side_by_side=False)  # no such one rebases
     snap.makes = set(CHAIN)
     assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
     assert not node.applied
@@ -105,11 +127,54 @@ async def test_a_layer_that_cannot_be_applied_names_itself(node: MemoryNode, sna
     assert not snap.active
 
 
+async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """The topmost is unpacked first, if it is there first; the chain is made in order all the same."""
+    node.how = How(follows=True, side_by_side=True)
+    there = [asyncio.Event() for _ in LAYERS]
+
+    async def available(number: int) -> None:
+        await there[number].wait()
+
+    unpacking = asyncio.ensure_future(Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available)))
+    for number in reversed(range(len(LAYERS))):
+        assert not snap.committed
+        there[number].set()
+        await turns(30)
+    assert node.applied == [layer.digest for layer in reversed(LAYERS)]
+    assert await unpacking == CHAIN[-1]
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+
+
+async def test_what_a_layer_leaves_out_comes_from_those_below(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """Before it is committed, and only where it was unpacked alone."""
+    node.unnamed = {LAYERS[0].digest: (b"/zero",), LAYERS[2].digest: (b"/var", b"/usr")}
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert node.inherited == ([(CHAIN[1], (b"/var", b"/usr"))] if node.how.side_by_side else [])
+    assert list(snap.committed) == CHAIN
+    assert not snap.active
+
+
+async def test_what_begins_anew_is_unpacked_anew(node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is there, onto another snapshot."""
+    apply, onto = node.apply, list[str]()
+
+    async def once(layer: Descriptor, mounts: Sequence[Mount], **how: Any) -> Applied:
+        onto.append(mounts[0].source)
+        if len(onto) == 1:
+            raise BegunAnew
+        return await apply(layer, mounts, **how)
+
+    monkeypatch.setattr(node, "apply", once)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert len(set(onto)) == 4
+    assert not snap.active
+
+
 async def test_a_commit_that_another_was_faster_with_is_fine(node: MemoryNode, snap: MemorySnapshotter) -> None:
     async def available(number: int) -> None:
         snap.committed.setdefault(CHAIN[number], ("", {}))
 
-    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP, available=available) == CHAIN[-1]
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available)) == CHAIN[-1]
     assert not snap.active
 
 
@@ -129,7 +194,7 @@ async def test_two_that_want_the_same_layers_unpack_them_once(node: MemoryNode, 
     async def available(number: int) -> None:
         await going.wait()
 
-    both = [asyncio.ensure_future(unpacker.unpack(node, config(node), LAYERS, SNAP, available=available)) for _ in range(2)]
+    both = [asyncio.ensure_future(unpacker.unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available))) for _ in range(2)]
     await asyncio.sleep(0)
     going.set()
     assert await asyncio.gather(*both) == [CHAIN[-1]] * 2
@@ -143,7 +208,7 @@ async def test_a_cancelled_unpacking_removes_what_it_was_making(node: MemoryNode
         begun.set()
         await asyncio.sleep(1000)
 
-    task = asyncio.ensure_future(Unpacker().unpack(node, config(node), LAYERS, SNAP, available=available))
+    task = asyncio.ensure_future(Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available)))
     await begun.wait()
     assert snap.active
     task.cancel()
