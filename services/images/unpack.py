@@ -159,8 +159,7 @@ class _Stack:
 
     async def side_by_side(self) -> None:
         """All that are missing at once, as far as the budget goes; those upon one that is there."""
-        there = await asyncio.gather(*(self._is_there(layer) for layer in self.layers))
-        first = next((number + 1 for number in reversed(range(len(there))) if there[number]), 0)
+        first = await self._missing()
         if first:  # taken under the lease; or made again, if it has gone meanwhile
             async with self.turns.alone((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
                 await _Extraction(self, self.layers[first - 1]).run()
@@ -179,9 +178,25 @@ class _Stack:
             await _Extraction(self, layer).run(None if lowest else below)
         done.set()
 
-    async def _is_there(self, layer: _Layer) -> bool:
+    async def _missing(self) -> int:
+        """The number of the lowest layer that is not there: mostly the lowest of all, or none."""
+        count = len(self.layers)
+        if not await self._is_there(0):
+            return 0
+        if await self._is_there(count - 1):
+            return count
+        low, high = 1, count - 1
+        while low < high:
+            middle = (low + high) // 2
+            if await self._is_there(middle):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    async def _is_there(self, number: int) -> bool:
         try:
-            await self.snapshotter.stat(layer.chain_id)
+            await self.snapshotter.stat(self.layers[number].chain_id)
         except errors.NotFound:
             return False
         return True

@@ -51,6 +51,8 @@ class Unpacker:
         self._overlay = overlay
         self._lowers = [Resolver(fd) for fd in lowers]
         self._here = Resolver()
+        self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID
+        """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Upper directories begin empty."""
         self._parents: dict[bytes, bytes] = {}
         """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed."""
         self._directories: list[tuple[bytes, tuple[int, int]]] = []
@@ -130,10 +132,12 @@ class Unpacker:
             else:
                 for piece in reader.data():
                     _write(fd, piece)
-            os.fchown(fd, _id(entry.uid), _id(entry.gid))
+            if not self._plain or entry.uid or entry.gid:
+                os.fchown(fd, _id(entry.uid), _id(entry.gid))
             if entry.records:
                 _set_xattrs(entry, fd)
-            os.fchmod(fd, mode)
+            if not self._plain or entry.records or mode & ~0o777:
+                os.fchmod(fd, mode)
             os.utime(fd, ns=_times(entry))
         finally:
             os.close(fd)
@@ -155,7 +159,10 @@ class Unpacker:
             os.mknod(path, mode | what, _device(entry.major, entry.minor))
         else:
             raise EntryError(f"{_quoted(entry.name)}: unhandled tar header type {kind[0]}")
-        os.chown(path, _id(entry.uid), _id(entry.gid), follow_symlinks=False)
+        if kind == tar.LINK or merged or not self._plain or entry.uid or entry.gid:
+            os.chown(path, _id(entry.uid), _id(entry.gid), follow_symlinks=False)
+        if kind == tar.DIR and (mode & stat.S_ISGID or entry.records):
+            self._plain = False
         if entry.records:
             _set_xattrs(entry, path)
         # A hard link may be one to a symbolic link, whose mode is none.
@@ -240,6 +247,7 @@ class Unpacker:
             return False
         if not stat.S_ISDIR(info.st_mode):
             return True  # replaced down there: there is nothing to inherit
+        self._plain = False  # it may hand down more than it shows
         os.chown(path, info.st_uid, info.st_gid, follow_symlinks=False)
         os.chmod(path, stat.S_IMODE(info.st_mode))
         fd = lower.open(found, os.O_RDONLY | os.O_DIRECTORY)
