@@ -18,6 +18,7 @@ from gateway.snapshots import SnapshotsServicer
 from gateway.version import VersionServicer
 from services.kit import process, rpc, settings, ttrpc
 from services.kit.health import HealthServicer
+from services.snapshots.config import Config as Snapshots
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
@@ -33,7 +34,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         content,
         SnapshotsServicer(routes, records, config),
         EventsServicer(exchange),
-        IntrospectionServicer(node, health, routes.snapshotters, proxies),
+        IntrospectionServicer(node, health, routes.snapshotters, proxies, settings.load(Snapshots, file, "snapshots").overlayfs.mount_options),
         VersionServicer(),
         HealthServicer(health),
     ]

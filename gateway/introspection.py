@@ -65,8 +65,8 @@ CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE
     "internal.v1", "monitor.container.v1", "streaming.v1", "transfer.v1"))
 
 
-def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin]) -> list[Row]:
-    """The plugins of a node, those that others require first.
+def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin], overlay_options: Sequence[str] = ()) -> list[Row]:
+    """The plugins of a node, those that others require first. ``overlay_options`` are those that overlays are configured to have.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
@@ -76,7 +76,7 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
     differ = next((name for name, proxy in proxies.items() if proxy.type == "diff"), "")
 
     def own_snapshotter(name: str) -> Row:
-        what = OWN_SNAPSHOTTERS.get(name, Snapshotter())
+        what = _overlayfs(overlay_options) if name == "overlayfs" else Snapshotter()
         return Row(SNAPSHOTTER, name, f"snapshots.{name}", platform=here, exports={"root": str(root / "snapshots" / name)},
                    capabilities=what.capabilities, check=what.check)
 
@@ -127,13 +127,14 @@ class Snapshotter:
     """Clients decide by them how to unpack and to map ids."""
 
 
-def _overlayfs() -> Snapshotter:
-    """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped by mounts or not at all."""
+def _overlayfs(options: Sequence[str]) -> Snapshotter:
+    """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped by mounts or not at all.
+
+    Where overlays are mounted with userxattr, whoever unpacks a layer without its parent would not see that, and would mark opaque directories for other overlays.
+    """
     mapping = ("remap-ids",) if kernel.supports_idmapped_overlay() else ()
-    return Snapshotter("overlay", (*mapping, "only-remap-ids", *(() if kernel.in_user_namespace() else ("rebase",))))
-
-
-OWN_SNAPSHOTTERS = {"overlayfs": _overlayfs()}
+    rebases = not kernel.in_user_namespace() and "userxattr" not in options
+    return Snapshotter("overlay", (*mapping, "only-remap-ids", *(("rebase",) if rebases else ())))
 
 
 class IntrospectionServicer:
@@ -141,8 +142,8 @@ class IntrospectionServicer:
 
     SERVICE = pb.DESCRIPTOR.services_by_name["Introspection"]
 
-    def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin] = {}) -> None:
-        self._rows = rows(node, snapshotters, proxies)
+    def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin] = {}, overlay_options: Sequence[str] = ()) -> None:
+        self._rows = rows(node, snapshotters, proxies, overlay_options)
         self._probe = probe
         self._programs = Programs(node.root)
         opt.make(node.root)

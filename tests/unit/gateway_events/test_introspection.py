@@ -119,6 +119,16 @@ async def test_foreign_services_have_rows_of_their_own(place: Path) -> None:
     assert dict(found["snapshotter", "native"].exports) == {"address": "/run/o.sock"}
 
 
+@pytest.mark.root
+async def test_overlays_with_userxattr_are_not_chained_afterwards(place: Path) -> None:
+    """Whoever unpacks a layer without its parent does not see which xattrs such an overlay looks at."""
+    node = Node(place / "root", place / "state")
+    for options, rebases in (((), True), (("userxattr",), False)):
+        introspection = IntrospectionServicer(node, Probe(), SNAPSHOTTERS, overlay_options=options)
+        response = await introspection.Plugins(pb.PluginsRequest(filters=["id==overlayfs"]), CALL)
+        assert ("rebase" in response.plugins[0].capabilities) == rebases
+
+
 async def test_a_machine_that_cannot_mount_overlays_skips_overlayfs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the reason, and the words by which clients tell "skip" from "error"; it is tried once, not for every request."""
     tried = place / "tried"
