@@ -30,6 +30,7 @@ from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Imag
 from services.kit import errors, rpc, tracing
 from services.snapshots.diff import media
 from services.snapshots.diff import mounts as workers_mounts
+from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
@@ -227,10 +228,26 @@ class RemoteNode:
                         raise BegunAnew
         return Applied(applied.diff_id, applied.unnamed)
 
-    async def inherit(self, mounts: Sequence[Mount], below: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
-        upper, view = mounts[0], _for_worker(below[0])
-        lower = view.source if view.type == "bind" else view.option("lowerdir")
-        await self._appliers.inherit([workers_mounts.Mount("overlay", "overlay", "", (f"upperdir={upper.source}", f"lowerdir={lower}"))], unnamed)
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
+        if any_in := await asyncio.to_thread(_those_in, below, unnamed):
+            overlay = workers_mounts.Mount("overlay", "overlay", "", (f"upperdir={mounts[0].source}", f"lowerdir={':'.join(below)}"))
+            await self._appliers.inherit([overlay], any_in)
+
+
+def _those_in(directories: Sequence[str], paths: Sequence[bytes]) -> list[bytes]:
+    """Of the paths those that are in any of the directories, each taken as a root: most layers name all that is not their own, and need no worker."""
+    found: dict[bytes, None] = {}
+    for directory in directories:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            root = Resolver(fd)
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    root.lstat(root.resolve(path))
+                    found[path] = None
+        finally:
+            os.close(fd)
+    return list(found)
 
 
 def _for_worker(mount: Mount) -> workers_mounts.Mount:

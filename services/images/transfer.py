@@ -310,8 +310,8 @@ class Node(Protocol):
         """
         ...
 
-    async def inherit(self, mounts: Sequence[Mount], below: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
-        """Give directories of a layer that was unpacked alone what they have in the layers ``below``, which are mounts of a view of the parent."""
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
+        """Give directories of a layer that was unpacked alone onto ``mounts`` what they have in the layers ``below``, whose directories these are, topmost first."""
         ...
 
 

@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from services.images import platforms
@@ -43,6 +43,8 @@ _DIFF_ID = "containerd.io/snapshot/diff-id"
 _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
 _TRIES = 3
+_PREPARES = 4
+"""Snapshots of one image that are prepared at once: what metadata has open at once costs it more than what comes one after the other."""
 
 class Blobs(Protocol):
     """The layers' blobs of an image, by number; 0 is the lowest."""
@@ -150,6 +152,16 @@ class _Stack:
     turns: Turns
     budget: Budget
     layers: Sequence[_Layer]
+    preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PREPARES))
+    directories: dict[int, list[str]] = field(default_factory=dict)
+    """Of each layer that is made here, by its number: where its files are, and, of the lowest, those of the layers below it."""
+
+    def below(self, number: int) -> list[str] | None:
+        """The directories of all layers below one, topmost first; None if not all are known."""
+        lowest = min(self.directories)
+        if any(each not in self.directories for each in range(lowest, number)):
+            return None
+        return [directory for each in reversed(range(lowest, number)) for directory in self.directories[each]]
 
     async def in_order(self) -> None:
         """Each when the one below it is committed."""
@@ -175,8 +187,7 @@ class _Stack:
 
     async def _alone(self, layer: _Layer, below: asyncio.Event, done: asyncio.Event, *, lowest: bool) -> None:
         async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
-            await _Extraction(self, layer).run(None if lowest else below)
-        done.set()
+            await _Extraction(self, layer, done).run(None if lowest else below)
 
     async def _missing(self) -> int:
         """The number of the lowest layer that is not there: mostly the lowest of all, or none."""
@@ -205,7 +216,9 @@ class _Stack:
 class _Extraction:
     """One layer on its way to being a snapshot."""
 
-    def __init__(self, stack: _Stack, layer: _Layer) -> None:
+    def __init__(self, stack: _Stack, layer: _Layer, done: asyncio.Event | None = None) -> None:
+        """``done`` is set as soon as the snapshot is there."""
+        self._done = done or asyncio.Event()
         self._stack = stack
         self._node = stack.node
         self._snapshotter = stack.snapshotter
@@ -226,9 +239,12 @@ class _Extraction:
 
     async def _run(self, below: asyncio.Event | None) -> None:
         layer = self._layer
-        mounts = await self._prepared("" if below is not None else layer.parent)
+        async with self._stack.preparing:
+            mounts = await self._prepared("" if below is not None else layer.parent)
         if mounts is None:
+            self._done.set()
             return
+        self._stack.directories[layer.number] = _directories(mounts)
         if below is not None and not (len(mounts) == 1 and mounts[0].type == "bind"):  # of a snapshotter that rebases in another way than overlayfs
             await self._removed(self._key)
             await below.wait()
@@ -248,6 +264,7 @@ class _Extraction:
         except BaseException:
             await rpc.shielded(self._removed(self._key))
             raise
+        self._done.set()
         if not staged:
             await self._node.label(self._descriptor.digest, {UNCOMPRESSED: layer.diff_id})
 
@@ -289,12 +306,17 @@ class _Extraction:
 
     async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
         """Directories that the layer uses and does not name become what they are in the layers below, which are there now."""
-        key = f"inherit-{_unique()} {self._layer.chain_id}"
         try:
-            below = await self._snapshotter.view(key, self._layer.parent)
-            await self._node.inherit(mounts, below, unnamed)
+            below = self._stack.below(self._layer.number)
+            await self._node.inherit(mounts, await self._viewed() if below is None else below, unnamed)
         except errors.NodeError as error:
             raise _explained(error, f"failed to chain layer {self._descriptor.digest} to {quoted(self._layer.parent)}") from None
+
+    async def _viewed(self) -> list[str]:
+        """The directories of the layers below, where another transfer made one of them. They stay when the view is gone: the lease has the parent."""
+        key = f"inherit-{_unique()} {self._layer.chain_id}"
+        try:
+            return _directories(await self._snapshotter.view(key, self._layer.parent))
         finally:
             await rpc.shielded(self._removed(key))
 
@@ -314,6 +336,17 @@ class _Extraction:
             pass
         except errors.NodeError as error:
             log.error("failed to cleanup %s: %s", quoted(key), error)
+
+
+def _directories(mounts: Sequence[Mount]) -> list[str]:
+    """The directories of the layers in a snapshot's mounts, topmost first."""
+    found = []
+    for mount in mounts:
+        if mount.type == "bind":
+            found.append(mount.source)
+        for name in ("upperdir=", "lowerdir="):
+            found += [directory for option in mount.options if option.startswith(name) for directory in option.removeprefix(name).split(":")]
+    return found
 
 
 def _explained(error: errors.NodeError, what: str) -> errors.NodeError:

@@ -153,8 +153,8 @@ class MemoryNode:
         self.how = How(follows=True, side_by_side=False)
         self.unnamed: dict[str, tuple[bytes, ...]] = {}
         """What applying a blob alone leaves out."""
-        self.inherited: list[tuple[str, tuple[bytes, ...]]] = []
-        """The parents from which layers got what they left out."""
+        self.inherited: list[tuple[list[str], tuple[bytes, ...]]] = []
+        """The directories below from which layers got what they left out."""
         self.refs: list[str] = []
 
     def put(self, data: bytes, labels: Mapping[str, str] = {}) -> str:
@@ -225,5 +225,5 @@ class MemoryNode:
         self.applied.append(layer.digest)
         return Applied(self.diff_ids[layer.digest], self.unnamed.get(layer.digest, ()) if alone else ())
 
-    async def inherit(self, mounts: Sequence[Mount], below: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
-        self.inherited.append((below[0].source, tuple(unnamed)))
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
+        self.inherited.append((list(below), tuple(unnamed)))

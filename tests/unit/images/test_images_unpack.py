@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,24 @@ async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, 
     assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
 
 
-async def test_what_a_layer_leaves_out_comes_from_those_below(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """Before it is committed, and only where it was unpacked alone."""
+@pytest.mark.parametrize("by_another", [False, True])
+async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: bool, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is committed, and only where it was unpacked alone. Where somebody else made the layer below meanwhile, a view tells where that is."""
     node.unnamed = {LAYERS[0].digest: (b"/zero",), LAYERS[2].digest: (b"/var", b"/usr")}
+    prepare, keys = snap.prepare, dict[str, str]()
+
+    async def noted(key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        target = (labels or {})["containerd.io/snapshot.ref"]
+        if by_another and target == CHAIN[1]:
+            snap.committed[target] = (CHAIN[0], {})
+        keys[target] = key
+        return await prepare(key, parent, labels)
+
+    monkeypatch.setattr(snap, "prepare", noted)
     await Unpacker().unpack(node, config(node), LAYERS, SNAP)
-    assert node.inherited == ([(CHAIN[1], (b"/var", b"/usr"))] if node.how.side_by_side else [])
-    assert list(snap.committed) == CHAIN
+    below = [CHAIN[1]] if by_another else [keys[CHAIN[1]], keys[CHAIN[0]]]
+    assert node.inherited == ([(below, (b"/var", b"/usr"))] if node.how.side_by_side else [])
+    assert set(snap.committed) == set(CHAIN)
     assert not snap.active
 
 
