@@ -65,7 +65,7 @@ class Contents:
 async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report) -> None:
     """Import the archive; ``node`` acts under a lease. Unknown for what is no archive of images, NotFound for documents that it lacks."""
     report(Progress("Importing"))
-    wanted = unpack.accepted(destination.unpacks)
+    wanted = unpacker.accepted(destination.unpacks)
     with tracing.span("images.import"):
         contents = await read(source, node)
         root = await index_of(contents, node, compress=source.force_compress)
