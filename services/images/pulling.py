@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from services.images import names, oci, registry, unpack
 from services.images.asking import client_of, resolved, with_source
+from services.images.converting import converted
 from services.images.fetching import Begun, Fetcher, nobody_follows
 from services.images.graph import Graph
 from services.images.landing import FileLanding
@@ -54,10 +55,14 @@ class RegistryPuller:
             await self._verifier.verify(source.reference, root)
             report(Progress(f"Pulling from {source}"))
             report(Progress("fetching image content", source.reference, descriptor=root))
-            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, Graph(node, destination), wanted)
+            graph = Graph(node, destination)
+            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted)
             tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
             async with tracker.running():
                 await pull.walk(root, tracker)
+                if graph.has_octet_stream:
+                    root = await converted(node, root)
+                    await pull.walk(root, tracker)
             fault("images.pulled")
             for image in await names.stored(names.of_root(destination, root), node):
                 report(Progress("saved", image.name, descriptor=image.target))
