@@ -9,6 +9,7 @@ from services.images.config import load
 from services.images.fetching import Fetcher
 from services.images.pulling import RegistryPuller
 from services.images.pushing import RegistryPusher
+from services.images.registries_server import RegistriesServicer
 from services.images.registry import Hosts, Registry
 from services.images.remote import ImageRecords
 from services.images.server import ImagesServicer
@@ -41,6 +42,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             Registry(hosts) as registry,
             rpc.serving(node.state / "images.sock", [
                 ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
+                RegistriesServicer(registry.memory),
                 StreamingServicer(streams),
                 TransferServicer(gateway, streams, appliers, unpacker,
                                  RegistryPuller(registry, Fetcher(budget, config.streams), unpacker, Verifier(config.verifier)), RegistryPusher(registry, budget)),

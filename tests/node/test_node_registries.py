@@ -14,8 +14,8 @@ import pytest
 
 from deploy.images import Image, busybox_image, digest_of
 from tests.fake_registry import FakeRegistry
-from tests.node.test_node_transfers import program
-from tests.peer import containerd
+from tests.peer import containerd, program
+from tests.service.images.registry.pulls import dead_port
 from tests.support import Node, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
@@ -142,6 +142,27 @@ async def test_a_malformed_hosts_toml_stops_pulls_and_is_named(node: Node, setti
     finally:
         (directory / "hosts.toml").unlink()
     assert node.splitd("config", "check").stdout == f"{node.config} is good\n"
+
+
+async def test_status_tells_of_a_dead_mirror(node: Node, settings: Path, fake: FakeRegistry) -> None:
+    """Since when, why, and until when it is not asked first; in JSON the good ones too. The node is healthy all the same; a new images process knows nothing."""
+    fake.add(busybox_image(), "box:1")
+    port = await dead_port()
+    (settings / "certs.d" / "dead.test").mkdir()
+    (settings / "certs.d" / "dead.test" / "hosts.toml").write_text(f'server = "{fake.url}"\n[host."http://127.0.0.1:{port}"]\n')
+    await pull(node, "dead.test/box:1")
+    shown = await asyncio.to_thread(node.splitd, "status")
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("registry ")]
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"registry http://127.0.0.1:{port} is dead for \d+s \(since {moment}\): no connection: Connection refused; "
+                        rf"asked after all others for \d+s \(until {moment}\)", line)
+    status = await asyncio.to_thread(node.status)
+    assert status["healthy"]
+    states = {each["host"]: each["state"] for each in status["registries"]}
+    assert (states[f"http://127.0.0.1:{port}"], states[fake.url]) == ("dead", "good")
+    await asyncio.to_thread(node.kill, "images")
+    await asyncio.to_thread(node.wait_healthy)
+    assert (await asyncio.to_thread(node.status))["registries"] == []
 
 
 # ---------------------------------------------------------------------------------------------- old images
