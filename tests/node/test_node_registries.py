@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Image, busybox_image, digest_of
+from api.containerd.types.transfer import imagestore_pb2, registry_pb2
+from deploy.images import Image, busybox_image, digest_of, image, tar_of
+from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry
 from tests.peer import containerd, program
 from tests.service.images.registry.pulls import dead_port
+from tests.suites.transfers import HERE, Transfers
 from tests.support import Node, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
@@ -205,3 +209,42 @@ async def test_an_old_image_gets_the_digest_that_containerd_gives_it(node: Node,
 def _digest(node: Node, reference: str) -> str:
     """The target of an image."""
     return next(line.split()[2] for line in node.out("images", "ls").splitlines() if line.startswith(reference))
+
+
+# ---------------------------------------------------------------------------------------------- requests shown
+
+
+async def test_ctr_shows_requests(node: Node, fake: FakeRegistry) -> None:
+    """--http-dump and --http-trace: the node's requests, while it pulls. One alone shows only its own."""
+    box = image([tar_of([("unique", {"data": os.urandom(1000)})])])
+    reference = fake.add(box, "dump:1")
+    both = await pull(node, reference, "--http-dump", "--http-trace")
+    assert re.search(rf"\d+> HEAD {fake.url}/v2/dump/manifests/1", both)
+    assert re.search(rf"\d+> GET {fake.url}/v2/dump/manifests/{box.digest}", both)
+    assert re.search(r"\d+< 200 OK", both)
+    assert re.search(rf"\d+= connection to {fake.host} at {fake.host}: new; ", both)
+    trace = await pull(node, reference, "--http-trace")
+    assert "= connection to" in trace
+    assert "> HEAD" not in trace
+    assert "connection to" not in await pull(node, reference)
+
+
+async def test_requests_go_to_the_log_without_a_stream(node: Node, fake: FakeRegistry) -> None:
+    """As with containerd, whose client need not have one."""
+    reference = fake.add(busybox_image(), "logged:1")
+    async with Channel(node.socket) as channel:
+        source = registry_pb2.OCIRegistry(reference=reference, resolver=registry_pb2.RegistryResolver(http_debug=registry_pb2.DEBUG))
+        await Transfers(channel, "logged").transfer(source, imagestore_pb2.ImageStore(name="x", platforms=[HERE]))
+    log = await asyncio.to_thread(node.splitd, "logs", "images", "-n", "200")
+    assert re.search(rf"{reference}: \d+> HEAD {fake.url}/v2/logged/manifests/1", log.stdout)
+
+
+async def test_who_does_not_read_what_is_shown_holds_up_no_pull(node: Node, fake: FakeRegistry) -> None:
+    """And a pull that is over does not wait for him for long."""
+    reference = fake.add(busybox_image(), "unread:1")
+    async with Channel(node.socket) as channel, asyncio.timeout(30):
+        client = Transfers(channel, "unread")
+        async with client.stream("logs") as (name, _):
+            source = registry_pb2.OCIRegistry(reference=reference, resolver=registry_pb2.RegistryResolver(http_debug=registry_pb2.BOTH, logs_stream=name))
+            await client.transfer(source, imagestore_pb2.ImageStore(name="x", platforms=[HERE]))
+        assert "x" in await client.images()

@@ -16,7 +16,7 @@ From the bottom up:
     host.py, hosts_toml.py, cri.py, hosts.py    where it is asked for: certs.d, config.toml, defaults
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
     failure.py, mirrors.py         what goes wrong, and what is remembered of it
-    trace.py, proxy.py, transport.py    HTTP
+    trace.py, watching.py, proxy.py, transport.py    HTTP
     endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
     tries.py                       several hosts, several times
     resolve.py, fetch.py, push.py, client.py    what it is all for
