@@ -19,12 +19,14 @@ TRANSFER = "io.containerd.transfer.v1.local"
 class Unpack:
     """What may be unpacked: images for a platform, by a snapshotter."""
 
-    platform: str
+    platform: str = ""
     """Such as linux/amd64."""
-    snapshotter: str
+    snapshotter: str = ""
 
     def __post_init__(self) -> None:
         platforms.parse(self.platform)
+        if not self.snapshotter:
+            raise ValueError(f"snapshotter: none is named for {self.platform}")
 
     @property
     def parsed(self) -> Platform:
@@ -71,18 +73,13 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Unpack:
+class _Unpack(Unpack):
     """An entry of containerd's unpack_config."""
 
-    platform: str = ""
-    snapshotter: str = ""
     differ: str = ""
     config_type: str = ""
     layer_types: tuple[str, ...] = ()
     optional: bool = False
-
-    def __post_init__(self) -> None:
-        platforms.parse(self.platform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +100,7 @@ def load(file: settings.File) -> Config:
     """The settings in ``file``: containerd's own keys, and over them ours."""
     ours = settings.load(Config, file, "images")
     theirs, said = settings.load_plugin(_Transfer, file, TRANSFER)
-    verifier, verifier_said = settings.load_plugin(verifying.Config, file, verifying.PLUGIN)
+    verifier, _ = settings.load_plugin(verifying.Config, file, verifying.PLUGIN)
     found: dict[str, Any] = {
         "downloads": theirs.max_concurrent_downloads if theirs.max_concurrent_downloads > 0 else ours.connections,
         "uploads": theirs.max_concurrent_uploaded_layers if theirs.max_concurrent_uploaded_layers > 0 else ours.connections,
@@ -112,9 +109,8 @@ def load(file: settings.File) -> Config:
     }
     own = _said(file)
     taken = {key: found[key] for key, name in _THEIRS.items() if name in said and key not in own}
-    own_verifier = own.get("verifier", {})
-    return dataclasses.replace(ours, **taken, verifier=dataclasses.replace(
-        verifier, **{key: getattr(ours.verifier, key) for key in own_verifier}) if verifier_said else ours.verifier)
+    verifier = dataclasses.replace(verifier, **{key: getattr(ours.verifier, key) for key in own.get("verifier", {})})
+    return dataclasses.replace(ours, **taken, verifier=verifier)
 
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
@@ -131,10 +127,10 @@ def _unused(file: settings.File) -> Iterator[str]:
     for plugin, keys, table in ((TRANSFER, _THEIRS, "images"), (verifying.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifying.Config)}, "images.verifier")):
         over = own if table == "images" else own.get("verifier", {})
         ours_of = {name: key for key, name in keys.items()}
-        for name in settings.plugin(file, plugin):
-            if name not in ours_of:
+        for name, value in settings.plugin(file, plugin).items():
+            if name not in ours_of and value:  # zeros and empty tables are in every file that `containerd config default` began
                 yield f'[plugins."{plugin}"] {name} is containerd\'s and means nothing here'
-            elif ours_of[name] in over:
+            elif name in ours_of and ours_of[name] in over:
                 yield f'[plugins."{plugin}"] {name} has no effect: [{table}] {ours_of[name]} is set, and wins'
     for entry in settings.load_plugin(_Transfer, file, TRANSFER)[0].unpack_config if "unpack_config" not in own else ():
         for key in ("differ", "config_type", "layer_types", "optional"):

@@ -132,10 +132,10 @@ def unused(tables: Mapping[str, Any]) -> Iterator[str]:
     if len(table) > 1:
         yield f'[plugins."{name}"] is containerd\'s, and nothing but its registry table means anything here'
     registry = table["registry"]
-    for key in registry:
+    for key in filter(registry.get, registry):
         if key not in ("config_path", "mirrors", "configs"):
             yield f"{where}] {key} is containerd's and means nothing here"
-        elif key != "config_path" and registry[key] and registry.get("config_path"):
+        elif key != "config_path" and registry.get("config_path"):
             yield f"{where}] {key} has no effect beside config_path"
     if registry.get("config_path"):
         return

@@ -65,7 +65,7 @@ def test_verifiers_are_configured_in_containerds_words() -> None:
 
 def test_keys_without_meaning_here_are_named() -> None:
     """Those of the plugin, and those of an entry of unpack_config."""
-    text = f'{TRANSFER}\nmax_concurrent_unpacks = 2\nunpack_config = [{{platform = "linux", snapshotter = "x", differ = "walking", optional = true}}]\n'
+    text = f'{TRANSFER}\nmax_concurrent_unpacks = 2\nconcurrent_layer_fetch_buffer = 0\nunpack_config = [{{platform = "linux", snapshotter = "x", differ = "walking", optional = true}}]\n'
     assert found(text) == [f"config file c.toml: {TRANSFER} {key} is containerd's and means nothing here"
                            for key in ("max_concurrent_unpacks", "unpack_config: differ", "unpack_config: optional")]
 
@@ -74,6 +74,8 @@ def test_keys_without_meaning_here_are_named() -> None:
     (f'{TRANSFER}\nmax_concurrent_downloads = "3"', f"{TRANSFER} max_concurrent_downloads: '3' is not a whole number"),
     (f"{TRANSFER}\nconfig_path = 3", f"{TRANSFER} config_path: 3 is not a string"),
     (f'{TRANSFER}\nunpack_config = [{{platform = "a b"}}]', f"{TRANSFER} unpack_config: platform: 'a b' is not a platform such as linux/amd64"),
+    (f'{TRANSFER}\nunpack_config = [{{platform = "linux"}}]', f"{TRANSFER} unpack_config: snapshotter: none is named for linux"),
+    ('[[images.unpack_config]]\nsnapshotter = "x"', "[images] unpack_config: platform: '' is not a platform such as linux/amd64"),
     (f'{BINDIR}\nper_verifier_timeout = "soon"', f"{BINDIR} per_verifier_timeout: 'soon' is not a duration"),
     (f'{BINDIR}\nper_verifier_timeout = "0s"', f"{BINDIR} per_verifier_timeout: in no time no verifier is done"),
     (f'{BINDIR}\nbin_dir = "here"', f"{BINDIR} bin_dir: 'here' is not an absolute path"),
@@ -129,7 +131,9 @@ def test_what_of_the_cri_plugins_tables_has_no_effect() -> None:
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "x"
 {OLDER}
+[plugins."io.containerd.grpc.v1.cri".registry.auths]
 [plugins."io.containerd.grpc.v1.cri".registry.headers]
+X-Team = ["blue"]
 [plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]
 endpoint = ["https://m.test"]
 rewrite = 1
