@@ -54,7 +54,7 @@ class Config:
     """Parts of one large layer that come at once, where the registry gives parts; 1: every layer comes on one connection."""
 
     unpacks: int = budget.WORKERS
-    """Layers that are unpacked at once."""
+    """Layers that are unpacked at once. containerd's max_concurrent_unpacks, where 0 is no other number than ours."""
 
     config_path: str = ""
     """Directories (several with colons between) that have HOST/hosts.toml files, for requests that name none. "": those of the CRI plugin's table, or else
@@ -88,11 +88,12 @@ class _Transfer:
 
     max_concurrent_downloads: int = 0
     max_concurrent_uploaded_layers: int = 0
+    max_concurrent_unpacks: int = 0
     config_path: str = ""
     unpack_config: tuple[_Unpack, ...] = ()
 
 
-_THEIRS = {"downloads": "max_concurrent_downloads", "uploads": "max_concurrent_uploaded_layers", "config_path": "config_path", "unpack_config": "unpack_config"}
+_THEIRS = {"downloads": "max_concurrent_downloads", "uploads": "max_concurrent_uploaded_layers", "unpacks": "max_concurrent_unpacks", "config_path": "config_path", "unpack_config": "unpack_config"}
 """Our keys to the transfer plugin's."""
 
 
@@ -104,6 +105,7 @@ def load(file: settings.File) -> Config:
     found: dict[str, Any] = {
         "downloads": theirs.max_concurrent_downloads if theirs.max_concurrent_downloads > 0 else ours.connections,
         "uploads": theirs.max_concurrent_uploaded_layers if theirs.max_concurrent_uploaded_layers > 0 else ours.connections,
+        "unpacks": theirs.max_concurrent_unpacks if theirs.max_concurrent_unpacks > 0 else ours.unpacks,
         "config_path": theirs.config_path,
         "unpack_config": tuple(Unpack(platform=each.platform, snapshotter=each.snapshotter) for each in theirs.unpack_config),
     }

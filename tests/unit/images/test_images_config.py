@@ -32,15 +32,16 @@ def test_the_transfer_plugins_keys_are_read() -> None:
 {TRANSFER}
 max_concurrent_downloads = 3
 max_concurrent_uploaded_layers = 0
+max_concurrent_unpacks = 1
 config_path = "/a:/b"
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux/amd64"
 snapshotter = "native"
 differ = ""
 """))
-    assert config == Config(downloads=3, uploads=16, config_path="/a:/b", unpack_config=(Unpack(platform="linux/amd64", snapshotter="native"),))
+    assert config == Config(downloads=3, uploads=16, unpacks=1, config_path="/a:/b", unpack_config=(Unpack(platform="linux/amd64", snapshotter="native"),))
     assert load(file("")) == Config()
-    assert load(file(f"{TRANSFER}\nmax_concurrent_unpacks = 2")) == Config()
+    assert load(file(f"{TRANSFER}\nmax_concurrent_unpacks = 0")) == Config()
 
 
 def test_ours_win_and_say_so() -> None:
@@ -65,9 +66,9 @@ def test_verifiers_are_configured_in_containerds_words() -> None:
 
 def test_keys_without_meaning_here_are_named() -> None:
     """Those of the plugin, and those of an entry of unpack_config."""
-    text = f'{TRANSFER}\nmax_concurrent_unpacks = 2\nconcurrent_layer_fetch_buffer = 0\nunpack_config = [{{platform = "linux", snapshotter = "x", differ = "walking", optional = true}}]\n'
+    text = f'{TRANSFER}\nconcurrent_layer_fetch_buffer = 2\ncheck_platform_supported = false\nunpack_config = [{{platform = "linux", snapshotter = "x", differ = "walking", optional = true}}]\n'
     assert found(text) == [f"config file c.toml: {TRANSFER} {key} is containerd's and means nothing here"
-                           for key in ("max_concurrent_unpacks", "unpack_config: differ", "unpack_config: optional")]
+                           for key in ("concurrent_layer_fetch_buffer", "unpack_config: differ", "unpack_config: optional")]
 
 
 @pytest.mark.parametrize(("text", "words"), [
