@@ -1,7 +1,8 @@
 """The configuration file as a whole: every table of every process, printed, checked and resolved.
 
 Processes read only their own tables (services/kit/settings.py); this module knows all of them, out of the table of processes. Where a config.py has a
-function ``load(file)``, it reads keys of containerd's own tables too, and is asked instead.
+function ``load(file)``, it reads keys of containerd's own tables too, and is asked instead. Where it has ``check(file)``, that looks at what one value alone does not show, such as
+other files.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ QUIET = frozenset({"version"})
 
 @dataclass(slots=True)
 class Checked:
-    """What is to be said of a file: errors, which keep a node from starting, and warnings."""
+    """What is to be said of a file: errors, which keep a node from starting, troubles, of which something will fail, and warnings."""
 
     errors: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -101,6 +103,8 @@ def check(path: Path | None) -> Checked:
     for name, entry in ENTRIES.items():
         for key in file.tables.get(name, {}):
             _try(found, _class(entry), file, f"{name}.{key}")
+    if not found.errors:
+        _look(found, file)
     for name, values in theirs.items():
         if not values.asked & set(values):
             found.warnings.append(f"{where} [{name}] is containerd's and means nothing here")
@@ -114,6 +118,14 @@ def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> Non
         load(cls, file, table)
     except errors.NodeError as error:
         found.errors.append(_words(error))
+
+
+def _look(found: Checked, file: settings.File) -> None:
+    """What each process's own ``check`` says of a file that can be loaded."""
+    lists = {"error": found.errors, "trouble": found.troubles, "warning": found.warnings}
+    for _, cls in tables():
+        for kind, words in getattr(importlib.import_module(cls.__module__), "check", lambda _: ())(file):
+            lists[kind].append(words)
 
 
 def _words(error: errors.NodeError) -> str:

@@ -1,4 +1,4 @@
-"""The health of a node: supervisord's word for each process, the process's own answer, and the gateway's view of it."""
+"""The health of a node: supervisord's word for each process, the process's own answer, and the gateway's view of it. And that of the registries it asks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import time
 from dataclasses import dataclass
 
 from api.grpc.health.v1 import health_pb2
+from api.splitd.registries.v1 import registries_pb2
 from deploy.place import Place
 from deploy.processes import PROCESSES, Process
 from deploy.supervision import RUNNING, Status, Supervisor
 from services.kit import errors, rpc
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REGISTRIES = registries_pb2.DESCRIPTOR.services_by_name["Registries"]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 PATIENCE = 3.0
 """Seconds for an answer; a process that takes longer is not healthy."""
@@ -75,6 +77,36 @@ async def _check(channel: rpc.Channel, service: str, prefix: str) -> str:
     except errors.NodeError as error:
         return f"{prefix}answers: {error}"
     return "" if response.status == SERVING else f"{prefix}is not serving"
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A registry or mirror as the images service remembers it; times are seconds since the epoch, ``throughput`` is bytes a second (0: not measured)."""
+
+    host: str
+    state: str
+    """good, slow or dead."""
+    since: float
+    failures: int
+    """In a row."""
+    last_error: str
+    throughput: float
+    rests_until: float
+    """Until then others are asked before it; 0 if it is good."""
+
+
+def registries(place: Place) -> list[Registry] | None:
+    """What the images service remembers; None if it does not answer, which its own health explains."""
+    return asyncio.run(_registries(place))
+
+
+async def _registries(place: Place) -> list[Registry] | None:
+    async with rpc.Channel(place.state / "images.sock", "images") as channel:
+        try:
+            response = await channel.client(REGISTRIES).List(registries_pb2.ListRequest(), timeout=PATIENCE)
+        except errors.NodeError:
+            return None
+    return [Registry(h.address, h.state, h.since, h.failures, h.last_error, h.throughput, h.rests_until) for h in response.hosts]
 
 
 def wait(place: Place, seconds: float, only: set[str] | None = None) -> list[Health]:

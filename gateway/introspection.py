@@ -60,9 +60,9 @@ class Row:
     """The check of the machine that it depends on."""
 
 
-CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE, GRPC, INTERNAL, MONITOR, STREAMING, TRANSFER = (f"io.containerd.{name}" for name in (
+CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE, GRPC, INTERNAL, MONITOR, STREAMING, TRANSFER, VERIFIER = (f"io.containerd.{name}" for name in (
     "content.v1", "snapshotter.v1", "metadata.v1", "differ.v1", "event.v1", "gc.v1", "lease.v1", "runtime.v2", "shim.v1", "service.v1", "grpc.v1",
-    "internal.v1", "monitor.container.v1", "streaming.v1", "transfer.v1"))
+    "internal.v1", "monitor.container.v1", "streaming.v1", "transfer.v1", "image-verifier.v1"))
 
 
 def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin], overlay_options: Sequence[str] = ()) -> list[Row]:
@@ -106,7 +106,8 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
         Row(SERVICE, "tasks-service", "tasks", (EVENT, RUNTIME, METADATA)),
         Row(MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")),
         Row(STREAMING, "manager", "images", (METADATA,)),
-        Row(TRANSFER, "local", "images", (LEASE, METADATA, DIFFER, SNAPSHOTTER)),
+        Row(VERIFIER, "bindir", "images"),
+        Row(TRANSFER, "local", "images", (LEASE, METADATA, DIFFER, VERIFIER, SNAPSHOTTER)),
         Row(GRPC, "streaming", "images", (STREAMING,)),
         Row(GRPC, "transfer", "images", (TRANSFER, STREAMING)),
         *(Row(GRPC, name, upstream, (needs,)) for name, upstream, needs in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,19 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually, listening, remove
+
+PROGRAMS = os.environ.get("SPLITD_TEST_CONTAINERD2", "")
+"""A directory with ``ctr`` and ``containerd`` of containerd 2, where they are not the machine's own (Debian 12 has 1.6)."""
+
+
+def program(name: str) -> str:
+    """The program of containerd 2; the test is skipped where there is none."""
+    found = shutil.which(f"{PROGRAMS}/{name}" if PROGRAMS else name)
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout if found else ""
+    if " 2." not in version and " v2." not in version:
+        pytest.skip(f"no {name} of containerd 2: name its directory in SPLITD_TEST_CONTAINERD2")
+    assert found
+    return found
 
 
 @contextlib.contextmanager

@@ -38,23 +38,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(path: Path | None) -> int:
-    if path is None:
-        print(f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)")
-        return 0
     found = configuration.check(path)
     for line in found.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    for line in found.errors:
+    for line in [*found.errors, *found.troubles]:
         print(f"splitd: {line}", file=sys.stderr)
-    if not found.errors:
-        print(f"{path} is good")
-    return 1 if found.errors else 0
+    if found.errors or found.troubles:
+        return 1
+    print(f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)" if path is None else f"{path} is good")
+    return 0
 
 
 def refuse_errors(path: Path | None) -> None:
-    """A Failure with all that is wrong with a configuration file; warnings go to standard error."""
+    """A Failure with all of a configuration that keeps a node from starting; whatever else is wrong goes to standard error."""
     found = configuration.check(path)
-    for line in found.warnings:
+    for line in [*found.warnings, *found.troubles]:
         print(f"warning: {line}", file=sys.stderr)
     if found.errors:
         raise Failure("\nsplitd: ".join(found.errors))

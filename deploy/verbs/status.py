@@ -1,15 +1,17 @@
-"""``splitd status``: each process with its state, and whether the node is healthy, for people and (``--json``) for programs."""
+"""``splitd status``: each process with its state, whether the node is healthy, and which registries are in trouble, for people and (``--json``) for programs."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import time
 
 from deploy import health, place, supervision
 from deploy.place import Place
 from services.kit import version
 
-HELP = "state, pid, uptime, memory, health and restarts of each service; exit code 0 only if all are healthy, 3 if no node is up"
+HELP = "state, pid, uptime, memory, health and restarts of each service, and what registries do not answer; exit code 0 only if all are healthy, 3 if no node is up"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +25,25 @@ def run(arguments: argparse.Namespace) -> int:
         found = health.of_node(here)
     except supervision.NotUp as failure:
         if arguments.json:
-            print(json.dumps(describe(here, 0, [])))
+            print(json.dumps(describe(here, 0, [], None)))
             return failure.code
         raise
+    asking = any(h.healthy for h in found if h.status.name == "images")
+    registries = health.registries(here) if asking else None
     if arguments.json:
-        print(json.dumps(describe(here, supervisor_pid, found), indent=2))
+        print(json.dumps(describe(here, supervisor_pid, found, registries), indent=2))
     else:
         print_table(here, found)
+        for line in troubled(registries or [], time.time()):
+            print(line)
     return 0 if all(h.healthy for h in found) else 1
 
 
-def describe(here: Place, supervisor_pid: int, found: list[health.Health]) -> dict[str, object]:
-    """The status as JSON has it; ``up`` false and no services where no node is up. ``memory`` is PSS in bytes, ``uptime`` in seconds."""
+def describe(here: Place, supervisor_pid: int, found: list[health.Health], registries: list[health.Registry] | None) -> dict[str, object]:
+    """The status as JSON has it; ``up`` false and no services where no node is up. ``memory`` is PSS in bytes, ``uptime`` in seconds.
+
+    ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
+    """
     return {
         "version": version.VERSION, "root": str(here.root), "state": str(here.state), "address": str(here.socket),
         "up": supervisor_pid > 0, "healthy": supervisor_pid > 0 and all(h.healthy for h in found),
@@ -43,7 +52,19 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health]) -> di
             "name": h.status.name, "state": h.status.state, "pid": h.status.pid or None, "uptime": round(h.status.uptime, 1), "memory": h.memory,
             "healthy": h.healthy, "trouble": h.trouble, "restarts": h.status.restarts,
         } for h in found],
+        "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
     }
+
+
+def troubled(registries: list[health.Registry], now: float) -> list[str]:
+    """A line for each registry or mirror that is not good. They do not make a node unhealthy: it asks others, or will try again."""
+    return [f"registry {each.host} is {each.state} for {_duration(max(now - each.since, 0))} (since {_clock(each.since)}): {each.last_error}; "
+            + (f"asked after all others for {_duration(each.rests_until - now)} (until {_clock(each.rests_until)})" if each.rests_until > now else "the next pull tries it")
+            for each in registries if each.state != "good"]
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def print_table(here: Place, found: list[health.Health]) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 
 from services.images.budget import Budget
-from services.images.config import Config
+from services.images.config import load
 from services.images.fetching import Fetcher
 from services.images.pulling import RegistryPuller
 from services.images.pushing import RegistryPusher
+from services.images.registries_server import RegistriesServicer
 from services.images.registry import Hosts, Registry
 from services.images.remote import ImageRecords
 from services.images.server import ImagesServicer
 from services.images.streaming_server import StreamingServicer, Streams
+from services.images.transfer import Unpacking
 from services.images.transfer_server import TransferServicer
 from services.images.unpack import Unpacker
+from services.images.verifying import Verifier
 from services.kit import process, rpc, settings
 from services.kit.publisher import Publisher
 from services.snapshots.diff.workers import Appliers
@@ -22,11 +25,11 @@ from services.snapshots.diff.workers import Appliers
 
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
-    config = settings.load(Config, file, "images")
-    hosts = Hosts.of_config(file.tables, file.path)
+    config = load(file)
+    hosts = Hosts.of_config(file.tables, file.path, config.config_path)
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
-    unpacker = Unpacker(budget)
+    unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
     with process.owned(node.state / "images"):
         scratch = node.state / "images" / "unpack"
         scratch.mkdir(mode=0o700, exist_ok=True)
@@ -39,8 +42,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             Registry(hosts) as registry,
             rpc.serving(node.state / "images.sock", [
                 ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
+                RegistriesServicer(registry.memory),
                 StreamingServicer(streams),
-                TransferServicer(gateway, streams, appliers, unpacker, RegistryPuller(registry, Fetcher(budget, config.streams), unpacker), RegistryPusher(registry, budget)),
+                TransferServicer(gateway, streams, appliers, unpacker,
+                                 RegistryPuller(registry, Fetcher(budget, config.streams), unpacker, Verifier(config.verifier)), RegistryPusher(registry, budget)),
             ], relayed=True),
         ):
             await process.until_signal()

@@ -1,16 +1,42 @@
-"""Settings of the images service: table [images]."""
+"""Settings of the images service: table [images], and of containerd's plugins those that mean the same. Ours win."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from services.images import budget
+from services.images import budget, platforms, verifying
+from services.images.platforms import Platform
+from services.kit import settings
 from services.kit.settings import Seconds
+
+TRANSFER = "io.containerd.transfer.v1.local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpack:
+    """What may be unpacked: images for a platform, by a snapshotter."""
+
+    platform: str = ""
+    """Such as linux/amd64."""
+    snapshotter: str = ""
+
+    def __post_init__(self) -> None:
+        platforms.parse(self.platform)
+        if not self.snapshotter:
+            raise ValueError(f"snapshotter: none is named for {self.platform}")
+
+    @property
+    def parsed(self) -> Platform:
+        """The platform."""
+        return platforms.parse(self.platform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The images service."""
+    """The images service. What has a name of containerd's transfer plugin is also read from [plugins."io.containerd.transfer.v1.local"]."""
 
     hold: Seconds = 5.0
     """A call made while the metadata service is away waits this long for it, or until its deadline."""
@@ -19,18 +45,102 @@ class Config:
     """Connections to registries that all pulls and pushes together have at once."""
 
     downloads: int = budget.LAYERS
-    """Layers that all pulls together fetch at once."""
+    """Layers that all pulls together fetch at once. containerd's max_concurrent_downloads, where 0 is as many as there are connections."""
 
     uploads: int = budget.UPLOADS
-    """Layers that all pushes together send at once."""
+    """Layers that all pushes together send at once. containerd's max_concurrent_uploaded_layers, likewise."""
 
     streams: int = budget.STREAMS
     """Parts of one large layer that come at once, where the registry gives parts; 1: every layer comes on one connection."""
 
     unpacks: int = budget.WORKERS
-    """Layers that are unpacked at once."""
+    """Layers that are unpacked at once. containerd's max_concurrent_unpacks, where 0 is no other number than ours."""
+
+    config_path: str = ""
+    """Directories (several with colons between) that have HOST/hosts.toml files, for requests that name none. "": those of the CRI plugin's table, or else
+    /etc/containerd/certs.d and /etc/docker/certs.d."""
+
+    unpack_config: tuple[Unpack, ...] = ()
+    """What clients may have unpacked, as {platform, snapshotter}; where they name no snapshotter: overlayfs if it is among those of the platform, else the first of them.
+    Empty: whatever they want that runs on this machine."""
+
+    verifier: verifying.Config = field(default_factory=verifying.Config)
 
     def __post_init__(self) -> None:
         for key in ("connections", "downloads", "uploads", "streams", "unpacks"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is less than one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unpack(Unpack):
+    """An entry of containerd's unpack_config."""
+
+    differ: str = ""
+    config_type: str = ""
+    layer_types: tuple[str, ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Transfer:
+    """The keys of containerd's transfer plugin that are read."""
+
+    max_concurrent_downloads: int = 0
+    max_concurrent_uploaded_layers: int = 0
+    max_concurrent_unpacks: int = 0
+    config_path: str = ""
+    unpack_config: tuple[_Unpack, ...] = ()
+
+
+_THEIRS = {"downloads": "max_concurrent_downloads", "uploads": "max_concurrent_uploaded_layers", "unpacks": "max_concurrent_unpacks", "config_path": "config_path", "unpack_config": "unpack_config"}
+"""Our keys to the transfer plugin's."""
+
+
+def load(file: settings.File) -> Config:
+    """The settings in ``file``: containerd's own keys, and over them ours."""
+    ours = settings.load(Config, file, "images")
+    theirs, said = settings.load_plugin(_Transfer, file, TRANSFER)
+    verifier, _ = settings.load_plugin(verifying.Config, file, verifying.PLUGIN)
+    found: dict[str, Any] = {
+        "downloads": theirs.max_concurrent_downloads if theirs.max_concurrent_downloads > 0 else ours.connections,
+        "uploads": theirs.max_concurrent_uploaded_layers if theirs.max_concurrent_uploaded_layers > 0 else ours.connections,
+        "unpacks": theirs.max_concurrent_unpacks if theirs.max_concurrent_unpacks > 0 else ours.unpacks,
+        "config_path": theirs.config_path,
+        "unpack_config": tuple(Unpack(platform=each.platform, snapshotter=each.snapshotter) for each in theirs.unpack_config),
+    }
+    own = _said(file)
+    taken = {key: found[key] for key, name in _THEIRS.items() if name in said and key not in own}
+    verifier = dataclasses.replace(verifier, **{key: getattr(ours.verifier, key) for key in own.get("verifier", {})})
+    return dataclasses.replace(ours, **taken, verifier=verifier)
+
+
+def check(file: settings.File) -> Iterator[tuple[str, str]]:
+    """What ``splitd config check`` finds beside that :func:`load` takes the file; see :mod:`.registry.checking`."""
+    from services.images.registry.checking import troubles  # not before it is needed: it brings HTTP along
+
+    yield from (("warning", f"config file {file.path}: {words}") for words in _unused(file))
+    yield from troubles(file, load(file).config_path)
+
+
+def _unused(file: settings.File) -> Iterator[str]:
+    """What in the tables of containerd's plugins has no effect: keys that mean nothing here, and those over which ours win."""
+    own = _said(file)
+    for plugin, keys, table in ((TRANSFER, _THEIRS, "images"), (verifying.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifying.Config)}, "images.verifier")):
+        over = own if table == "images" else own.get("verifier", {})
+        ours_of = {name: key for key, name in keys.items()}
+        for name, value in settings.plugin(file, plugin).items():
+            if name not in ours_of and value:  # zeros and empty tables are in every file that `containerd config default` began
+                yield f'[plugins."{plugin}"] {name} is containerd\'s and means nothing here'
+            elif name in ours_of and ours_of[name] in over:
+                yield f'[plugins."{plugin}"] {name} has no effect: [{table}] {ours_of[name]} is set, and wins'
+    for entry in settings.load_plugin(_Transfer, file, TRANSFER)[0].unpack_config if "unpack_config" not in own else ():
+        for key in ("differ", "config_type", "layer_types", "optional"):
+            if getattr(entry, key):
+                yield f'[plugins."{TRANSFER}"] unpack_config: {key} is containerd\'s and means nothing here'
+
+
+def _said(file: settings.File) -> Mapping[str, Any]:
+    """The keys of [images] that are in the file."""
+    said: Mapping[str, Any] = file.tables.get("images", {})
+    return said

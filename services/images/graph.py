@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.images import platforms
+from services.images.converting import OCTET_STREAM
 from services.images.oci import Descriptor, children_in, is_config, is_index, is_manifest, reference_labels
 from services.images.transfer import ImageStore, Node
 from services.kit import errors
@@ -15,6 +16,8 @@ class Graph:
         self._node = node
         self._store = store
         self._wanted = platforms.wanted(store.platforms)
+        self.has_octet_stream = False
+        """Whether any child was one: then the image may be an old one (``converting.py``)."""
 
     async def children(self, descriptor: Descriptor) -> list[Descriptor]:
         """The wanted children of a manifest or an index; nothing else has any. NotFound if the document is not there."""
@@ -30,6 +33,7 @@ class Graph:
         """Label ``descriptor`` with all its children, so that none that is there is collected, and answer the wanted ones."""
         if children:
             await self._node.label(descriptor.digest, reference_labels(children))
+        self.has_octet_stream |= any(child.media_type == OCTET_STREAM for child in children)
         if not self._store.all_metadata:
             children = [child for child in children if self._fits(child)]
         elif is_manifest(descriptor.media_type) and not self._fits(descriptor):

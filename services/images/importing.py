@@ -23,7 +23,6 @@ import json
 import os
 import posixpath
 import tarfile
-import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any, TypeVar
 
 from services.images import compression, names, oci, references, threads, unpack
+from services.images.documents import write, written
 from services.images.graph import Graph
 from services.images.oci import Config, Descriptor
 from services.images.threads import Handover
@@ -65,7 +65,7 @@ class Contents:
 async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report) -> None:
     """Import the archive; ``node`` acts under a lease. Unknown for what is no archive of images, NotFound for documents that it lacks."""
     report(Progress("Importing"))
-    wanted = unpack.accepted(destination.unpacks)
+    wanted = unpacker.accepted(destination.unpacks)
     with tracing.span("images.import"):
         contents = await read(source, node)
         root = await index_of(contents, node, compress=source.force_compress)
@@ -213,20 +213,11 @@ def _copied(tar: tarfile.TarFile, member: tarfile.TarInfo, filling: Filling) -> 
         while piece := file.read(_PIECE):
             hashing.update(piece)
             size += len(piece)
-            _write(filling.fd, piece)
+            write(filling.fd, piece)
     if size != member.size:
         raise errors.Unknown(f'failed to ingest "{member.name}": unexpected EOF')
     filling.filled()
     return f"sha256:{hashing.hexdigest()}", size
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(fd, view):]
-    except OSError as error:
-        raise errors.ResourceExhausted(f"writing a blob: {error.strerror}") from None
 
 
 def _drained(file: IO[bytes]) -> None:
@@ -265,7 +256,7 @@ async def index_of(contents: Contents, node: Node, *, compress: bool) -> Descrip
             raise errors.Unknown(f'no target for symlink layer from "{name}" to "{target}"')
         contents.blobs[name] = contents.blobs[target]
     entries = [entry for found in contents.docker for entry in await _docker_image(found, contents.blobs, node, compress=compress)]
-    return await _written({"schemaVersion": 2, "manifests": [oci.descriptor_to_json(entry) for entry in entries] or None}, oci.INDEX, node)
+    return await written(oci.encoded({"schemaVersion": 2, "manifests": [oci.descriptor_to_json(entry) for entry in entries] or None}), oci.INDEX, node)
 
 
 async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:
@@ -275,8 +266,8 @@ async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor
         raise errors.Unknown(f'image config "{name}" not found')
     config = replace(blobs[name], media_type=oci.DOCKER_CONFIG)
     layers = await _docker_layers(_names(found, "Layers"), blobs, node, compress=compress)
-    manifest = await _written({"schemaVersion": 2, "mediaType": oci.DOCKER_MANIFEST, "config": oci.descriptor_to_json(config),
-                               "layers": [oci.descriptor_to_json(layer) for layer in layers]}, oci.DOCKER_MANIFEST, node)
+    document = {"schemaVersion": 2, "mediaType": oci.DOCKER_MANIFEST, "config": oci.descriptor_to_json(config), "layers": [oci.descriptor_to_json(layer) for layer in layers]}
+    manifest = await written(oci.encoded(document), oci.DOCKER_MANIFEST, node)
     manifest = replace(manifest, platform=Config.parse(await node.document(config), config.digest).platform)
     full = [references.normalized(reference) for reference in _names(found, "RepoTags")]
     return [manifest.annotated({references.IMAGE_NAME: n, references.REF_NAME: references.for_oci(n)}) for n in full] or [manifest]
@@ -313,14 +304,3 @@ async def _docker_layer(layer: Descriptor, node: Node, *, compress: bool) -> Des
         filling.filled()
         await filling.commit(digest, size, {UNCOMPRESSED: layer.digest})
     return Descriptor(oci.DOCKER_LAYER_GZIP, digest, size)
-
-
-async def _written(document: Mapping[str, Any], media_type: str, node: Node) -> Descriptor:
-    """A document as a blob."""
-    data = oci.encoded(document)
-    descriptor = Descriptor(media_type, oci.digest_of(data), len(data))
-    async with node.filling(f"manifest-{descriptor.digest}-{time.time_ns()}") as filling:
-        await threads.to_thread(_write, filling.fd, data)
-        filling.filled()
-        await filling.commit(descriptor.digest, descriptor.size)
-    return descriptor

@@ -102,9 +102,9 @@ def _is_known_config(media_type: str) -> bool:
 # ---------------------------------------------------------------------------------------------- JSON
 
 
-def encoded(document: Any) -> bytes:
-    """JSON as Go writes it: no spaces, and <, > and & as escapes."""
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+def encoded(document: Any, indent: int | None = None) -> bytes:
+    """JSON as Go writes it: no spaces, or a line for each value, indented by so many; and <, > and & as escapes."""
+    text = json.dumps(document, separators=(",", ":") if indent is None else (",", ": "), ensure_ascii=False, indent=indent)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text.encode(errors="replace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import platform as host
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -54,6 +55,27 @@ def default() -> Platform:
     """The platform of this machine."""
     machine = host.machine()
     return Platform("linux", *_MACHINES.get(machine, (machine, "")))
+
+
+_SYSTEMS = frozenset({"linux", "windows", "darwin", "macos", "freebsd"})
+_SPECIFIER = re.compile(r"(?P<os>[A-Za-z0-9_.-]+)(?:\((?P<options>[A-Za-z0-9_.:+-]*)\))?(?:/(?P<architecture>[A-Za-z0-9_.-]+)(?:/(?P<variant>[A-Za-z0-9_.-]+))?)?")
+
+
+def parse(text: str) -> Platform:
+    """The platform of ``OS``, ``ARCHITECTURE``, ``OS/ARCHITECTURE`` or ``OS/ARCHITECTURE/VARIANT``, this machine's where one is missing.
+
+    Behind an OS its version and features may stand in parentheses (``linux(+erofs)/amd64``). ValueError for anything else.
+    """
+    found = _SPECIFIER.fullmatch(text)
+    if found is None:
+        raise ValueError(f"platform: {text!r} is not a platform such as linux/amd64")
+    system, architecture = found["os"], found["architecture"]
+    if architecture is None and found["options"] is None and system.lower() not in _SYSTEMS:
+        return Platform(default().os, system).normalized()
+    version, *features = (found["options"] or "").split("+")
+    here = default()
+    own = here if architecture is None else Platform("", architecture, found["variant"] or "")
+    return Platform(system, own.architecture, own.variant, version, tuple(each for each in features if each)).normalized()
 
 
 class Matcher(Protocol):

@@ -1,6 +1,6 @@
 """Pulls: from a registry to an image of the node.
 
-1. The name is resolved to a digest; from here on everything is named by digest.
+1. The name is resolved to a digest; from here on everything is named by digest. Verifiers (``verifying.py``) are asked whether it may be pulled.
 2. The documents are walked from the top: each is fetched, labelled with what it refers to, and its children that the destination wants are walked, all at once (``graph.py``).
 3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the image is to be unpacked, each is unpacked while it arrives; layers whose snapshots
    exist are not even fetched.
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from services.images import names, oci, registry, unpack
 from services.images.asking import client_of, resolved, with_source
+from services.images.converting import converted
 from services.images.fetching import Begun, Fetcher, nobody_follows
 from services.images.graph import Graph
 from services.images.landing import FileLanding
@@ -25,6 +26,7 @@ from services.images.registry import Reference
 from services.images.together import together
 from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
 from services.images.unpack import Unpacker
+from services.images.verifying import Verifier
 from services.kit import errors, tracing
 from services.kit.faults import fault
 
@@ -32,14 +34,15 @@ from services.kit.faults import fault
 class RegistryPuller:
     """Pulls; one for the whole process."""
 
-    def __init__(self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker) -> None:
+    def __init__(self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker, verifier: Verifier) -> None:
         self._registry = process
         self._fetcher = fetcher
         self._unpacker = unpacker
+        self._verifier = verifier
 
     async def pull(self, source: Registry, destination: ImageStore, node: Node, report: Report) -> None:
         """See ``transfer.Puller``. The errors name the host and the cause."""
-        wanted = unpack.accepted(destination.unpacks)
+        wanted = self._unpacker.accepted(destination.unpacks)
         report(Progress(f"Resolving from {source}"))
         with tracing.span("images.pull", reference=source.reference):
             reference = Reference.parse(source.reference)
@@ -49,12 +52,17 @@ class RegistryPuller:
                     root = resolved(await client.resolve(reference))
             except errors.NodeError as error:
                 raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
+            await self._verifier.verify(source.reference, root)
             report(Progress(f"Pulling from {source}"))
             report(Progress("fetching image content", source.reference, descriptor=root))
-            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, Graph(node, destination), wanted)
+            graph = Graph(node, destination)
+            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted)
             tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
             async with tracker.running():
                 await pull.walk(root, tracker)
+                if graph.has_octet_stream:
+                    root = await converted(node, root)
+                    await pull.walk(root, tracker)
             fault("images.pulled")
             for image in await names.stored(names.of_root(destination, root), node):
                 report(Progress("saved", image.name, descriptor=image.target))

@@ -245,13 +245,13 @@ class ByteSink:
             self._block += piece
             view = view[len(piece):]
             if len(self._block) == BLOCK:
-                await self._flush()
+                await self.flush()
 
     async def close(self) -> None:
         """Returns when the client has taken all, or after :data:`DRAIN_SECONDS` without."""
         try:
             if self._lost is None:
-                await self._flush()
+                await self.flush()
                 with contextlib.suppress(TimeoutError, errors.NodeError):
                     async with asyncio.timeout(DRAIN_SECONDS):
                         await self._allowance(BLOCK)
@@ -263,7 +263,8 @@ class ByteSink:
         self._listening.cancel()
         self._stream.close()
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
+        """Send what there is of a block. :meth:`close` cannot tell any more whether the client has all."""
         data = memoryview(bytes(self._block))
         self._block.clear()
         while data:

@@ -91,6 +91,10 @@ AskCredentials = Callable[[str, Sequence[str]], Awaitable[Credentials]]
 """Asks the client: for a host, whose WWW-Authenticate headers may be given. One question at a time; DeadlineExceeded if the client never answers."""
 
 
+Show = Callable[[str], None]
+"""Takes lines of text on their way to the client, or to the log. Never waits and never fails."""
+
+
 @dataclass(frozen=True, slots=True)
 class Registry:
     """An image in a registry."""
@@ -103,10 +107,10 @@ class Registry:
     default_scheme: str = ""
     """http or https; "" is the usual choice for the host."""
     credentials: AskCredentials | None = None
-    show_requests: bool = False
-    show_connections: bool = False
-    shown: Sink | None = None
-    """Where requests and connections are shown, if they are; None is the service's log."""
+    show_requests: Show | None = None
+    """Where requests and their answers are shown, if they are."""
+    show_connections: Show | None = None
+    """The same for what connections they went through."""
 
     def __str__(self) -> str:
         return f"OCI Registry ({self.reference})"

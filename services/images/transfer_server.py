@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 
 from google.protobuf.any_pb2 import Any
@@ -14,6 +15,7 @@ from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, regi
 from services.images import exporting, importing, names
 from services.images import transfer_convert as convert
 from services.images.node_remote import RemoteNode
+from services.images.showing import Shown
 from services.images.streaming_server import ByteSink, ByteSource, Stream, Streams, unpacked
 from services.images.transfer import (
     Credentials,
@@ -25,6 +27,7 @@ from services.images.transfer import (
     Pusher,
     Registry,
     Report,
+    Show,
     unheard,
 )
 from services.images.unpack import Unpacker
@@ -32,6 +35,8 @@ from services.kit import any as kit_any
 from services.kit import errors, rpc, tracing
 from services.kit.rpc import Call
 from services.snapshots.diff.workers import Appliers
+
+log = logging.getLogger(__name__)
 
 End = ImageStore | Registry | ImportStream | ExportStream
 
@@ -119,12 +124,24 @@ class TransferServicer:
             stream = self._stream(resolver.auth_stream, call)
             held.callback(stream.close)
             ask = _Questions(stream, message.reference).ask
-        shows = resolver.http_debug != registry_pb2.DISABLED
+        show = self._show(message, call, held) if resolver.http_debug != registry_pb2.DISABLED else None
         return Registry(
             message.reference, dict(resolver.headers), resolver.host_dir, resolver.default_scheme, ask,
-            show_requests=resolver.http_debug in (registry_pb2.DEBUG, registry_pb2.BOTH),
-            show_connections=resolver.http_debug in (registry_pb2.TRACE, registry_pb2.BOTH),
-            shown=self._sink(resolver.logs_stream, call, held) if shows and resolver.logs_stream else None)
+            show_requests=show if resolver.http_debug in (registry_pb2.DEBUG, registry_pb2.BOTH) else None,
+            show_connections=show if resolver.http_debug in (registry_pb2.TRACE, registry_pb2.BOTH) else None)
+
+    def _show(self, message: registry_pb2.OCIRegistry, call: Call, held: contextlib.AsyncExitStack) -> Show:
+        """Where requests are shown: on the client's stream, or, without one, in the log."""
+        if message.resolver.logs_stream:
+            shown = Shown(ByteSink(self._stream(message.resolver.logs_stream, call)))
+            held.push_async_callback(shown.close)
+            return shown
+
+        def logged(text: str) -> None:
+            for line in text.splitlines():
+                log.info("%s: %s", message.reference, line)
+
+        return logged
 
     def _stream(self, name: str, call: Call) -> Stream:
         return self._streams.get(call.optional_namespace, name)

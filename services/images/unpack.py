@@ -79,26 +79,38 @@ class There:
         return
 
 
-def accepted(wanted: Sequence[Unpacking]) -> list[Unpacking]:
-    """Of the unpackings that a client wants, those for what this machine runs, with their snapshotters. InvalidArgument if it wants only others."""
-    machine = OnlySystem(platforms.default())
-    found = [Unpacking(unpacking.platform, unpacking.snapshotter or SNAPSHOTTER) for unpacking in wanted if machine.matches(unpacking.platform)]
-    if wanted and not found:
-        raise errors.InvalidArgument("unable to initialize unpacker: no unpack platforms defined")
-    return found
-
-
 def parts(children: Sequence[Descriptor]) -> tuple[Descriptor | None, list[Descriptor]]:
     """Of a manifest's children the config of an image, if it has one, and the layers."""
     return next((c for c in children if is_config(c.media_type)), None), [c for c in children if is_layer(c.media_type)]
 
 
 class Unpacker:
-    """Unpacks images; one for the whole process, since it knows which layers are being unpacked."""
+    """Unpacks images; one for the whole process, since it knows which layers are being unpacked. ``supported``: nothing else is unpacked; empty: anything."""
 
-    def __init__(self, budget: Budget | None = None) -> None:
+    def __init__(self, budget: Budget | None = None, supported: Sequence[Unpacking] = ()) -> None:
         self._budget = budget or Budget()
+        self._supported = supported
         self._turns = Turns()
+
+    def accepted(self, wanted: Sequence[Unpacking]) -> list[Unpacking]:
+        """Of the unpackings that a client wants, those for what this machine runs, with their snapshotters. InvalidArgument if it wants only others."""
+        found = [each for each in map(self._accepted, wanted) if each is not None]
+        if wanted and not found:
+            raise errors.InvalidArgument("unable to initialize unpacker: no unpack platforms defined")
+        return found
+
+    def _accepted(self, wanted: Unpacking) -> Unpacking | None:
+        if not OnlySystem(platforms.default()).matches(wanted.platform):
+            return None
+        if not self._supported:
+            return Unpacking(wanted.platform, wanted.snapshotter or SNAPSHOTTER)
+        able = [each.snapshotter for each in self._supported if OnlySystem(each.platform).matches(wanted.platform)]
+        usual = SNAPSHOTTER if SNAPSHOTTER in able else next(iter(able), "")
+        name = wanted.snapshotter or usual
+        if name in able:
+            return Unpacking(wanted.platform, name)
+        log.warning("%s is not unpacked by %s: unpack_config allows %s", wanted.platform, name or "any snapshotter", ", ".join(able) or "nothing for this platform")
+        return None
 
     async def unpack(self, node: Node, config: Descriptor, layers: Sequence[Descriptor], wanted: Sequence[Unpacking], *,
                      blobs: Blobs | None = None, extracting: Extracting | None = None) -> str:

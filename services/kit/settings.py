@@ -12,6 +12,7 @@ import dataclasses
 import re
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -108,6 +109,27 @@ def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
         return cls(**chosen)
     except ValueError as error:  # of the class's own checks, whose messages begin with the key
         raise errors.InvalidArgument(f"config file {file.path}: {_where(table, str(error))}") from None
+
+
+def plugin(file: File, name: str) -> Mapping[str, Any]:
+    """The table [plugins."NAME"], which is containerd's; empty if there is none."""
+    plugins = file.tables.get("plugins", {})
+    if not isinstance(plugins, dict):
+        raise errors.InvalidArgument(f"config file {file.path}: plugins is not a table")
+    table = plugins.get(name, {})
+    if not isinstance(table, dict):
+        raise errors.InvalidArgument(f'config file {file.path}: [plugins."{name}"] is not a table')
+    return table
+
+
+def load_plugin(cls: type[C], file: File, name: str) -> tuple[C, frozenset[str]]:
+    """An instance of ``cls`` from containerd's table [plugins."NAME"], and which of its fields stand there. As in containerd, a key that ``cls`` has not is none of its business."""
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    table = {key: value for key, value in plugin(file, name).items() if key in known}
+    try:
+        return load(cls, File(file.path, {"plugin": table}), "plugin"), frozenset(table)
+    except errors.InvalidArgument as error:
+        raise errors.InvalidArgument(str(error).replace(": [plugin] ", f': [plugins."{name}"] ', 1)) from None
 
 
 def _where(table: str, key: str) -> str:

@@ -67,7 +67,7 @@ async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Chann
     finally:
         os.kill(pid, signal.SIGCONT)
     assert set(found) == {"io.containerd.service.v1 images-service", *(f"io.containerd.grpc.v1 {name}" for name in ("images", "streaming", "transfer")),
-                          "io.containerd.streaming.v1 manager", "io.containerd.transfer.v1 local"}
+                          "io.containerd.streaming.v1 manager", "io.containerd.transfer.v1 local", "io.containerd.image-verifier.v1 bindir"}
     assert all(code == 14 and message.startswith("service images is not reachable") for code, message in found.values())
     await eventually_async(well, "the rows of images stay broken")
 

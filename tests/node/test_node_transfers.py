@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,25 +9,11 @@ import pytest
 
 from deploy.images import busybox_layer, image, index, tar_of
 from services.kit.rpc import Channel
-from tests.peer import containerd
+from tests.peer import containerd, program
 from tests.suites import transfers as suite
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
-
-PROGRAMS = os.environ.get("SPLITD_TEST_CONTAINERD2", "")
-"""A directory with ``ctr`` and ``containerd`` of containerd 2, where they are not the machine's own (Debian 12 has 1.6)."""
-
-
-def program(name: str) -> str:
-    """The program of containerd 2; the test is skipped where there is none."""
-    found = shutil.which(f"{PROGRAMS}/{name}" if PROGRAMS else name)
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout if found else ""
-    if " 2." not in version and " v2." not in version:
-        pytest.skip(f"no {name} of containerd 2: name its directory in SPLITD_TEST_CONTAINERD2")
-    assert found
-    return found
-
 
 class TestNode(suite.NodeTransferSuite):
     """Gateway, images, and what they ask of the others."""

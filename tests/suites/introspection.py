@@ -102,7 +102,7 @@ class NodeIntrospectionSuite(IntrospectionSuite):
 
     async def test_transfers_and_their_streams_are_there(self, introspection: Any) -> None:
         """nerdctl and ctr 2 look whether the node has them."""
-        for type_, name in (("transfer.v1", "local"), ("streaming.v1", "manager"), ("grpc.v1", "transfer"), ("grpc.v1", "streaming")):
+        for type_, name in (("image-verifier.v1", "bindir"), ("transfer.v1", "local"), ("streaming.v1", "manager"), ("grpc.v1", "transfer"), ("grpc.v1", "streaming")):
             [row] = await plugins(introspection, f"type==io.containerd.{type_},id=={name}")
             assert not row.init_err.code
 

@@ -13,16 +13,16 @@ From the bottom up:
 
     reference.py, descriptor.py    what is asked for
     timeouts.py                    every number that is a time or a count, with its reason
-    host.py, hosts_toml.py, cri.py, hosts.py    where it is asked for: certs.d, config.toml, defaults
+    host.py, hosts_toml.py, cri.py, hosts.py    where it is asked for: certs.d, config.toml, defaults; checking.py looks at them all
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
     failure.py, mirrors.py         what goes wrong, and what is remembered of it
-    trace.py, proxy.py, transport.py    HTTP
+    trace.py, watching.py, proxy.py, transport.py    HTTP
     endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
     tries.py                       several hosts, several times
     resolve.py, fetch.py, push.py, client.py    what it is all for
 
 What differs from containerd, on purpose: a dead mirror costs its dial timeout once, not for each blob; a body that breaks goes on at its byte; a header of hosts.toml is never sent to
-where a host redirects; pauses between tries grow and are random; a manifest of more than 4 MiB is refused whoever serves it.
+where a host redirects; pauses between tries grow and are random; a manifest of more than 4 MiB is refused whoever serves it; a hosts.toml that cannot be understood is not passed over.
 """
 
 from services.images.registry.client import Client, Registry

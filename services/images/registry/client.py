@@ -18,6 +18,7 @@ from services.images.registry.reference import Reference
 from services.images.registry.resolve import manifest, resolve
 from services.images.registry.timeouts import Retry, Timeouts
 from services.images.registry.transport import Sessions
+from services.images.registry.watching import NOBODY, Watch
 from services.kit import errors
 
 
@@ -33,12 +34,14 @@ class Registry:
         self.sessions = Sessions(timeouts)
 
     def client(self, source: Source | None = None, *, headers: Mapping[str, str] | Iterable[tuple[str, str]] = (), hosts: Hosts | None = None,
-               default_scheme: str = "", plain_http: bool = False) -> Client:
-        """A client for one transfer. ``source`` says who we are (:mod:`.credentials`); ``headers`` go to every configured host; ``hosts`` in place of the process's."""
+               default_scheme: str = "", plain_http: bool = False, watch: Watch = NOBODY) -> Client:
+        """A client for one transfer. ``source`` says who we are (:mod:`.credentials`); ``headers`` go to every configured host; ``hosts`` in place of the process's;
+        ``watch`` is shown the requests.
+        """
         if default_scheme not in ("", "http", "https"):
             raise errors.InvalidArgument(f'default scheme "{default_scheme}": neither http nor https')
         pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
-        return Client(self, hosts or self.hosts, source, pairs, "http" if plain_http else default_scheme)
+        return Client(self, hosts or self.hosts, source, pairs, "http" if plain_http else default_scheme, watch)
 
     async def close(self) -> None:
         """End all connections."""
@@ -54,12 +57,14 @@ class Registry:
 class Client:
     """Reads from registries and writes to them. References are given in full, as text or parsed. Tokens are kept for as long as the client is."""
 
-    def __init__(self, registry: Registry, hosts: Hosts, source: Source | None, headers: tuple[tuple[str, str], ...], default_scheme: str) -> None:
+    def __init__(self, registry: Registry, hosts: Hosts, source: Source | None, headers: tuple[tuple[str, str], ...], default_scheme: str,
+                 watch: Watch) -> None:
         self._registry = registry
         self._hosts = hosts
         self._source = source
         self._headers = headers
         self._scheme = default_scheme
+        self._watch = watch
         self._endpoints: dict[str, list[Endpoint]] = {}
 
     async def resolve(self, reference: Reference | str) -> Descriptor:
@@ -85,7 +90,7 @@ class Client:
         places: list[Place] = [each for each in await self._of(reference) if Capability.PULL in each.can]
         if descriptor.urls:
             session = await self._registry.sessions.of(TLS())
-            urls = [ForeignUrl(url, session, self._registry.timeouts) for url in descriptor.urls if url.startswith(("http://", "https://"))]
+            urls = [ForeignUrl(url, session, self._registry.timeouts, self._watch) for url in descriptor.urls if url.startswith(("http://", "https://"))]
             places = [*urls, *places] if descriptor.is_foreign else [*places, *urls]
         if not places:
             raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may be pulled from")
@@ -116,7 +121,7 @@ class Client:
             hosts = self._hosts.of(reference.host, self._scheme)
             self._endpoints[reference.host] = [
                 Endpoint(host, await self._registry.sessions.of(host.tls), namespace=reference.host, source=self._source, headers=self._headers,
-                         timeouts=self._registry.timeouts, followed=number < len(hosts) - 1)
+                         timeouts=self._registry.timeouts, followed=number < len(hosts) - 1, watch=self._watch)
                 for number, host in enumerate(hosts)]
         return self._endpoints[reference.host]
 

@@ -10,12 +10,12 @@ containerd 2.3 drops it, and nodes still have it::
       username = "node"
 
 The endpoints are asked in order, then the namespace itself, unless it is among them. ``mirrors."*"`` is for namespaces without an entry of their own. Where
-``config_path`` is set, all of this is ignored.
+``config_path`` is set, all of this is ignored. From version 3 of the file on the table is [plugins."io.containerd.cri.v1.images".registry], and the older one is ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,8 @@ from services.images.registry.credentials import Credentials, from_entry
 from services.images.registry.host import TLS, Capability, Host, default_host, is_local
 from services.kit import errors
 
-PLUGINS = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images")
+CURRENT, OLDER = "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"
+"""The CRI plugin's names: from version 3 of the configuration file on, and before."""
 DEFAULT_DIRECTORIES = (Path("/etc/containerd/certs.d"), Path("/etc/docker/certs.d"))
 """Where the CRI plugin looks if nothing at all is said."""
 
@@ -45,20 +46,19 @@ class Registries:
     @classmethod
     def of(cls, tables: Mapping[str, Any], file: str) -> Self:
         """From the tables of a config.toml; InvalidArgument names ``file`` and key."""
-        plugins = tables.get("plugins", {})
-        for name in PLUGINS:
-            table = _table(_table(plugins, name, f"{file}: plugins"), "registry", f"{file}: {name}")
-            if table:
-                return cls._parse(table, f"{file}: {name} registry")
-        return cls(DEFAULT_DIRECTORIES)
+        plugins = _table(tables, "plugins", file)
+        name, _ = plugin_of(tables)
+        if not name:
+            return cls(DEFAULT_DIRECTORIES)
+        return cls._parse(_table(_table(plugins, name, f"{file}: plugins"), "registry", f"{file}: {name}"), f"{file}: {name} registry")
 
     @classmethod
     def _parse(cls, table: Mapping[str, Any], where: str) -> Self:
-        paths = table.get("config_path", "")
-        if not isinstance(paths, str):
-            raise errors.InvalidArgument(f"{where}.config_path: {paths!r} is not a string")
-        if paths:
-            return cls(tuple(Path(each) for each in paths.split(":") if each))
+        config_path = table.get("config_path", "")
+        if not isinstance(config_path, str):
+            raise errors.InvalidArgument(f"{where}.config_path: {config_path!r} is not a string")
+        if config_path:
+            return cls(paths(config_path))
         mirrors, tls, auth = {}, {}, {}
         for namespace in _table(table, "mirrors", where):
             mirror = _table(table["mirrors"], namespace, f"{where}.mirrors")
@@ -95,6 +95,58 @@ class Registries:
     async def credentials(self, host: str) -> Credentials | None:
         """What ``configs."HOST".auth`` has for a host, as a source of credentials."""
         return self.auth.get(host)
+
+
+def paths(config_path: str) -> tuple[Path, ...]:
+    """The directories of a config_path, which has colons between them."""
+    return tuple(Path(each) for each in config_path.split(":") if each)
+
+
+def plugin_of(tables: Mapping[str, Any]) -> tuple[str, str]:
+    """Under which name the CRI plugin has a registry table that counts, and under which one that does not; "" for neither.
+
+    It is by its version that containerd knows which of the two a file means. Of a file without one, whichever is there.
+    """
+    plugins = tables.get("plugins", {})
+    there = [name for name in (CURRENT, OLDER) if isinstance(plugins, Mapping) and name in plugins and isinstance(plugins[name], Mapping) and plugins[name].get("registry")]
+    match tables.get("version"):
+        case 2:
+            counts = [name for name in there if name == OLDER]
+        case int():
+            counts = [name for name in there if name == CURRENT]
+        case _:
+            counts = there
+    chosen = counts[0] if counts else ""
+    return chosen, next((name for name in there if name != chosen), "")
+
+
+def unused(tables: Mapping[str, Any]) -> Iterator[str]:
+    """What of the CRI plugin's tables has no effect, each with its table. ``tables`` are such as :meth:`Registries.of` takes."""
+    name, other = plugin_of(tables)
+    if other:
+        said = f"version = {tables['version']}" if "version" in tables else f'[plugins."{name}".registry]'
+        yield f'[plugins."{other}".registry] has no effect beside {said}'
+    if not name:
+        return
+    table, where = tables["plugins"][name], f'[plugins."{name}".registry'
+    if len(table) > 1:
+        yield f'[plugins."{name}"] is containerd\'s, and nothing but its registry table means anything here'
+    registry = table["registry"]
+    for key in filter(registry.get, registry):
+        if key not in ("config_path", "mirrors", "configs"):
+            yield f"{where}] {key} is containerd's and means nothing here"
+        elif key != "config_path" and registry.get("config_path"):
+            yield f"{where}] {key} has no effect beside config_path"
+    if registry.get("config_path"):
+        return
+    for namespace, mirror in registry.get("mirrors", {}).items():
+        yield from (f'{where}.mirrors."{namespace}"] {key} is not known' for key in mirror if key != "endpoint")
+    for host, config in registry.get("configs", {}).items():
+        here = f'{where}.configs."{host}"'
+        yield from (f"{here}] {key} is not known" for key in config if key not in ("tls", "auth"))
+        yield from (f"{here}.tls] {key} is not known" for key in config.get("tls", {}) if key not in _TLS_KEYS)
+        if "auth" in config:
+            yield f"{here}.auth] has no effect: whoever pulls brings his own credentials, and the kubelet's pulls (CRI) are not served yet"
 
 
 def _with_scheme(endpoint: str) -> str:

@@ -20,6 +20,7 @@ from services.images.registry.host import Capability, Host, name_and_port, origi
 from services.images.registry.reference import Reference
 from services.images.registry.timeouts import Timeouts
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
+from services.images.registry.watching import NOBODY, Watch
 from services.kit import errors
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -55,7 +56,7 @@ class Endpoint:
     """``host``, for the namespace ``namespace``. ``followed``: another host can be asked after it, so that it has less time."""
 
     def __init__(self, host: Host, session: Session, *, namespace: str, source: Source | None, headers: Iterable[tuple[str, str]] = (),
-                 timeouts: Timeouts, followed: bool = False) -> None:
+                 timeouts: Timeouts, followed: bool = False, watch: Watch = NOBODY) -> None:
         self.name = host.host
         self.key = host.key
         self.can: Capability = host.capabilities
@@ -65,6 +66,7 @@ class Endpoint:
         self._query = [("ns", namespace)] if host.is_proxy_for(namespace) else []
         self._headers = [*headers, *host.header]
         self._timeouts = timeouts
+        self._watch = watch
         self._connect = host.dial_timeout or (timeouts.mirror_connect if followed else timeouts.connect)
         self._stall = timeouts.mirror_stall if followed else timeouts.stall
         self._authorizer = Authorizer(host.host, source, self._ask)
@@ -121,7 +123,7 @@ class Endpoint:
                              [("Authorization", authorization)] if authorization else [])
             try:
                 return await self._session.exchange(method, url, headers=merged, body=body() if body is not None else None, connect=self._connect,
-                                                    stall=stall or self._stall, foreign=not own)
+                                                    stall=stall or self._stall, foreign=not own, watch=self._watch)
             except Failure as failure:
                 unreachable = failure.blame is Blame.DEAD and not name_and_port(self.name)[1]
                 if not (own and self._host.fallback and url.startswith("https:") and (failure.plain or unreachable)):
@@ -168,7 +170,7 @@ class Endpoint:
                     same = origin(url) == first
                     merged = _merged([("User-Agent", USER_AGENT), ("Accept", "application/json")], self._headers if near and same else [], headers.items() if same else [])
                     answer = await self._session.exchange(method, url, headers=[each for each in merged if same or each[0] != "Authorization"], body=body,
-                                                          connect=self._connect, stall=self._timeouts.token, foreign=not near)
+                                                          connect=self._connect, stall=self._timeouts.token, foreign=not near, watch=self._watch, private=True)
                     location = answer.headers.get("Location")
                     if answer.status not in REDIRECTS or method != "GET" or not location:
                         found = await answer.read(TOKEN_LIMIT)
@@ -187,12 +189,12 @@ class Endpoint:
 class ForeignUrl:
     """One of a descriptor's ``urls``: somebody else's server, which is told nothing but what we want."""
 
-    def __init__(self, url: str, session: Session, timeouts: Timeouts) -> None:
+    def __init__(self, url: str, session: Session, timeouts: Timeouts, watch: Watch = NOBODY) -> None:
         self._url = url
         scheme, name, _ = origin(url)
         self.name = urlsplit(url).netloc
         self.key = f"{scheme}://{self.name}"
-        self._endpoint = Endpoint(Host(scheme, self.name), session, namespace=name, source=None, timeouts=timeouts)
+        self._endpoint = Endpoint(Host(scheme, self.name), session, namespace=name, source=None, timeouts=timeouts, watch=watch)
 
     async def get(self, reference: Reference, descriptor: Descriptor, headers: Headers) -> Answer:
         """As :meth:`Place.get`."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from services.images.registry.cri import Registries
+from services.images.registry.cri import Registries, paths
 from services.images.registry.host import EVERYTHING, TLS, Host, default_host, is_local, name_and_port
 from services.images.registry.hosts_toml import read_directory
 from services.kit import errors
@@ -29,8 +29,10 @@ class Hosts:
     registries: Registries | None = None
 
     @classmethod
-    def of_config(cls, tables: Mapping[str, Any], file: str = "config.toml") -> Self:
-        """What the CRI plugin's table in a config.toml says; without one, the directories in which it looks by itself."""
+    def of_config(cls, tables: Mapping[str, Any], file: str = "config.toml", config_path: str = "") -> Self:
+        """The directories of ``config_path``, colons between them; else what the CRI plugin's table in a config.toml says; without one, the directories in which it looks by itself."""
+        if config_path:
+            return cls(paths(config_path))
         found = Registries.of(tables, file)
         return cls(found.directories, None if found.directories else found)
 

@@ -11,16 +11,17 @@
       [host."https://mirror.internal".header]
         x-team = "blue"
 
-A directory without the file may have ``*.crt`` (authorities), ``*.cert`` and ``*.key`` (what we show) for the namespace itself. As in containerd a file that cannot
-be understood is logged as an error, and the directory read as if it were not there.
+A directory without the file may have ``*.crt`` (authorities), ``*.cert`` and ``*.key`` (what we show) for the namespace itself. A file that cannot be understood is an
+error that names file, line and key, and nothing is pulled. (containerd logs it, and asks the namespace itself as if the directory had no file: past the mirror, and without what the
+file says of TLS.) A key that is not known means nothing, as in containerd.
 """
 
 from __future__ import annotations
 
-import logging
 import posixpath
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,40 +29,89 @@ from urllib.parse import urlsplit
 from services.images.registry.host import EVERYTHING, TLS, Capability, Host
 from services.kit import errors, settings
 
-log = logging.getLogger(__name__)
-
 CAPABILITIES = {"pull": Capability.PULL, "resolve": Capability.RESOLVE, "push": Capability.PUSH, "referrers": Capability.REFERRERS}
+
+_KEYS = frozenset({"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"})
+"""Of a host; at the top of the file, where they are of the server, ``server`` and ``host`` as well."""
 
 
 def read_directory(directory: Path) -> tuple[Host, ...]:
-    """The hosts of a host directory. The last one is ``server``; without a ``host`` it stands for the namespace itself."""
-    file = directory / "hosts.toml"
-    try:
-        text = file.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        text = ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.FailedPrecondition(f"{file}: {error}") from None
-    if text:
+    """The hosts of a host directory. The last one is ``server``; without a ``host`` it stands for the namespace itself. FailedPrecondition names what is wrong."""
+    if text := text_of(directory):
         try:
             return parse(text, directory)
-        except ValueError as error:  # tomllib's too
-            log.error("%s is ignored: %s", file, error)
+        except ValueError as error:  # tomllib's too, which says the line as well
+            raise errors.FailedPrecondition(f"{directory / 'hosts.toml'}: {error}") from None
     return (Host(tls=_certificate_files(directory)),)
 
 
+def text_of(directory: Path) -> str:
+    """What is in the directory's hosts.toml; "" if there is none."""
+    file = directory / "hosts.toml"
+    try:
+        return file.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise errors.FailedPrecondition(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise errors.FailedPrecondition(f"{file}: {error}") from None
+
+
 def parse(text: str, directory: Path) -> tuple[Host, ...]:
-    """The hosts of a hosts.toml that lies in ``directory``; ValueError names the key that is wrong."""
+    """The hosts of a hosts.toml that lies in ``directory``; ValueError names line and key of what is wrong."""
     table = tomllib.loads(text)
     hosts = table.get("host", {})
     if not isinstance(hosts, dict) or not all(isinstance(each, dict) for each in hosts.values()):
-        raise ValueError('host: not tables such as [host."https://mirror.internal"]')
-    found = [_host(url, each, directory, f'host."{url}".') for url, each in hosts.items()]  # tomllib keeps the file's order
-    return (*found, _host(_of(table, "server", str, "a string", ""), table, directory, ""))
+        raise ValueError(f'line {line_of(text, "host")}: host: not tables such as [host."https://mirror.internal"]')
+    found = [_host(url, each, directory, text, ("host", url)) for url, each in hosts.items()]  # tomllib keeps the file's order
+    return (*found, _host(table.get("server", ""), table, directory, text, ()))
 
 
-def _host(url: str, table: Mapping[str, Any], directory: Path, where: str) -> Host:
+def unknown(text: str) -> Iterator[str]:
+    """The keys of a file that :func:`parse` takes which mean nothing, each with its line."""
+    table = tomllib.loads(text)
+    for where, keys, known in (((), table, _KEYS | {"server", "host"}), *((("host", url), each, _KEYS) for url, each in table.get("host", {}).items())):
+        for key in keys:
+            if key not in known:
+                yield f"line {line_of(text, *where, key)}: unknown key {_dotted(*where, key)}"
+
+
+def line_of(text: str, *path: str) -> int:
+    """The line in which a key stands, in a file that is TOML; that of the table it is in, if it cannot be told."""
+    table: list[str] = []
+    best, length = 1, 0
+    for number, line in enumerate(text.splitlines(), 1):
+        here: list[str] = []
+        if re.match(r"\s*\[", line):
+            table = here = _keys_in(line)
+        elif key := re.match(r"""\s*((?:"[^"]*"|'[^']*'|[\w-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[\w-]+))*)\s*=""", line):
+            here = table + _keys_in(f"{key[1]} = 0")
+        if length < len(here) <= len(path) and list(path[:len(here)]) == here:
+            best, length = number, len(here)
+    return best
+
+
+def _keys_in(line: str) -> list[str]:
+    """The keys, outermost first, of a line of TOML that begins a table or sets a value; none if it does neither."""
     try:
+        found, keys = tomllib.loads(line), list[str]()
+    except tomllib.TOMLDecodeError:
+        return []
+    while isinstance(found, dict) and found:
+        key, found = next(iter(found.items()))
+        keys.append(key)
+    return keys
+
+
+def _dotted(*path: str) -> str:
+    return ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in path)
+
+
+def _host(url: Any, table: Mapping[str, Any], directory: Path, text: str, where: tuple[str, ...]) -> Host:
+    try:
+        if not isinstance(url, str):
+            raise ValueError(f"{url!r} is not a string")  # noqa: TRY004 (of the file, not of a caller)
         scheme, host, path = _location(url, override=_of(table, "override_path", bool, "true or false", False)) if url else ("", "", "")
         dial = _of(table, "dial_timeout", str, "a duration such as 1s", "")
         return Host(
@@ -70,10 +120,13 @@ def _host(url: str, table: Mapping[str, Any], directory: Path, where: str) -> Ho
             tls=TLS(_paths(table.get("ca"), directory, "ca"), _client(table.get("client"), directory),
                     _of(table, "skip_verify", bool, "true or false", None)),
             header=_header(table.get("header", {})),
-            dial_timeout=settings.parse_duration(dial) if dial else None,
+            dial_timeout=_duration(dial) if dial else None,
         )
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        key = str(error).partition(":")[0].split(".")
+        inside = key[0] in _KEYS
+        line = line_of(text, *where, *(key if inside else () if where else ("server",)))
+        raise ValueError(f"line {line}: {_dotted(*where or ('server',) * (not inside))}{'' if inside and not where else '.' if inside else ': '}{error}") from None
 
 
 def _location(url: str, *, override: bool) -> tuple[str, str, str]:
@@ -93,6 +146,13 @@ def _of(table: Mapping[str, Any], key: str, kind: type, words: str, default: Any
     if value is not default and not isinstance(value, kind):
         raise ValueError(f"{key}: {value!r} is not {words}")
     return value
+
+
+def _duration(text: str) -> float:
+    try:
+        return settings.parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"dial_timeout: {error}") from None
 
 
 def _capabilities(names: Any) -> Capability:

@@ -24,12 +24,14 @@ _current: contextvars.ContextVar[Timings | None] = contextvars.ContextVar("regis
 class Timings:
     """Of one request. Seconds; what did not happen (a connection that was there already) is not among ``took``."""
 
-    __slots__ = ("_began", "_begun", "_closed", "_limit", "_spans", "deadline", "host", "phase", "reused", "took")
+    __slots__ = ("_began", "_begun", "_closed", "_limit", "_spans", "deadline", "host", "peer", "phase", "reused", "took")
 
     def __init__(self, host: str, limit: float) -> None:
         self.host = host
         self.phase = "the queue"
         self.reused = False
+        self.peer = ""
+        """The address of a new connection, or the last that was tried."""
         self.took: dict[str, float] = {}
         self.deadline = asyncio.timeout(None)
         """Runs while a connection is made, for ``limit`` seconds: name, connection and TLS together."""
@@ -76,6 +78,13 @@ class Timings:
         for phase in list(self._began):
             self.end(phase)
         on.set(**{f"registry.{phase}_ms": round(seconds * 1000, 3) for phase, seconds in self.took.items()}, **{"registry.connection_reused": self.reused})
+
+
+def note_peer(peer: str) -> None:
+    """The request of this context tries this address."""
+    timings = _current.get()
+    if timings is not None:
+        timings.peer = peer
 
 
 class TimedContext(ssl.SSLContext):

@@ -20,7 +20,8 @@ from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import TLS
 from services.images.registry.proxy import proxy_for
 from services.images.registry.timeouts import Timeouts
-from services.images.registry.trace import TimedContext, Timings, trace_config
+from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config
+from services.images.registry.watching import NOBODY, Exchange, Watch
 from services.kit import errors
 from services.kit.tracing import span
 from services.kit.version import SPLITD
@@ -45,8 +46,9 @@ _HTTP_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROT
 class Answer:
     """A server's answer. Its body is read with :meth:`read` or :meth:`some`; :meth:`release` or :meth:`close` ends it."""
 
-    def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float, exchange: Exchange) -> None:
         self._response = response
+        self._exchange = exchange
         self._stall = stall
         self.host = host
         self.status = response.status
@@ -71,7 +73,9 @@ class Answer:
                 size += len(part)
         except Exception as error:
             raise self.failure(error) from None
-        return b"".join(parts)[:limit]
+        data = b"".join(parts)[:limit]
+        self._exchange.body(data, self.headers.get("Content-Type", ""))
+        return data
 
     def failure(self, error: Exception) -> Failure:
         """What an error in the middle of the body means."""
@@ -101,10 +105,12 @@ class Session:
         self._foreign = self._own if not tls.client else context(TLS(tls.ca, (), tls.skip_verify))
         self._http: aiohttp.ClientSession | None = None
 
-    async def exchange(self, method: str, url: str, *, headers: Iterable[tuple[str, str]], body: Any = None, connect: float, stall: float, foreign: bool = False) -> Answer:
+    async def exchange(self, method: str, url: str, *, headers: Iterable[tuple[str, str]], body: Any = None, connect: float, stall: float, foreign: bool = False,
+                       watch: Watch = NOBODY, private: bool = False) -> Answer:
         """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.
 
-        ``connect`` and ``stall`` are seconds, as in :class:`Timeouts`; ``foreign``: we do not show our client certificate.
+        ``connect`` and ``stall`` are seconds, as in :class:`Timeouts`; ``foreign``: we do not show our client certificate; ``private``: the answer's body is not
+        for ``watch``.
         """
         if self._http is None:
             self._http = _session(self._timeouts)
@@ -112,6 +118,8 @@ class Session:
         timings = Timings(parts.netloc, connect)
         proxy = proxy_for(url)
         token = timings.attach()
+        exchange, headers = Exchange(watch, private=private), list(headers)
+        exchange.request(method, url, headers, body=body is not None)
         with span("registry.request", **{"http.request.method": method, "server.address": parts.netloc, "url.path": parts.path}) as traced:
             try:
                 async with timings.deadline:
@@ -120,14 +128,17 @@ class Session:
                         ssl=self._foreign if foreign else self._own, timeout=aiohttp.ClientTimeout(total=None, sock_read=stall),
                         trace_request_ctx=timings, **({} if proxy is None else _proxy(proxy)))
                 traced.set(**{"http.response.status_code": response.status})
-                return Answer(response, parts.netloc, stall)
+                exchange.answer(response.status, response.reason or "", response.headers)
+                return Answer(response, parts.netloc, stall, exchange)
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 failure = _failure(parts.netloc, timings, error, connect, stall, proxy)
                 traced.set(**{"error.type": failure.cause})
+                exchange.failed(failure.cause)
                 raise failure from None
             finally:
                 timings.close(traced)
                 timings.detach(token)
+                exchange.connection(parts.netloc, timings.peer, timings.took, reused=timings.reused)
 
     async def close(self) -> None:
         """End its connections."""
@@ -187,7 +198,8 @@ def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
 
 def _socket(address: Any) -> socket.socket:
     """A TCP socket that finds out when the other side, or a firewall's memory of us, is gone."""
-    family, kind, protocol, *_ = address
+    family, kind, protocol, _, where = address
+    note_peer(f"[{where[0]}]:{where[1]}" if family == socket.AF_INET6 else f"{where[0]}:{where[1]}")
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)

@@ -96,6 +96,7 @@ class Sample:
     count: int = 3
     on: bool = True
     names: tuple[str, ...] = ("a", "ü\n")
+    listed: tuple[Inner, ...] = (Inner(), Inner(1.0))
     labels: dict[str, str] = dataclasses.field(default_factory=lambda: {"io.x/y": "z"})
     inner: Inner = Inner()
 

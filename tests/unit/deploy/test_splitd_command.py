@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy import supervision
 from deploy.failure import Failure
+from deploy.health import Registry
 from deploy.place import Place, load_node
+from deploy.verbs.status import troubled
 from tests.support import TOP, splitd
 
 MISTYPED = [
@@ -151,3 +155,13 @@ def test_a_state_directory_may_lie_in_the_root(place: Path) -> None:
         supervision.claim_root(here)
         supervision.claim_root(here)
     assert here.state.is_dir()
+
+
+def test_a_registry_in_trouble_has_a_line_in_the_status() -> None:
+    """A good one has none; one whose rest is over is tried again."""
+    good = Registry("https://good.test", "good", 0.0, 0, "once", 5.0, 0.0)
+    dead = replace(good, host="https://dead.test", state="dead", since=1000.0, failures=3, last_error="no connection: refused", rests_until=1100.0)
+    (first,) = troubled([good, dead], 1090.0)
+    assert re.fullmatch(r"registry https://dead.test is dead for 1m30s \(since \S+ \S+\): no connection: refused; asked after all others for 10s \(until \S+ \S+\)", first)
+    (later,) = troubled([replace(dead, state="slow")], 1101.0)
+    assert re.fullmatch(r"registry https://dead.test is slow for .*: refused; the next pull tries it", later)

@@ -88,7 +88,7 @@ async def test_a_service_that_is_down_shows_in_its_rows(place: Path) -> None:
     introspection = servicer(place, probe)
     trouble = (14, "service images is not reachable since 3.0s: unavailable")
     assert await states(introspection) == {"service images-service": trouble, "grpc images": trouble, "streaming manager": trouble, "transfer local": trouble,
-                                           "grpc streaming": trouble, "grpc transfer": trouble}
+                                           "grpc streaming": trouble, "grpc transfer": trouble, "image-verifier bindir": trouble}
     probe.down.clear()
     assert await states(introspection) == {}
 

@@ -15,11 +15,12 @@ from api.containerd.services.transfer.v1 import transfer_pb2 as pb
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress as PbProgress
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
-from services.images import streaming_server, transfer_server
+from services.images import showing, streaming_server, transfer_server
 from services.images import transfer_convert as convert
 from services.images.oci import MANIFEST, Descriptor
 from services.images.platforms import Platform
 from services.images.progress import Tracker
+from services.images.showing import PENDING, Shown
 from services.images.streaming_server import BLOCK, WINDOW, ByteSink, ByteSource, StreamingServicer, Streams
 from services.images.transfer import Credentials, ImageStore, Progress, Reference, Registry, Unpacking
 from services.images.transfer_server import TransferServicer
@@ -233,6 +234,55 @@ async def test_a_sink_whose_client_goes_away_fails(streams: Streams) -> None:
         sink.abandon()
 
 
+# ---------------------------------------------------------------------------------------------- text shown
+
+
+async def test_text_is_shown_at_once_and_the_stream_ends_with_the_transfer(streams: Streams) -> None:
+    """Not when a block is full."""
+    async with Client(streams, "logs") as client:
+        shown = Shown(ByteSink(streams.get("ns", "logs")))
+        client.send(WindowUpdate(update=BLOCK))
+        shown("one\n")
+        assert (await client.get(Data)).data == b"one\n"
+        shown("two\n")
+        await shown.close()
+        assert (await client.get(Data)).data == b"two\n"
+        assert await client.receive() is None
+        shown("nobody sees it\n")
+
+
+async def test_a_slow_client_misses_text_and_is_told_how_much(streams: Streams) -> None:
+    """So much waits for it, and no more."""
+    async with Client(streams, "logs") as client:
+        shown = Shown(ByteSink(streams.get("ns", "logs")))
+        line = "x" * (PENDING // 4 - 1) + "\n"
+        for _ in range(7):
+            shown(line)
+        client.send(WindowUpdate(update=4 * PENDING))
+        seen = b""
+        while len(seen) < PENDING:
+            seen += (await client.get(Data)).data
+        shown("last\n")
+        while not seen.endswith(b"last\n"):
+            seen += (await client.get(Data)).data
+        assert seen.decode() == 4 * line + "(3 entries are left out: they were not taken in time)\nlast\n"
+        await shown.close()
+
+
+async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transfer waits a moment for the one, and for the other not at all."""
+    monkeypatch.setattr(showing, "DRAIN_SECONDS", 0.05)
+    for leave in (False, True):
+        async with Client(streams, "logs") as client:
+            shown = Shown(ByteSink(streams.get("ns", "logs")))
+            shown("text\n")
+            if leave:
+                await client.leave()
+            async with asyncio.timeout(2):
+                await shown.close()
+            shown("text\n")
+
+
 # ---------------------------------------------------------------------------------------------- requests
 
 
@@ -286,7 +336,8 @@ async def test_a_pull_gets_what_the_client_said(streams: Streams) -> None:
         assert destination == STORE
         assert isinstance(source, Registry)
         assert (source.reference, source.headers, source.host_dir, source.default_scheme) == ("r.io/a:1", {"h": "v"}, "/hosts", "http")
-        assert (source.show_requests, source.show_connections, source.shown) == (False, True, None)
+        assert source.show_requests is None
+        assert source.show_connections is not None
         event = await progress.get(PbProgress)
         assert (event.event, event.desc.digest, event.desc.media_type) == ("Pulling", "d", MANIFEST)
         assert await progress.receive() is None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.images import oci, unpack
+from services.images import oci
 from services.images.oci import Descriptor
 from services.images.platforms import Platform, default
 from services.images.transfer import Applied, BegunAnew, How, Unpacking
@@ -230,7 +230,20 @@ async def test_a_cancelled_unpacking_removes_what_it_was_making(node: MemoryNode
 
 def test_unpackings_are_for_this_system_by_the_usual_snapshotter_unless_another_is_named() -> None:
     wanted = [Unpacking(Platform("windows", "amd64")), Unpacking(default()), Unpacking(Platform("linux", "s390x"), "native")]
-    assert unpack.accepted(wanted) == [Unpacking(default(), "overlayfs"), Unpacking(Platform("linux", "s390x"), "native")]
-    assert not unpack.accepted([])
+    unpacker = Unpacker()
+    assert unpacker.accepted(wanted) == [Unpacking(default(), "overlayfs"), Unpacking(Platform("linux", "s390x"), "native")]
+    assert not unpacker.accepted([])
     with pytest.raises(errors.InvalidArgument, match="unable to initialize unpacker: no unpack platforms defined"):
-        unpack.accepted(wanted[:1])
+        unpacker.accepted(wanted[:1])
+
+
+def test_what_is_supported_limits_unpackings_and_names_their_snapshotter(caplog: pytest.LogCaptureFixture) -> None:
+    """As containerd's unpack_config: overlayfs is preferred, else the first of the platform; what is left out is in the log."""
+    here = Unpacking(default())
+    assert Unpacker(supported=[Unpacking(default(), "native"), Unpacking(default(), "overlayfs")]).accepted([here]) == [Unpacking(default(), "overlayfs")]
+    only = Unpacker(supported=[Unpacking(Platform("windows", "amd64"), "windows"), Unpacking(default(), "native"), Unpacking(default(), "mine")])
+    assert only.accepted([here]) == [Unpacking(default(), "native")]
+    assert only.accepted([here, Unpacking(default(), "overlayfs"), Unpacking(default(), "mine")]) == [Unpacking(default(), "native"), Unpacking(default(), "mine")]
+    assert f"{default()} is not unpacked by overlayfs: unpack_config allows native, mine" in caplog.text
+    with pytest.raises(errors.InvalidArgument, match="no unpack platforms defined"):
+        Unpacker(supported=[Unpacking(Platform("windows", "amd64"), "windows")]).accepted([here])

@@ -10,7 +10,7 @@ from services.images.registry.credentials import Credentials
 from services.images.registry.cri import DEFAULT_DIRECTORIES, Registries
 from services.images.registry.host import EVERYTHING, TLS, Capability, Host
 from services.images.registry.hosts import Hosts
-from services.images.registry.hosts_toml import parse
+from services.images.registry.hosts_toml import line_of, parse
 from services.kit import errors
 
 PULL, RESOLVE, PUSH, REFERRERS = Capability.PULL, Capability.RESOLVE, Capability.PUSH, Capability.REFERRERS
@@ -144,23 +144,49 @@ def test_addresses(tmp_path: Path, key: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ('[host."https://a.test"]\ncapabilities = ["pull", "sing"]', r'host."https://a.test".capabilities: "sing" is none of pull'),
+    ('[host."https://a.test"]\ncapabilities = ["pull", "sing"]', r'line 2: host."https://a.test".capabilities: "sing" is none of pull'),
     ('[host."https://a.test"]\ncapabilities = "pull"', "not a list"),
-    ("ca = 5", "ca: 5 is neither a string nor a list of strings"),
+    ("ca = 5", "line 1: ca: 5 is neither a string nor a list of strings"),
     ('client = [["a", "b", "c"]]', "client: .* is not a pair"),
     ('dial_timeout = "soon"', "is not a duration"),
     ('skip_verify = "yes"', "skip_verify: 'yes' is not true or false"),
-    ("[header]\nx = 1", "header.x"),
-    ('server = "https://"', "is not the address of a host"),
-    ("server = ", "(?i)invalid"),
+    ("[header]\nx = 1", "line 2: header.x: 1 is neither"),
+    ("\nserver = 5", "line 2: server: 5 is not a string"),
+    ('[host."https://"]', 'line 1: host."https://": "https://" is not the address of a host'),
+    ('server = "https://"', 'line 1: server: "https://" is not the address of a host'),
+    ("server = ", "Invalid value"),
 ])
-def test_what_is_wrong_in_a_file(tmp_path: Path, text: str, words: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The key is named; as in containerd the file is then as good as absent, and the log has an error with its name."""
+def test_what_is_wrong_in_a_file(tmp_path: Path, text: str, words: str) -> None:
+    """Line and key are named. Nothing is asked of that namespace, not even itself: the file may be what keeps it from being asked. Others are not concerned."""
     with pytest.raises(ValueError, match=words):
         parse(text, tmp_path)
-    assert certs(tmp_path, "quay.io", text).of("quay.io") == (Host("https", "quay.io", "/v2"),)
-    (record,) = caplog.records
-    assert f"{tmp_path}/quay.io/hosts.toml is ignored: " in record.getMessage()
+    hosts = certs(tmp_path, "quay.io", text)
+    with pytest.raises(errors.FailedPrecondition, match=f"^{tmp_path}/quay.io/hosts.toml: .*{words}"):
+        hosts.of("quay.io")
+    assert hosts.of("docker.io")
+
+
+@pytest.mark.parametrize(("path", "line"), [
+    (("server",), 1), (("header", "x-a"), 4), (("header",), 3), (("host", "https://a.test"), 6), (("host", "https://a.test", "ca"), 8),
+    (("host", "https://a.test", "header", "x-b"), 11), (("host", "https://a.test", "client"), 6), (("host", "https://b.test", "ca"), 13), (("absent",), 1),
+])
+def test_the_line_of_a_key(path: tuple[str, ...], line: int) -> None:
+    """Or of the table in which it would be."""
+    text = """server = 'x'
+
+[header]  # of the server
+  x-a = '1'
+
+[host.'https://a.test']
+skip_verify = true
+ca = 'x'
+
+[ host . "https://a.test" . header ]
+x-b = 1
+[host]
+'https://b.test'.ca = 1
+"""
+    assert line_of(text, *path) == line
 
 
 def test_names_of_directories(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""splitd.registries.v1: what is remembered of registries and mirrors, for the operator."""
+
+from __future__ import annotations
+
+from api.splitd.registries.v1 import registries_pb2 as pb
+from services.images.registry import MirrorMemory
+from services.kit.rpc import Call
+
+
+class RegistriesServicer:
+    """Tells what ``memory`` has."""
+
+    SERVICE = pb.DESCRIPTOR.services_by_name["Registries"]
+
+    def __init__(self, memory: MirrorMemory) -> None:
+        self._memory = memory
+
+    async def List(self, request: pb.ListRequest, call: Call) -> pb.ListResponse:
+        """All hosts."""
+        return pb.ListResponse(hosts=[pb.Host(
+            address=host.host, state=host.state, since=host.since, failures=host.failures, last_error=host.last_error, throughput=host.throughput,
+            rests_until=host.rests_until) for host in self._memory.snapshot()])
