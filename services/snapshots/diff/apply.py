@@ -47,9 +47,9 @@ def main() -> None:
     os.umask(0)
     stream.prepare()
     if traced := any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-        import opentelemetry.sdk.trace.export  # noqa: F401 - here once, not in each worker
+        from services.kit import tracing
 
-        import services.kit.otlp  # noqa: F401
+        tracing.prepare()
     Waiting(socket.socket(fileno=0), sys.argv[2], traced=traced).wait()
 
 
