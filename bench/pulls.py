@@ -73,7 +73,7 @@ def wanted(only: str) -> list[Row]:
 def rows(peers: Sequence[Peer], registry: Registry, scratch: Path, only: str, rounds: int) -> list[dict[str, object]]:
     """Measure and print them; ours is the last of ``peers``. The answer is all figures; those that could not be taken are None, with the reason under ``failed``."""
     *others, ours = peers
-    print(f"{'':46}" + "".join(f"{peer.name:>16}" for peer in peers) + "".join(f"{'to ' + peer.name.split()[-1]:>9}" for peer in others) + "   aim", flush=True)
+    print(f"{'':62}" + "".join(f"{peer.name:>16}" for peer in peers) + "".join(f"{'to ' + peer.name.split()[-1]:>9}" for peer in others) + "   aim", flush=True)
     found = []
     for row in wanted(only):
         reference = _pushed(registry, row.image, scratch)
@@ -112,7 +112,7 @@ def _row(row: Row, others: Sequence[Peer], ours: Peer, registry: Registry, refer
     def line(what: str, figures: Mapping[str, float], aim: str, digits: int = 2) -> None:
         cells = "".join(f"{figures[p.name]:16.{digits}f}" if p.name in figures else f"{'-':>16}" for p in peers)
         ratios = {p.name: figures[ours.name] / figures[p.name] for p in others if p.name in figures and ours.name in figures}
-        print(f"{row.name + ', ' + what:46}{cells}" + "".join(f"{ratios[p.name]:9.2f}" if p.name in ratios else f"{'-':>9}" for p in others) + f"   {aim}", flush=True)
+        print(f"{row.name + ', ' + what:62}{cells}" + "".join(f"{ratios[p.name]:9.2f}" if p.name in ratios else f"{'-':>9}" for p in others) + f"   {aim}", flush=True)
         record[what] = {"medians": dict(figures), "ratios": ratios}
 
     line("s", {p.name: medians[p.name][0] for p in done}, f"<= {row.aim}")
