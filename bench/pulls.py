@@ -191,14 +191,16 @@ IMAGES = "images and its workers"
 
 
 def _peak(peer: Peer, reference: str, clients: int) -> Mapping[str, float]:
-    """The most that groups of its processes have, in MB, during a pull. The workers are what its services start, but for shims."""
+    """The most that groups of its processes have, in MB, during a pull. A node's workers are all that is no service (a child of supervisord), but for shims."""
     names = {pid: usage.name(pid) for pid in peer.pids()}
+    supervisors = {pid for pid, name in names.items() if name == "supervisor.supervisord"}
 
     def whole(there: Mapping[int, Process]) -> Collection[int]:
         return usage.below(names, there)
 
     def images(there: Mapping[int, Process]) -> Collection[int]:
-        return (usage.below(names, there) - names.keys()) | {pid for pid, name in names.items() if name == "services.images"}
+        others = {pid for pid, process in there.items() if process.parent in supervisors and names.get(pid) != "services.images"}
+        return usage.below(names, there) - others - supervisors
 
     with usage.Peak({WHOLE: whole} | ({IMAGES: images} if peer.name == OURS else {})) as peak:
         _ctr(peer, reference, clients)
