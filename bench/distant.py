@@ -18,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
+from typing import cast
 
 import uvloop
 
@@ -129,8 +130,7 @@ class _Side(asyncio.Protocol):
     into: Pipe | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by type
 
     def joined(self, out: Pipe, into: Pipe) -> None:
         """Its pipes are there; nothing was read from it before."""

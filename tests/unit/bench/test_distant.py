@@ -7,7 +7,7 @@ import hashlib
 import os
 from contextlib import asynccontextmanager
 
-from bench.distant import WINDOW, relay
+from bench.distant import WINDOW, distant, relay
 
 ROUND_TRIP = 0.04
 MB = 1_000_000
@@ -124,3 +124,16 @@ def test_the_window_is_no_limit_at_what_the_bench_asks_for():
     from bench.distant import ROUND_TRIP as BENCH_ROUND_TRIP
 
     assert WINDOW / 2 >= RATE * BENCH_ROUND_TRIP / 2  # half of it is the least under way while the server is told to go on
+
+
+async def test_as_a_process_of_its_own_it_relays_and_ends_with_whoever_started_it():
+    async with await asyncio.start_server(lambda _, writer: (writer.write(b"hello"), writer.close()), "127.0.0.1", 0) as server:
+        with distant(server.sockets[0].getsockname()[1], round_trip=ROUND_TRIP) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await reader.read() == b"hello"
+            writer.close()
+        try:
+            await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        raise AssertionError("the relay goes on")
