@@ -124,27 +124,29 @@ class Pipe:
 
 
 class _Side(asyncio.Protocol):
-    """One socket of a connection: what it receives goes into ``out``, and ``into`` writes to it."""
+    """One socket of a connection: what it receives goes into ``out``, which waits for the other side; ``into`` writes to it."""
 
-    out: Pipe | None = None
     into: Pipe | None = None
+
+    def __init__(self, link: Link, delay: float, greeting: float = 0.0) -> None:
+        """``greeting``: seconds that its first bytes take longer."""
+        self._link, self._delay, self._greeting = link, delay, greeting
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by type
+        self.out = Pipe(self._link, self._delay, asyncio.get_running_loop().time() + self._greeting, self.transport)
 
-    def joined(self, out: Pipe, into: Pipe) -> None:
-        """Its pipes are there; nothing was read from it before."""
-        self.out, self.into = out, into
-        into.resume(self.transport)
+    def joined(self, other: _Side) -> None:
+        """The other side is there."""
+        self.into = other.out
+        self.into.resume(self.transport)
 
     def data_received(self, data: bytes) -> None:
-        assert self.out is not None
         self.out.feed(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.out is not None and self.into is not None:
-            self.out.feed(None)
-            self.into.resume()  # what is still to come is thrown away
+        self.out.feed(None)
+        self.resume_writing()  # what is still to come is thrown away
 
     def pause_writing(self) -> None:
         if self.into is not None:
@@ -164,25 +166,21 @@ async def relay(port: int, round_trip: float, rate: float) -> asyncio.Server:
     class Near(_Side):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            far = _Side()
-            self.transport.pause_reading()
-            task = loop.create_task(self._connected(far))
+            task = loop.create_task(self._connected())
             connecting.add(task)
             task.add_done_callback(connecting.discard)
 
-        async def _connected(self, far: _Side) -> None:
-            opened = loop.time()
+        async def _connected(self) -> None:
+            far = _Side(down, round_trip / 2)
             try:
                 await loop.create_connection(lambda: far, "127.0.0.1", port)
             except OSError:
                 self.transport.abort()
                 return
-            out, into = Pipe(up, round_trip / 2, opened + round_trip, self.transport), Pipe(down, round_trip / 2, opened, far.transport)
-            self.joined(out, into)
-            far.joined(into, out)
-            self.transport.resume_reading()
+            self.joined(far)
+            far.joined(self)
 
-    return await loop.create_server(Near, "127.0.0.1", 0)
+    return await loop.create_server(lambda: Near(up, round_trip / 2, round_trip), "127.0.0.1", 0)
 
 
 @contextlib.contextmanager
