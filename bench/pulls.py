@@ -214,8 +214,8 @@ def _pushed(registry: Registry, name: str, scratch: Path) -> str:
     """The reference of an image that the registry has from an earlier time, or is given now."""
     reference = f"{name}-image:1"
     kept = scratch / ("image" if name == "bench" else name)
-    if not (kept / "image.json").exists() or registry.http("HEAD", f"/v2/{name}-image/manifests/1")[0] != 200:
-        print(f"  making the image {name}, or taking the one made before", flush=True)
+    if not (kept / "image.json").exists() or registry.http("GET", f"/v2/{name}-image/tags/list")[0] != 200:  # a tag comes last
+        print(f"  making the image {name}, or taking the one made before, for the registry", flush=True)
         registry.push(IMAGE[name](scratch), reference)
     return f"{registry.host}/{reference}"
 
