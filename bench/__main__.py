@@ -1,12 +1,15 @@
 """``make bench``: both daemons, the same work in turn, medians and ratios.
 
-    python -m bench [--only WORD] [--rounds N] [--scratch DIR] [--json FILE]
+    python -m bench [--only WORD] [--rounds N] [--scratch DIR] [--json FILE] [--containerd2 DIR]
+    python -m bench --pulls [--only WORD]    only the pulls by the daemons themselves (bench/pulls.py), which take half an hour of the whole
     python -m bench --calls [--rounds N]     what one ``ctr run`` asks for, and what each call takes (docs/what-a-run-costs.md)
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import calls, load, measures, peers
+from bench import calls, load, measures, peers, pulls
 from bench.image import bench_image
 from bench.peers import Peer
 from deploy.images import Registry, busybox_image
@@ -27,6 +30,7 @@ from services.kit import errors
 
 NEEDED = {"containerd": "containerd", "ctr": "containerd", "runc": "runc", "mkfs.xfs": "xfsprogs", "docker-registry": "docker-registry",
           "debootstrap": "debootstrap", "pigz": "pigz", "busybox": "busybox-static"}
+CLIENT_PULL = "pull by the client, bench image"
 P50_AIMS = {"Version": "<= 1.15", "Containers.Get": "<= 2.2"}
 
 
@@ -65,23 +69,58 @@ def _calls(both: list[Peer], box: str, scratch: Path, rounds: int) -> None:
         calls.processor_time(peer, box, rounds)
 
 
+def _pulls(stack: ExitStack, both: list[Peer], registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:
+    """The rows of ``bench.pulls`` that are wanted."""
+    if not pulls.wanted(options.only):
+        return []
+    theirs, ours = both
+    programs: Path | None = options.containerd2 or peers.containerd_2()
+    others = [dataclasses.replace(theirs, name=_named(peers.version()))]
+    if programs is None:
+        print("no containerd 2 with its ctr in PATH, and no --containerd2 DIR: it is not compared, and splitd's pulls are driven by the client, as ctr 1.6 does it", flush=True)
+    else:
+        second = stack.enter_context(peers.containerd(stack.enter_context(peers.xfs(options.scratch / "c2.xfs", mounts / "d")), programs))
+        others.append(dataclasses.replace(second, name=_named(peers.version(programs))))
+        ours = dataclasses.replace(ours, ctr=second.ctr)
+    return pulls.rows([*others, ours], registry, options.scratch, options.only, options.rounds)
+
+
+def _named(version: tuple[int, int] | None) -> str:
+    return "containerd ?" if version is None else "containerd {}.{}".format(*version)
+
+
 def main() -> int:
     """Measure, print; 0 unless something could not run."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("BENCH_DIR", "/var/tmp/splitd-bench")), help="kept: the bench image is made here once")
+    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("BENCH_DIR", "/var/tmp/splitd-bench")), help="kept: the images are made here once")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--calls", action="store_true", help="instead: the calls of a run, one by one, and the processor time of each process")
+    parser.add_argument("--pulls", action="store_true", help="only the pulls by the daemons themselves")
+    parser.add_argument("--containerd2", type=Path, metavar="DIR", default=os.environ.get("BENCH_CONTAINERD2") or None,
+                        help="where containerd 2 and its ctr are (or BENCH_CONTAINERD2); default: the first in PATH")
     options = parser.parse_args()
     missing = sorted({package for program, package in NEEDED.items() if not shutil.which(program)})
     if os.geteuid() or missing:
         print("bench: must run as root" if os.geteuid() else f"bench: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 2
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: at least 1")
+    if options.pulls and not pulls.wanted(options.only):
+        parser.error(f"--only {options.only}: no pull is called so; there are: {'; '.join(row.name for row in pulls.ROWS)}")
+    if options.containerd2 is not None and ((peers.version(options.containerd2) or (0, 0)) < (2, 0) or not (options.containerd2 / "ctr").exists()):
+        parser.error(f"--containerd2 {options.containerd2}: no containerd 2 with its ctr there")
     scratch = options.scratch
+    scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        lock = stack.enter_context((scratch / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{scratch}: another bench runs there; take another --scratch") from None
         image = None
-        if options.only in "pull of the bench image" and not options.calls:
+        if options.only in CLIENT_PULL and not options.calls and not options.pulls:
             print("making the bench image, or taking the one made before", file=sys.stderr)
             image = bench_image(scratch / "image")
         mounts = Path(tempfile.mkdtemp(prefix="bn", dir="/tmp"))  # short: sockets are below it
@@ -94,6 +133,11 @@ def main() -> int:
         if options.calls:
             _calls(both, registry.push(busybox_image(), "bench-box:1"), mounts, max(options.rounds, 10))
             return 0
+        if options.pulls:
+            found = _pulls(stack, both, registry, mounts, options)
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1))
+            return int(any(row["failed"] for row in found))
         table = Table(both, options.only, options.rounds)
         table.measure("idle memory", "MB PSS", Peer.pss_mb, rounds=1, aim="ours <= 160 MB")
         for which in measures.UNARY:
@@ -112,11 +156,12 @@ def main() -> int:
         load.rows(table, both, box)
         if image is not None:
             big = registry.push(image, "bench:1")
-            table.measure("pull of the bench image", "s", lambda p: measures.pull(p, big), rounds=3, aim="<= 0.8")
+            table.measure(CLIENT_PULL, "s", lambda p: measures.pull(p, big), rounds=3, aim="<= 0.8")
         table.measure("memory after all that", "MB PSS", Peer.pss_mb, rounds=1)
+        table.rows += _pulls(stack, both, registry, mounts, options)
         if options.json:
             options.json.write_text(json.dumps(table.rows, indent=1))
-    return 0
+        return int(any(row.get("failed") for row in table.rows))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The bench image: eight layers such as real images have, 360 MB compressed, 710 MB and 32,000 files unpacked.
+"""The images that are pulled, each made once into a directory and kept.
 
-A Debian base (debootstrap), packages on top of it (python3, perl, git and what they need, as a layer of what changed), 20,000 small files, one file of
-200 MiB that compresses to half, and four layers of a few small files. Made once into a directory and kept: it takes minutes.
+The bench image has eight layers such as real images have, 360 MB compressed, 710 MB and 32,000 files unpacked: a Debian base (debootstrap), packages on top of it (python3, perl, git and
+what they need, as a layer of what changed), 20,000 small files, one file of 200 MiB that compresses to half, and four layers of a few small files. It takes minutes to make. The others are made of it
+or of files from a generator with a fixed seed.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -17,6 +19,8 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import zstandard
+
 from deploy.images import CONFIG, LAYER, MANIFEST, Image
 
 _SKIPPED = {"proc", "sys", "dev", "run", "tmp"}
@@ -25,18 +29,51 @@ _PACKAGES = ("python3", "perl", "git")
 
 def bench_image(directory: Path) -> Image:
     """The image, from ``directory`` if it was made there before. Needs debootstrap and pigz, and Debian's mirror as apt has it."""
-    kept = directory / "image.json"
+    return _kept(directory, _bench_layers(directory))
+
+
+def zstd_image(directory: Path, of: Image) -> Image:
+    """The layers of ``of`` as zstd, level 3 as BuildKit's."""
+    return _kept(directory, (gzip.decompress(of.blobs[digest]) for digest in of.layers), "zstd")
+
+
+def one_layer(directory: Path) -> Image:
+    """One layer of 1 GiB, 0.7 GB compressed: what a model or a CUDA runtime looks like, 172 files of 6 MiB on average of which the half is packed already."""
+    return _kept(directory, (_mixed(random.Random(11), 1 << 30, 12 << 20, "opt/cuda") for _ in range(1)))
+
+
+def many_layers(directory: Path) -> Image:
+    """60 layers of 1 MiB, about 12 files in each."""
+    generator = random.Random(12)
+    return _kept(directory, (_mixed(generator, 1 << 20, 160 << 10, f"srv/step{number}") for number in range(60)))
+
+
+def _kept(directory: Path, layers: Iterable[bytes], compression: str = "gzip") -> Image:
+    kept, blobs = directory / "image.json", directory / "blobs"
     if not kept.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        _make(directory, kept)
+        shutil.rmtree(blobs, ignore_errors=True)
+        blobs.mkdir(parents=True)
+        _make(kept, blobs, layers, compression)
     root: str = json.loads(kept.read_text())["digest"]
-    blobs = {f"sha256:{p.name}": p.read_bytes() for p in (directory / "blobs").iterdir()}
-    return Image(MANIFEST, root, blobs, "amd64")
+    return Image(MANIFEST, root, {f"sha256:{p.name}": p.read_bytes() for p in blobs.iterdir()}, "amd64")
 
 
-def _make(directory: Path, kept: Path) -> None:
-    base, full, blobs = directory / "base", directory / "full", directory / "blobs"
-    for path in (base, full, blobs):
+def _make(kept: Path, blobs: Path, tars: Iterable[bytes], compression: str) -> None:
+    layers = [_put(blobs, raw, compression) for raw in tars]
+    config = _store(blobs, json.dumps({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]},
+    }).encode())
+    root = _store(blobs, json.dumps({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": CONFIG, **config},
+        "layers": [{"mediaType": f"{LAYER}+{compression}", **descriptor} for descriptor, _ in layers],
+    }).encode())
+    kept.write_text(json.dumps(root))
+
+
+def _bench_layers(directory: Path) -> Iterator[bytes]:
+    base, full = directory / "base", directory / "full"
+    for path in (base, full):
         shutil.rmtree(path, ignore_errors=True)
     subprocess.run(["debootstrap", "--variant=minbase", "bookworm", str(base), *_mirror()], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cp", "-a", str(base), str(full)], check=True)
@@ -45,20 +82,9 @@ def _make(directory: Path, kept: Path) -> None:
         shutil.copy(source, full / "etc/apt/apt.conf.d")
     subprocess.run(["chroot", str(full), "apt-get", "install", "-qq", "-y", "--no-install-recommends", *_PACKAGES], check=True,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
-    blobs.mkdir()
-    generator = random.Random(7)  # the same image each time
-    layers = [_put(blobs, raw) for raw in _layers(base, full, generator)]
-    config = _store(blobs, json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]},
-    }).encode())
-    root = _store(blobs, json.dumps({
-        "schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": CONFIG, **config},
-        "layers": [{"mediaType": f"{LAYER}+gzip", **descriptor} for descriptor, _ in layers],
-    }).encode())
+    yield from _layers(base, full, random.Random(7))  # the same image each time
     shutil.rmtree(base)
     shutil.rmtree(full)
-    kept.write_text(json.dumps(root))
 
 
 def _mirror() -> list[str]:
@@ -116,8 +142,34 @@ def _files(files: Iterable[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def _put(blobs: Path, raw: bytes) -> tuple[dict[str, object], str]:
-    packed = subprocess.run(["pigz", "-6", "-n"], input=raw, stdout=subprocess.PIPE, check=True).stdout
+def _mixed(generator: random.Random, size: int, largest: int, directory: str) -> bytes:
+    """A tar of about ``size`` bytes in files of up to ``largest``. Pieces of 64 KiB: half of them random, as what is packed already; half text, which compresses to two fifths."""
+    words = [f"{generator.getrandbits(40):x}".encode() for _ in range(5000)]
+    text = b" ".join(generator.choice(words) for _ in range(1 << 20))  # 11 MiB; no window of gzip or zstd is as large, so where pieces overlap is not noticed
+    piece = 1 << 16
+
+    def data(size: int) -> bytes:
+        parts = []
+        for _ in range(0, size, piece):
+            at = generator.randrange(len(text) - piece)
+            parts.append(generator.randbytes(piece) if generator.random() < 0.5 else text[at:at + piece])
+        return b"".join(parts)[:size]
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        left, number = size, 0
+        while left > 0:
+            length = min(left, generator.randint(1, largest))
+            yield f"{directory}/lib{number}.so", data(length)
+            left, number = left - length, number + 1
+
+    return _files(files())
+
+
+def _put(blobs: Path, raw: bytes, compression: str) -> tuple[dict[str, object], str]:
+    if compression == "zstd":
+        packed = zstandard.ZstdCompressor(level=3).compress(raw)
+    else:
+        packed = subprocess.run(["pigz", "-6", "-n"], input=raw, stdout=subprocess.PIPE, check=True).stdout
     return _store(blobs, packed), "sha256:" + hashlib.sha256(raw).hexdigest()
 
 

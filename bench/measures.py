@@ -193,14 +193,15 @@ def snapshot_rate(peer: Peer, count: int = 100) -> float:
 
 
 def command(peer: Peer, *arguments: str) -> list[str]:
-    return ["ctr", "-a", str(peer.socket), "-n", NAMESPACE, *arguments]
+    return [peer.ctr, "-a", str(peer.socket), "-n", NAMESPACE, *arguments]
 
 
-def ctr(peer: Peer, *arguments: str) -> None:
-    """Run ctr; its error is the benchmark's."""
+def ctr(peer: Peer, *arguments: str) -> str:
+    """Run ctr; its output. Its error is the benchmark's."""
     done = subprocess.run(command(peer, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{peer.name}: ctr {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def pull(peer: Peer, reference: str) -> float:

@@ -1,9 +1,11 @@
-"""The two daemons that are compared: Debian's containerd and a node, each with a root of its own on a loop-mounted xfs."""
+"""The daemons that are compared: Debian's containerd, containerd 2 where there is one, and a node, each with a root of its own on a loop-mounted xfs."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,11 +18,12 @@ TOP = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A daemon under test: its name, its socket, and what names its processes on their command lines."""
+    """A daemon under test: its name, its socket, what names its processes on their command lines, and the ctr that drives it."""
 
     name: str
     socket: Path
     marks: tuple[str, ...]
+    ctr: str = "ctr"
 
     def pids(self) -> list[int]:
         """Its processes: those that have one of ``marks`` among their arguments, but for shims."""
@@ -65,19 +68,38 @@ def xfs(image: Path, mount_point: Path, size_gib: int = 8) -> Iterator[Path]:
         image.unlink()
 
 
+def version(directory: Path | None = None) -> tuple[int, int] | None:
+    """Major and minor of the containerd in ``directory``, or of that in PATH; None where none is that says its version."""
+    program = shutil.which("containerd", path=str(directory) if directory is not None else None)
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout if program else ""
+    found = re.search(r" v?(\d+)\.(\d+)\.", said)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def containerd_2() -> Path | None:
+    """The first directory of PATH with a containerd 2 and a ctr."""
+    for directory in map(Path, os.get_exec_path()):
+        if (directory / "ctr").exists() and (version(directory) or (0, 0)) >= (2, 0):
+            return directory
+    return None
+
+
 @contextlib.contextmanager
-def containerd(directory: Path) -> Iterator[Peer]:
-    """Debian's containerd, without CRI."""
+def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
+    """Debian's containerd, or that in ``programs`` with the ctr beside it; without CRI, otherwise as it comes."""
     state = directory / "state"
     state.mkdir()
     socket, config = state / "c.sock", directory / "config.toml"
-    config.write_text(f'version = 2\nroot = "{directory}/root"\nstate = "{state}"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+    cri = ["io.containerd.grpc.v1.cri"] if programs is None else ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+    config.write_text(f'version = 2\nroot = "{directory}/root"\nstate = "{state}"\ndisabled_plugins = {cri}\n'
                       f'[grpc]\naddress = "{socket}"\n')
+    path = os.environ["PATH"] if programs is None else f"{programs}:{os.environ['PATH']}"
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(["containerd", "-c", str(config)], stdout=log, stderr=log)
+        process = subprocess.Popen([str(programs / "containerd") if programs else "containerd", "-c", str(config)], stdout=log, stderr=log,
+                                   env={**os.environ, "PATH": path})
     try:
         _wait(socket, directory / "log")
-        yield Peer("containerd", socket, (str(config),))
+        yield Peer("containerd", socket, (str(config),), str(programs / "ctr") if programs else "ctr")
     finally:
         process.terminate()
         process.wait(20)

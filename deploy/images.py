@@ -152,13 +152,13 @@ class Registry:
             self.port: int = probe.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"  # a minimal Debian cannot resolve localhost
         directory.mkdir(parents=True, exist_ok=True)
-        config = directory / "registry.json"  # YAML reads JSON
-        config.write_text(json.dumps({
+        self.config = directory / "registry.json"  # YAML reads JSON
+        self.config.write_text(json.dumps({
             "version": 0.1, "log": {"level": "error"},
             "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}, "delete": {"enabled": True}},
             "http": {"addr": f"127.0.0.1:{self.port}"},
         }))
-        self._process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(["docker-registry", "serve", str(self.config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 15
         while self.http("GET", "/v2/")[0] != 200:
             if time.monotonic() > end or self._process.poll() is not None:

@@ -1,0 +1,126 @@
+"""What processes use, read from /proc: processor time, of those that ended meanwhile too, and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from bench.peers import Peer
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+INTERVAL = 0.05
+"""Seconds between two looks at the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process: its parent, and in seconds the processor time (user and system) of itself and of the children that it has waited for."""
+
+    parent: int
+    own: float
+    reaped: float
+
+    @classmethod
+    def parse(cls, stat: str) -> Self:
+        """From ``/proc/PID/stat``, whose second field may hold anything, parentheses and spaces too."""
+        fields = stat.rpartition(")")[2].split()
+        return cls(int(fields[1]), (int(fields[11]) + int(fields[12])) * _TICK, (int(fields[13]) + int(fields[14])) * _TICK)
+
+
+def processes() -> dict[int, Process]:
+    """All of the machine, by pid."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                found[int(entry)] = Process.parse(Path("/proc", entry, "stat").read_text())
+    return found
+
+
+def below(roots: Iterable[int], there: Mapping[int, Process]) -> set[int]:
+    """``roots`` and all their descendants, as far as they are there."""
+    children: dict[int, list[int]] = {}
+    for pid, process in there.items():
+        children.setdefault(process.parent, []).append(pid)
+    found: set[int] = set()
+    waiting = [pid for pid in roots if pid in there]
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, ())
+    return found
+
+
+def pss(pids: Iterable[int]) -> float:
+    """Proportional set size of processes together, in MB (1e6 bytes); those that have ended have none."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            line = next((x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:")), "Pss: 0 kB")
+            total += int(line.split()[1]) * 1024
+    return total / 1e6
+
+
+class Spent:
+    """Processor time of a daemon, by process, from this moment on. What starts below its processes is counted with the process that it is below, as its children's."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._names = {pid: name(pid) for pid in peer.pids()}
+        self._before = self._all()
+
+    def _all(self) -> dict[str, float]:
+        there = processes()
+        found: dict[str, float] = {}
+        for pid, who in self._names.items():
+            if pid in there:
+                workers = below([pid], there) - {pid}
+                workers -= below(workers & self._names.keys(), there)  # those have names of their own
+                found[who] = found.get(who, 0.0) + there[pid].own
+                children = f"{who}'s children"
+                found[children] = found.get(children, 0.0) + there[pid].reaped + sum(there[w].own + there[w].reaped for w in workers)
+        return found
+
+    def since(self) -> dict[str, float]:
+        """Seconds by process, without those that took none."""
+        return {who: spent for who, now in self._all().items() if (spent := now - self._before.get(who, 0.0)) > _TICK / 2}
+
+
+class Peak:
+    """The largest memory of groups of processes, in MB, looked at every :data:`INTERVAL`; a context manager."""
+
+    def __init__(self, groups: Mapping[str, Callable[[Mapping[int, Process]], Collection[int]]]) -> None:
+        """``groups``: for each name the pids of the group, given all that there are."""
+        self._groups = groups
+        self.mb = dict.fromkeys(groups, 0.0)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            there = processes()
+            members = {group: pids(there) for group, pids in self._groups.items()}
+            sizes = {pid: pss([pid]) for pid in set().union(*members.values())}
+            for group, pids in members.items():
+                self.mb[group] = max(self.mb[group], sum(sizes[pid] for pid in pids))
+            if self._ended.wait(INTERVAL):
+                return
+
+
+def name(pid: int) -> str:
+    """What a process is called here: the module that it runs, or its program."""
+    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    return arguments[arguments.index("-m") + 1] if "-m" in arguments else Path(arguments[0]).name
