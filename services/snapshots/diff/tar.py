@@ -14,6 +14,7 @@ Names are bytes, since layers hold names in any encoding. No module that takes l
 from __future__ import annotations
 
 import struct
+from zlib import adler32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -332,7 +333,8 @@ class Reader:
 
 def _format(block: bytes) -> str:
     """Which of the header formats a block has; TarError if its checksum is wrong."""
-    total = sum(block) - sum(block[148:156]) + 8 * 32
+    # zlib's checksum of at most 256 bytes has their sum in its lower half, plus one, and takes a tenth of the time of sum()
+    total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 - sum(block[148:156]) + 8 * 32
     expected = _octal(block[148:156])
     if expected != total:
         high = sum(1 for byte in block[:148] + block[156:] if byte & 0x80)
