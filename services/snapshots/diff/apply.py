@@ -104,7 +104,10 @@ class Waiting:
         self._poll.unregister(fd)
         os.close(fd)
         _, status = os.waitpid(pid, 0)
-        self._requests.send(f"ended\0{job}\0{status}".encode())
+        try:
+            self._requests.send(f"ended\0{job}\0{status}".encode())
+        except (BrokenPipeError, ConnectionResetError):
+            return  # nobody is interested; the next look at the socket finds its end
 
 
 def work(what: str, arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> None:
