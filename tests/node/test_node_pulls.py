@@ -3,73 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import itertools
 import json
 import os
-import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.leases.v1 import leases_pb2
-from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
-from deploy.images import Image, digest_of, image, index, tar_of
+from deploy.images import digest_of, image, index
 from services.content.local import LocalStore
 from services.content.server import ContentServicer
-from services.kit import any as kit_any
 from services.kit import errors, rpc
 from services.kit.rpc import Channel
 from tests.fake_registry import Auth, FakeRegistry, Fault, cut, endless, hang_up, other, silent, slow, status
-from tests.suites.transfers import HERE, UNPACK, Transfers
-from tests.support import Node, short_directory
+from tests.pulls import Client, answering, arriving, config_of, gets, made
+from tests.suites.transfers import HERE, UNPACK
+from tests.support import Node, eventually_async, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
 SOURCE = "containerd.io/distribution.source.127.0.0.1"
 _ids = itertools.count()
-
-
-def made(layers: int = 2, kib: int = 300) -> Image:
-    """An image that no other test has, whose layers do not become smaller by compression."""
-    unique = random.Random(os.urandom(8))
-    return image([tar_of([(f"file{n}", {"data": unique.randbytes(kib << 10)})]) for n in range(layers)])
-
-
-def config_of(box: Image) -> str:
-    digest: str = json.loads(box.blobs[box.digest])["config"]["digest"]
-    return digest
-
-
-class Client(Transfers):
-    """A client that pulls and pushes."""
-
-    async def pull(self, reference: str, *, name: str = "", unpack: bool = True, told: list[Progress] | None = None, platforms: tuple[Platform, ...] = (HERE,),
-                   auth: str = "", **store: Any) -> None:
-        await self.transfer(self.registry(reference, auth), imagestore_pb2.ImageStore(
-            name=name or reference, unpacks=[UNPACK] if unpack else [], platforms=platforms, **store), told=told)
-
-    async def push(self, name: str, reference: str, *, told: list[Progress] | None = None, auth: str = "", **store: Any) -> None:
-        await self.transfer(imagestore_pb2.ImageStore(name=name, **store), self.registry(reference, auth), told=told)
-
-    async def offset(self, ref: str) -> int:
-        """Bytes of an ingest."""
-        return int((await self._content.Status(content_pb2.StatusRequest(ref=ref), headers=self.headers)).status.offset)
-
-    async def collect(self) -> None:
-        """Have all collected that nothing keeps."""
-        lease = (await self._leases.Create(leases_pb2.CreateRequest(id="collect"), headers=self.headers)).lease.id
-        await self._leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=True), headers=self.headers, timeout=30)
-
-    @staticmethod
-    def registry(reference: str, auth: str = "") -> registry_pb2.OCIRegistry:
-        return registry_pb2.OCIRegistry(reference=reference, resolver=registry_pb2.RegistryResolver(auth_stream=auth))
 
 
 @pytest.fixture
@@ -87,17 +45,6 @@ def client(channel: Channel) -> Client:
 async def fake() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as running:
         yield running
-
-
-def gets(registry: FakeRegistry, digest: str) -> list[Mapping[str, str]]:
-    """The headers of the requests for a blob."""
-    return [seen.headers for seen in registry.asked("GET", digest)]
-
-
-async def until(condition: Callable[[], Coroutine[Any, Any, bool]], seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 # ---------------------------------------------------------------------------------------------- pulls
@@ -184,7 +131,7 @@ async def test_a_registry_that_never_has_the_right_bytes_is_named(client: Client
         await client.pull(reference)
     assert not await client.images()
     assert layer not in await client.blobs()
-    fake._faults.clear()
+    fake.heal()
     await client.pull(reference)
     assert "Range" not in gets(fake, layer)[-1]
 
@@ -222,7 +169,7 @@ async def test_layers_are_unpacked_while_others_arrive(client: Client, fake: Fak
     async def unpacked() -> bool:
         return len([info for info in (await client.snapshots()).values() if "extract-" not in info.name]) == 1
 
-    await until(unpacked)
+    await eventually_async(unpacked)
     assert box.layers[1] not in await client.blobs()
     pulling.cancel()
     await asyncio.wait((pulling,))
@@ -256,7 +203,7 @@ async def test_a_cancelled_pull_is_gone_on_with(client: Client, fake: FakeRegist
     async def released() -> bool:
         return not await client.leases()
 
-    await until(released, 3.0)
+    await eventually_async(released, "the lease is left", 3.0)
     await client.collect()
     assert await client.ingests() == [f"layer-{box.layers[0]}"]
     await client.pull(reference)
@@ -283,35 +230,7 @@ async def test_a_killed_images_process_goes_on_where_it_was(node: Node, client: 
     assert [name for name in await client.snapshots() if not name.startswith("extract-")] == [digest_of(gzip.decompress(box.blobs[box.layers[0]]))]
 
 
-async def arriving(pulling: asyncio.Future[None], client: Client, digest: str, at_least: int) -> None:
-    """Until so many bytes of a layer are there; a pull that fails meanwhile says why."""
-    async def there() -> bool:
-        assert not pulling.done(), pulling.exception()
-        return f"layer-{digest}" in await client.ingests() and await client.offset(f"layer-{digest}") >= at_least
-
-    await until(there)
-
-
 # ---------------------------------------------------------------------------------------------- credentials and hosts
-
-
-@contextlib.asynccontextmanager
-async def answering(client: Client, user: str, password: str) -> AsyncIterator[tuple[str, list[str]]]:
-    """A stream on which credentials are answered; its id, and the hosts that were asked for."""
-    hosts: list[str] = []
-
-    async with client.stream("auth") as (name, stream):
-        async def answer() -> None:
-            while (question := await stream.receive()) is not None:
-                hosts.append(registry_pb2.AuthRequest.FromString(question.value).host)
-                await stream.send(kit_any.pack(registry_pb2.AuthResponse(authType=registry_pb2.CREDENTIALS, username=user, secret=password)))
-
-        task = asyncio.ensure_future(answer())
-        try:
-            yield name, hosts
-        finally:
-            task.cancel()
-            await asyncio.wait((task,))
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "basic"])
