@@ -1,0 +1,156 @@
+"""kill -9 in the middle of a pull by Transfer: of the images process, of the program that unpacks a layer, of nearly everything. Clients are told, the next pull goes on, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from deploy.images import Image, busybox_layer, tar_of
+from services.kit.rpc import Channel
+from tests.fake_registry import FakeRegistry, silent
+from tests.pulls import Client, OwnPulling, arriving, check_nothing_left, check_pulled, gzipped, image_of, runnable
+from tests.support import Node, eventually_async, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+HEADERS = 1024
+"""Bytes that an answer's headers have at most."""
+APPLY = "services.snapshots.diff.apply"
+_ids = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def faults() -> Iterator[Path]:
+    with short_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def node(faults: Path) -> Iterator[Node]:
+    with short_directory() as directory:
+        running = Node(directory, env={"SPLITD_FAULTS": str(faults)})
+        try:
+            running.up()
+            yield running
+        finally:
+            running.clear()
+
+
+@pytest.fixture
+async def channel(node: Node) -> AsyncIterator[Channel]:
+    await asyncio.to_thread(node.wait_healthy, 30)
+    async with Channel(node.socket) as channel:
+        yield channel
+
+
+@pytest.fixture
+def client(channel: Channel) -> Client:
+    return Client(channel, f"crash{os.getpid()}-{next(_ids)}")
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as running:
+        yield running
+
+
+async def check_next_pull(node: Node, channel: Channel, client: Client, fake: FakeRegistry, reference: str, box: Image, *, ingests: Sequence[str] = ()) -> None:
+    """Without anybody's doing the leases go, and with them all but the ingests, which are these; the next pull fetches what is missing, and no byte more."""
+    async def ended() -> bool:
+        return not await client.leases()
+
+    await asyncio.to_thread(node.wait_healthy, 30)
+    await eventually_async(ended, "leases of a dead process are left")
+    await client.collect()
+    assert sorted(await client.ingests()) == sorted(ingests)
+    there = {f"{path.parent.name}:{path.name}" for path in (node.root / "content/blobs").glob("*/*")}  # in other namespaces too
+    missing = sum(len(box.blobs[digest]) for digest in set(box.blobs) - there) - sum([await client.offset(ref) for ref in ingests])
+    fake.heal()
+    asked, served = len(fake.seen), fake.served()
+    assert not await OwnPulling(client, reference).ended
+    assert 0 <= fake.served() - served - missing <= HEADERS * (len(fake.seen) - asked), "more was fetched than was missing"
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
+
+
+@pytest.mark.parametrize("victims", [("images",), ("gateway", "metadata", "images"), ("content", "snapshots", "images")], ids="-".join)
+async def test_killed_in_the_middle_of_a_layer(node: Node, channel: Channel, client: Client, fake: FakeRegistry, victims: tuple[str, ...]) -> None:
+    """The client is told which service it was. The layer is gone on with; who ends what is left finds the others there or waits for them."""
+    box = runnable(layers=2, kib=3000)
+    reference, layer = fake.add(box, "box:1"), box.layers[2]
+    fake.inject(layer, silent(60, after=2_500_000))
+    begun = OwnPulling(client, reference)
+    await arriving(begun.ended, client, layer, 2 << 20)
+    pids = await asyncio.to_thread(node.pids)
+    for victim in victims:
+        os.kill(pids[victim], signal.SIGKILL)
+    said = await begun.ended
+    assert any(victim in said for victim in (*victims, "containerd is not reachable")), said
+    await check_next_pull(node, channel, client, fake, reference, box, ingests=[f"layer-{layer}"])
+
+
+@pytest.mark.parametrize("point", ["images.fetching", "images.unpacked", "images.pulled"])
+async def test_images_dies_at(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path, point: str) -> None:
+    """With the first bytes of a blob; when all is unpacked; before the image is stored."""
+    box = runnable()
+    reference = fake.add(box, "box:1")
+    (faults / point).touch()
+    said = await OwnPulling(client, reference).ended
+    assert "images" in said
+    assert not (faults / point).exists()
+    assert not await client.images()
+
+    await asyncio.to_thread(node.wait_healthy, 30)
+    await check_next_pull(node, channel, client, fake, reference, box, ingests=await client.ingests())
+
+
+async def test_an_unpacking_program_dies_at_its_end(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path) -> None:
+    """The client is told which layer, and how it died, unless the node has tried again."""
+    box = runnable()
+    reference = fake.add(box, "box:1")
+    (faults / "diff.unpacked").touch()
+    said = await OwnPulling(client, reference).ended
+    assert not (faults / "diff.unpacked").exists()
+    if said:
+        assert "signal 9" in said
+        assert any(layer in said for layer in box.layers)
+        await check_next_pull(node, channel, client, fake, reference, box)
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
+
+
+async def test_an_unpacking_program_is_killed(node: Node, channel: Channel, client: Client, fake: FakeRegistry) -> None:
+    """In the middle: what it had made of the layer goes."""
+    long = gzipped(tar_of([("mark", {"data": os.urandom(16).hex().encode()}), *((f"zeros{n}", {"data": bytes(48 << 20)}) for n in range(4))]))
+    box = image_of([gzipped(busybox_layer()), long])
+    reference = fake.add(box, "box:1")
+    services = set((await asyncio.to_thread(node.pids)).values())
+    begun = OwnPulling(client, reference)
+    victim = await eventually_async(lambda: asyncio.to_thread(worker, services), "no program unpacks anything", 30)
+    os.kill(victim, signal.SIGKILL)
+    said = await begun.ended
+    if said:
+        assert "signal 9" in said
+        assert any(layer in said for layer in box.layers)
+        await check_next_pull(node, channel, client, fake, reference, box)
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
+
+
+def worker(parents: set[int]) -> int:
+    """The pid of a program that unpacks a layer for one of these processes; 0 if there is none."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found = APPLY in (entry / "cmdline").read_text() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) in parents
+            except OSError:
+                continue
+            if found:
+                return int(entry.name)
+    return 0
