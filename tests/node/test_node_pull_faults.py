@@ -338,7 +338,7 @@ async def test_pulls_of_one_image_at_once(case: Case, client: Client, channel: C
         async with asyncio.timeout(20):
             assert set(await asyncio.gather(*(pulling(case.node, client, reference).ended for _ in range(many)))) == {""}
         told = Counter((envelope.topic, chain_id(envelope)) for envelope in await subscriber.seen() if envelope.topic in ("/snapshot/prepare", "/snapshot/commit"))
-    unique = [*box.layers[1:], config_of(box)]
+    unique = [box.digest, config_of(box), *box.layers[1:]]
     assert {digest: len(gets(fake, digest)) for digest in unique} == dict.fromkeys(unique, 1)
     assert told == {(topic, name): 1 for topic in ("/snapshot/prepare", "/snapshot/commit") for name in await client.snapshots()}
     await check_pulled(case.node, client, reference, box)
