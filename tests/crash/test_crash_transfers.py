@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Image, busybox_layer, tar_of
+from deploy.images import Image
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry, silent
-from tests.pulls import Client, OwnPulling, arriving, check_nothing_left, check_pulled, gzipped, image_of, runnable
+from tests.pulls import Client, OwnPulling, arriving, check_nothing_left, check_pulled, runnable
 from tests.support import Node, eventually_async, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
@@ -110,7 +111,7 @@ async def test_images_dies_at(node: Node, channel: Channel, client: Client, fake
     await check_next_pull(node, channel, client, fake, reference, box, ingests=await client.ingests())
 
 
-async def test_an_unpacking_program_dies_at_its_end(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path) -> None:
+async def test_a_worker_dies_when_it_has_unpacked(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path) -> None:
     """The client is told which layer, and how it died, unless the node has tried again."""
     box = runnable()
     reference = fake.add(box, "box:1")
@@ -125,32 +126,32 @@ async def test_an_unpacking_program_dies_at_its_end(node: Node, channel: Channel
     await check_nothing_left(node, channel, client)
 
 
-async def test_an_unpacking_program_is_killed(node: Node, channel: Channel, client: Client, fake: FakeRegistry) -> None:
-    """In the middle: what it had made of the layer goes."""
-    long = gzipped(tar_of([("mark", {"data": os.urandom(16).hex().encode()}), *((f"zeros{n}", {"data": bytes(48 << 20)}) for n in range(4))]))
-    box = image_of([gzipped(busybox_layer()), long])
-    reference = fake.add(box, "box:1")
+@pytest.mark.parametrize("which", ["program", "worker"])
+async def test_unpacking_is_killed(node: Node, channel: Channel, client: Client, fake: FakeRegistry, which: str) -> None:
+    """While the layer arrives, by kill -9 of the program that unpacks, or of its worker for this layer: what was made of the layer goes, and what has come of the blob stays."""
+    box = runnable(kib=3000)
+    reference, layer = fake.add(box, "box:1"), box.layers[1]
+    fake.inject(layer, silent(60, after=2_500_000))
     services = set((await asyncio.to_thread(node.pids)).values())
     begun = OwnPulling(client, reference)
-    victim = await eventually_async(lambda: asyncio.to_thread(worker, services), "no program unpacks anything", 30)
-    os.kill(victim, signal.SIGKILL)
+    await arriving(begun.ended, client, layer, 2 << 20)
+    program, worker = await eventually_async(lambda: asyncio.to_thread(unpacking, services), "nobody unpacks anything")
+    os.kill(program if which == "program" else worker, signal.SIGKILL)
     said = await begun.ended
     if said:
-        assert "signal 9" in said
-        assert any(layer in said for layer in box.layers)
-        await check_next_pull(node, channel, client, fake, reference, box)
+        assert f"{layer}) to overlayfs" in said
+        assert "the apply worker ended with signal 9" in said
+        await check_next_pull(node, channel, client, fake, reference, box, ingests=[f"layer-{layer}"])
     await check_pulled(node, client, reference, box)
     await check_nothing_left(node, channel, client)
 
 
-def worker(parents: set[int]) -> int:
-    """The pid of a program that unpacks a layer for one of these processes; 0 if there is none."""
+def unpacking(services: set[int]) -> tuple[int, int] | None:
+    """The pids of a program that unpacks for one of these processes, whichever it is, and of a worker of it; None where nobody does."""
+    parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                found = APPLY in (entry / "cmdline").read_text() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) in parents
-            except OSError:
-                continue
-            if found:
-                return int(entry.name)
-    return 0
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if APPLY in (entry / "cmdline").read_text(errors="replace"):
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return next(((program, worker) for worker, program in parents.items() if parents.get(program) in services), None)
