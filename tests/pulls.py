@@ -10,7 +10,6 @@ import io
 import json
 import os
 import random
-import shutil
 import signal
 import struct
 import subprocess
@@ -29,25 +28,15 @@ from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
-from deploy.images import CONFIG, LAYER, MANIFEST, Image, busybox_image, digest_of, image, tar_of
+from deploy.images import CONFIG, LAYER, MANIFEST, Image, busybox_image, busybox_layer, digest_of, image, tar_of
 from services.images.leases_remote import INCARNATION
 from services.kit import any as kit_any
 from services.kit import errors
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry
+from tests.peer import program2
 from tests.suites.transfers import HERE, MACHINE, UNPACK, Transfers
 from tests.support import Node, eventually_async
-
-PROGRAMS = os.environ.get("SPLITD_TEST_CONTAINERD2", "")
-"""A directory with ``ctr`` and ``containerd`` of containerd 2, where they are not the machine's own (Debian 12 has 1.6)."""
-
-
-def program2(name: str) -> str:
-    """The program of containerd 2; "" where there is none."""
-    found = shutil.which(f"{PROGRAMS}/{name}" if PROGRAMS else name)
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout if found else ""
-    return found if found and (" 2." in version or " v2." in version) else ""
-
 
 # ---------------------------------------------------------------------------------------------- images
 
@@ -66,6 +55,11 @@ def marked(kib: int = 600) -> bytes:
 def runnable(layers: int = 1, kib: int = 600) -> Image:
     """Busybox, and ``layers`` above it that no other test has: ``/mark`` shows that they are there. The layers of busybox are the same for all tests, so a node fetches them once."""
     return busybox_image(*(marked(kib) for _ in range(layers)))
+
+
+def large() -> Image:
+    """As :func:`runnable`, with a layer of 49 MiB, which comes in parts where the server gives parts."""
+    return image_of([gzipped(busybox_layer()), gzipped(marked(49 << 10))])
 
 
 def config_of(box: Image) -> str:

@@ -15,7 +15,7 @@ import pytest
 from deploy.images import Image
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry, silent
-from tests.pulls import Client, OwnPulling, arriving, check_nothing_left, check_pulled, runnable
+from tests.pulls import Client, OwnPulling, arriving, check_nothing_left, check_pulled, gets, large, runnable
 from tests.support import Node, eventually_async, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
@@ -94,6 +94,25 @@ async def test_killed_in_the_middle_of_a_layer(node: Node, channel: Channel, cli
     said = await begun.ended
     assert any(victim in said for victim in (*victims, "containerd is not reachable")), said
     await check_next_pull(node, channel, client, fake, reference, box, ingests=[f"layer-{layer}"])
+
+
+async def test_killed_while_a_layer_comes_in_parts(node: Node, channel: Channel, client: Client, fake: FakeRegistry) -> None:
+    """Its file has gaps then. The next pull goes on before the first of them, and what it makes is right."""
+    box = large()
+    reference, layer = fake.add(box, "box:1"), box.layers[1]
+    fake.inject(layer, silent(60, after=6 << 20), times=1 << 30)  # of each part
+    pid = await asyncio.to_thread(node.pid, "images")
+    begun = OwnPulling(client, reference)
+    await arriving(begun.ended, client, layer, 37 << 20)  # in the third part
+    os.kill(pid, signal.SIGKILL)
+    assert "images" in await begun.ended
+    fake.heal()
+    asked = len(gets(fake, layer))
+    await asyncio.to_thread(node.wait_healthy, 30)
+    assert not await OwnPulling(client, reference).ended
+    assert min(int(headers["Range"].removeprefix("bytes=").split("-")[0]) for headers in gets(fake, layer)[asked:]) >= 4 << 20
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
 
 
 @pytest.mark.parametrize("point", ["images.fetching", "images.unpacked", "images.pulled"])

@@ -22,7 +22,7 @@ from deploy.images import MANIFEST, Image, digest_of
 from services.kit import any as kit_any
 from services.kit.rpc import Channel
 from tests.fake_registry import Auth, Authority, FakeRegistry, authorized, cut, endless, other, redirect, silent, slow, status
-from tests.pulls import Client, arriving, check_nothing_left, check_pulled, config_of, gets, pulling, runnable
+from tests.pulls import Client, arriving, check_nothing_left, check_pulled, config_of, gets, large, pulling, runnable
 from tests.suites import events
 from tests.support import Node, eventually_async, short_directory
 
@@ -186,6 +186,18 @@ async def test_a_server_without_ranges_that_loses_the_connection(case: Case) -> 
         registry.inject(box.layers[1], cut(400_000))
         await case.succeeds(reference, box)
         assert [seen.status for seen in registry.asked("GET", box.layers[1])][-1] == 200
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["parts", "whole"])
+async def test_a_large_layer_whose_connection_is_lost(case: Case, ranges: bool) -> None:
+    """One of those that bring its parts, of which then the rest comes again; or, where the server gives no parts, the one that brings all."""
+    async with FakeRegistry(ranges=ranges) as registry:
+        box = large()
+        reference, layer = registry.add(box, "box:1"), box.layers[1]
+        registry.inject(layer, cut(1 << 20))
+        await case.succeeds(reference, box, seconds=30)
+        parts = list(range(0, len(box.blobs[layer]), 16 << 20)) if ranges else [0]
+        assert sorted(starts(registry, layer)) == sorted([*parts, 1 << 20])
 
 
 async def test_a_dead_mirror_before_a_good_one(case: Case, fake: FakeRegistry, place: Path) -> None:

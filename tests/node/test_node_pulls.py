@@ -20,7 +20,7 @@ from services.images.oci import chain_ids
 from services.kit import errors, rpc
 from services.kit.rpc import Channel
 from tests.fake_registry import Auth, FakeRegistry, Fault, hang_up, other, silent, slow, status
-from tests.peer import containerd
+from tests.peer import containerd, program2
 from tests.pulls import (
     Client,
     Layer,
@@ -34,7 +34,6 @@ from tests.pulls import (
     image_of,
     made,
     marked,
-    program2,
     zstd,
     zstd_chunked,
 )
