@@ -108,7 +108,7 @@ class RemoteNode:
             yield landing
         finally:
             await landing.close()
-            if not landing.committed and (not landing.offset or isinstance(landing, SharedLanding)):  # there is nothing to go on with
+            if not landing.committed and not landing.resumable:
                 await rpc.shielded(self._given_up(ref))
 
     async def _landing(self, ref: str, digest: Digest, size: int) -> FileLanding | StreamLanding | SharedLanding:

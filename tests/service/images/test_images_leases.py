@@ -89,6 +89,7 @@ async def test_nobody_waits_for_a_gateway_that_is_away(metadata: ServiceProcess,
             await running.__aenter__()
     try:
         metadata.start()
+        await channel.wait_connected(5)
 
         async def ended() -> bool:
             return not any((await there(channel)).values())
