@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from deploy.images import Image, digest_of
 
@@ -64,9 +65,11 @@ class Auth:
 
 
 class FakeRegistry:
-    """A registry; an async context manager. ``tls`` is a server's context; ``name`` is what it calls itself in URLs."""
+    """A registry on a loopback ``address``; an async context manager. ``tls`` is a server's context."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, auth: Auth | None = None, ranges: bool = True, relative: bool = False, head: bool = True) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, auth: Auth | None = None, ranges: bool = True, relative: bool = False, head: bool = True,
+                 address: str = "127.0.0.1") -> None:
+        self.address = address
         self.tls = tls
         self.auth = auth
         self.ranges = ranges
@@ -77,7 +80,10 @@ class FakeRegistry:
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.uploads: dict[str, bytearray] = {}
         self.seen: list[Seen] = []
+        self.answering = 0
+        """Requests that are being answered."""
         self.port = 0
+        self._writers: list[tuple[str, AbstractStreamWriter]] = []
         self._faults: list[list[Any]] = []
         self._runner: web.AppRunner | None = None
 
@@ -86,7 +92,7 @@ class FakeRegistry:
         app.router.add_route("*", "/{tail:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls)
+        site = web.TCPSite(self._runner, self.address, self.port, ssl_context=self.tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
         return self
@@ -102,7 +108,7 @@ class FakeRegistry:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -130,11 +136,27 @@ class FakeRegistry:
         """Answer the next ``times`` requests of a kind (``manifest``, ``blob``, ``upload``, ``token``, or part of a path) by ``fault``."""
         self._faults.append([where, fault, times, method])
 
+    def heal(self) -> None:
+        """Answer as one should from now on."""
+        self._faults.clear()
+
     def asked(self, method: str = "", part: str = "") -> list[Seen]:
         """Requests so far."""
         return [each for each in self.seen if (not method or each.method == method) and part in each.path]
 
+    def served(self, part: str = "") -> int:
+        """Bytes that were sent so far, headers (less than 1 KiB for each request) included."""
+        return sum(writer.output_size for path, writer in self._writers if part in path)
+
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self._writers.append((request.path, request.writer))
+        self.answering += 1
+        try:
+            return await self._answered(request)
+        finally:
+            self.answering -= 1
+
+    async def _answered(self, request: web.Request) -> web.StreamResponse:
         place = len(self.seen)
         self.seen.append(Seen(request.method, request.path_qs, dict(request.headers)))
 
@@ -307,8 +329,8 @@ def status(code: int, **headers: str) -> Fault:
     return fault
 
 
-def cut(after: int) -> Fault:
-    """The right answer, and the connection lost after so many bytes of its body."""
+def cut(after: int, *, seconds: float = 0.05) -> Fault:
+    """The right answer, and the connection lost after so many bytes of its body, ``seconds`` later: what was written leaves before that."""
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -318,7 +340,7 @@ def cut(after: int) -> Fault:
         broken.content_length = len(right.body)
         await broken.prepare(request)
         await broken.write(right.body[:after])
-        await asyncio.sleep(0.05)  # what was written leaves before the reset
+        await asyncio.sleep(seconds)
         assert request.transport is not None
         request.transport.abort()
         return broken
@@ -359,6 +381,16 @@ def redirect(to: str, code: int = 307) -> Fault:
         return web.Response(status=code, headers={"Location": where})
 
     return fault
+
+
+def authorized(fault: Fault) -> Fault:
+    """``fault`` for whoever may; the others are refused as usual."""
+
+    async def faulty(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        return right if right.status == 401 else await fault(request, serve)
+
+    return faulty
 
 
 def slow(rate: float, piece: int = 1024) -> Fault:

@@ -7,6 +7,7 @@ import contextlib
 from services.images.budget import Budget
 from services.images.config import load
 from services.images.fetching import Fetcher
+from services.images.leases_remote import Leases
 from services.images.pulling import RegistryPuller
 from services.images.pushing import RegistryPusher
 from services.images.registries_server import RegistriesServicer
@@ -39,12 +40,13 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             rpc.Channel(node.state / "metadata.sock") as metadata,
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
-            Registry(hosts) as registry,
+            Leases(gateway).running() as leases,
+            Registry(hosts, timeouts=config.timeouts) as registry,
             rpc.serving(node.state / "images.sock", [
                 ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
                 RegistriesServicer(registry.memory),
                 StreamingServicer(streams),
-                TransferServicer(gateway, streams, appliers, unpacker,
+                TransferServicer(gateway, leases, streams, appliers, unpacker,
                                  RegistryPuller(registry, Fetcher(budget, config.streams), unpacker, Verifier(config.verifier)), RegistryPusher(registry, budget)),
             ], relayed=True),
         ):

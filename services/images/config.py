@@ -9,6 +9,7 @@ from typing import Any
 
 from services.images import budget, platforms, verifying
 from services.images.platforms import Platform
+from services.images.timeouts import Timeouts
 from services.kit import settings
 from services.kit.settings import Seconds
 
@@ -65,6 +66,8 @@ class Config:
     Empty: whatever they want that runs on this machine."""
 
     verifier: verifying.Config = field(default_factory=verifying.Config)
+
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
         for key in ("connections", "downloads", "uploads", "streams", "unpacks"):

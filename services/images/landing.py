@@ -68,6 +68,8 @@ class FileLanding:
         self._commit = commit
         self._hash = hashlib.new(digest.algorithm)
         self._hashing = False
+        self._earlier = 0
+        """Bytes of an earlier attempt."""
         self._ahead: dict[int, int] = {}
         """What is in the file beyond ``offset``: where each piece begins, and where it ends."""
         self._storing: set[asyncio.Task[None]] = set()
@@ -79,11 +81,17 @@ class FileLanding:
         """It cannot be followed any more."""
         return self._reading < 0
 
+    @property
+    def resumable(self) -> int:
+        """How many bytes another attempt can go on with, if this one ends now: maybe while it still hashes those of an earlier one."""
+        return max(self.offset, self._earlier)
+
     async def resumed(self) -> None:
         """Hash what is there already; more than there can be is dropped."""
         if os.fstat(self._fd).st_size > self._size:
             await self.restart()
         elif there := _without_holes(self._fd):
+            self._earlier = there
             with tracing.span("images.rehash", digest=str(self._digest), bytes=there):
                 await threads.run(_POOL, lambda: self._hash_file(0, there), self._stop)
             self.offset = self.received = there
@@ -194,7 +202,7 @@ class FileLanding:
         os.ftruncate(self._fd, 0)
         self._hash = hashlib.new(self._digest.algorithm)
         self._ahead.clear()
-        self.offset = self.received = 0
+        self._earlier = self.offset = self.received = 0
 
     async def commit(self, labels: Mapping[str, str]) -> None:
         """Make it a blob; FailedPrecondition if its bytes are others than the digest says, and then it can be restarted. AlreadyExists if somebody else made it."""
@@ -209,15 +217,15 @@ class FileLanding:
         self.committed = True
 
     async def close(self) -> None:
-        """Let go of the file, with all bytes up to the offset; what was not committed can be resumed. Not for long: no more than two batches of each lane are under way."""
+        """Let go of the file, with all :attr:`resumable` bytes. Not for long: no more than two batches of each lane are under way."""
         await rpc.shielded(self._closed())
 
     async def _closed(self) -> None:
         if not self.committed:
             self._break_off()
         await self._settled()
-        if self._fd >= 0 and os.fstat(self._fd).st_size > self.offset:
-            os.ftruncate(self._fd, self.offset)
+        if self._fd >= 0 and os.fstat(self._fd).st_size > self.resumable:
+            os.ftruncate(self._fd, self.resumable)
         self._close()
         if self._reading >= 0:
             os.close(self._reading)
@@ -336,6 +344,10 @@ class StreamLanding:
     def received(self) -> int:
         return self._writer.offset
 
+    @property
+    def resumable(self) -> int:
+        return self._writer.offset
+
     @contextlib.asynccontextmanager
     async def lane(self, at: int) -> AsyncIterator[Writer]:
         if at != self._writer.offset:
@@ -362,6 +374,7 @@ class SharedLanding:
 
     def __init__(self, size: int, commit: Commit) -> None:
         self.offset = self.received = size
+        self.resumable = 0
         self.committed = False
         self._commit = commit
 

@@ -8,23 +8,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import datetime
-import logging
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from api.containerd.services.diff.v1 import diff_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.introspection.v1 import introspection_pb2
-from api.containerd.services.leases.v1 import leases_pb2
 from services.content.blobs_remote import Blobs, Ingest, locked
 from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
 from services.content.store import Digest, Info
 from services.images import threads
 from services.images import transfer_convert as convert
 from services.images.landing import FileLanding, SharedLanding, StreamLanding
+from services.images.leases_remote import Leases
 from services.images.oci import DOCUMENT_LIMIT, Descriptor, digest_of
 from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing
 from services.kit import errors, rpc, tracing
@@ -35,26 +32,23 @@ from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-EXPIRES = datetime.timedelta(hours=24)
-"""A transfer's lease goes after this time if the transfer did not end it."""
 
 
 class RemoteNode:
     """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's. ``appliers`` unpack layers, where Diff is not served by somebody else."""
 
-    def __init__(self, gateway: rpc.Channel, headers: Mapping[str, str | bytes], appliers: Appliers) -> None:
+    def __init__(self, gateway: rpc.Channel, leases: Leases, headers: Mapping[str, str | bytes], appliers: Appliers) -> None:
         self.headers = dict(headers)
         self._appliers = appliers
         self._here = False
         self.namespace = str(self.headers.get(rpc.NAMESPACE, ""))
         self._gateway = gateway
+        self._leases = leases
         self._store = RemoteStore(gateway, self.headers)
         self._blobs = Blobs(gateway)
         self._files = RemoteFiles(gateway, self.headers)
+        self._unleased = RemoteFiles(gateway, {key: value for key, value in self.headers.items() if key != rpc.LEASE})
         self._images = gateway.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
         self._introspection = gateway.client(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"])
         self._diff = gateway.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
@@ -65,23 +59,8 @@ class RemoteNode:
         if self.headers.get(rpc.LEASE):
             yield self
             return
-        leases = self._gateway.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
-        until = datetime.datetime.now(datetime.UTC) + EXPIRES
-        request = leases_pb2.CreateRequest(id=f"{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}",
-                                           labels={"containerd.io/gc.expire": until.strftime("%Y-%m-%dT%H:%M:%SZ")})
-        await self._gateway.wait_connected(_PATIENCE)
-        lease = (await leases.Create(request, headers=self.headers)).lease.id
-
-        async def ended() -> None:
-            try:
-                await leases.Delete(leases_pb2.DeleteRequest(id=lease), headers=self.headers)
-            except errors.NodeError as error:  # it expires
-                log.warning("lease %s is left to expire: %s", lease, error)
-
-        try:
-            yield RemoteNode(self._gateway, {**self.headers, rpc.LEASE: lease}, self._appliers)
-        finally:
-            await rpc.shielded(ended())
+        async with self._leases.lease(self.headers) as lease:
+            yield RemoteNode(self._gateway, self._leases, {**self.headers, rpc.LEASE: lease}, self._appliers)
 
     # ------------------------------------------------------------------------------------------ content
 
@@ -129,16 +108,20 @@ class RemoteNode:
             yield landing
         finally:
             await landing.close()
-            if not landing.committed and landing.offset:
-                await rpc.shielded(self._kept(ref, digest, size))
+            if not landing.committed and not landing.resumable:
+                await rpc.shielded(self._given_up(ref))
 
     async def _landing(self, ref: str, digest: Digest, size: int) -> FileLanding | StreamLanding | SharedLanding:
+        """A landing whose ingest is not the lease's: it has a day of its own, whatever becomes of the lease and of this process. The blob is the lease's, by the commit."""
         async def commit(labels: Mapping[str, str]) -> None:
             await self._files.commit(ref, size, digest, labels, computed=True)
 
         try:
-            begun = await self._files.begin(ref, size, digest)
-        except errors.Unimplemented:
+            try:
+                begun = await self._unleased.begin(ref, size, digest)
+            except errors.AlreadyExists:  # but it is not held yet
+                begun = await self._files.begin(ref, size, digest)
+        except errors.Unimplemented:  # the ingest is recorded, without the lease; its bytes come by a stream, which commits, so that one has it
             async def opened() -> RemoteWriter:
                 return await self._store.writer(ref, size, digest)
 
@@ -161,15 +144,6 @@ class RemoteNode:
                     offset, until = there, loop.time() + _STANDSTILL
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
-
-    async def _kept(self, ref: str, digest: Digest, size: int) -> None:
-        """See that an ingest outlives the lease: opened without one it has a day of its own."""
-        headers = {key: value for key, value in self.headers.items() if key != rpc.LEASE}
-        with contextlib.suppress(errors.NodeError):
-            try:
-                await RemoteFiles(self._gateway, headers).begin(ref, size, digest)
-            except errors.Unimplemented:
-                await (await RemoteStore(self._gateway, headers).writer(ref, size, digest)).close()
 
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:
         await self._store.update(_digest(digest), labels, [f"labels.{key}" for key in labels])
@@ -259,8 +233,6 @@ _OURS = "walking"
 """The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
 _STANDSTILL = 30.0
 """Seconds for which an ingest that another process has locked may stand still."""
-_PATIENCE = 5.0
-"""Seconds to wait for the gateway where it is not there; it comes back."""
 
 
 class _Filling:

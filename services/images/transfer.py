@@ -15,7 +15,7 @@ ImportStream          ExportStream          an echo: the same bytes
 ====================  ====================  ===========================================================
 
 A transfer acts as its caller, through :class:`Node`: in its namespace, and under a lease, so that nothing of it is collected before the image that refers to it is there. A caller without a
-lease is given one that lasts as long as the transfer, or a day if the transfer never ends it. What a transfer that fails has stored by then stays until it is collected.
+lease is given one that lasts as long as the transfer, or, if the process dies, until its successor is there. What a transfer that fails has stored by then stays until it is collected.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ class Node(Protocol):
     def landing(self, descriptor: Descriptor) -> AbstractAsyncContextManager[Landing]:
         """Where a blob is fetched to; AlreadyExists, with the blob held by the lease, if it is there. Waits while another process writes it.
 
-        What was not committed at the end of the block can be resumed within a day, whatever becomes of the lease.
+        What was not committed at the end of the block can be resumed within a day, whatever becomes of the lease, or of this process.
         """
         ...
 

@@ -14,6 +14,7 @@ from api.containerd.services.transfer.v1 import transfer_pb2 as pb
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from services.images import exporting, importing, names
 from services.images import transfer_convert as convert
+from services.images.leases_remote import Leases
 from services.images.node_remote import RemoteNode
 from services.images.showing import Shown
 from services.images.streaming_server import ByteSink, ByteSource, Stream, Streams, unpacked
@@ -48,12 +49,17 @@ LINGER_SECONDS = 5.0
 
 
 class TransferServicer:
-    """Transfers through ``gateway``, of the clients whose streams are in ``streams``; ``appliers`` unpack layers. Without ``puller`` and ``pusher`` there are no pulls and pushes."""
+    """Transfers through ``gateway``, each under one of ``leases``, of the clients whose streams are in ``streams``; ``appliers`` unpack layers.
+
+    Without ``puller`` and ``pusher`` there are no pulls and pushes.
+    """
 
     SERVICE = pb.DESCRIPTOR.services_by_name["Transfer"]
 
-    def __init__(self, gateway: rpc.Channel, streams: Streams, appliers: Appliers, unpacker: Unpacker, puller: Puller | None = None, pusher: Pusher | None = None) -> None:
+    def __init__(self, gateway: rpc.Channel, leases: Leases, streams: Streams, appliers: Appliers, unpacker: Unpacker, puller: Puller | None = None,
+                 pusher: Pusher | None = None) -> None:
         self._gateway = gateway
+        self._leases = leases
         self._appliers = appliers
         self._streams = streams
         self._unpacker = unpacker
@@ -66,7 +72,7 @@ class TransferServicer:
             source = self._end(request.source, call, held)
             destination = self._end(request.destination, call, held)
             with tracing.span("images.transfer", source=str(kit_any.type_name(request.source)), destination=str(kit_any.type_name(request.destination))):
-                if not await self._transferred(source, destination, RemoteNode(self._gateway, call.passed_on(), self._appliers), report):
+                if not await self._transferred(source, destination, RemoteNode(self._gateway, self._leases, call.passed_on(), self._appliers), report):
                     raise errors.Unimplemented.verbatim(
                         f"method Transfer not implemented for {request.source.type_url} to {request.destination.type_url}")
         return Empty()

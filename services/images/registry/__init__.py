@@ -12,7 +12,7 @@
 From the bottom up:
 
     reference.py, descriptor.py    what is asked for
-    timeouts.py                    every number that is a time or a count, with its reason
+    ../timeouts.py                 every number that is a time or a count, with its reason; not here, since whoever reads settings needs no HTTP
     host.py, hosts_toml.py, cri.py, hosts.py    where it is asked for: certs.d, config.toml, defaults; checking.py looks at them all
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
     failure.py, mirrors.py         what goes wrong, and what is remembered of it
@@ -33,7 +33,7 @@ from services.images.registry.hosts import Hosts
 from services.images.registry.mirrors import MirrorMemory, MirrorState
 from services.images.registry.push import Pushed
 from services.images.registry.reference import Reference
-from services.images.registry.timeouts import Retry, Timeouts
+from services.images.timeouts import Retry, Timeouts
 
 __all__ = ["Body", "Client", "Credentials", "Descriptor", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "Pushed", "Reference", "Registry", "Retry",
            "Source", "Timeouts", "first_of"]

@@ -16,9 +16,9 @@ from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.push import Push, Pushed, Read
 from services.images.registry.reference import Reference
 from services.images.registry.resolve import manifest, resolve
-from services.images.registry.timeouts import Retry, Timeouts
 from services.images.registry.transport import Sessions
 from services.images.registry.watching import NOBODY, Watch
+from services.images.timeouts import Retry, Timeouts
 from services.kit import errors
 
 

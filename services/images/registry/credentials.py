@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from services.images.registry.host import name_and_port
-from services.images.registry.timeouts import Timeouts
+from services.images.timeouts import Timeouts
 from services.kit import errors
 
 INDEX = "https://index.docker.io/v1/"

@@ -12,9 +12,9 @@ from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import Capability
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.reference import Reference
-from services.images.registry.timeouts import Retry
 from services.images.registry.transport import Answer
 from services.images.registry.tries import Tries
+from services.images.timeouts import Retry
 from services.kit import errors
 from services.kit.tracing import span
 

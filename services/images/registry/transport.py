@@ -19,9 +19,9 @@ from yarl import URL
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import TLS
 from services.images.registry.proxy import proxy_for
-from services.images.registry.timeouts import Timeouts
 from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config
 from services.images.registry.watching import NOBODY, Exchange, Watch
+from services.images.timeouts import Timeouts
 from services.kit import errors
 from services.kit.tracing import span
 from services.kit.version import SPLITD

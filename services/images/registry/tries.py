@@ -15,7 +15,7 @@ from services.images.registry import mirrors
 from services.images.registry.endpoint import Place
 from services.images.registry.failure import Blame, Failure, combined
 from services.images.registry.mirrors import MirrorMemory
-from services.images.registry.timeouts import Retry
+from services.images.timeouts import Retry
 
 P = TypeVar("P", bound=Place)
 T = TypeVar("T")

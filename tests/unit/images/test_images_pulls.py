@@ -171,6 +171,20 @@ async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
     await second.close()
 
 
+async def test_what_landed_before_is_kept_by_whoever_leaves_while_it_is_hashed(tmp_path: Path) -> None:
+    """Cancelled before the offset is known, for the second time perhaps."""
+    (tmp_path / "data").write_bytes(DATA[:1_500_000])
+    landing = landing_of(tmp_path / "data")
+    resuming = asyncio.ensure_future(landing.resumed())
+    await asyncio.sleep(0)
+    resuming.cancel()
+    await asyncio.wait((resuming,))
+    assert resuming.cancelled()
+    assert (landing.offset, landing.resumable) == (0, 1_500_000)
+    await landing.close()
+    assert (tmp_path / "data").read_bytes() == DATA[:1_500_000]
+
+
 async def test_whoever_is_killed_leaves_gaps_that_are_found(tmp_path: Path) -> None:
     """A file with a hole is gone on with before it; the block in which the hole begins may be half empty."""
     with (tmp_path / "data").open("wb") as file:

@@ -17,6 +17,7 @@ from api.containerd.types.transfer.progress_pb2 import Progress as PbProgress
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.images import showing, streaming_server, transfer_server
 from services.images import transfer_convert as convert
+from services.images.leases_remote import Leases
 from services.images.oci import MANIFEST, Descriptor
 from services.images.platforms import Platform
 from services.images.progress import Tracker
@@ -305,7 +306,8 @@ class Pulls:
 
 
 def servicer(streams: Streams, pulls: Pulls | None = None) -> TransferServicer:
-    return TransferServicer(rpc.Channel("/nowhere"), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls)
+    gateway = rpc.Channel("/nowhere")
+    return TransferServicer(gateway, Leases(gateway), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls)
 
 
 CALL: Mapping[str, str] = {NAMESPACE: "ns", rpc.LEASE: "mine"}

@@ -14,8 +14,8 @@ from services.images.registry.host import same_host
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.proxy import proxy_for
 from services.images.registry.reference import Reference
-from services.images.registry.timeouts import Retry
 from services.images.registry.tries import Tries
+from services.images.timeouts import Retry
 from services.kit import errors
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.images.registry import Credentials, DockerConfig, Registry, first_of
-from services.images.registry.timeouts import Timeouts
+from services.images.timeouts import Timeouts
 from services.kit import errors
 from tests.fake_registry import Auth, FakeRegistry, cut, redirect, silent, status
 from tests.service.images.registry.pulls import LAYER, described, fetched, small_image, within

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from services.kit.settings import Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Seconds, each counted from the last sign of life, so that a large layer may take as long as it takes."""
+    """How long registries are waited for, counted from the last sign of life, so that a large layer may take as long as it takes."""
 
-    connect: float = 30.0
+    connect: Seconds = 30.0
     """Name, connection and TLS together, where hosts.toml has no ``dial_timeout``: containerd's default, long enough for four lost SYNs."""
 
-    mirror_connect: float = 5.0
+    mirror_connect: Seconds = 5.0
     """The same for a host after which another can be asked: two lost SYNs are forgiven, and a pull does not stand still for half a minute."""
 
-    stall: float = 30.0
+    stall: Seconds = 30.0
     """Without a byte of an answer, or of an upload being taken: containerd's ResponseHeaderTimeout, here for bodies too."""
 
-    mirror_stall: float = 10.0
+    mirror_stall: Seconds = 10.0
     """The same for a host after which another can be asked."""
 
-    answer: float = 300.0
+    answer: Seconds = 300.0
     """From the last byte of an upload to its answer: registries copy or hash a whole layer in between."""
 
-    token: float = 30.0
+    token: Seconds = 30.0
     """For all of a token request: it is small, and every layer waits for it."""
 
-    helper: float = 60.0
+    helper: Seconds = 60.0
     """For a credential helper program: some ask a cloud service."""
 
-    idle: float = 30.0
+    idle: Seconds = 30.0
     """An idle connection is kept this long: shorter than the minute after which load balancers drop one silently."""
 
-    slow_window: float = 10.0
+    slow_window: Seconds = 10.0
     """A mirror's throughput is judged after each so many seconds of waiting for it ..."""
 
     slow_floor: float = 100 * 1024.0
     """... and below so many bytes a second (100 MB in 17 minutes) another is asked, where there is one."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) <= 0:
+                raise ValueError(f"{each.name} must be more than nothing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

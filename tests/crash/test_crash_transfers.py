@@ -1,0 +1,176 @@
+"""kill -9 in the middle of a pull by Transfer: of the images process, of the program that unpacks a layer, of nearly everything. Clients are told, the next pull goes on, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from deploy.images import Image
+from services.kit.rpc import Channel
+from tests.fake_registry import FakeRegistry, silent
+from tests.pulls import Client, OwnPulling, arriving, check_nothing_left, check_pulled, gets, large, runnable
+from tests.support import Node, eventually_async, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+HEADERS = 1024
+"""Bytes that an answer's headers have at most."""
+APPLY = "services.snapshots.diff.apply"
+_ids = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def faults() -> Iterator[Path]:
+    with short_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def node(faults: Path) -> Iterator[Node]:
+    with short_directory() as directory:
+        running = Node(directory, env={"SPLITD_FAULTS": str(faults)})
+        try:
+            running.up()
+            yield running
+        finally:
+            running.clear()
+
+
+@pytest.fixture
+async def channel(node: Node) -> AsyncIterator[Channel]:
+    await asyncio.to_thread(node.wait_healthy, 30)
+    async with Channel(node.socket) as channel:
+        yield channel
+
+
+@pytest.fixture
+def client(channel: Channel) -> Client:
+    return Client(channel, f"crash{os.getpid()}-{next(_ids)}")
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as running:
+        yield running
+
+
+async def check_next_pull(node: Node, channel: Channel, client: Client, fake: FakeRegistry, reference: str, box: Image, *, ingests: Sequence[str] = ()) -> None:
+    """Without anybody's doing the leases go, and with them all but the ingests, which are these; the next pull fetches what is missing, and no byte more."""
+    async def ended() -> bool:
+        return not await client.leases()
+
+    await asyncio.to_thread(node.wait_healthy, 30)
+    await eventually_async(ended, "leases of a dead process are left")
+    await client.collect()
+    assert sorted(await client.ingests()) == sorted(ingests)
+    there = {f"{path.parent.name}:{path.name}" for path in (node.root / "content/blobs").glob("*/*")}  # in other namespaces too
+    missing = sum(len(box.blobs[digest]) for digest in set(box.blobs) - there) - sum([await client.offset(ref) for ref in ingests])
+    fake.heal()
+    asked, served = len(fake.seen), fake.served()
+    assert not await OwnPulling(client, reference).ended
+    assert 0 <= fake.served() - served - missing <= HEADERS * (len(fake.seen) - asked), "more was fetched than was missing"
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
+
+
+@pytest.mark.parametrize("victims", [("images",), ("gateway", "metadata", "images"), ("content", "snapshots", "images")], ids="-".join)
+async def test_killed_in_the_middle_of_a_layer(node: Node, channel: Channel, client: Client, fake: FakeRegistry, victims: tuple[str, ...]) -> None:
+    """The client is told which service it was. The layer is gone on with; who ends what is left finds the others there or waits for them."""
+    box = runnable(layers=2, kib=3000)
+    reference, layer = fake.add(box, "box:1"), box.layers[2]
+    fake.inject(layer, silent(60, after=2_500_000))
+    begun = OwnPulling(client, reference)
+    await arriving(begun.ended, client, layer, 2 << 20)
+    pids = await asyncio.to_thread(node.pids)
+    for victim in victims:
+        os.kill(pids[victim], signal.SIGKILL)
+    said = await begun.ended
+    assert any(victim in said for victim in (*victims, "containerd is not reachable")), said
+    await check_next_pull(node, channel, client, fake, reference, box, ingests=[f"layer-{layer}"])
+
+
+async def test_killed_while_a_layer_comes_in_parts(node: Node, channel: Channel, client: Client, fake: FakeRegistry) -> None:
+    """Its file has gaps then. The next pull goes on before the first of them, and what it makes is right."""
+    box = large()
+    reference, layer = fake.add(box, "box:1"), box.layers[1]
+    fake.inject(layer, silent(60, after=6 << 20), times=1 << 30)  # of each part
+    pid = await asyncio.to_thread(node.pid, "images")
+    begun = OwnPulling(client, reference)
+    await arriving(begun.ended, client, layer, 37 << 20)  # in the third part
+    os.kill(pid, signal.SIGKILL)
+    assert "images" in await begun.ended
+    fake.heal()
+    asked = len(gets(fake, layer))
+    await asyncio.to_thread(node.wait_healthy, 30)
+    assert not await OwnPulling(client, reference).ended
+    assert min(int(headers["Range"].removeprefix("bytes=").split("-")[0]) for headers in gets(fake, layer)[asked:]) >= 4 << 20
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
+
+
+@pytest.mark.parametrize("point", ["images.fetching", "images.unpacked", "images.pulled"])
+async def test_images_dies_at(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path, point: str) -> None:
+    """With the first bytes of a blob; when all is unpacked; before the image is stored."""
+    box = runnable()
+    reference = fake.add(box, "box:1")
+    (faults / point).touch()
+    said = await OwnPulling(client, reference).ended
+    assert "images" in said
+    assert not (faults / point).exists()
+    assert not await client.images()
+
+    await asyncio.to_thread(node.wait_healthy, 30)
+    await check_next_pull(node, channel, client, fake, reference, box, ingests=await client.ingests())
+
+
+async def test_a_worker_dies_when_it_has_unpacked(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path) -> None:
+    """The client is told which layer, and how it died, unless the node has tried again."""
+    box = runnable()
+    reference = fake.add(box, "box:1")
+    (faults / "diff.unpacked").touch()
+    said = await OwnPulling(client, reference).ended
+    assert not (faults / "diff.unpacked").exists()
+    if said:
+        assert "signal 9" in said
+        assert any(layer in said for layer in box.layers)
+        await check_next_pull(node, channel, client, fake, reference, box)
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
+
+
+@pytest.mark.parametrize("which", ["program", "worker"])
+async def test_unpacking_is_killed(node: Node, channel: Channel, client: Client, fake: FakeRegistry, which: str) -> None:
+    """While the layer arrives, by kill -9 of the program that unpacks, or of its worker for this layer: what was made of the layer goes, and what has come of the blob stays."""
+    box = runnable(kib=3000)
+    reference, layer = fake.add(box, "box:1"), box.layers[1]
+    fake.inject(layer, silent(60, after=2_500_000))
+    services = set((await asyncio.to_thread(node.pids)).values())
+    begun = OwnPulling(client, reference)
+    await arriving(begun.ended, client, layer, 2 << 20)
+    program, worker = await eventually_async(lambda: asyncio.to_thread(unpacking, services), "nobody unpacks anything")
+    os.kill(program if which == "program" else worker, signal.SIGKILL)
+    said = await begun.ended
+    if said:
+        assert f"{layer}) to overlayfs" in said
+        assert "the apply worker ended with signal 9" in said
+        await check_next_pull(node, channel, client, fake, reference, box, ingests=[f"layer-{layer}"])
+    await check_pulled(node, client, reference, box)
+    await check_nothing_left(node, channel, client)
+
+
+def unpacking(services: set[int]) -> tuple[int, int] | None:
+    """The pids of a program that unpacks for one of these processes, whichever it is, and of a worker of it; None where nobody does."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if APPLY in (entry / "cmdline").read_text(errors="replace"):
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return next(((program, worker) for worker, program in parents.items() if parents.get(program) in services), None)
