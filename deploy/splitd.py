@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 
 from deploy import place
 from deploy.failure import Failure, mistyped
-from deploy.verbs import config, down, logs, restart, status, up
+from deploy.verbs import config, down, images, logs, pull, push, restart, status, up
 from services.kit import errors, version
 
 
@@ -30,7 +30,8 @@ class Verb(Protocol):
         """Do it; the exit code."""
 
 
-VERBS: dict[str, Verb] = {"up": up, "down": down, "restart": restart, "status": status, "logs": logs, "config": config}
+VERBS: dict[str, Verb] = {"up": up, "down": down, "restart": restart, "status": status, "logs": logs, "config": config,
+                          "pull": pull, "push": push, "images": images}
 
 
 class Parser(argparse.ArgumentParser):
