@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from client import bars
 from client import output as outputs
 from client.images_remote import Images
+from client.leases_remote import kept
 from client.progress import Tally
 from client.transfers_remote import Transfers
 from deploy import supervision
@@ -132,9 +133,16 @@ class Client:
     """The node's API in one namespace."""
 
     def __init__(self, channel: rpc.Channel, namespace: str) -> None:
-        self.headers: Mapping[str, str | bytes] = {rpc.NAMESPACE: namespace}
-        self.images = Images(channel, self.headers)
-        self.transfers = Transfers(channel, self.headers)
+        self._channel = channel
+        self._headers: Mapping[str, str | bytes] = {rpc.NAMESPACE: namespace}
+        self.images = Images(channel, self._headers)
+        self.transfers = Transfers(channel, self._headers)
+
+    @contextlib.asynccontextmanager
+    async def resumable(self, reference: str) -> AsyncIterator[Transfers]:
+        """Transfers by which ``reference`` is pulled; what they leave behind if the block fails is kept for a day."""
+        async with kept(self._channel, self._headers, reference) as headers:
+            yield Transfers(self._channel, headers)
 
 
 @contextlib.asynccontextmanager
@@ -210,7 +218,8 @@ async def shown(output: outputs.Output, tally: Tally, subject: Mapping[str, Any]
 
 def figures(outcome: Mapping[str, Any]) -> str:
     """``120.3 MiB in 4.2 s (28.6 MiB/s)``"""
-    return f"{bars.size(outcome['bytes'])} in {bars.duration(outcome['seconds'])} ({bars.size(outcome['rate'])}/s)"
+    rate = f" ({bars.size(outcome['rate'])}/s)" if outcome["bytes"] else ""
+    return f"{bars.size(outcome['bytes'])} in {bars.duration(outcome['seconds'])}{rate}"
 
 
 def layers(outcome: Mapping[str, Any]) -> str:

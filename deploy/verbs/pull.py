@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
             tally = Tally(time.monotonic(), Stage.DOWNLOADED, await client.images.ingests())
 
             async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
-                await client.transfers.transfer(source, ImageStore(reference, platforms=wanted, unpacks=unpacks), report)
+                async with client.resumable(reference) as transfers:
+                    await transfers.transfer(source, ImageStore(reference, platforms=wanted, unpacks=unpacks), report)
                 (image,) = await client.images.describe(reference)
                 return result(image, wanted, tally)
 
