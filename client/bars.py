@@ -48,7 +48,8 @@ def lines(tally: Tally, title: str, now: float, columns: int, rows: int) -> list
         found += [_part(part, now, columns) for part in shown]
         if left := len(parts) - len(shown):
             found.append(f"and {left} more")
-        found.append(_total(tally, now, columns))
+        if len(parts) > 1:
+            found.append(_total(tally, now, columns))
     return [line[:columns - 1].rstrip() for line in found[-max(1, rows - 1):]]
 
 

@@ -54,10 +54,8 @@ def replaced(name: str) -> Iterator[int]:
         finally:
             os.close(fd)
         return
-    try:
+    with _naming(name):
         fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, name) from None
     try:
         try:
             yield fd
@@ -77,15 +75,16 @@ def size(fd: int) -> int:
     return state.st_size if stat.S_ISREG(state.st_mode) else 0
 
 
-async def pieces(fd: int, moved: Moved) -> AsyncIterator[bytes]:
-    """What is in a file, from here to its end."""
+async def pieces(fd: int, name: str, moved: Moved) -> AsyncIterator[bytes]:
+    """What is in a file, from here to its end; OSError with its ``name``."""
     loop, count, polled = asyncio.get_running_loop(), 0, _is_polled(fd)
     while True:
-        if polled:
-            await _ready(fd, loop.add_reader, loop.remove_reader)
-            data = os.read(fd, PIECE)
-        else:
-            data = await to_thread(os.read, fd, PIECE)
+        with _naming(name):
+            if polled:
+                await _ready(fd, loop.add_reader, loop.remove_reader)
+                data = os.read(fd, PIECE)
+            else:
+                data = await to_thread(os.read, fd, PIECE)
         if not data:
             return
         yield data
@@ -94,10 +93,11 @@ async def pieces(fd: int, moved: Moved) -> AsyncIterator[bytes]:
 
 
 class Sink:
-    """A file that takes what arrives: a ``Sink`` of a transfer."""
+    """A file that takes what arrives: a ``Sink`` of a transfer; OSError with its ``name``."""
 
-    def __init__(self, fd: int, moved: Moved) -> None:
+    def __init__(self, fd: int, name: str, moved: Moved) -> None:
         self._fd = fd
+        self._name = name
         self._moved = moved
         self._polled = _is_polled(fd)
         self._count = 0
@@ -105,17 +105,26 @@ class Sink:
     async def write(self, data: bytes) -> None:
         loop, view = asyncio.get_running_loop(), memoryview(data)
         while view:
-            if self._polled:
-                await _ready(self._fd, loop.add_writer, loop.remove_writer)
-                written = os.write(self._fd, view[:select.PIPE_BUF])  # so many a pipe that is ready takes at once
-            else:
-                written = await to_thread(os.write, self._fd, view)
+            with _naming(self._name):
+                if self._polled:
+                    await _ready(self._fd, loop.add_writer, loop.remove_writer)
+                    written = os.write(self._fd, view[:select.PIPE_BUF])  # so many a pipe that is ready takes at once
+                else:
+                    written = await to_thread(os.write, self._fd, view)
             view = view[written:]
         self._count += len(data)
         self._moved(self._count)
 
     async def close(self) -> None:
         """Whoever opened the file closes it."""
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
 
 
 def _is_polled(fd: int) -> bool:

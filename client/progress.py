@@ -74,6 +74,7 @@ class Part:
     bytes: int = 0
     """Of this stage: fetched or sent in all so far, by whomever, or extracted."""
     total: int = 0
+    """0 where it is not known."""
     moved: int = 0
     """Bytes that this transfer itself has moved."""
     begun: int = 0
@@ -129,7 +130,9 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Bytes that the transfer is to move, as far as it is known."""
+        """Bytes that the transfer is to move, as far as it is known; 0 if nobody knows of one of its parts."""
+        if any(part.stage in MOVING and not part.total for part in self.parts.values()):
+            return 0
         return sum(max(part.total - part.begun, part.moved) for part in self.parts.values() if not part.existed)
 
     def take(self, event: Progress, now: float) -> Part | None:
@@ -167,11 +170,11 @@ class Tally:
     def _enter(self, part: Part, stage: Stage, progress: int, total: int) -> None:
         part.bytes = max(part.bytes, progress) if stage is part.stage else progress
         part.stage = stage
-        part.total = max(total, part.total, part.bytes)
+        part.total = max(total, part.total)
         if stage is Stage.EXISTS:
             part.existed = True
         if stage in (Stage.DONE, Stage.DOWNLOADED, Stage.EXISTS):
-            part.bytes = part.total
+            part.bytes = part.total = max(part.total, part.bytes, part.begun + part.moved)
             part.moved = max(part.moved, part.total - part.begun)
 
     def _moved(self, part: Part, progress: int, now: float) -> None:

@@ -21,7 +21,6 @@ from client.images_remote import Images
 from client.leases_remote import kept
 from client.progress import Tally
 from client.transfers_remote import Transfers
-from deploy import supervision
 from deploy.failure import Failure
 from deploy.place import Place
 from services.images import platforms
@@ -149,8 +148,11 @@ class Client:
 async def connected(here: Place, namespace: str | None) -> AsyncIterator[Client]:
     """The node at ``here``, for as long as the block lasts; NotUp if there is none."""
     async with rpc.Channel(here.socket, "gateway") as channel:
-        if not _listening(here) and not supervision.is_up(here):
-            raise supervision.not_up(here)
+        if not _listening(here):
+            from deploy import supervision
+
+            if not supervision.is_up(here):
+                raise supervision.not_up(here)
         if not await channel.wait_connected(PATIENCE):
             raise Failure(f"the gateway at {here.socket} does not answer (see {here.hint('status')})")
         yield Client(channel, namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default")

@@ -189,7 +189,8 @@ def export(arguments: argparse.Namespace) -> int:
         raise Failure("the archive goes to standard output: there is no room for --json", 2)
     if binary and sys.stdout.isatty():
         raise Failure("an archive is nothing for a terminal: name a file, or send standard output to a program", 2)
-    output = transferring.output(arguments, f"exporting to {arguments.file}", to_stderr=binary)
+    name = "standard output" if binary else arguments.file
+    output = transferring.output(arguments, f"exporting to {name}", to_stderr=binary)
     here = place.find(arguments)
 
     async def exported() -> Mapping[str, Any]:
@@ -199,15 +200,15 @@ def export(arguments: argparse.Namespace) -> int:
 
             async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
                 with files.replaced(arguments.file) as fd:
-                    sink = files.Sink(fd, lambda count: report(Progress("receiving", arguments.file, progress=count)))
+                    sink = files.Sink(fd, name, lambda count: report(Progress("receiving", name, progress=count)))
                     await client.transfers.transfer(ImageStore(references=tuple(map(Reference, names))),
                                                     ExportStream(sink, platforms=wanted, all_platforms=arguments.all_platforms), report)
                 return {}
 
-            return await transferring.shown(output, tally, {"file": arguments.file, "images": names}, work)
+            return await transferring.shown(output, tally, {"file": name, "images": names}, work)
 
     outcome = transferring.run(exported())
-    output.said(f"exported {', '.join(outcome['images'])} to {arguments.file}: {transferring.figures(outcome)}")
+    output.said(f"exported {', '.join(outcome['images'])} to {name}: {transferring.figures(outcome)}")
     return 0
 
 
@@ -216,7 +217,8 @@ def import_images(arguments: argparse.Namespace) -> int:
     unpacks = transferring.unpackings(arguments, wanted)
     prefix = arguments.base_name or f"import-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
     names = Reference(prefix, is_prefix=True, allow_overwrite=not arguments.base_name, add_digest=True, skip_named_digest=True)
-    output = transferring.output(arguments, f"importing {arguments.file}")
+    name = "standard input" if arguments.file == "-" else arguments.file
+    output = transferring.output(arguments, f"importing {name}")
     here = place.find(arguments)
 
     async def imported() -> Mapping[str, Any]:
@@ -227,16 +229,19 @@ def import_images(arguments: argparse.Namespace) -> int:
                 tally, total = Tally(time.monotonic()), files.size(fd)
 
                 async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
-                    source = files.pieces(fd, lambda count: report(Progress("sending", arguments.file, progress=count, total=total)))
-                    await client.transfers.transfer(ImportStream(source), ImageStore(platforms=wanted, references=(names,), unpacks=unpacks), report)
-                    return {"images": [{"name": name, "digest": digest} for name, digest in tally.saved.items()]}
+                    source = files.pieces(fd, name, lambda count: report(Progress("sending", name, progress=count, total=total)))
+                    try:
+                        await client.transfers.transfer(ImportStream(source), ImageStore(platforms=wanted, references=(names,), unpacks=unpacks), report)
+                    except errors.NodeError as error:
+                        raise type(error).verbatim(f"{name}: {error}") from None
+                    return {"images": [{"name": stored, "digest": digest} for stored, digest in tally.saved.items()]}
 
-                return await transferring.shown(output, tally, {"file": arguments.file}, work)
+                return await transferring.shown(output, tally, {"file": name}, work)
 
     outcome = transferring.run(imported())
     for image in outcome["images"]:
         output.said(f"imported {image['name']}@{image['digest']}")
-    output.said(f"read {arguments.file}: {transferring.figures(outcome)}")
+    output.said(f"read {name}: {transferring.figures(outcome)}")
     return 0
 
 
