@@ -37,7 +37,8 @@ async def kept(channel: Channel, headers: Mapping[str, str | bytes], reference: 
     try:
         yield {**headers, LEASE: own}
     except BaseException:
-        if not (await leases.ListResources(leases_pb2.ListResourcesRequest(id=own), headers=headers)).resources:
+        holds = await leases.ListResources(leases_pb2.ListResourcesRequest(id=own), headers=headers)
+        if all(resource.type == "ingests" for resource in holds.resources):  # which live a day by themselves
             await _delete(leases, own, headers)
         raise
     await _delete(leases, own, headers)

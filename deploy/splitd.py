@@ -1,7 +1,7 @@
 """The operator's command: ``splitd VERB ...``.
 
 One file for each verb in deploy/verbs. Whatever goes wrong is one line on standard error and an exit code that is not zero: 1 failed, 2 mistyped,
-3 no node is up. SPLITD_DEBUG=1 shows the traceback of a defect.
+3 no node is up, 130 interrupted. SPLITD_DEBUG=1 shows the traceback of a defect.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser(names: Sequence[str] = VERBS) -> Parser:
     """The command line of these verbs."""
-    top = Parser(prog="splitd", description="Run a splitd node: containerd's API from separate processes, under supervisord.", allow_abbrev=False)
+    top = Parser(prog="splitd", description="Run a splitd node, containerd's API from separate processes under supervisord, and move its images.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"splitd {version.SPLITD} (speaks containerd {version.CONTAINERD})")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
     for name in names:
