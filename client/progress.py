@@ -52,15 +52,19 @@ class Rate:
     def add(self, now: float, moved: int) -> None:
         """By ``now`` (seconds) so many bytes have moved in all."""
         self._samples.append((now, moved))
-        while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_SECONDS:
-            self._samples.popleft()
+        self._forget(now)
 
     def at(self, now: float) -> float:
-        """The rate; 0 where nothing is known."""
+        """The rate; 0 where nothing is known, or nothing has moved for so long."""
+        self._forget(now)
         if not self._samples:
             return 0.0
-        (begun, before), (_, after) = self._samples[0], self._samples[-1]
-        return (after - before) / (now - begun) if now > begun else 0.0
+        (begun, before), (last, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (now - begun) if begun < now and now - last < RATE_SECONDS else 0.0
+
+    def _forget(self, now: float) -> None:
+        while len(self._samples) > 1 and self._samples[1][0] <= now - RATE_SECONDS:
+            self._samples.popleft()
 
 
 @dataclass(slots=True)

@@ -127,7 +127,8 @@ def test_a_rate_is_that_of_the_last_seconds() -> None:
     for second in range(1, 11):
         rate.add(float(second), 1000 + second * 100)
     assert rate.at(10.0) == pytest.approx(100)
-    assert rate.at(10.0 + 7 * RATE_SECONDS) < 20
+    assert rate.at(11.0) == pytest.approx(200 / 3)
+    assert rate.at(10.0 + RATE_SECONDS) == 0
 
 
 def test_only_what_moves_has_a_rate() -> None:
