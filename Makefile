@@ -70,7 +70,7 @@ fuzz: $(VENV)/dev ## frames that are nearly right against our gRPC, for SECONDS=
 .PHONY: check
 check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
 	@$(BIN)/ruff check .
-	$(BIN)/mypy services gateway deploy
+	$(BIN)/mypy services gateway deploy client
 	$(BIN)/python scripts/protos --check
 	$(BIN)/python scripts/compare_api
 	$(PYTEST) tests/unit/deploy/test_imports.py

@@ -1,20 +1,21 @@
 """The operator's command: ``splitd VERB ...``.
 
 One file for each verb in deploy/verbs. Whatever goes wrong is one line on standard error and an exit code that is not zero: 1 failed, 2 mistyped,
-3 no node is up. SPLITD_DEBUG=1 shows the traceback of a defect.
+3 no node is up, 130 interrupted. SPLITD_DEBUG=1 shows the traceback of a defect.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
-from typing import NoReturn, Protocol
+from collections.abc import Sequence
+from typing import NoReturn, Protocol, cast
 
 from deploy import place
 from deploy.failure import Failure, mistyped
-from deploy.verbs import config, down, logs, restart, status, up
 from services.kit import errors, version
 
 
@@ -30,7 +31,12 @@ class Verb(Protocol):
         """Do it; the exit code."""
 
 
-VERBS: dict[str, Verb] = {"up": up, "down": down, "restart": restart, "status": status, "logs": logs, "config": config}
+VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images")
+
+
+def loaded(name: str) -> Verb:
+    """A verb, imported only now: nobody waits for what the others need."""
+    return cast(Verb, importlib.import_module(f"deploy.verbs.{name}"))
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,12 +47,13 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def parser() -> Parser:
-    """The whole command line."""
-    top = Parser(prog="splitd", description="Run a splitd node: containerd's API from separate processes, under supervisord.", allow_abbrev=False)
+def parser(names: Sequence[str] = VERBS) -> Parser:
+    """The command line of these verbs."""
+    top = Parser(prog="splitd", description="Run a splitd node, containerd's API from separate processes under supervisord, and move its images.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"splitd {version.SPLITD} (speaks containerd {version.CONTAINERD})")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
-    for name, verb in VERBS.items():
+    for name in names:
+        verb = loaded(name)
         each = verbs.add_parser(name, help=verb.HELP, description=verb.HELP, allow_abbrev=False)
         verb.arguments(each)
         place.add_arguments(each)
@@ -55,17 +62,16 @@ def parser() -> Parser:
 
 def run(words: list[str]) -> int:
     """Do what the command line says; the exit code."""
-    top = parser()
     verb = next((w for w in words if not w.startswith("-")), None)
     if verb is None and not {"-h", "--help", "--version"} & set(words):
-        top.print_help()
+        parser().print_help()
         return 2
     if verb is not None and verb not in VERBS and (not words[0].startswith("-") or words[0] in ("--root", "--state", "--config")):
         late = words[0].startswith("-")
         print(f"splitd: {'say the verb first, then its options: splitd up --state DIR' if late else mistyped(verb, list(VERBS), 'verb')}", file=sys.stderr)
         return 2
-    arguments = top.parse_args(words)
-    return VERBS[arguments.verb].run(arguments)
+    arguments = parser((verb,) if verb in words[:1] else VERBS).parse_args(words)
+    return loaded(arguments.verb).run(arguments)
 
 
 def main() -> NoReturn:

@@ -51,6 +51,11 @@ def progress_to_pb(progress: Progress) -> progress_pb2.Progress:
                                  desc=described)
 
 
+def progress_from_pb(message: progress_pb2.Progress) -> Progress:
+    described = descriptor_from_pb(message.desc) if message.HasField("desc") else None
+    return Progress(message.event, message.name, tuple(message.parents), message.progress, message.total, described)
+
+
 def store_from_pb(message: imagestore_pb2.ImageStore) -> ImageStore:
     return ImageStore(
         message.name, dict(message.labels), tuple(map(platform_from_pb, message.platforms)), message.all_metadata, message.manifest_limit,
@@ -66,6 +71,14 @@ def store_to_pb(store: ImageStore) -> imagestore_pb2.ImageStore:
             name=r.name, is_prefix=r.is_prefix, allow_overwrite=r.allow_overwrite, add_digest=r.add_digest, skip_named_digest=r.skip_named_digest)
             for r in store.references],
         unpacks=[imagestore_pb2.UnpackConfiguration(platform=platform_to_pb(u.platform), snapshotter=u.snapshotter) for u in store.unpacks])
+
+
+def credentials_to_pb(credentials: Credentials) -> registry_pb2.AuthResponse:
+    if credentials.header:
+        return registry_pb2.AuthResponse(authType=registry_pb2.HEADER, secret=credentials.header)
+    if credentials.username:
+        return registry_pb2.AuthResponse(authType=registry_pb2.CREDENTIALS, username=credentials.username, secret=credentials.secret)
+    return registry_pb2.AuthResponse(authType=registry_pb2.REFRESH if credentials.secret else registry_pb2.NONE, secret=credentials.secret)
 
 
 def credentials_from_pb(message: registry_pb2.AuthResponse) -> Credentials:

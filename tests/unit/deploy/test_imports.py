@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[3]
-CODE = ("services", "gateway", "deploy")
+CODE = ("services", "gateway", "deploy", "client")
 
 ALLOWED = {
     # What only the kit knows: its transports are the wire, its tracing is OpenTelemetry.
@@ -33,6 +33,7 @@ ALLOWED = {
         "services/tasks/gateway.py",  # the wire to containers' records, through the gateway
         "services/tasks/shim.py",  # the wire to a shim
         "gateway/*.py",
+        "client/*_remote.py",
         "deploy/health.py",
         "deploy/containers.py",
     ],
@@ -99,7 +100,7 @@ def test_services_know_each_other_only_by_interface() -> None:
             parts = module.split(".")
             if own == WORKERS[0] and f"{module}.".startswith(f"{WORKERS[1]}."):
                 continue
-            if parts[0] in ("gateway", "deploy", "tests", "bench") or (
+            if parts[0] in ("gateway", "deploy", "client", "tests", "bench") or (
                     parts[0] == "services" and len(parts) > 2 and parts[1] not in (own, "kit") and own != "kit" and parts[2] != "store" and not re.fullmatch("(.*_)?remote", parts[2])):
                 strays.append(f"{path.relative_to(TOP)} imports {module}")
     assert not strays
@@ -108,7 +109,7 @@ def test_services_know_each_other_only_by_interface() -> None:
 def test_the_kit_imports_no_service() -> None:
     """The kit is below everything."""
     strays = [f"{path.relative_to(TOP)} imports {module}" for path in sorted((TOP / "services/kit").rglob("*.py")) for module in imports(path)
-              if module.startswith(("gateway", "deploy", "services.")) and not module.startswith("services.kit")]
+              if module.startswith(("gateway", "deploy", "client", "services.")) and not module.startswith("services.kit")]
     assert not strays
 
 

@@ -15,12 +15,13 @@ from deploy import supervision
 from deploy.failure import Failure
 from deploy.health import Registry
 from deploy.place import Place, load_node
+from deploy.splitd import VERBS, loaded
 from deploy.verbs.status import troubled
 from tests.support import TOP, splitd
 
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
-    (["frobnicate"], "(up, down, restart, status, logs, config)"),
+    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images)"),
     (["--state", "/tmp/x", "up"], "say the verb first"),
     (["restart"], "say which service"),
     (["restart", "contents"], "did you mean 'content'?"),
@@ -34,6 +35,18 @@ MISTYPED = [
     (["config", "defaults"], "did you mean 'default'?"),
     (["down", "content", "--containers"], "name no services with it"),
     (["status", "--jsn"], "unrecognized arguments: --jsn"),
+    (["pull"], "required: REF"),
+    (["pull", "x", "--platform", "linux/"], "'linux/' is not a platform"),
+    (["pull", "x", "--platform", "linux/amd64", "--all-platforms"], "--platform and --all-platforms contradict each other"),
+    (["pull", "x", "--no-unpack", "--snapshotter", "native"], "--no-unpack and --snapshotter contradict each other"),
+    (["pull", "x", "--json", "--quiet"], "--json and --quiet contradict each other"),
+    (["pull", "x", "--hosts-dir", "/nowhere/certs.d"], "--hosts-dir /nowhere/certs.d: there is no such directory"),
+    (["pull", "x", "--user", ":secret"], "--user: say NAME or NAME:PASSWORD"),
+    (["push", "x", "--all-platforms"], "unrecognized arguments: --all-platforms"),
+    (["images", "rm"], "invalid choice: 'rm'"),
+    (["images", "remove"], "required: REF"),
+    (["images", "--json", "remove", "x"], "--json is for list, export and import, not for remove"),
+    (["images", "export", "-", "x", "--json"], "no room for --json"),
 ]
 
 
@@ -54,7 +67,8 @@ def test_without_a_verb_the_verbs_are_shown() -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down", "--containers"], ["down", "content"], ["restart", "content"], ["up", "content"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down", "--containers"], ["down", "content"], ["restart", "content"], ["up", "content"],
+                                   ["pull", "x"], ["push", "x"], ["images"], ["images", "remove", "x"]], ids=" ".join)
 def test_a_node_that_is_not_up_is_said_to_be_so(words: list[str], place: Path) -> None:
     """Exit code 3, and how to start it."""
     done = splitd(*words, "--root", place / "r", "--state", place / "s", ok=None)
@@ -146,6 +160,33 @@ def test_an_absurd_oom_score_is_refused(place: Path) -> None:
     (place / "c.toml").write_text("oom_score = -5000\n")
     with pytest.raises(Failure, match="oom_score: -5000 is not between"):
         load_node(place / "c.toml")
+
+
+@pytest.mark.parametrize("words", [["pull", "team/UPPER:1"], ["pull", "x:1:2"], ["push", "x y"], ["images", "tag", "x", "x@sha256:1"]], ids=" ".join)
+def test_a_name_that_is_none_is_named(words: list[str], place: Path) -> None:
+    """Before a node is asked; exit code 1."""
+    done = splitd(*words, "--state", place / "s", ok=None)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"splitd: {words[-1]}: invalid reference format")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_password_is_not_asked_for_where_there_is_no_terminal(place: Path) -> None:
+    """A script that forgot it does not hang."""
+    done = subprocess.run([sys.executable, "-m", "deploy", "pull", "x", "--user", "me", "--state", str(place / "s")], cwd=TOP, check=False, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=30, start_new_session=True)
+    assert done.returncode == 2
+    assert done.stderr == "splitd: --user: there is no terminal to ask for the password at: say NAME:PASSWORD\n"
+
+
+def test_every_file_of_verbs_is_a_verb() -> None:
+    """With what a verb has."""
+    assert {path.stem for path in (TOP / "deploy" / "verbs").glob("*.py")} - {"__init__"} == set(VERBS)
+    for name in VERBS:
+        verb = loaded(name)
+        assert verb.HELP
+        assert callable(verb.arguments)
+        assert callable(verb.run)
 
 
 def test_a_state_directory_may_lie_in_the_root(place: Path) -> None:

@@ -1,0 +1,61 @@
+"""Lines at the bottom of a terminal that are redrawn in place.
+
+The cursor rests below them, at the start of a line. A frame is one write that changes only the lines which differ, with the cursor hidden while it moves; between frames the terminal is as
+any command leaves it, so that there is nothing to restore whatever ends this process. The escape sequences are those that every terminal since the VT100 has, but for the hiding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_HIDE, _SHOW, _CLEAR_LINE_END, _CLEAR_BELOW = "\x1b[?25l", "\x1b[?25h", "\x1b[K", "\x1b[J"
+
+
+class Screen:
+    """``write`` takes text for the terminal. Lines are fewer than its rows, each shorter than its columns: the caller sees to it."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._lines: list[str] = []
+        self._size = (0, 0)
+
+    def draw(self, lines: Sequence[str], columns: int, rows: int) -> None:
+        """Show these lines in place of those before. In a terminal whose size has changed all are drawn anew: it may have wrapped or lost some of them."""
+        resized = self._size not in ((0, 0), (columns, rows))
+        self._size = (columns, rows)
+        if resized:
+            self._redraw(lines, min(len(self._lines), max(0, rows - 1)))
+        elif list(lines) != self._lines:
+            self._update(lines)
+        self._lines = list(lines)
+
+    def finish(self, lines: Sequence[str]) -> None:
+        """Leave these lines, which may be more than the terminal has rows, and do not touch them again."""
+        self._redraw(lines, len(self._lines))
+        self._lines = []
+
+    def _redraw(self, lines: Sequence[str], up: int) -> None:
+        # What a user types is echoed where the cursor rests: it goes too.
+        self._write(_HIDE + _up(up) + "\r" + _CLEAR_BELOW + "".join(f"{line}\r\n" for line in lines) + _SHOW)
+
+    def _update(self, lines: Sequence[str]) -> None:
+        before = self._lines
+        text = [_HIDE, _up(len(before)), "\r"]
+        skipped = 0
+        for number, line in enumerate(lines):
+            if number < len(before) and line == before[number]:
+                skipped += 1
+                continue
+            text += [_down(skipped), line, _CLEAR_LINE_END, "\r\n"]
+            skipped = 0
+        text.append(_down(skipped))
+        text += [_CLEAR_BELOW if len(lines) < len(before) else _CLEAR_LINE_END, _SHOW]
+        self._write("".join(text))
+
+
+def _up(lines: int) -> str:
+    return f"\x1b[{lines}A" if lines else ""
+
+
+def _down(lines: int) -> str:
+    return f"\x1b[{lines}B" if lines else ""

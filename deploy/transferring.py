@@ -1,0 +1,233 @@
+"""What ``splitd pull``, ``push`` and ``images`` have in common: the node's API as a client of a namespace, and a transfer that is shown and can be interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import getpass
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from client import bars
+from client import output as outputs
+from client.images_remote import Images
+from client.leases_remote import kept
+from client.progress import Tally
+from client.transfers_remote import Transfers
+from deploy.failure import Failure
+from deploy.place import Place
+from services.images import platforms
+from services.images.platforms import Platform
+from services.images.transfer import Credentials, Progress, Registry, Unpacking
+from services.kit import errors, rpc
+
+T = TypeVar("T")
+
+PATIENCE = 10.0
+"""Seconds for the gateway of a node that is up to be there again."""
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+def add_namespace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--namespace", metavar="NAME", help="containerd's namespace (default: $CONTAINERD_NAMESPACE, else default)")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each change, the last with the outcome")
+    parser.add_argument("-q", "--quiet", action="store_true", default=False, help="print nothing but errors")
+
+
+def add_platforms(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--platform", action="append", default=[], metavar="OS/ARCH", help=f"for this platform; may be repeated (default: {default})")
+
+
+def add_unpacking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-unpack", action="store_true", default=False, help="keep the layers as they are; a container needs them unpacked")
+    parser.add_argument("--snapshotter", default="", metavar="NAME", help="unpack with this one (default: the node's)")
+
+
+def add_registry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--user", metavar="NAME[:PASSWORD]", help="who the registry is told we are; the password is asked for if it is not given")
+    parser.add_argument("--plain-http", action="store_true", help="the registry speaks http, not https")
+    parser.add_argument("--hosts-dir", metavar="DIR", help="where HOST/hosts.toml files are (default: as the node is configured)")
+
+
+def output(arguments: argparse.Namespace, title: str, *, to_stderr: bool = False) -> outputs.Output:
+    """Where a transfer is shown."""
+    if arguments.json and arguments.quiet:
+        raise Failure("--json and --quiet contradict each other: choose one", 2)
+    return outputs.chosen(sys.stderr if to_stderr else sys.stdout, title, as_json=arguments.json, quiet=arguments.quiet)
+
+
+def chosen_platforms(arguments: argparse.Namespace) -> tuple[Platform, ...]:
+    """Those of --platform; a Failure that names what is none."""
+    try:
+        return tuple(platforms.parse(text) for text in arguments.platform)
+    except ValueError as error:
+        raise Failure(f"--{error}", 2) from None
+
+
+def wanted_platforms(arguments: argparse.Namespace) -> tuple[Platform, ...]:
+    """Of --platform and --all-platforms: none is all; this machine's where nothing is said."""
+    listed = chosen_platforms(arguments)
+    if listed and arguments.all_platforms:
+        raise Failure("--platform and --all-platforms contradict each other: choose one", 2)
+    return listed or (() if arguments.all_platforms else (platforms.default(),))
+
+
+def unpackings(arguments: argparse.Namespace, wanted: Sequence[Platform]) -> tuple[Unpacking, ...]:
+    """What is to be unpacked of the platforms wanted (none: all): those for this machine's system, since a node refuses to be asked for others only."""
+    if arguments.no_unpack:
+        if arguments.snapshotter:
+            raise Failure("--no-unpack and --snapshotter contradict each other: choose one", 2)
+        return ()
+    here = platforms.default()
+    return tuple(Unpacking(each, arguments.snapshotter) for each in wanted or (here,) if each.os == here.os)
+
+
+def registry(arguments: argparse.Namespace, reference: str) -> Registry:
+    """The registry's end of a transfer. Asks for a password if only the user is known."""
+    hosts = ""
+    if arguments.hosts_dir is not None:
+        hosts = os.path.abspath(arguments.hosts_dir)
+        if not Path(hosts).is_dir():
+            raise Failure(f"--hosts-dir {arguments.hosts_dir}: there is no such directory", 2)
+    ask = None
+    if arguments.user is not None:
+        name, colon, password = arguments.user.partition(":")
+        if not name:
+            raise Failure("--user: say NAME or NAME:PASSWORD", 2)
+        known = Credentials(name, password if colon else _asked(f"Password of {name} for {reference}: "))
+
+        async def ask(_host: str, _challenges: Sequence[str]) -> Credentials:
+            return known
+
+    return Registry(reference, host_dir=hosts, default_scheme="http" if arguments.plain_http else "", credentials=ask)
+
+
+def _asked(question: str) -> str:
+    """What is typed, which the terminal does not show."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        raise Failure("--user: there is no terminal to ask for the password at: say NAME:PASSWORD", 2) from None
+    try:
+        return getpass.getpass(question)
+    except EOFError:
+        raise Failure("--user: no password was given", 2) from None
+
+
+# ---------------------------------------------------------------------------------------------- the node
+
+
+class Client:
+    """The node's API in one namespace."""
+
+    def __init__(self, channel: rpc.Channel, namespace: str) -> None:
+        self._channel = channel
+        self._headers: Mapping[str, str | bytes] = {rpc.NAMESPACE: namespace}
+        self.images = Images(channel, self._headers)
+        self.transfers = Transfers(channel, self._headers)
+
+    @contextlib.asynccontextmanager
+    async def resumable(self, reference: str) -> AsyncIterator[Transfers]:
+        """Transfers by which ``reference`` is pulled; what they leave behind if the block fails is kept for a day."""
+        async with kept(self._channel, self._headers, reference) as headers:
+            yield Transfers(self._channel, headers)
+
+
+@contextlib.asynccontextmanager
+async def connected(here: Place, namespace: str | None) -> AsyncIterator[Client]:
+    """The node at ``here``, for as long as the block lasts; NotUp if there is none."""
+    async with rpc.Channel(here.socket, "gateway") as channel:
+        if not _listening(here):
+            from deploy import supervision
+
+            if not supervision.is_up(here):
+                raise supervision.not_up(here)
+        if not await channel.wait_connected(PATIENCE):
+            raise Failure(f"the gateway at {here.socket} does not answer (see {here.hint('status')})")
+        yield Client(channel, namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default")
+
+
+def _listening(here: Place) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(here.socket))
+        except PermissionError:
+            raise Failure(f"{here.socket}: permission denied: run this as root (sudo)") from None
+        except OSError:
+            return False
+    return True
+
+
+def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
+    """Do ``work``, which Ctrl-C (or SIGTERM, or SIGHUP) cancels: a Failure that says so, and ``resumed``: what is kept of it."""
+    async def guarded() -> T:
+        task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+        caught: list[signal.Signals] = []
+
+        def stop(number: signal.Signals) -> None:
+            caught.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, stop, number)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not caught:
+                raise
+            raise Failure(f"cancelled{resumed and '; ' + resumed}", 128 + caught[0]) from None
+
+    return asyncio.run(guarded())
+
+
+# ---------------------------------------------------------------------------------------------- a transfer that is shown
+
+
+async def shown(output: outputs.Output, tally: Tally, subject: Mapping[str, Any], work: Callable[[Callable[[Progress], None]], Awaitable[Mapping[str, Any]]]) -> Mapping[str, Any]:
+    """Do ``work``, which is given where events go, and show it on ``output``; what it answers, completed by ``subject`` and the figures, is the outcome."""
+    def report(event: Progress) -> None:
+        if (part := tally.take(event, time.monotonic())) is not None:
+            output.changed(part)
+
+    try:
+        async with output.running(tally):
+            found = await work(report)
+            ended = time.monotonic()
+            for part in tally.finish(ended):
+                output.changed(part)
+    except asyncio.CancelledError:
+        output.ended({"outcome": "cancelled", **subject})
+        raise
+    except (errors.NodeError, Failure, OSError) as error:
+        output.ended({"outcome": "failed", **subject, "error": str(error)})
+        raise
+    seconds = max(ended - tally.started, 0.001)
+    outcome = {"outcome": "done", **subject, **found, "bytes": tally.moved, "seconds": round(seconds, 3), "rate": round(tally.moved / seconds, 1)}
+    output.ended(outcome)
+    return outcome
+
+
+def figures(outcome: Mapping[str, Any]) -> str:
+    """``120.3 MiB in 4.2 s (28.6 MiB/s)``"""
+    rate = f" ({bars.size(outcome['rate'])}/s)" if outcome["bytes"] else ""
+    return f"{bars.size(outcome['bytes'])} in {bars.duration(outcome['seconds'])}{rate}"
+
+
+def layers(outcome: Mapping[str, Any]) -> str:
+    """``5 layers, 2 of them there already``"""
+    count, existing = outcome["layers"], outcome["existing"]
+    said = f"{count} layer{'' if count == 1 else 's'}"
+    if not existing:
+        return said
+    return f"{said}, {'all' if existing == count and count > 1 else existing} of them there already" if count > 1 else f"{said}, there already"

@@ -1,0 +1,47 @@
+"""``splitd push REF``: an image of the node into a registry, by the node itself, with its progress."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from client.images_remote import full_name
+from client.progress import Tally
+from deploy import place, transferring
+from services.images.transfer import ImageStore, Progress
+
+HELP = "send an image to a registry; what the registry has is not sent again"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="REF", help="where to, such as registry.internal:5000/team/box:1")
+    parser.add_argument("--source", metavar="NAME", help="the image of the node to send (default: the one called REF)")
+    transferring.add_platforms(parser, "all; the registry may refuse an index without the others")
+    transferring.add_registry(parser)
+    transferring.add_output(parser)
+    transferring.add_namespace(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    wanted = transferring.chosen_platforms(arguments)
+    reference = full_name(arguments.reference)
+    output = transferring.output(arguments, f"pushing {reference}")
+    here = place.find(arguments)
+    destination = transferring.registry(arguments, reference)
+
+    async def push() -> Mapping[str, Any]:
+        async with transferring.connected(here, arguments.namespace) as client:
+            source = await client.images.find(arguments.source or arguments.reference)
+            tally = Tally(time.monotonic())
+
+            async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
+                await client.transfers.transfer(ImageStore(source, platforms=wanted), destination, report)
+                return {"digest": tally.root, "layers": len(tally.rows), "existing": sum(part.existed for part in tally.rows)}
+
+            return await transferring.shown(output, tally, {"reference": reference, "source": source}, work)
+
+    outcome = transferring.run(push(), "layers that have been sent whole are not sent again by the same command")
+    output.said(f"pushed {reference}@{outcome['digest']}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
+    return 0

@@ -1,0 +1,439 @@
+"""splitd pull, push and images on a whole node, as an operator sees them: on a terminal, in a pipe, as JSON, and when things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from client.progress import _RANKS, Stage
+from deploy.images import Image, Registry, image, index, tar_of
+from services.kit.rpc import Channel
+from tests.fake_registry import Auth, FakeRegistry, Serve, slow, status
+from tests.node.test_node_pulls import Client, config_of, gets, made
+from tests.support import Node, eventually_async, splitd
+from tests.terminal import Terminal, terminal
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+T = TypeVar("T")
+RESUMED = "splitd: cancelled; what has arrived is kept for a day, and the same command goes on with it"
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+async def client(node: Node) -> AsyncIterator[Client]:
+    async with Channel(node.socket) as channel:
+        yield Client(channel, "default")
+
+
+async def run(node: Node, *words: str, ok: bool | None = True) -> subprocess.CompletedProcess[str]:
+    """splitd, while this loop serves the registry that it talks to."""
+    return await asyncio.to_thread(node.splitd, words[0], *words[1:], ok=ok)
+
+
+async def on_terminal(node: Node, words: list[str], see: Callable[[Terminal], T], **options: Any) -> T:
+    """splitd on a terminal, and what ``see`` makes of it, in a thread."""
+    def look() -> T:
+        with terminal([sys.executable, "-m", "deploy", *words, "--state", node.state], **options) as running:
+            return see(running)
+
+    return await asyncio.to_thread(look)
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Gate:
+    """Lets blobs through up to a byte, and the rest when it is opened; until then a byte now and then, so that the node does not take it for hung."""
+
+    def __init__(self, bytes_: int) -> None:
+        self._bytes = bytes_
+        self.opened = asyncio.Event()
+        self.ended = 0
+
+    async def __call__(self, request: Any, serve: Serve) -> Any:
+        from aiohttp import web
+
+        right = await serve()
+        assert isinstance(right, web.Response)
+        assert isinstance(right.body, bytes)
+        answer = web.StreamResponse(status=right.status, headers=right.headers)
+        answer.content_length = len(right.body)
+        await answer.prepare(request)
+        try:
+            await answer.write(right.body[:self._bytes])
+            sent, told = self._bytes, asyncio.get_running_loop().time()
+            while not self.opened.is_set() and request.transport is not None and not request.transport.is_closing():
+                await asyncio.sleep(0.02)  # aiohttp does not tell a handler that its client went away
+                if sent + 1 < len(right.body) and asyncio.get_running_loop().time() > told + 1:
+                    await answer.write(right.body[sent:sent + 1])
+                    sent, told = sent + 1, asyncio.get_running_loop().time()
+            if self.opened.is_set():
+                await answer.write(right.body[sent:])
+                await answer.write_eof()
+        finally:
+            self.ended += 1
+        return answer
+
+
+def layers_of(box: Image) -> list[str]:
+    return [digest.partition(":")[2][:12] for digest in box.layers]
+
+
+# ---------------------------------------------------------------------------------------------- pull
+
+
+async def test_a_pull_on_a_terminal_shows_a_bar_for_each_layer_and_ends_clean(node: Node, fake: FakeRegistry) -> None:
+    """Bars while it goes on, over a change of the window's size; at the end one line for each layer and one for all."""
+    box, gate = made(3, 3000), Gate(2 << 20)
+    reference = fake.add(box, "team/shown:1")
+    fake.inject("blob", gate, times=4, method="GET")
+    loop = asyncio.get_running_loop()
+
+    def rows(lines: list[str]) -> list[str]:
+        return [line.split()[0] for line in lines if line.split()[0] in layers_of(box)]
+
+    def see(shown: Terminal) -> list[str]:
+        lines = shown.until(lambda lines: sum("downloading  [" in line for line in lines) >= 2, "no bars")
+        assert lines[0].startswith(f"pulling {reference}")
+        assert set(rows(lines)) == set(layers_of(box))
+        assert lines[-1].startswith("total")
+        for columns, height, bars in ((60, 12, False), (100, 24, True)):
+            shown.resize(columns, height)
+            lines = shown.until(lambda lines: lines and lines[-1].startswith("total") and ("[" in lines[-1]) == bars, "not redrawn after a change of size")  # noqa: B023
+            assert sum(line.startswith("pulling") for line in lines) == 1, lines
+        loop.call_soon_threadsafe(gate.opened.set)
+        assert shown.wait() == 0
+        assert not shown.screen.cursor.hidden
+        return shown.lines
+
+    lines = await on_terminal(node, ["pull", "--plain-http", reference], see)
+    assert [line.split()[1] for line in lines[:3]] == ["done"] * 3, lines
+    assert set(rows(lines[:3])) == set(layers_of(box))
+    rest = "".join(lines[3:])
+    assert rest.startswith(f"pulled {reference}@{box.digest}: ")
+    assert rest.endswith(", 3 layers")
+
+
+async def test_a_pull_in_a_pipe_is_one_line(node: Node, fake: FakeRegistry) -> None:
+    """Which says what was fetched, and of what is pulled again that it was there; --quiet says nothing. The container runs."""
+    reference = fake.add(made(2), "team/piped:1")
+    first = await run(node, "pull", "--plain-http", reference)
+    assert first.stderr == ""
+    (line,) = first.stdout.splitlines()
+    assert line.startswith(f"pulled {reference}@sha256:")
+    assert line.endswith(", 2 layers")
+    again = await run(node, "pull", "--plain-http", reference)
+    assert ": 0 B in " in again.stdout
+    assert again.stdout.endswith(", 2 layers, all of them there already\n")
+    assert (await run(node, "pull", "--plain-http", "--quiet", reference)).stdout == ""
+
+
+async def test_a_pull_as_json_tells_each_change_and_the_outcome(node: Node, fake: FakeRegistry) -> None:
+    """Bytes never become fewer within a stage, stages never go back; the last line has the outcome."""
+    box = made(2, 3000)
+    reference = fake.add(box, "team/json:1")
+    fake.inject("blob", slow(2_000_000, 100_000), times=3, method="GET")
+    *changes, outcome = objects((await run(node, "pull", "--plain-http", "--json", reference)).stdout)
+    last: dict[str, tuple[int, int]] = {}
+    for change in changes:
+        assert set(change) == {"name", "digest", "stage", "bytes", "total", "rate"}
+        now = (_RANKS[Stage(change["stage"])], change["bytes"])
+        assert now >= last.get(change["name"], (0, 0)), change
+        assert change["bytes"] <= change["total"]
+        assert change["rate"] >= 0
+        last[change["name"]] = now
+    assert {f"layer-{digest}" for digest in box.layers} | {f"config-{config_of(box)}", f"manifest-{box.digest}"} <= set(last)
+    assert {change["stage"] for change in changes if change["digest"] == box.layers[1]} >= {"waiting", "downloading", "done"}
+    assert any(change["rate"] > 0 for change in changes)
+    assert outcome.pop("seconds") > 0
+    assert outcome.pop("rate") > 0
+    fetched = sum(len(box.blobs[digest]) for digest in {change["digest"] for change in changes})
+    assert outcome == {"outcome": "done", "reference": reference, "digest": box.digest, "layers": 2, "existing": 0, "bytes": fetched}
+
+
+async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(node: Node, client: Client, fake: FakeRegistry) -> None:
+    """The registry's connections end; layers that were whole, and bytes of those that were not, are not fetched again."""
+    box, gate = made(2, 3000), Gate(2 << 20)
+    reference = fake.add(box, "team/resumed:1")
+    fake.inject(box.layers[1], gate, method="GET")
+
+    def see(shown: Terminal) -> list[str]:
+        shown.until(lambda lines: any("done" in line for line in lines) and any(re.search(r"downloading .* [12]\.\d/2\.9 MiB", line) for line in lines), "the first layer is not done, or the second does not move")
+        shown.type("\x03")
+        assert shown.wait() == 130
+        return shown.lines
+
+    lines = await on_terminal(node, ["pull", "--plain-http", reference], see, columns=120)
+    assert lines[-1] == RESUMED
+    assert sum("downloading" in line for line in lines) == 1
+
+    async def ended() -> bool:
+        return gate.ended == 1
+
+    await eventually_async(ended, "the node goes on with a cancelled pull")
+    assert reference not in await client.images()
+    await client.collect()
+    before = len(fake.seen)
+    outcome = objects((await run(node, "pull", "--plain-http", "--json", reference)).stdout)[-1]
+    assert (outcome["outcome"], outcome["layers"], outcome["existing"]) == ("done", 2, 1)
+    begun = int(gets(fake, box.layers[1])[-1]["Range"].removeprefix("bytes=").rstrip("-"))
+    assert begun >= 1 << 19
+    assert outcome["bytes"] <= len(box.blobs[box.layers[1]]) - begun + len(box.blobs[box.digest])
+    asked = [seen.path.rpartition("/")[2] for seen in fake.seen[before:] if "/blobs/" in seen.path]
+    assert asked == [box.layers[1]]
+    assert not await client.leases()
+
+
+async def test_sigterm_cancels_too_and_json_says_so(node: Node, client: Client, fake: FakeRegistry) -> None:
+    """Exit code 143. Nothing had arrived: no lease is left."""
+    box, gate = made(1), Gate(0)
+    reference = fake.add(box, "team/ended:1")
+    fake.inject("manifest", gate, times=9)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy", "pull", "--plain-http", "--json", reference, "--state", node.state,
+                                                   cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    async def asked() -> bool:
+        return bool(fake.asked(part="/manifests/"))
+
+    await eventually_async(asked, "the node asks for no manifest", 60)
+    process.send_signal(signal.SIGTERM)
+    out, err = await process.communicate()
+    assert process.returncode == 143
+    assert objects(out.decode())[-1] == {"outcome": "cancelled", "reference": reference}
+    assert err.decode().splitlines() == [RESUMED]
+    assert reference not in {labels.get("splitd.io/pull") for labels in (await client.leases()).values()}
+
+
+async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Node, fake: FakeRegistry) -> None:
+    """Exit code 1, nothing on standard output; as JSON the outcome has it too."""
+    reference = fake.add(made(1), "team/box:1")
+    for wrong, said in ((f"{fake.host}/team/box:none", f"{fake.host}: HEAD /v2/team/box/manifests/none: 404"), (f"{fake.host}/nobody/box:1", f"{fake.host}: HEAD /v2/nobody/box"),
+                        ("127.0.0.1:1/box:1", "127.0.0.1:1: no connection: Connection refused")):
+        done = await run(node, "pull", "--plain-http", wrong, ok=None)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        assert said in line
+        assert wrong in line
+    fake.inject("blob", status(403), times=9)
+    done = await run(node, "pull", "--plain-http", "--json", reference, ok=None)
+    assert done.returncode == 1
+    last = objects(done.stdout)[-1]
+    assert last["outcome"] == "failed"
+    assert "403" in last["error"]
+    assert done.stderr == f"splitd: {last['error']}\n"
+
+
+async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_has(node: Node, fake: FakeRegistry) -> None:
+    """And what it has can be had."""
+    reference = fake.add(index(image([tar_of([("a", {"data": os.urandom(100)})])], architecture="mips64"),
+                               image([tar_of([("b", {"data": os.urandom(100)})])], architecture="s390x")), "team/foreign:1")
+    done = await run(node, "pull", "--plain-http", reference, "--platform", "linux/riscv64", ok=None)
+    assert done.returncode == 1
+    assert done.stderr == f"splitd: {reference} has nothing for linux/riscv64: it is for linux/mips64, linux/s390x\n"
+    await run(node, "pull", "--plain-http", reference, "--platform", "linux/s390x", "--no-unpack")
+    (found,) = [each for each in json.loads((await run(node, "images", "list", "--json")).stdout) if each["name"] == reference]
+    assert (found["platforms"], found["unpacked"]) == (["linux/s390x"], [])
+    everything = objects((await run(node, "pull", "--plain-http", reference, "--all-platforms", "--json")).stdout)[-1]
+    assert (everything["layers"], everything["existing"]) == (2, 1)
+
+
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+async def test_a_password_is_asked_for_and_not_shown(node: Node, scheme: str) -> None:
+    """On the terminal, before anything is drawn; a wrong one is the registry's to refuse."""
+    async with FakeRegistry(auth=Auth(scheme, "me", "sEcr3t")) as fake:
+        reference = fake.add(made(1), "team/mine:1")
+
+        def see(typed: str) -> Callable[[Terminal], tuple[int, bytes]]:
+            def seen(shown: Terminal) -> tuple[int, bytes]:
+                shown.until(lambda lines: any(f"Password of me for {reference}: " in line + " " for line in lines), "nothing is asked")
+                shown.type(f"{typed}\n")
+                return shown.wait(), shown.output
+
+            return seen
+
+        code, output = await on_terminal(node, ["pull", "--plain-http", "--user", "me", reference], see("wrong"), columns=200)
+        assert code == 1, output
+        assert b"401" in output
+        code, output = await on_terminal(node, ["pull", "--plain-http", "--user", "me", reference], see("sEcr3t"), columns=200)
+        assert code == 0, output
+        assert b"sEcr3t" not in output
+        await run(node, "pull", "--plain-http", "--user", "me:sEcr3t", reference)
+        refused = await run(node, "pull", "--plain-http", reference.replace("mine:1", "mine:2"), ok=None)
+        assert "401" in refused.stderr
+
+
+async def test_hosts_dir_says_where_a_registry_is(node: Node, fake: FakeRegistry, tmp_path: Path) -> None:
+    """A directory of hosts.toml files, relative to where the operator is."""
+    fake.add(made(1), "team/box:1")
+    (tmp_path / "registry.example").mkdir()
+    (tmp_path / "registry.example" / "hosts.toml").write_text(f'server = "{fake.url}"\n')
+    await run(node, "pull", "registry.example/team/box:1", "--hosts-dir", os.path.relpath(tmp_path, Path(__file__).parents[2]))
+    assert "registry.example/team/box:1" in node.out("images", "ls", "-q")
+
+
+def test_another_snapshotter_and_another_namespace(node: Node, registry: Registry) -> None:
+    """As asked for."""
+    node.splitd("pull", "--plain-http", f"{registry.host}/box:1", "--snapshotter", "native", "-n", "elsewhere")
+    (found,) = json.loads(node.splitd("images", "list", "--json", "--namespace", "elsewhere").stdout)
+    assert found["unpacked"] == ["native"]
+    node.splitd("images", "-n", "elsewhere", "remove", "--sync", f"{registry.host}/box:1")
+
+
+# ---------------------------------------------------------------------------------------------- push
+
+
+async def test_a_push_sends_what_the_registry_lacks(node: Node, registry: Registry, fake: FakeRegistry) -> None:
+    """To a real registry; again, it has everything. The source may have another name."""
+    box = made(2)
+    reference = fake.add(box, "team/source:1")
+    await run(node, "pull", "--plain-http", reference)
+    target = f"{registry.host}/pushed:1"
+    *changes, outcome = objects((await run(node, "push", "--plain-http", target, "--source", reference, "--json")).stdout)
+    assert {change["stage"] for change in changes if change["digest"] == box.layers[0]} <= {"waiting", "uploading", "done"}
+    assert (outcome["digest"], outcome["layers"], outcome["existing"], outcome["bytes"]) == (box.digest, 2, 0, sum(map(len, box.blobs.values())))
+    for digest in (config_of(box), *box.layers):
+        code, _, body = registry.http("GET", f"/v2/pushed/blobs/{digest}")
+        assert (code, body) == (200, box.blobs[digest])
+    assert objects((await run(node, "pull", "--plain-http", target, "--json")).stdout)[-1]["digest"] == box.digest
+
+    def see(shown: Terminal) -> list[str]:
+        assert shown.wait() == 0
+        return shown.lines
+
+    lines = await on_terminal(node, ["push", "--plain-http", target, "--source", reference], see, columns=200)
+    assert [line.split()[:2] for line in lines[:2]] == [[layer, "exists"] for layer in layers_of(box)]
+    assert lines[2].endswith(", 2 layers, all of them there already")
+
+
+async def test_a_push_that_fails_says_why(node: Node) -> None:
+    """No such image here, no such registry there."""
+    done = await run(node, "push", "127.0.0.1:1/none:1", ok=None)
+    assert (done.returncode, done.stderr) == (1, "splitd: image 127.0.0.1:1/none:1: not found\n")
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture
+def mine(node: Node, registry: Registry) -> Iterator[str]:
+    """A busybox image in a namespace of its own; its name."""
+    name = f"{registry.host}/box:1"
+    node.splitd("pull", "--plain-http", "--quiet", "-n", "mine", name)
+    yield name
+    node.splitd("images", "-n", "mine", "remove", "--sync", name, ok=None)
+
+
+def test_images_are_listed_and_looked_into(node: Node, mine: str) -> None:
+    """What a person reads, what a program reads, and everything of one."""
+    header, row = node.splitd("images", "-n", "mine").stdout.splitlines()
+    assert header.split() == ["NAME", "DIGEST", "PLATFORMS", "SIZE", "CREATED", "UNPACKED"]
+    assert row.split()[0] == mine
+    assert row.split()[-1] == "overlayfs"
+    (found,) = json.loads(node.splitd("images", "-n", "mine", "--json").stdout)
+    assert found["name"] == mine
+    assert found["digest"].startswith(f"sha256:{row.split()[1]}")
+    detail = json.loads(node.splitd("images", "inspect", mine, "-n", "mine").stdout)
+    assert found.items() <= detail.items()
+    (manifest,) = detail["manifests"]
+    assert manifest["usable"]
+    assert all(layer["present"] for layer in manifest["layers"])
+    assert found["size"] > sum(layer["size"] for layer in manifest["layers"]) > 100_000
+
+
+def test_images_are_tagged_and_removed(node: Node, mine: str) -> None:
+    """Short names are Docker's; of several to remove those that are there go, and the others are named."""
+    assert node.splitd("images", "-n", "mine", "tag", mine, "tagged").stdout == f"{mine} is docker.io/library/tagged:latest too\n"
+    done = node.splitd("images", "-n", "mine", "remove", "--sync", "none:1", "tagged", "none:2", ok=None)
+    assert done.returncode == 1
+    assert done.stdout == "removed docker.io/library/tagged:latest\n"
+    assert done.stderr == "splitd: image docker.io/library/none:1: not found\nsplitd: image docker.io/library/none:2: not found\n"
+    assert node.out("images", "ls", "-q", namespace="mine").split() == [mine]
+
+
+def test_an_archive_is_exported_and_imported(node: Node, mine: str, tmp_path: Path) -> None:
+    """As files and through pipes; ctr reads what splitd writes and the other way round. An import is unpacked, and runs."""
+    file = tmp_path / "box.tar"
+    (line,) = node.splitd("images", "-n", "mine", "export", str(file), mine).stdout.splitlines()
+    assert line.startswith(f"exported {mine} to {file}: ")
+    assert os.listdir(tmp_path) == ["box.tar"]
+    node.ctr("images", "import", file, namespace="by-ctr")
+    splitd_ = [sys.executable, "-m", "deploy", "images", "--state", str(node.state)]
+    piped = subprocess.run([*splitd_, "-n", "mine", "export", "-", mine], cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=90)
+    assert piped.stdout == file.read_bytes()
+    done = subprocess.run([*splitd_, "-n", "imported", "import", "-"], cwd=Path(__file__).parents[2], check=True, input=piped.stdout, capture_output=True, timeout=90)
+    first, last = done.stdout.decode().splitlines()
+    assert first.startswith(f"imported {mine}@sha256:")
+    assert last.startswith("read standard input: ")
+    assert node.out("run", "--rm", mine, "hello", "echo", "hello", namespace="imported") == "hello\n"
+    *changes, outcome = objects(node.splitd("images", "-n", "imported", "import", str(file), "--json").stdout)
+    assert changes[-1]["bytes"] == changes[-1]["total"] == file.stat().st_size
+    assert (outcome["outcome"], [found["name"] for found in outcome["images"]]) == ("done", [mine])
+    for namespace in ("by-ctr", "imported"):
+        node.splitd("images", "-n", namespace, "remove", "--sync", mine)
+
+
+def test_what_is_wrong_with_an_archive_is_said_with_its_name(node: Node, mine: str, tmp_path: Path) -> None:
+    """And nothing is left of an export that fails."""
+    (tmp_path / "bad.tar").write_bytes(os.urandom(2000))
+    for words, said in ((["import", str(tmp_path / "none.tar")], f"{tmp_path}/none.tar: No such file or directory"),
+                        (["import", str(tmp_path / "bad.tar")], f"{tmp_path}/bad.tar: archive/tar: invalid tar header"),
+                        (["export", str(tmp_path / "out.tar"), "none"], "image docker.io/library/none:latest: not found"),
+                        (["export", "/dev/full", mine], "/dev/full: No space left on device")):
+        done = node.splitd("images", "-n", "mine", *words, ok=None)
+        assert done.returncode == 1, words
+        (line,) = done.stderr.splitlines()
+        assert said in line
+    assert os.listdir(tmp_path) == ["bad.tar"]
+
+
+async def test_an_import_from_a_pipe_that_brings_nothing_can_be_given_up(node: Node) -> None:
+    """Ctrl-C ends it though the pipe stays open."""
+    reader, writer = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy", "images", "--state", node.state, "-n", "piped", "import", "-",
+                                                       cwd=Path(__file__).parents[2], stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        os.write(writer, bytes(512))
+        async with Channel(node.socket) as channel:
+            client = Client(channel, "piped")
+
+            async def begun() -> bool:
+                return bool(await client.leases())
+
+            await eventually_async(begun, "no import begins", 60)
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(20):
+                _, err = await process.communicate()
+            assert (process.returncode, err) == (130, b"splitd: cancelled\n")
+
+            async def over() -> bool:
+                return not await client.leases()
+
+            await eventually_async(over, "the node goes on with a cancelled import", 60)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_gateway_that_comes_back_is_waited_for(node: Node) -> None:
+    """Between its death and its next life it is not said that no node is up."""
+    node.kill("gateway")
+    assert splitd("images", "--state", node.state).stdout.startswith("NAME")
+
+
