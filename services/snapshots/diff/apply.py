@@ -22,6 +22,7 @@ crashes fails one layer. It is forked, since a program takes 25 ms of a core to 
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -50,6 +51,8 @@ def main() -> None:
         from services.kit import tracing
 
         tracing.prepare()
+    gc.freeze()
+    gc.disable()  # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
     Waiting(socket.socket(fileno=0), sys.argv[2], traced=traced).wait()
 
 
