@@ -297,14 +297,16 @@ class GrpcioCarrier:
             method = self._methods[key] = make(path)
         return method
 
-    def error(self, status: Any, details: str | None, trailing: Any) -> errors.NodeError:
-        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process."""
+    def error(self, status: Any, details: str | None, trailing: Any, left: float | None = None) -> errors.NodeError:
+        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process. ``left`` is what is left of the call's time."""
         code: int = status.value[0]
         details = details or ""
         trailers = tuple((k, v) for k, v in trailing or ())
         if code == errors.Unavailable.code and (_made_by_transport(details) or any(k == rpc.STOPPING for k, _ in trailers)):
             return errors.Disconnected(f"service {self._name} is not reachable ({details})")
         if code == errors.Internal.code and details == _SEND_FAILED:
+            if left is not None and left < _CLOCKS:
+                return errors.DeadlineExceeded()
             return errors.Disconnected(f"service {self._name} went away while it was sent a message")
         return errors.from_status(code, details, trailers)
 
@@ -313,7 +315,10 @@ _TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken 
               "connections to all backends", "Stream removed", "transport", "Cancelling all calls", "Endpoint closing", "Channel closed", "RST_STREAM")
 
 _SEND_FAILED = "Internal error from Core"
-"""What grpcio says, with INTERNAL, where the call ends just while a message is being sent, as it does when the peer is killed."""
+"""What grpcio says, with INTERNAL, where the call ends just while a message is being sent, as it does when the peer is killed or the call's time is over."""
+
+_CLOCKS = 0.05
+"""Seconds by which grpcio's core, which ends a call, and its Python, which says what is left of it, may differ."""
 
 
 def _made_by_transport(details: str) -> bool:
@@ -365,7 +370,7 @@ class _Stream:
         trailing = await self._call.trailing_metadata()
         self._trailing = _first(trailing)
         if code is not grpc.StatusCode.OK:
-            raise self._carrier.error(code, await self._call.details(), trailing)
+            raise self._carrier.error(code, await self._call.details(), trailing, self._call.time_remaining())
 
 
 def _first(metadata: Any) -> dict[str, str | bytes]:
