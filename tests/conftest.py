@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tests import steady
+
+steady.install()  # before anything takes time.monotonic for a default
+
 from collections.abc import Iterator
 from pathlib import Path
 

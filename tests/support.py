@@ -66,6 +66,16 @@ async def eventually_async(condition: Callable[[], Awaitable[T]], why: str = "",
         await asyncio.sleep(0.05)
 
 
+@contextlib.contextmanager
+def within(seconds: float, at_least: float = 0.0) -> Iterator[None]:
+    """What is inside takes no longer (by the steady clock: a machine that stops takes no time), and no shorter (by the machine's own)."""
+    begun, really = time.monotonic(), time.perf_counter()
+    yield
+    took, all_of_it = time.monotonic() - begun, time.perf_counter() - really
+    assert took <= seconds, f"{took:.2f} s; it may take {seconds:g} s"
+    assert all_of_it >= at_least, f"{all_of_it:.2f} s; it takes {at_least:g} s at the least"
+
+
 # ------------------------------------------------------------------------------------------ places
 
 

@@ -27,7 +27,7 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -78,31 +78,33 @@ class Sender(Protocol):
 class Exporter(SpanExporter):
     """Sends batches, repeats what may be repeated, and says in the log when spans begin to be lost and when that is over."""
 
-    def __init__(self, sender: Sender, timeout: float) -> None:
+    def __init__(self, sender: Sender, timeout: float, *, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], object] | None = None) -> None:
         self._sender = sender
         self._timeout = timeout
+        self._clock = clock
         self._ending = threading.Event()
+        self._pause = pause or self._ending.wait
         self._end = float("inf")
         self._lost = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Deliver a batch, or give it up."""
         request = encode_spans(spans).SerializeToString()
-        end = time.monotonic() + self._timeout
+        end = self._clock() + self._timeout
         pause = _FIRST_PAUSE
         while True:
             last = self._ending.is_set()
             try:
-                response = self._sender.send(request, min(end, self._end) - time.monotonic())
+                response = self._sender.send(request, min(end, self._end) - self._clock())
             except SendError as error:
                 wait = max(pause * random.uniform(0.8, 1.2), error.after)  # noqa: S311
-                if last or not error.again or time.monotonic() + wait >= end:
+                if last or not error.again or self._clock() + wait >= end:
                     self._give_up(len(spans), error)
                     return SpanExportResult.FAILURE
             else:
                 self._delivered(response)
                 return SpanExportResult.SUCCESS
-            self._ending.wait(wait)
+            self._pause(wait)
             pause *= 2
 
     def _give_up(self, count: int, error: SendError) -> None:
@@ -123,7 +125,7 @@ class Exporter(SpanExporter):
 
     def finish(self, seconds: float) -> None:
         """The process ends: whatever is sent from here on has ``seconds`` in all, and is tried once."""
-        self._end = time.monotonic() + seconds
+        self._end = self._clock() + seconds
         self._ending.set()
 
     def shutdown(self) -> None:

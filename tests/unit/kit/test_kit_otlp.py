@@ -1,10 +1,11 @@
-"""kit.otlp: what it reads in the environment."""
+"""kit.otlp: what it reads in the environment, and when it tries again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from services.kit import otlp
 
@@ -103,3 +104,31 @@ def test_a_certificate_that_is_not_there_is_named(name: str, tmp_path: Path, mon
     monkeypatch.setenv(PREFIX + name, str(tmp_path / "none.pem"))
     with pytest.raises(ValueError, match=f"^{PREFIX}{name}={tmp_path}/none.pem: "):
         otlp.configured()
+
+
+class Refusing:
+    """A collector that is busy each time; ``times`` are those at which it was asked, on the clock that passes only in pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.times: list[float] = []
+
+    def send(self, request: bytes, timeout: float) -> bytes:
+        self.times.append(self.now)
+        raise otlp.SendError("busy", again=True)
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None:
+        """Nothing to hang up."""
+
+
+@pytest.mark.parametrize(("chance", "times"), [(0.0, [0, 0.4, 1.2]), (0.5, [0, 0.5, 1.5]), (1.0, [0, 0.6, 1.8])])
+def test_pauses_grow_until_the_time_is_over(chance: float, times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second, then one, each give or take a fifth; two more would be over after 2.8 s at the least, which is too late for a timeout of 2.5."""
+    monkeypatch.setattr(otlp.random, "uniform", lambda least, most: least + (most - least) * chance)
+    collector = Refusing()
+    exporter = otlp.Exporter(collector, 2.5, clock=lambda: collector.now, pause=collector.pause)
+    assert exporter.export([]) is SpanExportResult.FAILURE
+    assert collector.times == pytest.approx(times)

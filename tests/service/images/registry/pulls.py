@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.images import Image, digest_of, image
@@ -31,15 +28,6 @@ async def fetched(client: Client, reference: str, descriptor: Descriptor, offset
     """All that a fetch gives."""
     async with client.fetch(reference, descriptor, offset, length) as body:
         return b"".join([bytes(chunk) async for chunk in body]), body
-
-
-@contextlib.contextmanager
-def within(seconds: float, at_least: float = 0.0) -> Iterator[None]:
-    """What is inside takes no longer (and no shorter)."""
-    begun = time.monotonic()
-    yield
-    took = time.monotonic() - begun
-    assert at_least <= took <= seconds, f"{took:.2f} s"
 
 
 def certs(directory: Path, host: str, text: str) -> Path:

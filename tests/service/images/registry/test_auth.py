@@ -15,7 +15,8 @@ from services.images.registry import Credentials, DockerConfig, Registry, first_
 from services.images.timeouts import Timeouts
 from services.kit import errors
 from tests.fake_registry import Auth, FakeRegistry, cut, redirect, silent, status
-from tests.service.images.registry.pulls import LAYER, described, fetched, small_image, within
+from tests.service.images.registry.pulls import LAYER, described, fetched, small_image
+from tests.support import within
 
 LAYER_DESCRIPTOR = described(LAYER)
 

@@ -13,7 +13,8 @@ from services.kit import errors
 from tests.fake_registry import FakeRegistry, cut, endless, hang_up, redirect, silent, slow, status
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK
-from tests.service.images.registry.pulls import LAYER, certs, dead_port, described, fetched, small_image, within
+from tests.service.images.registry.pulls import LAYER, certs, dead_port, described, fetched, small_image
+from tests.support import within
 
 LAYER_DESCRIPTOR = described(LAYER)
 

@@ -14,7 +14,8 @@ from services.images.registry.push import Read
 from services.kit import errors
 from tests.fake_registry import Auth, FakeRegistry, deaf, hang_up, redirect, status, taking
 from tests.service.images.registry.conftest import HASTY, QUICK
-from tests.service.images.registry.pulls import LAYER, certs, described, small_image, within
+from tests.service.images.registry.pulls import LAYER, certs, described, small_image
+from tests.support import within
 
 LAYER_DESCRIPTOR = described(LAYER)
 PIECE = 64 * 1024

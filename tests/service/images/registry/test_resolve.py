@@ -15,7 +15,8 @@ from services.kit import errors
 from tests.fake_registry import Authority, FakeRegistry, endless, status
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK
-from tests.service.images.registry.pulls import certs, small_image, within
+from tests.service.images.registry.pulls import certs, small_image
+from tests.support import within
 
 
 async def test_a_tag_and_a_digest(quick: Registry, fake: FakeRegistry) -> None:
