@@ -238,9 +238,22 @@ class _Write:
     async def __aenter__(self) -> _Write:
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        if not self._committing:  # a commit goes on though its client has left, and closes the stream itself
-            await self._close()
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if self._committing:  # a commit goes on though its client has left, and closes the stream itself
+            return
+        if kind is None:
+            await self._let_go()
+        await self._close()
+
+    async def _let_go(self) -> None:
+        """Wait for the raw store's end of a Write that its client has ended: who is told that it is over may open the ref again at once, as in containerd."""
+        if self._stream is not None:
+            try:
+                await self._stream.done_sending()
+                while await self._servicer.received(self._stream) is not None:  # containerd repeats its last answer
+                    continue
+            except errors.NodeError as error:  # what it acknowledged is there, and the client asks for no more
+                log.info("the write of %s ended after its client's end: %s", self._ingest.ref, error)
 
     async def _close(self) -> None:
         if self._stream is not None:
