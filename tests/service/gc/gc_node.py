@@ -177,13 +177,21 @@ class Client:
             except errors.NodeError as error:
                 last = error
                 return False
-            return not done.failed and await self._stamped()
+            return not done.failed and await self._stamped() and await self._known()
 
         try:
             await eventually_async(answering, "the processes do not come up", 30)
         except AssertionError as error:
             logs = "".join(f"\n--- {p.module}\n{p.text()[-2000:]}" for p in (self.processes.metadata, self.processes.gateway, self.processes.content))
             raise AssertionError(f"{error}; the last collection: {last}{logs}") from None
+
+    async def _known(self) -> bool:
+        """Whether the gateway has noticed that metadata is there: one that was away for longer than a call is held for gets none until then."""
+        try:
+            await self.leases.List(leases_pb2.ListRequest(), headers=self.headers())
+        except errors.Unavailable:
+            return False
+        return True
 
     async def _stamped(self) -> bool:
         return len(list(self.processes.root.rglob("store-id"))) == 3

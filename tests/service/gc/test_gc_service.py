@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -116,15 +117,21 @@ async def test_an_ingest_goes_with_its_lease(client: Client) -> None:
 
 async def test_an_expired_lease_frees_what_it_held_on_an_idle_node(client: Client) -> None:
     """Nobody calls anything, and it goes all the same."""
-    when = datetime.fromtimestamp(time.time() + 2.0, UTC).isoformat().replace("+00:00", "Z")
-    await client.write(b"short", lease=await client.lease("short", gc_expire=when))
-    assert await client.raw_blobs() == {digest_of(b"short")}
+    used = False
+    while not used:
+        end = time.time() + 2.0
+        lease = await client.lease(f"until {end}", gc_expire=datetime.fromtimestamp(end, UTC).isoformat().replace("+00:00", "Z"))
+        try:
+            used = bool(await client.write(b"short", lease=lease))
+        except errors.NotFound:
+            assert time.time() > end, "a lease is over before its time"  # of a machine that stopped meanwhile
+    assert await client.raw_blobs() == {digest_of(b"short")} or time.time() > end
     blob = client.processes.root / "content" / "blobs" / "sha256" / digest_of(b"short").removeprefix("sha256:")
 
     async def gone() -> bool:
         return not blob.exists()
 
-    await eventually_async(gone, seconds=15)
+    await eventually_async(gone, "it is still there", seconds=60)  # should an earlier collection have been slow, this one is long in coming: they keep their pace
     assert await client.raw() == set()
 
 
@@ -164,13 +171,15 @@ async def test_a_store_that_is_away_is_swept_when_it_is_back(processes: Processe
 
 async def test_what_is_committed_while_it_is_swept_is_there(client: Client) -> None:
     """Writers of the same few blobs, each with a lease of its own, and collections all the time: what was committed under a lease can be read."""
-    end = time.monotonic() + 6
     collected = 0
     committed = 0
 
+    def enough() -> bool:
+        return committed >= 100 and collected >= 40
+
     async def collecting() -> None:
         nonlocal collected
-        while time.monotonic() < end:
+        while not enough():
             done = await client.collect()
             collected += len(done.removed)
             assert list(done.failed) == []
@@ -179,7 +188,7 @@ async def test_what_is_committed_while_it_is_swept_is_there(client: Client) -> N
         nonlocal committed
         chance = random.Random(number)
         round_ = 0
-        while time.monotonic() < end:
+        while not enough():
             round_ += 1
             data = b"blob %d" % chance.randrange(2)
             lease = await client.lease(f"l{number}-{round_}")
@@ -190,24 +199,22 @@ async def test_what_is_committed_while_it_is_swept_is_there(client: Client) -> N
             finally:
                 await client.unlease(lease)
 
-    await asyncio.gather(collecting(), *(writing(n) for n in range(3)))
-    assert committed > 10
-    assert collected > 5
+    async with asyncio.timeout(60):
+        await asyncio.gather(collecting(), *(writing(n) for n in range(3)))
 
 
 async def test_snapshots_that_are_made_while_others_are_swept_work(client: Client) -> None:
     """Chains are built under leases while collections remove what is no longer held: each can be stood on and mounted."""
-    end = time.monotonic() + 5
     built = 0
 
     async def collecting() -> None:
-        while time.monotonic() < end:
+        while built < 40:
             assert list((await client.collect()).failed) == []
 
     async def building(number: int) -> None:
         nonlocal built
         round_ = 0
-        while time.monotonic() < end:
+        while built < 40:
             round_ += 1
             name = f"s{number}-{round_}"
             lease = await client.lease(name)
@@ -219,8 +226,8 @@ async def test_snapshots_that_are_made_while_others_are_swept_work(client: Clien
             await client.unlease(lease)
             built += 1
 
-    await asyncio.gather(collecting(), building(1), building(2))
-    assert built > 5
+    async with asyncio.timeout(60):
+        await asyncio.gather(collecting(), building(1), building(2))
 
 
 # ------------------------------------------------------------------------------------------ crashes
@@ -238,11 +245,16 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes
         await client.layer(f"layer{n}", f"layer{n - 1}" if n else "", lease="g0")
     await client.open("part", b"half", lease="g0")
     processes.fault(point)
-    for n in range(5):
-        await client.unlease(f"g{n}")
+    letting_go = [asyncio.ensure_future(client.unlease(f"g{n}")) for n in range(5)]
     await asyncio.to_thread(processes.metadata.wait)
     processes.metadata.start()
     await client.ready()
+    for n, outcome in enumerate(await asyncio.gather(*letting_go, return_exceptions=True)):
+        if isinstance(outcome, errors.Unavailable):  # its call was under way when metadata died, so that only who asks again can know
+            with contextlib.suppress(errors.NotFound):
+                await client.unlease(f"g{n}")
+        else:
+            assert outcome is None
     # Whoever wants one of the victims back gets it now, mark or not.
     again = await asyncio.wait_for(client.write(b"garbage 3", lease=lease), 30)
     assert await client.read(again) == b"garbage 3"
