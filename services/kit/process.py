@@ -33,16 +33,16 @@ Serve = Callable[[settings.File, settings.Node], Awaitable[None]]
 
 
 @contextlib.contextmanager
-def owned(directory: Path) -> Iterator[Path]:
+def owned(directory: Path, patience: float = 10.0) -> Iterator[Path]:
     """Make ``directory`` (0700) and hold its lock: one process serves it at a time, and only that one may replace its socket.
 
-    Another holder is waited for, up to 10 s (its successor may start while it drains), then FailedPrecondition names the directory.
+    Another holder is waited for, ``patience`` seconds (its successor may start while it drains), then FailedPrecondition names the directory.
     The lock is a flock on the directory itself, so it leaves no file and dies with its holder.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        end = time.monotonic() + 10
+        end = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

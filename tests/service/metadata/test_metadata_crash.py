@@ -15,6 +15,7 @@ import pytest
 from api.containerd.services.containers.v1 import containers_pb2
 from api.splitd.records.v1 import records_pb2 as pb
 from services.kit import errors, rpc
+from services.kit.process import owned
 from services.metadata.sqlite import SqliteTransactions
 from tests.service.metadata.test_metadata_records import NO_COLLECTION, Life, StandIn
 from tests.suites.containers import CONTAINERS, container
@@ -150,7 +151,10 @@ async def _logged(process: ServiceProcess, text: str) -> bool:
 
 
 async def test_one_process_serves_a_directory(place: Path) -> None:
-    """A second one says whose the directory is and ends."""
+    """Whoever comes second waits for a moment, and is then told whose the directory is; when the first has ended it is his."""
+    directory = place / "root" / "metadata"
     with ServiceProcess("services.metadata", place / "root", place / "state"):
-        with pytest.raises(RuntimeError, match="is served by another process"):
-            ServiceProcess("services.metadata", place / "root", place / "state2", seconds=30)
+        with pytest.raises(errors.FailedPrecondition, match=f"{directory} is served by another process"), owned(directory, 0.1):
+            pass
+    with owned(directory, 0.1):
+        pass

@@ -131,6 +131,10 @@ async def test_a_stopped_task_is_made_anew() -> None:
         io=IO("", "binary:///logger", "binary:///logger", terminal=True), rootfs=(Mount("bind", "/native/c-key", "", ("rbind", 'context="a:b"')),)))]
 
 
+async def _asked(tasks: FakeTasks) -> bool:
+    return bool(tasks.asked)
+
+
 async def _running(tasks: FakeTasks, name: str) -> bool:
     found = tasks.states.get(("n", name))
     return found is not None and found.status is Status.RUNNING
@@ -152,7 +156,7 @@ async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() ->
     tasks.states["n", "c"] = Process("c", 1, Status.RUNNING)
     monitor = RestartMonitor(node, 3600, delay=0.01)  # type: ignore[arg-type]
     async with monitor.running(tasks):  # type: ignore[arg-type]
-        await asyncio.sleep(0.02)  # its first look
+        await eventually_async(lambda: _asked(tasks), "it does not look")
         tasks.states["n", "c"] = Process("c", 1, Status.STOPPED)
         monitor.exited("n", "c", Exit(0, None))
         await eventually_async(lambda: _running(tasks, "c"))
@@ -169,7 +173,7 @@ async def test_a_task_that_was_deleted_is_not_looked_at() -> None:
     node, tasks = FakeNode(container("c", {})), FakeTasks()
     monitor = RestartMonitor(node, 3600, delay=0.01)  # type: ignore[arg-type]
     async with monitor.running(tasks):  # type: ignore[arg-type]
-        await asyncio.sleep(0.02)  # its first look
+        await eventually_async(lambda: _asked(tasks), "it does not look")
         tasks.asked.clear()
         monitor.exited("n", "c", Exit(0, None))
         monitor.gone("n", "c")
@@ -177,7 +181,7 @@ async def test_a_task_that_was_deleted_is_not_looked_at() -> None:
         await asyncio.sleep(0.1)
         assert tasks.asked == []
         monitor.exited("n", "c", Exit(0, None))
-        await asyncio.sleep(0.1)
+        await eventually_async(lambda: _asked(tasks), "nobody is asked about it")
         assert tasks.asked == [("n", "c")]
 
 
