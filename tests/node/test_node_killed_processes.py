@@ -10,13 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import Node, eventually
+from tests.support import Node, eventually, within
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(600)]
 
 SERVICES = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
 CONTAINERS = 10
 HEAL_SECONDS = 5.0
+AT_ONCE = 3.0
+"""Seconds for a ctr whose call is not held for a service that may come back, which takes five."""
 
 
 class Subscriber:
@@ -113,18 +115,17 @@ def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box:
 
 
 def test_a_service_stopped_on_purpose_says_so_at_once(node: Node) -> None:
-    """UNAVAILABLE with the service's name within a second; the others go on; it is used again as soon as it is back."""
+    """UNAVAILABLE with the service's name, at once; the others go on; it is used again as soon as it is back."""
     node.splitd("down", "images")
     try:
-        start_time = time.monotonic()
-        refused = node.ctr("images", "ls", ok=False)
-        assert time.monotonic() - start_time < 1.0
+        with within(AT_ONCE):
+            refused = node.ctr("images", "ls", ok=False)
         assert "images" in refused.stderr
         assert "stopped" in refused.stderr
         node.ctr("containers", "ls")
     finally:
         node.up()
-    eventually(lambda: node.ctr("images", "ls", ok=None).returncode == 0, "images is not used again", 5)
+    eventually(lambda: node.ctr("images", "ls", ok=None).returncode == 0, "images is not used again")
 
 
 def test_a_hung_service_fails_its_own_calls_only(node: Node) -> None:
@@ -134,19 +135,17 @@ def test_a_hung_service_fails_its_own_calls_only(node: Node) -> None:
     pid = node.pid("images")
     os.kill(pid, signal.SIGSTOP)
     try:
-        eventually(lambda: not node.status()["healthy"], "nobody notices the hung service", 5)
+        eventually(lambda: not node.status()["healthy"], "nobody notices the hung service")
         refused = node.ctr("images", "ls", ok=False, seconds=30)
         assert "images" in refused.stderr
-        start_time = time.monotonic()
-        node.ctr("containers", "ls")
-        assert time.monotonic() - start_time < 2.0
-        again = time.monotonic()
-        node.ctr("images", "ls", ok=False, seconds=30)
-        assert time.monotonic() - again < 2.0, "a service known to be sick must fail fast"
+        with within(AT_ONCE):
+            node.ctr("containers", "ls")
+        with within(AT_ONCE):  # it is known to be sick
+            node.ctr("images", "ls", ok=False, seconds=30)
         status = node.status()
         assert not status["healthy"]
         assert [s["name"] for s in status["services"] if not s["healthy"]] == ["images"]
     finally:
         os.kill(pid, signal.SIGCONT)
-    eventually(lambda: node.ctr("images", "ls", ok=None).returncode == 0, "images is not used again", 10)
+    eventually(lambda: node.ctr("images", "ls", ok=None).returncode == 0, "images is not used again")
     node.wait_healthy()

@@ -193,7 +193,7 @@ async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
         opened = 0
         while opened < 50_000:
             with raws(node.socket, 1) as (raw,):
-                raw.resets(1500, path)  # 1,000 at once, and 200 more each second that this takes
+                raw.resets(2500, path)  # 1,000 at once, and 200 more each second that this takes: the machine may stop for seven
                 raw.flush()
                 away = raw.until(lambda raw: raw.of(GoingAway))[0]
                 assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many streams are reset")
@@ -244,12 +244,12 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
 
     async def read() -> float:
         async with Channel(node.socket) as channel:
-            start, whole = time.perf_counter(), hashlib.sha256()
+            start, whole = time.monotonic(), hashlib.sha256()
             async for part in channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"]).Read(
                     content_pb2.ReadContentRequest(digest=digest), headers=HEADERS):
                 whole.update(part.data)
             assert digest == "sha256:" + whole.hexdigest()
-            return time.perf_counter() - start
+            return time.monotonic() - start
 
     def rest(raw: Raw) -> bytes:
         """All that is still to come to a connection's one call."""

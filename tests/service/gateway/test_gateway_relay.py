@@ -23,7 +23,7 @@ from services.kit import errors, rpc
 from services.kit.wire import frames, limits, messages
 from services.kit.wire.connection import GoingAway, Ready
 from services.kit.wire.limits import Limits
-from tests.support import eventually_async
+from tests.support import eventually_async, within
 
 IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]
 TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
@@ -165,10 +165,8 @@ async def test_a_service_that_stays_away_is_unavailable_by_name_and_then_at_once
     async with rpc.serving(place / "tasks.sock", [Tasks(asyncio.Event())]), gateway(place, hold=0.5) as channel:
         with pytest.raises(errors.Unavailable, match="service images is not reachable"):
             await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
-        start = time.monotonic()
-        with pytest.raises(errors.Unavailable, match="service images"):
+        with within(0.3), pytest.raises(errors.Unavailable, match="service images"):
             await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
-        assert time.monotonic() - start < 0.3
         with pytest.raises(errors.Unimplemented):
             await channel.client(TASKS).List(tasks_pb2.ListTasksRequest())
 
@@ -300,7 +298,7 @@ async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Pat
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
         with Raw(place / "g.sock") as raw:
             await heard(raw, Ready)
-            raw.resets(2000, GET, get("a"))
+            raw.resets(3000, GET, get("a"))
             await asyncio.to_thread(raw.flush)
             assert (await heard(raw, GoingAway)).code == frames.Code.ENHANCE_YOUR_CALM
         assert len(images.calls) < 500

@@ -14,7 +14,7 @@ from services.kit import errors, rpc
 from services.tasks.bundle import TASKS
 from services.tasks.remote import RemoteTasks
 from services.tasks.store import IO, CreateOptions, Status
-from tests.suites.tasks import LIFE, end, exec_spec, in_status, leftovers, shim_of, start
+from tests.suites.tasks import LIFE, end, exec_spec, in_status, leftovers, listed_as, shim_of, start
 from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, gone, output
 from tests.support import ServiceProcess, eventually_async, processes_naming
 
@@ -219,7 +219,7 @@ async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
         await service.again()
         async with asyncio.timeout(5):
             await service.answering()
-        assert {p.id: p.status for p in await service.tasks.list(NS)} == {"hung": Status.UNKNOWN, "fine": Status.RUNNING}
+        await listed_as(service.tasks, {"hung": Status.UNKNOWN, "fine": Status.RUNNING})
     finally:
         os.kill(shim, signal.SIGCONT)
     await in_status(service.tasks, "hung", Status.RUNNING)
