@@ -221,12 +221,14 @@ class Transport(asyncio.Transport):
 
 
 def deliver(link: Any, payload: bytes) -> None:
-    """Bytes come in as the loop brings them: in no task. Their handlers' first steps are done when this returns."""
+    """Bytes come in as the loop brings them: in no task. Their handlers' first steps are done when this returns, however many slices of time that took."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     asyncio.tasks._leave_task(loop, task)
     try:
         link.data_received(payload)
+        while link.connection.more and not link.lost:
+            link._go_on()
     finally:
         asyncio.tasks._enter_task(loop, task)
 

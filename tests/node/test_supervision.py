@@ -223,11 +223,14 @@ def test_a_service_that_cannot_start_is_named_with_its_reason(place: Path) -> No
     node.root.mkdir()
     (node.root / "content").write_text("in the way")
     try:
-        done = node.splitd("up", "--timeout", "6", ok=False)
-        assert "content is not healthy" in done.stderr
-        assert "content cannot run" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert [s["name"] for s in node.status()["services"] if s["state"] == "RUNNING" and not s["healthy"]] in (["content"], [])
+        def told() -> str:
+            done = node.splitd("up", "--timeout", "3", ok=False)
+            assert "content is not healthy" in done.stderr
+            assert "content cannot run" in done.stderr, done.stderr  # it has not come to that yet, where a machine is slow
+            return done.stderr
+
+        assert "Traceback" not in eventually(told, seconds=60)
+        eventually(lambda: [s["name"] for s in node.status()["services"] if s["state"] == "RUNNING" and not s["healthy"]] in (["content"], []), "others are broken too")
         (node.root / "content").unlink()
         node.wait_healthy()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -52,8 +53,13 @@ def python_files() -> list[Path]:
     return sorted(path for folder in CODE for path in (TOP / folder).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def imports(path: Path) -> list[str]:
     """Full names of the modules that a file imports, wherever in it; of ``from a import b`` both ``a`` and ``a.b``."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -117,7 +123,7 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
     """Late imports inside functions count too, and so do generated modules imported from their package."""
     file = tmp_path / "x.py"
     file.write_text("def f():\n    import grpc.aio\n    from api.grpc.health.v1 import health_pb2\n    if True:\n        import opentelemetry\n")
-    found = list(imports(file))
+    found = imports(file)
     assert all(any(is_of(m, kind) for m in found) for kind in ("grpc", "_pb2", "opentelemetry"))
     assert not any(is_of(m, "sqlite3") for m in found)
 
