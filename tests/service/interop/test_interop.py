@@ -30,11 +30,12 @@ GO_NOT_APPLYING = {"compute_engine_creds", "service_account_creds", "jwt_token_c
 
 BALANCER = '-service_config_json={"loadBalancingConfig":[{"test_backend_metrics_load_balancer":{}}]}'
 """The part of grpc-go's client that looks at the load it is told."""
+SOAK = ["-soak_overall_timeout_seconds=60", f"-soak_per_iteration_max_acceptable_latency_ms={client.LATENCY * 1000:.0f}"]
 GO_FLAGS = {
     "orca_per_rpc": [BALANCER],
     "orca_oob": [BALANCER],
-    "rpc_soak": ["-soak_iterations=100", "-soak_overall_timeout_seconds=60"],
-    "channel_soak": ["-soak_iterations=30", "-soak_overall_timeout_seconds=60"],
+    "rpc_soak": ["-soak_iterations=100", *SOAK],
+    "channel_soak": ["-soak_iterations=30", *SOAK],
 }
 
 NOT_SEEN = {("grpcio", "orca_per_rpc")}
