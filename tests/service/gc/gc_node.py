@@ -22,6 +22,9 @@ from tests.support import ServiceProcess, eventually_async
 
 SNAPSHOTTERS = ("overlayfs", "native")
 
+PACE = "[metadata.gc]\npause_threshold = 0.5\n"
+"""Collections take half of the time at most, by what they took on average. By default it is a fiftieth: after one that a busy machine made slow the next would be long in coming."""
+
 
 class Processes:
     """Four of a node's processes below ``directory``; ``faults`` is where fault points are asked for."""
@@ -29,6 +32,8 @@ class Processes:
     def __init__(self, directory: Path) -> None:
         self.root, self.state, self.faults = directory / "r", directory / "s", directory / "f"
         self.faults.mkdir()
+        self._config = directory / "c.toml"
+        self._config.write_text(PACE)
         self._stack = contextlib.ExitStack()
         self.content = self._start("services.content")
         self.snapshots = self._start("services.snapshots", *(f"snapshots-{name}.sock" for name in SNAPSHOTTERS))
@@ -36,7 +41,7 @@ class Processes:
         self.gateway = self._start("gateway", "containerd.sock", "internal.sock")
 
     def _start(self, module: str, *sockets: str) -> ServiceProcess:
-        return self._stack.enter_context(ServiceProcess(module, self.root, self.state, sockets=sockets, env={"SPLITD_FAULTS": str(self.faults)}))
+        return self._stack.enter_context(ServiceProcess(module, self.root, self.state, sockets=sockets, config=self._config, env={"SPLITD_FAULTS": str(self.faults)}))
 
     def close(self) -> None:
         self._stack.close()
