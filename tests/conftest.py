@@ -6,13 +6,38 @@ from tests import steady
 
 steady.install()  # before anything takes time.monotonic for a default
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.images import Registry, busybox_image
-from tests.support import Node, short_directory
+from tests.support import TOP, Node, short_directory
+
+MEMORY, ROOM = "/dev/shm", 2 << 30
+ON_DISK = {"node", "crash"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where there is room, the directories of unit and service tests are in memory: what they ask does not depend on the disk, for which they waited half of their time.
+
+    Whole nodes, killed ones too, are on the disk; and so is all of it if SPLITD_TEST_DIR says where.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        if ON_DISK.isdisjoint(request.path.relative_to(TOP / "tests").parts) and "SPLITD_TEST_DIR" not in os.environ and _room(MEMORY) > ROOM:
+            environment.setenv("SPLITD_TEST_DIR", MEMORY)
+        yield
+
+
+def _room(directory: str) -> int:
+    """Bytes that can be written there."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
 
 
 @pytest.fixture

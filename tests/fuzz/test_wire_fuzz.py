@@ -180,7 +180,7 @@ def hunt(name: str, seed: int) -> int:
 @pytest.mark.timeout(0)
 def test_nothing_that_a_peer_does_is_more_than_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     """Scripts until the time is over: no exception but a fault of the protocol, no state beyond its bounds, no byte of a window lost, nothing left behind."""
-    seconds = float(os.environ.get("FUZZ_SECONDS", "60"))
+    seconds = float(os.environ.get("FUZZ_SECONDS", "20"))
     seed = int(os.environ.get("FUZZ_SEED", "20230844"))
     until = time.monotonic() + seconds
     ran = dict.fromkeys(WORLDS, 0)

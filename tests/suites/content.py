@@ -211,7 +211,7 @@ class ContentSuite:
             except errors.Unavailable:
                 return False
 
-        await eventually_async(reopened, seconds=5)
+        await eventually_async(reopened)
 
     async def test_ref_required(self, store: Store) -> None:
         """A writer needs a ref."""

@@ -76,7 +76,7 @@ def limited(**values: Any) -> Iterator[None]:
 
 async def said(raw: Raw, count: int = 1) -> None:
     """Wait for the answers to so many calls, with OK."""
-    await asyncio.to_thread(raw.until, lambda raw: len(raw.statuses()) >= count)
+    await asyncio.to_thread(raw.until, lambda raw: len(raw.statuses()) >= count, 60)
     assert all(head.code == 0 for head in raw.statuses())
 
 

@@ -130,14 +130,14 @@ async def test_cancelled_at_every_step(store: LocalStore) -> None:
             except errors.Unavailable:
                 return False
 
-        await eventually_async(usable, seconds=5)
+        await eventually_async(usable)
         for info in [i async for i in store.list()]:
             await store.delete(info.digest)
 
     async def closed() -> bool:
         return {f for f in files() - before if "/content/" in f} == set()
 
-    await eventually_async(closed, seconds=5)
+    await eventually_async(closed)
 
 
 async def test_cancelled_reads(store: LocalStore) -> None:
@@ -157,7 +157,7 @@ async def test_cancelled_reads(store: LocalStore) -> None:
         links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
         return not [link for link in links if os.path.exists(link) and digest.hex in os.readlink(link)]
 
-    await eventually_async(closed, seconds=5)
+    await eventually_async(closed)
 
 
 async def test_many_readers_begin_with_small_pieces(store: LocalStore) -> None:

@@ -7,6 +7,7 @@ import base64
 import json
 import stat
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from services.images.registry import Credentials, DockerConfig, Registry, first_
 from services.images.timeouts import Timeouts
 from services.kit import errors
 from tests.fake_registry import Auth, FakeRegistry, cut, redirect, silent, status
+from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, described, fetched, small_image
 from tests.support import within
 
@@ -154,15 +156,16 @@ async def test_a_token_server_that_is_away(quick: Registry, fake: FakeRegistry, 
         await quick.client().resolve(name)
 
 
-async def test_a_silent_token_server(quick: Registry, fake: FakeRegistry, name: str) -> None:
+async def test_a_silent_token_server(fake: FakeRegistry, name: str) -> None:
     """Four layers that wait for one token fail together, not one after the other."""
     fake.auth = Auth()
     fake.inject("token", silent(), times=100)
-    client = quick.client()
-    with within(7):
-        for outcome in await asyncio.gather(*(fetched(client, name, LAYER_DESCRIPTOR) for _ in range(4)), return_exceptions=True):
-            assert isinstance(outcome, errors.Unavailable)
-            assert "its token server, did not answer within 1 s" in str(outcome)
+    async with Registry(timeouts=replace(QUICK, token=0.3), retry=HASTY) as registry:
+        client = registry.client()
+        with within(3):
+            for outcome in await asyncio.gather(*(fetched(client, name, LAYER_DESCRIPTOR) for _ in range(4)), return_exceptions=True):
+                assert isinstance(outcome, errors.Unavailable)
+                assert "its token server, did not answer within 0.3 s" in str(outcome)
     assert len(fake.asked(part="/token")) <= 5
 
 
