@@ -1,6 +1,6 @@
 """A fuzzer for kit.wire: frames that are nearly right, owners that do anything, and what must hold whatever they do (wire_peers.py).
 
-``make fuzz`` runs it for ten minutes with a seed of its own; here it runs for one, with the seed that it prints. What fails is shrunk, and printed as a script for ``corpus``.
+``make fuzz`` runs it for ten minutes with a seed of its own; here for twenty seconds, with the seed that it prints. What fails is shrunk, and printed as a script for ``corpus``.
 """
 
 from __future__ import annotations

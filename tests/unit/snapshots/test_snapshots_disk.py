@@ -166,17 +166,17 @@ def test_user_namespace(place: Path) -> None:
     assert inside[0] == "True"
 
 
-async def test_userxattr_in_a_user_namespace(place: Path) -> None:
+async def test_userxattr_in_a_user_namespace(place: Path, tmp_path: Path) -> None:
     """There an overlay gets userxattr, but not on tmpfs; and on the machine itself never."""
     tmpfs = place / "tmpfs"
     tmpfs.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmpfs)], check=True)
     assert kernel.on_tmpfs(tmpfs)
-    assert not kernel.on_tmpfs(place)
-    assert "userxattr" not in await mount_options(place)
+    assert not kernel.on_tmpfs(tmp_path)
+    assert "userxattr" not in await mount_options(tmp_path)
     program = ("import asyncio, sys; from pathlib import Path; from services.snapshots import overlay\n"
                "for place in sys.argv[1:]: print(*asyncio.run(overlay.mount_options(Path(place))))")
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "python3", "-c", program, str(place), str(tmpfs)],
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "python3", "-c", program, str(tmp_path), str(tmpfs)],
                           capture_output=True, text=True, check=True).stdout.splitlines()
     index = "index=off" if kernel.supports_index() else ""
     assert [line.strip() for line in done] == [f"userxattr {index}".strip(), index]
