@@ -43,14 +43,14 @@ async def test_media_types(quick: Registry, fake: FakeRegistry, media_type: str)
 async def test_schema_1_is_refused(quick: Registry, fake: FakeRegistry, media_type: str) -> None:
     """With a word on what to do."""
     fake.manifests["box", "1"] = (media_type, b'{"schemaVersion": 1}')
-    with within(1), pytest.raises(errors.Unimplemented, match=f"{fake.host}: .*box:1 is an image of Docker's schema 1.*rebuild it"):
+    with within(5), pytest.raises(errors.Unimplemented, match=f"{fake.host}: .*box:1 is an image of Docker's schema 1.*rebuild it"):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
 async def test_what_is_no_image_is_refused(quick: Registry, fake: FakeRegistry) -> None:
     """With its media type."""
     fake.manifests["box", "1"] = ("application/json", b'{"a": 1}')
-    with within(1), pytest.raises(errors.Unimplemented, match='media type "application/json", which is neither'):
+    with within(5), pytest.raises(errors.Unimplemented, match='media type "application/json", which is neither'):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
@@ -78,26 +78,26 @@ async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) 
     root = await quick.client().resolve(name)
     huge = b" " * 100_000_000
     fake.manifests["box", "1"] = (OCI_MANIFEST, huge)
-    with within(2), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes; no more than 4194304 are taken"):
+    with within(5), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes; no more than 4194304 are taken"):
         await quick.client().resolve(name)
     fake.head = False
-    with within(3), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes"):
+    with within(8), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes"):
         await quick.client().resolve(name)
     fake.inject("manifest", endless(), times=10)
-    with within(2), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest {root.digest} has at least 4194305 bytes"):
+    with within(5), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest {root.digest} has at least 4194305 bytes"):
         await quick.client().manifest(f"{fake.host}/box:1", root)
 
 
 async def test_an_absent_name(quick: Registry, fake: FakeRegistry) -> None:
     """NotFound, soon, with the reference."""
-    with within(1), pytest.raises(errors.NotFound, match=rf"^{fake.host}/none:1: {fake.host}: HEAD /v2/none/manifests/1: 404 Not Found.*not found$"):
+    with within(5), pytest.raises(errors.NotFound, match=rf"^{fake.host}/none:1: {fake.host}: HEAD /v2/none/manifests/1: 404 Not Found.*not found$"):
         await quick.client().resolve(f"{fake.host}/none:1")
 
 
 async def test_a_403_is_explained(quick: Registry, fake: FakeRegistry) -> None:
     """A HEAD cannot explain itself, so it is asked for."""
     fake.inject("manifest", status(403), times=10)
-    with within(1), pytest.raises(errors.PermissionDenied, match=f"{fake.host}: HEAD .*: 403 Forbidden: TROUBLE: injected"):
+    with within(5), pytest.raises(errors.PermissionDenied, match=f"{fake.host}: HEAD .*: 403 Forbidden: TROUBLE: injected"):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
@@ -105,7 +105,7 @@ async def test_a_malformed_digest_of_the_server(quick: Registry, fake: FakeRegis
     """Named with the host."""
     fake.add(small_image(), "box:1")
     fake.inject("manifest", status(200, Docker_Content_Digest="md5:x", Content_Type=OCI_MANIFEST), times=5)
-    with within(1), pytest.raises(errors.FailedPrecondition, match=f'{fake.host}: its Docker-Content-Digest "md5:x"'):
+    with within(5), pytest.raises(errors.FailedPrecondition, match=f'{fake.host}: its Docker-Content-Digest "md5:x"'):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
@@ -139,7 +139,7 @@ async def test_the_retry_pauses_can_be_interrupted(quick: Registry, fake: FakeRe
     import asyncio
 
     fake.inject("manifest", status(429, Retry_After="1"), times=100)
-    with within(0.5):
+    with within(5):
         try:
             async with asyncio.timeout(0.2):
                 await quick.client().resolve(f"{fake.host}/box:1")
@@ -161,7 +161,7 @@ async def test_an_unknown_authority(authority: Authority, tmp_path: Path) -> Non
         name = fake.add(small_image(), "box:1").replace(fake.host, "images.test")
         hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\n'),))
         async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
-            with within(1), pytest.raises(errors.FailedPrecondition, match=rf"{fake.host}: its certificate is not trusted: unable to get local issuer.*`ca` in hosts.toml"):
+            with within(5), pytest.raises(errors.FailedPrecondition, match=rf"{fake.host}: its certificate is not trusted: unable to get local issuer.*`ca` in hosts.toml"):
                 await registry.client().resolve(name)
             (tmp_path / "images.test" / "ca.crt").write_bytes(authority.certificate.read_bytes())
             certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "ca.crt"\n')
@@ -177,7 +177,7 @@ async def test_a_client_certificate(authority: Authority, tmp_path: Path, other:
         fake.add(small_image(), "box:1")
         hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "{authority.certificate}"\n'),))
         async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
-            with within(2), pytest.raises(errors.NodeError, match=f"{fake.host}: "):
+            with within(5), pytest.raises(errors.NodeError, match=f"{fake.host}: "):
                 await registry.client().resolve("images.test/box:1")
             certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "{authority.certificate}"\nclient = [["{certificate}", "{key}"]]\n')
             await registry.client().resolve("images.test/box:1")
@@ -200,10 +200,10 @@ async def test_localhost_speaks_either(quick: Registry, fake: FakeRegistry, auth
     await quick.client().resolve(name)
     async with FakeRegistry(tls=authority.server()) as secure:
         await quick.client().resolve(secure.add(small_image(), "box:1"))
-        with within(2), pytest.raises(errors.NodeError):
+        with within(5), pytest.raises(errors.NodeError):
             await quick.client(plain_http=True).resolve(f"{secure.host}/box:1")
     await quick.client(plain_http=True).resolve(name)
-    with within(1), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: it does not speak TLS"):
+    with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: it does not speak TLS"):
         await quick.client(default_scheme="https").resolve(name)
 
 
@@ -225,7 +225,7 @@ async def test_something_that_is_no_registry(quick: Registry) -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server:
-        with within(2), pytest.raises(errors.NodeError, match=f"127.0.0.1:{port}: (not HTTP|connection lost before an answer)"):
+        with within(5), pytest.raises(errors.NodeError, match=f"127.0.0.1:{port}: (not HTTP|connection lost before an answer)"):
             await quick.client(plain_http=True).resolve(f"127.0.0.1:{port}/box:1")
 
 
@@ -239,5 +239,5 @@ async def test_a_manifest_with_another_size(quick: Registry, fake: FakeRegistry)
     name = fake.add(small_image(), "box:1")
     root = await quick.client().resolve(name)
     fake.inject("manifest", instead(b"{}"), times=10)
-    with within(1), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: manifest {root.digest} has 2 bytes; {root.size} are expected"):
+    with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: manifest {root.digest} has 2 bytes; {root.size} are expected"):
         await quick.client().manifest(name, root)
