@@ -126,6 +126,16 @@ async def health(path: Path, service: str = "") -> int:
         return int(response.status)
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP a process, and wait until none of its threads runs: the signal takes a moment to reach them all, in which one may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stopped() -> bool:
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+
+    eventually(stopped, f"process {pid} does not stop")
+
+
 # ------------------------------------------------------------------------------------------ one service
 
 

@@ -14,7 +14,7 @@ from services.kit.rpc import Channel
 from tests.suites import events as events_suite
 from tests.suites import images as images_suite
 from tests.suites import introspection as introspection_suite
-from tests.support import Node, eventually_async
+from tests.support import Node, eventually_async, freeze
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
@@ -59,7 +59,7 @@ async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Chann
 
     await eventually_async(well, "not well before")
     pid = node.pid("images")
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         with pytest.raises(errors.NodeError):
             await images_suite.Images(channel, "hanging").names()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import Node, eventually, within
+from tests.support import Node, eventually, freeze, within
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(600)]
 
@@ -133,7 +133,7 @@ def test_a_hung_service_fails_its_own_calls_only(node: Node) -> None:
     import signal
 
     pid = node.pid("images")
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         eventually(lambda: not node.status()["healthy"], "nobody notices the hung service")
         refused = node.ctr("images", "ls", ok=False, seconds=30)

@@ -14,7 +14,7 @@ import pytest
 from api.containerd.services.content.v1 import content_pb2 as pb
 from services.kit import errors
 from services.kit.rpc import Channel, Client
-from tests.support import Node, short_directory
+from tests.support import Node, freeze, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
@@ -99,7 +99,7 @@ def patient() -> Iterator[Node]:
 
 def test_opening_a_write_during_a_long_outage_ends_clients_retries(patient: Node) -> None:
     """Clients retry UNAVAILABLE for ever there: after the limit of an outage the answer is INTERNAL, naming the service, and ctr stops."""
-    os.kill(patient.pid("content"), signal.SIGSTOP)
+    freeze(patient.pid("content"))
     try:
         done = subprocess.run(["ctr", "-a", str(patient.socket), "content", "ingest", "late"], input=b"bytes", capture_output=True, timeout=60, check=False)
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deploy.processes import NAMES
-from tests.support import TOP, Node, eventually, processes_naming, short_directory
+from tests.support import TOP, Node, eventually, freeze, processes_naming, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -126,7 +126,7 @@ def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: 
 def test_up_works_over_what_a_power_cut_left(node: Node) -> None:
     """All processes killed at once: stale sockets, pid files and locks are no obstacle."""
     supervisor, services = supervisord(node), pids(node).values()
-    os.kill(supervisor, signal.SIGSTOP)  # else it starts them again, or its death ends them in good order
+    freeze(supervisor)  # else it starts them again, or its death ends them in good order
     for pid in (*services, supervisor):
         os.kill(pid, signal.SIGKILL)
     eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in (*services, supervisor)))
@@ -250,7 +250,7 @@ def test_with_an_oom_score_the_services_have_it(place: Path) -> None:
 def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None:
     """Stopped by SIGSTOP it is running for supervisord, but not healthy for the operator; continued, all is well again."""
     pid = pids(node)["images"]
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         eventually(lambda: [s["name"] for s in node.status()["services"] if not s["healthy"]] == ["images"], "the hanging service is not named")
         assert node.splitd("status", ok=None).returncode == 1

@@ -23,7 +23,7 @@ from services.kit.any import pack
 from services.tasks.bundle import TASKS
 from services.tasks.store import IO, CreateOptions, Descriptor, Opaque, Status, Tasks
 from tests.suites.tasks_node import NS, FakeGateway, alive, gone, output
-from tests.support import eventually_async, mounts_below, processes_naming
+from tests.support import eventually_async, freeze, mounts_below, processes_naming
 
 LIFE = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
@@ -418,7 +418,7 @@ class TasksSuite:
         pid = await start(tasks, node, "h", "sleep", "100", runtime=runtime)
         await start(tasks, node, "i", "sleep", "100", runtime=runtime)
         shim = shim_of(node, "h")
-        os.kill(shim, signal.SIGSTOP)
+        freeze(shim)
         try:
             hanging = asyncio.create_task(tasks.get(NS, "h"))
             assert (await asyncio.wait_for(tasks.get(NS, "i"), 1.5)).status is Status.RUNNING

@@ -16,7 +16,7 @@ from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Channel
 from tests.peer import containerd
 from tests.suites import images as suite
-from tests.support import ServiceProcess, short_directory
+from tests.support import ServiceProcess, freeze, short_directory
 
 Processes = tuple[Path, ServiceProcess, ServiceProcess]
 
@@ -115,7 +115,7 @@ async def test_a_caller_that_goes_away_does_not_part_a_change_from_its_event(pro
         images = suite.Images(channel, "slow")
         assert await images.names() == []  # connected all the way
         with exchange.subscribe(["namespace==slow"]) as subscription:
-            os.kill(metadata.pid, signal.SIGSTOP)
+            freeze(metadata.pid)
             try:
                 with pytest.raises(errors.DeadlineExceeded):
                     await channel.client(suite.IMAGES).Create(create("x"), headers={NAMESPACE: "slow"}, timeout=0.3)

@@ -16,7 +16,7 @@ from services.tasks.remote import RemoteTasks
 from services.tasks.store import IO, CreateOptions, Status
 from tests.suites.tasks import LIFE, end, exec_spec, in_status, leftovers, listed_as, shim_of, start
 from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, gone, output
-from tests.support import ServiceProcess, eventually_async, processes_naming
+from tests.support import ServiceProcess, eventually_async, freeze, processes_naming
 
 pytestmark = pytest.mark.root
 
@@ -213,7 +213,7 @@ async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
     pid = await start(service.tasks, service.node, "hung", "sleep", "100")
     await start(service.tasks, service.node, "fine", "sleep", "100")
     shim = shim_of(service.node, "hung")
-    os.kill(shim, signal.SIGSTOP)
+    freeze(shim)
     try:
         await service.kill()
         await service.again()
