@@ -34,7 +34,7 @@ TOP = Path(__file__).resolve().parent.parent
 
 
 def eventually(condition: Callable[[], T], why: str = "", seconds: float = 15.0) -> T:
-    """The first true answer of ``condition``, asked every 50 ms; an AssertionError with ``why`` when the time is over.
+    """The first true answer of ``condition``, asked every 20 ms; an AssertionError with ``why`` when the time is over.
 
     An AssertionError or OSError that it raises counts as not yet, and is part of the final message.
     """
@@ -48,7 +48,7 @@ def eventually(condition: Callable[[], T], why: str = "", seconds: float = 15.0)
             last = error
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:g} s: {why or condition}" + (f" ({last})" if last else ""))
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 async def eventually_async(condition: Callable[[], Awaitable[T]], why: str = "", seconds: float = 15.0) -> T:
@@ -65,7 +65,7 @@ async def eventually_async(condition: Callable[[], Awaitable[T]], why: str = "",
             last = error
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds:g} s: {why or condition}" + (f" ({last})" if last else ""))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -322,7 +322,7 @@ class Node:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+            time.sleep(0.02)
 
 
 def processes_naming(path: Path) -> list[int]:
