@@ -179,7 +179,9 @@ class RemoteNode:
         wanted = (f"type=={_SNAPSHOTTER},id=={snapshotter}", f"type=={_DIFFER},id=={_OURS}")
         plugins = (await self._introspection.Plugins(introspection_pb2.PluginsRequest(filters=wanted), headers=self.headers)).plugins
         self._here = any(plugin.type == _DIFFER for plugin in plugins)
-        return How(self._here, self._here and any("rebase" in plugin.capabilities for plugin in plugins if plugin.type == _SNAPSHOTTER))
+        of = [plugin for plugin in plugins if plugin.type == _SNAPSHOTTER]
+        return How(self._here, self._here and any("rebase" in plugin.capabilities for plugin in of),
+                   any(plugin.exports.get("enable_remote_snapshot_annotations") == "true" for plugin in of))
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
         if not self._here:

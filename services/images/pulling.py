@@ -25,7 +25,7 @@ from services.images.progress import Tracker
 from services.images.registry import Reference
 from services.images.together import together
 from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
-from services.images.unpack import Unpacker
+from services.images.unpack import Origin, Unpacker
 from services.images.verifying import Verifier
 from services.kit import errors, tracing
 from services.kit.faults import fault
@@ -102,20 +102,21 @@ class _Pull:
             config, layers = unpack.parts(children)
             others = [child for child in children if child is not config and child not in layers]
             if self._wanted and config is not None and layers:
-                await together([self._unpacked(config, layers, tracker), *(self.walk(child, tracker) for child in others)])
+                await together([self._unpacked(descriptor, config, layers, tracker), *(self.walk(child, tracker) for child in others)])
                 return
             await together([*(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)),
                             *(self.walk(child, tracker) for child in ([config] if config is not None else []) + others)])
             return
         await together(self.walk(child, tracker) for child in children)
 
-    async def _unpacked(self, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker) -> None:
+    async def _unpacked(self, manifest: Descriptor, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker) -> None:
         """Fetch an image's config and layers, and unpack it meanwhile."""
         await self._fetch(config, tracker)
         blobs = _Arriving(len(layers))
 
         async def unpacked() -> None:
-            chain_id = await self._unpacker.unpack(self._node, config, layers, self._wanted, blobs=blobs, extracting=tracker.extracting)
+            chain_id = await self._unpacker.unpack(self._node, config, layers, self._wanted, blobs=blobs, extracting=tracker.extracting,
+                                                   origin=Origin(str(self._reference), manifest.digest))
             blobs.wanted(len(layers) if chain_id else 0)  # all are unpacked already; or it is not for this machine, and then nothing is
 
         async def fetched(number: int) -> None:

@@ -242,10 +242,14 @@ class BegunAnew(Exception):
 
 
 class How(NamedTuple):
-    """How layers can be unpacked: ``follows``, while their blobs arrive; ``side_by_side``, alone, since the snapshotter can chain them afterwards."""
+    """How layers can be unpacked: ``follows``, while their blobs arrive; ``side_by_side``, alone, since the snapshotter can chain them afterwards.
+
+    ``wants_origin``: the snapshotter may fetch layers by itself, when they are used, and so is told where they are.
+    """
 
     follows: bool
     side_by_side: bool
+    wants_origin: bool = False
 
 
 class Applied(NamedTuple):

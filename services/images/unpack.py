@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from services.images import platforms
@@ -42,6 +42,9 @@ _REF = "containerd.io/snapshot.ref"
 _DIFF_ID = "containerd.io/snapshot/diff-id"
 _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
+_LAYERS = f"{_INHERITED}cri.image-layers"
+_LABEL_LIMIT = 4096
+"""Bytes of a label's key and value."""
 _TRIES = 3
 _PREPARES = 4
 """Snapshots of one image that are prepared at once: what metadata has open at once costs it more than what comes one after the other."""
@@ -64,6 +67,25 @@ class Blobs(Protocol):
 
 Extracting = Callable[[Descriptor, int], None]
 """Told how many of a layer's bytes are unpacked: 0 when it begins, its size when it is done."""
+
+
+class Origin(NamedTuple):
+    """Where an image comes from: its reference, and the digest of its manifest. stargz and its like fetch layers by that (containerd's docs/cri/config.md, on snapshot annotations)."""
+
+    reference: str
+    manifest: str
+
+    def told(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
+        """The layers with annotations that tell it, which become labels of their snapshots; with each the digests of it and those above it, as many as a label holds."""
+        digests = [layer.digest for layer in layers]
+        found = []
+        for number, layer in enumerate(layers):
+            above = digests[number:]
+            while len(_LAYERS) + len(",".join(above)) > _LABEL_LIMIT:
+                above.pop()
+            found.append(replace(layer, annotations={**layer.annotations, f"{_INHERITED}cri.image-ref": self.reference, f"{_INHERITED}cri.manifest-digest": self.manifest,
+                                                     f"{_INHERITED}cri.layer-digest": layer.digest, _LAYERS: ",".join(above)}))
+        return found
 
 
 class There:
@@ -113,8 +135,8 @@ class Unpacker:
         return None
 
     async def unpack(self, node: Node, config: Descriptor, layers: Sequence[Descriptor], wanted: Sequence[Unpacking], *,
-                     blobs: Blobs | None = None, extracting: Extracting | None = None) -> str:
-        """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose blob is there.
+                     blobs: Blobs | None = None, extracting: Extracting | None = None, origin: Origin | None = None) -> str:
+        """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose blob is there. ``origin``: where they come from, if that is a registry.
 
         The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then no layer was wanted.
         """
@@ -127,6 +149,8 @@ class Unpacker:
             name = wanted[0].snapshotter
             chain = chain_ids(what.diff_ids)
             how = await node.unpacks(name)
+            if how.wants_origin and origin is not None:
+                layers = origin.told(layers)
             span.set(snapshotter=name, follows=how.follows, side_by_side=how.side_by_side)
             stack = _Stack(node, name, node.snapshotter(name), how.follows, blobs or There(), extracting or _unheard, self._turns, self._budget,
                            [_Layer(number, *each) for number, each in enumerate(zip(layers, what.diff_ids, chain, ["", *chain[:-1]], strict=True))])

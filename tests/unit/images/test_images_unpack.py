@@ -15,7 +15,7 @@ from services.images import oci
 from services.images.oci import Descriptor
 from services.images.platforms import Platform, default
 from services.images.transfer import Applied, BegunAnew, How, Unpacking
-from services.images.unpack import Unpacker
+from services.images.unpack import Origin, Unpacker
 from services.kit import errors
 from services.snapshots.store import Mount
 from tests.support import turns
@@ -180,6 +180,24 @@ async def test_what_begins_anew_is_unpacked_anew(node: MemoryNode, snap: MemoryS
     assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
     assert len(set(onto)) == 4
     assert not snap.active
+
+
+async def test_a_snapshotter_may_want_to_know_where_layers_come_from(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """As stargz does: it is told the reference, the manifest, the layer and those above it, if its configuration says so."""
+    origin = Origin("localhost/box:1", digest_of(b"manifest"))
+    node.how = node.how._replace(wants_origin=True)
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP, origin=origin)
+    told = {key.removeprefix("containerd.io/snapshot/cri."): value for key, value in snap.committed[CHAIN[1]][1].items() if "/cri." in key}
+    assert told == {"image-ref": "localhost/box:1", "manifest-digest": digest_of(b"manifest"), "layer-digest": LAYERS[1].digest,
+                    "image-layers": f"{LAYERS[1].digest},{LAYERS[2].digest}"}
+
+
+def test_a_label_holds_as_many_layers_as_fit() -> None:
+    """Their number has no bound; a label's 4096 bytes are one."""
+    many = [Descriptor(LAYERS[0].media_type, digest_of(str(n).encode()), 1) for n in range(100)]
+    layers = Origin("x", "y").told(many)[3].annotations["containerd.io/snapshot/cri.image-layers"].split(",")
+    assert layers == [layer.digest for layer in many[3:3 + len(layers)]]
+    assert 50 < len(layers) < 60
 
 
 async def test_a_commit_that_another_was_faster_with_is_fine(node: MemoryNode, snap: MemorySnapshotter) -> None:
