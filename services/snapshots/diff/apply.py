@@ -1,4 +1,4 @@
-"""The program that unpacks layers: it waits, and forks a worker for each.
+"""The program that unpacks layers: it waits, and forks workers.
 
     python -S -c 'from services.snapshots.diff.apply import main; main()' PARENT DIRECTORY
 
@@ -7,7 +7,7 @@ PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its
     apply ID TRACE STATE detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
     inherit ID TRACE STATE MOUNT...                                           with files: where to answer, and names that end with zero bytes
     kill ID
-    ended ID STATUS                                                           the answer to the first two, once the worker is gone; STATUS is waitpid's
+    ended ID STATUS                                                           the answer to the first two, once the worker is gone (STATUS is waitpid's) or has done its work (0)
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount that, it does so in a mount namespace of its own, so that all workers share
 DIRECTORY. ``alone``: the target is bound, and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for that, is ``ok DIGEST SIZE`` (of the
@@ -18,6 +18,7 @@ A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight byt
 
 A worker is a process of its own (design, rule 8) because chroot, namespaces and umask are a process's, because several run side by side, and because one that
 crashes fails one layer. It is forked, since a program takes 25 ms of a core to start, as long as a small layer takes to unpack; this program has one thread and no gRPC, so that it may fork.
+A fork and an end take 5 ms: so a worker that has unpacked a layer alone, and has nothing to get rid of but its root directory, goes back to the node's and waits for another.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from services.snapshots.diff.mounts import Mount, MountError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+_LAYERS = 100
+"""Unpacked by one worker: whatever they leave in its memory goes then."""
 
 PACKET = 1 << 17
 """Bytes of a request at most: more than the kernel takes as options of a mount."""
@@ -56,6 +60,17 @@ def main() -> None:
     Waiting(socket.socket(fileno=0), sys.argv[2], traced=traced).wait()
 
 
+class Worker:
+    """A worker as the waiting process sees it. ``line`` leads to it; ``job`` is the id of what it does, "" if it waits."""
+
+    __slots__ = ("job", "line", "pid")
+
+    def __init__(self, pid: int, line: socket.socket, job: str) -> None:
+        self.pid = pid
+        self.line = line
+        self.job = job
+
+
 class Waiting:
     """The process that waits, and its workers."""
 
@@ -65,16 +80,20 @@ class Waiting:
         self._traced = traced
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
-        self._workers: dict[int, tuple[int, str]] = {}
-        """By the file descriptor that becomes readable when the worker ends: its pid and its request's id."""
+        self._workers: dict[int, Worker] = {}
+        """By the file descriptor that becomes readable when the worker ends."""
+        self._lines: dict[int, Worker] = {}
+        """By the file descriptor that becomes readable when the worker has done its work."""
 
     def wait(self) -> None:
         """Serve until the other end is closed."""
         while True:
             for fd, _ in self._poll.poll():
-                if fd != self._requests.fileno():
+                if fd in self._lines:
+                    self._done(self._lines[fd])
+                elif fd in self._workers:
                     self._ended(fd)
-                elif not self._request():
+                elif fd == self._requests.fileno() and not self._request():
                     return
 
     def _request(self) -> bool:
@@ -83,39 +102,96 @@ class Waiting:
             return False
         what, job, *rest = data.decode("utf-8", "surrogateescape").split("\0")
         if what == "kill":
-            for pid, other in self._workers.values():
-                if other == job:
-                    os.kill(pid, signal.SIGKILL)
+            for worker in self._workers.values():
+                if worker.job == job:
+                    os.kill(worker.pid, signal.SIGKILL)
             return True
+        idle = next((worker for worker in self._workers.values() if not worker.job), None)
+        if idle is None or not self._handed(idle, job, data, files):
+            self._fork(what, job, rest, files)
+        for file in files:
+            os.close(file)
+        return True
+
+    def _handed(self, idle: Worker, job: str, data: bytes, files: Sequence[int]) -> bool:
+        """Give an idle worker more to do; False if it has died."""
+        try:
+            socket.send_fds(idle.line, [data], files)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        idle.job = job
+        return True
+
+    def _fork(self, what: str, job: str, rest: Sequence[str], files: Sequence[int]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         waiting = os.getpid()
         pid = os.fork()
         if not pid:
             mounts.die_with_parent(waiting)
             self._requests.close()
-            for fd in self._workers:
+            ours.close()
+            for fd, worker in self._workers.items():
                 os.close(fd)
-            work(what, rest, files, self._directory, traced=self._traced)
-        for file in files:
-            os.close(file)
+                worker.line.close()
+            work(what, rest, files, theirs, self._directory, traced=self._traced)
+        theirs.close()
         fd = os.pidfd_open(pid)
-        self._workers[fd] = pid, job
+        self._workers[fd] = self._lines[ours.fileno()] = Worker(pid, ours, job)
         self._poll.register(fd, select.POLLIN)
-        return True
+        self._poll.register(ours, select.POLLIN)
+
+    def _done(self, worker: Worker) -> None:
+        try:
+            done = worker.line.recv(16)
+        except ConnectionResetError:  # with a request unread
+            done = b""
+        if not done:  # it ends; its status will tell how
+            self._poll.unregister(worker.line)
+            del self._lines[worker.line.fileno()]
+            return
+        self._tell(worker, 0)
+        worker.job = ""
 
     def _ended(self, fd: int) -> None:
-        pid, job = self._workers.pop(fd)
+        worker = self._workers.pop(fd)
         self._poll.unregister(fd)
         os.close(fd)
-        _, status = os.waitpid(pid, 0)
+        if self._lines.pop(worker.line.fileno(), None) is not None:
+            self._poll.unregister(worker.line)
+        worker.line.close()
+        _, status = os.waitpid(worker.pid, 0)
+        if worker.job:
+            self._tell(worker, status)
+
+    def _tell(self, worker: Worker, status: int) -> None:
         try:
-            self._requests.send(f"ended\0{job}\0{status}".encode())
+            self._requests.send(f"ended\0{worker.job}\0{status}".encode())
         except (BrokenPipeError, ConnectionResetError):
             return  # nobody is interested; the next look at the socket finds its end
 
 
-def work(what: str, arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> None:
+def work(what: str, arguments: Sequence[str], files: Sequence[int], line: socket.socket, directory: str, *, traced: bool) -> None:
     """Be a worker; does not return."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for left in reversed(range(_LAYERS)):
+        if not _worked(what, arguments, files, directory, traced=traced) or not left:
+            break
+        for file in files:
+            os.close(file)
+        os.fchdir(root)
+        os.chroot(".")
+        line.send(b"done")
+        data, files, _, _ = socket.recv_fds(line, PACKET, 3)
+        if not data:
+            break
+        what, _, *arguments = data.decode("utf-8", "surrogateescape").split("\0")
+    os._exit(0)  # a thread that still inflates is not waited for
+
+
+def _worked(what: str, arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> bool:
+    """Do what a request wants, and answer it; True if the process can do more. An exception that nobody expects ends it."""
     context, arguments = arguments[:2], arguments[2:]
+    again = False
     try:
         if traced:
             from services.kit import tracing
@@ -127,6 +203,7 @@ def work(what: str, arguments: Sequence[str], files: Sequence[int], directory: s
                 span.set(**attributes)
         else:
             answer, _ = _WORK[what](arguments, files[1:], directory)
+            again = what == "apply" and arguments[2] == "alone"
     except (EntryError, MountError, tar.TarError, stream.CompressionError) as error:
         answer = _error(str(error))
     except OSError as error:
@@ -138,7 +215,7 @@ def work(what: str, arguments: Sequence[str], files: Sequence[int], directory: s
     if traced:
         tracing.shutdown()
     os.write(files[0], answer)
-    os._exit(0)  # a thread that still inflates is not waited for
+    return again
 
 
 def _error(text: str) -> bytes:
@@ -174,6 +251,7 @@ def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing
     tape.drain()
     if faults is not None:
         _fault("diff.unpacked", faults)
+        os.close(faults)
     if sync:
         fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
         mounts.syncfs(fd)

@@ -190,3 +190,37 @@ async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
 
     assert set(await asyncio.gather(*map(apply, roots))) == {(f"sha256:{hashlib.sha256(BASE).hexdigest()}", len(BASE), ())}
     assert all((root / "bin/sh").read_bytes() == b"shell" for root in roots)
+
+
+async def test_a_worker_unpacks_many_layers_alone(appliers: Appliers, place: Path) -> None:
+    """One after the other, each into its own directory, whatever the one before was; an error or a mount ends it, and others come."""
+    (place / "blob").write_bytes(BASE)
+    (place / "broken").write_bytes(b"no tar" * 1000)
+    with (place / "blob").open("rb") as file, (place / "broken").open("rb") as broken:
+        for number in range(230):
+            (root := place / f"r{number}").mkdir()
+            if number % 50 == 7:
+                with pytest.raises(errors.Unknown):
+                    await appliers.apply(onto(root), broken.fileno(), detect=True, alone=True)
+            applied = await appliers.apply(onto(root), file.fileno(), detect=True, alone=number % 20 != 5)
+            assert applied.diff_id == f"sha256:{hashlib.sha256(BASE).hexdigest()}"
+            assert (root / "bin/sh").read_bytes() == b"shell"
+        assert len(processes_naming(place / "scratch")) <= 3  # no more workers than there is work, and who is ending
+
+
+async def test_a_worker_that_waits_may_be_killed(appliers: Appliers, place: Path) -> None:
+    """Nobody's layer fails for it."""
+    (place / "blob").write_bytes(BASE)
+    with (place / "blob").open("rb") as file:
+        for number in range(5):
+            (root := place / f"r{number}").mkdir()
+            await appliers.apply(onto(root), file.fileno(), detect=True, alone=True)
+            pids = processes_naming(place / "scratch")
+            for pid in pids:
+                if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) in pids:
+                    os.kill(pid, signal.SIGKILL)
+
+            async def gone() -> bool:
+                return len(processes_naming(place / "scratch")) == 1
+
+            await eventually_async(gone, "a killed worker is still there")
