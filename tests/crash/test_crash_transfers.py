@@ -143,7 +143,7 @@ async def test_a_worker_dies_when_it_has_unpacked(node: Node, channel: Channel, 
     if said:
         assert "signal 9" in said
         assert any(layer in said for layer in box.layers)
-        await check_next_pull(node, channel, client, fake, reference, box)
+        await check_next_pull(node, channel, client, fake, reference, box, ingests=await client.ingests())
     await check_pulled(node, client, reference, box)
     await check_nothing_left(node, channel, client)
 
@@ -157,23 +157,28 @@ async def test_unpacking_is_killed(node: Node, channel: Channel, client: Client,
     services = set((await asyncio.to_thread(node.pids)).values())
     begun = OwnPulling(client, reference)
     await arriving(begun.ended, client, layer, 2 << 20)
-    program, worker = await eventually_async(lambda: asyncio.to_thread(unpacking, services), "nobody unpacks anything")
+    program, worker = await eventually_async(lambda: asyncio.to_thread(unpacking, services, node.root), "nobody unpacks anything")
     os.kill(program if which == "program" else worker, signal.SIGKILL)
     said = await begun.ended
     if said:
         assert f"{layer}) to overlayfs" in said
         assert "the apply worker ended with signal 9" in said
-        await check_next_pull(node, channel, client, fake, reference, box, ingests=[f"layer-{layer}"])
+        left = await client.ingests()
+        assert f"layer-{layer}" in left
+        await check_next_pull(node, channel, client, fake, reference, box, ingests=left)
     await check_pulled(node, client, reference, box)
     await check_nothing_left(node, channel, client)
 
 
-def unpacking(services: set[int]) -> tuple[int, int] | None:
-    """The pids of a program that unpacks for one of these processes, whichever it is, and of a worker of it; None where nobody does."""
+def unpacking(services: set[int], root: Path) -> tuple[int, int] | None:
+    """The pids of a program that unpacks for one of these processes, whichever it is, and of a worker of it that reads an ingest; None where nobody does."""
     parents: dict[int, int] = {}
+    readers: set[int] = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 if APPLY in (entry / "cmdline").read_text(errors="replace"):
                     parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    return next(((program, worker) for worker, program in parents.items() if parents.get(program) in services), None)
+                    if any(os.readlink(fd).startswith(f"{root}/content/ingest/") for fd in (entry / "fd").iterdir()):
+                        readers.add(int(entry.name))
+    return next(((program, worker) for worker, program in parents.items() if worker in readers and parents.get(program) in services), None)
