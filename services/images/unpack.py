@@ -174,6 +174,13 @@ class _Layer(NamedTuple):
     parent: str
 
 
+class _Made(NamedTuple):
+    """A layer's directory; of one that is not made alone, those of the layers below it, too, topmost first."""
+
+    directories: list[str]
+    alone: bool
+
+
 @dataclass(frozen=True, slots=True)
 class _Stack:
     """The layers of one image on their way to being snapshots."""
@@ -189,15 +196,19 @@ class _Stack:
     budget: Budget
     layers: Sequence[_Layer]
     preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PREPARES))
-    directories: dict[int, list[str]] = field(default_factory=dict)
-    """Of each layer that is made here, by its number: where its files are, and, of the lowest, those of the layers below it."""
+    made: dict[int, _Made] = field(default_factory=dict)
+    """The layers that are made here, by their numbers."""
 
     def below(self, number: int) -> list[str] | None:
-        """The directories of all layers below one, topmost first; None if not all are known."""
-        lowest = min(self.directories)
-        if any(each not in self.directories for each in range(lowest, number)):
-            return None
-        return [directory for each in reversed(range(lowest, number)) for directory in self.directories[each]]
+        """The directories of all layers below one, topmost first; None if not all are known, since others made some of them."""
+        found: list[str] = []
+        for each in reversed(range(number)):
+            if each not in self.made:
+                return None
+            found += self.made[each].directories
+            if not self.made[each].alone:
+                return found
+        return None
 
     async def in_order(self) -> None:
         """Each when the one below it is committed."""
@@ -280,7 +291,7 @@ class _Extraction:
         if mounts is None:
             self._done.set()
             return
-        self._stack.directories[layer.number] = _directories(mounts)
+        self._stack.made[layer.number] = _Made(_directories(mounts), alone=below is not None)
         if below is not None and not (len(mounts) == 1 and mounts[0].type == "bind"):  # of a snapshotter that rebases in another way than overlayfs
             await self._removed(self._key)
             await below.wait()
@@ -361,6 +372,7 @@ class _Extraction:
         try:
             await self._snapshotter.commit(self._layer.chain_id, self._key, self._labels, parent)
         except errors.AlreadyExists:  # somebody else's client unpacked it meanwhile
+            del self._stack.made[self._layer.number]
             await self._removed(self._key)
         except errors.NodeError as error:
             raise _explained(error, f"failed to commit snapshot {self._key}") from None

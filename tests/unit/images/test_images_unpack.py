@@ -145,20 +145,27 @@ async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, 
     assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
 
 
-@pytest.mark.parametrize("by_another", [False, True])
-async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: bool, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is committed, and only where it was unpacked alone. Where somebody else made the layer below meanwhile, a view tells where that is."""
+@pytest.mark.parametrize("by_another", [None, "lowest", "below", "below, at the end"])
+async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | None, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is committed, and only where it was unpacked alone. Where somebody else made any of them meanwhile, a view tells where they are."""
     node.unnamed = {LAYERS[0].digest: (b"/zero",), LAYERS[2].digest: (b"/var", b"/usr")}
-    prepare, keys = snap.prepare, dict[str, str]()
+    prepare, commit, keys = snap.prepare, snap.commit, dict[str, str]()
+    theirs = {"lowest": 0, "below": 1}.get(by_another or "")
 
     async def noted(key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         target = (labels or {})["containerd.io/snapshot.ref"]
-        if by_another and target == CHAIN[1]:
-            snap.committed[target] = (CHAIN[0], {})
+        if theirs is not None and target == CHAIN[theirs]:
+            snap.committed[target] = ("", {})
         keys[target] = key
         return await prepare(key, parent, labels)
 
+    async def late(name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        if by_another == "below, at the end" and name == CHAIN[1]:
+            snap.committed[name] = (CHAIN[0], {})
+        await commit(name, key, labels, parent)
+
     monkeypatch.setattr(snap, "prepare", noted)
+    monkeypatch.setattr(snap, "commit", late)
     await Unpacker().unpack(node, config(node), LAYERS, SNAP)
     below = [CHAIN[1]] if by_another else [keys[CHAIN[1]], keys[CHAIN[0]]]
     assert node.inherited == ([(below, (b"/var", b"/usr"))] if node.how.side_by_side else [])
