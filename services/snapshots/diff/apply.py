@@ -88,7 +88,7 @@ class Waiting:
     def wait(self) -> None:
         """Serve until the other end is closed."""
         while True:
-            for fd, _ in self._poll.poll():
+            for fd, _ in self._poll.poll():  # in the order of registration: a request, which may make files, before those whose files are closed
                 if fd in self._lines:
                     self._done(self._lines[fd])
                 elif fd in self._workers:

@@ -51,8 +51,8 @@ class Unpacker:
         self._overlay = overlay
         self._lowers = [Resolver(fd) for fd in lowers]
         self._here = Resolver()
-        self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID
-        """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Upper directories begin empty."""
+        self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID and not os.listdir("/")
+        """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Most upper directories begin empty."""
         self._parents: dict[bytes, bytes] = {}
         """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed."""
         self._directories: list[tuple[bytes, tuple[int, int]]] = []

@@ -188,17 +188,18 @@ class _Program:
             _, job, status = data.decode().split("\0")
             self._jobs[job].set_result(int(status))
             return
-        self.over = True
-        self._loop.remove_reader(self._connection)
-        for ended in self._jobs.values():
-            if not ended.done():
-                ended.set_result(signal.SIGKILL)  # they die with it
+        self.end()
 
     def end(self) -> None:
-        """Have it end, once."""
+        """Have it end, if it has not; its workers die with it."""
+        if self.over:
+            return
         self.over = True
         self._loop.remove_reader(self._connection)
         self._connection.close()
+        for ended in self._jobs.values():
+            if not ended.done():
+                ended.set_result(signal.SIGKILL)
 
     async def gone(self) -> None:
         """Wait for its end."""

@@ -177,6 +177,32 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
     assert os.getxattr(place / "root/var/lib", "user.kept") == b"1"
 
 
+async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Appliers, place: Path) -> None:
+    """Where a directory of the first hands its group down, files of the second have the owners that it says all the same."""
+    (place / "upper").mkdir()
+    overlay = Mount("overlay", "overlay", "", [f"upperdir={place}/upper", f"workdir={place}/work", f"lowerdir={place}/root"])
+    for layer in (tar(directory(b"d/", 0o2755, gid=7)), tar(reg(b"d/f", b"1", mode=0o644))):
+        (place / "blob").write_bytes(layer)
+        with (place / "blob").open("rb") as file:
+            await appliers.apply([overlay], file.fileno(), detect=True)
+    assert ((place / "upper/d").stat().st_gid, (place / "upper/d/f").stat().st_gid) == (7, 0)
+
+
+async def test_the_end_ends_what_is_under_way(appliers: Appliers, place: Path) -> None:
+    """Whoever still waits for a worker is told."""
+    with growing(place, LAYER) as blob:
+        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+
+        async def begun() -> bool:
+            return len(processes_naming(place / "scratch")) == 2
+
+        await eventually_async(begun, "no worker")
+        await appliers.aclose()
+        with pytest.raises(errors.Internal, match="signal 9"):
+            await work
+        blob.end()
+
+
 async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
     """One program, fifty workers."""
     (place / "blob").write_bytes(BASE)
