@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from services.images import oci
 from services.images.asking import asked
-from services.images.budget import Budget
+from services.images.budget import STREAMS, Budget
 from services.images.oci import Descriptor
 from services.images.registry import Body, Client, Reference
 from services.images.together import together
@@ -45,7 +45,7 @@ def nobody_follows(_: Landing) -> None:
 class Fetcher:
     """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts of one layer come at once."""
 
-    def __init__(self, budget: Budget, streams: int = 4) -> None:
+    def __init__(self, budget: Budget, streams: int = STREAMS) -> None:
         self.budget = budget
         self.moving: dict[str, tuple[int, int]] = {}
         """Bytes so far and in all of what is being fetched, by digest."""
@@ -125,7 +125,7 @@ class _Fetching:
         """Fetch all from ``offset`` on."""
         size = self._descriptor.size
         async with self._budget.layer(self._number):
-            if not self._landing.lanes or size - offset < LARGE:
+            if not self._landing.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
                 await self._part(offset, size)
                 return
             parts = deque((start, min(start + PART, size)) for start in range(offset, size, PART))

@@ -212,18 +212,27 @@ class RemoteNode:
 
 def _those_in(directories: Sequence[str], paths: Sequence[bytes]) -> list[bytes]:
     """Of the paths those that are in any of the directories, each taken as a root: most layers name all that is not their own, and need no worker."""
-    found: dict[bytes, None] = {}
+    found: list[bytes] = []
+    left = list(paths)
     for directory in directories:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            root = Resolver(fd)
-            for path in paths:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    root.lstat(root.resolve(path))
-                    found[path] = None
+            there = {path for path in left if _is_in(Resolver(fd), path)}
         finally:
             os.close(fd)
-    return list(found)
+        found += there
+        left = [path for path in left if path not in there]
+    return found
+
+
+def _is_in(root: Resolver, path: bytes) -> bool:
+    try:
+        root.lstat(root.resolve(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a loop of links, say: the worker will tell
+        return True
+    return True
 
 
 def _for_worker(mount: Mount) -> workers_mounts.Mount:

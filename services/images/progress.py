@@ -113,7 +113,7 @@ class Tracker:
             if offset > job.progress:
                 job.progress = offset
                 self._tell(job, self._moving, offset, total)
-        elif job.state == "waiting" and await self._done(job.descriptor.digest):
+        elif job.state == "waiting" and await self._done(job.descriptor.digest) and job.state == "waiting":  # nobody told meanwhile that it exists
             job.state = "complete"
             self._tell(job, "complete", size)
         if job.state in ("complete", "extracting") and job.unpacked >= 0:
