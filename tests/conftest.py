@@ -7,13 +7,17 @@ from tests import steady
 steady.install()  # before anything takes time.monotonic for a default
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from deploy.images import Registry, busybox_image
 from tests.support import TOP, Node, short_directory
+
+if TYPE_CHECKING:
+    from tests.fake_registry import FakeRegistry
 
 MEMORY, ROOM = "/dev/shm", 2 << 30
 ON_DISK = {"node", "crash"}
@@ -52,6 +56,15 @@ def registry() -> Iterator[Registry]:
     """Debian's docker-registry on loopback, with ``box:1``: busybox."""
     with short_directory() as directory, Registry(directory) as running:
         running.push(busybox_image(), "box:1")
+        yield running
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeRegistry]:
+    """A registry on loopback that misbehaves as it is told."""
+    from tests.fake_registry import FakeRegistry  # it brings an HTTP server along, which most tests do without
+
+    async with FakeRegistry() as running:
         yield running
 
 

@@ -53,8 +53,6 @@ def eventually(condition: Callable[[], T], why: str = "", seconds: float = 15.0)
 
 async def eventually_async(condition: Callable[[], Awaitable[T]], why: str = "", seconds: float = 15.0) -> T:
     """As :func:`eventually`, for a coroutine function."""
-    import asyncio
-
     end = time.monotonic() + seconds
     while True:
         last: object = None

@@ -55,12 +55,6 @@ def client(channel: Channel) -> Client:
     return Client(channel, f"crash{os.getpid()}-{next(_ids)}")
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeRegistry]:
-    async with FakeRegistry() as running:
-        yield running
-
-
 async def check_next_pull(node: Node, channel: Channel, client: Client, fake: FakeRegistry, reference: str, box: Image, *, ingests: Sequence[str] = ()) -> None:
     """Without anybody's doing the leases go, and with them all but the ingests, which are these; the next pull fetches what is missing, and no byte more."""
     async def ended() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,6 @@ from tests.suites import introspection as introspection_suite
 from tests.support import Node, eventually_async, freeze
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
-
-
-@pytest.fixture
-async def channel(node: Node) -> AsyncIterator[Channel]:
-    """The node, as any client sees it."""
-    async with Channel(node.socket) as channel:
-        yield channel
 
 
 class TestEvents(events_suite.NodeEventsSuite):

@@ -50,20 +50,8 @@ def node() -> Iterator[Node]:
 
 
 @pytest.fixture
-async def channel(node: Node) -> AsyncIterator[Channel]:
-    async with Channel(node.socket) as channel:
-        yield channel
-
-
-@pytest.fixture
 def client(channel: Channel) -> Client:
     return Client(channel, f"faults{os.getpid()}-{next(_ids)}")
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeRegistry]:
-    async with FakeRegistry() as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,20 +47,8 @@ _ids = itertools.count()
 
 
 @pytest.fixture
-async def channel(node: Node) -> AsyncIterator[Channel]:
-    async with Channel(node.socket) as channel:
-        yield channel
-
-
-@pytest.fixture
 def client(channel: Channel) -> Client:
     return Client(channel, f"pulls{os.getpid()}-{next(_ids)}")
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeRegistry]:
-    async with FakeRegistry() as running:
-        yield running
 
 
 # ---------------------------------------------------------------------------------------------- pulls

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,12 +56,6 @@ def node(settings: Path) -> Iterator[Node]:
             yield running
         finally:
             running.clear()
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeRegistry]:
-    async with FakeRegistry() as running:
-        yield running
 
 
 async def pull(node: Node, reference: str, *more: str, ok: bool = True) -> str:

@@ -30,12 +30,6 @@ RESUMED = "splitd: cancelled; what has arrived is kept for a day, and the same c
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[FakeRegistry]:
-    async with FakeRegistry() as running:
-        yield running
-
-
-@pytest.fixture
 async def client(node: Node) -> AsyncIterator[Client]:
     async with Channel(node.socket) as channel:
         yield Client(channel, "default")

@@ -14,12 +14,6 @@ HASTY = Retry(rounds=4, first=0.05, longest=0.2, longest_asked=1.5, hopeless=60.
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[FakeRegistry]:
-    async with FakeRegistry() as running:
-        yield running
-
-
-@pytest.fixture
 async def other() -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry() as running:
         yield running
