@@ -75,11 +75,22 @@ class FileLanding:
         self._storing: set[asyncio.Task[None]] = set()
         self._followers: list[_Teller] = []
         self._stopped = False
+        self._kept = self._over = False
 
     @property
     def closed(self) -> bool:
         """It cannot be followed any more."""
         return self._reading < 0
+
+    def keep(self) -> None:
+        """Once it is a blob it can be followed until somebody lets go of it, not only until it is closed."""
+        self._kept = True
+
+    def let_go(self) -> None:
+        """Nobody will follow it any more, or again."""
+        self._kept = False
+        if self._over:
+            self._close_reading()
 
     @property
     def resumable(self) -> int:
@@ -227,6 +238,11 @@ class FileLanding:
         if self._fd >= 0 and os.fstat(self._fd).st_size > self.resumable:
             os.ftruncate(self._fd, self.resumable)
         self._close()
+        self._over = True
+        if not (self._kept and self.committed):
+            self._close_reading()
+
+    def _close_reading(self) -> None:
         if self._reading >= 0:
             os.close(self._reading)
             self._reading = -1

@@ -27,7 +27,7 @@ from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Imag
 from services.kit import errors, rpc, tracing
 from services.snapshots.diff import media
 from services.snapshots.diff import mounts as workers_mounts
-from services.snapshots.diff.paths import Resolver
+from services.snapshots.diff.inherit import inherit
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
@@ -205,34 +205,10 @@ class RemoteNode:
         return Applied(applied.diff_id, applied.unnamed)
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
-        if any_in := await asyncio.to_thread(_those_in, below, unnamed):
-            overlay = workers_mounts.Mount("overlay", "overlay", "", (f"upperdir={mounts[0].source}", f"lowerdir={':'.join(below)}"))
-            await self._appliers.inherit([overlay], any_in)
-
-
-def _those_in(directories: Sequence[str], paths: Sequence[bytes]) -> list[bytes]:
-    """Of the paths those that are in any of the directories, each taken as a root: most layers name all that is not their own, and need no worker."""
-    found: list[bytes] = []
-    left = list(paths)
-    for directory in directories:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            there = {path for path in left if _is_in(Resolver(fd), path)}
-        finally:
-            os.close(fd)
-        found += there
-        left = [path for path in left if path not in there]
-    return found
-
-
-def _is_in(root: Resolver, path: bytes) -> bool:
-    try:
-        root.lstat(root.resolve(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:  # a loop of links, say: the worker will tell
-        return True
-    return True
+            await threads.to_thread(inherit, mounts[0].source, below, unnamed)
+        except OSError as error:
+            raise errors.Unknown(f"{os.fsdecode(error.filename or mounts[0].source)}: {error.strerror}") from None
 
 
 def _for_worker(mount: Mount) -> workers_mounts.Mount:

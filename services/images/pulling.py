@@ -12,7 +12,8 @@ A pull that fails or is cancelled stops all of this at once. What it has of a bl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from services.images import names, oci, registry, unpack
 from services.images.asking import client_of, resolved, with_source
@@ -126,7 +127,8 @@ class _Pull:
         async def fetching() -> None:
             await together(map(fetched, range(await blobs.lowest, len(layers))))
 
-        await together([unpacked(), fetching()])
+        with contextlib.closing(blobs):
+            await together([unpacked(), fetching()])
 
     async def _fetch(self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = nobody_follows) -> None:
         self._asked[descriptor.digest] = descriptor
@@ -158,22 +160,40 @@ class _Arriving:
     def lands(self, number: int, landing: Landing) -> None:
         """A blob begins to arrive."""
         if isinstance(landing, FileLanding):
+            landing.keep()
             self._landings[number] = landing
             self._begun[number].set()
 
     def arrived(self, number: int) -> None:
         """A blob is there."""
-        self._landings[number] = None
         self._begun[number].set()
         self._there[number].set()
 
-    async def begun(self, number: int) -> Landing | None:
+    def close(self) -> None:
+        """Let go of landings that nobody read."""
+        for number in range(len(self._landings)):
+            self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        landing, self._landings[number] = self._landings[number], None
+        if landing is not None:
+            landing.let_go()
+
+    async def begun(self, number: int) -> None:
         await self._begun[number].wait()
+
+    @contextlib.asynccontextmanager
+    async def landing(self, number: int) -> AsyncIterator[FileLanding | None]:
         landing = self._landings[number]
-        if landing is not None and landing.closed:  # it will be there in a moment, or never
+        if landing is not None and landing.closed:  # given up; another attempt makes it, or none
+            self._let_go(number)
+            landing = None
+        if landing is None:
             await self._there[number].wait()
-            return None
-        return landing
+        try:
+            yield landing
+        finally:
+            self._let_go(number)
 
     async def there(self, number: int) -> None:
         await self._there[number].wait()

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -56,8 +58,12 @@ class Blobs(Protocol):
         """The blob of this number will be asked for, and all above it. Said at least once, before any is asked for."""
         ...
 
-    async def begun(self, number: int) -> Landing | None:
-        """Returns when the blob has begun to arrive, with where it lands; None if it is there."""
+    async def begun(self, number: int) -> None:
+        """Returns when the blob has begun to arrive, or is there."""
+        ...
+
+    def landing(self, number: int) -> AbstractAsyncContextManager[Landing | None]:
+        """Where a blob lands that has begun to arrive, or has landed; for the block, and for one block only. None if it is there, and is to be read from the store."""
         ...
 
     async def there(self, number: int) -> None:
@@ -96,6 +102,10 @@ class There:
 
     async def begun(self, number: int) -> None:
         return
+
+    @contextlib.asynccontextmanager
+    async def landing(self, number: int) -> AsyncIterator[None]:
+        yield
 
     async def there(self, number: int) -> None:
         return
@@ -339,10 +349,10 @@ class _Extraction:
         blobs.wanted(self._layer.number)
         await (blobs.begun if self._stack.follows else blobs.there)(self._layer.number)
         async with self._stack.budget.unpacking(self._layer.number):
-            landing = await blobs.begun(self._layer.number)
             self._stack.extracting(layer, 0)
             try:
-                applied = await self._node.apply(layer, mounts, landing=landing, alone=alone)
+                async with blobs.landing(self._layer.number) as landing:
+                    applied = await self._node.apply(layer, mounts, landing=landing, alone=alone)
             except errors.NodeError as error:
                 what = f"{layer.media_type} {layer.digest}"
                 raise _explained(error, f"failed to extract layer ({what}) to {self._stack.name} as {quoted(self._key)}") from None

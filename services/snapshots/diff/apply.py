@@ -5,14 +5,13 @@
 PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on. Standard input is a socket of packets, each a request or an answer; ``workers.py`` has the other end, and its words for them:
 
     apply ID TRACE STATE detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
-    inherit ID TRACE STATE MOUNT...                                           with files: where to answer, and names that end with zero bytes
     kill ID
-    ended ID STATUS                                                           the answer to the first two, once the worker is gone (STATUS is waitpid's) or has done its work (0)
+    ended ID STATUS                                                           the answer to the first, once the worker is gone (STATUS is waitpid's) or has done its work (0)
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount that, it does so in a mount namespace of its own, so that all workers share
 DIRECTORY. ``alone``: the target is bound, and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for that, is ``ok DIGEST SIZE`` (of the
-uncompressed layer), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero byte. Those get what they have from the layers below by
-``inherit``, when the overlay is known.
+uncompressed layer), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero byte, for
+``inherit.py``.
 
 A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight bytes, each telling how many are there by now; their end before SIZE means that no more will come.
 
@@ -108,7 +107,7 @@ class Waiting:
             return True
         idle = next((worker for worker in self._workers.values() if not worker.job), None)
         if idle is None or not self._handed(idle, job, data, files):
-            self._fork(what, job, rest, files)
+            self._fork(job, rest, files)
         for file in files:
             os.close(file)
         return True
@@ -122,7 +121,7 @@ class Waiting:
         idle.job = job
         return True
 
-    def _fork(self, what: str, job: str, rest: Sequence[str], files: Sequence[int]) -> None:
+    def _fork(self, job: str, rest: Sequence[str], files: Sequence[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         waiting = os.getpid()
         pid = os.fork()
@@ -133,7 +132,7 @@ class Waiting:
             for fd, worker in self._workers.items():
                 os.close(fd)
                 worker.line.close()
-            work(what, rest, files, theirs, self._directory, traced=self._traced)
+            work(rest, files, theirs, self._directory, traced=self._traced)
         theirs.close()
         fd = os.pidfd_open(pid)
         self._workers[fd] = self._lines[ours.fileno()] = Worker(pid, ours, job)
@@ -170,11 +169,11 @@ class Waiting:
             return  # nobody is interested; the next look at the socket finds its end
 
 
-def work(what: str, arguments: Sequence[str], files: Sequence[int], line: socket.socket, directory: str, *, traced: bool) -> None:
+def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, directory: str, *, traced: bool) -> None:
     """Be a worker; does not return."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for left in reversed(range(_LAYERS)):
-        if not _worked(what, arguments, files, directory, traced=traced) or not left:
+        if not _worked(arguments, files, directory, traced=traced) or not left:
             break
         for file in files:
             os.close(file)
@@ -184,11 +183,11 @@ def work(what: str, arguments: Sequence[str], files: Sequence[int], line: socket
         data, files, _, _ = socket.recv_fds(line, PACKET, 3)
         if not data:
             break
-        what, _, *arguments = data.decode("utf-8", "surrogateescape").split("\0")
+        _, _, *arguments = data.decode("utf-8", "surrogateescape").split("\0")
     os._exit(0)  # a thread that still inflates is not waited for
 
 
-def _worked(what: str, arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> bool:
+def _worked(arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> bool:
     """Do what a request wants, and answer it; True if the process can do more. An exception that nobody expects ends it."""
     context, arguments = arguments[:2], arguments[2:]
     again = False
@@ -198,12 +197,12 @@ def _worked(what: str, arguments: Sequence[str], files: Sequence[int], directory
 
             os.environ.update(zip(("TRACEPARENT", "TRACESTATE"), context, strict=True))
             tracing.setup("apply")
-            with tracing.span("diff.unpack" if what == "apply" else "diff.inherit") as span:
-                answer, attributes = _WORK[what](arguments, files[1:], directory)
+            with tracing.span("diff.unpack") as span:
+                answer, attributes = _apply(arguments, files[1:], directory)
                 span.set(**attributes)
         else:
-            answer, _ = _WORK[what](arguments, files[1:], directory)
-            again = what == "apply" and arguments[2] == "alone"
+            answer, _ = _apply(arguments, files[1:], directory)
+            again = arguments[2] == "alone"
     except (EntryError, MountError, tar.TarError, stream.CompressionError) as error:
         answer = _error(str(error))
     except OSError as error:
@@ -229,16 +228,6 @@ def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> tu
     chunks, unnamed = unpack(mounts.from_arguments(arguments[4:]), directory, source, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
     answer = f"ok {chunks.digest} {chunks.size}".encode()
     return b"\0".join((answer, *unnamed)) if alone == "alone" else answer, {"digest": chunks.digest, "size": chunks.size}
-
-
-def _inherit(arguments: Sequence[str], files: Sequence[int], directory: str) -> tuple[bytes, dict[str, str | int]]:
-    with open(files[0], "rb") as names:
-        unnamed = names.read().split(b"\0")[:-1]
-    _enter(mounts.from_arguments(arguments), directory, alone=False).inherit(unnamed)
-    return b"ok", {"directories": len(unnamed)}
-
-
-_WORK = {"apply": _apply, "inherit": _inherit}
 
 
 def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[stream.Digested, Iterable[bytes]]:

@@ -19,13 +19,14 @@ import os
 import stat
 
 from services.snapshots.diff import tar
+from services.snapshots.diff.inherit import inherited
 from services.snapshots.diff.mounts import words
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 from services.snapshots.diff.stream import CompressionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -42,7 +43,7 @@ class Unpacker:
     """Unpacks entries onto the tree at the process's root directory.
 
     ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper directory, and None if whiteouts are to be carried out;
-    ``lowers`` are the lower directories as file descriptors, topmost first. Where they are not known yet, :meth:`inherit` is for later.
+    ``lowers`` are the lower directories as file descriptors, topmost first. Where they are not known yet, :func:`.inherit.inherit` is for later.
     """
 
     def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
@@ -223,42 +224,16 @@ class Unpacker:
             os.mkdir(new, 0o755)
             os.chmod(new, 0o755)  # noqa: S103 - without the set-group-id bit that it may have from its parent
             self.unnamed[new] = None
-            self._inherited(new)
-
-    def inherit(self, unnamed: Iterable[bytes]) -> None:
-        """Do it for directories of a layer that was unpacked without knowing the lower ones. EntryError for what is no directory any more."""
-        for path in unnamed:
-            try:
-                self._inherited(path)
-            except OSError as error:
-                raise EntryError(f"{_quoted(path)}: {_words_of(error)}") from None
+            if self._lowers:
+                self._inherited(new)
 
     def _inherited(self, path: bytes) -> None:
-        for lower in self._lowers:
-            if self._inherit(lower, path):
-                return
-
-    def _inherit(self, lower: Resolver, path: bytes) -> bool:
-        """Give a new directory what it has in a layer below; False if that layer does not have it."""
-        found = lower.resolve(path)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            info = lower.lstat(found)
-        except FileNotFoundError:
-            return False
-        if not stat.S_ISDIR(info.st_mode):
-            return True  # replaced down there: there is nothing to inherit
-        self._plain = False  # it may hand down more than it shows
-        os.chown(path, info.st_uid, info.st_gid, follow_symlinks=False)
-        os.chmod(path, stat.S_IMODE(info.st_mode))
-        fd = lower.open(found, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for key in _list_xattrs(fd):
-                if not key.startswith("trusted."):
-                    _inherit_xattr(fd, key, path)
+            if inherited(fd, path, self._lowers):
+                self._plain = False  # it may hand down more than it shows
         finally:
             os.close(fd)
-        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
-        return True
 
     def _hold(self, directory: bytes) -> None:
         while directory not in self._holding:
@@ -375,23 +350,6 @@ def _set_xattrs(entry: tar.Entry, target: int | bytes) -> None:
             if error.errno == errno.EPERM and key.startswith(b"user.") and entry.type not in (tar.REG, tar.GNU_SPARSE, tar.DIR):
                 continue  # user.* is for files and directories only
             raise EntryError(f"failed to setxattr {_quoted(entry.name)} for key {_quoted(key)}: {_words_of(error)}") from None
-
-
-def _list_xattrs(fd: int) -> list[str]:
-    try:
-        return os.listxattr(fd)
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENODATA):
-            return []
-        raise
-
-
-def _inherit_xattr(fd: int, key: str, path: bytes) -> None:
-    try:
-        os.setxattr(path, key, os.getxattr(fd, key), os.XATTR_CREATE)
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENODATA, errno.EEXIST):
-            raise
 
 
 def _quoted(name: bytes) -> str:

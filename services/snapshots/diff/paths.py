@@ -82,16 +82,13 @@ class Resolver:
 
     def _walk(self, path: bytes) -> bytes:
         """One step for each component: the links in it replaced by where they point, which may be links again."""
-        directory, slash, name = path.rpartition(b"/")
-        if not slash:
-            return self._follow(name)[0]
-        if not name:
-            return b"/" if not directory else self._walk(directory)
-        new = self._walk(directory + slash)
-        found, link = self._follow(new + b"/" + name)
-        if not link or found.startswith(b"/"):
-            return found
-        return cleaned(new + b"/" + found)
+        first, *names = path.split(b"/")
+        new = self._follow(first)[0] if first else b"/"  # not clean, if it is a relative path's link
+        for name in names:
+            if name:
+                found, link = self._follow(new + b"/" + name)
+                new = found if not link else clean(found if found.startswith(b"/") else new + b"/" + found)
+        return new
 
     def _follow(self, path: bytes) -> tuple[bytes, bool]:
         if self._walked > _LINKS:

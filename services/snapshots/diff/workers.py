@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ _IDLE = 10.0
 
 
 class Applied(NamedTuple):
-    """A layer that was unpacked: its diff id, its uncompressed size in bytes, and, if it was alone, the directories that it uses and does not name, for :meth:`Appliers.inherit`."""
+    """A layer that was unpacked: its diff id, its uncompressed size in bytes, and, if it was alone, the directories that it uses and does not name, for ``inherit.py``."""
 
     diff_id: str
     size: int
@@ -54,26 +54,15 @@ class Appliers:
         caller is cancelled the worker is killed, and this returns when it is gone.
         """
         words = ["detect" if detect else "plain", "sync" if sync else "nosync", "alone" if alone else "whole", str(growth.size if growth else 0)]
-        answer, *unnamed = (await self._worked("apply", words, mounts, [blob, *([growth.news] if growth else [])])).split(b"\0")
+        answer, *unnamed = (await self._worked(words, mounts, [blob, *([growth.news] if growth else [])])).split(b"\0")
         diff_id, _, size = answer.decode().partition(" ")
         return Applied(diff_id, int(size), tuple(unnamed))
 
-    async def inherit(self, mounts: Sequence[Mount], unnamed: Iterable[bytes]) -> None:
-        """Give directories of the upper directory of an overlay what they have in the layers below. Errors as those of :meth:`apply`."""
-        names = os.memfd_create("unnamed", os.MFD_CLOEXEC)
-        try:
-            with os.fdopen(os.dup(names), "wb") as file:
-                file.writelines(name + b"\0" for name in unnamed)
-            os.lseek(names, 0, os.SEEK_SET)
-            await self._worked("inherit", [], mounts, [names])
-        finally:
-            os.close(names)
-
-    async def _worked(self, what: str, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
+    async def _worked(self, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
         """What a worker answers after ``ok``."""
         program = await self._running()
         context = tracing.environment()
-        request = [what, str(next(self._ids)), context.get("TRACEPARENT", ""), context.get("TRACESTATE", ""), *words, *to_arguments(mounts)]
+        request = ["apply", str(next(self._ids)), context.get("TRACEPARENT", ""), context.get("TRACESTATE", ""), *words, *to_arguments(mounts)]
         try:
             status, answer = await program.worked(request, files)
         finally:
@@ -81,7 +70,7 @@ class Appliers:
         verdict, _, rest = answer.partition(b" ")
         if verdict == b"ok" and status == 0:
             return rest
-        raise _refused(what, verdict.decode("utf-8", "replace"), rest.decode("utf-8", "backslashreplace"), os.waitstatus_to_exitcode(status))
+        raise _refused("apply", verdict.decode("utf-8", "replace"), rest.decode("utf-8", "backslashreplace"), os.waitstatus_to_exitcode(status))
 
     async def _running(self) -> _Program:
         async with self._starting:
@@ -142,7 +131,7 @@ class _Program:
 
     async def worked(self, request: Sequence[str], files: Sequence[int]) -> tuple[int, bytes]:
         """One worker's work: its wait status, and its answer. Cancelled, the worker is killed first."""
-        what, job = request[:2]
+        job = request[1]
         self._jobs[job] = ended = self._loop.create_future()
         answers, answering = os.pipe2(os.O_CLOEXEC)
         answer = asyncio.ensure_future(_all_of(answers))
@@ -151,7 +140,7 @@ class _Program:
                 await self._send("\0".join(request), [answering, *files])
             except OSError as error:
                 if not ended.done():
-                    ended.set_exception(errors.Internal(f"the {what} worker cannot be started: {error.strerror}"))
+                    ended.set_exception(errors.Internal(f"the apply worker cannot be started: {error.strerror}"))
             except BaseException:
                 ended.cancel()
                 raise

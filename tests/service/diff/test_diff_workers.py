@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from services.kit import errors
+from services.snapshots.diff.inherit import inherit
 from services.snapshots.diff.mounts import Mount
 from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.suites.diff_layers import BASE
@@ -169,8 +170,7 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
             (place / lower / each).mkdir(mode=0o711 if lower == "upper-lower" else 0o722)
             os.chown(place / lower / each, 5, 6)
     os.setxattr(place / "lower/var/lib", "user.kept", b"1")
-    overlay = Mount("overlay", "overlay", "", [f"upperdir={place}/root", f"lowerdir={place}/upper-lower:{place}/lower"])
-    await appliers.inherit([overlay], unnamed)
+    inherit(f"{place}/root", [f"{place}/upper-lower", f"{place}/lower"], unnamed)
     found = {name: (place / "root" / name).stat() for name in ("var", "var/lib", "own", "opt")}
     assert {name: (stat.S_IMODE(s.st_mode), s.st_uid, s.st_gid) for name, s in found.items()} == {
         "var": (0o711 & ~0o022, 5, 6), "var/lib": (0o722 & ~0o022, 5, 6), "own": (0o700, 0, 0), "opt": (0o755, 0, 0)}

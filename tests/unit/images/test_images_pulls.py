@@ -242,6 +242,23 @@ async def test_a_landing_can_be_followed(tmp_path: Path) -> None:
     assert not early.broken
 
 
+async def test_a_landing_is_kept_for_who_will_follow_it(tmp_path: Path) -> None:
+    """Once it is a blob, until it is let go of; one that was given up is not."""
+    landing, lost = (landing_of(tmp_path / name) for name in ("data", "lost"))
+    for each in (landing, lost):
+        each.keep()
+    await write(landing, DATA)
+    await landing.commit({})
+    for each in (landing, lost):
+        await each.close()
+    assert (landing.closed, lost.closed) == (False, True)
+    with landing.followed() as late:
+        assert os.pread(late.blob, len(DATA), 0) == DATA
+    landing.let_go()
+    lost.let_go()
+    assert landing.closed
+
+
 @pytest.mark.parametrize("restarted", [True, False])
 async def test_followers_are_told_that_a_landing_begins_anew_or_ends(restarted: bool, tmp_path: Path) -> None:
     """Their news end, and they know that what they read may be wrong."""

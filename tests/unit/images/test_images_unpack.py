@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ class Arriving:
         assert self.lowest is not None
         assert number >= self.lowest
         await self.there(number)
+
+    @contextlib.asynccontextmanager
+    async def landing(self, number: int) -> AsyncIterator[None]:
+        yield
 
 
 def config(node: MemoryNode, platform: Platform = default(), **rootfs: Any) -> Descriptor:
