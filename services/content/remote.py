@@ -145,7 +145,7 @@ class RemoteFiles:
 
     async def begin(self, ref: str, total: int = 0, expected: Digest | None = None) -> Begun:
         request = files_pb.BeginRequest(ref=ref, total=total, expected=str(expected or ""))
-        response = await self._files.Begin(request, headers=self._headers)
+        response = await self._files.Begin(request, headers=self._headers, together=True)
         return Begun(response.path, response.offset)
 
     async def commit(self, ref: str, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None, *,

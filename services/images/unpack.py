@@ -48,8 +48,6 @@ _LAYERS = f"{_INHERITED}cri.image-layers"
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
 _TRIES = 3
-_PREPARES = 4
-"""Snapshots of one image that are prepared at once: what metadata has open at once costs it more than what comes one after the other."""
 
 class Blobs(Protocol):
     """The layers' blobs of an image, by number; 0 is the lowest."""
@@ -205,7 +203,6 @@ class _Stack:
     turns: Turns
     budget: Budget
     layers: Sequence[_Layer]
-    preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PREPARES))
     made: dict[int, _Made] = field(default_factory=dict)
     """The layers that are made here, by their numbers."""
 
@@ -296,8 +293,7 @@ class _Extraction:
 
     async def _run(self, below: asyncio.Event | None) -> None:
         layer = self._layer
-        async with self._stack.preparing:
-            mounts = await self._prepared("" if below is not None else layer.parent)
+        mounts = await self._prepared("" if below is not None else layer.parent)
         if mounts is None:
             self._done.set()
             return

@@ -30,12 +30,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from services.kit import errors, identifiers, tracing
+
+if TYPE_CHECKING:
+    from services.kit.many import Gathering
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -147,6 +150,14 @@ HOP_HEADERS = frozenset({"user-agent", "content-type", "te", "grpc-timeout", "gr
 """Headers of one hop, which the next one has of its own."""
 
 _current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("splitd_call", default=None)
+
+
+_together: contextvars.ContextVar[bool] = contextvars.ContextVar("splitd_together", default=False)
+
+
+def set_together() -> None:
+    """What this task calls, and what comes of it, goes together with what others call that do this in the same turn of the loop (``kit.many``)."""
+    _together.set(True)
 
 
 def set_current(call: Call) -> None:
@@ -377,7 +388,8 @@ async def serving(
     grpc.health.v1.Health is added unless a servicer has it. The caller holds the lock of the directory that it serves (``kit.process.owned``): whoever
     holds it may replace the socket. A path longer than the kernel's 107 bytes is refused with a clear error.
 
-    ``relayed`` is for a socket whose callers are the node's own processes: one connection there carries the calls of many clients, each of which the gateway has bounded.
+    ``relayed`` is for a socket whose callers are the node's own processes: one connection there carries the calls of many clients, each of which the gateway has bounded. It
+    takes many calls as one (``kit.many``).
 
     An address that is a string is ``host:port``, for tests that drive a server by programs which know no unix sockets; port 0 takes a free one, and
     ``server.address`` tells which.
@@ -390,6 +402,11 @@ async def serving(
         from services.kit.health import HealthServicer
 
         servicers.append(HealthServicer(health))
+    many = None
+    if relayed:
+        from services.kit.many import ManyServicer
+
+        servicers.append(many := ManyServicer())
     methods = Methods(servicers, relay, long)
     server: Server
     if transport() == "grpcio":
@@ -402,6 +419,8 @@ async def serving(
 
         limits = configured()
         server = WireServer(address, methods, health, limits.relayed() if relayed else limits)
+    if many is not None:
+        many.server = server
     await server.start()
     try:
         yield server
@@ -569,6 +588,7 @@ class Channel:
         self.name = name or Path(self.address).stem
         self._pings: Pings = pings
         self._opened: Carrier | None = None
+        self._gathering: Gathering | None = None
 
     @property
     def carrier(self) -> Carrier:
@@ -622,14 +642,23 @@ class Channel:
         return True
 
     async def unary(self, path: str, request: Any, headers: Headers, timeout: float | None,
-                    encode: Callable[[Any], bytes] = _same, decode: Callable[[bytes], Any] = _same) -> Any:
-        """One unary call. ``timeout`` in seconds, None for no limit."""
+                    encode: Callable[[Any], bytes] = _same, decode: Callable[[bytes], Any] = _same, *, together: bool = False) -> Any:
+        """One unary call. ``timeout`` in seconds, None for no limit. ``together``: it may go with others of this turn of the loop, see ``kit.many``."""
         with tracing.client_span(path) as span:
             try:
+                if (together or _together.get()) and self._pings != "never":
+                    return decode(await self._gathered().unary(path, encode(request), tuple(headers.items()), span.headers(), timeout))
                 return decode(await self.carrier.unary(path, encode(request), (*headers.items(), *span.headers()), timeout))
             except errors.NodeError as error:
                 span.status(error.code, str(error))
                 raise
+
+    def _gathered(self) -> Gathering:
+        if self._gathering is None:
+            from services.kit.many import Gathering
+
+            self._gathering = Gathering(self.carrier)
+        return self._gathering
 
     def stream(self, path: str, headers: Headers, timeout: float | None = None,
                encode: Callable[[Any], bytes] = _same, decode: Callable[[bytes], Any] = _same) -> Stream:
@@ -651,8 +680,8 @@ class Client:
 
     A unary method is awaited: ``await client.Info(request)``. Any streaming one returns a :class:`Stream`; a server stream has had its request sent:
     ``async for r in client.Read(request)``. Keyword arguments: ``headers`` to send (default: none; pass ``call.passed_on()`` to act as the caller), ``timeout``
-    in seconds. A unary call without one gets :data:`UNARY_TIMEOUT`, and in a handler no more than its caller has left;
-    ``timeout=None`` lifts the limit. Failures are raised as :mod:`services.kit.errors`.
+    in seconds, and of unary ones ``together`` (:meth:`Channel.unary`). A unary call without a timeout gets :data:`UNARY_TIMEOUT`, and in a handler no more than its caller has
+    left; ``timeout=None`` lifts the limit. Failures are raised as :mod:`services.kit.errors`.
     """
 
     def __init__(self, channel: Channel, service: ServiceDescriptor) -> None:
@@ -674,8 +703,8 @@ class Client:
         return call
 
     def _unary(self, bound: _Bound) -> Callable[..., Awaitable[Any]]:
-        async def unary(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = -1.0) -> Any:
-            return await self._channel.unary(bound.path, request, headers, _limit(timeout), bound.encode, bound.decode)
+        async def unary(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = -1.0, together: bool = False) -> Any:
+            return await self._channel.unary(bound.path, request, headers, _limit(timeout), bound.encode, bound.decode, together=together)
 
         return unary
 

@@ -38,7 +38,7 @@ class RemoteSnapshotter:
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.PrepareSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
-        return convert.mounts_from_pb((await self._client.Prepare(request, headers=self._headers, timeout=LONG)).mounts)
+        return convert.mounts_from_pb((await self._client.Prepare(request, headers=self._headers, timeout=LONG, together=True)).mounts)
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.ViewSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)

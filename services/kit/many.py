@@ -1,0 +1,197 @@
+"""Many small calls as one: calls that are made *together*, in one turn of the loop and to one process, go there as a single call (``api/splitd/many``).
+
+A call between processes costs about as much as a transaction of metadata's, so a burst of some sixty (an image has as many layers) costs less in one. It spreads: what the handlers of such calls
+ask of further processes is asked together, too. Each call has its own answer, as soon as it is done, so that none waits for another's sake. What it does not have is an end of its own: cancelled,
+its answer is dropped, and its handler stops when all that it came with are cancelled, or their deadline, the latest of all, is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from api.splitd.many.v1 import many_pb2 as pb
+from services.kit import errors
+from services.kit.rpc import UNARY, Answering, Call, Carrier, Metadata, Server, method_path, set_together
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Many"]
+_PATH = method_path(SERVICE.methods_by_name["Make"])
+_CALLS = 128
+_BYTES = 1 << 20
+"""Of their requests, in one call of ours at most; a larger request goes alone."""
+
+
+# ---------------------------------------------------------------------------------------------- serving
+
+
+class ManyServicer:
+    """splitd.many.v1.Many for the servicers of ``server``, which is set before it serves."""
+
+    SERVICE = SERVICE
+    server: Server
+
+    async def Make(self, request: pb.MakeRequest, call: Call) -> AsyncIterator[pb.MakeResponse]:
+        done: deque[pb.Answer] = deque()
+        more = asyncio.Event()
+
+        async def answered(number: int, one: pb.Call) -> None:
+            done.append(await self._answer(number, one, call))
+            more.set()
+
+        tasks = [asyncio.ensure_future(answered(number, one)) for number, one in enumerate(request.calls)]
+        try:
+            left = len(tasks)
+            while left:
+                await more.wait()
+                more.clear()
+                left -= len(done)
+                answers = list(done)
+                done.clear()
+                yield pb.MakeResponse(answers=answers)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _answer(self, number: int, one: pb.Call, call: Call) -> pb.Answer:
+        set_together()
+        traced = {name: value for name, value in (("traceparent", one.traceparent), ("tracestate", one.tracestate)) if value}
+        inner = Call(one.method, {**call.headers, **traced}, call.deadline)
+        response = b""
+        with Answering(self.server, inner, long=False) as answering:
+            method = self.server.methods.of_servicers(one.method, call.headers)
+            if method is None or method.arity != UNARY:
+                raise errors.Unimplemented(f"{one.method} among many")
+            response = method.encode(await method.handler(method.decode(one.request), inner))
+        failure = answering.failure
+        if failure is None:
+            return pb.Answer(call=number, response=response)
+        trailers = [pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode()) for name, value in (*inner.trailing, *failure.trailers)]
+        return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
+
+
+def _failure(answer: pb.Answer) -> errors.NodeError:
+    return errors.from_status(answer.code, answer.message, [(t.name, t.value if t.name.endswith("-bin") else t.value.decode()) for t in answer.trailers])
+
+
+# ---------------------------------------------------------------------------------------------- calling
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    path: str
+    request: bytes
+    trace: Mapping[str, str]
+    timeout: float | None
+    answer: asyncio.Future[bytes]
+
+
+class Gathering:
+    """The calls to one process that are made together."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._waiting: dict[Metadata, list[_Asked]] = {}
+        """By their headers."""
+        self._sending: set[asyncio.Task[None]] = set()
+        self._known = True
+        """The peer may know of ``Many``."""
+
+    async def unary(self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None) -> bytes:
+        """One of them. Its errors are those of ``Carrier.unary``."""
+        if not self._known:
+            return await self._carrier.unary(path, request, (*headers, *trace), timeout)
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._send)
+        asked = _Asked(path, request, dict(trace), timeout, loop.create_future())
+        self._waiting.setdefault(headers, []).append(asked)
+        return await asked.answer
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for headers, asked in waiting.items():
+            for some in _divided([each for each in asked if not each.answer.done()]):
+                task = asyncio.ensure_future(self._asked(headers, some))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
+                _ends_with(task, some)
+
+    async def _asked(self, headers: Metadata, asked: Sequence[_Asked]) -> None:
+        try:
+            if len(asked) > 1 and self._known:
+                try:
+                    await self._together(headers, asked)
+                except errors.Unimplemented:
+                    self._known = False
+            if len(asked) == 1 or not self._known:
+                await asyncio.gather(*(self._alone(headers, each) for each in asked))
+        except Exception as error:
+            if not isinstance(error, errors.NodeError):
+                log.exception("calls that were made together failed")
+                error = errors.Internal(f"{type(error).__name__}: {error}")
+            for each in asked:
+                if not each.answer.done():
+                    each.answer.set_exception(type(error).verbatim(str(error), error.trailers))
+
+    async def _alone(self, headers: Metadata, asked: _Asked) -> None:
+        try:
+            response = await self._carrier.unary(asked.path, asked.request, (*headers, *asked.trace.items()), asked.timeout)
+        except errors.NodeError as error:
+            if not asked.answer.done():
+                asked.answer.set_exception(error)
+        else:
+            if not asked.answer.done():
+                asked.answer.set_result(response)
+
+    async def _together(self, headers: Metadata, asked: Sequence[_Asked]) -> None:
+        limits = [each.timeout for each in asked if each.timeout is not None]
+        stream = self._carrier.stream(_PATH, headers, max(limits) if len(limits) == len(asked) else None)
+        try:
+            await stream.send(pb.MakeRequest(calls=[pb.Call(method=each.path, request=each.request, **each.trace) for each in asked]).SerializeToString())
+            await stream.done_sending()
+            while (message := await stream.receive()) is not None:
+                for answer in pb.MakeResponse.FromString(message).answers:
+                    future = asked[answer.call].answer
+                    if future.done():  # its caller was cancelled
+                        continue
+                    if answer.code:
+                        future.set_exception(_failure(answer))
+                    else:
+                        future.set_result(answer.response)
+            raise errors.Internal("the call ended without an answer")  # to whoever has none
+        finally:
+            stream.cancel()
+
+
+def _divided(asked: Sequence[_Asked]) -> list[list[_Asked]]:
+    """As many in a call as may be."""
+    found: list[list[_Asked]] = []
+    room = 0
+    for each in asked:
+        if not found or len(found[-1]) == _CALLS or len(each.request) > room:
+            found.append([])
+            room = _BYTES
+        found[-1].append(each)
+        room -= len(each.request)
+    return found
+
+
+def _ends_with(task: asyncio.Task[None], asked: Sequence[_Asked]) -> None:
+    """``task`` ends when none of ``asked`` is waited for any more."""
+    left, wanted = len(asked), True
+
+    def ended(answer: asyncio.Future[bytes]) -> None:
+        nonlocal left, wanted
+        left -= 1
+        wanted = wanted and not answer.cancelled()
+        if not left and not wanted:
+            task.cancel()
+
+    for each in asked:
+        each.answer.add_done_callback(ended)
