@@ -15,7 +15,7 @@ from pathlib import Path
 
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
-from services.kit import errors, rpc
+from services.kit import errors, pipes, rpc
 
 _PIECE = 1 << 20
 _PATIENCE = 5.0
@@ -53,7 +53,7 @@ class Blobs:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
 
         async def pump() -> None:
-            writer = await _writer(write_end)
+            writer = await pipes.writer(write_end)
             try:
                 async for response in self._content.Read(pb.ReadContentRequest(digest=digest), headers=headers, timeout=None):
                     writer.write(response.data)
@@ -163,16 +163,11 @@ class _StreamedIngest(Ingest):
     async def _pump(self) -> int:
         await self._exchange(pb.WriteContentRequest(action=pb.STAT, ref=self._ref))
         offset = 0
-        reader = asyncio.StreamReader(limit=4 * _PIECE)
-        pipe = os.fdopen(self._read_end, "rb", buffering=0)
-        self._read_end = -1
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-        try:
+        pipe, self._read_end = self._read_end, -1
+        async with pipes.reading(pipe, 4 * _PIECE) as reader:
             while data := await reader.read(_PIECE):
                 await self._exchange(pb.WriteContentRequest(action=pb.WRITE, offset=offset, data=data))
                 offset += len(data)
-        finally:
-            transport.close()
         return offset
 
     async def _exchange(self, request: pb.WriteContentRequest) -> None:
@@ -191,12 +186,6 @@ class _StreamedIngest(Ingest):
         if self._read_end >= 0:
             os.close(self._read_end)
         await self._stream.__aexit__()
-
-
-async def _writer(fd: int) -> asyncio.StreamWriter:
-    loop = asyncio.get_running_loop()
-    transport, protocol = await loop.connect_write_pipe(lambda: asyncio.streams.FlowControlMixin(loop=loop), os.fdopen(fd, "wb", buffering=0))
-    return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
 @contextlib.asynccontextmanager

@@ -2,7 +2,7 @@
 
 A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others: prepare a key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts
 while its blob arrives; compare the diff id; commit, once the snapshot below is committed. Where the snapshotter has the capability ``rebase`` (overlayfs has) they are unpacked side by side, each
-*alone*, on no parent, and the commit brings the parent; before that, directories that the layer uses and does not name get their owners and modes from the layers below. Without the
+*alone*, on no parent, and the commit brings the parent (``chain.py``); before that, directories that the layer uses and does not name get their owners and modes from the layers below. Without the
 capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer itself (stargz, nydus) says that it exists, because the label
 ``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
 
@@ -12,7 +12,6 @@ keeps the snapshots as long as the image. Of transfers that unpack the same laye
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import logging
@@ -25,6 +24,7 @@ from typing import NamedTuple, Protocol
 
 from services.images import platforms
 from services.images.budget import Budget
+from services.images.chain import Chain
 from services.images.oci import Config, Descriptor, chain_ids, is_config, is_layer
 from services.images.platforms import OnlySystem
 from services.images.together import together
@@ -229,19 +229,15 @@ class _Stack:
         if first:  # taken under the lease; or made again, if it has gone meanwhile
             async with self.turns.alone((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
                 await _Extraction(self, self.layers[first - 1]).run()
-        below = asyncio.Event()
-        below.set()
-        work = []
-        for layer in self.layers[first:]:
-            work.append(self._alone(layer, below, done := asyncio.Event(), lowest=layer.number == first))
-            below = done
-        if work:
-            self.blobs.wanted(first)
-        await together(work)
+        if first == len(self.layers):
+            return
+        self.blobs.wanted(first)
+        chain = Chain(first, len(self.layers))
+        await together([chain.run(), *(self._chained(layer, chain, alone=layer.number > first) for layer in self.layers[first:])])
 
-    async def _alone(self, layer: _Layer, below: asyncio.Event, done: asyncio.Event, *, lowest: bool) -> None:
+    async def _chained(self, layer: _Layer, chain: Chain, *, alone: bool) -> None:
         async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
-            await _Extraction(self, layer, done).run(None if lowest else below)
+            await _Extraction(self, layer, chain).run(alone=alone)
 
     async def _missing(self) -> int:
         """The number of the lowest layer that is not there: mostly the lowest of all, or none."""
@@ -270,9 +266,9 @@ class _Stack:
 class _Extraction:
     """One layer on its way to being a snapshot."""
 
-    def __init__(self, stack: _Stack, layer: _Layer, done: asyncio.Event | None = None) -> None:
-        """``done`` is set as soon as the snapshot is there."""
-        self._done = done or asyncio.Event()
+    def __init__(self, stack: _Stack, layer: _Layer, chain: Chain | None = None) -> None:
+        """``chain`` is where it has its place; without, the layer below is there."""
+        self._chain = chain or Chain(layer.number, layer.number)
         self._stack = stack
         self._node = stack.node
         self._snapshotter = stack.snapshotter
@@ -282,42 +278,42 @@ class _Extraction:
         labels = {key: value for key, value in layer.descriptor.annotations.items() if key == _REF or key.startswith(_INHERITED)}
         self._labels = labels | {_REF: layer.chain_id, _DIFF_ID: layer.diff_id} | ({_PARENT: layer.parent} if layer.parent else {})
 
-    async def run(self, below: asyncio.Event | None = None) -> None:
-        """Make it. ``below`` is set when the layer below is committed, and this one is unpacked alone meanwhile; without, that one is there."""
+    async def run(self, *, alone: bool = False) -> None:
+        """Make it. ``alone``: without waiting for the layer below."""
         while True:
             try:
-                await self._run(below)
+                await self._run(alone=alone)
                 return
             except BegunAnew:  # as often as the fetch begins anew: a few times at most
                 await self._stack.blobs.there(self._layer.number)
 
-    async def _run(self, below: asyncio.Event | None) -> None:
-        layer = self._layer
-        mounts = await self._prepared("" if below is not None else layer.parent)
+    async def _run(self, *, alone: bool) -> None:
+        layer, chain = self._layer, self._chain
+        mounts = await self._prepared("" if alone else layer.parent)
         if mounts is None:
-            self._done.set()
+            chain.complete(layer.number)
+            await chain.commit(layer.number, None)
             return
-        self._stack.made[layer.number] = _Made(_directories(mounts), alone=below is not None)
-        if below is not None and not (len(mounts) == 1 and mounts[0].type == "bind"):  # of a snapshotter that rebases in another way than overlayfs
+        self._stack.made[layer.number] = _Made(_directories(mounts), alone=alone)
+        if alone and not (len(mounts) == 1 and mounts[0].type == "bind"):  # of a snapshotter that rebases in another way than overlayfs
             await self._removed(self._key)
-            await below.wait()
-            await self._run(None)
+            await chain.reached(layer.number)
+            await self._run(alone=False)
             return
         staged = bool(mounts) and "ro" in mounts[-1].options
         unnamed: Sequence[bytes] = ()
         try:
             if not staged:
-                unnamed = await self._applied(mounts, alone=below is not None)
+                unnamed = await self._applied(mounts, alone=alone)
                 await self._stack.blobs.there(layer.number)
-            if below is not None:
-                await below.wait()
+            await chain.completed_below(layer.number)
             if unnamed:
                 await self._inherited(mounts, unnamed)
-            await self._committed("" if below is None else layer.parent)
+            chain.complete(layer.number)
+            await chain.commit(layer.number, lambda: self._committed(layer.parent if alone else ""))
         except BaseException:
             await rpc.shielded(self._removed(self._key))
             raise
-        self._done.set()
         if not staged:
             await self._node.label(self._descriptor.digest, {UNCOMPRESSED: layer.diff_id})
 
@@ -359,9 +355,17 @@ class _Extraction:
 
     async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
         """Directories that the layer uses and does not name become what they are in the layers below, which are there now."""
+        number = self._layer.number
         try:
-            below = self._stack.below(self._layer.number)
-            await self._node.inherit(mounts, await self._viewed() if below is None else below, unnamed)
+            if (below := self._stack.below(number)) is not None:
+                try:
+                    await self._node.inherit(mounts, below, unnamed)
+                    return
+                except errors.NodeError:
+                    if self._stack.below(number) is not None:
+                        raise  # else somebody else's is taken for one of them, which goes
+            await self._chain.reached(number)
+            await self._node.inherit(mounts, await self._viewed(), unnamed)
         except errors.NodeError as error:
             raise _explained(error, f"failed to chain layer {self._descriptor.digest} to {quoted(self._layer.parent)}") from None
 

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +23,7 @@ from typing import BinaryIO
 from services.images import oci
 from services.images.oci import Descriptor
 from services.images.together import together
-from services.kit import errors, settings, tracing
+from services.kit import errors, pipes, settings, tracing
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ async def _run(program: Path, arguments: Sequence[str], given: bytes, seconds: f
     with _pipe() as (stdout, out), _pipe() as (stderr, err):
         pid = _started(program, arguments, given, out, err)
         try:
-            async with _reader(stdout) as reason, _reader(stderr) as trouble:
+            async with pipes.reading(os.dup(stdout.fileno())) as reason, pipes.reading(os.dup(stderr.fileno())) as trouble:
                 with _end_of(pid) as ended:
                     async with asyncio.timeout(seconds):
                         said, _ = await asyncio.gather(_reason(reason), _logged(trouble, program.name))
@@ -161,16 +161,6 @@ def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0) as ours, open(writing, "wb", buffering=0) as theirs:
         yield ours, theirs
-
-
-@contextlib.asynccontextmanager
-async def _reader(pipe: BinaryIO) -> AsyncIterator[asyncio.StreamReader]:
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    try:
-        yield reader
-    finally:
-        transport.close()
 
 
 @contextlib.contextmanager

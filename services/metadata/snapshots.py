@@ -13,7 +13,7 @@ from functools import partial
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, check_lease, ensure_namespace, hold, release
+from services.metadata.database import Busy, Database, check_lease, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, open_intent
 from services.metadata.store import (
     Event,
@@ -145,7 +145,7 @@ class Snapshots:
 
     async def begin_commit(self, intents: Intents, namespace: str, lease: str, incarnation: str,
                            snapshotter: str, name: str, key: str, parent: str, labels: Labels) -> Intent:
-        """Open the intent of a commit. ``parent`` is what a snapshot without one is put on (rebase). AlreadyExists for the name, which the lease then holds; NotFound."""
+        """Open the intent of a commit. ``parent`` is what a snapshot without one is put on (rebase): it is there, or its own commit has begun. AlreadyExists for the name, which the lease then holds; NotFound."""
         validate_labels(labels, "info.Labels")
 
         def work(tx: Transaction) -> Intent | errors.NodeError:
@@ -159,13 +159,11 @@ class Snapshots:
             self._check_unclaimed(tx, namespace, snapshotter, name, key)
             rebased = parent if not active.parent else ""
             under = active.parent or parent
-            above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, under) if under else None
-            if under and above is None:
-                raise errors.NotFound(f"parent snapshot {under} does not exist")
+            raw_parent = _raw_parent(tx, namespace, snapshotter, under) if under else ""
             return open_intent(tx, Intent(
                 id="", incarnation=incarnation, operation="commit-snapshot", namespace=namespace, lease=lease, backend=active.backend,
                 labels=present(labels), snapshotter=snapshotter, key=key, name=name, parent=under, raw_key=active.raw_key,
-                raw_name=schema.raw_name(tx, namespace, name), raw_parent=above.raw_key if above and rebased else ""))
+                raw_name=schema.raw_name(tx, namespace, name), raw_parent=raw_parent if rebased else ""))
 
         return _raised(await intents.begin(work))
 
@@ -237,12 +235,30 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
     if schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.name):
         return errors.AlreadyExists(f"snapshot {quoted(intent.name)}")
     if intent.parent and not schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.parent):
+        if _committing(tx, namespace, snapshotter, intent.parent) is not None:
+            raise Busy(f"parent snapshot {intent.parent} is being committed")
         return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
     now = time.time_ns()
     schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
         name=intent.name, raw_key=intent.raw_name, backend=intent.backend, kind="committed", parent=intent.parent, labels=intent.labels,
         created=now, updated=now))
     return Finished(events=(Event(namespace, "/snapshot/commit", {"key": intent.key, "name": intent.name, "snapshotter": snapshotter}),))
+
+
+def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
+    """The raw name of a committed snapshot, or of one that is being committed: a chain's commits may be begun at once. They end in order. NotFound."""
+    found = schema.SNAPSHOTS.get(tx, namespace, snapshotter, name)
+    if found is not None:
+        return found.raw_key
+    if (commit := _committing(tx, namespace, snapshotter, name)) is not None:
+        return commit.raw_name
+    raise errors.NotFound(f"parent snapshot {name} does not exist")
+
+
+def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Intent | None:
+    """The open intent that will make a snapshot of that name."""
+    return next((intent for _, intent in schema.INTENTS.scan(tx) if intent.operation == "commit-snapshot"
+                 and (intent.namespace, intent.snapshotter, intent.name) == (namespace, snapshotter, name)), None)
 
 
 def check_snapshotter(tx: Reader, snapshotter: str) -> None:

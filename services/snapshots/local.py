@@ -68,6 +68,8 @@ class LocalSnapshotter(ABC):
         """Names in ``snapshots`` of what is being made before its record is asked for."""
         self._copied: Counter[int] = Counter()
         """Ids of parents of those: they have children that no record knows yet."""
+        self._committing: dict[str, asyncio.Future[None]] = {}
+        """By their names, snapshots that are being committed; done when their records are on their way, in the order of which they are written."""
         self._trash: set[str] = set()
         self._emptying: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -235,6 +237,18 @@ class LocalSnapshotter(ABC):
             raise errors.InvalidArgument("snapshot name must not be empty")
         if parent and not self.REBASES:
             raise errors.Unimplemented(f"rebase of snapshot {key} by snapshotter {self.NAME}")
+        below = self._committing.get(parent)
+        written = asyncio.get_running_loop().create_future()
+        first = self._committing.setdefault(name, written) is written
+        try:
+            await self._commit(name, key, labels or {}, parent, below, written)
+        finally:
+            if first:
+                del self._committing[name]
+            if not written.done():
+                written.set_result(None)
+
+    async def _commit(self, name: str, key: str, labels: Mapping[str, str], parent: str, below: asyncio.Future[None] | None, written: asyncio.Future[None]) -> None:
         measured = self._get(key)
         usage = Usage()
         if measured.info.kind is Kind.ACTIVE:
@@ -254,10 +268,13 @@ class LocalSnapshotter(ABC):
                 raise errors.FailedPrecondition(f'snapshot "{key}" is not active')
             base = _rebased(rows, row, parent)
             now = time.time_ns()
-            info = Info(name, Kind.COMMITTED, now, now, labels=kept_labels(labels or {}))
+            info = Info(name, Kind.COMMITTED, now, now, labels=kept_labels(labels))
             rows.replace(Row(row.id, base, info, usage))
 
+        if below is not None:
+            await asyncio.shield(below)
         with failing_to(self.words("commit", key)):
+            written.set_result(None)
             await self._write(record)
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:

@@ -46,7 +46,7 @@ class RemoteSnapshotter:
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         request = pb.CommitSnapshotRequest(snapshotter=self._name, name=name, key=key, labels=labels, parent=parent)
-        await self._client.Commit(request, headers=self._headers, timeout=LONG)
+        await self._client.Commit(request, headers=self._headers, timeout=LONG, together=True)
 
     async def remove(self, key: str) -> None:
         await self._client.Remove(pb.RemoveSnapshotRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG)

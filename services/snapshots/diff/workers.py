@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from services.kit import errors, tracing
+from services.kit import errors, pipes, tracing
 from services.snapshots.diff.mounts import Mount, to_arguments
 
 _IDLE = 10.0
@@ -232,12 +232,8 @@ def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeErr
 
 async def _all_of(pipe: int) -> bytes:
     """What is written into a pipe, until its other end is closed; the pipe is closed then."""
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", buffering=0))
-    try:
+    async with pipes.reading(pipe) as reader:
         return await reader.read()
-    finally:
-        transport.close()
 
 
 async def _settled(*futures: asyncio.Future[Any]) -> None:

@@ -172,7 +172,7 @@ async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | 
     monkeypatch.setattr(snap, "prepare", noted)
     monkeypatch.setattr(snap, "commit", late)
     await Unpacker().unpack(node, config(node), LAYERS, SNAP)
-    below = [CHAIN[1]] if by_another else [keys[CHAIN[1]], keys[CHAIN[0]]]
+    below = [CHAIN[1]] if by_another in ("lowest", "below") else [keys[CHAIN[1]], keys[CHAIN[0]]]
     assert node.inherited == ([(below, (b"/var", b"/usr"))] if node.how.side_by_side else [])
     assert set(snap.committed) == set(CHAIN)
     assert not snap.active

@@ -1,0 +1,92 @@
+"""The chain of an image's layers: they are unpacked side by side, and become snapshots from the lowest to the topmost.
+
+What the layers below hold must be *complete* before a layer can get from them what it leaves out; they must be committed before it is. Commits are made a few at once: while some are under way the
+next layers become complete, and are then committed as one, since most of what a commit costs is a transaction's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from services.kit import errors
+
+Commit = Callable[[], Awaitable[None]]
+
+
+class Chain:
+    """The layers from ``lowest`` up to ``end``, by their numbers; what is below is there. :meth:`run` must be running for :meth:`commit` to return."""
+
+    def __init__(self, lowest: int, end: int) -> None:
+        self._next = lowest
+        """The lowest layer that is not committed."""
+        self._end = end
+        self._complete = {number: asyncio.Event() for number in range(lowest, end)}
+        self._committed = {number: asyncio.Event() for number in range(lowest, end)}
+        self._commits: dict[int, tuple[Commit | None, asyncio.Future[None]]] = {}
+        self._more = asyncio.Event()
+
+    def complete(self, number: int) -> None:
+        """All directories of a layer are as they will be, and those of the layers below."""
+        if number in self._complete:
+            self._complete[number].set()
+
+    async def completed_below(self, number: int) -> None:
+        """Returns when the layers below a layer are complete."""
+        if number - 1 in self._complete:
+            await self._complete[number - 1].wait()
+
+    async def reached(self, number: int) -> None:
+        """Returns when all layers below a layer are committed."""
+        if number - 1 in self._committed:
+            await self._committed[number - 1].wait()
+
+    async def commit(self, number: int, commit: Commit | None) -> None:
+        """Have ``commit`` run when it is the layer's turn; None: its snapshot is there. Its errors are raised here. Where there is no chain, it is run at once."""
+        if number not in self._committed:
+            if commit is not None:
+                await commit()
+            return
+        done = asyncio.get_running_loop().create_future()
+        self._commits[number] = commit, done
+        self._more.set()
+        await done
+
+    async def run(self) -> None:
+        """Commit the layers, until all are, or one cannot be."""
+        while self._next < self._end:
+            await self._more.wait()
+            self._more.clear()
+            while number_of_ready := len(self._ready()):
+                if not await self._commit(number_of_ready):
+                    return
+
+    def _ready(self) -> list[int]:
+        end = self._next
+        while end in self._commits:
+            end += 1
+        return list(range(self._next, end))
+
+    async def _commit(self, count: int) -> bool:
+        """Commit the next ``count`` layers at once; False if that failed, and whoever wants it was told."""
+        ready = [self._commits.pop(number) for number in range(self._next, self._next + count)]
+        results = await asyncio.gather(*(commit() for commit, _ in ready if commit is not None), return_exceptions=True)
+        left = iter(results)
+        for commit, done in ready:
+            error = next(left) if commit is not None else None
+            if isinstance(error, errors.NodeError) and commit is not None and count > 1:  # it may be that the one below had to be asked for twice
+                try:
+                    await commit()
+                except errors.NodeError as final:
+                    error = final
+                else:
+                    error = None
+            if error is not None:
+                if not done.done():
+                    done.set_exception(error)
+                return False
+            self._committed[self._next].set()
+            self._next += 1
+            if not done.done():
+                done.set_result(None)
+        return True
