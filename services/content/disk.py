@@ -293,6 +293,7 @@ class Ingest:
             self.offset = status.offset
             self.total = status.total or total
             self.started_at, self.updated_at = status.started_at, status.updated_at
+            self._updated_before = self.updated_at
             self._hash = hashlib.new(algorithm)
             self._is_hashed = hashed
             if hashed:
@@ -456,7 +457,7 @@ class Ingest:
     def close(self) -> None:
         """Leave it to be resumed. May be called again, and after a commit."""
         if self._fd >= 0:
-            if self._is_linked(self._fd):
+            if self.updated_at != self._updated_before and self._is_linked(self._fd):
                 with contextlib.suppress(FileNotFoundError):  # removed just now
                     _write(self._directory, "updatedat", format_time(self.updated_at))
             self._close_file()

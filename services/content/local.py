@@ -155,23 +155,16 @@ class LocalStore:
             raise errors.NotFound(f'ingest ref "{ref}"')
 
     async def writer(self, ref: str, total: int = 0, expected: Digest | None = None) -> LocalWriter:
-        return LocalWriter(self, await self._open(ref, total, expected, hashed=True))
+        return LocalWriter(self, await self._open(ref, total, expected))
 
-    async def _open(self, ref: str, total: int, expected: Digest | None, *, hashed: bool) -> Ingest:
-        """An ingest and the lock on its ref; :meth:`_let_go` gives up both."""
+    async def _open(self, ref: str, total: int, expected: Digest | None) -> Ingest:
+        """An ingest and the lock on its ref; :meth:`let_go` gives up both."""
         stop = threading.Event()
 
         def opened() -> Ingest:
-            if expected and self._disk.has(expected):
-                raise errors.AlreadyExists(f"content {expected}")
-            return Ingest(self._disk, ref, total, expected.algorithm if expected else CANONICAL, hashed=hashed,
-                          promised=expected is not None or total > 0, stop=stop)
+            self._refuse_existing(expected)
+            return Ingest(self._disk, ref, total, expected.algorithm if expected else CANONICAL, promised=expected is not None or total > 0, stop=stop)
 
-        return await self._locking(ref, opened, stop)
-
-    async def _locking(self, ref: str, opened: Callable[[], Ingest], stop: threading.Event) -> Ingest:
-        if not ref:
-            raise errors.InvalidArgument("ref must not be empty")
         self._lock(ref)
         future = self._submit(opened)
         try:
@@ -183,6 +176,21 @@ class LocalStore:
         except BaseException:
             self._locked.pop(ref)
             raise
+
+    def _refuse_existing(self, expected: Digest | None) -> None:
+        if expected and self._disk.has(expected):
+            raise errors.AlreadyExists(f"content {expected}")
+
+    async def alone(self, ref: str, work: Callable[[], T]) -> T:
+        """What ``work`` answers, run in a thread while the ref is locked; it goes on, and keeps the lock, if the caller is cancelled."""
+        def done(future: asyncio.Future[T]) -> None:
+            self._locked.pop(ref)
+            future.cancelled() or future.exception()  # seen
+
+        self._lock(ref)
+        future = self._submit(work)
+        future.add_done_callback(done)
+        return await asyncio.shield(future)
 
     async def _let_go_of(self, ref: str, opening: asyncio.Future[Ingest]) -> None:
         try:
@@ -207,6 +215,8 @@ class LocalStore:
         await asyncio.shield(self._later(end()))
 
     def _lock(self, ref: str) -> None:
+        if not ref:
+            raise errors.InvalidArgument("ref must not be empty")
         now = time.time_ns()
         since = self._locked.setdefault(ref, now)
         if since != now:
@@ -273,20 +283,27 @@ class LocalFiles:
         return self._store._disk.blob_path(digest), info.size
 
     async def begin(self, ref: str, total: int = 0, expected: Digest | None = None) -> Begun:
-        ingest = await self._store._open(ref, total, expected, hashed=False)
-        await self._store.let_go(ingest)
-        return Begun(ingest.path, ingest.offset)
+        store = self._store
+
+        def begun() -> Begun:
+            store._refuse_existing(expected)
+            ingest = Ingest(store._disk, ref, total, hashed=False, promised=expected is not None or total > 0)
+            ingest.close()
+            return Begun(ingest.path, ingest.offset)
+
+        return await store.alone(ref, begun)
 
     async def commit(self, ref: str, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None, *,
                      computed: bool = False) -> tuple[Digest, int]:
         store = self._store
-        ingest = await store._locking(ref, lambda: Ingest(store._disk, ref, create=False, hashed=False), threading.Event())
-        with tracing.span("content.commit", ref=ref, size=ingest.offset, computed=computed):
-            work: asyncio.Future[tuple[Digest, int]] = store._submit(ingest.commit, size, expected, labels, computed=computed)
-            try:
-                return await asyncio.shield(work)
-            finally:
-                await store.let_go(ingest, work)
+
+        def committed() -> tuple[Digest, int]:
+            return Ingest(store._disk, ref, create=False, hashed=False).commit(size, expected, labels, computed=computed)
+
+        with tracing.span("content.commit", ref=ref, computed=computed) as span:
+            done = await store.alone(ref, committed)
+            span.set(size=done[1])
+            return done
 
 
 def _duration(nanoseconds: int) -> str:

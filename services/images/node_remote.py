@@ -206,7 +206,10 @@ class RemoteNode:
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
         try:
-            await threads.to_thread(inherit, mounts[0].source, below, unnamed)
+            if len(below) * len(unnamed) <= _FEW:
+                inherit(mounts[0].source, below, unnamed)
+            else:
+                await threads.to_thread(inherit, mounts[0].source, below, unnamed)
         except OSError as error:
             raise errors.Unknown(f"{os.fsdecode(error.filename or mounts[0].source)}: {error.strerror}") from None
 
@@ -218,6 +221,8 @@ def _for_worker(mount: Mount) -> workers_mounts.Mount:
 _SNAPSHOTTER, _DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1"
 _OURS = "walking"
 """The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
+_FEW = 200
+"""Looks for a directory in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this one after each of its system calls."""
 _STANDSTILL = 30.0
 """Seconds for which an ingest that another process has locked may stand still."""
 

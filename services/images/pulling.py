@@ -28,6 +28,7 @@ from services.images.together import together
 from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
 from services.images.unpack import Origin, Unpacker
 from services.images.verifying import Verifier
+from services.images.waves import wave
 from services.kit import errors, tracing
 from services.kit.faults import fault
 
@@ -120,12 +121,13 @@ class _Pull:
                                                    origin=Origin(str(self._reference), manifest.digest))
             blobs.wanted(len(layers) if chain_id else 0)  # all are unpacked already; or it is not for this machine, and then nothing is
 
-        async def fetched(number: int) -> None:
+        async def fetched(number: int, turn: int) -> None:
+            await wave(turn)
             await self._fetch(layers[number], tracker, number, lambda landing: blobs.lands(number, landing))
             blobs.arrived(number)
 
         async def fetching() -> None:
-            await together(map(fetched, range(await blobs.lowest, len(layers))))
+            await together(fetched(number, turn) for turn, number in enumerate(range(await blobs.lowest, len(layers))))
 
         with contextlib.closing(blobs):
             await together([unpacked(), fetching()])

@@ -30,6 +30,7 @@ from services.images.platforms import OnlySystem
 from services.images.together import together
 from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, Node, Unpacking
 from services.images.turns import Turns
+from services.images.waves import wave
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
@@ -233,11 +234,12 @@ class _Stack:
             return
         self.blobs.wanted(first)
         chain = Chain(first, len(self.layers))
-        await together([chain.run(), *(self._chained(layer, chain, alone=layer.number > first) for layer in self.layers[first:])])
+        await together([chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))])
 
-    async def _chained(self, layer: _Layer, chain: Chain, *, alone: bool) -> None:
+    async def _chained(self, layer: _Layer, chain: Chain, turn: int) -> None:
+        await wave(turn)
         async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
-            await _Extraction(self, layer, chain).run(alone=alone)
+            await _Extraction(self, layer, chain).run(alone=turn > 0)
 
     async def _missing(self) -> int:
         """The number of the lowest layer that is not there: mostly the lowest of all, or none."""

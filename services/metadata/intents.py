@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -267,12 +268,20 @@ def open_intent(tx: Transaction, intent: Intent) -> Intent:
     return intent
 
 
-def check_unclaimed(tx: Reader, since: int, claims: Callable[[Intent], bool], what: str) -> None:
-    """Busy while an open intent begun after ``since`` ``claims`` the same: the second comer sees what the first one made, as if one lock were held over both.
+def naming(tx: Reader, *names: str) -> Iterator[Intent]:
+    """The open intents in which any of ``names`` occurs, wherever. Of many open ones few do, and only these are parsed."""
+    wanted = [json.dumps(name, ensure_ascii=False)[1:-1].encode() for name in names if name]
+    for key, value in tx.scan((schema.INTENTS.name,)):
+        if any(name in value for name in wanted):
+            yield schema.INTENTS.decode(key[1:], value)
+
+
+def check_unclaimed(tx: Reader, since: int, claims: Callable[[Intent], bool], what: str, *names: str) -> None:
+    """Busy while an open intent begun after ``since`` that has one of ``names`` ``claims`` the same: the second comer sees what the first one made, as if one lock were held over both.
 
     Older ones may be nobody's, and are not waited for; if they end well after all, it is they that come second.
     """
-    if any(intent.begun >= since and claims(intent) for _, intent in schema.INTENTS.scan(tx)):
+    if any(intent.begun >= since and claims(intent) for intent in naming(tx, *names)):
         raise Busy(f"{what} is in another call's hands")
 
 

@@ -14,7 +14,7 @@ from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
 from services.metadata.database import Busy, Database, check_lease, ensure_namespace, hold, release
-from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, open_intent
+from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, naming, open_intent
 from services.metadata.store import (
     Event,
     Finished,
@@ -172,7 +172,7 @@ class Snapshots:
             return (intent.namespace == namespace and intent.snapshotter == snapshotter
                     and any(taken in names for taken in (intent.key, intent.name) if taken))
 
-        check_unclaimed(tx, self._database.started, claims, f"snapshot {names[0]}")
+        check_unclaimed(tx, self._database.started, claims, f"snapshot {names[0]}", *names)
 
 
 def finish_snapshot(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:
@@ -257,7 +257,7 @@ def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
 
 def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Intent | None:
     """The open intent that will make a snapshot of that name."""
-    return next((intent for _, intent in schema.INTENTS.scan(tx) if intent.operation == "commit-snapshot"
+    return next((intent for intent in naming(tx, name) if intent.operation == "commit-snapshot"
                  and (intent.namespace, intent.snapshotter, intent.name) == (namespace, snapshotter, name)), None)
 
 

@@ -57,8 +57,13 @@ class Answer:
         self.url = str(response.url)
         length = response.headers.get("Content-Length", "")
         self.length: int | None = int(length) if length.isdigit() else None
-        self.some = response.content.readany
-        """``await some()``: what has arrived, in one piece; b"" at the end. Its errors are for :meth:`failure`."""
+
+    async def some(self) -> bytes:
+        """The next bytes, as they arrived; none at the end. Its errors are for :meth:`failure`."""
+        while True:
+            data, ends = await self._response.content.readchunk()  # readany() would copy all that has arrived into one piece
+            if data or not ends:
+                return data
 
     def challenges(self) -> list[str]:
         """All WWW-Authenticate headers."""
