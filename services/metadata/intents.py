@@ -175,9 +175,10 @@ class Intents:
         schema.INTENTS.delete(tx, intent.id)
         answer = Answer(ended=how, until=now + ANSWER_KEPT * 10**9, detail=detail)
         schema.ANSWERS.put(tx, intent.id, value=answer)
-        for (old,), kept in list(schema.ANSWERS.scan(tx, limit=4)):
-            if kept.until < now:
-                schema.ANSWERS.delete(tx, old)
+        for (old,), kept in schema.ANSWERS.scan(tx, limit=4):
+            if kept.until >= now:  # the oldest come first
+                break
+            schema.ANSWERS.delete(tx, old)
         return answer
 
     # -- what others left open
@@ -271,9 +272,8 @@ def open_intent(tx: Transaction, intent: Intent) -> Intent:
 def naming(tx: Reader, *names: str) -> Iterator[Intent]:
     """The open intents in which any of ``names`` occurs, wherever. Of many open ones few do, and only these are parsed."""
     wanted = [json.dumps(name, ensure_ascii=False)[1:-1].encode() for name in names if name]
-    for key, value in tx.scan((schema.INTENTS.name,)):
-        if any(name in value for name in wanted):
-            yield schema.INTENTS.decode(key[1:], value)
+    for key, value in tx.scan((schema.INTENTS.name,), holding=wanted):
+        yield schema.INTENTS.decode(key[1:], value)
 
 
 def check_unclaimed(tx: Reader, since: int, claims: Callable[[Intent], bool], what: str, *names: str) -> None:

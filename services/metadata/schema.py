@@ -191,7 +191,7 @@ INTENTS = _json("intent", Intent, "id", remembered=256)
 ANSWERS = _json("answer", Answer)
 SWEEPING = _json("sweeping", Mark)
 NAMED = _nothing("named")
-GATEWAY: Table[Gateway] = Table("gateway", _encode_gateway, _decode_gateway)
+GATEWAY: Table[Gateway] = Table("gateway", _encode_gateway, lru_cache(2)(_decode_gateway))
 STORE: Table[str] = Table("store", lambda value: value.encode(), lambda _key, value: value.decode())
 
 

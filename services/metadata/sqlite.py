@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,16 +51,17 @@ class _Rows:
         row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
         return None if row is None else row[0]
 
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None, holding: Sequence[bytes] = ()) -> Iterator[tuple[Key, bytes]]:
         low, high = span(prefix, after)
-        rows = self._execute("SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
-                             (low, high, -1 if limit is None else limit)).fetchall()
+        having = f" AND ({' OR '.join(['instr(value, ?)'] * len(holding))})" if holding else ""
+        rows = self._execute(f"SELECT key, value FROM records WHERE key >= ? AND key < ?{having} ORDER BY key LIMIT ?",  # noqa: S608 - of question marks
+                             (low, high, *holding, -1 if limit is None else limit)).fetchall()
         for key, value in rows:
             yield decode(key), value
 
     def put(self, key: Key, value: bytes) -> None:
         self.wrote.add(key)
-        self._execute("INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (encode(key), value))
+        self._execute("INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != excluded.value", (encode(key), value))
 
     def delete(self, key: Key) -> None:
         self.wrote.add(key)
@@ -92,8 +93,8 @@ class _Remembered:
             value = self._values[key] = self._opened().get(key)
             return value
 
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        return self._opened().scan(prefix, after=after, limit=limit)
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None, holding: Sequence[bytes] = ()) -> Iterator[tuple[Key, bytes]]:
+        return self._opened().scan(prefix, after=after, limit=limit, holding=holding)
 
     def close(self) -> None:
         if self._rows is not None:
