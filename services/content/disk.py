@@ -32,6 +32,7 @@ import re
 import shutil
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -70,6 +71,37 @@ def sync_directory(directory: str) -> None:
         os.close(fd)
 
 
+class DirectorySync:
+    """As :func:`sync_directory`, from several threads: those that come while one is under way share the next, since an fsync covers all that was renamed before it began."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._begun = self._done = 0
+        """Which fsync was the last to begin, and to end well."""
+        self._running = False
+
+    def __call__(self, directory: str) -> None:
+        with self._changed:
+            wanted = self._begun + 1
+            while self._running and self._done < wanted:
+                self._changed.wait()
+            if self._done >= wanted:
+                return
+            self._running = True
+            self._begun += 1
+            number = self._begun
+        done = False
+        try:
+            sync_directory(directory)
+            done = True
+        finally:
+            with self._changed:
+                self._running = False
+                if done:
+                    self._done = number
+                self._changed.notify_all()
+
+
 def make_directory(directory: str) -> None:
     """Make ``directory`` below an existing one, durably; it may be there."""
     with contextlib.suppress(FileExistsError):
@@ -102,6 +134,8 @@ class Disk:
         self._scratches = itertools.count()
         self._publishing = threading.Lock()
         self._labelling = threading.Lock()
+        self._syncs: defaultdict[str, DirectorySync] = defaultdict(DirectorySync)
+        """By algorithm: of the directories of its blobs."""
         os.makedirs(self.root, exist_ok=True)
         for name in ("blobs", "ingest", "labels", "scratch"):
             make_directory(os.path.join(self.root, name))
@@ -167,7 +201,7 @@ class Disk:
                 fault("content.before-rename")
                 os.rename(data, target)
                 fault("content.after-rename")
-        sync_directory(os.path.dirname(target))
+        self._syncs[digest.algorithm](os.path.dirname(target))
         return new
 
     # ---------------------------------------------------------------- labels
