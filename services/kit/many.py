@@ -131,6 +131,10 @@ class Gathering:
                     self._known = False
             if len(asked) == 1 or not self._known:
                 await asyncio.gather(*(self._alone(headers, each) for each in asked))
+        except asyncio.CancelledError:  # by a transport that is being closed
+            for each in asked:
+                each.answer.cancel()
+            raise
         except Exception as error:
             if not isinstance(error, errors.NodeError):
                 log.exception("calls that were made together failed")

@@ -531,6 +531,34 @@ class SnapshotRecordsSuite(Suite):
         await world.snapshot("k3")
         await refused(world.begin_commit_snapshot("n3", "k3", parent="x"), errors.NotFound, "parent snapshot x does not exist: not found")
 
+    async def test_a_chain_may_be_committed_at_once(self, world: World) -> None:
+        """A commit may begin when that of its parent has; it ends after that one, whoever is heard of first."""
+        for key in "abc":
+            await world.snapshot(key)
+        first = await world.begin_commit_snapshot("1", "a")
+        second = await world.begin_commit_snapshot("2", "b", parent="1")
+        third = await world.begin_commit_snapshot("3", "c", parent="2")
+        assert (second.raw_parent, third.raw_parent) == (first.raw_name, second.raw_name)
+        ends = [asyncio.ensure_future(world.finish(intent)) for intent in (third, second)]
+        await world.ingests()
+        assert not any(end.done() for end in ends)
+        await world.finish(first)
+        await asyncio.gather(*ends)
+        assert [(await world.stat(name)).parent for name in "123"] == ["", "1", "2"]
+
+    async def test_of_a_chain_that_breaks_nothing_stands_on_air(self, world: World) -> None:
+        """Where the parent's commit comes to nothing, NOT_FOUND."""
+        for key in "ab":
+            await world.snapshot(key)
+        first = await world.begin_commit_snapshot("1", "a")
+        second = await world.begin_commit_snapshot("2", "b", parent="1")
+        end = asyncio.ensure_future(world.finish(second))
+        await world.ingests()
+        await world.cancel(first)
+        await refused(end, errors.NotFound, "parent snapshot 1 does not exist: not found")
+        await refused(world.stat("2"), errors.NotFound, "snapshot 2 does not exist: not found")
+        assert (await world.stat("a")).kind == snapshots_pb2.ACTIVE
+
     async def test_keys_and_names_are_taken_once(self, world: World) -> None:
         """ALREADY_EXISTS, and the lease holds what is there."""
         await world.committed("n")

@@ -512,6 +512,23 @@ class SnapshotterSuite:
             with pytest.raises(errors.NotFound):
                 await snapshotter.stat(f"{key}-bad")
 
+    async def test_a_chain_is_rebased_at_once(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
+        """Commits that are asked for in order, one upon the other, need not wait for each other's answers. After one that fails, all above fail."""
+        if self.containerd or self.name == "native":
+            pytest.skip("no rebase")
+        names = [f"{key}-{number}" for number in range(20)]
+        for name in [*names, f"{key}-above"]:
+            with mounted(await snapshotter.prepare(f"{name}-apart", "", ROOTED), place / "m") as top:
+                write(name.rpartition("-")[2], "1")(top)
+        await asyncio.gather(*(snapshotter.commit(name, f"{name}-apart", ROOTED, parent=below) for name, below in zip(names, ["", *names], strict=False)))
+        assert [(await snapshotter.stat(name)).parent for name in names] == ["", *names[:-1]]
+        with mounted(await snapshotter.view(f"{key}-view", names[-1], ROOTED), place / "m") as view:
+            assert {p.name for p in view.iterdir()} == {str(number) for number in range(20)}
+        ends = await asyncio.gather(snapshotter.commit(f"{key}-none", f"{key}-nothing", ROOTED, parent=names[-1]),
+                                    snapshotter.commit(f"{key}-above", f"{key}-above-apart", ROOTED, parent=f"{key}-none"), return_exceptions=True)
+        assert [type(end) for end in ends] == [errors.NotFound, errors.NotFound]
+        assert (await snapshotter.stat(f"{key}-above-apart")).kind is Kind.ACTIVE
+
     async def test_rebase(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
         """Layers made apart from each other are put on one another when they are committed."""
         if self.containerd:

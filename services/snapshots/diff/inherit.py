@@ -20,7 +20,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def inherit(upper: str, below: Sequence[str], unnamed: Iterable[bytes]) -> None:
-    """Do it for the ``unnamed`` directories of the layer in the directory ``upper``, once those of all layers ``below``, topmost first, are complete. OSError for what is no directory."""
+    """Do it for the ``unnamed`` directories of the layer in the directory ``upper``, once those of all layers ``below``, topmost first, are complete. OSError for what is no directory, or
+    is below what is none in one of those layers, as containerd has it.
+    """
     with contextlib.ExitStack() as opened:
         lowers = [Resolver(_open(opened, directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) for directory in below]
         for path in unnamed:
@@ -45,8 +47,6 @@ def inherited(directory: int, path: bytes, lowers: Iterable[Resolver]) -> bool:
             info = lower.lstat(found)
         except FileNotFoundError:
             continue
-        except NotADirectoryError:
-            return False
         if not stat.S_ISDIR(info.st_mode):
             return False
         _copy(lower, found, info, directory)

@@ -18,6 +18,7 @@ import pytest_asyncio
 from services.kit import errors
 from services.snapshots.diff.inherit import inherit
 from services.snapshots.diff.mounts import Mount
+from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
@@ -250,3 +251,31 @@ async def test_a_worker_that_waits_may_be_killed(appliers: Appliers, place: Path
                 return len(processes_naming(place / "scratch")) == 1
 
             await eventually_async(gone, "a killed worker is still there")
+
+
+def test_what_is_inherited_is_found_through_links(place: Path) -> None:
+    """As containerd resolves them, within the layer; what is no directory down there gives nothing; what is none here, or is below one down there, is an error."""
+    for name in ("root/a/b", "root/c/d", "lower/real/b", "upper-lower", "lower/c"):
+        (place / name).mkdir(parents=True)
+    (place / "lower/a").symlink_to("/real/../real")
+    os.chown(place / "lower/real/b", 7, 8)
+    (place / "upper-lower/c").write_bytes(b"")
+    os.chown(place / "lower/c", 7, 8)
+    inherit(f"{place}/root", [f"{place}/upper-lower", f"{place}/lower"], [b"/a/b", b"/c"])
+    assert [(place / "root" / name).stat().st_uid for name in ("a/b", "c")] == [7, 0]
+    with pytest.raises(NotADirectoryError):
+        inherit(f"{place}/root", [f"{place}/upper-lower"], [b"/c/d"])
+    (place / "root/link").symlink_to("a")
+    for bad in (b"/link/b", b"/link", b"/absent"):
+        with pytest.raises(OSError):
+            inherit(f"{place}/root", [f"{place}/lower"], [bad])
+
+
+def test_paths_of_two_thousand_names_are_resolved(place: Path) -> None:
+    """A layer can have them, and the process that looks them up has Python's usual recursion limit."""
+    path = b"/x" * 2000
+    fd = os.open(place, os.O_PATH)
+    try:
+        assert Resolver(fd).resolve(path) == path
+    finally:
+        os.close(fd)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from services.content import disk
 from services.content.disk import Disk, Ingest
 from services.content.local import LocalStore
 from services.content.store import CHUNK
 from services.kit import errors
 from tests.suites.content import bytes_of, digest_of, get, opened, put
-from tests.support import eventually_async
+from tests.support import eventually, eventually_async
 
 
 @pytest.fixture
@@ -47,6 +48,42 @@ async def test_layout(store: LocalStore, tmp_path: Path) -> None:
     assert tree(root) == {f"blobs/sha256/{digest.hex}", f"labels/sha256/{digest.hex}"}
     await store.delete(digest)
     assert tree(root) == set()
+
+
+def test_threads_share_the_fsync_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come while one is under way wait for the next, one of them makes it; if that fails, the next tries."""
+    begun, go, failing = list[str](), threading.Event(), threading.Event()
+
+    def slow(directory: str) -> None:
+        begun.append(directory)
+        assert go.wait(10)
+        if len(begun) == 2 and not failing.is_set():
+            failing.set()
+            raise OSError(5, "a disk")
+
+    monkeypatch.setattr(disk, "sync_directory", slow)
+    sync, ends = disk.DirectorySync(), list[OSError | None]()
+
+    def one() -> None:
+        try:
+            sync(str(tmp_path))
+        except OSError as error:
+            ends.append(error)
+        else:
+            ends.append(None)
+
+    threads = [threading.Thread(target=one) for _ in range(6)]
+    threads[0].start()
+    eventually(lambda: len(begun) == 1)
+    for thread in threads[1:]:
+        thread.start()
+    eventually(lambda: len(sync._changed._waiters) == 5)  # type: ignore[attr-defined]
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(begun) == 3
+    assert [type(end) for end in ends].count(OSError) == 1
+    assert len(ends) == 6
 
 
 async def test_foreign_files(store: LocalStore, tmp_path: Path) -> None:
