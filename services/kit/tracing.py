@@ -59,15 +59,6 @@ def setup(service: str, *, exporter: Any = None) -> None:
         context.attach(_extract(dict(parent)))
 
 
-def prepare() -> None:
-    """Import what :func:`setup` may need: for a process that forks those that trace."""
-    import opentelemetry.sdk.trace.export
-
-    import services.kit.otlp
-
-    _ = opentelemetry, services
-
-
 def _wanted() -> bool:
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "none"
     where = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")

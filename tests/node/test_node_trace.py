@@ -80,10 +80,7 @@ def traced(collector: Collector) -> Iterator[Node]:
 
 @pytest.mark.parametrize("kind", ["bind", "overlay"])
 async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, traced: Node, collector: Collector, registry: Registry) -> None:
-    """Diff.Apply crosses gateway, snapshots, its worker, metadata and content: all have spans of the client's trace.
-
-    The worker finds the collector although the layer is its root directory: a mount, or an overlay's upper directory, which it changes to without a mount.
-    """
+    """Diff.Apply crosses gateway, snapshots, metadata and content: all have spans of the client's trace, and the worker's part has one of its own."""
     trace = TRACES[kind]
     parent = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     image = busybox_image()
@@ -104,8 +101,9 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, tr
         diff = channel.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
         descriptor = Descriptor(media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer]))
         await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=parent)
-    wanted = {"splitd-gateway", "splitd-snapshots", "splitd-apply", "splitd-metadata", "splitd-content"}
+    wanted = {"splitd-gateway", "splitd-snapshots", "splitd-metadata", "splitd-content"}
     eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
+    eventually(lambda: ("splitd-snapshots", "diff.unpack") in collector.spans[trace], "the worker's span")
 
 
 async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:

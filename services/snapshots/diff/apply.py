@@ -4,13 +4,13 @@
 
 PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on. Standard input is a socket of packets, each a request or an answer; ``workers.py`` has the other end, and its words for them:
 
-    apply ID TRACE STATE detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
+    apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
     kill ID
-    ended ID STATUS                                                           the answer to the first, once the worker is gone (STATUS is waitpid's) or has done its work (0)
+    ended ID STATUS                                               the answer to the first, once the worker is gone (STATUS is waitpid's) or has done its work (0)
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount that, it does so in a mount namespace of its own, so that all workers share
-DIRECTORY. ``alone``: the target is bound, and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for that, is ``ok DIGEST SIZE`` (of the
-uncompressed layer), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero byte, for
+DIRECTORY. ``alone``: the target is bound, and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for that, is ``ok DIGEST SIZE CPU WAITED`` (of the
+uncompressed layer; microseconds of a processor, and without a byte to go on with), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero byte, for
 ``inherit.py``.
 
 A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight bytes, each telling how many are there by now; their end before SIZE means that no more will come.
@@ -28,6 +28,7 @@ import select
 import signal
 import socket
 import sys
+import time
 
 from services.snapshots.diff import mounts, stream, tar
 from services.snapshots.diff.extract import EntryError, Unpacker
@@ -50,13 +51,9 @@ def main() -> None:
     sys.setrecursionlimit(20_000)  # a name may have two thousand components
     os.umask(0)
     stream.prepare()
-    if traced := any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-        from services.kit import tracing
-
-        tracing.prepare()
     gc.freeze()
     gc.disable()  # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
-    Waiting(socket.socket(fileno=0), sys.argv[2], traced=traced).wait()
+    Waiting(socket.socket(fileno=0), sys.argv[2]).wait()
 
 
 class Worker:
@@ -73,10 +70,9 @@ class Worker:
 class Waiting:
     """The process that waits, and its workers."""
 
-    def __init__(self, requests: socket.socket, directory: str, *, traced: bool) -> None:
+    def __init__(self, requests: socket.socket, directory: str) -> None:
         self._requests = requests
         self._directory = directory
-        self._traced = traced
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
         self._workers: dict[int, Worker] = {}
@@ -132,7 +128,7 @@ class Waiting:
             for fd, worker in self._workers.items():
                 os.close(fd)
                 worker.line.close()
-            work(rest, files, theirs, self._directory, traced=self._traced)
+            work(rest, files, theirs, self._directory)
         theirs.close()
         fd = os.pidfd_open(pid)
         self._workers[fd] = self._lines[ours.fileno()] = Worker(pid, ours, job)
@@ -169,11 +165,11 @@ class Waiting:
             return  # nobody is interested; the next look at the socket finds its end
 
 
-def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, directory: str, *, traced: bool) -> None:
+def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, directory: str) -> None:
     """Be a worker; does not return."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for left in reversed(range(_LAYERS)):
-        if not _worked(arguments, files, directory, traced=traced) or not left:
+        if not _worked(arguments, files, directory) or not left:
             break
         for file in files:
             os.close(file)
@@ -187,22 +183,12 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
     os._exit(0)  # a thread that still inflates is not waited for
 
 
-def _worked(arguments: Sequence[str], files: Sequence[int], directory: str, *, traced: bool) -> bool:
+def _worked(arguments: Sequence[str], files: Sequence[int], directory: str) -> bool:
     """Do what a request wants, and answer it; True if the process can do more. An exception that nobody expects ends it."""
-    context, arguments = arguments[:2], arguments[2:]
     again = False
     try:
-        if traced:
-            from services.kit import tracing
-
-            os.environ.update(zip(("TRACEPARENT", "TRACESTATE"), context, strict=True))
-            tracing.setup("apply")
-            with tracing.span("diff.unpack") as span:
-                answer, attributes = _apply(arguments, files[1:], directory)
-                span.set(**attributes)
-        else:
-            answer, _ = _apply(arguments, files[1:], directory)
-            again = arguments[2] == "alone"
+        answer = _apply(arguments, files[1:], directory)
+        again = arguments[2] == "alone"
     except (EntryError, MountError, tar.TarError, stream.CompressionError) as error:
         answer = _error(str(error))
     except OSError as error:
@@ -211,8 +197,6 @@ def _worked(arguments: Sequence[str], files: Sequence[int], directory: str, *, t
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
-    if traced:
-        tracing.shutdown()
     os.write(files[0], answer)
     return again
 
@@ -221,13 +205,15 @@ def _error(text: str) -> bytes:
     return f"error {text}".replace("\n", "\\n").encode("utf-8", "surrogateescape")
 
 
-def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> tuple[bytes, dict[str, str | int]]:
+def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> bytes:
     detect, sync, alone, size = arguments[:4]
     blob, *news = files
-    source = stream.Growing(blob, news[0], int(size)) if news else blob
-    chunks, unnamed = unpack(mounts.from_arguments(arguments[4:]), directory, source, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
-    answer = f"ok {chunks.digest} {chunks.size}".encode()
-    return b"\0".join((answer, *unnamed)) if alone == "alone" else answer, {"digest": chunks.digest, "size": chunks.size}
+    before = time.process_time_ns()
+    growing = stream.Growing(blob, news[0], int(size)) if news else None
+    chunks, unnamed = unpack(mounts.from_arguments(arguments[4:]), directory, growing or blob, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
+    waited = growing.waited if growing else 0
+    answer = f"ok {chunks.digest} {chunks.size} {(time.process_time_ns() - before) // 1000} {waited // 1000}".encode()
+    return b"\0".join((answer, *unnamed)) if alone == "alone" else answer
 
 
 def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[stream.Digested, Iterable[bytes]]:

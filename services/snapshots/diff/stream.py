@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Growing:
 
     def __init__(self, fd: int, news: int, size: int) -> None:
         self.size = size
+        self.waited = 0
+        """Nanoseconds, so far, in which there was nothing to read."""
         self._fd = fd
         self._news = news
 
@@ -51,9 +54,13 @@ class Growing:
         while at < self.size:
             if at < there:
                 data = os.pread(self._fd, min(CHUNK, there - at), at)
-            elif data := os.read(self._news, 8 * 512):
-                there = int.from_bytes(data[-8:], "little")
-                continue
+            else:
+                begun = time.monotonic_ns()
+                data = os.read(self._news, 8 * 512)
+                self.waited += time.monotonic_ns() - begun
+                if data:
+                    there = int.from_bytes(data[-8:], "little")
+                    continue
             if not data:
                 raise CompressionError(f"the blob ends after {at} of {self.size} bytes")
             at += len(data)

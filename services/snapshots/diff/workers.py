@@ -54,15 +54,16 @@ class Appliers:
         caller is cancelled the worker is killed, and this returns when it is gone.
         """
         words = ["detect" if detect else "plain", "sync" if sync else "nosync", "alone" if alone else "whole", str(growth.size if growth else 0)]
-        answer, *unnamed = (await self._worked(words, mounts, [blob, *([growth.news] if growth else [])])).split(b"\0")
-        diff_id, _, size = answer.decode().partition(" ")
+        with tracing.span("diff.unpack") as span:
+            answer, *unnamed = (await self._worked(words, mounts, [blob, *([growth.news] if growth else [])])).split(b"\0")
+            diff_id, size, busy, waited = answer.decode().split(" ")
+            span.set(diff_id=diff_id, size=int(size), cpu_ms=int(busy) / 1000, waited_ms=int(waited) / 1000)
         return Applied(diff_id, int(size), tuple(unnamed))
 
     async def _worked(self, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
         """What a worker answers after ``ok``."""
         program = await self._running()
-        context = tracing.environment()
-        request = ["apply", str(next(self._ids)), context.get("TRACEPARENT", ""), context.get("TRACESTATE", ""), *words, *to_arguments(mounts)]
+        request = ["apply", str(next(self._ids)), *words, *to_arguments(mounts)]
         try:
             status, answer = await program.worked(request, files)
         finally:

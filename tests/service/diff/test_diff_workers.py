@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.kit import errors
+from services.kit import errors, tracing
 from services.snapshots.diff.inherit import inherit
 from services.snapshots.diff.mounts import Mount
 from services.snapshots.diff.paths import Resolver
@@ -176,6 +177,32 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
     assert {name: (stat.S_IMODE(s.st_mode), s.st_uid, s.st_gid) for name, s in found.items()} == {
         "var": (0o711 & ~0o022, 5, 6), "var/lib": (0o722 & ~0o022, 5, 6), "own": (0o700, 0, 0), "opt": (0o755, 0, 0)}
     assert os.getxattr(place / "root/var/lib", "user.kept") == b"1"
+
+
+async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -> None:
+    """Of whoever asked for it: with what it took of a processor, and how long it had no bytes to go on with."""
+    exporter = InMemorySpanExporter()
+    tracing.setup("test", exporter=exporter)
+    layer = tar(reg(b"f", bytes(3 << 20)))
+    (place / "blob").write_bytes(layer)
+    news, tell = os.pipe2(os.O_CLOEXEC)
+    try:
+        with (place / "blob").open("rb") as file:
+            asyncio.get_running_loop().call_later(0.2, os.write, tell, len(layer).to_bytes(8, "little"))
+            await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True, growth=Growth(news, len(layer)))
+            with pytest.raises(errors.Unknown):
+                await appliers.apply(onto(place / "root"), file.fileno(), detect=True, growth=Growth(os.open(os.devnull, os.O_RDONLY), len(layer)))
+        good, bad = exporter.get_finished_spans()
+    finally:
+        tracing.reset()
+        os.close(tell)
+        os.close(news)
+    assert (good.name, good.status.is_ok or good.status.is_unset) == ("diff.unpack", True)
+    attributes = good.attributes or {}
+    assert attributes["size"] == len(layer)
+    assert 100 < float(str(attributes["waited_ms"])) < 10_000
+    assert 0 < float(str(attributes["cpu_ms"])) < 10_000
+    assert not (bad.status.is_ok or bad.status.is_unset)
 
 
 async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Appliers, place: Path) -> None:
