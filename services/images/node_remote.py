@@ -27,7 +27,7 @@ from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Imag
 from services.kit import errors, rpc, tracing
 from services.snapshots.diff import media
 from services.snapshots.diff import mounts as workers_mounts
-from services.snapshots.diff.inherit import inherit
+from services.snapshots.diff.inherit import LinkError, inherit
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
@@ -205,13 +205,17 @@ class RemoteNode:
         return Applied(applied.diff_id, applied.unnamed)
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
+        upper = mounts[0].source
         try:
-            if len(below) * len(unnamed) <= _FEW:
-                inherit(mounts[0].source, below, unnamed)
-            else:
-                await threads.to_thread(inherit, mounts[0].source, below, unnamed)
+            try:
+                if len(below) * sum(path.count(b"/") for path in unnamed) > _FEW:
+                    raise LinkError
+                inherit(upper, below, unnamed, links=False)
+            except LinkError:
+                await threads.to_thread(inherit, upper, below, unnamed)
         except OSError as error:
-            raise errors.Unknown(f"{os.fsdecode(error.filename or mounts[0].source)}: {error.strerror}") from None
+            where = error.filename if isinstance(error.filename, str | bytes) else upper
+            raise errors.Unknown(f"{os.fsdecode(where)}: {error.strerror}") from None
 
 
 def _for_worker(mount: Mount) -> workers_mounts.Mount:
@@ -221,8 +225,8 @@ def _for_worker(mount: Mount) -> workers_mounts.Mount:
 _SNAPSHOTTER, _DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1"
 _OURS = "walking"
 """The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
-_FEW = 200
-"""Looks for a directory in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this one after each of its system calls."""
+_FEW = 1000
+"""Looks for a name in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this one after each of its system calls."""
 _STANDSTILL = 30.0
 """Seconds for which an ingest that another process has locked may stand still."""
 

@@ -362,10 +362,11 @@ class _Extraction:
             if (below := self._stack.below(number)) is not None:
                 try:
                     await self._node.inherit(mounts, below, unnamed)
-                    return
                 except errors.NodeError:
                     if self._stack.below(number) is not None:
-                        raise  # else somebody else's is taken for one of them, which goes
+                        raise
+                if self._stack.below(number) is not None:  # else somebody else's is taken for one of them, which goes
+                    return
             await self._chain.reached(number)
             await self._node.inherit(mounts, await self._viewed(), unnamed)
         except errors.NodeError as error:

@@ -37,10 +37,15 @@ class ManyServicer:
 
     async def Make(self, request: pb.MakeRequest, call: Call) -> AsyncIterator[pb.MakeResponse]:
         done: deque[pb.Answer] = deque()
-        more = asyncio.Event()
+        more, ending = asyncio.Event(), False
 
         async def answered(number: int, one: pb.Call) -> None:
-            done.append(await self._answer(number, one, call))
+            try:
+                done.append(await self._answer(number, one, call))
+            except asyncio.CancelledError:
+                if ending:
+                    raise
+                done.append(pb.Answer(call=number, code=errors.Cancelled.code, message=f"{one.method}: {errors.Cancelled.suffix}"))
             more.set()
 
         tasks = [asyncio.ensure_future(answered(number, one)) for number, one in enumerate(request.calls)]
@@ -54,6 +59,7 @@ class ManyServicer:
                 done.clear()
                 yield pb.MakeResponse(answers=answers)
         finally:
+            ending = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

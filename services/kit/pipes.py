@@ -40,6 +40,8 @@ async def reading(fd: int, limit: int = 1 << 16) -> AsyncIterator[asyncio.Stream
     reader = asyncio.StreamReader(limit)
     try:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), _End(fd).file)
+    except asyncio.CancelledError:  # it was the transport's already, which was closed
+        raise
     except BaseException:
         os.close(fd)
         raise
@@ -54,6 +56,8 @@ async def writer(fd: int) -> asyncio.StreamWriter:
     loop = asyncio.get_running_loop()
     try:
         transport, protocol = await loop.connect_write_pipe(lambda: asyncio.streams.FlowControlMixin(loop=loop), _End(fd).file)
+    except asyncio.CancelledError:  # it was the transport's already, which was closed
+        raise
     except BaseException:
         os.close(fd)
         raise

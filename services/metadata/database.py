@@ -42,9 +42,11 @@ class Database:
         """Read what is committed, now."""
         return self.transactions.view(work)
 
-    async def write(self, work: Callable[[Transaction], T], change: Change | None = "mutation", *, lasting: bool = True) -> T:
-        """Change something, wait while it is :class:`Busy`, and tell the collector unless ``change`` is None. ``lasting``: see ``Transactions.write``."""
-        end = time.monotonic() + self.patience
+    async def write(self, work: Callable[[Transaction], T], change: Change | None = "mutation", *, lasting: bool = True, patience: float | None = None) -> T:
+        """Change something, wait while it is :class:`Busy`, for ``patience`` seconds if not as long as usual, and tell the collector unless ``change`` is None. ``lasting``: see
+        ``Transactions.write``.
+        """
+        end = time.monotonic() + (self.patience if patience is None else patience)
         while True:
             ended = self._ended  # before the work looks: what ends from now on is not missed
             try:

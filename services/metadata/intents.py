@@ -111,8 +111,8 @@ class Intents:
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
 
-    async def finish(self, id_: str, outcome: Outcome) -> Finished:
-        """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an intent that nobody remembers."""
+    async def finish(self, id_: str, outcome: Outcome, *, patience: float | None = None) -> Finished:
+        """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an intent that nobody remembers. ``patience``: see ``Database.write``."""
         intent = self._database.view(lambda tx: schema.INTENTS.get(tx, id_))
         if intent is not None:
             outcome = await self._completed(intent, outcome)
@@ -135,7 +135,7 @@ class Intents:
 
         fault("metadata.before-finish")
         found_again = intent is not None and intent.operation != "commit-ingest" and not outcome.adopted
-        answer = await self._database.write(work, lasting=not found_again)
+        answer = await self._database.write(work, lasting=not found_again, patience=patience)
         fault("metadata.finished")
         self._database.wake()
         detail = answer.detail or {}
@@ -209,7 +209,7 @@ class Intents:
             return
         log.info("intent %s (%s in %s, %s) had been done", intent.id, intent.operation, intent.backend, intent.ref or intent.key)
         try:
-            finished = await self.finish(intent.id, outcome)
+            finished = await self.finish(intent.id, outcome, patience=0)  # who waits for another intent's end would keep that from being resolved
         except errors.Unavailable:
             raise
         except errors.NodeError as error:

@@ -234,9 +234,10 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
     hold(tx, namespace, intent.lease, _resource(snapshotter, intent.name))
     if schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.name):
         return errors.AlreadyExists(f"snapshot {quoted(intent.name)}")
-    if intent.parent and not schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.parent):
-        if _committing(tx, namespace, snapshotter, intent.parent) is not None:
-            raise Busy(f"parent snapshot {intent.parent} is being committed")
+    above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.parent) if intent.parent else None
+    if above is None and intent.parent and _committing(tx, namespace, snapshotter, intent.parent) is not None:
+        raise Busy(f"parent snapshot {intent.parent} is being committed")
+    if intent.parent and (above is None or intent.raw_parent not in ("", above.raw_key)):  # another of its name, it may be, than the one it was put on
         return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
     now = time.time_ns()
     schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
@@ -256,9 +257,10 @@ def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
 
 
 def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Intent | None:
-    """The open intent that will make a snapshot of that name."""
-    return next((intent for intent in naming(tx, name) if intent.operation == "commit-snapshot"
-                 and (intent.namespace, intent.snapshotter, intent.name) == (namespace, snapshotter, name)), None)
+    """The open intent that will make a snapshot of that name; the last, where a dead gateway left others."""
+    found = [intent for intent in naming(tx, name) if intent.operation == "commit-snapshot"
+             and (intent.namespace, intent.snapshotter, intent.name) == (namespace, snapshotter, name)]
+    return found[-1] if found else None
 
 
 def check_snapshotter(tx: Reader, snapshotter: str) -> None:

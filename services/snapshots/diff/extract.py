@@ -50,7 +50,7 @@ class Unpacker:
         self.unnamed: dict[bytes, None] = {}
         """Directories that entries are in and that the layer does not name: they have what they have from the layers below, if those have them."""
         self._overlay = overlay
-        self._lowers = [Resolver(fd) for fd in lowers]
+        self._lowers = lowers
         self._here = Resolver()
         self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID and not os.listdir("/")
         """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Most upper directories begin empty."""
