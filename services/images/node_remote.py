@@ -183,6 +183,10 @@ class RemoteNode:
         return How(self._here, self._here and any("rebase" in plugin.capabilities for plugin in of),
                    any(plugin.exports.get("enable_remote_snapshot_annotations") == "true" for plugin in of))
 
+    def expect(self) -> None:
+        if self._here:
+            self._appliers.expect()
+
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
         if not self._here:
             request = diff_pb2.ApplyRequest(diff=convert.descriptor_to_pb(layer), mounts=convert.mounts_to_pb(mounts))

@@ -311,6 +311,10 @@ class Node(Protocol):
         """What :meth:`apply` can do on mounts of this snapshotter."""
         ...
 
+    def expect(self) -> None:
+        """Layers will be applied in a moment."""
+        ...
+
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
         """Unpack a layer onto mounts. ``landing`` is where its blob arrives, if it is not there: it is read as it comes, or BegunAnew.
 

@@ -233,6 +233,7 @@ class _Stack:
         if first == len(self.layers):
             return
         self.blobs.wanted(first)
+        self.node.expect()
         chain = Chain(first, len(self.layers))
         await together([chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))])
 

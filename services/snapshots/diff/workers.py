@@ -44,7 +44,19 @@ class Appliers:
         self._ids = itertools.count(1)
         self._program: _Program | None = None
         self._starting = asyncio.Lock()
+        self._expecting: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
+
+    def expect(self) -> None:
+        """Work will come in a moment: start the program meanwhile. If it cannot be started, that work will say why."""
+        async def start() -> None:
+            with contextlib.suppress(OSError):
+                await self._running()
+            self._rest()
+
+        if self._program is None and self._expecting is None:
+            self._expecting = asyncio.ensure_future(start())
+            self._expecting.add_done_callback(lambda _: setattr(self, "_expecting", None))
 
     async def apply(self, mounts: Sequence[Mount], blob: int, *, detect: bool, sync: bool = False, alone: bool = False, growth: Growth | None = None) -> Applied:
         """Unpack the layer in the file ``blob`` onto ``mounts``.
@@ -95,6 +107,8 @@ class Appliers:
 
     async def aclose(self) -> None:
         """End the program, and with it whatever it still does."""
+        if self._expecting is not None:
+            await asyncio.wait((self._expecting,))
         if self._idle is not None:
             self._idle.cancel()
         if self._program is not None:

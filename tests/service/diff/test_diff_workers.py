@@ -17,6 +17,7 @@ import pytest_asyncio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.kit import errors, tracing
+from services.snapshots.diff import workers
 from services.snapshots.diff.inherit import LinkError, inherit
 from services.snapshots.diff.mounts import Mount
 from services.snapshots.diff.paths import Resolver
@@ -177,6 +178,28 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
     assert {name: (stat.S_IMODE(s.st_mode), s.st_uid, s.st_gid) for name, s in found.items()} == {
         "var": (0o711 & ~0o022, 5, 6), "var/lib": (0o722 & ~0o022, 5, 6), "own": (0o700, 0, 0), "opt": (0o755, 0, 0)}
     assert os.getxattr(place / "root/var/lib", "user.kept") == b"1"
+
+
+async def test_the_program_may_be_expected(appliers: Appliers, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there when work comes, and goes if none does."""
+    monkeypatch.setattr(workers, "_IDLE", 0.2)
+
+    async def there() -> bool:
+        return appliers._program is not None
+
+    async def gone() -> bool:
+        return appliers._program is None
+
+    for _ in range(2):
+        appliers.expect()
+        appliers.expect()
+        await eventually_async(there)
+        await eventually_async(gone)
+    (place / "blob").write_bytes(tar(reg(b"f", b"1")))
+    appliers.expect()
+    with (place / "blob").open("rb") as file:
+        assert (await appliers.apply(onto(place / "root"), file.fileno(), detect=True)).size
+    await eventually_async(gone)
 
 
 async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -> None:

@@ -225,5 +225,8 @@ class MemoryNode:
         self.applied.append(layer.digest)
         return Applied(self.diff_ids[layer.digest], self.unnamed.get(layer.digest, ()) if alone else ())
 
+    def expect(self) -> None:
+        return
+
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
         self.inherited.append((list(below), tuple(unnamed)))
