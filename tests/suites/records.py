@@ -559,6 +559,16 @@ class SnapshotRecordsSuite(Suite):
         await refused(world.stat("2"), errors.NotFound, "snapshot 2 does not exist: not found")
         assert (await world.stat("a")).kind == snapshots_pb2.ACTIVE
 
+    async def test_a_chain_stands_on_what_it_was_put_on(self, world: World) -> None:
+        """Another snapshot of the parent's name is another parent: NOT_FOUND."""
+        for key in "abc":
+            await world.snapshot(key)
+        first = await world.begin_commit_snapshot("1", "a")
+        second = await world.begin_commit_snapshot("2", "b", parent="1")
+        await world.cancel(first)
+        await world.finish(await world.begin_commit_snapshot("1", "c"))
+        await refused(world.finish(second), errors.NotFound, "parent snapshot 1 does not exist: not found")
+
     async def test_keys_and_names_are_taken_once(self, world: World) -> None:
         """ALREADY_EXISTS, and the lease holds what is there."""
         await world.committed("n")
