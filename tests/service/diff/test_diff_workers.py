@@ -37,7 +37,11 @@ async def appliers(place: Path) -> AsyncIterator[Appliers]:
     appliers = Appliers(str(place / "scratch"))
     yield appliers
     await appliers.aclose()
-    assert not processes_naming(place / "scratch")
+
+    async def gone() -> bool:
+        return not processes_naming(place / "scratch")
+
+    await eventually_async(gone, "a process is left", 5)
 
 
 def onto(root: Path) -> list[Mount]:

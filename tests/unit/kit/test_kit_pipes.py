@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    found: Run = request.param
-    return found
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """In a thread: the main thread's loop is other tests', too, and asyncio watches children by it."""
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda main: pool.submit(request.param, main).result(60)
 
 
 def test_bytes_pass(run: Run) -> None:
