@@ -136,7 +136,7 @@ class Gathering:
                 except errors.Unimplemented:
                     self._known = False
             if len(asked) == 1 or not self._known:
-                await asyncio.gather(*(self._alone(headers, each) for each in asked))
+                await asyncio.gather(*(self._alone(headers, each) for each in asked if not each.answer.done()))
         except asyncio.CancelledError:  # by a transport that is being closed
             for each in asked:
                 each.answer.cancel()
