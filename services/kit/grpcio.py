@@ -297,16 +297,14 @@ class GrpcioCarrier:
             method = self._methods[key] = make(path)
         return method
 
-    def error(self, status: Any, details: str | None, trailing: Any, left: float | None = None) -> errors.NodeError:
-        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process. ``left`` is what is left of the call's time."""
+    def error(self, status: Any, details: str | None, trailing: Any) -> errors.NodeError:
+        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process."""
         code: int = status.value[0]
         details = details or ""
         trailers = tuple((k, v) for k, v in trailing or ())
         if code == errors.Unavailable.code and (_made_by_transport(details) or any(k == rpc.STOPPING for k, _ in trailers)):
             return errors.Disconnected(f"service {self._name} is not reachable ({details})")
         if code == errors.Internal.code and details == _SEND_FAILED:
-            if left is not None and left < _CLOCKS:
-                return errors.DeadlineExceeded()
             return errors.Disconnected(f"service {self._name} went away while it was sent a message")
         return errors.from_status(code, details, trailers)
 
@@ -315,10 +313,10 @@ _TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken 
               "connections to all backends", "Stream removed", "transport", "Cancelling all calls", "Endpoint closing", "Channel closed", "RST_STREAM")
 
 _SEND_FAILED = "Internal error from Core"
-"""What grpcio says, with INTERNAL, where the call ends just while a message is being sent, as it does when the peer is killed or the call's time is over."""
+"""What grpc.aio puts, with INTERNAL, in the place of the status of a call that ends just while a message is being sent."""
 
-_CLOCKS = 0.05
-"""Seconds by which grpcio's core, which ends a call, and its Python, which says what is left of it, may differ."""
+_STATUS_FOLLOWS = 1.0
+"""Seconds in which the status of such a call comes after all, if it did not come before."""
 
 
 def _made_by_transport(details: str) -> bool:
@@ -333,6 +331,13 @@ class _Stream:
         self._call = call
         self._carrier = carrier
         self._trailing: rpc.Headers = {}
+        self._status: tuple[Any, str, Any] | None = None
+        """What the call ended with: kept when it comes, for grpc.aio forgets it where sending fails just then."""
+        call.add_done_callback(self._ended)
+
+    def _ended(self, call: Any) -> None:
+        if _at_once(call.details()) != _SEND_FAILED:
+            self._status = (_at_once(call.code()), _at_once(call.details()), _at_once(call.trailing_metadata()))
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -366,11 +371,27 @@ class _Stream:
         return self._trailing
 
     async def _raise_status(self) -> None:
-        code = await self._call.code()
-        trailing = await self._call.trailing_metadata()
+        code, details, trailing = await self._end()
         self._trailing = _first(trailing)
         if code is not grpc.StatusCode.OK:
-            raise self._carrier.error(code, await self._call.details(), trailing, self._call.time_remaining())
+            raise self._carrier.error(code, details, trailing)
+
+    async def _end(self) -> tuple[Any, str, Any]:
+        await self._call.code()
+        until = time.monotonic() + _STATUS_FOLLOWS
+        while self._status is None and time.monotonic() < until:
+            await asyncio.sleep(0.001)
+            self._ended(self._call)
+        return self._status or (await self._call.code(), await self._call.details(), None)
+
+
+def _at_once(of_ended_call: Any) -> Any:
+    """The answer of a coroutine that does not wait."""
+    try:
+        of_ended_call.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("grpc.aio waits for the status of a call that has ended")
 
 
 def _first(metadata: Any) -> dict[str, str | bytes]:

@@ -1,0 +1,68 @@
+"""kit.grpcio: a call that ends while a message is being sent says what it ended with, not grpcio's "Internal error from Core"."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.kit.grpcio import GrpcioCarrier
+
+PEER = """
+import sys, grpc
+from concurrent.futures import ThreadPoolExecutor
+server = grpc.server(ThreadPoolExecutor(2))
+reading = grpc.stream_stream_rpc_method_handler(lambda requests, context: iter(list(requests)))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x", {"Read": reading}),))
+server.add_insecure_port("unix:" + sys.argv[1])
+server.start()
+print("serving", flush=True)
+server.wait_for_termination()
+"""
+"""It reads all of a call of ``/x/Read`` before it answers, and answers any other with UNIMPLEMENTED, at once."""
+
+Peer = tuple[str, subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    address = str(tmp_path / "peer.sock")
+    with subprocess.Popen([sys.executable, "-c", PEER, address], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"serving\n"
+        yield address, process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("path", "timeout", "happens", "wanted"),
+    [
+        pytest.param("/x/Other", None, None, errors.Unimplemented, id="answered"),
+        pytest.param("/x/Read", 0.1, None, errors.DeadlineExceeded, id="late"),
+        pytest.param("/x/Read", None, lambda process: process.send_signal(signal.SIGKILL), errors.Disconnected, id="killed"),
+    ],
+)
+async def test_a_call_that_ends_while_a_message_is_sent(
+    peer: Peer, path: str, timeout: float | None, happens: Callable[[subprocess.Popen[bytes]], None] | None, wanted: type[errors.NodeError]
+) -> None:
+    """grpcio calls all three an internal error; of the last only may a call be made again, and by the first it is told who knows of ``Many``."""
+    address, process = peer
+    carrier = GrpcioCarrier(address, "content", "never")
+    try:
+        stream = carrier.stream(path, (), timeout)
+        await stream._call.wait_for_connection()  # its headers are sent
+        if happens is not None:
+            happens(process)
+        time.sleep(0.3)  # the loop stands: the call ends, and nobody but grpcio's own thread has seen it yet
+        with pytest.raises(errors.NodeError) as caught:
+            await stream.send(b"message")
+            while await stream.receive() is not None:
+                pass
+        assert type(caught.value) is wanted, caught.value
+    finally:
+        await carrier.close()
