@@ -57,14 +57,21 @@ def main() -> None:
 
 
 class Worker:
-    """A worker as the waiting process sees it. ``line`` leads to it; ``job`` is the id of what it does, "" if it waits."""
+    """A worker as the waiting process sees it. ``line`` leads to it; ``job`` is the id of what it does, "" if it waits; ``handed`` are the words and files of that until it has taken them."""
 
-    __slots__ = ("job", "line", "pid")
+    __slots__ = ("handed", "job", "line", "pid")
 
     def __init__(self, pid: int, line: socket.socket, job: str) -> None:
         self.pid = pid
         self.line = line
         self.job = job
+        self.handed: tuple[Sequence[str], Sequence[int]] | None = None
+
+    def let_go(self) -> None:
+        """Of what it was handed."""
+        if self.handed is not None:
+            _close(self.handed[1])
+            self.handed = None
 
 
 class Waiting:
@@ -78,18 +85,18 @@ class Waiting:
         self._workers: dict[int, Worker] = {}
         """By the file descriptor that becomes readable when the worker ends."""
         self._lines: dict[int, Worker] = {}
-        """By the file descriptor that becomes readable when the worker has done its work."""
+        """By the file descriptor that becomes readable when the worker has taken its work, or done it."""
 
     def wait(self) -> None:
         """Serve until the other end is closed."""
         while True:
-            for fd, _ in self._poll.poll():  # in the order of registration: a request, which may make files, before those whose files are closed
-                if fd in self._lines:
-                    self._done(self._lines[fd])
-                elif fd in self._workers:
-                    self._ended(fd)
-                elif fd == self._requests.fileno() and not self._request():
-                    return
+            fd, _ = self._poll.poll()[0]  # one at a time: it may close a file that the others are about
+            if fd in self._lines:
+                self._said(self._lines[fd])
+            elif fd in self._workers:
+                self._ended(fd)
+            elif not self._request():
+                return
 
     def _request(self) -> bool:
         data, files, _, _ = socket.recv_fds(self._requests, PACKET, 3)
@@ -99,25 +106,26 @@ class Waiting:
         if what == "kill":
             for worker in self._workers.values():
                 if worker.job == job:
+                    worker.let_go()
                     os.kill(worker.pid, signal.SIGKILL)
             return True
         idle = next((worker for worker in self._workers.values() if not worker.job), None)
-        if idle is None or not self._handed(idle, job, data, files):
+        if idle is not None and self._reached(idle, data, files):
+            idle.job, idle.handed = job, (rest, files)
+        else:
             self._fork(job, rest, files)
-        for file in files:
-            os.close(file)
         return True
 
-    def _handed(self, idle: Worker, job: str, data: bytes, files: Sequence[int]) -> bool:
+    def _reached(self, idle: Worker, data: bytes, files: Sequence[int]) -> bool:
         """Give an idle worker more to do; False if it has died."""
         try:
             socket.send_fds(idle.line, [data], files)
         except (BrokenPipeError, ConnectionResetError):
             return False
-        idle.job = job
         return True
 
     def _fork(self, job: str, rest: Sequence[str], files: Sequence[int]) -> None:
+        """A worker for it, which takes the files over."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         waiting = os.getpid()
         pid = os.fork()
@@ -128,34 +136,40 @@ class Waiting:
             for fd, worker in self._workers.items():
                 os.close(fd)
                 worker.line.close()
+                worker.let_go()
             work(rest, files, theirs, self._directory)
         theirs.close()
+        _close(files)
         fd = os.pidfd_open(pid)
         self._workers[fd] = self._lines[ours.fileno()] = Worker(pid, ours, job)
         self._poll.register(fd, select.POLLIN)
         self._poll.register(ours, select.POLLIN)
 
-    def _done(self, worker: Worker) -> None:
+    def _said(self, worker: Worker) -> None:
         try:
-            done = worker.line.recv(16)
+            word = worker.line.recv(16)
         except ConnectionResetError:  # with a request unread
-            done = b""
-        if not done:  # it ends; its status will tell how
+            word = b""
+        if word == b"taken":
+            worker.let_go()
+        elif word:
+            self._tell(worker, 0)
+            worker.job = ""
+        else:  # it ends; its status will tell how
             self._poll.unregister(worker.line)
             del self._lines[worker.line.fileno()]
-            return
-        self._tell(worker, 0)
-        worker.job = ""
 
     def _ended(self, fd: int) -> None:
         worker = self._workers.pop(fd)
         self._poll.unregister(fd)
         os.close(fd)
-        if self._lines.pop(worker.line.fileno(), None) is not None:
-            self._poll.unregister(worker.line)
+        while worker.line.fileno() in self._lines:
+            self._said(worker)
         worker.line.close()
         _, status = os.waitpid(worker.pid, 0)
-        if worker.job:
+        if worker.handed is not None:  # killed while it waited
+            self._fork(worker.job, *worker.handed)
+        elif worker.job:
             self._tell(worker, status)
 
     def _tell(self, worker: Worker, status: int) -> None:
@@ -171,14 +185,14 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
     for left in reversed(range(_LAYERS)):
         if not _worked(arguments, files, directory) or not left:
             break
-        for file in files:
-            os.close(file)
+        _close(files)
         os.fchdir(root)
         os.chroot(".")
         line.send(b"done")
         data, files, _, _ = socket.recv_fds(line, PACKET, 3)
         if not data:
             break
+        line.send(b"taken")
         _, _, *arguments = data.decode("utf-8", "surrogateescape").split("\0")
     os._exit(0)  # a thread that still inflates is not waited for
 
@@ -199,6 +213,11 @@ def _worked(arguments: Sequence[str], files: Sequence[int], directory: str) -> b
         os._exit(1)
     os.write(files[0], answer)
     return again
+
+
+def _close(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _error(text: str) -> bytes:

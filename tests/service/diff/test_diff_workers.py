@@ -299,22 +299,63 @@ async def test_a_worker_unpacks_many_layers_alone(appliers: Appliers, place: Pat
         assert len(processes_naming(place / "scratch")) <= 3  # no more workers than there is work, and who is ending
 
 
-async def test_a_worker_that_waits_may_be_killed(appliers: Appliers, place: Path) -> None:
-    """Nobody's layer fails for it."""
+@pytest.mark.parametrize("handed", [False, True])
+async def test_a_worker_that_waits_may_be_killed(handed: bool, appliers: Appliers, place: Path) -> None:
+    """Nobody's layer fails for it; nor if that was ``handed`` to the worker already, and it had not come to it."""
     (place / "blob").write_bytes(BASE)
     with (place / "blob").open("rb") as file:
+        (place / "r").mkdir()
+        await appliers.apply(onto(place / "r"), file.fileno(), detect=True, alone=True)
         for number in range(5):
             (root := place / f"r{number}").mkdir()
-            await appliers.apply(onto(root), file.fileno(), detect=True, alone=True)
-            pids = processes_naming(place / "scratch")
-            for pid in pids:
-                if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) in pids:
-                    os.kill(pid, signal.SIGKILL)
+            program, worker = program_and_worker(place)
+            held = files_of(program)
+            os.kill(worker, signal.SIGSTOP if handed else signal.SIGKILL)
+            work = asyncio.ensure_future(appliers.apply(onto(root), file.fileno(), detect=True, alone=True))
+            if handed:
+                await until_files(program, held + 1, 99)  # kept until they are taken
+                os.kill(worker, signal.SIGKILL)
+            assert (await work).diff_id == f"sha256:{hashlib.sha256(BASE).hexdigest()}"
+            assert (root / "bin/sh").read_bytes() == b"shell"
+            await until_files(program, held, held)
 
-            async def gone() -> bool:
-                return len(processes_naming(place / "scratch")) == 1
 
-            await eventually_async(gone, "a killed worker is still there")
+async def test_a_layer_that_was_handed_to_a_worker_can_be_cancelled(appliers: Appliers, place: Path) -> None:
+    """It is not unpacked by another then."""
+    (place / "blob").write_bytes(BASE)
+    with (place / "blob").open("rb") as file:
+        for name in ("r", "cancelled"):
+            (place / name).mkdir()
+        await appliers.apply(onto(place / "r"), file.fileno(), detect=True, alone=True)
+        program, worker = program_and_worker(place)
+        held = files_of(program)
+        os.kill(worker, signal.SIGSTOP)
+        work = asyncio.ensure_future(appliers.apply(onto(place / "cancelled"), file.fileno(), detect=True, alone=True))
+        await until_files(program, held + 1, 99)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert not list((place / "cancelled").iterdir())
+        assert processes_naming(place / "scratch") == [program]
+
+
+def program_and_worker(place: Path) -> tuple[int, int]:
+    """The pids of the program and of its only worker."""
+    pids = processes_naming(place / "scratch")
+    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pids}
+    ((worker, program),) = [(pid, parent) for pid, parent in parents.items() if parent in pids]
+    return program, worker
+
+
+def files_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+async def until_files(program: int, least: int, most: int) -> None:
+    async def found() -> bool:
+        return least <= files_of(program) <= most
+
+    await eventually_async(found, f"the program has never from {least} to {most} files")
 
 
 def test_what_is_inherited_is_found_through_links(place: Path) -> None:
