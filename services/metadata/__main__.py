@@ -27,6 +27,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
             collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish)
             try:
+                await metadata.intents.index()
                 async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True):
                     await process.until_signal()
             finally:

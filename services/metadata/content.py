@@ -187,8 +187,7 @@ class Content:
                 ended = finish_commit(tx, intent, Outcome(digest=ingest.expected, size=ingest.size))
                 return ended if isinstance(ended, errors.NodeError) else (intent, ended)
             check_no_blob_sweeping(tx, gateway.content, expected)
-            check_unclaimed(tx, self._database.started, lambda i: i.operation == "commit-ingest" and i.namespace == namespace
-                            and (i.ref == ref or (i.expected == expected != "")), f"the commit of {expected or ref}", ref, expected)
+            check_unclaimed(tx, self._database.started, f"the commit of {expected or ref}", namespace, "", ref, expected)
             return open_intent(tx, intent)
 
         result = await intents.begin(work)

@@ -1,7 +1,7 @@
 """The store with what happens around its transactions: the collector is told of changes, and who must wait for somebody else's operation does.
 
 Work that finds a thing in somebody's hands (a mark of the collector's, an open intent on the same name) raises :class:`Busy`. It is run again when
-something came to its end (:meth:`Database.wake`), and for a bounded time only.
+that came to its end (:meth:`Database.wake`), and for a bounded time only. Nobody is woken by the end of what he does not wait for: thousands may wait, each for another.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from services.kit import errors
@@ -24,7 +24,11 @@ PATIENCE = 20.0
 
 
 class Busy(Exception):
-    """Somebody's operation has the thing in hand; the text says which."""
+    """Somebody's operation has the thing in hand; the text says which. ``until`` is what ends it: an intent's id, or what is marked."""
+
+    def __init__(self, text: str, until: str | Raw) -> None:
+        super().__init__(text)
+        self.until = until
 
 
 class Database:
@@ -36,7 +40,8 @@ class Database:
         self.patience = patience
         self.started = time.time_ns()
         """When this process began: intents from before may belong to nobody."""
-        self._ended = asyncio.Event()
+        self._waiting: dict[str | Raw, set[asyncio.Future[None]]] = {}
+        """Who waits for what."""
 
     def view(self, work: Callable[[Reader], T]) -> T:
         """Read what is committed, now."""
@@ -47,31 +52,52 @@ class Database:
         ``Transactions.write``.
         """
         end = time.monotonic() + (self.patience if patience is None else patience)
-        while True:
-            ended = self._ended  # before the work looks: what ends from now on is not missed
-            try:
-                result = await self.transactions.write(work, lasting=lasting)
-            except Busy as busy:
-                left = end - time.monotonic()
-                if left <= 0:
-                    raise errors.Unavailable(str(busy)) from None
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(left):
-                        await ended.wait()
-            else:
-                if change is not None:
-                    self.schedule(change)
-                return result
+        with contextlib.ExitStack() as waiting:
+            awaited: str | Raw | None = None
+            while True:
+                try:
+                    result = await self.transactions.write(work, lasting=lasting)
+                except Busy as busy:
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        raise errors.Unavailable(str(busy)) from None
+                    if busy.until != awaited:  # it may have ended since the work looked: look again, now that its end is not missed
+                        waiting.close()
+                        awaited, ended = busy.until, waiting.enter_context(self._wait(busy.until))
+                        continue
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(left):
+                            await ended
+                    awaited = None
+                else:
+                    if change is not None:
+                        self.schedule(change)
+                    return result
+
+    @contextlib.contextmanager
+    def _wait(self, until: str | Raw) -> Iterator[asyncio.Future[None]]:
+        """What is done when :meth:`wake` tells of ``until``."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        everybody = self._waiting.setdefault(until, set())
+        everybody.add(ended)
+        try:
+            yield ended
+        finally:
+            everybody.discard(ended)
+            if not everybody and self._waiting.get(until) is everybody:
+                del self._waiting[until]
 
     def schedule(self, change: Change) -> None:
         """Tell the collector that something was written, or became nobody's."""
         if self.collector is not None:
             self.collector.schedule(change)
 
-    def wake(self) -> None:
-        """An intent ended or a mark was taken off: whoever waits may look again."""
-        ended, self._ended = self._ended, asyncio.Event()
-        ended.set()
+    def wake(self, *ended: str | Raw) -> None:
+        """Intents ended or marks were taken off: whoever waits for one of them may look again."""
+        for each in ended:
+            for waiter in self._waiting.pop(each, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def store_id(self) -> str:
         """The id of this store, the same for as long as it exists."""
@@ -123,4 +149,4 @@ def release(tx: Transaction, namespace: str, lease: str, resource: Resource) -> 
 def check_not_sweeping(tx: Reader, raw: Raw) -> None:
     """Busy while the collector is removing it."""
     if schema.SWEEPING.has(tx, *raw):
-        raise Busy(f"{raw.kind} {raw.name} is being removed by the collector")
+        raise Busy(f"{'content' if raw.kind == 'blob' else raw.kind} {raw.name} is being removed by the collector", raw)

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from services.kit import errors
 from services.kit.faults import fault
 from services.metadata import schema
-from services.metadata.database import Busy, Database, ensure_namespace
+from services.metadata.database import Busy, Database, check_not_sweeping, ensure_namespace
 from services.metadata.schema import Answer
 from services.metadata.store import Backends, Event, Finished, Gateway, Intent, Operation, Outcome, Raw
 from services.metadata.transactions import Reader, Transaction
@@ -67,6 +66,10 @@ class Intents:
         if self._database.collector is not None:
             self._database.collector.connected()
         return await self._database.store_id()
+
+    async def index(self) -> None:
+        """Before anything is served: what an earlier life left open is found by its names."""
+        await self._database.transactions.write(schema.index_intents)
 
     async def close(self) -> None:
         """Stop resolving."""
@@ -137,7 +140,7 @@ class Intents:
         found_again = intent is not None and intent.operation != "commit-ingest" and not outcome.adopted
         answer = await self._database.write(work, lasting=not found_again, patience=patience)
         fault("metadata.finished")
-        self._database.wake()
+        self._database.wake(id_)
         detail = answer.detail or {}
         if "error" in detail:
             self._database.schedule("deletion")  # what was done is nobody's
@@ -168,11 +171,11 @@ class Intents:
                 self._end(tx, intent, "cancel", None)
 
         await self._database.write(work, "deletion")
-        self._database.wake()
+        self._database.wake(id_)
 
     def _end(self, tx: Transaction, intent: Intent, how: str, detail: dict[str, Any] | None) -> Answer:
         now = time.time_ns()
-        schema.INTENTS.delete(tx, intent.id)
+        schema.delete_intent(tx, intent)
         answer = Answer(ended=how, until=now + ANSWER_KEPT * 10**9, detail=detail)
         schema.ANSWERS.put(tx, intent.id, value=answer)
         for (old,), kept in schema.ANSWERS.scan(tx, limit=4):
@@ -263,36 +266,31 @@ def open_intent(tx: Transaction, intent: Intent) -> Intent:
     """Write down what is begun; its id and time are given here."""
     now = time.time_ns()
     intent = replace(intent, id=f"{now:016x}-{secrets.token_hex(4)}", begun=now)
-    schema.INTENTS.put(tx, intent.id, value=intent)
-    for raw in intent.raws():
-        schema.NAMED.put(tx, *raw, value=None)
+    schema.put_intent(tx, intent)
     return intent
 
 
-def naming(tx: Reader, *names: str) -> Iterator[Intent]:
-    """The open intents in which any of ``names`` occurs, wherever. Of many open ones few do, and only these are parsed."""
-    wanted = [json.dumps(name, ensure_ascii=False)[1:-1].encode() for name in names if name]
-    for key, value in tx.scan((schema.INTENTS.name,), holding=wanted):
-        yield schema.INTENTS.decode(key[1:], value)
-
-
-def check_unclaimed(tx: Reader, since: int, claims: Callable[[Intent], bool], what: str, *names: str) -> None:
-    """Busy while an open intent begun after ``since`` that has one of ``names`` ``claims`` the same: the second comer sees what the first one made, as if one lock were held over both.
+def check_unclaimed(tx: Reader, since: int, what: str, namespace: str, snapshotter: str, *names: str) -> None:
+    """Busy while an open intent begun after ``since`` claims one of ``names``: the second comer sees what the first one made, as if one lock were held over both.
 
     Older ones may be nobody's, and are not waited for; if they end well after all, it is they that come second.
     """
-    if any(intent.begun >= since and claims(intent) for intent in naming(tx, *names)):
-        raise Busy(f"{what} is in another call's hands")
+    for intent in schema.claiming(tx, namespace, snapshotter, *names):
+        if intent.begun >= since:
+            raise Busy(f"{what} is in another call's hands", intent.id)
 
 
 def check_target_not_sweeping(tx: Reader, backend: str, target: str) -> None:
     """Busy while the collector removes a raw snapshot that was made for the same target."""
     for (_, _, name), mark in schema.SWEEPING.scan(tx, backend, "snapshot"):
         if mark.reference == target:
-            raise Busy(f"snapshot {name} for {target} is being removed by the collector")
+            raise Busy(f"snapshot {name} for {target} is being removed by the collector", Raw(backend, "snapshot", name))
 
 
 def check_no_blob_sweeping(tx: Reader, backend: str, digest: str) -> None:
     """Busy while the collector removes the blob; or any blob, where the digest is not known yet."""
-    if schema.SWEEPING.has(tx, *Raw(backend, "blob", digest)) if digest else schema.SWEEPING.any(tx, backend, "blob"):
-        raise Busy(f"content {digest or 'of an unknown digest'} is being removed by the collector")
+    if digest:
+        check_not_sweeping(tx, Raw(backend, "blob", digest))
+        return
+    for (_, _, marked), _ in schema.SWEEPING.scan(tx, backend, "blob", limit=1):
+        raise Busy("content of an unknown digest is being removed by the collector", Raw(backend, "blob", marked))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeVar
 
@@ -23,11 +23,9 @@ class _State:
     def get(self, key: Key) -> bytes | None:
         return self.values.get(encode(key))
 
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None, holding: Sequence[bytes] = ()) -> Iterator[tuple[Key, bytes]]:
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
         low, high = span(prefix, after)
         found = self.keys[bisect.bisect_left(self.keys, low) : bisect.bisect_left(self.keys, high)]
-        if holding:
-            found = [key for key in found if any(each in self.values[key] for each in holding)]
         for key in islice(found, limit):
             if key in self.values:
                 yield decode(key), self.values[key]

@@ -12,6 +12,7 @@
     child       NAMESPACE SNAPSHOTTER NAME CHILD      nothing: CHILD's parent is NAME (its index)
     sequence    NAMESPACE                             the last number given to a raw ref or raw key of the namespace
     intent      ID                                    what was begun
+    claim       NAMESPACE SNAPSHOTTER NAME ID         nothing: NAME is what the intent makes or takes (their index, made anew at each start). SNAPSHOTTER: empty for content
     answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel, until when.
                                                       IDs of intents begin with the time of their beginning, so the oldest come first
     sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
@@ -188,6 +189,7 @@ SNAPSHOTS = _json("snapshot", Snapshot, "name")
 CHILDREN = _nothing("child")
 SEQUENCES: Table[int] = Table("sequence", lambda value: b"%d" % value, lambda _key, value: int(value))
 INTENTS = _json("intent", Intent, "id", remembered=256)
+CLAIMS = _nothing("claim")
 ANSWERS = _json("answer", Answer)
 SWEEPING = _json("sweeping", Mark)
 NAMED = _nothing("named")
@@ -243,6 +245,39 @@ def put_ingest(tx: Transaction, namespace: str, ingest: Ingest) -> None:
     INGESTS.put(tx, namespace, ingest.ref, value=ingest)
     if not ingest.shared:
         NAMED.put(tx, *Raw(ingest.backend, "ingest", ingest.raw_ref), value=None)
+
+
+def put_intent(tx: Transaction, intent: Intent) -> None:
+    """Write down what is begun, and its index."""
+    INTENTS.put(tx, intent.id, value=intent)
+    for name in intent.claims():
+        CLAIMS.put(tx, intent.namespace, intent.snapshotter, name, intent.id, value=None)
+    for raw in intent.raws():
+        NAMED.put(tx, *raw, value=None)
+
+
+def delete_intent(tx: Transaction, intent: Intent) -> None:
+    """Remove what has ended, and its index."""
+    INTENTS.delete(tx, intent.id)
+    for name in intent.claims():
+        CLAIMS.delete(tx, intent.namespace, intent.snapshotter, name, intent.id)
+
+
+def claiming(tx: Reader, namespace: str, snapshotter: str, *names: str) -> Iterator[Intent]:
+    """The open intents that claim one of ``names``; ``snapshotter`` is empty for content."""
+    for name in names:
+        if name:
+            for (id_,), _ in CLAIMS.under(tx, namespace, snapshotter, name):
+                if (intent := INTENTS.get(tx, id_)) is not None:
+                    yield intent
+
+
+def index_intents(tx: Transaction) -> None:
+    """Make the index of intents anew: a splitd that knew none may have written and ended some."""
+    for key, _ in CLAIMS.scan(tx):
+        CLAIMS.delete(tx, *key)
+    for _, intent in INTENTS.scan(tx):
+        put_intent(tx, intent)
 
 
 def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:

@@ -14,7 +14,7 @@ from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
 from services.metadata.database import Busy, Database, check_lease, ensure_namespace, hold, release
-from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, naming, open_intent
+from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, open_intent
 from services.metadata.store import (
     Event,
     Finished,
@@ -132,7 +132,7 @@ class Snapshots:
                 raise errors.NotFound(f"parent snapshot {parent} does not exist")
             if target:
                 check_target_not_sweeping(tx, backend, target)
-            self._check_unclaimed(tx, namespace, snapshotter, key)
+            check_unclaimed(tx, self._database.started, f"snapshot {key}", namespace, snapshotter, key)
             ensure_namespace(tx, namespace)
             return open_intent(tx, Intent(
                 id="", incarnation=incarnation, operation="view" if view else "prepare", namespace=namespace, lease=lease, backend=backend,
@@ -156,7 +156,7 @@ class Snapshots:
                 hold(tx, namespace, lease, _resource(snapshotter, name))
                 return errors.AlreadyExists(f"snapshot {quoted(name)}")
             active = _snapshot(tx, namespace, snapshotter, key)
-            self._check_unclaimed(tx, namespace, snapshotter, name, key)
+            check_unclaimed(tx, self._database.started, f"snapshot {name}", namespace, snapshotter, name, key)
             rebased = parent if not active.parent else ""
             under = active.parent or parent
             raw_parent = _raw_parent(tx, namespace, snapshotter, under) if under else ""
@@ -166,13 +166,6 @@ class Snapshots:
                 raw_name=schema.raw_name(tx, namespace, name), raw_parent=raw_parent if rebased else ""))
 
         return _raised(await intents.begin(work))
-
-    def _check_unclaimed(self, tx: Reader, namespace: str, snapshotter: str, *names: str) -> None:
-        def claims(intent: Intent) -> bool:
-            return (intent.namespace == namespace and intent.snapshotter == snapshotter
-                    and any(taken in names for taken in (intent.key, intent.name) if taken))
-
-        check_unclaimed(tx, self._database.started, claims, f"snapshot {names[0]}", *names)
 
 
 def finish_snapshot(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished | errors.NodeError:
@@ -235,8 +228,8 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
     if schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.name):
         return errors.AlreadyExists(f"snapshot {quoted(intent.name)}")
     above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.parent) if intent.parent else None
-    if above is None and intent.parent and _committing(tx, namespace, snapshotter, intent.parent) is not None:
-        raise Busy(f"parent snapshot {intent.parent} is being committed")
+    if above is None and intent.parent and (commit := _committing(tx, namespace, snapshotter, intent.parent)) is not None:
+        raise Busy(f"parent snapshot {intent.parent} is being committed", commit.id)
     if intent.parent and (above is None or intent.raw_parent not in ("", above.raw_key)):  # another of its name, it may be, than the one it was put on
         return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
     now = time.time_ns()
@@ -258,8 +251,7 @@ def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
 
 def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Intent | None:
     """The open intent that will make a snapshot of that name; the last, where a dead gateway left others."""
-    found = [intent for intent in naming(tx, name) if intent.operation == "commit-snapshot"
-             and (intent.namespace, intent.snapshotter, intent.name) == (namespace, snapshotter, name)]
+    found = [intent for intent in schema.claiming(tx, namespace, snapshotter, name) if intent.operation == "commit-snapshot" and intent.name == name]
     return found[-1] if found else None
 
 

@@ -2,7 +2,7 @@
 
 WAL with synchronous=FULL: a commit is one append and one fsync. All work runs in the loop's thread, where a read of cached pages costs less than a
 hop to another one; only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that comes meanwhile is gathered, and
-the next commit takes it all: so a hundred writers at once wait for two fsyncs, not for a hundred. Each work is a
+the next commit takes what of it some milliseconds allow: so fifty writers at once wait for two fsyncs, not for fifty. Each work is a
 savepoint of its own within that, and none of them is answered before the commit is done, failures included (what they saw might not have lasted).
 A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL), and without the thread; the next fsync of the log is its too.
 
@@ -18,7 +18,9 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ _VERSION = 1
 """Of the file's layout; in its user_version."""
 _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
+_BATCH = 0.004
+"""Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
 _CHECKPOINT = 1000
 """Pages in the log after which it is written back to the database; SQLite's own choice."""
 
@@ -51,11 +55,10 @@ class _Rows:
         row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
         return None if row is None else row[0]
 
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None, holding: Sequence[bytes] = ()) -> Iterator[tuple[Key, bytes]]:
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
         low, high = span(prefix, after)
-        having = f" AND ({' OR '.join(['instr(value, ?)'] * len(holding))})" if holding else ""
-        rows = self._execute(f"SELECT key, value FROM records WHERE key >= ? AND key < ?{having} ORDER BY key LIMIT ?",  # noqa: S608 - of question marks
-                             (low, high, *holding, -1 if limit is None else limit)).fetchall()
+        rows = self._execute("SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
+                             (low, high, -1 if limit is None else limit)).fetchall()
         for key, value in rows:
             yield decode(key), value
 
@@ -93,8 +96,8 @@ class _Remembered:
             value = self._values[key] = self._opened().get(key)
             return value
 
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None, holding: Sequence[bytes] = ()) -> Iterator[tuple[Key, bytes]]:
-        return self._opened().scan(prefix, after=after, limit=limit, holding=holding)
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        return self._opened().scan(prefix, after=after, limit=limit)
 
     def close(self) -> None:
         if self._rows is not None:
@@ -128,7 +131,7 @@ class SqliteTransactions:
             raise errors.FailedPrecondition(f"{path} cannot be used: {error}") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
-        self._queue: list[_Waiting] = []
+        self._queue: deque[_Waiting] = deque()
         self._lasting = True
         self._values: dict[Key, bytes | None] = {}
         """What was read last, as it is committed."""
@@ -177,14 +180,15 @@ class SqliteTransactions:
     async def _commit_all(self) -> None:
         try:
             while self._queue:
-                batch, self._queue = self._queue, []
-                await self._commit(batch)
+                await self._commit()
+                await asyncio.sleep(0)  # those who only read, and those who were answered, come between
         finally:
             self._committing = None
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
+    async def _commit(self) -> None:
+        batch: list[_Waiting] = []
         try:
-            self._wait_for_disk(any(waiting.lasting for waiting in batch))
+            self._wait_for_disk(self._queue[0].lasting)
             if not self._run(batch):
                 self._writer.execute("ROLLBACK")
             elif self._lasting:
@@ -199,7 +203,7 @@ class SqliteTransactions:
             log.error("the metadata store cannot write %s: %s", self._path, error)
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
-            for waiting in batch:
+            for waiting in batch or self._take_all():
                 if not waiting.future.done():
                     waiting.future.set_exception(errors.Unavailable(f"metadata store: {error}"))
             return
@@ -218,11 +222,23 @@ class SqliteTransactions:
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting
 
+    def _take_all(self) -> deque[_Waiting]:
+        """All that waits: where not even a transaction can be begun, nobody's work can be done."""
+        queue, self._queue = self._queue, deque()
+        return queue
+
     def _run(self, batch: list[_Waiting]) -> bool:
-        """Run the batch's work in one open transaction; whether there is anything to commit."""
+        """Run what waits in one open transaction, the first of it at least and no more when :data:`_BATCH` is over or what must last would not, and note it in ``batch``;
+        whether there is anything to commit.
+        """
         self._writer.execute("BEGIN IMMEDIATE")
         wrote = False
-        for waiting in batch:
+        end = time.perf_counter() + _BATCH
+        while self._queue and (not batch or time.perf_counter() < end):
+            waiting = self._queue[0]
+            if waiting.lasting > self._lasting:
+                break
+            batch.append(self._queue.popleft())
             if waiting.future.cancelled():  # nothing was begun: as if never asked
                 continue
             rows = _Rows(self._writer)

@@ -193,6 +193,12 @@ class Intent:
             if name:
                 yield Resource(f"snapshots/{self.snapshotter}", name)
 
+    def claims(self) -> Iterator[str]:
+        """What it makes or takes, so that nobody else may meanwhile: the ref and the digest of content, the key and the name of snapshots."""
+        for name in (self.ref, self.expected, self.key, self.name):
+            if name:
+                yield name
+
     def raws(self) -> Iterator[Raw]:
         """What it names in its backend."""
         if self.operation == "commit-ingest":

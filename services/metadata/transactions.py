@@ -11,7 +11,7 @@ Lives: :mod:`services.metadata.sqlite` (embedded, durable) and :mod:`services.me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 Key = tuple[str, ...]
@@ -25,9 +25,8 @@ class Reader(Protocol):
         """The value of a key, or None."""
         ...
 
-    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None, holding: Sequence[bytes] = ()) -> Iterator[tuple[Key, bytes]]:
-        """The keys that begin with the parts of ``prefix`` and their values, in order; from the first one behind ``after``; those only in whose values one of ``holding`` is, if it
-        names any; ``limit`` of them at most.
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        """The keys that begin with the parts of ``prefix`` and their values, in order; from the first one behind ``after``; ``limit`` of them at most.
 
         What the same transaction writes while it iterates may be seen or not.
         """

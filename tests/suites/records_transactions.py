@@ -51,21 +51,6 @@ class TransactionsSuite:
         assert self.keys(store, "a\0") == [("a\0", "x")]
         assert self.keys(store, "c") == []
 
-    async def test_a_scan_may_want_something_in_the_values(self, store: Transactions) -> None:
-        """Any of several byte strings, as they are."""
-        values = {"1": b'{"name":"a%"}', "2": b'{"name":"b"}', "3": b"\xff\x00a", "4": b""}
-
-        def put(tx: Transaction) -> None:
-            for key, value in values.items():
-                tx.put(("t", key), value)
-
-        await store.write(put)
-        assert self.keys(store, "t", holding=[b"a%"]) == [("t", "1")]
-        assert self.keys(store, "t", holding=[b"a", b"b"]) == [("t", "1"), ("t", "2"), ("t", "3")]
-        assert self.keys(store, "t", holding=[b"\x00a"], limit=1) == [("t", "3")]
-        assert self.keys(store, "t", holding=[b"absent"]) == []
-        assert len(self.keys(store, "t", holding=[])) == 4
-
     async def test_a_scan_can_be_continued(self, store: Transactions) -> None:
         """Behind a key, some at a time."""
         await self.put(store, *(("a", str(n)) for n in range(5)), ("b", "0"))

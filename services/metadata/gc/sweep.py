@@ -173,8 +173,8 @@ class Sweeper:
         return "named", (f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as {title(min(unknown))}):"
                          " only what is known here is collected"), False
 
-    def _mark(self, tx: Transaction, view: _View, batch: list[Raw], now: Nanoseconds) -> list[Raw]:
-        """Look again, at what is so now; mark those of the batch that are victims still, and resolve what earlier sweeps left."""
+    def _mark(self, tx: Transaction, view: _View, batch: list[Raw], now: Nanoseconds) -> tuple[list[Raw], list[Raw]]:
+        """Look again, at what is so now; mark those of the batch that are victims still, and resolve what earlier sweeps left. The marked ones, and those whose marks were taken off."""
         marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
         listed = view.listing.raws()
         used = plan.uses(tx, self.backend, [raw.name for raw in (*batch, *marked, *(view.idle - listed)) if raw.kind == "blob"])
@@ -182,24 +182,24 @@ class Sweeper:
         allowed = set[Raw]()
         if view.ownership != "nothing":
             allowed = set(plan.victims(view.listing, used, once, own=view.ownership in ("own", "new"))) & set(view.victims)
-        for raw in marked:
-            if raw not in allowed:
-                schema.clear_mark(tx, raw, gone=raw not in listed and raw not in used.raws)
+        unmarked = [raw for raw in marked if raw not in allowed]
+        for raw in unmarked:
+            schema.clear_mark(tx, raw, gone=raw not in listed and raw not in used.raws)
         for raw in view.idle - listed - used.raws:
             schema.NAMED.delete(tx, *raw)
         chosen = [raw for raw in batch if raw in allowed]
         for raw in chosen:
             snapshot = view.listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None
             schema.set_mark(tx, raw, Mark(since=now, reference=snapshot.reference if snapshot is not None else ""))
-        return chosen
+        return chosen, unmarked
 
     # -- acting
 
     async def _take(self, view: _View, batch: list[Raw], swept: Swept) -> bool:
         """Mark, remove and unmark a batch; False if the backend is away, so that the rest has to wait."""
         now = time.time_ns()
-        chosen = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, now))
-        self._database.wake()  # marks of an earlier sweep may be gone
+        chosen, unmarked = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, now))
+        self._database.wake(*unmarked)
         fault("gc.after-mark")
         unmarking = _Unmarking(self._database)
         away = False
@@ -280,4 +280,4 @@ class _Unmarking:
 
             fault("gc.before-unmark")
             await self._database.transactions.write(work, lasting=False)  # a mark that is there again is resolved by the next sweep
-            self._database.wake()
+            self._database.wake(*(raw for raw, _ in taken))

@@ -42,7 +42,7 @@ async def sweeping(local: LocalMetadata, raw: Raw, reference: str = "") -> Calla
 
     async def over() -> None:
         await local.database.write(lambda tx: schema.clear_mark(tx, raw, gone=True))
-        local.database.wake()
+        local.database.wake(raw)
 
     return over
 

@@ -1,0 +1,187 @@
+"""What a call costs does not depend on what else is there: rows that are looked at are counted, so that no machine is too slow for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from services.kit import errors
+from services.metadata import schema
+from services.metadata.memory import MemoryTransactions
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.transactions import Key, Reader, Transaction
+from tests.suites.records import World, digest
+from tests.suites.records_lives import LocalMetadata
+from tests.unit.metadata.test_metadata_records import Life
+
+T = TypeVar("T")
+
+
+class Counted:
+    """A transaction that counts the keys it is asked for and the rows that it yields."""
+
+    def __init__(self, tx: Transaction, store: Counting) -> None:
+        self._tx = tx
+        self._store = store
+        self.put, self.delete = tx.put, tx.delete
+
+    def get(self, key: Key) -> bytes | None:
+        self._store.rows += 1
+        return self._tx.get(key)
+
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        for row in self._tx.scan(prefix, after=after, limit=limit):
+            self._store.rows += 1
+            yield row
+
+
+class Counting(MemoryTransactions):
+    """A store that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+        self.writes = 0
+
+    def view(self, work: Callable[[Reader], T]) -> T:
+        return super().view(lambda tx: work(Counted(tx, self)))  # type: ignore[arg-type]
+
+    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
+        self.writes += 1
+        return await super().write(lambda tx: work(Counted(tx, self)), lasting=lasting)
+
+
+@pytest.fixture
+def store() -> Counting:
+    return Counting()
+
+
+@pytest.fixture
+async def local(store: Counting) -> AsyncIterator[LocalMetadata]:
+    local = LocalMetadata(store)
+    yield local
+    await local.close()
+
+
+@pytest.fixture
+async def world(local: LocalMetadata) -> World:
+    return await World(Life(local)).begin()
+
+
+async def an_operation_of_each_kind(world: World, number: int) -> None:
+    """A commit of content, a Prepare, a commit upon another that is being committed, and one that is given up."""
+    name = f"x{number}"
+    await world.open(name)
+    await world.finish(await world.begin_commit(name, digest(number)), digest(number), 3)
+    for key in ("k1", "k2"):
+        await world.snapshot(f"{key} {name}")
+    below = await world.begin_commit_snapshot(f"n1 {name}", f"k1 {name}")
+    above = await world.begin_commit_snapshot(f"n2 {name}", f"k2 {name}", parent=f"n1 {name}")
+    await world.finish(below)
+    await world.finish(above)
+    await world.cancel(await world.begin_snapshot(f"k3 {name}"))
+
+
+async def test_an_operation_costs_the_same_beside_many_open_ones(store: Counting, world: World) -> None:
+    """However many intents the same client has open, of each kind."""
+    async def cost(number: int) -> int:
+        before = store.rows
+        await an_operation_of_each_kind(world, number)
+        return store.rows - before
+
+    alone = await cost(1)
+    for i in range(40):
+        await world.open(f"r{i}")
+        await world.begin_commit(f"r{i}", digest(100 + i))
+        await world.begin_snapshot(f"open {i}")
+    assert await cost(2) == alone
+
+
+async def test_only_those_are_woken_who_wait_for_what_ended(store: Counting, world: World) -> None:
+    """A chain of commits whose raw commits were done in the wrong order: each end is tried a few times, whatever the length."""
+    length = 30
+    for i in range(length):
+        await world.snapshot(f"k{i}")
+    commits = [await world.begin_commit_snapshot(f"n{i}", f"k{i}", parent=f"n{i - 1}" if i else "") for i in range(length)]
+    store.writes = 0
+    await asyncio.gather(*(world.finish(commit) for commit in reversed(commits)))
+    assert store.writes <= 3 * length
+    assert [(await world.stat(f"n{i}")).parent for i in range(length)] == ["", *(f"n{i}" for i in range(length - 1))]
+
+
+async def test_what_ends_between_two_looks_is_not_missed(local: LocalMetadata, world: World) -> None:
+    """A second comer is answered as soon as the first has ended, at whatever moment that is."""
+    for turns in range(8):
+        first = await world.begin_snapshot(f"k{turns}")
+        second = asyncio.ensure_future(world.begin_snapshot(f"k{turns}"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await world.cancel(first)
+        async with asyncio.timeout(local.database.patience / 2):
+            await second
+    assert not local.database._waiting
+
+
+async def test_open_intents_are_found_after_an_upgrade(local: LocalMetadata, world: World) -> None:
+    """What a splitd without the index left is indexed at the start, and what it ended is forgotten there."""
+    await world.snapshot("key")
+    committing = await world.begin_commit_snapshot("n", "key")
+    ended = await world.begin_snapshot("k")
+
+    def as_another_left_it(tx: Transaction) -> None:
+        for key, _ in list(schema.CLAIMS.scan(tx, world.namespace, "overlayfs", "n")):
+            schema.CLAIMS.delete(tx, *key)
+        schema.INTENTS.delete(tx, ended.id)
+
+    await local.database.write(as_another_left_it)
+    await local.metadata.intents.index()
+    assert [i.id for i in local.database.view(lambda tx: list(schema.claiming(tx, world.namespace, "overlayfs", "n", "k")))] == [committing.id]
+    await world.snapshot("upon")
+    await world.begin_commit_snapshot("m", "upon", parent="n")
+    assert {key[-1] for key, _ in local.database.view(lambda tx: list(schema.CLAIMS.scan(tx)))} == {
+        key[0] for key, _ in local.database.view(lambda tx: list(schema.INTENTS.scan(tx)))}
+
+
+async def test_much_work_leaves_room_for_others(tmp_path: Path) -> None:
+    """What is queued at once is not done at once: the loop turns between."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def work(tx: Transaction) -> None:
+        end = time.perf_counter() + 0.001
+        while time.perf_counter() < end:
+            pass
+
+    turning = asyncio.ensure_future(others())
+    await asyncio.gather(*(store.write(work) for _ in range(100)))
+    turning.cancel()
+    assert turns >= 20
+    await store.close()
+
+
+async def test_what_must_last_is_not_committed_without_the_disk(tmp_path: Path) -> None:
+    """Though it came right behind something that need not."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    modes = await asyncio.gather(*(store.write(lambda tx: store._lasting, lasting=lasting) for lasting in (False, False, True, False, True)))
+    assert modes == [False, False, True, True, True]
+    await store.close()
+
+
+async def test_where_nothing_can_be_begun_everybody_is_told(tmp_path: Path) -> None:
+    """Not the first only."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    store._writer.close()
+    results = await asyncio.gather(*(store.write(lambda tx: None) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [errors.Unavailable] * 3
+    await store.close()
