@@ -119,7 +119,7 @@ def _readers(peer: Peer) -> AbstractContextManager[None]:
 @contextlib.contextmanager
 def _flood(peer: Peer) -> Iterator[None]:
     """One client that opens and resets without end; thrown out, it comes back."""
-    data, stop = _resets(1500), threading.Event()
+    data, stop = _resets(12_000), threading.Event()
 
     def again() -> None:
         while not stop.is_set():

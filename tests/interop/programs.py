@@ -17,7 +17,7 @@ TRANSPORTS = rpc.TRANSPORTS
 
 
 def go_program(name: str) -> str:
-    """The path of ``client``, ``server`` or ``h2spec``."""
+    """The path of ``client``, ``server``, ``chat`` or ``h2spec``."""
     path = Path(sys.prefix) / "peers" / name
     assert path.exists(), f"{path} is not there: make peers"
     return str(path)

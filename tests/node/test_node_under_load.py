@@ -14,6 +14,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,17 +226,45 @@ async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) ->
 
 @pytest.mark.parametrize("path", [VERSION, LIST])
 async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
-    """Whoever resets so much is told to calm down and thrown out, each of the fifty times that it comes back; with 50,000 of the gateway's own calls, and of relayed ones."""
+    """Whoever resets so much is slowed, then told to calm down and thrown out, each time that it comes back; with 50,000 of the gateway's own calls, and of relayed ones."""
 
     def load() -> None:
         opened = 0
         while opened < 50_000:
-            with raws(node.socket, 1) as (raw,):
-                raw.resets(2500, path)  # 1,000 at once, and 200 more each second that this takes: the machine may stop for seven
+            with raws(node.socket, 5) as connections:
+                for raw in connections:
+                    raw.resets(20_000, path)  # 10,000 at once, and 1,000 more each second that the sending takes: the machine may stop for ten
+                with ThreadPoolExecutor(len(connections)) as threads:
+                    all(threads.map(Raw.flush, connections))  # all at the same time, as they are slowed
+                for raw in connections:
+                    away = raw.until(lambda raw: raw.of(GoingAway), 30)[0]
+                    assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many streams are reset")
+                    opened += (away.last + 1) // 2
+
+    async with others(node):
+        await in_thread(load)
+
+
+async def test_three_thousand_calls_that_one_client_gives_up(node: Node) -> None:
+    """It is slowed, no more: its other calls, open meanwhile and made afterwards, are answered."""
+
+    def load() -> None:
+        with raws(node.socket, 1) as (raw,):
+            other = raw.open(WRITE)
+            raw.connection.send(other, *write(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="given up")))
+            for _ in range(3):
+                raw.resets(1000, LIST)
                 raw.flush()
-                away = raw.until(lambda raw: raw.of(GoingAway))[0]
-                assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many streams are reset")
-                opened += (away.last + 1) // 2
+            raw.connection.send(other, *write(content_pb2.WriteContentRequest(action=content_pb2.WRITE, data=b"x")), end=True)
+            raw.call(VERSION)
+            raw.flush()
+            raw.until(lambda raw: len(raw.statuses()) == 2, 30)
+            assert [head.code for head in raw.statuses()] == [0, 0]
+            assert not raw.of(GoingAway)
+
+    def write(request: content_pb2.WriteContentRequest) -> tuple[bytes, bytes]:
+        message = request.SerializeToString()
+        return messages.prefix(message), message
 
     async with others(node):
         await in_thread(load)

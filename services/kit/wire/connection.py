@@ -13,7 +13,7 @@ event) or the connection (GOAWAY and a :class:`Closed` event), after which it sa
 :meth:`consumed`. It grows while it is consumed.
 
 *Turns.* A peer can put thousands of frames into what is read at once. Whoever must not be held up says how many it wants dealt with, and comes back while there is
-:attr:`Connection.more`.
+:attr:`Connection.more`. A peer that resets very many streams is :attr:`Connection.slowed`: no frame is looked at before :meth:`Connection.hasten`.
 
 *Sending.* DATA waits in its stream's queue for the windows, and, where the owner has called :meth:`block`, for :meth:`unblock`: that is how a full socket holds
 up those who write to it. Trailers wait behind it. ``stream.queued`` tells how much waits; with ``stream.low`` set, :class:`Drained` tells when it has come down to that.
@@ -159,10 +159,10 @@ class Connection:
     """See the module."""
 
     __slots__ = (
-        "_acks", "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_blocked", "_credit", "_data", "_data_end", "_data_left",
-        "_data_pad", "_decoder", "_events", "_frame", "_greeted", "_idle", "_last_allowed", "_last_words", "_next", "_out", "_peer_frame", "_peer_window",
+        "_acks", "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_blocked", "_calm", "_credit", "_data", "_data_end", "_data_left",
+        "_data_pad", "_decoder", "_earned", "_events", "_frame", "_greeted", "_idle", "_last_allowed", "_last_words", "_next", "_out", "_peer_frame", "_peer_window",
         "_preface", "_prefix", "_receive_window", "_reset", "_resets", "_rest", "_send_window", "_skip", "_skipped", "_starved", "client", "closed", "last",
-        "limits", "lingering", "more", "peer_streams", "streams",
+        "limits", "lingering", "more", "peer_streams", "slowed", "streams",
     )
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
@@ -185,6 +185,8 @@ class Connection:
         """How much of it may still go when the connection is over: up to its GOAWAY."""
         self.more = False
         """Whether frames that have come are still to be looked at."""
+        self.slowed = False
+        """Whether none is to be looked at for a moment."""
         self._rest = b""
         self._at = 0
         self._preface = not client
@@ -199,8 +201,8 @@ class Connection:
         self._block_flags = 0
         self._block_frames = 0
         self._block_fault: StreamFault | None = None
-        self._reset: dict[int, None] = {}
-        """Streams that we reset: the peer may not know yet."""
+        self._reset: dict[int, int] = {}
+        """Streams that we reset: the peer may not know yet; and how many bytes of each it may have under way."""
         self._skipped: list[range] = []
         """Streams that the peer passed over: they never were."""
         self._frame = frames.DEFAULT_FRAME
@@ -214,7 +216,9 @@ class Connection:
         self._starved: dict[Stream, None] = {}
         self._last_allowed: int | None = None
         self._resets = Bucket(limits.resets, limits.resets_rate)
-        self._idle = Bucket(limits.idle_frames, limits.idle_frames_rate)
+        self._calm = Bucket(limits.resets_slow, limits.resets_slow_rate)
+        self._earned = limits.idle_frames_earned
+        self._idle = Bucket(limits.idle_frames, limits.idle_frames_rate, limits.idle_frames * self._earned)
         self._greet()
 
     def _greet(self) -> None:
@@ -298,7 +302,7 @@ class Connection:
                     return
             if size - at < _HEAD_SIZE:
                 break
-            if turn <= 0:
+            if turn <= 0 or self.slowed:
                 self.more, self._rest, self._at = True, data, at
                 return
             turn -= 1
@@ -352,22 +356,32 @@ class Connection:
         self._count_reset()
 
     def _count_reset(self) -> None:
-        if not self.client and not self._resets.take():
+        if self.client:
+            return
+        if not self._resets.take():
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many streams are reset")
+        if not self._calm.take():
+            self.slowed = True
+
+    def hasten(self, seconds: float) -> None:
+        """The peer has been slowed for long enough. The time is not its own: it could have had all of its resets dealt with at once."""
+        self.slowed = False
+        self._resets.pass_over(seconds)
 
     def _drop(self, stream: Stream, *, ours: bool) -> None:
         self.streams.pop(stream.id, None)
         self._starved.pop(stream, None)
+        under_way = 0 if stream.remote_closed else stream.receive_window
         stream.local_closed = stream.remote_closed = True
         stream.queue.clear()
         stream.queued = 0
         if ours:
-            self._remember(stream.id)
+            self._remember(stream.id, under_way)
 
-    def _remember(self, number: int) -> None:
+    def _remember(self, number: int, under_way: int = 0) -> None:
         """A stream that we reset."""
         reset = self._reset
-        reset[number] = None
+        reset[number] = under_way
         if len(reset) > min(self.limits.streams, _REMEMBERED):
             del reset[next(iter(reset))]
 
@@ -420,9 +434,13 @@ class Connection:
             if stream is None:
                 if self._is_idle(number):
                     raise ConnectionFault(Code.PROTOCOL_ERROR, f"DATA on idle stream {number}")
-                if number not in self._reset:
+                under_way = self._reset.get(number)
+                if under_way is None:
                     raise StreamFault(Code.STREAM_CLOSED, "DATA on a closed stream")
-                self._late()
+                if 0 < length <= under_way:  # sent before it could know; in frames as small as it likes
+                    self._reset[number] = under_way - length
+                else:
+                    self._late()
                 self._skip = length - (1 if pad else 0)
                 return at
             if stream.remote_closed:
@@ -590,6 +608,7 @@ class Connection:
             raise StreamFault(Code.REFUSED_STREAM, "too many streams")
         if end and head.content_length:
             raise StreamFault(Code.PROTOCOL_ERROR, "DATA does not add up to content-length")
+        self._idle.give(self._earned)
         stream = self.streams[number] = Stream(number, self.limits.window, self._peer_window)
         stream.head_seen = True
         stream.body_left = head.content_length
@@ -769,8 +788,7 @@ class Connection:
                 _HEAD.pack(len(head) << 8 | frames.HEADERS, frames.END_HEADERS, number), head,
                 _HEAD.pack(size << 8 | frames.DATA, 0, number), message,
                 _HEAD.pack(len(tail) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number), tail)))
-            self._idle.give()
-            self._idle.give()
+            self._idle.give(2 * self._earned)
             stream.local_closed = True
             self.streams.pop(number, None)
             return
@@ -834,7 +852,7 @@ class Connection:
     def _put_headers(self, number: int, block: bytes, flags: int) -> None:
         if self._prefix:
             block, self._prefix = self._prefix + block, b""
-        self._idle.give()
+        self._idle.give(self._earned)
         if len(block) <= self._peer_frame:
             self._out.append(_HEAD.pack(len(block) << 8 | frames.HEADERS, flags | frames.END_HEADERS, number) + block)
             return
@@ -866,7 +884,7 @@ class Connection:
                     self._starved[stream] = None
                 break
             if size >= _TINY or size == stream.queued:
-                self._idle.give()
+                self._idle.give(self._earned)
             stream.queued -= size
             stream.send_window -= size
             self._send_window -= size
@@ -922,7 +940,7 @@ def _any(_: headers.Pairs) -> Head:
 
 
 _TINY = 1 << 10
-"""A frame that a window has cut to less than this does not allow for another frame that brings nothing."""
+"""A frame that a window has cut to less than this does not allow for frames that bring nothing."""
 _LONG = 9
 """A frame other than DATA counts as one more for each 512 bytes: header lists take their time."""
 _REMEMBERED = 1 << 14

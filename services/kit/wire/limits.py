@@ -47,14 +47,21 @@ class Limits:
     request the connection ends."""
     untaken: int = 64 << 20
     """Of answers to unary calls that wait for a client which gives them no window, on all streams of a connection. One more is reset (ENHANCE_YOUR_CALM)."""
-    resets: int = 1000
-    """Streams that the peer may reset at once, or make us reset (CVE-2025-8671) ..."""
-    resets_rate: int = 200
-    """... and per second: clients that give up on many calls at once are usual, those that do so all the time are not."""
+    resets: int = 10_000
+    """Streams that the peer may reset at once (CVE-2023-44487), or make us reset (CVE-2025-8671) ..."""
+    resets_rate: int = 1000
+    """... and per second. Clients that give up on thousands of calls at once are usual (Ctrl-C in a loop), those that do so all the time are not: the connection ends."""
+    resets_slow: int = 1000
+    """Beyond so many at once the peer is slowed: it is not read for moments ..."""
+    resets_slow_rate: int = 4000
+    """... so that no more than these are dealt with in a second."""
     idle_frames: int = 2000
     """Frames that bring nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones): so many at once ..."""
     idle_frames_rate: int = 500
-    """... and per second; each frame of an answer allows for one more, since readers acknowledge what they read, unless tiny windows cut it (CVE-2019-9511)."""
+    """... and per second ..."""
+    idle_frames_earned: int = 8
+    """... and so many more for each call that it opens and each frame that we send it, unless tiny windows cut that (CVE-2019-9511): readers acknowledge what they read.
+    grpc-go and grpcio send two for each; docs/wire.md has the table."""
     handshake: Seconds = 10.0
     """Until the preface and the first SETTINGS are there."""
     request: Seconds = 60.0
@@ -68,11 +75,12 @@ class Limits:
         if their sum were bounded here, one client would use up what all have.
         """
         every = 1 << 30
-        return replace(self, streams=every, calls=every, request=float(every), assembling=every, resets=every, resets_rate=every, idle_frames=every, idle_frames_rate=every)
+        return replace(self, streams=every, calls=every, request=float(every), assembling=every, resets=every, resets_rate=every,
+                       resets_slow=every, resets_slow_rate=every, idle_frames=every, idle_frames_rate=every)
 
     def __post_init__(self) -> None:
         for name in ("streams", "calls", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "untaken", "resets", "resets_rate",
-                     "idle_frames", "idle_frames_rate", "connections"):
+                     "resets_slow", "resets_slow_rate", "idle_frames", "idle_frames_rate", "idle_frames_earned", "connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
         if not 1 << 14 <= self.frame < 1 << 24:
@@ -99,30 +107,32 @@ def configured() -> Limits:
 
 
 class Bucket:
-    """A token bucket: ``burst`` tokens, ``rate`` more each second."""
+    """A token bucket: ``burst`` tokens, ``rate`` more each second; what is given may fill it beyond the burst, up to ``most``."""
 
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+    __slots__ = ("_at", "_burst", "_most", "_rate", "_tokens")
 
-    def __init__(self, burst: float, rate: float) -> None:
+    def __init__(self, burst: float, rate: float, most: float = 0.0) -> None:
         self._burst = burst
+        self._most = max(burst, most)
         self._rate = rate
         self._tokens = burst
         self._at = time.monotonic()
 
     def take(self) -> bool:
         """Take one; False if there is none."""
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return True
         now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        if self._tokens < self._burst:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
 
-    def give(self) -> None:
-        """One more, within the burst."""
-        if self._tokens < self._burst:
-            self._tokens += 1
+    def give(self, count: int) -> None:
+        """So many more."""
+        self._tokens = min(self._most, self._tokens + count)
+
+    def pass_over(self, seconds: float) -> None:
+        """For so long nothing was to be taken, and nothing comes for it."""
+        self._at += seconds

@@ -26,6 +26,8 @@ _TURN = 16
 """Frames that are dealt with before the clock is looked at ..."""
 _SLICE = 0.002
 """... and the seconds after which others come first."""
+_SLOW = 0.02
+"""Seconds for which a peer that resets very many streams is not read, before the next of them."""
 _LINGER = 5.0
 _MOMENT = 0.02
 """Seconds that the answer to a PING may wait for that to a call."""
@@ -76,6 +78,8 @@ class Link(asyncio.Protocol):
         self.deaf_since: float | None = None
         """Since when we do not read, because the peer does not."""
         self._held = False
+        self._slowed_at: float | None = None
+        """Since when we do not read, because the peer resets so much."""
 
     # -- what a side adds
 
@@ -125,7 +129,9 @@ class Link(asyncio.Protocol):
             self.on_turn()
         finally:
             self._inside = False
-        if connection.more:
+        if connection.slowed:
+            self._slow_down()
+        elif connection.more:
             self._hold()
         elif self._held:
             self._held = False
@@ -138,7 +144,7 @@ class Link(asyncio.Protocol):
     def _take_more(self) -> None:
         """A peer that has sent very much at once gets its slice of time, then the others' come."""
         end = time.monotonic() + _SLICE
-        while self.connection.more and time.monotonic() < end:
+        while self.connection.more and not self.connection.slowed and time.monotonic() < end:
             self._tell(self.connection.receive(b"", _TURN))
 
     def _hold(self) -> None:
@@ -146,6 +152,21 @@ class Link(asyncio.Protocol):
         self._held = True
         self.transport.pause_reading()
         self.loop.call_soon(self._go_on)
+
+    def _slow_down(self) -> None:
+        """Read nothing for a moment: what the peer sends meanwhile is the socket's, and others are served."""
+        assert self.transport is not None
+        if self._slowed_at is None:
+            self._held = True
+            self._slowed_at = time.monotonic()
+            self.transport.pause_reading()
+            self.loop.call_later(_SLOW, self._hasten)
+
+    def _hasten(self) -> None:
+        assert self._slowed_at is not None
+        self.connection.hasten(time.monotonic() - self._slowed_at)
+        self._slowed_at = None
+        self._go_on()
 
     def _go_on(self) -> None:
         if not self.lost:

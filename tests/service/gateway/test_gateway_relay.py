@@ -298,7 +298,7 @@ async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Pat
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
         with Raw(place / "g.sock") as raw:
             await heard(raw, Ready)
-            raw.resets(3000, GET, get("a"))
+            raw.resets(20_000, GET, get("a"))
             await asyncio.to_thread(raw.flush)
             assert (await heard(raw, GoingAway)).code == frames.Code.ENHANCE_YOUR_CALM
         assert len(images.calls) < 500

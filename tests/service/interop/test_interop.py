@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from services.kit import rpc
 from tests.interop import client
 from tests.interop.programs import TRANSPORTS, go_program, go_server, our_server
 from tests.support import TOP
@@ -113,3 +114,31 @@ def test_no_case_of_grpc_gos_client_is_left_out() -> None:
     done = subprocess.run([go_program("client"), "-help"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
     listed = re.findall(r"^\s+(\w+) ?: ", done.stderr.partition("Valid options are:")[2].partition("\n  -")[0], re.MULTILINE)
     assert {*listed, "rpc_soak", "channel_soak"} == {*GO_CASES, *GO_NOT_APPLYING}
+
+
+# ---------------------------------------------------------------------------------------------- honest clients that say much
+
+
+CHATS = [("pingpong", 5000, 1), ("answers", 5000, 1), ("answers", 300, 100_000), ("cancels", 5000, 1), ("late", 20, 1)]
+"""docs/wire.md says what such a client sends beside its messages."""
+
+
+@pytest.mark.parametrize("mode, count, size", CHATS)
+@pytest.mark.parametrize("peer", ["grpc-go", "grpcio"])
+def test_an_honest_client_is_no_flood(runs: Runs, peer: str, mode: str, count: int, size: int) -> None:
+    """Much in small pieces, many calls given up at once, messages after a refusal: every call is answered, on one connection that nobody ends."""
+    address = runs.address("wire")
+    command = [go_program("chat"), f"-address={address}", f"-mode={mode}", f"-count={count}", f"-size={size}"] if peer == "grpc-go" else [
+        sys.executable, "-m", "tests.interop.chat", address, mode, str(count), str(size)]
+    done = subprocess.run(command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+async def test_an_honest_server_is_no_flood(runs: Runs) -> None:
+    """grpc-go's sends a window update and a ping for each small message that it gets: our client goes on."""
+    async with rpc.Channel(runs.address("go"), "peer", pings="never") as channel:
+        peer = client.Peer(channel)
+        async with peer.duplex() as stream:
+            for _ in range(5000):
+                await stream.send(client.asking(1, 1))
+                client.same_payload(await stream.receive(), 1)

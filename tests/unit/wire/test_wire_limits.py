@@ -89,8 +89,8 @@ def test_windows_and_frames_are_those_of_http2() -> None:
 
 
 def test_a_bucket(clock: Clock) -> None:
-    """So many at once, so many a second, never more than the burst; what is given back counts within it."""
-    bucket = Bucket(3, 2)
+    """So many at once, so many a second; what is given counts beyond that burst, up to a bound, and what was passed over brings nothing."""
+    bucket = Bucket(3, 2, 5)
     assert [bucket.take() for _ in range(4)] == [True, True, True, False]
     clock.now += 0.4
     assert not bucket.take()
@@ -98,9 +98,19 @@ def test_a_bucket(clock: Clock) -> None:
     assert [bucket.take() for _ in range(2)] == [True, False]
     clock.now += 1000
     assert [bucket.take() for _ in range(4)] == [True, True, True, False]
-    for _ in range(10):
-        bucket.give()
-    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
+    bucket.give(2)
+    bucket.give(20)
+    assert [bucket.take() for _ in range(6)] == [True] * 5 + [False]
+    clock.now += 1
+    bucket.pass_over(1)
+    assert not bucket.take()
+
+
+def test_an_old_bucket_has_no_more_than_its_burst(clock: Clock) -> None:
+    """However long ago anything was taken of it."""
+    bucket = Bucket(10, 5)
+    clock.now += 1000
+    assert [bucket.take() for _ in range(11)] == [True] * 10 + [False]
 
 
 # ---------------------------------------------------------------------------------------------- streams
@@ -142,6 +152,22 @@ def test_rapid_resets(clock: Clock) -> None:
         wire.feed(headers(number), word(RST_STREAM, number, 8))
         number += 2
     assert over(wire, headers(number), word(RST_STREAM, number, 8)) == Code.ENHANCE_YOUR_CALM
+
+
+def test_a_peer_that_resets_much_is_slowed_before_it_is_ended(clock: Clock) -> None:
+    """What it has sent beyond that waits in a piece as it came; the time for which it waits earns it no more resets."""
+    wire = Wire(resets=30, resets_rate=10, resets_slow=10, resets_slow_rate=5)
+    flood = b"".join(headers(number) + word(RST_STREAM, number, 8) for number in range(1, 81, 2))
+    dealt = [len(wire.feed(flood)) // 2]
+    while not wire.connection.closed:
+        assert (wire.connection.slowed, wire.connection.more) == (True, True)
+        assert wire.feed() == []
+        clock.now += 1
+        wire.connection.hasten(1)
+        dealt.append(len(wire.feed()) // 2)
+    assert dealt[:-1] == [11, 6, 6, 6]
+    assert wire.sent()[-1].number(4) == Code.ENHANCE_YOUR_CALM
+    assert sum(dealt) <= 31
 
 
 @pytest.mark.parametrize("provocation", [
@@ -225,12 +251,12 @@ def test_endless_headers_keep_no_more_than_a_block() -> None:
     word(WINDOW_UPDATE, 0, 1), data(1), data(1, b"", pad=3), bytes(Frame(99, 0, 0, b"x")), bytes(Frame(GOAWAY, 0, 0, bytes(8))), word(RST_STREAM, 3, 8), data(3, b"x"),
     settings(max_frame_size=16384),
 ], ids=["PING", "PING ACK", "SETTINGS", "SETTINGS ACK", "PRIORITY", "WINDOW_UPDATE", "WINDOW_UPDATE of the connection", "empty DATA", "only padding", "unknown", "GOAWAY",
-        "RST_STREAM of a dead stream", "DATA of a dead stream", "SETTINGS of no news"])
+        "RST_STREAM of a dead stream", "DATA after the end of a dead stream", "SETTINGS of no news"])
 def test_frames_that_bring_nothing(frame: bytes, clock: Clock) -> None:
     """So many at once, so many a second; then ENHANCE_YOUR_CALM."""
-    wire = Wire(idle_frames=50, idle_frames_rate=10)
+    wire = Wire(idle_frames=50, idle_frames_rate=10, idle_frames_earned=1)
     wire.opened(1)
-    wire.connection.reset(wire.opened(3), Code.CANCEL)
+    wire.connection.reset(wire.opened(3, end=True), Code.CANCEL)
     wire.feed(frame * 50)
     clock.now += 1
     wire.feed(frame * 10)
@@ -249,7 +275,7 @@ def test_many_settings_in_one_frame_count_each() -> None:
 
 def test_a_new_initial_window_costs_what_it_makes_us_do() -> None:
     """It changes each stream's window: with many streams a few a second are as much work as hundreds of pings."""
-    wire = Wire(idle_frames=100, idle_frames_rate=1, streams=2000)
+    wire = Wire(idle_frames=100, idle_frames_rate=1, idle_frames_earned=1, streams=2000)
     for number in range(1, 4001, 2):
         wire.opened(number)
     changed = 0
@@ -260,9 +286,46 @@ def test_a_new_initial_window_costs_what_it_makes_us_do() -> None:
     assert wire.sent()[-1].number(4) == Code.ENHANCE_YOUR_CALM
 
 
+def test_data_that_was_under_way_when_its_stream_was_reset() -> None:
+    """As many bytes as the stream's window had left, in frames as small as its sender makes them; what is beyond that brings nothing."""
+    wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=1, window=65535)
+    stream = wire.opened(1)
+    wire.feed(data(1, b"x" * 15535))
+    wire.connection.reset(stream, Code.CANCEL)
+    wire.feed(*[data(1, b"x" * 50)] * 1000)
+    assert not wire.connection.closed
+    wire.feed(*[data(1, b"x")] * 5)
+    assert over(wire, data(1, b"x")) == Code.ENHANCE_YOUR_CALM
+
+
+def test_a_frame_of_an_answer_allows_for_some_that_bring_nothing() -> None:
+    """grpc-go sends two for each small one, a window update and a ping, grpcio two window updates; those who send much more than that are told."""
+    wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=4)
+    stream = wire.opened(1, end=True)
+    for _ in range(500):
+        wire.connection.send(stream, b"small")
+        wire.feed(word(WINDOW_UPDATE, 0, 5), bytes(Frame(PING, 0, 0, bytes(8))))
+    assert not wire.connection.closed
+    rounds = 0
+    while not wire.connection.closed:
+        rounds += 1
+        wire.connection.send(stream, b"small")
+        wire.feed(bytes(Frame(PING, 0, 0, bytes(8))) * 5)
+    assert 10 <= rounds <= 25
+    assert wire.sent()[-1].number(4) == Code.ENHANCE_YOUR_CALM
+
+
+def test_a_call_allows_for_some_frames_that_bring_nothing() -> None:
+    """grpcio sends two window updates with each, and a reset of what has been answered meanwhile."""
+    wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=4)
+    for number in range(1, 1001, 2):
+        wire.feed(headers(number), word(WINDOW_UPDATE, number, 5), word(WINDOW_UPDATE, 0, 5), word(RST_STREAM, number, 8), word(RST_STREAM, number, 8))
+    assert not wire.connection.closed
+
+
 def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
-    """A reader that acknowledges all that it reads is not calmed down."""
-    wire = Wire(idle_frames=5, idle_frames_rate=1, hello=settings(initial_window_size=8000) + word(WINDOW_UPDATE, 0, 1 << 30))
+    """A reader that acknowledges all that it reads is not calmed down, however little is earned."""
+    wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=1, hello=settings(initial_window_size=8000) + word(WINDOW_UPDATE, 0, 1 << 30))
     stream = wire.opened(1, end=True)
     for _ in range(500):
         wire.connection.send(stream, b"x" * 8000)
@@ -274,7 +337,7 @@ def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
 
 def test_tiny_windows() -> None:
     """A peer that takes an answer byte by byte (CVE-2019-9511) makes us write a frame for each: those allow for nothing."""
-    wire = Wire(idle_frames=50, idle_frames_rate=1, hello=settings(initial_window_size=0))
+    wire = Wire(idle_frames=50, idle_frames_rate=1, idle_frames_earned=1, hello=settings(initial_window_size=0))
     stream = wire.opened(1, end=True)
     wire.connection.send(stream, b"x" * 100_000)
     wire.feed(word(WINDOW_UPDATE, 1, 1) * 50)
