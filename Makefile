@@ -130,11 +130,11 @@ $(VENV)/dev: $(BIN)/splitd requirements-dev.lock
 	fi
 
 # Programs in Go, of the versions and with the hashes that stand in tests/interop/peers: built once, and again when those change.
-$(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* bench/caller/*) | $(VENV)/dev test-machine
-	@echo "building grpc-go's interop client and server, our chat, h2spec and bench/caller in $(PEERS)"
+$(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* tests/interop/peers/gojson/* bench/caller/*) | $(VENV)/dev test-machine
+	@echo "building grpc-go's interop client and server, our chat, gojson, h2spec and bench/caller in $(PEERS)"
 	mkdir -p $(PEERS)
 	cd tests/interop/peers
-	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go) ./chat
+	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go) ./chat ./gojson
 	cd "$(CURDIR)/bench/caller"
 	GOBIN="$(CURDIR)/$(PEERS)" go install .
 	touch "$(CURDIR)/$@"
