@@ -93,6 +93,10 @@ class Registry:
     throughput: float
     rests_until: float
     """Until then others are asked before it; 0 if it is good."""
+    ranges_refused: str = ""
+    """What it answered to a request for a part of a blob; "" if it is not known to refuse those."""
+    ranges_refused_until: float = 0.0
+    """Until then it is asked for whole blobs only."""
 
 
 def registries(place: Place) -> list[Registry] | None:
@@ -106,7 +110,7 @@ async def _registries(place: Place) -> list[Registry] | None:
             response = await channel.client(REGISTRIES).List(registries_pb2.ListRequest(), timeout=PATIENCE)
         except errors.NodeError:
             return None
-    return [Registry(h.address, h.state, h.since, h.failures, h.last_error, h.throughput, h.rests_until) for h in response.hosts]
+    return [Registry(h.address, h.state, h.since, h.failures, h.last_error, h.throughput, h.rests_until, h.ranges_refused, h.ranges_refused_until) for h in response.hosts]
 
 
 def wait(place: Place, seconds: float, only: set[str] | None = None) -> list[Health]:

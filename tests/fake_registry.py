@@ -373,6 +373,49 @@ def taking(registry: FakeRegistry, after: int) -> Fault:
     return fault
 
 
+def no_ranges(code: int) -> Fault:
+    """A request for a part is refused with this status."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        return await (status(code)(request, serve) if "Range" in request.headers else serve())
+
+    return fault
+
+
+def closed_ranges_only() -> Fault:
+    """As go-containerregistry's registry: a range without an end, or with one beyond the blob's, is refused."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        last = request.headers.get("Range", "").partition("-")[2]
+        whole = await serve()
+        total = int(whole.headers.get("Content-Range", "/0").partition("/")[2])
+        right = "Range" not in request.headers or (last.isdigit() and int(last) < total)
+        return whole if right else await status(416)(request, serve)
+
+    return fault
+
+
+def sliced(most: int, aligned: int = 1) -> Fault:
+    """Parts of ``most`` bytes at most, which begin at a multiple of ``aligned``; less than was asked for, as some content delivery networks do."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        if right.status != 206:
+            return right
+        assert isinstance(right, web.Response)
+        assert isinstance(right.body, bytes)
+        where, _, total = right.headers["Content-Range"].removeprefix("bytes ").partition("/")
+        first = int(where.partition("-")[0])
+        cut_off = first % aligned
+        whole = bytes(cut_off) + right.body  # what is before the part is no matter: it is dropped
+        part = whole[:most + cut_off]
+        headers = {**right.headers, "Content-Range": f"bytes {first - cut_off}-{first - cut_off + len(part) - 1}/{total}"}
+        headers.pop("Content-Length", None)
+        return web.Response(status=206, body=part, headers=headers)
+
+    return fault
+
+
 def redirect(to: str, code: int = 307) -> Fault:
     """Elsewhere: ``to``, or below it if it ends with a slash."""
 

@@ -57,10 +57,13 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], regis
 
 
 def troubled(registries: list[health.Registry], now: float) -> list[str]:
-    """A line for each registry or mirror that is not good. They do not make a node unhealthy: it asks others, or will try again."""
+    """A line for each registry or mirror that is not good, or that gives no parts. They do not make a node unhealthy: it asks others, or will try again."""
     return [f"registry {each.host} is {each.state} for {_duration(max(now - each.since, 0))} (since {_clock(each.since)}): {each.last_error}; "
             + (f"asked after all others for {_duration(each.rests_until - now)} (until {_clock(each.rests_until)})" if each.rests_until > now else "the next pull tries it")
-            for each in registries if each.state != "good"]
+            for each in registries if each.state != "good"] + [
+            f"registry {each.host} refuses parts of blobs ({each.ranges_refused}): a layer comes whole, on one connection, and one that was cut from its first byte; "
+            f"parts are asked for again in {_duration(each.ranges_refused_until - now)} (at {_clock(each.ranges_refused_until)})"
+            for each in registries if each.ranges_refused_until > now]
 
 
 def _clock(moment: float) -> str:

@@ -1,7 +1,8 @@
 """One blob from a registry into the store: from where an earlier attempt ended, hashed as it arrives, once for all who want it.
 
 A large layer comes in *parts*, several at once, where the server gives parts: one connection to an object store is slower than most links. The first part tells whether it does; a server that
-does not sends the whole of it on one connection.
+does not sends the whole of it on one connection. If that turns out later (a host refuses the second part, or another takes over that gives none), what is there without a gap is kept, and the
+rest comes on one connection too: each part would else be fetched with all that is before it.
 
 The registry client deals with lost connections and hosts that do not answer. What is left for here is a blob whose bytes turn out to be others than its digest says: then what was there before is
 dropped, or the hosts it came from are asked last, and it is fetched again from its first byte.
@@ -19,7 +20,7 @@ from services.images import oci
 from services.images.asking import asked
 from services.images.budget import STREAMS, Budget
 from services.images.oci import Descriptor
-from services.images.registry import Body, Client, Reference
+from services.images.registry import Body, Client, NoParts, Reference
 from services.images.together import together
 from services.images.transfer import Landing, Node
 from services.images.turns import Turns
@@ -142,14 +143,18 @@ class _Fetching:
                     await self._part(*parts.popleft(), answer)
                 await answered.wait()
                 while parts:
-                    await self._part(*parts.popleft())
+                    await self._part(*parts.popleft(), part_only=True)
 
-            await together(stream(not number) for number in range(self._fetcher.streams))
+            try:
+                await together(stream(not number) for number in range(self._fetcher.streams))
+            except NoParts:
+                await self._landing.shorten()
+                await self._part(self._landing.offset, size)
 
-    async def _part(self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None) -> None:
-        """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there."""
+    async def _part(self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False) -> None:
+        """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there. ``part_only``: NoParts from a host that sends whole blobs."""
         descriptor, landing = self._descriptor, self._landing
-        async with self._budget.connection(self._number), self._client.fetch(self._reference, asked(descriptor), start, end - start) as body:
+        async with self._budget.connection(self._number), self._client.fetch(self._reference, asked(descriptor), start, end - start, part_only=part_only) as body:
             self._bodies.append(body)
             answered(body)
             async with landing.lane(start) as lane:

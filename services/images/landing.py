@@ -215,6 +215,13 @@ class FileLanding:
         self._ahead.clear()
         self._earlier = self.offset = self.received = 0
 
+    async def shorten(self) -> None:
+        """Back to the bytes that are there without a gap. No lane may be open."""
+        await self._settled()
+        os.ftruncate(self._fd, self.offset)
+        self._ahead.clear()
+        self.received = self.offset
+
     async def commit(self, labels: Mapping[str, str]) -> None:
         """Make it a blob; FailedPrecondition if its bytes are others than the digest says, and then it can be restarted. AlreadyExists if somebody else made it."""
         await self._settled()
@@ -370,6 +377,9 @@ class StreamLanding:
             raise errors.Internal(f"a lane from {at} in a stream of {self._writer.offset} bytes")
         yield self._writer
 
+    async def shorten(self) -> None:
+        return
+
     async def restart(self) -> None:
         await self._writer.close()
         self._writer = await self._reopened()
@@ -398,6 +408,9 @@ class SharedLanding:
     async def lane(self, at: int) -> AsyncIterator[Lane]:
         raise errors.Internal("bytes for a blob that needs none")
         yield
+
+    async def shorten(self) -> None:
+        return
 
     async def restart(self) -> None:
         raise errors.FailedPrecondition("the blob that another namespace has is not what it should be")

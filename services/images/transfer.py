@@ -228,6 +228,10 @@ class Landing(Protocol):
         """For the bytes from ``at`` on. All that it took are written when the block has ended well."""
         ...
 
+    async def shorten(self) -> None:
+        """Back to the bytes that are there without a gap."""
+        ...
+
     async def restart(self) -> None:
         """Back to no bytes."""
         ...

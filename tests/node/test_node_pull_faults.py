@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from api.containerd.types.event_pb2 import Envelope
 from deploy.images import MANIFEST, Image, digest_of
 from services.kit import any as kit_any
 from services.kit.rpc import Channel
-from tests.fake_registry import Auth, Authority, FakeRegistry, authorized, cut, endless, other, redirect, silent, slow, status
+from tests.fake_registry import Auth, Authority, FakeRegistry, authorized, cut, endless, no_ranges, other, redirect, silent, slow, status
 from tests.pulls import Client, arriving, check_nothing_left, check_pulled, config_of, gets, large, pulling, runnable
 from tests.suites import events
 from tests.support import Node, eventually_async, short_directory
@@ -174,6 +174,34 @@ async def test_a_server_without_ranges_that_loses_the_connection(case: Case) -> 
         registry.inject(box.layers[1], cut(400_000))
         await case.succeeds(reference, box)
         assert [seen.status for seen in registry.asked("GET", box.layers[1])][-1] == 200
+
+
+@pytest.mark.parametrize(("made", "code"), [(runnable, 400), (large, 416)], ids=["small, 400", "large, 416"])
+async def test_a_server_that_refuses_ranges(case: Case, fake: FakeRegistry, made: Callable[[], Image], code: int) -> None:
+    """A layer whose connection is lost is asked for whole, and so is each large one."""
+    box = made()
+    reference, layer = fake.add(box, "box:1"), box.layers[1]
+    fake.inject(layer, cut(400_000), method="GET")
+    fake.inject(layer, no_ranges(code), times=ALWAYS)
+    await case.succeeds(reference, box, seconds=30)
+    assert "Range" not in gets(fake, layer)[-1]
+
+
+async def test_an_interrupted_pull_where_ranges_are_refused(case: Case, fake: FakeRegistry) -> None:
+    """What it has left of a layer does not keep the next pull from asking for the whole. ``splitd status`` tells of the registry."""
+    box = runnable(kib=2000)
+    reference, layer = fake.add(box, "box:1"), box.layers[1]
+    fake.inject(layer, silent(60, after=1_500_000))
+    begun = pulling(case.node, case.client, reference)
+    await arriving(begun.ended, case.client, layer, 1_000_000)
+    begun.interrupt()
+    await begun.ended
+    fake.heal()
+    fake.inject(layer, no_ranges(400), times=ALWAYS)
+    await case.succeeds(reference, box)
+    assert ["Range" in headers for headers in gets(fake, layer)] == [False, True, False]
+    shown = await asyncio.to_thread(case.node.splitd, "status")
+    assert re.search(rf"registry https?://{re.escape(fake.host)} refuses parts of blobs \(GET /v2/box/blobs/{layer}: 400 .*: a layer comes whole", shown.stdout)
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["parts", "whole"])

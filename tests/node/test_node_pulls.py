@@ -293,7 +293,7 @@ async def test_a_content_service_without_files_is_written_by_its_streams(fake: F
                     pulling.cancel()
                     await asyncio.wait((pulling,))
                     await client.pull(reference)
-                    assert int(gets(fake, layer)[-1]["Range"].removeprefix("bytes=").removesuffix("-")) >= 1_000_000
+                    assert int(gets(fake, layer)[-1]["Range"].removeprefix("bytes=").split("-")[0]) >= 1_000_000
                     assert len([name for name in await client.snapshots() if not name.startswith("extract-")]) == 2
                     wrong = made(1)
                     fake.inject(wrong.layers[0], other(bytes(len(wrong.blobs[wrong.layers[0]]))), method="GET")

@@ -187,7 +187,7 @@ async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(node: Nod
     before = len(fake.seen)
     outcome = objects((await run(node, "pull", "--plain-http", "--json", reference)).stdout)[-1]
     assert (outcome["outcome"], outcome["layers"], outcome["existing"]) == ("done", 2, 1)
-    begun = int(gets(fake, box.layers[1])[-1]["Range"].removeprefix("bytes=").rstrip("-"))
+    begun = int(gets(fake, box.layers[1])[-1]["Range"].removeprefix("bytes=").split("-")[0])
     assert begun >= 1 << 19
     assert outcome["bytes"] <= len(box.blobs[box.layers[1]]) - begun + len(box.blobs[box.digest])
     asked = [seen.path.rpartition("/")[2] for seen in fake.seen[before:] if "/blobs/" in seen.path]

@@ -28,12 +28,12 @@ where a host redirects; pauses between tries grow and are random; a manifest of 
 from services.images.registry.client import Client, Registry
 from services.images.registry.credentials import Credentials, DockerConfig, Source, first_of
 from services.images.registry.descriptor import Descriptor
-from services.images.registry.fetch import Body
+from services.images.registry.fetch import Body, NoParts
 from services.images.registry.hosts import Hosts
 from services.images.registry.mirrors import MirrorMemory, MirrorState
 from services.images.registry.push import Pushed
 from services.images.registry.reference import Reference
 from services.images.timeouts import Retry, Timeouts
 
-__all__ = ["Body", "Client", "Credentials", "Descriptor", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "Pushed", "Reference", "Registry", "Retry",
+__all__ = ["Body", "Client", "Credentials", "Descriptor", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "NoParts", "Pushed", "Reference", "Registry", "Retry",
            "Source", "Timeouts", "first_of"]

@@ -81,10 +81,14 @@ class Client:
         reference = _parsed(reference)
         return await manifest(reference, descriptor, await self._of(reference), self._registry.memory, self._registry.retry)
 
-    def fetch(self, reference: Reference | str, descriptor: Descriptor, offset: int = 0, length: int | None = None) -> Fetch:
-        """``async with client.fetch(...) as body:`` the bytes of a blob or manifest, from ``offset`` on, ``length`` at most; see :mod:`.fetch`."""
+    def fetch(self, reference: Reference | str, descriptor: Descriptor, offset: int = 0, length: int | None = None, *, part_only: bool = False) -> Fetch:
+        """``async with client.fetch(...) as body:`` the bytes of a blob or manifest, from ``offset`` on, ``length`` at most; see :mod:`.fetch`.
+
+        ``part_only``: NoParts from a host that would send all that is before them too.
+        """
         parsed = _parsed(reference)
-        return Fetch(parsed, descriptor, offset, length, lambda: self._places(parsed, descriptor), self._registry.memory, self._registry.timeouts, self._registry.retry)
+        return Fetch(parsed, descriptor, offset, length, lambda: self._places(parsed, descriptor), self._registry.memory, self._registry.timeouts, self._registry.retry,
+                     part_only=part_only)
 
     async def _places(self, reference: Reference, descriptor: Descriptor) -> list[Place]:
         places: list[Place] = [each for each in await self._of(reference) if Capability.PULL in each.can]

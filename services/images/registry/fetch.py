@@ -7,8 +7,12 @@
             ...
 
 A connection that is lost, stalls, or crawls along while another host could be asked is replaced by another, of the same host or the next, which goes on at the same
-byte; a server that does not know ranges sends all of it, and what is known already is dropped. A body that turns out to be of another size than the descriptor says
-ends the fetch from that host at once, long before the caller's digest would. The digest is the caller's to check: :meth:`Body.distrust` is for when it is wrong.
+byte. A body that turns out to be of another size than the descriptor says ends the fetch from that host at once, long before the caller's digest would. The digest is
+the caller's to check: :meth:`Body.distrust` is for when it is wrong.
+
+Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers 416 to ``bytes=N-``). Whoever ignores a range
+sends all of it, and what is known already is dropped. Whoever refuses it (400 by Artifactory) is asked once without, and for a while not again (:mod:`.mirrors`). Whoever
+sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +40,19 @@ AFTER_THE_END = 1.0
 MEASURABLE = 64 * 1024
 """Fewer bytes say nothing about a host's throughput."""
 
+SLICE = 64 * 1024
+"""Whoever sends less than was asked for sends so many bytes a request on average ..."""
+SLICES = 1000
+"""... once there were so many requests, or it counts as a lost connection: else a layer could take a request for each byte."""
+
+RANGE_REFUSALS = frozenset({400, 403, 405, 406, 412, 416, 501})
+"""Answers to a request for a part that the whole may not have: not those that speak of the blob (404, 410), of who asks (401), or of a bad moment."""
+
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class NoParts(Exception):
+    """A part alone was wanted, and the host that is to be asked sends whole blobs."""
 
 
 class Body:
@@ -72,11 +88,12 @@ class Fetch:
 
     def __init__(self, reference: Reference, descriptor: Descriptor, offset: int, length: int | None,
                  places: Callable[[], Awaitable[Sequence[Place]]], memory: MirrorMemory,
-                 timeouts: Timeouts, retry: Retry) -> None:
+                 timeouts: Timeouts, retry: Retry, *, part_only: bool = False) -> None:
         self.descriptor = descriptor
         self.offset = offset
         self._reference = reference
         self._length = length
+        self._part_only = part_only
         self._memory = memory
         self._timeouts = timeouts
         self._retry = retry
@@ -87,6 +104,7 @@ class Fetch:
         self._answer: Answer | None = None
         self._at = offset
         self._skip = 0
+        self._slices = 0
         self._waited = 0.0
         self._keys: list[str] = []
         self._span = span("registry.fetch", digest=str(descriptor.digest), offset=offset)
@@ -122,6 +140,10 @@ class Fetch:
             try:
                 async for chunk in self._received(self._answer):
                     yield chunk
+                if self._at < body.end:
+                    await self._go_on()
+                    checkpoint = self._at
+                    continue
                 await self._ended(self._answer)
             except Failure as failure:
                 place = self._place
@@ -136,10 +158,10 @@ class Fetch:
                 await self._open(not_first=place)
 
     async def _received(self, answer: Answer) -> AsyncIterator[bytes]:
-        """What ``answer`` gives, up to the end; a Failure if that is not reached."""
+        """What ``answer`` gives, up to the end; a Failure if that is not reached, unless a part was asked for and less of it sent."""
         read, clock, place = answer.some, time.monotonic, self._place
         assert place is not None
-        window_bytes, window_waited, end = 0, 0.0, self.body.end
+        window_bytes, window_waited, end, begun_at = 0, 0.0, self.body.end, self._at
         while self._at < end:
             begun = clock()
             try:
@@ -149,8 +171,10 @@ class Fetch:
                 failure.args = (f"{failure} after {self._at} of {self.body.size} bytes",)
                 raise failure from None
             waited = clock() - begun
+            if not chunk and answer.status == 206 and self._at > begun_at and (self._slices < SLICES or self._at - self.offset >= self._slices * SLICE):
+                return
             if not chunk:
-                raise self._wrong(f"ended after {self._at} of {self.body.size} bytes", transient=answer.length is None)
+                raise self._wrong(f"ended after {self._at} of {self.body.size} bytes", transient=answer.length is None or answer.status == 206)
             self._waited += waited
             window_waited += waited
             window_bytes += len(chunk)
@@ -175,6 +199,18 @@ class Fetch:
         if window_bytes >= MEASURABLE:
             self._memory.measured(place.key, window_bytes, window_waited)
 
+    async def _go_on(self) -> None:
+        """The host sent less than it was asked for, as it may, and is asked for the rest."""
+        place = self._place
+        assert place is not None
+        self._leave()
+        self._slices += 1
+        try:
+            self._place, self._answer = await self._opened(place)
+        except Failure as failure:
+            self._tries.note(place, failure)
+            await self._open(not_first=place)
+
     async def _ended(self, answer: Answer) -> None:
         """All bytes are there: the connection can be used again, if the body ends here too."""
         assert self._place is not None
@@ -198,30 +234,46 @@ class Fetch:
 
     async def _opened(self, place: Place) -> tuple[Place, Answer]:
         """An answer of ``place`` whose body goes on where we are, once ``_skip`` bytes of it are dropped."""
-        body, expected = self.body, self.descriptor.size
         headers = {"Accept": f"{self.descriptor.media_type}, */*" if self.descriptor.media_type else "*/*"}
-        partial = self._at > 0 or (self._length is not None and (not expected or body.end < expected))
-        if partial:
-            last = "" if body.end == expected else str((body.end if expected else self.offset + (self._length or 0)) - 1)
-            headers["Range"] = f"bytes={self._at}-{last}"
-        answer = await place.get(self._reference, self.descriptor, headers)
+        wanted, refused = self._range(), self._memory.refuses_ranges(place.key)
+        if wanted and refused and self._part_only:
+            raise NoParts
         try:
-            self._check_head(answer, expected, partial=partial)
-        except Failure:
+            answer = await place.get(self._reference, self.descriptor, {**headers, "Range": wanted} if wanted and not refused else headers)
+        except Failure as failure:
+            if not wanted or refused or failure.status not in RANGE_REFUSALS:
+                raise
+            if self._part_only:
+                raise NoParts from None
+            answer = await place.get(self._reference, self.descriptor, headers)
+            self._memory.refused_range(place.key, failure.cause)
+        try:
+            self._check_head(answer, self.descriptor.size, partial=bool(wanted))
+        except BaseException:
             answer.close()
             raise
         return place, answer
+
+    def _range(self) -> str:
+        """The Range header for what is still wanted; "" where that is all there is, or nobody knows its end."""
+        at, size, end = self._at, self.body.size, self.body.end
+        if not size:  # not even known: ``end`` is not, either
+            return f"bytes={at}-{self.offset + self._length - 1}" if self._length is not None else ""
+        return f"bytes={at}-{end - 1}" if at or end < size else ""
 
     def _check_head(self, answer: Answer, expected: int, *, partial: bool) -> None:
         body, total = self.body, answer.length
         self._skip = 0
         if answer.status == 206:
             said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-            if said is None or int(said[1]) != self._at:
+            if said is None or not int(said[1]) <= self._at <= int(said[2]):
                 raise self._wrong(f"was asked for from byte {self._at} on, and the answer is of \"{answer.headers.get('Content-Range', 'an unknown range')}\"", answer)
+            self._skip = self._at - int(said[1])
             total = int(said[3]) if said[3] != "*" else None
             body.ranges = True
-        elif partial:
+        elif partial or self._at:
+            if self._part_only:
+                raise NoParts
             body.ranges = False
             self._skip = self._at
         else:

@@ -25,6 +25,8 @@ TROUBLES = 3
 """So many bad moments in a row make a host dead."""
 HOSTS = 1000
 """So many are remembered; images may name others' hosts in their layers."""
+RANGES_REST = 3600.0
+"""Seconds for which a host that refused a request for a part is asked for whole blobs only: registries change rarely, and to ask in vain costs a request for each large layer."""
 WEIGHT = 0.3
 """Of the newest measurement in the throughput."""
 
@@ -40,6 +42,9 @@ class MirrorState:
     last_error: str
     throughput: float
     rests_until: float
+    ranges_refused: str = ""
+    """What it answered to a request for a part of a blob; "" while it is not known to refuse those."""
+    ranges_refused_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -51,6 +56,8 @@ class _Host:
     throughput: float = 0.0
     rest: float = 0.0
     until: float = 0.0
+    ranges_refused: str = ""
+    ranges_refused_until: float = 0.0
 
 
 class MirrorMemory:
@@ -103,6 +110,16 @@ class MirrorMemory:
         rate = size / max(seconds, 1e-3)
         host.throughput = rate if not host.throughput else (1 - WEIGHT) * host.throughput + WEIGHT * rate
 
+    def refused_range(self, key: str, answer: str) -> None:
+        """It gave a blob, but refused to give a part of it, with this answer."""
+        host = self._host(key)
+        host.ranges_refused, host.ranges_refused_until = answer, self._clock() + RANGES_REST
+
+    def refuses_ranges(self, key: str) -> bool:
+        """Whether it is asked for whole blobs only just now."""
+        host = self._hosts.get(key)
+        return host is not None and self._clock() < host.ranges_refused_until
+
     def explanation(self, key: str) -> str:
         """Why a host is not asked: ``dead for 12 s: connection refused``."""
         host = self._host(key)
@@ -111,7 +128,9 @@ class MirrorMemory:
     def snapshot(self) -> list[MirrorState]:
         """All hosts, for people to look at."""
         return [MirrorState(host=key, state=host.state, since=host.since, failures=host.failures, last_error=host.last_error,
-                            throughput=round(host.throughput, 1), rests_until=host.until if host.state != GOOD else 0.0)
+                            throughput=round(host.throughput, 1), rests_until=host.until if host.state != GOOD else 0.0,
+                            ranges_refused=host.ranges_refused if self.refuses_ranges(key) else "",
+                            ranges_refused_until=host.ranges_refused_until if self.refuses_ranges(key) else 0.0)
                 for key, host in sorted(self._hosts.items())]
 
     def _host(self, key: str) -> _Host:

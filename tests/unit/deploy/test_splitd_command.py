@@ -206,3 +206,11 @@ def test_a_registry_in_trouble_has_a_line_in_the_status() -> None:
     assert re.fullmatch(r"registry https://dead.test is dead for 1m30s \(since \S+ \S+\): no connection: refused; asked after all others for 10s \(until \S+ \S+\)", first)
     (later,) = troubled([replace(dead, state="slow")], 1101.0)
     assert re.fullmatch(r"registry https://dead.test is slow for .*: refused; the next pull tries it", later)
+
+
+def test_a_registry_that_refuses_parts_has_a_line_in_the_status() -> None:
+    """Though it is good, for as long as it is asked for whole blobs."""
+    host = Registry("https://good.test", "good", 0.0, 0, "", 5.0, 0.0, "GET /v2/x: 400 Bad Request", 1100.0)
+    (line,) = troubled([host], 1090.0)
+    assert re.fullmatch(r"registry https://good.test refuses parts of blobs \(GET /v2/x: 400 Bad Request\): .*; parts are asked for again in 10s \(at \S+ \S+\)", line)
+    assert troubled([host], 1101.0) == []

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)api/splitd/registries/v1/registries.proto\x12\x14splitd.registries.v1\"\r\n\x0bListRequest\"9\n\x0cListResponse\x12)\n\x05hosts\x18\x01 \x03(\x0b\x32\x1a.splitd.registries.v1.Host\"\x84\x01\n\x04Host\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\x01\x12\x10\n\x08\x66\x61ilures\x18\x04 \x01(\r\x12\x12\n\nlast_error\x18\x05 \x01(\t\x12\x12\n\nthroughput\x18\x06 \x01(\x01\x12\x13\n\x0brests_until\x18\x07 \x01(\x01\x32[\n\nRegistries\x12M\n\x04List\x12!.splitd.registries.v1.ListRequest\x1a\".splitd.registries.v1.ListResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)api/splitd/registries/v1/registries.proto\x12\x14splitd.registries.v1\"\r\n\x0bListRequest\"9\n\x0cListResponse\x12)\n\x05hosts\x18\x01 \x03(\x0b\x32\x1a.splitd.registries.v1.Host\"\xba\x01\n\x04Host\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\x01\x12\x10\n\x08\x66\x61ilures\x18\x04 \x01(\r\x12\x12\n\nlast_error\x18\x05 \x01(\t\x12\x12\n\nthroughput\x18\x06 \x01(\x01\x12\x13\n\x0brests_until\x18\x07 \x01(\x01\x12\x16\n\x0eranges_refused\x18\x08 \x01(\t\x12\x1c\n\x14ranges_refused_until\x18\t \x01(\x01\x32[\n\nRegistries\x12M\n\x04List\x12!.splitd.registries.v1.ListRequest\x1a\".splitd.registries.v1.ListResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRESPONSE']._serialized_start=82
   _globals['_LISTRESPONSE']._serialized_end=139
   _globals['_HOST']._serialized_start=142
-  _globals['_HOST']._serialized_end=274
-  _globals['_REGISTRIES']._serialized_start=276
-  _globals['_REGISTRIES']._serialized_end=367
+  _globals['_HOST']._serialized_end=328
+  _globals['_REGISTRIES']._serialized_start=330
+  _globals['_REGISTRIES']._serialized_end=421
 # @@protoc_insertion_point(module_scope)

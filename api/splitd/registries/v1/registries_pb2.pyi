@@ -17,7 +17,7 @@ class ListResponse(_message.Message):
     def __init__(self, hosts: _Optional[_Iterable[_Union[Host, _Mapping]]] = ...) -> None: ...
 
 class Host(_message.Message):
-    __slots__ = ("address", "state", "since", "failures", "last_error", "throughput", "rests_until")
+    __slots__ = ("address", "state", "since", "failures", "last_error", "throughput", "rests_until", "ranges_refused", "ranges_refused_until")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,8 @@ class Host(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
     THROUGHPUT_FIELD_NUMBER: _ClassVar[int]
     RESTS_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    RANGES_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    RANGES_REFUSED_UNTIL_FIELD_NUMBER: _ClassVar[int]
     address: str
     state: str
     since: float
@@ -32,4 +34,6 @@ class Host(_message.Message):
     last_error: str
     throughput: float
     rests_until: float
-    def __init__(self, address: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[float] = ..., failures: _Optional[int] = ..., last_error: _Optional[str] = ..., throughput: _Optional[float] = ..., rests_until: _Optional[float] = ...) -> None: ...
+    ranges_refused: str
+    ranges_refused_until: float
+    def __init__(self, address: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[float] = ..., failures: _Optional[int] = ..., last_error: _Optional[str] = ..., throughput: _Optional[float] = ..., rests_until: _Optional[float] = ..., ranges_refused: _Optional[str] = ..., ranges_refused_until: _Optional[float] = ...) -> None: ...

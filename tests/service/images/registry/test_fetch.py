@@ -68,7 +68,7 @@ async def test_a_cut_connection_goes_on_at_its_byte(quick: Registry, fake: FakeR
     assert blob == LAYER
     first, second = fake.asked("GET", "/blobs/")
     assert "Range" not in first.headers
-    assert second.headers["Range"] == "bytes=300000-"
+    assert second.headers["Range"] == "bytes=300000-1048575"
 
 
 async def test_many_cuts_are_outlasted_while_bytes_arrive(quick: Registry, fake: FakeRegistry, name: str) -> None:
@@ -354,7 +354,7 @@ async def test_a_slow_mirror_is_left_in_the_middle(fake: FakeRegistry, other: Fa
         assert "KiB/s" in states[other.url].last_error
         await fetched(registry.client(), "images.test/box:1", LAYER_DESCRIPTOR)
     assert len(other.seen) == 1
-    assert int(fake.asked("GET")[0].headers["Range"].removeprefix("bytes=").rstrip("-")) > 0
+    assert int(fake.asked("GET")[0].headers["Range"].removeprefix("bytes=").split("-")[0]) > 0
 
 
 async def test_a_mirror_without_the_blob(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""Parts of blobs, from registries that do not like to give them: the blob arrives all the same, and what they refuse is remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from services.content.store import Digest
+from services.images import oci
+from services.images.budget import Budget
+from services.images.fetching import PART, Fetcher
+from services.images.landing import FileLanding
+from services.images.registry import Descriptor, Hosts, NoParts, Reference, Registry
+from services.images.registry.fetch import SLICES
+from services.images.registry.mirrors import RANGES_REST, MirrorMemory
+from tests.fake_registry import FakeRegistry, closed_ranges_only, cut, no_ranges, sliced, status
+from tests.service.images.registry.conftest import HASTY, QUICK
+from tests.service.images.registry.pulls import LAYER, LAYER_TYPE, certs, described, fetched, small_image
+from tests.support import within
+
+ALWAYS = 1 << 30
+LAYER_DESCRIPTOR = described(LAYER)
+LARGE = os.urandom(1 << 20) * 49
+"""Comes in parts: three of 16 MiB, and a fourth."""
+
+
+@pytest.fixture
+def name(fake: FakeRegistry) -> str:
+    """A reference whose repository has the layers."""
+    fake.add_blob("box", LAYER)
+    fake.add_blob("box", LARGE)
+    return fake.add(small_image(), "box:1")
+
+
+# ---------------------------------------------------------------------------------------------- one fetch
+
+
+@pytest.mark.parametrize("code", [400, 403, 405, 406, 412, 416, 501])
+async def test_who_refuses_a_part_is_asked_for_the_whole(quick: Registry, fake: FakeRegistry, name: str, code: int) -> None:
+    """Once, in the middle of a blob that was cut: what is known of it is dropped. And the next time it is asked for the whole at once."""
+    fake.inject("blob", cut(300_000))
+    fake.inject("blob", no_ranges(code), times=ALWAYS)
+    with within(5):
+        blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
+    assert (blob, body.ranges) == (LAYER, False)
+    assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [
+        (None, 200), ("bytes=300000-1048575", code), (None, 200)]
+    (host,) = [each for each in quick.memory.snapshot() if each.ranges_refused]
+    assert host.host.endswith(fake.host)
+    assert f"GET /v2/box/blobs/{LAYER_DESCRIPTOR.digest}: {code} " in host.ranges_refused
+    part, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000, 10)
+    assert (part, body.ranges) == (LAYER[1000:1010], False)
+    assert "Range" not in fake.asked("GET", "/blobs/")[-1].headers
+
+
+@pytest.mark.parametrize("code", [401, 404])
+async def test_who_refuses_the_whole_too_is_not_remembered_for_parts(quick: Registry, fake: FakeRegistry, name: str, code: int) -> None:
+    """Nor asked once more than it has to be."""
+    fake.inject("blob", status(code), times=ALWAYS)
+    with within(5), pytest.raises(Exception, match=f"{code} "):
+        await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000)
+    assert len(fake.asked("GET", "/blobs/")) == 1
+    assert not [each for each in quick.memory.snapshot() if each.ranges_refused]
+
+
+def test_a_refusal_is_forgotten() -> None:
+    """After a while parts are asked for again: a registry may be mended."""
+    now = [1000.0]
+    memory = MirrorMemory(lambda: now[0])
+    memory.refused_range("http://a", "GET x: 400")
+    assert memory.refuses_ranges("http://a")
+    assert not memory.refuses_ranges("http://b")
+    (host,) = memory.snapshot()
+    assert (host.state, host.ranges_refused, host.ranges_refused_until) == ("good", "GET x: 400", 1000.0 + RANGES_REST)
+    now[0] += RANGES_REST
+    assert not memory.refuses_ranges("http://a")
+    assert memory.snapshot()[0].ranges_refused == ""
+
+
+async def test_both_ends_of_a_range_are_given(quick: Registry, fake: FakeRegistry, name: str) -> None:
+    """As those need it who know no other; nothing is asked beyond the end."""
+    fake.inject("blob", closed_ranges_only(), times=ALWAYS)
+    for offset, length in ((0, 10), (1000, None), (1_048_570, 100)):
+        blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, offset, length)
+        assert blob == LAYER[offset:][:length]
+        assert body.ranges
+    assert {seen.status for seen in fake.asked("GET", "/blobs/")} == {206}
+
+
+async def test_a_part_of_a_blob_of_unknown_size(quick: Registry, fake: FakeRegistry, name: str) -> None:
+    """Its end is not known, so no range has one: the whole is asked for, where no length is given."""
+    fake.inject("blob", closed_ranges_only(), times=ALWAYS)
+    unknown = Descriptor(LAYER_DESCRIPTOR.digest, LAYER_TYPE)
+    assert (await fetched(quick.client(), name, unknown, 1_000_000))[0] == LAYER[1_000_000:]
+    assert (await fetched(quick.client(), name, unknown, 1_000_000, 1 << 20))[0] == LAYER[1_000_000:]
+    assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [(None, 200), ("bytes=1000000-2048575", 416), (None, 200)]
+
+
+@pytest.mark.parametrize(("most", "aligned"), [(1, 1), (1000, 1), (100_000, 1), (100_000, 4096)])
+async def test_less_than_was_asked_for_is_gone_on_with(quick: Registry, fake: FakeRegistry, name: str, most: int, aligned: int) -> None:
+    """RFC 9110, 15.3.7: at the byte after, without a pause, and no host is thought the worse of; also where it begins before the byte that was asked for."""
+    fake.inject("blob", sliced(most, aligned), times=ALWAYS)
+    length = min(500 * most, len(LAYER) - 10_000)
+    with within(5):
+        blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 10_000, length)
+    assert (blob, body.ranges) == (LAYER[10_000:10_000 + length], True)
+    assert len(fake.asked("GET", "/blobs/")) == -(-length // most)
+    assert [(each.state, each.failures) for each in quick.memory.snapshot()] == [("good", 0)]
+
+
+async def test_a_request_for_each_byte_ends(quick: Registry, fake: FakeRegistry, name: str) -> None:
+    """A server that gives a byte at a time is given up, after many."""
+    fake.inject("blob", sliced(1), times=ALWAYS)
+    with within(20), pytest.raises(Exception, match=rf"{fake.host}: blob .* ended after \d+ of 1048576 bytes"):
+        await fetched(quick.client(), name, LAYER_DESCRIPTOR, 10_000)
+    assert len(fake.asked("GET", "/blobs/")) < 2 * SLICES
+
+
+async def test_a_part_alone(quick: Registry, fake: FakeRegistry, name: str) -> None:
+    """Who wants no more than a part is told where it cannot be had; at once, where that is known."""
+    fake.inject("blob", no_ranges(400), times=ALWAYS)
+    client = quick.client()
+
+    async def part() -> None:
+        async with client.fetch(name, LAYER_DESCRIPTOR, 1000, 10, part_only=True):
+            pass
+
+    with pytest.raises(NoParts):
+        await part()
+    await fetched(client, name, LAYER_DESCRIPTOR, 1000)
+    with pytest.raises(NoParts):
+        await part()
+    assert [seen.status for seen in fake.asked("GET", "/blobs/")] == [400, 400, 200]
+
+
+# ---------------------------------------------------------------------------------------------- a large layer
+
+
+class LandingNode:
+    """A node with room for one blob, which may have arrived in part."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        self.data = data
+        self.landed: bytes | None = None
+
+    @contextlib.asynccontextmanager
+    async def landing(self, descriptor: oci.Descriptor) -> AsyncIterator[FileLanding]:
+        async def commit(labels: Mapping[str, str]) -> None:
+            self.landed = self.path.read_bytes()
+
+        landing = FileLanding(os.open(self.path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit)
+        try:
+            await landing.resumed()
+            yield landing
+        finally:
+            await landing.close()
+
+
+async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> None:
+    descriptor = oci.Descriptor(LAYER_TYPE, oci.digest_of(node.data), len(node.data))
+    await Fetcher(Budget()).fetch(node, registry.client(), Reference.parse(name), descriptor, {}, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [200, 400, 416])
+async def test_a_large_layer_comes_whole_where_there_are_no_parts(quick: Registry, fake: FakeRegistry, name: str, tmp_path: Path, code: int) -> None:
+    """On one connection, and where that is lost, from its first byte on again: what is there of it is dropped, whether it came in this attempt or an earlier one."""
+    if code == 200:
+        fake.ranges = False
+    else:
+        fake.inject("blob", no_ranges(code), times=2)
+    fake.inject("blob", cut(20 << 20))
+    fake.inject("blob", no_ranges(code) if code != 200 else cut(48 << 20), times=ALWAYS if code != 200 else 1)
+    node = LandingNode(tmp_path / "blob", LARGE)
+    node.path.write_bytes(LARGE[:1_000_000])
+    with within(20):
+        await layer_fetched(quick, name, node)
+    assert node.landed == LARGE
+    assert len(fake.asked("GET", "/blobs/")) <= 4
+
+
+async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry, name: str, tmp_path: Path) -> None:
+    """The rest comes on one connection: the whole once, and not once for each part."""
+
+    async def first_only(request, serve):  # type: ignore[no-untyped-def]
+        refuse = not request.headers.get("Range", "bytes=0-").startswith("bytes=0-")
+        return await (status(400)(request, serve) if refuse else serve())
+
+    fake.inject("blob", first_only, times=ALWAYS)
+    node = LandingNode(tmp_path / "blob", LARGE)
+    with within(20):
+        await layer_fetched(quick, name, node)
+    assert node.landed == LARGE
+    whole = [seen for seen in fake.asked("GET", "/blobs/") if "Range" not in seen.headers]
+    assert len(whole) == 1
+
+
+async def test_a_host_without_parts_takes_over(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
+    """In the middle of a layer of which another has given parts: it is asked for the whole once."""
+    other.add_blob("box", LARGE)
+    fake.ranges = False
+
+    async def two_parts(request, serve):  # type: ignore[no-untyped-def]
+        return await (serve() if int(request.headers["Range"].removeprefix("bytes=").split("-")[0]) < 2 * PART else status(404)(request, serve))
+
+    other.inject("blob", two_parts, times=ALWAYS)
+    hosts = Hosts((certs(tmp_path / "certs", "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\n'),))
+    node = LandingNode(tmp_path / "blob", LARGE)
+    async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+        with within(20):
+            await layer_fetched(registry, "images.test/box:1", node)
+    assert node.landed == LARGE
+    assert fake.served("/blobs/") < 2.5 * len(LARGE)
