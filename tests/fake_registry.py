@@ -329,6 +329,15 @@ def status(code: int, **headers: str) -> Fault:
     return fault
 
 
+def says(body: str) -> Fault:
+    """These words, as JSON, with the status 200."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        return web.Response(body=body.encode(), content_type="application/json")
+
+    return fault
+
+
 def cut(after: int, *, seconds: float = 0.05) -> Fault:
     """The right answer, and the connection lost after so many bytes of its body, ``seconds`` later: what was written leaves before that."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
 from services.images.registry.failure import Failure, answered
-from services.kit import errors
+from services.kit import errors, gojson
+from services.kit.gojson import ANYTHING, TEXT, Struct
 from services.kit.tracing import span
 
 CLIENT = "splitd"
@@ -31,6 +31,9 @@ MARGIN = 15.0
 
 TOKEN_LIMIT = 1 << 20
 """Bytes of a token server's answer that are read."""
+
+
+_ANSWER = Struct({"access_token": TEXT, "token": TEXT, "expires_in": ANYTHING})
 
 
 class Ask(Protocol):
@@ -167,14 +170,22 @@ class Authorizer:
                 failure.kind = errors.Unauthenticated
             raise failure
         try:
-            found = json.loads(body)
-            value = found.get("access_token") or found.get("token")
-            seconds = float(found.get("expires_in") or 0)
-        except (ValueError, AttributeError, TypeError):
-            value, seconds = None, 0.0
-        if not isinstance(value, str) or not value or not value.isprintable():
+            found = gojson.read(body, _ANSWER, mark=True, first=True)
+            value = found.get("access_token") or found.get("token") or ""
+            seconds = _seconds(found.get("expires_in"))
+        except gojson.Malformed as error:
+            raise Failure(self._host, f"{server}, its token server, answered without a token: {error}", kind=errors.Unauthenticated) from None
+        if not value or not value.isprintable() or not value.isascii():
             raise Failure(self._host, f"{server}, its token server, answered without a token", kind=errors.Unauthenticated)
         return _Token(value, self._clock() + max(seconds - MARGIN, seconds * 0.75) if seconds > 0 else None)
+
+
+def _seconds(value: Any) -> float:
+    """A number, which some servers write as a string; 0 for what is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _joined(scopes: Iterable[str], common: Iterable[str]) -> tuple[str, ...]:

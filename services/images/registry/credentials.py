@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from typing import Any, Self, TypeAlias
 
 from services.images.registry.host import name_and_port
 from services.images.timeouts import Timeouts
-from services.kit import errors
+from services.kit import errors, gojson
+from services.kit.gojson import TEXT, MapOf, Struct
 
 INDEX = "https://index.docker.io/v1/"
 """What docker calls docker.io in its files."""
@@ -88,18 +88,12 @@ class DockerConfig:
     def read(cls, file: Path, timeouts: Timeouts = Timeouts()) -> Self:
         """Parse ``file``, which need not be there; InvalidArgument if it is malformed."""
         try:
-            found = json.loads(file.read_text())
+            found = gojson.document(file.read_bytes(), _FILE, str(file), errors.InvalidArgument)
         except FileNotFoundError:
             return cls(str(file))
-        except (OSError, ValueError) as error:
-            raise errors.InvalidArgument(f"{file}: {error}") from None
-        if not isinstance(found, dict):
-            raise errors.InvalidArgument(f"{file}: not an object")
-        auths, helpers, store = found.get("auths") or {}, found.get("credHelpers") or {}, found.get("credsStore") or ""
-        if not (isinstance(auths, dict) and all(isinstance(v, dict) for v in auths.values())
-                and isinstance(helpers, dict) and all(isinstance(v, str) for v in helpers.values()) and isinstance(store, str)):
-            raise errors.InvalidArgument(f"{file}: auths, credHelpers or credsStore is not what docker writes")
-        return cls(str(file), auths, helpers, store, timeouts)
+        except OSError as error:
+            raise errors.InvalidArgument(f"{file}: {error.strerror}") from None
+        return cls(str(file), found.get("auths") or {}, found.get("credHelpers") or {}, found.get("credsStore") or "", timeouts)
 
     async def __call__(self, host: str) -> Credentials | None:
         """What the file, or the helper that it names for ``host``, knows of it."""
@@ -147,12 +141,14 @@ class DockerConfig:
             if "not found" in said:
                 return None
             raise errors.FailedPrecondition(f"{server}: {program} failed ({process.returncode}): {said or 'it said nothing'}")
-        try:
-            found = json.loads(out)
-            username, secret = str(found["Username"]), str(found["Secret"])
-        except (ValueError, KeyError, TypeError):
-            raise errors.FailedPrecondition(f"{server}: {program} did not answer with Username and Secret") from None
-        return Credentials("" if username == _TOKEN else username, secret)
+        found = gojson.document(out, _HELPED, f"{server}: {program} did not answer with Username and Secret", errors.FailedPrecondition)
+        if not {"Username", "Secret"} <= found.keys():
+            raise errors.FailedPrecondition(f"{server}: {program} did not answer with Username and Secret")
+        return Credentials("" if found["Username"] == _TOKEN else found["Username"], found["Secret"])
+
+
+_FILE = Struct({"auths": MapOf(Struct(dict.fromkeys(("username", "password", "auth", "identitytoken"), TEXT))), "credHelpers": MapOf(TEXT), "credsStore": TEXT})
+_HELPED = Struct({"Username": TEXT, "Secret": TEXT})
 
 
 def _host_of(key: str) -> str:

@@ -6,12 +6,12 @@ its digest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.content.store import Digest
-from services.kit import errors
+from services.kit import errors, gojson
+from services.kit.gojson import ANYTHING, Struct
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -64,10 +64,8 @@ def media_type_of(content_type: str) -> str:
 def sniffed(data: bytes) -> str:
     """The media type that a manifest's own JSON says or implies; "" if it is none."""
     try:
-        found = json.loads(data)
-    except ValueError:
-        return ""
-    if not isinstance(found, dict):
+        found = gojson.read(data, _MANIFEST)
+    except gojson.Malformed:
         return ""
     if found.get("schemaVersion") == 1:
         return SCHEMA_1[0]
@@ -76,6 +74,9 @@ def sniffed(data: bytes) -> str:
     if isinstance(found.get("manifests"), list):
         return OCI_INDEX
     return OCI_MANIFEST if isinstance(found.get("layers"), list) and "config" in found else ""
+
+
+_MANIFEST = Struct(dict.fromkeys(("schemaVersion", "mediaType", "manifests", "layers", "config"), ANYTHING))
 
 
 def check_root(media_type: str, what: str) -> None:

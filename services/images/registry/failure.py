@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import email.utils
 import enum
-import json
 import time
 from collections.abc import Mapping, Sequence
 
-from services.kit import errors
+from services.kit import errors, gojson
+from services.kit.gojson import ANYTHING, ListOf, Struct
 
 
 class Blame(enum.Enum):
@@ -60,14 +60,18 @@ def answered(host: str, what: str, status: int, reason: str, headers: Mapping[st
     return Failure(host, cause, kind=kind, transient=transient, blame=Blame.TROUBLE if transient else Blame.NOBODY, status=status, wait=wait)
 
 
+_WORDS = ("code", "message", "details", "error_description", "error")
+_ANSWER = Struct({"errors": ListOf(Struct(dict.fromkeys(_WORDS, ANYTHING))), **dict.fromkeys(_WORDS, ANYTHING)})
+
+
 def explanation(body: bytes) -> str:
     """What a registry's JSON says of its error; "" where it says nothing that one can read."""
     try:
-        found = json.loads(body)
-        first = found["errors"][0] if "errors" in found else found
-        words = [str(first[key]) for key in ("code", "message", "details", "error_description", "error") if isinstance(first.get(key), str) and first[key]]
-    except (ValueError, LookupError, TypeError, AttributeError):
+        found = gojson.read(body, _ANSWER, mark=True)
+    except gojson.Malformed:
         return ""
+    first = found["errors"][0] if found.get("errors") else found
+    words = [said for key in _WORDS if isinstance(said := first.get(key), str) and said]
     return " ".join(": ".join(words).split())[:300]
 
 

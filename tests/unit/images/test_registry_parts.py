@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from services.content.store import Digest
-from services.images.registry import failure, mirrors
+from services.images.registry import descriptor, failure, mirrors
 from services.images.registry.challenge import Challenge, parse
 from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
 from services.images.registry.host import same_host
@@ -98,7 +98,17 @@ def test_explanations() -> None:
     assert explanation(b'{"details": "incorrect username or password"}') == "incorrect username or password"
     assert explanation(b'{"error": "invalid_grant"}') == "invalid_grant"
     assert len(explanation(b'{"message": "' + b"x" * 1000 + b'"}')) == 300
-    assert [explanation(each) for each in (b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "x"}', b"\xff")] == [""] * 6
+    assert [explanation(each) for each in (b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "x"}', b"\xff", b"[" * 5000, b'{"errors":' * 20_000)] == [""] * 8
+    assert explanation(b'{"Errors":[{"Code":"\\ud800"}],"x":' + b"[" * 5000 + b"]" * 5000 + b"}") == "\ufffd"
+
+
+@pytest.mark.parametrize(("data", "media_type"), [
+    (b'{"schemaVersion":1}', descriptor.SCHEMA_1[0]), (b'{"MediaType":"a/b"}', "a/b"), (b'{"manifests":[]}', descriptor.OCI_INDEX),
+    (b'{"layers":[],"config":{},"x":' + b"[" * 5000 + b"]" * 5000 + b"}", descriptor.OCI_MANIFEST), (b'{"layers":[]}', ""), (b"[]", ""), (b"[" * 5000, ""), (b"\xff", ""),
+])
+def test_what_a_manifest_says_of_itself(data: bytes, media_type: str) -> None:
+    """However odd it is, what is none has no media type."""
+    assert descriptor.sniffed(data) == media_type
 
 
 @pytest.mark.parametrize(("status", "kind", "transient"), [

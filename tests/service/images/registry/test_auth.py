@@ -15,7 +15,7 @@ import pytest
 from services.images.registry import Credentials, DockerConfig, Registry, first_of
 from services.images.timeouts import Timeouts
 from services.kit import errors
-from tests.fake_registry import Auth, FakeRegistry, cut, redirect, silent, status
+from tests.fake_registry import Auth, FakeRegistry, cut, redirect, says, silent, status
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, described, fetched, small_image
 from tests.support import within
@@ -167,6 +167,36 @@ async def test_a_silent_token_server(fake: FakeRegistry, name: str) -> None:
                 assert isinstance(outcome, errors.Unavailable)
                 assert "its token server, did not answer within 0.3 s" in str(outcome)
     assert len(fake.asked(part="/token")) <= 5
+
+
+@pytest.mark.parametrize(("body", "why"), [
+    ("[" * 5000 + "]" * 5000, ": a list instead of an object"),
+    ('{"token":' + "[" * 5000 + "]" * 5000 + "}", ": token: a list instead of a string"),
+    ('{"x":' * 10_001, ": exceeded max depth"),
+    ("<html>", ': invalid character "<" at byte 0'),
+    ("", ": unexpected end of JSON input"),
+    ('{"token":"\\ud800"}', ""),
+    ('{"token":"a\\nb"}', ""),
+    ('{"token":null}', ""),
+])
+async def test_a_token_server_that_answers_anything_else(quick: Registry, fake: FakeRegistry, name: str, body: str, why: str) -> None:
+    """The error names the host, its token server, and what is wrong with the answer."""
+    fake.auth = Auth()
+    fake.inject("token", says(body))
+    with within(5), pytest.raises(errors.Unauthenticated) as caught:
+        await quick.client().resolve(name)
+    assert f"{fake.host}: {fake.host}, its token server, answered without a token{why}: unauth" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrapped", ["\ufeff{}", "{} and more", "{}"])
+async def test_a_token_in_an_odd_answer(quick: Registry, fake: FakeRegistry, name: str, wrapped: str) -> None:
+    """Windows' servers begin with a byte order mark; what follows the answer does not count; names are read without regard to case, numbers also from strings."""
+    fake.auth = Auth()
+    fake.auth.tokens["abc"] = (float("inf"), {"repository:box:pull"})
+    fake.inject("token", says(wrapped.replace("{}", '{"Access_Token":null,"TOKEN":"abc","expires_in":"300","x":' + "[" * 3000 + "]" * 3000 + "}")))
+    with within(5):
+        await quick.client().resolve(name)
+    assert len(fake.asked(part="/token")) == 1
 
 
 async def test_a_redirected_token_request_carries_nothing(quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str) -> None:
