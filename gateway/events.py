@@ -15,6 +15,9 @@ What subscribers are promised:
 - One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports exits that nobody
   forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is dropped, and so is a second TaskDelete.
 
+A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the subscriber's own call matches it, one such match in a
+turn of the loop, so that many subscribers with large filters delay each other and nobody else.
+
 Topics, namespaces and filters are checked as containerd does, in its words (containerd's core/events/exchange).
 """
 
@@ -24,7 +27,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from google.protobuf import descriptor_pool, message_factory
@@ -45,6 +48,9 @@ log = logging.getLogger(__name__)
 
 QUEUE_EVENTS = 16384
 QUEUE_BYTES = 16 << 20
+MATCHED_AT_ONCE = 64 << 10
+"""The most that a filter's cost times the bytes of an event may be for a match in the publisher's call: 1 ms at worst, and a few microseconds for filters in use."""
+
 REPLAY_SECONDS = 5.0
 EXITS: Final = 16384
 EXIT_SECONDS = 600.0
@@ -58,20 +64,22 @@ EVENT_FILES = frozenset(module.DESCRIPTOR.name for module in (
 class Subscription:
     """One subscriber's queue. An async iterator of envelopes, which belong to all subscribers and must not be changed."""
 
-    def __init__(self, matches: Callable[[Envelope], bool], forget: Callable[[Subscription], None], events: int, size: int) -> None:
-        self._matches = matches
+    def __init__(self, matcher: _Matcher, forget: Callable[[Subscription], None], events: int, size: int) -> None:
+        self._matcher = matcher
         self._forget = forget
         self._limit = (events, size)
-        self._queue: deque[tuple[Envelope, int]] = deque()
+        self._queue: deque[tuple[Envelope, int, bool]] = deque()
+        """each with its size, and whether the filters are still to be asked"""
         self._bytes = 0
         self._arrived = asyncio.Event()
         self._cut_off = ""
 
     def offer(self, envelope: Envelope, size: int) -> None:
-        """Queue ``envelope`` if the filters want it."""
-        if self._cut_off or not self._matches(envelope):
+        """Queue ``envelope`` if the filters want it, or if they are too costly to be asked here."""
+        later = self._matcher.cost * size > MATCHED_AT_ONCE
+        if self._cut_off or not (later or self._matcher.matches(envelope)):
             return
-        self._queue.append((envelope, size))
+        self._queue.append((envelope, size, later))
         self._bytes += size
         if len(self._queue) > self._limit[0] or self._bytes > self._limit[1]:
             self._cut_off = f"subscriber too slow: {len(self._queue)} events ({self._bytes} bytes) wait for it"
@@ -96,14 +104,16 @@ class Subscription:
 
     async def __anext__(self) -> Envelope:
         """The next event, waited for as long as it takes; ResourceExhausted once the subscriber is cut off."""
-        while not self._queue:
-            if self._cut_off:
-                raise errors.ResourceExhausted(self._cut_off)
-            self._arrived.clear()
-            await self._arrived.wait()
-        envelope, size = self._queue.popleft()
-        self._bytes -= size
-        return envelope
+        while True:
+            while not self._queue:
+                if self._cut_off:
+                    raise errors.ResourceExhausted(self._cut_off)
+                self._arrived.clear()
+                await self._arrived.wait()
+            envelope, size, later = self._queue.popleft()
+            self._bytes -= size
+            if not later or await self._matcher.matches_in_turn(envelope):
+                return envelope
 
 
 class Exchange:
@@ -118,6 +128,7 @@ class Exchange:
         self._replay_bytes = 0
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
         self._exits = _Exits(clock)
+        self._fields = _Fields()
 
     @property
     def subscribers(self) -> int:
@@ -153,10 +164,10 @@ class Exchange:
         Fields: ``namespace``, ``topic``, and ``event.`` with a field of containerd's event types. A bad filter is Unknown, as it is in containerd.
         """
         try:
-            matches = _matcher(wanted)
+            matcher = _Matcher(filters.parse(wanted), self._fields)
         except errors.NodeError as error:
             raise errors.Unknown(f"subscription error: failed parsing subscription filters: {error}") from None
-        subscription = Subscription(matches, lambda s: self._subscriptions.pop(s, None), *self._limit)
+        subscription = Subscription(matcher, lambda s: self._subscriptions.pop(s, None), *self._limit)
         self._subscriptions[subscription] = None
         if self._clock() < self._replay_until:
             for envelope, size in list(self._replay):
@@ -258,22 +269,46 @@ _LIFE: dict[str, type[task_pb2.TaskExit | task_pb2.TaskDelete | task_pb2.TaskSta
 # ---------------------------------------------------------------------------------------------- filters
 
 
-def _matcher(wanted: Iterable[str]) -> Callable[[Envelope], bool]:
-    parsed = filters.parse(wanted)
-    return lambda envelope: parsed.match(lambda path: envelope_field(envelope, path))
+class _Fields:
+    """The fields of the envelope that was asked for last. Its event is decoded once for all filters, and only if a path leads into it."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        """held by the one that matches a costly filter"""
+        self._envelope: Envelope | None = None
+        self._event: Message | None = None
+
+    def of(self, envelope: Envelope, path: Sequence[str]) -> tuple[str, bool]:
+        """The value of a field path in an envelope, and whether it is there."""
+        match path:
+            case ["namespace", *_]:
+                return envelope.namespace, bool(envelope.namespace)
+            case ["topic", *_]:
+                return envelope.topic, bool(envelope.topic)
+            case ["event", *rest]:
+                if self._envelope is not envelope:
+                    self._envelope, self._event = envelope, _decoded(envelope.event)
+                return ("", False) if self._event is None else message_field(self._event, rest)
+        return "", False
 
 
-def envelope_field(envelope: Envelope, path: Sequence[str]) -> tuple[str, bool]:
-    """The value of a field path in an envelope, and whether it is there; the event is decoded only if the path leads into it."""
-    match path:
-        case ["namespace", *_]:
-            return envelope.namespace, bool(envelope.namespace)
-        case ["topic", *_]:
-            return envelope.topic, bool(envelope.topic)
-        case ["event", *rest]:
-            event = _decoded(envelope.event)
-            return ("", False) if event is None else message_field(event, rest)
-    return "", False
+class _Matcher:
+    """The filters of one subscriber."""
+
+    def __init__(self, wanted: filters.Filter, fields: _Fields) -> None:
+        self._wanted = wanted
+        self._fields = fields
+        self.cost = wanted.cost
+
+    def matches(self, envelope: Envelope) -> bool:
+        """Whether the filters want it."""
+        return self._wanted.match(lambda path: self._fields.of(envelope, path))
+
+    async def matches_in_turn(self, envelope: Envelope) -> bool:
+        """The same when no other costly filter is being matched in this turn of the loop."""
+        async with self._fields.turn:
+            await asyncio.sleep(0)
+            return self.matches(envelope)
 
 
 def message_field(message: Message, path: Sequence[str]) -> tuple[str, bool]:

@@ -10,7 +10,10 @@ A filter is a comma separated list of selectors, all of which must match; of sev
 
 A field path is names separated by dots, each a word or a quoted string; a value is a quoted string or runs to the next comma or
 blank. Quotes are ``"`` with Go's escapes, after ``~=`` also ``/`` and ``|``. As in containerd, a regular expression that does not compile matches nothing and is
-no error, and an absent field counts as empty for ``!=`` and ``~=``.
+no error (the log has the reason, once for each request), and an absent field counts as empty for ``!=`` and ``~=``.
+
+Filters are read and matched in loops that serve everybody. So a request's are bounded: :data:`CHARACTERS`, :data:`SELECTORS`, :data:`EXPRESSIONS`, and the work of
+a regular expression by :mod:`services.kit.regexp`.
 
 Which fields a thing has is the caller's to say, by an *adaptor*: a function from a field path to its value and whether it is present.
 """
@@ -18,9 +21,10 @@ Which fields a thing has is the caller's to say, by an *adaptor*: a function fro
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from services.kit import errors, regexp
@@ -28,6 +32,13 @@ from services.kit import errors, regexp
 log = logging.getLogger(__name__)
 
 Adaptor = Callable[[Sequence[str]], tuple[str, bool]]
+
+CHARACTERS = 32 << 10
+"""Of all filters of a request together. containerd has no such limit but that of a message."""
+
+SELECTORS = 2048
+EXPRESSIONS = 64
+"""How many conditions, and how many of them with ``~=``, all filters of a request may have together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,8 @@ class Selector:
     path: tuple[str, ...]
     operator: Literal["", "==", "!=", "~="] = ""
     value: str = ""
+    expression: regexp.Expression | None = field(default=None, compare=False)
+    """``value`` compiled, after ``~=``; None matches nothing."""
 
     def match(self, adaptor: Adaptor) -> bool:
         """Whether the thing behind ``adaptor`` fulfils it."""
@@ -47,10 +60,12 @@ class Selector:
             return present and value == self.value
         if self.operator == "!=":
             return value != self.value
+        if self.expression is None:
+            return False
         try:
-            return regexp.compile(self.value).search(value) is not None
+            return self.expression.found_in(value)
         except ValueError as error:
-            log.error("filter: %s", error)
+            log.debug("filter: %s", error)
             return False
 
 
@@ -59,6 +74,11 @@ class Filter:
     """``alternatives`` of selectors that must all match; no alternatives match everything."""
 
     alternatives: tuple[tuple[Selector, ...], ...] = ()
+
+    @property
+    def cost(self) -> int:
+        """What a match costs at worst for each character of a field, in steps of some nanoseconds: those of its selectors and regular expressions."""
+        return sum(1 + (selector.expression.size if selector.expression else 0) for selectors in self.alternatives for selector in selectors)
 
     def match(self, adaptor: Adaptor) -> bool:
         """Whether the thing behind ``adaptor`` is selected."""
@@ -74,9 +94,39 @@ ALWAYS = Filter()
 def parse(sources: Iterable[str]) -> Filter:
     """The filter that matches what any of ``sources`` matches; none of them, or an empty one among them, match everything.
 
-    InvalidArgument shows where a source is wrong, in containerd's words.
+    InvalidArgument shows where a source is wrong, in containerd's words, or which limit they exceed.
     """
-    return Filter(tuple(_Parser(source).parse() if source else () for source in sources))
+    sources = list(sources)
+    if sum(map(len, sources)) > CHARACTERS:
+        raise errors.InvalidArgument(f"filters: {sum(map(len, sources))} characters, at most {CHARACTERS}")
+    if len(sources) > SELECTORS:
+        raise errors.InvalidArgument(f"filters: {len(sources)} filters, at most {SELECTORS}")
+    parsed = tuple(_Parser(source).parse() if source else () for source in sources)
+    selectors = [selector for alternative in parsed for selector in alternative]
+    if len(selectors) > SELECTORS:
+        raise errors.InvalidArgument(f"filters: {len(selectors)} selectors, at most {SELECTORS}")
+    if any(selector.operator == "~=" for selector in selectors):
+        parsed = _compiled(parsed)
+    return Filter(parsed)
+
+
+def _compiled(parsed: tuple[tuple[Selector, ...], ...]) -> tuple[tuple[Selector, ...], ...]:
+    """With the regular expressions compiled; one that is none stays without, and matches nothing."""
+    patterns = [selector.value for alternative in parsed for selector in alternative if selector.operator == "~="]
+    if len(patterns) > EXPRESSIONS:
+        raise errors.InvalidArgument(f"filters: {len(patterns)} regular expressions, at most {EXPRESSIONS}")
+    if sum(map(len, patterns)) > regexp.EXPRESSION:
+        raise errors.InvalidArgument(f"filters: regular expressions of {sum(map(len, patterns))} characters, at most {regexp.EXPRESSION}")
+    steps = regexp.STEPS // len(patterns)
+    expressions: dict[str, regexp.Expression | None] = {}
+    for pattern in dict.fromkeys(patterns):
+        try:
+            expressions[pattern] = regexp.compile(pattern, steps)
+        except ValueError as error:
+            log.error("filter: %.1000s", error)
+            expressions[pattern] = None
+    return tuple(tuple(replace(selector, expression=expressions[selector.value]) if selector.operator == "~=" else selector for selector in alternative)
+                 for alternative in parsed)
 
 
 def of_map(path: Sequence[str], values: Mapping[str, str]) -> tuple[str, bool]:
@@ -86,7 +136,14 @@ def of_map(path: Sequence[str], values: Mapping[str, str]) -> tuple[str, bool]:
 
 
 _END = ""
-_FIELD = frozenset("_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_SHOWN = 2048
+"""Characters of a longer filter that an error shows around the place where it is wrong."""
+_FIELD = re.compile(r"[A-Za-z0-9_]+")
+_NAMES = re.compile(r"(?:\.[A-Za-z0-9_]+)+")
+_VALUE = re.compile(r"[!-+\--~]+")
+"""The ASCII that a value may hold."""
+_OPERATOR = re.compile(r"[=!~]+")
+_LITERAL = re.compile(r"[^\"/|\\\n\0�]+")
 _QUOTES = frozenset('"/|')
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 
@@ -125,6 +182,10 @@ class _Parser:
     def _selector(self) -> Selector:
         path = [self._field()]
         while self._peek() == ".":
+            if run := _NAMES.match(self.source, self.at):
+                self.at = run.end()
+                path += run[0][1:].split(".")
+                continue
             self._scan()
             path.append(self._field())
         if self._peek() in (",", _END):
@@ -166,7 +227,12 @@ class _Parser:
     def _error(self, at: int, why: str) -> errors.InvalidArgument:
         where = self.source
         if at < len(where):
-            where = f"{where[:at]} >|{where[at]}|< {where[at + 1:]}"
+            before, after = where[:at], where[at + 1:]
+            if len(where) > _SHOWN:  # an error travels in a header
+                before, after = before[-_SHOWN // 2:], after[:_SHOWN // 2]
+            where = f"{before} >|{where[at]}|< {after}"
+        elif len(where) > _SHOWN:
+            where = where[-_SHOWN:]
         return errors.InvalidArgument(f"filters: parse error: [{where}]: {why}")
 
     # ---------------------------------------------------------------- scanner
@@ -204,31 +270,36 @@ class _Parser:
             self.wants_value = False
             return "separator"
         if char in "=!~":
-            self._skip(lambda c: c in "=!~")
+            self._skip(_OPERATOR)
             self.wants_value = True
             return "operator"
         if self.wants_value:
-            self._skip(_is_value)
+            self._skip(_VALUE)
+            while (char := self._peek()) != _END and _is_value(char):
+                self.at += 1
+                self._skip(_VALUE)
             self.wants_value = False
             return "value"
-        if char in _FIELD:
-            self._skip(lambda c: c in _FIELD)
+        if _FIELD.match(char):
+            self._skip(_FIELD)
             return "field"
         return "other"
 
-    def _skip(self, wanted: Callable[[str], bool]) -> None:
-        while (char := self._peek()) != _END and wanted(char):
-            self.at += 1
+    def _skip(self, run: re.Pattern[str]) -> None:
+        if found := run.match(self.source, self.at):
+            self.at = found.end()
 
     def _scan_quoted(self, quote: str) -> None:
         """To the closing quote. An illegal escape is reported only there, unless the literal never ends: the first reason found counts."""
         why = ""
         try:
+            self._skip(_LITERAL)
             while (char := self._next()) != quote:
                 if char in ("", "\n"):
                     raise _IllegalError("quoted literal not terminated")
                 if char == "\\":
                     why = why or self._scan_escape(quote)
+                self._skip(_LITERAL)
         except _IllegalError as error:
             raise _IllegalError(why or str(error)) from None
         if why:
@@ -277,6 +348,8 @@ def _unquoted(text: str) -> str:
 
     ``\x`` and octal escapes are bytes, ``\u`` and ``\U`` characters. Bytes that are no UTF-8 become lone surrogates, equal to nothing a message can hold.
     """
+    if "\\" not in text:
+        return text
     out = bytearray()
     at = 0
     while at < len(text):

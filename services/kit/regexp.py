@@ -1,201 +1,511 @@
-r"""Go's regular expressions (RE2 syntax) on Python's ``re``: what containerd's filters mean by ``~=``.
+r"""Go's regular expressions (regexp/syntax of Go 1.26): what containerd's filters mean by ``~=``.
 
-A pattern is rewritten token by token, so that it means here what it means there: ``$`` is the end of the text and not of its last line, classes such as
-``\d`` are ASCII, ``[[:alpha:]]``, ``\z``, ``\Q...\E`` and flags in mid-pattern work, and what RE2 refuses (look-around, back references,
-possessive repeats) is refused. Not supported: ``\pL`` and its kind, ``(?U)``. Unlike RE2's, the time a match takes is not bounded by the
-length of the text.
+One who may list may send any expression, and the loop that matches it is everybody's: so the time a match takes is bounded, by RE2, which walks the text once.
+RE2's syntax is nearly Go's. Here Go's is parsed, token by token, with Go's error words and limits (repeat counts to 1,000 in all, 1,000 levels),
+and written down again in what RE2 takes in the same meaning: ``\C`` is refused, names of groups fall away (Go takes one twice), ``\p{...}`` is looked up as Go does
+it (``\p{greek}``, ``\p{Letter}``, ``\p{ASCII}``; not ``\p{Old_Italic}``, which Go 1.26 does not find either).
+
+Linear in the text is not yet cheap: RE2's worst case is the size of the program for each byte. :data:`EXPRESSION`, :data:`SIZE` and :data:`STEPS` bound that product.
+RE2 is loaded with the first expression, since it costs a process 3 MB.
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from itertools import chain
+from types import ModuleType
+from typing import Any
 
-_POSIX = {
-    "alnum": "0-9A-Za-z", "alpha": "A-Za-z", "ascii": r"\x00-\x7f", "blank": r"\t ", "cntrl": r"\x00-\x1f\x7f", "digit": "0-9",
-    "graph": "!-~", "lower": "a-z", "print": " -~", "punct": r"!-/:-@\[-`{-~", "space": r"\t\n\v\f\r ", "upper": "A-Z", "word": "0-9A-Za-z_",
-    "xdigit": "0-9A-Fa-f",
-}
-_CONTROL = {"a": "\a", "f": "\f", "t": "\t", "n": "\n", "r": "\r", "v": "\v"}
-_REPEAT = re.compile(r"\{(\d+)(,(\d*))?\}")
-_FLAGS = re.compile(r"\(\?([ims]*)(-[ims]+)?([:)])")
-_NAME = re.compile(r"\(\?P?<[A-Za-z_0-9]+>")
+EXPRESSION = 8 << 10
+"""Characters of an expression. Go has no such limit."""
+
+CLASSES = 64
+"""Of Unicode (``\\pL``) in an expression: each is hundreds of ranges."""
+
+SIZE = 32 << 10
+"""Instructions of an expression as Go counts them, which allows 3,355,443: that many would hold a loop for minutes over a text of a few kilobytes."""
+
+STEPS = 2 << 20
+"""Instructions times characters of text for one match: some 30 ms where RE2 is slowest, microseconds where it is not."""
+
+REPEAT = 1000
+DEPTH = 1000
+CACHE_BYTES = 64 << 20
+"""What all compiled expressions of a process may take together, each counted with the most that RE2 may use for it."""
 
 
-@lru_cache(maxsize=256)
-def compile(pattern: str) -> re.Pattern[str]:  # noqa: A001 - regexp.compile, as re.compile
-    """``pattern`` as a Python pattern whose ``search`` is Go's MatchString; ValueError if it is none (``re.error`` is not raised)."""
+class Expression:
+    """A checked expression. ``size`` is Go's measure of its program; compiled when it is first matched, and again when the cache has dropped it."""
+
+    __slots__ = ("_source", "size", "steps")
+
+    def __init__(self, source: bytes, size: int, steps: int = STEPS) -> None:
+        self._source = source
+        self.size = size
+        self.steps = steps
+
+    def found_in(self, text: str) -> bool:
+        """Go's MatchString. Bytes that are no UTF-8 (lone surrogates here) are each the character U+FFFD, as for Go. ValueError if it were too much work."""
+        compiled, instructions = _compiled(self._source)
+        if instructions * len(text) > self.steps:
+            raise ValueError(f"an expression of {instructions} instructions is too large for a text of {len(text)} characters")
+        return compiled.search(_valid(text)) is not None
+
+
+def compile(pattern: str, steps: int = STEPS) -> Expression:  # noqa: A001 - regexp.compile, as re.compile
+    """``pattern`` checked and translated, each match bounded by ``steps``; ValueError, in Go's words, if Go would not compile it or it exceeds a limit."""
+    if len(pattern) > EXPRESSION:
+        raise ValueError(f"error parsing regexp: expression too large: {len(pattern)} characters, at most {EXPRESSION}")
+    parser = _Parser(pattern)
+    source = parser.translate().encode()
+    expression = Expression(source, parser.size, steps)
+    _compiled(source)  # what RE2 refuses beyond that is refused now
+    return expression
+
+
+def _valid(text: str) -> bytes:
     try:
-        return re.compile(_Translator(pattern).translate(), re.ASCII if pattern.isascii() else re.UNICODE)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"error parsing regexp {pattern!r}: {error}") from None
+        return text.encode()
+    except UnicodeEncodeError:  # of a surrogate that stands for a byte one U+FFFD, of another three, since it would take three bytes
+        return "".join("\ufffd" if "\udc80" <= c <= "\udcff" else "\ufffd" * 3 if "\ud800" <= c <= "\udfff" else c for c in text).encode()
 
 
-class _Translator:
-    """One pass over a Go pattern. ``groups`` holds, for each open group, the flag groups that were opened inside it."""
+_cache: OrderedDict[bytes, tuple[Any, int, int]] = OrderedDict()
+_cached_bytes = 0
+_MEMORY = (256 << 10, 2 << 20)
+"""What RE2 may use for an expression: a quarter of it for the program, most of the rest for states. The second is for programs that the first has no room for."""
+
+
+@cache
+def _re2() -> ModuleType:
+    import re2
+
+    module: ModuleType = re2
+    return module
+
+
+def _compiled(source: bytes) -> tuple[Any, int]:
+    """RE2's form and the size of its program."""
+    global _cached_bytes
+    known = _cache.get(source)
+    if known is not None:
+        _cache.move_to_end(source)
+        return known[0], known[1]
+    re2 = _re2()
+    for memory in _MEMORY:
+        options = re2.Options()
+        options.max_mem, options.log_errors, options.never_capture = memory, False, True
+        try:
+            compiled = re2.compile(source, options)
+            break
+        except re2.error as error:
+            if memory == _MEMORY[-1]:
+                why = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+                words = "expression too large" if "too large" in why else "expression nests too deeply" if "deep" in why else why
+                raise ValueError(f"error parsing regexp: {words}") from None
+        finally:
+            re2.purge()  # its own cache knows no bytes
+    _cache[source] = (compiled, compiled.programsize, memory)
+    _cached_bytes += memory
+    while _cached_bytes > CACHE_BYTES:
+        _cached_bytes -= _cache.popitem(last=False)[1][2]
+    return compiled, compiled.programsize
+
+
+@dataclass(slots=True)
+class _Node:
+    """What must be known of a part of an expression to hold it against Go's limits: instructions, levels, and the repeat counts within it multiplied."""
+
+    size: int = 1
+    height: int = 1
+    repeats: int = 1
+    literal: bool = False
+    run: bool = False  # text that stands in the pattern so, in no group
+
+
+@dataclass(slots=True)
+class _Group:
+    """An open group: its finished alternatives, and the items of the one that is being read."""
+
+    captures: bool = False
+    alternatives: list[_Node] = field(default_factory=list)
+    items: list[_Node] = field(default_factory=list)
+
+    def end_alternative(self) -> None:
+        """Make one node of the items since the last ``|``. Neighbouring literals are one string."""
+        items, self.items = self.items, []
+        nodes = sum(1 for n, item in enumerate(items) if not (item.literal and n and items[n - 1].literal))
+        height = max((item.height for item in items), default=1) + (nodes > 1)
+        self.alternatives.append(_Node(max(1, sum(item.size for item in items)), height, max((item.repeats for item in items), default=1),
+                                       literal=nodes == 1 and items[0].literal))
+
+    def close(self) -> _Node:
+        self.end_alternative()
+        parts = self.alternatives
+        node = parts[0] if len(parts) == 1 else _Node(sum(part.size for part in parts) + len(parts) - 1, max(part.height for part in parts) + 1,
+                                                      max(part.repeats for part in parts))
+        return _Node(node.size + 2, node.height + 1, node.repeats) if self.captures else node
+
+
+class _Parser:
+    """One pass over a Go pattern, which writes RE2's."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.at = 0
         self.out: list[str] = []
-        self.groups: list[list[str]] = [[]]
-        self.multiline = [False]  # for each open group
+        self.groups = [_Group()]
+        self.size = 0
+        self.classes = 0
 
     def translate(self) -> str:
+        last = -1  # where the repetition began that the last token was
         while self.at < len(self.pattern):
-            self._token()
+            begin = self.at
+            last = begin if self._token(last) else -1
         if len(self.groups) > 1:
-            raise self._error("missing closing )")
-        self._close_flags()
-        return "".join(self.out)
+            raise self._error("missing closing )", self.pattern)
+        self.size = self._within(self.groups[0].close()).size
+        source = "".join(self.out)
+        # RE2's \B also holds between the bytes of one character. Only a search can begin there, so it begins at the start.
+        return rf"\A(?s:.)*?(?:{source})" if r"\B" in self.out else source
 
-    def _error(self, why: str) -> ValueError:
-        return ValueError(f"error parsing regexp: {why}: `{self.pattern}`")
+    def _error(self, why: str, what: str) -> ValueError:
+        return ValueError(f"error parsing regexp: {why}: `{_valid(what).decode()}`")
 
-    def _token(self) -> None:
-        char = self.pattern[self.at]
-        if char == "\\":
-            self.out.append(self._escape(in_class=False))
-        elif char == "[":
-            self.out.append(self._class())
-        elif char == "(":
+    def _since(self, begin: int) -> str:
+        return self.pattern[begin:self.at]
+
+    def _next(self) -> str:
+        """The next character, empty at the end."""
+        char = self.pattern[self.at:self.at + 1]
+        self._checked(char, self.pattern[self.at:])
+        self.at += len(char)
+        return char
+
+    def _checked(self, char: str, rest: str) -> None:
+        if "\ud800" <= char <= "\udfff":  # a byte that is no UTF-8
+            raise self._error("invalid UTF-8", rest)
+
+    def _within(self, node: _Node) -> _Node:
+        if node.size > SIZE:
+            raise self._error("expression too large", self.pattern)
+        if node.height > DEPTH:
+            raise self._error("expression nests too deeply", self.pattern)
+        return node
+
+    def _add(self, text: str, *, literal: bool = False) -> None:
+        self.out.append(text)
+        self.groups[-1].items.append(_Node(literal=literal))
+
+    def _token(self, last: int) -> bool:
+        """Past one token; whether it was a repetition. ``last`` is where the one before began if that was one."""
+        if run := _PLAIN.match(self.pattern, self.at):
+            self.at = run.end()
+            self.out.append(run[0])
+            self.groups[-1].items.append(_Node(size=len(run[0]), literal=True, run=True))
+            return False
+        begin = self.at
+        char = self.pattern[begin]
+        if char in "*+?" or (char == "{" and self._count_at(begin)):
+            self._repeat(begin, last)
+            return True
+        if char == "(":
             self._open()
+        elif char == "|":
+            self.at += 1
+            self.groups[-1].end_alternative()
+            self.out.append("|")
         elif char == ")":
             if len(self.groups) == 1:
-                raise self._error("unexpected )")
-            self._close_flags()
-            self.groups.pop()
-            self.multiline.pop()
+                raise self._error("unexpected )", self.pattern)
+            self.at += 1
+            node = self._within(self.groups.pop().close())
+            self.groups[-1].items.append(node)
             self.out.append(")")
+        elif char in "^$.":
             self.at += 1
-        elif char == "|":
-            self._close_flags()
-            self.out.append("|" + "".join(self.groups[-1]))
-            self.at += 1
-        elif char == "$":
-            self.out.append("(?:$)" if self.multiline[-1] else r"(?:\Z)")
-            self.at += 1
-        elif char in "*+?{":
-            self._repeat()
+            self._add(char)
+        elif char == "[":
+            self._class()
+        elif char == "\\":
+            self._escaped()
         else:
-            self.out.append("(?:^)" if char == "^" else "." if char == "." else re.escape(char))
-            self.at += 1
+            self._add(_literal(self._next()), literal=True)
+        return False
 
-    def _repeat(self) -> None:
-        count = _REPEAT.match(self.pattern, self.at)
-        if self.pattern[self.at] == "{" and not count:
-            self.out.append(r"\{")  # not a repeat there, though {,3} is one in Python
+    # ---------------------------------------------------------------- repetitions
+
+    def _count_at(self, at: int) -> re.Match[str] | None:
+        """``{2}``, ``{2,}`` or ``{2,3}``. Anything else in braces is text, ``{,3}`` and ``{02}`` too."""
+        return _REPEAT.match(self.pattern, at)
+
+    def _repeat(self, begin: int, last: int) -> None:
+        least, most = 0, -1
+        if count := self._count_at(begin):
+            self.at = count.end()
+            least = int(count[1])
+            most = least if count[2] is None else int(count[3]) if count[3] else -1
+            if least > REPEAT or most > REPEAT or 0 <= most < least:
+                raise self._error("invalid repeat count", count[0])
+        else:
             self.at += 1
-            return
-        text = count[0] if count else self.pattern[self.at]
-        if count and max(int(count[1]), int(count[3] or 0)) > 1000:
-            raise self._error("invalid repeat count")
-        self.at += len(text)
+        operator = self._since(begin)
         if self.pattern.startswith("?", self.at):
-            text += "?"
             self.at += 1
-        if self.pattern[self.at:self.at + 1] in ("*", "+", "?") or _REPEAT.match(self.pattern, self.at):
-            raise self._error("invalid nested repetition operator")
+        if last >= 0:
+            raise self._error("invalid nested repetition operator", self._since(last))
+        items = self.groups[-1].items
+        if not items:
+            raise self._error("missing argument to repetition operator", self._since(begin))
+        text = self._since(begin)
+        sub = items.pop()
+        if sub.run and sub.size > 1:  # of which the last character is repeated
+            items.append(_Node(size=sub.size - 1, literal=True, run=True))
+            sub = _Node(literal=True)
+        if not count:
+            node = _Node(sub.size + (2 if operator == "*" else 1), sub.height + 1, sub.repeats)
+        elif most == -1:
+            node = _Node(1 + least * sub.size if least else 2 + sub.size, sub.height + 1, max(least, 1) * sub.repeats)
+        else:
+            node = _Node(max(1, most * sub.size + most - least), sub.height + 1, most * sub.repeats if most else 1)
+        if count and max(least, most) >= 2 and node.repeats > REPEAT:
+            raise self._error("invalid repeat count", text)
+        items.append(self._within(node))
         self.out.append(text)
+
+    # ---------------------------------------------------------------- groups
 
     def _open(self) -> None:
-        if not self.pattern.startswith("(?", self.at):
-            self._push("(?:", 1)
-        elif name := _NAME.match(self.pattern, self.at):
-            self._push("(?:", len(name[0]))
-        elif (flags := _FLAGS.match(self.pattern, self.at)) and (flags[1] or flags[2] or flags[3] == ":"):
-            text = f"(?{flags[1]}{flags[2] or ''}:"
-            multiline = (self.multiline[-1] or "m" in flags[1]) and "m" not in (flags[2] or "")
-            if flags[3] == ":":
-                self._push(text, len(flags[0]))
-                self.multiline[-1] = multiline
-            else:  # to the end of the group around it
-                self.groups[-1].append(text)
-                self.multiline[-1] = multiline
-                self.out.append(text)
-                self.at += len(flags[0])
-        else:
-            raise self._error("invalid or unsupported Perl syntax")
-
-    def _push(self, text: str, length: int) -> None:
-        self.out.append(text)
-        self.groups.append([])
-        self.multiline.append(self.multiline[-1])
-        self.at += length
-
-    def _close_flags(self) -> None:
-        self.out.append(")" * len(self.groups[-1]))
-
-    def _escape(self, *, in_class: bool) -> str:
-        """What follows a backslash, as Python writes it."""
-        char = self.pattern[self.at + 1:self.at + 2]
-        self.at += 2
-        if not char:
-            raise self._error("trailing backslash at end of expression")
-        if char in "dDwW":
-            return _PERL[char] if in_class else f"[{_PERL[char]}]"
-        if char == "s":
-            return r"\t\n\f\r " if in_class else r"[\t\n\f\r ]"
-        if char == "S":
-            if in_class:
-                return r"\S\v"
-            return r"[^\t\n\f\r ]"
-        if char in _CONTROL:
-            return re.escape(_CONTROL[char])
-        if char == "x":
-            number = re.compile(r"\{([0-9A-Fa-f]{1,6})\}|([0-9A-Fa-f]{2})").match(self.pattern, self.at)
-            if not number or int(number[1] or number[2], 16) > 0x10FFFF:
-                raise self._error("invalid escape sequence")
-            self.at += len(number[0])
-            return re.escape(chr(int(number[1] or number[2], 16)))
-        if char in "01234567":
-            number = re.compile(r"[0-7]{1,3}").match(self.pattern, self.at - 1)
-            assert number
-            if char != "0" and len(number[0]) == 1:
-                raise self._error("invalid escape sequence")  # a back reference
-            self.at += len(number[0]) - 1
-            return re.escape(chr(int(number[0], 8)))
-        if not in_class:
-            if char in "AbB":
-                return rf"(?:\{char})"  # which may be repeated there, but not bare in Python
-            if char == "z":
-                return r"(?:\Z)"
-            if char == "Q":
-                end = self.pattern.find(r"\E", self.at)
-                literal = self.pattern[self.at:] if end < 0 else self.pattern[self.at:end]
-                self.at = len(self.pattern) if end < 0 else end + 2
-                return re.escape(literal)
-        if char.isascii() and not char.isalnum():
-            return re.escape(char)
-        raise self._error("invalid escape sequence")
-
-    def _class(self) -> str:
-        out = ["["]
-        self.at += 1
-        if self.pattern.startswith("^", self.at):
-            out.append("^")
+        begin = self.at
+        if not self.pattern.startswith("(?", begin):
             self.at += 1
+            self._push(captures=True)
+            return
+        if opened := _NAMED.match(self.pattern, begin):
+            end = self.pattern.find(">", begin)
+            name = self.pattern[opened.end():end] if end >= 0 else self.pattern[begin:]
+            for n, char in enumerate(name):
+                self._checked(char, name[n:])
+            if end < 0 or not _NAME.fullmatch(name):
+                raise self._error("invalid named capture", self.pattern[begin:end + 1] if end >= 0 else self.pattern[begin:])
+            self.at = end + 1
+            self._push(captures=True)
+            return
+        self.at += 2
+        negative = flag = False
+        while char := self._next():
+            if char in "imsU":
+                flag = True
+            elif char == "-" and not negative:
+                negative, flag = True, False
+            elif char in ":)" and not (negative and not flag):
+                if char == ":":
+                    self._push(captures=False, text=self._since(begin))
+                elif self._since(begin) != "(?)":
+                    self.out.append(self._since(begin))
+                return
+            else:
+                break
+        raise self._error("invalid or unsupported Perl syntax", self._since(begin))
+
+    def _push(self, *, captures: bool, text: str = "(?:") -> None:
+        self.groups.append(_Group(captures))
+        self.out.append(text)
+
+    # ---------------------------------------------------------------- escapes
+
+    def _escaped(self) -> None:
+        after = self.pattern[self.at + 1:self.at + 2]
+        if after and after in "AbBz":
+            self.at += 2
+            self._add("\\" + after)
+        elif after == "C":
+            raise self._error("invalid escape sequence", r"\C")
+        elif after == "Q":
+            self.at += 2
+            end = self.pattern.find(r"\E", self.at)
+            stop = len(self.pattern) if end < 0 else end
+            text = self.pattern[self.at:stop]
+            for n, char in enumerate(text):
+                self._checked(char, text[n:])
+                self._add(_literal(char), literal=True)
+            self.at = stop if end < 0 else end + 2
+        elif after and after in "dDsSwW":
+            self.at += 2
+            self._add("\\" + after)
+        elif after and after in "pP":
+            self._add(f"[{self._unicode_class()}]")
+        else:
+            self._add(_literal(self._escape()), literal=True)
+
+    def _escape(self) -> str:
+        """The character that an escape stands for."""
+        begin = self.at
+        self.at += 1
+        char = self._next()
+        if not char:
+            raise self._error("trailing backslash at end of expression", "")
+        if char in _CONTROL:
+            return _CONTROL[char]
+        if char.isascii() and not char.isalnum():
+            return char
+        if char in "01234567" and (octal := _OCTAL.match(self.pattern, self.at - 1)) and (char == "0" or len(octal[0]) > 1):
+            self.at = octal.end()
+            return chr(int(octal[0], 8))
+        if char == "x":
+            digits = ""
+            if self.pattern.startswith("{", self.at):
+                self.at += 1
+                while (digit := self._next()) and digit in _HEX:
+                    digits += digit
+                    if int(digits, 16) > 0x10FFFF:
+                        raise self._error("invalid escape sequence", self._since(begin))
+                    digits = digits.lstrip("0") or "0"
+                if digit == "}" and digits:
+                    return chr(int(digits, 16))
+            else:
+                digits = self._next() + self._next()
+                if len(digits) == 2 and digits[0] in _HEX and digits[1] in _HEX:
+                    return chr(int(digits, 16))
+        raise self._error("invalid escape sequence", self._since(begin))
+
+    # ---------------------------------------------------------------- classes
+
+    def _class(self) -> None:
+        begin = self.at
+        self.at += 1
+        out = ["["]
+        if self.pattern.startswith("^", self.at):
+            self.at += 1
+            out.append("^")
         first = True
         while first or not self.pattern.startswith("]", self.at):
-            if self.at >= len(self.pattern):
-                raise self._error("missing closing ]")
-            char = self.pattern[self.at]
-            if char == "[" and (named := re.compile(r"\[:(\^?)(\w+):\]").match(self.pattern, self.at)):
-                if named[2] not in _POSIX or named[1]:
-                    raise self._error("invalid character class range")
-                out.append(_POSIX[named[2]])
-                self.at += len(named[0])
-            elif char == "\\":
-                out.append(self._escape(in_class=True))
-            elif char == "-" and out[-1] != "-":
-                out.append("-")
-                self.at += 1
-            else:
-                out.append(re.escape(char))
-                self.at += 1
             first = False
+            after = self.pattern[self.at + 1:self.at + 2]
+            if self.pattern.startswith("[:", self.at) and (end := self.pattern.find(":]", self.at + 2)) >= 0:
+                name = self.pattern[self.at:end + 2]
+                if name[2:-2].removeprefix("^") not in _POSIX:
+                    raise self._error("invalid character class range", name)
+                self.at = end + 2
+                out.append(name)
+            elif self.pattern.startswith("\\", self.at) and after and after in "pP":
+                out.append(self._unicode_class())
+            elif self.pattern.startswith("\\", self.at) and after and after in "dDsSwW":
+                self.at += 2
+                out.append("\\" + after)
+            else:
+                start = self.at
+                low = high = self._class_char(begin)
+                if self.pattern.startswith("-", self.at) and not self.pattern.startswith("-]", self.at) and self.at + 1 < len(self.pattern):
+                    self.at += 1
+                    high = self._class_char(begin)
+                    if high < low:
+                        raise self._error("invalid character class range", self._since(start))
+                out.append(_literal(low) if low == high else f"{_literal(low)}-{_literal(high)}")
         self.at += 1
-        return "".join([*out, "]"])
+        self._add("".join([*out, "]"]))
+
+    def _class_char(self, begin: int) -> str:
+        if self.at >= len(self.pattern):
+            raise self._error("missing closing ]", self.pattern[begin:])
+        return self._escape() if self.pattern[self.at] == "\\" else self._next()
+
+    def _unicode_class(self) -> str:
+        r"""``\p{...}`` as what stands between RE2's brackets."""
+        begin = self.at
+        self.classes += 1
+        if self.classes > CLASSES:
+            raise self._error("expression too large", self.pattern)
+        negated = self.pattern[self.at + 1] == "P"
+        self.at += 2
+        name = self._next()
+        if name == "{":
+            end = self.pattern.find("}", self.at)
+            name = self.pattern[self.at:end] if end >= 0 else ""
+            if end < 0:
+                raise self._error("invalid character class range", self.pattern[begin:])
+            for n, char in enumerate(name):
+                self._checked(char, name[n:])
+            self.at = end + 1
+        if name.startswith("^"):
+            negated, name = not negated, name[1:]
+        if len(name) > 64:
+            raise self._error("invalid character class range", self._since(begin))
+        inside = _unicode(re.sub("[-_ ]", "", name).capitalize() if name.isascii() else name, negated)
+        if inside is None:
+            raise self._error("invalid character class range", self._since(begin))
+        return inside
 
 
-_PERL = {"d": "0-9", "w": "0-9A-Za-z_", "D": r"\x00-/:-\U0010ffff", "W": r"\x00-/:-@\[-\^`{-\U0010ffff"}
+_PLAIN = re.compile(r"[A-Za-z0-9_/:@,= -]+")
+_REPEAT = re.compile(r"\{(0|[1-9][0-9]*)(,(0|[1-9][0-9]*)?)?\}")
+_NAMED = re.compile(r"\(\?P?<(?=.)", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_OCTAL = re.compile(r"[0-7]{1,3}")
+_HEX = frozenset("0123456789abcdefABCDEF")
+_CONTROL = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_POSIX = frozenset("alnum alpha ascii blank cntrl digit graph lower print punct space upper word xdigit".split())
+
+
+def _literal(char: str) -> str:
+    return char if char.isascii() and char.isalnum() else rf"\x{{{ord(char):x}}}"
+
+
+
+# ---------------------------------------------------------------- Unicode's classes
+
+_MINOR = {"L": "Lu Ll Lt Lm Lo", "M": "Mn Mc Me", "N": "Nd Nl No", "P": "Pc Pd Ps Pe Pi Pf Po", "S": "Sm Sc Sk So", "Z": "Zs Zl Zp", "C": "Cc Cf Cs Co Cn"}
+_ALIASES = {re.sub("_", "", alias).capitalize(): name for name, aliases in {
+    "LC": "Lc Cased_Letter", "Pe": "Close_Punctuation", "M": "Combining_Mark Mark", "Pc": "Connector_Punctuation", "Cc": "Control Cntrl", "Sc": "Currency_Symbol",
+    "Pd": "Dash_Punctuation", "Nd": "Decimal_Number Digit", "Me": "Enclosing_Mark", "Pf": "Final_Punctuation", "Cf": "Format", "Pi": "Initial_Punctuation",
+    "L": "Letter", "Nl": "Letter_Number", "Zl": "Line_Separator", "Ll": "Lowercase_Letter", "Sm": "Math_Symbol", "Lm": "Modifier_Letter", "Sk": "Modifier_Symbol",
+    "Mn": "Nonspacing_Mark", "N": "Number", "Ps": "Open_Punctuation", "C": "Other", "Lo": "Other_Letter", "No": "Other_Number", "Po": "Other_Punctuation",
+    "So": "Other_Symbol", "Zp": "Paragraph_Separator", "Co": "Private_Use", "P": "Punctuation Punct", "Z": "Separator", "Zs": "Space_Separator", "Mc": "Spacing_Mark",
+    "Cs": "Surrogate", "S": "Symbol", "Lt": "Titlecase_Letter", "Cn": "Unassigned", "Lu": "Uppercase_Letter"}.items() for alias in aliases.split()}
+"""Go's unicode.CategoryAliases, as they are looked up there: first letter upper, the others lower, nothing between."""
+
+
+def _unicode(name: str, negated: bool) -> str | None:
+    """What the class of this canonical name, or all but it, is between RE2's brackets; None if Go has no such class."""
+    name = _ALIASES.get(name, name)
+    if name == "Ascii":
+        return "[:^ascii:]" if negated else "[:ascii:]"
+    if name == "Assigned":
+        name, negated = "Cn", not negated
+    if name in ("C", "Cn", "LC"):  # as Go has them: C with the unassigned, which RE2 has no name for
+        wanted = {"C": set(_MINOR["C"].split()), "Cn": {"Cn"}, "LC": {"Lu", "Ll", "Lt"}}[name]
+        every = set(chain.from_iterable(minors.split() for minors in _MINOR.values()))
+        return "".join(_unassigned() if minor == "Cn" else rf"\p{{{minor}}}" for minor in sorted(every - wanted if negated else wanted))
+    if not re.fullmatch("[A-Z][a-z]*", name) or not _known(name):
+        return None
+    return rf"\{'P' if negated else 'p'}{{{name}}}"
+
+
+@lru_cache(maxsize=256)
+def _known(name: str) -> bool:
+    """Whether RE2 knows the class. It knows Go's, and scripts that are newer."""
+    try:
+        _compiled(rf"\p{{{name}}}".encode())
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def _unassigned() -> str:
+    """The code points of no category, as ranges."""
+    points = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000)]
+    found = [*_re2().finditer(r"[^\pC\pL\pM\pN\pP\pS\pZ]+", "".join(map(chr, points)))]
+    ranges = []
+    for match in found:
+        begin = match.start()
+        for n in range(match.start(), match.end()):
+            if n + 1 == match.end() or points[n + 1] != points[n] + 1:
+                ranges.append((points[begin], points[n]))
+                begin = n + 1
+    ranges += [(0x40000, 0xDFFFF), (0xE1000, 0xEFFFF), (0xFFFFE, 0xFFFFF), (0x10FFFE, 0x10FFFF)]
+    return "".join(rf"\x{{{low:x}}}-\x{{{high:x}}}" for low, high in ranges)

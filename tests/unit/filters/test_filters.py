@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.kit import errors, filters
+from services.kit import errors, filters, regexp
 
 CONTAINERS: dict[str, dict[str, str]] = {
     "web": {"image": "docker.io/library/nginx:1", "team": "blue", "io.cri-containerd.kind": "sandbox"},
@@ -106,3 +106,39 @@ def test_refuses(source: str, message: str) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
         filters.parse(["id", source])
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("sources", "message"), [
+    (["x" * (filters.CHARACTERS + 1)], f"filters: {filters.CHARACTERS + 1} characters, at most {filters.CHARACTERS}"),
+    ([""] * (filters.SELECTORS + 1), f"filters: {filters.SELECTORS + 1} filters, at most {filters.SELECTORS}"),
+    (["a" + ",a" * filters.SELECTORS], f"filters: {filters.SELECTORS + 1} selectors, at most {filters.SELECTORS}"),
+    (["a~=b"] * (filters.EXPRESSIONS + 1), f"filters: {filters.EXPRESSIONS + 1} regular expressions, at most {filters.EXPRESSIONS}"),
+    ([f"a~={'b' * 5000}"] * 2, f"filters: regular expressions of 10000 characters, at most {regexp.EXPRESSION}"),
+])
+def test_a_request_is_bounded(sources: list[str], message: str) -> None:
+    """All its filters together, before anything is made of them."""
+    with pytest.raises(errors.InvalidArgument) as caught:
+        filters.parse(sources)
+    assert str(caught.value) == f"{message}: invalid argument"
+
+
+def test_the_work_of_a_match_is_shared() -> None:
+    """A request's expressions together have the work of one."""
+    one, many = (filters.parse(["id~=(a|b)*a(a|b){50}c"] * count) for count in (1, 64))
+    assert one.match(lambda path: ("a" * 1000 + "c", True))
+    assert many.match(lambda path: ("a" * 100 + "c", True))
+    assert not many.match(lambda path: ("a" * 1000 + "c", True))
+
+
+def test_a_label_with_a_bad_byte() -> None:
+    """A byte that is no UTF-8 is a character for a regular expression, whether it is in the field or, refused, in the expression."""
+    assert filters.parse(["labels.x~=^a.$"]).match(lambda path: ("a\udcff", True))
+    assert not filters.parse(['labels.x~="a\\xff"']).match(lambda path: ("a\udcff", True))
+
+
+def test_an_error_of_a_long_filter_is_short() -> None:
+    """It travels in a header: it shows what is around the place."""
+    with pytest.raises(errors.InvalidArgument) as caught:
+        filters.parse(["id==a," * 2000 + "id=x," + "id==b," * 2000])
+    assert " >|=|< x," in str(caught.value)
+    assert len(str(caught.value)) < 2500

@@ -1,6 +1,11 @@
-"""Go's regular expressions on Python's re."""
+"""Go's regular expressions: the answers of Go, and what bounds them."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,11 +48,64 @@ from services.kit import regexp
 ])
 def test_matches_as_go_does(pattern: str, text: str, found: bool) -> None:
     """A pattern finds here what Go's MatchString finds."""
-    assert (regexp.compile(pattern).search(text) is not None) is found
+    assert regexp.compile(pattern).found_in(text) is found
 
 
-@pytest.mark.parametrize("pattern", ["(", ")", "a**", "a*+", "a{2}{3}", "(?=a)", "(?<!a)", r"(a)\1", r"\Z", "[a", "[b-a]", "a{1001}", "\\", "*a", r"\pL", "(?>a)", "(?P=n)", r"a\E", "[[:word"])
+@pytest.mark.parametrize("pattern", ["(", ")", "a**", "a*+", "a{2}{3}", "(?=a)", "(?<!a)", r"(a)\1", r"\Z", "[a", "[b-a]", "a{1001}", "\\", "*a", "(?>a)", "(?P=n)", r"a\E", "[[:word"])
 def test_refuses_what_go_refuses(pattern: str) -> None:
     """What Go does not compile, and the little that is not supported, is a ValueError."""
     with pytest.raises(ValueError):
         regexp.compile(pattern)
+
+
+GO = json.loads((Path(__file__).parent / "go_regexps.json").read_text())
+"""What Go answered: for each pattern its error, or for each text whether MatchString found it."""
+
+
+@pytest.mark.parametrize("pattern", GO["answers"], ids=lambda pattern: ascii(pattern)[1:41])
+def test_answers_as_go(pattern: str) -> None:
+    """The same patterns compile, the same texts match, and the errors are in the same words. Bytes that are no UTF-8 are lone surrogates here."""
+    try:
+        compiled = regexp.compile(pattern)
+    except ValueError as error:
+        answer = str(error)
+    else:
+        answer = "".join("1" if compiled.found_in(text) else "0" for text in GO["texts"])
+    assert answer == GO["answers"][pattern]
+
+
+def test_a_lone_surrogate_is_three_bad_bytes() -> None:
+    """Which is what it would be in UTF-8; one that stands for a byte is one."""
+    assert regexp.compile("^...$").found_in("\ud800")
+    assert regexp.compile("^.$").found_in("\udcff")
+
+
+@pytest.mark.parametrize("pattern", [
+    "a" * (regexp.EXPRESSION + 1), "(?:" + "a" * 100 + "){1000}", "((a{100}){10}){1}" * 40, r"\pL{1000}", r"\pL" * (regexp.CLASSES + 1), "[" + r"\pL" * (regexp.CLASSES + 1) + "]"],
+    ids=lambda pattern: pattern[:20])
+def test_an_expression_is_bounded(pattern: str) -> None:
+    """In length, in its program, in Unicode's classes: Go's words for what it finds too large itself."""
+    with pytest.raises(ValueError, match="^error parsing regexp: expression too large"):
+        regexp.compile(pattern)
+
+
+def test_a_match_is_bounded() -> None:
+    """RE2 takes instructions times characters at worst, so that product has a limit, and what is dear but short is matched."""
+    dear = regexp.compile("(a|b)*a(a|b){1000}c")
+    assert dear.found_in("a" * 1001 + "c") is True
+    with pytest.raises(ValueError, match="too large for a text of 100000 characters"):
+        dear.found_in("a" * 100_000)
+
+
+def test_what_is_compiled_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are dropped, and compiled again when they are used."""
+    monkeypatch.setattr(regexp, "CACHE_BYTES", 1 << 20)
+    kept = [regexp.compile(f"x{n}y") for n in range(20)]
+    assert len(regexp._cache) <= 4
+    assert all(expression.found_in(f"x{n}y") for n, expression in enumerate(kept))
+
+
+def test_re2_is_loaded_when_it_is_needed() -> None:
+    """It costs megabytes, and hardly any filter has an expression."""
+    program = "import sys; from services.kit import filters; filters.parse(['a==b']); assert 're2' not in sys.modules; filters.parse(['a~=b']); assert 're2' in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
