@@ -44,7 +44,12 @@ async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
     async with rpc.Channel(place.socket, "gateway") as gateway:
         answers = await asyncio.gather(*(_trouble(place, p, gateway) for p in running))
     troubles = dict(zip((p.name for p in running), answers, strict=True))
-    return [Health(s, pss(s.pid), troubles[name] if name in troubles else _state_trouble(s)) for name, s in statuses.items()]
+    return [Health(s, pss(s.pid), _and_silence(troubles[name], s) if name in troubles else _state_trouble(s)) for name, s in statuses.items()]
+
+
+def _and_silence(trouble: str, status: Status) -> str:
+    """What is wrong, and what the watchdog has to say of it: a process that answers is not silent, however late its last beat is."""
+    return f"{trouble} (its loop has been silent for {status.watched.silent:.0f} s)" if trouble and status.watched.silent else trouble
 
 
 def _state_trouble(status: Status) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deploy.failure import Failure
 from deploy.processes import SOCKETS
-from services.kit import errors, settings
+from services.kit import errors, heartbeat, settings
 
 ETC = Path("/etc/splitd/config.toml")
 """Read where it exists, unless --config or SPLITD_CONFIG names another file."""
@@ -42,6 +42,11 @@ class Place:
     @property
     def supervisor_socket(self) -> Path:
         return self.state / "supervisor.sock"
+
+    @property
+    def watchdog_socket(self) -> Path:
+        """Where processes send their signs of life."""
+        return self.state / heartbeat.SOCKET
 
     @property
     def supervisord_conf(self) -> Path:

@@ -26,7 +26,7 @@ from deploy import configuration
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
-from services.kit import settings, supervisor
+from services.kit import config, settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
@@ -60,6 +60,9 @@ def render(place: Place) -> str:
         "minfds": str(OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)),
     }
     file = settings.read(place.config)
+    watchdog = settings.load(config.Watchdog, file, "watchdog")
+    values |= {"watchdog": _escaped(place.watchdog_socket), "silence": str(watchdog.silence or math.inf), "start": str(watchdog.start if watchdog.silence else math.inf),
+               "beat": str(watchdog.beat)}
     text = string.Template(head).substitute(values)
     for priority, process in enumerate(PROCESSES):
         text += string.Template("[program:$name]" + program).substitute({
@@ -101,6 +104,21 @@ class Status:
     """How often it ended by itself and was started again since supervisord started, as far as supervisord's log reaches back."""
     trouble: str
     """Why it could not be started, if so."""
+    watched: Watched
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the watchdog knows of a process and of those of its name before it."""
+
+    silent: float = 0.0
+    """Seconds without a sign of life, if they are more than usual; else 0.0."""
+    killed: int = 0
+    """How many hung and were killed since supervisord started."""
+    why: str = ""
+    """Why the last of them was."""
+    at: float = 0.0
+    """When, in seconds since the epoch."""
 
 
 class Supervisor:
@@ -117,16 +135,23 @@ class Supervisor:
         """All processes by name, in the order of the table."""
         ended = ended_by_themselves(self._place.logs / "supervisord.log", self.pid())
         infos = {info["name"]: info for info in self._call("getAllProcessInfo")}
+        watched = self._watched()
         found = {}
         for process in PROCESSES:
             info = infos.get(process.name)
             if info is None:
-                found[process.name] = Status(process.name, "ABSENT", 0, 0.0, 0, "this node was started by a splitd without it: down, then up")
+                found[process.name] = Status(process.name, "ABSENT", 0, 0.0, 0, "this node was started by a splitd without it: down, then up", Watched())
                 continue
             running = info["statename"] == RUNNING
             found[process.name] = Status(process.name, info["statename"], info["pid"] if running else 0, float(info["now"] - info["start"]) if running else 0.0,
-                                         ended.get(process.name, 0), info["spawnerr"])
+                                         ended.get(process.name, 0), info["spawnerr"], watched.get(process.name, Watched()))
         return found
+
+    def _watched(self) -> dict[str, Watched]:
+        try:
+            return {info["name"]: Watched(info["silent"], info["killed"], info["why"], info["at"]) for info in self._call("watchdog.getStatus")}
+        except Unknown:
+            return {}  # this node was started by a splitd without a watchdog
 
     def start(self, process: Process) -> None:
         """Start one that is stopped."""
@@ -145,6 +170,8 @@ class Supervisor:
         try:
             return supervisor.call(self._place.supervisor_socket, method, *arguments, timeout=timeout)
         except xmlrpc.client.Fault as fault:
+            if fault.faultCode == 1:
+                raise Unknown(f"supervisord knows no {method}") from None
             if fault.faultCode == 70:
                 raise NotRunning(f"{arguments[0]} is not running") from None
             raise Failure(f"supervisord refused {method} {' '.join(map(str, arguments))}: {fault.faultString}") from None
@@ -158,6 +185,10 @@ class Supervisor:
 
 class NotUp(Failure):
     """There is no supervisord for this state directory."""
+
+
+class Unknown(Failure):
+    """supervisord was asked for what it has not."""
 
 
 class NotRunning(Failure):

@@ -34,13 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(describe(here, supervisor_pid, found, registries), indent=2))
     else:
         print_table(here, found)
-        for line in troubled(registries or [], time.time()):
+        for line in (*killed(found), *troubled(registries or [], time.time())):
             print(line)
     return 0 if all(h.healthy for h in found) else 1
 
 
 def describe(here: Place, supervisor_pid: int, found: list[health.Health], registries: list[health.Registry] | None) -> dict[str, object]:
-    """The status as JSON has it; ``up`` false and no services where no node is up. ``memory`` is PSS in bytes, ``uptime`` in seconds.
+    """The status as JSON has it; ``up`` false and no services where no node is up. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of
+    the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
 
     ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
     """
@@ -51,9 +52,20 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], regis
         "services": [{
             "name": h.status.name, "state": h.status.state, "pid": h.status.pid or None, "uptime": round(h.status.uptime, 1), "memory": h.memory,
             "healthy": h.healthy, "trouble": h.trouble, "restarts": h.status.restarts,
+            "watchdog": dataclasses.asdict(h.status.watched),
         } for h in found],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
     }
+
+
+def killed(found: list[health.Health]) -> list[str]:
+    """A line for each service of which the watchdog has killed processes."""
+    return [f"{h.status.name} hung and was killed {_times(h.status.watched.killed)}, last at {_clock(h.status.watched.at)}: {h.status.watched.why}; "
+            "its stacks are in its log" for h in found if h.status.watched.killed]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def troubled(registries: list[health.Registry], now: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings of what every process has: table [grpc]. containerd's other keys of it mean nothing here."""
+"""Settings of what every process has: table [grpc], of which containerd's other keys mean nothing here, and table [watchdog]."""
 
 from __future__ import annotations
 
@@ -25,3 +25,24 @@ def load(file: settings.File) -> Config:
         return settings.load(Config, file, "grpc")
     ours = {key: table.get(key) for key in ("transport", "limits") if table.get(key) is not None}
     return settings.load(Config, settings.File(file.path, {"grpc": ours}), "grpc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watchdog:
+    """What is done about a process of the node that hangs: it writes its stacks into its log, is killed, and is started again. supervisord does it."""
+
+    silence: settings.Seconds = 30.0
+    """A process whose loop has not turned for this long hangs; "0s" watches nobody. Time in which the process is stopped, or supervisord itself does not run on time, does not count."""
+    start: settings.Seconds = 300.0
+    """The same for a process that does not serve yet, or no longer: a start may have much to recover."""
+
+    def __post_init__(self) -> None:
+        if self.silence and self.silence < 1:
+            raise ValueError(f"silence: {settings.format_duration(self.silence)} is less than 1s")
+        if self.start < self.silence:
+            raise ValueError(f"start: {settings.format_duration(self.start)} is less than silence, {settings.format_duration(self.silence)}")
+
+    @property
+    def beat(self) -> float:
+        """Seconds from one sign of life to the next; 0 where nobody is watched."""
+        return min(3.0, self.silence / 6)

@@ -1,24 +1,44 @@
-"""Named points where a crash test may kill the process, as a power cut or the OOM killer would.
+"""Named points where a test may stop the process as a power cut, the OOM killer or a fault of ours would.
 
 A test makes the file ``$SPLITD_FAULTS/POINT`` (the directory is given to the whole node by the environment); the first
-process to reach the point removes the file and dies by SIGKILL, so that its successor gets past it. Without the variable a point
-costs one comparison.
+process to reach the point removes the file and does what it says, so that its successor gets past it. An empty file: it dies by SIGKILL. ``hang``: it never returns.
+``hang-in-c``: nor does it ever let go of the GIL. ``sleep SECONDS``: it returns late. Without the variable a point costs one comparison.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 
 _DIRECTORY = os.environ.get("SPLITD_FAULTS", "")
 
 
 def fault(point: str) -> None:
-    """Die here if a test asked for it; ``point`` is like ``content.before-rename``."""
+    """Do here what a test asked for; ``point`` is like ``content.before-rename``."""
     if not _DIRECTORY:
         return
+    path = os.path.join(_DIRECTORY, point)
     try:
-        os.unlink(os.path.join(_DIRECTORY, point))
+        with open(path) as file:
+            what = file.read().split()
+        os.unlink(path)
     except FileNotFoundError:
         return
-    os.kill(os.getpid(), signal.SIGKILL)
+    match what:
+        case []:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ["hang"]:
+            while True:
+                pass
+        case ["hang-in-c"]:
+            import ctypes
+
+            mutex = ctypes.create_string_buffer(64)  # zeros are an unlocked pthread_mutex_t, which is not recursive: its second lock waits for ever
+            libc = ctypes.PyDLL(None)
+            libc.pthread_mutex_lock(mutex)
+            libc.pthread_mutex_lock(mutex)
+        case ["sleep", seconds]:
+            time.sleep(float(seconds))
+        case _:
+            raise ValueError(f"{path}: {' '.join(what)}: no such fault")

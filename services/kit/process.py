@@ -24,7 +24,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import config, errors, rpc, settings, tracing
+from services.kit import config, errors, rpc, settings, stacks, tracing
+from services.kit.faults import fault
+from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.wire import limits
 
 log = logging.getLogger(__name__)
@@ -56,13 +58,21 @@ def owned(directory: Path, patience: float = 10.0) -> Iterator[Path]:
         os.close(fd)
 
 
+_heartbeat: Heartbeat | None = None
+
+
 async def until_signal() -> None:
-    """Wait for SIGTERM or SIGINT."""
+    """Wait for SIGTERM or SIGINT. The process serves meanwhile, and its watchdog hears so."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if _heartbeat is None:
+        await stop.wait()
+        return
+    _heartbeat.begin(loop)
     await stop.wait()
+    _heartbeat.end()
 
 
 def run(name: str, serve: Serve) -> None:
@@ -75,18 +85,22 @@ def run(name: str, serve: Serve) -> None:
     parser.add_argument("--root", type=Path, help="where what must survive a reboot is kept")
     parser.add_argument("--state", type=Path, help="where sockets and what belongs to this boot are kept")
     arguments = parser.parse_args()
+    stacks.register()
     logging.basicConfig(stream=sys.stderr, level=os.environ.get("SPLITD_LOG", "INFO").upper(),
                         format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    global _heartbeat
     try:
         file = settings.read(arguments.config)
         node = settings.load(settings.Node, file, "", root=arguments.root, state=arguments.state)
         grpc = config.load(file)
+        _heartbeat = Heartbeat(name, node.state / SOCKET, settings.load(config.Watchdog, file, "watchdog"))
         rpc.choose(grpc.transport)
         limits.configure(grpc.limits)
         tracing.setup(name)
         many_files()
         _less_garbage_collection()
         _few_arenas()
+        fault(f"{name}.start")
         run_loop(_serve(serve, file, node))
     except (errors.NodeError, OSError, ValueError) as error:
         log.error("%s cannot run: %s", name, error)

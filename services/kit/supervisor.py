@@ -24,10 +24,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 def call(path: Path, method: str, *arguments: Any, timeout: float) -> Any:
-    """``supervisor.METHOD`` of the supervisord at the socket ``path``, whose every answer may take ``timeout`` seconds. Blocks; raises :data:`ERRORS`."""
+    """``supervisor.METHOD`` (or ``INTERFACE.METHOD``) of the supervisord at the socket ``path``, whose every answer may take ``timeout`` seconds. Blocks; raises :data:`ERRORS`."""
     connection = _Connection(path, timeout)
     try:
-        connection.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, f"supervisor.{method}"), {"Content-Type": "text/xml"})
+        connection.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, method if "." in method else f"supervisor.{method}"), {"Content-Type": "text/xml"})
         answer: Any = xmlrpc.client.loads(connection.getresponse().read().decode())[0][0]
     finally:
         connection.close()

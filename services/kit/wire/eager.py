@@ -78,10 +78,10 @@ class _StandIn:
 class _Rest(Coroutine[Any, Any, None]):
     """A coroutine that has been started, as one that has not: the first ``send`` answers what it waits for."""
 
-    __slots__ = ("_coroutine", "_started", "_waits_for")
+    __slots__ = ("_started", "_waits_for", "coroutine")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
-        self._coroutine = coroutine
+        self.coroutine = coroutine
         self._waits_for = waits_for
         self._started = False
 
@@ -90,17 +90,17 @@ class _Rest(Coroutine[Any, Any, None]):
             self._started = True
             waits_for, self._waits_for = self._waits_for, None
             return waits_for
-        return self._coroutine.send(value)
+        return self.coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:
         if not self._started:
             self._started = True
             if isinstance(error[0], asyncio.CancelledError) and isinstance(self._waits_for, asyncio.Future) and self._waits_for.cancel():
                 return self._waits_for  # as Task.cancel() does: what it waits for is cancelled, and tells it
-        return self._coroutine.throw(*error)
+        return self.coroutine.throw(*error)
 
     def close(self) -> None:
-        self._coroutine.close()
+        self.coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, None]:
         raise TypeError("it is for a task")

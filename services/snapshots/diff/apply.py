@@ -22,6 +22,7 @@ A fork and an end take 5 ms: so a worker that has unpacked a layer alone, and ha
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import select
@@ -48,6 +49,7 @@ PACKET = 1 << 17
 def main() -> None:
     """Run as a program."""
     mounts.die_with_parent(int(sys.argv[1]))
+    faulthandler.register(signal.SIGUSR1)  # the stack goes into the log of the service, and the worker goes on
     sys.setrecursionlimit(20_000)  # a name may have two thousand components
     os.umask(0)
     stream.prepare()

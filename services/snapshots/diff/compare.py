@@ -11,8 +11,10 @@ id there and here. The trees are below this process's root directory, so that a 
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
+import signal
 import stat
 import sys
 
@@ -35,6 +37,7 @@ def main() -> None:
     """Run as a program."""
     parent, compression, bound, left, right, count = sys.argv[1:7]
     mounts.die_with_parent(int(parent))
+    faulthandler.register(signal.SIGUSR1)  # the stack goes into the log of the service, and the worker goes on
     sys.setrecursionlimit(20_000)
     if traced := any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
         from services.kit import tracing

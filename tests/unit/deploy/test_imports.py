@@ -43,8 +43,8 @@ ALLOWED = {
     # HTTP: one module makes requests, one times them; the rest of the registry client sees their answers.
     "aiohttp": ["services/images/registry/transport.py", "services/images/registry/trace.py"],
     "yarl": ["services/images/registry/transport.py"],
-    # supervisord is started as a program.
-    "supervisor": [],
+    # supervisord is started as a program, and loads what is in deploy/inside.
+    "supervisor": ["deploy/inside/*.py"],
 }
 """First part of a module's name (or the ending of generated modules) to the files that may import it."""
 

@@ -1,0 +1,150 @@
+"""Which process hangs, and what is done about it. No clock, no process and no socket is known here: :mod:`deploy.inside.beats` brings them.
+
+A process gives signs of life while its loop turns. Of the time since the last one only that counts in which
+
+- the watchdog itself ran on time: after a suspend, a pause of the virtual machine or a stop of supervisord nobody is behind but the watchdog;
+- the process was not stopped (state T, or t under a debugger): whoever stopped it begins the time anew;
+- supervisord was not stopping it: that has its own end (``stopwaitsecs``).
+
+When too much of it is over, the process is asked for its stacks (SIGUSR1), and killed (SIGKILL) :data:`WRITING` seconds later, unless it shows life; supervisord
+starts it again. One that waits in the kernel (state D) cannot be killed: it is reported, and looked at again. The process is a child of the one that looks, which has not
+waited for it yet, so its pid cannot be another's.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+ON_TIME = 2.0
+"""Seconds from one look to the next that still count; supervisord's loop turns every second at the least."""
+WRITING = 2.0
+"""Seconds that a process gets to write its stacks before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds: those of the settings ([watchdog]), and how often a process shows life."""
+
+    silence: float
+    start: float
+    beat: float
+
+
+class Kernel(Protocol):
+    """What the watchdog asks of and does to processes."""
+
+    def state(self, pid: int) -> str:
+        """The state of its main thread as in /proc/PID/stat: R, S, D, T, t, Z; "" if there is no such process."""
+        ...
+
+    def waits_in(self, pid: int) -> str:
+        """The function of the kernel in which its main thread waits, or ""."""
+        ...
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal; no error if it is gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process as its supervisor knows it."""
+
+    name: str
+    pid: int
+    stopping: bool
+
+
+@dataclass(slots=True)
+class Watched:
+    """What is known of one process; ``quiet`` counts the seconds since its last sign of life."""
+
+    pid: int
+    serving: bool = False
+    quiet: float = 0.0
+    asked: float | None = None
+    """``quiet`` when it was asked for its stacks."""
+    reported: bool = False
+
+
+@dataclass(slots=True)
+class Kills:
+    """What was done to the processes of one name: how many were killed, and of the last why, and when (seconds since the epoch)."""
+
+    count: int = 0
+    why: str = ""
+    at: float = 0.0
+
+
+@dataclass(slots=True)
+class Watchdog:
+    """Told of each sign of life, and asked to :meth:`look` once a second. ``say`` gets what it does, for the logs: the name of the process, and a sentence."""
+
+    limits: Limits
+    kernel: Kernel
+    say: Callable[[str, str], None]
+    watched: dict[str, Watched] = field(default_factory=dict)
+    kills: dict[str, Kills] = field(default_factory=dict)
+    _looked: float | None = None
+
+    def heard(self, pid: int, *, serving: bool) -> None:
+        """A sign of life. ``serving`` is false of a process that was told to stop."""
+        for name, one in self.watched.items():
+            if one.pid == pid:
+                if one.asked is not None or one.reported:
+                    self.say(name, f"pid {pid} answers again after {one.quiet:.0f} s")
+                one.serving, one.quiet, one.asked, one.reported = serving, 0.0, None, False
+
+    def look(self, now: float, wall: float, children: Iterable[Child]) -> None:
+        """Judge all processes that there are, at ``now`` on a monotonic clock, which is ``wall`` in seconds since the epoch."""
+        passed = 0.0 if self._looked is None else now - self._looked
+        self._looked = now
+        there = {child.name: child for child in children}
+        for gone in self.watched.keys() - there.keys():
+            del self.watched[gone]
+        for name, child in there.items():
+            one = self.watched.get(name)
+            if one is None or one.pid != child.pid:
+                self.watched[name] = Watched(child.pid)
+            elif child.stopping:
+                one.quiet, one.asked = 0.0, None
+            elif passed <= ON_TIME:
+                self._judge(name, one, passed, wall)
+
+    def late(self, name: str) -> float:
+        """How long a process has been silent, if that is longer than it should be; else 0.0."""
+        one = self.watched.get(name)
+        return one.quiet if one is not None and one.quiet > self._allowed(one) / 3 else 0.0
+
+    def _allowed(self, one: Watched) -> float:
+        """It may have hung since right after its last beat, or since right before the next."""
+        return self.limits.silence + self.limits.beat if one.serving else self.limits.start
+
+    def _judge(self, name: str, one: Watched, passed: float, wall: float) -> None:
+        one.quiet += passed
+        allowed = self._allowed(one)
+        if one.quiet <= allowed / 3:
+            return  # nothing unusual: not worth asking the kernel
+        state = self.kernel.state(one.pid)
+        if state in ("T", "t"):
+            one.quiet, one.asked = 0.0, None
+        elif one.quiet < allowed:
+            return
+        elif state == "D":
+            if not one.reported:
+                one.reported = True
+                self.say(name, f"pid {one.pid} has not answered for {one.quiet:.0f} s and waits in the kernel ({self.kernel.waits_in(one.pid) or 'state D'}), where nothing can end it: not killed")
+        elif one.asked is None:
+            one.asked = one.quiet
+            self.say(name, f"pid {one.pid} has not {'answered' if one.serving else 'begun to serve, nor ended,'} for {one.quiet:.0f} s: its stacks follow in its log, then it is killed")
+            self.kernel.signal(one.pid, signal.SIGUSR1)
+        elif one.quiet >= one.asked + WRITING:
+            known = self.kills.setdefault(name, Kills())
+            known.count, known.at = known.count + 1, wall
+            known.why = f"no answer for {one.quiet:.0f} s" if one.serving else f"did not serve, or end, within {one.quiet:.0f} s"
+            self.say(name, f"pid {one.pid} is killed: {known.why}")
+            self.kernel.signal(one.pid, signal.SIGKILL)
+            one.quiet, one.asked = 0.0, None

@@ -1,0 +1,125 @@
+"""A process that hangs is started anew, and no other process ever is killed for it: a whole node, with the watchdog's times divided by fifteen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.place import Place
+from deploy.supervision import Supervisor, Watched
+from tests.support import Node, eventually, freeze, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
+
+SILENCE, LONGER = 2.0, 3.5
+CONFIG = "[watchdog]\nsilence = '2s'\nstart = '1m'\n"
+
+
+@pytest.fixture(scope="module")
+def faults() -> Iterator[Path]:
+    """The directory of things that are to happen."""
+    with short_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def node(faults: Path) -> Iterator[Node]:
+    """A node whose processes can be made to hang."""
+    with short_directory() as directory:
+        running = Node(directory, config=CONFIG, env={"SPLITD_FAULTS": str(faults)})
+        try:
+            running.up()
+            yield running
+        finally:
+            running.clear()
+
+
+def watched(node: Node) -> dict[str, Watched]:
+    """What the watchdog knows, by service."""
+    return {name: status.watched for name, status in Supervisor(Place(node.root, node.state, node.config)).processes().items()}
+
+
+def killed(node: Node) -> dict[str, int]:
+    return {name: each.killed for name, each in watched(node).items()}
+
+
+def stay(node: Node, seconds: float, pids: dict[str, int]) -> None:
+    """All that time, all processes are those that they were."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert node.pids() == pids, node.logs()
+        time.sleep(0.1)
+
+
+def test_loops_that_hang_are_dumped_killed_and_started_anew(node: Node, faults: Path) -> None:
+    """One in Python, one in C that never lets go of the GIL, one of them the gateway: both at once, each with its stacks in its log, and nobody else. ``splitd status`` tells."""
+    before = node.pids()
+    (faults / "content.loop").write_text("hang")
+    (faults / "gateway.loop").write_text("hang-in-c")
+    begun = time.monotonic()
+    eventually(lambda: killed(node)["content"] == killed(node)["gateway"] == 1, "they are not killed", 30)
+    assert time.monotonic() - begun >= SILENCE
+    node.wait_healthy(30)
+    after = node.pids()
+    assert {name for name in before if before[name] != after[name]} == {"content", "gateway"}
+    for service in ("content", "gateway"):
+        log = (node.root / "log" / f"{service}.log").read_text()
+        assert f"watchdog: pid {before[service]} has not answered" in log
+        assert "most recent call first" in log
+        assert " in _beat" in log
+    shown = node.splitd("status").stdout
+    assert "content hung and was killed once, last at " in shown
+    assert "gateway hung and was killed once, last at " in shown
+    told = {service["name"]: service["watchdog"] for service in node.status()["services"]}
+    assert told["content"]["why"].startswith("no answer for ")
+    assert told["metadata"] == {"silent": 0.0, "killed": 0, "why": "", "at": 0.0}
+
+
+def test_who_is_stopped_or_starts_slowly_is_not_killed(node: Node, faults: Path) -> None:
+    """Two services under SIGSTOP and one that takes its time to start, all for longer than the time of silence; afterwards all answer."""
+    before, kills = node.pids(), killed(node)
+    (faults / "images.start").write_text("sleep 5")
+    node.kill("images")
+    eventually(lambda: node.pid("images") not in (0, before["images"]), "images is not started again")
+    pids = node.pids()
+    for service in ("snapshots", "gateway"):
+        freeze(pids[service])
+    stay(node, LONGER, pids)
+    for service in ("snapshots", "gateway"):
+        os.kill(pids[service], signal.SIGCONT)
+    stay(node, 2, pids)
+    node.wait_healthy(30)
+    assert node.pids() == pids
+    assert killed(node) == kills
+
+
+def test_a_watchdog_that_did_not_run_and_a_machine_that_is_busy_end_nobody(node: Node) -> None:
+    """supervisord stopped for longer than the time of silence, then twenty busy loops for as long."""
+    pids, kills = node.pids(), killed(node)
+    supervisord = node.status()["supervisord"]["pid"]
+    freeze(supervisord)
+    time.sleep(LONGER)  # nothing to wait for: that nothing happens is the point
+    os.kill(supervisord, signal.SIGCONT)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(20)]
+    try:
+        stay(node, LONGER, pids)
+    finally:
+        for each in busy:
+            each.kill()
+            each.wait()
+    assert killed(node) == kills
+
+
+def test_a_service_that_is_stopped_on_purpose_is_not_missed(node: Node) -> None:
+    """Stopped and started again, it has its own time: nothing is counted."""
+    kills = killed(node)
+    node.splitd("down", "tasks")
+    node.up()
+    assert killed(node) == kills
