@@ -76,7 +76,7 @@ check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API 
 	$(PYTEST) tests/unit/deploy/test_imports.py
 
 .PHONY: bench
-bench: $(VENV)/dev bench-machine peers ## side by side with Debian's containerd; needs root, takes an hour; ARGS=--pulls: only pulls, ARGS=--help: more
+bench: $(VENV)/dev bench-machine peers ## side by side with Debian's containerd; needs root, takes an hour; ARGS=--pulls: only pulls, ARGS='--against CHECKOUT': with an older build, ARGS=--help: more
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: peers

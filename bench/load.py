@@ -23,7 +23,7 @@ from services.kit import process
 from services.kit.wire.connection import Ready
 
 if TYPE_CHECKING:
-    from bench.__main__ import Table
+    from bench.table import Table
 
 WAIT = "/containerd.services.tasks.v1.Tasks/Wait"
 READ = "/containerd.services.content.v1.Content/Read"

@@ -106,14 +106,16 @@ def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def splitd(directory: Path) -> Iterator[Peer]:
-    """A node, by ``splitd up``. Its state is on the same file system as its root."""
+def splitd(directory: Path, checkout: Path = TOP) -> Iterator[Peer]:
+    """A node, by ``splitd up`` of a clone of this repository, with the .venv there or else with this one. Its state is on the same file system as its root."""
     where = ["--root", str(directory / "root"), "--state", str(directory / "state")]
+    theirs = checkout.resolve() / ".venv/bin/python"
+    python = str(theirs) if theirs.exists() else sys.executable
     try:
-        subprocess.run([sys.executable, "-m", "deploy", "up", *where], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([python, "-m", "deploy", "up", *where], cwd=checkout, check=True, stdout=subprocess.DEVNULL)
         yield Peer("splitd", directory / "state/containerd.sock", (str(directory / "state"),))
     finally:
-        subprocess.run([sys.executable, "-m", "deploy", "down", "--containers", *where], cwd=TOP, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([python, "-m", "deploy", "down", "--containers", *where], cwd=checkout, check=True, stdout=subprocess.DEVNULL)
 
 
 def _wait(socket: Path, log: Path) -> None:

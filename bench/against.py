@@ -1,0 +1,140 @@
+"""This build beside an older one, the *old*: what has become slower?
+
+Three nodes run at once: one of this build and two of the old. In each round every row is measured on each of them in turn, and whoever is first takes turns too.
+A row is *worse* where this build's median is worse than the old one's by more than :data:`BOUND`, and by more than the old build differs from itself: from node to
+node, and, of the figures of both its nodes, from one half to the other (in 99 of 100 ways to halve them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import measures, peers
+from bench.image import bench_image
+from bench.peers import Peer
+from deploy.images import Registry, busybox_image
+
+ROUNDS = 7
+BOUND = 0.03
+NEW, OLD, AGAIN = "new", "old", "old-again"
+HALVINGS = 2000
+NODE_PULL = "pull by the node, bench image"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is measured, in what; whether more is better."""
+
+    name: str
+    unit: str
+    work: Callable[[Peer], float]
+    more: bool = False
+    needs: str = ""
+    """The image that is pulled by ``work``, or must have been pulled before."""
+    times: int = 1
+    """How often in a round: what is short is measured more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of a row: this build's median to the old one's; how much worse that is, and how much the old build differs from itself, as parts of one."""
+
+    ratio: float
+    worse_by: float
+    noise: float
+
+    @property
+    def worse(self) -> bool:
+        return self.worse_by > BOUND and self.worse_by > self.noise
+
+
+def verdict(new: Sequence[float], old: Sequence[float], again: Sequence[float], *, more: bool = False) -> Verdict:
+    """Judge the figures of a row. ``more``: larger ones are better."""
+    ratio = statistics.median(new) / statistics.median([*old, *again])
+    return Verdict(ratio, (1 / ratio if more else ratio) - 1, max(_apart(old, again), _halves([*old, *again])))
+
+
+def _apart(one: Sequence[float], other: Sequence[float]) -> float:
+    a, b = statistics.median(one), statistics.median(other)
+    return max(a, b) / min(a, b) - 1
+
+
+def _halves(figures: Sequence[float]) -> float:
+    """How far the medians of two halves of the same figures are apart, in 99 of 100 ways to halve them."""
+    chance, half = random.Random(1), len(figures) // 2  # the same answer for the same figures
+    apart = []
+    for _ in range(HALVINGS):
+        mixed = chance.sample(figures, len(figures))
+        apart.append(_apart(mixed[:half], mixed[half:]))
+    return sorted(apart)[HALVINGS * 99 // 100]
+
+
+def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:
+    """Start the three nodes below ``mounts``, until ``stack`` ends; measure and print what is wanted. In each row ``worse`` says whether it is."""
+    box = f"{registry.host}/bench-box:1"
+    big = f"{registry.host}/bench:1"
+    programs = options.containerd2 or peers.containerd_2()
+    rows = [row for row in _rows(box, big, programs) if options.only in row.name]
+    if not rows:
+        raise RuntimeError(f"--only {options.only}: no row is called so; there are: {'; '.join(row.name for row in _rows(box, big, programs))}")
+    if programs is None and options.only in NODE_PULL:
+        print("no containerd 2 with its ctr in PATH, and no --containerd2 DIR: pulls are driven by the client, as ctr 1.6 does it, not by the node", flush=True)
+    if any(row.needs == big for row in rows):
+        print("making the bench image, or taking the one made before", file=sys.stderr)
+        registry.push(bench_image(options.scratch / "image"), "bench:1")
+    nodes = [_node(stack, name, checkout, options.scratch / f"{short}.xfs", mounts / short)
+             for name, checkout, short in ((NEW, peers.TOP, "n"), (OLD, options.against, "o"), (AGAIN, options.against, "a"))]
+    if any(row.needs == box for row in rows):
+        registry.push(busybox_image(), "bench-box:1")
+        for node in nodes:
+            measures.ctr(node, "images", "pull", "--plain-http", box)
+    print(f"new: {_commit(peers.TOP)}; old: {_commit(options.against)} of {options.against}; medians of {options.rounds}")
+    print(f"{'':42}" + "".join(f"{node.name:>15}" for node in nodes) + f"{'ratio':>9}{'noise':>9}", flush=True)
+    return [_measured(row, nodes, options.rounds) for row in rows]
+
+
+def _rows(box: str, big: str, programs: Path | None) -> list[Row]:
+    found = []
+    for which in measures.UNARY:
+        found += [Row(f"{which} p50", "ms", lambda p, w=which: measures.unary_p50(p, w), times=3),
+                  Row(f"{which} x16", "calls/s", lambda p, w=which: measures.unary_rate(p, w), more=True, times=3)]
+    found += [Row("ctr run --rm true", "s", lambda p: measures.run(p, box), needs=box, times=4),
+              Row("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), needs=box),
+              Row("pull by the client, bench image", "s", lambda p: measures.pull(p, big), needs=big)]
+    if programs is not None:
+        ctr = str(programs / "ctr")
+        found.append(Row(NODE_PULL, "s", lambda p: measures.pull(dataclasses.replace(p, ctr=ctr), big), needs=big))
+    return found
+
+
+def _node(stack: ExitStack, name: str, checkout: Path, image: Path, mount_point: Path) -> Peer:
+    directory = stack.enter_context(peers.xfs(image, mount_point))
+    return dataclasses.replace(stack.enter_context(peers.splitd(directory, checkout)), name=name)
+
+
+def _measured(row: Row, nodes: Sequence[Peer], rounds: int) -> dict[str, object]:
+    figures: dict[str, list[float]] = {node.name: [] for node in nodes}
+    for node in nodes:
+        row.work(node)  # what only the first time costs
+    for number in range(rounds * row.times):
+        first = number % len(nodes)
+        for node in [*nodes[first:], *nodes[:first]]:
+            figures[node.name].append(row.work(node))
+    found = verdict(figures[NEW], figures[OLD], figures[AGAIN], more=row.more)
+    cells = "".join(f"{statistics.median(figures[node.name]):15.3f}" for node in nodes)
+    print(f"{row.name + ', ' + row.unit:42}{cells}{found.ratio:9.3f}{found.noise:8.1%}" + (f"   worse by {found.worse_by:.1%}" if found.worse else ""), flush=True)
+    return {"name": row.name, "unit": row.unit, "figures": figures, **dataclasses.asdict(found), "worse": found.worse}
+
+
+def _commit(checkout: Path) -> str:
+    said = subprocess.run(["git", "-C", str(checkout), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "no commit"
