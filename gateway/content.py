@@ -24,12 +24,16 @@ from gateway.routes import Routes
 from gateway.smallblobs import SmallBlobs
 from gateway.upstream import Upstream
 from services.kit import errors, filters
-from services.kit.rpc import Call, Route, Stream, method_path, shielded
+from services.kit.rpc import Call, Pieces, Route, Stream, method_path, shielded
+from services.kit.slices import Lane
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
 READ, WRITE = (method_path(SERVICE.methods_by_name[name]) for name in ("Read", "Write"))
+
+_FEW = 32
+"""Ingests whose statuses are asked for one by one."""
 
 
 class Commit:
@@ -90,6 +94,7 @@ class ContentServicer:
         self.coordinated = {WRITE: self.write}
         self.joined = {READ: self.read}
         self._small = SmallBlobs()
+        self._lane = Lane()
 
     async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
         finished = await self._records.call("DeleteBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
@@ -116,18 +121,48 @@ class ContentServicer:
         answer.status.ref = ingest.ref
         return answer
 
-    async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> pb.ListStatusesResponse:
+    async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> Pieces:
         wanted = filters.parse(request.filters)
-        ingests = (await self._records.call("ListIngests", Empty(), call)).ingests
-        statuses = [_shared_status(i) for i in ingests if i.shared]
-        raw = {i.raw_ref: i.ref for i in ingests if not i.shared}
-        if raw:
+        piece = self._lane.slice()
+        statuses, raw = pb.ListStatusesResponse(), dict[str, str]()
+        for ingest in (await self._records.call("ListIngests", Empty(), call)).ingests:
+            if piece.over():
+                await piece.next()
+            if not request.filters or wanted.match(partial(_field, ingest)):
+                if ingest.shared:
+                    statuses.statuses.append(_shared_status(ingest))
+                else:
+                    raw[ingest.raw_ref] = ingest.ref
+        pieces = [statuses.SerializeToString()]
+        if 0 < len(raw) <= _FEW:  # others may have thousands: what they have is not looked through for these
+            pieces.append(pb.ListStatusesResponse(statuses=await self._statuses(raw, call)).SerializeToString())
+        elif raw:
             await self._content.ready(call)
-            for status in (await self._raw.ListStatuses(pb.ListStatusesRequest(), headers=with_headers(call))).statuses:
-                if status.ref in raw:
-                    status.ref = raw[status.ref]
-                    statuses.append(status)
-        return pb.ListStatusesResponse(statuses=[s for s in statuses if wanted.match(partial(_field, s))])
+            listed = (await self._raw.ListStatuses(pb.ListStatusesRequest(), headers=with_headers(call))).statuses
+            statuses = pb.ListStatusesResponse()
+            for status in listed:
+                if piece.over():
+                    pieces.append(statuses.SerializeToString())
+                    statuses.Clear()
+                    await piece.next()
+                if (ref := raw.get(status.ref)) is not None:
+                    status.ref = ref
+                    statuses.statuses.append(status)
+            pieces.append(statuses.SerializeToString())
+        return Pieces(pieces)
+
+    async def _statuses(self, raw: Mapping[str, str], call: Call) -> Sequence[pb.Status]:
+        """Of a few ingests, one by one; those that ended meanwhile are left out."""
+        await self._content.ready(call)
+        headers, found = with_headers(call), []
+        for answer in await asyncio.gather(*(self._raw.Status(pb.StatusRequest(ref=raw_ref), headers=headers) for raw_ref in raw), return_exceptions=True):
+            if isinstance(answer, errors.NotFound):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            answer.status.ref = raw[answer.status.ref]
+            found.append(answer.status)
+        return found
 
     def read(self, call: Call) -> Route:
         """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
@@ -400,6 +435,6 @@ def _shared_status(ingest: records_pb.Ingest) -> pb.Status:
     return pb.Status(ref=ingest.ref, offset=ingest.size, total=ingest.size, expected=ingest.expected, started_at=started, updated_at=started)
 
 
-def _field(status: pb.Status, path: Sequence[str]) -> tuple[str, bool]:
+def _field(ingest: records_pb.Ingest, path: Sequence[str]) -> tuple[str, bool]:
     """What containerd lets one filter statuses by."""
-    return (status.ref, True) if list(path) == ["ref"] else ("", False)
+    return (ingest.ref, True) if list(path) == ["ref"] else ("", False)

@@ -12,6 +12,7 @@ from services.content import convert
 from services.content.store import Digest, Files, Store, Writer
 from services.kit import errors
 from services.kit.rpc import Call, Pieces
+from services.kit.slices import Lane
 
 _PAGE = 100
 """Blobs in one message of a List, as containerd sends them."""
@@ -36,6 +37,7 @@ class ContentServicer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lane = Lane()
 
     async def Info(self, request: pb.InfoRequest, call: Call) -> pb.InfoResponse:
         digest = _digest(request.digest, f"{_quoted(request.digest)} failed validation")
@@ -76,8 +78,15 @@ class ContentServicer:
             raise errors.NotFound(f"could not get status for ref {_quoted(request.ref)}: {error}") from None
         return pb.StatusResponse(status=convert.status_to_pb(status))
 
-    async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> pb.ListStatusesResponse:
-        return pb.ListStatusesResponse(statuses=map(convert.status_to_pb, await self._store.list_statuses(request.filters)))
+    async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> Pieces:
+        piece, pieces, some = self._lane.slice(), [], []
+        for status in await self._store.list_statuses(request.filters):
+            some.append(convert.status_to_pb(status))
+            if piece.over():
+                pieces.append(pb.ListStatusesResponse(statuses=some).SerializeToString())
+                some = []
+                await piece.next()
+        return Pieces((*pieces, pb.ListStatusesResponse(statuses=some).SerializeToString()))
 
     async def Write(self, requests: AsyncIterator[pb.WriteContentRequest], call: Call) -> AsyncIterator[pb.WriteContentResponse]:
         """Each message is answered before the next is looked at; a commit ends the call."""

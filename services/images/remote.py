@@ -7,9 +7,13 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
+from api.containerd.services.images.v1 import images_pb2 as images_pb
 from api.splitd.records.v1 import records_pb2
 from services.kit import errors
-from services.kit.rpc import Call, Channel
+from services.kit.rpc import UNARY_TIMEOUT, Call, Channel, method_path
+
+_RECORDS = records_pb2.DESCRIPTOR.services_by_name["Records"]
+_LIST = method_path(_RECORDS.methods_by_name["ListImages"])
 
 
 class ImageRecords:
@@ -22,7 +26,7 @@ class ImageRecords:
     def __init__(self, channel: Channel, *, hold: float) -> None:
         self._channel = channel
         self._hold = hold
-        self._records = channel.client(records_pb2.DESCRIPTOR.services_by_name["Records"])
+        self._records = channel.client(_RECORDS)
 
     async def read(self, method: str, request: Any, call: Call) -> Any:
         """A call that changes nothing: made once more if metadata went away meanwhile."""
@@ -31,6 +35,20 @@ class ImageRecords:
             return await self._made(method, request, call, patience)
         except errors.Unavailable:
             return await self._made(method, request, call, patience)
+
+    async def list(self, request: images_pb.ListImagesRequest, call: Call) -> bytes:
+        """The answer to ListImages as it came, not parsed: it may have tens of thousands of images."""
+        patience = time.monotonic() + self._hold
+        try:
+            return await self._listed(request, call, patience)
+        except errors.Unavailable:
+            return await self._listed(request, call, patience)
+
+    async def _listed(self, request: images_pb.ListImagesRequest, call: Call, patience: float) -> bytes:
+        await self._there(call, patience)
+        left = call.remaining()
+        answer: bytes = await self._channel.unary(_LIST, request.SerializeToString(), call.passed_on(), UNARY_TIMEOUT if left is None else min(left, UNARY_TIMEOUT))
+        return answer
 
     async def change(self, method: str, request: Any, call: Call) -> Any:
         """A call that is made once: if metadata goes away meanwhile, nobody knows whether it happened."""

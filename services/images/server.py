@@ -16,7 +16,7 @@ from api.containerd.services.images.v1 import images_pb2 as pb
 from services.images.remote import ImageRecords
 from services.kit import errors, rpc
 from services.kit.publisher import Publisher
-from services.kit.rpc import Call
+from services.kit.rpc import Call, Pieces
 
 
 class ImagesServicer:
@@ -33,10 +33,9 @@ class ImagesServicer:
         response: pb.GetImageResponse = await self._records.read("GetImage", request, call)
         return response
 
-    async def List(self, request: pb.ListImagesRequest, call: Call) -> pb.ListImagesResponse:
+    async def List(self, request: pb.ListImagesRequest, call: Call) -> Pieces:
         """The images that match any filter."""
-        response: pb.ListImagesResponse = await self._records.read("ListImages", request, call)
-        return response
+        return Pieces((await self._records.list(request, call),))
 
     async def Create(self, request: pb.CreateImageRequest, call: Call) -> pb.CreateImageResponse:
         """A new image; ALREADY_EXISTS if the name is taken."""

@@ -142,11 +142,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[method.arity]
-        return make(stream if method.arity.server_stream else single, method.decode, _encoder(method))
-
-
-def _encoder(method: Method) -> Callable[[Any], bytes]:
-    return lambda message: b"".join(message) if type(message) is rpc.Pieces else method.encode(message)
+        return make(stream if method.arity.server_stream else single, method.decode, method.whole)
 
 
 def _call(path: str, context: Any) -> Call:

@@ -73,7 +73,7 @@ class ManyServicer:
             method = self.server.methods.of_servicers(one.method, call.headers)
             if method is None or method.arity != UNARY:
                 raise errors.Unimplemented(f"{one.method} among many")
-            response = method.encode(await method.handler(method.decode(one.request), inner))
+            response = method.whole(await method.handler(method.decode(one.request), inner))
         failure = answering.failure
         if failure is None:
             return pb.Answer(call=number, response=response)

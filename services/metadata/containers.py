@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
 from services.kit import errors, filters, identifiers
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, ensure_namespace
+from services.metadata.database import Database, chosen, ensure_namespace
 from services.metadata.store import Container, Event, masked, present, validate_labels
 from services.metadata.transactions import Transaction
+
+T = TypeVar("T")
 
 
 class Containers:
@@ -29,11 +31,9 @@ class Containers:
             raise errors.NotFound(f"container {quoted(id_)} in namespace {quoted(namespace)}")
         return found
 
-    def select(self, namespace: str, sources: Sequence[str]) -> list[Container]:
-        """Those that the filters match, in order of their ids."""
-        wanted = filters.parse(sources)
-        found = self._database.view(lambda tx: [container for _, container in schema.CONTAINERS.scan(tx, namespace)])
-        return [container for container in found if wanted.match(partial(_field, container))] if sources else found
+    def select(self, namespace: str, sources: Sequence[str], make: Callable[[Container], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as ``Database.select`` tells."""
+        return self._database.select(schema.CONTAINERS, namespace, make=chosen(sources, _field, make))
 
     async def create(self, namespace: str, container: Container) -> Container:
         """InvalidArgument, AlreadyExists."""

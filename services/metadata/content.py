@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, check_lease, check_not_sweeping, ensure_namespace, hold, release
+from services.metadata.database import Database, check_lease, check_not_sweeping, chosen, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_no_blob_sweeping, check_unclaimed, connected, open_intent
 from services.metadata.store import (
     Blob,
@@ -29,6 +29,8 @@ from services.metadata.store import (
     validate_labels,
 )
 from services.metadata.transactions import Reader, Transaction
+
+T = TypeVar("T")
 
 _EXPIRES = 24 * 3600 * 10**9
 _SHAREABLE = "containerd.io/namespace.shareable"
@@ -56,11 +58,9 @@ class Content:
             raise errors.InvalidArgument.verbatim(f"{digest}: {problem}")
         return self._database.view(lambda tx: _blob(tx, namespace, digest))
 
-    def select(self, namespace: str, sources: Sequence[str]) -> list[Blob]:
-        """Those that the filters match, in order of their digests."""
-        wanted = filters.parse(sources)
-        found = self._database.view(lambda tx: [blob for _, blob in schema.BLOBS.scan(tx, namespace)])
-        return [blob for blob in found if wanted.match(partial(_field, blob))] if sources else found
+    def select(self, namespace: str, sources: Sequence[str], make: Callable[[Blob], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of those that the filters match, in order of their digests; in pieces, as ``Database.select`` tells."""
+        return self._database.select(schema.BLOBS, namespace, make=chosen(sources, _field, make))
 
     async def update(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob:
         """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""
@@ -145,9 +145,9 @@ class Content:
         """NotFound."""
         return self._database.view(lambda tx: _ingest(tx, namespace, ref))
 
-    def ingests(self, namespace: str) -> list[Ingest]:
-        """All of a namespace, in order of their refs."""
-        return self._database.view(lambda tx: [ingest for _, ingest in schema.INGESTS.scan(tx, namespace)])
+    def ingests(self, namespace: str, make: Callable[[Ingest], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of all of a namespace, in order of their refs; in pieces."""
+        return self._database.select(schema.INGESTS, namespace, make=lambda _, ingest: make(ingest))
 
     async def forget(self, namespace: str, lease: str, ref: str) -> Ingest:
         """Abort: the record goes. NotFound."""

@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
-from services.kit import errors
+from services.kit import errors, filters
+from services.kit.slices import Lane
 from services.metadata import schema
 from services.metadata.store import Change, Collector, Namespace, Raw, Resource
-from services.metadata.transactions import Reader, Transaction, Transactions
+from services.metadata.transactions import Key, Reader, Transaction, Transactions
+from services.metadata.walks import Walks
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 PATIENCE = 20.0
 """Seconds to wait for somebody else's operation: less than the gateway waits for us."""
@@ -40,12 +44,34 @@ class Database:
         self.patience = patience
         self.started = time.time_ns()
         """When this process began: intents from before may belong to nobody."""
+        self.lane = Lane()
+        self._walks = Walks(transactions)
         self._waiting: dict[str | Raw, set[asyncio.Future[None]]] = {}
         """Who waits for what."""
 
     def view(self, work: Callable[[Reader], T]) -> T:
         """Read what is committed, now."""
         return self.transactions.view(work)
+
+    async def select(self, table: schema.Table[V], *prefix: str, make: Callable[[Key, V], T | None]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of each record below ``prefix``, in order of the keys (told without the table's name); nothing of those of which it makes None.
+
+        It comes in pieces as small as they must be to hold nobody up. It is the state of one instant, not before this call, if it is taken within some seconds; of a slower
+        one's rest see :mod:`services.metadata.walks`.
+        """
+        made: list[T] = []
+        piece = self.lane.slice()
+        with self._walks.over((table.name, *prefix)) as walk:
+            for key, value in walk:
+                if (one := make(key[1:], table.decode(key[1:], value))) is not None:
+                    made.append(one)
+                if piece.over():
+                    if made:
+                        yield made
+                        made = []
+                    await piece.next()
+        if made:
+            yield made
 
     async def write(self, work: Callable[[Transaction], T], change: Change | None = "mutation", *, lasting: bool = True, patience: float | None = None) -> T:
         """Change something, wait while it is :class:`Busy`, for ``patience`` seconds if not as long as usual, and tell the collector unless ``change`` is None. ``lasting``: see
@@ -119,6 +145,14 @@ class Database:
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work
+
+
+def chosen(sources: Sequence[str], field: Callable[[V, Sequence[str]], tuple[str, bool]], make: Callable[[V], T]) -> Callable[[Key, V], T | None]:
+    """For ``Database.select``: ``make`` of what one of the filters matches, or of everything where there are none. ``field`` is what they look at."""
+    wanted = filters.parse(sources)
+    if not sources:
+        return lambda _, value: make(value)
+    return lambda _, value: make(value) if wanted.match(partial(field, value)) else None
 
 
 def ensure_namespace(tx: Transaction, namespace: str) -> None:

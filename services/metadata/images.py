@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, ensure_namespace, hold, release
+from services.metadata.database import Database, chosen, ensure_namespace, hold, release
 from services.metadata.store import Image, Labels, Resource, digest_problem, masked, present, validate_labels
 from services.metadata.transactions import Transaction
+
+T = TypeVar("T")
 
 _EXPIRE = "containerd.io/gc.expire"
 
@@ -30,11 +32,9 @@ class Images:
             raise errors.NotFound(f"image {quoted(name)}")
         return found
 
-    def select(self, namespace: str, sources: Sequence[str]) -> list[Image]:
-        """Those that the filters match, in order of their names."""
-        wanted = filters.parse(sources)
-        found = self._database.view(lambda tx: [image for _, image in schema.IMAGES.scan(tx, namespace)])
-        return [image for image in found if wanted.match(partial(_field, image))] if sources else found
+    def select(self, namespace: str, sources: Sequence[str], make: Callable[[Image], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as ``Database.select`` tells."""
+        return self._database.select(schema.IMAGES, namespace, make=chosen(sources, _field, make))
 
     async def create(self, namespace: str, lease: str, image: Image, epoch: int | None = None) -> Image:
         """InvalidArgument, AlreadyExists; ``epoch`` in nanoseconds is the time to write down instead of now."""

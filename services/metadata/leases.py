@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import os
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, ensure_namespace
+from services.metadata.database import Database, chosen, ensure_namespace
 from services.metadata.store import Labels, Lease, Resource, digest_problem, present
 from services.metadata.transactions import Reader, Transaction
+
+T = TypeVar("T")
 
 
 class Leases:
@@ -46,11 +48,9 @@ class Leases:
         if sync:
             await self._database.collected()
 
-    def select(self, namespace: str, sources: Sequence[str]) -> list[Lease]:
-        """Those that the filters match, in order of their ids."""
-        wanted = filters.parse(sources)
-        found = self._database.view(lambda tx: [lease for _, lease in schema.LEASES.scan(tx, namespace)])
-        return [lease for lease in found if wanted.match(partial(_field, lease))]
+    def select(self, namespace: str, sources: Sequence[str], make: Callable[[Lease], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as ``Database.select`` tells."""
+        return self._database.select(schema.LEASES, namespace, make=chosen(sources, _field, make))
 
     async def add(self, namespace: str, id_: str, resource: Resource) -> None:
         """NotFound for the lease; the resource need not exist. InvalidArgument or Unimplemented for its type."""
@@ -70,13 +70,10 @@ class Leases:
 
         await self._database.write(work, "deletion")
 
-    def resources(self, namespace: str, id_: str) -> list[Resource]:
-        """What the lease holds, by type and id."""
-        def work(tx: Reader) -> list[Resource]:
-            _required(tx, namespace, id_)
-            return [Resource(*key) for key, _ in schema.RESOURCES.under(tx, namespace, id_)]
-
-        return self._database.view(work)
+    def resources(self, namespace: str, id_: str, make: Callable[[Resource], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of what the lease holds, by type and id; in pieces. NotFound."""
+        self._database.view(lambda tx: _required(tx, namespace, id_))
+        return self._database.select(schema.RESOURCES, namespace, id_, make=lambda key, _: make(Resource(*key[2:])))
 
 
 def _required(tx: Reader, namespace: str, id_: str) -> None:

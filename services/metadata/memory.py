@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-from services.metadata.transactions import Key, Reader, Transaction, decode, encode, span
+from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
 T = TypeVar("T")
 
@@ -41,6 +41,9 @@ class _State:
         if self.values.pop(encoded, None) is not None:
             del self.keys[bisect.bisect_left(self.keys, encoded)]
 
+    def close(self) -> None:
+        """Nothing to forget."""
+
     def copy(self) -> _State:
         return _State(self.keys.copy(), self.values.copy())
 
@@ -53,6 +56,9 @@ class MemoryTransactions:
 
     def view(self, work: Callable[[Reader], T]) -> T:
         return work(self._state)
+
+    def snapshot(self) -> Snapshot:
+        return _State(self._state.keys, self._state.values)  # each write makes others
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         await asyncio.sleep(0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from services.kit import errors, identifiers
 from services.kit.identifiers import quoted
@@ -10,6 +11,8 @@ from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.store import Event, Labels, Namespace, masked, present, validate_labels
 from services.metadata.transactions import Reader, Transaction
+
+T = TypeVar("T")
 
 
 class Namespaces:
@@ -24,9 +27,9 @@ class Namespaces:
         found = self._database.view(lambda tx: schema.NAMESPACES.get(tx, name))
         return {} if found is None else found.labels
 
-    def all(self) -> list[tuple[str, Labels]]:
-        """In order of their names."""
-        return self._database.view(lambda tx: [(name, namespace.labels) for (name,), namespace in schema.NAMESPACES.scan(tx)])
+    def all(self, make: Callable[[str, Labels], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of each, in order of their names; in pieces, as ``Database.select`` tells."""
+        return self._database.select(schema.NAMESPACES, make=lambda key, namespace: make(key[0], namespace.labels))
 
     async def create(self, name: str, labels: Labels) -> None:
         """InvalidArgument for a name that is no identifier or labels too long, AlreadyExists."""

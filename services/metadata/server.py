@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 
 from api.containerd.services.containers.v1 import containers_pb2 as containers_pb
 from api.containerd.services.content.v1 import content_pb2 as content_pb
@@ -16,7 +17,7 @@ from api.containerd.services.namespaces.v1 import namespaces_pb2 as namespaces_p
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as snapshots_pb
 from api.splitd.records.v1 import records_pb2 as pb
 from services.kit import errors
-from services.kit.rpc import Call, Servicer, shielded
+from services.kit.rpc import Call, Pieces, Servicer, shielded
 from services.metadata import convert
 from services.metadata.containers import Containers
 from services.metadata.content import Content, finish_commit
@@ -28,15 +29,32 @@ from services.metadata.namespaces import Namespaces
 from services.metadata.snapshots import Snapshots, finish_commit_snapshot, finish_snapshot, inherited
 from services.metadata.store import Backends, Event
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Message)
 
 _BATCH = 100
 """Infos in a message of a streamed list, as in containerd."""
+_BATCH_BYTES = 1 << 20
+"""The same in bytes, but for the last info: one may have a megabyte of labels."""
 
 
-def batches(values: Sequence[T]) -> list[Sequence[T]]:
-    """``values`` in pieces of :data:`_BATCH`."""
-    return [values[i : i + _BATCH] for i in range(0, len(values), _BATCH)]
+async def batches(found: AsyncIterator[list[T]]) -> AsyncIterator[list[T]]:
+    """What was ``found``, in messages' pieces."""
+    batch: list[T] = []
+    size = 0
+    async for some in found:
+        for one in some:
+            batch.append(one)
+            size += one.ByteSize()
+            if len(batch) == _BATCH or size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+async def whole(found: AsyncIterator[list[T]], message: Callable[[list[T]], Message]) -> Pieces:
+    """The one message of an answer, made of ``message`` for each piece: what is serialized one behind the other is one message with all their repeated fields."""
+    return Pieces([message(some).SerializeToString() async for some in found])
 
 
 class NamespacesServicer:
@@ -49,9 +67,9 @@ class NamespacesServicer:
         labels = self._namespaces.labels(request.name)
         return namespaces_pb.GetNamespaceResponse(namespace=namespaces_pb.Namespace(name=request.name, labels=labels))
 
-    async def List(self, request: namespaces_pb.ListNamespacesRequest, call: Call) -> namespaces_pb.ListNamespacesResponse:
-        return namespaces_pb.ListNamespacesResponse(
-            namespaces=[namespaces_pb.Namespace(name=name, labels=labels) for name, labels in self._namespaces.all()])
+    async def List(self, request: namespaces_pb.ListNamespacesRequest, call: Call) -> Pieces:
+        return await whole(self._namespaces.all(lambda name, labels: namespaces_pb.Namespace(name=name, labels=labels)),
+                           lambda some: namespaces_pb.ListNamespacesResponse(namespaces=some))
 
     async def Create(self, request: namespaces_pb.CreateNamespaceRequest, call: Call) -> namespaces_pb.CreateNamespaceResponse:
         await self._namespaces.create(request.namespace.name, dict(request.namespace.labels))
@@ -76,13 +94,14 @@ class ContainersServicer:
     async def Get(self, request: containers_pb.GetContainerRequest, call: Call) -> containers_pb.GetContainerResponse:
         return containers_pb.GetContainerResponse(container=convert.container_to_pb(self._containers.get(call.namespace, request.id)))
 
-    async def List(self, request: containers_pb.ListContainersRequest, call: Call) -> containers_pb.ListContainersResponse:
-        found = self._containers.select(call.namespace, request.filters)
-        return containers_pb.ListContainersResponse(containers=[convert.container_to_pb(c) for c in found])
+    async def List(self, request: containers_pb.ListContainersRequest, call: Call) -> Pieces:
+        return await whole(self._containers.select(call.namespace, request.filters, convert.container_to_pb),
+                           lambda some: containers_pb.ListContainersResponse(containers=some))
 
     async def ListStream(self, request: containers_pb.ListContainersRequest, call: Call) -> AsyncIterator[containers_pb.ListContainerMessage]:
-        for container in self._containers.select(call.namespace, request.filters):
-            yield containers_pb.ListContainerMessage(container=convert.container_to_pb(container))
+        async for some in self._containers.select(call.namespace, request.filters, convert.container_to_pb):
+            for container in some:
+                yield containers_pb.ListContainerMessage(container=container)
 
     async def Create(self, request: containers_pb.CreateContainerRequest, call: Call) -> containers_pb.CreateContainerResponse:
         created = await self._containers.create(call.namespace, convert.container_from_pb(request.container))
@@ -111,8 +130,8 @@ class LeasesServicer:
         await self._leases.delete(call.namespace, request.id, sync=request.sync)
         return Empty()
 
-    async def List(self, request: leases_pb.ListRequest, call: Call) -> leases_pb.ListResponse:
-        return leases_pb.ListResponse(leases=[convert.lease_to_pb(x) for x in self._leases.select(call.namespace, request.filters)])
+    async def List(self, request: leases_pb.ListRequest, call: Call) -> Pieces:
+        return await whole(self._leases.select(call.namespace, request.filters, convert.lease_to_pb), lambda some: leases_pb.ListResponse(leases=some))
 
     async def AddResource(self, request: leases_pb.AddResourceRequest, call: Call) -> Empty:
         await self._leases.add(call.namespace, request.id, convert.resource_from_pb(request.resource))
@@ -122,9 +141,8 @@ class LeasesServicer:
         await self._leases.remove(call.namespace, request.id, convert.resource_from_pb(request.resource))
         return Empty()
 
-    async def ListResources(self, request: leases_pb.ListResourcesRequest, call: Call) -> leases_pb.ListResourcesResponse:
-        found = self._leases.resources(call.namespace, request.id)
-        return leases_pb.ListResourcesResponse(resources=[convert.resource_to_pb(r) for r in found])
+    async def ListResources(self, request: leases_pb.ListResourcesRequest, call: Call) -> Pieces:
+        return await whole(self._leases.resources(call.namespace, request.id, convert.resource_to_pb), lambda some: leases_pb.ListResourcesResponse(resources=some))
 
 
 class ContentServicer:
@@ -143,8 +161,8 @@ class ContentServicer:
         return content_pb.UpdateResponse(info=convert.info_to_pb(blob))
 
     async def List(self, request: content_pb.ListContentRequest, call: Call) -> AsyncIterator[content_pb.ListContentResponse]:
-        for batch in batches(self._content.select(call.namespace, request.filters)):
-            yield content_pb.ListContentResponse(info=[convert.info_to_pb(blob) for blob in batch])
+        async for batch in batches(self._content.select(call.namespace, request.filters, convert.info_to_pb)):
+            yield content_pb.ListContentResponse(info=batch)
 
 
 class SnapshotsServicer:
@@ -159,8 +177,8 @@ class SnapshotsServicer:
         return snapshots_pb.StatSnapshotResponse(info=convert.snapshot_to_pb(self._snapshots.get(call.namespace, request.snapshotter, request.key)))
 
     async def List(self, request: snapshots_pb.ListSnapshotsRequest, call: Call) -> AsyncIterator[snapshots_pb.ListSnapshotsResponse]:
-        for batch in batches(self._snapshots.select(call.namespace, request.snapshotter, request.filters)):
-            yield snapshots_pb.ListSnapshotsResponse(info=[convert.snapshot_to_pb(snapshot) for snapshot in batch])
+        async for batch in batches(self._snapshots.select(call.namespace, request.snapshotter, request.filters, convert.snapshot_to_pb)):
+            yield snapshots_pb.ListSnapshotsResponse(info=batch)
 
 
 class RecordsServicer:
@@ -188,8 +206,8 @@ class RecordsServicer:
     async def GetIngest(self, request: pb.GetIngestRequest, call: Call) -> pb.Ingest:
         return convert.ingest_to_pb(self._content.ingest(call.namespace, request.ref))
 
-    async def ListIngests(self, request: Empty, call: Call) -> pb.ListIngestsResponse:
-        return pb.ListIngestsResponse(ingests=[convert.ingest_to_pb(i) for i in self._content.ingests(call.namespace)])
+    async def ListIngests(self, request: Empty, call: Call) -> Pieces:
+        return await whole(self._content.ingests(call.namespace, convert.ingest_to_pb), lambda some: pb.ListIngestsResponse(ingests=some))
 
     async def ForgetIngest(self, request: pb.GetIngestRequest, call: Call) -> pb.Ingest:
         return convert.ingest_to_pb(await self._content.forget(call.namespace, call.lease, request.ref))
@@ -247,8 +265,8 @@ class RecordsServicer:
     async def GetImage(self, request: images_pb.GetImageRequest, call: Call) -> images_pb.GetImageResponse:
         return images_pb.GetImageResponse(image=convert.image_to_pb(self._images.get(call.namespace, request.name)))
 
-    async def ListImages(self, request: images_pb.ListImagesRequest, call: Call) -> images_pb.ListImagesResponse:
-        return images_pb.ListImagesResponse(images=[convert.image_to_pb(i) for i in self._images.select(call.namespace, request.filters)])
+    async def ListImages(self, request: images_pb.ListImagesRequest, call: Call) -> Pieces:
+        return await whole(self._images.select(call.namespace, request.filters, convert.image_to_pb), lambda some: images_pb.ListImagesResponse(images=some))
 
     async def CreateImage(self, request: images_pb.CreateImageRequest, call: Call) -> images_pb.CreateImageResponse:
         image = await self._images.create(call.namespace, call.lease, convert.image_from_pb(request.image), _epoch(request))

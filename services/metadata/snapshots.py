@@ -6,14 +6,14 @@ Labels go down to a backend only if they are *inherited*: containerd.io/snapshot
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import TypeVar
 
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Busy, Database, check_lease, ensure_namespace, hold, release
+from services.metadata.database import Busy, Database, check_lease, chosen, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, open_intent
 from services.metadata.store import (
     Event,
@@ -29,6 +29,8 @@ from services.metadata.store import (
     validate_labels,
 )
 from services.metadata.transactions import Reader, Transaction
+
+T = TypeVar("T")
 
 REF = "containerd.io/snapshot.ref"
 _INHERITED = "containerd.io/snapshot/"
@@ -62,16 +64,11 @@ class Snapshots:
 
         return self._database.view(work)
 
-    def select(self, namespace: str, snapshotter: str, sources: Sequence[str]) -> list[Snapshot]:
-        """Those that the filters match, in order of their names."""
-        wanted = filters.parse(sources)
-
-        def work(tx: Reader) -> list[Snapshot]:
-            check_snapshotter(tx, snapshotter)
-            return [snapshot for _, snapshot in schema.SNAPSHOTS.scan(tx, namespace, snapshotter)]
-
-        found = self._database.view(work)
-        return [snapshot for snapshot in found if wanted.match(partial(_field, snapshot))] if sources else found
+    def select(self, namespace: str, snapshotter: str, sources: Sequence[str], make: Callable[[Snapshot], T]) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as ``Database.select`` tells."""
+        made = chosen(sources, _field, make)
+        self._database.view(lambda tx: check_snapshotter(tx, snapshotter))
+        return self._database.select(schema.SNAPSHOTS, namespace, snapshotter, make=made)
 
     async def update(self, namespace: str, snapshotter: str, name: str, labels: Labels, paths: Sequence[str]) -> Updated:
         """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""

@@ -6,7 +6,7 @@ the next commit takes what of it some milliseconds allow: so fifty writers at on
 savepoint of its own within that, and none of them is answered before the commit is done, failures included (what they saw might not have lasted).
 A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL), and without the thread; the next fsync of the log is its too.
 
-Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one.
+Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one, and snapshots have one each.
 
     ROOT/metadata/metadata.db        table "records": key BLOB PRIMARY KEY, value BLOB, without rowid
     ROOT/metadata/metadata.db-wal    SQLite's own, as is -shm
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.kit import errors, wal
-from services.metadata.transactions import Key, Reader, Transaction, decode, encode, span
+from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,6 +38,8 @@ _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
 _BATCH = 0.004
 """Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
+_IDLE = 2
+"""Connections for snapshots that are kept when nobody uses them."""
 _CHECKPOINT = 1000
 """Pages in the log after which it is written back to the database; SQLite's own choice."""
 
@@ -56,11 +58,11 @@ class _Rows:
         return None if row is None else row[0]
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        low, high = span(prefix, after)
-        rows = self._execute("SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
-                             (low, high, -1 if limit is None else limit)).fetchall()
-        for key, value in rows:
+        for key, value in self._select(prefix, after, limit).fetchall():
             yield decode(key), value
+
+    def _select(self, prefix: Key, after: Key | None, limit: int | None) -> sqlite3.Cursor:
+        return self._execute("SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?", (*span(prefix, after), -1 if limit is None else limit))
 
     def put(self, key: Key, value: bytes) -> None:
         self.wrote.add(key)
@@ -69,6 +71,29 @@ class _Rows:
     def delete(self, key: Key) -> None:
         self.wrote.add(key)
         self._execute("DELETE FROM records WHERE key = ?", (encode(key),))
+
+
+class _Snapshot(_Rows):
+    """A state on a connection of its own, which goes back to ``idle`` when it is closed."""
+
+    __slots__ = ("_connection", "_idle")
+
+    def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection]) -> None:
+        super().__init__(connection)
+        self._connection = connection
+        self._idle = idle
+        connection.execute("BEGIN")
+
+    def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
+        for key, value in self._select(prefix, after, limit):
+            yield decode(key), value
+
+    def close(self) -> None:
+        self._connection.execute("ROLLBACK")  # ends what still reads, too
+        if len(self._idle) < _IDLE:
+            self._idle.append(self._connection)
+        else:
+            self._connection.close()
 
 
 class _Remembered:
@@ -131,6 +156,8 @@ class SqliteTransactions:
             raise errors.FailedPrecondition(f"{path} cannot be used: {error}") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
+        self._idle: list[sqlite3.Connection] = []
+        """Connections for snapshots."""
         self._queue: deque[_Waiting] = deque()
         self._lasting = True
         self._values: dict[Key, bytes | None] = {}
@@ -149,6 +176,9 @@ class SqliteTransactions:
             return work(reader)
         finally:
             reader.close()
+
+    def snapshot(self) -> Snapshot:
+        return _Snapshot(self._idle.pop() if self._idle else _connect(self._path), self._idle)
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         def run() -> T:
@@ -174,8 +204,8 @@ class SqliteTransactions:
             await self._committing
         self._thread.shutdown()
         self._long.shutdown()
-        self._reader.close()
-        self._writer.close()
+        for connection in (*self._idle, self._reader, self._writer):
+            connection.close()
 
     async def _commit_all(self) -> None:
         try:

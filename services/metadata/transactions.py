@@ -33,6 +33,14 @@ class Reader(Protocol):
         ...
 
 
+class Snapshot(Reader, Protocol):
+    """A state that stays as it is until it is closed, whatever is written meanwhile; its scans read as they are iterated."""
+
+    def close(self) -> None:
+        """Let the store forget the state."""
+        ...
+
+
 class Transaction(Reader, Protocol):
     """A state that can be changed; it sees its own changes."""
 
@@ -54,6 +62,10 @@ class Transactions(Protocol):
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         """Run ``work`` on the committed state without holding anybody up, however much it reads."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """The committed state as it is now, to be read here bit by bit, and closed soon: a store keeps what it would else forget. Only lives that have ``view`` have this."""
         ...
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:

@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
 from services.kit import errors
-from services.kit.rpc import LEASE, NAMESPACE, Call, Channel, Servicer, method_path
+from services.kit.rpc import LEASE, NAMESPACE, Call, Channel, Pieces, Servicer, method_path
 from services.metadata.database import Database
 from services.metadata.server import Metadata
 from services.metadata.store import Event, Kind
@@ -46,7 +47,8 @@ class LocalClient:
             return type(message).FromString(message.SerializeToString())
 
         async def unary(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Message:
-            return copied(await handler(copied(request), Call(method_path(method), headers)))
+            answer = await handler(copied(request), Call(method_path(method), headers))
+            return message_factory.GetMessageClass(method.output_type).FromString(b"".join(answer)) if isinstance(answer, Pieces) else copied(answer)
 
         async def stream(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Any:
             async for message in handler(copied(request), Call(method_path(method), headers)):

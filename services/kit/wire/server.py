@@ -574,7 +574,7 @@ class ServerCall:
                                 del response  # it may wait long
                                 await self._room()
                 else:
-                    answer = method.encode(await method.handler(argument, call))
+                    answer = method.whole(await method.handler(argument, call))
         except asyncio.CancelledError:
             if not self.over:  # nobody's doing but the handler's own
                 self.fail(errors.Cancelled())

@@ -1,0 +1,63 @@
+"""Long work in a loop that also answers short calls: done in slices, between which the loop turns.
+
+A thread is no help there: who computes in one holds the GIL for 5 ms whenever the loop waits for anything, and the loop's calls wait many times. So
+long work stays in the loop, looks at the clock, and waits for its next turn; of all the long work of a :class:`Lane` one slice is done in each turn of the
+loop, however much there is of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+SLICE = 0.001
+"""Seconds, but for the last piece of work that was begun."""
+
+
+class Lane:
+    """The long work of one process, one piece behind the other."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def slice(self) -> Slice:
+        """A piece of work begins; its first slice is now."""
+        return Slice(self)
+
+    async def turn(self) -> None:
+        """Wait for the next turn of the loop that is nobody else's."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._next)
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def _next(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # else its caller was cancelled
+                waiter.set_result(None)
+                break
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)
+
+
+class Slice:
+    """One piece of long work, whose loop asks now and then ``if piece.over(): await piece.next()``."""
+
+    __slots__ = ("_end", "_lane")
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._end = time.perf_counter() + SLICE
+
+    def over(self) -> bool:
+        """Whether it is time to let others do something."""
+        return time.perf_counter() >= self._end
+
+    async def next(self) -> None:
+        """Let them; go on with a new slice."""
+        await self._lane.turn()
+        self._end = time.perf_counter() + SLICE

@@ -1,0 +1,43 @@
+"""Long work beside short: one slice of all of it in each turn of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.kit.slices import Lane, Slice
+
+
+async def work(piece: Slice, slices: int, turn: list[int], seen: list[int]) -> None:
+    for _ in range(slices):
+        seen.append(turn[0])
+        await piece.next()
+
+
+async def counting(turn: list[int]) -> None:
+    while True:
+        await asyncio.sleep(0)
+        turn[0] += 1
+
+
+async def test_each_turn_has_one_slice() -> None:
+    """Of all that is to be done, and everybody is next once before anybody is again."""
+    lane, turn = Lane(), [0]
+    counter = asyncio.ensure_future(counting(turn))
+    seen: list[list[int]] = [[] for _ in range(5)]
+    await asyncio.gather(*(work(lane.slice(), 10, turn, each) for each in seen))
+    counter.cancel()
+    later = sorted(each for one in seen for each in one[1:])  # the first slice of each is when it begins
+    assert len(set(later)) == len(later)
+    assert all(max(one) - min(one) >= 5 * 8 for one in seen)
+
+
+async def test_who_is_cancelled_takes_nobodys_turn() -> None:
+    """The others go on."""
+    lane, turn = Lane(), [0]
+    tasks = [asyncio.ensure_future(work(lane.slice(), 100, turn, [])) for _ in range(10)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    async with asyncio.timeout(10):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, type(None)] * 5

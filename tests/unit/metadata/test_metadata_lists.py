@@ -1,0 +1,170 @@
+"""Lists: of one instant if they are read at once, in pieces that hold nobody up, and nobody makes the store keep many states."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.leases.v1 import leases_pb2
+from services.metadata import schema, server, walks
+from services.metadata.database import Database
+from services.metadata.memory import MemoryTransactions
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.store import Blob, Lease, Resource
+from services.metadata.transactions import Key, Transaction, Transactions
+from services.metadata.walks import Walks
+from tests.suites.records import digest
+from tests.suites.records_lives import LocalMetadata, headers
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Transactions]:
+    store: Transactions = MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db")
+    yield store
+    await store.close()
+
+
+async def put(store: Transactions, *names: str) -> None:
+    def work(tx: Transaction) -> None:
+        for name in names:
+            tx.put(("t", name), name.encode())
+
+    await store.write(work)
+
+
+def rest(walk: walks.Walk) -> list[str]:
+    return [key[1] for key, _ in walk]
+
+
+async def test_a_walk_sees_one_instant(store: Transactions) -> None:
+    """Whatever is written while it goes on."""
+    await put(store, "a", "b", "c")
+    with Walks(store).over(("t",)) as walk:
+        first: tuple[Key, bytes] = next(walk)
+        await store.write(lambda tx: tx.delete(("t", "b")))
+        await put(store, "d")
+        assert (first[0], rest(walk)) == (("t", "a"), ["b", "c"])
+
+
+async def test_a_walk_that_lost_its_state_goes_on_behind_its_last_record(store: Transactions) -> None:
+    """In the state of that moment: what is there all the while comes once."""
+    await put(store, "a", "b", "d")
+    with Walks(store).over(("t",)) as walk:
+        next(walk)
+        walk.let_go()
+        await put(store, "c")
+        assert rest(walk) == ["b", "c", "d"]
+
+
+async def test_few_walks_have_a_state_of_their_own(store: Transactions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has had it longest gives it up; all come to their end."""
+    monkeypatch.setattr(walks, "WALKS", 2)
+    await put(store, "a", "b", "c")
+    everybody = Walks(store)
+    three = [everybody.over(("t",)) for _ in range(3)]
+    for walk in three:
+        next(walk)
+    assert [walk._snapshot is not None for walk in three] == [False, True, True]
+    assert [rest(walk) for walk in three] == [["b", "c"]] * 3
+    for walk in three:
+        walk.let_go()
+    assert not everybody._open
+
+
+async def test_a_state_is_not_kept_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the log of a store whose reader sleeps would grow without end."""
+    monkeypatch.setattr(walks, "KEPT", 0.05)
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    await put(store, "a", "b", "c")
+
+    def forgotten() -> bool:
+        with sqlite3.connect(tmp_path / "metadata.db", timeout=0) as other:
+            busy, _, _ = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        other.close()
+        return not busy
+
+    with Walks(store).over(("t",)) as walk:
+        next(walk)
+        await put(store, "d")
+        assert not forgotten()
+        async with asyncio.timeout(10):
+            while walk._snapshot is not None:
+                await asyncio.sleep(0.01)
+        assert forgotten()
+        assert rest(walk) == ["b", "c", "d"]
+    await store.close()
+
+
+async def test_a_long_list_leaves_room_for_others(store: Transactions) -> None:
+    """The loop turns between its pieces, and they are all."""
+    database = Database(store)
+
+    def work(tx: Transaction) -> None:
+        for number in range(300):
+            schema.LEASES.put(tx, "n", f"{number:03}", value=Lease(id=f"{number:03}"))
+
+    await store.write(work)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def slowly(_key: Key, lease: Lease) -> str | None:
+        end = time.perf_counter() + 0.0002
+        while time.perf_counter() < end:
+            pass
+        return lease.id if int(lease.id) % 2 else None
+
+    turning = asyncio.ensure_future(others())
+    found = [one async for some in database.select(schema.LEASES, "n", make=slowly) for one in some]
+    turning.cancel()
+    assert found == [f"{number:03}" for number in range(1, 300, 2)]
+    assert turns >= 50
+
+
+async def test_messages_of_a_streamed_list_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred infos, as in containerd; fewer where they are large, since clients take 16 MiB at most."""
+    local = LocalMetadata(MemoryTransactions())
+
+    def work(tx: Transaction) -> None:
+        for number in range(250):
+            schema.put_blob(tx, "n", Blob(digest=digest(number), size=1, backend="content", labels={"x": "y" * 4000}))
+
+    await local.database.write(work)
+    content = local.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
+
+    async def sizes() -> list[int]:
+        found = [answer async for answer in content.List(content_pb2.ListContentRequest(), headers=headers("n"))]
+        assert [info.digest for answer in found for info in answer.info] == sorted(digest(number) for number in range(250))
+        return [len(answer.info) for answer in found]
+
+    assert await sizes() == [100, 100, 50]
+    monkeypatch.setattr(server, "_BATCH_BYTES", 40_000)
+    assert await sizes() == [10] * 25
+    await local.close()
+
+
+async def test_an_answer_in_pieces_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it had been made at once."""
+    monkeypatch.setattr("services.kit.slices.SLICE", 0.0)
+    local = LocalMetadata(MemoryTransactions())
+    leases = local.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
+    await leases.Create(leases_pb2.CreateRequest(id="l"), headers=headers("n"))
+
+    def work(tx: Transaction) -> None:
+        for number in range(50):
+            schema.put_resource(tx, "n", "l", Resource("images", f"{number:02}"))
+
+    await local.database.write(work)
+    found = await leases.ListResources(leases_pb2.ListResourcesRequest(id="l"), headers=headers("n"))
+    assert [(resource.type, resource.id) for resource in found.resources] == [("images", f"{number:02}") for number in range(50)]
+    await local.close()
