@@ -67,6 +67,11 @@ fuzz: SECONDS ?= 600
 fuzz: $(VENV)/dev ## frames that are nearly right against our gRPC, for SECONDS=600, from SEED (a new one each time)
 	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz $(ARGS)
 
+.PHONY: layer-chains
+layer-chains: CHAINS ?= 500
+layer-chains: $(VENV)/dev test-machine ## random chains of layers, CHAINS=500: the same tree by Transfer, by Diff.Apply and by containerd; needs root
+	@LAYER_CHAINS=$(CHAINS) $(PYTEST) tests/node/test_node_layer_chains.py --timeout 1800 $(ARGS)
+
 .PHONY: check
 check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
 	@$(BIN)/ruff check .

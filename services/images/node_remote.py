@@ -23,11 +23,12 @@ from services.images import transfer_convert as convert
 from services.images.landing import FileLanding, SharedLanding, StreamLanding
 from services.images.leases_remote import Leases
 from services.images.oci import DOCUMENT_LIMIT, Descriptor, digest_of
-from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing
+from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing, LateError
 from services.kit import errors, rpc, tracing
+from services.kit.identifiers import quoted
 from services.snapshots.diff import media
 from services.snapshots.diff import mounts as workers_mounts
-from services.snapshots.diff.inherit import LinkError, inherit
+from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
@@ -208,18 +209,20 @@ class RemoteNode:
                         raise BegunAnew
         return Applied(applied.diff_id, applied.unnamed)
 
-    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
         upper = mounts[0].source
         try:
             try:
-                if len(below) * sum(path.count(b"/") for path in unnamed) > _FEW:
+                if len(below) * sum(each.path.count(b"/") for each in unnamed) > _FEW:
                     raise LinkError
                 inherit(upper, below, unnamed, links=False)
             except LinkError:
                 await threads.to_thread(inherit, upper, below, unnamed)
+        except HandsDownError:
+            raise LateError from None
         except OSError as error:
-            where = error.filename if isinstance(error.filename, str | bytes) else upper
-            raise errors.Unknown(f"{os.fsdecode(where)}: {error.strerror}") from None
+            where = os.fsencode(error.filename or "").lstrip(b"/").decode("utf-8", "backslashreplace")
+            raise errors.Unknown(f"directory {quoted(where)}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _for_worker(mount: Mount) -> workers_mounts.Mount:

@@ -28,6 +28,7 @@ from typing import NamedTuple, Protocol
 from services.content.store import Info
 from services.images.oci import Descriptor
 from services.images.platforms import Platform
+from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Mount, Snapshotter
 
 UNCOMPRESSED = "containerd.io/uncompressed"
@@ -245,6 +246,10 @@ class BegunAnew(Exception):
     """A blob that was read while it arrived has begun anew: what was read may be wrong."""
 
 
+class LateError(Exception):
+    """What a layer leaves out cannot be made up for when it is unpacked: it must be unpacked on the layers below."""
+
+
 class How(NamedTuple):
     """How layers can be unpacked: ``follows``, while their blobs arrive; ``side_by_side``, alone, since the snapshotter can chain them afterwards.
 
@@ -260,7 +265,7 @@ class Applied(NamedTuple):
     """A layer that was unpacked: its diff id; alone, also the directories that it uses and does not name."""
 
     diff_id: str
-    unnamed: tuple[bytes, ...] = ()
+    unnamed: tuple[Unnamed, ...] = ()
 
 
 class Node(Protocol):
@@ -326,8 +331,8 @@ class Node(Protocol):
         """
         ...
 
-    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
-        """Give directories of a layer that was unpacked alone onto ``mounts`` what they have in the layers ``below``, whose directories these are, topmost first."""
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
+        """Give directories of a layer that was unpacked alone onto ``mounts`` what they have in the layers ``below``, whose directories these are, topmost first; LateError if that is not enough."""
         ...
 
 

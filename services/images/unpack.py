@@ -2,8 +2,8 @@
 
 A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others: prepare a key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts
 while its blob arrives; compare the diff id; commit, once the snapshot below is committed. Where the snapshotter has the capability ``rebase`` (overlayfs has) they are unpacked side by side, each
-*alone*, on no parent, and the commit brings the parent (``chain.py``); before that, directories that the layer uses and does not name get their owners and modes from the layers below. Without the
-capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer itself (stargz, nydus) says that it exists, because the label
+*alone*, on no parent, and the commit brings the parent (``chain.py``); before that, directories that the layer uses and does not name get their owners and modes from the layers below
+(``snapshots/diff/inherit.py``; a layer for which that comes too late is unpacked once more, on those below it). Without the capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer itself (stargz, nydus) says that it exists, because the label
 ``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
 
 In the end the blob of each unpacked layer is labelled with its diff id, and the config's with the topmost chain id (``containerd.io/gc.ref.snapshot.NAME``), which is why the collector
@@ -28,12 +28,13 @@ from services.images.chain import Chain
 from services.images.oci import Config, Descriptor, chain_ids, is_config, is_layer
 from services.images.platforms import OnlySystem
 from services.images.together import together
-from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, Node, Unpacking
+from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, LateError, Node, Unpacking
 from services.images.turns import Turns
 from services.images.waves import wave
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
+from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Mount, Snapshotter
 
 log = logging.getLogger(__name__)
@@ -289,6 +290,9 @@ class _Extraction:
                 return
             except BegunAnew:  # as often as the fetch begins anew: a few times at most
                 await self._stack.blobs.there(self._layer.number)
+            except LateError:
+                alone = False
+                await self._chain.reached(self._layer.number)
 
     async def _run(self, *, alone: bool) -> None:
         layer, chain = self._layer, self._chain
@@ -304,7 +308,7 @@ class _Extraction:
             await self._run(alone=False)
             return
         staged = bool(mounts) and "ro" in mounts[-1].options
-        unnamed: Sequence[bytes] = ()
+        unnamed: Sequence[Unnamed] = ()
         try:
             if not staged:
                 unnamed = await self._applied(mounts, alone=alone)
@@ -338,7 +342,7 @@ class _Extraction:
                 raise _explained(error, f"failed to prepare extraction snapshot {quoted(self._key)}") from None
         raise errors.AlreadyExists(f"unable to prepare extraction snapshot: snapshot {quoted(self._key)}")
 
-    async def _applied(self, mounts: Sequence[Mount], *, alone: bool) -> Sequence[bytes]:
+    async def _applied(self, mounts: Sequence[Mount], *, alone: bool) -> Sequence[Unnamed]:
         """Unpack it; the answer is what :meth:`_inherited` is for."""
         layer, blobs = self._descriptor, self._stack.blobs
         blobs.wanted(self._layer.number)
@@ -356,7 +360,7 @@ class _Extraction:
         self._stack.extracting(layer, layer.size)
         return applied.unnamed
 
-    async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[bytes]) -> None:
+    async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[Unnamed]) -> None:
         """Directories that the layer uses and does not name become what they are in the layers below, which are there now."""
         number = self._layer.number
         try:

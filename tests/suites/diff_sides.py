@@ -187,8 +187,12 @@ def _walk(directory: bytes) -> Iterator[bytes]:
     # by descriptors: a layer may have paths longer than the kernel takes at once
     for name in sorted(os.listdir(directory)):
         path = directory + b"/" + name
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:  # a whiteout: overlayfs lists those that are in a directory of one layer only
+            continue
         yield path
-        if stat.S_ISDIR(os.lstat(path).st_mode):
+        if stat.S_ISDIR(mode):
             yield from _walk(path)
 
 

@@ -39,6 +39,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from services.snapshots.diff.inherit import Unnamed
+
 _LAYERS = 100
 """Unpacked by one worker: whatever they leave in its memory goes then."""
 
@@ -234,10 +236,10 @@ def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> by
     chunks, unnamed = unpack(mounts.from_arguments(arguments[4:]), directory, growing or blob, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
     waited = growing.waited if growing else 0
     answer = f"ok {chunks.digest} {chunks.size} {(time.process_time_ns() - before) // 1000} {waited // 1000}".encode()
-    return b"\0".join((answer, *unnamed)) if alone == "alone" else answer
+    return b"\0".join((answer, *(each.encoded() for each in unnamed))) if alone == "alone" else answer
 
 
-def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[stream.Digested, Iterable[bytes]]:
+def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[stream.Digested, Iterable[Unnamed]]:
     """Apply the layer in ``source`` to ``target``: its digest and size, and the directories that it does not name. The process's root is another afterwards."""
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, detect=detect)

@@ -19,7 +19,7 @@ import os
 import stat
 
 from services.snapshots.diff import tar
-from services.snapshots.diff.inherit import inherited
+from services.snapshots.diff.inherit import Unnamed, inherited
 from services.snapshots.diff.mounts import words
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 from services.snapshots.diff.stream import CompressionError
@@ -47,8 +47,8 @@ class Unpacker:
     """
 
     def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
-        self.unnamed: dict[bytes, None] = {}
-        """Directories that entries are in and that the layer does not name: they have what they have from the layers below, if those have them."""
+        self._unnamed: dict[bytes, Unnamed] = {}
+        """By their paths, in the order in which they were made."""
         self._overlay = overlay
         self._lowers = lowers
         self._here = Resolver()
@@ -60,6 +60,11 @@ class Unpacker:
         self._unpacked: set[bytes] = set()
         self._holding: set[bytes] = {b""}
         """Directories with something unpacked somewhere below them."""
+
+    @property
+    def unnamed(self) -> list[Unnamed]:
+        """Directories that entries are in and that the layer did not name when it made them: they have what they have from the layers below, if those have them."""
+        return list(self._unnamed.values())
 
     def unpack(self, reader: tar.Reader) -> None:
         """Unpack all of a stream's entries; EntryError or TarError leaves the tree as it is then."""
@@ -98,8 +103,8 @@ class Unpacker:
         if base.startswith(_WHITEOUT):
             self._whiteout(entry, parent, base)
             return
-        self.unnamed.pop(path, None)
         kind = entry.type
+        merged = False
         if kind in (tar.REG, tar.GNU_SPARSE):
             self._regular(entry, reader, path)
         else:
@@ -109,6 +114,8 @@ class Unpacker:
             self._special(entry, path, merged=merged)
         if kind == tar.DIR:
             self._directories.append((name, _times(entry)))
+            if merged and (made := self._unnamed.get(path)) is not None:
+                self._unnamed[path] = made._replace(named=True)
         if self._overlay is None:
             self._unpacked.add(path)
             if parent not in self._holding:
@@ -223,7 +230,8 @@ class Unpacker:
         for new in reversed(missing):
             os.mkdir(new, 0o755)
             os.chmod(new, 0o755)  # noqa: S103 - without the set-group-id bit that it may have from its parent
-            self.unnamed[new] = None
+            outer = self._unnamed.get(new[:new.rfind(b"/")])
+            self._unnamed[new] = Unnamed(new, inside=outer is not None and not outer.named)
             if self._lowers:
                 self._inherited(new)
 
@@ -260,14 +268,22 @@ class Unpacker:
             except (FileNotFoundError, NotADirectoryError):
                 return
         if stat.S_ISDIR(mode):
-            _remove_tree(path)
-            for gone in [each for each in self.unnamed if each.startswith(path + b"/")] if self.unnamed else ():
-                del self.unnamed[gone]
-            self.unnamed.pop(path, None)
+            self._remove_tree(path)
         else:
             os.unlink(path)
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
             self._parents.clear()
+
+    def _remove_tree(self, path: bytes) -> None:
+        with os.scandir(path) as found:
+            children = [(e.path, e.is_dir(follow_symlinks=False)) for e in found]
+        for child, is_directory in children:
+            if is_directory:
+                self._remove_tree(child)
+            else:
+                os.unlink(child)
+        os.rmdir(path)
+        self._unnamed.pop(path, None)
 
     def _remove_lower(self, directory: bytes) -> None:
         """An opaque marker on a plain tree: remove what this layer has not unpacked."""
@@ -278,17 +294,6 @@ class Unpacker:
                 self._remove(path)
             elif is_directory:
                 self._remove_lower(path)
-
-
-def _remove_tree(path: bytes) -> None:
-    with os.scandir(path) as found:
-        children = [(e.path, e.is_dir(follow_symlinks=False)) for e in found]
-    for child, is_directory in children:
-        if is_directory:
-            _remove_tree(child)
-        else:
-            os.unlink(child)
-    os.rmdir(path)
 
 
 # ---------------------------------------------------------------------------------------------- attributes

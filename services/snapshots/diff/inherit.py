@@ -1,6 +1,10 @@
 """What a directory has that a layer uses and does not name: what it has in the layers below.
 
-That is its owner, mode, times and extended attributes (but ``trusted.*``, which are overlayfs's own), from the topmost layer that has the directory.
+That is its owner, mode, times and extended attributes (but ``trusted.*``, which are overlayfs's own), from the topmost layer that has the directory. Where no layer has it, it is 0755, and
+belongs to root, or to the group of the directory above if that has the set-group-id bit: so mkdir makes it, and so containerd leaves it (pkg/archive/tar.go, mkparent).
+
+A layer that is unpacked *alone*, before those below it are known, makes such directories as root's, and notes them (:class:`Unnamed`); :func:`inherit` makes them what they would have become.
+What it cannot make up for are default ACLs, which go down to all that is made in a directory: then it says so, and the layer must be unpacked once more, on those below it.
 """
 
 from __future__ import annotations
@@ -9,13 +13,15 @@ import contextlib
 import errno
 import os
 import stat
+from typing import NamedTuple
 
 from services.snapshots.diff.paths import Resolver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+_ACL, _DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -23,19 +29,66 @@ class LinkError(OSError):
     """There is a symbolic link on the way to a directory."""
 
 
-def inherit(upper: str, below: Sequence[str], unnamed: Iterable[bytes], *, links: bool = True) -> None:
-    """Do it for the ``unnamed`` directories of the layer in the directory ``upper``, once those of all layers ``below``, topmost first, are complete.
+class HandsDownError(Exception):
+    """A directory of the layers below has an ACL that what was made in it should have got when it was made."""
 
-    OSError for what is no directory, or is below what is none in one of those layers, as containerd has it. Not with ``links``: LinkError where one must be followed, which may take long.
+
+class Unnamed(NamedTuple):
+    """A directory that a layer made because entries are in it."""
+
+    path: bytes
+    """Absolute, the layer being the root."""
+    inside: bool = False
+    """When it was made, the directory above was one that the layer had not named: that hands its group down, if the layers below say so."""
+    named: bool = False
+    """An entry named it later. It has what that says; extended attributes of the layers below remain."""
+
+    def encoded(self) -> bytes:
+        """As :meth:`parse` reads it; it holds no zero byte."""
+        return b"%d%s" % (self.inside + 2 * self.named, self.path)
+
+    @classmethod
+    def parse(cls, encoded: bytes) -> Unnamed:
+        """What :meth:`encoded` wrote."""
+        flags = int(encoded[:1])
+        return cls(encoded[1:], bool(flags & 1), bool(flags & 2))
+
+
+def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, links: bool = True) -> None:
+    """Do it for the ``unnamed`` directories of the layer in the directory ``upper``, in the order in which they were made, once those of all layers ``below``, topmost first, are complete.
+
+    OSError, with the path in the layer, for what is no directory, or is below what is none in one of those layers, as containerd has it. Not with ``links``: LinkError where one must be followed,
+    which may take long. HandsDownError where it cannot be done afterwards.
     """
+    handed: dict[bytes, int] = {}
+    """The group that a directory of ``unnamed`` hands down."""
     with contextlib.ExitStack() as opened:
         lowers = [_open(opened, directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for directory in below]
-        for path in unnamed:
-            with contextlib.ExitStack() as inside:
-                fd = _open(inside, upper, _DIRECTORY)
+        for path, inside, named in unnamed:
+            with contextlib.ExitStack() as inner, _naming(path):
+                fd = _open(inner, upper, _DIRECTORY)
                 for name in path.split(b"/")[1:]:  # no link on the way is followed: there is none, unless somebody put it there meanwhile
-                    fd = _open(inside, name, _DIRECTORY, fd)
-                inherited(fd, path, lowers, links=links)
+                    fd = _open(inner, name, _DIRECTORY, fd)
+                handed.pop(path, None)
+                source = _found(path, lowers, links=links)
+                if source is not None:
+                    inner.callback(os.close, source)
+                    _copy_late(source, fd, named=named)
+                    info = os.fstat(source)
+                    if info.st_mode & stat.S_ISGID:
+                        handed[path] = info.st_gid
+                elif inside and not named and (group := handed.get(path[:path.rfind(b"/")])) is not None:
+                    os.chown(fd, -1, group)
+
+
+@contextlib.contextmanager
+def _naming(path: bytes) -> Iterator[None]:
+    """Errors of system calls name ``path``, not what they were given: that is a part of it, or a directory of the node's."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = path
+        raise
 
 
 def _open(opened: contextlib.ExitStack, path: str | bytes, flags: int, directory: int | None = None) -> int:
@@ -44,26 +97,31 @@ def _open(opened: contextlib.ExitStack, path: str | bytes, flags: int, directory
     return fd
 
 
-def inherited(directory: int, path: bytes, lowers: Iterable[int], *, links: bool = True) -> bool:
-    """Do it for an open ``directory``, which is ``path`` of its layer; False if no layer below has it, or the topmost that has something there has no directory."""
+def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
+    """Do it for an open ``directory`` that was just made, which is ``path`` of its layer; False if no layer below has it, or the topmost that has something there has no directory."""
+    source = _found(path, lowers, links=True)
+    if source is None:
+        return False
+    try:
+        _copy(source, directory)
+    finally:
+        os.close(source)
+    return True
+
+
+def _found(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
+    """The directory ``path`` of the topmost layer that has something there, opened; None if that is no directory, or there is none."""
     for lower in lowers:
         try:
             try:
-                source = _straight(lower, path)
+                return _straight(lower, path)
             except LinkError:
                 if not links:
                     raise
-                source = _by_links(lower, path)
+                return _by_links(lower, path)
         except FileNotFoundError:
             continue
-        if source is None:
-            return False
-        try:
-            _copy(source, directory)
-        finally:
-            os.close(source)
-        return True
-    return False
+    return None
 
 
 def _straight(lower: int, path: bytes) -> int | None:
@@ -102,14 +160,25 @@ def _copy(source: int, directory: int) -> None:
     os.chown(directory, info.st_uid, info.st_gid)
     os.chmod(directory, stat.S_IMODE(info.st_mode))
     for key in _xattrs(source):
-        if not key.startswith("trusted."):
-            _copy_xattr(source, key, directory)
+        _copy_xattr(source, key, directory)
     os.utime(directory, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _copy_late(source: int, directory: int, *, named: bool) -> None:
+    """As :func:`_copy`, with things in the directory already."""
+    keys = _xattrs(source)
+    if _DEFAULT_ACL in keys or (named and _ACL in keys):
+        raise HandsDownError
+    if not named:
+        _copy(source, directory)
+        return
+    for key in keys:
+        _copy_xattr(source, key, directory)
 
 
 def _xattrs(fd: int) -> list[str]:
     try:
-        return os.listxattr(fd)
+        return [key for key in os.listxattr(fd) if not key.startswith("trusted.")]
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENODATA):
             return []

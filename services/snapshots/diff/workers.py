@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from services.kit import errors, pipes, tracing
+from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import Mount, to_arguments
 
 _IDLE = 10.0
@@ -25,7 +26,7 @@ class Applied(NamedTuple):
 
     diff_id: str
     size: int
-    unnamed: tuple[bytes, ...] = ()
+    unnamed: tuple[Unnamed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Appliers:
             answer, *unnamed = (await self._worked(words, mounts, [blob, *([growth.news] if growth else [])])).split(b"\0")
             diff_id, size, busy, waited = answer.decode().split(" ")
             span.set(diff_id=diff_id, size=int(size), cpu_ms=int(busy) / 1000, waited_ms=int(waited) / 1000)
-        return Applied(diff_id, int(size), tuple(unnamed))
+        return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
 
     async def _worked(self, words: Sequence[str], mounts: Sequence[Mount], files: Sequence[int]) -> bytes:
         """What a worker answers after ``ok``."""

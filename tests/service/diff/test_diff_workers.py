@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import stat
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from services.kit import errors, tracing
 from services.snapshots.diff import workers
-from services.snapshots.diff.inherit import LinkError, inherit
+from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
 from services.snapshots.diff.mounts import Mount
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
@@ -27,6 +28,8 @@ from tests.suites.diff_tars import directory, reg, tar
 from tests.support import eventually_async, processes_naming
 
 LAYER = tar(directory(b"d/"), reg(b"d/large", os.urandom(1 << 20) * 5), reg(b"small", b"x"))
+DEFAULT_ACL = struct.pack("<I" + "HHI" * 5, 2, *(n for tag, bits, who in ((1, 7, -1), (2, 7, 5), (4, 5, -1), (16, 7, -1), (32, 5, -1)) for n in (tag, bits, who & 0xFFFFFFFF)))
+"""``u::rwx,u:5:rwx,g::r-x,m::rwx,o::r-x``, as the kernel has it in an xattr."""
 DIFF_ID = f"sha256:{hashlib.sha256(LAYER).hexdigest()}"
 
 
@@ -171,7 +174,7 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
     (place / "blob").write_bytes(tar(reg(b"top", b"1"), reg(b"var/lib/new", b"1"), reg(b"own/x"), directory(b"own/", 0o700), reg(b"opt/x")))
     with (place / "blob").open("rb") as file:
         _, _, unnamed = await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
-    assert set(unnamed) == {b"/var", b"/var/lib", b"/opt"}
+    assert list(unnamed) == [Unnamed(b"/var"), Unnamed(b"/var/lib", inside=True), Unnamed(b"/own", named=True), Unnamed(b"/opt")]
     for lower, directories in (("upper-lower", ("var",)), ("lower", ("var", "var/lib", "own"))):
         for each in ("", *directories):
             (place / lower / each).mkdir(mode=0o711 if lower == "upper-lower" else 0o722)
@@ -358,6 +361,33 @@ async def until_files(program: int, least: int, most: int) -> None:
     await eventually_async(found, f"the program has never from {least} to {most} files")
 
 
+async def test_a_group_goes_down_to_directories_that_no_layer_has(appliers: Appliers, place: Path) -> None:
+    """From a set-group-id directory of a layer below, one step, as by mkdir; from one that the layer itself names, at once. What it names later has its own group, and more attributes."""
+    (place / "blob").write_bytes(tar(reg(b"lib/a/b/x"), reg(b"own/c/x"), directory(b"own", 0o2700, gid=9), reg(b"own/d/e/x"), directory(b"lib", 0o2711, gid=8), reg(b"lib/f/x")))
+    with (place / "blob").open("rb") as file:
+        _, _, unnamed = await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
+    for name in ("lib", "own"):
+        (place / "lower" / name).mkdir(parents=True)
+        os.chown(place / "lower" / name, 0, 50)
+        os.chmod(place / "lower" / name, 0o2775)
+        os.setxattr(place / "lower" / name, "user.kept", b"1")
+    inherit(f"{place}/root", [f"{place}/lower"], unnamed)
+    found = {name: (place / "root" / name).stat() for name in ("lib", "lib/a", "lib/a/b", "lib/f", "own", "own/c", "own/d", "own/d/e")}
+    assert {name: (stat.S_IMODE(s.st_mode), s.st_gid) for name, s in found.items()} == {
+        "lib": (0o2711, 8), "lib/a": (0o755, 50), "lib/a/b": (0o755, 0), "lib/f": (0o755, 8),
+        "own": (0o2700, 9), "own/c": (0o755, 50), "own/d": (0o755, 9), "own/d/e": (0o755, 0)}
+    assert os.getxattr(place / "root/lib", "user.kept") == b"1"
+
+
+def test_a_default_acl_comes_too_late(place: Path) -> None:
+    """What is in the directory should have got it when it was made."""
+    for name in ("root/a", "lower/a"):
+        (place / name).mkdir(parents=True)
+    os.setxattr(place / "lower/a", "system.posix_acl_default", DEFAULT_ACL)
+    with pytest.raises(HandsDownError):
+        inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/a")])
+
+
 def test_what_is_inherited_is_found_through_links(place: Path) -> None:
     """As containerd resolves them, within the layer; what is no directory down there gives nothing; what is none here, or is below one down there, is an error."""
     for name in ("root/a/b", "root/c/d", "lower/real/b", "upper-lower", "lower/c"):
@@ -366,14 +396,15 @@ def test_what_is_inherited_is_found_through_links(place: Path) -> None:
     os.chown(place / "lower/real/b", 7, 8)
     (place / "upper-lower/c").write_bytes(b"")
     os.chown(place / "lower/c", 7, 8)
-    inherit(f"{place}/root", [f"{place}/upper-lower", f"{place}/lower"], [b"/a/b", b"/c"])
+    inherit(f"{place}/root", [f"{place}/upper-lower", f"{place}/lower"], [Unnamed(b"/a/b"), Unnamed(b"/c")])
     assert [(place / "root" / name).stat().st_uid for name in ("a/b", "c")] == [7, 0]
-    with pytest.raises(NotADirectoryError):
-        inherit(f"{place}/root", [f"{place}/upper-lower"], [b"/c/d"])
+    with pytest.raises(NotADirectoryError) as raised:
+        inherit(f"{place}/root", [f"{place}/upper-lower"], [Unnamed(b"/c/d")])
+    assert raised.value.filename == b"/c/d"
     (place / "root/link").symlink_to("a")
     for bad in (b"/link/b", b"/link", b"/absent"):
         with pytest.raises(OSError):
-            inherit(f"{place}/root", [f"{place}/lower"], [bad])
+            inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(bad)])
 
 
 def test_paths_of_two_thousand_names_are_resolved(place: Path) -> None:
@@ -392,13 +423,13 @@ def test_names_that_repeat_are_told_apart(place: Path) -> None:
         (place / name).mkdir(parents=True)
     (place / "lower/a/a").write_bytes(b"")
     os.chown(place / "lower/a", 7, 7)
-    inherit(f"{place}/root", [f"{place}/lower"], [b"/a", b"/a/a"], links=False)
+    inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/a"), Unnamed(b"/a/a")], links=False)
     assert [(place / "root" / name).stat().st_uid for name in ("a", "a/a")] == [7, 0]
     with pytest.raises(NotADirectoryError):
-        inherit(f"{place}/root", [f"{place}/lower"], [b"/a/a/a"], links=False)
+        inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/a/a/a")], links=False)
     (place / "lower/b").symlink_to("a")
     (place / "root/b").mkdir()
     with pytest.raises(LinkError):
-        inherit(f"{place}/root", [f"{place}/lower"], [b"/b"], links=False)
-    inherit(f"{place}/root", [f"{place}/lower"], [b"/b"])
+        inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/b")], links=False)
+    inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/b")])
     assert (place / "root/b").stat().st_uid == 7

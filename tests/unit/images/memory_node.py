@@ -16,6 +16,7 @@ from services.content.store import Digest, Info
 from services.images.oci import Descriptor
 from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Landing, Progress
 from services.kit import errors
+from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Info as Snapshot
 from services.snapshots.store import Kind, Mount
 
@@ -151,9 +152,9 @@ class MemoryNode:
         """What applying a blob finds; not named: NotFound."""
         self.applied: list[str] = []
         self.how = How(follows=True, side_by_side=False)
-        self.unnamed: dict[str, tuple[bytes, ...]] = {}
+        self.unnamed: dict[str, tuple[Unnamed, ...]] = {}
         """What applying a blob alone leaves out."""
-        self.inherited: list[tuple[list[str], tuple[bytes, ...]]] = []
+        self.inherited: list[tuple[list[str], tuple[Unnamed, ...]]] = []
         """The directories below from which layers got what they left out."""
         self.refs: list[str] = []
 
@@ -228,5 +229,5 @@ class MemoryNode:
     def expect(self) -> None:
         return
 
-    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[bytes]) -> None:
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
         self.inherited.append((list(below), tuple(unnamed)))

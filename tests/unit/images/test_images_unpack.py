@@ -15,9 +15,10 @@ import pytest
 from services.images import oci
 from services.images.oci import Descriptor
 from services.images.platforms import Platform, default
-from services.images.transfer import Applied, BegunAnew, How, Unpacking
+from services.images.transfer import Applied, BegunAnew, How, LateError, Unpacking
 from services.images.unpack import Origin, Unpacker
 from services.kit import errors
+from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Mount
 from tests.support import turns
 from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter, digest_of
@@ -153,7 +154,7 @@ async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, 
 @pytest.mark.parametrize("by_another", [None, "lowest", "below", "below, at the end"])
 async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | None, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it is committed, and only where it was unpacked alone. Where somebody else made any of them meanwhile, a view tells where they are."""
-    node.unnamed = {LAYERS[0].digest: (b"/zero",), LAYERS[2].digest: (b"/var", b"/usr")}
+    node.unnamed = {LAYERS[0].digest: (Unnamed(b"/zero"),), LAYERS[2].digest: (Unnamed(b"/var"), Unnamed(b"/usr"))}
     prepare, commit, keys = snap.prepare, snap.commit, dict[str, str]()
     theirs = {"lowest": 0, "below": 1}.get(by_another or "")
 
@@ -173,8 +174,30 @@ async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | 
     monkeypatch.setattr(snap, "commit", late)
     await Unpacker().unpack(node, config(node), LAYERS, SNAP)
     below = [CHAIN[1]] if by_another in ("lowest", "below") else [keys[CHAIN[1]], keys[CHAIN[0]]]
-    assert node.inherited == ([(below, (b"/var", b"/usr"))] if node.how.side_by_side else [])
+    assert node.inherited == ([(below, (Unnamed(b"/var"), Unnamed(b"/usr")))] if node.how.side_by_side else [])
     assert set(snap.committed) == set(CHAIN)
+    assert not snap.active
+
+
+async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_below(node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once more, when they are there; what is above it waits, and nothing of the first time is left."""
+    node.how = node.how._replace(side_by_side=True)
+    node.unnamed = {LAYERS[1].digest: (Unnamed(b"/var"),)}
+    alone: list[tuple[str, bool]] = []
+    apply = node.apply
+
+    async def noted(layer: Descriptor, mounts: Sequence[Mount], **how: Any) -> Applied:
+        alone.append((layer.digest, how["alone"]))
+        return await apply(layer, mounts, **how)
+
+    async def late(*_: Any) -> None:
+        raise LateError
+
+    monkeypatch.setattr(node, "apply", noted)
+    monkeypatch.setattr(node, "inherit", late)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert sorted(alone) == sorted([(LAYERS[0].digest, False), (LAYERS[1].digest, True), (LAYERS[1].digest, False), (LAYERS[2].digest, True)])
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
     assert not snap.active
 
 

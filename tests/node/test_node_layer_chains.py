@@ -1,0 +1,112 @@
+"""The same tree from the same layers: by Transfer, which unpacks them side by side, by our Diff.Apply, layer upon layer, and by containerd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from services.kit.rpc import Channel
+from tests.peer import containerd, program2
+from tests.suites.diff_chains import DEFAULT_ACL, Applying, Entry, Transferring, chains, layers
+from tests.suites.diff_sides import Node as File
+from tests.suites.diff_sides import differences, outcome
+from tests.support import Node, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root]
+
+CHAINS = int(os.environ.get("LAYER_CHAINS", "60"))
+
+
+@pytest.fixture(scope="module")
+def peers() -> Iterator[dict[str, Path]]:
+    """Sockets of Debian's containerd, and of a containerd 2 if there is one."""
+    with contextlib.ExitStack() as running:
+        found = {}
+        for name, program in (("containerd", "containerd"), ("containerd 2", program2("containerd"))):
+            if program:
+                found[name] = running.enter_context(containerd(running.enter_context(short_directory()), program))
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIterator[dict[str, Applying | Transferring]]:
+    """Who makes trees of layers; the first is who is right."""
+    async with contextlib.AsyncExitStack() as stack:
+        ours, *theirs = [await stack.enter_async_context(Channel(path, pings="never")) for path in (node.socket, *peers.values())]
+        yield {**{name: Applying(channel, place / name.replace(" ", "")) for name, channel in zip(peers, theirs, strict=True)},
+               "Diff.Apply": Applying(ours, place / "apply"), "Transfer": Transferring(ours, place / "transfer")}
+
+
+async def compare(everybody: dict[str, Applying | Transferring], chain: list[list[Entry]]) -> dict[bytes, File]:
+    """The tree that all make of a chain; an AssertionError if they do not make the same, or not all of them refuse it. {} if they do."""
+    made = layers(chain)
+    first, *others = [(name, *await outcome(each.tree(made))) for name, each in everybody.items()]
+    for name, verdict, found in others:
+        assert verdict == first[1], f"{first[0]}: {first[2]}\n{name}: {found}"
+        if verdict == "ok":
+            wrong = differences(first[2], without_times(found, first[2]))
+            assert not wrong, f"{first[0]}, and {name}:\n" + "\n".join(wrong)
+    return first[2] if first[1] == "ok" else {}
+
+
+def without_times(found: dict[bytes, File], right: dict[bytes, File]) -> dict[bytes, File]:
+    """A tree without the times of directories that are new in the other: no layer says what they are."""
+    def aside(name: bytes, file: File) -> File:
+        other = right.get(name)
+        if other is not None and stat.S_ISDIR(file.mode) and other.modified is None:
+            return File(file.mode, file.owner, file.device, file.size, file.content, None, file.links, file.xattrs)
+        return file
+
+    return {name: aside(name, file) for name, file in found.items()}
+
+
+async def test_a_group_goes_down_to_what_no_layer_names(node: Node, peers: dict[str, Path], place: Path) -> None:
+    """As Debian's /usr/local/lib/python3*, 2775 root:staff, and layers with files below it and no directories."""
+    python = b"usr/local/lib/python3"
+    lower = [Entry("directory", name) for name in (b"usr", b"usr/local", b"usr/local/lib")] + [Entry("directory", python, b"", (("mode", 0o2775), ("gid", 50)))]
+    async with everybody(node, peers, place) as all_of_them:
+        found = await compare(all_of_them, [lower, [Entry("file", python + b"/dist/one/x")], [Entry("file", python + b"/dist/two")]])
+    assert [found[python + name].owner for name in (b"/dist", b"/dist/one")] == [(0, 50), (0, 0)]
+
+
+async def test_a_directory_that_is_named_last_keeps_attributes_of_the_layers_below(node: Node, peers: dict[str, Path], place: Path) -> None:
+    """It is there already when the layer names it."""
+    lower = Entry("directory", b"a", b"", (("mode", 0o2775), ("gid", 50)), ((b"user.one", b"1"),))
+    async with everybody(node, peers, place) as all_of_them:
+        found = await compare(all_of_them, [[], [lower], [Entry("file", b"a/b/f"), Entry("directory", b"a", b"", (("mode", 0o700), ("gid", 7)))]])
+    assert found[b"a"].xattrs == (("user.one", b"1"),)
+    assert [found[name].owner[1] for name in (b"a", b"a/b")] == [7, 50]
+
+
+async def test_a_default_acl_goes_down_to_what_is_made_in_a_directory(node: Node, peers: dict[str, Path], place: Path) -> None:
+    """Files too; and the layers above see it."""
+    lower = Entry("directory", b"a", b"", (), ((b"system.posix_acl_default", DEFAULT_ACL),))
+    async with everybody(node, peers, place) as all_of_them:
+        found = await compare(all_of_them, [[], [lower], [Entry("file", b"a/b/f")], [Entry("file", b"a/b/g")]])
+    assert all("system.posix_acl_access" in dict(found[name].xattrs) for name in (b"a/b", b"a/b/f", b"a/b/g"))
+
+
+def test_random_chains_become_what_containerd_makes_of_them(node: Node, peers: dict[str, Path], place: Path) -> None:
+    """Of entries of all kinds that meet under few names."""
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        all_of_them = runner.run(stack.enter_async_context(everybody(node, peers, place)))
+        made = []
+
+        @settings(max_examples=CHAINS, derandomize=True, database=None, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+        @given(chains())
+        def check(chain: list[list[Entry]]) -> None:
+            made.append(runner.run(compare(all_of_them, chain)))
+
+        try:
+            check()
+        finally:
+            runner.run(stack.aclose())
+        assert sum(map(bool, made)) > CHAINS / 2  # most are no errors
