@@ -26,7 +26,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     config = settings.load(Config, file, "gateway")
     proxies = {name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})}
     routes = Routes(node.state, config, proxies)
-    exchange = Exchange()
+    exchange = Exchange(subscribers_bytes=config.subscribers_bytes)
     records = Records(routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters)
     content = ContentServicer(routes, records, config)
     health = NodeHealth(routes)

@@ -24,8 +24,14 @@ class Config:
     """The same for a snapshotter's Prepare, View, Commit and Usage, which may copy or walk a tree."""
     stall: Seconds = 60.0
     """A Read or Write whose raw store is silent for this long ends with UNAVAILABLE; a commit may take longer."""
+    subscribers_bytes: int = 64 << 20
+    """Of events that wait for subscribers which do not read them, for all together: beyond it the one is cut off that is furthest behind."""
     snapshotters: tuple[str, ...] = ("overlayfs", "native")
     """Snapshotters of the snapshots service; more come from [proxy_plugins]."""
+
+    def __post_init__(self) -> None:
+        if self.subscribers_bytes < 1:
+            raise ValueError(f"subscribers_bytes: {self.subscribers_bytes} is not at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

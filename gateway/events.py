@@ -10,6 +10,7 @@ What subscribers are promised:
 - Events in the order of their coming, each that matches, as long as they keep reading.
 - One who does not, so that more than :data:`QUEUE_EVENTS` events or :data:`QUEUE_BYTES` bytes wait for it, is cut off with RESOURCE_EXHAUSTED. What it
   received until then has no gap.
+- All together have a bound too (:data:`SUBSCRIBERS_BYTES`): beyond it the one is cut off that is furthest behind. An event is kept once, however many it waits for.
 - One who comes within :data:`REPLAY_SECONDS` of the gateway's start first gets what was published since: whoever was subscribed when the
   last gateway died, and comes back, has missed only what happened while there was none.
 - One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports exits that nobody
@@ -24,7 +25,9 @@ Topics, namespaces and filters are checked as containerd does, in its words (con
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,12 +45,18 @@ from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_events_p
 from api.containerd.types.event_pb2 import Envelope
 from services.kit import errors, filters, identifiers
 from services.kit.any import type_name
-from services.kit.rpc import Call
+from services.kit.rpc import Call, Pieces
 
 log = logging.getLogger(__name__)
 
 QUEUE_EVENTS = 16384
 QUEUE_BYTES = 16 << 20
+SUBSCRIBERS_BYTES = 64 << 20
+EVENT_COST: Final = 1024
+"""Bytes that an event which waits for somebody counts besides its own, which are there twice: as they were taken, and as they are sent."""
+PLACE_COST: Final = 16
+"""Bytes that its place in a subscriber's queue counts."""
+
 MATCHED_AT_ONCE = 64 << 10
 """The most that a filter's cost times the bytes of an event may be for a match in the publisher's call: 1 ms at worst, and a few microseconds for filters in use."""
 
@@ -61,34 +70,86 @@ EVENT_FILES = frozenset(module.DESCRIPTOR.name for module in (
 """Files whose messages a filter can look into (``event.container_id``); containerd generates accessors for these only."""
 
 
+class Published:
+    """An event as it is kept, one for all subscribers; its envelope must not be changed. ``number``: they are counted as they come."""
+
+    __slots__ = ("_data", "envelope", "number", "size", "waiting")
+
+    def __init__(self, envelope: Envelope, number: int) -> None:
+        self.envelope = envelope
+        self.number = number
+        self.size = envelope.ByteSize()
+        self.waiting = 0
+        """In how many queues it is."""
+        self._data: bytes | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The envelope as it is sent, to all the same bytes."""
+        if self._data is None:
+            self._data = self.envelope.SerializeToString()
+        return self._data
+
+
+class _Backlog:
+    """How many bytes wait for all subscribers together."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def add(self, event: Published) -> None:
+        """The event waits for one more."""
+        self.bytes += PLACE_COST if event.waiting else PLACE_COST + EVENT_COST + 2 * event.size
+        event.waiting += 1
+
+    def take(self, event: Published) -> None:
+        """And for one less."""
+        event.waiting -= 1
+        self.bytes -= PLACE_COST if event.waiting else PLACE_COST + EVENT_COST + 2 * event.size
+
+
 class Subscription:
     """One subscriber's queue. An async iterator of envelopes, which belong to all subscribers and must not be changed."""
 
-    def __init__(self, matcher: _Matcher, forget: Callable[[Subscription], None], events: int, size: int) -> None:
+    def __init__(self, matcher: _Matcher, backlog: _Backlog, forget: Callable[[Subscription], None], events: int, size: int) -> None:
         self._matcher = matcher
+        self._backlog = backlog
         self._forget = forget
         self._limit = (events, size)
-        self._queue: deque[tuple[Envelope, int, bool]] = deque()
-        """each with its size, and whether the filters are still to be asked"""
+        self._queue: deque[Published] = deque()
         self._bytes = 0
         self._arrived = asyncio.Event()
         self._cut_off = ""
 
-    def offer(self, envelope: Envelope, size: int) -> None:
-        """Queue ``envelope`` if the filters want it, or if they are too costly to be asked here."""
-        later = self._matcher.cost * size > MATCHED_AT_ONCE
-        if self._cut_off or not (later or self._matcher.matches(envelope)):
+    def offer(self, event: Published) -> None:
+        """Queue ``event`` if the filters want it, or if they are too costly to be asked here."""
+        if self._cut_off or not (self._costly(event) or self._matcher.matches(event.envelope)):
             return
-        self._queue.append((envelope, size, later))
-        self._bytes += size
+        self._queue.append(event)
+        self._bytes += event.size
+        self._backlog.add(event)
         if len(self._queue) > self._limit[0] or self._bytes > self._limit[1]:
-            self._cut_off = f"subscriber too slow: {len(self._queue)} events ({self._bytes} bytes) wait for it"
-            log.warning("events: %s, it is cut off", self._cut_off)
-            self.close()
+            self.cut_off()
+        self._arrived.set()
+
+    def _costly(self, event: Published) -> bool:
+        return self._matcher.cost * event.size > MATCHED_AT_ONCE
+
+    def behind(self) -> tuple[float, int]:
+        """How far it is behind the others, to be compared: by its oldest event, then by how much waits. The least is the furthest."""
+        return (self._queue[0].number, -self._bytes) if self._queue else (math.inf, 0)
+
+    def cut_off(self, why: str = "") -> None:
+        """End it, and tell it so; ``why`` is what there is to say besides what waits for it."""
+        self._cut_off = f"subscriber too slow: {len(self._queue)} events ({self._bytes} bytes) wait for it{why}"
+        log.warning("events: %s; it is cut off", self._cut_off)
+        self.close()
         self._arrived.set()
 
     def close(self) -> None:
         """Take no more, and free what waits."""
+        for event in self._queue:
+            self._backlog.take(event)
         self._queue.clear()
         self._bytes = 0
         self._forget(self)
@@ -103,6 +164,9 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Envelope:
+        return (await self.next()).envelope
+
+    async def next(self) -> Published:
         """The next event, waited for as long as it takes; ResourceExhausted once the subscriber is cut off."""
         while True:
             while not self._queue:
@@ -110,21 +174,25 @@ class Subscription:
                     raise errors.ResourceExhausted(self._cut_off)
                 self._arrived.clear()
                 await self._arrived.wait()
-            envelope, size, later = self._queue.popleft()
-            self._bytes -= size
-            if not later or await self._matcher.matches_in_turn(envelope):
-                return envelope
+            event = self._queue.popleft()
+            self._bytes -= event.size
+            self._backlog.take(event)
+            if not self._costly(event) or await self._matcher.matches_in_turn(event.envelope):
+                return event
 
 
 class Exchange:
     """All events of the node. Its methods are synchronous and belong to the gateway's event loop."""
 
-    def __init__(self, *, queue_events: int = QUEUE_EVENTS, queue_bytes: int = QUEUE_BYTES, replay_seconds: float = REPLAY_SECONDS,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, queue_events: int = QUEUE_EVENTS, queue_bytes: int = QUEUE_BYTES, subscribers_bytes: int = SUBSCRIBERS_BYTES,
+                 replay_seconds: float = REPLAY_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = (queue_events, queue_bytes)
+        self._most = subscribers_bytes
+        self._backlog = _Backlog()
+        self._numbers = itertools.count()
         self._clock = clock
         self._replay_until = clock() + replay_seconds
-        self._replay: deque[tuple[Envelope, int]] = deque()
+        self._replay: deque[Published] = deque()
         self._replay_bytes = 0
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
         self._exits = _Exits(clock)
@@ -153,10 +221,17 @@ class Exchange:
         if self._exits.seen_before(envelope):
             log.debug("events: dropped a second exit in namespace %s", envelope.namespace)
             return
-        size = envelope.ByteSize()
-        self._remember(envelope, size)
+        event = Published(envelope, next(self._numbers))
+        self._remember(event)
         for subscription in list(self._subscriptions):  # a subscription that overflows leaves
-            subscription.offer(envelope, size)
+            subscription.offer(event)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Who is furthest behind leaves, as long as too much waits for all together."""
+        while self._backlog.bytes > self._most:
+            furthest = min(self._subscriptions, key=Subscription.behind)
+            furthest.cut_off(f", and more than {self._most} bytes for all subscribers, of whom it is the furthest behind")
 
     def subscribe(self, wanted: Sequence[str] = ()) -> Subscription:
         """Events from now on that match any of the filters ``wanted``, or all events; to be used in a ``with`` statement.
@@ -167,22 +242,23 @@ class Exchange:
             matcher = _Matcher(filters.parse(wanted), self._fields)
         except errors.NodeError as error:
             raise errors.Unknown(f"subscription error: failed parsing subscription filters: {error}") from None
-        subscription = Subscription(matcher, lambda s: self._subscriptions.pop(s, None), *self._limit)
+        subscription = Subscription(matcher, self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
         self._subscriptions[subscription] = None
         if self._clock() < self._replay_until:
-            for envelope, size in list(self._replay):
-                subscription.offer(envelope, size)
+            for event in list(self._replay):
+                subscription.offer(event)
+            self._bound()
         return subscription
 
-    def _remember(self, envelope: Envelope, size: int) -> None:
+    def _remember(self, event: Published) -> None:
         """Keep it for those who come late after a start."""
         if self._clock() >= self._replay_until:
             self._replay.clear()
             return
-        self._replay.append((envelope, size))
-        self._replay_bytes += size
+        self._replay.append(event)
+        self._replay_bytes += event.size
         while len(self._replay) > self._limit[0] or self._replay_bytes > self._limit[1]:
-            self._replay_bytes -= self._replay.popleft()[1]
+            self._replay_bytes -= self._replay.popleft().size
 
 
 _ZERO_TIME = -62135596800
@@ -366,11 +442,11 @@ class EventsServicer:
         self._exchange.forward(request.envelope)
         return Empty()
 
-    async def Subscribe(self, request: events_pb2.SubscribeRequest, call: Call) -> AsyncIterator[Envelope]:
+    async def Subscribe(self, request: events_pb2.SubscribeRequest, call: Call) -> AsyncIterator[Pieces]:
         """All events of all namespaces that match any of the filters, until the caller goes."""
         with self._exchange.subscribe(request.filters) as subscription:
-            async for envelope in subscription:
-                yield envelope
+            while True:
+                yield Pieces(((await subscription.next()).data,))
 
 
 class TtrpcEventsServicer:

@@ -42,6 +42,8 @@ _LEAVING = 16
 """Idle connections that go at once when there are too many: looking for them takes a millisecond or two."""
 _PACE, _PACED = 0.02, 16
 """Seconds after which so many of a client's calls begin though none has ended."""
+_LONG_HIGH_WATER = 4 << 10
+"""HIGH_WATER of calls that watch something: there may be hundreds whose clients do not read, and what waits for them is kept, and bounded, where it comes from."""
 _BACKLOG = 4096
 """Connections that wait to be accepted: as many as the kernel allows by default."""
 
@@ -591,18 +593,23 @@ class ServerCall:
         self._send_head()
         self.link.connection.send(self.stream, messages.PREFIX.pack(0, sum(map(len, pieces))), *pieces)
         self.link.flush_soon()
-        return self.stream.queued > HIGH_WATER
+        return self.stream.queued > self._high
 
     async def _room(self) -> None:
         stream = self.stream
-        while stream.queued > HIGH_WATER and not self.over:
-            stream.low = HIGH_WATER // 2
+        while stream.queued > self._high and not self.over:
+            stream.low = self._high // 2
             self._writer = self.link.loop.create_future()
             try:
                 await self._writer
             finally:
                 self._writer = None
                 stream.low = -1
+
+    @property
+    def _high(self) -> int:
+        """Bytes that may be queued before the handler has to wait."""
+        return _LONG_HIGH_WATER if self._method.long else HIGH_WATER
 
     def _send_head(self) -> None:
         if not self._head_sent:

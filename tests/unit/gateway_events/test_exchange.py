@@ -17,6 +17,7 @@ from gateway.events import Exchange, Subscription
 from services.kit import errors, rpc
 from services.kit.any import pack
 from services.kit.rpc import Call
+from services.kit.wire.server import WireServer
 from tests.support import eventually_async
 
 SECOND = 1_000_000_000
@@ -77,6 +78,42 @@ async def test_a_subscriber_that_does_not_read_is_cut_off(bounds: dict[str, int]
     with pytest.raises(errors.ResourceExhausted, match=r"^subscriber too slow: \d+ events .* wait for it: resource exhausted$"):
         await anext(slow)
     assert not slow._queue
+
+
+async def test_all_subscribers_together_have_a_bound() -> None:
+    """The one furthest behind ends, and so on until it is kept; whoever reads misses nothing, however many do not."""
+    exchange = Exchange(replay_seconds=0, subscribers_bytes=100_000)
+    quick, slow = exchange.subscribe(), []
+    for n in range(2000):
+        if n % 20 == 0:
+            slow.append(exchange.subscribe())
+        publish(exchange, f"/n/{n}")
+        assert await waiting(quick) == [f"/n/{n}"]
+        assert exchange._backlog.bytes <= 100_000
+    left = [subscription for subscription in slow if subscription._queue]
+    assert left
+    assert left == slow[-len(left):]  # those that came last are not so far behind
+    assert exchange.subscribers == 1 + len(left)
+    with pytest.raises(errors.ResourceExhausted, match=r"^subscriber too slow: \d+ events \(\d+ bytes\) wait for it, and more than 100000 bytes for all subscribers, of whom it is the furthest behind: "):
+        await anext(slow[0])
+    for subscription in left:
+        await waiting(subscription)
+    assert exchange._backlog.bytes == 0
+
+
+async def test_an_event_is_kept_once() -> None:
+    """However many it waits for, and as it is sent, too; what is left when somebody leaves is counted right."""
+    exchange = Exchange(replay_seconds=0)
+    subscriptions = [exchange.subscribe() for _ in range(500)]
+    for n in range(20):
+        publish(exchange, f"/n/{n}", task_pb2.TaskOOM(container_id="x" * 1000))
+    assert exchange._backlog.bytes < 20 * (2 * 1100 + events.EVENT_COST) + 500 * 20 * events.PLACE_COST
+    first, second = await subscriptions[0].next(), await subscriptions[1].next()
+    assert first.data is second.data
+    assert Envelope.FromString(first.data) == first.envelope
+    for subscription in subscriptions:
+        subscription.close()
+    assert exchange._backlog.bytes == 0
 
 
 async def test_what_a_slow_subscriber_got_has_no_gap() -> None:
@@ -235,3 +272,25 @@ async def test_a_client_that_stops_reading_is_cut_off_on_the_wire(place: Path) -
                 got.append(envelope.topic)
         assert got == [f"/n/{n}" for n in range(len(got))]
         assert 0 < len(got) < sent
+
+
+async def test_many_that_do_not_read_hold_little(place: Path) -> None:
+    """Neither their queues nor their streams: what is not sent waits in the exchange, once for all, and within its bound."""
+    exchange = Exchange(replay_seconds=0, subscribers_bytes=200_000)
+    async with rpc.serving(place / "e.sock", [events.EventsServicer(exchange)]) as server, rpc.Channel(place / "e.sock") as channel:
+        streams = [channel.stream("/containerd.services.events.v1.Events/Subscribe", {}) for _ in range(50)]
+        for stream in streams:
+            await stream.send(b"")
+            await stream.done_sending()
+        await eventually_async(lambda: asyncio.sleep(0, exchange.subscribers == 50), "not all subscribed")
+        async with asyncio.timeout(60):
+            sent = 0
+            while exchange.subscribers > 40:
+                publish(exchange, f"/n/{sent}", task_pb2.TaskOOM(container_id="x" * 4000))
+                sent += 1
+                await asyncio.sleep(0)
+                if isinstance(server, WireServer):
+                    assert all(each.queued <= 4 * 4096 for link in server.links for each in link.connection.streams.values())
+        assert exchange._backlog.bytes <= 200_000
+        for stream in streams:
+            await stream.__aexit__()
