@@ -258,6 +258,8 @@ class FakeRegistry:
     async def _blob(self, request: web.Request, repository: str, digest: str) -> web.StreamResponse:
         if digest not in self.repositories.get(repository, ()):
             return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "blob unknown to registry"}]}, status=404)
+        if request.method == "HEAD" and not self.head:
+            return web.Response(status=405)
         data = self.blobs[digest]
         headers = {"Docker-Content-Digest": digest, **({"Accept-Ranges": "bytes"} if self.ranges else {})}
         wanted = request.headers.get("Range", "")

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.content.store import Digest
-from services.kit import errors, gojson
-from services.kit.gojson import ANYTHING, Struct
+from services.kit import gojson
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -55,33 +54,28 @@ class Descriptor:
         return f"{'manifest' if self.is_root else 'blob'} {self.digest}"
 
 
+_TELLING = gojson.Struct({"schemaVersion": gojson.INTEGER, "mediaType": gojson.TEXT, "manifests": gojson.ANYTHING, "layers": gojson.ANYTHING, "config": gojson.ANYTHING})
+
+
 def media_type_of(content_type: str) -> str:
-    """The media type in a Content-Type header; old registries serve schema 1 as text/plain."""
-    media_type = content_type.partition(";")[0].strip()
-    return SCHEMA_1[0] if media_type == "text/plain" else media_type
+    """The media type in a Content-Type header."""
+    return content_type.partition(";")[0].strip()
 
 
-def sniffed(data: bytes) -> str:
-    """The media type that a manifest's own JSON says or implies; "" if it is none."""
-    try:
-        found = gojson.read(data, _MANIFEST)
-    except gojson.Malformed:
-        return ""
+def media_type_in(data: bytes) -> str:
+    """The media type that a manifest's own JSON says or implies; "" if it says nothing. gojson.Malformed where it is no such JSON."""
+    found = gojson.read(data, _TELLING)
     if found.get("schemaVersion") == 1:
         return SCHEMA_1[0]
-    if isinstance(said := found.get("mediaType"), str):
-        return said
-    if isinstance(found.get("manifests"), list):
+    if found.get("mediaType"):
+        return str(found["mediaType"])
+    if "manifests" in found:
         return OCI_INDEX
-    return OCI_MANIFEST if isinstance(found.get("layers"), list) and "config" in found else ""
+    return OCI_MANIFEST if "layers" in found and "config" in found else ""
 
 
-_MANIFEST = Struct(dict.fromkeys(("schemaVersion", "mediaType", "manifests", "layers", "config"), ANYTHING))
-
-
-def check_root(media_type: str, what: str) -> None:
-    """Unimplemented where ``what`` (which names the host) is not an image's manifest or index."""
+def why_no_root(media_type: str) -> str:
+    """Why something of this media type is not an image's manifest or index; "" if it may be one."""
     if media_type in SCHEMA_1:
-        raise errors.Unimplemented(f"{what} is an image of Docker's schema 1, which nobody supports any more; rebuild it as {DOCKER_MANIFEST} or {OCI_MANIFEST}")
-    if media_type not in ROOTS:
-        raise errors.Unimplemented(f'{what} has the media type "{media_type}", which is neither an image manifest nor an index')
+        return f"is an image of Docker's schema 1, which nobody supports any more; rebuild it as {DOCKER_MANIFEST} or {OCI_MANIFEST}"
+    return "" if media_type in ROOTS else f'has the media type "{media_type}", which is neither an image manifest nor an index'

@@ -26,6 +26,8 @@ from services.kit import errors
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PATH = "/%:@+~"
 """Left as it is in the path of hosts.toml, which may be encoded already."""
+HEAD_REFUSALS = frozenset({400, 401, 403, 405, 501})
+"""Answers to HEAD that GET may not have: of servers without HEAD, and of URLs that are signed for GET (GitLab's object storage; moby issue 50065)."""
 HOPS = 10
 """As many redirects are followed as containerd follows."""
 
@@ -91,9 +93,12 @@ class Endpoint:
         return await self.send("GET", self.url(reference, path), headers=headers, scopes=pull_scopes(reference))
 
     async def send(self, method: str, url: str, *, headers: Headers, scopes: Iterable[str] = (), body: Body | None = None, stall: float | None = None) -> Answer:
-        """A request and, where the host wants them, its authorization and redirects; an answer below 300 or a Failure."""
+        """A request and, where the host wants them, its authorization and redirects; an answer below 300 or a Failure.
+
+        Where HEAD is refused, by the host or by whom it redirects to, GET is asked instead, which also says why it is: see :attr:`Answer.method`.
+        """
         scopes = tuple(scopes)
-        refused, hops, own = 0, 0, True
+        refused, hops, own, head_refused = 0, 0, True, 0
         while True:
             url = self._as_spoken(url)
             own = own and same_host(f"{self._scheme}://{self.name}", url)
@@ -113,9 +118,10 @@ class Endpoint:
                 if answer.status == 303 and method not in ("GET", "HEAD"):
                     method, body = "GET", None
                 continue
-            if method == "HEAD" and answer.status in (401, 403):
-                said = await self._asked_why(answer, url, headers, used, own=own)
-            raise self._failed(method, url, answer, said, own=own)
+            if method == "HEAD" and (answer.status in HEAD_REFUSALS or (not own and answer.status == 404)):
+                method, head_refused = "GET", answer.status
+                continue
+            raise self._failed("HEAD" if answer.status == head_refused else method, url, answer, said, own=own)
 
     async def _exchange(self, method: str, url: str, headers: Headers, authorization: str, *, own: bool, body: Body | None, stall: float | None) -> Answer:
         while True:
@@ -137,14 +143,6 @@ class Endpoint:
         """A URL of this host that was made before it was found to speak plain http."""
         secure = f"https://{self.name}/"
         return f"http://{self.name}/{url.removeprefix(secure)}" if self._scheme == "http" and self._host.fallback and url.startswith(secure) else url
-
-    async def _asked_why(self, answer: Answer, url: str, headers: Headers, used: str, *, own: bool) -> bytes:
-        """A HEAD is refused without a word; a GET is not."""
-        try:
-            more = await self._exchange("GET", url, headers, used, own=own, body=None, stall=None)
-            return await _explanation(more, "GET") if more.status == answer.status else b""
-        except Failure:
-            return b""
 
     def _failed(self, method: str, url: str, answer: Answer, body: bytes, *, own: bool) -> Failure:
         """What an answer of 300 and above means, with the server's own explanation."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from services.images.registry.descriptor import Descriptor
+from services.images.registry.descriptor import MANIFEST_LIMIT, Descriptor
 from services.images.registry.endpoint import Endpoint, push_scopes
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.mirrors import MirrorMemory
@@ -59,8 +60,12 @@ class Push:
                 if failure.status == 404:
                     return False
                 raise
-            answer.release()
-            return path.endswith(str(descriptor.digest)) or answer.headers.get("Docker-Content-Digest") == str(descriptor.digest)
+            by_digest, said = path.endswith(str(descriptor.digest)), answer.headers.get("Docker-Content-Digest")
+            if answer.method == "GET" and not by_digest and not said:
+                data = await answer.read(MANIFEST_LIMIT)
+                said = f"{descriptor.digest.algorithm}:{hashlib.new(descriptor.digest.algorithm, data).hexdigest()}"
+            answer.release()  # which also ends the answer of a GET
+            return by_digest or said == str(descriptor.digest)
 
         return await self._tries(descriptor).run(asked)
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from services.content.store import Digest
-from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, check_root, media_type_of, sniffed
+from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, media_type_in, media_type_of, why_no_root
 from services.images.registry.endpoint import Endpoint, pull_scopes
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import Capability
@@ -15,7 +15,7 @@ from services.images.registry.reference import Reference
 from services.images.registry.transport import Answer
 from services.images.registry.tries import Tries
 from services.images.timeouts import Retry
-from services.kit import errors
+from services.kit import errors, gojson
 from services.kit.tracing import span
 
 
@@ -23,7 +23,7 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: M
     """The descriptor of what ``reference`` names.
 
     Only hosts that may RESOLVE are asked for a tag; any that may be pulled from, for a digest, since that can be checked. NotFound, Unauthenticated,
-    PermissionDenied, Unavailable; Unimplemented for schema 1 and what is no image; ResourceExhausted for a manifest that is too large.
+    PermissionDenied, Unavailable; Unimplemented for schema 1 and what is no image; ResourceExhausted for a manifest that is too large: only if no host has anything better.
     """
     wanted = Capability.PULL if reference.digest else Capability.PULL | Capability.RESOLVE
     able = [each for each in endpoints if wanted in each.can]
@@ -33,7 +33,6 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: M
     with span("registry.resolve", reference=str(reference)) as traced:
         tries = Tries(str(reference), able, memory, retry)
         found, host = await tries.run(lambda endpoint: _asked(endpoint, reference, target))
-        check_root(found.media_type, f"{host}: {reference}")
         traced.set(digest=str(found.digest), host=host, attempts=tries.attempts)
         return found
 
@@ -61,14 +60,10 @@ async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequ
 
 
 async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple[Descriptor, str]:
-    """Ask one host: HEAD, and GET where that does not say enough."""
+    """Ask one host: HEAD, and GET where that does not say enough. What is no manifest is that host's failure: another may have the image."""
     url, scopes = endpoint.url(reference, f"manifests/{target}"), pull_scopes(reference)
-    try:
-        answer = await endpoint.send("HEAD", url, headers={"Accept": ACCEPT}, scopes=scopes)
-    except Failure as failure:
-        if failure.status not in (400, 405, 501):  # those of hosts without HEAD
-            raise
-    else:
+    answer = await endpoint.send("HEAD", url, headers={"Accept": ACCEPT}, scopes=scopes)
+    if answer.method == "HEAD":
         answer.release()
         said = answer.headers.get("Docker-Content-Digest", "")
         media_type = media_type_of(answer.headers.get("Content-Type", ""))
@@ -80,16 +75,34 @@ async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple
                 raise Failure(answer.host, f'its Docker-Content-Digest "{said[:100]}": {error}', kind=errors.FailedPrecondition, status=200) from None
         if digest is not None and answer.length and media_type in (*ROOTS, *SCHEMA_1):
             _check_size(answer.length, f"manifest {target}", answer.host)
+            _check_root(media_type, reference, answer.host)
             return Descriptor(digest, media_type, answer.length), answer.host
-    answer = await endpoint.send("GET", url, headers={"Accept": ACCEPT}, scopes=scopes)
+        answer = await endpoint.send("GET", url, headers={"Accept": ACCEPT}, scopes=scopes)
     data = await _body(answer, f"manifest {target}")
-    media_type = media_type_of(answer.headers.get("Content-Type", ""))
-    if media_type not in (*ROOTS, *SCHEMA_1):
-        media_type = sniffed(data) or media_type
+    media_type = _media_type(data, media_type_of(answer.headers.get("Content-Type", "")), reference, answer.host)
     digest = reference.digest or Digest("sha256", hashlib.sha256(data).hexdigest())
     found = Descriptor(digest, media_type, len(data))
     _verify(data, found, answer.host)
     return found, answer.host
+
+
+def _media_type(data: bytes, said: str, reference: Reference, host: str) -> str:
+    """The media type of a manifest, by its header or its own JSON."""
+    try:
+        inside = media_type_in(data)
+    except gojson.Malformed as error:
+        _check_root(said, reference, host)
+        raise Failure(host, f"{reference} is not an image manifest: {error}", kind=errors.Unimplemented, status=200) from None
+    if said in ROOTS and not inside:
+        raise Failure(host, f"{reference} is not an image manifest: it has neither layers nor manifests", kind=errors.Unimplemented, status=200)
+    media_type = said if said in ROOTS and inside not in SCHEMA_1 else inside or said
+    _check_root(media_type, reference, host)
+    return media_type
+
+
+def _check_root(media_type: str, reference: Reference, host: str) -> None:
+    if why := why_no_root(media_type):
+        raise Failure(host, f"{reference} {why}", kind=errors.Unimplemented, status=200)
 
 
 async def _body(answer: Answer, what: str) -> bytes:

@@ -51,6 +51,8 @@ class Answer:
         self._exchange = exchange
         self._stall = stall
         self.host = host
+        self.method = response.method
+        """Of the request."""
         self.status = response.status
         self.reason = response.reason or ""
         self.headers: Mapping[str, str] = response.headers

@@ -76,6 +76,31 @@ async def test_an_image(quick: Registry, fake: FakeRegistry, name: str) -> None:
     assert fake.manifests["mine/box", "1"][1] == manifest
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["digest told", "digest not told"])
+async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name: str, told: bool) -> None:
+    """What is there is asked for by GET: blobs, and manifests by digest and by tag; where the answer has no digest, its body has."""
+    fake.head = False
+    if not told:
+        async def untold(request, serve):  # type: ignore[no-untyped-def]
+            answer = await serve()
+            answer.headers.pop("Docker-Content-Digest", None)
+            return answer
+
+        fake.inject("manifest", untold, times=1 << 30)
+    image, client = small_image(), quick.client()
+    manifest = image.blobs[image.digest]
+    root = described(manifest, OCI_MANIFEST)
+    assert not await client.exists(name, root)
+    for data in image.blobs.values():
+        if data is not manifest:
+            assert [await client.push_blob(name, described(data), source(data)) for _ in range(2)] == [Pushed.UPLOADED, Pushed.EXISTED]
+    await client.push_manifest(name, root, manifest)
+    assert await client.exists(name, root)
+    assert await client.exists(f"{fake.host}/mine/box@{root.digest}", root)
+    assert not await client.exists(name, described(b"another", OCI_MANIFEST))
+    assert (await client.resolve(name)).digest == root.digest
+
+
 async def test_a_blob_is_mounted(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """From another repository, with a token for both; where that one has not got it, it is uploaded."""
     fake.auth = Auth(user="me", password="s3cret")

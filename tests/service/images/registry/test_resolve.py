@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from services.content.store import Digest
 from services.images.registry import Hosts, Reference, Registry
 from services.images.registry.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from services.kit import errors
-from tests.fake_registry import Authority, FakeRegistry, endless, status
+from tests.fake_registry import Authority, FakeRegistry, endless, redirect, status
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import certs, small_image
@@ -70,6 +71,55 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry) -> N
     fake.head = False
     root = await quick.client().resolve(name)
     assert root.size == len(fake.manifests["box", "1"][1])
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 405, 501])
+async def test_a_redirect_whose_target_refuses_head(quick: Registry, fake: FakeRegistry, other: FakeRegistry, code: int) -> None:
+    """URLs of object storage that are signed for GET: it is asked, and what it says is used (moby issue 50065)."""
+    image = small_image()
+    name = fake.add(image, "box:1")
+    other.add(image, "box:1")
+    fake.inject("manifest", redirect(f"{other.url}/"), times=10)
+    other.inject("manifest", status(code), times=10, method="HEAD")
+    with within(5):
+        root = await quick.client().resolve(name)
+    assert (str(root.digest), root.size) == (image.digest, len(image.blobs[image.digest]))
+    assert [(seen.method, seen.status) for seen in other.seen] == [("HEAD", code), ("GET", 200)]
+    assert len(fake.seen) == 1
+
+
+HTML = b"<!DOCTYPE html><title>Sign in</title>"
+SCHEMA_1 = b'{"schemaVersion": 1, "name": "box", "tag": "1", "fsLayers": []}'
+
+
+@pytest.mark.parametrize(("media_type", "body"), [
+    ("text/html; charset=utf-8", HTML), ("text/plain", HTML), ("application/json", HTML), (OCI_MANIFEST, HTML), (DOCKER_MANIFEST, b""), (OCI_MANIFEST, b"{}"), (OCI_MANIFEST, b"[1]"),
+    ("application/octet-stream", b"\x1f\x8b\x08\x00"), ("application/json", b'{"errors": []}'), (OCI_INDEX, b"[" * 50_000), ("application/json", b'{"schemaVersion": "2", "layers": []}'),
+    ("application/vnd.docker.distribution.manifest.v1+prettyjws", SCHEMA_1), ("text/plain", SCHEMA_1), ("application/json", SCHEMA_1), (OCI_MANIFEST, SCHEMA_1)])
+@pytest.mark.parametrize("head", [True, False], ids=["HEAD", "no HEAD"])
+async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, head: bool, media_type: str, body: bytes) -> None:
+    """Though it says 200: that is the mirror's failure, and the origin is asked. Without one the error says what it is, and whose."""
+    image = small_image()
+    fake.add(image, "box:1")
+    other.manifests["box", "1"] = (media_type.partition(";")[0], body)
+    other.head = head
+
+    async def untold(request, serve):  # type: ignore[no-untyped-def]
+        answer = await serve()
+        answer.headers.pop("Docker-Content-Digest", None)
+        return answer
+
+    other.inject("manifest", untold, times=10)
+    hosts = Hosts((certs(tmp_path / "both", "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\n'),))
+    async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+        with within(5):
+            assert str((await registry.client().resolve("images.test/box:1")).digest) == image.digest
+        assert other.seen
+    hosts = Hosts((certs(tmp_path / "mirror", "images.test", f'server = "{other.url}"\n'),))
+    async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+        with within(5), pytest.raises(errors.Unimplemented, match=rf"^images.test/box:1: {other.host}: images.test/box:1 (is|has) .*(Docker's schema 1|not an image manifest|neither)") as raised:
+            await registry.client().resolve("images.test/box:1")
+    assert not re.search("Expecting|codec|Traceback|line 1 column", str(raised.value))
 
 
 async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) -> None:
