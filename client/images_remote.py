@@ -6,7 +6,7 @@ What is there is told by the content of the namespace, which is listed once for 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from api.containerd.services.images.v1 import images_pb2
@@ -83,10 +83,10 @@ class Images:
         self._images = channel.client(IMAGES)
         self._content = RemoteStore(channel, headers)
 
-    async def find(self, name: str) -> str:
-        """The name under which there is an image: ``name`` itself or the full form of it. NotFound names the full form."""
+    async def find(self, name: str, *others: str) -> str:
+        """The name under which there is an image: ``name`` itself or the full form of it, or one of ``others``. NotFound names the full form."""
         full = full_name(name)
-        for each in dict.fromkeys((name, full)):
+        for each in dict.fromkeys((name, full, *others)):
             try:
                 await self._images.Get(images_pb2.GetImageRequest(name=each), headers=self._headers)
                 return each
@@ -169,9 +169,18 @@ class Images:
 
 
 def full_name(name: str) -> str:
-    """The full form of a name (``docker.io/library/busybox:latest`` of ``busybox``); InvalidArgument names what is none."""
+    """The full form of a name (``docker.io/library/busybox:latest`` of ``busybox``), of a tag and a digest with the digest alone; InvalidArgument names what is none."""
+    return _of_name(references.normalized, name)
+
+
+def complete_name(name: str) -> str:
+    """As :func:`full_name`, with both the tag and the digest."""
+    return _of_name(references.complete, name)
+
+
+def _of_name(form: Callable[[str], str], name: str) -> str:
     try:
-        return references.normalized(name)
+        return form(name)
     except errors.InvalidArgument as error:
         raise errors.InvalidArgument.verbatim(f"{name}: {error}") from None
 

@@ -218,6 +218,11 @@ async def shown(output: outputs.Output, tally: Tally, subject: Mapping[str, Any]
     return outcome
 
 
+def with_digest(reference: str, outcome: Mapping[str, Any]) -> str:
+    """``reference`` with the digest that it has or that it turned out to have."""
+    return reference if "@" in reference else f"{reference}@{outcome['digest']}"
+
+
 def figures(outcome: Mapping[str, Any]) -> str:
     """``120.3 MiB in 4.2 s (28.6 MiB/s)``"""
     rate = f" ({bars.size(outcome['rate'])}/s)" if outcome["bytes"] else ""

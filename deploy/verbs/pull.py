@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             return await transferring.shown(output, tally, {"reference": reference}, work)
 
     outcome = transferring.run(pull(), "what has arrived is kept for a day, and the same command goes on with it")
-    output.said(f"pulled {reference}@{outcome['digest']}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
+    output.said(f"pulled {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
     return 0
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from client.images_remote import full_name
+from client.images_remote import complete_name
 from client.progress import Tally
 from deploy import place, transferring
 from services.images.transfer import ImageStore, Progress
@@ -16,7 +16,7 @@ HELP = "send an image to a registry; what the registry has is not sent again"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", metavar="REF", help="where to, such as registry.internal:5000/team/box:1")
+    parser.add_argument("reference", metavar="REF", help="where to, such as registry.internal:5000/team/box:1; a digest behind it must be the image's")
     parser.add_argument("--source", metavar="NAME", help="the image of the node to send (default: the one called REF)")
     transferring.add_platforms(parser, "all; the registry may refuse an index without the others")
     transferring.add_registry(parser)
@@ -26,14 +26,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     wanted = transferring.chosen_platforms(arguments)
-    reference = full_name(arguments.reference)
+    reference = complete_name(arguments.reference)
     output = transferring.output(arguments, f"pushing {reference}")
     here = place.find(arguments)
     destination = transferring.registry(arguments, reference)
 
     async def push() -> Mapping[str, Any]:
         async with transferring.connected(here, arguments.namespace) as client:
-            source = await client.images.find(arguments.source or arguments.reference)
+            tagged = reference.partition("@")[0]  # whether the digest is that image's, the node says
+            source = await client.images.find(arguments.source or arguments.reference, *([] if arguments.source else [tagged]))
             tally = Tally(time.monotonic())
 
             async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
@@ -43,5 +44,5 @@ def run(arguments: argparse.Namespace) -> int:
             return await transferring.shown(output, tally, {"reference": reference, "source": source}, work)
 
     outcome = transferring.run(push(), "layers that have been sent whole are not sent again by the same command")
-    output.said(f"pushed {reference}@{outcome['digest']}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
+    output.said(f"pushed {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
     return 0

@@ -35,15 +35,19 @@ class RegistryPusher:
         self._budget = budget
 
     async def push(self, source: ImageStore, destination: Registry, node: Node, report: Report) -> None:
-        """See ``transfer.Pusher``. The errors name the host and the cause; NotFound also for a part that the node lacks."""
+        """See ``transfer.Pusher``. The errors name the host and the cause; NotFound also for a part that the node lacks, InvalidArgument for a reference with another digest than the image's.
+
+        With a tag and the image's digest the tag is what it is pushed under.
+        """
         with tracing.span("images.push", reference=destination.reference):
             image = await node.image(source.name)
             root = image.target
+            reference, digest = Reference.parse(destination.reference), asked(root).digest
+            if reference.digest not in (None, digest):
+                raise errors.InvalidArgument(f"{destination.reference}: the image {image.name} has another digest, {digest}")
+            reference = reference.at(digest)  # so that the tag is the root's, and no other manifest's
             report(Progress(f"Pushing to {destination}"))
             report(Progress("pushing content", image.name, descriptor=root))
-            reference = Reference.parse(destination.reference)
-            if reference.digest is None:
-                reference = reference.at(asked(root).digest)  # so that the tag is the root's, and no other manifest's
             push = _Push(client_of(self._registry, destination), reference, node, self._budget, platforms.wanted(source.platforms))
             tracker = Tracker(image.name, "uploading", report, push.active, push.done)
             async with tracker.running():

@@ -53,6 +53,14 @@ def normalized(reference: str) -> str:
     return f"{domain}/{path}@{digest}" if digest else f"{domain}/{path}:{tag or 'latest'}"
 
 
+def complete(reference: str) -> str:
+    """The full form, with all that it has: a tag, a digest or both; without either the tag is "latest"."""
+    domain, path, tag, digest = _parsed(reference)
+    if not tag and not digest:
+        tag = "latest"
+    return f"{domain}/{path}" + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
+
+
 def familiar(reference: str) -> str:
     """The short form that Docker shows, with a tag or digest."""
     domain, path, tag, digest = _parsed(reference)

@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from api.containerd.events import snapshot_pb2
 from api.containerd.types.event_pb2 import Envelope
 from deploy.images import MANIFEST, Image, digest_of
 from services.kit import any as kit_any
 from services.kit.rpc import Channel
-from tests.fake_registry import Auth, Authority, FakeRegistry, authorized, cut, endless, no_ranges, other, redirect, silent, slow, status
+from tests.fake_registry import Auth, Authority, FakeRegistry, Serve, authorized, cut, endless, no_ranges, other, redirect, silent, slow, status
 from tests.pulls import Client, arriving, check_nothing_left, check_pulled, config_of, gets, large, pulling, runnable
 from tests.suites import events
 from tests.support import Node, eventually_async, short_directory
@@ -223,6 +224,31 @@ async def test_a_dead_mirror_before_a_good_one(case: Case, fake: FakeRegistry, p
     box = runnable()
     fake.add(box, "box:1")
     await case.succeeds("images.test/box:1", box, hosts=mirrors(place, dead, fake.url))
+
+
+@pytest.mark.parametrize(("media_type", "body"), [("text/html", b"<html>sign in</html>"), ("application/json", b'{"schemaVersion": 1}'), (MANIFEST, b"junk")], ids=["HTML", "schema 1", "junk"])
+async def test_a_mirror_that_answers_with_no_manifest(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path, media_type: str, body: bytes) -> None:
+    """It says 200, and the next host is asked all the same; without another, the error says what it was."""
+    box = runnable()
+    fake.add(box, "box:1")
+
+    async def page(request: web.Request, serve: Serve) -> web.StreamResponse:
+        return web.Response(body=body, content_type=media_type)
+
+    elsewhere.inject("", page, times=ALWAYS)
+    await case.fails("images.test/box:1", re.escape(elsewhere.host), "is not an image manifest|schema 1", hosts=mirrors(place / "alone", elsewhere.url))
+    await case.succeeds("images.test/box:1", box, hosts=mirrors(place, elsewhere.url, fake.url))
+    assert elsewhere.asked(part="/manifests/1")
+
+
+async def test_a_redirect_to_where_head_is_refused(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry) -> None:
+    """As of URLs that are signed for GET: what GET says is used."""
+    box = runnable()
+    reference = fake.add(box, "box:1")
+    elsewhere.add(box, "box:1")
+    fake.inject("manifest", redirect(f"{elsewhere.url}/"), times=ALWAYS)
+    elsewhere.inject("manifest", status(403), times=ALWAYS, method="HEAD")
+    await case.succeeds(reference, box)
 
 
 async def test_a_slow_mirror(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path) -> None:

@@ -215,6 +215,27 @@ async def test_sigterm_cancels_too_and_json_says_so(node: Node, client: Client, 
     assert reference not in {labels.get("splitd.io/pull") for labels in (await client.leases()).values()}
 
 
+async def test_a_name_with_a_tag_and_a_digest(node: Node, fake: FakeRegistry) -> None:
+    """Is pushed under the tag, from the image that has it, unless that has another digest. What is printed has one digest."""
+    box, another = made(1), made(1)
+    reference = fake.add(box, "team/both:1")
+    done = await run(node, "pull", "--plain-http", f"{fake.host}/team/both@{box.digest}")
+    assert done.stdout.startswith(f"pulled {fake.host}/team/both@{box.digest}: ")
+    await run(node, "pull", "--plain-http", reference)
+    to = f"{fake.host}/team/pushed:2"
+    done = await run(node, "push", "--plain-http", "--source", reference, f"{to}@{box.digest}")
+    assert done.stdout.startswith(f"pushed {to}@{box.digest}: ")
+    assert fake.manifests["team/pushed", "2"][1] == box.blobs[box.digest]
+    done = await run(node, "push", "--plain-http", f"{reference}@{box.digest}")
+    assert done.stdout.startswith(f"pushed {reference}@{box.digest}: ")
+    before = len(fake.seen)
+    for words in (["--source", reference, f"{to}@{another.digest}"], [f"{reference}@{another.digest}"]):
+        done = await run(node, "push", "--plain-http", *words, ok=None)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"splitd: {words[-1]}: the image {reference} has another digest, {box.digest}")
+    assert len(fake.seen) == before
+
+
 async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Node, fake: FakeRegistry) -> None:
     """Exit code 1, nothing on standard output; as JSON the outcome has it too."""
     reference = fake.add(made(1), "team/box:1")

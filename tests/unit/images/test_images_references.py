@@ -32,6 +32,14 @@ def test_short_and_full_forms(given: str, full: str, short: str) -> None:
     assert references.familiar(given) == short
 
 
+def test_the_complete_form_keeps_both_the_tag_and_the_digest() -> None:
+    """Without either the tag is "latest"."""
+    digest = "sha256:" + "a" * 64
+    for given, complete in (("box", "docker.io/library/box:latest"), ("box:1", "docker.io/library/box:1"), (f"a/box@{digest}", f"docker.io/a/box@{digest}"),
+                            (f"10.0.0.1:5000/a/box:1@{digest}", f"10.0.0.1:5000/a/box:1@{digest}")):
+        assert references.complete(given) == complete
+
+
 @pytest.mark.parametrize("given", ["", "Busybox", "a b", "x:", "x@sha256:12", HEX, "a//b", "-a/b.c/"])
 def test_what_is_no_reference(given: str) -> None:
     with pytest.raises(errors.InvalidArgument):
