@@ -102,7 +102,7 @@ lock: ## pin the newest versions of what pyproject.toml names, in requirements.l
 
 .PHONY: clean
 clean: ## remove what was made here; no node, and nothing of a node's, is touched
-	@if pgrep -f "$(CURDIR)/$(VENV)/bin/python -m supervisor.supervisord" >/dev/null; then echo "a node runs from $(VENV): make down first" >&2; exit 1; fi
+	@if pgrep -f "$(CURDIR)/$(VENV)/bin/python -m deploy.inside" >/dev/null; then echo "a node runs from $(VENV): make down first" >&2; exit 1; fi
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

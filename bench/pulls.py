@@ -193,7 +193,7 @@ IMAGES = "images and its workers"
 def _peak(peer: Peer, reference: str, clients: int) -> Mapping[str, float]:
     """The most that groups of its processes have, in MB, during a pull. A node's workers are all that is no service (a child of supervisord), but for shims."""
     names = {pid: usage.name(pid) for pid in peer.pids()}
-    supervisors = {pid for pid, name in names.items() if name == "supervisor.supervisord"}
+    supervisors = {pid for pid, name in names.items() if name == "deploy.inside"}
 
     def whole(there: Mapping[int, Process]) -> Collection[int]:
         return usage.below(names, there)

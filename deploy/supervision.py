@@ -274,7 +274,7 @@ def prepare(place: Place) -> list[str]:
     place.supervisord_conf.write_text(render(place))
     place.remember()
     score = load_node(place.config).oom_score
-    return [*(["choom", "-n", str(score), "--"] if score else []), sys.executable, "-m", "supervisor.supervisord", "-c", str(place.supervisord_conf)]
+    return [*(["choom", "-n", str(score), "--"] if score else []), sys.executable, "-m", "deploy.inside", "-c", str(place.supervisord_conf)]
 
 
 def start(place: Place, lock: int, seconds: float) -> None:
