@@ -125,21 +125,26 @@ class Images:
         return Described(image, record.created_at.ToNanoseconds(), record.updated_at.ToNanoseconds(), sum(found.blobs.values()), tuple(found.variants),
                          tuple(found.offered), trouble)
 
-    async def _walk(self, descriptor: Descriptor, blobs: Mapping[str, Info], found: _Found) -> None:
-        info = blobs.get(descriptor.digest)
-        if info is None or descriptor.digest in found.blobs:
-            return
-        found.blobs[descriptor.digest] = info.size
-        if not (oci.is_manifest(descriptor.media_type) or oci.is_index(descriptor.media_type)):
-            return
-        children = oci.children_in(await self._document(info), descriptor)
-        if oci.is_index(descriptor.media_type):
-            found.offered += [child.platform for child in children if child.platform is not None and _is_real(child.platform)]
-        for child in children:
-            await self._walk(child, blobs, found)
-        config = next((child for child in children if oci.is_config(child.media_type)), None)
-        if oci.is_manifest(descriptor.media_type) and config is not None:
-            found.variants.append(await self._variant(descriptor, config, [child for child in children if child is not config], blobs))
+    async def _walk(self, root: Descriptor, blobs: Mapping[str, Info], found: _Found) -> None:
+        """All below ``root``, as its documents name it. Whoever may write to the node made them: so it does not recurse, and meets no more than a transfer would."""
+        left, met = [root], 1
+        while left:
+            descriptor = left.pop()
+            info = blobs.get(descriptor.digest)
+            if info is None or descriptor.digest in found.blobs:
+                continue
+            found.blobs[descriptor.digest] = info.size
+            if not (oci.is_manifest(descriptor.media_type) or oci.is_index(descriptor.media_type)):
+                continue
+            children = oci.children_in(await self._document(info), descriptor)
+            if (met := met + len(children)) > oci.REFERENCES:
+                raise errors.ResourceExhausted(f"too many descriptors (limit {oci.REFERENCES})")
+            if oci.is_index(descriptor.media_type):
+                found.offered += [child.platform for child in children if child.platform is not None and _is_real(child.platform)]
+            left += reversed(children)
+            config = next((child for child in children if oci.is_config(child.media_type)), None)
+            if oci.is_manifest(descriptor.media_type) and config is not None:
+                found.variants.append(await self._variant(descriptor, config, [child for child in children if child is not config], blobs))
 
     async def _variant(self, manifest: Descriptor, config: Descriptor, layers: list[Descriptor], blobs: Mapping[str, Info]) -> Variant:
         absent = frozenset(each.digest for each in (config, *layers) if each.digest not in blobs)

@@ -47,7 +47,8 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 RegistriesServicer(registry.memory),
                 StreamingServicer(streams),
                 TransferServicer(gateway, leases, streams, appliers, unpacker,
-                                 RegistryPuller(registry, Fetcher(budget, config.streams), unpacker, Verifier(config.verifier)), RegistryPusher(registry, budget)),
+                                 RegistryPuller(registry, Fetcher(budget, config.streams, config.largest), unpacker, Verifier(config.verifier), config.layers),
+                                 RegistryPusher(registry, budget), config.layers),
             ], relayed=True),
         ):
             await process.until_signal()

@@ -16,6 +16,8 @@ from services.kit import errors
 
 log = logging.getLogger(__name__)
 
+_URLS = 16
+"""Other places of a foreign layer that are tried; there is mostly one."""
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
 
@@ -39,7 +41,7 @@ def asked(descriptor: Descriptor) -> registry.Descriptor:
         digest = Digest.parse(descriptor.digest)
     except ValueError as error:
         raise errors.InvalidArgument(f"digest {descriptor.digest!r}: {error}") from None
-    return registry.Descriptor(digest, descriptor.media_type, descriptor.size, descriptor.urls, descriptor.annotations)
+    return registry.Descriptor(digest, descriptor.media_type, descriptor.size, descriptor.urls[:_URLS], descriptor.annotations)
 
 
 def resolved(descriptor: registry.Descriptor) -> Descriptor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.images import budget, platforms, verifying
+from services.images import budget, fetching, graph, platforms, verifying
 from services.images.platforms import Platform
 from services.images.timeouts import Timeouts
 from services.kit import settings
@@ -57,6 +57,12 @@ class Config:
     unpacks: int = budget.WORKERS
     """Layers that are unpacked at once. containerd's max_concurrent_unpacks, where 0 is no other number than ours."""
 
+    layers: int = graph.LAYERS
+    """Layers that an image may have which is pulled or imported. Clients that pull themselves may do what they can."""
+
+    largest: int = fetching.LARGEST
+    """Bytes that a blob may have which is pulled."""
+
     config_path: str = ""
     """Directories (several with colons between) that have HOST/hosts.toml files, for requests that name none. "": those of the CRI plugin's table, or else
     /etc/containerd/certs.d and /etc/docker/certs.d."""
@@ -70,7 +76,7 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
-        for key in ("connections", "downloads", "uploads", "streams", "unpacks"):
+        for key in ("connections", "downloads", "uploads", "streams", "unpacks", "layers", "largest"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is less than one")
 

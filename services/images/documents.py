@@ -1,15 +1,44 @@
-"""Documents that are made here, stored as blobs."""
+"""Documents as blobs: those that are there are read, those that are made here are stored.
+
+Reading a large one takes a while. So a thread does it, one at a time: nobody else waits, and there is never more of them in memory than one.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from services.images import oci, threads
-from services.images.oci import Descriptor
+from services.images.oci import Config, Descriptor
 from services.images.transfer import Node
 from services.kit import errors
+
+T = TypeVar("T")
+
+_LARGE = 1 << 16
+"""Bytes that take some milliseconds to read."""
+
+_POOL = ThreadPoolExecutor(1, "document")
+
+
+async def parsed(document: bytes, parse: Callable[[bytes], T]) -> T:
+    """What ``parse`` makes of it."""
+    return parse(document) if len(document) < _LARGE else await threads.run(_POOL, lambda: parse(document), lambda: None)
+
+
+async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:
+    """What a manifest or an index of the node refers to; nothing else does. Errors as ``oci.children_in`` has them, and NotFound."""
+    if not oci.is_manifest(descriptor.media_type) and not oci.is_index(descriptor.media_type):
+        return []
+    return await parsed(await node.document(descriptor), lambda document: oci.children_in(document, descriptor))
+
+
+async def config_of(node: Node, descriptor: Descriptor) -> Config:
+    """An image's config. Errors as ``Config.parse`` has them, and NotFound."""
+    return await parsed(await node.document(descriptor), lambda document: Config.parse(document, descriptor.digest))
 
 
 async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str, str] = {}) -> Descriptor:

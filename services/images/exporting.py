@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from services.content.store import Digest
-from services.images import names, oci, platforms, references, threads
+from services.images import documents, names, oci, platforms, references, threads
+from services.images.graph import Walk
 from services.images.oci import Descriptor
 from services.images.transfer import ExportStream, ImageStore, Node, Progress, Report, Sink
 from services.kit import errors, tracing
@@ -68,6 +69,7 @@ class _Archive:
     def __init__(self, wanted: ExportStream, node: Node) -> None:
         self._wanted = wanted
         self._node = node
+        self._walk = Walk(node)
         self._platforms = platforms.Ordered(*(wanted.platforms or (platforms.default(),)))
         self._records: dict[str, Record] = {}
         self._docker: dict[str, _Manifest] = {}
@@ -85,6 +87,7 @@ class _Archive:
                 continue
             entries.append(target.annotated({key: value for key, value in labels.items() if key.startswith(SOURCE)}))
         for entry in entries:
+            self._walk = Walk(self._node)
             await self._add(entry)
         self._put(Record("oci-layout", 0o444, oci.encoded({"imageLayoutVersion": "1.0.0"})))
         self._put(Record("index.json", 0o644, oci.encoded(
@@ -114,7 +117,9 @@ class _Archive:
     async def _index(self, entry: Descriptor) -> str:
         """All manifests of an index that are wanted; the answer is the digest of the one that fits best."""
         fitting = []
-        for manifest in oci.children_in(await self._node.document(entry), entry):
+        children = await self._walk.children(entry)
+        self._walk.follow(children)
+        for manifest in children:
             if manifest.platform is None or self._platforms.matches(manifest.platform):
                 fitting.append(manifest)
             elif not self._wanted.all_platforms:
@@ -128,9 +133,8 @@ class _Archive:
         return best.digest
 
     async def _tree(self, descriptor: Descriptor) -> None:
-        children: list[Descriptor] = []
-        if oci.is_manifest(descriptor.media_type) or oci.is_index(descriptor.media_type):
-            children = oci.children_in(await self._node.document(descriptor), descriptor)
+        children = await self._walk.children(descriptor)
+        self._walk.follow(children)
         self._blob(descriptor)
         for child in children:
             await self._tree(child)
@@ -149,7 +153,7 @@ class _Archive:
         self._records.setdefault(record.name, record)
 
     async def _for_docker(self, manifest: _Manifest) -> dict[str, object]:
-        config, *layers = oci.children_in(await self._node.document(manifest.descriptor), replace(manifest.descriptor, media_type=oci.MANIFEST))
+        config, *layers = await documents.children(self._node, replace(manifest.descriptor, media_type=oci.MANIFEST))
         return {"Config": _path(config.digest), "RepoTags": [references.familiar(name) for name in manifest.names] or None,
                 "Layers": [_path(layer.digest) for layer in layers] or None}
 

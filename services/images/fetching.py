@@ -11,9 +11,6 @@ dropped, or the hosts it came from are asked last, and it is fetched again from 
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
-from collections import deque
 from collections.abc import Callable, Mapping
 
 from services.images import oci
@@ -34,6 +31,8 @@ PART = 16 << 20
 """Bytes of a part: at the 50 MB/s of one connection a third of a second, beside which the request's round trips are few."""
 LARGE = 3 * PART
 """Fewer bytes are not worth a second connection."""
+LARGEST = 1 << 40
+"""Bytes of a blob that is fetched. The largest layers in use, of models, have some 100 GiB."""
 
 Begun = Callable[[Landing], None]
 """Told where a blob lands, once what was there from an earlier attempt is hashed."""
@@ -44,13 +43,14 @@ def nobody_follows(_: Landing) -> None:
 
 
 class Fetcher:
-    """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts of one layer come at once."""
+    """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts of one layer come at once. ``most``: bytes of a blob."""
 
-    def __init__(self, budget: Budget, streams: int = STREAMS) -> None:
+    def __init__(self, budget: Budget, streams: int = STREAMS, most: int = LARGEST) -> None:
         self.budget = budget
         self.moving: dict[str, tuple[int, int]] = {}
         """Bytes so far and in all of what is being fetched, by digest."""
         self.streams = streams
+        self._most = most
         self._turns = Turns()
 
     async def fetch(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, labels: Mapping[str, str], number: int,
@@ -58,6 +58,8 @@ class Fetcher:
         """See that the node has a blob; False if it had it. ``number`` is its place among the layers of its image."""
         if not descriptor.size:
             raise errors.InvalidArgument(f"unable to fetch descriptor ({descriptor.digest}) which reports content size of zero")
+        if not 0 < descriptor.size <= self._most:
+            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size {descriptor.size} (limit {self._most})")
         async with self._turns.alone(descriptor.digest):
             try:
                 async with node.landing(descriptor) as landing:
@@ -112,11 +114,8 @@ class _Fetching:
     async def _known(self) -> bytes | None:
         """The bytes of a manifest, which the client has checked, or of a blob that its descriptor brings along; None for others."""
         descriptor = self._descriptor
-        if descriptor.data:
-            with contextlib.suppress(ValueError):
-                data = base64.b64decode(descriptor.data, validate=True)
-                if len(data) == descriptor.size and oci.digest_of(data) == descriptor.digest:
-                    return data
+        if (brought := descriptor.brought) is not None:
+            return brought
         if oci.is_manifest(descriptor.media_type) or oci.is_index(descriptor.media_type):
             async with self._budget.document():
                 return await self._client.manifest(self._reference, asked(descriptor))
@@ -129,21 +128,27 @@ class _Fetching:
             if not self._landing.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
                 await self._part(offset, size)
                 return
-            parts = deque((start, min(start + PART, size)) for start in range(offset, size, PART))
+            parts = range(offset, size, PART)  # of a size that nobody has checked: no list of them
             answered = asyncio.Event()
 
+            def part() -> tuple[int, int]:
+                nonlocal parts
+                start, parts = parts[0], parts[1:]
+                return start, min(start + PART, size)
+
             def answer(body: Body) -> None:
+                nonlocal parts
                 if not body.ranges:
-                    parts.clear()
+                    parts = range(0)
                     body.take_all()
                 answered.set()
 
             async def stream(first: bool) -> None:
                 if first:
-                    await self._part(*parts.popleft(), answer)
+                    await self._part(*part(), answer)
                 await answered.wait()
                 while parts:
-                    await self._part(*parts.popleft(), part_only=True)
+                    await self._part(*part(), part_only=True)
 
             try:
                 await together(stream(not number) for number in range(self._fetcher.streams))

@@ -1,19 +1,59 @@
-"""The documents of an image as a destination wants them: each labelled with what it refers to, each child dropped that is not wanted."""
+"""Walks through the documents of an image, and what they meet there: no more than can be wanted of one image.
+
+A :class:`Graph` is what a destination wants of it: each document labelled with what it refers to, each child dropped that is not wanted.
+"""
 
 from __future__ import annotations
 
-from services.images import platforms
+from collections.abc import Sequence
+
+from services.images import documents, platforms
 from services.images.converting import OCTET_STREAM
-from services.images.oci import Descriptor, children_in, is_config, is_index, is_manifest, reference_labels
+from services.images.oci import REFERENCES, Descriptor, is_config, is_index, is_layer, is_manifest, reference_labels
 from services.images.transfer import ImageStore, Node
 from services.kit import errors
 
+DEPTH = 32
+"""Indexes in indexes: whoever walks may recurse. Two are in use, an index of indexes and its manifests."""
+
+LAYERS = 500
+"""Layers of an image. Docker makes 127 at most, and overlayfs mounts 500."""
+
+
+class Walk:
+    """A walk from one descriptor down. What is met on several ways is met again."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._met = 1
+        self._depths: dict[str, int] = {}
+        """How deep documents are, on the longest way so far, by digest."""
+
+    async def children(self, descriptor: Descriptor) -> list[Descriptor]:
+        """The children as they stand in the document; nothing but manifests and indexes has any. Errors as ``documents.children`` has them; ResourceExhausted for indexes too deep in indexes."""
+        depth = self._depths.get(descriptor.digest, 0)
+        if depth > DEPTH:
+            raise errors.ResourceExhausted(f"{descriptor.digest} is in {depth} indexes, each in the next (limit {DEPTH})")
+        children = await documents.children(self._node, descriptor)
+        for child in children:
+            if is_index(child.media_type) or is_manifest(child.media_type):
+                self._depths[child.digest] = max(self._depths.get(child.digest, 0), depth + 1)
+        return children
+
+    def follow(self, children: Sequence[Descriptor]) -> None:
+        """These will be met. ResourceExhausted, in containerd's words, if they are too many with those before them."""
+        self._met += len(children)
+        if self._met > REFERENCES:
+            raise errors.ResourceExhausted(f"too many descriptors (limit {REFERENCES})")
+
 
 class Graph:
-    """What is below a descriptor, as far as ``store`` wants it."""
+    """What is below a descriptor, as far as ``store`` wants it. ``layers``: of one image, at most."""
 
-    def __init__(self, node: Node, store: ImageStore) -> None:
+    def __init__(self, node: Node, store: ImageStore, layers: int = LAYERS) -> None:
         self._node = node
+        self._walk = Walk(node)
+        self._layers = layers
         self._store = store
         self._wanted = platforms.wanted(store.platforms)
         self.has_octet_stream = False
@@ -24,10 +64,12 @@ class Graph:
         return await self.wanted(descriptor, await self.all_children(descriptor))
 
     async def all_children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The children as they stand in the document."""
-        if not is_manifest(descriptor.media_type) and not is_index(descriptor.media_type):
-            return []
-        return children_in(await self._node.document(descriptor), descriptor)
+        """The children as they stand in the document. ResourceExhausted for more layers than an image may have."""
+        children = await self._walk.children(descriptor)
+        layers = sum(is_layer(child.media_type) for child in children)
+        if layers > self._layers:
+            raise errors.ResourceExhausted(f"manifest {descriptor.digest} has {layers} layers (limit {self._layers})")
+        return children
 
     async def wanted(self, descriptor: Descriptor, children: list[Descriptor]) -> list[Descriptor]:
         """Label ``descriptor`` with all its children, so that none that is there is collected, and answer the wanted ones."""
@@ -42,6 +84,7 @@ class Graph:
             if not children:
                 raise errors.NotFound("no match for platform in manifest")
             children = platforms.in_order(children, lambda child: child.platform, self._wanted)[:self._store.manifest_limit]
+        self._walk.follow(children)
         return children
 
     def _fits(self, descriptor: Descriptor) -> bool:

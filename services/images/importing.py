@@ -30,9 +30,9 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any, TypeVar
 
 from services.images import compression, names, oci, references, threads, unpack
-from services.images.documents import write, written
-from services.images.graph import Graph
-from services.images.oci import Config, Descriptor
+from services.images.documents import config_of, write, written
+from services.images.graph import LAYERS, Graph
+from services.images.oci import Descriptor
 from services.images.threads import Handover
 from services.images.transfer import UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.images.unpack import Unpacker
@@ -62,14 +62,14 @@ class Contents:
     """``manifest.json``."""
 
 
-async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report) -> None:
-    """Import the archive; ``node`` acts under a lease. Unknown for what is no archive of images, NotFound for documents that it lacks."""
+async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report, most_layers: int = LAYERS) -> None:
+    """Import the archive, whose images have so many layers at most; ``node`` acts under a lease. Unknown for what is no archive of images, NotFound for documents that it lacks."""
     report(Progress("Importing"))
     wanted = unpacker.accepted(destination.unpacks)
     with tracing.span("images.import"):
         contents = await read(source, node)
         root = await index_of(contents, node, compress=source.force_compress)
-    graph = Graph(node, destination)
+    graph = Graph(node, destination, most_layers)
     entries: list[Descriptor] = []
     images: list[tuple[Descriptor, list[Descriptor]]] = []
     empty = True
@@ -268,7 +268,7 @@ async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor
     layers = await _docker_layers(_names(found, "Layers"), blobs, node, compress=compress)
     document = {"schemaVersion": 2, "mediaType": oci.DOCKER_MANIFEST, "config": oci.descriptor_to_json(config), "layers": [oci.descriptor_to_json(layer) for layer in layers]}
     manifest = await written(oci.encoded(document), oci.DOCKER_MANIFEST, node)
-    manifest = replace(manifest, platform=Config.parse(await node.document(config), config.digest).platform)
+    manifest = replace(manifest, platform=(await config_of(node, config)).platform)
     full = [references.normalized(reference) for reference in _names(found, "RepoTags")]
     return [manifest.annotated({references.IMAGE_NAME: n, references.REF_NAME: references.for_oci(n)}) for n in full] or [manifest]
 

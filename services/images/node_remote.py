@@ -6,7 +6,6 @@ Messages go over the internal socket with the caller's headers; whole blobs go b
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from services.images import threads
 from services.images import transfer_convert as convert
 from services.images.landing import FileLanding, SharedLanding, StreamLanding
 from services.images.leases_remote import Leases
-from services.images.oci import DOCUMENT_LIMIT, Descriptor, digest_of
+from services.images.oci import DOCUMENT_LIMIT, Descriptor
 from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing, LateError
 from services.kit import errors, rpc, tracing
 from services.kit.identifiers import quoted
@@ -43,6 +42,7 @@ class RemoteNode:
         self.headers = dict(headers)
         self._appliers = appliers
         self._here = False
+        self._read = 0
         self.namespace = str(self.headers.get(rpc.NAMESPACE, ""))
         self._gateway = gateway
         self._leases = leases
@@ -69,15 +69,15 @@ class RemoteNode:
         return await self._store.info(_digest(digest))
 
     async def document(self, descriptor: Descriptor) -> bytes:
-        if descriptor.data:
-            with contextlib.suppress(ValueError):
-                data = base64.b64decode(descriptor.data, validate=True)
-                if len(data) == descriptor.size and digest_of(data) == descriptor.digest:
-                    return data
+        if (brought := descriptor.brought) is not None:
+            return brought
         async with self.reading(descriptor.digest) as fd:
             data = await threads.to_thread(_all_of, fd)
+        self._read += len(data)
         if len(data) > DOCUMENT_LIMIT:
             raise errors.ResourceExhausted(f"document {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
+        if self._read > _DOCUMENTS_LIMIT:
+            raise errors.ResourceExhausted(f"document {descriptor.digest}: those of one transfer are larger than {_DOCUMENTS_LIMIT} bytes together")
         return data
 
     @contextlib.asynccontextmanager
@@ -234,6 +234,8 @@ _OURS = "walking"
 """The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
 _FEW = 1000
 """Looks for a name in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this one after each of its system calls."""
+_DOCUMENTS_LIMIT = 64 << 20
+"""Bytes of documents that one transfer reads."""
 _STANDSTILL = 30.0
 """Seconds for which an ingest that another process has locked may stand still."""
 

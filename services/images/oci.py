@@ -1,19 +1,23 @@
 """OCI's documents: descriptors, manifests, indexes and configs; what refers to what, and the labels that tell it to the garbage collector.
 
 An *index* lists manifests, a *manifest* names its config and its layers; each names the next by a *descriptor*: media type, digest, size. Docker's own
-media types mean the same. Documents are written as Go writes them, byte for byte, so that the same archive has the same digests here and in containerd.
+media types mean the same. Documents are read as Go reads them (``kit/gojson.py``), and written as Go writes them, byte for byte, so that the same archive has the same digests here and in containerd.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from services.content.store import Digest
 from services.images.platforms import Platform
-from services.kit import errors
+from services.kit import errors, gojson
+from services.kit.gojson import ANYTHING, BASE64, INTEGER, TEXT, ListOf, MapOf, Optional, Shape, Struct
+from services.kit.identifiers import quoted
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -37,8 +41,11 @@ _EROFS_LAYER = "application/vnd.erofs.layer.v1"
 SUBJECT = "io.containerd.manifest.subject"
 """Annotation of a descriptor that was found as a referrer."""
 
-DOCUMENT_LIMIT = 20 << 20
+DOCUMENT_LIMIT = 8 << 20
 """Bytes of a document that is read into memory."""
+
+REFERENCES = 10_000
+"""Descriptors that a document may have, and that a walk through an image's documents may meet, those that it meets again counted again, as in containerd 2.4.2."""
 
 
 def is_index(media_type: str) -> bool:
@@ -78,13 +85,18 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
     urls: tuple[str, ...] = ()
-    data: str = ""
-    """The blob itself, in base64, where its document brings it along."""
+    data: bytes = b""
+    """The blob itself, where its document brings it along."""
     artifact_type: str = ""
 
     def annotated(self, annotations: Mapping[str, str]) -> Descriptor:
         """The same with these annotations too."""
         return replace(self, annotations={**self.annotations, **annotations}) if annotations else self
+
+    @property
+    def brought(self) -> bytes | None:
+        """The blob, if its document brings it along."""
+        return self.data if self.data and len(self.data) == self.size and digest_of(self.data) == self.digest else None
 
     @property
     def ref(self) -> str:
@@ -110,34 +122,12 @@ def encoded(document: Any, indent: int | None = None) -> bytes:
     return text.encode(errors="replace")
 
 
-def decoded(data: bytes, what: str) -> Any:
-    """The JSON object in ``data``; Unknown, naming ``what``, if it is none."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise errors.Unknown(f"{what}: {error}") from None
-    if not isinstance(found, dict):
-        raise errors.Unknown(f"{what}: not a JSON object")
-    return found
-
-
 def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
     """In the order of Go's fields; what is empty is left out."""
     found: dict[str, Any] = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
-    optional = {"urls": list(descriptor.urls), "annotations": dict(sorted(descriptor.annotations.items())), "data": descriptor.data,
+    optional = {"urls": list(descriptor.urls), "annotations": dict(sorted(descriptor.annotations.items())), "data": base64.b64encode(descriptor.data).decode(),
                 "platform": platform_to_json(descriptor.platform) if descriptor.platform else None, "artifactType": descriptor.artifact_type}
     return found | {key: value for key, value in optional.items() if value}
-
-
-def descriptor_from_json(found: Any, what: str) -> Descriptor:
-    """A descriptor in the document ``what``; Unknown, naming it, if it is none."""
-    try:
-        platform = found.get("platform")
-        return Descriptor(
-            _text(found, "mediaType"), _text(found, "digest"), _number(found, "size"), _map(found, "annotations"),
-            platform_from_json(platform) if platform is not None else None, _list(found, "urls"), _text(found, "data"), _text(found, "artifactType"))
-    except (AttributeError, TypeError):
-        raise errors.Unknown(f"{what}: malformed descriptor") from None
 
 
 def platform_to_json(platform: Platform) -> dict[str, Any]:
@@ -146,66 +136,75 @@ def platform_to_json(platform: Platform) -> dict[str, Any]:
     return found | {key: value for key, value in optional.items() if value}
 
 
-def platform_from_json(found: Any) -> Platform:
-    """Of a descriptor's platform, or of a config, which has the same fields among its own; TypeError for what cannot be one."""
-    return Platform(_text(found, "os"), _text(found, "architecture"), _text(found, "variant"), _text(found, "os.version"), _list(found, "os.features"))
+def _platform(found: Mapping[str, Any]) -> Platform:
+    """Of a descriptor's platform, or of a config, which has the same fields among its own."""
+    return Platform(found.get("os", ""), found.get("architecture", ""), found.get("variant", ""), found.get("os.version", ""), tuple(found.get("os.features") or ()))
 
 
-def _text(found: Mapping[str, Any], key: str) -> str:
-    value = found.get(key) or ""
-    if not isinstance(value, str):
-        raise TypeError(key)
-    return value
+def _descriptor(found: Mapping[str, Any]) -> Descriptor:
+    platform = found.get("platform")
+    return Descriptor(found.get("mediaType", ""), found.get("digest", ""), found.get("size", 0), found.get("annotations") or {}, None if platform is None else _platform(platform),
+                      tuple(found.get("urls") or ()), found.get("data") or b"", found.get("artifactType", ""))
 
 
-def _number(found: Mapping[str, Any], key: str) -> int:
-    value = found.get(key) or 0
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(key)
-    return value
-
-
-def _list(found: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    value = found.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise TypeError(key)
-    return tuple(value)
-
-
-def _map(found: Mapping[str, Any], key: str) -> dict[str, str]:
-    value = found.get(key) or {}
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise TypeError(key)
-    return value
+_PLATFORM: dict[str, Shape] = {"os": TEXT, "architecture": TEXT, "variant": TEXT, "os.version": TEXT, "os.features": ListOf(TEXT)}
+_DESCRIPTOR = Struct({"mediaType": TEXT, "digest": TEXT, "size": INTEGER, "urls": ListOf(TEXT), "annotations": MapOf(TEXT), "data": BASE64, "artifactType": TEXT,
+                      "platform": Optional(Struct(_PLATFORM))})
+_MANIFEST = Struct({"schemaVersion": INTEGER, "mediaType": TEXT, "artifactType": TEXT, "config": _DESCRIPTOR, "layers": ListOf(_DESCRIPTOR),
+                    "subject": Optional(_DESCRIPTOR), "annotations": MapOf(TEXT), "manifests": ANYTHING, "fsLayers": ANYTHING})
+_INDEX = Struct({"mediaType": TEXT, "manifests": ListOf(_DESCRIPTOR), "config": ANYTHING, "layers": ANYTHING, "fsLayers": ANYTHING})
+_CONFIG = Struct({**_PLATFORM, "rootfs": Struct({"type": TEXT, "diff_ids": ListOf(TEXT)})})
 
 
 # ---------------------------------------------------------------------------------------------- what refers to what
 
 
 def children_in(document: bytes, descriptor: Descriptor) -> list[Descriptor]:
-    """What a manifest or an index refers to, in its order: the config before the layers. Unknown for a document of another kind than its descriptor says."""
+    """What a manifest or an index refers to, in its order: the config before the layers.
+
+    Unknown for a document of another kind than its descriptor says. InvalidArgument for a child whose digest or size cannot be one, ResourceExhausted for too many of them.
+    """
     manifest = is_manifest(descriptor.media_type)
     if not manifest and not is_index(descriptor.media_type):
         return []
     what = f"{'manifest' if manifest else 'index'} {descriptor.digest}"
-    found = decoded(document, what)
-    own = found.get("mediaType") or ""
+    found = gojson.document(document, _MANIFEST if manifest else _INDEX, what)
+    own = found.get("mediaType", "")
     invalid = f"children: invalid desc {descriptor.digest}: media-type"
-    if found.get("fsLayers"):
+    if "fsLayers" in found:
         raise errors.Unknown(f"{invalid}: schema 1 not supported")
-    if manifest and (found.get("manifests") or own in _INDEXES):
+    if manifest and ("manifests" in found or own in _INDEXES):
         raise errors.Unknown(f"{invalid}: expected manifest but found index ({descriptor.media_type})")
-    if not manifest and (found.get("config") or found.get("layers") or own in _MANIFESTS):
+    if not manifest and ("config" in found or "layers" in found or own in _MANIFESTS):
         raise errors.Unknown(f"{invalid}: expected index but found manifest ({descriptor.media_type})")
-    listed = [found.get("config") or {}, *_items(found, "layers", what)] if manifest else _items(found, "manifests", what)
-    return [descriptor_from_json(child, what) for child in listed]
+    listed = [found.get("config", {}), *(found.get("layers") or ())] if manifest else found.get("manifests") or []
+    if len(listed) > REFERENCES:
+        raise errors.ResourceExhausted(f"{what}: too many descriptors (limit {REFERENCES})")
+    return [_checked(_descriptor(child), what) for child in listed]
 
 
-def _items(found: Mapping[str, Any], key: str, what: str) -> list[Any]:
-    value = found.get(key) or []
-    if not isinstance(value, list):
-        raise errors.Unknown(f"{what}: {key} is not a list")
-    return value
+def _checked(child: Descriptor, what: str) -> Descriptor:
+    """A child of the document ``what`` that may be named in labels and asked for."""
+    try:
+        Digest.parse(child.digest)
+    except ValueError as error:
+        raise errors.InvalidArgument(f"{what}: {quoted(child.digest[:100])}: {error}") from None
+    if child.size < 0:
+        raise errors.InvalidArgument(f"{what}: {child.digest}: invalid descriptor size {child.size}")
+    return child
+
+
+def with_config(document: bytes, descriptor: Descriptor, config: Descriptor) -> bytes:
+    """The manifest ``document``, whose children are right, with another config, as containerd writes it: indented by three."""
+    found = gojson.document(document, _MANIFEST, f"manifest {descriptor.digest}")
+    return encoded({
+        "schemaVersion": found.get("schemaVersion", 0),
+        **{key: found[key] for key in ("mediaType", "artifactType") if found.get(key)},
+        "config": descriptor_to_json(config),
+        "layers": [descriptor_to_json(_descriptor(layer)) for layer in found.get("layers") or ()],
+        **({"subject": descriptor_to_json(_descriptor(found["subject"]))} if found.get("subject") is not None else {}),
+        **({"annotations": dict(sorted(found["annotations"].items()))} if found.get("annotations") else {}),
+    }, indent=3)
 
 
 def reference_labels(children: Iterable[Descriptor]) -> dict[str, str]:
@@ -247,12 +246,9 @@ class Config:
     def parse(cls, document: bytes, digest: str) -> Config:
         """Unknown if it is no config."""
         what = f"unmarshal image config {digest}"
-        found = decoded(document, what)
-        try:
-            rootfs = found.get("rootfs") or {}
-            return cls(platform_from_json(found).normalized(), _list(rootfs, "diff_ids"), _text(rootfs, "type"))
-        except (AttributeError, TypeError):
-            raise errors.Unknown(f"{what}: malformed") from None
+        found = gojson.document(document, _CONFIG, what)
+        rootfs = found.get("rootfs", {})
+        return cls(_platform(found).normalized(), tuple(rootfs.get("diff_ids") or ()), rootfs.get("type", ""))
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:

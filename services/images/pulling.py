@@ -19,7 +19,7 @@ from services.images import names, oci, registry, unpack
 from services.images.asking import client_of, resolved, with_source
 from services.images.converting import converted
 from services.images.fetching import Begun, Fetcher, nobody_follows
-from services.images.graph import Graph
+from services.images.graph import LAYERS, Graph
 from services.images.landing import FileLanding
 from services.images.oci import Descriptor
 from services.images.progress import Tracker
@@ -36,11 +36,13 @@ from services.kit.faults import fault
 class RegistryPuller:
     """Pulls; one for the whole process."""
 
-    def __init__(self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker, verifier: Verifier) -> None:
+    def __init__(self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker, verifier: Verifier, layers: int = LAYERS) -> None:
+        """``layers``: of one image, at most."""
         self._registry = process
         self._fetcher = fetcher
         self._unpacker = unpacker
         self._verifier = verifier
+        self._layers = layers
 
     async def pull(self, source: Registry, destination: ImageStore, node: Node, report: Report) -> None:
         """See ``transfer.Puller``. The errors name the host and the cause."""
@@ -57,7 +59,7 @@ class RegistryPuller:
             await self._verifier.verify(source.reference, root)
             report(Progress(f"Pulling from {source}"))
             report(Progress("fetching image content", source.reference, descriptor=root))
-            graph = Graph(node, destination)
+            graph = Graph(node, destination, self._layers)
             pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted)
             tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
             async with tracker.running():
@@ -98,7 +100,10 @@ class _Pull:
     async def walk(self, descriptor: Descriptor, tracker: Tracker) -> None:
         """Fetch what ``descriptor`` names, and all that is wanted below it."""
         await self._fetch(descriptor, tracker)
-        children = await self._graph.children(descriptor)
+        try:
+            children = await self._graph.children(descriptor)
+        except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:  # of the document; it says what, and not whose
+            raise type(error).verbatim(f"{self._reference.host}/{self._reference.repository}: {error}") from None
         tracker.children(descriptor, children)
         if oci.is_manifest(descriptor.media_type):
             config, layers = unpack.parts(children)

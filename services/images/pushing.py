@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from services.images import oci, platforms, registry, threads
 from services.images.asking import asked, client_of, mountable
 from services.images.budget import Budget
-from services.images.oci import Descriptor, children_in
+from services.images.graph import Walk
+from services.images.oci import Descriptor
 from services.images.progress import Tracker
 from services.images.registry import Client, Pushed, Reference
 from services.images.together import together
@@ -88,14 +89,14 @@ class _Push:
 
     async def run(self, root: Descriptor, tracker: Tracker) -> None:
         """Push everything."""
-        parts = _Parts()
-        await self._find(root, (), parts, tracker)
+        parts, walk = _Parts(), Walk(self._node)
+        await self._find(root, (), parts, walk, tracker)
         await together(self._blob(number, blob, labels, tracker) for number, (blob, labels) in enumerate(parts.blobs.values()))
         await together(self._document(manifest, tracker) for manifest in parts.manifests.values())
         for index in reversed(parts.indexes.values()):
             await self._document(index, tracker)
 
-    async def _find(self, descriptor: Descriptor, above: Sequence[Mapping[str, str]], parts: _Parts, tracker: Tracker) -> None:
+    async def _find(self, descriptor: Descriptor, above: Sequence[Mapping[str, str]], parts: _Parts, walk: Walk, tracker: Tracker) -> None:
         tracker.add(descriptor)
         labels = [*above, descriptor.annotations]
         with contextlib.suppress(errors.NotFound):  # whoever reads it says so
@@ -107,11 +108,11 @@ class _Push:
         found = parts.manifests if manifest else parts.indexes
         found.pop(descriptor.digest, None)  # an index that is named again is pushed before whoever names it last
         found[descriptor.digest] = descriptor
-        children = [child for child in children_in(await self._node.document(descriptor), descriptor)
-                    if child.platform is None or self._wanted.matches(child.platform)]
+        children = [child for child in await walk.children(descriptor) if child.platform is None or self._wanted.matches(child.platform)]
+        walk.follow(children)
         tracker.children(descriptor, children)
         for child in children:
-            await self._find(child, labels, parts, tracker)
+            await self._find(child, labels, parts, walk, tracker)
 
     async def _blob(self, number: int, descriptor: Descriptor, labels: Sequence[Mapping[str, str]], tracker: Tracker) -> None:
         async def read(offset: int) -> AsyncIterator[bytes]:

@@ -14,6 +14,7 @@ from api.containerd.services.transfer.v1 import transfer_pb2 as pb
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from services.images import exporting, importing, names
 from services.images import transfer_convert as convert
+from services.images.graph import LAYERS
 from services.images.leases_remote import Leases
 from services.images.node_remote import RemoteNode
 from services.images.showing import Shown
@@ -57,7 +58,7 @@ class TransferServicer:
     SERVICE = pb.DESCRIPTOR.services_by_name["Transfer"]
 
     def __init__(self, gateway: rpc.Channel, leases: Leases, streams: Streams, appliers: Appliers, unpacker: Unpacker, puller: Puller | None = None,
-                 pusher: Pusher | None = None) -> None:
+                 pusher: Pusher | None = None, layers: int = LAYERS) -> None:
         self._gateway = gateway
         self._leases = leases
         self._appliers = appliers
@@ -65,6 +66,7 @@ class TransferServicer:
         self._unpacker = unpacker
         self._puller = puller
         self._pusher = pusher
+        self._layers = layers
 
     async def Transfer(self, request: pb.TransferRequest, call: Call) -> Empty:
         async with contextlib.AsyncExitStack() as held:
@@ -87,7 +89,7 @@ class TransferServicer:
                 await self._pusher.push(source, destination, node, report)
             case ImportStream(), ImageStore():
                 async with node.leased() as leased:
-                    await importing.imported(source, destination, leased, self._unpacker, report)
+                    await importing.imported(source, destination, leased, self._unpacker, report, self._layers)
             case ImageStore(), ExportStream():
                 async with node.leased() as leased:
                     await exporting.exported(source, destination, leased, report)

@@ -22,10 +22,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
+from services.content.store import Digest
 from services.images import platforms
 from services.images.budget import Budget
 from services.images.chain import Chain
-from services.images.oci import Config, Descriptor, chain_ids, is_config, is_layer
+from services.images.documents import config_of
+from services.images.oci import Descriptor, chain_ids, is_config, is_layer
 from services.images.platforms import OnlySystem
 from services.images.together import together
 from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, LateError, Node, Unpacking
@@ -35,7 +37,7 @@ from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
 from services.snapshots.diff.inherit import Unnamed
-from services.snapshots.store import Mount, Snapshotter
+from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Mount, Snapshotter
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ _DIFF_ID = "containerd.io/snapshot/diff-id"
 _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
 _LAYERS = f"{_INHERITED}cri.image-layers"
+_NOT_THE_IMAGES = frozenset({UID_MAPPING, GID_MAPPING, UPPERDIR, _REF, _DIFF_ID, _PARENT, f"{_INHERITED}max-size"})
+"""Labels of snapshots that are the node's and its clients' to set: an image must not choose the host's ids that own its files (containerd's CVE-2026-53493), nor say what only we know."""
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
 _TRIES = 3
@@ -83,12 +87,14 @@ class Origin(NamedTuple):
 
     def told(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """The layers with annotations that tell it, which become labels of their snapshots; with each the digests of it and those above it, as many as a label holds."""
-        digests = [layer.digest for layer in layers]
         found = []
         for number, layer in enumerate(layers):
-            above = digests[number:]
-            while len(_LAYERS) + len(",".join(above)) > _LABEL_LIMIT:
-                above.pop()
+            above, room = list[str](), _LABEL_LIMIT - len(_LAYERS) + 1
+            for each in layers[number:]:
+                room -= len(each.digest) + 1
+                if room < 0:
+                    break
+                above.append(each.digest)
             found.append(replace(layer, annotations={**layer.annotations, f"{_INHERITED}cri.image-ref": self.reference, f"{_INHERITED}cri.manifest-digest": self.manifest,
                                                      f"{_INHERITED}cri.layer-digest": layer.digest, _LAYERS: ",".join(above)}))
         return found
@@ -151,9 +157,17 @@ class Unpacker:
         The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then no layer was wanted.
         """
         with tracing.span("images.unpack", config=config.digest) as span:
-            what = Config.parse(await node.document(config), config.digest)
+            try:
+                what = await config_of(node, config)
+            except (errors.Unknown, errors.InvalidArgument) as error:
+                raise _explained(error, origin.reference) if origin is not None else error from None
             if len(layers) != len(what.diff_ids):
                 raise errors.Unknown(f"number of layers and diffIDs don't match: {len(layers)} != {len(what.diff_ids)}")
+            for diff_id in what.diff_ids:  # the names of snapshots are made of them
+                try:
+                    Digest.parse(diff_id)
+                except ValueError as error:
+                    raise errors.InvalidArgument(f"image config {config.digest}: diff id {quoted(diff_id[:100])}: {error}") from None
             if not wanted or what.kind not in ("", "layers") or not OnlySystem(platforms.default()).matches(what.platform):
                 return ""
             name = wanted[0].snapshotter
@@ -279,7 +293,7 @@ class _Extraction:
         self._layer = layer
         self._descriptor = layer.descriptor
         self._key = ""
-        labels = {key: value for key, value in layer.descriptor.annotations.items() if key == _REF or key.startswith(_INHERITED)}
+        labels = {key: value for key, value in layer.descriptor.annotations.items() if key.startswith(_INHERITED) and key not in _NOT_THE_IMAGES}
         self._labels = labels | {_REF: layer.chain_id, _DIFF_ID: layer.diff_id} | ({_PARENT: layer.parent} if layer.parent else {})
 
     async def run(self, *, alone: bool = False) -> None:

@@ -20,13 +20,10 @@ from pathlib import Path
 from services.kit import errors
 from services.snapshots import disk, kernel
 from services.snapshots.local import LocalSnapshotter
-from services.snapshots.store import GID_MAPPING, UID_MAPPING, Info, Kind, Mount
+from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Info, Kind, Mount
 from services.snapshots.tree import Row
 
 log = logging.getLogger(__name__)
-
-UPPERDIR = "containerd.io/snapshot/overlay.upperdir"
-"""Label of a snapshot, where the configuration wants it: its ``fs`` directory."""
 
 _NO_ID = 2**32 - 1
 _AGAIN = 10.0

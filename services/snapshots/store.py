@@ -41,6 +41,9 @@ UID_MAPPING = "containerd.io/snapshot/uidmapping"
 GID_MAPPING = "containerd.io/snapshot/gidmapping"
 """Labels of a snapshot whose files are to belong to a user namespace: ``CONTAINER:HOST:SIZE``, several joined by commas."""
 
+UPPERDIR = "containerd.io/snapshot/overlay.upperdir"
+"""Label of a snapshot, where overlay's configuration wants it: its ``fs`` directory."""
+
 
 class Kind(enum.IntEnum):
     """What a snapshot is; the numbers are the contract's."""

@@ -203,7 +203,7 @@ async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode
     (tar_of({"oci-layout": b'{"imageLayoutVersion":"2"}'}), "unsupported OCI version 2"),
     (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}), "missing index.json in OCI layout 1.0.0"),
     (tar_of({"oci-layout": b"{"}), 'untar "oci-layout"'),
-    (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b"[]"}), "not a JSON object"),
+    (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b"[]"}), "a list instead of an object"),
     (docker({}, {}), "not a list of objects"),
     (docker([{"Config": "c"}], {}), 'image config "c" not found'),
     (docker([{"Config": "c", "Layers": ["l"]}], {"c": CONFIG}), 'layer "l" not found'),
@@ -275,7 +275,7 @@ async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> N
     for data in made.blobs.values():
         node.put(data)
     for name, target in images.items():
-        await node.store(Image(name.replace("_", ":"), oci.descriptor_from_json(target, name)))
+        await node.store(Image(name.replace("_", ":"), *oci.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(oci.INDEX, name, 0))))
 
 
 async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:

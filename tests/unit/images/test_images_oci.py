@@ -11,7 +11,8 @@ from services.images.oci import Config, Descriptor
 from services.images.platforms import Platform
 from services.kit import errors
 
-D = [f"sha256:{n:064x}" for n in range(8)]
+D = [f"sha256:{n:064x}" for n in range(0, 0x80, 0x10)]
+INDEX = Descriptor(oci.INDEX, D[0], 0)
 
 
 def test_json_is_gos() -> None:
@@ -21,19 +22,59 @@ def test_json_is_gos() -> None:
 
 def test_a_descriptor_goes_there_and_back() -> None:
     """In the order of Go's fields, without what is empty, annotations sorted."""
-    full = Descriptor(oci.MANIFEST, D[1], 7, {"b": "2", "a": "1"}, Platform("linux", "arm", "v7", "1", ("f",)), ("http://x",), "e30=", "t")
+    full = Descriptor(oci.MANIFEST, D[1], 7, {"b": "2", "a": "1"}, Platform("linux", "arm", "v7", "1", ("f",)), ("http://x",), b"{}", "t")
     written = oci.encoded(oci.descriptor_to_json(full))
     assert written == (
         f'{{"mediaType":"{oci.MANIFEST}","digest":"{D[1]}","size":7,"urls":["http://x"],"annotations":{{"a":"1","b":"2"}},"data":"e30=",'
         '"platform":{"architecture":"arm","os":"linux","os.version":"1","os.features":["f"],"variant":"v7"},"artifactType":"t"}').encode()
-    assert oci.descriptor_from_json(json.loads(written), "x") == full
+    assert oci.children_in(b'{"manifests":[' + written + b"]}", INDEX) == [full]
     assert list(oci.descriptor_to_json(Descriptor("m", D[0], 0))) == ["mediaType", "digest", "size"]
 
 
-@pytest.mark.parametrize("found", [[], "x", {"size": "1"}, {"digest": 1}, {"annotations": {"a": 1}}, {"platform": "linux"}, {"urls": ["a", 1]}, None])
-def test_a_malformed_descriptor_is_named(found: object) -> None:
-    with pytest.raises(errors.Unknown, match="index x: malformed descriptor"):
-        oci.descriptor_from_json(found, "index x")
+@pytest.mark.parametrize(("found", "why"), [
+    ("[]", "manifests[1]: a list instead of an object"), ('"x"', "manifests[1]: a string instead of an object"),
+    ('{"size":"1"}', "manifests[1].size: a string instead of an integer"), ('{"size":1.0}', "manifests[1].size: a number that is no integer from"),
+    ('{"size":NaN}', 'invalid character "N" at byte '), ('{"size":9223372036854775808}', "manifests[1].size: a number that is no integer from"),
+    ('{"digest":1}', "manifests[1].digest: a number instead of a string"), ('{"annotations":{"a":1}}', 'manifests[1].annotations["a"]: a number instead of a string'),
+    ('{"platform":"linux"}', "manifests[1].platform: a string instead of an object"), ('{"urls":["a",1]}', "manifests[1].urls[1]: a number instead of a string"),
+    ('{"data":"e30"}', "manifests[1].data: a string that is not in base64"),
+])
+def test_a_malformed_descriptor_is_named(found: str, why: str) -> None:
+    with pytest.raises(errors.Unknown) as caught:
+        oci.children_in(f'{{"manifests":[{{"digest":"{D[0]}"}},{found}]}}'.encode(), INDEX)
+    assert f"index {D[0]}: {why}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("found", "why"), [
+    ('{"size":1}', '"": invalid checksum digest format'), ("null", '"": invalid checksum digest format'),
+    ('{"digest":"sha256:abc"}', '"sha256:abc": invalid checksum digest length'), (f'{{"digest":"{D[1].replace("0", "A")}"}}', '1A": invalid checksum digest format'),
+    ('{"digest":"md5:0123456789abcdef0123456789abcdef"}', '"md5:0123456789abcdef0123456789abcdef": unsupported digest algorithm'), ('{"digest":"../../\\u001b[2J"}', '"../../\\u001b[2J": invalid checksum digest format'),
+    (f'{{"digest":"{D[1]}","size":-1}}', f"{D[1]}: invalid descriptor size -1"),
+])
+def test_a_child_that_cannot_be_one_is_refused(found: str, why: str) -> None:
+    """Before anybody writes a label of it, or asks for it."""
+    for document, descriptor in ((f'{{"manifests":[{found}]}}', INDEX), (f'{{"config":{found}}}', Descriptor(oci.MANIFEST, D[0], 0))):
+        with pytest.raises(errors.InvalidArgument) as caught:
+            oci.children_in(document.encode(), descriptor)
+        assert str(caught.value).startswith(("index ", "manifest "))
+        assert f"{why}: invalid argument" in str(caught.value)
+
+
+def test_names_are_read_as_go_reads_them() -> None:
+    """containerd pulls such images: names of fields without regard to case, of duplicates the last, objects merged; keys of annotations as they are."""
+    document = f"""{{"Config":{{"MEDIATYPE":"{oci.CONFIG}","digest":"{D[1]}","digest":"{D[2]}"}},"CONFIG":{{"Size":3}},
+                   "lAYERS":[{{"digest":"{D[3]}","annotations":{{"A":"1","a":"2","b":null,"c":"\\ud800"}},"platform":null}}],"x":{"[" * 5000}{"]" * 5000}}}"""
+    assert oci.children_in(document.encode(), Descriptor(oci.MANIFEST, D[0], 0)) == [
+        Descriptor(oci.CONFIG, D[2], 3), Descriptor("", D[3], 0, {"A": "1", "a": "2", "b": "", "c": "\ufffd"})]
+    assert Config.parse(f'{{"OS":"linux","RootFS":{{"Diff_IDs":["{D[1]}"],"Type":"layers"}}}}'.encode(), "c").diff_ids == (D[1],)
+
+
+def test_a_document_names_a_number_of_others() -> None:
+    """No more than a walk may meet."""
+    child = f'{{"digest":"{D[1]}"}}'
+    assert len(oci.children_in(f'{{"manifests":[{",".join([child] * oci.REFERENCES)}]}}'.encode(), INDEX)) == oci.REFERENCES
+    with pytest.raises(errors.ResourceExhausted, match="too many descriptors"):
+        oci.children_in(f'{{"manifests":[{",".join([child] * (oci.REFERENCES + 1))}]}}'.encode(), INDEX)
 
 
 def manifest(**more: object) -> bytes:
@@ -47,13 +88,16 @@ def test_children_are_the_config_and_then_the_layers() -> None:
 
 
 @pytest.mark.parametrize(("document", "media_type", "why"), [
-    (b"[]", oci.MANIFEST, "not a JSON object"),
+    (b"[]", oci.MANIFEST, "a list instead of an object"),
     (b"{", oci.INDEX, "index"),
     (manifest(manifests=[{}]), oci.MANIFEST, "expected manifest but found index"),
     (manifest(mediaType=oci.INDEX), oci.MANIFEST, "expected manifest but found index"),
     (manifest(), oci.INDEX, "expected index but found manifest"),
     (b'{"fsLayers":[1]}', oci.DOCKER_MANIFEST, "schema 1 not supported"),
-    (b'{"manifests":{"a":1}}', oci.INDEX, "not a list"),
+    (b'{"fsLayers":null}', oci.DOCKER_MANIFEST, "schema 1 not supported"),
+    (manifest(manifests=[]), oci.MANIFEST, "expected manifest but found index"),
+    (b'{"manifests":[],"Layers":null}', oci.INDEX, "expected index but found manifest"),
+    (b'{"manifests":{"a":1}}', oci.INDEX, "manifests: an object instead of a list"),
 ])
 def test_a_document_that_is_not_what_its_descriptor_says(document: bytes, media_type: str, why: str) -> None:
     with pytest.raises(errors.Unknown, match=why):
