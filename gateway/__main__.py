@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 
 from gateway.config import Config, ProxyPlugin
@@ -16,7 +15,7 @@ from gateway.relay import Relay
 from gateway.routes import Routes
 from gateway.snapshots import SnapshotsServicer
 from gateway.version import VersionServicer
-from services.kit import process, rpc, settings, ttrpc
+from services.kit import loops, process, rpc, settings, ttrpc
 from services.kit.health import HealthServicer
 from services.snapshots.config import Config as Snapshots
 
@@ -42,8 +41,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     with process.owned(node.root / "gateway"), process.owned(node.state / "gateway"):
         async with AsyncExitStack() as stack:
             for upstream in routes.upstreams.values():
-                watch = asyncio.ensure_future(upstream.watch())
-                stack.callback(watch.cancel)
+                stack.callback(loops.start(f"the watch of service {upstream.name}", upstream.watch).cancel)
             internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]
             await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True))
             await stack.enter_async_context(ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)]))

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from api.splitd.records.v1 import records_pb2 as pb
 from gateway.upstream import Upstream
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.rpc import Call
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Records:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(loops.told)
 
     async def call(self, name: str, request: Any, call: Call, *, timeout: float = 30.0) -> Any:
         """One Records call as ``call``'s client; a Begin waits for the announcement first."""

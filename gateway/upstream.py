@@ -55,7 +55,7 @@ class Upstream:
         return f"service {self.name} is not reachable since {self.down_seconds:.1f}s"
 
     async def watch(self) -> None:
-        """Keep the connection, and know whether it is there; runs as long as the gateway does."""
+        """Keep the connection, and know whether it is there; for :func:`services.kit.loops.lasting`. Cancelled, it closes the connection."""
         try:
             async for connected in self.channel.connections():
                 if connected and not self.up:
@@ -66,10 +66,17 @@ class Upstream:
                         callback()
                 elif self.up and not connected:
                     log.warning("service %s went away", self.name)
-                    self._since = time.monotonic()
-                    self._up.clear()
-        finally:
+                    self._went_away()
+        except asyncio.CancelledError:
             await self.channel.close()
+            raise
+        finally:
+            if self.up:  # nobody would see it go any more; whoever watches again sees it come
+                self._went_away()
+
+    def _went_away(self) -> None:
+        self._since = time.monotonic()
+        self._up.clear()
 
     def is_ready(self) -> bool:
         """Whether a call can go to it now."""

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
-from services.kit import errors, rpc
+from services.kit import errors, loops, rpc
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Leases:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Leases]:
         """End what is left, in the background, while the block lasts; nobody waits for it."""
-        ending = asyncio.create_task(self._run())
+        ending = loops.start("the end of leases", self._run)
         try:
             yield self
         finally:

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import config, errors, rpc, settings, stacks, tracing
+from services.kit import config, errors, loops, rpc, settings, stacks, tracing
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.wire import limits
@@ -133,7 +133,7 @@ def _less_garbage_collection() -> None:
 
 
 async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:
-    giving = asyncio.ensure_future(_give_back_memory())
+    giving = loops.start("giving back memory", _give_back_memory)
     try:
         await serve(file, node)
     finally:

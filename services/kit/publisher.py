@@ -26,7 +26,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 
 from api.containerd.services.events.v1 import events_pb2
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.any import pack
 from services.kit.rpc import Channel
 
@@ -100,6 +100,9 @@ class Publisher:
             except errors.NodeError as error:
                 log.error("the gateway refused event %s of namespace %s: %s", request.envelope.topic, request.envelope.namespace, error)
                 return
+            except Exception:  # a fault of ours, which would hold back all events after this one
+                log.exception("event %s of namespace %s cannot be sent", request.envelope.topic, request.envelope.namespace)
+                return
             else:
                 return
 
@@ -112,7 +115,7 @@ class Publisher:
     @contextlib.asynccontextmanager
     async def running(self, *, grace: float = 2.0) -> AsyncIterator[Publisher]:
         """Send in the background while the block lasts, and for at most ``grace`` seconds more what is left at its end."""
-        sending = asyncio.create_task(self.run())
+        sending = loops.start("the sending of events", self.run)
         try:
             yield self
             if not await self.flushed(grace):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.faults import fault
 from services.metadata import schema
 from services.metadata.database import Busy, Database, check_not_sweeping, ensure_namespace
@@ -63,6 +63,7 @@ class Intents:
         if self._resolving is not None:
             self._resolving.cancel()
         self._resolving = asyncio.ensure_future(self._resolve_all(known))
+        self._resolving.add_done_callback(loops.told)
         if self._database.collector is not None:
             self._database.collector.connected()
         return await self._database.store_id()
@@ -113,6 +114,7 @@ class Intents:
         task = asyncio.ensure_future(work)
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
+        task.add_done_callback(loops.told)
 
     async def finish(self, id_: str, outcome: Outcome, *, patience: float | None = None) -> Finished:
         """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an intent that nobody remembers. ``patience``: see ``Database.write``."""

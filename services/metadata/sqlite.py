@@ -229,8 +229,8 @@ class SqliteTransactions:
                     self._in_flight = False
             else:
                 self._writer.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            log.error("the metadata store cannot write %s: %s", self._path, error)
+        except Exception as error:  # whatever it is: those who wait must hear of it
+            log.error("the metadata store cannot write %s: %s", self._path, error, exc_info=not isinstance(error, (sqlite3.Error, OSError)))
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
             for waiting in batch or self._take_all():

@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
-from services.kit import errors, filters, tracing
+from services.kit import errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.snapshots import disk
 from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
@@ -329,6 +329,7 @@ class LocalSnapshotter(ABC):
     def _sweep(self) -> None:
         """Begin to remove all that has no record."""
         self._sweeping = asyncio.ensure_future(self._swept())
+        self._sweeping.add_done_callback(loops.told)
 
     async def _swept(self) -> None:
         try:
@@ -341,6 +342,7 @@ class LocalSnapshotter(ABC):
         self._trash.update(paths)
         if self._trash and (self._emptying is None or self._emptying.done()):
             self._emptying = asyncio.ensure_future(self._empty())
+            self._emptying.add_done_callback(loops.told)
 
     async def _empty(self) -> None:
         while self._trash:

@@ -16,7 +16,7 @@ from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.grpc.health.v1 import health_pb2
-from services.kit import errors, rpc
+from services.kit import errors, loops, rpc
 from services.kit.publisher import Publisher
 from services.tasks import convert
 from services.tasks.store import Container, Descriptor, Exit, Mount
@@ -96,7 +96,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def watched(self, returned: Callable[[float], None]) -> AsyncIterator[None]:
         """Keep ``reachable`` true to life, and tell ``returned`` when the gateway is back after an outage: with the time at which it was last there."""
-        watching = asyncio.ensure_future(self._watch(returned))
+        watching = loops.start("the watch of the gateway", lambda: self._watch(returned))
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 
-from services.kit import errors
+from services.kit import errors, loops
 from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Node, Status, Tasks
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class RestartMonitor:
     async def running(self, tasks: Tasks) -> AsyncIterator[None]:
         """Watch until the block ends."""
         self._tasks = tasks
-        watching = asyncio.ensure_future(self._run())
+        watching = loops.start("the restart monitor", self._run)
         try:
             yield
         finally:
@@ -132,6 +132,7 @@ class RestartMonitor:
         job = asyncio.ensure_future(self._look_at_one(namespace, name))
         self._hurried.add(job)
         job.add_done_callback(self._hurried.discard)
+        job.add_done_callback(loops.told)
 
     async def _look_at_one(self, namespace: str, name: str) -> None:
         try:

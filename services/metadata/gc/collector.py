@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
@@ -98,7 +98,7 @@ class Collector:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Collector]:
         """Collect in the background while the block lasts."""
-        loop = asyncio.create_task(self._run())
+        loop = loops.start("the collector", self._run)
         try:
             yield self
         finally:
@@ -240,6 +240,7 @@ class Collector:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
+        task.add_done_callback(loops.told)
 
     def _fail(self, waiting: Iterable[asyncio.Future[Collected]], error: errors.NodeError) -> None:
         for future in waiting:

@@ -1,0 +1,58 @@
+"""The gateway's watch of a service: what becomes of it when something in it fails that nobody thought of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.supervision import Supervision
+from gateway.upstream import Upstream
+from services.kit import loops
+
+
+class FakeChannel:
+    """A connection that is there as soon as it is watched."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def connections(self) -> AsyncIterator[bool]:
+        yield True
+        await asyncio.Event().wait()
+
+    def connected(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_watch_that_fails_begins_anew_and_tells_again_that_the_service_is_there(place: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                                       caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever wants to know of the connection (Records announces the gateway) hears of it after all; meanwhile the service counts as away, not as there for ever."""
+    monkeypatch.setattr(loops, "PAUSE", 0.001)
+    upstream = Upstream("metadata", place / "metadata.sock", "metadata", Supervision(place / "supervisor.sock"), hold=5.0)
+    channel = FakeChannel()
+    upstream.channel = channel  # type: ignore[assignment]
+    told: list[bool] = []
+    heard = asyncio.Event()
+
+    def callback() -> None:
+        told.append(upstream.up)
+        if len(told) == 1:
+            raise ZeroDivisionError("unthought of")
+        heard.set()
+
+    upstream.on_connect.append(callback)
+    watch = loops.start("the watch of service metadata", upstream.watch)
+    await asyncio.wait_for(heard.wait(), 15)
+    assert told == [True, True]
+    assert "the watch of service metadata failed" in caplog.text
+    assert upstream.is_ready()
+    watch.cancel()
+    await asyncio.wait([watch])
+    assert channel.closed
+    assert not upstream.up
