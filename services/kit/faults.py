@@ -2,7 +2,7 @@
 
 A test makes the file ``$SPLITD_FAULTS/POINT`` (the directory is given to the whole node by the environment); the first
 process to reach the point removes the file and does what it says, so that its successor gets past it. An empty file: it dies by SIGKILL. ``hang``: it never returns.
-``hang-in-c``: nor does it ever let go of the GIL. ``sleep SECONDS``: it returns late. Without the variable a point costs one comparison.
+``hang-in-c``: nor does it ever let go of the GIL. ``sleep SECONDS``: it returns late. ``wait-in-kernel``: it is in state D until its child dies. Without the variable a point costs one comparison.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+
+CLONE_VFORK = 0x4000
+"""The caller waits in the kernel (state D) until the child ends or executes a program."""
 
 _DIRECTORY = os.environ.get("SPLITD_FAULTS", "")
 
@@ -38,6 +41,12 @@ def fault(point: str) -> None:
             libc = ctypes.PyDLL(None)
             libc.pthread_mutex_lock(mutex)
             libc.pthread_mutex_lock(mutex)
+        case ["wait-in-kernel"]:
+            import ctypes
+
+            without_gil = ctypes.CDLL(None)
+            stack = ctypes.create_string_buffer(1 << 16)
+            without_gil.clone(without_gil.pause, ctypes.byref(stack, 1 << 15), CLONE_VFORK | signal.SIGCHLD, None)
         case ["sleep", seconds]:
             time.sleep(float(seconds))
         case _:

@@ -100,6 +100,26 @@ def test_who_is_stopped_or_starts_slowly_is_not_killed(node: Node, faults: Path)
     assert killed(node) == kills
 
 
+def test_who_waits_in_the_kernel_is_reported_and_not_killed(node: Node, faults: Path) -> None:
+    """State D: both logs tell, ``splitd status`` tells of the silence; when it comes back, it is the same process."""
+    pids, kills = node.pids(), killed(node)
+    (faults / "metadata.loop").write_text("wait-in-kernel")
+    said = f"pid {pids['metadata']} has not answered for "
+    eventually(lambda: said in (node.root / "log" / "supervisord.log").read_text(), "nobody reports it", 30)
+    assert watched(node)["metadata"].silent >= SILENCE
+    [trouble] = [service["trouble"] for service in node.status()["services"] if service["name"] == "metadata"]
+    assert "its loop has been silent for " in trouble
+    stay(node, 2, pids)
+    [line] = [line for line in (node.root / "log" / "metadata.log").read_text().splitlines() if said in line]
+    assert "waits in the kernel" in line
+    assert "not killed" in line
+    for child in Path(f"/proc/{pids['metadata']}/task/{pids['metadata']}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    node.wait_healthy(30)
+    assert node.pids() == pids
+    assert killed(node) == kills
+
+
 def test_a_watchdog_that_did_not_run_and_a_machine_that_is_busy_end_nobody(node: Node) -> None:
     """supervisord stopped for longer than the time of silence, then twenty busy loops for as long."""
     pids, kills = node.pids(), killed(node)
