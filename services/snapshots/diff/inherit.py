@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import stat
-from typing import NamedTuple
+from collections import namedtuple
 
 from services.snapshots.diff.paths import Resolver
 
@@ -33,14 +33,15 @@ class HandsDownError(Exception):
     """A directory of the layers below has an ACL that what was made in it should have got when it was made."""
 
 
-class Unnamed(NamedTuple):
+class Unnamed(namedtuple("Unnamed", "path inside named", defaults=(False, False))):  # noqa: PYI024 typing's would bring re into each worker
     """A directory that a layer made because entries are in it."""
 
+    __slots__ = ()
     path: bytes
     """Absolute, the layer being the root."""
-    inside: bool = False
+    inside: bool
     """When it was made, the directory above was one that the layer had not named: that hands its group down, if the layers below say so."""
-    named: bool = False
+    named: bool
     """An entry named it later. It has what that says; extended attributes of the layers below remain."""
 
     def encoded(self) -> bytes:
