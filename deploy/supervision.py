@@ -101,7 +101,7 @@ class Status:
     pid: int
     uptime: float
     restarts: int
-    """How often it ended by itself and was started again since supervisord started, as far as supervisord's log reaches back."""
+    """How often it ended by itself and was started again since supervisord started."""
     trouble: str
     """Why it could not be started, if so."""
     watched: Watched
@@ -133,9 +133,8 @@ class Supervisor:
 
     def processes(self) -> dict[str, Status]:
         """All processes by name, in the order of the table."""
-        ended = ended_by_themselves(self._place.logs / "supervisord.log", self.pid())
         infos = {info["name"]: info for info in self._call("getAllProcessInfo")}
-        watched = self._watched()
+        seen = self._seen()
         found = {}
         for process in PROCESSES:
             info = infos.get(process.name)
@@ -143,15 +142,18 @@ class Supervisor:
                 found[process.name] = Status(process.name, "ABSENT", 0, 0.0, 0, "this node was started by a splitd without it: down, then up", Watched())
                 continue
             running = info["statename"] == RUNNING
+            ended, watched = seen.get(process.name, (0, Watched()))
             found[process.name] = Status(process.name, info["statename"], info["pid"] if running else 0, float(info["now"] - info["start"]) if running else 0.0,
-                                         ended.get(process.name, 0), info["spawnerr"], watched.get(process.name, Watched()))
+                                         ended, info["spawnerr"], watched)
         return found
 
-    def _watched(self) -> dict[str, Watched]:
+    def _seen(self) -> dict[str, tuple[int, Watched]]:
+        """What our code inside supervisord has seen of each process: how often it ended by itself, and what the watchdog knows."""
         try:
-            return {info["name"]: Watched(info["silent"], info["killed"], info["why"], info["at"]) for info in self._call("watchdog.getStatus")}
+            infos = self._call("watchdog.getStatus")
         except Unknown:
             return {}  # this node was started by a splitd without a watchdog
+        return {info["name"]: (info["ended"], Watched(info["silent"], info["killed"], info["why"], info["at"])) for info in infos}
 
     def start(self, process: Process) -> None:
         """Start one that is stopped."""
@@ -198,23 +200,6 @@ class NotRunning(Failure):
 def not_up(place: Place) -> NotUp:
     """What every verb says of a node that is not up."""
     return NotUp(f"no node is up at {place.state} (start it: {place.hint('up')})", 3)
-
-
-def ended_by_themselves(log: Path, pid: int) -> dict[str, int]:
-    """How often each process ended by itself under the supervisord ``pid``, counted in its log."""
-    ended: dict[str, int] = {}
-    for path in (log.with_name(log.name + ".2"), log.with_name(log.name + ".1"), log):
-        try:
-            lines = path.read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            if line.endswith(f"supervisord started with pid {pid}"):
-                ended.clear()
-            elif " INFO exited: " in line or " WARN exited: " in line:
-                name = line.partition(" exited: ")[2].split(" ")[0]
-                ended[name] = ended.get(name, 0) + 1
-    return ended
 
 
 # ------------------------------------------------------------------------------------------ starting and ending

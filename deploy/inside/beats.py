@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from supervisor import events
 from supervisor.states import ProcessStates
 
 from deploy.inside.watchdog import Child, Kills, Limits, Watchdog
@@ -55,6 +56,7 @@ class Beats:
     def __init__(self, supervisord: Any, path: str, limits: Limits) -> None:
         self._supervisord = supervisord
         self._watchdog = Watchdog(limits, Proc(), self._say)
+        self._ended: dict[str, int] = {}
         self._failed = False
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -92,6 +94,11 @@ class Beats:
         """Called in an except block, when :meth:`handle_read_event` failed: tried again at the next beat."""
         self._fail(sys.exc_info()[1])
 
+    def ended(self, event: Any) -> None:
+        """Of supervisord's events: a process has ended by itself, and is started again."""
+        name = event.process.config.name
+        self._ended[name] = self._ended.get(name, 0) + 1
+
     # what the watchdog does
 
     def _children(self) -> Iterator[Child]:
@@ -117,11 +124,11 @@ class Beats:
             self._supervisord.options.logger.critical(f"watchdog: {error!r}")
 
     def status(self) -> list[dict[str, Any]]:
-        """Of each process: how long it has been silent (0.0 if no longer than it may), how many of its name were killed, and of the last why and when."""
+        """Of each process: how often it ended by itself, how long it has been silent (0.0 if no longer than it may), how many of its name were killed, and of the last why and when."""
         found = []
         for name in sorted({name for group in self._supervisord.process_groups.values() for name in group.processes}):
             kills = self._watchdog.kills.get(name, Kills())
-            found.append({"name": name, "silent": round(self._watchdog.late(name), 1), "killed": kills.count, "why": kills.why, "at": kills.at})
+            found.append({"name": name, "ended": self._ended.get(name, 0), "silent": round(self._watchdog.late(name), 1), "killed": kills.count, "why": kills.why, "at": kills.at})
         return found
 
 
@@ -140,4 +147,5 @@ def make(supervisord: Any, *, socket: str, silence: str, start: str, beat: str) 
     """Called by supervisord once its options are read, before it starts anything; the last three are seconds, ``inf`` where nobody is watched."""
     beats = Beats(supervisord, socket, Limits(float(silence), float(start), float(beat)))
     supervisord.options.get_socket_map()[beats.socket.fileno()] = beats
+    events.subscribe(events.ProcessStateExitedEvent, beats.ended)
     return Interface(beats)

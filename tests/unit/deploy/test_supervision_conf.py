@@ -1,4 +1,4 @@
-"""supervisord's configuration as it is rendered, and as supervisord itself reads it; and what is counted in its log."""
+"""supervisord's configuration as it is rendered, and as supervisord itself reads it."""
 
 from __future__ import annotations
 
@@ -90,26 +90,6 @@ def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
     assert set(found) == {"PATH", "OTEL_EXPORTER_OTLP_ENDPOINT", "SPLITD_LOG", "https_proxy", "PYTHONUNBUFFERED"}
     assert found["PATH"].split(":")[:2] == ["/home/me/bin", "/usr/bin"]
     assert "/usr/sbin" in found["PATH"].split(":")
-
-
-LOG = """\
-2026-01-01 00:00:00,000 INFO supervisord started with pid 7
-2026-01-01 00:00:01,000 WARN exited: content (terminated by SIGKILL; not expected)
-2026-01-01 00:00:02,000 INFO supervisord started with pid 8
-2026-01-01 00:00:02,000 INFO spawned: 'content' with pid 9
-2026-01-01 00:00:03,000 WARN exited: content (terminated by SIGKILL; not expected)
-2026-01-01 00:00:04,000 INFO stopped: content (exit status 0)
-2026-01-01 00:00:05,000 INFO exited: tasks (exit status 0; expected)
-2026-01-01 00:00:06,000 WARN exited: content (exit status 1; not expected)
-"""
-
-
-def test_restarts_are_the_ends_that_nobody_asked_for_under_this_supervisord(tmp_path: Path) -> None:
-    """A stop on purpose is none, and what an earlier supervisord saw does not count; rotated logs do."""
-    log = tmp_path / "supervisord.log"
-    log.with_name("supervisord.log.1").write_text(LOG)
-    log.write_text("2026-01-01 00:00:09,000 WARN exited: gateway (exit status 1; not expected)\n")
-    assert supervision.ended_by_themselves(log, 8) == {"content": 2, "tasks": 1, "gateway": 1}
 
 
 def test_the_lock_says_whether_a_node_is_up(tmp_path: Path) -> None:
