@@ -45,7 +45,7 @@ DOCUMENT_LIMIT = 8 << 20
 """Bytes of a document that is read into memory."""
 
 REFERENCES = 10_000
-"""Descriptors that a document may have, and that a walk through an image's documents may meet, those that it meets again counted again, as in containerd 2.4.2."""
+"""Descriptors that a document may have, and that a walk through an image's documents may meet, those that it meets again counted again, as in containerd since 2.4.1."""
 
 
 def is_index(media_type: str) -> bool:

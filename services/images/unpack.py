@@ -50,7 +50,7 @@ _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
 _LAYERS = f"{_INHERITED}cri.image-layers"
 _NOT_THE_IMAGES = frozenset({UID_MAPPING, GID_MAPPING, UPPERDIR, _REF, _DIFF_ID, _PARENT, f"{_INHERITED}max-size"})
-"""Labels of snapshots that are the node's and its clients' to set: an image must not choose the host's ids that own its files (containerd's CVE-2026-53493), nor say what only we know."""
+"""Labels of snapshots that are the node's and its clients' to set: an image must not choose the host's ids that own its files (containerd drops these since 2.4.1), nor say what only we know."""
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
 _TRIES = 3

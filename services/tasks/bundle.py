@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.kit import errors, identifiers
+from services.kit import errors, gojson, identifiers
+from services.kit.gojson import INTEGER, TEXT, Struct
+from services.tasks import spec as specs
 
 TASKS = "io.containerd.runtime.v2.task"
 
@@ -38,6 +40,18 @@ class Address:
     protocol: str
     address: str
     version: int
+
+
+_ADDRESS = Struct({"version": INTEGER, "address": TEXT, "protocol": TEXT})
+
+
+def address_of(data: bytes) -> Address | None:
+    """An address in the JSON of ``bootstrap.json``, which shims print too; None if it is none."""
+    try:
+        found = gojson.read(data, _ADDRESS)
+    except gojson.Malformed:
+        return None
+    return Address(found["protocol"], found["address"], found["version"]) if found.get("protocol") and found.get("address") and found.get("version") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +140,9 @@ class Bundle:
 
     def read_address(self) -> Address | None:
         """How to reach the shim; None if that was never known. Shims before 1.7 leave a bare ``address``, which containerd reads too."""
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            fields = json.loads((self.path / "bootstrap.json").read_text())
-            return Address(str(fields["protocol"]), str(fields["address"]), int(fields["version"]))
+        with contextlib.suppress(FileNotFoundError):
+            if (found := address_of((self.path / "bootstrap.json").read_bytes())) is not None:
+                return found
         try:
             text = (self.path / "address").read_text().strip()
         except FileNotFoundError:
@@ -138,15 +152,9 @@ class Bundle:
     def spec(self) -> dict[str, Any]:
         """The OCI spec; empty if there is none to read."""
         try:
-            found = json.loads((self.path / "config.json").read_bytes())
-        except (OSError, ValueError):
+            return specs.read((self.path / "config.json").read_bytes())
+        except (OSError, errors.Unknown):
             return {}
-        return found if isinstance(found, dict) else {}
-
-    def own_pids(self) -> bool:
-        """Whether the spec asks for a pid namespace of its own: with its init all of the task dies then."""
-        namespaces = (self.spec().get("linux") or {}).get("namespaces") or ()
-        return any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
 
     def init_pid(self) -> int:
         """The pid that the shim wrote down for the task's init, 0 if it never had one."""
@@ -154,17 +162,6 @@ class Bundle:
             return int((self.path / "init.pid").read_text())
         except (FileNotFoundError, ValueError):
             return 0
-
-
-def remapped_gid(spec: bytes) -> int:
-    """The host's group for group 0 of the spec's user namespace; 0 if it has none. Most specs have none, and are not parsed."""
-    if b"idMappings" not in spec:
-        return 0
-    try:
-        linux = json.loads(spec).get("linux") or {}
-        return next((int(m.get("hostID", 0)) for m in linux.get("gidMappings") or () if not m.get("containerID")), 0)
-    except (ValueError, AttributeError) as error:
-        raise errors.Unknown(f"spec: {error}") from None
 
 
 def _mkdir(path: Path, mode: int, *, exist_ok: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from google.protobuf.any_pb2 import Any
@@ -15,7 +14,9 @@ from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.types import descriptor_pb2, introspection_pb2, metrics_pb2, mount_pb2
 from api.containerd.types.runc.options import oci_pb2
 from api.containerd.types.task import task_pb2
+from services.kit import gojson
 from services.kit.any import unpack
+from services.kit.gojson import BOOLEAN, Optional, Struct
 from services.tasks.store import IO, Container, CreateOptions, Descriptor, Exit, Metric, Mount, Opaque, Process, ProcessInfo, Status
 
 _SECOND = 1_000_000_000
@@ -141,11 +142,14 @@ def exec_id_of(info: ProcessInfo) -> str:
     return "" if details is None else details.exec_id
 
 
+_FEATURES = Struct({"linux": Optional(Struct({"mountExtensions": Optional(Struct({"idmap": Optional(Struct({"enabled": BOOLEAN}))}))}))})
+
+
 def features_from_info(output: bytes) -> dict[str, object] | None:
-    """The OCI runtime's features in a shim's RuntimeInfo; None where it has none, or of another type."""
+    """The OCI runtime's features in a shim's RuntimeInfo, those that are asked for; None where it has none, or of another type."""
     try:
         info = introspection_pb2.RuntimeInfo.FromString(output)
-        features = json.loads(info.features.value) if info.features.type_url.endswith("runtime-spec/1/features/Features") else None
-    except (DecodeError, ValueError):
+        found: dict[str, object] | None = gojson.read(info.features.value, _FEATURES) if info.features.type_url.endswith("runtime-spec/1/features/Features") else None
+    except (DecodeError, gojson.Malformed):
         return None
-    return features if isinstance(features, dict) else None
+    return found

@@ -31,10 +31,11 @@ from typing import Any, Self, TypeVar
 from services.kit import errors, filters, identifiers, rpc, tracing
 from services.kit.faults import fault
 from services.tasks import checkpoint
-from services.tasks.bundle import TASKS, Address, Bundle, remapped_gid
+from services.tasks import spec as specs
+from services.tasks.bundle import TASKS, Address, Bundle
 from services.tasks.config import Config
 from services.tasks.convert import exec_id_of
-from services.tasks.shim import Connection, Environment, Program, Programs, check_id_mapped_mounts, uses_id_mapped_mounts, with_runc_root
+from services.tasks.shim import Connection, Environment, Program, Programs, check_id_mapped_mounts, with_runc_root
 from services.tasks.store import (
     IO,
     Container,
@@ -269,7 +270,7 @@ class LocalTasks:
             task = _Task(bundle, Program(program, bundle, self._environment))
             try:
                 task.open_log()
-                if container.spec is not None and uses_id_mapped_mounts(container.spec.value):
+                if container.spec is not None and await specs.looked_into(container.spec.value, specs.uses_id_mapped_mounts):
                     with _prefixed("failed to validate OCI runtime features: "):
                         check_id_mapped_mounts(await task.program.features(chosen, self._config.call_timeout))
                 await self._start_shim(task, chosen)
@@ -305,7 +306,7 @@ class LocalTasks:
 
     async def _make_bundle(self, bundle: Bundle, spec: Opaque | None) -> None:
         content = spec.value if spec is not None and spec.value else None
-        gid = remapped_gid(content) if content else 0
+        gid = await specs.looked_into(content, specs.remapped_gid) if content else 0
         try:
             bundle.create(content, gid=gid)
         except FileExistsError:
@@ -796,7 +797,7 @@ class LocalTasks:
         # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the same-named container of another node on
         # this machine shares; where SIGKILL of the init is enough (its pid namespace goes with it) nobody else's processes are to be killed.
         task = self._tasks.get((namespace, name))
-        with_init = everything and not exec_id and signal == SIGKILL and task is not None and task.bundle.own_pids()
+        with_init = everything and not exec_id and signal == SIGKILL and task is not None and specs.own_pids(await asyncio.to_thread(task.bundle.spec))
         if exec_id or with_init:
             everything = False
         try:

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from services.kit import errors, loops
+from services.tasks import spec as specs
 from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Node, Status, Tasks
 
 log = logging.getLogger(__name__)
@@ -225,21 +226,16 @@ class RestartMonitor:
                 await self._tasks.delete(namespace, container.id)
             raise
 
-    async def _rootfs(self, namespace: str, container: Container, spec: Mapping[str, object]) -> tuple[Mount, ...]:
+    async def _rootfs(self, namespace: str, container: Container, spec: Mapping[str, Any]) -> tuple[Mount, ...]:
         """The snapshot's mounts, with the spec's SELinux label, as a client that starts the container would send them."""
         if not container.snapshot_key:
             return ()
         if not container.snapshotter:
             raise errors.InvalidArgument(f"unable to resolve rootfs mounts without snapshotter on container {container.id}")
         mounts = await self._node.mounts(namespace, container.snapshotter, container.snapshot_key)
-        linux = spec.get("linux")
-        label = linux.get("mountLabel") if isinstance(linux, dict) else ""
+        label = (spec.get("linux") or {}).get("mountLabel", "")
         return tuple(replace(m, options=(*m.options, f'context="{label}"')) for m in mounts) if label else mounts
 
 
-def _spec(container: Container) -> dict[str, dict[str, object]]:
-    try:
-        found = json.loads(container.spec.value) if container.spec is not None else {}
-    except ValueError as error:
-        raise errors.InvalidArgument(f"spec of container {container.id}: {error}") from None
-    return found if isinstance(found, dict) else {}
+def _spec(container: Container) -> dict[str, Any]:
+    return specs.read(container.spec.value, f"spec of container {container.id}", errors.InvalidArgument) if container.spec is not None else {}

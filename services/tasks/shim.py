@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -30,7 +29,7 @@ from services.kit.any import type_name
 from services.kit.identifiers import quoted
 from services.kit.version import VERSION
 from services.tasks import convert
-from services.tasks.bundle import Address, Bundle
+from services.tasks.bundle import Address, Bundle, address_of
 from services.tasks.store import IO, Exit, Mount, Opaque, Process, ProcessInfo
 
 log = logging.getLogger(__name__)
@@ -203,17 +202,6 @@ def _status(code: int) -> str:
     return f"exit status {code}" if code >= 0 else f"signal: {-code}"
 
 
-def uses_id_mapped_mounts(spec: bytes) -> bool:
-    """Whether an OCI spec has mounts with ids of their own. Most do not, and are not parsed."""
-    if b"idmap" not in spec and not (b"uidMappings" in spec and b"mounts" in spec):
-        return False
-    try:
-        mounts = json.loads(spec).get("mounts") or ()
-        return any(m.get("uidMappings") is not None or m.get("gidMappings") is not None or {"idmap", "ridmap"} & set(m.get("options") or ()) for m in mounts)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise errors.InvalidArgument(f"unmarshal spec: {error}") from None
-
-
 def check_id_mapped_mounts(features: dict[str, Any] | None) -> None:
     """Refuse a runtime that would silently ignore id mapped mounts, in containerd's words; one that does not tell its features is not known to."""
     if features is None:
@@ -232,10 +220,8 @@ def parse_address(output: bytes) -> Address:
         if result.address and result.protocol in ("ttrpc", "grpc"):
             return _supported(Address(result.protocol, result.address, result.version))
     text = output.decode(errors="replace").strip()
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        fields = json.loads(text)
-        if fields["version"] >= 2:
-            return _supported(Address(str(fields["protocol"]), str(fields["address"]), int(fields["version"])))
+    if (found := address_of(output)) is not None and found.version >= 2:
+        return _supported(found)
     if not text:
         raise errors.Unknown("the shim printed no address")
     return Address("ttrpc", text, 2)

@@ -323,6 +323,17 @@ class TasksSuite:
         for pid in pids:
             await gone(pid)
 
+    async def test_a_spec_with_more_than_is_known(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
+        """What a client put into a field of its own, 3000 levels of it, is nobody's business: the task runs, and is killed with everything."""
+        record = node.add("deep", "sleep", "100", runtime=runtime)
+        record.spec.value = record.spec.value.removesuffix(b"}") + b',"\\u0078-mine":' + b'{"a":[' * 1500 + b'"\\ud800"' + b"]}" * 1500 + b"}"
+        await tasks.create(NS, "deep", CreateOptions(rootfs=(node.mount,)))
+        pid = await tasks.start(NS, "deep")
+        await tasks.kill(NS, "deep", "", signal.SIGKILL, everything=True)
+        assert (await asyncio.wait_for(tasks.wait(NS, "deep"), 15)).status == 137
+        await gone(pid)
+        await tasks.delete(NS, "deep")
+
     async def test_pause_and_resume(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """A paused task is PAUSED and goes on when resumed; both are told."""
         await start(tasks, node, "p", "sleep", "100", runtime=runtime)

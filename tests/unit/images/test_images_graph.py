@@ -98,7 +98,7 @@ async def test_an_image_has_a_number_of_layers(node: MemoryNode) -> None:
 
 
 async def test_a_malformed_child_is_refused_before_a_label_is_written(node: MemoryNode) -> None:
-    """Also one that is not wanted, or that is said to be a referrer (containerd's GHSA-8647-2jxj-p2rc)."""
+    """Also one that is not wanted, or that is said to be a referrer, whose label is cut from its digest (containerd 2.4.2)."""
     for digest in ("sha256:12", "x", "sha256:" + "g" * 64):
         bad = index(node, (Descriptor(oci.MANIFEST, D, 1), Descriptor(oci.MANIFEST, digest, 1, {oci.SUBJECT: D}, Platform("plan9", "mips"))))
         with pytest.raises(errors.InvalidArgument, match=f'index {bad.digest}: "{digest}": invalid checksum digest'):

@@ -90,7 +90,7 @@ async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, 
 
 
 async def test_an_image_does_not_say_whose_its_files_are(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """Nor what is the node's to say of a snapshot; a client that prepares one itself may (containerd's CVE-2026-53493)."""
+    """Nor what is the node's to say of a snapshot; a client that prepares one itself may (containerd 2.4.1)."""
     prefix = "containerd.io/snapshot/"
     said = {f"{prefix}{name}": "0:1000:65536" for name in ("uidmapping", "gidmapping", "overlay.upperdir", "max-size", "parent-chain-id", "diff-id")} | {
         "containerd.io/snapshot.ref": "x", "containerd.io/gc.root": "x", f"{prefix}stargz/toc.digest": "kept", f"{prefix}UIDMapping": "kept: another key"}

@@ -20,7 +20,6 @@ from services.tasks.shim import (
     check_id_mapped_mounts,
     parse_address,
     socket_path,
-    uses_id_mapped_mounts,
     with_runc_root,
 )
 from services.tasks.store import Opaque
@@ -179,16 +178,6 @@ def test_timeouts_have_containerds_names(place: Path) -> None:
     file.write_text('[timeouts]\n"io.containerd.timeout.shim.load" = "soon"\n')
     with pytest.raises(errors.InvalidArgument, match=r"c\.toml: \[timeouts\] io\.containerd\.timeout\.shim\.load: 'soon' is not a duration"):
         config.load(settings.read(file))
-
-
-@pytest.mark.parametrize(("spec", "uses"), [
-    (b"{}", False), (b'{"mounts": [{"options": ["rbind"]}], "linux": {"uidMappings": []}}', False),
-    (b'{"mounts": [{"options": ["rbind", "idmap"]}]}', True), (b'{"mounts": [{"uidMappings": [{"hostID": 1}]}]}', True),
-    (b'{"process": {"args": ["idmap"]}}', False),
-])
-def test_id_mapped_mounts_are_seen(spec: bytes, uses: bool) -> None:
-    """By an option or by mappings of a mount, not by the word or the user namespace's mappings."""
-    assert uses_id_mapped_mounts(spec) is uses
 
 
 def test_runtimes_that_would_ignore_id_mapped_mounts_are_refused() -> None:

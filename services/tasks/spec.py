@@ -1,0 +1,60 @@
+"""The OCI spec of a container, as far as it is read here: clients wrote it, and the runtime reads it itself, so it is never changed, and what is not listed here may be anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from services.kit import errors, gojson
+from services.kit.gojson import BOOLEAN, TEXT, UINT32, ListOf, MapOf, Optional, Struct
+
+T = TypeVar("T")
+
+_LARGE = 1 << 16
+"""Bytes that take some milliseconds to read."""
+
+_MAPPINGS = ListOf(Struct({"containerID": UINT32, "hostID": UINT32}))
+_SPEC = Struct({
+    "annotations": MapOf(TEXT),
+    "process": Optional(Struct({"terminal": BOOLEAN})),
+    "mounts": ListOf(Struct({"options": ListOf(TEXT), "uidMappings": _MAPPINGS, "gidMappings": _MAPPINGS})),
+    "linux": Optional(Struct({"mountLabel": TEXT, "namespaces": ListOf(Struct({"type": TEXT, "path": TEXT})), "gidMappings": _MAPPINGS}))})
+
+
+def read(spec: bytes, what: str = "spec", kind: type[errors.NodeError] = errors.Unknown) -> dict[str, Any]:
+    """Its fields by Go's names, as ``kit.gojson`` reads them; an error of ``kind`` that begins with ``what``."""
+    found: dict[str, Any] = gojson.document(spec, _SPEC, what, kind)
+    return found
+
+
+async def looked_into(spec: bytes, look: Callable[[bytes], T]) -> T:
+    """What ``look`` finds in it: in a large one in a thread, so that nobody else waits."""
+    return look(spec) if len(spec) < _LARGE else await asyncio.to_thread(look, spec)
+
+
+def own_pids(spec: dict[str, Any]) -> bool:
+    """Whether it asks for a pid namespace of its own: with its init all of the task dies then."""
+    return any(each.get("type") == "pid" and not each.get("path") for each in (spec.get("linux") or {}).get("namespaces") or ())
+
+
+def remapped_gid(spec: bytes) -> int:
+    """The host's group for group 0 of the user namespace; 0 if it has none. Unknown for what is no spec."""
+    if not _may_say(spec, b"gidmappings"):
+        return 0
+    mappings = (read(spec).get("linux") or {}).get("gidMappings") or ()
+    return next((each.get("hostID", 0) for each in mappings if not each.get("containerID")), 0)
+
+
+def uses_id_mapped_mounts(spec: bytes) -> bool:
+    """Whether it has mounts with ids of their own. InvalidArgument for what is no spec."""
+    if not _may_say(spec, b"idmap") and not _may_say(spec, b"uidmappings"):
+        return False
+    mounts = read(spec, "unmarshal spec", errors.InvalidArgument).get("mounts") or ()
+    return any(each.get("uidMappings") is not None or each.get("gidMappings") is not None or {"idmap", "ridmap"} & set(each.get("options") or ()) for each in mounts)
+
+
+def _may_say(spec: bytes, word: bytes) -> bool:
+    """Whether ``word``, in small letters, may be in it, in any of the ways to spell it. Most specs say nothing of ids, and are not parsed."""
+    spec = spec.lower()
+    return word in spec or b"\\u" in spec or b"\xc5\xbf" in spec  # that letter is an s to Go
