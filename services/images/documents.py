@@ -51,7 +51,7 @@ async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str,
     return descriptor
 
 
-def write(fd: int, data: bytes) -> None:
+def write(fd: int, data: bytes | memoryview) -> None:
     """All of ``data``. ResourceExhausted if there is no room for it."""
     view = memoryview(data)
     try:

@@ -9,7 +9,7 @@ says which files are whose config and layers; here it is made into Docker manife
 3. Layers are unpacked if the destination says so.
 4. The index and each of its entries are stored as images under the names that the destination gives them (``names.py``); those without a name are not.
 
-Reading the tar blocks, so a thread does it.
+An archive is a stranger's: what is remembered of it is bounded, its headers by the reader (``kit/tar.py``), and it must be whole, the compressed stream too. Reading it blocks, so a thread does it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ import base64
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import posixpath
-import tarfile
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from services.images import compression, names, oci, references, threads, unpack
 from services.images.documents import config_of, write, written
@@ -36,7 +33,9 @@ from services.images.oci import Descriptor
 from services.images.threads import Handover
 from services.images.transfer import UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.images.unpack import Unpacker
-from services.kit import errors, tracing
+from services.kit import errors, gojson, inflate, tar, tracing
+from services.kit.gojson import TEXT, ListOf, Struct
+from services.kit.identifiers import quoted
 
 T = TypeVar("T")
 Run = Callable[..., Any]
@@ -46,6 +45,16 @@ INDEX = "index.json"
 DOCKER = "manifest.json"
 
 _PIECE = 1 << 18
+NAMES_LIMIT = 64 << 20
+"""Bytes of the names of an archive's files, and of what its links name; each counts for :data:`_NAME` more."""
+_NAME = 200
+_LONG_NAME = 1000
+"""Bytes of a file's name that go into the ref of its ingest."""
+SPARSE_LIMIT = 64 << 30
+"""Bytes of a sparse file: an archive of a kilobyte may have one of any size."""
+
+_LAYOUT = Struct({"imageLayoutVersion": TEXT})
+_DOCKER = ListOf(Struct({"Config": TEXT, "RepoTags": ListOf(TEXT), "Layers": ListOf(TEXT)}))
 
 
 @dataclass(slots=True)
@@ -58,8 +67,16 @@ class Contents:
     """Symbolic links and what they name."""
     layout: str | None = None
     """The version of an OCI layout."""
-    docker: list[Any] | None = None
+    docker: list[dict[str, Any]] | None = None
     """``manifest.json``."""
+    room: int = field(default_factory=lambda: NAMES_LIMIT)
+    """Bytes of names that may still come."""
+
+    def takes(self, *names: str) -> None:
+        """Count what is remembered. ResourceExhausted for too much of it."""
+        self.room -= sum(map(len, names)) + _NAME
+        if self.room < 0:
+            raise errors.ResourceExhausted("the archive has too many files")
 
 
 async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report, most_layers: int = LAYERS) -> None:
@@ -109,28 +126,31 @@ async def read(source: ImportStream, node: Node) -> Contents:
     contents = Contents()
     unique = base64.urlsafe_b64encode(os.urandom(6)).decode()
     async with _in_thread(source.source) as (file, run):
-        tar = await run(_opened, file, not source.media_type)
-        while tar is not None and (member := await run(_next, tar)) is not None:
-            if member.issym():
-                contents.links[member.name] = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
-            if not member.isreg():
+        archive: _Archive = await run(_Archive, file, not source.media_type)
+        while (entry := await run(archive.next)) is not None:
+            name = posixpath.normpath(archive.name)
+            if entry.type == tar.SYMLINK:
+                target = posixpath.normpath(posixpath.join(posixpath.dirname(archive.name), _text(entry.linkname)))
+                contents.takes(archive.name, target)
+                contents.links[archive.name] = target
+            elif entry.type not in (tar.REG, tar.GNU_SPARSE):
                 continue
-            name = posixpath.normpath(member.name)
-            if name == LAYOUT:
-                contents.layout = _layout_version(await run(_json, tar, member))
+            elif name == LAYOUT:
+                contents.layout = (await run(archive.document, _LAYOUT)).get("imageLayoutVersion") or ""
             elif name == DOCKER:
-                contents.docker = _docker_entries(await run(_json, tar, member))
+                contents.docker = await run(archive.document, _DOCKER) or []
             else:
-                async with node.filling(f"tar-{name}-{unique}") as filling:
-                    digest, size = await run(_copied, tar, member, filling)
+                contents.takes(name)
+                async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else oci.digest_of(name.encode())}-{unique}") as filling:
+                    digest, size = await run(archive.copied, filling)
                     await filling.commit(digest, size)
                 contents.blobs[name] = Descriptor("", digest, size)
-        await run(_drained, file)
+        await run(archive.drain)
     return contents
 
 
 @contextlib.asynccontextmanager
-async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[IO[bytes], Run]]:
+async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handover, Run]]:
     """``source`` as a file, and a function that runs others in a thread which may read it. A failure of the source is the block's."""
     handover = Handover()
     pool = ThreadPoolExecutor(1, "import")  # of its own: it may wait for a slow client, and others would wait with it
@@ -147,7 +167,7 @@ async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[IO[byt
 
     pumping = asyncio.ensure_future(pump())
     try:
-        yield handover.file, run
+        yield handover, run
         await pumping  # at its end, or it failed where the archive could have ended
     except Exception:
         # What the thread saw, an archive that ends early, is only how it saw it.
@@ -160,81 +180,87 @@ async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[IO[byt
         pool.shutdown(wait=False)
 
 
-@contextlib.contextmanager
-def _readable(what: str = "") -> Iterator[None]:
-    """In the thread: what a damaged archive raises, as an error of ours."""
-    try:
-        yield
-    except errors.NodeError:
-        raise
-    except EOFError:
-        raise errors.Unknown(f"{what}unexpected EOF") from None
-    except tarfile.TarError as error:
-        raise errors.Unknown(f"{what}unexpected EOF" if "unexpected end" in str(error) else "archive/tar: invalid tar header") from None
-    except (ValueError, zlib.error, OSError) as error:
-        raise errors.Unknown(f"{what}{error}") from None
+class _Archive:
+    """The tar in a file, inflated if it is ``compressed``; for the thread. Unknown for what is damaged, with the name of the entry."""
 
+    def __init__(self, file: Handover, compressed: bool) -> None:
+        self._file = file
+        self._entry: tar.Entry | None = None
+        self.name = ""
+        """Of the entry."""
+        with self._readable():
+            chunks = iter(functools.partial(file.read, _PIECE), b"")
+            self._stream = tar.Stream(inflate.inflated(chunks) if compressed else chunks)
+            self._reader = tar.Reader(self._stream)
 
-def _opened(file: IO[bytes], compressed: bool) -> tarfile.TarFile | None:
-    """The tar in ``file``; None if that is empty."""
-    with _readable():
-        plain = compression.decompressed(file) if compressed else compression.Ahead(file).file
+    @contextlib.contextmanager
+    def _readable(self, what: str = "") -> Iterator[None]:
         try:
-            return tarfile.open(fileobj=plain, mode="r|", bufsize=_PIECE)  # nothing to close: its file is the pipe
-        except tarfile.ReadError as error:
-            if str(error) == "empty file":
-                return None
-            raise
+            yield
+        except (tar.TarError, inflate.CompressionError) as error:
+            where = f" (after {quoted(self.name)})" if self.name and not what else ""
+            raise errors.Unknown(f"{what}{error}{where}") from None
+
+    def next(self) -> tar.Entry | None:
+        """The next entry; None at the end of the archive."""
+        with self._readable():
+            self._entry = self._reader.next()
+        if self._entry is not None:
+            self.name = _text(self._entry.name)
+        return self._entry
+
+    def document(self, shape: gojson.Shape) -> Any:
+        """The entry, a document of this shape, which more may follow."""
+        what = f"untar {quoted(self.name)}"
+        with self._readable(f"{what}: "):
+            if self._reader.stored() > oci.DOCUMENT_LIMIT:
+                raise errors.ResourceExhausted(f"{what}: larger than {oci.DOCUMENT_LIMIT} bytes")
+            return gojson.document(self._reader.whole(), shape, what, first=True)
+
+    def copied(self, filling: Filling) -> tuple[str, int]:
+        """Digest and size of the entry, whose bytes are in the ingest now."""
+        entry = self._entry
+        assert entry is not None
+        hashing = hashlib.sha256()
+        with self._readable(f"failed to ingest {quoted(self.name)}: "):
+            for piece in self._reader.data() if entry.sparse is None else self._filled(entry.size, entry.sparse):
+                hashing.update(piece)
+                write(filling.fd, piece)
+        filling.filled()
+        return f"sha256:{hashing.hexdigest()}", entry.size
+
+    def _filled(self, size: int, sparse: Sequence[tuple[int, int]]) -> Iterator[bytes | memoryview]:
+        """A sparse file with its holes."""
+        if size > SPARSE_LIMIT:
+            raise errors.ResourceExhausted(f"failed to ingest {quoted(self.name)}: a sparse file of {size} bytes")
+        pieces = self._reader.data()
+        piece: bytes | memoryview = b""
+        at = 0
+        for offset, length in [*sparse, (size, 0)]:
+            while at < offset:
+                if self._file.stopped:  # nobody waits any more, and there is no end of file to notice
+                    raise errors.Cancelled(f"failed to ingest {quoted(self.name)}")
+                zeros = bytes(min(_PIECE, offset - at))
+                at += len(zeros)
+                yield zeros
+            end = offset + length
+            while at < end:
+                piece = piece or next(pieces)
+                yield (now := piece[:end - at])
+                piece = piece[len(now):]
+                at += len(now)
+
+    def drain(self) -> None:
+        """To the end: a compressed stream has its checksum there, and a client whose last bytes nobody takes complains."""
+        with self._readable():
+            self._stream.drain()
+        while self._file.read(_PIECE):
+            continue
 
 
-def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    with _readable():
-        tar.members = []  # type: ignore[attr-defined]  # it would remember them all
-        return tar.next()
-
-
-def _json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
-    with _readable():
-        file = tar.extractfile(member)
-        assert file is not None
-        try:
-            return json.JSONDecoder().raw_decode(file.read(oci.DOCUMENT_LIMIT).decode().lstrip())[0]
-        except (ValueError, RecursionError) as error:
-            raise errors.Unknown(f'untar "{member.name}": {error}') from None
-
-
-def _copied(tar: tarfile.TarFile, member: tarfile.TarInfo, filling: Filling) -> tuple[str, int]:
-    """Digest and size of a member whose bytes are in the ingest now."""
-    hashing = hashlib.sha256()
-    size = 0
-    with _readable(f'failed to ingest "{member.name}": '):
-        file = tar.extractfile(member)
-        assert file is not None
-        while piece := file.read(_PIECE):
-            hashing.update(piece)
-            size += len(piece)
-            write(filling.fd, piece)
-    if size != member.size:
-        raise errors.Unknown(f'failed to ingest "{member.name}": unexpected EOF')
-    filling.filled()
-    return f"sha256:{hashing.hexdigest()}", size
-
-
-def _drained(file: IO[bytes]) -> None:
-    """Read what the client sends after the end of the tar, or it complains."""
-    while file.read(_PIECE):
-        continue
-
-
-def _layout_version(found: Any) -> str:
-    version = found.get("imageLayoutVersion") if isinstance(found, dict) else None
-    return version if isinstance(version, str) else ""
-
-
-def _docker_entries(found: Any) -> list[Any]:
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise errors.Unknown(f'untar manifest "{DOCKER}": not a list of objects')
-    return found
+def _text(name: bytes) -> str:
+    """A name that is no UTF-8 is none that a document could have."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 # ---------------------------------------------------------------------------------------------- the index
@@ -265,19 +291,12 @@ async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor
     if name not in blobs:
         raise errors.Unknown(f'image config "{name}" not found')
     config = replace(blobs[name], media_type=oci.DOCKER_CONFIG)
-    layers = await _docker_layers(_names(found, "Layers"), blobs, node, compress=compress)
+    layers = await _docker_layers(found.get("Layers") or [], blobs, node, compress=compress)
     document = {"schemaVersion": 2, "mediaType": oci.DOCKER_MANIFEST, "config": oci.descriptor_to_json(config), "layers": [oci.descriptor_to_json(layer) for layer in layers]}
     manifest = await written(oci.encoded(document), oci.DOCKER_MANIFEST, node)
     manifest = replace(manifest, platform=(await config_of(node, config)).platform)
-    full = [references.normalized(reference) for reference in _names(found, "RepoTags")]
+    full = [references.normalized(reference) for reference in found.get("RepoTags") or []]
     return [manifest.annotated({references.IMAGE_NAME: n, references.REF_NAME: references.for_oci(n)}) for n in full] or [manifest]
-
-
-def _names(found: Mapping[str, Any], key: str) -> list[str]:
-    value = found.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise errors.Unknown(f'untar manifest "{DOCKER}": {key} is not a list of names')
-    return value
 
 
 async def _docker_layers(files: Sequence[str], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:
@@ -294,8 +313,8 @@ async def _docker_layers(files: Sequence[str], blobs: Mapping[str, Descriptor], 
 
 async def _docker_layer(layer: Descriptor, node: Node, *, compress: bool) -> Descriptor:
     async with node.reading(layer.digest) as fd:
-        head = await threads.to_thread(os.read, fd, compression.HEAD)
-    if compression.of(head) is not None:
+        head = await threads.to_thread(os.read, fd, inflate.HEAD)
+    if inflate.compression_of(head) is not None:
         return replace(layer, media_type=oci.DOCKER_LAYER_GZIP)  # for zstd too, as in containerd: whoever unpacks it looks at its bytes
     if not compress:
         return replace(layer, media_type=oci.DOCKER_LAYER)

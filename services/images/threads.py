@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import IO, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -51,14 +51,11 @@ class Handover(io.RawIOBase):
         self._limit = limit
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
+        self.stopped = False
+        """Nobody wants what the thread makes of it."""
         self._ended = False
         self._changed = threading.Condition()
         self._room = asyncio.Event()
-
-    @property
-    def file(self) -> IO[bytes]:
-        """Itself, as the thread calls it."""
-        return cast("IO[bytes]", self)
 
     async def put(self, data: bytes) -> None:
         """More bytes, once there is room."""
@@ -80,7 +77,7 @@ class Handover(io.RawIOBase):
         """The file ends here."""
         with self._changed:
             self._pieces.clear()
-            self._ended = True
+            self._ended = self.stopped = True
             self._changed.notify()
 
     def readable(self) -> bool:

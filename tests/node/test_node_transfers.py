@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from deploy.images import busybox_layer, image, index, tar_of
 from services.kit.rpc import Channel
 from tests.peer import containerd, program
 from tests.suites import transfers as suite
+from tests.suites.diff_sides import outcome
+from tests.suites.diff_tars import block, tar
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
@@ -155,3 +160,33 @@ def test_a_transfer_that_an_images_process_dies_in_can_be_made_again(node: Node,
     asyncio.run(interrupted())
     node.wait_healthy()
     asyncio.run(again())
+
+
+@pytest.mark.parametrize("packed", ["gzip", "zstd"])
+@pytest.mark.parametrize("kind", [b"x", b"L"], ids=["PAX header", "long name"])
+async def test_a_header_of_gigabytes_stops_nobody(node: Node, packed: str, kind: bytes) -> None:
+    """Archives of some megabytes may have one. It is refused, others are answered meanwhile, and the process is no larger afterwards."""
+    compress = gzip.compress if packed == "gzip" else zstandard.ZstdCompressor().compress
+    archive = compress(block(b"huge", kind, size=3 << 30)) + 3072 * compress(bytes(1 << 20)) + compress(tar())
+    images = Path(f"/proc/{node.pid('images')}")
+    async with Channel(node.socket) as channel:
+        client = suite.Transfers(channel, "huge")
+        await client.images()
+        (images / "clear_refs").write_text("5")  # the peak is counted from here
+        before = memory(images)
+        work = [asyncio.ensure_future(outcome(client.import_(archive))) for _ in range(4)]
+        answered = 0
+        while not all(each.done() for each in work):
+            async with asyncio.timeout(5):
+                await client.images()
+            answered += 1
+        for verdict, error in [each.result() for each in work]:
+            assert (verdict, str(error)) == ("refused", "archive/tar: header field too long")
+        assert answered
+        assert memory(images) - before < 64 << 10, "KiB"
+        assert not await client.ingests()
+
+
+def memory(process: Path) -> int:
+    """The most that it has had, in KiB."""
+    return next(int(line.split()[1]) for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -31,7 +31,8 @@ import socket
 import sys
 import time
 
-from services.snapshots.diff import mounts, stream, tar
+from services.kit import inflate, tar
+from services.snapshots.diff import mounts, stream
 from services.snapshots.diff.extract import EntryError, Unpacker
 from services.snapshots.diff.mounts import Mount, MountError
 
@@ -54,7 +55,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1)  # the stack goes into the log of the service, and the worker goes on
     sys.setrecursionlimit(20_000)  # a name may have two thousand components
     os.umask(0)
-    stream.prepare()
+    inflate.prepare()
     gc.freeze()
     gc.disable()  # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
     Waiting(socket.socket(fileno=0), sys.argv[2]).wait()
@@ -207,7 +208,7 @@ def _worked(arguments: Sequence[str], files: Sequence[int], directory: str) -> b
     try:
         answer = _apply(arguments, files[1:], directory)
         again = arguments[2] == "alone"
-    except (EntryError, MountError, tar.TarError, stream.CompressionError) as error:
+    except (EntryError, MountError, tar.TarError, inflate.CompressionError) as error:
         answer = _error(str(error))
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""

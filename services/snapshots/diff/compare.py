@@ -18,8 +18,10 @@ import signal
 import stat
 import sys
 
-from services.snapshots.diff import mounts, tar, tarwrite
-from services.snapshots.diff.stream import CHUNK, beside
+from services.kit import tar
+from services.kit.inflate import CHUNK
+from services.snapshots.diff import mounts, tarwrite
+from services.snapshots.diff.stream import beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

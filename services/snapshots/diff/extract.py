@@ -18,11 +18,11 @@ import errno
 import os
 import stat
 
-from services.snapshots.diff import tar
+from services.kit import tar
+from services.kit.inflate import CompressionError
 from services.snapshots.diff.inherit import Unnamed, inherited
 from services.snapshots.diff.mounts import words
 from services.snapshots.diff.paths import Resolver, clean, cleaned
-from services.snapshots.diff.stream import CompressionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

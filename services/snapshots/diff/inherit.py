@@ -52,7 +52,7 @@ class Unnamed(namedtuple("Unnamed", "path inside named", defaults=(False, False)
     def parse(cls, encoded: bytes) -> Unnamed:
         """What :meth:`encoded` wrote."""
         flags = int(encoded[:1])
-        return cls(encoded[1:], bool(flags & 1), bool(flags & 2))
+        return cls(encoded[1:], inside=bool(flags & 1), named=bool(flags & 2))
 
 
 def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, links: bool = True) -> None:
@@ -65,7 +65,8 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
     """The group that a directory of ``unnamed`` hands down."""
     with contextlib.ExitStack() as opened:
         lowers = [_open(opened, directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for directory in below]
-        for path, inside, named in unnamed:
+        for each in unnamed:
+            path = each.path
             with contextlib.ExitStack() as inner, _naming(path):
                 fd = _open(inner, upper, _DIRECTORY)
                 for name in path.split(b"/")[1:]:  # no link on the way is followed: there is none, unless somebody put it there meanwhile
@@ -74,11 +75,11 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
                 source = _found(path, lowers, links=links)
                 if source is not None:
                     inner.callback(os.close, source)
-                    _copy_late(source, fd, named=named)
+                    _copy_late(source, fd, named=each.named)
                     info = os.fstat(source)
                     if info.st_mode & stat.S_ISGID:
                         handed[path] = info.st_gid
-                elif inside and not named and (group := handed.get(path[:path.rfind(b"/")])) is not None:
+                elif each.inside and not each.named and (group := handed.get(path[:path.rfind(b"/")])) is not None:
                     os.chown(fd, -1, group)
 
 

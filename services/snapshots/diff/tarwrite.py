@@ -6,7 +6,7 @@ elsewhere.
 
 from __future__ import annotations
 
-from services.snapshots.diff.tar import BLOCK
+from services.kit.tar import BLOCK
 
 TRAILER = bytes(2 * BLOCK)
 

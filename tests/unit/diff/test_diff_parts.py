@@ -15,6 +15,7 @@ import pytest
 import zstandard
 
 from services.kit import errors
+from services.kit.inflate import CompressionError
 from services.snapshots.diff import media, stream
 from services.snapshots.diff.mounts import Mount, _compact, from_arguments, read_only, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, cleaned
@@ -105,7 +106,7 @@ def test_a_stream_cut_off_is_an_error(cut: int) -> None:
     """It never passes for a shorter one."""
     data = os.urandom(1_500_000)
     for packed in (gzip.compress(data), zstandard.ZstdCompressor(write_checksum=True).compress(data)):
-        with pytest.raises(stream.CompressionError):
+        with pytest.raises(CompressionError):
             taken(packed[:-cut])
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from services.images.platforms import Platform, default
 from services.images.transfer import ExportStream, Image, ImageStore, ImportStream, Reference, Unpacking
 from services.images.unpack import Unpacker
 from services.kit import errors
+from tests.suites.diff_tars import block, long_name, pax, reg, symlink, tar
 from tests.unit.images.memory_node import MemoryNode, MemorySink, Told, digest_of, layout, pieces, tar_of
 
 HERE = default()
@@ -55,6 +57,10 @@ def named(name: str) -> dict[str, Any]:
     return {"annotations": {references.IMAGE_NAME: name}}
 
 
+async def read(archive: bytes, node: MemoryNode) -> importing.Contents:
+    return await importing.read(ImportStream(pieces(archive)), node)
+
+
 async def imported(archive: bytes | AsyncIterator[bytes], node: MemoryNode, store: ImageStore | None = None, told: Told | None = None, **stream: Any) -> None:
     source = pieces(archive) if isinstance(archive, bytes) else archive
     async with asyncio.timeout(20):
@@ -85,7 +91,7 @@ async def test_a_layout_is_imported_compressed_or_not(node: MemoryNode, packed: 
 
 async def test_a_stream_that_says_it_is_a_tar_is_not_inflated(node: MemoryNode) -> None:
     with pytest.raises(errors.Unknown, match="archive/tar: invalid tar header"):
-        await imported(gzip.compress(layout([], {})), node, media_type="application/x-tar")
+        await imported(gzip.compress(layout([], {"sha256:0": os.urandom(1000)})), node, media_type="application/x-tar")
 
 
 async def test_entries_without_a_name_are_not_images_but_the_index_may_be(node: MemoryNode) -> None:
@@ -204,10 +210,10 @@ async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode
     (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}), "missing index.json in OCI layout 1.0.0"),
     (tar_of({"oci-layout": b"{"}), 'untar "oci-layout"'),
     (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b"[]"}), "a list instead of an object"),
-    (docker({}, {}), "not a list of objects"),
+    (docker({}, {}), 'untar "manifest.json": an object instead of a list'),
     (docker([{"Config": "c"}], {}), 'image config "c" not found'),
     (docker([{"Config": "c", "Layers": ["l"]}], {"c": CONFIG}), 'layer "l" not found'),
-    (docker([{"Config": "c", "Layers": "l"}], {"c": CONFIG}), "Layers is not a list of names"),
+    (docker([{"Config": "c", "Layers": "l"}], {"c": CONFIG}), r'untar "manifest.json": \[0\].Layers: a string instead of a list'),
     (docker([{"Config": "c", "RepoTags": ["A"]}], {"c": CONFIG}), "must be lowercase"),
     (docker([{"Config": "c"}], {"c": b"x"}), "unmarshal image config"),
     (docker([], {"x": "nowhere"}), 'no target for symlink layer from "x" to "nowhere"'),
@@ -216,6 +222,63 @@ async def test_what_is_no_archive_of_images(node: MemoryNode, archive: bytes, wh
     with pytest.raises((errors.Unknown, errors.InvalidArgument), match=why):
         await imported(archive, node)
     assert not node.images
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress], ids=["gzip", "zstd"])
+@pytest.mark.parametrize("left_out", [1, 4, 600])
+async def test_a_compressed_archive_that_is_cut_short_is_an_error(node: MemoryNode, packed: Any, left_out: int) -> None:
+    """Also where all files of the tar have come, and only the checksum has not."""
+    made = Made()
+    archive = packed(layout([made.image(os.urandom(5000), **named("a:1"))], made.blobs))
+    with pytest.raises(errors.Unknown, match="unexpected EOF"):
+        await imported(archive[:-left_out], node)
+    assert not node.images
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+async def test_a_header_of_gigabytes_is_refused_at_once(node: MemoryNode, kind: bytes) -> None:
+    """As by Go: a megabyte is the most."""
+    header = block(b"huge", kind, size=3 << 30)
+    zeros = gzip.compress(bytes(1 << 20))
+
+    async def source() -> AsyncIterator[bytes]:
+        yield gzip.compress(layout([], {})[:1024] + header)
+        for _ in range(3072):
+            nonlocal sent
+            sent += 1
+            yield zeros
+
+    sent = 0
+    with pytest.raises(errors.Unknown, match=r'^archive/tar: header field too long \(after "oci-layout"\)$'):
+        await imported(source(), node)
+    assert sent < 2000  # what is under way to the thread
+
+
+async def test_a_sparse_file_is_whole_and_has_an_end(node: MemoryNode) -> None:
+    """GNU's formats: holes are zeros. A kilobyte of an archive may say that a file has any size."""
+    def sparse(size: int) -> bytes:
+        records = {b"GNU.sparse.major": b"0", b"GNU.sparse.minor": b"1", b"GNU.sparse.map": b"3,2,600000,1", b"GNU.sparse.numblocks": b"2", b"GNU.sparse.size": b"%d" % size}
+        return pax(records) + reg(b"file", b"abc")
+
+    await read(tar(sparse(1_000_000)), node)
+    assert digest_of(bytes(3) + b"ab" + bytes(599_995) + b"c" + bytes(399_999)) in node.blobs
+    with pytest.raises(errors.ResourceExhausted, match='"file": a sparse file of 9000000000000000 bytes'):
+        await read(tar(sparse(9_000_000_000_000_000)), node)
+
+
+async def test_no_more_is_remembered_than_fits(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand links take a few kilobytes, compressed."""
+    monkeypatch.setattr(importing, "NAMES_LIMIT", 10_000)
+    few, many = (tar(*(symlink(b"%d" % n, b"x") for n in range(count))) for count in (40, 60))
+    assert len((await read(few, node)).links) == 40
+    with pytest.raises(errors.ResourceExhausted, match="too many files"):
+        await read(many, node)
+
+
+async def test_names_that_are_not_utf_8_are_names(node: MemoryNode) -> None:
+    await read(tar(reg(b"\xff\xfe", b"odd"), long_name(b"long/" * 1000 + b"x"), reg(b"", b"long")), node)
+    assert {digest_of(b"odd"), digest_of(b"long")} <= set(node.blobs)
+    assert all(len(ref) < 2000 for ref in node.refs)
 
 
 async def test_names_in_a_tar_are_no_paths(node: MemoryNode) -> None:

@@ -8,7 +8,8 @@ import tarfile
 
 import pytest
 
-from services.snapshots.diff import tar, tarwrite
+from services.kit import tar
+from services.snapshots.diff import tarwrite
 from tests.suites import diff_layers
 from tests.suites.diff_tars import END, Case, device, link, pax, reg
 from tests.suites.diff_tars import tar as archive

@@ -287,22 +287,20 @@ class Reader:
 
     def _stored_map(self) -> list[bytes]:
         """The map before the data: a count, then as many pairs, each number on a line, up to a block's end."""
-        text = b""
-        wanted = 1
+        blocks: list[bytes] = []
+        lines, wanted = 0, 1
         while True:
-            lines = text.count(b"\n")
             if lines >= wanted:
-                numbers = text.split(b"\n", wanted)
-                if wanted > 1:
-                    return numbers[1:wanted]
-                entries = _decimal(numbers[0])
-                if entries < 0:
-                    raise _invalid()
-                wanted = 1 + 2 * entries
-                if wanted > 1:
+                if wanted == 1:
+                    entries = _decimal(b"".join(blocks).split(b"\n", 1)[0])
+                    if entries < 0:
+                        raise _invalid()
+                    if not entries:
+                        return []
+                    wanted = 1 + 2 * entries
                     continue
-                return []
-            if len(text) + BLOCK > SPECIAL_LIMIT:
+                return b"".join(blocks).split(b"\n", wanted)[1:wanted]
+            if (len(blocks) + 1) * BLOCK > SPECIAL_LIMIT:
                 raise TarError("archive/tar: sparse map too long")
             if self._left < BLOCK:
                 raise _truncated()
@@ -310,7 +308,8 @@ class Reader:
             if len(block) < BLOCK:
                 raise _truncated()
             self._left -= BLOCK
-            text += block
+            blocks.append(block)
+            lines += block.count(b"\n")
 
     def _set_sparse(self, entry: Entry, found: list[tuple[int, int]]) -> None:
         end = 0
