@@ -132,9 +132,11 @@ class Content:
 
     def _shareable(self, tx: Reader, gateway: Gateway, digest: str, total: int) -> Blob | None:
         """The record of another namespace that makes the bytes of ``digest`` needless."""
-        for (owner,), _ in schema.OWNERS.under(tx, digest):
+        for owner in schema.owners(tx, digest):
             blob = schema.BLOBS.get(tx, owner, digest)
-            if blob is None or blob.backend != gateway.content or total not in (0, blob.size):
+            if blob is not None and total not in (0, blob.size):
+                return None  # it has this size wherever it is
+            if blob is None or blob.backend != gateway.content:
                 continue
             space = schema.NAMESPACES.get(tx, owner)
             if self._shared or (space is not None and space.labels.get(_SHAREABLE) == "true"):

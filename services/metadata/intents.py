@@ -26,7 +26,7 @@ from services.metadata import schema
 from services.metadata.database import Busy, Database, check_not_sweeping, ensure_namespace
 from services.metadata.schema import Answer
 from services.metadata.store import Backends, Event, Finished, Gateway, Intent, Operation, Outcome, Raw
-from services.metadata.transactions import Reader, Transaction
+from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -192,7 +192,7 @@ class Intents:
         pause = 0.2
         while True:
             left = 0
-            for intent in self._database.view(lambda tx: _abandoned(tx, self._database.started, known)):
+            for intent in await self._abandoned(known):
                 try:
                     await self.resolve(intent)
                 except errors.NodeError as error:
@@ -203,6 +203,18 @@ class Intents:
                     left += 1
             pause = min(pause * 2, 10.0) if left else 60.0
             await asyncio.sleep(pause)
+
+    async def _abandoned(self, known: frozenset[str] | None) -> list[Intent]:
+        """Open intents that the living gateway did not begin, or does not know of."""
+        gateway = self._database.view(schema.GATEWAY.get)
+        old, started = time.time_ns() - FORGOTTEN * 10**9, self._database.started
+
+        def abandoned(_key: Key, intent: Intent) -> Intent | None:
+            if gateway is None or intent.incarnation != gateway.incarnation or intent.begun < old:
+                return intent
+            return intent if known is not None and intent.begun < started and intent.id not in known else None
+
+        return [intent async for some in self._database.select(schema.INTENTS, make=abandoned) for intent in some]
 
     async def resolve(self, intent: Intent) -> None:
         """Ask the raw service, then finish or cancel. Errors other than NotFound mean that it is not known yet, and are raised."""
@@ -238,19 +250,6 @@ class Intents:
         else:
             await self._backends.snapshot_kind(intent.backend, intent.raw_key)
         return Outcome()
-
-
-def _abandoned(tx: Reader, started: int, known: frozenset[str] | None) -> list[Intent]:
-    """Open intents that the living gateway did not begin, or does not know of."""
-    gateway = schema.GATEWAY.get(tx)
-    old = time.time_ns() - FORGOTTEN * 10**9
-
-    def abandoned(intent: Intent) -> bool:
-        if gateway is None or intent.incarnation != gateway.incarnation or intent.begun < old:
-            return True
-        return known is not None and intent.begun < started and intent.id not in known
-
-    return [intent for _, intent in schema.INTENTS.scan(tx) if abandoned(intent)]
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work

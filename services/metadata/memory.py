@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeVar
@@ -16,9 +17,10 @@ T = TypeVar("T")
 class _State:
     """Encoded keys in order, and their values."""
 
-    def __init__(self, keys: list[bytes], values: dict[bytes, bytes]) -> None:
+    def __init__(self, keys: list[bytes], values: dict[bytes, bytes], watches: list[list[Key]]) -> None:
         self.keys = keys
         self.values = values
+        self.watches = watches
 
     def get(self, key: Key) -> bytes | None:
         return self.values.get(encode(key))
@@ -35,34 +37,49 @@ class _State:
         if encoded not in self.values:
             bisect.insort(self.keys, encoded)
         self.values[encoded] = bytes(value)
+        for watch in self.watches:
+            watch.append(key)
 
     def delete(self, key: Key) -> None:
         encoded = encode(key)
         if self.values.pop(encoded, None) is not None:
             del self.keys[bisect.bisect_left(self.keys, encoded)]
 
+    def delete_all(self, prefix: Key) -> None:
+        for key, _ in list(self.scan(prefix)):
+            self.delete(key)
+
     def close(self) -> None:
         """Nothing to forget."""
 
     def copy(self) -> _State:
-        return _State(self.keys.copy(), self.values.copy())
+        return _State(self.keys.copy(), self.values.copy(), self.watches)
 
 
 class MemoryTransactions:
     """A store that ends with its process."""
 
     def __init__(self) -> None:
-        self._state = _State([], {})
+        self._state = _State([], {}, [])
 
     def view(self, work: Callable[[Reader], T]) -> T:
         return work(self._state)
 
     def snapshot(self) -> Snapshot:
-        return _State(self._state.keys, self._state.values)  # each write makes others
+        return _State(self._state.keys, self._state.values, [])  # each write makes others
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         await asyncio.sleep(0)
         return work(self._state)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[list[Key]]:
+        written: list[Key] = []
+        self._state.watches.append(written)
+        try:
+            yield written
+        finally:
+            self._state.watches[:] = [each for each in self._state.watches if each is not written]
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         await asyncio.sleep(0)

@@ -70,10 +70,8 @@ class Namespaces:
             if not schema.NAMESPACES.has(tx, name):
                 raise errors.NotFound(f"namespace {quoted(name)}")
             schema.NAMESPACES.delete(tx, name)
-            for (lease,), _ in list(schema.LEASES.under(tx, name)):
-                schema.delete_lease(tx, name, lease)
-            for (ref,), _ in list(schema.INGESTS.under(tx, name)):
-                schema.INGESTS.delete(tx, name, ref)
+            for table in (schema.LEASES, schema.RESOURCES, schema.INGESTS):
+                table.delete_all(tx, name)
 
         await self._database.write(work, "deletion")
         self._publish(Event(name, "/namespaces/delete", {"name": name}))
@@ -83,5 +81,4 @@ def _contents(tx: Reader, name: str) -> list[str]:
     """What keeps a namespace from being deleted, in containerd's words and order."""
     kinds = ((schema.IMAGES, "images"), (schema.BLOBS, "blobs"), (schema.CONTAINERS, "containers"))
     left = [word for table, word in kinds if table.any(tx, name)]
-    snapshotters = dict.fromkeys(snapshotter for (snapshotter, _), _ in schema.SNAPSHOTS.under(tx, name))
-    return left + [f"snapshots on {quoted(snapshotter)} snapshotter" for snapshotter in snapshotters]
+    return left + [f"snapshots on {quoted(snapshotter)} snapshotter" for snapshotter in schema.snapshotters(tx, name)]

@@ -17,7 +17,7 @@
                                                       IDs of intents begin with the time of their beginning, so the oldest come first
     sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
     named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known to be gone.
-                                                      All that a sweep of a foreign store may remove
+                                                      All that a sweep of a foreign store may remove. Whatever comes to name it writes this
     gateway                                           the one that connected last
     store                                             this store's id, a UUID
 
@@ -85,6 +85,10 @@ class Table(Generic[V]):
     def delete(self, tx: Transaction, *key: str) -> None:
         """Remove it, if it is there."""
         tx.delete((self.name, *key))
+
+    def delete_all(self, tx: Transaction, *prefix: str) -> None:
+        """Remove all below ``prefix``."""
+        tx.delete_all((self.name, *prefix))
 
 
 def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]:
@@ -240,11 +244,37 @@ def delete_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot:
         CHILDREN.delete(tx, namespace, snapshotter, snapshot.parent, snapshot.name)
 
 
+def owners(tx: Reader, digest: str) -> Iterator[str]:
+    """The namespaces that have a record of the blob, read as they are asked for: the first will nearly always do."""
+    after: Key | None = None
+    while (found := next(iter(tx.scan((OWNERS.name, digest), after=after, limit=1)), None)) is not None:
+        yield found[0][2]
+        after = found[0]
+
+
+def snapshotters(tx: Reader, namespace: str) -> Iterator[str]:
+    """Those that have snapshots of the namespace; each is looked for behind the last one, not among all snapshots."""
+    after: Key | None = None
+    last = ""
+    while (found := next(iter(tx.scan((SNAPSHOTS.name, namespace), after=after, limit=1)), None)) is not None:
+        key, _ = found
+        after = (*key[:3], _LAST) if key[2] != last else key  # some name may be behind even that
+        if key[2] != last:
+            last = key[2]
+            yield last
+
+
+_LAST = "\U0010ffff"
+"""A name behind all that are in use."""
+
+
 def put_ingest(tx: Transaction, namespace: str, ingest: Ingest) -> None:
     """Write the record of an ingest."""
     INGESTS.put(tx, namespace, ingest.ref, value=ingest)
     if not ingest.shared:
         NAMED.put(tx, *Raw(ingest.backend, "ingest", ingest.raw_ref), value=None)
+    if ingest.expected:
+        NAMED.put(tx, *Raw(ingest.backend, "blob", ingest.expected), value=None)
 
 
 def put_intent(tx: Transaction, intent: Intent) -> None:
@@ -274,8 +304,7 @@ def claiming(tx: Reader, namespace: str, snapshotter: str, *names: str) -> Itera
 
 def index_intents(tx: Transaction) -> None:
     """Make the index of intents anew: a splitd that knew none may have written and ended some."""
-    for key, _ in CLAIMS.scan(tx):
-        CLAIMS.delete(tx, *key)
+    CLAIMS.delete_all(tx)
     for _, intent in INTENTS.scan(tx):
         put_intent(tx, intent)
 
@@ -283,8 +312,7 @@ def index_intents(tx: Transaction) -> None:
 def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:
     """Remove a lease and what it holds."""
     LEASES.delete(tx, namespace, lease)
-    for key, _ in list(RESOURCES.scan(tx, namespace, lease)):
-        RESOURCES.delete(tx, *key)
+    RESOURCES.delete_all(tx, namespace, lease)
 
 
 def put_resource(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:

@@ -47,11 +47,14 @@ _CHECKPOINT = 1000
 class _Rows:
     """Reader and Transaction over a connection that has a transaction open."""
 
-    __slots__ = ("_execute", "wrote")
+    __slots__ = ("_execute", "cleared", "put_keys", "wrote")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
         self.wrote: set[Key] = set()
+        self.put_keys: list[Key] = []
+        self.cleared = False
+        """More keys were deleted than ``wrote`` has."""
 
     def get(self, key: Key) -> bytes | None:
         row = self._execute("SELECT value FROM records WHERE key = ?", (encode(key),)).fetchone()
@@ -66,11 +69,18 @@ class _Rows:
 
     def put(self, key: Key, value: bytes) -> None:
         self.wrote.add(key)
+        self.put_keys.append(key)
         self._execute("INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != excluded.value", (encode(key), value))
 
     def delete(self, key: Key) -> None:
         self.wrote.add(key)
         self._execute("DELETE FROM records WHERE key = ?", (encode(key),))
+
+
+    def delete_all(self, prefix: Key) -> None:
+        self.wrote.add(prefix)
+        self.cleared = True
+        self._execute("DELETE FROM records WHERE key >= ? AND key < ?", span(prefix, None))
 
 
 class _Snapshot(_Rows):
@@ -162,6 +172,9 @@ class SqliteTransactions:
         self._lasting = True
         self._values: dict[Key, bytes | None] = {}
         """What was read last, as it is committed."""
+        self._watches: list[list[Key]] = []
+        self._uncommitted: list[Key] = []
+        """What the open transaction set."""
         self._in_flight = False
         """A commit is on its way to the disk: what is committed may change at any instant."""
         self._committing: asyncio.Task[None] | None = None
@@ -186,6 +199,15 @@ class SqliteTransactions:
                 return work(rows)
 
         return await asyncio.get_running_loop().run_in_executor(self._long, run)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[list[Key]]:
+        written = self._uncommitted.copy()
+        self._watches.append(written)
+        try:
+            yield written
+        finally:
+            self._watches[:] = [each for each in self._watches if each is not written]
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         if self._closed:
@@ -237,6 +259,8 @@ class SqliteTransactions:
                 if not waiting.future.done():
                     waiting.future.set_exception(errors.Unavailable(f"metadata store: {error}"))
             return
+        finally:
+            self._uncommitted.clear()
         for waiting in batch:
             if waiting.future.done():  # its caller was cancelled; what it wrote stays
                 continue
@@ -282,9 +306,13 @@ class SqliteTransactions:
                 if rows.wrote:
                     self._writer.execute("ROLLBACK TO work")
             else:
-                wrote = wrote or bool(rows.wrote)
+                if rows.cleared:
+                    self._values.clear()
                 for key in rows.wrote:
                     self._values.pop(key, None)
+                wrote = wrote or bool(rows.wrote)
+                for noted in (self._uncommitted, *self._watches):
+                    noted.extend(rows.put_keys)
             self._writer.execute("RELEASE work")
         return wrote
 

@@ -11,7 +11,8 @@ Lives: :mod:`services.metadata.sqlite` (embedded, durable) and :mod:`services.me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 Key = tuple[str, ...]
@@ -52,6 +53,10 @@ class Transaction(Reader, Protocol):
         """Remove a key, if it is there."""
         ...
 
+    def delete_all(self, prefix: Key) -> None:
+        """Remove all keys that begin with the parts of ``prefix``."""
+        ...
+
 
 class Transactions(Protocol):
     """The store."""
@@ -66,6 +71,13 @@ class Transactions(Protocol):
 
     def snapshot(self) -> Snapshot:
         """The committed state as it is now, to be read here bit by bit, and closed soon: a store keeps what it would else forget. Only lives that have ``view`` have this."""
+        ...
+
+    def watch(self) -> AbstractContextManager[MutableSequence[Key]]:
+        """The keys that are set while the block lasts, in the order in which works set them, those first whose commit was under way when it began; who watches may remove
+        some. So work that knows an
+        older state, read in the block, knows what is there besides.
+        """
         ...
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:

@@ -59,6 +59,37 @@ class TransactionsSuite:
         assert self.keys(store, "a", after=("a", "4")) == []
         assert self.keys(store, "a", after=("a", "1"))[0] == ("a", "2")
 
+    async def test_all_below_a_prefix_is_deleted(self, store: Transactions) -> None:
+        """Whole parts count, and what was read before is not remembered."""
+        await self.put(store, ("a",), ("a", "x"), ("a", "y", "z"), ("ab",), ("b", "x"))
+        assert store.view(lambda tx: tx.get(("a", "x"))) is not None
+        await store.write(lambda tx: tx.delete_all(("a",)))
+        assert self.keys(store) == [("ab",), ("b", "x")]
+        assert store.view(lambda tx: tx.get(("a", "x"))) is None
+
+    async def test_who_watches_is_told_what_is_set(self, store: Transactions) -> None:
+        """From the state that it reads on: not what was there, and all that is written besides."""
+        await self.put(store, ("before",))
+        with store.watch() as written:
+            seen = await store.read(lambda tx: [key for key, _ in tx.scan(())])
+            await asyncio.gather(*(self.put(store, ("n", str(n))) for n in range(20)))
+            await store.write(lambda tx: tx.delete(("n", "3")))
+            assert seen == [("before",)]
+            assert set(written) == {("n", str(n)) for n in range(20)}
+        await self.put(store, ("after",))
+        assert ("after",) not in written
+
+    async def test_a_watch_that_begins_while_others_write_misses_nothing(self, store: Transactions) -> None:
+        """What is in no state that is read behind it is told."""
+        for round_ in range(20):
+            writing = asyncio.ensure_future(self.put(store, ("k", str(round_))))
+            for _ in range(round_ % 5):
+                await asyncio.sleep(0)
+            with store.watch() as written:
+                seen = await store.read(lambda tx: [key for key, _ in tx.scan(("k",))])
+                await writing
+                assert ("k", str(round_)) in {*seen, *written}
+
     async def test_work_sees_its_own_changes(self, store: Transactions) -> None:
         """By get and by scan."""
         await self.put(store, ("a", "1"), ("a", "2"))

@@ -6,25 +6,29 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from services.kit import errors, loops
 from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
+from services.metadata.gc.changes import in_order, revived, touched
 from services.metadata.gc.config import Config
-from services.metadata.gc.mark import Node, everything, expires, mark
+from services.metadata.gc.mark import Everything, Marking, Node, everything, expires, mark
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
 from services.metadata.gc.turns import Turns
 from services.metadata.store import Change, Collected, Event, Nanoseconds
-from services.metadata.transactions import Reader, Transaction
+from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
 
+_BATCH = 64
+"""Dead records that go in one transaction: a millisecond or two, in which nobody else is answered."""
 _RETRY = 1.0
 _RETRY_LIMIT = 30.0
 """Seconds until a postponed sweep is tried again: first, and at most. Each time twice as long."""
@@ -43,6 +47,10 @@ class _Found:
     """Those that the gateway has."""
     needed: frozenset[str]
     """Those that have something which nobody names any more, once the dead records are gone."""
+    records: Everything
+    marking: Marking
+    order: list[Node]
+    """The dead, in the order in which they go."""
 
 
 class Collector:
@@ -61,6 +69,10 @@ class Collector:
         self._watchers: set[asyncio.Task[None]] = set()
         self._all = True
         self._expiry: float | None = None
+        self._wake: Nanoseconds | None = None
+        """The same by the clock that records go by."""
+        self._written: MutableSequence[Key] = []
+        """Keys that were set since the last look."""
         self._look_at: float | None = None
         self._closed = False
 
@@ -98,9 +110,15 @@ class Collector:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Collector]:
         """Collect in the background while the block lasts."""
+        with self._database.transactions.watch() as self._written:
+            async with self._collecting():
+                yield self
+
+    @contextlib.asynccontextmanager
+    async def _collecting(self) -> AsyncIterator[None]:
         loop = loops.start("the collector", self._run)
         try:
-            yield self
+            yield
         finally:
             self._closed = True
             tasks = [loop, *self._retries.values(), *self._watchers]
@@ -121,7 +139,7 @@ class Collector:
                 await self._collect()
                 continue
             if self._expiry is not None and self._expiry <= now:
-                self._expiry = None
+                self._expiry = self._wake = None
                 self._pace.changed(now, deletion=True)
                 continue
             if self._look_at is not None and self._look_at <= now:
@@ -134,15 +152,21 @@ class Collector:
                     await self._changed.wait()
 
     async def _look(self) -> None:
-        """What was written may expire before anything else."""
+        """What was written since the last look may expire before anything else."""
         self._look_at = None
+        keys = list(self._written)
         try:
-            self._expect(await self._database.transactions.read(_next_expiry))
+            wake = await self._database.transactions.read(lambda tx: _next_expiry(tx, keys))
         except Exception:
             log.exception("cannot read when leases expire")
+            return
+        del self._written[:len(keys)]
+        if wake is not None and (self._wake is None or wake < self._wake):
+            self._expect(wake)
 
     def _expect(self, wake: Nanoseconds | None) -> None:
         """Collect soon after ``wake``."""
+        self._wake = wake
         # Looked at once an hour at least, since the clock may be set.
         self._expiry = None if wake is None else time.monotonic() + min(max(wake - time.time_ns(), 0) / 1e9 + 0.001, 3600.0)
 
@@ -151,6 +175,7 @@ class Collector:
         waiting, self._waiting = self._waiting, []
         every, self._all = self._all, False
         self._pace.begun()
+        self._written.clear()  # what is read from now on has it
         started = time.monotonic()
         try:
             found = await self._collect_records()
@@ -176,15 +201,21 @@ class Collector:
             self._later(self._watch(sweeps, waiting, started))
 
     async def _collect_records(self) -> _Found:
-        """Remove the dead records. They are looked for without holding anybody up; if there are any, again in the transaction that removes them."""
-        with span("gc.mark") as trace:
+        """Remove the dead records. They are looked for in a thread; what removes them, some at a time, looks only at what was written meanwhile."""
+        with span("gc.mark") as trace, self._database.transactions.watch() as written:
             found = await self._database.transactions.read(_examine)
             trace.set(records=found.size, dead=found.dead)
-            if found.dead:
-                events = await self._database.transactions.write(_bury)
+            known, living, spared = 0, set[Node](), 0
+            for start in range(0, len(found.order), _BATCH):
+                batch = found.order[start:start + _BATCH]
+                buried = await self._database.transactions.write(
+                    lambda tx, batch=batch, known=known, living=living: _bury(tx, found, batch, written[known:], living))  # type: ignore[misc]
                 fault("gc.after-records")
-                for event in events:
+                known, living, spared = known + buried.known, buried.living, spared + buried.spared
+                for event in buried.events:
                     self._publish(event)
+        if spared:
+            self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
         return found
 
     # -- sweeps
@@ -255,18 +286,36 @@ def _examine(tx: Reader) -> _Found:
     """What there is to do."""
     records = everything(tx)
     marking = mark(records, time.time_ns())
+    order = in_order(records, marking)
     used = records.raws(marking.living)
     needed = frozenset(key[0] for key, _ in schema.NAMED.scan(tx) if key not in used)
     gateway = schema.GATEWAY.get(tx)
     backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
-    return _Found(len(records), len(marking.dead), marking.wake, backends, needed)
+    return _Found(len(records), len(marking.dead), marking.wake, backends, needed, records, marking, order)
 
 
-def _bury(tx: Transaction) -> list[Event]:
-    """Remove the dead."""
-    records = everything(tx)
-    events: list[Event] = []
-    for node in mark(records, time.time_ns()).dead:
+@dataclass(frozen=True, slots=True)
+class _Buried:
+    """What came of one batch of the dead."""
+
+    events: list[Event]
+    known: int
+    """Keys that were looked at."""
+    living: set[Node]
+    spared: int
+
+
+def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[Key], living: set[Node]) -> _Buried:
+    """Remove those of ``batch`` that were ``found`` dead and are so still: not among the ``living``, nor among what lives by the keys that were ``written`` besides."""
+    records, events, spared = found.records, list[Event](), 0
+    changed = touched(tx, written)
+    living = living | changed | revived(tx, records, found.marking, changed)
+    for node in batch:
+        if node in living:
+            spared += 1
+            continue
+        if not _there(tx, node):  # somebody else has removed it
+            continue
         if node.type == "lease":
             schema.delete_lease(tx, node.namespace, node.key)
         elif node.type == "snapshot":
@@ -278,7 +327,16 @@ def _bury(tx: Transaction) -> list[Event]:
         else:
             schema.IMAGES.delete(tx, node.namespace, node.key)
         events.extend(_events(node))
-    return events
+    return _Buried(events, len(written), living, spared)
+
+
+def _there(tx: Reader, node: Node) -> bool:
+    if node.type == "snapshot":
+        return schema.SNAPSHOTS.has(tx, node.namespace, node.snapshotter, node.key)
+    return _TABLES[node.type].has(tx, node.namespace, node.key)
+
+
+_TABLES: dict[str, schema.Table[Any]] = {"lease": schema.LEASES, "ingest": schema.INGESTS, "content": schema.BLOBS, "image": schema.IMAGES}
 
 
 def _events(node: Node) -> Iterable[Event]:
@@ -289,12 +347,14 @@ def _events(node: Node) -> Iterable[Event]:
         yield Event(node.namespace, "/snapshot/remove", {"key": node.key, "snapshotter": node.snapshotter})
 
 
-def _next_expiry(tx: Reader) -> Nanoseconds | None:
-    """When the next lease, ingest or image expires."""
-    now = time.time_ns()
-    times = [ingest.expires for _, ingest in schema.INGESTS.scan(tx) if ingest.expires]
-    for table in (schema.LEASES, schema.IMAGES):
-        for _, record in table.scan(tx):
-            if (when := expires(record.labels)) is not None:
-                times.append(when)
+def _next_expiry(tx: Reader, written: Iterable[Key]) -> Nanoseconds | None:
+    """When the next of those leases, ingests and images expires that are ``written``."""
+    now, times = time.time_ns(), []
+    for name, *key in set(written):
+        if name == schema.INGESTS.name and (ingest := schema.INGESTS.get(tx, *key)) is not None:
+            times.append(ingest.expires)
+        elif name == schema.LEASES.name and (lease := schema.LEASES.get(tx, *key)) is not None:
+            times.append(expires(lease.labels) or 0)
+        elif name == schema.IMAGES.name and (image := schema.IMAGES.get(tx, *key)) is not None:
+            times.append(expires(image.labels) or 0)
     return min((t for t in times if t >= now), default=None)

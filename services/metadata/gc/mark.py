@@ -186,6 +186,10 @@ class Marking:
     living: set[Node]
     dead: list[Node]
     wake: Nanoseconds | None
+    back: dict[Node, list[Node]]
+    """The dead, and the flat, that would live, and not flat, if a node did: by what they say themselves, or a condition does."""
+    flat: set[Node]
+    """The living whose labels are not followed, since only flat leases hold them."""
 
 
 def mark(records: Everything, now: Nanoseconds) -> Marking:
@@ -211,7 +215,7 @@ def mark(records: Everything, now: Nanoseconds) -> Marking:
         if alive(expires(lease.labels)):
             roots.append(node)
             flat = _FLAT in lease.labels
-            roots.extend(_resource(node.namespace, resource, flat=flat) for resource in records.held.get(node, ()))
+            roots.extend(resource_node(node.namespace, resource, flat=flat) for resource in records.held.get(node, ()))
     for node, image in records.images.items():
         if alive(expires(image.labels)):
             roots.append(node)
@@ -234,16 +238,19 @@ def mark(records: Everything, now: Nanoseconds) -> Marking:
             if _is_root(snapshot.labels):
                 roots.append(node)
     for intent in records.intents:
-        roots.extend(_resource(intent.namespace, resource, flat=False) for resource in intent.resources())
+        roots.extend(resource_node(intent.namespace, resource, flat=False) for resource in intent.resources())
     for owner, condition in conditions:
         wake = _holds(records, condition, now)
         if wake is not None:
             back.setdefault(owner, []).append(condition.snapshot)
             wakes.append(wake)
 
-    living = _reach(roots, lambda node: (*back.get(node, ()), *_from(records, node)))
+    reached = _reach(roots, lambda node: (*back.get(node, ()), *refers_to(records, node)))
+    living = {node._replace(flat=False) if node.flat else node for node in reached}
     dead = [node for table in (records.leases, records.snapshots, records.ingests, records.blobs, records.images) for node in table if node not in living]
-    return Marking(living, dead, min((wake for wake in wakes if wake < _NEVER), default=None))
+    return Marking(living, dead, min((wake for wake in wakes if wake < _NEVER), default=None),
+                   {owner: found for owner, nodes in back.items() if (found := [node for node in nodes if node not in reached])},
+                   {node for node in living if node not in reached})
 
 
 _NEVER: Nanoseconds = 1 << 62
@@ -266,7 +273,7 @@ def _holds(records: Everything, condition: _Condition, now: Nanoseconds) -> Nano
     return max(untils, default=None)
 
 
-def _resource(namespace: str, resource: Resource, *, flat: bool) -> Node:
+def resource_node(namespace: str, resource: Resource, *, flat: bool) -> Node:
     kind, _, snapshotter = resource.type.partition("/")
     if kind == "snapshots":
         return Node("snapshot", namespace, resource.id, snapshotter, flat)
@@ -275,7 +282,18 @@ def _resource(namespace: str, resource: Resource, *, flat: bool) -> Node:
     return Node("image" if kind == "images" else "content", namespace, resource.id, flat=flat)
 
 
-def _from(records: Everything, node: Node) -> Iterator[Node]:
+def named_by(records: Everything, lease: Node) -> Iterator[Node]:
+    """What a lease holds."""
+    return (resource_node(lease.namespace, resource, flat=False) for resource in records.held.get(lease, ()))
+
+
+def conditional(records: Everything, node: Node) -> Iterator[Node]:
+    """The snapshots that a record refers to on a condition, whether that holds or not."""
+    record = records.images.get(node) if node.type == "image" else records.blobs.get(node) if node.type == "content" else None
+    return (condition.snapshot for condition in _conditions(node.namespace, record.labels)) if record is not None else iter(())
+
+
+def refers_to(records: Everything, node: Node) -> Iterator[Node]:
     """What a record refers to; nothing if there is no such record."""
     real = node._replace(flat=False)
     labels: Labels = {}
@@ -309,7 +327,7 @@ def _from(records: Everything, node: Node) -> Iterator[Node]:
 
 
 def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """All nodes on paths from ``roots``, no longer flat."""
+    """All nodes on paths from ``roots``."""
     seen = set(roots)
     stack = list(seen)
     while stack:
@@ -317,4 +335,4 @@ def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) 
             if node not in seen:
                 seen.add(node)
                 stack.append(node)
-    return {node._replace(flat=False) if node.flat else node for node in seen}
+    return seen

@@ -3,7 +3,8 @@
     read what was once named and is not any more            } what is not listed after that, and still not in use, is gone
     is the raw store ours (its stamp)?
     list what it has
-    in one transaction: read records and intents, mark victims, up to :data:`_BATCH` of them
+    read records and intents: what nobody names are victims
+    in one transaction: mark victims, up to :data:`_BATCH` of them, but those that came to be named since
     remove them, one after the other, and unmark each       } while there are victims
     let the snapshotter clean up
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -36,6 +37,7 @@ from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import plan
+from services.metadata.gc.changes import Spared
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.store import Mark, Nanoseconds, Raw
 from services.metadata.transactions import Reader, Transaction
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 _SNAPSHOT_BATCH = 16
 """Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's may take a second."""
+_FORGOTTEN = 256
+"""Things that are not there any more whose names are forgotten at a time."""
 _ATTEMPTS = 2
 """Times to ask for the removal of one thing while the outcome is not known; then it stays marked until the next sweep."""
 _UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
@@ -79,12 +83,14 @@ class _View:
 
     listing: Listing
     ownership: Ownership
-    idle: frozenset[Raw]
-    """What was named once and not any more, before the listing."""
+    gone: Sequence[Raw]
+    """What was named once and not any more, before the listing, and is not in it."""
     victims: list[Raw]
-    """When last looked at, in the order in which they go."""
-    marked: bool
-    """There are marks of an earlier sweep."""
+    """In the order in which they go."""
+    marked: Sequence[Raw]
+    """Those with marks of an earlier sweep; of these some are ``kept``, and some ``missing`` in the listing and in all records."""
+    kept: frozenset[Raw]
+    missing: frozenset[Raw]
     deferred: bool
     """Blobs have to wait for a commit of an unknown digest."""
     reason: str
@@ -117,7 +123,7 @@ class Sweeper:
                 log.log(logging.INFO if swept.postponed else logging.WARNING, "not collected: %s", failure)
         self._failed = swept.failed
         if swept.removed:
-            log.debug("collected in backend %s: %s", self.backend, ", ".join(map(title, swept.removed)))
+            log.debug("collected in backend %s: %d things", self.backend, len(swept.removed))
         return swept
 
     async def _sweep(self, swept: Swept) -> None:
@@ -125,19 +131,18 @@ class Sweeper:
         idle = await read(lambda tx: plan.unused(tx, self.backend))
         stamp = await self._stores.stamp(self.backend)
         listing = await self._stores.list(self.backend)
-        view = await read(lambda tx: self._look(tx, stamp, listing, idle))
-        if view.ownership == "new":
-            await self._stores.set_stamp(self.backend, self._store_id)
-        if view.ownership == "nothing":
-            swept.failed.append(f"backend {self.backend}: {view.reason}")
-        elif view.reason != self._said:
-            log.warning("backend %s: %s", self.backend, view.reason or "all in it is collected again")
-        self._said = view.reason
-        swept.postponed = view.deferred
-        if view.victims or view.marked or view.idle - view.listing.raws():
-            for batch in _batches(view.victims):
-                if not await self._take(view, batch, swept):
-                    return
+        with self._database.transactions.watch() as written:
+            view = await read(lambda tx: self._look(tx, stamp, listing, idle))
+            if view.ownership == "new":
+                await self._stores.set_stamp(self.backend, self._store_id)
+            if view.ownership == "nothing":
+                swept.failed.append(f"backend {self.backend}: {view.reason}")
+            elif view.reason != self._said:
+                log.warning("backend %s: %s", self.backend, view.reason or "all in it is collected again")
+            self._said = view.reason
+            swept.postponed = view.deferred
+            if not await self._act(view, Spared(listing, written), swept):
+                return
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
             try:
                 await self._stores.cleanup(self.backend)
@@ -151,9 +156,12 @@ class Sweeper:
         once = plan.named(tx, self.backend)
         ownership, reason, undecided = self._owner(tx, stamp, listing, used, once)
         own = ownership in ("own", "new")
-        found = plan.victims(listing, used, once, own=own)
+        found = [] if ownership == "nothing" else plan.victims(listing, used, once, own=own)
         deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
-        return _View(listing, ownership, idle, [] if ownership == "nothing" else found, schema.SWEEPING.any(tx, self.backend), deferred, reason)
+        marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
+        listed, going = listing.raws(), set(found)
+        return _View(listing, ownership, sorted(idle - listed - used.raws), found, marked, frozenset(raw for raw in marked if raw not in going),
+                     frozenset(raw for raw in marked if raw not in listed and raw not in used.raws), deferred, reason)
 
     def _owner(self, tx: Reader, stamp: str | None, listing: Listing, used: plan.Uses, once: frozenset[Raw]) -> tuple[Ownership, str, bool]:
         """Whose it is, why not ours, and whether that has to be asked again."""
@@ -173,33 +181,53 @@ class Sweeper:
         return "named", (f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as {title(min(unknown))}):"
                          " only what is known here is collected"), False
 
-    def _mark(self, tx: Transaction, view: _View, batch: list[Raw], now: Nanoseconds) -> tuple[list[Raw], list[Raw]]:
-        """Look again, at what is so now; mark those of the batch that are victims still, and resolve what earlier sweeps left. The marked ones, and those whose marks were taken off."""
-        marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
-        listed = view.listing.raws()
-        used = plan.uses(tx, self.backend, [raw.name for raw in (*batch, *marked, *(view.idle - listed)) if raw.kind == "blob"])
-        once = frozenset[Raw]() if view.ownership in ("own", "new") else plan.named(tx, self.backend)
-        allowed = set[Raw]()
-        if view.ownership != "nothing":
-            allowed = set(plan.victims(view.listing, used, once, own=view.ownership in ("own", "new"))) & set(view.victims)
-        unmarked = [raw for raw in marked if raw not in allowed]
+    def _unmark(self, tx: Transaction, view: _View, spared: Spared) -> list[Raw]:
+        """Resolve the marks that earlier sweeps left, but for those of victims, whose turn comes; the others' are taken off."""
+        spared.look(tx)
+        unmarked = [raw for raw in view.marked if raw in spared or raw in view.kept]
         for raw in unmarked:
-            schema.clear_mark(tx, raw, gone=raw not in listed and raw not in used.raws)
-        for raw in view.idle - listed - used.raws:
-            schema.NAMED.delete(tx, *raw)
-        chosen = [raw for raw in batch if raw in allowed]
+            schema.clear_mark(tx, raw, gone=raw in view.missing and raw not in spared)
+        return unmarked
+
+    def _forget(self, tx: Transaction, some: Iterable[Raw], spared: Spared) -> None:
+        """What was once named is not there, and nobody names it."""
+        spared.look(tx)
+        for raw in some:
+            if raw not in spared:
+                schema.NAMED.delete(tx, *raw)
+
+    def _mark(self, tx: Transaction, view: _View, batch: list[Raw], spared: Spared, now: Nanoseconds) -> tuple[list[Raw], list[Raw]]:
+        """Mark those of the batch that are victims still. These, and those that are none any more."""
+        spared.look(tx)
+        staying = [raw for raw in batch if raw in spared]
+        for raw in staying:
+            schema.clear_mark(tx, raw, gone=False)  # of an earlier sweep, it may be
+        chosen = [raw for raw in batch if raw not in spared]
         for raw in chosen:
             snapshot = view.listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None
             schema.set_mark(tx, raw, Mark(since=now, reference=snapshot.reference if snapshot is not None else ""))
-        return chosen, unmarked
+        return chosen, staying
 
     # -- acting
 
-    async def _take(self, view: _View, batch: list[Raw], swept: Swept) -> bool:
+    async def _act(self, view: _View, spared: Spared, swept: Swept) -> bool:
+        """Do what the look gave rise to, bit by bit; False if the backend is away, so that the rest has to wait."""
+        write = self._database.transactions.write
+        if view.marked:
+            self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
+        for start in range(0, len(view.gone), _FORGOTTEN):
+            await write(lambda tx, some=view.gone[start:start + _FORGOTTEN]: self._forget(tx, some, spared), lasting=False)  # type: ignore[misc]
+        for batch in _batches(view.victims):
+            if not await self._take(view, batch, spared, swept):
+                return False
+        return True
+
+    async def _take(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept) -> bool:
         """Mark, remove and unmark a batch; False if the backend is away, so that the rest has to wait."""
         now = time.time_ns()
-        chosen, unmarked = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, now))
-        self._database.wake(*unmarked)
+        chosen, staying = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, spared, now))
+        self._database.wake(*staying)
+        swept.postponed = swept.postponed or spared.every_blob
         fault("gc.after-mark")
         unmarking = _Unmarking(self._database)
         away = False
@@ -241,14 +269,12 @@ class Sweeper:
 
 
 def _batches(victims: list[Raw]) -> Iterator[list[Raw]]:
-    """In order; one empty batch where there are no victims."""
+    """In order."""
     start = 0
-    while True:
-        end = start + (_SNAPSHOT_BATCH if start < len(victims) and victims[start].kind == "snapshot" else _BATCH)
+    while start < len(victims):
+        end = start + (_SNAPSHOT_BATCH if victims[start].kind == "snapshot" else _BATCH)
         yield victims[start:end]
         start = end
-        if start >= len(victims):
-            return
 
 
 class _Unmarking:

@@ -10,13 +10,16 @@ from typing import TypeVar
 
 import pytest
 
+from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2
 from services.kit import errors
 from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
+from services.metadata.store import Lease, Resource, Snapshot
 from services.metadata.transactions import Key, Reader, Transaction
 from tests.suites.records import World, digest
-from tests.suites.records_lives import LocalMetadata
+from tests.suites.records_lives import LocalMetadata, headers
 from tests.unit.metadata.test_metadata_records import Life
 
 T = TypeVar("T")
@@ -28,7 +31,7 @@ class Counted:
     def __init__(self, tx: Transaction, store: Counting) -> None:
         self._tx = tx
         self._store = store
-        self.put, self.delete = tx.put, tx.delete
+        self.put, self.delete, self.delete_all = tx.put, tx.delete, tx.delete_all
 
     def get(self, key: Key) -> bytes | None:
         self._store.rows += 1
@@ -100,6 +103,35 @@ async def test_an_operation_costs_the_same_beside_many_open_ones(store: Counting
         await world.begin_commit(f"r{i}", digest(100 + i))
         await world.begin_snapshot(f"open {i}")
     assert await cost(2) == alone
+
+
+async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: LocalMetadata, world: World) -> None:
+    """A lease that holds much and a namespace with many leases are deleted, and a namespace with many snapshots is refused, without reading them all."""
+    async def cost(number: int) -> int:
+        other = await world.beside(f"ns{number}")
+        leases = local.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
+        namespaces = local.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+
+        def fill(tx: Transaction) -> None:
+            for i in range(number):
+                schema.put_resource(tx, other.namespace, "l", Resource("images", f"i{i}"))
+                schema.LEASES.put(tx, other.namespace, f"l{i}", value=Lease(id=f"l{i}"))
+                for snapshotter in ("native", "overlayfs"):
+                    schema.put_snapshot(tx, other.namespace, snapshotter, Snapshot(name=f"s{i}", raw_key=f"{i}", backend=f"snapshots.{snapshotter}", kind="active"))
+                schema.SNAPSHOTS.put(tx, other.namespace, "overlayfs", "\U0010ffff!", value=Snapshot(name="\U0010ffff!", raw_key="!", backend="b", kind="active"))
+
+        await local.database.write(fill)
+        before = store.rows
+        await leases.Delete(leases_pb2.DeleteRequest(id="l"), headers=headers(other.namespace))
+        with pytest.raises(errors.FailedPrecondition, match='still has snapshots on "native" snapshotter, snapshots on "overlayfs" snapshotter: '):
+            await namespaces.Delete(namespaces_pb2.DeleteNamespaceRequest(name=other.namespace))
+        await local.database.write(lambda tx: schema.SNAPSHOTS.delete_all(tx, other.namespace))
+        await namespaces.Delete(namespaces_pb2.DeleteNamespaceRequest(name=other.namespace))
+        looked = store.rows - before
+        assert not [key for table in (schema.LEASES, schema.RESOURCES) for key, _ in local.database.view(lambda tx, table=table: list(table.scan(tx, other.namespace)))]  # type: ignore[misc]
+        return looked
+
+    assert await cost(3) == await cost(100)
 
 
 async def test_only_those_are_woken_who_wait_for_what_ended(store: Counting, world: World) -> None:

@@ -1,0 +1,152 @@
+"""What was written since all records were read, as far as the collector has to know: so that it decides once about all of them, in a thread, and afterwards looks at
+few.
+
+Every key that is written says which record it is about (:func:`touched`). A record that was written meanwhile counts as living, with all that it refers to
+now; so does what refers back to it. Nothing else can have come back to life: whatever a record referred to that has not changed lived then, or died with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from services.metadata import schema
+from services.metadata.gc.mark import Everything, Marking, Node, conditional, named_by, refers_to, resource_node
+from services.metadata.gc.raw import Listing
+from services.metadata.store import Raw, Resource
+from services.metadata.transactions import Key, Reader
+
+
+def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
+    """The records, and what leases and intents name, that keys of ``written`` are about and that are there."""
+    found: set[Node] = set()
+    for key in {key for key in written if key[0] in _ABOUT and tx.get(key) is not None}:
+        match key:
+            case ("lease" | "image" | "container" | "ingest" as kind, namespace, name):
+                found.add(Node(kind, namespace, name))
+                if kind == "lease":  # it may hold what it had before in another way
+                    found.update(resource_node(namespace, Resource(*resource), flat=False) for resource, _ in schema.RESOURCES.under(tx, namespace, name))
+            case ("blob", namespace, digest):
+                found.add(Node("content", namespace, digest))
+            case ("snapshot", namespace, snapshotter, name):
+                found.add(Node("snapshot", namespace, name, snapshotter))
+            case ("resource", namespace, _, kind, name):
+                found.add(resource_node(namespace, Resource(kind, name), flat=False))
+            case ("intent", id_):
+                if (intent := schema.INTENTS.get(tx, id_)) is not None:
+                    found.update(resource_node(intent.namespace, resource, flat=False) for resource in intent.resources())
+    return found
+
+
+_ABOUT = frozenset({"lease", "image", "container", "ingest", "blob", "snapshot", "resource", "intent"})
+
+
+def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node]) -> set[Node]:
+    """Which of the dead live since ``changed`` were written; of ``records`` all others are as they were when ``marking`` was made."""
+    fresh = Everything()
+    for node in changed:
+        _read(tx, fresh, node)
+    seen = set(changed)
+    stack = list(changed)
+    while stack:
+        node = stack.pop()
+        current = fresh if node in changed else records
+        for other in (*marking.back.get(node, ()), *refers_to(current, node), *conditional(current, node)):
+            reached = other._replace(flat=False)
+            if reached not in seen and (reached in marking.flat or reached in marking.back or is_dead(records, marking, reached)):
+                seen.add(reached)
+                stack.append(reached)
+    return {node for node in seen if is_dead(records, marking, node)}
+
+
+def is_dead(records: Everything, marking: Marking, node: Node) -> bool:
+    """Whether it is one of the dead of ``marking``."""
+    return node not in marking.living and any(node in table for table in (records.blobs, records.snapshots, records.ingests, records.images, records.leases))
+
+
+def _read(tx: Reader, into: Everything, node: Node) -> None:
+    """The record of ``node`` as it is now, if there is one."""
+    tables: dict[str, tuple[schema.Table[Any], dict[Node, Any]]] = {
+        "snapshot": (schema.SNAPSHOTS, into.snapshots), "ingest": (schema.INGESTS, into.ingests), "content": (schema.BLOBS, into.blobs),
+        "image": (schema.IMAGES, into.images), "container": (schema.CONTAINERS, into.containers)}
+    if node.type in tables:
+        table, records = tables[node.type]
+        key = (node.namespace, node.snapshotter, node.key) if node.type == "snapshot" else (node.namespace, node.key)
+        if (found := table.get(tx, *key)) is not None:
+            records[node] = found
+
+
+def in_order(records: Everything, marking: Marking) -> list[Node]:
+    """The dead, each before what it refers to: whoever looks while they are removed bit by bit finds nothing that refers to what is gone."""
+    def below(node: Node) -> Iterator[Node]:
+        if node.type == "lease":
+            return named_by(records, node)
+        return iter((*marking.back.get(node, ()), *refers_to(records, node)))
+
+    return _topological(marking.dead, lambda node: (other for other in (each._replace(flat=False) for each in below(node)) if is_dead(records, marking, other)))
+
+
+def _topological(nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]]) -> list[Node]:
+    seen: set[Node] = set()
+    order: list[Node] = []
+    for start in nodes:
+        if start in seen:
+            continue
+        seen.add(start)
+        stack = [(start, iter(below(start)))]
+        while stack:
+            node, rest = stack[-1]
+            for other in rest:
+                if other not in seen:
+                    seen.add(other)
+                    stack.append((other, iter(below(other))))
+                    break
+            else:
+                order.append(node)
+                stack.pop()
+    return order[::-1]
+
+
+class Spared:
+    """What of a backend must stay, since it came to be named, or asked for, after it was found that nobody needs it. ``listing`` is what the backend had."""
+
+    def __init__(self, listing: Listing, written: Sequence[Key]) -> None:
+        self._listing = listing
+        self._written = written
+        self._known = 0
+        self._raws: set[Raw] = set()
+        self._references: dict[str, list[str]] | None = None
+        self.every_blob = False
+        """A commit was begun of which nobody knows the digest."""
+
+    def look(self, tx: Reader) -> Spared:
+        """Note what was written until now. To be called in a transaction, which may be run again: it notes too much then, never too little."""
+        written, self._known = self._written[self._known:], len(self._written)
+        for key in set(written):
+            if key[0] == schema.NAMED.name and key[1] == self._listing.backend:
+                self._stays(Raw(*key[1:]))  # type: ignore[arg-type]
+            elif key[0] == schema.INTENTS.name and (intent := schema.INTENTS.get(tx, key[1])) is not None and intent.backend == self._listing.backend:
+                self.every_blob = self.every_blob or (intent.operation == "commit-ingest" and not intent.expected)
+                for name in self._referring(intent.target):
+                    self._stays(Raw(self._listing.backend, "snapshot", name))
+        return self
+
+    def _referring(self, reference: str) -> Sequence[str]:
+        """The snapshots that were made for ``reference``."""
+        if self._references is None:
+            self._references = {}
+            for key, snapshot in self._listing.snapshots.items():
+                if snapshot.reference:
+                    self._references.setdefault(snapshot.reference, []).append(key)
+        return self._references.get(reference, ())
+
+    def _stays(self, raw: Raw) -> None:
+        """It does, and what it stands on."""
+        while raw not in self._raws:
+            self._raws.add(raw)
+            snapshot = self._listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None
+            if snapshot is not None and snapshot.parent:
+                raw = raw._replace(name=snapshot.parent)
+
+    def __contains__(self, raw: Raw) -> bool:
+        return raw in self._raws or (self.every_blob and raw.kind == "blob")

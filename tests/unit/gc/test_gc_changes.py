@@ -1,0 +1,111 @@
+"""What is decided once about all records, and what was written since: nothing goes that lives, and what is looked at is what was written."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from services.metadata import schema
+from services.metadata.gc import Collector, Config
+from services.metadata.gc.collector import _bury, _examine
+from services.metadata.gc.mark import Node, everything, mark
+from services.metadata.gc.memory import MemoryRawStores
+from services.metadata.gc.sweep import _BATCH
+from services.metadata.store import Raw
+from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, World, digest, stamp
+from tests.unit.metadata.test_metadata_costs import Counting
+
+NAMES = 12
+
+
+def change(world: World, rng: random.Random) -> None:
+    """One random record, or one less."""
+    number, other = rng.randrange(NAMES), rng.randrange(NAMES)
+    labels = {}
+    for _ in range(rng.randrange(3)):
+        key, value = rng.choice([
+            ("gc.root", "x"), ("gc.ref.content.1", digest(other)), ("gc.ref.content.2", digest(rng.randrange(NAMES))), ("gc.ref.snapshot.overlayfs", f"s{other}"),
+            ("gc.bref.content", digest(other)), ("gc.bref.snapshot.overlayfs", f"s{other}"), ("gc.bref.image", f"i{other}"), ("gc.bref.container", f"c{other}"),
+            ("gc.expire", stamp(NOW + rng.choice([-HOUR, HOUR])))])
+        labels[key] = value
+    match rng.randrange(9):
+        case 0 | 1:
+            world.blob(number, labels)
+        case 2:
+            world.image(f"i{number}", other, labels)
+        case 3 | 4:
+            world.snapshot(f"s{number}", f"s{other}" if other < number else "", labels)
+        case 5:
+            world.lease(f"l{number}", ("content", digest(other)), ("snapshots/overlayfs", f"s{rng.randrange(NAMES)}"),
+                        labels={**labels, **({"gc.flat": "x"} if rng.random() < 0.5 else {})})
+        case 6:
+            world.container(f"c{number}", f"s{other}")
+        case 7:
+            world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}", parent=f"s{other}")
+        case _:
+            table, name = rng.choice([(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))])
+            world._write(lambda tx: table.delete(tx, "ns", name))
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written between the look and each batch: what goes is dead by a look at all records. And where nothing is written all goes that is dead."""
+    monkeypatch.setattr("time.time_ns", lambda: NOW)
+    rng = random.Random(seed)
+    world = World()
+    state = world.transactions._state
+    for _ in range(rng.randrange(60)):
+        change(world, rng)
+    for writes in (3, 0):
+        with world.transactions.watch() as written:
+            found = _examine(state)
+            assert sorted(found.order) == sorted(found.marking.dead)
+            known, living = 0, set[Node]()
+            for start in range(0, len(found.order), 2):
+                for _ in range(rng.randrange(writes + 1)):
+                    change(world, rng)
+                records = everything(state)
+                dead = set(mark(records, NOW).dead)
+                before = {*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images}
+                buried = _bury(state, found, found.order[start:start + 2], written[known:], living)
+                known, living = known + buried.known, buried.living
+                records = everything(state)
+                gone = before - {*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images}
+                assert gone <= dead
+    assert not mark(everything(state), NOW).dead
+
+
+def test_a_record_goes_before_what_it_refers_to() -> None:
+    """So that nobody finds one that refers to what is gone."""
+    world = World()
+    for number in range(1, 30):
+        world.blob(number, {"gc.ref.content.0": digest(number - 1)} if number > 1 else {})
+        world.snapshot(f"s{number:02}", f"s{number - 1:02}" if number > 1 else "", {"gc.bref.content": digest(number)})
+    order = _examine(world.transactions._state).order
+    blobs = [int(node.key[7:], 16) for node in order if node.type == "content"]
+    snapshots = [node.key for node in order if node.type == "snapshot"]
+    assert blobs == sorted(blobs, reverse=True)
+    assert snapshots == sorted(snapshots, reverse=True)
+
+
+async def test_what_a_collection_looks_at_in_its_transactions_is_what_it_removes() -> None:
+    """However many records live, and however many raw things stay."""
+    async def cost(living: int) -> int:
+        store = Counting()
+        world = World(transactions=store)
+        stores = MemoryRawStores(**{CONTENT: "", OVERLAY.replace(".", "_"): ""})
+        for number in range(living):
+            stores.add(world.blob(1000 + number, {"gc.root": "x"}))
+            stores.add(world.snapshot(f"s{number}", labels={"gc.root": "x"}))
+            world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}")
+        async with Collector(world.database, stores, Config(startup_delay=0), lambda event: None).running() as collector:
+            await collector.collect()  # the stores become ours
+            for number in range(2 * _BATCH):
+                stores.add(world.blob(number))
+            before = store.rows
+            assert len((await collector.collect()).removed) == 2 * _BATCH
+            assert not [raw for raw in stores.blobs if Raw(CONTENT, "blob", digest(1)) == raw]
+        return store.rows - before
+
+    assert await cost(2) == await cost(150)
