@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 
 from services.kit import errors, rpc
@@ -16,6 +17,8 @@ from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
 from services.kit.wire.limits import Limits, configured
 from services.kit.wire.link import Link, Owner
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 SILENCE = 1.0
@@ -233,7 +236,9 @@ class WireCarrier:
         except asyncio.CancelledError:
             link.abort("the channel is closed")
             raise
-        except (OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # whatever it is: those who watch wait for the next attempt
+            if not isinstance(error, (OSError, TimeoutError, ValueError)):
+                log.exception("connecting to %s failed unexpectedly", self._address)
             self._trouble = f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
             self._failures += 1
             link.abort(self._trouble)

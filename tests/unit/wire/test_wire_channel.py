@@ -458,3 +458,22 @@ async def test_a_call_of_our_own_beside_those_that_pass() -> None:
     passing.down.call(3, SAY, b"hello")
     assert [(f.stream, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(3, grpc(b"HELLO"))]
     await passing.gone()
+
+
+async def test_an_attempt_that_fails_unexpectedly_is_told_and_another_is_made(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever watches a connection waits for the next attempt: one that ended in silence would be the last."""
+    attempts: list[str] = []
+
+    async def connect(protocol: Any, address: str) -> None:
+        attempts.append(address)
+        raise ZeroDivisionError("unthought of")
+
+    carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
+    monkeypatch.setattr(carrier._loop, "create_unix_connection", connect, raising=False)
+    watch = asyncio.ensure_future(carrier.changed(False))
+    async with asyncio.timeout(15):
+        while len(attempts) < 3:
+            await asyncio.sleep(0.01)
+    assert "connecting to /nowhere failed unexpectedly" in caplog.text
+    watch.cancel()
+    await carrier.close()
