@@ -65,6 +65,9 @@ EXITS: Final = 16384
 EXIT_SECONDS = 600.0
 """How many exits are remembered, and for how long: far more than a shim's 21 s of retries, and short enough for a pid to be used again."""
 
+EXIT_NAMES: Final = 256
+"""Characters of a container's and an exec's id together. No task has more than 152; what anybody else says of longer ones is not remembered."""
+
 EVENT_FILES = frozenset(module.DESCRIPTOR.name for module in (
     container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2))
 """Files whose messages a filter can look into (``event.container_id``); containerd generates accessors for these only."""
@@ -308,6 +311,8 @@ class _Exits:
             event = kind.FromString(envelope.event.value)
         except DecodeError:
             return False  # not for us to judge: subscribers get what the publisher sent
+        if len(event.container_id) + len(getattr(event, "id", "")) > EXIT_NAMES:
+            return False
         if isinstance(event, task_pb2.TaskExit):
             return self._exit((envelope.namespace, event.container_id, event.id, event.pid),
                               (event.exited_at if event.HasField("exited_at") else envelope.timestamp).ToNanoseconds())

@@ -30,7 +30,7 @@ from typing import Any, Self, TypeVar
 
 from services.kit import errors, filters, identifiers, rpc, tracing
 from services.kit.faults import fault
-from services.tasks import checkpoint
+from services.tasks import checkpoint, checks
 from services.tasks import spec as specs
 from services.tasks.bundle import TASKS, Address, Bundle
 from services.tasks.config import Config
@@ -255,6 +255,9 @@ class LocalTasks:
             bundle.validate()
             with _prefixed("failed to start shim: failed to resolve runtime path: "):
                 program = self._programs.find(runtime)
+            checks.runtime_options("options", program, options.options)
+            checks.runtime_options("the container's runtime options", program, container.runtime_options)
+            await checks.stdio(program, options.io)
             chosen = with_runc_root(chosen, program, self._state / "runc")
             try:
                 if not image and options.checkpoint is not None:
@@ -449,7 +452,7 @@ class LocalTasks:
 
     def _ensure_runc_root(self, task: _Task) -> None:
         """The shim of runc reads its state directory from the bundle; one that died before it wrote it would look in the machine's, and delete others' containers."""
-        if Path(task.program.path).name.startswith("containerd-shim-runc-") and not (options := task.bundle.path / "options.json").exists():
+        if checks.of_runc(task.program.path) and not (options := task.bundle.path / "options.json").exists():
             with contextlib.suppress(FileNotFoundError):
                 options.write_text(json.dumps({"root": str(self._state / "runc")}))
 
@@ -665,9 +668,9 @@ class LocalTasks:
                 if task.connection is connection:  # over gRPC the call may know first
                     await asyncio.sleep(0.2)
                 continue
-            except errors.NotFound:
-                if process.exec_id:
-                    task.execs.pop(process.exec_id, None)
+            except errors.NodeError:
+                if process.exec_id and not process.pid and task.execs.get(process.exec_id) is process:
+                    del task.execs[process.exec_id]  # nobody knows that there is such an exec
                 raise
             self._exited(task, process, Exit(exit_.status, exit_.at, process.pid))
             if not self._node.reachable and process.pid:
@@ -733,10 +736,11 @@ class LocalTasks:
 
     async def start(self, namespace: str, name: str, exec_id: str = "") -> int:
         task = await self._find(namespace, name)
-        process = task.watched(exec_id)
-        process.pid = await self._converse(task, lambda c: c.start(exec_id, self._config.call_timeout))
+        pid = await self._converse(task, lambda c: c.start(exec_id, self._config.call_timeout))
+        process = task.watched(exec_id)  # only now: what a client names need not be there
+        process.pid = pid
         self._watch(task, process)
-        return process.pid
+        return pid
 
     async def delete(self, namespace: str, name: str) -> Exit:
         task = await self._find(namespace, name)
@@ -772,6 +776,8 @@ class LocalTasks:
         self._node.deleted(task.namespace, task.name, how)
 
     async def delete_process(self, namespace: str, name: str, exec_id: str) -> Exit:
+        if not exec_id:  # a shim would take it for the init, and delete that alone
+            raise errors.InvalidArgument.verbatim("exec id cannot be empty")
         task = await self._find(namespace, name)
         how = await self._converse(task, lambda c: c.delete(exec_id, self._config.call_timeout))
         task.execs.pop(exec_id, None)
@@ -813,6 +819,8 @@ class LocalTasks:
         task = await self._find(namespace, name)
         with _prefixed(f"invalid exec id {exec_id}: "):
             identifiers.validate(exec_id)
+        checks.payload("spec", spec)
+        await checks.stdio(task.program.path, io)
         await self._converse(task, lambda c: c.exec(exec_id, spec, io, self._config.call_timeout))
 
     async def resize(self, namespace: str, name: str, exec_id: str, width: int, height: int) -> None:
@@ -831,7 +839,10 @@ class LocalTasks:
         return await self._ask(namespace, name, lambda c: c.pids(self._config.call_timeout))
 
     async def update(self, namespace: str, name: str, resources: Opaque | None, annotations: Mapping[str, str]) -> None:
-        await self._ask(namespace, name, lambda c: c.update(resources, annotations, self._config.call_timeout))
+        task = await self._find(namespace, name)
+        if checks.of_runc(task.program.path):  # others may take annotations alone
+            checks.payload("resources", resources)
+        await self._converse(task, lambda c: c.update(resources, annotations, self._config.call_timeout))
 
     async def metrics(self, namespace: str, filters_: Sequence[str]) -> Sequence[Metric]:
         wanted = filters.parse(filters_)

@@ -28,7 +28,7 @@ from services.kit import errors, rpc, tracing, ttrpc
 from services.kit.any import type_name
 from services.kit.identifiers import quoted
 from services.kit.version import VERSION
-from services.tasks import convert
+from services.tasks import checks, convert
 from services.tasks.bundle import Address, Bundle, address_of
 from services.tasks.store import IO, Exit, Mount, Opaque, Process, ProcessInfo
 
@@ -241,7 +241,7 @@ def with_runc_root(options: Opaque | None, program: str, root: Path) -> Opaque |
     runc's own default is one directory for every containerd of the machine, where same-named containers of two nodes would be one.
     """
     if options is None or not options.value:
-        if not Path(program).name.startswith("containerd-shim-runc-") or (options is not None and options.type and not _is_runc(options)):
+        if not checks.of_runc(program) or (options is not None and options.type and not _is_runc(options)):
             return options
         return Opaque(oci_pb2.Options.DESCRIPTOR.full_name, oci_pb2.Options(root=str(root)).SerializeToString())
     if not _is_runc(options):

@@ -158,7 +158,7 @@ class Tasks(Protocol):
         ...
 
     async def delete_process(self, namespace: str, name: str, exec_id: str) -> Exit:
-        """Forget a stopped exec."""
+        """Forget a stopped exec. InvalidArgument for an empty exec id."""
         ...
 
     async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
@@ -174,7 +174,7 @@ class Tasks(Protocol):
         ...
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
-        """Make one more process, not yet running. InvalidArgument for an exec id that is no identifier."""
+        """Make one more process, not yet running. InvalidArgument for an exec id that is no identifier, and for what a shim must not see."""
         ...
 
     async def resize(self, namespace: str, name: str, exec_id: str, width: int, height: int) -> None:

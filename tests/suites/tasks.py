@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,30 @@ class TasksSuite:
         await node.topic("x", "/tasks/delete")
         assert [t for t, e in node.events if e.container_id == "x" and (
             getattr(e, "exec_id", "") == "e1" or getattr(e, "id", "") == "e1")] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
+
+    async def test_requests_are_checked_before_the_shim(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
+        """Payloads, options and stdio: InvalidArgument that names the field, nothing is left, and the task goes on. (A shim would only refuse these, too.)"""
+        missing = str(node.state / "missing")
+        node.add("c", "true", runtime=runtime)
+        for options, field in ((CreateOptions(io=IO("", missing, missing)), "stdout"), (CreateOptions(io=IO(missing, "/dev/null", "/dev/null")), "stdin"),
+                               (CreateOptions(io=IO("", "/dev/null", "")), "stderr"), (CreateOptions(options=Opaque("no.Such", b"\x08\x01")), "options")):
+            with pytest.raises(errors.InvalidArgument, match=f"^{field}"):
+                await tasks.create(NS, "c", replace(options, rootfs=(node.mount,)))
+        with pytest.raises(errors.NotFound):
+            await tasks.get(NS, "c")
+        pid = await start(tasks, node, "q", "sleep", "100", runtime=runtime)
+        for spec, io, field in ((Opaque("x", b""), IO(), "spec"), (exec_spec("true"), IO("", "/dev/null", missing), "stderr"), (exec_spec("true"), IO(terminal=True), "stdout")):
+            with pytest.raises(errors.InvalidArgument, match=f"^{field}"):
+                await tasks.exec(NS, "q", "e", spec, io)
+        with pytest.raises(errors.InvalidArgument, match="^resources"):
+            await tasks.update(NS, "q", Opaque("x", b""), {})
+        for verb in (tasks.get, tasks.start, tasks.wait, tasks.delete_process):
+            with pytest.raises(errors.NotFound):
+                await verb(NS, "q", "e")  # type: ignore[operator]
+        with pytest.raises(errors.InvalidArgument, match="^exec id cannot be empty$"):
+            await tasks.delete_process(NS, "q", "")
+        assert (await tasks.get(NS, "q")).pid == pid
+        await end(tasks, "q")
 
     async def test_signals(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """A signal reaches the init; killing what has stopped is NotFound; with everything, execs die too, and that may be repeated."""

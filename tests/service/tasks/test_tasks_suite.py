@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from services.kit import rpc
+from services.kit import errors, rpc
 from services.kit.publisher import Publisher
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
 from services.tasks.remote import RemoteTasks
 from services.tasks.store import Tasks
-from tests.suites.tasks import TasksSuite, leftovers
-from tests.suites.tasks_node import FakeGateway, busybox
+from tests.suites.tasks import TasksSuite, end, leftovers, start
+from tests.suites.tasks_node import NS, FakeGateway, busybox
 from tests.support import ServiceProcess
 
 if sys.version_info < (3, 12):
@@ -40,6 +40,17 @@ class TestLocal(TasksSuite):
             LocalTasks(place / "root", node.state, Gateway(channel, publisher)) as tasks,
         ):
             yield tasks
+
+    async def test_what_a_client_names_is_not_kept(self, tasks: LocalTasks, node: FakeGateway) -> None:
+        """Execs that are not there leave nothing behind, whatever is asked of them."""
+        await start(tasks, node, "k", "sleep", "100")
+        for n in range(20):
+            for verb in (tasks.start, tasks.wait, tasks.get, tasks.close_stdin, tasks.delete_process):
+                with pytest.raises(errors.NodeError, match="no-"):
+                    await verb(NS, "k", f"no-{n}")
+        (task,) = tasks._tasks.values()
+        assert task.execs == {}
+        await end(tasks, "k")
 
 
 class TestServed(TasksSuite):

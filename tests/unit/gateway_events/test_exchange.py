@@ -230,6 +230,30 @@ async def test_memory_of_exits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(exchange._exits._exits) == 3
 
 
+async def test_exits_of_impossible_names_are_not_remembered() -> None:
+    """Anybody may publish an exit; one whose ids no container has costs no memory, and goes to subscribers each time."""
+    exchange = Exchange(replay_seconds=0)
+    with exchange.subscribe() as subscription:
+        for _ in range(2):
+            publish(exchange, "/tasks/exit", exit_of(7, 100 * SECOND, "c" * 1_000_000))
+        assert await waiting(subscription) == ["/tasks/exit"] * 2
+    assert not exchange._exits._exits
+
+
+async def test_costly_filters_are_matched_by_their_subscribers() -> None:
+    """One at a time, in turn; what each gets and its order are the same as ever."""
+    exchange = Exchange(replay_seconds=0)
+    wanted = ["event.container_id~=(a|b)*a(a|b){29}c$", 'topic=="/last"']
+    with exchange.subscribe(wanted) as one, exchange.subscribe(wanted) as other, exchange.subscribe(['topic=="/last"']) as cheap:
+        for n in range(20):
+            publish(exchange, f"/t{n}", task_pb2.TaskOOM(container_id="ab" * (3000 if n % 5 else 100) + ("c" if n % 2 else "d")))
+        publish(exchange, "/last", task_pb2.TaskOOM())
+        assert (await anext(cheap)).topic == "/last"
+        expected = [f"/t{n}" for n in range(20) if n % 2] + ["/last"]
+        for subscription in (one, other):
+            assert [(await anext(subscription)).topic for _ in expected] == expected
+
+
 async def test_an_exit_that_cannot_be_decoded_goes_through() -> None:
     """Twice, since nobody knows whose it is."""
     exchange = Exchange(replay_seconds=0)

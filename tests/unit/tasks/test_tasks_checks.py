@@ -1,0 +1,83 @@
+"""What is asked of a request before a shim sees it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.tasks import checks
+from services.tasks.store import IO, Opaque
+
+RUNC, OTHER = "/usr/bin/containerd-shim-runc-v2", "/usr/bin/containerd-shim-other-v1"
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> str:
+    os.mkfifo(tmp_path / "fifo")
+    return str(tmp_path / "fifo")
+
+
+@pytest.mark.parametrize("value", [None, Opaque("a.Spec", b"")])
+def test_a_payload_is_there(value: Opaque | None) -> None:
+    """An Any that is absent, or only a type, is an error that names the field."""
+    checks.payload("spec", Opaque("a.Spec", b"{}"))
+    with pytest.raises(errors.InvalidArgument, match="^spec is required: invalid argument$"):
+        checks.payload("spec", value)
+
+
+def test_runtime_options() -> None:
+    """A shim of runc takes its own options, none, and any type without a value; those of other shims are theirs."""
+    for options in (None, Opaque("containerd.runc.v1.Options", b"\x08\x01"), Opaque("types/containerd.runc.v1.Options", b"\x08\x01"), Opaque("a.Other", b"")):
+        checks.runtime_options("options", RUNC, options)
+    checks.runtime_options("options", OTHER, Opaque("a.Other", b"\x08\x01"))
+    with pytest.raises(errors.InvalidArgument, match='^options: "a.Other" is no option of containerd-shim-runc-v2'):
+        checks.runtime_options("options", RUNC, Opaque("a.Other", b"\x08\x01"))
+
+
+async def test_stdio_that_is_there(tmp_path: Path, fifo: str) -> None:
+    """FIFOs, files and devices; URIs are the shim's; nothing is nothing."""
+    file = tmp_path / "file"
+    file.touch()
+    for program in (RUNC, OTHER):
+        for io in (IO(), IO(fifo, fifo, fifo), IO("", str(file), "/dev/null"), IO(fifo, fifo, "", terminal=True), IO("", "file:///not/yet", ""),
+                   IO(fifo, "binary:///bin/logger?x=y", "binary:///bin/logger?x=y")):
+            await checks.stdio(program, io)
+    await checks.stdio(OTHER, IO("streaming+ttrpc://a?b=c", "", ""))
+
+
+@pytest.mark.parametrize(("io", "message"), [
+    (IO("/there/is/none", "/dev/null", "/dev/null"), 'stdin "/there/is/none": no such file or directory'),
+    (IO("", "/there/is/none", "/dev/null"), 'stdout "/there/is/none": no such file or directory'),
+    (IO("", "/dev/null", "/there/is/none"), 'stderr "/there/is/none": no such file or directory'),
+    (IO("", "relative", "/dev/null"), 'stdout "relative": not an absolute path'),
+    (IO("", "/dev/null", "/tmp"), 'stderr "/tmp": not a FIFO, file or device'),
+    (IO("", "/dev/null", "/a\0b"), 'stderr "/a\\u0000b": embedded null byte'),
+    (IO("", "/" + "a" * 300, "/dev/null"), f'stdout "/{"a" * 300}": file name too long'),
+    (IO("file:///x", "file:///x", "file:///x"), 'stdin "file:///x": not an absolute path'),
+    (IO("/dev/null", "", ""), "stdout is required where there is a terminal, stdin or stderr"),
+    (IO("", "", "/dev/null"), "stdout is required where there is a terminal, stdin or stderr"),
+    (IO(terminal=True), "stdout is required where there is a terminal, stdin or stderr"),
+    (IO("", "/dev/null", ""), "stderr is required beside stdout, unless there is a terminal"),
+])
+async def test_stdio_that_is_not(io: IO, message: str) -> None:
+    """Each error names its field."""
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await checks.stdio(RUNC, io)
+    assert str(caught.value) == f"{message}: invalid argument"
+
+
+async def test_a_file_system_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs the one who named it."""
+    import threading
+
+    release = threading.Event()
+    monkeypatch.setattr(checks, "STAT_SECONDS", 0.05)
+    monkeypatch.setattr(checks, "_are_there", lambda paths: release.wait(20))
+    try:
+        with pytest.raises(errors.DeadlineExceeded, match='stdout "/dead/x", stderr "/dead/y": no answer from the file system'):
+            await checks.stdio(RUNC, IO("", "/dead/x", "/dead/y"))
+    finally:
+        release.set()
