@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -91,6 +92,15 @@ async def test_a_default_acl_goes_down_to_what_is_made_in_a_directory(node: Node
     async with everybody(node, peers, place) as all_of_them:
         found = await compare(all_of_them, [[], [lower], [Entry("file", b"a/b/f")], [Entry("file", b"a/b/g")]])
     assert all("system.posix_acl_access" in dict(found[name].xattrs) for name in (b"a/b", b"a/b/f", b"a/b/g"))
+
+
+async def test_what_is_refused_is_named(node: Node, place: Path) -> None:
+    """The layer, and the path in it."""
+    async with Channel(node.socket) as channel:
+        made = layers([[], [Entry("file", b"a")], [Entry("file", b"a/b/f")]])
+        verdict, error = await outcome(Transferring(channel, place / "transfer").tree(made))
+    assert verdict == "refused"
+    assert re.search(r'layer sha256:[0-9a-f]{64} to "sha256:[0-9a-f]{64}": directory "a/b": not a directory$', str(error)), error
 
 
 def test_random_chains_become_what_containerd_makes_of_them(node: Node, peers: dict[str, Path], place: Path) -> None:

@@ -60,6 +60,8 @@ class Unpacker:
         self._unpacked: set[bytes] = set()
         self._holding: set[bytes] = {b""}
         """Directories with something unpacked somewhere below them."""
+        self._cleared: set[bytes] = set()
+        """Directories that have nothing of the layers below any more, so that each is looked through once, whatever is marked opaque, and how often."""
 
     @property
     def unnamed(self) -> list[Unnamed]:
@@ -188,7 +190,7 @@ class Unpacker:
             if self._overlay is not None:
                 os.setxattr(parent or b"/", f"{self._overlay}opaque", b"y")
             else:
-                self._remove_lower(parent)
+                self._make_opaque(parent)
             return
         hidden = base[len(_WHITEOUT):]
         if hidden in (b"", b".", b".."):
@@ -285,14 +287,24 @@ class Unpacker:
         os.rmdir(path)
         self._unnamed.pop(path, None)
 
+    def _make_opaque(self, directory: bytes) -> None:
+        """An opaque marker on a plain tree."""
+        above = directory
+        while above not in self._cleared:
+            if not above:
+                self._remove_lower(directory)
+                return
+            above = above[:above.rfind(b"/")]
+
     def _remove_lower(self, directory: bytes) -> None:
-        """An opaque marker on a plain tree: remove what this layer has not unpacked."""
+        """Remove what this layer has not unpacked."""
+        self._cleared.add(directory)
         with os.scandir(directory or b"/") as found:
             children = [(directory + b"/" + e.name, e.is_dir(follow_symlinks=False)) for e in found]
         for path, is_directory in children:
             if path not in self._unpacked and path not in self._holding:
                 self._remove(path)
-            elif is_directory:
+            elif is_directory and path not in self._cleared:
                 self._remove_lower(path)
 
 

@@ -1,0 +1,58 @@
+"""Unpacking onto a directory of this machine, by names that begin with its path: no process, no root directory of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.kit.tar import Reader, Stream
+from services.snapshots.diff.extract import Unpacker
+from tests.suites.diff_tars import directory, opaque, reg, tar, whiteout
+
+pytestmark = pytest.mark.root  # owners are set
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The directories that were looked through."""
+    looked: list[object] = []
+    scandir: Callable[..., Any] = os.scandir
+
+    def noted(path: object) -> Any:
+        looked.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    return looked
+
+
+def unpack(*entries: bytes) -> None:
+    Unpacker().unpack(Reader(Stream([tar(*entries)])))
+
+
+def test_an_opaque_marker_does_its_work_once(tmp_path: Path, counted: list[object]) -> None:
+    """Whoever repeats it, or marks what is in a directory and then that, has each directory looked through once; what the layer itself brings stays."""
+    top = os.fsencode(tmp_path)[1:]
+    for name in ("old", "a/old", "a/b/old", "a/b/c/old", "gone/old"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"old")
+    mine = [reg(top + name) for name in (b"/d/new", b"/d/a/b/c/new")]
+    markers = [opaque(top + name) for name in (b"/d/a/b/c", b"/d/a/b/c", b"/d/a/b", b"/d/a", b"/d", b"/d/a", b"/d")]
+    unpack(*itertools.chain(mine, markers * 100, [reg(top + b"/d/gone/new"), opaque(top + b"/d/gone"), opaque(top + b"/d")]))
+    looked = counted[:]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == ["d/a/b/c/new", "d/gone/new", "d/new"]
+    assert len(looked) == len(set(looked)) == 5
+
+
+def test_what_is_removed_is_no_directory_that_the_layer_left_out(tmp_path: Path) -> None:
+    """Of many that it made, one is named in the end and others are gone."""
+    top = os.fsencode(tmp_path)[1:]
+    unpacker = Unpacker()
+    entries = [reg(top + b"/%d/x" % n) for n in range(50)] + [whiteout(top + b"/%d" % n) for n in range(0, 50, 2)] + [directory(top + b"/1")]
+    unpacker.unpack(Reader(Stream([tar(*entries)])))
+    assert [(each.path, each.named) for each in unpacker.unnamed] == [(b"/%s/%d" % (top, n), n == 1) for n in range(1, 50, 2)]
