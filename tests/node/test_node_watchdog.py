@@ -82,37 +82,27 @@ def test_loops_that_hang_are_dumped_killed_and_started_anew(node: Node, faults: 
     assert told["metadata"] == {"silent": 0.0, "killed": 0, "why": "", "at": 0.0}
 
 
-def test_who_is_stopped_or_starts_slowly_is_not_killed(node: Node, faults: Path) -> None:
-    """Two services under SIGSTOP and one that takes its time to start, all for longer than the time of silence; afterwards all answer."""
+def test_who_is_stopped_starts_slowly_or_waits_in_the_kernel_is_not_killed(node: Node, faults: Path) -> None:
+    """Two services under SIGSTOP, one that takes its time to start, one in state D, all for longer than the time of silence. Only the last is reported. Afterwards all answer."""
     before, kills = node.pids(), killed(node)
     (faults / "images.start").write_text("sleep 5")
     node.kill("images")
     eventually(lambda: node.pid("images") not in (0, before["images"]), "images is not started again")
     pids = node.pids()
+    (faults / "metadata.loop").write_text("wait-in-kernel")
     for service in ("snapshots", "gateway"):
         freeze(pids[service])
     stay(node, LONGER, pids)
-    for service in ("snapshots", "gateway"):
-        os.kill(pids[service], signal.SIGCONT)
-    stay(node, 2, pids)
-    node.wait_healthy(30)
-    assert node.pids() == pids
-    assert killed(node) == kills
-
-
-def test_who_waits_in_the_kernel_is_reported_and_not_killed(node: Node, faults: Path) -> None:
-    """State D: both logs tell, ``splitd status`` tells of the silence; when it comes back, it is the same process."""
-    pids, kills = node.pids(), killed(node)
-    (faults / "metadata.loop").write_text("wait-in-kernel")
     said = f"pid {pids['metadata']} has not answered for "
-    eventually(lambda: said in (node.root / "log" / "supervisord.log").read_text(), "nobody reports it", 30)
+    eventually(lambda: said in (node.root / "log" / "supervisord.log").read_text(), "nobody reports the one in the kernel", 30)
     assert watched(node)["metadata"].silent >= SILENCE
-    [trouble] = [service["trouble"] for service in node.status()["services"] if service["name"] == "metadata"]
-    assert "its loop has been silent for " in trouble
-    stay(node, 2, pids)
     [line] = [line for line in (node.root / "log" / "metadata.log").read_text().splitlines() if said in line]
     assert "waits in the kernel" in line
     assert "not killed" in line
+    [trouble] = [service["trouble"] for service in node.status()["services"] if service["name"] == "metadata"]
+    assert "its loop has been silent for " in trouble
+    for service in ("snapshots", "gateway"):
+        os.kill(pids[service], signal.SIGCONT)
     for child in Path(f"/proc/{pids['metadata']}/task/{pids['metadata']}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
     node.wait_healthy(30)
@@ -134,12 +124,4 @@ def test_a_watchdog_that_did_not_run_and_a_machine_that_is_busy_end_nobody(node:
         for each in busy:
             each.kill()
             each.wait()
-    assert killed(node) == kills
-
-
-def test_a_service_that_is_stopped_on_purpose_is_not_missed(node: Node) -> None:
-    """Stopped and started again, it has its own time: nothing is counted."""
-    kills = killed(node)
-    node.splitd("down", "tasks")
-    node.up()
     assert killed(node) == kills
