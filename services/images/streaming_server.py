@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from api.containerd.services.streaming.v1 import streaming_pb2 as pb
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
@@ -112,14 +112,18 @@ class Stream:
 
     async def take(self, requests: AsyncIterator[Any]) -> None:
         """What the client sends, to whoever receives."""
-        async for value in requests:
-            while len(self._received) >= RECEIVE_AHEAD:
-                self._taken.clear()
-                await self._taken.wait()
-            self._received.append(value)
+        try:
+            async for value in requests:
+                while len(self._received) >= RECEIVE_AHEAD:
+                    self._taken.clear()
+                    await self._taken.wait()
+                self._received.append(value)
+                self._arrived.set()
+            self._complete = True
             self._arrived.set()
-        self._complete = True
-        self._arrived.set()
+        finally:
+            if not self._complete:  # whoever receives would wait for ever
+                self.lost()
 
     def lost(self) -> None:
         """The call is over."""
@@ -184,10 +188,7 @@ class StreamingServicer:
 
 def unpacked(value: Any, cls: type[M]) -> M:
     """What is in ``value``; InvalidArgument if it is not a ``cls``."""
-    try:
-        message = kit_any.unpack(value, cls)
-    except DecodeError as error:
-        raise errors.InvalidArgument(f"malformed {cls.DESCRIPTOR.full_name}: {error}") from None
+    message = kit_any.unpack(value, cls)
     if message is None:
         raise errors.InvalidArgument(f"can't unmarshal type {value.type_url} to {cls.DESCRIPTOR.full_name}")
     return message

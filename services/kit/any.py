@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+
+from services.kit import errors
 
 M = TypeVar("M", bound=Message)
 
@@ -24,7 +26,10 @@ def type_name(value: Any) -> str:
 
 
 def unpack(value: Any, cls: type[M]) -> M | None:
-    """What is inside, or None if it is not a ``cls``."""
+    """What is inside, or None if it is not a ``cls``; InvalidArgument if it says that it is one, and is not."""
     if type_name(value) != cls.DESCRIPTOR.full_name:
         return None
-    return cls.FromString(value.value)
+    try:
+        return cls.FromString(value.value)
+    except DecodeError as error:
+        raise errors.InvalidArgument(f"malformed {cls.DESCRIPTOR.full_name}: {error}") from None

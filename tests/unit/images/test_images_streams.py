@@ -453,3 +453,36 @@ async def test_jobs_are_told_as_they_get_on() -> None:
         ("already exists", old.ref, (), 100, 100), ("complete", root.ref, ("image:1",), 100, 100), ("downloading", layer.ref, (root.ref,), 50, 100),
         ("complete", layer.ref, (root.ref,), 100, 100), ("extracting", layer.ref, (root.ref,), 0, 100), ("extracted", layer.ref, (root.ref,), 100, 100)]
     assert all(p.descriptor is not None for p in told)
+
+
+async def test_a_client_that_sends_junk_ends_what_waits_for_it(streams: Streams) -> None:
+    """An object that is not what it says it is: who sends bytes, and who receives them, hears so and does not wait for ever."""
+    junk = {cls: PbAny(type_url=cls.DESCRIPTOR.full_name, value=b"\xff") for cls in (WindowUpdate, Data)}
+    async with Client(streams, "down") as client:
+        sink = ByteSink(streams.get("ns", "down"))
+        client._to_server.put_nowait(junk[WindowUpdate])
+        async with asyncio.timeout(15):
+            with pytest.raises(errors.InvalidArgument, match="malformed containerd.types.transfer.WindowUpdate"):
+                await sink.write(bytes(BLOCK))
+        sink.abandon()
+    async with Client(streams, "up") as client:
+        source = ByteSource(streams.get("ns", "up"))
+        client._to_server.put_nowait(junk[Data])
+        async with asyncio.timeout(15):
+            with pytest.raises(errors.InvalidArgument, match="malformed containerd.types.transfer.Data"):
+                await anext(source)
+
+
+async def test_a_stream_whose_objects_cannot_be_taken_is_lost(streams: Streams) -> None:
+    """The requests of its call fail: whoever receives hears that the client is gone, though the call itself has not ended yet."""
+    async def requests() -> AsyncIterator[PbAny]:
+        raise errors.InvalidArgument("malformed google.protobuf.Any")
+        yield PbAny()
+
+    stream = streaming_server.Stream("ns", "a")
+    taking = asyncio.ensure_future(stream.take(requests()))
+    async with asyncio.timeout(15):
+        with pytest.raises(errors.Cancelled, match="was closed by the client"):
+            await stream.receive()
+    with pytest.raises(errors.InvalidArgument):
+        await taking
