@@ -19,7 +19,7 @@ class Limits:
     """Calls at once, those included that the peer has reset while their handlers still run (CVE-2023-44487). Each kubelet or dockerd has a connection of
     its own, with a Wait for each container: a thousand is usual, grpc-go knows no bound. One more is REFUSED_STREAM, which clients repeat."""
     calls: int = 64
-    """Unary calls at once that are worked on, those aside that last (Wait): more begin as these end, and 800 a second though none does, since a call may hang.
+    """Unary calls at once that are worked on, those aside that last (Wait): more begin as these end, and up to 800 a second though none does, since a call may hang.
     What the services behind a gateway have to do, they do in the order of its coming: a client that asks for much at once is not to be before all others."""
     header_list: int = 64 << 10
     """Of a header list, as RFC 9113 counts it, decoded: what grpc-go and grpcio take by default is less. An HPACK bomb ends here."""

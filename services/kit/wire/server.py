@@ -41,7 +41,7 @@ _SWEEP = 5.0
 _LEAVING = 16
 """Idle connections that go at once when there are too many: looking for them takes a millisecond or two."""
 _PACE, _PACED = 0.02, 16
-"""Seconds after which so many of a client's calls begin though none has ended."""
+"""Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may hang."""
 _LONG_HIGH_WATER = 4 << 10
 """HIGH_WATER of calls that watch something: there may be hundreds whose clients do not read, and what waits for them is kept, and bounded, where it comes from."""
 _BACKLOG = 4096
@@ -184,6 +184,8 @@ class ServerLink(Link):
         """Unary calls that are worked on."""
         self._waiting: deque[tuple[Counted, Any]] | None = None
         self._releasing = False
+        self._moving = False
+        """A call has ended since the last look."""
         self._leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -263,6 +265,7 @@ class ServerLink(Link):
     def worked(self) -> None:
         """A call that was started has ended."""
         self.under_way -= 1
+        self._moving = True
         if self._waiting and not self._releasing:
             self._releasing = True
             self.loop.call_soon(self._release)
@@ -273,8 +276,10 @@ class ServerLink(Link):
             self._start(*self._waiting.popleft())
 
     def _pace(self, waiting: deque[tuple[Counted, Any]]) -> None:
-        for _ in range(min(_PACED, len(waiting))):
-            self._start(*waiting.popleft())
+        if not self._moving:
+            for _ in range(min(_PACED, len(waiting))):
+                self._start(*waiting.popleft())
+        self._moving = False
         if waiting:
             self.loop.call_later(_PACE, self._pace, waiting)
 
