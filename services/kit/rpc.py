@@ -165,6 +165,12 @@ def set_current(call: Call) -> None:
     _current.set(call)
 
 
+def caller() -> str:
+    """On whose behalf this task works, as far as there are several: the namespace of the current call, or an empty string."""
+    call = _current.get()
+    return "" if call is None else call.optional_namespace
+
+
 class Servicer(Protocol):
     """An object whose methods answer a service's RPCs."""
 

@@ -29,7 +29,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             def publish(event: Event) -> None:
                 publisher.publish(event.namespace, event.topic, event_to_pb(event))
 
-            database = Database(SqliteTransactions(directory / "metadata.db"))
+            database = Database(SqliteTransactions(directory / "metadata.db", rpc.caller))
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
             collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish)
             try:

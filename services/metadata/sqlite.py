@@ -19,7 +19,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _VERSION = 1
 """Of the file's layout; in its user_version."""
 _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
-_BATCH = 0.004
+_BATCH = 0.01
 """Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
 _IDLE = 2
 """Connections for snapshots that are kept when nobody uses them."""
@@ -148,10 +148,47 @@ class _Waiting:
     error: BaseException | None = None
 
 
-class SqliteTransactions:
-    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used. Used in one event loop, by one process (``kit.process.owned``)."""
+class _Queue:
+    """What waits for a commit. Each caller has a queue of its own, and they take turns: who asks for a thousand things is not before one who asks for one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
+        self._callers: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._callers)
+
+    def add(self, caller: str, waiting: _Waiting) -> None:
+        """One more of ``caller``."""
+        self._callers.setdefault(caller, deque()).append(waiting)
+
+    def first(self) -> _Waiting:
+        """What is next."""
+        return next(iter(self._callers.values()))[0]
+
+    def take(self) -> _Waiting:
+        """Take what is next; then it is another's turn."""
+        caller, queue = next(iter(self._callers.items()))
+        waiting = queue.popleft()
+        if queue:
+            self._callers.move_to_end(caller)
+        else:
+            del self._callers[caller]
+        return waiting
+
+    def take_all(self) -> list[_Waiting]:
+        """Take everything."""
+        found = [waiting for queue in self._callers.values() for waiting in queue]
+        self._callers.clear()
+        return found
+
+
+class SqliteTransactions:
+    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used. Used in one event loop, by one process (``kit.process.owned``).
+
+    ``caller`` says on whose behalf a write is made.
+    """
+
+    def __init__(self, path: Path, caller: Callable[[], str] = str) -> None:
         self._path = path
         try:
             self._writer = _connect(path)
@@ -168,7 +205,8 @@ class SqliteTransactions:
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._idle: list[sqlite3.Connection] = []
         """Connections for snapshots."""
-        self._queue: deque[_Waiting] = deque()
+        self._caller = caller
+        self._queue = _Queue()
         self._lasting = True
         self._values: dict[Key, bytes | None] = {}
         """What was read last, as it is committed."""
@@ -214,7 +252,7 @@ class SqliteTransactions:
             raise errors.Unavailable("metadata store: closed")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(work, loop.create_future(), lasting)
-        self._queue.append(waiting)
+        self._queue.add(self._caller(), waiting)
         if self._committing is None:
             self._committing = loop.create_task(self._commit_all())
         result: T = await waiting.future
@@ -232,19 +270,21 @@ class SqliteTransactions:
     async def _commit_all(self) -> None:
         try:
             while self._queue:
-                await self._commit()
-                await asyncio.sleep(0)  # those who only read, and those who were answered, come between
+                if not await self._commit():
+                    await asyncio.sleep(0)  # those who only read, and those who were answered, come between
         finally:
             self._committing = None
 
-    async def _commit(self) -> None:
+    async def _commit(self) -> bool:
+        """Commit some of what waits; whether others had their turn meanwhile."""
+        waited = False
         batch: list[_Waiting] = []
         try:
-            self._wait_for_disk(self._queue[0].lasting)
+            self._wait_for_disk(self._queue.first().lasting)
             if not self._run(batch):
                 self._writer.execute("ROLLBACK")
             elif self._lasting:
-                self._in_flight = True
+                self._in_flight = waited = True
                 try:
                     await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.execute, "COMMIT")
                 finally:
@@ -255,10 +295,11 @@ class SqliteTransactions:
             log.error("the metadata store cannot write %s: %s", self._path, error, exc_info=not isinstance(error, (sqlite3.Error, OSError)))
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
-            for waiting in batch or self._take_all():
+            # Where not even a transaction can be begun, nobody's work can be done.
+            for waiting in batch or self._queue.take_all():
                 if not waiting.future.done():
                     waiting.future.set_exception(errors.Unavailable(f"metadata store: {error}"))
-            return
+            return waited
         finally:
             self._uncommitted.clear()
         for waiting in batch:
@@ -268,6 +309,7 @@ class SqliteTransactions:
                 waiting.future.set_exception(waiting.error)
             else:
                 waiting.future.set_result(waiting.result)
+        return waited
 
     def _wait_for_disk(self, lasting: bool) -> None:
         """Whether the next commit waits for the disk; only one that does may checkpoint, too."""
@@ -275,11 +317,6 @@ class SqliteTransactions:
             self._writer.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting
-
-    def _take_all(self) -> deque[_Waiting]:
-        """All that waits: where not even a transaction can be begun, nobody's work can be done."""
-        queue, self._queue = self._queue, deque()
-        return queue
 
     def _run(self, batch: list[_Waiting]) -> bool:
         """Run what waits in one open transaction, the first of it at least and no more when :data:`_BATCH` is over or what must last would not, and note it in ``batch``;
@@ -289,10 +326,10 @@ class SqliteTransactions:
         wrote = False
         end = time.perf_counter() + _BATCH
         while self._queue and (not batch or time.perf_counter() < end):
-            waiting = self._queue[0]
-            if waiting.lasting > self._lasting:
+            if self._queue.first().lasting > self._lasting:
                 break
-            batch.append(self._queue.popleft())
+            waiting = self._queue.take()
+            batch.append(waiting)
             if waiting.future.cancelled():  # nothing was begun: as if never asked
                 continue
             rows = _Rows(self._writer)

@@ -16,6 +16,9 @@ from services.metadata.gc.raw import Listing
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Key, Reader
 
+PORTION = 200
+"""Keys that a transaction of the collector's looks at; what many clients write while all records are read is looked at in several."""
+
 
 def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
     """The records, and what leases and intents name, that keys of ``written`` are about and that are there."""
@@ -119,9 +122,15 @@ class Spared:
         self.every_blob = False
         """A commit was begun of which nobody knows the digest."""
 
-    def look(self, tx: Reader) -> Spared:
-        """Note what was written until now. To be called in a transaction, which may be run again: it notes too much then, never too little."""
-        written, self._known = self._written[self._known:], len(self._written)
+    @property
+    def behind(self) -> int:
+        """Keys that were written since the last look."""
+        return len(self._written) - self._known
+
+    def look(self, tx: Reader, most: int = 1 << 62) -> Spared:
+        """Note what was written until now, of ``most`` keys. To be called in a transaction, which may be run again: it notes too much then, never too little."""
+        end = min(len(self._written), self._known + most)
+        written, self._known = self._written[self._known:end], end
         for key in set(written):
             if key[0] == schema.NAMED.name and key[1] == self._listing.backend:
                 self._stays(Raw(*key[1:]))  # type: ignore[arg-type]

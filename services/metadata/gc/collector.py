@@ -15,7 +15,7 @@ from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
-from services.metadata.gc.changes import in_order, revived, touched
+from services.metadata.gc.changes import PORTION, in_order, revived, touched
 from services.metadata.gc.config import Config
 from services.metadata.gc.mark import Everything, Marking, Node, everything, expires, mark
 from services.metadata.gc.pace import Pace
@@ -208,6 +208,10 @@ class Collector:
             known, living, spared = 0, set[Node](), 0
             for start in range(0, len(found.order), _BATCH):
                 batch = found.order[start:start + _BATCH]
+                while len(written) - known > PORTION:
+                    looked = await self._database.transactions.write(
+                        lambda tx, known=known, living=living: _bury(tx, found, [], written[known:known + PORTION], living))  # type: ignore[misc]
+                    known, living = known + looked.known, looked.living
                 buried = await self._database.transactions.write(
                     lambda tx, batch=batch, known=known, living=living: _bury(tx, found, batch, written[known:], living))  # type: ignore[misc]
                 fault("gc.after-records")
@@ -309,7 +313,7 @@ def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[K
     """Remove those of ``batch`` that were ``found`` dead and are so still: not among the ``living``, nor among what lives by the keys that were ``written`` besides."""
     records, events, spared = found.records, list[Event](), 0
     changed = touched(tx, written)
-    living = living | changed | revived(tx, records, found.marking, changed)
+    living = living | changed | revived(tx, records, found.marking, changed)  # not in place: a transaction may be run again
     for node in batch:
         if node in living:
             spared += 1

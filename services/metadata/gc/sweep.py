@@ -37,7 +37,7 @@ from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import plan
-from services.metadata.gc.changes import Spared
+from services.metadata.gc.changes import PORTION, Spared
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.store import Mark, Nanoseconds, Raw
 from services.metadata.transactions import Reader, Transaction
@@ -213,6 +213,7 @@ class Sweeper:
     async def _act(self, view: _View, spared: Spared, swept: Swept) -> bool:
         """Do what the look gave rise to, bit by bit; False if the backend is away, so that the rest has to wait."""
         write = self._database.transactions.write
+        await self._catch_up(spared)
         if view.marked:
             self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
         for start in range(0, len(view.gone), _FORGOTTEN):
@@ -222,8 +223,14 @@ class Sweeper:
                 return False
         return True
 
+    async def _catch_up(self, spared: Spared) -> None:
+        """Look at what was written, some at a time, until little is left for the next transaction."""
+        while spared.behind > PORTION:
+            await self._database.transactions.write(lambda tx: spared.look(tx, PORTION))
+
     async def _take(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept) -> bool:
         """Mark, remove and unmark a batch; False if the backend is away, so that the rest has to wait."""
+        await self._catch_up(spared)
         now = time.time_ns()
         chosen, staying = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, spared, now))
         self._database.wake(*staying)
