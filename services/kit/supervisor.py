@@ -7,9 +7,13 @@ import socket
 import xmlrpc.client
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
 """What a call may raise: it is not there, it speaks badly, it refuses (``xmlrpc.client.Fault``, whose ``faultCode`` is one of supervisor.xmlrpc.Faults)."""
+
+_LONGEST = 16 << 20
+"""Bytes of an answer."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -28,7 +32,11 @@ def call(path: Path, method: str, *arguments: Any, timeout: float) -> Any:
     connection = _Connection(path, timeout)
     try:
         connection.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, method if "." in method else f"supervisor.{method}"), {"Content-Type": "text/xml"})
-        answer: Any = xmlrpc.client.loads(connection.getresponse().read().decode())[0][0]
+        said = connection.getresponse().read(_LONGEST)
     finally:
         connection.close()
+    try:
+        answer: Any = xmlrpc.client.loads(said.decode())[0][0]
+    except (ExpatError, ValueError, LookupError) as error:
+        raise xmlrpc.client.ResponseError(f"not an answer to {method}: {error}") from None
     return answer
