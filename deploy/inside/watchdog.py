@@ -32,6 +32,9 @@ class Limits:
     start: float
     beat: float
 
+_BEYOND = ("D", "Z", "X")
+"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot: supervisord hears of the death when that one is over."""
+
 
 class Kernel(Protocol):
     """What the watchdog asks of and does to processes."""
@@ -133,10 +136,11 @@ class Watchdog:
             one.quiet, one.asked = 0.0, None
         elif one.quiet < allowed:
             return
-        elif state == "D":
+        elif state in _BEYOND:
             if not one.reported:
                 one.reported = True
-                self.say(name, f"pid {one.pid} has not answered for {one.quiet:.0f} s and waits in the kernel ({self.kernel.waits_in(one.pid) or 'state D'}), where nothing can end it: not killed")
+                where = f"waits in the kernel ({self.kernel.waits_in(one.pid) or 'state D'}), where nothing can end it: not killed"
+                self.say(name, f"pid {one.pid} has not answered for {one.quiet:.0f} s and {where if state == 'D' else 'is dead, but a thread of it still waits in the kernel'}")
         elif one.asked is None:
             one.asked = one.quiet
             self.say(name, f"pid {one.pid} has not {'answered' if one.serving else 'begun to serve, nor ended,'} for {one.quiet:.0f} s: its stacks follow in its log, then it is killed")

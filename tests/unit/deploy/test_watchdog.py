@@ -137,6 +137,16 @@ def test_one_that_waits_in_the_kernel_is_reported_once_and_killed_when_it_no_lon
     assert node.sent == [(7, DUMP), (7, KILL)]
 
 
+def test_one_that_is_dead_and_cannot_be_waited_for_is_killed_once(node: Node) -> None:
+    """A thread of it is in the kernel, and the others are gone: the next kill would change nothing, and would not be another's."""
+    node.seconds(40)
+    node.kernel.states[7] = "Z"
+    node.seconds(200)
+    assert node.sent == [(7, DUMP), (7, KILL)]
+    assert node.watchdog.kills["content"].count == 1
+    assert node.said[-1].endswith("and is dead, but a thread of it still waits in the kernel")
+
+
 def test_time_in_which_the_watchdog_did_not_run_does_not_count(node: Node) -> None:
     """A suspend of an hour, a pause of half a minute, and looks that each come late: nobody is judged by them."""
     node.second(3600.0)
