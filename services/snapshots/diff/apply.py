@@ -244,7 +244,7 @@ def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing
     """Apply the layer in ``source`` to ``target``: its digest and size, and the directories that it does not name. The process's root is another afterwards."""
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, detect=detect)
-    unpacker = _enter(target, directory, alone=alone)
+    unpacker, mounted = _enter(target, directory, alone=alone)
     tape = tar.Stream(chunks)
     unpacker.unpack(tar.Reader(tape))
     tape.drain()
@@ -255,15 +255,17 @@ def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing
         fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
         mounts.syncfs(fd)
         os.close(fd)
+    if mounted is not None and mounted.served:
+        mounted.end()
     return chunks, unpacker.unnamed
 
 
-def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> Unpacker:
+def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unpacker, mounts.Mounted | None]:
     """Make the target the root directory. An overlay is written to directly, in its upper directory; anything else is mounted."""
     if alone:
         (upper,) = target
         _change_root(upper.source)
-        return Unpacker(overlay="trusted.overlay.")
+        return Unpacker(overlay="trusted.overlay."), None
     if len(target) == 1 and target[0].type == "overlay" and (upper_directory := target[0].option("upperdir")):
         lowers = []
         for lower in target[0].option("lowerdir").split(":"):
@@ -272,13 +274,13 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> Unpacker:
             except FileNotFoundError:
                 continue
         _change_root(upper_directory)
-        return Unpacker(overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers)
+        return Unpacker(overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers), None
     mounts.own_namespace()
     # No mounts at all: containerd unpacks into a directory that nobody sees, and so does this.
-    mounts.mount_all(target or [Mount("tmpfs", "none")], directory)
+    mounted = mounts.Mounted(target or [Mount("tmpfs", "none")], directory)
     os.chroot(directory)
     os.chdir("/")
-    return Unpacker()
+    return Unpacker(), mounted
 
 
 def _change_root(directory: str) -> None:

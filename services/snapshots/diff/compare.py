@@ -70,8 +70,7 @@ def make(arguments: list[str], count: int, left: str, right: str, compression: s
     layer = Layer(b"/" + os.fsencode(os.path.basename(left)), b"/" + os.fsencode(os.path.basename(right)), None if bound == "-" else int(bound))
     chunks = beside(_gathered(layer.stream()))
     mounts.own_namespace()
-    mounts.mount_all(mounts.from_arguments(arguments[:count]), left)
-    mounts.mount_all(mounts.from_arguments(arguments[count:]), right)
+    mounted = mounts.Mounted(mounts.from_arguments(arguments[:count]), left), mounts.Mounted(mounts.from_arguments(arguments[count:]), right)
     os.chroot(os.path.dirname(right))
     os.chdir("/")
     plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
@@ -79,6 +78,7 @@ def make(arguments: list[str], count: int, left: str, right: str, compression: s
         plain.update(chunk)
         size += _put(compressor.compress(chunk), packed.update)
     size += _put(compressor.flush(), packed.update)
+    del mounted  # the programs that serve them may end
     return f"ok sha256:{packed.hexdigest()} {size} sha256:{plain.hexdigest()}"
 
 

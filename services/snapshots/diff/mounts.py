@@ -6,18 +6,22 @@ A worker mounts in its own namespace, so nothing it mounts outlives it, however 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from services.snapshots.diff.fuse import Keeper
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, REMOUNT, MANDLOCK, DIRSYNC = 1, 2, 4, 8, 16, 32, 64, 128
 NOATIME, NODIRATIME, BIND, REC, SILENT = 1024, 2048, 4096, 16384, 32768
 UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME = 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21, 1 << 24
-_NEWNS, _FS = 0x00020000, 0x00000200
+_DETACH = 2
+_NEWNS, _NEWPID, _FS = 0x00020000, 0x20000000, 0x00000200
 
 _FLAGS: dict[str, tuple[bool, int]] = {
     "async": (False, SYNCHRONOUS), "atime": (False, NOATIME), "bind": (True, BIND), "dev": (False, NODEV), "diratime": (False, NODIRATIME),
@@ -98,20 +102,68 @@ def own_namespace() -> None:
     mount("", "/", "", REC | SLAVE, "")
 
 
-def mount_all(mounts: Iterable[Mount], directory: str) -> None:
-    """Mount all on ``directory``, each on its target below it, in order."""
-    for m in mounts:
-        _mount_one(m, directory)
+def fork_first() -> int:
+    """fork(), the child being the first process of a PID namespace: when it ends the kernel kills all that are in that. Not with threads."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    _check(_libc.unshare(_NEWPID), "unshare")
+    pid = os.fork()
+    if pid:
+        _check(_libc.setns(own, _NEWPID), "setns")  # or there could be no more threads
+    os.close(own)
+    return pid
 
 
-def _mount_one(m: Mount, directory: str) -> None:
+class Mounted:
+    """Mounts on ``directory``, made one after the other, each on its target below it. Those that a program serves are there as long as this is."""
+
+    def __init__(self, mounts: Iterable[Mount], directory: str) -> None:
+        self._root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # of this namespace
+        self._directory = directory
+        self._keeper: Keeper | None = None
+        for m in mounts:
+            self._mount(m, _target(m, directory))
+
+    def _mount(self, m: Mount, target: str) -> None:
+        if not m.type.startswith(("fuse.", "fuse3.")):
+            _mount_one(m, target)
+            return
+        if self._keeper is None:
+            from services.snapshots.diff.fuse import Keeper
+
+            self._keeper = Keeper()
+        self._keeper.mount(m, target)
+
+    @property
+    def served(self) -> bool:
+        """Whether a program serves any of it: then :meth:`end` is needed, for all that was written to be where it belongs."""
+        return self._keeper is not None
+
+    def end(self) -> None:
+        """Unmount all, and wait for the programs that served it. Whoever calls it has nothing open in there; the root directory is the one that it was before."""
+        os.fchdir(self._root)
+        os.chroot(".")
+        while not _libc.umount2(os.fsencode(self._directory), _DETACH):
+            continue  # one upon the other
+        if (number := ctypes.get_errno()) != errno.EINVAL:
+            raise MountError(f"unmount {self._directory}: {words(number)}")
+        if self._keeper is not None:
+            self._keeper.end()
+
+
+def _target(m: Mount, directory: str) -> str:
+    if not m.target:
+        return directory
+    from services.snapshots.diff.paths import Resolver
+
+    return directory + os.fsdecode(Resolver(os.open(directory, os.O_PATH | os.O_DIRECTORY)).resolve(os.fsencode(m.target)))
+
+
+def _mount_one(m: Mount, target: str) -> None:
     flags, data = 0, []
     options = [o for o in m.options if o not in ("volatile", "fsync=volatile")] if m.type == "overlay" else m.options
     cwd = ""
     if m.type == "overlay" and sum(map(len, options)) >= _PAGE - 512:
         cwd, options = _compact(options)
-    if m.type.startswith(("fuse.", "fuse3.")):
-        raise MountError(f"mount type {m.type}: not implemented")
     for o in options:
         if o.startswith("X-containerd."):
             raise MountError(f'internal mount option "{o}" was not consumed by the mount manager')
@@ -125,11 +177,6 @@ def _mount_one(m: Mount, directory: str) -> None:
     joined = ",".join(data)
     if len(joined) > _PAGE:
         raise MountError("mount options is too long")
-    target = directory
-    if m.target:
-        from services.snapshots.diff.paths import Resolver
-
-        target = directory + os.fsdecode(Resolver(os.open(directory, os.O_PATH | os.O_DIRECTORY)).resolve(os.fsencode(m.target)))
     back = os.open(".", os.O_PATH | os.O_DIRECTORY) if cwd else -1
     try:
         if cwd:

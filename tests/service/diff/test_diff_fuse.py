@@ -1,0 +1,96 @@
+"""Mounts that a program serves: fuse-overlayfs, as its snapshotter answers them, beside containerd's."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from api.containerd.types import mount_pb2
+from services.kit import errors
+from tests.suites.diff_layers import BASE
+from tests.suites.diff_sides import Side, bind, differences, tree
+from tests.suites.diff_tars import directory, opaque, reg, tar, whiteout
+from tests.support import eventually, eventually_async
+
+pytestmark = pytest.mark.root
+
+LAYER = tar(whiteout(b"etc/passwd"), directory(b"etc", 0o711, uid=3), reg(b"etc/new", b"new" * 100_000, uid=70000), opaque(b"var/cache"), reg(b"var/cache/two", b"2"))
+
+
+def fuse(side: Side, kind: str = "fuse3.fuse-overlayfs") -> list[mount_pb2.Mount]:
+    where = {name: side.place / name for name in ("lower", "upper", "work")}
+    for path in where.values():
+        path.mkdir(exist_ok=True)
+    return [mount_pb2.Mount(type=kind, source="overlay", options=[f"{name}dir={path}" for name, path in where.items()])]
+
+
+def entries(layer: bytes) -> list[tuple[object, ...]]:
+    """Of a layer that was made; containerd 1.6 gives whiteouts the time of the moment."""
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        return [(m.name, m.type, oct(m.mode), m.uid, m.gid, m.mtime if ".wh." not in m.name else 0, m.size, m.linkname, m.pax_headers) for m in archive]
+
+
+def served(place: Path) -> list[int]:
+    """Pids of the programs that serve a mount below ``place``, or are about to."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"fuse" in arguments and os.fsencode(place) in arguments:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["fuse3.fuse-overlayfs", "fuse.fuse-overlayfs"])
+async def test_a_layer_goes_through_the_program(kind: str, sides: tuple[Side, Side]) -> None:
+    """The same files in its upper directory as by containerd; and then the same layer of what differs. Nothing is left at work."""
+    made = []
+    for side in sides:
+        mounts = fuse(side, kind)
+        await side.apply(BASE, bind(side.place / "lower"))
+        applied = await side.apply(LAYER, mounts)
+        assert side.name != "ours" or not served(side.place)
+        files = tree(side.place / "upper")
+        for each in [each for top in ("lower", "upper") for each in (side.place / top).rglob("*") if each.is_dir()]:
+            os.utime(each, (1e9, 1e9))  # some are of the moment in which they were made
+        diff = await side.make(bind(side.place / "lower", "ro"), mounts, media_type="application/vnd.oci.image.layer.v1.tar")
+        made.append((applied, files, entries(await side.read(diff.digest))))
+    (ours, files, diff), (theirs, right, same) = made
+    assert diff
+    assert ours == theirs
+    assert not differences(files, right)
+    assert diff == same
+    await eventually_async(async_(lambda: not served(sides[0].place)), "a program is left", 5)
+
+
+def async_(check):
+    async def checked() -> bool:
+        return check()
+
+    return checked
+
+
+async def test_a_helper_that_fails_says_why(side: Side) -> None:
+    with pytest.raises(errors.Unknown, match=r"^mount helper \[mount.fuse3 overlay /.* -o lowerdir=.* -t no-such-program\] failed: \".*no-such-program.*\": exit status \d+$"):
+        await side.apply(LAYER, fuse(side, "fuse3.no-such-program"))
+    assert not served(side.place)
+
+
+async def test_the_program_ends_with_the_worker(side: Side) -> None:
+    """Killed, the worker takes it along, though it is in a session of its own; the mount is gone with it."""
+    mounts = fuse(side)
+    await side.apply(tar(directory(b"d"), reg(b"d/x", b"x")), bind(side.place / "lower"))
+    large = tar(*(reg(b"d/%d" % n, bytes(1 << 16)) for n in range(2000)))
+    work = asyncio.ensure_future(side.apply(large, mounts))
+    await eventually_async(async_(lambda: served(side.place) and any((side.place / "upper").rglob("*"))), "it does not begin", 20)
+    work.cancel()
+    await asyncio.wait((work,))
+    eventually(lambda: not served(side.place), "the program is left", 10)
