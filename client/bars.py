@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from client.progress import MOVING, Part, Stage, Tally
+from client.shown import escaped
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _LABEL, _STAGE, _COUNT, _RATE = 12, 11, 17, 12
@@ -42,7 +43,7 @@ def lines(tally: Tally, title: str, now: float, columns: int, rows: int) -> list
 
     Where there is no room for all parts those are left out that are over, then those that wait.
     """
-    found = [f"{title}  {duration(now - tally.started)}"]
+    found = [f"{escaped(title)}  {duration(now - tally.started)}"]
     if parts := tally.rows:
         shown = _chosen(parts, max(1, rows - 4))
         found += [_part(part, now, columns) for part in shown]
@@ -70,7 +71,7 @@ def _chosen(parts: list[Part], room: int) -> list[Part]:
 
 def _part(part: Part, now: float, columns: int) -> str:
     busy = part.stage in MOVING or part.stage is Stage.EXTRACTING
-    return _row(part.label, part.stage, part.bytes if busy else None, part.total, part.rate_at(now), columns)
+    return _row(escaped(part.label), part.stage, part.bytes if busy else None, part.total, part.rate_at(now), columns)
 
 
 def _total(tally: Tally, now: float, columns: int) -> str:

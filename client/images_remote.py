@@ -84,15 +84,23 @@ class Images:
         self._content = RemoteStore(channel, headers)
 
     async def find(self, name: str, *others: str) -> str:
-        """The name under which there is an image: ``name`` itself or the full form of it, or one of ``others``. NotFound names the full form."""
+        """The name under which there is an image: ``name`` itself, whatever it looks like, the full form of it, or one of ``others``. NotFound names the full form;
+        InvalidArgument where there is none.
+        """
+        if name and await self._is_there(name):
+            return name
         full = full_name(name)
-        for each in dict.fromkeys((name, full, *others)):
-            try:
-                await self._images.Get(images_pb2.GetImageRequest(name=each), headers=self._headers)
+        for each in dict.fromkeys((full, *others)):
+            if each != name and await self._is_there(each):
                 return each
-            except errors.NotFound:
-                continue
         raise errors.NotFound(f"image {full}")
+
+    async def _is_there(self, name: str) -> bool:
+        try:
+            await self._images.Get(images_pb2.GetImageRequest(name=name), headers=self._headers)
+        except errors.NotFound:
+            return False
+        return True
 
     async def delete(self, name: str, *, sync: bool) -> None:
         """Delete a record; with ``sync`` return when what only it kept is collected, however long that takes. NotFound."""

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TextIO
 from client import bars
 from client.progress import Part, Tally
 from client.screen import Screen
+from client.shown import say
 
 FRAME_SECONDS = 0.1
 
@@ -65,7 +66,7 @@ class Lines:
 
     def said(self, line: str) -> None:
         if not self._quiet:
-            print(line, file=self._file, flush=True)
+            say(line, file=self._file)
 
 
 class Json(Lines):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 
 class Failure(Exception):
-    """``message`` is printed as it is: one line that says what is wrong and what to do. Lines after it are details."""
+    """``message`` is one line that says what is wrong and what to do; ``more`` are other lines of the kind."""
 
-    def __init__(self, message: str, code: int = 1) -> None:
+    def __init__(self, message: str, code: int = 1, more: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.code = code
+        self.lines = (message, *more)
 
 
 def mistyped(word: str, known: list[str], what: str) -> str:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol, cast
 
+from client.shown import complain, say
 from deploy import place
 from deploy.failure import Failure, mistyped
 from services.kit import errors, version
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line that says what would have been right."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} ({self.prog} --help)", file=sys.stderr)
+        say(f"{self.prog}: {message} ({self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -68,7 +69,7 @@ def run(words: list[str]) -> int:
         return 2
     if verb is not None and verb not in VERBS and (not words[0].startswith("-") or words[0] in ("--root", "--state", "--config")):
         late = words[0].startswith("-")
-        print(f"splitd: {'say the verb first, then its options: splitd up --state DIR' if late else mistyped(verb, list(VERBS), 'verb')}", file=sys.stderr)
+        complain("say the verb first, then its options: splitd up --state DIR" if late else mistyped(verb, list(VERBS), "verb"))
         return 2
     arguments = parser((verb,) if verb in words[:1] else VERBS).parse_args(words)
     return loaded(arguments.verb).run(arguments)
@@ -82,12 +83,12 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except (Failure, errors.NodeError) as failure:
-        print(f"splitd: {failure}", file=sys.stderr)
+        complain(*(failure.lines if isinstance(failure, Failure) else (str(failure),)))
         code = failure.code if isinstance(failure, Failure) else 1
     except Exception as error:
         if os.environ.get("SPLITD_DEBUG"):
             raise
-        print(f"splitd: {_described(error)}", file=sys.stderr)
+        complain(_described(error))
         code = 1
     sys.exit(code)
 

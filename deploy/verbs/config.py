@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from client.shown import complain, page, say
 from deploy import configuration, place
 from deploy.failure import Failure, mistyped
 from services.kit import settings
@@ -26,26 +27,26 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.file is not None:
         raise Failure(f"a file is named by --config: splitd config {action} --config {arguments.file}", 2)
     if action == "default":
-        print(configuration.text(settings.File(), comments=True), end="")
+        page(configuration.text(settings.File(), comments=True))
         return 0
     path = place.config_file(arguments)
     if action == "check":
         return _check(path)
     refuse_errors(path)
     here = place.find(arguments, remembered=False)
-    print(configuration.text(settings.read(path), comments=False, root=here.root, state=here.state), end="")
+    page(configuration.text(settings.read(path), comments=False, root=here.root, state=here.state))
     return 0
 
 
 def _check(path: Path | None) -> int:
     found = configuration.check(path)
     for line in found.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        say(f"warning: {line}", file=sys.stderr)
     for line in [*found.errors, *found.troubles]:
-        print(f"splitd: {line}", file=sys.stderr)
+        complain(line)
     if found.errors or found.troubles:
         return 1
-    print(f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)" if path is None else f"{path} is good")
+    say(f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)" if path is None else f"{path} is good")
     return 0
 
 
@@ -53,6 +54,6 @@ def refuse_errors(path: Path | None) -> None:
     """A Failure with all of a configuration that keeps a node from starting; whatever else is wrong goes to standard error."""
     found = configuration.check(path)
     for line in [*found.warnings, *found.troubles]:
-        print(f"warning: {line}", file=sys.stderr)
+        say(f"warning: {line}", file=sys.stderr)
     if found.errors:
-        raise Failure("\nsplitd: ".join(found.errors))
+        raise Failure(found.errors[0], more=found.errors[1:])

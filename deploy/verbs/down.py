@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from client.shown import say
 from deploy import containers, place, supervision
 from deploy.failure import Failure
 from deploy.place import Place
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure("--containers stops the whole node: name no services with it", 2)
     here = place.find(arguments)
     if not (services or arguments.containers or supervision.is_up(here)):
-        print(f"no node is up at {here.state}: nothing to stop")
+        say(f"no node is up at {here.state}: nothing to stop")
         return 0
     supervisor = supervision.Supervisor(here)
     pid = supervisor.pid()
@@ -35,14 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
         for name in reversed(NAMES):
             if name in services:
                 supervisor.stop(named(name))
-                print(f"stopped {name}")
+                say(f"stopped {name}")
         return 0
     if arguments.containers:
         stopped = asyncio.run(containers.stop_all(here.socket, arguments.grace))
-        print(f"stopped {stopped} container{'' if stopped == 1 else 's'}")
+        say(f"stopped {stopped} container{'' if stopped == 1 else 's'}")
     supervisor.shutdown()
     _wait_for_end(here, pid)
-    print(f"the node at {here.state} is down{'' if arguments.containers else '; containers go on running'}")
+    say(f"the node at {here.state} is down{'' if arguments.containers else '; containers go on running'}")
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from client import bars, files
 from client.images_remote import Described, Variant, full_name, platforms_of
 from client.progress import Tally
+from client.shown import complain, say, table
 from deploy import place, transferring
 from deploy.failure import Failure
 from services.images.transfer import ExportStream, ImageStore, ImportStream, Progress, Reference
@@ -86,12 +87,10 @@ def list_images(arguments: argparse.Namespace) -> int:
         unpacked = sorted({name for variant in image.variants for name in variant.unpacked})
         rows.append((image.image.name, image.image.target.digest.partition(":")[2][:12], ",".join(platforms_of(image.variants)) or "-", bars.size(image.size),
                      age(now - image.created_at), ",".join(unpacked) or "no"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    table(rows)
     for image in images:
         if image.trouble:
-            print(f"splitd: {image.image.name}: {image.trouble}", file=sys.stderr)
+            complain(f"{image.image.name}: {image.trouble}")
     return 0
 
 
@@ -157,11 +156,11 @@ def remove(arguments: argparse.Namespace) -> int:
                 except errors.NotFound as error:
                     missing.append(str(error))
                     continue
-                print(f"removed {name}", flush=True)
+                say(f"removed {name}")
         return missing
 
     if missing := transferring.run(removed()):
-        raise Failure("\nsplitd: ".join(missing))
+        raise Failure(missing[0], more=missing[1:])
     return 0
 
 
@@ -175,7 +174,7 @@ def tag(arguments: argparse.Namespace) -> int:
             await client.transfers.transfer(ImageStore(source), ImageStore(destination))
             return source
 
-    print(f"{transferring.run(tagged())} is {destination} too")
+    say(f"{transferring.run(tagged())} is {destination} too")
     return 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
-import sys
 import time
 from pathlib import Path
 
+from client.shown import page, say
 from deploy import place
 from deploy.failure import Failure, mistyped
 from deploy.processes import NAMES
@@ -34,11 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
     if name is None:
         for each in LOGS:
-            print(f"==> {each} <==")
-            print(_last(here.log(each), arguments.lines, missing_ok=True), end="")
+            say(f"==> {each} <==")
+            page(_last(here.log(each), arguments.lines, missing_ok=True))
         return 0
     path = here.log(name)
-    print(_last(path, arguments.lines), end="", flush=True)
+    page(_last(path, arguments.lines))
     if arguments.follow:
         _follow(path)
     return 0
@@ -66,17 +67,17 @@ def _tail(path: Path, lines: int) -> list[str]:
             step = min(CHUNK, position)
             position = file.seek(position - step)
             data = file.read(step) + data
-    return data.decode(errors="replace").splitlines()[-lines:]
+    return data.decode(errors="replace").removesuffix("\n").split("\n")[-lines:] if data else []
 
 
 def _follow(path: Path) -> None:
     """Print what is appended, over rotations, until interrupted."""
     file = path.open("rb")
     file.seek(0, os.SEEK_END)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while True:
         while data := file.read(CHUNK):
-            sys.stdout.write(data.decode(errors="replace"))
-        sys.stdout.flush()
+            page(decoder.decode(data))
         try:
             replaced = os.stat(path).st_ino != os.fstat(file.fileno()).st_ino or os.stat(path).st_size < file.tell()
         except FileNotFoundError:

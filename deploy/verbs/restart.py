@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from client.shown import complain, say
 from deploy import health, place, supervision
 from deploy.failure import Failure
 from deploy.processes import NAMES, named
@@ -29,8 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         supervisor.start(named(name))
         (after,) = health.wait(here, arguments.timeout, {name})
         if not after.healthy:
-            print(f"splitd: {name} is not healthy after its restart: {after.trouble}{up.last_words(here, name)}", file=sys.stderr)
-            print(f"splitd: see {here.hint(f'logs {name}')}", file=sys.stderr)
+            complain(f"{name} is not healthy after its restart: {after.trouble}")
+            say(*up.last_words(here, name), file=sys.stderr)
+            complain(f"see {here.hint(f'logs {name}')}")
             return 1
-        print(f"restarted {name}: pid {after.status.pid}")
+        say(f"restarted {name}: pid {after.status.pid}")
     return 0

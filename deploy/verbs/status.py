@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 
+from client.shown import say, table
 from deploy import health, place, supervision
 from deploy.place import Place
 from services.kit import version
@@ -34,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(describe(here, supervisor_pid, found, registries), indent=2))
     else:
         print_table(here, found)
-        for line in (*killed(found), *troubled(registries or [], time.time())):
-            print(line)
+        say(*killed(found), *troubled(registries or [], time.time()))
     return 0 if all(h.healthy for h in found) else 1
 
 
@@ -86,10 +86,8 @@ def print_table(here: Place, found: list[health.Health]) -> None:
     rows = [("SERVICE", "STATE", "PID", "UPTIME", "MEMORY", "RESTARTS", "HEALTH")]
     rows += [(h.status.name, h.status.state, str(h.status.pid or "-"), _duration(h.status.uptime) if h.status.pid else "-",
               f"{h.memory / (1 << 20):.1f} MiB" if h.memory else "-", str(h.status.restarts), h.trouble or "ok") for h in found]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    print(f"node {here.socket}, root {here.root}")
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say(f"node {here.socket}, root {here.root}")
+    table(rows)
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 
+from client.shown import complain, say
 from deploy import health, place, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
@@ -79,23 +80,23 @@ def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> in
 def _report(here: Place, seconds: float, said: str) -> int:
     sick = [h for h in health.wait(here, seconds) if not h.healthy]
     if not sick:
-        print(f"{said}: {here.socket}")
-        print(f"  try  ctr -a {here.socket} version\n       {here.hint('status')}")
+        say(f"{said}: {here.socket}", f"  try  ctr -a {here.socket} version", f"       {here.hint('status')}")
         return 0
     for each in sick:
-        print(f"splitd: {each.status.name} is not healthy: {each.trouble}{last_words(here, each.status.name)}", file=sys.stderr)
-    print(f"splitd: see {here.hint(f'logs {sick[0].status.name}')}", file=sys.stderr)
+        complain(f"{each.status.name} is not healthy: {each.trouble}")
+        say(*last_words(here, each.status.name), file=sys.stderr)
+    complain(f"see {here.hint(f'logs {sick[0].status.name}')}")
     return 1
 
 
-def last_words(here: Place, service: str) -> str:
-    """The last warning or error that a service logged, to be put after what is wrong with it."""
+def last_words(here: Place, service: str) -> list[str]:
+    """The last warning or error that a service logged, to be put below what is wrong with it."""
     try:
         lines = here.log(service).read_text(errors="replace").splitlines()[-200:]
     except OSError:
-        return ""
+        return []
     found = [line for line in lines if " ERROR " in line or " WARNING " in line]
-    return f"\n  its log: {found[-1]}" if found else ""
+    return [f"  its log: {found[-1]}"] if found else []
 
 
 def check_machine() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from api.containerd.services.images.v1 import images_pb2
 from client.progress import _RANKS, Stage
 from deploy.images import Image, Registry, image, index, tar_of
 from services.kit.rpc import Channel
@@ -370,6 +371,27 @@ def test_images_are_listed_and_looked_into(node: Node, mine: str) -> None:
     assert manifest["usable"]
     assert all(layer["present"] for layer in manifest["layers"])
     assert found["size"] > sum(layer["size"] for layer in manifest["layers"]) > 100_000
+
+
+async def test_names_of_strangers_do_nothing_to_a_terminal(node: Node) -> None:
+    """An image may have any name: it is a line of the list, on a terminal and not, and JSON has it as it is."""
+    name = "evil\x1b]0;title\x07\x1b[2J\nhost/box:1  000000000000\x9b1m\u202egpj"
+    record = images_pb2.Image(name=name)
+    record.target.digest, record.target.media_type, record.target.size = "sha256:" + "a" * 64, "application/\x1b[2J", 1
+    async with Channel(node.socket) as channel:
+        images = channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
+        await images.Create(images_pb2.CreateImageRequest(image=record), headers={"containerd-namespace": "evil"}, timeout=5)
+        listed = await run(node, "images", "-n", "evil", ok=None)
+        as_json = await run(node, "images", "-n", "evil", "--json")
+        missing = await run(node, "pull", "127.0.0.1:1/a\x1b[2J", ok=False)
+        removed = await run(node, "images", "remove", "-n", "evil", name)
+    shown = r"evil\x1b]0;title\x07\x1b[2J\nhost/box:1  000000000000\x9b1m\u202egpj"
+    assert listed.stdout.count("\n") == 2
+    assert shown in listed.stdout
+    assert removed.stdout == f"removed {shown}\n"
+    assert [image["name"] for image in json.loads(as_json.stdout)] == [name]
+    for text in (listed.stdout, listed.stderr, as_json.stdout, missing.stderr, removed.stdout):
+        assert text.replace("\n", "").isprintable(), text
 
 
 def test_images_are_tagged_and_removed(node: Node, mine: str) -> None:
