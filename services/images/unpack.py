@@ -27,7 +27,7 @@ from services.images import platforms
 from services.images.budget import Budget
 from services.images.chain import Chain
 from services.images.documents import config_of
-from services.images.oci import Descriptor, chain_ids, is_config, is_layer
+from services.images.oci import Config, Descriptor, chain_ids, is_config, is_layer
 from services.images.platforms import OnlySystem
 from services.images.together import together
 from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, LateError, Node, Unpacking
@@ -158,16 +158,11 @@ class Unpacker:
         """
         with tracing.span("images.unpack", config=config.digest) as span:
             try:
-                what = await config_of(node, config)
+                what = await _checked(node, config)
             except (errors.Unknown, errors.InvalidArgument) as error:
                 raise _explained(error, origin.reference) if origin is not None else error from None
             if len(layers) != len(what.diff_ids):
                 raise errors.Unknown(f"number of layers and diffIDs don't match: {len(layers)} != {len(what.diff_ids)}")
-            for diff_id in what.diff_ids:  # the names of snapshots are made of them
-                try:
-                    Digest.parse(diff_id)
-                except ValueError as error:
-                    raise errors.InvalidArgument(f"image config {config.digest}: diff id {quoted(diff_id[:100])}: {error}") from None
             if not wanted or what.kind not in ("", "layers") or not OnlySystem(platforms.default()).matches(what.platform):
                 return ""
             name = wanted[0].snapshotter
@@ -182,6 +177,17 @@ class Unpacker:
             fault("images.unpacked")
             await node.label(config.digest, {f"containerd.io/gc.ref.snapshot.{name}": chain[-1]})
             return chain[-1]
+
+
+async def _checked(node: Node, config: Descriptor) -> Config:
+    """A config whose diff ids may be in the names of snapshots; Unknown or InvalidArgument."""
+    found = await config_of(node, config)
+    for diff_id in found.diff_ids:
+        try:
+            Digest.parse(diff_id)
+        except ValueError as error:
+            raise errors.InvalidArgument(f"image config {config.digest}: diff id {quoted(diff_id[:100])}: {error}") from None
+    return found
 
 
 def _unheard(_: Descriptor, __: int) -> None:

@@ -77,13 +77,13 @@ def explanation(body: bytes) -> str:
 
 def retry_after(value: str, now: float | None = None) -> float | None:
     """Seconds of a Retry-After header, which is a number or a date; None if it is neither."""
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        date = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, round(date.timestamp() - (time.time() if now is None else now), 1))
+    return max(0.0, round(date - (time.time() if now is None else now), 1))
 
 
 def combined(what: str, failures: Sequence[Failure], skipped: Sequence[str] = ()) -> errors.NodeError:

@@ -89,7 +89,7 @@ def test_retry_after() -> None:
     assert retry_after("120") == 120
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now=1445412470.0) == 10
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now=1445412490.0) == 0
-    assert retry_after("soon") is retry_after("") is retry_after("-1") is None
+    assert retry_after("soon") is retry_after("") is retry_after("-1") is retry_after("\u00b2") is None
 
 
 def test_explanations() -> None:
