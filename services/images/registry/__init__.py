@@ -1,4 +1,4 @@
-"""The registry client: resolving names, fetching and pushing manifests and blobs. No gRPC and no protobuf here; aiohttp in two files.
+"""The registry client: resolving names, fetching and pushing manifests and blobs. No gRPC and no protobuf here; aiohttp in three files.
 
 ::
 
@@ -16,6 +16,7 @@ From the bottom up:
     host.py, hosts_toml.py, cri.py, hosts.py    where it is asked for: certs.d, config.toml, defaults; checking.py looks at them all
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
     failure.py, mirrors.py         what goes wrong, and what is remembered of it
+    head.py, answers.py            what Go takes for an answer
     trace.py, watching.py, proxy.py, transport.py    HTTP
     endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
     tries.py                       several hosts, several times

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from services.images.registry import challenge
 from services.images.registry.credentials import Credentials, Source
 from services.images.registry.failure import Failure, answered
+from services.images.registry.host import is_address
 from services.kit import errors, gojson
 from services.kit.gojson import ANYTHING, TEXT, Struct
 from services.kit.tracing import span
@@ -137,10 +138,9 @@ class Authorizer:
         return f'as "{self._credentials.username}"' if self._credentials.username else "with the token given"
 
     async def _fetched(self, bearer: _Bearer, scopes: tuple[str, ...]) -> _Token:
-        parts = urlsplit(bearer.realm)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not is_address(bearer.realm):
             raise Failure(self._host, f'its token server "{bearer.realm[:100]}" is not an address', kind=errors.FailedPrecondition)
-        with span("registry.token", **{"server.address": parts.netloc, "registry.scopes": " ".join(scopes)}):
+        with span("registry.token", **{"server.address": urlsplit(bearer.realm).netloc, "registry.scopes": " ".join(scopes)}):
             credentials = self._credentials
             if not credentials:
                 return await self._answer(bearer, await self._get(bearer, scopes, None))

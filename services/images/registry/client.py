@@ -10,7 +10,7 @@ from services.images.registry.credentials import Source
 from services.images.registry.descriptor import Descriptor
 from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
 from services.images.registry.fetch import Fetch
-from services.images.registry.host import TLS, Capability
+from services.images.registry.host import TLS, Capability, is_address
 from services.images.registry.hosts import Hosts
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.push import Push, Pushed, Read
@@ -94,7 +94,7 @@ class Client:
         places: list[Place] = [each for each in await self._of(reference) if Capability.PULL in each.can]
         if descriptor.urls:
             session = await self._registry.sessions.of(TLS())
-            urls = [ForeignUrl(url, session, self._registry.timeouts, self._watch) for url in descriptor.urls if url.startswith(("http://", "https://"))]
+            urls = [ForeignUrl(url, session, self._registry.timeouts, self._watch) for url in descriptor.urls if is_address(url)]
             places = [*urls, *places] if descriptor.is_foreign else [*places, *urls]
         if not places:
             raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may be pulled from")

@@ -16,7 +16,7 @@ from services.images.registry.auth import TOKEN_LIMIT, Authorizer
 from services.images.registry.credentials import Source
 from services.images.registry.descriptor import Descriptor
 from services.images.registry.failure import Blame, Failure, answered
-from services.images.registry.host import Capability, Host, name_and_port, origin, same_host
+from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, same_host
 from services.images.registry.reference import Reference
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
 from services.images.registry.watching import NOBODY, Watch
@@ -82,8 +82,11 @@ class Endpoint:
         """Where an upload goes on: a Location, which may be relative, or even lack its scheme. A Failure if it is nothing of the kind."""
         if "://" not in location and not location.startswith(("/", "?", ".")) and "/" in location and ("." in (first := location.partition("/")[0]) or ":" in first):
             location = f"{self._scheme}://{location}"
-        found = urljoin(base, location)
-        if urlsplit(found).scheme not in ("http", "https") or not urlsplit(found).netloc:
+        try:
+            found = urljoin(base, location)
+        except ValueError:
+            found = ""
+        if not is_address(found):
             raise Failure(self.name, f'its Location "{location[:200]}" is not an address', kind=errors.FailedPrecondition)
         return found
 

@@ -48,7 +48,7 @@ SLICES = 1000
 RANGE_REFUSALS = frozenset({400, 403, 405, 406, 412, 416, 501})
 """Answers to a request for a part that the whole may not have: not those that speak of the blob (404, 410), of who asks (401), or of a bad moment."""
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 class NoParts(Exception):

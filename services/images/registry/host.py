@@ -88,6 +88,15 @@ def same_host(one: str, other: str) -> bool:
     return (scheme, name, port) == there or (scheme == "http" and there in (("https", name, port), ("https", name, 443 if port == 80 else port)))
 
 
+def is_address(url: str) -> bool:
+    """Whether a URL that came from outside can be asked: http or https, with a host, and with a port only if it is one."""
+    try:
+        scheme, name, _ = origin(url)
+    except ValueError:
+        return False
+    return scheme in ("http", "https") and bool(name)
+
+
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, name and port of a URL: what must be equal for two URLs to be the same host."""
     parts = urlsplit(url)

@@ -27,7 +27,7 @@ from services.kit.tracing import span
 Read = Callable[[int], AsyncIterator[bytes]]
 """A blob's bytes from an offset on; called again where an upload has to go on."""
 
-_RANGE = re.compile(r"(?:bytes[= ])?0-(\d+)")
+_RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,19})")
 
 
 class Pushed(enum.Enum):

@@ -6,6 +6,8 @@ are kept and used again. :meth:`Session.exchange` makes one request, follows not
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import socket
 import ssl
@@ -14,9 +16,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.http_exceptions import ContentLengthError, TransferEncodingError
 from yarl import URL
 
+from services.images.registry.answers import Answers
 from services.images.registry.failure import Blame, Failure
+from services.images.registry.head import HEAD_LIMIT, HEADERS
 from services.images.registry.host import TLS
 from services.images.registry.proxy import proxy_for
 from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config
@@ -62,10 +67,12 @@ class Answer:
 
     async def some(self) -> bytes:
         """The next bytes, as they arrived; none at the end. Its errors are for :meth:`failure`."""
-        while True:
-            data, ends = await self._response.content.readchunk()  # readany() would copy all that has arrived into one piece
+        content = self._response.content
+        while not content.at_eof():  # of an answer that has no body (204, 304) readchunk() would say for ever that a chunk of nothing has ended
+            data, ends = await content.readchunk()  # readany() would copy all that has arrived into one piece
             if data or not ends:
                 return data
+        return b""
 
     def challenges(self) -> list[str]:
         """All WWW-Authenticate headers."""
@@ -91,7 +98,7 @@ class Answer:
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
             return Failure(self.host, f"connection lost ({_words(error)})", transient=True, blame=Blame.TROUBLE)
         if isinstance(error, aiohttp.ClientError | ValueError):
-            return Failure(self.host, f"not HTTP ({_words(error)})", transient=True, blame=Blame.TROUBLE)
+            return Failure(self.host, f"not HTTP: {_words(error)}", transient=True, blame=Blame.TROUBLE)
         raise error
 
     def release(self) -> None:
@@ -198,9 +205,10 @@ def context(tls: TLS) -> ssl.SSLContext:
 
 def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=CONNECTIONS, limit_per_host=CONNECTIONS_A_HOST, keepalive_timeout=timeouts.idle, socket_factory=_socket)
+    connector._factory = functools.partial(Answers, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # aiohttp has no other way in; test_http.py fails if this one is gone
     return aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=READ, trace_configs=[trace_config()],
                                  cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
-                                 max_line_size=16 * 1024, max_field_size=32 * 1024)
+                                 max_line_size=HEAD_LIMIT, max_field_size=HEAD_LIMIT, max_headers=HEADERS + 8)  # head.py has the limits; a few headers are its own
 
 
 def _socket(address: Any) -> socket.socket:
@@ -255,17 +263,31 @@ def _failure(host: str, timings: Timings, error: Exception, connect: float, stal
     return Failure(host, f"not HTTP: {_words(error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD)
 
 
+_WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (aiohttp.ServerDisconnectedError, "closed by the other side"),
+    (aiohttp.ClientConnectionResetError, "closed by the other side"),
+    (ContentLengthError, "closed by the other side before its Content-Length"),
+    (TransferEncodingError, "closed by the other side in the middle of a chunk, or a chunk is malformed"),
+    (aiohttp.ClientPayloadError, "closed by the other side in the middle of its body"),
+    (aiohttp.InvalidURL, "its address is malformed"),
+    (UnicodeError, "its name is malformed"),
+    (ValueError, "its address is malformed"),
+    (aiohttp.ClientConnectionError, "the connection is gone"),
+    (ConnectionError, "the connection is gone"),
+)
+"""What errors without words of their own mean: those of aiohttp and Python are for programmers."""
+
+
 def _words(error: BaseException) -> str:
-    """An error in words, without Python's."""
+    """An error in words, without Python's and aiohttp's."""
     if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).lower().replace("_", " ")
+        return (error.reason or "the connection is broken").lower().replace("_", " ")
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
     if isinstance(error, OSError) and error.strerror:
-        if error.errno and error.errno > 0:
-            return os.strerror(error.errno)
         return error.strerror
-    if isinstance(error, aiohttp.ClientConnectionResetError):
-        return "closed by the other side"
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.message if not error.status else "what follows its headers is malformed"
+    if error.__cause__ is not None and (isinstance(error.__cause__, OSError | ContentLengthError | TransferEncodingError) or not isinstance(error, tuple(kind for kind, _ in _WORDS))):
+        return _words(error.__cause__)
+    return next((words for kind, words in _WORDS if isinstance(error, kind)), "it cannot be understood")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from deploy.images import index
 from services.content.store import Digest
@@ -120,6 +121,19 @@ async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeR
         with within(5), pytest.raises(errors.Unimplemented, match=rf"^images.test/box:1: {other.host}: images.test/box:1 (is|has) .*(Docker's schema 1|not an image manifest|neither)") as raised:
             await registry.client().resolve("images.test/box:1")
     assert not re.search("Expecting|codec|Traceback|line 1 column", str(raised.value))
+
+
+@pytest.mark.parametrize("code", [204, 205, 206, 304])
+async def test_an_answer_without_a_body(quick: Registry, fake: FakeRegistry, code: int) -> None:
+    """Is no manifest, and is read to its end, which is there at once."""
+    fake.add(small_image(), "box:1")
+
+    async def nothing(request, serve):  # type: ignore[no-untyped-def]
+        return web.Response(status=code)
+
+    fake.inject("manifest", nothing, times=100)
+    with within(5), pytest.raises(errors.NodeError, match=rf"{fake.host}: .*(is not an image manifest|neither an image manifest|304)"):
+        await quick.client().resolve(f"{fake.host}/box:1")
 
 
 async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) -> None:

@@ -1,0 +1,3 @@
+module splitd/tests/peers/nethttp
+
+go 1.24

@@ -1,0 +1,164 @@
+"""HTTP as servers speak it, not as they should: what Go takes is taken, what it refuses is refused with the host and words of ours (tests/answers.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from services.images.registry import Registry
+from services.images.registry.failure import Failure
+from services.images.registry.host import TLS
+from services.images.registry.transport import Answer
+from services.kit import errors
+from tests.answers import BEYOND, BODY, CASES, OK, Case
+from tests.fake_registry import FakeRegistry
+from tests.service.images.registry.pulls import small_image
+from tests.support import within
+
+FOREIGN_WORDS = re.compile(r"Error|Expecting|codec|0x|<|aiohttp|message=|bytearray|(?<!\w)b'|Traceback|Data after")
+"""What would be Python's or aiohttp's."""
+
+
+@contextlib.asynccontextmanager
+async def answering(*answers: bytes, piece: int = 0, end: bool = True) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server that gives these answers in turn, each to one request, and then hangs up, if it is to ``end``; and how many connections there were."""
+    left, connections = list(answers), list[int]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(1)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                raw = left.pop(0) if left else b""
+                for at in range(0, len(raw), piece or len(raw)):
+                    writer.write(raw[at:at + (piece or len(raw))])
+                    await writer.drain()
+                    if piece:
+                        await asyncio.sleep(0)
+                if end:
+                    break
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
+
+
+async def asked(registry: Registry, host: str, method: str) -> tuple[Answer, bytes]:
+    session = await registry.sessions.of(TLS())
+    answer = await session.exchange(method, f"http://{host}/v2/", headers=[], body=None, connect=2, stall=2)
+    try:
+        return answer, await answer.read(1 << 20) if method != "HEAD" else b""
+    finally:
+        answer.release()
+
+
+@pytest.mark.parametrize("piece", [0, 7], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_what_go_takes_is_taken(quick: Registry, case: Case, piece: int) -> None:
+    """And what it refuses is refused; however the bytes arrive."""
+    if piece and len(case.raw) > 10_000:
+        piece = 10_000
+    async with answering(*[case.raw] * 3, piece=piece) as (host, _):
+        with within(5):
+            if case.body is not None:
+                answer, body = await asked(quick, host, case.method)
+                assert (answer.status, body) == (case.status, case.body)
+                return
+            with pytest.raises(Failure) as raised:
+                await asked(quick, host, case.method)
+    assert str(raised.value).startswith(f"{host}: ")
+    assert not FOREIGN_WORDS.search(str(raised.value)), raised.value
+
+
+@pytest.mark.parametrize("case", BEYOND, ids=lambda case: case.name)
+async def test_what_is_beyond_the_limits_is_refused(quick: Registry, case: Case) -> None:
+    """Soon, with the host and the limit."""
+    async with answering(case.raw) as (host, _):
+        with within(5), pytest.raises(Failure, match=f"^{host}: not HTTP: (its headers have more than 1048576 bytes|it has more than 10000 lines of headers|more than 100 answers with a status of 1xx)"):
+            await asked(quick, host, "GET")
+
+
+async def test_what_a_header_says(quick: Registry) -> None:
+    """As Go has it: without the blanks around it, with those of several lines joined; what is no UTF-8 is replaced, and what has a blank in its name nobody finds."""
+    async with answering(OK + b"One:  a \t\r\nTwo: a\r\n  b\r\nThree: \xff\r\nFour : 1\r\nFive:\r\n" + BODY) as (host, _):
+        answer, _ = await asked(quick, host, "GET")
+    assert [answer.headers.get(name) for name in ("One", "Two", "Three", "Four", "Five")] == ["a", "a b", "\ufffd", None, ""]
+
+
+async def test_a_connection_is_used_again(quick: Registry) -> None:
+    """Where there is nothing left on it: not after more than was announced, nor after a body of HEAD."""
+    long = OK + b"Content-Length: 4\r\n\r\n"
+    for answers, methods, most in (((OK + BODY,) * 3, ("GET",) * 3, 1), ((long, OK + BODY, OK + BODY), ("HEAD", "GET", "GET"), 1),
+                                   ((OK + BODY + b"more", OK + BODY), ("GET", "GET"), 2), ((OK + BODY, OK + BODY), ("HEAD", "GET"), 2),
+                                   ((b"HTTP/1.1 100 Continue\r\n\r\n" + OK + BODY, OK + BODY), ("GET", "GET"), 1)):
+        async with answering(*answers, end=False) as (host, connections):
+            for method in methods:
+                answer, body = await asked(quick, host, method)
+                assert (answer.status, body) == (200, b"body" if method == "GET" else b"")
+            assert len(connections) == most, (answers, methods)
+
+
+async def test_the_rest_of_an_answer_that_comes_late_is_no_answer(quick: Registry) -> None:
+    """A body of HEAD that arrives when its connection is used again: the request is made once more on another."""
+    sent = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            first = await reader.readuntil(b"\r\n\r\n")
+            if first.startswith(b"HEAD"):
+                writer.write(OK + b"Content-Length: 6\r\n\r\n")
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"<html>")
+                sent.set()
+                await reader.read()
+            else:
+                writer.write(OK + BODY)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asked(quick, host, "HEAD")
+        assert (await asked(quick, host, "GET"))[1] == b"body"
+        assert sent.is_set()
+
+
+async def test_an_image_from_such_a_server(quick: Registry, fake: FakeRegistry) -> None:
+    """A registry whose HEAD has a body, and whose manifests have two lengths, is pulled from."""
+    image = small_image()
+    fake.add(image, "box:1")
+    manifest = image.blobs[image.digest]
+    head = (b"HTTP/1.1 200 OK\r\nContent-Type : text/html\r\nContent-Type: %b\r\nDocker-Content-Digest: %b\r\nContent-Length: %d\r\nContent-Length: %d\r\nX-Large: %b\r\n\r\n"
+            % (image.media_type.encode(), image.digest.encode(), len(manifest), len(manifest), b"x" * 50_000))
+    async with answering(head + manifest, head + manifest) as (host, _):
+        client = quick.client(plain_http=True)
+        root = await client.resolve(f"{host}/box:1")
+        assert (str(root.digest), root.size) == (image.digest, len(manifest))
+        assert await client.manifest(f"{host}/box:1", root) == manifest
+
+
+ADDRESSES = ["http://[::1", "http://a:99999/x", "http://a:b/x", "http://\u2028/x", "http://" + "a" * 300 + ".test/x", "http://a..b/x", "http:///x", "ftp://a/x", "http://a\\b/x"]
+
+
+@pytest.mark.parametrize("to", ADDRESSES)
+async def test_a_redirect_to_no_address(quick: Registry, fake: FakeRegistry, to: str) -> None:
+    """Named with the host, in words of ours."""
+    from aiohttp import web
+
+    fake.add(small_image(), "box:1")
+
+    async def redirected(request: web.Request, serve: Any) -> web.StreamResponse:
+        return web.Response(status=307, headers={"Location": to})
+
+    fake.inject("manifest", redirected, times=100)
+    with within(10), pytest.raises(errors.NodeError) as raised:
+        await quick.client().resolve(f"{fake.host}/box:1")
+    assert fake.host in str(raised.value)
+    assert not FOREIGN_WORDS.search(str(raised.value)), raised.value
