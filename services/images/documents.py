@@ -1,32 +1,23 @@
-"""Documents as blobs: those that are there are read, those that are made here are stored.
-
-Reading a large one takes a while. So a thread does it, one at a time: nobody else waits, and there is never more of them in memory than one.
-"""
+"""Documents as blobs: those that are there are read, those that are made here are stored."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from services.images import oci, threads
 from services.images.oci import Config, Descriptor
 from services.images.transfer import Node
-from services.kit import errors
+from services.kit import errors, gojson
 
 T = TypeVar("T")
-
-_LARGE = 1 << 16
-"""Bytes that take some milliseconds to read."""
-
-_POOL = ThreadPoolExecutor(1, "document")
 
 
 async def parsed(document: bytes, parse: Callable[[bytes], T]) -> T:
     """What ``parse`` makes of it."""
-    return parse(document) if len(document) < _LARGE else await threads.run(_POOL, lambda: parse(document), lambda: None)
+    return await gojson.apart(len(document), lambda: parse(document))
 
 
 async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:

@@ -10,14 +10,22 @@ from collections.abc import Sequence
 from services.images import documents, platforms
 from services.images.converting import OCTET_STREAM
 from services.images.oci import REFERENCES, Descriptor, is_config, is_index, is_layer, is_manifest, reference_labels
+from services.images.platforms import Platform
 from services.images.transfer import ImageStore, Node
-from services.kit import errors
+from services.kit import errors, gojson
 
 DEPTH = 32
 """Indexes in indexes: whoever walks may recurse. Two are in use, an index of indexes and its manifests."""
 
 LAYERS = 500
 """Layers of an image. Docker makes 127 at most, and overlayfs mounts 500."""
+
+
+_AT_ONCE = 2000
+"""Labels that are written at once: metadata should not be busy with one call for long."""
+
+_COMPARED = 300
+"""Bytes of a document that take as long to read as a manifest to compare with others."""
 
 
 class Walk:
@@ -56,6 +64,8 @@ class Graph:
         self._layers = layers
         self._store = store
         self._wanted = platforms.wanted(store.platforms)
+        self._fitting: dict[Platform, bool] = {}
+        """Whether platforms that were met are wanted; an index has few, and may name each ten thousand times."""
         self.has_octet_stream = False
         """Whether any child was one: then the image may be an old one (``converting.py``)."""
 
@@ -73,8 +83,9 @@ class Graph:
 
     async def wanted(self, descriptor: Descriptor, children: list[Descriptor]) -> list[Descriptor]:
         """Label ``descriptor`` with all its children, so that none that is there is collected, and answer the wanted ones."""
-        if children:
-            await self._node.label(descriptor.digest, reference_labels(children))
+        labels = list(reference_labels(children).items())
+        for start in range(0, len(labels), _AT_ONCE):
+            await self._node.label(descriptor.digest, dict(labels[start:start + _AT_ONCE]))
         self.has_octet_stream |= any(child.media_type == OCTET_STREAM for child in children)
         if not self._store.all_metadata:
             children = [child for child in children if self._fits(child)]
@@ -83,9 +94,16 @@ class Graph:
         if self._store.manifest_limit and is_index(descriptor.media_type):
             if not children:
                 raise errors.NotFound("no match for platform in manifest")
-            children = platforms.in_order(children, lambda child: child.platform, self._wanted)[:self._store.manifest_limit]
+            found = children
+            children = await gojson.apart(_COMPARED * len(found), lambda: platforms.in_order(found, lambda child: child.platform, self._wanted))
+            children = children[:self._store.manifest_limit]
         self._walk.follow(children)
         return children
 
     def _fits(self, descriptor: Descriptor) -> bool:
-        return descriptor.platform is None or self._wanted.matches(descriptor.platform)
+        platform = descriptor.platform
+        if platform is None:
+            return True
+        if platform not in self._fitting:
+            self._fitting[platform] = self._wanted.matches(platform)
+        return self._fitting[platform]

@@ -51,7 +51,7 @@ class Tracker:
         self._done = done
         self._interval = interval
         self._jobs: dict[str, _Job] = {}
-        self._parents: dict[str, list[str]] = {}
+        self._parents: dict[str, dict[str, None]] = {}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Tracker]:
@@ -77,7 +77,7 @@ class Tracker:
     def children(self, descriptor: Descriptor, children: Sequence[Descriptor]) -> None:
         """``children`` are parts of ``descriptor``; told before they are added."""
         for child in children:
-            self._parents.setdefault(child.digest, []).append(descriptor.ref)
+            self._parents.setdefault(child.digest, {})[descriptor.ref] = None
 
     def exists(self, descriptor: Descriptor) -> None:
         """Nothing is to be done for it."""

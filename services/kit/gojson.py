@@ -17,17 +17,21 @@ in words that follow upon the name of the document: ``manifest sha256:...: layer
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from services.kit import errors
+
+T = TypeVar("T")
 
 DEPTH = 10_000
 """Levels of arrays and objects, as in Go."""
@@ -263,7 +267,11 @@ def _quoted(key: str) -> str:
 
 def read(data: bytes, shape: Shape, *, mark: bool = False, first: bool = False) -> Any:
     """The document ``data``, of this shape. ``mark``: it may begin with a byte order mark. ``first``: more may follow it, which is not read. Malformed."""
-    return shape.take(None, _scanned(_decoded(data.removeprefix(b"\xef\xbb\xbf") if mark else data), first=first))
+    if mark:
+        data = data.removeprefix(b"\xef\xbb\xbf")
+    if first:
+        data = data.partition(b"\0")[0]  # which is in no document
+    return shape.take(None, _scanned(_decoded(data), first=first))
 
 
 def document(data: bytes, shape: Shape, what: str, kind: type[errors.NodeError] = errors.Unknown, *, first: bool = False) -> Any:
@@ -274,20 +282,32 @@ def document(data: bytes, shape: Shape, what: str, kind: type[errors.NodeError] 
         raise kind(f"{what}: {error}") from None
 
 
+async def apart(size: int, work: Callable[[], T]) -> T:
+    """What ``work`` makes of documents of so many bytes: at once, or, if they are large, in a thread, one after the other: nobody else waits, and of only one there are objects in memory."""
+    if size < _LARGE:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_POOL, work)
+
+
+_LARGE = 1 << 16
+"""Bytes that take some milliseconds to read."""
+
+_POOL = ThreadPoolExecutor(1, "document")
+
+
 def _decoded(data: bytes) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError:  # each byte of what is cut short counts in Go, so errors="replace" will not do
         text = _ESCAPED_BYTES.sub(lambda found: "\ufffd" * len(found[0]), data.decode(errors="surrogateescape"))
-    return _SURROGATES.sub(_paired, text) if "\\ud" in text or "\\uD" in text else text
+    if ("\\ud" in text or "\\uD" in text) and "\0" not in text:
+        text = _HALVES.sub(r"\\ufffd", text.replace("\\\\", "\0")).replace("\0", "\\\\")  # so that no backslash is one that is escaped
+    return text
 
 
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
-_SURROGATES = re.compile(r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-
-
-def _paired(found: re.Match[str]) -> str:
-    return "\\ufffd" if found.end() - found.start() == 6 else found[0]
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALVES = re.compile(f"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")
 
 
 def _scanned(text: str, *, first: bool) -> Any:
@@ -295,12 +315,14 @@ def _scanned(text: str, *, first: bool) -> Any:
         text = text[_SPACE.match(text).end():]  # type: ignore[union-attr]
     opened = text.count("[") + text.count("{")
     if opened > SHALLOW or opened + text.count(",") > VALUES:
+        if text.count('"') - text.count('\\"') > 4 * VALUES:  # each value has a name, both in quotes
+            raise Malformed(f"more than {VALUES} values")
         bare = _STRINGS.sub("", text)
-        brackets = _NOT_BRACKETS.sub("", bare)
-        values = brackets.count("[") + brackets.count("{") + bare.count(",")
+        brackets = bare.encode().translate(None, _NOT_BRACKETS)
+        values = brackets.count(b"[") + brackets.count(b"{") + bare.count(",")
         if values > VALUES:
             raise Malformed(f"{values} values, of which {VALUES} are read")
-        depth = max(accumulate(map(_STEPS.__getitem__, brackets.encode())), default=0)
+        depth = max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
         if depth > SHALLOW and values > DEEP_VALUES:
             raise Malformed(f"{values} values, of which {DEEP_VALUES} are read where they are {depth} levels deep")
         if depth > SHALLOW:  # and where the text is no JSON, not deeper than it was before that
@@ -313,7 +335,7 @@ def _scanned(text: str, *, first: bool) -> Any:
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRINGS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-_NOT_BRACKETS = re.compile(r"[^\[\]{}]++")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 

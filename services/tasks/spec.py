@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,9 +9,6 @@ from services.kit import errors, gojson
 from services.kit.gojson import BOOLEAN, TEXT, UINT32, ListOf, MapOf, Optional, Struct
 
 T = TypeVar("T")
-
-_LARGE = 1 << 16
-"""Bytes that take some milliseconds to read."""
 
 _MAPPINGS = ListOf(Struct({"containerID": UINT32, "hostID": UINT32}))
 _SPEC = Struct({
@@ -29,8 +25,8 @@ def read(spec: bytes, what: str = "spec", kind: type[errors.NodeError] = errors.
 
 
 async def looked_into(spec: bytes, look: Callable[[bytes], T]) -> T:
-    """What ``look`` finds in it: in a large one in a thread, so that nobody else waits."""
-    return look(spec) if len(spec) < _LARGE else await asyncio.to_thread(look, spec)
+    """What ``look`` finds in it, however large it is."""
+    return await gojson.apart(len(spec), lambda: look(spec))
 
 
 def own_pids(spec: dict[str, Any]) -> bool:

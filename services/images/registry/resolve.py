@@ -79,7 +79,8 @@ async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple
             return Descriptor(digest, media_type, answer.length), answer.host
         answer = await endpoint.send("GET", url, headers={"Accept": ACCEPT}, scopes=scopes)
     data = await _body(answer, f"manifest {target}")
-    media_type = _media_type(data, media_type_of(answer.headers.get("Content-Type", "")), reference, answer.host)
+    said = media_type_of(answer.headers.get("Content-Type", ""))
+    media_type = await gojson.apart(len(data), lambda: _media_type(data, said, reference, answer.host))
     digest = reference.digest or Digest("sha256", hashlib.sha256(data).hexdigest())
     found = Descriptor(digest, media_type, len(data))
     _verify(data, found, answer.host)

@@ -53,6 +53,7 @@ def deep(levels: int, kind: str = "[]") -> str:
     ('{"data":"Q\\r\\nQ=="}', {"data": b"A"}),
     ('{"data":[65,66]}', {"data": b"AB"}),
     ('{"kind":"\\ud800x\\ud83d\\ude00\\udc00","x":"\\\\ud800"}', {"kind": "\ufffdx\U0001f600\ufffd"}),
+    ('{"kind":"\\\\\\ud800\\ud800\\ud83d\\ude00\\ude00","x":"\\\\\\\\ud800"}', {"kind": "\\\ufffd\ufffd\U0001f600\ufffd"}),
     (b'{"kind":"\xff\xe2\x82|\xed\xa0\x80"}', {"kind": "\ufffd\ufffd\ufffd|\ufffd\ufffd\ufffd"}),
     ('{"x":1E999,"y":' + "9" * 5000 + ',"z":{"z":1,"z":2}}', {}),
     ("null", {}),
@@ -145,6 +146,7 @@ def test_a_token_server_may_send_a_mark_and_more() -> None:
     """Where Go's Decoder reads, what follows the first document does not count; a byte order mark is our kindness."""
     assert gojson.read(b'\xef\xbb\xbf{"kind":"a"}', DOCUMENT, mark=True) == {"kind": "a"}
     assert gojson.read(b' {"kind":"a"} <rest', DOCUMENT, first=True) == {"kind": "a"}
+    assert gojson.read(b'{"kind":"\\ud800"}\0\0', DOCUMENT, first=True) == {"kind": "\ufffd"}
     assert gojson.read(deep(200).encode() + b"[", DOCUMENT, first=True) == {"kind": "k"}
     with pytest.raises(Malformed):
         gojson.read(b'{"kind":"a"} <rest', DOCUMENT)
