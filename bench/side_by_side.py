@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import calls, load, measures, peers, pulls
+from bench import beside, calls, load, measures, peers, pulls
 from bench.image import bench_image
 from bench.peers import Peer
 from bench.table import Table
@@ -50,6 +50,7 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     table.measure("ctr run --rm true", "s", lambda p: measures.run(p, box), rounds=4 * options.rounds, aim="<= 1.15")
     table.measure("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), aim="<= 1.25")
     load.rows(table, both, box)
+    beside.rows(table, both)
     if image is not None:
         big = registry.push(image, "bench:1")
         table.measure(CLIENT_PULL, "s", lambda p: measures.pull(p, big), rounds=3, aim="<= 0.8")

@@ -28,6 +28,10 @@ class Table:
         for i in range(rounds or self._rounds):
             for peer in self._both if i % 2 == 0 else reversed(self._both):
                 figures[peer.name].append(work(peer))
+        self.add(name, unit, figures, aim)
+
+    def add(self, name: str, unit: str, figures: dict[str, list[float]], aim: str = "") -> None:
+        """Print a row of what was measured, and keep it."""
         theirs, ours = (statistics.median(figures[peer.name]) for peer in self._both)
         print(f"{name + ', ' + unit:34}{theirs:14.2f}{ours:14.2f}{ours / theirs:9.2f}   {aim}", flush=True)
         self.rows.append({"name": name, "unit": unit, "containerd": figures["containerd"], "splitd": figures["splitd"], "ratio": ours / theirs, "aim": aim})
