@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from services.kit.rpc import Channel
+from tests.fake_registry import FakeRegistry
 from tests.peer import containerd, program2
-from tests.suites.diff_chains import DEFAULT_ACL, Applying, Entry, Transferring, chains, layers
+from tests.suites.diff_chains import DEFAULT_ACL, Applying, Entry, Importing, Maker, Pulling, chains, layers
 from tests.suites.diff_sides import Node as File
 from tests.suites.diff_sides import differences, outcome
 from tests.support import Node, short_directory
@@ -37,15 +38,17 @@ def peers() -> Iterator[dict[str, Path]]:
 
 
 @contextlib.asynccontextmanager
-async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIterator[dict[str, Applying | Transferring]]:
+async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIterator[dict[str, Maker]]:
     """Who makes trees of layers; the first is who is right."""
     async with contextlib.AsyncExitStack() as stack:
         ours, *theirs = [await stack.enter_async_context(Channel(path, pings="never")) for path in (node.socket, *peers.values())]
+        registry = await stack.enter_async_context(FakeRegistry())
         yield {**{name: Applying(channel, place / name.replace(" ", "")) for name, channel in zip(peers, theirs, strict=True)},
-               "Diff.Apply": Applying(ours, place / "apply"), "Transfer": Transferring(ours, place / "transfer")}
+               "Diff.Apply": Applying(ours, place / "apply"), "import": Importing(ours, place / "import"),
+               "pull": Pulling(ours, place / "pull", registry)}
 
 
-async def compare(everybody: dict[str, Applying | Transferring], chain: list[list[Entry]]) -> dict[bytes, File]:
+async def compare(everybody: dict[str, Maker], chain: list[list[Entry]]) -> dict[bytes, File]:
     """The tree that all make of a chain; an AssertionError if they do not make the same, or not all of them refuse it. {} if they do."""
     made = layers(chain)
     first, *others = [(name, *await outcome(each.tree(made))) for name, each in everybody.items()]
@@ -98,7 +101,7 @@ async def test_what_is_refused_is_named(node: Node, place: Path) -> None:
     """The layer, and the path in it."""
     async with Channel(node.socket) as channel:
         made = layers([[], [Entry("file", b"a")], [Entry("file", b"a/b/f")]])
-        verdict, error = await outcome(Transferring(channel, place / "transfer").tree(made))
+        verdict, error = await outcome(Importing(channel, place / "import").tree(made))
     assert verdict == "refused"
     assert re.search(r'layer sha256:[0-9a-f]{64} to "sha256:[0-9a-f]{64}": directory "a/b": not a directory$', str(error)), error
 

@@ -1,4 +1,4 @@
-"""Random chains of layers, and clients that make snapshots of them: by Transfer, or layer by layer as clients do that unpack themselves (Prepare, Apply, Commit), here and on containerd."""
+"""Random chains of layers, and clients that make snapshots of them: by Transfer (imports and pulls), or layer by layer as clients do that unpack themselves (Prepare, Apply, Commit), here and on containerd."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from api.containerd.types.transfer import imagestore_pb2
 from deploy.images import digest_of, image
 from services.images.oci import chain_ids
 from services.kit.rpc import NAMESPACE, Channel
+from tests.fake_registry import FakeRegistry
+from tests.pulls import Client
 from tests.suites.diff_sides import CONTENT, DIFF, HEADERS, Node, Side, tree
 from tests.suites.diff_tars import device, directory, link, opaque, pax, reg, symlink, tar, whiteout
 from tests.suites.transfers import HERE, NAMED, UNPACK, Transfers, layout
@@ -190,16 +192,34 @@ class Applying:
         return await self._snapshots.tree(parent)
 
 
-class Transferring:
-    """A client that has the node unpack."""
+class Importing:
+    """A client that has the node import and unpack."""
 
     def __init__(self, channel: Channel, place: Path) -> None:
         place.mkdir()
-        self._snapshots = Snapshots(channel, "transfers", place)
-        self._transfers = Transfers(channel, "transfers")
+        self._snapshots = Snapshots(channel, "imports", place)
+        self._transfers = Transfers(channel, "imports")
 
     async def tree(self, layers: Sequence[bytes]) -> dict[bytes, Node]:
         """As :meth:`Applying.tree`."""
         archive = layout({f"example.com/chain:{next(_cases)}": image(layers)})
         await self._transfers.import_(archive, imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK], platforms=[HERE]))
         return await self._snapshots.tree(chain_ids(list(map(digest_of, layers)))[-1])
+
+
+class Pulling:
+    """A client that has the node pull, and unpack what is arriving."""
+
+    def __init__(self, channel: Channel, place: Path, registry: FakeRegistry) -> None:
+        place.mkdir()
+        self._registry = registry
+        self._snapshots = Snapshots(channel, "pulls", place)
+        self._client = Client(channel, "pulls")
+
+    async def tree(self, layers: Sequence[bytes]) -> dict[bytes, Node]:
+        """As :meth:`Applying.tree`."""
+        await self._client.pull(self._registry.add(image(layers), f"chain:{next(_cases)}"))
+        return await self._snapshots.tree(chain_ids(list(map(digest_of, layers)))[-1])
+
+
+Maker = Applying | Importing | Pulling
