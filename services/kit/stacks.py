@@ -1,4 +1,4 @@
-"""SIGUSR1: a process writes where it is into its log, and goes on.
+"""SIGUSR1: a process writes where it is into its log, and goes on. One that dies in C code (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL) writes it too.
 
 faulthandler writes the stacks of all threads within the signal's handler, in C: also of a loop that hangs, and while C code holds the GIL. Where Python code still runs,
 the tasks of the loop follow, each with what it waits for. The watchdog (deploy/inside/watchdog.py) asks for this before it kills; an operator may at any time.
@@ -24,7 +24,8 @@ DEEPEST = 50
 
 
 def register() -> None:
-    """Answer SIGUSR1 from here on. Called in the main thread, before anything can hang."""
+    """Answer these signals from here on. Called in the main thread, before anything can hang."""
+    faulthandler.enable(all_threads=True)
     signal.signal(signal.SIGUSR1, _log_tasks)
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
 

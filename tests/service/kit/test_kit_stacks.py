@@ -27,8 +27,7 @@ def content(request: pytest.FixtureRequest, place: Path) -> Iterator[ServiceProc
     with ServiceProcess(CONTENT, place / "r", place / "s", config=config,
                         env={"SPLITD_GRPC_TRANSPORT": request.param, "SPLITD_FAULTS": str(place / "faults"), "PYTHONUNBUFFERED": "1"}) as running:
         yield running
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
+        running.kill()
 
 
 def asked(process: ServiceProcess) -> str:
@@ -59,6 +58,14 @@ async def test_a_loop_that_hangs_tells_where(content: ServiceProcess, how: str, 
     assert " in fault" in said
     eventually(lambda: " in _beat" in content.text(), "the stack is not whole")
     os.kill(content.pid, 0)
+
+
+async def test_a_process_that_dies_in_c_code_tells_where(content: ServiceProcess) -> None:
+    """As by a fault of a library: it dies by that signal, and its log has the stacks."""
+    os.kill(content.pid, signal.SIGSEGV)
+    assert content.wait() == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in content.text()
+    assert "process.py" in content.text()
 
 
 def test_a_program_that_unpacks_layers_tells_where_it_is_and_goes_on(place: Path) -> None:
