@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
+import os
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -12,13 +14,15 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from api.containerd.types.runc.options import oci_pb2
-from services.kit import errors
+from services.kit import errors, tar
 from services.kit.any import unpack
 from services.tasks import convert
 from services.tasks.store import Container, Descriptor, Node, Opaque
 
 IMAGE = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"
+
+_PIECE = 1 << 18
 
 
 def image_path(runtime: str, options: Opaque | None) -> str:
@@ -67,24 +71,39 @@ async def load(node: Node, namespace: str, checkpoint: Descriptor, image: Path) 
 
 
 def _pack(image: Path, file: io.BufferedRandom) -> None:
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(image.rglob("*")):
-            tar.add(path, str(path.relative_to(image)), recursive=False)
+            archive.add(path, str(path.relative_to(image)), recursive=False)
 
 
 def _unpack(file: io.BufferedRandom, image: Path) -> None:
+    """By the reader of layers, whose headers are bounded: anybody may have made this one."""
+    reader = tar.Reader(tar.Stream(iter(functools.partial(file.read, _PIECE), b"")))
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                _check(member, image)
-                tar.extract(member, image)
-    except (tarfile.TarError, OSError) as error:
+        while (entry := reader.next()) is not None:
+            _unpack_entry(entry, reader, image)
+    except (tar.TarError, OSError) as error:
         raise errors.InvalidArgument(f"checkpoint image: {error}") from None
 
 
-def _check(member: tarfile.TarInfo, image: Path) -> None:
-    """Only files, directories and links, and none through a link: an image is CRIU's, flat, and anybody may have made this one."""
-    parts = Path(member.name).parts
-    inside = not member.name.startswith("/") and ".." not in parts and not any((image.joinpath(*parts[:n])).is_symlink() for n in range(1, len(parts) + 1))
-    if not inside or not (member.isreg() or member.isdir() or member.issym()):
-        raise errors.InvalidArgument(f"checkpoint image: {member.name}")
+def _unpack_entry(entry: tar.Entry, reader: tar.Reader, image: Path) -> None:
+    """Only files, directories and links, and none through a link: an image is CRIU's, flat."""
+    name = os.fsdecode(entry.name)
+    parts = Path(name).parts
+    inside = not name.startswith("/") and ".." not in parts and not any((image.joinpath(*parts[:n])).is_symlink() for n in range(1, len(parts) + 1))
+    if not inside or entry.type not in (tar.REG, tar.DIR, tar.SYMLINK) or entry.sparse is not None:
+        raise errors.InvalidArgument(f"checkpoint image: {name}")
+    path = image.joinpath(*parts)
+    if entry.type == tar.DIR:
+        path.mkdir(parents=True, exist_ok=True)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    if entry.type == tar.SYMLINK:
+        path.symlink_to(os.fsdecode(entry.linkname))
+        return
+    if entry.type == tar.REG:
+        with path.open("xb") as made:
+            for piece in reader.data():
+                made.write(piece)
+    path.chmod(entry.mode & 0o777)

@@ -14,6 +14,7 @@ from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors
 from services.tasks import checkpoint
 from services.tasks.store import Container, Descriptor, Opaque
+from tests.suites.diff_tars import block
 
 
 class Content:
@@ -68,6 +69,7 @@ async def test_an_image_stays_in_its_directory(place: Path) -> None:
                 tar.addfile(member)
         content.blobs[name] = packed.getvalue()
     content.blobs["junk"] = b"junk"
+    content.blobs["header"] = block(b"huge", b"x", size=1 << 40) + bytes(2 << 20)
     for name, data in content.blobs.items():
         with pytest.raises(errors.InvalidArgument, match="^checkpoint image: "):
             await checkpoint.load(content, "ns", Descriptor(checkpoint.IMAGE, name, len(data)), image)  # type: ignore[arg-type]
