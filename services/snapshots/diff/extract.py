@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_PARENTS = 4096
+"""Directories remembered, so that the next entry's need not be looked for."""
 _LATEST = (1 << 63) - 1
 """Nanoseconds since 1970; a time before or after is replaced by 1970, as by containerd."""
 
@@ -55,9 +57,11 @@ class Unpacker:
         self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID and not os.listdir("/")
         """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Most upper directories begin empty."""
         self._parents: dict[bytes, bytes] = {}
-        """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed."""
-        self._directories: list[tuple[bytes, tuple[int, int]]] = []
-        self._unpacked: set[bytes] = set()
+        """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed, or it is full."""
+        self._directories: dict[bytes, tuple[int, int]] = {}
+        """Times by name, in the order in which they were last given."""
+        self._unpacked: set[int] = set()
+        """Paths, by their hashes: a layer may have millions, of 4 KiB each."""
         self._holding: set[bytes] = {b""}
         """Directories with something unpacked somewhere below them."""
         self._cleared: set[bytes] = set()
@@ -84,7 +88,7 @@ class Unpacker:
 
     def _finish(self) -> None:
         """Directories get their times last: what is made in them changes those."""
-        for path, times in self._directories:
+        for path, times in self._directories.items():
             try:
                 where = self._here.resolve(path)
                 os.utime(where, ns=times, follow_symlinks=False)
@@ -115,11 +119,12 @@ class Unpacker:
                 return
             self._special(entry, path, merged=merged)
         if kind == tar.DIR:
-            self._directories.append((name, _times(entry)))
+            self._directories.pop(name, None)
+            self._directories[name] = _times(entry)
             if merged and (made := self._unnamed.get(path)) is not None:
                 self._unnamed[path] = made._replace(named=True)
         if self._overlay is None:
-            self._unpacked.add(path)
+            self._unpacked.add(hash(path))
             if parent not in self._holding:
                 self._hold(parent)
 
@@ -214,6 +219,8 @@ class Unpacker:
             path = b""
         else:
             self._make_parents(path)
+        if len(self._parents) >= _PARENTS:
+            self._parents.clear()
         self._parents[directory] = path
         return path
 
@@ -302,7 +309,7 @@ class Unpacker:
         with os.scandir(directory or b"/") as found:
             children = [(directory + b"/" + e.name, e.is_dir(follow_symlinks=False)) for e in found]
         for path, is_directory in children:
-            if path not in self._unpacked and path not in self._holding:
+            if hash(path) not in self._unpacked and path not in self._holding:
                 self._remove(path)
             elif is_directory and path not in self._cleared:
                 self._remove_lower(path)

@@ -56,3 +56,14 @@ def test_what_is_removed_is_no_directory_that_the_layer_left_out(tmp_path: Path)
     entries = [reg(top + b"/%d/x" % n) for n in range(50)] + [whiteout(top + b"/%d" % n) for n in range(0, 50, 2)] + [directory(top + b"/1")]
     unpacker.unpack(Reader(Stream([tar(*entries)])))
     assert [(each.path, each.named) for each in unpacker.unnamed] == [(b"/%s/%d" % (top, n), n == 1) for n in range(1, 50, 2)]
+
+
+def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_path: Path) -> None:
+    """By whichever name; and however often, it is remembered once."""
+    top = os.fsencode(tmp_path)[1:]
+    (tmp_path / "link").symlink_to("d")
+    unpacker = Unpacker()
+    entries = [directory(top + b"/d", mtime=1), directory(top + b"/link/x", mtime=5), directory(top + b"/d/x", mtime=6), directory(top + b"/link/x", mtime=7), directory(top + b"/d", mtime=2)]
+    unpacker.unpack(Reader(Stream([tar(*entries * 50)])))
+    assert [(tmp_path / name).stat().st_mtime for name in ("d", "d/x")] == [2, 7]
+    assert len(unpacker._directories) == 3
