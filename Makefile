@@ -50,7 +50,7 @@ install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot
 
 .PHONY: test
 test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash; needs root
-	@$(PYTEST) tests/unit tests/fuzz tests/service tests/node tests/crash $(ARGS)
+	@$(PYTEST) tests/unit tests/fuzz tests/service tests/node tests/crash tests/peers/test_crane.py $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash
 test-unit: $(VENV)/dev ## tests without processes; seconds
@@ -61,6 +61,10 @@ test-node: $(VENV)/dev test-machine ## a whole node under supervisord, driven by
 	@$(PYTEST) tests/node $(ARGS)
 test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
+
+.PHONY: peers-check
+peers-check: $(VENV)/dev test-machine peers $(PEERS)/more ## other people's programs as they are, registries among them, beside a node; needs root, builds for minutes (Go 1.25 or newer)
+	@$(PYTEST) tests/peers $(ARGS)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 600
@@ -135,11 +139,23 @@ $(VENV)/dev: $(BIN)/splitd requirements-dev.lock
 	fi
 
 # Programs in Go, of the versions and with the hashes that stand in tests/interop/peers: built once, and again when those change.
-$(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* tests/interop/peers/gojson/* bench/caller/*) | $(VENV)/dev test-machine
-	@echo "building grpc-go's interop client and server, our chat, gojson, h2spec and bench/caller in $(PEERS)"
+$(PEERS)/built: $(wildcard tests/interop/peers/* tests/interop/peers/chat/* tests/interop/peers/gojson/* tests/peers/crane/* bench/caller/*) | $(VENV)/dev test-machine
+	@echo "building grpc-go's interop client and server, h2spec, crane and bench/caller in $(PEERS)"
 	mkdir -p $(PEERS)
 	cd tests/interop/peers
 	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go) ./chat ./gojson
 	cd "$(CURDIR)/bench/caller"
+	GOBIN="$(CURDIR)/$(PEERS)" go install .
+	cd "$(CURDIR)/tests/peers/crane"
+	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go)
+	touch "$(CURDIR)/$@"
+
+# Those that only peers-check talks with.
+$(PEERS)/more: $(wildcard tests/peers/distribution/* tests/peers/nethttp/*) | $(VENV)/dev test-machine
+	@echo "building the registry of distribution and tests/peers/nethttp in $(PEERS)"
+	mkdir -p $(PEERS)
+	cd tests/peers/distribution
+	GOBIN="$(CURDIR)/$(PEERS)" go install $$(sed -n 's/.*_ "\(.*\)"/\1/p' peers.go)
+	cd "$(CURDIR)/tests/peers/nethttp"
 	GOBIN="$(CURDIR)/$(PEERS)" go install .
 	touch "$(CURDIR)/$@"
