@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 
+from services.images.documents import write
+
 _PIECE = 1 << 18
 
 
 def gzipped(source: int, target: int) -> tuple[str, int]:
-    """Compress all that the file descriptor ``source`` gives into ``target``; the digest and size of what was written."""
+    """Compress all that the file descriptor ``source`` gives into ``target``; the digest and size of what was written. ResourceExhausted if there is no room for it."""
     import zlib
 
     hashing = hashlib.sha256()
@@ -20,9 +22,7 @@ def gzipped(source: int, target: int) -> tuple[str, int]:
         nonlocal size
         hashing.update(data)
         size += len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view):]
+        write(target, data)
 
     while piece := os.read(source, _PIECE):
         put(packer.compress(piece))

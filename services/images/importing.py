@@ -133,8 +133,6 @@ async def read(source: ImportStream, node: Node) -> Contents:
                 target = posixpath.normpath(posixpath.join(posixpath.dirname(archive.name), _text(entry.linkname)))
                 contents.takes(archive.name, target)
                 contents.links[archive.name] = target
-            elif entry.type not in (tar.REG, tar.GNU_SPARSE):
-                continue
             elif name == LAYOUT:
                 contents.layout = (await run(archive.document, _LAYOUT)).get("imageLayoutVersion") or ""
             elif name == DOCKER:
@@ -202,12 +200,14 @@ class _Archive:
             raise errors.Unknown(f"{what}{error}{where}") from None
 
     def next(self) -> tar.Entry | None:
-        """The next entry; None at the end of the archive."""
+        """The next file or link; None at the end of the archive."""
         with self._readable():
-            self._entry = self._reader.next()
-        if self._entry is not None:
-            self.name = _text(self._entry.name)
-        return self._entry
+            while (entry := self._reader.next()) is not None:
+                self.name = _text(entry.name)
+                if entry.type in (tar.REG, tar.GNU_SPARSE, tar.SYMLINK):
+                    break
+        self._entry = entry
+        return entry
 
     def document(self, shape: gojson.Shape) -> Any:
         """The entry, a document of this shape, which more may follow."""

@@ -20,7 +20,7 @@ import stat
 
 from services.kit import tar
 from services.kit.inflate import CompressionError
-from services.snapshots.diff.inherit import Unnamed, inherited
+from services.snapshots.diff.inherit import DEFAULT_ACL, Unnamed, inherited, xattrs
 from services.snapshots.diff.mounts import words
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 
@@ -54,7 +54,8 @@ class Unpacker:
         self._overlay = overlay
         self._lowers = lowers
         self._here = Resolver()
-        self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID and not os.listdir("/")
+        self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID and not os.listdir("/") \
+            and DEFAULT_ACL not in xattrs("/")
         """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Most upper directories begin empty."""
         self._parents: dict[bytes, bytes] = {}
         """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed, or it is full."""

@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-_ACL, _DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
+_ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -161,15 +161,15 @@ def _copy(source: int, directory: int) -> None:
     info = os.fstat(source)
     os.chown(directory, info.st_uid, info.st_gid)
     os.chmod(directory, stat.S_IMODE(info.st_mode))
-    for key in _xattrs(source):
+    for key in xattrs(source):
         _copy_xattr(source, key, directory)
     os.utime(directory, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def _copy_late(source: int, directory: int, *, named: bool) -> None:
     """As :func:`_copy`, with things in the directory already."""
-    keys = _xattrs(source)
-    if _DEFAULT_ACL in keys or (named and _ACL in keys):
+    keys = xattrs(source)
+    if DEFAULT_ACL in keys or (named and _ACL in keys):
         raise HandsDownError
     if not named:
         _copy(source, directory)
@@ -178,9 +178,10 @@ def _copy_late(source: int, directory: int, *, named: bool) -> None:
         _copy_xattr(source, key, directory)
 
 
-def _xattrs(fd: int) -> list[str]:
+def xattrs(file: int | str) -> list[str]:
+    """The names of a file's extended attributes, but for overlayfs's own."""
     try:
-        return [key for key in os.listxattr(fd) if not key.startswith("trusted.")]
+        return [key for key in os.listxattr(file) if not key.startswith("trusted.")]
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENODATA):
             return []

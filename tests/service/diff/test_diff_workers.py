@@ -433,3 +433,12 @@ def test_names_that_repeat_are_told_apart(place: Path) -> None:
         inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/b")], links=False)
     inherit(f"{place}/root", [f"{place}/lower"], [Unnamed(b"/b")])
     assert (place / "root/b").stat().st_uid == 7
+
+
+async def test_a_layer_alone_has_its_own_modes_below_a_directory_with_a_default_acl(appliers: Appliers, place: Path) -> None:
+    """Which an operator may have given to the directory of all snapshots: files get the ACL, as everything that is made there, and the mode that the layer says."""
+    os.setxattr(place / "root", "system.posix_acl_default", DEFAULT_ACL)
+    (place / "blob").write_bytes(tar(directory(b"d", 0o755), reg(b"d/x", b"x", mode=0o777), reg(b"y", b"y", mode=0o666)))
+    with (place / "blob").open("rb") as file:
+        await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
+    assert {name: stat.S_IMODE((place / "root" / name).stat().st_mode) for name in ("d", "d/x", "y")} == {"d": 0o755, "d/x": 0o777, "y": 0o666}
