@@ -8,7 +8,7 @@ metadata store once named. A snapshot goes before its parent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.metadata import schema
@@ -91,18 +91,25 @@ def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bo
     blobs = [] if used.every_blob else sorted(raw for raw in may_go if raw.kind == "blob" and raw not in used.raws)
     ingests = sorted(raw for raw in may_go if raw.kind == "ingest" and raw not in used.raws)
     going = {raw.name for raw in may_go if raw.kind == "snapshot"} - stays
-    depths = {key: sum(1 for _ in _ancestors(listing, key)) for key in going}
+    depths = _depths(listing, going)
     snapshots = [Raw(listing.backend, "snapshot", key) for key in sorted(going, key=lambda key: (-depths[key], key))]
     return [*ingests, *blobs, *snapshots]
 
 
-def _ancestors(listing: Listing, key: str) -> Iterator[str]:
-    """``key`` and its raw parents, as far as they are listed."""
-    seen: set[str] = set()
-    while key in listing.snapshots and key not in seen:
-        seen.add(key)
-        yield key
-        key = listing.snapshots[key].parent
+def _depths(listing: Listing, keys: Iterable[str]) -> dict[str, int]:
+    """How many raw ancestors, as far as they are listed, each of ``keys`` has, and each of these. A parent is looked at once, however long the chain."""
+    depths: dict[str, int] = {}
+    for start in keys:
+        path: list[str] = []
+        key = start
+        while key in listing.snapshots and key not in depths:
+            depths[key] = 0  # until it is known; and where parents go round in a circle, for good
+            path.append(key)
+            key = listing.snapshots[key].parent
+        above = depths.get(key, 0)
+        for key in reversed(path):
+            above = depths[key] = above + 1
+    return depths
 
 
 def _lineage(listing: Listing, keys: Iterable[str]) -> set[str]:
