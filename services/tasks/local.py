@@ -183,7 +183,9 @@ class LocalTasks:
         self._ended: dict[tuple[str, str], float] = {}
         """When tasks that are no more went; those of the last moments."""
         self._busy: dict[tuple[str, str], asyncio.Event] = {}
-        """Names that are being created or taken down."""
+        """Names that are being created or taken down ..."""
+        self._creating: set[tuple[str, str]] = set()
+        """... and which of them are being created."""
         self._background: set[asyncio.Task[Any]] = set()
         self._exits = state / "tasks" / "exits"
         self._checkpoints = state / "tasks" / "checkpoints"
@@ -239,7 +241,7 @@ class LocalTasks:
         if key in self._tasks or key in self._busy:
             raise errors.AlreadyExists(f"task {name}")
         abandoned = asyncio.Event()
-        claim = self._claim(key)
+        claim = self._claim(key, creating=True)
         try:
             return await rpc.shielded(self._create(Bundle.of(self._root, self._state, namespace, name), container, options, abandoned, claim))
         except asyncio.CancelledError:
@@ -292,9 +294,11 @@ class LocalTasks:
             self._spawn(self._identify(task))
             return task.init.pid
 
-    def _claim(self, key: tuple[str, str]) -> contextlib.AbstractContextManager[None]:
+    def _claim(self, key: tuple[str, str], *, creating: bool = False) -> contextlib.AbstractContextManager[None]:
         """Nobody else creates or takes down the task from now until the context that this returns ends."""
         event = self._busy[key] = asyncio.Event()
+        if creating:
+            self._creating.add(key)
 
         @contextlib.contextmanager
         def claimed() -> Iterator[None]:
@@ -303,6 +307,7 @@ class LocalTasks:
             finally:
                 if self._busy.get(key) is event:
                     del self._busy[key]
+                    self._creating.discard(key)
                 event.set()
 
         return claimed()
@@ -690,6 +695,12 @@ class LocalTasks:
     # ---------------------------------------------------------------------------------------------- asking
 
     async def _find(self, namespace: str, name: str) -> _Task:
+        """The task; one that is being created is waited for, as containerd's shim has the others wait. NotFound if there is none.
+
+        A client whose input ends at once asks to close it before its Create is answered, and tries that only once (nerdctl run -i).
+        """
+        if (namespace, name) in self._creating:
+            await self._busy[namespace, name].wait()
         task = self._tasks.get((namespace, name))
         if task is None:
             # The absence of a container comes first. That is only about the error's words, and clients ask for a task that they

@@ -384,6 +384,33 @@ class TasksSuite:
             assert (await asyncio.wait_for(tasks.wait(NS, "c"), 15)).status == 0
         await tasks.delete(NS, "c")
 
+    async def test_who_asks_for_a_task_that_is_being_created_waits(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
+        """Its state is asked for, and its input closed, before Create is answered: it is there, and reads to the end."""
+        node.add("c", "cat", runtime=runtime)
+        async with output(node.state, "c") as o:
+            o.write("all\n")
+            creating = asyncio.create_task(tasks.create(NS, "c", CreateOptions(io=o.io(), rootfs=(node.mount,))))
+            await eventually_async(lambda: asyncio.sleep(0, (node.state / TASKS / NS / "c").exists()), "no bundle")
+            closing = asyncio.create_task(tasks.close_stdin(NS, "c"))
+            found = await tasks.get(NS, "c")
+            assert (found.pid, found.status) == (await creating, Status.CREATED)
+            o.close_stdin()
+            await closing
+            await tasks.start(NS, "c")
+            await o.says("all\n")
+            assert (await asyncio.wait_for(tasks.wait(NS, "c"), 15)).status == 0
+        await tasks.delete(NS, "c")
+
+    async def test_who_asks_for_a_task_that_cannot_be_created_is_told_so(self, tasks: Tasks, node: FakeGateway) -> None:
+        """There is none."""
+        node.add("c", "/nothing/there")
+        creating = asyncio.create_task(tasks.create(NS, "c", CreateOptions(rootfs=(node.mount,))))
+        await eventually_async(lambda: asyncio.sleep(0, (node.state / TASKS / NS / "c").exists()), "no bundle")
+        with pytest.raises(errors.NotFound, match=r"^task c not found$"):
+            await tasks.get(NS, "c")
+        with pytest.raises(errors.NodeError):
+            await creating
+
     async def test_a_terminal_has_its_size(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """A terminal's size is what it was last set to, for the init and for an exec."""
         async with output(node.state, "t") as o, output(node.state, "te") as e:
