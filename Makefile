@@ -50,7 +50,7 @@ install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot
 
 .PHONY: test
 test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash; needs root
-	@$(PYTEST) tests/unit tests/fuzz tests/service tests/node tests/crash tests/peers/test_crane.py $(ARGS)
+	@$(PYTEST) tests/unit tests/fuzz tests/service tests/node tests/crash tests/hostile tests/peers/test_crane.py $(ARGS)
 
 .PHONY: test-unit test-service test-node test-crash
 test-unit: $(VENV)/dev ## tests without processes; seconds
@@ -70,6 +70,11 @@ peers-check: $(VENV)/dev test-machine peers $(PEERS)/more ## other people's prog
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/dev ## frames that are nearly right against our gRPC, for SECONDS=600, from SEED (a new one each time)
 	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz $(ARGS)
+
+.PHONY: hostile
+hostile: SECONDS ?= 300
+hostile: $(VENV)/dev test-machine ## hostile clients, registries and images against a node, beside honest ones that are timed, for SECONDS=300, from SEED (a new one each time); needs root
+	@HOSTILE_SECONDS=$(SECONDS) HOSTILE_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/hostile -s --timeout $$(($(SECONDS) + 300)) $(ARGS)
 
 .PHONY: layer-chains
 layer-chains: CHAINS ?= 500

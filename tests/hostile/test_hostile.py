@@ -1,0 +1,208 @@
+"""A node between honest clients and hostile ones (client.py, inputs.py): the honest are answered, and in time; no process grows without bound, hangs or dies.
+
+``make hostile`` runs it for five minutes with a seed of its own, and judges the times too; here for some seconds, with the seed that it prints, and only what does not depend on who else
+uses the machine: answers, memory, restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.tasks.v1 import tasks_pb2
+from api.containerd.services.version.v1 import version_pb2
+from services.kit import errors, rpc
+from services.kit.rpc import Channel
+from tests.fake_registry import FakeRegistry
+from tests.pulls import Client, made
+from tests.support import TOP, Node, eventually_async, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own")]
+
+SECONDS = float(os.environ.get("HOSTILE_SECONDS", "12"))
+SEED = int(os.environ.get("HOSTILE_SEED", "1"))
+JUDGED = "HOSTILE_SECONDS" in os.environ
+"""Whether times count."""
+QUIET_SECONDS = 4.0 if not JUDGED else 20.0
+CONNECTIONS = 8
+PATIENCE = 10.0
+"""Seconds for a call of the honest: far more than they take, so that only what hangs is late."""
+P99 = 0.1
+TIMES = 3.0
+GROWTH, KEPT = 256, 32
+"""MiB that a process may grow meanwhile, and by how much it may be above its beginning 30 s later."""
+HEADERS = {"containerd-namespace": "honest"}
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with short_directory() as directory:  # in memory (conftest.py), so that a Write is not the disk's
+        running = Node(directory)
+        try:
+            running.up()
+            yield running
+        finally:
+            running.clear()
+
+
+class Honest:
+    """A client that makes four calls in turn, and knows how long each took."""
+
+    def __init__(self, channel: Channel) -> None:
+        def service(module: Any, name: str) -> Any:
+            return channel.client(module.DESCRIPTOR.services_by_name[name])
+
+        self.version, self.images, self.content, self.tasks = (
+            service(version_pb2, "Version"), service(images_pb2, "Images"), service(content_pb2, "Content"), service(tasks_pb2, "Tasks"))
+        self.took: defaultdict[str, list[float]] = defaultdict(list)
+        self._rng = random.Random(SEED)
+
+    async def begin(self) -> None:
+        image = images_pb2.Image(name="honest")
+        image.target.digest, image.target.media_type, image.target.size = "sha256:" + "a" * 64, "x", 1
+        await self.images.Create(images_pb2.CreateImageRequest(image=image), headers=HEADERS, timeout=PATIENCE)
+
+    async def run(self) -> None:
+        """Until cancelled; the first call that fails ends it."""
+        while True:
+            for name, call in (("Version", lambda: self.version.Version(Empty(), headers=HEADERS, timeout=PATIENCE)),
+                               ("Images.Get", lambda: self.images.Get(images_pb2.GetImageRequest(name="honest"), headers=HEADERS, timeout=PATIENCE)),
+                               ("Write 1 MiB", self.write),
+                               ("Tasks.List", lambda: self.tasks.List(tasks_pb2.ListTasksRequest(), headers=HEADERS, timeout=PATIENCE))):
+                begun = time.perf_counter()
+                await call()
+                self.took[name].append(time.perf_counter() - begun)
+            with contextlib.suppress(errors.NotFound):  # nothing holds it: the collector may have been faster
+                await self.content.Delete(content_pb2.DeleteContentRequest(digest=self.digest), headers=HEADERS, timeout=PATIENCE)
+            await asyncio.sleep(0.005)
+
+    async def write(self) -> None:
+        data = self._rng.randbytes(MIB)
+        self.digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        async with self.content.Write(headers=HEADERS, timeout=PATIENCE) as stream:
+            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WriteAction.COMMIT, ref=self.digest, data=data, total=MIB, expected=self.digest))
+            while await stream.receive() is not None:
+                pass
+
+    def p99(self) -> dict[str, float]:
+        """Seconds, of each call; what was counted is forgotten."""
+        found = {name: sorted(took)[int(len(took) * 0.99)] for name, took in self.took.items()}
+        self.took.clear()
+        return found
+
+
+@contextlib.asynccontextmanager
+async def calling(honest: Honest) -> AsyncIterator[asyncio.Task[None]]:
+    """Honest calls while the block lasts; their failure is the block's."""
+    running = asyncio.ensure_future(honest.run())
+    try:
+        yield running
+        if running.done():
+            running.result()
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+
+
+async def warm(channel: Channel) -> None:
+    """A pull and a List with an expression: what a process loads when it first does such a thing is not growth."""
+    client = Client(channel, "honest")
+    async with FakeRegistry() as registry:
+        await client.pull(registry.add(made(), "warm:1"))
+    with contextlib.suppress(errors.NodeError):
+        await client.import_(b"no archive")
+    for _ in range(20):
+        await channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"]).List(images_pb2.ListImagesRequest(filters=["name~=a"]), headers=HEADERS, timeout=PATIENCE)
+
+
+class Memory:
+    """MiB of each process of a node, workers included, as they were at first and at most."""
+
+    def __init__(self, node: Node) -> None:
+        self._pids = {s["name"]: int(s["pid"]) for s in node.status()["services"]}
+        self.first = self.now()
+        self.most = dict(self.first)
+
+    def now(self) -> dict[str, int]:
+        parents = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        found = {}
+        for name, pid in self._pids.items():
+            family = {pid: name}
+            for _ in range(4):
+                family |= {child: f"{name}'s {child}" for child, parent in parents.items() if parent in family and child not in family}
+            for each, title in family.items():
+                with contextlib.suppress(OSError, StopIteration):
+                    found[title] = next(int(line.split()[1]) for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:")) >> 10
+        return found
+
+    async def watch(self) -> None:
+        while True:
+            for name, size in (await asyncio.to_thread(self.now)).items():
+                self.most[name] = max(self.most.get(name, 0), size)
+            await asyncio.sleep(0.5)
+
+
+async def test_the_honest_beside_the_hostile(node: Node) -> None:
+    """Eight hostile connections that do all that inputs.py can make, and one honest client."""
+    async with Channel(node.socket) as channel:
+        honest = Honest(channel)
+        await honest.begin()
+        await warm(channel)
+        async with calling(honest):
+            await asyncio.sleep(QUIET_SECONDS)
+        quiet = honest.p99()
+        pids = node.pids()
+        memory = await asyncio.to_thread(Memory, node)
+        hostile = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.hostile.client", str(node.socket), str(SEED), str(CONNECTIONS), cwd=TOP,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TOP)})
+        watching = asyncio.ensure_future(memory.watch())
+        try:
+            async with calling(honest) as running:
+                await asyncio.wait((running, asyncio.ensure_future(hostile.wait())), timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                said, _ = await hostile.communicate(b"")
+        finally:
+            watching.cancel()
+            if hostile.returncode is None:
+                hostile.kill()
+                await hostile.wait()
+        loud = honest.p99()
+        came = json.loads(said)
+        print(f"seed {SEED}: p99 in ms, quiet and beside {CONNECTIONS} hostile connections:",
+              {name: (round(quiet[name] * 1000, 1), round(loud[name] * 1000, 1)) for name in quiet}, "tried", came["tried"], "answered", came["answered"],
+              "MiB at first and at most", {name: (memory.first.get(name, 0), most) for name, most in memory.most.items()})
+        assert came["faults"] == []
+        assert node.pids() == pids, "a process was started anew"
+        grown = {name: (memory.first.get(name, 0), most) for name, most in memory.most.items() if most > memory.first.get(name, 0) + GROWTH}
+        assert not grown, f"MiB at first and at most: {grown}"
+
+        async def back() -> bool:
+            kept = {name: (memory.first[name], size) for name, size in (await asyncio.to_thread(memory.now)).items() if name in memory.first and size > memory.first[name] + KEPT}
+            assert not kept, f"MiB at first and now: {kept}"
+            return True
+
+        await eventually_async(back, "memory is not given back", 30)
+        async with calling(honest) as running:
+            await asyncio.wait((running,), timeout=1)
+    if JUDGED:
+        late = {name: f"{quiet[name] * 1000:.1f} and {loud[name] * 1000:.1f} ms" for name in quiet if loud[name] > P99 or loud[name] > quiet[name] * TIMES}
+        assert not late, f"p99 without and with hostile clients: {late}"
