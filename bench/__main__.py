@@ -1,6 +1,6 @@
 """``make bench``: daemons beside each other, the same work in turn, medians and ratios.
 
-    python -m bench [--only WORD] [--rounds N] [--scratch DIR] [--json FILE] [--containerd2 DIR]
+    python -m bench [--only WORD] [--rounds N] [--scratch DIR] [--json FILE] [--containerd2 DIR] [--dockerd DIR]
     python -m bench --pulls [--only WORD]    only the pulls by the daemons themselves (bench/pulls.py), which take half an hour of the whole
     python -m bench --calls [--rounds N]     what one ``ctr run`` asks for, and what each call takes (docs/what-a-run-costs.md)
     python -m bench --against CHECKOUT       this build beside an older one, and that beside itself (bench/against.py): what has become slower?
@@ -42,6 +42,8 @@ def main() -> int:
                       "there or, where none is, with this one; exit 1 where a row is worse by more than 3 %% and by more than the old build differs from itself")
     parser.add_argument("--containerd2", type=Path, metavar="DIR", default=os.environ.get("BENCH_CONTAINERD2") or None,
                         help="where containerd 2 and its ctr are (or BENCH_CONTAINERD2); default: the first in PATH")
+    parser.add_argument("--dockerd", type=Path, metavar="DIR", default=os.environ.get("BENCH_DOCKERD") or None,
+                        help="where dockerd of 24 or newer and its client are (or BENCH_DOCKERD); default: the first in PATH")
     options = parser.parse_args()
     missing = sorted({package for program, package in NEEDED.items() if not shutil.which(program)})
     if os.geteuid() or missing:

@@ -68,10 +68,24 @@ async def _a_hundred_images(channel: Channel) -> None:
             await client.Create(images_pb2.CreateImageRequest(image=image), headers={"containerd-namespace": "bench-images"})
 
 
+_PIECES = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() * (_MIB // 32) for i in range(4))
+_PIECES_DIGEST = f"sha256:{hashlib.sha256(_PIECES).hexdigest()}"
+
+
+async def _a_blob(channel: Channel) -> None:
+    with contextlib.suppress(errors.AlreadyExists):
+        async with _client(channel, content_pb2, "Content").Write(headers=HEADERS) as stream:
+            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref="bench-pieces", data=_PIECES, total=len(_PIECES), expected=_PIECES_DIGEST,
+                                                              labels=ROOTED))
+            await stream.receive()
+
+
 UNARY = {
     "Version": Unary("/containerd.services.version.v1.Version/Version"),
     "Containers.Get": Unary("/containerd.services.containers.v1.Containers/Get", containers_pb2.GetContainerRequest(id="bench").SerializeToString(),
                             prepare=_a_container),
+    "content read of 32 KiB": Unary("/containerd.services.content.v1.Content/Read",
+                                    content_pb2.ReadContentRequest(digest=_PIECES_DIGEST, offset=_MIB, size=32 << 10).SerializeToString(), prepare=_a_blob),
     "Images.List of 100": Unary("/containerd.services.images.v1.Images/List", namespace="bench-images", prepare=_a_hundred_images),
 }
 

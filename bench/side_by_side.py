@@ -9,14 +9,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import beside, calls, load, measures, peers, pulls
+from bench import beside, calls, docker, load, measures, peers, pulls
 from bench.image import bench_image
 from bench.peers import Peer
 from bench.table import Table
 from deploy.images import Registry, busybox_image
 
 CLIENT_PULL = "pull by the client, bench image"
-P50_AIMS = {"Version": "<= 1.15", "Containers.Get": "<= 2.2"}
+P50_AIMS = {"Version": "<= 1.15", "Containers.Get": "<= 2.2", "content read of 32 KiB": "<= 2.5"}
 
 
 def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:
@@ -49,6 +49,7 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
             measures.ctr(peer, "images", "pull", "--plain-http", box)
     table.measure("ctr run --rm true", "s", lambda p: measures.run(p, box), rounds=4 * options.rounds, aim="<= 1.15")
     table.measure("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), aim="<= 1.25")
+    _docker(stack, table, both, options)
     load.rows(table, both, box)
     beside.rows(table, both)
     if image is not None:
@@ -66,6 +67,18 @@ def _calls(both: list[Peer], box: str, scratch: Path, rounds: int) -> None:
     calls.calls(both, box, scratch, rounds)
     for peer in both:
         calls.processor_time(peer, box, rounds)
+
+
+def _docker(stack: ExitStack, table: Table, both: list[Peer], options: argparse.Namespace) -> None:
+    """The row of ``bench.docker``, if it is wanted and there is a dockerd."""
+    if not table.wanted(docker.SAVE):
+        return
+    found = docker.programs(options.dockerd)
+    if found is None:
+        print("no dockerd of 24 or newer with its client in PATH, and no --dockerd DIR: docker save is not measured", flush=True)
+        return
+    over = {peer.name: stack.enter_context(docker.dockerd(peer, found, peer.socket.parent.parent / "docker")) for peer in both}
+    table.measure(docker.SAVE, "s", lambda p: docker.save(over[p.name]), aim="<= 1.3")
 
 
 def _pulls(stack: ExitStack, both: list[Peer], registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:

@@ -2,5 +2,5 @@
 
 It names, routes, bounds and coordinates; it stores nothing but its uuid. Read in this order: ``routes`` (who serves what), ``upstream`` (one
 service behind it, which may be down), ``relay`` (what needs no coordination), ``content`` and ``snapshots`` (what does: a raw service and its
-records joined), ``smallblobs``, ``localfiles``, ``events``, ``introspection``, ``__main__``.
+records joined), ``smallblobs``, ``openblobs``, ``localfiles``, ``events``, ``introspection``, ``__main__``.
 """

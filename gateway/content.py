@@ -1,7 +1,7 @@
 """Content: the raw store's bytes joined with metadata's records.
 
 Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob; the bytes of a small one are then
-here (:mod:`gateway.smallblobs`), of any other the raw stream is passed through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
+here (:mod:`gateway.smallblobs`), those of a piece of a large one may be (:mod:`gateway.openblobs`), of any other the raw stream is passed through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
 intent first, the raw commit second, a record third. A raw store that dies in the middle of a Write is waited for and the write goes on at the offset that it acknowledged.
 """
 
@@ -17,8 +17,10 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
 from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.config import Config
+from gateway.openblobs import LARGEST, OpenBlobs
 from gateway.records import Records, with_headers
 from gateway.routes import Routes
 from gateway.smallblobs import SmallBlobs
@@ -95,6 +97,9 @@ class ContentServicer:
         self.joined = {READ: self.read}
         self._small = SmallBlobs()
         self._lane = Lane()
+        self._files = self._content.channel.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"])
+        self._open = OpenBlobs()
+        self._content.on_connect.append(self._open.clear)
 
     async def Delete(self, request: pb.DeleteContentRequest, call: Call) -> Empty:
         finished = await self._records.call("DeleteBlob", records_pb.ResolveBlobRequest(digest=request.digest), call)
@@ -171,14 +176,30 @@ class ContentServicer:
     async def _admit_read(self, request: bytes, call: Call) -> Sequence[bytes] | None:
         wanted = pb.ReadContentRequest.FromString(request)
         blob = await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=wanted.digest), call)
-        if not 0 < blob.size <= self._small.largest or wanted.offset > blob.size:
-            return None
-        data = await self._small_blob(blob, call)
-        if data is None:
-            return None
         start = max(wanted.offset, 0)
-        part = data[start:start + wanted.size if wanted.size > 0 else None]
+        if not blob.size or start > blob.size:
+            return None
+        part: bytes | None
+        if blob.size <= self._small.largest:
+            data = await self._small_blob(blob, call)
+            part = None if data is None else data[start:start + wanted.size if wanted.size > 0 else None]
+        else:
+            part = self._piece(blob, start, wanted.size)
+        if part is None:
+            return None
         return [pb.ReadContentResponse(data=part).SerializeToString()] if part else []  # its offset counts from the first byte sent, as in containerd
+
+    def _piece(self, blob: records_pb.Blob, start: int, size: int) -> bytes | None:
+        """A piece of a large blob, if it is to be had without the content service, which must be there: who stops it expects its Reads to say so."""
+        if not 0 < size <= LARGEST or not self._content.is_ready():
+            return None
+        found = self._open.read(blob.digest, start, size)
+        if found is None:
+            self._open.open(blob.digest, blob.size, self._locate)
+        return found
+
+    async def _locate(self, digest: str) -> str:
+        return str((await self._files.Locate(files_pb.LocateRequest(digest=digest), timeout=self._config.stall)).path)
 
     async def _small_blob(self, blob: records_pb.Blob, call: Call) -> bytes | None:
         """All of a small blob; None where the raw store has other bytes than the digest says, which are for whoever reads them to find out."""

@@ -209,8 +209,8 @@ class Route:
     repeats: float = 0
     """How often it is asked again if it goes away in the middle of a unary call."""
     admit: Callable[[bytes, Call], Awaitable[Sequence[bytes] | None]] | None = None
-    """Asked, with the first request message, before anything is sent. What it raises is the answer, and so are the messages that it returns; None lets
-    the call pass."""
+    """Asked, with the first request message, before anything is sent. What it raises is the answer, and so are the messages that it returns, if
+    the client takes them at once; None lets the call pass."""
 
 
 class Relay(Protocol):

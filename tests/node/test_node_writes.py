@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from api.containerd.services.content.v1 import content_pb2 as pb
 from services.kit import errors
 from services.kit.rpc import Channel, Client
-from tests.support import Node, freeze, short_directory
+from tests.support import Node, eventually_async, freeze, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
@@ -136,3 +138,59 @@ async def test_a_small_blob_is_read_as_any_other(node: Node) -> None:
         await content.Delete(pb.DeleteContentRequest(digest=digest), headers=HEADERS)
         with pytest.raises(errors.NotFound, match=digest):
             await read()
+
+
+async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
+    """As dockerd does: the same bytes again and again, by the content service or by the gateway from its file; only where it is recorded, no longer once its record is gone,
+    and not while the content service is away.
+    """
+    data = os.urandom(1 << 20)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    piece = 32 << 10
+    async with Channel(node.socket) as channel:
+        content = client(channel)
+
+        async def read(offset: int, size: int = piece, headers: dict[str, str] = HEADERS) -> list[tuple[int, bytes]]:
+            request = pb.ReadContentRequest(digest=digest, offset=offset, size=size)
+            return [(part.offset, part.data) async for part in content.Read(request, headers=headers)]
+
+        def opened() -> bool:
+            """The gateway has the blob's file."""
+            return any(path.endswith(digest.removeprefix("sha256:")) for path in _files(node.pid("gateway")))
+
+        async with content.Write(headers=HEADERS) as stream:
+            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, ref="large", data=data, total=len(data), expected=digest, labels=ROOTED))
+            await stream.receive()
+
+        async def read_here() -> bool:
+            assert await read(0) == [(0, data[:piece])]
+            return opened()
+
+        await eventually_async(read_here)
+        for offset in range(0, len(data), piece):
+            assert await read(offset) == [(0, data[offset:offset + piece])]
+        assert await read(len(data) - 10) == [(0, data[-10:])]
+        assert await read(-1) == [(0, data[:piece])]
+        assert await read(len(data)) == []
+        with pytest.raises(errors.OutOfRange, match=f"read past object length {len(data)} bytes"):
+            await read(len(data) + 1)
+        with pytest.raises(errors.NotFound, match=digest):
+            await read(0, headers={"containerd-namespace": "others"})
+        await asyncio.to_thread(node.kill, "content")
+        assert await read(piece) == [(0, data[piece:2 * piece])]
+        await eventually_async(read_here)
+        await content.Delete(pb.DeleteContentRequest(digest=digest), headers=HEADERS)
+        with pytest.raises(errors.NotFound, match=digest):
+            await read(0)
+
+        async def closed() -> bool:
+            return not opened()
+
+        await eventually_async(closed)
+
+
+def _files(pid: int) -> Iterator[str]:
+    """What a process has open."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            yield os.readlink(entry)

@@ -771,6 +771,10 @@ class Connection:
         if stream.queued and chunks and isinstance(chunks[-1], memoryview) and len(chunks[-1]) < _WORTH_KEEPING:
             self._unpin(stream, end=end)
 
+    def room(self, stream: Stream) -> int:
+        """How many bytes of DATA would go at once."""
+        return 0 if self._blocked or stream.queue else min(stream.send_window, self._send_window)
+
     @staticmethod
     def _unpin(stream: Stream, *, end: bool) -> None:
         """A small piece that has to wait does not keep alive the buffer that it came in."""

@@ -165,7 +165,7 @@ class Passage:
             if not self._admitted:
                 assert route.admit is not None
                 answers = await route.admit(await self._first_message(), call)
-                if answers is not None:
+                if answers is not None and self._has_room(sum(map(len, answers))):
                     self._answer(answers)
                     return
                 self._admitted = True
@@ -180,6 +180,10 @@ class Passage:
         except Exception:
             log.exception("%s failed unexpectedly", self.head.path)
             self.fail(errors.Internal(f"{self.head.path}: internal error, see the service's log"))
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so much can go at once. A client that gives no window gets the upstream's answer, which waits there, instead of one that would wait here."""
+        return size + messages.PREFIX.size <= self._link.connection.room(self._stream)
 
     def _answer(self, answers: Sequence[bytes]) -> None:
         """Without the upstream."""

@@ -10,7 +10,8 @@ import pytest
 
 from services.kit import errors, rpc
 from services.kit.wire import channel as module
-from services.kit.wire.channel import ClientLink, WireCarrier
+from services.kit.wire import headers as ours
+from services.kit.wire.channel import ClientLink, WireCarrier, request_block
 from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
 from services.kit.wire.limits import Limits
@@ -318,10 +319,14 @@ async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pyte
 class Passing:
     """A server that relays, its client, and its upstream, both of bytes."""
 
-    def __init__(self, hello: bytes | None = None, repeats: int = 0) -> None:
+    def __init__(self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None) -> None:
         self.up = Calling(hello)
         self.admitted: list[bytes] = []
         upstream = self
+
+        async def admit(message: bytes, call: rpc.Call) -> list[bytes] | None:
+            upstream.admitted.append(message)
+            return answers
 
         class Relay:
             def arity(self, method: str) -> rpc.Arity:
@@ -331,7 +336,7 @@ class Passing:
                 return None
 
             def route(self, call: rpc.Call) -> rpc.Route:
-                return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats)  # type: ignore[arg-type]
+                return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats, admit=None if answers is None else admit)  # type: ignore[arg-type]
 
         self.name = "upstream"
         self.channel: Any = self
@@ -361,6 +366,35 @@ async def test_a_call_passes() -> None:
     await turns()
     assert [(f.kind, f.payload) for f in passing.down.transport.frames() if f.kind == DATA] == [(DATA, grpc(b"answer"))]
     await passing.gone()
+
+
+async def test_an_answer_that_needs_no_upstream() -> None:
+    """It goes at once, or not at all: of a client that gives no window nothing waits here, the call passes as if there were no such answer."""
+    for size, passes in ((1000, False), (65535 - 5, False), (65535 - 4, True)):
+        passing = Passing(answers=[b"x" * size])
+        passing.down.call(1, PATH, b"question")
+        await turns()
+        assert passing.admitted == [b"question"]
+        sent = [f for f in passing.up.transport.frames() if f.kind == DATA]
+        assert [f.payload for f in sent] == [grpc(b"question")] * passes
+        if passes:
+            passing.up.answer(1, b"answer")
+            await turns()
+        expected = grpc(b"answer") if passes else grpc(b"x" * size)
+        assert b"".join(f.payload for f in passing.down.transport.frames() if f.kind == DATA) == expected
+        await passing.gone()
+
+
+def test_the_head_of_a_request_that_is_made_again_is_the_same() -> None:
+    """Also a moment later, when less is left of its time: each head that differs is decoded anew by whoever gets it. The time is never cut, and rounded by less than 1 %."""
+    one, other = (request_block(PATH, (("a", "b"),), seconds) for seconds in (30.0, 29.998))
+    assert one is other
+    assert request_block(PATH, (("a", "c"),), 30.0) != one
+    assert request_block(PATH, (("a", "b"),), None) != one
+    for seconds in (0.01234, 0.05, 0.9999, 1.0, 7.301, 29.9, 123.456, 1e5):
+        block = ours.Decoder(Limits())(ours.request, request_block(PATH, (), seconds))
+        assert block.timeout is not None
+        assert seconds <= block.timeout + 1e-9 <= seconds * 1.0101
 
 
 async def test_a_passage_that_ends_makes_room_for_the_next() -> None:
