@@ -33,6 +33,8 @@ from services.metadata.transactions import Reader, Transaction
 T = TypeVar("T")
 
 _EXPIRES = 24 * 3600 * 10**9
+_MANY, _TRIES = 1000, 3
+"""Labels that are too many to be changed in one step; how often that is tried in several."""
 _SHAREABLE = "containerd.io/namespace.shareable"
 """Label of a namespace whose content all others may share, whatever the policy."""
 
@@ -67,14 +69,35 @@ class Content:
         if digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
 
+        if len(paths) > _MANY or len(labels) > _MANY:
+            for _ in range(_TRIES):
+                if (done := await self._update_many(namespace, digest, labels, paths)) is not None:
+                    return done
+
         def work(tx: Transaction) -> Blob:
-            old = _blob(tx, namespace, digest)
-            new, rest = masked(old.labels, labels, paths or ("labels",))
-            if rest:
-                raise errors.InvalidArgument(f"cannot update {quoted(rest[0])} field on content info {quoted(digest)}")
-            validate_labels(new, "info.Labels")
-            blob = replace(old, labels=present(new), updated=time.time_ns())
+            blob = _updated(_blob(tx, namespace, digest), labels, paths)
             schema.put_blob(tx, namespace, blob)
+            return blob
+
+        return await self._database.write(work)
+
+    async def _update_many(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob | None:
+        """As ``update``, of a manifest with thousands of layers, say: others come between the steps, of which each takes some milliseconds. None if somebody else changed the
+        blob meanwhile.
+        """
+        piece = self._database.lane.slice()
+        before = self._database.view(lambda tx: schema.BLOBS.raw(tx, namespace, digest))
+        old = self._database.view(lambda tx: _blob(tx, namespace, digest))
+        await piece.next()
+        blob = _updated(old, labels, paths)
+        await piece.next()
+        after = schema.BLOBS.encode(blob)
+        await piece.next()
+
+        def work(tx: Transaction) -> Blob | None:
+            if schema.BLOBS.raw(tx, namespace, digest) != before:
+                return None
+            schema.put_blob(tx, namespace, blob, encoded=after)
             return blob
 
         return await self._database.write(work)
@@ -222,6 +245,15 @@ def _committed(tx: Transaction, namespace: str, lease: str, ref: str, raw_ref: s
         schema.INGESTS.delete(tx, namespace, ref)
     release(tx, namespace, lease, Resource("ingests", ref))
     hold(tx, namespace, lease, Resource("content", digest))
+
+
+def _updated(old: Blob, labels: Labels, paths: Sequence[str]) -> Blob:
+    """``old`` with the labels of ``paths``, or all where there are none. InvalidArgument."""
+    new, rest = masked(old.labels, labels, paths or ("labels",))
+    if rest:
+        raise errors.InvalidArgument(f"cannot update {quoted(rest[0])} field on content info {quoted(old.digest)}")
+    validate_labels(new, "info.Labels")
+    return replace(old, labels=present(new), updated=time.time_ns())
 
 
 def _blob(tx: Reader, namespace: str, digest: str) -> Blob:

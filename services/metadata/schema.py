@@ -58,6 +58,10 @@ class Table(Generic[V]):
         value = tx.get((self.name, *key))
         return None if value is None else self.decode(key, value)
 
+    def raw(self, tx: Reader, *key: str) -> bytes | None:
+        """The value as it is written, or None."""
+        return tx.get((self.name, *key))
+
     def has(self, tx: Reader, *key: str) -> bool:
         """Whether there is a value."""
         return tx.get((self.name, *key)) is not None
@@ -216,9 +220,9 @@ def raw_name(tx: Transaction, namespace: str, name: str) -> str:
     return f"{namespace}/{next_number(tx, namespace)}/{name}"
 
 
-def put_blob(tx: Transaction, namespace: str, blob: Blob) -> None:
-    """Write the record of a blob, and its index."""
-    BLOBS.put(tx, namespace, blob.digest, value=blob)
+def put_blob(tx: Transaction, namespace: str, blob: Blob, encoded: bytes | None = None) -> None:
+    """Write the record of a blob, and its index; ``encoded`` is the record if that is known."""
+    tx.put((BLOBS.name, namespace, blob.digest), BLOBS.encode(blob) if encoded is None else encoded)
     OWNERS.put(tx, blob.digest, namespace, value=None)
     NAMED.put(tx, *Raw(blob.backend, "blob", blob.digest), value=None)
 

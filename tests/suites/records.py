@@ -280,6 +280,24 @@ class ContentRecordsSuite(Suite):
         found = (await world.namespaces.List(namespaces_pb2.ListNamespacesRequest(), headers=world.headers)).namespaces
         assert other.namespace in names(found, "name")
 
+    async def test_thousands_of_labels_are_set_like_one(self, world: World) -> None:
+        """Those of the mask only; what another sets at the same time is kept, and what is wrong is said."""
+        await world.blob(digest(1), keep="k", gone="g")
+        labels = {f"l{n}": str(n) for n in range(3000)} | {"gone": ""}
+
+        async def update(values: dict[str, str], paths: list[str]) -> content_pb2.Info:
+            request = content_pb2.UpdateRequest(info=content_pb2.Info(digest=digest(1), labels=values), update_mask={"paths": paths})
+            return (await world.content.Update(request, headers=world.headers)).info
+
+        others = [update({f"x{n}": "y"}, [f"labels.x{n}"]) for n in range(5)]
+        first, *_ = await asyncio.gather(update(labels, [f"labels.{key}" for key in labels]), *others)
+        wanted = {"keep": "k"} | {f"l{n}": str(n) for n in range(3000)}
+        assert dict(first.labels).items() >= wanted.items()
+        assert dict((await world.info(digest(1))).labels) == wanted | {f"x{n}": "y" for n in range(5)}
+        await refused(update(labels, [*(f"labels.{key}" for key in labels), "size"]), errors.InvalidArgument,
+                      f'cannot update "size" field on content info "{digest(1)}": invalid argument')
+        assert dict((await update(labels, [])).labels) == {f"l{n}": str(n) for n in range(3000)}
+
     async def test_finish_answers_the_same_again(self, world: World) -> None:
         """Events included; and cancelling what is finished changes nothing."""
         await world.open("r")
