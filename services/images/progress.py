@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from services.images.oci import Descriptor
 from services.images.transfer import Progress, Report
-from services.kit import errors
+from services.kit import errors, loops
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class Tracker:
                 await asyncio.sleep(self._interval)
                 await self._update()
 
-        ticking = asyncio.ensure_future(tick())
+        ticking = asyncio.create_task(tick(), name="the progress of a transfer")
+        ticking.add_done_callback(loops.told)
         try:
             yield self
         finally:
