@@ -63,7 +63,7 @@ test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
 
 .PHONY: peers-check
-peers-check: $(VENV)/dev test-machine peers $(PEERS)/more ## other people's programs as they are, registries among them, beside a node; needs root, builds for minutes (Go 1.25 or newer)
+peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## other people's programs as they are, clients and registries, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: a containerd 2); needs root, builds for minutes (Go 1.26)
 	@$(PYTEST) tests/peers $(ARGS)
 
 .PHONY: fuzz
@@ -164,3 +164,7 @@ $(PEERS)/more: $(wildcard tests/peers/distribution/* tests/peers/nethttp/*) | $(
 	cd "$(CURDIR)/tests/peers/nethttp"
 	GOBIN="$(CURDIR)/$(PEERS)" go install .
 	touch "$(CURDIR)/$@"
+
+$(PEERS)/nerdctl: scripts/build_nerdctl | $(VENV)/dev test-machine
+	@echo "building nerdctl in $(PEERS)"
+	scripts/build_nerdctl $@

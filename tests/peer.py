@@ -32,6 +32,11 @@ def program(name: str) -> str:
     return found
 
 
+def _beside(program: str) -> dict[str, str]:
+    """An environment in which the shim is the one beside ``program``, if there is one."""
+    return {**os.environ, "PATH": f"{os.path.dirname(program)}:{os.environ['PATH']}"} if "/" in program else dict(os.environ)
+
+
 @contextlib.contextmanager
 def containerd(directory: Path, program: str = "containerd", *, more: str = "") -> Iterator[Path]:
     """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is not installed.
@@ -46,7 +51,7 @@ def containerd(directory: Path, program: str = "containerd", *, more: str = "") 
                       f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{socket}.ttrpc"\n'
                       f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory}/opt"\n{more}')
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
+        process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log, env=_beside(program))
     try:
         eventually(lambda: listening(socket), (directory / "log").read_text()[-2000:])
         yield socket
