@@ -13,10 +13,23 @@ async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
+        _cancel(tasks)
         if tasks:
             await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()  # seen: the first was the reason
+        _forget(tasks)
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _forget(tasks: list[asyncio.Task[None]]) -> None:
+    """The first failure was the reason; the others are seen.
+
+    It knows the frame of :func:`together`, by its traceback. So that must know no task: else the failure, and the documents that it is about, would stay until somebody looks for cycles.
+    """
+    while tasks:
+        task = tasks.pop()
+        if not task.cancelled():
+            task.exception()

@@ -361,7 +361,8 @@ class Answering:
         if error is None:
             pass
         elif isinstance(error, errors.NodeError):
-            self.failure = error
+            # A copy: the error itself knows the frames that it came through, this handler's among them, and what they have, such as a document of megabytes, would stay until a look for cycles.
+            self.failure = type(error).verbatim(str(error), error.trailers)
             self._span.status(error.code, str(error))
         elif isinstance(error, asyncio.CancelledError):
             self._span.status(errors.Cancelled.code, "cancelled")

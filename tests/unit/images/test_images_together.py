@@ -1,0 +1,69 @@
+"""Several things at once: the first failure is the whole's, and nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from services.images.together import together
+from services.kit import errors
+from services.kit.rpc import Answering, Call
+
+
+class Document:
+    """What a failure is about."""
+
+
+@pytest.fixture(autouse=True)
+def uncollected() -> Iterator[None]:
+    """Nobody looks for cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def fail(documents: list[weakref.ref[Document]]) -> None:
+    document = Document()
+    documents.append(weakref.ref(document))
+    await asyncio.sleep(0)
+    raise errors.NotFound("x")
+
+
+async def test_a_failure_keeps_nothing_alive() -> None:
+    """Neither that of a part, however deep it is, nor that of the call that it was the end of: a stranger's document has megabytes, and a look for cycles may be minutes away."""
+    documents: list[weakref.ref[Document]] = []
+
+    async def both() -> None:
+        await together([fail(documents), fail(documents)])
+
+    server = SimpleNamespace(running={}, draining=False)
+    with Answering(server, Call("/x/Y", {}, None), long=False) as answering:  # type: ignore[arg-type]
+        await together([both(), both()])
+    assert isinstance(answering.failure, errors.NotFound)
+    await asyncio.sleep(0)
+    assert len(documents) == 4
+    assert [each() for each in documents] == [None] * 4
+
+
+async def test_the_first_failure_ends_the_others() -> None:
+    """None is left running, and it is the one that is told."""
+    ended = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cancelled")
+
+    with pytest.raises(errors.NotFound):
+        await together([wait(), fail([]), wait()])
+    assert ended == ["cancelled"] * 2
+    await together([])
