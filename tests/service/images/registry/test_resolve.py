@@ -93,16 +93,19 @@ HTML = b"<!DOCTYPE html><title>Sign in</title>"
 SCHEMA_1 = b'{"schemaVersion": 1, "name": "box", "tag": "1", "fsLayers": []}'
 
 
-@pytest.mark.parametrize(("media_type", "body"), [
-    ("text/html; charset=utf-8", HTML), ("text/plain", HTML), ("application/json", HTML), (OCI_MANIFEST, HTML), (DOCKER_MANIFEST, b""), (OCI_MANIFEST, b"{}"), (OCI_MANIFEST, b"[1]"),
+NO_MANIFESTS = [
+    ("text/html", HTML), ("text/plain", HTML), ("application/json", HTML), (OCI_MANIFEST, HTML), (DOCKER_MANIFEST, b""), (OCI_MANIFEST, b"{}"), (OCI_MANIFEST, b"[1]"),
     ("application/octet-stream", b"\x1f\x8b\x08\x00"), ("application/json", b'{"errors": []}'), (OCI_INDEX, b"[" * 50_000), ("application/json", b'{"schemaVersion": "2", "layers": []}'),
-    ("application/vnd.docker.distribution.manifest.v1+prettyjws", SCHEMA_1), ("text/plain", SCHEMA_1), ("application/json", SCHEMA_1), (OCI_MANIFEST, SCHEMA_1)])
+    ("application/vnd.docker.distribution.manifest.v1+prettyjws", SCHEMA_1), ("text/plain", SCHEMA_1), ("application/json", SCHEMA_1), (OCI_MANIFEST, SCHEMA_1)]
+
+
 @pytest.mark.parametrize("head", [True, False], ids=["HEAD", "no HEAD"])
-async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, head: bool, media_type: str, body: bytes) -> None:
+async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, head: bool) -> None:
     """Though it says 200: that is the mirror's failure, and the origin is asked. Without one the error says what it is, and whose."""
     image = small_image()
-    fake.add(image, "box:1")
-    other.manifests["box", "1"] = (media_type.partition(";")[0], body)
+    for tag, answer in enumerate(NO_MANIFESTS):
+        fake.add(image, f"box:{tag}")
+        other.manifests["box", str(tag)] = answer
     other.head = head
 
     async def untold(request, serve):  # type: ignore[no-untyped-def]
@@ -110,17 +113,19 @@ async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeR
         answer.headers.pop("Docker-Content-Digest", None)
         return answer
 
-    other.inject("manifest", untold, times=10)
+    other.inject("manifest", untold, times=1000)
     hosts = Hosts((certs(tmp_path / "both", "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\n'),))
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
-        with within(5):
-            assert str((await registry.client().resolve("images.test/box:1")).digest) == image.digest
-        assert other.seen
+        for tag, answer in enumerate(NO_MANIFESTS):
+            assert str((await registry.client().resolve(f"images.test/box:{tag}")).digest) == image.digest, answer
+            assert other.asked("GET", f"/manifests/{tag}")
     hosts = Hosts((certs(tmp_path / "mirror", "images.test", f'server = "{other.url}"\n'),))
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
-        with within(5), pytest.raises(errors.Unimplemented, match=rf"^images.test/box:1: {other.host}: images.test/box:1 (is|has) .*(Docker's schema 1|not an image manifest|neither)") as raised:
-            await registry.client().resolve("images.test/box:1")
-    assert not re.search("Expecting|codec|Traceback|line 1 column", str(raised.value))
+        for tag in range(len(NO_MANIFESTS)):
+            name = f"images.test/box:{tag}"
+            with pytest.raises(errors.Unimplemented, match=rf"^{name}: {other.host}: {name} (is|has) .*(Docker's schema 1|not an image manifest|neither)") as raised:
+                await registry.client().resolve(name)
+            assert not re.search("Expecting|codec|Traceback|line 1 column", str(raised.value))
 
 
 @pytest.mark.parametrize("code", [204, 205, 206, 304])
