@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.images.registry import Registry
+from services.images.registry import Hosts, Registry
 from services.images.registry.failure import Failure
 from services.images.registry.host import TLS
 from services.images.registry.transport import Answer
 from services.kit import errors
 from tests.answers import BEYOND, BODY, CASES, OK, Case
-from tests.fake_registry import FakeRegistry
-from tests.service.images.registry.pulls import small_image
+from tests.fake_registry import Authority, FakeRegistry
+from tests.service.images.registry.conftest import HASTY, QUICK
+from tests.service.images.registry.pulls import certs, small_image
 from tests.support import within
 
 FOREIGN_WORDS = re.compile(r"Error|Expecting|codec|0x|<|aiohttp|message=|bytearray|(?<!\w)b'|Traceback|Data after")
@@ -171,3 +173,32 @@ async def test_a_redirect_to_no_address(quick: Registry, fake: FakeRegistry, to:
         await quick.client().resolve(f"{fake.host}/box:1")
     assert fake.host in str(raised.value)
     assert not FOREIGN_WORDS.search(str(raised.value)), raised.value
+
+
+@pytest.mark.parametrize("established", [b"HTTP/1.1 200 Connection established\r\n\r\n", b"HTTP/1.0 200 OK\r\nProxy-Agent: x\r\n\r\n"])
+async def test_tls_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, established: bytes) -> None:
+    """What a proxy answers to CONNECT is an answer too, and what follows is the registry's."""
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.readuntil(b"\r\n\r\n")
+        there, here = await asyncio.open_connection(*first.split()[1].decode().rsplit(":", 1))
+        writer.write(established)
+
+        async def passed(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(1 << 16):
+                    to.write(data)
+                    await to.drain()
+                to.close()
+
+        await asyncio.gather(passed(reader, here), passed(there, writer))
+
+    image = small_image()
+    authority = Authority(tmp_path / "ca")
+    proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
+    monkeypatch.setattr("services.images.registry.transport.proxy_for", lambda url: f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+    async with proxy, FakeRegistry(tls=authority.server()) as fake:
+        fake.add(image, "box:1")
+        hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "{authority.certificate}"\n'),))
+        async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
+            root = await registry.client().resolve("images.test/box:1")
+            assert await registry.client().manifest("images.test/box:1", root) == image.blobs[image.digest]
