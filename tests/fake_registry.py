@@ -427,6 +427,23 @@ def sliced(most: int, aligned: int = 1) -> Fault:
     return fault
 
 
+def odd_http() -> Fault:
+    """The right answer as servers write it that only Go understands: two lengths, a blank before a colon, a large header, a body for HEAD too."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        assert isinstance(right, web.Response)
+        body = right.body if isinstance(right.body, bytes) else b""
+        lines = [f"HTTP/1.1 {right.status} {right.reason}", *(f"{name}: {value}" for name, value in right.headers.items() if name != "Content-Length"),
+                 *[f"Content-Length: {len(body)}"] * 2, "X-Odd : 1", "X-Large: " + "x" * 50_000, "", ""]
+        assert request.transport is not None
+        request.transport.write("\r\n".join(lines).encode() + body)
+        request.transport.close()
+        return web.Response()
+
+    return fault
+
+
 def redirect(to: str, code: int = 307) -> Fault:
     """Elsewhere: ``to``, or below it if it ends with a slash."""
 

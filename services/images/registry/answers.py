@@ -3,7 +3,7 @@
 aiohttp's parser (llhttp) is made for servers, which must be strict, and its leniency cannot be chosen from Python. So it sees heads of ours only. What follows an answer without a body
 (HEAD with one all the same) is dropped, and its connection with it, as Go does.
 
-And a body that cannot be read on says so: aiohttp forgets to tell whoever reads it that a chunk is malformed, and he would wait for ever.
+And a body that cannot be read on says so to whoever reads it, at once, however that came: nobody waits for bytes that will not come.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientPayloadError, StreamReader
 
 from services.images.registry import Hosts, Registry
+from services.images.registry.answers import Answers
 from services.images.registry.failure import Failure
 from services.images.registry.host import TLS
 from services.images.registry.transport import Answer
@@ -139,6 +141,38 @@ async def test_the_rest_of_an_answer_that_comes_late_is_no_answer(quick: Registr
         await asked(quick, host, "HEAD")
         assert (await asked(quick, host, "GET"))[1] == b"body"
         assert sent.is_set()
+
+
+class BrokenParser:
+    """A parser that can make nothing of any bytes."""
+
+    def feed_data(self, data: bytes) -> None:
+        raise ValueError
+
+    def feed_eof(self) -> None:
+        return
+
+
+class Line(asyncio.Transport):
+    """A connection that goes nowhere."""
+
+    def close(self) -> None:
+        return
+
+
+async def test_whoever_reads_a_body_is_told_that_there_is_no_more() -> None:
+    """When it cannot be parsed, and when the connection is gone: whatever the parser says of it."""
+    for event in (lambda answers: answers.data_received(b"x"), lambda answers: answers.connection_lost(None)):
+        answers = Answers(asyncio.get_running_loop())
+        answers.connection_made(Line())
+        body = StreamReader(answers, 1 << 16, loop=asyncio.get_running_loop())
+        answers._passing, answers._parser, answers._payload = True, BrokenParser(), body  # type: ignore[assignment]
+        reading = asyncio.ensure_future(body.readchunk())
+        await asyncio.sleep(0)
+        event(answers)
+        with pytest.raises(ClientPayloadError):
+            await reading
+        answers._exception = None  # nobody asks the connection
 
 
 async def test_an_image_from_such_a_server(quick: Registry, fake: FakeRegistry) -> None:
