@@ -194,7 +194,7 @@ class Passage:
         for answer in answers:
             connection.send(stream, messages.prefix(answer), answer)
         connection.send_tail(stream, OK)
-        self._link.flush_soon()
+        self._link.flush()  # it is complete: another turn of the loop brings nothing
         self._finish(0, "")
 
     async def _first_message(self) -> bytes:
