@@ -301,8 +301,8 @@ def claiming(tx: Reader, namespace: str, snapshotter: str, *names: str) -> Itera
     """The open intents that claim one of ``names``; ``snapshotter`` is empty for content."""
     for name in names:
         if name:
-            for (id_,), _ in CLAIMS.under(tx, namespace, snapshotter, name):
-                if (intent := INTENTS.get(tx, id_)) is not None:
+            for key, _ in tx.scan((CLAIMS.name, namespace, snapshotter, name)):
+                if (intent := INTENTS.get(tx, key[-1])) is not None:
                     yield intent
 
 
