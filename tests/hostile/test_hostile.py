@@ -40,6 +40,8 @@ JUDGED = "HOSTILE_SECONDS" in os.environ
 """Whether times count."""
 QUIET_SECONDS = 4.0 if not JUDGED else 20.0
 CONNECTIONS = 8
+KINDS = os.environ.get("HOSTILE_KINDS", "").split()
+"""Only these, of client.py's; all, where it names none."""
 PATIENCE = 10.0
 """Seconds for a call of the honest: far more than they take, so that only what hangs is late."""
 P99 = 0.1
@@ -173,7 +175,7 @@ async def test_the_honest_beside_the_hostile(node: Node) -> None:
         pids = node.pids()
         memory = await asyncio.to_thread(Memory, node)
         hostile = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.hostile.client", str(node.socket), str(SEED), str(CONNECTIONS), cwd=TOP,
+            sys.executable, "-m", "tests.hostile.client", str(node.socket), str(SEED), str(CONNECTIONS), *KINDS, cwd=TOP,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TOP)})
         watching = asyncio.ensure_future(memory.watch())
         try:
