@@ -10,7 +10,7 @@ import pytest
 
 from client import bars, shown
 from client.progress import Part, Stage, Tally
-from deploy.splitd import main
+from deploy.splitd import run
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -50,11 +50,9 @@ def test_bars() -> None:
     assert "\x1b" not in bars._part(Part("manifest-\x1b[2J\n", stage=Stage.DOWNLOADING), 0.0, 80)
 
 
-def test_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped word is somebody's, too."""
-    monkeypatch.setattr("sys.argv", ["splitd", "st\x1b[2Jatus\nsplitd: all is well"])
-    with pytest.raises(SystemExit):
-        main()
+    assert run(["st\x1b[2Jatus\nsplitd: all is well"]) == 2
     error = capsys.readouterr().err
     assert "\x1b" not in error
     assert error.count("\n") == 1
