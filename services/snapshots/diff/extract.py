@@ -59,6 +59,8 @@ class Unpacker:
         """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Most upper directories begin empty."""
         self._parents: dict[bytes, bytes] = {}
         """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed, or it is full."""
+        self._straight: set[bytes] = set()
+        """Directories, by absolute paths, that are there and have no link on the way. Without it a name of two thousand components costs as many system calls, each with all those before it."""
         self._directories: dict[bytes, tuple[int, int]] = {}
         """Times by name, in the order in which they were last given."""
         self._unpacked: set[int] = set()
@@ -91,7 +93,7 @@ class Unpacker:
         """Directories get their times last: what is made in them changes those."""
         for path, times in self._directories.items():
             try:
-                where = self._here.resolve(path)
+                where = self._resolved(path)
                 os.utime(where, ns=times, follow_symlinks=False)
             except OSError as error:
                 raise EntryError(f"{_quoted(path)}: failed to set times: {_words_of(error)}") from None
@@ -189,7 +191,7 @@ class Unpacker:
     def _link_target(self, linkname: bytes) -> bytes:
         """The last component is not followed: a link to a symbolic link is that link."""
         directory, slash, base = linkname.rpartition(b"/")
-        return clean(self._here.resolve(directory + slash) + b"/" + base)
+        return clean(self._resolved(directory + slash) + b"/" + base)
 
     def _whiteout(self, entry: tar.Entry, parent: bytes, base: bytes) -> None:
         if base == _OPAQUE:
@@ -215,7 +217,7 @@ class Unpacker:
 
     def _enter(self, directory: bytes) -> bytes:
         """Where an entry's directory is, made if it is not there."""
-        path = self._here.resolve(directory)
+        path = self._resolved(directory)
         if path == b"/":
             path = b""
         else:
@@ -223,6 +225,28 @@ class Unpacker:
         if len(self._parents) >= _PARENTS:
             self._parents.clear()
         self._parents[directory] = path
+        return path
+
+    def _resolved(self, directory: bytes) -> bytes:
+        """Where a directory is: a name with a link in it is followed, any other is what it says."""
+        path = clean(directory)
+        if path != b"/" + directory.strip(b"/"):
+            return self._here.resolve(directory)
+        new = []
+        known = path
+        while len(known) > 1 and known not in self._straight:
+            new.append(known)
+            known = known[:known.rfind(b"/")]
+        if len(self._straight) + len(new) > _PARENTS:
+            self._straight.clear()
+        for each in reversed(new):
+            try:
+                mode = os.lstat(each).st_mode
+            except FileNotFoundError:
+                break
+            if not stat.S_ISDIR(mode):
+                return self._here.resolve(directory)
+            self._straight.add(each)
         return path
 
     def _make_parents(self, path: bytes) -> None:
@@ -294,6 +318,7 @@ class Unpacker:
                 os.unlink(child)
         os.rmdir(path)
         self._unnamed.pop(path, None)
+        self._straight.discard(path)
 
     def _make_opaque(self, directory: bytes) -> None:
         """An opaque marker on a plain tree."""

@@ -12,7 +12,7 @@ import pytest
 
 from services.kit.tar import Reader, Stream
 from services.snapshots.diff.extract import Unpacker
-from tests.suites.diff_tars import directory, opaque, reg, tar, whiteout
+from tests.suites.diff_tars import directory, opaque, pax, reg, tar, whiteout
 
 pytestmark = pytest.mark.root  # owners are set
 
@@ -67,3 +67,18 @@ def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_pat
     unpacker.unpack(Reader(Stream([tar(*entries * 50)])))
     assert [(tmp_path / name).stat().st_mtime for name in ("d", "d/x")] == [2, 7]
     assert len(unpacker._directories) == 3
+
+
+def test_a_long_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each directory at its end: a name may have two thousand components, and a look at it takes as many steps."""
+    deep = os.fsencode(tmp_path)[1:] + b"/x" * 300
+    lstat, looks = os.lstat, [0]
+
+    def counted(path: Any, **where: Any) -> os.stat_result:
+        looks[0] += 1
+        return lstat(path, **where)
+
+    monkeypatch.setattr(os, "lstat", counted)
+    unpack(*(pax({b"path": deep + b"/%d/f" % n}) + reg(b"f", b"f") + pax({b"path": deep + b"/%d" % n}) + directory(b"d") for n in range(100)))
+    assert looks[0] < 3000
+    assert len(os.listdir(b"/" + deep)) == 100
