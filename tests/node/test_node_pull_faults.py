@@ -22,7 +22,7 @@ from api.containerd.types.event_pb2 import Envelope
 from deploy.images import MANIFEST, Image, digest_of
 from services.kit import any as kit_any
 from services.kit.rpc import Channel
-from tests.fake_registry import Auth, Authority, FakeRegistry, Serve, authorized, cut, endless, no_ranges, other, redirect, silent, slow, status
+from tests.fake_registry import Auth, Authority, FakeRegistry, Serve, authorized, cut, endless, no_ranges, odd_http, other, redirect, silent, slow, status
 from tests.pulls import Client, arriving, check_nothing_left, check_pulled, config_of, gets, large, pulling, runnable
 from tests.suites import events
 from tests.support import Node, eventually_async, short_directory
@@ -248,6 +248,14 @@ async def test_a_redirect_to_where_head_is_refused(case: Case, fake: FakeRegistr
     elsewhere.add(box, "box:1")
     fake.inject("manifest", redirect(f"{elsewhere.url}/"), times=ALWAYS)
     elsewhere.inject("manifest", status(403), times=ALWAYS, method="HEAD")
+    await case.succeeds(reference, box)
+
+
+async def test_http_that_only_go_understands(case: Case, fake: FakeRegistry) -> None:
+    """Manifests, layers and HEAD: containerd pulls from such a server, and so does the node."""
+    box = runnable()
+    reference = fake.add(box, "box:1")
+    fake.inject("", odd_http(), times=ALWAYS)
     await case.succeeds(reference, box)
 
 

@@ -237,6 +237,18 @@ async def test_a_name_with_a_tag_and_a_digest(node: Node, fake: FakeRegistry) ->
     assert len(fake.seen) == before
 
 
+async def test_a_push_to_a_registry_without_head(node: Node, fake: FakeRegistry) -> None:
+    """It is asked by GET what it has, and is sent nothing twice."""
+    fake.head = False
+    reference = fake.add(made(1), "team/headless:1")
+    await run(node, "pull", "--plain-http", reference)
+    to = f"{fake.host}/team/headless-too:1"
+    for _ in range(2):
+        done = await run(node, "push", "--plain-http", "--source", reference, to)
+        assert done.stdout.rstrip().endswith(", 1 layer, there already")  # the first time it is mounted from where it was pulled
+    assert len(fake.asked("PUT", "/manifests/")) == 1
+
+
 async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Node, fake: FakeRegistry) -> None:
     """Exit code 1, nothing on standard output; as JSON the outcome has it too."""
     reference = fake.add(made(1), "team/box:1")
