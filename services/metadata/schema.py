@@ -115,7 +115,18 @@ def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]
             found[last] = key[-1]
         return cls(**found)
 
-    return Table(name, encode, lru_cache(remembered)(decode) if remembered else decode)
+    return Table(name, encode, _remembering(remembered, decode) if remembered else decode)
+
+
+_REMEMBERED = 16 << 20
+"""Bytes, as stored, that the remembered values of a table may have together: clients choose how large a record is."""
+
+
+def _remembering(count: int, decode: Callable[[Key, bytes], V]) -> Callable[[Key, bytes], V]:
+    """``decode`` that remembers what it made of the last ``count`` values, but for those that are more than their share of the bytes."""
+    remembered = lru_cache(count)(decode)
+    largest = _REMEMBERED // count
+    return lambda key, value: remembered(key, value) if len(value) <= largest else decode(key, value)
 
 
 _MAPS = frozenset({"labels", "annotations"})
@@ -145,7 +156,6 @@ def _encode_container(value: Container) -> bytes:
     return _dumps(head).encode() + b"\0" + b"".join(parts)
 
 
-@lru_cache(64)  # a client that runs one gets it four times
 def _decode_container(key: Key, value: bytes) -> Container:
     end = value.index(b"\0")  # JSON escapes NUL
     head = json.loads(value[:end])
@@ -187,7 +197,7 @@ class Answer:
 
 NAMESPACES = _json("namespace", Namespace)
 IMAGES = _json("image", Image, "name", remembered=1024)
-CONTAINERS: Table[Container] = Table("container", _encode_container, _decode_container)
+CONTAINERS: Table[Container] = Table("container", _encode_container, _remembering(64, _decode_container))  # a client that runs one gets it four times
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _nothing("resource")
 BLOBS = _json("blob", Blob, "digest")
