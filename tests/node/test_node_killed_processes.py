@@ -55,8 +55,16 @@ class Subscriber:
 @pytest.fixture
 def subscriber(node: Node) -> Iterator[Subscriber]:
     running = Subscriber(node)
-    yield running
-    running.stop()
+
+    def heard() -> bool:
+        node.ctr("namespaces", "label", "default", f"heard={time.time_ns()}")
+        return bool(running.lines)
+
+    try:
+        eventually(heard, "no event comes")  # nothing says when a subscription is in place
+        yield running
+    finally:
+        running.stop()
 
 
 def start(node: Node, box: str, name: str) -> None:

@@ -119,11 +119,17 @@ async def test_sigterm_leaves_the_shims_alone(service: Service) -> None:
     await end(service.tasks, "p")
 
 
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = next(line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 async def test_exits_while_it_was_away_are_told_once(service: Service) -> None:
     """A task that ends while the service is down is STOPPED with its status afterwards; its exit has been told exactly once, by shim or service."""
     pid = await start(service.tasks, service.node, "gone", "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done")
     await service.kill()
-    await asyncio.sleep(0.3)  # let the shell set its trap: there is nothing to ask
+    await eventually_async(lambda: asyncio.sleep(0, _catches(pid, signal.SIGTERM)), "the shell sets no trap")
     os.kill(pid, signal.SIGTERM)
     await gone(pid)
     await service.again()

@@ -55,14 +55,14 @@ async def test_a_place_is_not_lost_by_who_does_not_want_it_any_more() -> None:
     await last
     assert entered.is_set()
     assert given.cancelled()
-    async with asyncio.timeout(1), gate.entered(0):
+    async with asyncio.timeout(10), gate.entered(0):
         pass
 
 
 async def test_documents_pass_beside_layers() -> None:
     """As long as there are connections."""
     budget = Budget(connections=2, layers=1)
-    async with budget.layer(0), budget.connection(0), asyncio.timeout(1), budget.document():
+    async with budget.layer(0), budget.connection(0), asyncio.timeout(10), budget.document():
         pass
 
 

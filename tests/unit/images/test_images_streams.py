@@ -279,7 +279,7 @@ async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing(streams
             shown("text\n")
             if leave:
                 await client.leave()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(10):
                 await shown.close()
             shown("text\n")
 
