@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 _VERSION = 1
 """Of the file's layout; in its user_version."""
+_LARGEST_VALUE = 32 << 10
+"""Bytes of a value and its key that are remembered: clients choose how large they are."""
 _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
 _BATCH = 0.01
@@ -128,7 +130,9 @@ class _Remembered:
         except KeyError:
             if len(self._values) >= _VALUES:
                 self._values.clear()
-            value = self._values[key] = self._opened().get(key)
+            value = self._opened().get(key)
+            if len(value or b"") + sum(map(len, key)) <= _LARGEST_VALUE:
+                self._values[key] = value
             return value
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
