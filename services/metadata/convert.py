@@ -68,9 +68,19 @@ def opaque_from_pb(message: Any, name: str) -> Opaque | None:
 # -- containers
 
 
-@lru_cache(64)
+_REMEMBERED = 256 << 10
+"""Bytes of a container's spec, options and extensions with which it is remembered: clients choose how large they are."""
+
+
 def container_to_pb(container: Container) -> containers_pb2.Container:
     """Not to be changed: the next caller gets the same one."""
+    opaque = (container.spec, container.runtime_options, *container.extensions.values())
+    small = sum(len(each.value) for each in opaque if each is not None) <= _REMEMBERED
+    return _container_to_pb(container) if small else _container_to_pb.__wrapped__(container)
+
+
+@lru_cache(64)
+def _container_to_pb(container: Container) -> containers_pb2.Container:
     return containers_pb2.Container(
         id=container.id,
         labels=container.labels,
