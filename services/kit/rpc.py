@@ -51,6 +51,9 @@ LEASE = "containerd-lease"
 RAW = "splitd-raw"
 """Header of metadata's calls to a raw backend through the gateway; its value names the backend."""
 
+CLIENT = "splitd-client"
+"""Header of calls that a gateway relays: a number that tells its clients apart for a service that has but one connection for them. It means nothing beyond that connection."""
+
 STOPPING = "splitd-stopping"
 """Trailer of calls that a service ended because it was told to stop: a relay asks its successor again."""
 
@@ -146,7 +149,7 @@ class Call:
 
 
 HOP_HEADERS = frozenset({"user-agent", "content-type", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "accept-encoding",
-                         "traceparent", "tracestate"})
+                         "traceparent", "tracestate", CLIENT})
 """Headers of one hop, which the next one has of its own."""
 
 _current: contextvars.ContextVar[Call | None] = contextvars.ContextVar("splitd_call", default=None)
@@ -425,11 +428,9 @@ async def serving(
 
         server = grpcio.GrpcioServer(address, methods, health)
     else:
-        from services.kit.wire.limits import configured
         from services.kit.wire.server import WireServer
 
-        limits = configured()
-        server = WireServer(address, methods, health, limits.relayed() if relayed else limits)
+        server = WireServer(address, methods, health, relayed=relayed)
     if many is not None:
         many.server = server
     await server.start()

@@ -36,10 +36,21 @@ _HEAD = frames.HEAD
 _HEAD_SIZE = frames.HEAD_SIZE
 
 
+class Account:
+    """Streams that are one client's, or whose else they are; a connection's are all one's if nobody says otherwise."""
+
+    __slots__ = ("queued",)
+
+    def __init__(self) -> None:
+        self.queued = 0
+        """Bytes in their queues."""
+
+
 class Stream:
     """One stream. ``owner`` is whatever the connection's owner keeps with it."""
 
     __slots__ = (
+        "account",
         "body_left",
         "credit",
         "head_seen",
@@ -56,8 +67,10 @@ class Stream:
         "window",
     )
 
-    def __init__(self, number: int, receive_window: int, send_window: int) -> None:
+    def __init__(self, number: int, receive_window: int, send_window: int, account: Account) -> None:
         self.id = number
+        self.account = account
+        """Which counts what it has queued. Another one may be set before there is anything."""
         self.owner: Any = None
         self.head_seen = False
         """A request or a final response has come: what HEADERS follow are trailers."""
@@ -161,7 +174,7 @@ class Connection:
     __slots__ = (
         "_acks", "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_blocked", "_calm", "_credit", "_data", "_data_end", "_data_left",
         "_data_pad", "_decoder", "_earned", "_events", "_frame", "_greeted", "_idle", "_last_allowed", "_last_words", "_next", "_out", "_peer_frame", "_peer_window",
-        "_preface", "_prefix", "_receive_window", "_reset", "_resets", "_rest", "_send_window", "_skip", "_skipped", "_starved", "client", "closed", "last",
+        "_preface", "_prefix", "_receive_window", "_reset", "_resets", "_rest", "_send_window", "_skip", "_skipped", "_starved", "account", "client", "closed", "last",
         "limits", "lingering", "more", "peer_streams", "slowed", "streams",
     )
 
@@ -169,6 +182,8 @@ class Connection:
         self.client = client
         self.limits = limits
         self.streams: dict[int, Stream] = {}
+        self.account = Account()
+        """That of new streams."""
         self.lingering = 0
         """Streams that are over but whose handlers still run; a server's owner counts them, and they count as streams."""
         self.peer_streams = 1 << 31
@@ -372,11 +387,17 @@ class Connection:
         self.streams.pop(stream.id, None)
         self._starved.pop(stream, None)
         under_way = 0 if stream.remote_closed else stream.receive_window
-        stream.local_closed = stream.remote_closed = True
-        stream.queue.clear()
-        stream.queued = 0
+        self.forget(stream)
         if ours:
             self._remember(stream.id, under_way)
+
+    @staticmethod
+    def forget(stream: Stream) -> None:
+        """Drop what is queued: the stream is over."""
+        stream.local_closed = stream.remote_closed = True
+        stream.queue.clear()
+        stream.account.queued -= stream.queued
+        stream.queued = 0
 
     def _remember(self, number: int, under_way: int = 0) -> None:
         """A stream that we reset."""
@@ -609,7 +630,7 @@ class Connection:
         if end and head.content_length:
             raise StreamFault(Code.PROTOCOL_ERROR, "DATA does not add up to content-length")
         self._idle.give(self._earned)
-        stream = self.streams[number] = Stream(number, self.limits.window, self._peer_window)
+        stream = self.streams[number] = Stream(number, self.limits.window, self._peer_window, self.account)
         stream.head_seen = True
         stream.body_left = head.content_length
         stream.remote_closed = end
@@ -742,7 +763,7 @@ class Connection:
     def open(self, block: bytes, owner: Any) -> Stream:
         """A client's new stream, with its request's head."""
         number, self._next = self._next, self._next + 2
-        stream = self.streams[number] = Stream(number, self.limits.window, self._peer_window)
+        stream = self.streams[number] = Stream(number, self.limits.window, self._peer_window, self.account)
         stream.owner = owner
         self._put_headers(number, block, 0)
         return stream
@@ -765,6 +786,7 @@ class Connection:
             if chunk:
                 stream.queue.append(chunk)
                 stream.queued += len(chunk)
+                stream.account.queued += len(chunk)
         if end:
             stream.queue.append(_Tail(None))
         self._pump(stream)
@@ -890,6 +912,7 @@ class Connection:
             if size >= _TINY or size == stream.queued:
                 self._idle.give(self._earned)
             stream.queued -= size
+            stream.account.queued -= size
             stream.send_window -= size
             self._send_window -= size
             last = not stream.queued and len(queue) > 1 and _ends(queue[-1])

@@ -45,8 +45,9 @@ class Limits:
     unread: int = 1 << 20
     """Of answers to a peer that does not read, where it makes us answer without flow control (SETTINGS, PING, refusals): beyond it, we do not read either, and after the time of a
     request the connection ends."""
-    untaken: int = 64 << 20
-    """Of answers to unary calls that wait for a client which gives them no window, on all streams of a connection. One more is reset (ENHANCE_YOUR_CALM)."""
+    untaken: int = 8 << 20
+    """Of answers that wait for a client which gives them no window, on all its streams: beyond it, no more of its calls are started until it reads. So one message (``message``) may
+    wait above it."""
     resets: int = 10_000
     """Streams that the peer may reset at once (CVE-2023-44487), or make us reset (CVE-2025-8671) ..."""
     resets_rate: int = 1000
@@ -72,11 +73,15 @@ class Limits:
 
     def relayed(self) -> Limits:
         """For a connection that carries the calls of many clients, as a gateway's to a service does: what each client may do was bounded where it came in, and
-        if their sum were bounded here, one client would use up what all have.
+        if their sum were bounded here, one client would use up what all have. What waits for each is not known there (:meth:`of_each`).
         """
         every = 1 << 30
-        return replace(self, streams=every, calls=every, request=float(every), assembling=every, resets=every, resets_rate=every,
+        return replace(self, streams=every, calls=every, request=float(every), assembling=every, untaken=every, resets=every, resets_rate=every,
                        resets_slow=every, resets_slow_rate=every, idle_frames=every, idle_frames_rate=every)
+
+    def of_each(self) -> Limits:
+        """For each of those clients."""
+        return replace(self.relayed(), untaken=self.untaken)
 
     def __post_init__(self) -> None:
         for name in ("streams", "calls", "header_list", "header_count", "header_block", "continuations", "message", "assembling", "unread", "untaken", "resets", "resets_rate",

@@ -280,9 +280,7 @@ class Link(asyncio.Protocol):
         self.connection.closed = True
         streams, self.connection.streams = self.connection.streams, {}
         for stream in streams.values():
-            stream.local_closed = stream.remote_closed = True
-            stream.queue.clear()
-            stream.queued = 0
+            self.connection.forget(stream)
             owner: Owner | None = stream.owner
             try:
                 if owner is not None:

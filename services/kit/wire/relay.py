@@ -20,6 +20,7 @@ from services.kit.rpc import UNARY, Arity, Call, Method, Methods, Relay, Route
 from services.kit.wire import eager, headers, messages, outcomes
 from services.kit.wire.answers import HEAD, OK, refusal
 from services.kit.wire.channel import ClientLink, WireCarrier
+from services.kit.wire.clients import client_of
 from services.kit.wire.connection import Chunk, Stream
 from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
@@ -113,6 +114,11 @@ class Passage:
     def counted(self) -> bool:
         """Whether it is one of those of which so many are worked on at once."""
         return self._plan.counted
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is one request and its answer, or answers that come by themselves."""
+        return self._plan.single and not self._plan.long
 
     @property
     def long(self) -> bool:
@@ -213,9 +219,9 @@ class Passage:
     def _start(self, link: ClientLink, limit: float | None) -> None:
         """Open the upstream's stream, and send it what is there."""
         if limit == self._plan.route.timeout:
-            block = self._plan.limited
+            block = self._plan.limited + self._link.name
         else:
-            block = self._plan.block + headers.timeout(max(limit or 0.0, 0.001))
+            block = self._plan.block + self._link.name + headers.timeout(max(limit or 0.0, 0.001))
         if self._spans is not None:
             block += headers.block(headers.metadata(self._spans.headers()))
         self._up = _Upstream(self)
@@ -405,8 +411,7 @@ class Passage:
         self._stream.owner = self._up = None  # whoever holds each other is freed only when somebody looks for cycles
         if self._spans is not None:
             self._spans.end(code, message)
-        if self.working:
-            self._link.worked()
+        client_of(self._stream).ended(self)
         self._link.on_idle()
 
 

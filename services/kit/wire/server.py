@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -26,6 +26,7 @@ from services.kit.rpc import Call, Method, Methods
 from services.kit.wire import eager, headers, messages
 from services.kit.wire.answers import HEAD, OK, refusal
 from services.kit.wire.channel import HIGH_WATER, MESSAGE_COST
+from services.kit.wire.clients import Client, Names, client_of, field
 from services.kit.wire.connection import Chunk, Opened, Stream
 from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
@@ -40,8 +41,6 @@ _SWEEP = 5.0
 """Seconds between two looks at what is incomplete for too long, or half of the shortest time that this may be."""
 _LEAVING = 16
 """Idle connections that go at once when there are too many: looking for them takes a millisecond or two."""
-_PACE, _PACED = 0.02, 16
-"""Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may hang."""
 _LONG_HIGH_WATER = 4 << 10
 """HIGH_WATER of calls that watch something: there may be hundreds whose clients do not read, and what waits for them is kept, and bounded, where it comes from."""
 _BACKLOG = 4096
@@ -51,9 +50,14 @@ _BACKLOG = 4096
 class WireServer(rpc.Server):
     """A listening socket and its connections."""
 
-    def __init__(self, address: Path | str, methods: Methods, health: dict[str, int], limits: Limits | None = None) -> None:
+    def __init__(self, address: Path | str, methods: Methods, health: dict[str, int], limits: Limits | None = None, *, relayed: bool = False) -> None:
+        """``relayed``: its callers are gateways, and others of the node's own processes."""
         super().__init__(address, methods, health)
-        self.limits = limits or configured()
+        limits = limits or configured()
+        self.limits = limits.relayed() if relayed else limits
+        self.of_each = limits.of_each() if relayed else None
+        """Limits of each client that a gateway names."""
+        self.names = Names()
         self.links: set[ServerLink] = set()
         self.passages: set[Passage] = set()
         self.changed = asyncio.Event()
@@ -154,18 +158,6 @@ def _tcp(address: str) -> socket.socket:
     return socket.create_server((host, int(port)), backlog=_BACKLOG)
 
 
-class Counted(Protocol):
-    """A unary call, of which so many are worked on at once."""
-
-    over: bool
-    working: bool
-    """It was started, and tells :meth:`ServerLink.worked` when it is over."""
-
-    def start(self, argument: Any) -> None:
-        """Do it."""
-        ...
-
-
 class ServerLink(Link):
     """A server's side of a connection."""
 
@@ -180,12 +172,10 @@ class ServerLink(Link):
         """Bytes of incomplete messages."""
         self.starting: list[tuple[Passage, float | None]] = []
         """What goes to its upstream when this turn ends, with the seconds it may take: a call that is reset at once never does."""
-        self.under_way = 0
-        """Unary calls that are worked on."""
-        self._waiting: deque[tuple[Counted, Any]] | None = None
-        self._releasing = False
-        self._moving = False
-        """A call has ended since the last look."""
+        self.client = self.connection.account = Client(self.loop, server.limits)
+        self._clients: dict[str | bytes, Client] = {}
+        """Those that are named, if its peer is a gateway."""
+        self._number = 0
         self._leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -200,6 +190,8 @@ class ServerLink(Link):
     def opened(self, event: Opened) -> None:
         stream, head, end = event
         server = self.server
+        if server.of_each is not None and (name := head.headers.get(rpc.CLIENT)):
+            stream.account = self._named(name, server.of_each)
         if head.method != "POST" or not head.is_grpc():
             stream.owner = _NotGrpc(self, stream, head)
             stream.owner.begin(end)
@@ -212,6 +204,12 @@ class ServerLink(Link):
             self.refuse(stream, errors.Unimplemented.verbatim(f"unknown method {name} for service {service}"))
         else:
             self._pass(stream, head, server.methods.relay, end)
+
+    def _named(self, name: str | bytes, limits: Limits) -> Client:
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = Client(self.loop, limits)
+        return client
 
     def _pass(self, stream: Stream, head: Head, relay: rpc.Relay, end: bool) -> None:
         try:
@@ -241,47 +239,17 @@ class ServerLink(Link):
         if self.starting:
             starting, self.starting = self.starting, []
             for passage, limit in starting:
-                if passage.counted:
-                    self.work(passage, limit)
+                if passage.answers:
+                    self.client.admit(passage, limit, counted=passage.counted)
                 elif not passage.over:
                     passage.start(limit)
 
-    def work(self, call: Counted, argument: Any) -> None:
-        """Start a unary call, now or when fewer are under way."""
-        if self.under_way < self.limits.calls:
-            self._start(call, argument)
-            return
-        if not self._waiting:
-            self._waiting = deque()
-            self.loop.call_later(_PACE, self._pace, self._waiting)
-        self._waiting.append((call, argument))
-
-    def _start(self, call: Counted, argument: Any) -> None:
-        if not call.over:
-            call.working = True
-            self.under_way += 1
-            call.start(argument)
-
-    def worked(self) -> None:
-        """A call that was started has ended."""
-        self.under_way -= 1
-        self._moving = True
-        if self._waiting and not self._releasing:
-            self._releasing = True
-            self.loop.call_soon(self._release)
-
-    def _release(self) -> None:
-        self._releasing = False
-        while self._waiting and self.under_way < self.limits.calls:
-            self._start(*self._waiting.popleft())
-
-    def _pace(self, waiting: deque[tuple[Counted, Any]]) -> None:
-        if not self._moving:
-            for _ in range(min(_PACED, len(waiting))):
-                self._start(*waiting.popleft())
-        self._moving = False
-        if waiting:
-            self.loop.call_later(_PACE, self._pace, waiting)
+    @property
+    def name(self) -> bytes:
+        """The header, encoded, by which services that calls are relayed to tell this connection's from others."""
+        if not self._number:
+            self._number = self.server.names.take()
+        return field(self._number)
 
     def refuse(self, stream: Stream, error: errors.NodeError) -> None:
         """Answer with an error only."""
@@ -299,14 +267,21 @@ class ServerLink(Link):
     def on_idle(self) -> None:
         if not self.busy:
             self.since = time.monotonic()
+            self._give_name_back()
             if self._leaving:
                 self.server.changed.set()
                 self.flush()
                 self.close()
 
+    def _give_name_back(self) -> None:
+        if self._number:
+            self.server.names.give_back(self._number)
+            self._number = 0
+
     def on_end(self, reason: str) -> None:
-        if self._waiting:
-            self._waiting.clear()
+        self._give_name_back()
+        for client in (self.client, *self._clients.values()):
+            client.gone()
         self.server.links.discard(self)
         self.server.changed.set()
 
@@ -436,10 +411,10 @@ class ServerCall:
         if found and not self._started:
             self._started = True
             self.link.incomplete.pop(self, None)
-            if self._method.arity.server_stream or self._method.long:
+            if self._method.long:
                 self.start(found[0])
             else:
-                self.link.work(self, found[0])
+                client_of(self.stream).admit(self, found[0], counted=not self._method.arity.server_stream)
         elif end and not self._started:
             self._broken(errors.Internal("a call that takes one request came without it"))
 
@@ -526,8 +501,7 @@ class ServerCall:
         if task is not None and not task.done() and task is not asyncio.current_task(self.link.loop):
             self.link.connection.lingering += 1
             task.add_done_callback(self._lingered)
-        if self.working:
-            self.link.worked()
+        client_of(self.stream).ended(self)
         self.link.on_idle()
 
     def _lingered(self, task: asyncio.Task[None]) -> None:
@@ -614,6 +588,8 @@ class ServerCall:
     @property
     def _high(self) -> int:
         """Bytes that may be queued before the handler has to wait."""
+        if not client_of(self.stream).reads:
+            return 0
         return _LONG_HIGH_WATER if self._method.long else HIGH_WATER
 
     def _send_head(self) -> None:
@@ -632,8 +608,6 @@ class ServerCall:
             connection.send_tail(stream, tail)
         else:
             connection.answer(stream, self._head(), messages.prefix(answer) + answer, tail)
-            if stream.queued and sum(each.queued for each in connection.streams.values()) > self.link.limits.untaken:
-                connection.reset(stream, Code.ENHANCE_YOUR_CALM)
         self.link.flush_soon()
         self._finish()
 

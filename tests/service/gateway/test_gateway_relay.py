@@ -21,12 +21,13 @@ from gateway.relay import Relay
 from gateway.routes import Routes
 from services.kit import errors, rpc
 from services.kit.wire import frames, limits, messages
-from services.kit.wire.connection import GoingAway, Ready
+from services.kit.wire.connection import Data, GoingAway, Ready, Trailers
 from services.kit.wire.limits import Limits
 from tests.support import eventually_async, within
 
 IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]
 TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
+BIG = 5 << 20
 CONTENT = content_pb2.DESCRIPTOR.services_by_name["Content"]
 
 
@@ -50,6 +51,8 @@ class Images:
             end = time.perf_counter() + 0.001
             while time.perf_counter() < end:
                 pass
+        if request.name == "big":
+            return images_pb2.GetImageResponse(image=images_pb2.Image(name="x" * BIG))
         if request.name == "long":
             try:
                 await self.hang.wait()
@@ -338,6 +341,39 @@ async def test_calls_that_hang_keep_their_client_from_no_others(place: Path) -> 
         await asyncio.wait_for(client.Get(images_pb2.GetImageRequest(name="a")), 15)
         images.hang.set()
         await asyncio.gather(*hanging)
+
+
+@pytest.mark.usefixtures("wire")
+async def test_large_answers_that_a_client_does_not_take_keep_nobody_from_theirs(place: Path) -> None:
+    """Its further calls wait until it reads; their service, which has one connection for all, answers the others, and holds little."""
+    images = Images()
+    async with rpc.serving(place / "images.sock", [images], relayed=True) as server, gateway(place) as channel:
+        client = channel.client(IMAGES)
+        await client.Get(images_pb2.GetImageRequest(name="a"))
+        with contextlib.ExitStack() as stack:
+            deaf = [stack.enter_context(Raw(place / "g.sock")) for _ in range(3)]
+            for raw in deaf:
+                await heard(raw, Ready)
+                for _ in range(20):
+                    raw.call(GET, get("big"))
+                raw.flush()
+            for raw in deaf:
+                await asyncio.to_thread(raw.until, lambda raw: raw.of(Data))
+            for _ in range(5):
+                assert len((await client.Get(images_pb2.GetImageRequest(name="big"))).image.name) == BIG
+            (link,) = server.links
+            assert sum(stream.queued for stream in link.connection.streams.values()) <= len(deaf) * (Limits().untaken + BIG)
+
+            def take(raw: Raw) -> bool:
+                for event in raw.of(Data):
+                    raw.connection.consumed(event.stream, len(event.chunk))
+                raw.events = [event for event in raw.events if not isinstance(event, Data)]
+                raw.flush()
+                return len(raw.of(Trailers)) == 20
+
+            for raw in deaf:
+                await asyncio.to_thread(raw.until, take, 60)
+                assert {event.head.code for event in raw.of(Trailers)} == {0}
 
 
 @pytest.mark.usefixtures("wire")

@@ -10,9 +10,11 @@ import pytest
 
 from services.kit import errors, rpc
 from services.kit.wire import server as module
+from services.kit.wire.clients import Names
 from services.kit.wire.frames import Code
 from services.kit.wire.limits import Limits
 from services.kit.wire.server import ServerLink, WireServer
+from tests.support import eventually_async
 from tests.wires import (
     DATA,
     END_STREAM,
@@ -79,13 +81,13 @@ def same(message: bytes) -> bytes:
 class Served:
     """A server, a link of it, and its peer."""
 
-    def __init__(self, relay: Any = None, **limits: Any) -> None:
+    def __init__(self, relay: Any = None, *, relayed: bool = False, **limits: Any) -> None:
         self.service = Service()
         methods = rpc.Methods([], relay, rpc.LONG)
         methods._methods = {SAY: rpc.Method(SAY, rpc.UNARY, self.service.say, same, same),
                             TALK: rpc.Method(TALK, rpc.STREAMS, self.service.talk, same, same),
                             TELL: rpc.Method(TELL, rpc.Arity(False, True), self.service.tell, same, same)}
-        self.server = WireServer("test", methods, {}, Limits(**limits))
+        self.server = WireServer("test", methods, {}, Limits(**limits), relayed=relayed)
         self.link, self.transport = self.connect()
 
     def connect(self) -> tuple[ServerLink, Transport]:
@@ -291,16 +293,60 @@ async def test_a_client_that_never_reads_is_not_read() -> None:
 
 
 async def test_answers_that_a_client_gives_no_window_for_are_bounded() -> None:
-    """They wait, as it may read late; the one beyond ``untaken`` is reset, and the others come when there is a window."""
-    served = Served(untaken=25_000)
+    """They wait, as it may read late; calls beyond ``untaken`` begin when it has read, unless they are over by then."""
+    served = Served(untaken=15_000)
+    served.feed(settings(initial_window_size=0))
+    for number, path in (1, SAY), (3, SAY), (5, SAY), (7, SAY), (9, TELL), (11, SAY):
+        served.call(number, path, b"x" * 10_000, extra=(("grpc-timeout", "20m"),) if number == 11 else ())
+    served.feed(word(RST_STREAM, 7, Code.CANCEL))
+    assert (len(served.service.heard), served.link.client.queued) == (2, 2 * 10_005)
+
+    async def expired() -> bool:
+        return not served.link.connection.streams.get(11)
+
+    await eventually_async(expired)
+    served.said()
+    served.feed(word(WINDOW_UPDATE, 1, 20_000))
+
+    async def begun() -> bool:
+        return len(served.service.heard) == 3
+
+    await eventually_async(begun)
+    assert served.link.client.queued == 2 * 10_005  # of 3 and 5: the stream of answers waits still
+    served.feed(*(word(WINDOW_UPDATE, number, 20_000) for number in (3, 5)))
+    assert [stream for kind, stream in served.said() if kind == DATA] == [1, 3, 5]
+
+    async def told() -> bool:
+        return served.link.client.queued > 10_000_000
+
+    await eventually_async(told)  # ten megabytes each
+    assert list(served.link.connection.streams) == [9]
+    await served.gone()
+    assert served.link.client.queued == 0
+
+
+async def test_a_gateways_clients_have_their_own_bounds_on_one_connection() -> None:
+    """What one of them does not take holds up that one; what the gateway asks for itself, nobody. A name that a client sends to others means nothing."""
+    served = Served(relayed=True, untaken=15_000)
+    served.feed(settings(initial_window_size=0))
+    for number, name in (1, "1"), (3, "1"), (5, "1"), (7, "2"), (9, ""), (11, ""), (13, ""), (15, "1"):
+        served.call(number, SAY, b"%d" % (number % 10) * 10_000, extra=((rpc.CLIENT, name),) if name else ())
+    assert [request[:1] for request in served.service.heard] == [b"1", b"3", b"7", b"9", b"1", b"3"]
+    await served.gone()
+    served = Served(untaken=15_000)
     served.feed(settings(initial_window_size=0))
     for number in (1, 3, 5):
-        served.call(number, SAY, b"x" * 10_000)
-    assert (RST_STREAM, 5) in served.said()
-    assert sorted(served.link.connection.streams) == [1, 3]
-    served.feed(word(WINDOW_UPDATE, 1, 20_000), word(WINDOW_UPDATE, 3, 20_000))
-    assert [stream for kind, stream in served.said() if kind == DATA] == [1, 3]
+        served.call(number, SAY, b"%d" % (number % 10) * 10_000, extra=((rpc.CLIENT, str(number)),))
+    assert len(served.service.heard) == 3 - 1
     await served.gone()
+
+
+def test_names_of_clients_are_few() -> None:
+    names = Names()
+    assert [names.take() for _ in range(4)] == [1, 2, 3, 4]
+    names.give_back(3)
+    names.give_back(2)
+    assert [names.take() for _ in range(3)] == [2, 3, 5]
 
 
 async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> None:

@@ -1,0 +1,148 @@
+"""One client's calls at a server: what is worked on, what waits until there is room, and the bytes that wait for the client.
+
+On most connections there is one client. A service behind a gateway has one connection for the clients of all of it: there the gateway names them (:data:`FIELD`), so that
+what one of them leaves lying is nobody else's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import OrderedDict
+from functools import cache
+from typing import Any, Protocol, cast
+
+from services.kit import rpc
+from services.kit.wire import headers
+from services.kit.wire.connection import Account, Stream
+from services.kit.wire.limits import Limits
+
+_PACE, _PACED = 0.02, 16
+"""Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may hang."""
+
+
+class Admitted(Protocol):
+    """A call that is started when its client has room."""
+
+    over: bool
+    working: bool
+    """It was started, counts among those that are worked on, and tells :meth:`Client.ended` when it is over."""
+
+    def start(self, argument: Any) -> None:
+        """Do it."""
+        ...
+
+
+class Client(Account):
+    """``queued`` are the bytes of its answers that wait for its windows: while they are more than ``Limits.untaken``, none of its calls is started."""
+
+    __slots__ = ("_limits", "_loop", "_moving", "_pacing", "_releasing", "_waiting", "under_way")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
+        super().__init__()
+        self._loop = loop
+        self._limits = limits
+        self.under_way = 0
+        """Unary calls that are worked on."""
+        self._waiting: OrderedDict[Admitted, tuple[Any, bool]] | None = None
+        self._releasing = False
+        self._pacing = False
+        self._moving = False
+        """A call has ended since the last look."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it takes its answers."""
+        return self.queued <= self._limits.untaken
+
+    def admit(self, call: Admitted, argument: Any, *, counted: bool) -> None:
+        """Start a call, now or when there is room. Of those that are ``counted`` only so many are worked on at once."""
+        if self._has_room(counted=counted):
+            self._start(call, argument, counted)
+            return
+        if self._waiting is None:
+            self._waiting = OrderedDict()
+        self._waiting[call] = argument, counted
+        if not self._pacing:
+            self._pacing = True
+            self._loop.call_later(_PACE, self._pace)
+
+    def _has_room(self, *, counted: bool) -> bool:
+        return self.queued <= self._limits.untaken and (not counted or self.under_way < self._limits.calls)
+
+    def _start(self, call: Admitted, argument: Any, counted: bool) -> None:
+        if not call.over:
+            if counted:
+                call.working = True
+                self.under_way += 1
+            call.start(argument)
+
+    def ended(self, call: Admitted) -> None:
+        """A call that was admitted is over, begun or not."""
+        if call.working:
+            self.under_way -= 1
+            self._moving = True
+            if self._waiting and not self._releasing:
+                self._releasing = True
+                self._loop.call_soon(self._release)
+        elif self._waiting:
+            self._waiting.pop(call, None)
+
+    def _release(self) -> None:
+        self._releasing = False
+        while self._waiting and self._has_room(counted=next(iter(self._waiting.values()))[1]):
+            self._start_next(self._waiting)
+
+    def _start_next(self, waiting: OrderedDict[Admitted, tuple[Any, bool]]) -> None:
+        call, (argument, counted) = waiting.popitem(last=False)
+        self._start(call, argument, counted)
+
+    def _pace(self) -> None:
+        self._pacing = False
+        self._release()  # it may have read
+        waiting = self._waiting
+        if waiting and not self._moving:
+            for _ in range(min(_PACED, len(waiting))):
+                if self.reads:
+                    self._start_next(waiting)
+        self._moving = False
+        if waiting:
+            self._pacing = True
+            self._loop.call_later(_PACE, self._pace)
+
+    def gone(self) -> None:
+        """Its connection is: nothing is started any more."""
+        if self._waiting:
+            self._waiting.clear()
+
+
+def client_of(stream: Stream) -> Client:
+    """Whose a stream of a server is."""
+    return cast("Client", stream.account)
+
+
+class Names:
+    """The numbers by which a gateway names the clients of its connections: few and small ones, as each makes header blocks of its own to remember."""
+
+    __slots__ = ("_free", "_next")
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._next = 1
+
+    def take(self) -> int:
+        """The smallest that is free."""
+        if self._free:
+            return heapq.heappop(self._free)
+        self._next += 1
+        return self._next - 1
+
+    def give_back(self, number: int) -> None:
+        """Nothing that was called by it is open any more."""
+        heapq.heappush(self._free, number)
+
+
+@cache
+def field(number: int) -> bytes:
+    """The header, encoded."""
+    return headers.block([(rpc.CLIENT.encode(), b"%d" % number)])
