@@ -1,12 +1,13 @@
 """The program that unpacks layers: it waits, and forks workers.
 
-    python -S -c 'from services.snapshots.diff.apply import main; main()' PARENT DIRECTORY
+    python -S -c 'from services.snapshots.diff.apply import main; main()' PARENT DIRECTORY LIMIT
 
-PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on. Standard input is a socket of packets, each a request or an answer; ``workers.py`` has the other end, and its words for them:
+PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on, LIMIT the seconds after which a worker that stands still is killed (``standstill.py``). Standard input is a socket of packets, each a request or an answer; ``workers.py`` has the other end, and its words for them:
 
     apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
     kill ID
     ended ID STATUS                                               the answer to the first, once the worker is gone (STATUS is waitpid's) or has done its work (0)
+    still ID                                                      the same, of a worker that was killed because it stood still
 
 A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount that, it does so in a mount namespace of its own, so that all workers share
 DIRECTORY. ``alone``: the target is bound, and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for that, is ``ok DIGEST SIZE CPU WAITED`` (of the
@@ -32,7 +33,7 @@ import sys
 import time
 
 from services.kit import inflate, tar
-from services.snapshots.diff import mounts, stream
+from services.snapshots.diff import mounts, standstill, stream
 from services.snapshots.diff.extract import EntryError, Unpacker
 from services.snapshots.diff.mounts import Mount, MountError
 
@@ -58,19 +59,28 @@ def main() -> None:
     inflate.prepare()
     gc.freeze()
     gc.disable()  # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
-    Waiting(socket.socket(fileno=0), sys.argv[2]).wait()
+    Waiting(socket.socket(fileno=0), sys.argv[2], float(sys.argv[3])).wait()
 
 
 class Worker:
     """A worker as the waiting process sees it. ``line`` leads to it; ``job`` is the id of what it does, "" if it waits; ``handed`` are the words and files of that until it has taken them."""
 
-    __slots__ = ("handed", "job", "line", "pid")
+    __slots__ = ("handed", "job", "killed", "line", "pid", "still")
 
     def __init__(self, pid: int, line: socket.socket, job: str) -> None:
         self.pid = pid
         self.line = line
         self.job = job
         self.handed: tuple[Sequence[str], Sequence[int]] | None = None
+        self.still: standstill.Still | None = None
+        """While it works."""
+        self.killed: float | None = None
+        """When it was killed because it stood still, on the monotonic clock."""
+
+    def kill(self) -> None:
+        """With the keeper of its mounts, if it has one (``fuse.py``): the program that serves them may be what it waits for, and the kernel does not let go of who does."""
+        self.let_go()
+        os.killpg(self.pid, signal.SIGKILL)
 
     def let_go(self) -> None:
         """Of what it was handed."""
@@ -82,9 +92,11 @@ class Worker:
 class Waiting:
     """The process that waits, and its workers."""
 
-    def __init__(self, requests: socket.socket, directory: str) -> None:
+    def __init__(self, requests: socket.socket, directory: str, limit: float) -> None:
         self._requests = requests
         self._directory = directory
+        self._limit = limit
+        self._looked = 0.0
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
         self._workers: dict[int, Worker] = {}
@@ -93,15 +105,40 @@ class Waiting:
         """By the file descriptor that becomes readable when the worker has taken its work, or done it."""
 
     def wait(self) -> None:
-        """Serve until the other end is closed."""
+        """Serve until the other end is closed; then whoever still works is killed."""
+        every = standstill.look_every(self._limit)
         while True:
-            fd, _ = self._poll.poll()[0]  # one at a time: it may close a file that the others are about
+            ready = self._poll.poll(every * 1000 if any(worker.job for worker in self._workers.values()) else None)
+            if time.monotonic() >= self._looked + every:
+                self._look()
+            if not ready:
+                continue
+            fd, _ = ready[0]  # one at a time: it may close a file that the others are about
             if fd in self._lines:
                 self._said(self._lines[fd])
             elif fd in self._workers:
                 self._ended(fd)
             elif not self._request():
-                return
+                break
+        for worker in self._workers.values():
+            if worker.job:
+                worker.kill()
+
+    def _look(self) -> None:
+        """Kill who stands still."""
+        now = self._looked = time.monotonic()
+        for worker in self._workers.values():
+            if not worker.job:
+                worker.still = None
+            elif worker.killed is not None:
+                if now > worker.killed + standstill.DYING:  # it is not to be ended; whoever waits for it is
+                    self._tell(worker, None)
+                    worker.job = ""
+            else:
+                worker.still = worker.still or standstill.Still(self._limit)
+                if worker.still.seconds(worker.pid) >= self._limit:
+                    worker.killed = now
+                    worker.kill()
 
     def _request(self) -> bool:
         data, files, _, _ = socket.recv_fds(self._requests, PACKET, 3)
@@ -111,12 +148,11 @@ class Waiting:
         if what == "kill":
             for worker in self._workers.values():
                 if worker.job == job:
-                    worker.let_go()
-                    os.kill(worker.pid, signal.SIGKILL)
+                    worker.kill()
             return True
-        idle = next((worker for worker in self._workers.values() if not worker.job), None)
+        idle = next((worker for worker in self._workers.values() if not worker.job and worker.killed is None), None)
         if idle is not None and self._reached(idle, data, files):
-            idle.job, idle.handed = job, (rest, files)
+            idle.job, idle.handed, idle.still = job, (rest, files), None
         else:
             self._fork(job, rest, files)
         return True
@@ -134,6 +170,7 @@ class Waiting:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         waiting = os.getpid()
         pid = os.fork()
+        os.setpgid(pid, pid)  # here and there: a group of its own before anybody kills it, and before it has a child
         if not pid:
             mounts.die_with_parent(waiting)
             self._requests.close()
@@ -175,11 +212,12 @@ class Waiting:
         if worker.handed is not None:  # killed while it waited
             self._fork(worker.job, *worker.handed)
         elif worker.job:
-            self._tell(worker, status)
+            self._tell(worker, status if worker.killed is None else None)
 
-    def _tell(self, worker: Worker, status: int) -> None:
+    def _tell(self, worker: Worker, status: int | None) -> None:
+        """Its work is over; no ``status``: it stood still."""
         try:
-            self._requests.send(f"ended\0{worker.job}\0{status}".encode())
+            self._requests.send((f"still\0{worker.job}" if status is None else f"ended\0{worker.job}\0{status}").encode())
         except (BrokenPipeError, ConnectionResetError):
             return  # nobody is interested; the next look at the socket finds its end
 

@@ -38,6 +38,7 @@ class CompareError(Exception):
 def main() -> None:
     """Run as a program."""
     parent, compression, bound, left, right, count = sys.argv[1:7]
+    os.setpgid(0, 0)  # whoever kills it kills the keeper of its mounts too
     mounts.die_with_parent(int(parent))
     faulthandler.register(signal.SIGUSR1)  # the stack goes into the log of the service, and the worker goes on
     sys.setrecursionlimit(20_000)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import stat
 import time
 
@@ -20,6 +21,8 @@ QUEUE = 8
 """Chunks inflated ahead: with their size it bounds a worker's memory."""
 SMALL = 1 << 20
 """Blobs up to this size are inflated as they are unpacked."""
+AWAKE = 0.5
+"""Seconds after which a thread that waits for bytes looks whether they are there, for nothing but to be seen alive (``standstill.py``)."""
 
 
 class Growing:
@@ -39,7 +42,7 @@ class Growing:
                 data = os.pread(self._fd, min(CHUNK, there - at), at)
             else:
                 begun = time.monotonic_ns()
-                data = os.read(self._news, 8 * 512)
+                data = _next(self._news, 8 * 512)
                 self.waited += time.monotonic_ns() - begun
                 if data:
                     there = int.from_bytes(data[-8:], "little")
@@ -120,10 +123,19 @@ def beside(source: Iterator[bytes]) -> Iterator[bytes]:
 def _read(fd: int) -> Iterator[bytes]:
     """From the beginning of a file, wherever its offset is: whoever opened it may have a second look."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        while data := os.read(fd, CHUNK):
+        while data := _next(fd, CHUNK):
             yield data
         return
     at = 0
     while data := os.pread(fd, CHUNK, at):
         at += len(data)
         yield data
+
+
+def _next(fd: int, count: int) -> bytes:
+    """As os.read, of a pipe."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while not poll.poll(AWAKE * 1000):
+        continue
+    return os.read(fd, count)

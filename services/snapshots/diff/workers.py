@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from services.kit import errors, pipes, tracing
+from services.snapshots.diff import standstill
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import Mount, to_arguments
 
@@ -38,10 +39,11 @@ class Growth:
 
 
 class Appliers:
-    """Workers that unpack layers; one for a process. ``scratch`` is an empty directory of its own, where workers mount in their namespaces."""
+    """Workers that unpack layers; one for a process. ``scratch`` is an empty directory of its own, where workers mount in their namespaces. ``limit``: of seconds for which one may stand still."""
 
-    def __init__(self, scratch: str) -> None:
+    def __init__(self, scratch: str, limit: float = standstill.LIMIT) -> None:
         self._scratch = scratch
+        self._limit = limit
         self._ids = itertools.count(1)
         self._program: _Program | None = None
         self._starting = asyncio.Lock()
@@ -63,8 +65,8 @@ class Appliers:
         """Unpack the layer in the file ``blob`` onto ``mounts``.
 
         ``detect``: it may be compressed; ``sync``: return when its files are durable; ``alone``: the one mount binds what will be the upper directory of an overlay.
-        What the worker refuses is Unknown, with its text, as containerd classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal. If the
-        caller is cancelled the worker is killed, and this returns when it is gone.
+        What the worker refuses is Unknown, with its text, as containerd classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal, and so is one that was
+        killed because it stood still (``standstill.py``). If the caller is cancelled the worker is killed, and this returns when it is gone.
         """
         words = ["detect" if detect else "plain", "sync" if sync else "nosync", "alone" if alone else "whole", str(growth.size if growth else 0)]
         with tracing.span("diff.unpack") as span:
@@ -92,7 +94,7 @@ class Appliers:
                 self._idle.cancel()
                 self._idle = None
             if self._program is None or self._program.over:
-                self._program = await _Program.started(self._scratch)
+                self._program = await _Program.started(self._scratch, self._limit)
             return self._program
 
     def _rest(self) -> None:
@@ -120,9 +122,10 @@ class Appliers:
 class _Program:
     """``apply.py``, running."""
 
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, limit: float) -> None:
         self.over = False
         """It takes no more work."""
+        self._limit = limit
         self._process = process
         self._connection = connection
         self._loop = asyncio.get_running_loop()
@@ -130,12 +133,12 @@ class _Program:
         self._loop.add_reader(connection, self._received)
 
     @classmethod
-    async def started(cls, scratch: str) -> _Program:
+    async def started(cls, scratch: str, limit: float) -> _Program:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
             try:
-                return cls(await _start("apply", scratch, stdin=theirs.fileno()), ours)
+                return cls(await _start("apply", scratch, str(limit), stdin=theirs.fileno()), ours, limit)
             except BaseException:
                 ours.close()
                 raise
@@ -151,6 +154,7 @@ class _Program:
         self._jobs[job] = ended = self._loop.create_future()
         answers, answering = os.pipe2(os.O_CLOEXEC)
         answer = asyncio.ensure_future(_all_of(answers))
+        ended.add_done_callback(lambda _: ended.cancelled() or ended.exception() is None or answer.cancel())  # no worker, or one that cannot be ended and keeps the pipe open
         try:
             try:
                 await self._send("\0".join(request), [answering, *files])
@@ -190,8 +194,11 @@ class _Program:
         except BlockingIOError:
             return
         if data:
-            _, job, status = data.decode().split("\0")
-            self._jobs[job].set_result(int(status))
+            what, job, *status = data.decode().split("\0")
+            if what == "still":
+                self._jobs[job].set_exception(_stood_still("apply", self._limit))
+            else:
+                self._jobs[job].set_result(int(status[0]))
             return
         self.end()
 
@@ -211,17 +218,18 @@ class _Program:
         await self._process.wait()
 
 
-async def run(program: str, *arguments: str, file: int, started: Callable[[], None]) -> list[str]:
-    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after ``ok``. Its errors are as those of :meth:`Appliers.apply`."""
+async def run(program: str, *arguments: str, file: int, started: Callable[[], None], limit: float = standstill.LIMIT) -> list[str]:
+    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after ``ok``. Its errors are as those of :meth:`Appliers.apply`; so is ``limit``."""
     process = await _start(program, *arguments, stdin=file, stdout=asyncio.subprocess.PIPE)
     try:
         started()
-        assert process.stdout is not None
-        output = await process.stdout.read()
-        code = await process.wait()
+        output, code = await _watched(program, process, limit)
     except BaseException:
-        process.kill()
-        await asyncio.shield(process.wait())
+        for kill in (os.killpg, os.kill) if process.returncode is None else ():  # it has no group until it has begun
+            with contextlib.suppress(ProcessLookupError):
+                kill(process.pid, signal.SIGKILL)
+        ending = asyncio.ensure_future(process.wait())
+        await asyncio.wait((ending,), timeout=standstill.DYING)
         raise
     *_, answer = output.decode("utf-8", "backslashreplace").splitlines() or [""]
     verdict, _, rest = answer.partition(" ")
@@ -236,6 +244,24 @@ async def _start(program: str, *arguments: str, stdin: int, stdout: int | None =
     return await asyncio.create_subprocess_exec(
         sys.executable, "-S", "-P", "-c", f"from services.snapshots.diff.{program} import main; main()", str(os.getpid()), *arguments,
         stdin=stdin, stdout=stdout, env=environment)
+
+
+async def _watched(program: str, process: asyncio.subprocess.Process, limit: float) -> tuple[bytes, int]:
+    """All that it says, and its exit code; Internal once it has stood still for too long."""
+    assert process.stdout is not None
+    said = asyncio.ensure_future(process.stdout.read())
+    try:
+        still = standstill.Still(limit)
+        while not (await asyncio.wait((said,), timeout=standstill.look_every(limit)))[0]:
+            if still.seconds(process.pid) >= limit:
+                raise _stood_still(program, limit)
+        return said.result(), await process.wait()
+    finally:
+        said.cancel()
+
+
+def _stood_still(program: str, limit: float) -> errors.NodeError:
+    return errors.Internal(f"the {program} worker stood still for {limit:g} s and was killed: a file system that it reads or writes does not answer")
 
 
 def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeError:

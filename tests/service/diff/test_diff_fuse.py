@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 
 from api.containerd.types import mount_pb2
 from services.kit import errors
+from services.snapshots.diff.mounts import Mount
+from services.snapshots.diff.workers import Appliers
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_sides import Side, bind, differences, tree
 from tests.suites.diff_tars import directory, opaque, reg, tar, whiteout
@@ -94,3 +97,25 @@ async def test_the_program_ends_with_the_worker(side: Side) -> None:
     work.cancel()
     await asyncio.wait((work,))
     eventually(lambda: not served(side.place), "the program is left", 10)
+
+
+async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
+    """The program that serves its mount does not answer any more: the call ends with an error, instead of never, and nothing is left. The next call has a worker."""
+    for name in ("scratch", "lower", "upper", "work"):
+        (place / name).mkdir()
+    (place / "blob").write_bytes(tar(*(reg(b"%d" % n, bytes(1 << 16)) for n in range(2000))))
+    served_here = Mount("fuse3.fuse-overlayfs", "overlay", "", [f"{name}dir={place / name}" for name in ("lower", "upper", "work")])
+    appliers = Appliers(str(place / "scratch"), limit=2.0)
+    try:
+        with (place / "blob").open("rb") as blob:
+            work = asyncio.ensure_future(appliers.apply([served_here], blob.fileno(), detect=True))
+            await eventually_async(async_(lambda: any((place / "upper").rglob("*"))), "it does not begin", 20)
+            for pid in served(place):
+                os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(errors.Internal, match="the apply worker stood still for 2 s and was killed"):
+                await asyncio.wait_for(work, 60)
+            eventually(lambda: not served(place), "the program is left", 10)
+            (place / "plain").mkdir()
+            assert (await appliers.apply([Mount("bind", str(place / "plain"), "", ["rw", "rbind"])], blob.fileno(), detect=True)).size
+    finally:
+        await appliers.aclose()

@@ -224,7 +224,7 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
                 assert appliers._program is not None
                 program = appliers._program._process.pid
                 workers = Path(f"/proc/{program}/task/{program}/children").read_text().split()
-                return any(Path(f"/proc/{worker}/syscall").read_text().startswith("0 ") for worker in workers)  # in read()
+                return any(Path(f"/proc/{worker}/syscall").read_text().startswith("7 ") for worker in workers)  # in poll()
 
             await eventually_async(waits)
             await asyncio.sleep(0.1)
