@@ -231,15 +231,21 @@ async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
     def load() -> None:
         opened = 0
         while opened < 50_000:
+            begun = time.monotonic()
             with raws(node.socket, 5) as connections:
                 for raw in connections:
-                    raw.resets(20_000, path)  # 10,000 at once, and 1,000 more each second that the sending takes: the machine may stop for ten
+                    raw.resets(20_000, path)
+                    raw.call(VERSION)
                 with ThreadPoolExecutor(len(connections)) as threads:
                     all(threads.map(Raw.flush, connections))  # all at the same time, as they are slowed
                 for raw in connections:
-                    away = raw.until(lambda raw: raw.of(GoingAway), 30)[0]
-                    assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many streams are reset")
-                    opened += (away.last + 1) // 2
+                    raw.until(lambda raw: raw.of(GoingAway) or raw.statuses(), 60)
+                    for away in raw.of(GoingAway):
+                        assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many streams are reset")
+                        opened += (away.last + 1) // 2
+                    if not raw.of(GoingAway):  # the machine is that slow: 10,000 at once are allowed, and 1,000 more each second
+                        assert time.monotonic() - begun > 9
+                        opened += 20_000
 
     async with others(node):
         await in_thread(load)
