@@ -122,7 +122,7 @@ def write_durably(path: str, data: bytes, temporary: str) -> None:
 def disk_error(error: OSError, what: str) -> errors.NodeError | OSError:
     """A full disk as ResourceExhausted that says what could not be done; any other failure as it is."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return errors.ResourceExhausted(f"{what}: {(error.strerror or str(error)).lower()}")
+        return errors.ResourceExhausted(f"{what}: {errors.words(error)}")
     return error
 
 

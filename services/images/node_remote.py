@@ -222,7 +222,7 @@ class RemoteNode:
             raise LateError from None
         except OSError as error:
             where = os.fsencode(error.filename or "").lstrip(b"/").decode("utf-8", "backslashreplace")
-            raise errors.Unknown(f"directory {quoted(where)}: {(error.strerror or str(error)).lower()}") from None
+            raise errors.Unknown(f"directory {quoted(where)}: {errors.words(error)}") from None
 
 
 def _for_worker(mount: Mount) -> workers_mounts.Mount:

@@ -8,6 +8,7 @@ clients match on it: raise ``NotFound("content sha256:...")`` and the class adds
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -164,6 +165,18 @@ class Unauthenticated(NodeError):
 
 BY_CODE: dict[int, type[NodeError]] = {cls.code: cls for cls in NodeError.__subclasses__()}
 """gRPC status code to class; every code but OK has exactly one."""
+
+
+def words(error: OSError) -> str:
+    """What a system call said, as Go words it, without Python's number and quotes: ``no such file or directory``."""
+    said = error.strerror or str(error)
+    return said[:1].lower() + said[1:]
+
+
+def words_of_path(error: OSError) -> str:
+    """The same behind the path that it is about, if it names one: ``/run/x: no such file or directory``."""
+    named = error.filename if isinstance(error.filename, str | bytes) else b""
+    return f"{os.fsencode(named).decode('utf-8', 'backslashreplace')}: {words(error)}" if named else words(error)
 
 
 def from_status(code: int, message: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NodeError:

@@ -144,7 +144,7 @@ class Gathering:
         except Exception as error:
             if not isinstance(error, errors.NodeError):
                 log.exception("calls that were made together failed")
-                error = errors.Internal(f"{type(error).__name__}: {error}")
+                error = errors.Internal("calls that were made together failed, see the service's log")
             for each in asked:
                 if not each.answer.done():
                     each.answer.set_exception(type(error).verbatim(str(error), error.trailers))

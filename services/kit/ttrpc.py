@@ -138,7 +138,7 @@ class Channel(_Frames):
             raise errors.Unavailable(f"connect to {self.address!r}: timed out") from error
         except OSError as error:
             self._connecting = None
-            raise errors.Unavailable(f"connect to {self.address!r}: {error.strerror or error}") from error
+            raise errors.Unavailable(f"connect to {self.address!r}: {errors.words(error)}") from error
 
     async def _connect(self) -> None:
         await asyncio.get_running_loop().create_unix_connection(lambda: self, self.address)

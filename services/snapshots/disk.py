@@ -30,7 +30,7 @@ FEW = 256
 
 def disk_error(error: OSError, what: str) -> errors.NodeError:
     """A failed system call as an answer: what could not be done, and why."""
-    why = f"{what}: {(error.strerror or str(error)).lower()}"
+    why = f"{what}: {errors.words(error)}"
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return errors.ResourceExhausted(why) if full else errors.Unknown(why)
 
@@ -184,7 +184,7 @@ async def _run(*command: str) -> tuple[int, bytes, bytes]:
             "setpriv", "--pdeathsig", "KILL", *command, env={**os.environ, "LC_ALL": "C"}, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     except OSError as error:
-        raise errors.Unknown(f"failed to start {command[0]}: {error}") from None
+        raise errors.Unknown(f"failed to start {command[0]}: {errors.words(error)}") from None
     try:
         out, err = await process.communicate()
     except BaseException:

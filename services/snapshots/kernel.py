@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from services.kit import errors
+
 _TRIAL = ".overlay-trial-"
 _TMPFS = 0x01021994
 _ALL_IDS = 4294967295
@@ -88,7 +90,7 @@ async def overlay_trouble(directory: Path) -> str:
             return f"{directory} does not support d_type. If the backing filesystem is xfs, please reformat with ftype=1 to enable d_type support"
         return await _trial_mount(directory)
     except OSError as error:
-        return str(error)
+        return errors.words_of_path(error)
 
 
 async def _trial_mount(directory: Path, *options: str) -> str:
@@ -103,7 +105,7 @@ async def _trial_mount(directory: Path, *options: str) -> str:
                 "unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", data, at["merged"],
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
         except OSError as error:
-            return f"failed to mount overlay: {error}"
+            return f"failed to mount overlay: {errors.words_of_path(error)}"
         _, err = await process.communicate()
         if process.returncode:
             why = " ".join(err.decode(errors="replace").replace(place, str(directory)).split())

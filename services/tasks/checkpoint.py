@@ -82,8 +82,10 @@ def _unpack(file: io.BufferedRandom, image: Path) -> None:
     try:
         while (entry := reader.next()) is not None:
             _unpack_entry(entry, reader, image)
-    except (tar.TarError, OSError) as error:
+    except tar.TarError as error:
         raise errors.InvalidArgument(f"checkpoint image: {error}") from None
+    except OSError as error:
+        raise errors.InvalidArgument(f"checkpoint image: {errors.words(error)}") from None
 
 
 def _unpack_entry(entry: tar.Entry, reader: tar.Reader, image: Path) -> None:

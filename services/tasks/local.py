@@ -904,7 +904,7 @@ def _prefixed(words: str) -> Iterator[None]:
     except errors.NodeError as error:
         raise type(error).verbatim(f"{words}{error}", error.trailers) from error
     except OSError as error:
-        raise errors.Unknown(f"{words}{error}") from error
+        raise errors.Unknown(f"{words}{errors.words_of_path(error)}") from error
 
 
 def _nobody_listens(error: BaseException) -> bool:

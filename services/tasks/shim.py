@@ -75,7 +75,7 @@ class Programs:
 
 def _os_error(what: str, error: OSError) -> errors.NodeError:
     """In Go's words, which are what clients know: lower case."""
-    return errors.Unknown(f"{what}: {(error.strerror or str(error)).lower()}")
+    return errors.Unknown(f"{what}: {errors.words(error)}")
 
 
 @dataclass(frozen=True, slots=True)

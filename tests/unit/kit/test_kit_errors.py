@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from services.kit import errors
@@ -37,3 +39,13 @@ def test_a_lost_connection_is_unavailable_on_the_wire() -> None:
     """Disconnected is a word between our own processes."""
     assert errors.Disconnected("service content").code == 14
     assert errors.BY_CODE[14] is errors.Unavailable
+
+
+def test_a_failed_system_call_in_gos_words() -> None:
+    """Without Python's number, with the path where it is wanted; words of others keep their letters."""
+    with pytest.raises(OSError, match="No such file") as caught:
+        os.stat("/Absent/file")
+    assert errors.words(caught.value) == "no such file or directory"
+    assert errors.words_of_path(caught.value) == "/Absent/file: no such file or directory"
+    assert errors.words(OSError("Not of the System")) == errors.words_of_path(OSError("Not of the System")) == "not of the System"
+    assert errors.words_of_path(OSError(5, "Input/output error", b"/a\xff")) == "/a\\xff: input/output error"

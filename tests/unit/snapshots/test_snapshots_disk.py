@@ -150,7 +150,7 @@ async def test_why_overlay_does_not_work(place: Path) -> None:
         directory.mkdir()
     # an overlay on an overlay that has no upper directory: read-only
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower}:{place / 'second'}", str(merged)], check=True)
-    assert "Read-only file system" in await kernel.overlay_trouble(merged)
+    assert "read-only file system" in await kernel.overlay_trouble(merged)
     assert await kernel.overlay_trouble(place / "none") != ""
 
 
