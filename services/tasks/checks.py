@@ -10,9 +10,11 @@ Other runtimes' shims (kata's, gVisor's) have their own options, and their own s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 
 from services.kit import errors
@@ -20,7 +22,9 @@ from services.kit.identifiers import quoted
 from services.tasks.store import IO, Opaque
 
 STAT_SECONDS = 5.0
-"""For looking at the paths of stdio, which a client chooses: one on a dead network file system must not hold anybody else."""
+"""For looking at the paths of stdio, which a client chooses: one may be on a network file system that does not answer."""
+STATS = 32
+"""Looks at once. One that gets no answer keeps its thread, which therefore is nobody else's, and does not hold up the end of the process."""
 
 _OPTIONS = "containerd.runc.v1.Options"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -57,11 +61,38 @@ async def stdio(program: str, io: IO) -> None:
              if path and ((field == "stdin" and of_runc(program)) or not _SCHEME.match(path))}
     if not paths:
         return
+    named = ", ".join(f"{field} {quoted(path)}" for field, path in paths.items())
+    if not _free.acquire(blocking=False):
+        raise errors.Unavailable(f"{named}: {STATS} looks at other paths have had no answer from their file systems yet")
+    found = asyncio.get_running_loop().create_future()
+    threading.Thread(target=_look, args=(paths, found, _free), name="stdio", daemon=True).start()
     try:
         async with asyncio.timeout(STAT_SECONDS):
-            await asyncio.to_thread(_are_there, paths)
+            error = await found
     except TimeoutError:
-        raise errors.DeadlineExceeded(f"{', '.join(f'{field} {quoted(path)}' for field, path in paths.items())}: no answer from the file system") from None
+        raise errors.DeadlineExceeded(f"{named}: no answer from the file system") from None
+    if error is not None:
+        raise error
+
+
+_free = threading.BoundedSemaphore(STATS)
+
+
+def _look(paths: dict[str, str], found: asyncio.Future[Exception | None], free: threading.Semaphore) -> None:
+    """In a thread: :func:`_are_there`, to ``found``."""
+    error = None
+    try:
+        _are_there(paths)
+    except Exception as refusal:
+        error = refusal
+    free.release()
+
+    def answer() -> None:
+        if not found.done():
+            found.set_result(error)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+        found.get_loop().call_soon_threadsafe(answer)
 
 
 def _are_there(paths: dict[str, str]) -> None:
@@ -71,7 +102,7 @@ def _are_there(paths: dict[str, str]) -> None:
         try:
             mode = os.stat(path).st_mode
         except (OSError, ValueError) as error:
-            why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+            why = errors.words(error) if isinstance(error, OSError) else str(error)
             raise errors.InvalidArgument(f"{field} {quoted(path)}: {why}") from None
         if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
             raise errors.InvalidArgument(f"{field} {quoted(path)}: not a FIFO, file or device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from services.kit import errors
 from services.tasks import checks
 from services.tasks.store import IO, Opaque
+from tests.support import eventually_async
 
 RUNC, OTHER = "/usr/bin/containerd-shim-runc-v2", "/usr/bin/containerd-shim-other-v1"
 
@@ -70,14 +72,30 @@ async def test_stdio_that_is_not(io: IO, message: str) -> None:
 
 
 async def test_a_file_system_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Costs the one who named it."""
-    import threading
-
+    """Costs the one who named it. Looks that hang are bounded, and take no thread that others need; when they end there is room again."""
     release = threading.Event()
+    real = checks._are_there
     monkeypatch.setattr(checks, "STAT_SECONDS", 0.05)
+    monkeypatch.setattr(checks, "_free", threading.BoundedSemaphore(2))
     monkeypatch.setattr(checks, "_are_there", lambda paths: release.wait(20))
     try:
         with pytest.raises(errors.DeadlineExceeded, match='stdout "/dead/x", stderr "/dead/y": no answer from the file system'):
             await checks.stdio(RUNC, IO("", "/dead/x", "/dead/y"))
+        with pytest.raises(errors.DeadlineExceeded):
+            await checks.stdio(RUNC, IO("", "/dead/x", "/dead/y"))
+        with pytest.raises(errors.Unavailable, match='stdout "/dev/null", stderr "/dev/null": .* looks at other paths have had no answer'):
+            await checks.stdio(RUNC, IO("", "/dev/null", "/dev/null"))
+        assert not [thread for thread in threading.enumerate() if thread.name == "stdio" and not thread.daemon]
     finally:
         release.set()
+    monkeypatch.setattr(checks, "_are_there", real)
+    monkeypatch.setattr(checks, "STAT_SECONDS", 20.0)
+
+    async def there() -> bool:
+        try:
+            await checks.stdio(RUNC, IO("", "/dev/null", "/dev/null"))
+        except errors.Unavailable:
+            return False
+        return True
+
+    await eventually_async(there, "there is no room again")
