@@ -30,22 +30,19 @@ def content(request: pytest.FixtureRequest, place: Path) -> Iterator[ServiceProc
         running.kill()
 
 
-def asked(process: ServiceProcess) -> str:
-    """What the log tells of one SIGUSR1, once it is all there."""
+def asked(process: ServiceProcess, *words: str) -> None:
+    """Send one SIGUSR1, and wait until the log tells all of ``words`` of it."""
     before = len(process.text())
     os.kill(process.pid, signal.SIGUSR1)
-    eventually(lambda: "most recent call first" in process.text()[before:], "no stack in the log")
-    return process.text()[before:]
+    eventually(lambda: all(word in process.text()[before:] for word in words), f"the log does not tell {words}")
 
 
 async def test_a_process_tells_its_threads_and_tasks_and_goes_on(content: ServiceProcess) -> None:
     """Again and again: a stack of the main thread, and the tasks with where they wait; calls are answered before and after."""
     await eventually_async(lambda: health(content.state / "content.sock"), "content does not answer")
     for count in (1, 2, 3):
-        asked(content)
-        eventually(lambda count=count: content.text().count(" in until_signal") == count, "the tasks are not told")
-        assert "Current thread" in content.text()
-        assert "process.py" in content.text()
+        asked(content, "Current thread", "process.py", " in until_signal")
+        assert content.text().count(" in until_signal") == count
         assert await health(content.state / "content.sock") == 1
 
 
@@ -54,9 +51,7 @@ async def test_a_loop_that_hangs_tells_where(content: ServiceProcess, how: str, 
     """In Python and in C that holds the GIL: the stack names the function, and the process lives on."""
     (place / "faults" / "content.loop").write_text(how)
     eventually(lambda: not (place / "faults" / "content.loop").exists(), "content does not hang")
-    said = asked(content)
-    assert " in fault" in said
-    eventually(lambda: " in _beat" in content.text(), "the stack is not whole")
+    asked(content, " in fault", " in _beat")
     os.kill(content.pid, 0)
 
 
