@@ -23,6 +23,9 @@ ON_TIME = 2.0
 WRITING = 2.0
 """Seconds that a process gets to write its stacks before it is killed."""
 
+_BEYOND = ("D", "Z", "X")
+"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot: supervisord hears of the death when that one is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -31,9 +34,6 @@ class Limits:
     silence: float
     start: float
     beat: float
-
-_BEYOND = ("D", "Z", "X")
-"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot: supervisord hears of the death when that one is over."""
 
 
 class Kernel(Protocol):

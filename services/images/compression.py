@@ -1,4 +1,4 @@
-"""Layers compressed: for archives whose layers are not, where the client wants it."""
+"""Compressing a layer: an archive may bring it uncompressed, and the client may want it compressed all the same."""
 
 from __future__ import annotations
 

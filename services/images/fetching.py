@@ -128,7 +128,7 @@ class _Fetching:
             if not self._landing.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
                 await self._part(offset, size)
                 return
-            parts = range(offset, size, PART)  # of a size that nobody has checked: no list of them
+            parts = range(offset, size, PART)  # no list of them: the size is only what a stranger says
             answered = asyncio.Event()
 
             def part() -> tuple[int, int]:

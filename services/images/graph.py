@@ -20,7 +20,6 @@ DEPTH = 32
 LAYERS = 500
 """Layers of an image. Docker makes 127 at most, and overlayfs mounts 500."""
 
-
 _AT_ONCE = 2000
 """Labels that are written at once: metadata should not be busy with one call for long."""
 

@@ -1,4 +1,4 @@
-"""Reading a layer's tar stream, entry by entry, exactly as containerd does.
+"""Reading a tar stream (a layer, an archive of images, a checkpoint), entry by entry, exactly as containerd does.
 
 What containerd accepts is what Go's archive/tar accepts, and it differs from what GNU tar, libarchive or Python's tarfile make of the same bytes:
 where a hard link's size counts, whether a regular file may end in a slash, which PAX records matter, what a lone block of zeros means. A
