@@ -155,12 +155,14 @@ class Collector:
         """What was written since the last look may expire before anything else."""
         self._look_at = None
         keys = list(self._written)
-        try:
-            wake = await self._database.transactions.read(lambda tx: _next_expiry(tx, keys))
-        except Exception:
-            log.exception("cannot read when leases expire")
-            return
-        del self._written[:len(keys)]
+        with self._database.transactions.watch() as later:
+            unseen = list(later)  # its commit is under way: what is read may not have it
+            try:
+                wake = await self._database.transactions.read(lambda tx: _next_expiry(tx, keys))
+            except Exception:
+                log.exception("cannot read when leases expire")
+                return
+        self._written[:len(keys)] = unseen
         if wake is not None and (self._wake is None or wake < self._wake):
             self._expect(wake)
 
@@ -175,7 +177,6 @@ class Collector:
         waiting, self._waiting = self._waiting, []
         every, self._all = self._all, False
         self._pace.begun()
-        self._written.clear()  # what is read from now on has it
         started = time.monotonic()
         try:
             found = await self._collect_records()
@@ -193,7 +194,7 @@ class Collector:
             self._fail(waiting, error if isinstance(error, errors.NodeError) else errors.Internal("garbage collection failed, see the log of metadata"))
             return
         self._pace.collected(time.monotonic(), time.monotonic() - started)
-        self._look_at = None
+        self._look_at = time.monotonic() + _LOOK if self._written else None
         self._expect(found.wake)
         backends = found.backends if every or waiting else [b for b in found.backends if b in found.needed]
         sweeps = {backend: self._sweeper(backend, store_id).ask() for backend in backends}
@@ -218,6 +219,7 @@ class Collector:
                 known, living, spared = known + buried.known, buried.living, spared + buried.spared
                 for event in buried.events:
                     self._publish(event)
+            self._written[:] = written  # the look had all else
         if spared:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
         return found

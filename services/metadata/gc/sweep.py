@@ -296,6 +296,8 @@ class _Unmarking:
         """The removal of ``raw`` is over; ``gone``: the backend does not have it any more."""
         self._waiting.append((raw, gone))
         if self._task is None or self._task.done():
+            if self._task is not None and not self._task.cancelled():
+                self._task.exception()  # what failed is tried again now
             self._task = asyncio.ensure_future(self._run())
 
     async def done(self) -> None:
@@ -312,5 +314,9 @@ class _Unmarking:
                     schema.clear_mark(tx, raw, gone=gone)
 
             fault("gc.before-unmark")
-            await self._database.transactions.write(work, lasting=False)  # a mark that is there again is resolved by the next sweep
+            try:
+                await self._database.transactions.write(work, lasting=False)  # a mark that is there again is resolved by the next sweep
+            except BaseException:
+                self._waiting[:0] = taken
+                raise
             self._database.wake(*(raw for raw, _ in taken))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +14,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from services.kit import errors, tracing
 from services.metadata import schema
-from services.metadata.database import Busy
+from services.metadata.database import Busy, Database
 from services.metadata.gc import Collector, Config
 from services.metadata.gc import collector as collector_module
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.turns import Turns
 from services.metadata.intents import check_no_blob_sweeping
-from services.metadata.store import Event, Gateway, Mark, Raw
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.store import Event, Gateway, Lease, Mark, Raw
 from tests.support import eventually_async
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
 
@@ -487,8 +491,6 @@ async def test_after_a_deletion_it_comes_by_itself(world: World, stores: MemoryR
 
 async def test_it_wakes_when_a_lease_expires(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
     """Nobody has to write anything for an expired lease to free what it held (containerd issue 6294)."""
-    import time
-
     async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
         raw = world.blob(1)
         stores.add(raw)
@@ -501,8 +503,6 @@ async def test_it_wakes_when_a_lease_expires(world: World, stores: MemoryRawStor
 
 async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStores, events: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
     """After a write it looks whether something expires earlier than all that is known."""
-    import time
-
     monkeypatch.setattr(collector_module, "_LOOK", 0.02)
     async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
         world.lease("tomorrow", labels={"gc.expire": stamp(time.time_ns() + 24 * HOUR)})
@@ -512,6 +512,82 @@ async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStor
         world.lease("lease", ("content", digest(1)), labels={"gc.expire": stamp(time.time_ns() + SECOND // 2)})
         collector.schedule("mutation")
         await eventually_async(lambda: _async(raw not in stores), seconds=10)
+
+
+@pytest.mark.parametrize("by", ["look", "collection"])
+async def test_what_expires_is_noticed_though_its_commit_was_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """Who looked before it was committed looks again."""
+    monkeypatch.setattr(collector_module, "_LOOK", 0.02)
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    database = Database(store)
+    read, looked, disk = store.read, asyncio.Event(), threading.Event()
+
+    async def reading(work: Any) -> Any:
+        found = await read(work)
+        looked.set()
+        return found
+
+    async with Collector(database, MemoryRawStores(), QUIET, lambda event: None).running() as collector:
+        database.collector = collector
+        await collector.collect()
+        monkeypatch.setattr(store, "read", reading)
+        store._thread.submit(disk.wait)  # the disk is slow
+        lease = Lease(id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 2)})
+        writing = asyncio.ensure_future(database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=lease)))
+        await eventually_async(lambda: _async(store._in_flight))
+        collecting = asyncio.ensure_future(collector.collect()) if by == "collection" else None
+        if by == "look":
+            collector.schedule("mutation")
+        await asyncio.wait_for(looked.wait(), 10)
+        disk.set()
+        await writing
+        if collecting is not None:
+            await collecting
+        assert database.view(lambda tx: schema.LEASES.has(tx, "ns", "l"))
+        await eventually_async(lambda: _async(not database.view(lambda tx: schema.LEASES.has(tx, "ns", "l"))), seconds=10)
+    await store.close()
+
+
+async def test_what_expires_is_noticed_though_it_was_written_during_a_collection(world: World, stores: MemoryRawStores, collector: Collector,
+                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its look at all records."""
+    monkeypatch.setattr(collector_module, "_LOOK", 0.02)
+    read = world.transactions.read
+
+    async def reading(work: Any) -> Any:
+        found = await read(work)
+        monkeypatch.setattr(world.transactions, "read", read)
+        await world.database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=Lease(
+            id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 5)})))
+        return found
+
+    monkeypatch.setattr(world.transactions, "read", reading)
+    await collector.collect()
+    assert world.living() == {"lease l"}
+    await eventually_async(lambda: _async(not world.living() and not world.dead()), seconds=10)
+
+
+async def test_a_mark_that_could_not_be_taken_off_is_with_the_next(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else who wants the thing would wait for what is over."""
+    for number in (1, 2):
+        stores.add(blob(number))
+    write, failed = world.transactions.write, asyncio.Event()
+
+    async def full(work: Any, *, lasting: bool = True) -> Any:
+        if not lasting and not failed.is_set():
+            failed.set()
+            raise errors.Unavailable("metadata store: disk full")
+        return await write(work, lasting=lasting)
+
+    async def after(method: str, name: str) -> None:
+        if (method, name) == ("remove", digest(2)):
+            await failed.wait()
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(world.transactions, "write", full)
+    stores.before = after
+    assert len((await collector.collect()).removed) == 2
+    assert world.marks() == set()
 
 
 async def test_another_gateway_brings_other_backends(world: World, stores: MemoryRawStores, collector: Collector) -> None:
