@@ -16,7 +16,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -50,6 +50,7 @@ class Intents:
         self._finishers = finishers
         self._resolving: asyncio.Task[None] | None = None
         self._cancelling: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
 
     # -- the gateway
 
@@ -78,6 +79,7 @@ class Intents:
             self._resolving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._resolving
+        await self._ended()
 
     # -- begin and end
 
@@ -189,6 +191,7 @@ class Intents:
     # -- what others left open
 
     async def _resolve_all(self, known: frozenset[str] | None) -> None:
+        await self._ended()
         pause = 0.2
         while True:
             left = 0
@@ -222,9 +225,12 @@ class Intents:
             outcome = await self._outcome(intent)
         except errors.NotFound:
             log.info("intent %s (%s in %s, %s) came to nothing", intent.id, intent.operation, intent.backend, intent.ref or intent.key)
-            await self.cancel(intent.id)
+            await self._to_its_end(self.cancel(intent.id))
             return
         log.info("intent %s (%s in %s, %s) had been done", intent.id, intent.operation, intent.backend, intent.ref or intent.key)
+        await self._to_its_end(self._was_done(intent, outcome))
+
+    async def _was_done(self, intent: Intent, outcome: Outcome) -> None:
         try:
             finished = await self.finish(intent.id, outcome, patience=0)  # who waits for another intent's end would keep that from being resolved
         except errors.Unavailable:
@@ -234,6 +240,18 @@ class Intents:
             return
         for event in finished.events:
             self._publish(event)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Whoever connects meanwhile ends the resolving, but not between the end of an intent and those who are to hear of it."""
+        task = asyncio.ensure_future(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
+
+    async def _ended(self) -> None:
+        """Wait for what an earlier resolving was ending."""
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     async def _outcome(self, intent: Intent) -> Outcome:
         """What was done; NotFound if nothing was."""

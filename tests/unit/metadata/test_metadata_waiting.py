@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
@@ -17,7 +19,8 @@ from api.splitd.records.v1 import records_pb2 as pb
 from services.kit import errors
 from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
-from services.metadata.store import Change, Collected, Mark, Raw
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.store import Change, Collected, Kind, Mark, Raw
 from tests.suites.records import REF, World, digest, refused
 from tests.suites.records_lives import LocalMetadata, headers
 from tests.support import eventually_async
@@ -140,6 +143,45 @@ async def test_an_intent_that_nobody_knows_of_is_resolved_in_the_end(local: Loca
         return not local.database.view(lambda tx: schema.INTENTS.has(tx, intent.id))
 
     await eventually_async(gone)
+
+
+async def test_who_waits_hears_of_the_end_though_a_gateway_connects_just_then(tmp_path: Path) -> None:
+    """It ends the resolving of what earlier ones left, which has just come to an end in the same commit."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    local = LocalMetadata(store, patience=10)
+    world = await World(Life(local)).begin()
+    await world.begin_snapshot("k")
+    asked, disk = asyncio.Event(), threading.Event()
+
+    async def nothing(backend: str, raw_key: str) -> Kind:
+        await asked.wait()
+        raise errors.NotFound(f"snapshot {raw_key}")
+
+    local.raw.snapshot_kind = nothing  # type: ignore[method-assign]
+    world.incarnation = "next"
+    await world.connect()
+    waiting = asyncio.ensure_future(world.begin_snapshot("k"))
+    await eventually_async(lambda: true(bool(local.database._waiting)))
+    store._thread.submit(disk.wait)
+    writing = asyncio.ensure_future(store.write(lambda tx: tx.put(("x",), b"")))
+    await eventually_async(lambda: true(store._in_flight))
+    connecting = asyncio.ensure_future(world.connect())
+    await eventually_async(lambda: true(queued(store) == 1))
+    asked.set()
+    await eventually_async(lambda: true(queued(store) == 2))
+    disk.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(writing, connecting, waiting)
+    await local.close()
+
+
+async def true(value: bool) -> bool:
+    return value
+
+
+def queued(store: SqliteTransactions) -> int:
+    """Writes that wait for the next commit."""
+    return sum(map(len, store._queue._callers.values()))
 
 
 @pytest.mark.parametrize("turns", range(8))
