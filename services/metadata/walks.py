@@ -34,8 +34,9 @@ class Walks:
         """A state for ``walk``."""
         if len(self._open) >= WALKS:
             next(iter(self._open)).let_go()
+        snapshot = self._transactions.snapshot()
         self._open[walk] = None
-        return self._transactions.snapshot()
+        return snapshot
 
     def gone(self, walk: Walk) -> None:
         """``walk`` has none any more."""

@@ -77,6 +77,19 @@ async def test_few_walks_have_a_state_of_their_own(store: Transactions, monkeypa
     assert not everybody._open
 
 
+async def test_a_walk_that_gets_no_state_takes_nobodys_place(store: Transactions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the process has no descriptors left."""
+    everybody = Walks(store)
+
+    def none_left() -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(store, "snapshot", none_left)
+    with everybody.over(("t",)) as walk, pytest.raises(sqlite3.OperationalError):
+        next(walk)
+    assert not everybody._open
+
+
 async def test_a_state_is_not_kept_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the log of a store whose reader sleeps would grow without end."""
     monkeypatch.setattr(walks, "KEPT", 0.05)
