@@ -7,7 +7,7 @@ now; so does what refers back to it. Nothing else can have come back to life: wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from typing import Any
 
 from services.metadata import schema
@@ -113,10 +113,9 @@ def _topological(nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]])
 class Spared:
     """What of a backend must stay, since it came to be named, or asked for, after it was found that nobody needs it. ``listing`` is what the backend had."""
 
-    def __init__(self, listing: Listing, written: Sequence[Key]) -> None:
+    def __init__(self, listing: Listing, written: MutableSequence[Key]) -> None:
         self._listing = listing
         self._written = written
-        self._known = 0
         self._raws: set[Raw] = set()
         self._references: dict[str, list[str]] | None = None
         self.every_blob = False
@@ -125,12 +124,12 @@ class Spared:
     @property
     def behind(self) -> int:
         """Keys that were written since the last look."""
-        return len(self._written) - self._known
+        return len(self._written)
 
     def look(self, tx: Reader, most: int = 1 << 62) -> Spared:
         """Note what was written until now, of ``most`` keys. To be called in a transaction, which may be run again: it notes too much then, never too little."""
-        end = min(len(self._written), self._known + most)
-        written, self._known = self._written[self._known:end], end
+        written = self._written[:most]
+        del self._written[:most]  # a sweep may take hours
         for key in set(written):
             if key[0] == schema.NAMED.name and key[1] == self._listing.backend:
                 self._stays(Raw(*key[1:]))  # type: ignore[arg-type]

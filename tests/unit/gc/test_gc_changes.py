@@ -8,40 +8,48 @@ import pytest
 
 from services.metadata import schema
 from services.metadata.gc import Collector, Config
+from services.metadata.gc.changes import Spared
 from services.metadata.gc.collector import _bury, _examine
 from services.metadata.gc.mark import Node, everything, mark
 from services.metadata.gc.memory import MemoryRawStores
+from services.metadata.gc.raw import Listing
 from services.metadata.gc.sweep import _BATCH
-from services.metadata.store import Raw
+from services.metadata.store import Raw, Resource
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, World, digest, stamp
 from tests.unit.metadata.test_metadata_costs import Counting
 
-NAMES = 12
+NAMES = 8
 
 
 def change(world: World, rng: random.Random) -> None:
     """One random record, or one less."""
     number, other = rng.randrange(NAMES), rng.randrange(NAMES)
-    labels = {}
-    for _ in range(rng.randrange(3)):
+    labels = {"gc.root": "x"} if rng.random() < 0.05 else {}
+    for _ in range(rng.choice([0, 0, 1, 2, 3])):
         key, value = rng.choice([
-            ("gc.root", "x"), ("gc.ref.content.1", digest(other)), ("gc.ref.content.2", digest(rng.randrange(NAMES))), ("gc.ref.snapshot.overlayfs", f"s{other}"),
+            ("gc.ref.content.1", digest(other)), ("gc.ref.content.2", digest(rng.randrange(NAMES))), ("gc.ref.snapshot.overlayfs", f"s{other}"),
             ("gc.bref.content", digest(other)), ("gc.bref.snapshot.overlayfs", f"s{other}"), ("gc.bref.image", f"i{other}"), ("gc.bref.container", f"c{other}"),
-            ("gc.expire", stamp(NOW + rng.choice([-HOUR, HOUR])))])
+            ("gc.ref.image", f"i{other}"), ("gc.expire", stamp(NOW + rng.choice([-HOUR, HOUR]))),
+            ("gc.cond.snapshot.overlayfs", f"usedat<2h|s{other}"), ("gc.cond.value-usedat", stamp(NOW - rng.choice([HOUR, 3 * HOUR])))])
         labels[key] = value
-    match rng.randrange(9):
+    match rng.randrange(13):
         case 0 | 1:
             world.blob(number, labels)
         case 2:
-            world.image(f"i{number}", other, labels)
+            world.image(f"i{number}", other, labels | ({"gc.expire": stamp(NOW - HOUR)} if rng.random() < 0.5 else {}))
         case 3 | 4:
             world.snapshot(f"s{number}", f"s{other}" if other < number else "", labels)
-        case 5:
+        case 5 | 11:
             world.lease(f"l{number}", ("content", digest(other)), ("snapshots/overlayfs", f"s{rng.randrange(NAMES)}"),
                         labels={**labels, **({"gc.flat": "x"} if rng.random() < 0.5 else {})})
         case 6:
             world.container(f"c{number}", f"s{other}")
         case 7:
+            world.ingest(f"r{number}", rng.choice([0, NOW - HOUR, NOW + HOUR]), rng.choice(["", digest(other)]))
+        case 8 | 12:
+            world._write(lambda tx: schema.put_resource(tx, "ns", f"l{number}", Resource(*rng.choice([
+                ("content", digest(other)), ("snapshots/overlayfs", f"s{other}"), ("images", f"i{other}"), ("ingests", f"r{other}")]))))
+        case 9:
             world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}", parent=f"s{other}")
         case _:
             table, name = rng.choice([(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))])
@@ -55,7 +63,7 @@ def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
     rng = random.Random(seed)
     world = World()
     state = world.transactions._state
-    for _ in range(rng.randrange(60)):
+    for _ in range(rng.randrange(100)):
         change(world, rng)
     for writes in (3, 0):
         with world.transactions.watch() as written:
@@ -74,6 +82,19 @@ def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
                 gone = before - {*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images}
                 assert gone <= dead
     assert not mark(everything(state), NOW).dead
+
+
+def test_what_was_written_during_a_sweep_is_looked_at_once() -> None:
+    """And not kept: a sweep may take hours. What came to be named stays all the same."""
+    world = World()
+    with world.transactions.watch() as written:
+        spared = Spared(Listing(CONTENT), written)
+        raws = [world.blob(number) for number in range(5)]
+        before = spared.behind
+        assert spared.look(world.transactions._state, 4).behind == before - 4 == len(written)
+        assert spared.look(world.transactions._state).behind == 0 == len(written)
+        assert all(raw in spared for raw in raws)
+        assert Raw(CONTENT, "blob", digest(9)) not in spared
 
 
 def test_a_record_goes_before_what_it_refers_to() -> None:
