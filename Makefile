@@ -68,7 +68,7 @@ peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## ot
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 600
-fuzz: $(VENV)/dev ## frames that are nearly right against our gRPC, for SECONDS=600, from SEED (a new one each time)
+fuzz: $(VENV)/dev ## what is nearly right against our gRPC and JSON, and the collector among clients, for SECONDS=600, from SEED (a new one each time)
 	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz $(ARGS)
 
 .PHONY: hostile

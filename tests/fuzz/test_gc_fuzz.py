@@ -1,0 +1,437 @@
+"""The collector and clients at random, each coming between any two steps of the other: nothing goes that somebody needs, and in the end nothing stays that nobody needs.
+
+What the collector finds by one look at all records, and by what was written since, is compared with a full look at the instant of each removal. Clients use the services as
+the gateway does, with the raw calls between Begin and Finish; every record that they can see has its raw thing, always.
+
+``make fuzz`` goes on for a tenth of its time, from a seed of its own; here some worlds are lived through, each from a seed that a failure prints. In memory the same seed
+is the same course of events; on SQLite its commits' times differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from services.kit import errors
+from services.metadata import schema
+from services.metadata.containers import Containers
+from services.metadata.content import Content, finish_commit
+from services.metadata.database import Database
+from services.metadata.gc import Collector, Config, collector, plan, sweep
+from services.metadata.gc.mark import Node, everything, mark
+from services.metadata.gc.memory import MemoryRawStores
+from services.metadata.gc.raw import Listing
+from services.metadata.images import Images
+from services.metadata.intents import Intents
+from services.metadata.leases import Leases
+from services.metadata.memory import MemoryTransactions
+from services.metadata.snapshots import REF, Snapshots, finish_commit_snapshot, finish_snapshot
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.store import Container, Event, Gateway, Image, Intent, Kind, Outcome, Raw, RawSnapshot, Resource
+from services.metadata.transactions import Reader, Transaction
+from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, digest, stamp
+
+T = TypeVar("T")
+
+WORLDS = {"memory": 15, "sqlite": 5}
+CLIENTS, CALLS = 4, 40
+NAMES = 6
+"""Of each kind in each namespace: few, so that all meet."""
+
+
+class Chance:
+    """What is random of a world."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    async def pause(self, most: int = 6) -> None:
+        """Let others come between, or not."""
+        for _ in range(self.random.choice((0, 0, 1, self.random.randrange(most)))):
+            await asyncio.sleep(0)
+
+
+class Memory(MemoryTransactions):
+    """As slow as a disk, now and then; what is read may be old when it arrives."""
+
+    chance: Chance
+
+    async def read(self, work: Callable[[Reader], T]) -> T:
+        await self.chance.pause()
+        found = work(self._state)
+        await self.chance.pause(40)
+        return found
+
+    async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
+        await self.chance.pause()
+        done = await super().write(work, lasting=lasting)
+        await self.chance.pause()
+        return done
+
+
+class Sqlite(SqliteTransactions):
+    """The same, on SQLite: what it answers is late."""
+
+    chance: Chance
+
+    async def read(self, work: Callable[[Reader], T]) -> T:
+        found = await super().read(work)
+        await self.chance.pause(20)
+        return found
+
+
+class Raws(MemoryRawStores):
+    """Raw stores that take their time and fail now and then; of a removal that failed nobody knows whether it was done."""
+
+    def __init__(self, chance: Chance, **stamps: str | None) -> None:
+        super().__init__(**stamps)
+        self.chance = chance
+        self.before = self._before
+        self.well = False
+        self.removing: Callable[[Raw], None] = lambda raw: None
+
+    async def _before(self, method: str, name: str) -> None:
+        await self.chance.pause(20)
+
+    async def remove(self, raw: Raw) -> None:
+        await self.chance.pause()
+        self.removing(raw)
+        fails = None if self.well or self.chance.random.random() > 0.1 else self.chance.random.choice((errors.Unavailable, errors.DeadlineExceeded, errors.Internal))
+        if fails is not None and (fails is errors.Internal or self.chance.random.random() < 0.5):
+            raise fails("at random")
+        await super().remove(raw)
+        if fails is not None:
+            raise fails("at random")
+
+
+class Asked:
+    """What intents ask of the raw stores."""
+
+    def __init__(self, raws: Raws) -> None:
+        self._raws = raws
+
+    def _has(self, raw: Raw) -> None:
+        if raw not in self._raws:
+            raise errors.NotFound(raw.name)
+
+    async def blob_size(self, backend: str, digest: str) -> int:
+        self._has(Raw(backend, "blob", digest))
+        return 1
+
+    async def ingest_offset(self, backend: str, raw_ref: str) -> int:
+        self._has(Raw(backend, "ingest", raw_ref))
+        return 1
+
+    async def snapshot_kind(self, backend: str, raw_key: str) -> Kind:
+        self._has(Raw(backend, "snapshot", raw_key))
+        return "committed"
+
+
+class World:
+    """Clients, the gateway and the raw stores, in one."""
+
+    def __init__(self, chance: Chance, transactions: Memory | Sqlite, raws: Raws) -> None:
+        self.chance = chance
+        self.transactions = transactions
+        self.raws = raws
+        self.now = NOW
+        transactions.chance = chance
+        self.database = Database(transactions, patience=60.0)
+        events: Callable[[Event], None] = lambda event: None
+        self.content = Content(self.database)
+        self.snapshots = Snapshots(self.database)
+        self.images = Images(self.database)
+        self.leases = Leases(self.database)
+        self.containers = Containers(self.database, events)
+        self.intents = Intents(self.database, events, Asked(raws), {
+            "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot})
+        self.collector = Collector(self.database, raws, Config(startup_delay=3600), events)
+        raws.removing = self._removing
+
+    # -- what must be so
+
+    def _removing(self, raw: Raw) -> None:
+        """A raw thing goes now."""
+        def check(tx: Reader) -> None:
+            assert schema.SWEEPING.has(tx, *raw), f"{raw} goes without a mark"
+            used = plan.uses(tx, raw.backend)
+            assert raw not in used.raws, f"{raw} goes, which is named"
+            assert not (raw.kind == "blob" and used.every_blob), f"{raw} goes, which may be what is being committed"
+            if raw in self.raws.snapshots:
+                assert self.raws.snapshots[raw].reference not in (used.references - {""}), f"{raw} goes, which is asked for"
+
+        self.database.view(check)
+
+    def whole(self) -> None:
+        """Each record has its raw thing."""
+        def check(tx: Reader) -> list[Raw]:
+            records = everything(tx)
+            renamed = {Raw(i.backend, "snapshot", i.raw_key) for i in records.intents if i.operation == "commit-snapshot"}
+            return [raw for raw in (*(Raw(b.backend, "blob", b.digest) for b in records.blobs.values()),
+                                    *(Raw(s.backend, "snapshot", s.raw_key) for s in records.snapshots.values())) if raw not in self.raws and raw not in renamed]
+
+        assert self.database.view(check) == []
+
+    # -- names
+
+    @property
+    def _ns(self) -> str:
+        return self.chance.random.choice(("ns", "ns", "ns", "other"))
+
+    @property
+    def _number(self) -> int:
+        return self.chance.random.randrange(NAMES)
+
+    @property
+    def _digest(self) -> str:
+        return digest(self._number)
+
+    def _labels(self) -> dict[str, str]:
+        one = self.chance.random
+        pool: list[tuple[str, str]] = [
+            ("gc.root", "x"), ("gc.ref.content", self._digest), ("gc.ref.content.1", self._digest), ("gc.ref.content/l.2", self._digest),
+            ("gc.ref.snapshot.overlayfs", f"c{self._number}"), ("gc.ref.snapshot.overlayfs/2", f"a{self._number}"), ("gc.ref.image", f"i{self._number}"),
+            ("gc.bref.content", self._digest), ("gc.bref.content.1", self._digest), ("gc.bref.snapshot.overlayfs", f"c{self._number}"), ("gc.bref.image", f"i{self._number}"),
+            ("gc.bref.container", f"box{self._number}"), ("gc.expire", stamp(self.now + one.choice((-HOUR, HOUR, 30 * HOUR)))),
+            ("gc.cond.snapshot.overlayfs", f"usedat<10h|c{self._number}"), ("gc.cond.value-usedat", stamp(self.now - one.choice((HOUR, 20 * HOUR)))), ("plain", "x")]
+        return {f"containerd.io/{key}": value for key, value in one.sample(pool, one.choice((0, 1, 2, 3, 4)))}
+
+    def _lease(self, namespace: str) -> str:
+        """One that is there, or none."""
+        found = self.database.view(lambda tx: [key[1] for key, _ in schema.LEASES.scan(tx, namespace)])
+        return self.chance.random.choice(["", *found])
+
+    # -- calls
+
+    async def client(self) -> None:
+        """Calls, one after the other."""
+        for _ in range(CALLS):
+            call = self.chance.random.choice(self.CALLS)
+            try:
+                async with asyncio.timeout(30):  # who waits for a mark or an intent is woken
+                    await call(self)
+            except (errors.NotFound, errors.AlreadyExists, errors.FailedPrecondition, errors.InvalidArgument, errors.Aborted):
+                pass  # as chance has it
+            if self.chance.random.random() < 0.2:
+                self.whole()
+            await self.chance.pause(20)
+
+    async def push(self) -> None:
+        """Write and commit content, with its digest or without."""
+        namespace, made = self._ns, self._digest
+        lease, ref = self._lease(namespace), f"r{self._number}"
+        ingest = await self.content.open(namespace, lease, "g", ref, 0, self.chance.random.choice(("", made)))
+        raw = Raw(CONTENT, "ingest", ingest.raw_ref)
+        if not ingest.shared and self.database.view(lambda tx: schema.INGESTS.has(tx, namespace, ref)):
+            self.raws.add(raw)
+        await self.chance.pause(10)
+        if self.chance.random.random() < 0.2:
+            return  # for another call to go on with, or the collector
+        labels = self._labels()
+        intent, finished = await self.content.begin_commit(
+            self.intents, namespace, lease, "g", ref, 0, ingest.expected or self.chance.random.choice(("", made)), labels)
+        if finished is not None:
+            return
+
+        def commit() -> Outcome:
+            self.raws.ingests.discard(raw)
+            self.raws.add(Raw(CONTENT, "blob", intent.expected or made))
+            return Outcome(digest=intent.expected or made, size=1)
+
+        await self._through(intent, commit)
+
+    async def _through(self, intent: Intent, done: Callable[[], Outcome]) -> None:
+        """What the gateway does between Begin and the end."""
+        await self.chance.pause(30)
+        if self.chance.random.random() < 0.1:
+            await self.intents.cancel(intent.id)
+            return
+        outcome = done()
+        await self.chance.pause(30)
+        await self.intents.finish(intent.id, outcome)
+
+    async def prepare(self) -> None:
+        """A snapshot on another, and maybe one that the backend has already."""
+        one, namespace = self.chance.random, self._ns
+        parent = one.choice(("", f"c{self._number}"))
+        labels = self._labels()
+        if not parent and one.random() < 0.3:
+            labels[REF] = f"c{self._number}"
+        intent = await self.snapshots.begin(self.intents, namespace, self._lease(namespace), "g", "overlayfs", f"a{self._number}", parent, labels, view=one.random() < 0.2)
+
+        def make() -> Outcome:
+            there = [raw for raw, snapshot in self.raws.snapshots.items() if intent.target and snapshot.reference == intent.target]
+            if there:
+                return Outcome(adopted=(RawSnapshot(name=min(there).name, labels={REF: intent.target}),))
+            assert not intent.raw_parent or Raw(OVERLAY, "snapshot", intent.raw_parent) in self.raws, "the parent of what is prepared is gone"
+            self.raws.add(Raw(OVERLAY, "snapshot", intent.raw_key), parent=intent.raw_parent)
+            return Outcome()
+
+        await self._through(intent, make)
+
+    async def commit(self) -> None:
+        """An active snapshot becomes a committed one."""
+        namespace = self._ns
+        intent = await self.snapshots.begin_commit(
+            self.intents, namespace, self._lease(namespace), "g", "overlayfs", f"c{self._number}", f"a{self._number}", "", self._labels())
+        active = Raw(OVERLAY, "snapshot", intent.raw_key)
+        await self.chance.pause(30)
+        if self.database.view(lambda tx: getattr(schema.SNAPSHOTS.get(tx, namespace, "overlayfs", intent.key), "raw_key", "")) != intent.raw_key:
+            await self.intents.cancel(intent.id)  # somebody removed it meanwhile
+            return
+        assert active in self.raws, "what is committed is gone"
+        self.raws.add(Raw(OVERLAY, "snapshot", intent.raw_name), parent=self.raws.snapshots.pop(active).parent)
+        await self.chance.pause(30)
+        await self.intents.finish(intent.id, Outcome())
+
+    async def remote(self) -> None:
+        """A snapshotter makes something of its own accord."""
+        number = self._number
+        self.raws.add(Raw(OVERLAY, "snapshot", f"remote-{number}"), reference=f"c{number}")
+
+    async def label(self) -> None:
+        namespace, paths = self._ns, self.chance.random.choice(((), ("labels.containerd.io/gc.root",), ("labels.containerd.io/gc.ref.content.1",)))
+        if self.chance.random.random() < 0.6:
+            await self.content.update(namespace, self._digest, self._labels(), paths)
+        else:
+            await self.snapshots.update(namespace, "overlayfs", self.chance.random.choice("ac") + str(self._number), self._labels(), paths)
+
+    async def image(self) -> None:
+        namespace = self._ns
+        image = Image(name=f"i{self._number}", digest=self._digest, media_type="m", size=1, labels=self._labels())
+        if self.chance.random.random() < 0.6:
+            await self.images.create(namespace, self._lease(namespace), image)
+        else:
+            await self.images.update(namespace, self._lease(namespace), image, ())
+
+    async def lease(self) -> None:
+        one, namespace = self.chance.random, self._ns
+        labels = self._labels() | ({"containerd.io/gc.flat": "x"} if one.random() < 0.5 else {})
+        await self.leases.create(namespace, f"l{self._number}", labels)
+
+    async def hold(self) -> None:
+        resource = self.chance.random.choice((
+            Resource("content", self._digest), Resource("ingests", f"r{self._number}"), Resource("images", f"i{self._number}"),
+            Resource("snapshots/overlayfs", f"c{self._number}"), Resource("snapshots/overlayfs", f"a{self._number}")))
+        if self.chance.random.random() < 0.7:
+            await self.leases.add(self._ns, f"l{self._number}", resource)
+        else:
+            await self.leases.remove(self._ns, f"l{self._number}", resource)
+
+    async def container(self) -> None:
+        container = Container(id=f"box{self._number}", runtime="r", snapshotter="overlayfs", snapshot_key=self.chance.random.choice("ac") + str(self._number), labels=self._labels())
+        await self.containers.create(self._ns, container)
+
+    async def delete(self) -> None:
+        namespace = self._ns
+        match self.chance.random.randrange(6):
+            case 0:
+                await self.images.delete(namespace, "", f"i{self._number}")
+            case 1:
+                await self.leases.delete(namespace, f"l{self._number}", sync=False)
+            case 2:
+                await self.containers.delete(namespace, f"box{self._number}")
+            case 3:
+                await self.content.delete(namespace, "", self._digest)
+            case 4:
+                await self.content.forget(namespace, "", f"r{self._number}")
+            case _:
+                await self.snapshots.remove(namespace, "", "overlayfs", self.chance.random.choice("ac") + str(self._number))
+
+    async def wait(self) -> None:
+        """Time passes."""
+        self.now += self.chance.random.choice((SECOND, 2 * HOUR, 13 * HOUR))
+
+    CALLS: tuple[Callable[[World], Awaitable[None]], ...] = (
+        push, push, push, push, prepare, prepare, prepare, commit, commit, remote, label, label, label, image, lease, hold, hold, container, delete, wait)
+
+    # -- a life
+
+    async def live(self) -> None:
+        """Clients call while it is collected again and again; then they are done."""
+        await self.transactions.write(lambda tx: schema.GATEWAY.put(tx, value=Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",))))
+        self.raws.stamps = dict.fromkeys(self.raws.stamps, await self.database.store_id())
+        async with self.collector.running():
+            async with asyncio.TaskGroup() as clients:
+                calling = [clients.create_task(self.client()) for _ in range(CLIENTS)]
+                while not all(task.done() for task in calling):
+                    await self.collector.collect()
+                    self.whole()
+                    for _ in range(self.chance.random.choice((0, 200, 400))):  # until there is something to collect
+                        await asyncio.sleep(0)
+            self.raws.well = True
+            for _ in range(3):  # the second finds what came to be while the first one ran, the third what came of that
+                await self.collector.collect()
+        self.whole()
+        self.database.view(self._clean)
+
+    def _clean(self, tx: Reader) -> None:
+        """What a full look calls living is left, and nothing else."""
+        assert not list(schema.INTENTS.scan(tx))
+        assert not list(schema.CLAIMS.scan(tx))
+        assert not list(schema.SWEEPING.scan(tx))
+        assert mark(everything(tx), self.now).dead == []
+        for backend in (CONTENT, OVERLAY):
+            listing = Listing(backend, frozenset(r.name for r in self.raws.blobs if r.backend == backend), frozenset(r.name for r in self.raws.ingests if r.backend == backend),
+                              {r.name: s for r, s in self.raws.snapshots.items() if r.backend == backend})
+            used = plan.uses(tx, backend)
+            assert plan.victims(listing, used, plan.named(tx, backend), own=True) == []
+            assert plan.named(tx, backend) == used.raws
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small steps, each of them looked at."""
+    bury, marks = collector._bury, sweep.Sweeper._mark
+
+    def checked_bury(tx: Transaction, found: collector._Found, batch: list[Node], *args: Any) -> collector._Buried:
+        there = [node for node in batch if collector._there(tx, node)]
+        dead = set(mark(everything(tx), time.time_ns()).dead) if batch else set()
+        buried = bury(tx, found, batch, *args)
+        assert {node for node in there if not collector._there(tx, node)} <= dead, "what lives was removed"
+        return buried
+
+    def checked_marks(self: sweep.Sweeper, tx: Transaction, view: sweep._View, *args: Any) -> Any:
+        chosen, staying = marks(self, tx, view, *args)
+        own = view.ownership in ("own", "new")
+        assert not chosen or set(chosen) <= set(plan.victims(view.listing, plan.uses(tx, self.backend), plan.named(tx, self.backend), own=own)), "what is named was marked"
+        return chosen, staying
+
+    monkeypatch.setattr(collector, "_bury", checked_bury)
+    monkeypatch.setattr(sweep.Sweeper, "_mark", checked_marks)
+    for module, name, value in ((collector, "_BATCH", 2), (collector, "PORTION", 3), (sweep, "PORTION", 3), (sweep, "_BATCH", 2), (sweep, "_SNAPSHOT_BATCH", 2),
+                                (sweep, "_FORGOTTEN", 2), (collector, "_RETRY", 3600.0)):
+        monkeypatch.setattr(module, name, value)
+
+
+async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = Chance(seed)
+    transactions = Memory() if kind == "memory" else Sqlite(root / f"{seed}.db")
+    world = World(chance, transactions, Raws(chance, content=None, snapshots_overlayfs=None))
+    monkeypatch.setattr("time.time_ns", lambda: world.now)
+    world.database.started = world.now
+    try:
+        await world.live()
+    except BaseException as error:
+        error.add_note(f"in the world of seed {seed} on {kind}")
+        raise
+    finally:
+        await transactions.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_nothing_goes_that_is_needed_and_nothing_else_stays(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes between whatever steps."""
+    end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "0")) / 20
+    seed = int(os.environ.get("FUZZ_SEED", "0"))
+    worlds = WORLDS[kind]
+    while worlds > 0 or time.monotonic() < end:
+        await live(seed, kind, tmp_path, monkeypatch)
+        seed, worlds = seed + 1, worlds - 1
