@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 WHERE = $(if $(ROOT),--root "$(ROOT)") $(if $(STATE),--state "$(STATE)") $(if $(CONFIG),--config "$(CONFIG)")
 PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
+STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
 
 .PHONY: help
 help: ## show this
@@ -49,10 +50,10 @@ install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot
 ##-- development
 
 .PHONY: test
-test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash; needs root
-	@$(PYTEST) tests/unit tests/fuzz tests/service tests/node tests/crash tests/hostile tests/peers/test_crane.py $(ARGS)
+test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash, strangers; needs root
+	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(STRANGERS) $(ARGS)
 
-.PHONY: test-unit test-service test-node test-crash
+.PHONY: test-unit test-service test-node test-crash test-strangers
 test-unit: $(VENV)/dev ## tests without processes; seconds
 	@$(PYTEST) tests/unit $(ARGS)
 test-service: $(VENV)/dev test-machine peers ## each service as a process of its own
@@ -61,6 +62,8 @@ test-node: $(VENV)/dev test-machine ## a whole node under supervisord, driven by
 	@$(PYTEST) tests/node $(ARGS)
 test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
+test-strangers: $(VENV)/dev test-machine peers ## frames that are nearly right, hostile clients, and go-containerregistry's crane; needs root
+	@$(PYTEST) $(STRANGERS) $(ARGS)
 
 .PHONY: peers-check
 peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## other people's programs as they are, clients and registries, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: a containerd 2); needs root, builds for minutes (Go 1.26)

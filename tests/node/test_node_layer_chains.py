@@ -106,6 +106,7 @@ async def test_what_is_refused_is_named(node: Node, place: Path) -> None:
     assert re.search(r'layer sha256:[0-9a-f]{64} to "sha256:[0-9a-f]{64}": directory "a/b": not a directory$', str(error)), error
 
 
+@pytest.mark.once
 def test_random_chains_become_what_containerd_makes_of_them(node: Node, peers: dict[str, Path], place: Path) -> None:
     """Of entries of all kinds that meet under few names."""
     with asyncio.Runner() as runner:

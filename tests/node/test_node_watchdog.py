@@ -16,7 +16,7 @@ from deploy.place import Place
 from deploy.supervision import Supervisor, Watched
 from tests.support import Node, eventually, freeze, short_directory
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300), pytest.mark.once]
 
 SILENCE, LONGER = 2.0, 3.5
 CONFIG = "[watchdog]\nsilence = '2s'\nstart = '1m'\n"

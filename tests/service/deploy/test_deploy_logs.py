@@ -14,7 +14,7 @@ import pytest
 from services.kit import supervisor
 from tests.support import TOP, eventually
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.once]
 
 CONF = """\
 [supervisord]

@@ -13,7 +13,7 @@ from tests.suites import diff_layers
 from tests.suites.diff_sides import Side, bind, differences, outcome, overlay, tree
 from tests.suites.diff_tars import Case
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.once]
 
 
 async def unpacked(side: Side, case: Case, target: str) -> tuple[str, object, dict]:

@@ -20,7 +20,7 @@ from tests.suites.diff_sides import Side, bind, differences, tree
 from tests.suites.diff_tars import directory, opaque, reg, tar, whiteout
 from tests.support import eventually, eventually_async
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.once]
 
 LAYER = tar(whiteout(b"etc/passwd"), directory(b"etc", 0o711, uid=3), reg(b"etc/new", b"new" * 100_000, uid=70000), opaque(b"var/cache"), reg(b"var/cache/two", b"2"))
 

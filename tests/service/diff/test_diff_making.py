@@ -21,7 +21,7 @@ from services.kit import errors
 from tests.suites.diff_layers import CAPABILITY
 from tests.suites.diff_sides import Side, bind, differences, outcome, overlay, tree
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.once]
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 UNCOMPRESSED = "containerd.io/uncompressed"
 OLD = 1_500_000_000

@@ -27,6 +27,8 @@ from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
 from tests.support import eventually_async, processes_naming
 
+pytestmark = pytest.mark.once
+
 LAYER = tar(directory(b"d/"), reg(b"d/large", os.urandom(1 << 20) * 5), reg(b"small", b"x"))
 DEFAULT_ACL = struct.pack("<I" + "HHI" * 5, 2, *(n for tag, bits, who in ((1, 7, -1), (2, 7, 5), (4, 5, -1), (16, 7, -1), (32, 5, -1)) for n in (tag, bits, who & 0xFFFFFFFF)))
 """``u::rwx,u:5:rwx,g::r-x,m::rwx,o::r-x``, as the kernel has it in an xattr."""

@@ -16,6 +16,8 @@ from services.images.verifying import OUTPUT_LIMIT, Config, Verifier
 from services.kit import errors, tracing
 from tests.support import eventually_async, within
 
+pytestmark = pytest.mark.once
+
 NAME = "registry.test/box:1"
 ROOT = Descriptor(MANIFEST, f"sha256:{'a' * 64}", 7)
 BLOCKED = f"image verifier bindir blocked pull of {NAME} with digest {ROOT.digest} for reason: verifier "

@@ -13,6 +13,8 @@ import pytest
 
 from tests.interop.programs import go_program, our_server
 
+pytestmark = pytest.mark.once
+
 CASES = 146
 """What h2spec 2.2.1 has: its report must be about them all."""
 

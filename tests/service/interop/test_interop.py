@@ -22,6 +22,8 @@ from tests.interop import client
 from tests.interop.programs import TRANSPORTS, go_program, go_server, our_server
 from tests.support import TOP
 
+pytestmark = pytest.mark.once
+
 GO_CASES = """empty_unary large_unary client_streaming server_streaming ping_pong empty_stream timeout_on_sleeping_server cancel_after_begin
 cancel_after_first_response status_code_and_message special_status_message custom_metadata unimplemented_method unimplemented_service
 pick_first_unary orca_per_rpc orca_oob rpc_soak channel_soak""".split()

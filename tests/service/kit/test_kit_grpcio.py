@@ -16,6 +16,8 @@ import pytest
 from services.kit import errors
 from services.kit.grpcio import GrpcioCarrier
 
+pytestmark = pytest.mark.once
+
 PEER = """
 import sys, grpc
 from concurrent.futures import ThreadPoolExecutor

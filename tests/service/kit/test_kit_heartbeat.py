@@ -15,6 +15,8 @@ from services.kit import rpc
 from services.kit.heartbeat import ALIVE, READY, SOCKET, STOPPING
 from tests.support import ServiceProcess
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def heard(place: Path) -> Iterator[socket.socket]:

@@ -14,6 +14,8 @@ from services.kit import errors, rpc
 from tests.service.kit.test_kit_rpc import SERVICE, Content
 from tests.support import eventually_async, short_directory
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True, params=["wire", "grpcio"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import pytest
 from services.kit import rpc
 from tests.support import TOP, ServiceProcess, eventually, eventually_async, health
 
+pytestmark = pytest.mark.once
+
 CONTENT = "services.content"
 
 

@@ -85,7 +85,7 @@ async def greeted(*raws: Raw) -> None:
         await asyncio.to_thread(raw.until, lambda raw: raw.of(Ready))
 
 
-pytestmark = pytest.mark.usefixtures("wire")
+pytestmark = [pytest.mark.usefixtures("wire"), pytest.mark.once]
 
 
 async def test_a_thousand_requests_in_one_write_hold_nobody_up() -> None:

@@ -21,7 +21,7 @@ from services.tasks.shim import Environment, Program, socket_path
 if sys.version_info < (3, 12):
     asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.once]
 TASK = shim_pb2.DESCRIPTOR.services_by_name["Task"]
 HEADERS = {rpc.NAMESPACE: "ns"}
 

@@ -20,6 +20,8 @@ from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, described, fetched, small_image
 from tests.support import within
 
+pytestmark = pytest.mark.once
+
 LAYER_DESCRIPTOR = described(LAYER)
 
 

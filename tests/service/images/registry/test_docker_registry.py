@@ -16,6 +16,8 @@ from services.kit import errors
 from tests.service.images.registry.pulls import LAYER, described, fetched
 from tests.service.images.registry.test_push import source
 
+pytestmark = pytest.mark.once
+
 
 async def test_pull(registry: DockerRegistry, quick: Registry) -> None:
     """An index, its manifest, its layers, whole and in parts."""

@@ -24,6 +24,8 @@ from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import certs, small_image
 from tests.support import within
 
+pytestmark = pytest.mark.once
+
 FOREIGN_WORDS = re.compile(r"Error|Expecting|codec|0x|<|aiohttp|message=|bytearray|(?<!\w)b'|Traceback|Data after")
 """What would be Python's or aiohttp's."""
 

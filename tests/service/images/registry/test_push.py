@@ -17,6 +17,8 @@ from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, certs, described, small_image
 from tests.support import within
 
+pytestmark = pytest.mark.once
+
 LAYER_DESCRIPTOR = described(LAYER)
 PIECE = 64 * 1024
 

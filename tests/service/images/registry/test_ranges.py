@@ -22,6 +22,8 @@ from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, LAYER_TYPE, certs, described, fetched, small_image
 from tests.support import within
 
+pytestmark = pytest.mark.once
+
 ALWAYS = 1 << 30
 LAYER_DESCRIPTOR = described(LAYER)
 LARGE = os.urandom(1 << 20) * 49

@@ -20,6 +20,8 @@ from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import certs, small_image
 from tests.support import within
 
+pytestmark = pytest.mark.once
+
 
 async def test_a_tag_and_a_digest(quick: Registry, fake: FakeRegistry) -> None:
     """Both resolve to the same descriptor; with both the digest decides."""

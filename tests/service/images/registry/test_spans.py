@@ -15,6 +15,8 @@ from tests.fake_registry import Authority, FakeRegistry, cut
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, certs, described, fetched, small_image
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def exporter() -> Iterator[InMemorySpanExporter]:

@@ -11,6 +11,8 @@ from services.images.registry.watching import Watch
 from tests.fake_registry import Auth, FakeRegistry
 from tests.service.images.registry.pulls import LAYER, dead_port, described, fetched, small_image
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 async def guarded() -> AsyncIterator[FakeRegistry]:
