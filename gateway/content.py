@@ -127,7 +127,7 @@ class ContentServicer:
         return answer
 
     async def ListStatuses(self, request: pb.ListStatusesRequest, call: Call) -> Pieces:
-        wanted = filters.parse(request.filters)
+        wanted = await filters.parsed(request.filters, self._lane)
         piece = self._lane.slice()
         statuses, raw = pb.ListStatusesResponse(), dict[str, str]()
         for ingest in (await self._records.call("ListIngests", Empty(), call)).ingests:

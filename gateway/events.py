@@ -46,6 +46,7 @@ from api.containerd.types.event_pb2 import Envelope
 from services.kit import errors, filters, identifiers
 from services.kit.any import type_name
 from services.kit.rpc import Call, Pieces
+from services.kit.slices import Lane
 
 log = logging.getLogger(__name__)
 
@@ -236,16 +237,12 @@ class Exchange:
             furthest = min(self._subscriptions, key=Subscription.behind)
             furthest.cut_off(f", and more than {self._most} bytes for all subscribers, of whom it is the furthest behind")
 
-    def subscribe(self, wanted: Sequence[str] = ()) -> Subscription:
-        """Events from now on that match any of the filters ``wanted``, or all events; to be used in a ``with`` statement.
+    def subscribe(self, wanted: filters.Filter = filters.ALWAYS) -> Subscription:
+        """Events from now on that the filter wants; to be used in a ``with`` statement.
 
-        Fields: ``namespace``, ``topic``, and ``event.`` with a field of containerd's event types. A bad filter is Unknown, as it is in containerd.
+        Fields: ``namespace``, ``topic``, and ``event.`` with a field of containerd's event types.
         """
-        try:
-            matcher = _Matcher(filters.parse(wanted), self._fields)
-        except errors.NodeError as error:
-            raise errors.Unknown(f"subscription error: failed parsing subscription filters: {error}") from None
-        subscription = Subscription(matcher, self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
+        subscription = Subscription(_Matcher(wanted, self._fields), self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
         self._subscriptions[subscription] = None
         if self._clock() < self._replay_until:
             for event in list(self._replay):
@@ -358,6 +355,8 @@ class _Fields:
         """held by the one that matches a costly filter"""
         self._envelope: Envelope | None = None
         self._event: Message | None = None
+        self._found: dict[tuple[str, ...], tuple[str, bool]] = {}
+        """By path, what was asked for: protobuf makes a new string each time, maybe of a megabyte, and a filter may ask two thousand times."""
 
     def of(self, envelope: Envelope, path: Sequence[str]) -> tuple[str, bool]:
         """The value of a field path in an envelope, and whether it is there."""
@@ -369,7 +368,11 @@ class _Fields:
             case ["event", *rest]:
                 if self._envelope is not envelope:
                     self._envelope, self._event = envelope, _decoded(envelope.event)
-                return ("", False) if self._event is None else message_field(self._event, rest)
+                    self._found = {}
+                key = tuple(rest)
+                if (found := self._found.get(key)) is None:
+                    found = self._found[key] = ("", False) if self._event is None else message_field(self._event, rest)
+                return found
         return "", False
 
 
@@ -432,6 +435,7 @@ class EventsServicer:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._lane = Lane()
 
     async def Publish(self, request: events_pb2.PublishRequest, call: Call) -> Empty:
         """An event of the caller's namespace that happened now."""
@@ -448,8 +452,12 @@ class EventsServicer:
         return Empty()
 
     async def Subscribe(self, request: events_pb2.SubscribeRequest, call: Call) -> AsyncIterator[Pieces]:
-        """All events of all namespaces that match any of the filters, until the caller goes."""
-        with self._exchange.subscribe(request.filters) as subscription:
+        """All events of all namespaces that match any of the filters, until the caller goes. A bad filter is Unknown, as it is in containerd."""
+        try:
+            wanted = await filters.parsed(request.filters, self._lane)
+        except errors.NodeError as error:
+            raise errors.Unknown(f"subscription error: failed parsing subscription filters: {error}") from None
+        with self._exchange.subscribe(wanted) as subscription:
             while True:
                 yield Pieces(((await subscription.next()).data,))
 

@@ -30,6 +30,7 @@ from services.kit import any as kit_any
 from services.kit import errors, filters, opt
 from services.kit.rpc import Call
 from services.kit.settings import Node
+from services.kit.slices import Lane
 from services.snapshots import kernel
 
 SKIP = "skip plugin"
@@ -150,12 +151,13 @@ class IntrospectionServicer:
         opt.make(node.root)
         self._overlay = Checked(lambda: _overlay_trouble(node.root / "snapshots"))
         self._uuid_file = node.root / "gateway" / "uuid"
+        self._lane = Lane()
         self._uuid = ""
         self._uuid_lock = asyncio.Lock()
 
     async def Plugins(self, request: pb.PluginsRequest, call: Call) -> pb.PluginsResponse:
         """The rows that match any filter; fields are type and id."""
-        wanted = filters.parse(request.filters)
+        wanted = await filters.parsed(request.filters, self._lane)
         return pb.PluginsResponse(plugins=[await self._plugin(row, call) for row in self._rows if wanted.match(partial(_field, row))])
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, call: Call) -> pb.PluginInfoResponse:

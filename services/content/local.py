@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from services.content.disk import BlobReader, Disk, Ingest, disk_error
 from services.content.store import CANONICAL, CHUNK, Begun, Digest, Info, Status, updated_labels
 from services.kit import errors, filters, tracing
+from services.kit.slices import Lane
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class LocalStore:
         self._disk = Disk(root)
         self._disk.recover()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="content")
+        self._lane = Lane()
         self._readers = 0
         self._locked: dict[str, int] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -89,7 +91,7 @@ class LocalStore:
         return await self._submit(self._disk.update, digest, lambda current: updated_labels(digest, current, labels, paths))
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
-        wanted = filters.parse(sources)
+        wanted = await filters.parsed(sources, self._lane)
         digests = await self._submit(self._disk.digests)
 
         def described(batch: Sequence[Digest]) -> Sequence[Info]:
@@ -147,7 +149,7 @@ class LocalStore:
         return await self._submit(self._disk.status, ref)
 
     async def list_statuses(self, sources: Iterable[str] = ()) -> Sequence[Status]:
-        wanted = filters.parse(sources)
+        wanted = await filters.parsed(sources, self._lane)
         return await self._submit(lambda: [s for s in self._disk.statuses() if wanted.match(s.field)])
 
     async def abort(self, ref: str) -> None:

@@ -13,7 +13,7 @@ blank. Quotes are ``"`` with Go's escapes, after ``~=`` also ``/`` and ``|``. As
 no error (the log has the reason, once for each request), and an absent field counts as empty for ``!=`` and ``~=``.
 
 Filters are read and matched in loops that serve everybody. So a request's are bounded: :data:`CHARACTERS`, :data:`SELECTORS`, :data:`EXPRESSIONS`, and the work of
-a regular expression by :mod:`services.kit.regexp`.
+a regular expression by :mod:`services.kit.regexp`; and a service reads them in slices (:func:`parsed`).
 
 Which fields a thing has is the caller's to say, by an *adaptor*: a function from a field path to its value and whether it is present.
 """
@@ -23,11 +23,13 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 from services.kit import errors, regexp
+from services.kit.slices import Lane
 
 log = logging.getLogger(__name__)
 
@@ -96,21 +98,47 @@ def parse(sources: Iterable[str]) -> Filter:
 
     InvalidArgument shows where a source is wrong, in containerd's words, or which limit they exceed.
     """
+    reading = _reading(sources)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+async def parsed(sources: Iterable[str], lane: Lane) -> Filter:
+    """:func:`parse` in a loop that serves others too: at their bounds, filters take 20 ms and more to read."""
+    reading, piece = _reading(sources), lane.slice()
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if piece.over():
+            await piece.next()
+
+
+def _reading(sources: Iterable[str]) -> Generator[None, None, Filter]:
+    """:func:`parse`, a small step at a time."""
     sources = list(sources)
     if sum(map(len, sources)) > CHARACTERS:
         raise errors.InvalidArgument(f"filters: {sum(map(len, sources))} characters, at most {CHARACTERS}")
     if len(sources) > SELECTORS:
         raise errors.InvalidArgument(f"filters: {len(sources)} filters, at most {SELECTORS}")
-    parsed = tuple(_Parser(source).parse() if source else () for source in sources)
+    found = []
+    for source in sources:
+        found.append((yield from _Parser(source).reading()) if source else ())
+        yield
+    parsed = tuple(found)
     selectors = [selector for alternative in parsed for selector in alternative]
     if len(selectors) > SELECTORS:
         raise errors.InvalidArgument(f"filters: {len(selectors)} selectors, at most {SELECTORS}")
     if any(selector.operator == "~=" for selector in selectors):
-        parsed = _compiled(parsed)
+        parsed = yield from _compiling(parsed)
     return Filter(parsed)
 
 
-def _compiled(parsed: tuple[tuple[Selector, ...], ...]) -> tuple[tuple[Selector, ...], ...]:
+def _compiling(parsed: tuple[tuple[Selector, ...], ...]) -> Generator[None, None, tuple[tuple[Selector, ...], ...]]:
     """With the regular expressions compiled; one that is none stays without, and matches nothing."""
     patterns = [selector.value for alternative in parsed for selector in alternative if selector.operator == "~="]
     if len(patterns) > EXPRESSIONS:
@@ -121,7 +149,7 @@ def _compiled(parsed: tuple[tuple[Selector, ...], ...]) -> tuple[tuple[Selector,
     expressions: dict[str, regexp.Expression | None] = {}
     for pattern in dict.fromkeys(patterns):
         try:
-            expressions[pattern] = regexp.compile(pattern, steps)
+            expressions[pattern] = yield from regexp.compiling(pattern, steps)
         except ValueError as error:
             log.error("filter: %.1000s", error)
             expressions[pattern] = None
@@ -140,11 +168,18 @@ _SHOWN = 2048
 """Characters of a longer filter that an error shows around the place where it is wrong."""
 _FIELD = re.compile(r"[A-Za-z0-9_]+")
 _NAMES = re.compile(r"(?:\.[A-Za-z0-9_]+)+")
-_VALUE = re.compile(r"[!-+\--~]+")
-"""The ASCII that a value may hold."""
+_SPACES = re.compile(r"[^\S\x1c-\x1f]+")
+"""As Go has it: Unicode's white space, which is Python's without the separators U+001C to U+001F."""
+_VALUE = re.compile(r"[!-+\--~\w]+")
+"""The ASCII, letters and digits that a value may hold. A few others may be there too."""
+_PLAIN = re.compile(r"([A-Za-z0-9_]++(?:\.[A-Za-z0-9_]++)*+)(?:([=!~]=)([A-Za-z0-9_][!-+\--~]*+))?+(?=,|\Z)")
+"""A selector without quotes, blanks and letters beyond ASCII: nearly every one."""
 _OPERATOR = re.compile(r"[=!~]+")
-_LITERAL = re.compile(r"[^\"/|\\\n\0�]+")
-_QUOTES = frozenset('"/|')
+_ESCAPED = r"x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}"
+_LITERAL = {quote: re.compile(rf"(?:[^{quote}\\\n\0\ufffd]|\\(?:[abfnrtv\\{quote}]|{_ESCAPED}))*+") for quote in '"/|'}
+"""By quote, what a literal may hold, as far as that is well-formed."""
+_UNTIL = {quote: re.compile(rf"[^{quote}\n\0\ufffd]*") for quote in '"/|'}
+"""By quote, the rest of a literal of which something is wrong."""
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 
 
@@ -167,19 +202,30 @@ class _Parser:
         self.at = 0
         self.wants_value = False
 
-    def parse(self) -> tuple[Selector, ...]:
-        selectors = [self._selector()]
+    def reading(self) -> Generator[None, None, tuple[Selector, ...]]:
+        """Read it, a small step at a time."""
+        selectors = [self._plain() or (yield from self._selector())]
         while (char := self._peek()) != _END:
             if char != ",":
                 # containerd shows a character that no text may hold as the replacement character
                 raise self._error(self.at, f"unexpected input: {'�' if char == chr(0) else char}")
             self._scan()
-            selectors.append(self._selector())
+            selectors.append(self._plain() or (yield from self._selector()))
+            yield
         return tuple(selectors)
 
     # ---------------------------------------------------------------- grammar
 
-    def _selector(self) -> Selector:
+    def _plain(self) -> Selector | None:
+        """A selector, in one step, if it is plain."""
+        found = _PLAIN.match(self.source, self.at)
+        if found is None:
+            return None
+        self.at = found.end()
+        path, operator, value = found.groups()
+        return Selector(tuple(path.split(".")), operator or "", value or "")  # type: ignore[arg-type]
+
+    def _selector(self) -> Generator[None, None, Selector]:
         path = [self._field()]
         while self._peek() == ".":
             if run := _NAMES.match(self.source, self.at):
@@ -188,6 +234,7 @@ class _Parser:
                 continue
             self._scan()
             path.append(self._field())
+            yield
         if self._peek() in (",", _END):
             return Selector(tuple(path))
         token = self._scan()
@@ -250,8 +297,7 @@ class _Parser:
         return char
 
     def _scan(self) -> _Token:
-        while _is_space(self._peek()):
-            self.at += 1
+        self._skip(_SPACES)
         start = self.at
         try:
             kind = self._scan_one()
@@ -263,7 +309,7 @@ class _Parser:
         char = self._next()
         if char == _END:
             return "end"
-        if char in _QUOTES:
+        if char in _LITERAL:
             self._scan_quoted(char)
             return "quoted"
         if char in ",.":
@@ -293,13 +339,13 @@ class _Parser:
         """To the closing quote. An illegal escape is reported only there, unless the literal never ends: the first reason found counts."""
         why = ""
         try:
-            self._skip(_LITERAL)
+            self._skip(_LITERAL[quote])
             while (char := self._next()) != quote:
                 if char in ("", "\n"):
                     raise _IllegalError("quoted literal not terminated")
                 if char == "\\":
                     why = why or self._scan_escape(quote)
-                self._skip(_LITERAL)
+                self._skip((_UNTIL if why else _LITERAL)[quote])
         except _IllegalError as error:
             raise _IllegalError(why or str(error)) from None
         if why:
@@ -331,13 +377,9 @@ def _is_digit(char: str, base: int) -> bool:
     return char != _END and char in "0123456789abcdefABCDEF"[: 8 if base == 8 else None]
 
 
-def _is_space(char: str) -> bool:
-    """As Go has it: Unicode's white space, which is Python's without the separators U+001C to U+001F."""
-    return char.isspace() and char not in "\x1c\x1d\x1e\x1f"
-
-
+@lru_cache(1024)
 def _is_value(char: str) -> bool:
-    return char not in (",", "�") and not _is_space(char) and unicodedata.category(char)[0] in "LMNPS"
+    return char not in (",", "�") and not _SPACES.match(char) and unicodedata.category(char)[0] in "LMNPS"
 
 
 _SIMPLE = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
@@ -350,31 +392,23 @@ def _unquoted(text: str) -> str:
     """
     if "\\" not in text:
         return text
-    out = bytearray()
-    at = 0
-    while at < len(text):
-        char = text[at]
-        at += 1
-        if char != "\\":
-            out += char.encode(errors="surrogatepass")
-            continue
-        char = text[at]
-        if char in _SIMPLE:
-            out.append(_SIMPLE[char])
-            at += 1
-        elif char in _HEX_DIGITS:
-            number = int(text[at + 1:at + 1 + _HEX_DIGITS[char]], 16)
-            at += 1 + _HEX_DIGITS[char]
-            if char == "x":
-                out.append(number)
-            elif number > 0x10FFFF:
-                raise ValueError(number)
-            else:
-                out += ("�" if 0xD800 <= number < 0xE000 else chr(number)).encode()
-        elif char in "01234567":
-            out.append(int(text[at:at + 3], 8))  # ValueError past 255
-            at += 3
-        else:
-            out += char.encode()
-            at += 1
-    return out.decode(errors="surrogateescape")
+    parts = _ESCAPE.split(text.encode(errors="surrogatepass"))  # every second is an escape
+    meant = {escape: _meant(escape) for escape in dict.fromkeys(parts[1::2])}
+    parts[1::2] = [meant[escape] for escape in parts[1::2]]
+    return b"".join(parts).decode(errors="surrogateescape")
+
+
+_ESCAPE = re.compile(rf"(\\(?:{_ESCAPED}|.))".encode(), re.DOTALL)
+
+
+def _meant(escape: bytes) -> bytes:
+    """The bytes that an escape stands for; ValueError if there are none."""
+    letter, digits = escape[1:2].decode(), escape[2:]
+    if letter in _SIMPLE:
+        return bytes((_SIMPLE[letter],))
+    if letter == "x":
+        return bytes((int(digits, 16),))
+    if letter in _HEX_DIGITS:
+        number = int(digits, 16)
+        return ("�" if 0xD800 <= number < 0xE000 else chr(number)).encode()  # ValueError past the last character
+    return bytes((int(escape[1:], 8),)) if digits else escape[1:]  # ValueError past 255

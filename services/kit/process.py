@@ -162,7 +162,7 @@ async def _give_back_memory() -> None:
 
     It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens.
     """
-    least, pause = _resident(), _LOOK
+    least, pause, loaded = _resident(), _LOOK, 0
     while True:
         await asyncio.sleep(pause)
         pause = _LOOK
@@ -172,11 +172,22 @@ async def _give_back_memory() -> None:
                 gc.freeze()  # hides them all, and costs nothing
                 gc.collect()
                 gc.unfreeze()
+                loaded = 0
             else:
-                gc.collect()  # empties the free lists
+                loaded = _collect(loaded)
             _libc.malloc_trim(0)
             pause = min(max(pause, 1000 * (time.monotonic() - start)), _LOOK_AGAIN)
         least = min(least, _resident())
+
+
+def _collect(loaded: int) -> int:
+    """Look for cycles, which empties the free lists. What stays is not looked through again if modules are among it, which are most of it: ``loaded`` is how many there were then;
+    answered is how many are there now.
+    """
+    gc.collect()
+    if len(sys.modules) != loaded:
+        gc.freeze()
+    return len(sys.modules)
 
 
 def _resident() -> int:

@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import chain
 from types import ModuleType
 from typing import Any
 
-EXPRESSION = 8 << 10
-"""Characters of an expression. Go has no such limit."""
+EXPRESSION = 5 << 10
+"""Characters of an expression. Go has no such limit. RE2 needs some 20 ms to compile the worst of that size, in which the process answers nobody."""
 
-CLASSES = 64
-"""Of Unicode (``\\pL``) in an expression: each is hundreds of ranges."""
+CLASSES = 16
+"""Of Unicode (``\\pL``) in an expression: each is hundreds of ranges, and costs RE2 a millisecond."""
 
 SIZE = 32 << 10
 """Instructions of an expression as Go counts them, which allows 3,355,443: that many would hold a loop for minutes over a text of a few kilobytes."""
 
-STEPS = 2 << 20
-"""Instructions times characters of text for one match: some 30 ms where RE2 is slowest, microseconds where it is not."""
+STEPS = 1 << 20
+"""Instructions times characters of text for one match: some 15 ms where RE2 is slowest, microseconds where it is not."""
 
 REPEAT = 1000
 DEPTH = 1000
@@ -57,10 +58,21 @@ class Expression:
 
 def compile(pattern: str, steps: int = STEPS) -> Expression:  # noqa: A001 - regexp.compile, as re.compile
     """``pattern`` checked and translated, each match bounded by ``steps``; ValueError, in Go's words, if Go would not compile it or it exceeds a limit."""
+    making = compiling(pattern, steps)
+    while True:
+        try:
+            next(making)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def compiling(pattern: str, steps: int = STEPS) -> Generator[None, None, Expression]:
+    """:func:`compile`, a small step at a time; what RE2 does is one of them, and the largest."""
     if len(pattern) > EXPRESSION:
         raise ValueError(f"error parsing regexp: expression too large: {len(pattern)} characters, at most {EXPRESSION}")
     parser = _Parser(pattern)
-    source = parser.translate().encode()
+    source = (yield from parser.translating()).encode()
+    yield
     expression = Expression(source, parser.size, steps)
     _compiled(source)  # what RE2 refuses beyond that is refused now
     return expression
@@ -161,11 +173,13 @@ class _Parser:
         self.size = 0
         self.classes = 0
 
-    def translate(self) -> str:
+    def translating(self) -> Generator[None, None, str]:
+        """Read it, and answer what RE2 reads in its place."""
         last = -1  # where the repetition began that the last token was
         while self.at < len(self.pattern):
             begin = self.at
             last = begin if self._token(last) else -1
+            yield
         if len(self.groups) > 1:
             raise self._error("missing closing )", self.pattern)
         self.size = self._within(self.groups[0].close()).size

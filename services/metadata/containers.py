@@ -10,7 +10,7 @@ from typing import TypeVar
 from services.kit import errors, filters, identifiers
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, chosen, ensure_namespace
+from services.metadata.database import Database, ensure_namespace
 from services.metadata.store import Container, Event, masked, present, validate_labels
 from services.metadata.transactions import Transaction
 
@@ -33,7 +33,7 @@ class Containers:
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Container], T]) -> AsyncIterator[list[T]]:
         """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.CONTAINERS, namespace, make=chosen(sources, _field, make))
+        return self._database.select(schema.CONTAINERS, namespace, sources=sources, field=_field, make=lambda _, container: make(container))
 
     async def create(self, namespace: str, container: Container) -> Container:
         """InvalidArgument, AlreadyExists."""

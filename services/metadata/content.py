@@ -10,7 +10,7 @@ from typing import TypeVar
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, check_lease, check_not_sweeping, chosen, ensure_namespace, hold, release
+from services.metadata.database import Database, check_lease, check_not_sweeping, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_no_blob_sweeping, check_unclaimed, connected, open_intent
 from services.metadata.store import (
     Blob,
@@ -62,7 +62,7 @@ class Content:
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Blob], T]) -> AsyncIterator[list[T]]:
         """What ``make`` makes of those that the filters match, in order of their digests; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.BLOBS, namespace, make=chosen(sources, _field, make))
+        return self._database.select(schema.BLOBS, namespace, sources=sources, field=_field, make=lambda _, blob: make(blob))
 
     async def update(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob:
         """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""

@@ -114,9 +114,20 @@ def container_from_pb(message: containers_pb2.Container) -> Container:
 # -- images
 
 
-@lru_cache(1024)  # listed often, and costs more than all else in it
+_IMAGE_REMEMBERED = 8 << 10
+"""Characters of an image's texts with which it is remembered: most have some hundred."""
+
+
 def image_to_pb(image: Image) -> images_pb2.Image:
     """Not to be changed: the next caller gets the same one."""
+    size = len(image.name) + len(image.digest) + len(image.media_type)
+    for texts in (image.labels, image.annotations):
+        size += sum(map(len, texts)) + sum(map(len, texts.values()))
+    return _image_to_pb(image) if size <= _IMAGE_REMEMBERED else _image_to_pb.__wrapped__(image)
+
+
+@lru_cache(1024)  # listed often, and costs more than all else in it
+def _image_to_pb(image: Image) -> images_pb2.Image:
     return images_pb2.Image(
         name=image.name,
         labels=image.labels,

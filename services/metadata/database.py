@@ -27,6 +27,10 @@ PATIENCE = 20.0
 """Seconds to wait for somebody else's operation: less than the gateway waits for us."""
 
 
+def _no_field(_record: object, _path: Sequence[str]) -> tuple[str, bool]:
+    return "", False
+
+
 class Busy(Exception):
     """Somebody's operation has the thing in hand; the text says which. ``until`` is what ends it: an intent's id, or what is marked."""
 
@@ -53,17 +57,22 @@ class Database:
         """Read what is committed, now."""
         return self.transactions.view(work)
 
-    async def select(self, table: schema.Table[V], *prefix: str, make: Callable[[Key, V], T | None]) -> AsyncIterator[list[T]]:
+    async def select(self, table: schema.Table[V], *prefix: str, make: Callable[[Key, V], T | None], sources: Sequence[str] = (),
+                     field: Callable[[V, Sequence[str]], tuple[str, bool]] = _no_field) -> AsyncIterator[list[T]]:
         """What ``make`` makes of each record below ``prefix``, in order of the keys (told without the table's name); nothing of those of which it makes None.
+
+        With ``sources`` only of those that one of these filters matches; ``field`` is what they look at. InvalidArgument for a bad filter.
 
         It comes in pieces as small as they must be to hold nobody up. It is the state of one instant, not before this call, if it is taken within some seconds; of a slower
         one's rest see :mod:`services.metadata.walks`.
         """
+        wanted = await filters.parsed(sources, self.lane) if sources else None
         made: list[T] = []
         piece = self.lane.slice()
         with self._walks.over((table.name, *prefix)) as walk:
             for key, value in walk:
-                if (one := make(key[1:], table.decode(key[1:], value))) is not None:
+                record = table.decode(key[1:], value)
+                if (wanted is None or wanted.match(partial(field, record))) and (one := make(key[1:], record)) is not None:
                     made.append(one)
                 if piece.over():
                     if made:
@@ -145,14 +154,6 @@ class Database:
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work
-
-
-def chosen(sources: Sequence[str], field: Callable[[V, Sequence[str]], tuple[str, bool]], make: Callable[[V], T]) -> Callable[[Key, V], T | None]:
-    """For ``Database.select``: ``make`` of what one of the filters matches, or of everything where there are none. ``field`` is what they look at."""
-    wanted = filters.parse(sources)
-    if not sources:
-        return lambda _, value: make(value)
-    return lambda _, value: make(value) if wanted.match(partial(field, value)) else None
 
 
 def ensure_namespace(tx: Transaction, namespace: str) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, chosen, ensure_namespace, hold, release
+from services.metadata.database import Database, ensure_namespace, hold, release
 from services.metadata.store import Image, Labels, Resource, digest_problem, masked, present, validate_labels
 from services.metadata.transactions import Transaction
 
@@ -34,7 +34,7 @@ class Images:
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Image], T]) -> AsyncIterator[list[T]]:
         """What ``make`` makes of those that the filters match, in order of their names; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.IMAGES, namespace, make=chosen(sources, _field, make))
+        return self._database.select(schema.IMAGES, namespace, sources=sources, field=_field, make=lambda _, image: make(image))
 
     async def create(self, namespace: str, lease: str, image: Image, epoch: int | None = None) -> Image:
         """InvalidArgument, AlreadyExists; ``epoch`` in nanoseconds is the time to write down instead of now."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Database, chosen, ensure_namespace
+from services.metadata.database import Database, ensure_namespace
 from services.metadata.store import Labels, Lease, Resource, digest_problem, present
 from services.metadata.transactions import Reader, Transaction
 
@@ -50,7 +50,7 @@ class Leases:
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Lease], T]) -> AsyncIterator[list[T]]:
         """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.LEASES, namespace, make=chosen(sources, _field, make))
+        return self._database.select(schema.LEASES, namespace, sources=sources, field=_field, make=lambda _, lease: make(lease))
 
     async def add(self, namespace: str, id_: str, resource: Resource) -> None:
         """NotFound for the lease; the resource need not exist. InvalidArgument or Unimplemented for its type."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
-from services.metadata.database import Busy, Database, check_lease, chosen, ensure_namespace, hold, release
+from services.metadata.database import Busy, Database, check_lease, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_target_not_sweeping, check_unclaimed, connected, open_intent
 from services.metadata.store import (
     Event,
@@ -66,9 +66,8 @@ class Snapshots:
 
     def select(self, namespace: str, snapshotter: str, sources: Sequence[str], make: Callable[[Snapshot], T]) -> AsyncIterator[list[T]]:
         """What ``make`` makes of those that the filters match, in order of their names; in pieces, as ``Database.select`` tells."""
-        made = chosen(sources, _field, make)
         self._database.view(lambda tx: check_snapshotter(tx, snapshotter))
-        return self._database.select(schema.SNAPSHOTS, namespace, snapshotter, make=made)
+        return self._database.select(schema.SNAPSHOTS, namespace, snapshotter, sources=sources, field=_field, make=lambda _, snapshot: make(snapshot))
 
     async def update(self, namespace: str, snapshotter: str, name: str, labels: Labels, paths: Sequence[str]) -> Updated:
         """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""

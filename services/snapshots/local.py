@@ -29,6 +29,7 @@ from typing import ClassVar, Self, TypeVar
 
 from services.kit import errors, filters, loops, tracing
 from services.kit.faults import fault
+from services.kit.slices import Lane
 from services.snapshots import disk
 from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
 from services.snapshots.tree import Row, Rows, Tree, row_of
@@ -70,6 +71,7 @@ class LocalSnapshotter(ABC):
         """Ids of parents of those: they have children that no record knows yet."""
         self._committing: dict[str, asyncio.Future[None]] = {}
         """By their names, snapshots that are being committed; done when their records are on their way, in the order of which they are written."""
+        self._lane = Lane()
         self._trash: set[str] = set()
         self._emptying: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -352,7 +354,7 @@ class LocalSnapshotter(ABC):
     # ---------------------------------------------------------------- last, since its name hides the type's
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
-        wanted = filters.parse(sources)
+        wanted = await filters.parsed(sources, self._lane)
         for number, columns in enumerate(self._tree.view(Rows.all)):
             if number % 100 == 99:
                 await asyncio.sleep(0)  # other calls have their turn

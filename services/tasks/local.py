@@ -30,6 +30,7 @@ from typing import Any, Self, TypeVar
 
 from services.kit import errors, filters, identifiers, rpc, tracing
 from services.kit.faults import fault
+from services.kit.slices import Lane
 from services.tasks import checkpoint, checks
 from services.tasks import spec as specs
 from services.tasks.bundle import TASKS, Address, Bundle
@@ -178,6 +179,7 @@ class LocalTasks:
         self._config = config
         self._on_exit, self._on_gone = on_exit, on_gone
         self._programs = Programs()
+        self._lane = Lane()
         self._environment = Environment(state / "containerd.sock", state / "containerd.sock.ttrpc", config.shim_env)
         self._tasks: dict[tuple[str, str], _Task] = {}
         self._ended: dict[tuple[str, str], float] = {}
@@ -856,7 +858,7 @@ class LocalTasks:
         await self._converse(task, lambda c: c.update(resources, annotations, self._config.call_timeout))
 
     async def metrics(self, namespace: str, filters_: Sequence[str]) -> Sequence[Metric]:
-        wanted = filters.parse(filters_)
+        wanted = await filters.parsed(filters_, self._lane)
 
         async def stats(task: _Task) -> Metric | None:
             at = time.time_ns()

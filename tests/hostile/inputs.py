@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deploy.images import CONFIG, INDEX, LAYER, MANIFEST, Image, digest_of, image, tar_of
+from services.kit import regexp
 
 Rng = random.Random
 Named = tuple[str, bytes]
@@ -207,8 +208,8 @@ def nested(rng: Rng) -> tuple[str, dict[str, bytes], bytes]:
 
 _EXPRESSIONS: tuple[Callable[[Rng], str], ...] = (
     lambda rng: "(a+)+$", lambda rng: "(a|a)*b", lambda rng: f"(a|b)*a(a|b){{{rng.choice((10, 100, 1000))}}}c", lambda rng: "(" * rng.choice((10, 999, 1000)) + ")" * 999,
-    lambda rng: r"\pL" * rng.choice((1, 64, 65)), lambda rng: "x{1000}" * rng.randrange(1, 40), lambda rng: ".*" * rng.choice((10, 4000)), lambda rng: "((a{100}){10}){1}" * rng.randrange(1, 40),
-    lambda rng: "[a-", lambda rng: r"\C", lambda rng: "a" * rng.choice((8192, 8193)),
+    lambda rng: r"\pL" * rng.choice((1, regexp.CLASSES, regexp.CLASSES + 1)), lambda rng: "x{1000}" * rng.randrange(1, 40), lambda rng: ".*" * rng.choice((10, 4000)), lambda rng: "((a{100}){10}){1}" * rng.randrange(1, 40),
+    lambda rng: "[a-", lambda rng: r"\C", lambda rng: "a" * (regexp.EXPRESSION + rng.choice((0, 1))),
 )
 
 

@@ -176,7 +176,7 @@ async def test_the_honest_beside_the_hostile(node: Node) -> None:
         memory = await asyncio.to_thread(Memory, node)
         hostile = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.hostile.client", str(node.socket), str(SEED), str(CONNECTIONS), *KINDS, cwd=TOP,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TOP)})
+            start_new_session=True, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TOP)})
         watching = asyncio.ensure_future(memory.watch())
         try:
             async with calling(honest) as running:

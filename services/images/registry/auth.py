@@ -170,7 +170,7 @@ class Authorizer:
                 failure.kind = errors.Unauthenticated
             raise failure
         try:
-            found = gojson.read(body, _ANSWER, mark=True, first=True)
+            found = await gojson.apart(len(body), lambda: gojson.read(body, _ANSWER, mark=True, first=True))
             value = found.get("access_token") or found.get("token") or ""
             seconds = _seconds(found.get("expires_in"))
         except gojson.Malformed as error:

@@ -61,11 +61,15 @@ def answered(host: str, what: str, status: int, reason: str, headers: Mapping[st
 
 
 _WORDS = ("code", "message", "details", "error_description", "error")
+_EXPLAINED = 64 << 10
+"""Bytes of an explanation: it is read where others wait, and those of registries have some hundred."""
 _ANSWER = Struct({"errors": ListOf(Struct(dict.fromkeys(_WORDS, ANYTHING))), **dict.fromkeys(_WORDS, ANYTHING)})
 
 
 def explanation(body: bytes) -> str:
-    """What a registry's JSON says of its error; "" where it says nothing that one can read."""
+    """What a registry's JSON says of its error; "" where it says nothing that one can read, or too much."""
+    if len(body) > _EXPLAINED:
+        return ""
     try:
         found = gojson.read(body, _ANSWER, mark=True)
     except gojson.Malformed:

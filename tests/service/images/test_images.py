@@ -12,7 +12,7 @@ import pytest
 
 from api.containerd.services.images.v1 import images_pb2 as pb
 from gateway.events import EventsServicer, Exchange
-from services.kit import errors, rpc
+from services.kit import errors, filters, rpc
 from services.kit.rpc import NAMESPACE, Channel
 from tests.peer import containerd
 from tests.suites import images as suite
@@ -102,7 +102,7 @@ async def test_events_wait_for_the_gateway(processes: Processes) -> None:
     exchange = Exchange()
     async with Channel(state / "images.sock") as channel:
         await channel.client(suite.IMAGES).Create(create("x"), headers={NAMESPACE: "gateway-away"})
-    with exchange.subscribe(["namespace==gateway-away"]) as subscription:
+    with exchange.subscribe(filters.parse(["namespace==gateway-away"])) as subscription:
         async with rpc.serving(state / "internal.sock", [EventsServicer(exchange)]), asyncio.timeout(10):
             assert (await anext(subscription)).topic == "/images/create"
 
@@ -114,7 +114,7 @@ async def test_a_caller_that_goes_away_does_not_part_a_change_from_its_event(pro
     async with rpc.serving(state / "internal.sock", [EventsServicer(exchange)]), Channel(state / "images.sock") as channel:
         images = suite.Images(channel, "slow")
         assert await images.names() == []  # connected all the way
-        with exchange.subscribe(["namespace==slow"]) as subscription:
+        with exchange.subscribe(filters.parse(["namespace==slow"])) as subscription:
             freeze(metadata.pid)
             try:
                 with pytest.raises(errors.DeadlineExceeded):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from services.kit import errors, filters, regexp
+from services.kit.slices import Lane
 
 CONTAINERS: dict[str, dict[str, str]] = {
     "web": {"image": "docker.io/library/nginx:1", "team": "blue", "io.cri-containerd.kind": "sandbox"},
@@ -142,3 +145,58 @@ def test_an_error_of_a_long_filter_is_short() -> None:
         filters.parse(["id==a," * 2000 + "id=x," + "id==b," * 2000])
     assert " >|=|< x," in str(caught.value)
     assert len(str(caught.value)) < 2500
+
+
+FULL = filters.CHARACTERS - 100
+
+
+@pytest.mark.parametrize("sources", [
+    pytest.param(['name=="' + r"\x41\n" * (FULL // 6) + '"'], id="escapes"),
+    pytest.param(['name=="' + r"\q" * (FULL // 2) + '"'], id="wrong escapes"),
+    pytest.param(['name=="' + "|" * FULL + '"'], id="other quotes"),
+    pytest.param(["name==" + "\u00e9" * FULL], id="letters beyond ASCII"),
+    pytest.param([" " * FULL + "name"], id="blanks"),
+    pytest.param([",".join(["name"] * filters.SELECTORS)], id="selectors"),
+    pytest.param([",".join(['"a"=="b"'] * filters.SELECTORS)], id="quoted selectors"),
+    pytest.param([f"name==x{n}" for n in range(filters.SELECTORS)], id="filters"),
+    pytest.param(['"a"' + '."a"' * (FULL // 4)], id="a quoted path"),
+    pytest.param(["a" + ".a" * (FULL // 2)], id="a path"),
+    pytest.param(["name~=" + "." * regexp.EXPRESSION], id="an expression"),
+    pytest.param(["name~=" + "a|" * (regexp.EXPRESSION // 2)], id="alternatives"),
+    pytest.param(["name~=a" + str(n) for n in range(filters.EXPRESSIONS)], id="expressions"),
+])
+def test_reading_at_the_bounds_goes_in_small_steps(sources: list[str]) -> None:
+    """Between two of them no more is done than a few things with each of the 2,000 that a request may have: a loop that reads filters can always stop for others."""
+    reading, most = filters._reading(sources), 0
+    while True:
+        calls = counted(lambda: next(reading, None))
+        if reading.gi_frame is None:
+            break
+        most = max(most, calls)
+    assert most < 4 * filters.SELECTORS
+
+
+def counted(work: Callable[[], Any]) -> int:
+    """How many functions ``work`` calls."""
+    calls = 0
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    except errors.InvalidArgument:
+        pass  # wrong escapes
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+async def test_reading_in_a_loop_is_the_same() -> None:
+    """The same filter, and the same error."""
+    sources = ["a==b", "c.d!=e,f~=g"]
+    assert await filters.parsed(sources, Lane()) == filters.parse(sources)
+    with pytest.raises(errors.InvalidArgument, match="unsupported operator"):
+        await filters.parsed(["a=b"], Lane())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_pb
 from api.containerd.types.event_pb2 import Envelope
 from gateway import events
 from gateway.events import Exchange, Subscription
-from services.kit import errors, rpc
+from services.kit import errors, filters, rpc
 from services.kit.any import pack
 from services.kit.rpc import Call
 from services.kit.wire.server import WireServer
@@ -171,7 +172,7 @@ async def test_who_comes_soon_after_a_start_gets_what_was_published_since() -> N
     publish(exchange, "/a/1")
     publish(exchange, "/b/2")
     clock.now += 4.9
-    with exchange.subscribe() as everything, exchange.subscribe(["topic~=^/b"]) as some:
+    with exchange.subscribe() as everything, exchange.subscribe(filters.parse(["topic~=^/b"])) as some:
         publish(exchange, "/b/3")
         assert await waiting(everything) == ["/a/1", "/b/2", "/b/3"]
         assert await waiting(some) == ["/b/2", "/b/3"]
@@ -244,7 +245,7 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
     """One at a time, in turn; what each gets and its order are the same as ever."""
     exchange = Exchange(replay_seconds=0)
     wanted = ["event.container_id~=(a|b)*a(a|b){29}c$", 'topic=="/last"']
-    with exchange.subscribe(wanted) as one, exchange.subscribe(wanted) as other, exchange.subscribe(['topic=="/last"']) as cheap:
+    with exchange.subscribe(filters.parse(wanted)) as one, exchange.subscribe(filters.parse(wanted)) as other, exchange.subscribe(filters.parse(['topic=="/last"'])) as cheap:
         for n in range(20):
             publish(exchange, f"/t{n}", task_pb2.TaskOOM(container_id="ab" * (3000 if n % 5 else 100) + ("c" if n % 2 else "d")))
         publish(exchange, "/last", task_pb2.TaskOOM())
@@ -252,6 +253,25 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
         expected = [f"/t{n}" for n in range(20) if n % 2] + ["/last"]
         for subscription in (one, other):
             assert [(await anext(subscription)).topic for _ in expected] == expected
+
+
+async def test_a_field_of_an_event_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many conditions look at it: it may be a megabyte, which protobuf copies each time."""
+    exchange, read = Exchange(replay_seconds=0), []
+    message_field = events.message_field
+
+    def reading(message: Message, path: Sequence[str]) -> tuple[str, bool]:
+        read.append(tuple(path))
+        return message_field(message, path)
+
+    monkeypatch.setattr(events, "message_field", reading)
+    wanted = filters.parse([f"event.container_id==x{n}" for n in range(1000)] + ["event.container_id!=y"])
+    with exchange.subscribe(wanted) as one, exchange.subscribe(wanted) as other:
+        publish(exchange, "/t", task_pb2.TaskOOM(container_id="a" * 10_000))
+        publish(exchange, "/u", task_pb2.TaskOOM(container_id="y"))
+        publish(exchange, "/v", task_pb2.TaskOOM(container_id="b"))
+        assert [(await anext(each)).topic for each in (one, other) for _ in range(2)] == ["/t", "/v"] * 2
+    assert len(read) <= 6, "at most once for each event and each turn in which it is matched"
 
 
 async def test_an_exit_that_cannot_be_decoded_goes_through() -> None:

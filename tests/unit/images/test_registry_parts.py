@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
+from typing import Any
 
 import pytest
 
 from services.content.store import Digest
 from services.images.registry import descriptor, failure, mirrors
+from services.images.registry.auth import Authorizer, _Bearer
 from services.images.registry.challenge import Challenge, parse
 from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
 from services.images.registry.host import same_host
@@ -100,6 +103,7 @@ def test_explanations() -> None:
     assert explanation(b'{"error": "invalid_grant"}') == "invalid_grant"
     assert len(explanation(b'{"message": "' + b"x" * 1000 + b'"}')) == 300
     assert [explanation(each) for each in (b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "x"}', b"\xff", b"[" * 5000, b'{"errors":' * 20_000)] == [""] * 8
+    assert explanation(b'{"message": "' + b"x" * (1 << 16) + b'"}') == ""
     assert explanation(b'{"Errors":[{"Code":"\\ud800"}],"x":' + b"[" * 5000 + b"]" * 5000 + b"}") == "\ufffd"
 
 
@@ -264,3 +268,21 @@ def test_proxies_by_scheme() -> None:
     """Each scheme has its own, in either case."""
     assert proxy_for("http://quay.io/", {"HTTPS_PROXY": "http://p"}) is None
     assert proxy_for("http://quay.io/", {"http_proxy": "http://user:pw@p:1"}) == "http://user:pw@p:1"
+
+
+async def test_a_large_answer_of_a_token_server_is_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of numbers takes 70 ms to read: no other call waits for that."""
+    read_in, read = [], gojson.read
+
+    def reading(*arguments: Any, **named: Any) -> Any:
+        read_in.append(threading.current_thread() is threading.main_thread())
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(gojson, "read", reading)
+    for body in (b'{"token":"t"}', b'{"x":[' + b"1," * 100_000 + b'1],"token":"t"}'):
+        async def ask(method: str, url: str, headers: dict[str, str], _: bytes | None, answer: bytes = body) -> tuple[int, str, Any, bytes]:
+            return 200, "OK", {}, answer
+
+        token = await Authorizer("registry.test", None, ask)._fetched(_Bearer("https://auth.test/token", "registry.test", ()), ())
+        assert token.value == "t"
+    assert read_in == [True, False]
