@@ -45,6 +45,8 @@ INDEX = "index.json"
 DOCKER = "manifest.json"
 
 _PIECE = 1 << 18
+_WINDOW = 1 << 27
+"""Bytes of a zstd frame's window: what zstd writes with ``--ultra -22`` or ``--long``, and reads without being asked. This process inflates for everybody."""
 NAMES_LIMIT = 64 << 20
 """Bytes of the names of an archive's files, and of what its links name; each counts for :data:`_NAME` more."""
 _NAME = 200
@@ -188,7 +190,7 @@ class _Archive:
         """Of the entry."""
         with self._readable():
             chunks = iter(functools.partial(file.read, _PIECE), b"")
-            self._stream = tar.Stream(inflate.inflated(chunks) if compressed else chunks)
+            self._stream = tar.Stream(inflate.inflated(chunks, _WINDOW) if compressed else chunks)
             self._reader = tar.Reader(self._stream)
 
     @contextlib.contextmanager

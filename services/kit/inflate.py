@@ -16,6 +16,9 @@ CHUNK = 1 << 18
 ZSTD_PIECE = 1 << 9
 """Bytes inflated at once: all that they hold comes out at once, and four of them may hold 128 KiB."""
 
+WINDOW = 1 << 29
+"""Bytes of a zstd frame's window, which is the memory that it takes, however small it is: more than anybody uses, for a process that inflates one layer and ends."""
+
 
 class CompressionError(Exception):
     """The compressed stream is damaged, or ends early."""
@@ -41,8 +44,11 @@ def compression_of(head: bytes) -> str | None:
     return None
 
 
-def inflated(source: Iterator[bytes]) -> Iterator[bytes]:
-    """What is in a stream of chunks, inflated if it is compressed; CompressionError. The first chunks are read, and what must be imported is imported, before this returns."""
+def inflated(source: Iterator[bytes], window: int = WINDOW) -> Iterator[bytes]:
+    """What is in a stream of chunks, inflated if it is compressed; CompressionError. The first chunks are read, and what must be imported is imported, before this returns.
+
+    ``window``: bytes of a zstd frame's, at most.
+    """
     head = b""
     for chunk in source:
         head += chunk
@@ -52,7 +58,7 @@ def inflated(source: Iterator[bytes]) -> Iterator[bytes]:
         case "gzip":
             return _gunzip(head, source)
         case "zstd":
-            return _unzstd(head, source)
+            return _unzstd(head, source, window)
     return _chained(head, source)
 
 
@@ -91,11 +97,11 @@ def _gunzip(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     return chunks(data)
 
 
-def _unzstd(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+def _unzstd(data: bytes, rest: Iterator[bytes], window: int) -> Iterator[bytes]:
     """Any number of frames."""
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 29)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=window)
 
     def chunks(data: bytes) -> Iterator[bytes]:
         frame = decompressor.decompressobj()

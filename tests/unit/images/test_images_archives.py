@@ -177,6 +177,19 @@ async def test_what_docker_saves_gets_the_manifest_that_containerd_makes_of_it(n
     assert b'"platform":{"architecture":"amd64","os":"linux"}' in node.blobs[index]
 
 
+@pytest.mark.parametrize("window", [27, 28])
+async def test_a_zstd_archive_has_a_window_as_zstd_takes_it(node: MemoryNode, window: int) -> None:
+    """Of 128 MiB, as by --ultra and --long; more is refused before memory is taken for it, however small the archive is."""
+    made = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=window)).compressobj()
+    archive = made.compress(tar(reg(b"f", b"1"))) + made.flush()
+    assert zstandard.get_frame_parameters(archive).window_size == 1 << window
+    if window == 27:
+        assert set((await read(archive, node)).blobs) == {"f"}
+        return
+    with pytest.raises(errors.Unknown, match=r"^zstd: .*too much memory"):
+        await read(archive, node)
+
+
 @pytest.mark.parametrize("packed", [gzip.compress, zstandard.ZstdCompressor().compress])
 async def test_dockers_compressed_layers_are_called_so(node: MemoryNode, packed: Any) -> None:
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": packed(b"layer")}), node)
