@@ -393,6 +393,19 @@ def no_ranges(code: int) -> Fault:
     return fault
 
 
+def odd_parts(content_range: str, content_type: str = "application/octet-stream") -> Fault:
+    """A request for a part is answered with 206 and this for its Content-Range; "" for none."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        if right.status != 206:
+            return right
+        assert isinstance(right, web.Response)
+        return web.Response(status=206, body=right.body, headers={"Content-Type": content_type, **({"Content-Range": content_range} if content_range else {})})
+
+    return fault
+
+
 def closed_ranges_only() -> Fault:
     """As go-containerregistry's registry: a range without an end, or with one beyond the blob's, is refused."""
 

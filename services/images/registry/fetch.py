@@ -11,8 +11,8 @@ byte. A body that turns out to be of another size than the descriptor says ends 
 the caller's to check: :meth:`Body.distrust` is for when it is wrong.
 
 Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers 416 to ``bytes=N-``). Whoever ignores a range
-sends all of it, and what is known already is dropped. Whoever refuses it (400 by Artifactory) is asked once without, and for a while not again (:mod:`.mirrors`). Whoever
-sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
+sends all of it, and what is known already is dropped. Whoever refuses it (400 by Artifactory), fails over it twice (500), or answers with another part or several in one
+body, is asked once without, and for a while not again (:mod:`.mirrors`). Whoever sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SLICE = 64 * 1024
 SLICES = 1000
 """... once there were so many requests, or it counts as a lost connection: else a layer could take a request for each byte."""
 
-RANGE_REFUSALS = frozenset({400, 403, 405, 406, 412, 416, 501})
-"""Answers to a request for a part that the whole may not have: not those that speak of the blob (404, 410), of who asks (401), or of a bad moment."""
+NO_RANGE_REFUSALS = frozenset({401, 404, 407, 408, 410, 425, 429})
+"""Answers of 4xx that the whole blob would have too: those that speak of the blob (404, 410), of who asks (401, 407), or of a bad moment."""
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
@@ -105,6 +105,7 @@ class Fetch:
         self._at = offset
         self._skip = 0
         self._slices = 0
+        self._failed_over_ranges: set[str] = set()
         self._waited = 0.0
         self._keys: list[str] = []
         self._span = span("registry.fetch", digest=str(descriptor.digest), offset=offset)
@@ -238,21 +239,43 @@ class Fetch:
         wanted, refused = self._range(), self._memory.refuses_ranges(place.key)
         if wanted and refused and self._part_only:
             raise NoParts
+        ranged = bool(wanted) and not refused
         try:
-            answer = await place.get(self._reference, self.descriptor, {**headers, "Range": wanted} if wanted and not refused else headers)
+            answer = await place.get(self._reference, self.descriptor, {**headers, "Range": wanted} if ranged else headers)
+            refusal = f"{self.descriptor} {self._other_part(answer)}" if ranged and answer.status == 206 and not self._covers(answer) else ""
+            if refusal:
+                answer.close()
         except Failure as failure:
-            if not wanted or refused or failure.status not in RANGE_REFUSALS:
+            if not ranged or not self._refuses(place, failure):
                 raise
+            refusal = failure.cause
+        if refusal:
             if self._part_only:
-                raise NoParts from None
+                raise NoParts
             answer = await place.get(self._reference, self.descriptor, headers)
-            self._memory.refused_range(place.key, failure.cause)
+            self._memory.refused_range(place.key, refusal)
         try:
             self._check_head(answer, self.descriptor.size, partial=bool(wanted))
         except BaseException:
             answer.close()
             raise
         return place, answer
+
+    def _refuses(self, place: Place, failure: Failure) -> bool:
+        """Whether a host that failed to give a part may give the whole."""
+        if failure.status == 500:  # a server that a range upsets, or one that is in trouble: that shows when it is asked again
+            again = place.key in self._failed_over_ranges
+            self._failed_over_ranges.add(place.key)
+            return again
+        return failure.status == 501 or (400 <= failure.status < 500 and failure.status not in NO_RANGE_REFUSALS)
+
+    def _covers(self, answer: Answer) -> re.Match[str] | None:
+        """What a 206 says it has of the blob, if the byte where we are is in it. Several parts in one body (multipart/byteranges) say it of each, so that this is None."""
+        said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+        return said if said is not None and int(said[1]) <= self._at <= int(said[2]) else None
+
+    def _other_part(self, answer: Answer) -> str:
+        return f"was asked for from byte {self._at} on, and the answer is of \"{answer.headers.get('Content-Range', 'an unknown range')}\""
 
     def _range(self) -> str:
         """The Range header for what is still wanted; "" where that is all there is, or nobody knows its end."""
@@ -265,9 +288,9 @@ class Fetch:
         body, total = self.body, answer.length
         self._skip = 0
         if answer.status == 206:
-            said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-            if said is None or not int(said[1]) <= self._at <= int(said[2]):
-                raise self._wrong(f"was asked for from byte {self._at} on, and the answer is of \"{answer.headers.get('Content-Range', 'an unknown range')}\"", answer)
+            said = self._covers(answer)
+            if said is None:
+                raise self._wrong(self._other_part(answer), answer)
             self._skip = self._at - int(said[1])
             total = int(said[3]) if said[3] != "*" else None
             body.ranges = True

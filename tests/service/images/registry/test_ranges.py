@@ -17,7 +17,7 @@ from services.images.landing import FileLanding
 from services.images.registry import Descriptor, Hosts, NoParts, Reference, Registry
 from services.images.registry.fetch import SLICES
 from services.images.registry.mirrors import RANGES_REST, MirrorMemory
-from tests.fake_registry import FakeRegistry, closed_ranges_only, cut, no_ranges, sliced, status
+from tests.fake_registry import FakeRegistry, closed_ranges_only, cut, no_ranges, odd_parts, sliced, status
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, LAYER_TYPE, certs, described, fetched, small_image
 from tests.support import within
@@ -41,7 +41,7 @@ def name(fake: FakeRegistry) -> str:
 # ---------------------------------------------------------------------------------------------- one fetch
 
 
-@pytest.mark.parametrize("code", [400, 403, 405, 406, 412, 416, 501])
+@pytest.mark.parametrize("code", [400, 403, 405, 406, 412, 416, 418, 501])
 async def test_who_refuses_a_part_is_asked_for_the_whole(quick: Registry, fake: FakeRegistry, name: str, code: int) -> None:
     """Once, in the middle of a blob that was cut: what is known of it is dropped. And the next time it is asked for the whole at once."""
     fake.inject("blob", cut(300_000))
@@ -57,6 +57,37 @@ async def test_who_refuses_a_part_is_asked_for_the_whole(quick: Registry, fake: 
     part, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000, 10)
     assert (part, body.ranges) == (LAYER[1000:1010], False)
     assert "Range" not in fake.asked("GET", "/blobs/")[-1].headers
+
+
+@pytest.mark.parametrize("content_range", ["", "bytes 300001-1048575/1048576", "bytes 0-299999/1048576", "elephants"])
+async def test_who_answers_with_another_part_is_asked_for_the_whole(quick: Registry, fake: FakeRegistry, name: str, content_range: str) -> None:
+    """As one that refuses: containerd pulls from such a host, since it asks for no parts. No Content-Range is also what several parts in one body come with."""
+    fake.inject("blob", cut(300_000))
+    fake.inject("blob", odd_parts(content_range, "multipart/byteranges; boundary=x"), times=ALWAYS)
+    with within(5):
+        blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
+    assert (blob, body.ranges) == (LAYER, False)
+    assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [
+        (None, 200), ("bytes=300000-1048575", 206), (None, 200)]
+    (host,) = [each for each in quick.memory.snapshot() if each.ranges_refused]
+    assert f'from byte 300000 on, and the answer is of "{content_range or "an unknown range"}"' in host.ranges_refused
+
+
+async def test_who_fails_over_parts_twice_is_asked_for_the_whole(quick: Registry, fake: FakeRegistry, name: str) -> None:
+    """Not at once: it may be in trouble, whatever it is asked for."""
+    fake.inject("blob", no_ranges(500), times=ALWAYS)
+    with within(5):
+        blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000)
+    assert (blob, body.ranges) == (LAYER[1000:], False)
+    assert [seen.status for seen in fake.asked("GET", "/blobs/")] == [500, 500, 200]
+
+
+async def test_who_is_in_trouble_once_gives_parts(quick: Registry, fake: FakeRegistry, name: str) -> None:
+    """And is not remembered for giving none."""
+    fake.inject("blob", status(500))
+    blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 1000)
+    assert (blob, body.ranges) == (LAYER[1000:], True)
+    assert not [each for each in quick.memory.snapshot() if each.ranges_refused]
 
 
 @pytest.mark.parametrize("code", [401, 404])
@@ -166,6 +197,17 @@ class LandingNode:
 async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> None:
     descriptor = oci.Descriptor(LAYER_TYPE, oci.digest_of(node.data), len(node.data))
     await Fetcher(Budget()).fetch(node, registry.client(), Reference.parse(name), descriptor, {}, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content_range", ["", "bytes 1-16777216/51380224"])
+async def test_a_large_layer_comes_whole_where_parts_are_wrong(quick: Registry, fake: FakeRegistry, name: str, tmp_path: Path, content_range: str) -> None:
+    """Once: the first part tells."""
+    fake.inject("blob", odd_parts(content_range), times=ALWAYS)
+    node = LandingNode(tmp_path / "blob", LARGE)
+    with within(20):
+        await layer_fetched(quick, name, node)
+    assert node.landed == LARGE
+    assert [seen.status for seen in fake.asked("GET", "/blobs/")] == [206, 200]
 
 
 @pytest.mark.parametrize("code", [200, 400, 416])
