@@ -13,8 +13,8 @@ import pytest
 
 from api.containerd.types import mount_pb2
 from services.kit import errors
-from services.snapshots.diff.mounts import Mount
-from services.snapshots.diff.workers import Appliers
+from services.snapshots.diff.mounts import Mount, to_arguments
+from services.snapshots.diff.workers import Appliers, run
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_sides import Side, bind, differences, tree
 from tests.suites.diff_tars import directory, opaque, reg, tar, whiteout
@@ -23,6 +23,16 @@ from tests.support import eventually, eventually_async
 pytestmark = [pytest.mark.root, pytest.mark.once]
 
 LAYER = tar(whiteout(b"etc/passwd"), directory(b"etc", 0o711, uid=3), reg(b"etc/new", b"new" * 100_000, uid=70000), opaque(b"var/cache"), reg(b"var/cache/two", b"2"))
+
+
+MANY = tar(*(reg(b"%d" % n, bytes(1 << 16)) for n in range(2000)))
+
+
+def overlay(place: Path) -> Mount:
+    """A mount that fuse-overlayfs serves, as a worker is told it."""
+    for name in ("lower", "upper", "work"):
+        (place / name).mkdir()
+    return Mount("fuse3.fuse-overlayfs", "overlay", "", [f"{name}dir={place / name}" for name in ("lower", "upper", "work")])
 
 
 def fuse(side: Side, kind: str = "fuse3.fuse-overlayfs") -> list[mount_pb2.Mount]:
@@ -50,6 +60,14 @@ def served(place: Path) -> list[int]:
             if b"fuse" in arguments and os.fsencode(place) in arguments:
                 found.append(int(entry.name))
     return found
+
+
+def hang(place: Path) -> None:
+    """Have the program itself not answer any more, which whoever uses its mount waits for in the kernel."""
+    programs = [pid for pid in served(place) if Path(f"/proc/{pid}/comm").read_text() == "fuse-overlayfs\n"]
+    assert programs
+    for pid in programs:
+        os.kill(pid, signal.SIGSTOP)
 
 
 @pytest.mark.parametrize("kind", ["fuse3.fuse-overlayfs", "fuse.fuse-overlayfs"])
@@ -91,8 +109,7 @@ async def test_the_program_ends_with_the_worker(side: Side) -> None:
     """Killed, the worker takes it along, though it is in a session of its own; the mount is gone with it."""
     mounts = fuse(side)
     await side.apply(tar(directory(b"d"), reg(b"d/x", b"x")), bind(side.place / "lower"))
-    large = tar(*(reg(b"d/%d" % n, bytes(1 << 16)) for n in range(2000)))
-    work = asyncio.ensure_future(side.apply(large, mounts))
+    work = asyncio.ensure_future(side.apply(MANY, mounts))
     await eventually_async(async_(lambda: served(side.place) and any((side.place / "upper").rglob("*"))), "it does not begin", 20)
     work.cancel()
     await asyncio.wait((work,))
@@ -101,17 +118,15 @@ async def test_the_program_ends_with_the_worker(side: Side) -> None:
 
 async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
     """The program that serves its mount does not answer any more: the call ends with an error, instead of never, and nothing is left. The next call has a worker."""
-    for name in ("scratch", "lower", "upper", "work"):
-        (place / name).mkdir()
-    (place / "blob").write_bytes(tar(*(reg(b"%d" % n, bytes(1 << 16)) for n in range(2000))))
-    served_here = Mount("fuse3.fuse-overlayfs", "overlay", "", [f"{name}dir={place / name}" for name in ("lower", "upper", "work")])
+    (place / "scratch").mkdir()
+    served_here = overlay(place)
+    (place / "blob").write_bytes(MANY)
     appliers = Appliers(str(place / "scratch"), limit=2.0)
     try:
         with (place / "blob").open("rb") as blob:
             work = asyncio.ensure_future(appliers.apply([served_here], blob.fileno(), detect=True))
             await eventually_async(async_(lambda: any((place / "upper").rglob("*"))), "it does not begin", 20)
-            for pid in served(place):
-                os.kill(pid, signal.SIGSTOP)
+            hang(place)
             with pytest.raises(errors.Internal, match="the apply worker stood still for 2 s and was killed"):
                 await asyncio.wait_for(work, 60)
             eventually(lambda: not served(place), "the program is left", 10)
@@ -119,3 +134,24 @@ async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
             assert (await appliers.apply([Mount("bind", str(place / "plain"), "", ["rw", "rbind"])], blob.fileno(), detect=True)).size
     finally:
         await appliers.aclose()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_comparison_that_stands_still_is_killed(cancelled: bool, place: Path) -> None:
+    """The same where a layer is made; and who gives the call up does not wait for that program either."""
+    for name in ("left", "right", "nothing"):
+        (place / name).mkdir()
+    served_here = overlay(place)
+    for number in range(2000):
+        (place / "upper" / str(number)).write_bytes(bytes(1 << 16))
+    left = to_arguments([Mount("bind", str(place / "nothing"), "", ["ro", "rbind"])])
+    with (place / "layer").open("wb") as layer:
+        work = asyncio.ensure_future(run("compare", "plain", "-", str(place / "left"), str(place / "right"), str(len(left)), *left, *to_arguments([served_here]),
+                                         file=layer.fileno(), started=lambda: None, limit=600.0 if cancelled else 2.0))
+        await eventually_async(async_(lambda: (place / "layer").stat().st_size), "it does not begin", 20)
+        hang(place)
+        if cancelled:
+            work.cancel()
+        with pytest.raises(asyncio.CancelledError if cancelled else errors.Internal, match=None if cancelled else "the compare worker stood still for 2 s and was killed"):
+            await asyncio.wait_for(work, 60)
+        eventually(lambda: not served(place), "the program is left", 10)
