@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 async def parsed(document: bytes, parse: Callable[[bytes], T]) -> T:
-    """What ``parse`` makes of it."""
+    """``parse(document)``; a large document is parsed in a thread, so that nobody waits for it."""
     return await gojson.apart(len(document), lambda: parse(document))
 
 

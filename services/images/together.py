@@ -27,7 +27,7 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 def _forget(tasks: list[asyncio.Task[None]]) -> None:
     """The first failure was the reason; the others are seen.
 
-    It knows the frame of :func:`together`, by its traceback. So that must know no task: else the failure, and the documents that it is about, would stay until somebody looks for cycles.
+    Its traceback holds the frame of :func:`together`. If that frame held the tasks, it would hold the failure, and the documents that this is about, until the garbage collector looks for cycles.
     """
     while tasks:
         task = tasks.pop()
