@@ -32,6 +32,7 @@ async def node(place: Path) -> AsyncIterator[FakeGateway]:
         assert leftovers(gateway) == []
 
 
+@pytest.mark.once
 class TestLocal(TasksSuite):
     @pytest.fixture
     async def tasks(self, node: FakeGateway, place: Path) -> AsyncIterator[Tasks]:

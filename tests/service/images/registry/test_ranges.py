@@ -32,10 +32,16 @@ LARGE = os.urandom(1 << 20) * 49
 
 @pytest.fixture
 def name(fake: FakeRegistry) -> str:
-    """A reference whose repository has the layers."""
+    """A reference whose repository has the layer."""
     fake.add_blob("box", LAYER)
-    fake.add_blob("box", LARGE)
     return fake.add(small_image(), "box:1")
+
+
+@pytest.fixture
+def large(fake: FakeRegistry, name: str) -> str:
+    """The same, with the large one too."""
+    fake.add_blob("box", LARGE)
+    return name
 
 
 # ---------------------------------------------------------------------------------------------- one fetch
@@ -211,7 +217,7 @@ async def test_a_large_layer_comes_whole_where_parts_are_wrong(quick: Registry, 
 
 
 @pytest.mark.parametrize("code", [200, 400, 416])
-async def test_a_large_layer_comes_whole_where_there_are_no_parts(quick: Registry, fake: FakeRegistry, name: str, tmp_path: Path, code: int) -> None:
+async def test_a_large_layer_comes_whole_where_there_are_no_parts(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, code: int) -> None:
     """On one connection, and where that is lost, from its first byte on again: what is there of it is dropped, whether it came in this attempt or an earlier one."""
     if code == 200:
         fake.ranges = False
@@ -222,12 +228,12 @@ async def test_a_large_layer_comes_whole_where_there_are_no_parts(quick: Registr
     node = LandingNode(tmp_path / "blob", LARGE)
     node.path.write_bytes(LARGE[:1_000_000])
     with within(20):
-        await layer_fetched(quick, name, node)
+        await layer_fetched(quick, large, node)
     assert node.landed == LARGE
     assert len(fake.asked("GET", "/blobs/")) <= 4
 
 
-async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry, name: str, tmp_path: Path) -> None:
+async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path) -> None:
     """The rest comes on one connection: the whole once, and not once for each part."""
 
     async def first_only(request, serve):  # type: ignore[no-untyped-def]
@@ -237,13 +243,13 @@ async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry
     fake.inject("blob", first_only, times=ALWAYS)
     node = LandingNode(tmp_path / "blob", LARGE)
     with within(20):
-        await layer_fetched(quick, name, node)
+        await layer_fetched(quick, large, node)
     assert node.landed == LARGE
     whole = [seen for seen in fake.asked("GET", "/blobs/") if "Range" not in seen.headers]
     assert len(whole) == 1
 
 
-async def test_a_host_without_parts_takes_over(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
+async def test_a_host_without_parts_takes_over(fake: FakeRegistry, other: FakeRegistry, large: str, tmp_path: Path) -> None:
     """In the middle of a layer of which another has given parts: it is asked for the whole once."""
     other.add_blob("box", LARGE)
     fake.ranges = False
