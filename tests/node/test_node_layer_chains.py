@@ -51,11 +51,12 @@ async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIte
 async def compare(everybody: dict[str, Maker], chain: list[list[Entry]]) -> dict[bytes, File]:
     """The tree that all make of a chain; an AssertionError if they do not make the same, or not all of them refuse it. {} if they do."""
     made = layers(chain)
-    first, *others = [(name, *await outcome(each.tree(made))) for name, each in everybody.items()]
-    for name, verdict, found in others:
-        assert verdict == first[1], f"{first[0]}: {first[2]}\n{name}: {found}"
+    found = await asyncio.gather(*(outcome(each.tree(made)) for each in everybody.values()))
+    first, *others = [(name, *each) for name, each in zip(everybody, found, strict=True)]
+    for name, verdict, tree in others:
+        assert verdict == first[1], f"{first[0]}: {first[2]}\n{name}: {tree}"
         if verdict == "ok":
-            wrong = differences(first[2], without_times(found, first[2]))
+            wrong = differences(first[2], without_times(tree, first[2]))
             assert not wrong, f"{first[0]}, and {name}:\n" + "\n".join(wrong)
     return first[2] if first[1] == "ok" else {}
 
