@@ -252,11 +252,14 @@ async def test_restart_policies(service: Service) -> None:
     label = "containerd.io/restart."
     node, tasks = service.node, service.tasks
     log = node.state / "log.txt"
-    pid = await start(tasks, node, "always", "sh", "-c", "echo started; sleep 100",
-                      labels={f"{label}status": "running", f"{label}loguri": f"file://{log}"})
-    await start(tasks, node, "failing", "sh", "-c", "exit 1", labels={f"{label}status": "running", f"{label}policy": "on-failure:1"})
-    await start(tasks, node, "kept", "sleep", "100",
-                labels={f"{label}status": "running", f"{label}policy": "unless-stopped", f"{label}explicitly-stopped": "true"})
+    pid = await start(tasks, node, "always", "sh", "-c", "echo started; sleep 100")
+    await start(tasks, node, "failing", "sh", "-c", "exit 1")
+    await start(tasks, node, "kept", "sleep", "100")
+    for name, labels in (("always", {"status": "running", "loguri": f"file://{log}"}),  # now that they run: what is created only is not what "running" wants
+                         ("failing", {"status": "running", "policy": "on-failure:1"}),
+                         ("kept", {"status": "running", "policy": "unless-stopped", "explicitly-stopped": "true"})):
+        for key, value in labels.items():
+            node.records[NS, name].labels[label + key] = value
     os.kill(pid, signal.SIGKILL)
     await tasks.kill(NS, "kept", "", signal.SIGKILL, everything=False)
 
