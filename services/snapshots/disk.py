@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable
 
 from services.kit import errors
+from services.snapshots import programs
 from services.snapshots.store import Usage
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def _remove_below(parent: str | int, name: str, device: int, left: int) -> int:
 
 
 async def _run(*command: str) -> tuple[int, bytes, bytes]:
-    """A program's exit code and what it said; killed if the caller is cancelled, or dies."""
+    """A program's exit code and what it said; killed if the caller is cancelled, or dies, or it stands still, which is Internal."""
     try:
         process = await asyncio.create_subprocess_exec(
             "setpriv", "--pdeathsig", "KILL", *command, env={**os.environ, "LC_ALL": "C"}, stdin=asyncio.subprocess.DEVNULL,
@@ -186,11 +187,11 @@ async def _run(*command: str) -> tuple[int, bytes, bytes]:
     except OSError as error:
         raise errors.Unknown(f"failed to start {command[0]}: {errors.words(error)}") from None
     try:
-        out, err = await process.communicate()
+        out, err = await programs.watched(command[0], process, process.communicate())
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        await programs.gone(process)
         raise
     assert process.returncode is not None
     return process.returncode, out, err

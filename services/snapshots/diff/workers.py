@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from services.kit import errors, pipes, tracing
+from services.snapshots import programs
 from services.snapshots.diff import standstill
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import Mount, to_arguments
@@ -196,7 +197,7 @@ class _Program:
         if data:
             what, job, *status = data.decode().split("\0")
             if what == "still":
-                self._jobs[job].set_exception(_stood_still("apply", self._limit))
+                self._jobs[job].set_exception(programs.stood_still("the apply worker", self._limit))
             else:
                 self._jobs[job].set_result(int(status[0]))
             return
@@ -223,13 +224,14 @@ async def run(program: str, *arguments: str, file: int, started: Callable[[], No
     process = await _start(program, *arguments, stdin=file, stdout=asyncio.subprocess.PIPE)
     try:
         started()
-        output, code = await _watched(program, process, limit)
+        assert process.stdout is not None
+        output = await programs.watched(f"the {program} worker", process, process.stdout.read(), limit)
+        code = await process.wait()
     except BaseException:
         for kill in (os.killpg, os.kill) if process.returncode is None else ():  # it has no group until it has begun
             with contextlib.suppress(ProcessLookupError):
                 kill(process.pid, signal.SIGKILL)
-        ending = asyncio.ensure_future(process.wait())
-        await asyncio.wait((ending,), timeout=standstill.DYING)
+        await programs.gone(process)
         raise
     *_, answer = output.decode("utf-8", "backslashreplace").splitlines() or [""]
     verdict, _, rest = answer.partition(" ")
@@ -244,24 +246,6 @@ async def _start(program: str, *arguments: str, stdin: int, stdout: int | None =
     return await asyncio.create_subprocess_exec(
         sys.executable, "-S", "-P", "-c", f"from services.snapshots.diff.{program} import main; main()", str(os.getpid()), *arguments,
         stdin=stdin, stdout=stdout, env=environment)
-
-
-async def _watched(program: str, process: asyncio.subprocess.Process, limit: float) -> tuple[bytes, int]:
-    """All that it says, and its exit code; Internal once it has stood still for too long."""
-    assert process.stdout is not None
-    said = asyncio.ensure_future(process.stdout.read())
-    try:
-        still = standstill.Still(limit)
-        while not (await asyncio.wait((said,), timeout=standstill.look_every(limit)))[0]:
-            if still.seconds(process.pid) >= limit:
-                raise _stood_still(program, limit)
-        return said.result(), await process.wait()
-    finally:
-        said.cancel()
-
-
-def _stood_still(program: str, limit: float) -> errors.NodeError:
-    return errors.Internal(f"the {program} worker stood still for {limit:g} s and was killed: a file system that it reads or writes does not answer")
 
 
 def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeError:

@@ -1,0 +1,36 @@
+"""Waiting for programs that work on trees of files: as long as they get on (``diff/standstill.py``), and not for ever for one that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.subprocess import Process
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from services.kit import errors
+from services.snapshots.diff import standstill
+
+T = TypeVar("T")
+
+
+async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], limit: float = standstill.LIMIT) -> T:
+    """What ``work`` returns, which waits for the ``process``; Internal once that has stood still for ``limit`` seconds. Whoever is told so kills it."""
+    working = asyncio.ensure_future(work)
+    try:
+        still = standstill.Still(limit)
+        while not (await asyncio.wait((working,), timeout=standstill.look_every(limit)))[0]:
+            if still.seconds(process.pid) >= limit:
+                raise stood_still(what, limit)
+        return working.result()
+    finally:
+        working.cancel()
+
+
+def stood_still(what: str, limit: float) -> errors.NodeError:
+    """The error of a program that was killed for it."""
+    return errors.Internal(f"{what} stood still for {limit:g} s and was killed: a file system that it reads or writes does not answer")
+
+
+async def gone(process: Process) -> None:
+    """Wait for the end of a killed process; not for one that does not end (state D)."""
+    await asyncio.wait((asyncio.ensure_future(process.wait()),), timeout=standstill.DYING)

@@ -1,0 +1,34 @@
+"""Programs that are waited for as long as they get on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.kit import errors
+from services.snapshots import programs
+
+
+async def test_one_that_stands_still_is_given_up() -> None:
+    """With an error that names it; whoever is told kills it."""
+    process = await asyncio.create_subprocess_exec("sleep", "1000")
+    try:
+        with pytest.raises(errors.Internal, match="^cp stood still for 0.4 s and was killed: a file system that it reads or writes does not answer$"):
+            await programs.watched("cp", process, process.wait(), 0.4)
+    finally:
+        process.kill()
+        await programs.gone(process)
+    assert process.returncode == -9
+
+
+async def test_one_that_ends_is_heard() -> None:
+    """What the work returns, or raises."""
+    process = await asyncio.create_subprocess_exec("echo", "a", stdout=asyncio.subprocess.PIPE)
+    assert await programs.watched("echo", process, process.communicate(), 60) == (b"a\n", None)
+
+    async def fails() -> None:
+        raise errors.NotFound("x")
+
+    with pytest.raises(errors.NotFound):
+        await programs.watched("echo", process, fails(), 60)
