@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from typing import Literal
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,7 +27,7 @@ from gateway.routes import Routes
 from gateway.smallblobs import SmallBlobs
 from gateway.upstream import Upstream
 from services.kit import errors, filters
-from services.kit.rpc import Call, Pieces, Route, Stream, method_path, shielded
+from services.kit.rpc import Answers, Call, Meaning, Pieces, Route, Stream, method_path, shielded
 from services.kit.slices import Lane
 
 log = logging.getLogger(__name__)
@@ -171,32 +172,42 @@ class ContentServicer:
 
     def read(self, call: Call) -> Route:
         """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
-        return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read)
+        return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read, question=self._records.question("ResolveBlob", call, self._ask))
 
-    async def _admit_read(self, request: bytes, call: Call) -> Sequence[bytes] | None:
+    def _ask(self, request: bytes) -> tuple[bytes, Meaning]:
+        wanted = pb.ReadContentRequest.FromString(request)
+
+        return records_pb.ResolveBlobRequest(digest=wanted.digest).SerializeToString(), lambda answer: self._read(wanted, records_pb.Blob.FromString(answer))
+
+    async def _admit_read(self, request: bytes, call: Call) -> Answers | None:
         wanted = pb.ReadContentRequest.FromString(request)
         blob = await self._records.call("ResolveBlob", records_pb.ResolveBlobRequest(digest=wanted.digest), call)
+        found = self._read(wanted, blob)
+        if found is False:
+            data = await self._small_blob(blob, call)
+            return None if data is None else _of_small(wanted, data)
+        return found
+
+    def _read(self, wanted: pb.ReadContentRequest, blob: records_pb.Blob) -> Answers | Literal[False] | None:
+        """The answers, as far as what is in memory tells: False for a small blob which is to be had first, None if they are the content service's."""
         start = max(wanted.offset, 0)
         if not blob.size or start > blob.size:
             return None
-        part: bytes | None
-        if blob.size <= self._small.largest:
-            data = await self._small_blob(blob, call)
-            part = None if data is None else data[start:start + wanted.size if wanted.size > 0 else None]
-        else:
-            part = self._piece(blob, start, wanted.size)
-        if part is None:
-            return None
-        return [pb.ReadContentResponse(data=part).SerializeToString()] if part else []  # its offset counts from the first byte sent, as in containerd
+        if blob.size > self._small.largest:
+            return self._piece(blob, start, wanted.size)
+        data = self._small.get(blob.digest)
+        return False if data is None else _of_small(wanted, data)
 
-    def _piece(self, blob: records_pb.Blob, start: int, size: int) -> bytes | None:
+    def _piece(self, blob: records_pb.Blob, start: int, size: int) -> Answers | None:
         """A piece of a large blob, if it is to be had without the content service, which must be there: who stops it expects its Reads to say so."""
         if not 0 < size <= LARGEST or not self._content.is_ready():
             return None
-        found = self._open.read(blob.digest, start, size)
+        size = min(size, blob.size - start)
+        found = self._open.read(blob.digest, start, size, _before(size))
         if found is None:
             self._open.open(blob.digest, blob.size, self._locate)
-        return found
+            return None
+        return [found] if size else []
 
     async def _locate(self, digest: str) -> str:
         return str((await self._files.Locate(files_pb.LocateRequest(digest=digest), timeout=self._config.stall)).path)
@@ -267,6 +278,18 @@ class ContentServicer:
             if self._content.down_seconds > self._config.outage:
                 raise errors.Internal(str(error)) from None
             raise
+
+
+def _of_small(wanted: pb.ReadContentRequest, data: bytes) -> Answers:
+    start = max(wanted.offset, 0)
+    part = data[start:start + wanted.size if wanted.size > 0 else None]
+    return [pb.ReadContentResponse(data=part).SerializeToString()] if part else []  # its offset counts from the first byte sent, as in containerd
+
+
+@lru_cache(64)
+def _before(size: int) -> bytes:
+    """What is before the data in a message with so many bytes of it: so they need not be copied into one."""
+    return pb.ReadContentResponse(data=bytes(size)).SerializeToString()[:-size] if size else b""
 
 
 def is_plain_write(request: bytes) -> bool:

@@ -65,20 +65,21 @@ class OpenBlobs:
             self._closing = None
         self._offered = True
 
-    def read(self, digest: str, offset: int, size: int) -> bytes | None:
-        """The bytes of a piece; None if they are not to be had at once."""
+    def read(self, digest: str, offset: int, size: int, before: bytes = b"") -> bytearray | None:
+        """``before``, and the bytes of a piece; None if they are not to be had at once."""
         file = self._files.get(digest)
         if file is None:
             return None
         wanted = max(min(size, file.size - offset), 0)
-        piece = bytearray(wanted)
+        piece = bytearray(len(before) + wanted)
+        piece[:len(before)] = before
         try:
             if not os.fstat(file.fd).st_nlink:  # deleted, and if it is there again then as another file
                 self._close(digest)
                 return None
             file.used = asyncio.get_running_loop().time()
             self._files.move_to_end(digest)
-            return bytes(piece) if os.preadv(file.fd, [piece], offset, self._flags) == wanted else None
+            return piece if os.preadv(file.fd, [memoryview(piece)[len(before):]], offset, self._flags) == wanted else None
         except BlockingIOError:
             return None
         except OSError as error:  # if the disk is broken, the content service says how

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from api.splitd.records.v1 import records_pb2 as pb
 from gateway.upstream import Upstream
 from services.kit import errors, loops
-from services.kit.rpc import Call
+from services.kit.rpc import Call, Question, method_path
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,6 +81,13 @@ class Records:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(loops.told)
+
+    def question(self, name: str, call: Call, ask: Callable[[bytes], tuple[bytes, Callable[[bytes], Any]]]) -> Question:
+        """A Records call as the question of a route: as :meth:`call`, where nothing has to be waited for."""
+        return Question(self._metadata.channel, method_path(SERVICE.methods_by_name[name]), call.passed_on(), 30.0, self._is_ready, ask)
+
+    def _is_ready(self) -> bool:
+        return self._metadata.is_ready() and self._connected.is_set()
 
     async def call(self, name: str, request: Any, call: Call, *, timeout: float = 30.0) -> Any:
         """One Records call as ``call``'s client; a Begin waits for the announcement first."""

@@ -184,7 +184,7 @@ class _Relayed:
     async def _unary(self, request: bytes, call: Call) -> bytes:
         route = self._relay.route(call)
         if route.admit is not None and (answers := await route.admit(request, call)) is not None:
-            return answers[0]
+            return bytes(answers[0])
         left = call.remaining()
         attempt = 0
         while True:
@@ -214,8 +214,8 @@ class _Relayed:
                 raise errors.InvalidArgument(f"{call.method} without a request")
             answers = await route.admit(first, call)
             if answers is not None:
-                for answer in answers:
-                    yield answer
+                for piece in answers:
+                    yield bytes(piece)
                 return
         channel = await route.upstream.ready(call)
         async with channel.stream(call.method, route.headers, _shorter(route.timeout, call.remaining())) as stream:

@@ -198,6 +198,26 @@ class Upstream(Protocol):
         ...
 
 
+Answers = Sequence[bytes | bytearray]
+"""Serialized messages that a gateway answers a call with by itself."""
+Meaning = Callable[[bytes], Answers | Literal[False] | None]
+
+
+@dataclass(slots=True, frozen=True)
+class Question:
+    """What :attr:`Route.admit` asks another process, for calls that are like most: one request, which is there, and an answer that settles it. That takes no coroutine."""
+
+    channel: Channel
+    method: str
+    headers: Headers
+    timeout: float
+    """Seconds."""
+    ready: Callable[[], bool]
+    """Whether it can be asked now."""
+    ask: Callable[[bytes], tuple[bytes, Meaning]]
+    """The question about a request, and what its answer means: as ``admit`` tells it, or False if it does not settle the call. Then, and where it is an error, ``admit`` is asked."""
+
+
 @dataclass(slots=True, frozen=True)
 class Route:
     """Where a call is relayed to, and how."""
@@ -211,9 +231,10 @@ class Route:
     """Seconds without a message from it after which the call ends; None: for ever."""
     repeats: float = 0
     """How often it is asked again if it goes away in the middle of a unary call."""
-    admit: Callable[[bytes, Call], Awaitable[Sequence[bytes] | None]] | None = None
+    admit: Callable[[bytes, Call], Awaitable[Answers | None]] | None = None
     """Asked, with the first request message, before anything is sent. What it raises is the answer, and so are the messages that it returns, if
     the client takes them at once; None lets the call pass."""
+    question: Question | None = None
 
 
 class Relay(Protocol):

@@ -103,14 +103,14 @@ def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]
     known = [f for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
     names = [f.name for f in known]
     required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}  # such as the size of an empty blob
-    loads = json.loads
+    loads = json.JSONDecoder().decode  # json.loads would look for the encoding each time
     last = keyed[0] if keyed else ""
 
     def encode(value: V) -> bytes:
         return _dumps({n: dict(v) if n in _MAPS else v for n in names if (v := getattr(value, n)) or n in required}).encode()
 
     def decode(key: Key, value: bytes) -> V:
-        found = loads(value)
+        found = loads(value.decode())
         if last:
             found[last] = key[-1]
         return cls(**found)
@@ -200,7 +200,7 @@ IMAGES = _json("image", Image, "name", remembered=1024)
 CONTAINERS: Table[Container] = Table("container", _encode_container, _remembering(64, _decode_container))  # a client that runs one gets it four times
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _nothing("resource")
-BLOBS = _json("blob", Blob, "digest")
+BLOBS = _json("blob", Blob, "digest", remembered=64)  # one that is read in pieces is asked for thousands of times
 OWNERS = _nothing("owner")
 INGESTS = _json("ingest", Ingest, "ref")
 SNAPSHOTS = _json("snapshot", Snapshot, "name")

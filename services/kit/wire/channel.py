@@ -345,7 +345,7 @@ class WireCarrier:
                 except TimeoutError:
                     raise errors.DeadlineExceeded from None
             left = None if end is None else max(end - self._loop.time(), 0.001)
-            call = _Unary(self, link, path, request, metadata, left)
+            call = Unary(self, link, request_block(path, metadata, left), request, left)
             try:
                 return await call.answer
             except _UnseenError as error:  # the peer has certainly not looked at it
@@ -356,6 +356,11 @@ class WireCarrier:
                 call.cancel()
                 raise
 
+    def ask(self, block: bytes, request: bytes, timeout: float) -> Unary | None:
+        """A unary call that goes now, with a head of :func:`request_block`; None where there is no connection, or no room on it."""
+        link = self._link
+        return None if link is None or link.full else Unary(self, link, block, request, timeout)
+
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> WireStream:
         return WireStream(self, path, metadata, timeout)
 
@@ -364,12 +369,12 @@ class _UnseenError(Exception):
     """The peer refused the stream before it looked at it: it may be asked again."""
 
 
-class _Unary:
-    """A unary call on its way."""
+class Unary:
+    """A unary call on its way: ``answer`` is what comes of it. It is not cancelled, but by :meth:`cancel`."""
 
     __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer")
 
-    def __init__(self, carrier: WireCarrier, link: ClientLink, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> None:
+    def __init__(self, carrier: WireCarrier, link: ClientLink, block: bytes, request: bytes, timeout: float | None) -> None:
         self._carrier = carrier
         self._link = link
         self.answer: asyncio.Future[bytes] = link.loop.create_future()
@@ -377,7 +382,7 @@ class _Unary:
         self._assembler: messages.Assembler | None = None
         if timeout is not None:
             carrier.deadlines.add(self, timeout)
-        self._stream = link.open(self, request_block(path, metadata, timeout))
+        self._stream = link.open(self, block)
         link.connection.send(self._stream, messages.prefix(request), request, end=True)
         link.flush_soon()
 

@@ -30,7 +30,7 @@ from services.kit.wire.frames import Code, ConnectionFault, StreamFault
 from services.kit.wire.headers import Head
 from services.kit.wire.limits import Bucket, Limits
 
-Chunk = bytes | memoryview
+Chunk = bytes | bytearray | memoryview
 
 _HEAD = frames.HEAD
 _HEAD_SIZE = frames.HEAD_SIZE

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from services.kit.wire.connection import Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
+from services.kit.wire.connection import Chunk, Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
 from services.kit.wire.frames import Code
 from services.kit.wire.headers import Head
 from services.kit.wire.limits import Limits
@@ -37,7 +37,7 @@ _HANG_UP = 1.0
 class Owner(Protocol):
     """What a stream's owner is told."""
 
-    def on_data(self, chunk: bytes | memoryview, end: bool) -> None:
+    def on_data(self, chunk: Chunk, end: bool) -> None:
         """Bytes, which the owner answers with ``Connection.consumed`` when it can take more."""
         ...
 

@@ -19,7 +19,7 @@ _SMALL = 1 << 10
 """A piece of a message that costs more than its bytes: the next one is joined to it."""
 
 
-def prefix(message: bytes) -> bytes:
+def prefix(message: bytes | bytearray) -> bytes:
     """The five bytes before a message."""
     return PREFIX.pack(0, len(message))
 

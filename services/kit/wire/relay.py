@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
+
+from google.protobuf.message import DecodeError
 
 from services.kit import errors, rpc, tracing
 from services.kit.rpc import UNARY, Arity, Call, Method, Methods, Relay, Route
 from services.kit.wire import eager, headers, messages, outcomes
 from services.kit.wire.answers import HEAD, OK, refusal
-from services.kit.wire.channel import ClientLink, WireCarrier
+from services.kit.wire.channel import ClientLink, Unary, WireCarrier, request_block
 from services.kit.wire.clients import client_of
 from services.kit.wire.connection import Chunk, Stream
 from services.kit.wire.frames import Code
@@ -42,7 +44,7 @@ _TRACE = ("traceparent", "tracestate")
 class Plan:
     """What becomes of the calls with one head: remembered with it, so that the next one costs nothing."""
 
-    __slots__ = ("block", "counted", "limited", "long", "route", "single")
+    __slots__ = ("block", "counted", "limited", "long", "question", "route", "single")
 
     def __init__(self, head: Head, route: Route, arity: Arity, *, long: bool) -> None:
         self.route = route
@@ -56,6 +58,8 @@ class Plan:
         self.block = headers.block([*pseudo, *own, *headers.metadata([*route.headers.items(), *trace])])
         self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
         """With the route's own timeout, which is most calls'."""
+        question = route.question
+        self.question = b"" if question is None else request_block(question.method, tuple(question.headers.items()), question.timeout)
 
 
 def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
@@ -75,7 +79,7 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_part", "_plan",
+    __slots__ = ("_admitted", "_answered", "_asked", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_part", "_plan",
                  "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head", "over", "working")
 
     def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
@@ -105,6 +109,7 @@ class Passage:
         self._reader: asyncio.Future[None] | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._spans: tracing.RelaySpans | None = None
+        self._asked: Unary | None = None
         self._up: _Upstream | None = None
         self._up_link: ClientLink | None = None
         self._up_stream: Stream | None = None
@@ -155,7 +160,45 @@ class Passage:
                 self._start(link, limit)
                 return
         if self._admitted or self._early or self._ended:  # else its first message is to come
+            if not self._admitted and self._ask():
+                return
             self._task = eager.start(self._prepare(), self._link.loop)
+
+    def _ask(self) -> bool:
+        """Ask what the route's question is, if this is a call like most; whether it was asked."""
+        question = self._plan.route.question
+        if question is None or not self._ended or self._spans is not None or self.head.encoding or not question.ready():
+            return False
+        found = messages.whole(self._early, self._link.limits.message)
+        if found is None:
+            return False
+        try:
+            request, meaning = question.ask(found[0])
+        except DecodeError:
+            return False
+        self._asked = cast("WireCarrier", question.channel.carrier).ask(self._plan.question, request, question.timeout)
+        if self._asked is None:
+            return False
+        self._asked.answer.add_done_callback(partial(self._told, meaning))
+        return True
+
+    def _told(self, meaning: rpc.Meaning, answer: asyncio.Future[bytes]) -> None:
+        self._asked = None
+        failed = answer.exception() is not None
+        if self.over:
+            return
+        try:
+            answers = False if failed else meaning(answer.result())
+        except Exception:
+            log.exception("%s failed unexpectedly", self.head.path)
+            self.fail(errors.Internal(f"{self.head.path}: internal error, see the service's log"))
+            return
+        if answers is not False:
+            if answers is not None and self._has_room(sum(map(len, answers))):
+                self._answer(answers)
+                return
+            self._admitted = True
+        self._task = eager.start(self._prepare(), self._link.loop)
 
     # -- finding the upstream
 
@@ -191,7 +234,7 @@ class Passage:
         """Whether so much can go at once. A client that gives no window gets the upstream's answer, which waits there, instead of one that would wait here."""
         return size + messages.PREFIX.size <= self._link.connection.room(self._stream)
 
-    def _answer(self, answers: Sequence[bytes]) -> None:
+    def _answer(self, answers: rpc.Answers) -> None:
         """Without the upstream."""
         if self.over:
             return
@@ -403,6 +446,8 @@ class Passage:
             self._server.deadlines.discard(self)
         if self._stall is not None:
             self._stall.cancel()
+        if self._asked is not None:
+            self._asked.cancel()
         if self._task is not None and self._task is not asyncio.current_task(self._link.loop):
             self._task.cancel()
         self._let_go()

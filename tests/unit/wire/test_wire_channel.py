@@ -15,6 +15,7 @@ from services.kit.wire.channel import ClientLink, WireCarrier, request_block
 from services.kit.wire.deadlines import Deadlines
 from services.kit.wire.frames import Code
 from services.kit.wire.limits import Limits
+from tests.support import eventually_async
 from tests.unit.wire.test_wire_server import SAY, Served
 from tests.wires import (
     DATA,
@@ -319,7 +320,8 @@ async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pyte
 class Passing:
     """A server that relays, its client, and its upstream, both of bytes."""
 
-    def __init__(self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None) -> None:
+    def __init__(self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None, meaning: Any = None) -> None:
+        """``meaning``: of the answer to a question that is asked first."""
         self.up = Calling(hello)
         self.admitted: list[bytes] = []
         upstream = self
@@ -327,6 +329,9 @@ class Passing:
         async def admit(message: bytes, call: rpc.Call) -> list[bytes] | None:
             upstream.admitted.append(message)
             return answers
+
+        def ask(message: bytes) -> Any:
+            return b"may " + message, meaning
 
         class Relay:
             def arity(self, method: str) -> rpc.Arity:
@@ -336,7 +341,8 @@ class Passing:
                 return None
 
             def route(self, call: rpc.Call) -> rpc.Route:
-                return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats, admit=None if answers is None else admit)  # type: ignore[arg-type]
+                return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats, admit=None if answers is None else admit,
+                                 question=None if meaning is None else rpc.Question(upstream.channel, "/ask", {"who": "n"}, 30.0, lambda: True, ask))  # type: ignore[arg-type]
 
         self.name = "upstream"
         self.channel: Any = self
@@ -383,6 +389,92 @@ async def test_an_answer_that_needs_no_upstream() -> None:
         expected = grpc(b"answer") if passes else grpc(b"x" * size)
         assert b"".join(f.payload for f in passing.down.transport.frames() if f.kind == DATA) == expected
         await passing.gone()
+
+
+async def test_a_question_whose_answer_settles_a_call() -> None:
+    """It is all that the upstream hears of it; the client has its answer in one turn."""
+    heard: list[bytes] = []
+    passing = Passing(answers=[], meaning=lambda answer: heard.append(answer) or [b"one", bytearray(b"two")])
+    for number in (1, 3):
+        passing.down.call(number, PATH, b"question")
+        await turns()
+        head, message = passing.up.transport.frames()
+        assert b"/ask" in head.payload
+        assert (message.payload, message.flags) == (grpc(b"may question"), END_STREAM)
+        passing.up.answer(number, b"yes")
+        await turns()
+        sent = [(f.kind, f.payload) for f in passing.down.transport.frames()]
+        assert [kind for kind, _ in sent] == [HEADERS, DATA, DATA, HEADERS]
+        assert sent[1:3] == [(DATA, grpc(b"one")), (DATA, grpc(b"two"))]
+    assert (heard, passing.admitted) == ([b"yes"] * 2, [])
+    await passing.gone()
+
+
+@pytest.mark.parametrize(("meaning", "admitted"), [(lambda answer: None, []), (lambda answer: [b"x" * 65535], []), (lambda answer: False, [b"question"])],
+                         ids=["it passes", "the client takes no such answer", "it settles nothing"])
+async def test_a_question_whose_answer_is_not_the_calls(meaning: Any, admitted: list[bytes]) -> None:
+    passing = Passing(answers=[b"admitted"], meaning=meaning)
+    passing.down.call(1, PATH, b"question")
+    await turns()
+    assert [f.payload for f in passing.up.transport.frames() if f.kind == DATA] == [grpc(b"may question")]
+    passing.up.answer(1, b"yes")
+    await turns()
+    assert passing.admitted == admitted
+    sent = [f.payload for f in passing.up.transport.frames() if f.kind == DATA]
+    assert sent == ([] if admitted else [grpc(b"question")])
+    if not admitted:
+        passing.up.answer(3, b"passed")
+        await turns()
+    assert [f.payload for f in passing.down.transport.frames() if f.kind == DATA] == [grpc(b"admitted" if admitted else b"passed")]
+    await passing.gone()
+
+
+@pytest.mark.parametrize("how", ["refused", "lost", "broken", "split", "no room"])
+async def test_where_a_question_comes_to_nothing_the_call_goes_the_long_way(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And says there whatever is wrong. One that cannot be made out at all is our own fault, told and logged."""
+
+    def meaning(answer: bytes) -> Any:
+        return [b"1" * (1 // len(answer))]
+
+    passing = Passing(settings(max_concurrent_streams=0) if how == "no room" else None, answers=[b"admitted"], meaning=meaning)
+    passing.down.call(1, PATH, b"question", end=how != "split")
+    if how == "split":
+        await turns()
+        passing.down.feed(data(1, end=True))
+    if how == "refused":
+        passing.up.feed(headers(1, literal([*RESPONSE, ("grpc-status", "5")]), end=True))
+    elif how == "lost":
+        passing.up.link.connection_lost(None)
+    elif how == "broken":
+        passing.up.answer(1, b"")
+    await turns()
+    answers = passing.down.transport.frames()
+    assert [f.payload for f in answers if f.kind == DATA] == ([] if how == "broken" else [grpc(b"admitted")])
+    assert passing.admitted == ([] if how == "broken" else [b"question"])
+    assert ("ZeroDivisionError" in caplog.text) == (how == "broken")
+    assert not passing.down.server.passages
+    await passing.gone()
+
+
+@pytest.mark.parametrize("end", [word(RST_STREAM, 1, Code.CANCEL), None], ids=["reset", "expired"])
+async def test_a_client_that_leaves_while_a_question_is_asked(end: bytes | None) -> None:
+    passing = Passing(answers=[], meaning=lambda answer: [b"late"])
+    passing.down.call(1, PATH, b"question", extra=() if end else (("grpc-timeout", "20m"),))
+    await turns()
+    assert len(passing.up.link.connection.streams) == 1
+    passing.down.feed(end or b"")
+
+    async def over() -> bool:
+        return not passing.down.server.passages
+
+    await eventually_async(over)
+    await turns()
+    assert not passing.up.link.connection.streams
+    assert [f.kind for f in passing.up.transport.frames()][-1] == RST_STREAM
+    passing.up.answer(1, b"yes")
+    await turns()
+    assert [f for f in passing.down.transport.frames() if f.kind == DATA] == []
+    await passing.gone()
 
 
 def test_the_head_of_a_request_that_is_made_again_is_the_same() -> None:
