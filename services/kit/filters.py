@@ -120,11 +120,12 @@ async def parsed(sources: Iterable[str], lane: Lane) -> Filter:
 
 def _reading(sources: Iterable[str]) -> Generator[None, None, Filter]:
     """:func:`parse`, a small step at a time."""
+    sources = sources if isinstance(sources, Sequence) else list(sources)
+    if len(sources) > SELECTORS:  # a request may have a million, of which no texts are made
+        raise errors.InvalidArgument(f"filters: {len(sources)} filters, at most {SELECTORS}")
     sources = list(sources)
     if sum(map(len, sources)) > CHARACTERS:
         raise errors.InvalidArgument(f"filters: {sum(map(len, sources))} characters, at most {CHARACTERS}")
-    if len(sources) > SELECTORS:
-        raise errors.InvalidArgument(f"filters: {len(sources)} filters, at most {SELECTORS}")
     found = []
     for source in sources:
         found.append((yield from _Parser(source).reading()) if source else ())

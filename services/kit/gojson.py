@@ -289,8 +289,8 @@ async def apart(size: int, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(_POOL, work)
 
 
-_LARGE = 1 << 16
-"""Bytes that take some milliseconds to read."""
+_LARGE = 1 << 14
+"""Bytes that may take some milliseconds to read, which they do where they are deep; nearly all documents have less."""
 
 _POOL = ThreadPoolExecutor(1, "document")
 

@@ -27,6 +27,7 @@ from typing import Any
 from services.kit import config, errors, loops, rpc, settings, stacks, tracing
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
+from services.kit.slices import SLICE
 from services.kit.wire import limits
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def run(name: str, serve: Serve) -> None:
         many_files()
         _less_garbage_collection()
         _few_arenas()
+        _short_waits()
         fault(f"{name}.start")
         run_loop(_serve(serve, file, node))
     except (errors.NodeError, OSError, ValueError) as error:
@@ -149,6 +151,11 @@ _M_ARENA_MAX = -8
 def _few_arenas() -> None:
     """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL nearly whenever they allocate."""
     _libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def _short_waits() -> None:
+    """The loop waits so long, at most, for a thread that computes, each time it has waited for anything; by default 5 ms."""
+    sys.setswitchinterval(SLICE)
 
 
 _LOOK, _LOOK_AGAIN = 5.0, 15.0

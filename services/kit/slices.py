@@ -1,6 +1,6 @@
 """Long work in a loop that also answers short calls: done in slices, between which the loop turns.
 
-A thread is no help there: who computes in one holds the GIL for 5 ms whenever the loop waits for anything, and the loop's calls wait many times. So
+A thread is no help there: who computes in one holds the GIL for a millisecond whenever the loop waits for anything, and the loop's calls wait many times. So
 long work stays in the loop, looks at the clock, and waits for its next turn; of all the long work of a :class:`Lane` one slice is done in each turn of the
 loop, however much there is of it.
 """

@@ -61,7 +61,7 @@ def answered(host: str, what: str, status: int, reason: str, headers: Mapping[st
 
 
 _WORDS = ("code", "message", "details", "error_description", "error")
-_EXPLAINED = 64 << 10
+_EXPLAINED = 16 << 10
 """Bytes of an explanation: it is read where others wait, and those of registries have some hundred."""
 _ANSWER = Struct({"errors": ListOf(Struct(dict.fromkeys(_WORDS, ANYTHING))), **dict.fromkeys(_WORDS, ANYTHING)})
 

@@ -7,6 +7,7 @@ import sys
 import types
 
 from services.kit import process
+from services.kit.slices import SLICE
 
 
 def test_what_was_loaded_is_looked_through_once() -> None:
@@ -23,3 +24,13 @@ def test_what_was_loaded_is_looked_through_once() -> None:
     finally:
         gc.unfreeze()
         sys.modules.pop("loaded.later", None)
+
+
+def test_a_loop_does_not_wait_long_for_a_thread() -> None:
+    """Each time that it wakes while a thread computes, it waits for the thread's turn to end."""
+    before = sys.getswitchinterval()
+    try:
+        process._short_waits()
+        assert sys.getswitchinterval() <= SLICE
+    finally:
+        sys.setswitchinterval(before)
