@@ -15,6 +15,11 @@ from typing import TextIO
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 """Unicode's categories of controls, of formats (bidirectional ones, soft hyphens, tags), of surrogates, and of separators of lines and paragraphs."""
 
+LONGEST = 512
+"""Characters of a cell that are shown: a name that a registry can have, with tag and digest, has fewer."""
+WIDEST = 128
+"""Characters of a column; of a longer cell the rest stands where the next one begins, and its row goes on behind it."""
+
 
 def escaped(text: str) -> str:
     """``text`` as one line that does nothing to a terminal."""
@@ -40,9 +45,9 @@ def complain(*lines: str) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of as many cells each, in columns."""
-    shown = [[escaped(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    """Print rows of as many cells each, in columns. One long cell makes its row longer, and not the others: a stranger's name may have megabytes."""
+    shown = [[escaped(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}...") for cell in row] for row in rows]
+    widths = [min(max(map(len, column)), WIDEST) for column in zip(*shown, strict=True)]
     for row in shown:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -239,7 +239,7 @@ def import_images(arguments: argparse.Namespace) -> int:
 
     outcome = transferring.run(imported())
     for image in outcome["images"]:
-        output.said(f"imported {image['name']}@{image['digest']}")
+        output.said(f"imported {transferring.with_digest(image['name'], image)}")
     output.said(f"read {name}: {transferring.figures(outcome)}")
     return 0
 

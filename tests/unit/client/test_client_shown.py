@@ -42,6 +42,15 @@ def test_a_table_and_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "one\n\ttwo\\x1b[2J\nthree\\r\n"
 
 
+def test_a_long_cell_makes_its_own_row_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    """And not too long: an archive may name an image by megabytes."""
+    shown.table([("NAME", "SIZE"), ("short", "1"), ("a" * 400, "2"), ("b" * 1_000_000, "3")])
+    head, short, long, huge = capsys.readouterr().out.splitlines()
+    assert (head, short) == ("NAME".ljust(shown.WIDEST) + "  SIZE", "short".ljust(shown.WIDEST) + "  1")
+    assert long == "a" * 400 + "  2"
+    assert huge == "b" * shown.LONGEST + "...  3"
+
+
 def test_bars() -> None:
     """Titles and parts of a transfer."""
     tally = Tally(0.0)

@@ -6,16 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploy import supervision
+from deploy import supervision, transferring
 from deploy.failure import Failure
 from deploy.health import Registry
 from deploy.place import Place, load_node
-from deploy.splitd import VERBS, loaded
+from deploy.splitd import VERBS, loaded, run
 from deploy.verbs.status import troubled
 from tests.support import TOP, splitd
 
@@ -214,3 +215,17 @@ def test_a_registry_that_refuses_parts_has_a_line_in_the_status() -> None:
     (line,) = troubled([host], 1090.0)
     assert re.fullmatch(r"registry https://good.test refuses parts of blobs \(GET /v2/x: 400 Bad Request\): .*; parts are asked for again in 10s \(at \S+ \S+\)", line)
     assert troubled([host], 1101.0) == []
+
+
+def test_an_imported_image_is_said_with_one_digest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one that the archive has no name for, which is named by its digest."""
+    digest = "sha256:" + "0" * 64
+    done = {"images": [{"name": f"import@{digest}", "digest": digest}, {"name": "box:1", "digest": digest}], "bytes": 1, "seconds": 1.0, "rate": 1.0}
+
+    def at_once(work: Coroutine[object, object, object]) -> object:
+        work.close()
+        return done
+
+    monkeypatch.setattr(transferring, "run", at_once)
+    assert run(["images", "import", "box.tar"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [f"imported import@{digest}", f"imported box:1@{digest}"]
