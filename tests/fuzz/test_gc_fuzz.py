@@ -40,7 +40,9 @@ from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, digest,
 
 T = TypeVar("T")
 
-WORLDS = {"memory": 15, "sqlite": 5}
+WORLDS = {"memory": 27, "sqlite": 5}
+SEED = 122
+"""From here on few worlds meet with whatever the collector could forget to look at."""
 CLIENTS, CALLS = 4, 40
 NAMES = 6
 """Of each kind in each namespace: few, so that all meet."""
@@ -98,7 +100,7 @@ class Raws(MemoryRawStores):
         self.removing: Callable[[Raw], None] = lambda raw: None
 
     async def _before(self, method: str, name: str) -> None:
-        await self.chance.pause(20)
+        await self.chance.pause(150)
 
     async def remove(self, raw: Raw) -> None:
         await self.chance.pause()
@@ -162,6 +164,8 @@ class World:
         def check(tx: Reader) -> None:
             assert schema.SWEEPING.has(tx, *raw), f"{raw} goes without a mark"
             used = plan.uses(tx, raw.backend)
+            if any(snapshot.parent == raw.name for snapshot in self.raws.snapshots.values()):
+                return  # its backend refuses
             assert raw not in used.raws, f"{raw} goes, which is named"
             assert not (raw.kind == "blob" and used.every_blob), f"{raw} goes, which may be what is being committed"
             if raw in self.raws.snapshots:
@@ -262,14 +266,17 @@ class World:
         one, namespace = self.chance.random, self._ns
         parent = one.choice(("", f"c{self._number}"))
         labels = self._labels()
-        if not parent and one.random() < 0.3:
+        if not parent and one.random() < 0.6:
             labels[REF] = f"c{self._number}"
         intent = await self.snapshots.begin(self.intents, namespace, self._lease(namespace), "g", "overlayfs", f"a{self._number}", parent, labels, view=one.random() < 0.2)
 
         def make() -> Outcome:
-            there = [raw for raw, snapshot in self.raws.snapshots.items() if intent.target and snapshot.reference == intent.target]
+            there = [snapshot for snapshot in self.raws.snapshots.values() if intent.target and snapshot.reference == intent.target]
             if there:
-                return Outcome(adopted=(RawSnapshot(name=min(there).name, labels={REF: intent.target}),))
+                chain = there[:1]
+                while parent := self.raws.snapshots.get(Raw(OVERLAY, "snapshot", chain[-1].parent)):
+                    chain.append(parent)
+                return Outcome(adopted=tuple(RawSnapshot(name=each.key, parent=each.parent, labels={REF: each.reference}) for each in chain))
             assert not intent.raw_parent or Raw(OVERLAY, "snapshot", intent.raw_parent) in self.raws, "the parent of what is prepared is gone"
             self.raws.add(Raw(OVERLAY, "snapshot", intent.raw_key), parent=intent.raw_parent)
             return Outcome()
@@ -294,7 +301,9 @@ class World:
     async def remote(self) -> None:
         """A snapshotter makes something of its own accord."""
         number = self._number
-        self.raws.add(Raw(OVERLAY, "snapshot", f"remote-{number}"), reference=f"c{number}")
+        raw, below = Raw(OVERLAY, "snapshot", f"remote-{number}"), Raw(OVERLAY, "snapshot", f"remote-{number - 1}")
+        if raw not in self.raws:
+            self.raws.add(raw, parent=below.name if below in self.raws else "", reference=f"c{number}")
 
     async def label(self) -> None:
         namespace, paths = self._ns, self.chance.random.choice(((), ("labels.containerd.io/gc.root",), ("labels.containerd.io/gc.ref.content.1",)))
@@ -331,14 +340,14 @@ class World:
 
     async def delete(self) -> None:
         namespace = self._ns
-        match self.chance.random.randrange(6):
+        match self.chance.random.randrange(8):
             case 0:
                 await self.images.delete(namespace, "", f"i{self._number}")
             case 1:
                 await self.leases.delete(namespace, f"l{self._number}", sync=False)
             case 2:
                 await self.containers.delete(namespace, f"box{self._number}")
-            case 3:
+            case 3 | 6 | 7:
                 await self.content.delete(namespace, "", self._digest)
             case 4:
                 await self.content.forget(namespace, "", f"r{self._number}")
@@ -350,7 +359,7 @@ class World:
         self.now += self.chance.random.choice((SECOND, 2 * HOUR, 13 * HOUR))
 
     CALLS: tuple[Callable[[World], Awaitable[None]], ...] = (
-        push, push, push, push, prepare, prepare, prepare, commit, commit, remote, label, label, label, image, lease, hold, hold, container, delete, wait)
+        push, push, push, push, prepare, prepare, prepare, commit, commit, remote, remote, remote, label, label, label, image, lease, hold, hold, container, delete, delete, wait)
 
     # -- a life
 
@@ -383,7 +392,7 @@ class World:
                               {r.name: s for r, s in self.raws.snapshots.items() if r.backend == backend})
             used = plan.uses(tx, backend)
             assert plan.victims(listing, used, plan.named(tx, backend), own=True) == []
-            assert plan.named(tx, backend) == used.raws
+            assert used.raws <= plan.named(tx, backend) <= used.raws | listing.raws()  # a raw ancestor without a record stays
 
 
 @pytest.fixture(autouse=True)
@@ -411,7 +420,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A world of that seed."""
     chance = Chance(seed)
     transactions = Memory() if kind == "memory" else Sqlite(root / f"{seed}.db")
     world = World(chance, transactions, Raws(chance, content=None, snapshots_overlayfs=None))
@@ -419,6 +429,7 @@ async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch
     world.database.started = world.now
     try:
         await world.live()
+        assert not [record for record in caplog.records if record.exc_info]  # what a sweep met with: it stops nobody else
     except BaseException as error:
         error.add_note(f"in the world of seed {seed} on {kind}")
         raise
@@ -427,11 +438,12 @@ async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_nothing_goes_that_is_needed_and_nothing_else_stays(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_goes_that_is_needed_and_nothing_else_stays(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever comes between whatever steps."""
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "0")) / 20
-    seed = int(os.environ.get("FUZZ_SEED", "0"))
+    seed = int(os.environ.get("FUZZ_SEED", SEED))
     worlds = WORLDS[kind]
     while worlds > 0 or time.monotonic() < end:
-        await live(seed, kind, tmp_path, monkeypatch)
+        await live(seed, kind, tmp_path, monkeypatch, caplog)
+        caplog.clear()
         seed, worlds = seed + 1, worlds - 1
