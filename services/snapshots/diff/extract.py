@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_PATH_MAX = 4095
+"""Bytes of a path that the kernel takes."""
 _PARENTS = 4096
 """Directories remembered, so that the next entry's need not be looked for."""
 _LATEST = (1 << 63) - 1
@@ -232,6 +234,8 @@ class Unpacker:
         path = clean(directory)
         if path != b"/" + directory.strip(b"/"):
             return self._here.resolve(directory)
+        if len(path) > _PATH_MAX:  # before each of its beginnings is written out
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
         new = []
         known = path
         while len(known) > 1 and known not in self._straight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from services.kit.tar import Reader, Stream
-from services.snapshots.diff.extract import Unpacker
+from services.snapshots.diff.extract import EntryError, Unpacker
 from tests.suites.diff_tars import directory, opaque, pax, reg, tar, whiteout
 
 pytestmark = pytest.mark.root  # owners are set
@@ -82,3 +83,16 @@ def test_a_long_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     unpack(*(pax({b"path": deep + b"/%d/f" % n}) + reg(b"f", b"f") + pax({b"path": deep + b"/%d" % n}) + directory(b"d") for n in range(100)))
     assert looks[0] < 3000
     assert len(os.listdir(b"/" + deep)) == 100
+
+
+def test_a_path_that_is_too_long_for_the_kernel_takes_no_memory(tmp_path: Path) -> None:
+    """Its beginnings would be as many as it has names, and a gigabyte together."""
+    layer = [pax({b"path": os.fsencode(tmp_path)[1:] + (b"/" + b"n" * 255) * 3000 + b"/f"}) + reg(b"f", b"f")]
+    tracemalloc.start()
+    try:
+        with pytest.raises(EntryError, match="file name too long"):
+            unpack(*layer)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    assert os.listdir(tmp_path) == []
