@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from services.tasks.store import Tasks
 from tests.suites.tasks import TasksSuite, end, leftovers, start
 from tests.suites.tasks_node import NS, FakeGateway, busybox
 from tests.support import ServiceProcess
-
-if sys.version_info < (3, 12):
-    asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 pytestmark = pytest.mark.root
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import struct
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,9 +16,6 @@ from api.ttrpc import ttrpc_pb2
 from services.kit import errors, rpc, ttrpc
 from services.tasks.bundle import Bundle
 from services.tasks.shim import Environment, Program, socket_path
-
-if sys.version_info < (3, 12):
-    asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 pytestmark = [pytest.mark.root, pytest.mark.once]
 TASK = shim_pb2.DESCRIPTOR.services_by_name["Task"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
@@ -23,9 +22,6 @@ from services.tasks.shim import (
     with_runc_root,
 )
 from services.tasks.store import Opaque
-
-if sys.version_info < (3, 12):
-    asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 RUNC = "containerd.runc.v1.Options"
 PROGRAM = "/usr/bin/containerd-shim-runc-v2"

@@ -206,12 +206,12 @@ async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> Non
 
 
 @pytest.mark.parametrize("content_range", ["", "bytes 1-16777216/51380224"])
-async def test_a_large_layer_comes_whole_where_parts_are_wrong(quick: Registry, fake: FakeRegistry, name: str, tmp_path: Path, content_range: str) -> None:
+async def test_a_large_layer_comes_whole_where_parts_are_wrong(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, content_range: str) -> None:
     """Once: the first part tells."""
     fake.inject("blob", odd_parts(content_range), times=ALWAYS)
     node = LandingNode(tmp_path / "blob", LARGE)
     with within(20):
-        await layer_fetched(quick, name, node)
+        await layer_fetched(quick, large, node)
     assert node.landed == LARGE
     assert [seen.status for seen in fake.asked("GET", "/blobs/")] == [206, 200]
 
