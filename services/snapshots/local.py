@@ -31,6 +31,7 @@ from services.kit import errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.snapshots import disk
+from services.snapshots.durable import FilesystemSync
 from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
 from services.snapshots.tree import Row, Rows, Tree, row_of
 
@@ -54,8 +55,8 @@ class LocalSnapshotter(ABC):
     REBASES: ClassVar[bool] = False
     """Whether a commit may bring the parent."""
 
-    def __init__(self, root: Path, *, sync_commit: bool = False, sync_remove: bool = False) -> None:
-        """``sync_commit``: a commit returns when the snapshot's files are durable too. ``sync_remove``: a removal when they are gone."""
+    def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+        """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone."""
         self.root = root
         self._directory = str(root / "snapshots")
         self._sync_commit = sync_commit
@@ -64,6 +65,9 @@ class LocalSnapshotter(ABC):
         self._tree = Tree(root / "metadata.db")
         for made in (root, root.parent):
             disk.sync_directory(str(made))
+        self._sync = FilesystemSync(self._directory)
+        self._doubtful = 0
+        """The highest id there was when files could not be written to the disk: whose they were is not known."""
         self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, os.listdir(self._directory))]) + 1)
         self._staged: set[str] = set()
         """Names in ``snapshots`` of what is being made before its record is asked for."""
@@ -90,6 +94,7 @@ class LocalSnapshotter(ABC):
             self._emptying.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._emptying
+        await self._sync.aclose()
 
     # ---------------------------------------------------------------- what a snapshotter decides
 
@@ -257,8 +262,8 @@ class LocalSnapshotter(ABC):
             with tracing.span("snapshots.measure", key=key):
                 usage = await disk.usage(self.changes(measured.id))
             if self._sync_commit:
-                with tracing.span("snapshots.sync", key=key):
-                    await asyncio.to_thread(disk.sync_filesystem, self.changes(measured.id))
+                with tracing.span("snapshots.sync", key=key), failing_to(self.words("commit", key)):
+                    await self._made_durable(measured)
 
         def record(rows: Rows) -> None:
             if rows.get(name) is not None:
@@ -278,6 +283,20 @@ class LocalSnapshotter(ABC):
         with failing_to(self.words("commit", key)):
             written.set_result(None)
             await self._write(record)
+
+    async def _made_durable(self, row: Row) -> None:
+        """Returns when the files of an active snapshot are on the disk. Unknown or ResourceExhausted if some file could not be written since it was begun: it may be one of this snapshot's."""
+        try:
+            await self.synced()
+        except OSError as error:
+            self._doubtful = next(self._ids)
+            raise disk.disk_error(error, "its files are not on the disk") from None
+        if row.id < self._doubtful:
+            raise errors.Unknown("its files may not be on the disk, which refused some since it was begun: make it anew")
+
+    async def synced(self) -> None:
+        """Returns when all that was written to the snapshots' filesystem is on the disk; OSError if some could not be."""
+        await self._sync.synced()
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         def record(rows: Rows) -> Row:

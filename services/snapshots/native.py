@@ -9,7 +9,6 @@ Where the filesystem shares blocks between copies (XFS, Btrfs), a copy costs its
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +30,7 @@ class NativeSnapshotter(LocalSnapshotter):
         try:
             os.mkdir(directory, 0o700)
             await disk.copy(self.path(base), directory)
-            await asyncio.to_thread(disk.sync_filesystem, directory)
+            await self.synced()
         except OSError as error:
             raise disk.disk_error(error, "copying of parent failed") from None
 

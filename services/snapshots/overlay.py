@@ -36,7 +36,7 @@ class OverlaySnapshotter(LocalSnapshotter):
     NAME = "overlayfs"
     REBASES = True
 
-    def __init__(self, root: Path, *, mount_options: Sequence[str] = (), upperdir_label: bool = False, sync_commit: bool = False,
+    def __init__(self, root: Path, *, mount_options: Sequence[str] = (), upperdir_label: bool = False, sync_commit: bool = True,
                  sync_remove: bool = False) -> None:
         """``mount_options`` are added to each overlay; ``upperdir_label`` shows each snapshot's directory as a label."""
         super().__init__(root, sync_commit=sync_commit, sync_remove=sync_remove)

@@ -23,6 +23,8 @@ What is promised:
 
 - What an answer said is so after a crash. A snapshot's directory is on disk before its record is, and goes after its record: what a crash leaves
   is a directory without a record, removed at the next start, and never a record without its directory.
+- What is in a committed snapshot is on disk before its record is (``sync_commit``), whoever wrote it, and however: a commit waits for all that was written to the snapshots' filesystem. What is in an
+  active one is on disk when the kernel gets to it, as a program's files are everywhere.
 - A name is taken by one snapshot only; of two that want it at once, one gets AlreadyExists.
 - A parent stays as long as it has children, views and half-made ones included.
 - Labels are kept as given, empty values aside. A commit sets new ones and inherits none.

@@ -21,7 +21,7 @@ import stat
 from services.kit import tar
 from services.kit.inflate import CompressionError
 from services.snapshots.diff.inherit import DEFAULT_ACL, Unnamed, inherited, xattrs
-from services.snapshots.diff.mounts import words
+from services.snapshots.diff.mounts import begin_writing, words
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 
 TYPE_CHECKING = False
@@ -35,6 +35,8 @@ _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
 _PARENTS = 4096
 """Directories remembered, so that the next entry's need not be looked for."""
+_BEGIN_EACH = 8 << 20
+"""Bytes of a file after which they begin their way to the disk."""
 _LATEST = (1 << 63) - 1
 """Nanoseconds since 1970; a time before or after is replaced by 1970, as by containerd."""
 
@@ -150,8 +152,13 @@ class Unpacker:
                 if data:
                     _write(fd, data)
             else:
+                begun = done = 0
                 for piece in reader.data():
                     _write(fd, piece)
+                    done += len(piece)
+                    if done - begun >= _BEGIN_EACH:
+                        begin_writing(fd)
+                        begun = done
             if not self._plain or entry.uid or entry.gid:
                 os.fchown(fd, _id(entry.uid), _id(entry.gid))
             if entry.records:
@@ -159,6 +166,8 @@ class Unpacker:
             if not self._plain or entry.records or mode & ~0o777:
                 os.fchmod(fd, mode)
             os.utime(fd, ns=_times(entry))
+            if entry.size:
+                begin_writing(fd)
         finally:
             os.close(fd)
 

@@ -1,0 +1,82 @@
+"""Commits wait for the disk together, and hear of its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.snapshots import disk
+from services.snapshots.durable import FilesystemSync
+from services.snapshots.overlay import OverlaySnapshotter
+from tests.support import eventually_async
+
+
+class SlowDisk:
+    """In the place of syncfs: each call waits for ``go``, and fails if its number is among ``failing``."""
+
+    def __init__(self, *failing: int) -> None:
+        self.go = threading.Event()
+        self.begun = 0
+        self._failing = failing
+
+    def __call__(self, fd: int) -> None:
+        self.begun += 1
+        number = self.begun
+        assert self.go.wait(10)
+        if number in self._failing:
+            raise OSError(errno.EIO, "a disk")
+
+
+async def test_all_that_wait_share_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes while a syncfs is under way waits for the one after it; so ten wait for two, and one that goes away takes nobody with it."""
+    slow = SlowDisk()
+    monkeypatch.setattr(disk, "sync_filesystem", slow)
+    sync = FilesystemSync(str(place))
+    first = asyncio.ensure_future(sync.synced())
+
+    async def begun() -> bool:
+        return slow.begun == 1
+
+    await eventually_async(begun)
+    others = [asyncio.ensure_future(sync.synced()) for _ in range(9)]
+    await asyncio.sleep(0)
+    others.pop().cancel()
+    slow.go.set()
+    await asyncio.gather(first, *others)
+    assert slow.begun == 2
+    await sync.synced()
+    assert slow.begun == 3
+    await sync.aclose()
+
+
+async def test_an_error_is_told_to_those_that_wait_for_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next syncfs is another."""
+    slow = SlowDisk(1)
+    monkeypatch.setattr(disk, "sync_filesystem", slow)
+    slow.go.set()
+    sync = FilesystemSync(str(place))
+    ends = await asyncio.gather(sync.synced(), sync.synced(), return_exceptions=True)
+    assert [type(end) for end in ends] == [OSError, OSError]
+    await sync.synced()
+    await sync.aclose()
+
+
+async def test_what_may_have_lost_files_is_not_committed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk says once that it lost something, and not whose: no snapshot that was begun by then is committed, however often it is tried; one begun later is."""
+    slow = SlowDisk(1)
+    monkeypatch.setattr(disk, "sync_filesystem", slow)
+    slow.go.set()
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        for key in ("one", "another"):
+            await snapshotter.prepare(key)
+        for key, why in (("one", "failed to commit snapshot one: its files are not on the disk: a disk"),
+                         ("one", "failed to commit snapshot one: its files may not be on the disk"), ("another", "failed to commit snapshot another: its files may not be")):
+            with pytest.raises(errors.Unknown, match=why):
+                await snapshotter.commit("committed", key)
+        await snapshotter.prepare("later")
+        await snapshotter.commit("committed", "later")
