@@ -15,7 +15,11 @@ class Failure(Exception):
         self.lines = (message, *more)
 
 
-def mistyped(word: str, known: list[str], what: str) -> str:
-    """What to say of a word that is none of those known."""
-    near = difflib.get_close_matches(word, known, 1)
+LIKENESS = 0.7
+"""From here on two words are taken for one and its mistyping: below it is `ps` and `push`, above it `donw` and `down`."""
+
+
+def mistyped(word: str, known: list[str], what: str, meant: str = "") -> str:
+    """What to say of a word that is none of those known; ``meant`` is what it stands for, where that is known."""
+    near = [meant] if meant else difflib.get_close_matches(word, known, 1, LIKENESS)
     return f"{what} {word!r} is not known{f', did you mean {near[0]!r}?' if near else ''} ({', '.join(known)})"

@@ -32,7 +32,15 @@ class Verb(Protocol):
         """Do it; the exit code."""
 
 
-VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images")
+VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "version", "help")
+
+ELSEWHERE = {
+    "start": "up", "stop": "down", "load": "images import", "save": "images export", "rmi": "images remove",
+    **{word: f"images {word}" for word in ("inspect", "remove", "rm", "tag", "export", "import", "list", "ls")},
+    **dict.fromkeys(("ps", "top"), "status: containers are shown by a client, such as ctr tasks ls"),
+    **dict.fromkeys(("run", "exec", "kill"), "ctr run: containers are started by a client, such as ctr"),
+}
+"""Words that people bring from other programs, and what they are here."""
 
 
 def loaded(name: str) -> Verb:
@@ -69,7 +77,7 @@ def run(words: list[str]) -> int:
         return 2
     if verb is not None and verb not in VERBS and (not words[0].startswith("-") or words[0] in ("--root", "--state", "--config")):
         late = words[0].startswith("-")
-        complain("say the verb first, then its options: splitd up --state DIR" if late else mistyped(verb, list(VERBS), "verb"))
+        complain("say the verb first, then its options: splitd up --state DIR" if late else mistyped(verb, list(VERBS), "verb", ELSEWHERE.get(verb, "")))
         return 2
     arguments = parser((verb,) if verb in words[:1] else VERBS).parse_args(words)
     return loaded(arguments.verb).run(arguments)

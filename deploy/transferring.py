@@ -146,7 +146,14 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def connected(here: Place, namespace: str | None) -> AsyncIterator[Client]:
-    """The node at ``here``, for as long as the block lasts; NotUp if there is none."""
+    """The node at ``here`` in a namespace, for as long as the block lasts; NotUp if there is none."""
+    async with channel(here) as found:
+        yield Client(found, namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default")
+
+
+@contextlib.asynccontextmanager
+async def channel(here: Place) -> AsyncIterator[rpc.Channel]:
+    """The API of the node at ``here``, for as long as the block lasts; NotUp if there is none."""
     async with rpc.Channel(here.socket, "gateway") as channel:
         if not _listening(here):
             from deploy import supervision
@@ -155,7 +162,7 @@ async def connected(here: Place, namespace: str | None) -> AsyncIterator[Client]
                 raise supervision.not_up(here)
         if not await channel.wait_connected(PATIENCE):
             raise Failure(f"the gateway at {here.socket} does not answer (see {here.hint('status')})")
-        yield Client(channel, namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default")
+        yield channel
 
 
 def _listening(here: Place) -> bool:

@@ -28,18 +28,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: of list, export and import")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
 
-    def action(name: str, help_: str) -> argparse.ArgumentParser:
+    def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
         # What the parser above has is not set again to its default by an action that does not name it.
-        made = actions.add_parser(name, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        made = actions.add_parser(name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         transferring.add_namespace(made)
         place.add_arguments(made)
         return made
 
-    list_ = action("list", "name, digest, platforms, size and age of each, and whether it is unpacked (what is done without an action)")
+    list_ = action("list", "name, digest, platforms, size and age of each, and whether it is unpacked (what is done without an action)", "ls")
     list_.add_argument("--json", action="store_true", help="for programs")
     inspect = action("inspect", "one image as JSON: its record, and for each platform its layers, what of them is there, and who has them unpacked")
     inspect.add_argument("reference", metavar="REF")
-    remove = action("remove", "remove images; what only they kept is collected")
+    remove = action("remove", "remove images; what only they kept is collected", "rm")
     remove.add_argument("references", nargs="+", metavar="REF")
     remove.add_argument("--sync", action="store_true", default=False, help="return when it is collected")
     tag = action("tag", "give an image another name; one that has it loses it")
@@ -61,7 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    action = arguments.action or "list"
+    action = {None: "list", "ls": "list", "rm": "remove"}.get(arguments.action, arguments.action)
     if arguments.json and action in ("inspect", "remove", "tag"):
         raise Failure(f"--json is for list, export and import, not for {action}", 2)
     return ACTIONS[action](arguments)

@@ -371,6 +371,7 @@ def mine(node: Node, registry: Registry) -> Iterator[str]:
 def test_images_are_listed_and_looked_into(node: Node, mine: str) -> None:
     """What a person reads, what a program reads, and everything of one."""
     header, row = node.splitd("images", "-n", "mine").stdout.splitlines()
+    assert node.splitd("images", "-n", "mine", "ls").stdout.splitlines()[0] == header
     assert header.split() == ["NAME", "DIGEST", "PLATFORMS", "SIZE", "CREATED", "UNPACKED"]
     assert row.split()[0] == mine
     assert row.split()[-1] == "overlayfs"
@@ -409,7 +410,7 @@ async def test_names_of_strangers_do_nothing_to_a_terminal(node: Node) -> None:
 def test_images_are_tagged_and_removed(node: Node, mine: str) -> None:
     """Short names are Docker's; of several to remove those that are there go, and the others are named."""
     assert node.splitd("images", "-n", "mine", "tag", mine, "tagged").stdout == f"{mine} is docker.io/library/tagged:latest too\n"
-    done = node.splitd("images", "-n", "mine", "remove", "--sync", "none:1", "tagged", "none:2", ok=None)
+    done = node.splitd("images", "-n", "mine", "rm", "--sync", "none:1", "tagged", "none:2", ok=None)
     assert done.returncode == 1
     assert done.stdout == "removed docker.io/library/tagged:latest\n"
     assert done.stderr == "splitd: image docker.io/library/none:1: not found\nsplitd: image docker.io/library/none:2: not found\n"

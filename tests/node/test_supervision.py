@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +64,7 @@ def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Nod
         assert 0 <= service["uptime"] < 600
         assert service["restarts"] == 0
     assert node.splitd("status").stdout.count(" ok") == 6
+    assert json.loads(node.splitd("version", "--json").stdout)["node"]["version"] == status["version"]
     node.splitd("down", "images")
     try:
         assert node.splitd("status", ok=None).returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,11 +19,18 @@ from deploy.health import Registry
 from deploy.place import Place, load_node
 from deploy.splitd import VERBS, loaded, run
 from deploy.verbs.status import troubled
+from services.kit import version
 from tests.support import TOP, splitd
 
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
-    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images)"),
+    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, version, help)"),
+    (["donw"], "did you mean 'down'?"),
+    (["ps"], "did you mean 'status: containers are shown by a client, such as ctr tasks ls'?"),
+    (["rmi", "x"], "did you mean 'images remove'?"),
+    (["ls"], "did you mean 'images ls'?"),
+    (["stop"], "did you mean 'down'?"),
+    (["help", "imagse"], "did you mean 'images'?"),
     (["--state", "/tmp/x", "up"], "say the verb first"),
     (["restart"], "say which service"),
     (["restart", "contents"], "did you mean 'content'?"),
@@ -44,7 +52,8 @@ MISTYPED = [
     (["pull", "x", "--hosts-dir", "/nowhere/certs.d"], "--hosts-dir /nowhere/certs.d: there is no such directory"),
     (["pull", "x", "--user", ":secret"], "--user: say NAME or NAME:PASSWORD"),
     (["push", "x", "--all-platforms"], "unrecognized arguments: --all-platforms"),
-    (["images", "rm"], "invalid choice: 'rm'"),
+    (["images", "rmi"], "invalid choice: 'rmi'"),
+    (["images", "rm"], "required: REF"),
     (["images", "remove"], "required: REF"),
     (["images", "--json", "remove", "x"], "--json is for list, export and import, not for remove"),
     (["images", "export", "-", "x", "--json"], "no room for --json"),
@@ -68,8 +77,33 @@ def test_without_a_verb_the_verbs_are_shown() -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("word", ["ps", "sh", "cp", "top", "frobnicate", "build"])
+def test_a_word_that_is_like_no_verb_suggests_none_that_acts(word: str) -> None:
+    """`ps` and `push` have two letters in common, and nothing else."""
+    said = splitd(word, ok=False).stderr
+    assert not re.search("did you mean '(up|down|push|pull|restart)'", said), said
+
+
+@pytest.mark.parametrize("words", [[], ["up"], ["images"], ["images", "remove"]], ids=" ".join)
+def test_help_is_a_verb_too(words: list[str]) -> None:
+    """It says what --help does."""
+    asked = splitd("help", *words)
+    assert asked.stdout.startswith(" ".join(["usage: splitd", *words]))
+    assert asked.stdout == splitd(*words, "--help").stdout
+
+
+def test_the_version_is_a_verb_too(place: Path) -> None:
+    """Which succeeds where no node is up: it is what one reports with a fault."""
+    words = ("version", "--root", place / "r", "--state", place / "s")
+    command, node = splitd(*words).stdout.splitlines()
+    assert command.startswith(f"command  {version.VERSION}")
+    assert node == f"node     none is up at {place}/s"
+    assert json.loads(splitd(*words, "--json").stdout)["node"] is None
+
+
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down", "--containers"], ["down", "content"], ["restart", "content"], ["up", "content"],
-                                   ["pull", "x"], ["push", "x"], ["images"], ["images", "remove", "x"]], ids=" ".join)
+                                   ["pull", "x"], ["push", "x"], ["images"], ["images", "ls"], ["images", "remove", "x"],
+                                   ["images", "rm", "x"]], ids=" ".join)
 def test_a_node_that_is_not_up_is_said_to_be_so(words: list[str], place: Path) -> None:
     """Exit code 3, and how to start it."""
     done = splitd(*words, "--root", place / "r", "--state", place / "s", ok=None)

@@ -1,0 +1,29 @@
+"""Which version a node says it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf import empty_pb2
+
+from api.containerd.services.version.v1 import version_pb2
+from services.kit.rpc import Channel
+
+SERVICE = version_pb2.DESCRIPTOR.services_by_name["Version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """``2.4.0+splitd.0.1.0``, and the commit that it was made from, "" where that is not known."""
+
+    version: str
+    revision: str
+
+    def __str__(self) -> str:
+        return self.version + (f" (revision {self.revision})" if self.revision else "")
+
+
+async def version_of(channel: Channel) -> Version:
+    """What the node behind ``channel`` answers."""
+    found = await channel.client(SERVICE).Version(empty_pb2.Empty())
+    return Version(found.version, found.revision)

@@ -1,0 +1,36 @@
+"""``splitd version``: which splitd this is, and which one the node is."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+
+from client.shown import say
+from client.version_remote import Version, version_of
+from deploy import place, supervision, transferring
+from deploy.place import Place
+from services.kit import version
+
+HELP = "which splitd this command is, and which one the node that is up; containerd's version stands before the plus"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs; node is null where none is up")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    here = place.find(arguments)
+    command = Version(version.VERSION, version.REVISION)
+    node = asyncio.run(_of_node(here)) if supervision.is_up(here) else None
+    if arguments.json:
+        print(json.dumps({"command": dataclasses.asdict(command), "node": dataclasses.asdict(node) if node else None}, indent=2))
+        return 0
+    say(f"command  {command}", f"node     {node or f'none is up at {here.state}'}")
+    return 0
+
+
+async def _of_node(here: Place) -> Version:
+    async with transferring.channel(here) as channel:
+        return await version_of(channel)
