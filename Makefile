@@ -84,6 +84,11 @@ layer-chains: CHAINS ?= 500
 layer-chains: $(VENV)/dev test-machine ## random chains of layers, CHAINS=500: the same tree by Transfer, by Diff.Apply and by containerd; needs root
 	@LAYER_CHAINS=$(CHAINS) $(PYTEST) tests/node/test_node_layer_chains.py --timeout 1800 $(ARGS)
 
+.PHONY: powercut
+powercut: CUTS ?= 50
+powercut: $(VENV)/dev test-machine ## power cuts in the middle of pulls, commits and writes, CUTS=50, from SEED (a new one each time): nothing that was answered is lost; needs root, loop devices and XFS
+	@POWERCUTS=$(CUTS) POWERCUT_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/crash/test_crash_power.py -s --timeout $$(($(CUTS) * 60)) $(ARGS)
+
 .PHONY: check
 check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
 	@$(BIN)/ruff check .
