@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.images.transfer import Progress
+from services.images.transfer import LEFT_OUT, Progress
 
 RATE_SECONDS = 3.0
 """A rate is that of the last so many seconds."""
@@ -116,6 +116,8 @@ class Tally:
         self.parts: dict[str, Part] = {}
         self.saved: dict[str, str] = {}
         """Digests of the images that the node has stored, by name."""
+        self.left_out: dict[str, str] = {}
+        """The platforms of images of an archive that the node has not stored, by name."""
         self.root = ""
         """The digest of what is transferred, once it is known."""
         self.rate = Rate()
@@ -145,6 +147,8 @@ class Tally:
             self.root = event.descriptor.digest
             if event.event == "saved":
                 self.saved[event.name] = self.root
+        if event.event.startswith(LEFT_OUT):
+            self.left_out[event.name] = event.event.removeprefix(LEFT_OUT)
         stage = self._complete if event.event == "complete" else _EVENTS.get(event.event)
         if stage is None or not event.name:
             return None

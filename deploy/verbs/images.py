@@ -17,7 +17,7 @@ from client.progress import Tally
 from client.shown import complain, say, table
 from deploy import place, transferring
 from deploy.failure import Failure
-from services.images.transfer import ExportStream, ImageStore, ImportStream, Progress, Reference
+from services.images.transfer import LEFT_OUT, ExportStream, ImageStore, ImportStream, Progress, Reference
 from services.kit import errors
 
 HELP = "list the node's images, inspect, remove, tag, export and import them"
@@ -230,18 +230,31 @@ def import_images(arguments: argparse.Namespace) -> int:
                 async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
                     source = files.pieces(fd, name, lambda count: report(Progress("sending", name, progress=count, total=total)))
                     try:
-                        await client.transfers.transfer(ImportStream(source), ImageStore(platforms=wanted, references=(names,), unpacks=unpacks), report)
+                        store = ImageStore(platforms=wanted, references=(names,), unpacks=unpacks, only_wanted=True)
+                        await client.transfers.transfer(ImportStream(source), store, report)
                     except errors.NodeError as error:
                         raise type(error).verbatim(f"{name}: {error}") from None
-                    return {"images": [{"name": stored, "digest": digest} for stored, digest in tally.saved.items()]}
+                    if tally.left_out and not tally.saved:
+                        first, *others = map(left_out, tally.left_out.items())
+                        raise Failure(first, more=others)
+                    return {"images": [{"name": stored, "digest": digest} for stored, digest in tally.saved.items()],
+                            "notImported": [{"name": found, "platforms": platforms} for found, platforms in tally.left_out.items()]}
 
                 return await transferring.shown(output, tally, {"file": name}, work)
 
     outcome = transferring.run(imported())
     for image in outcome["images"]:
         output.said(f"imported {transferring.with_digest(image['name'], image)}")
+    for image in outcome["notImported"]:
+        complain(left_out((image["name"], image["platforms"])))
     output.said(f"read {name}: {transferring.figures(outcome)}")
     return 0
+
+
+def left_out(image: tuple[str, str]) -> str:
+    """What to say of an image of an archive that is for other platforms: its name, and theirs."""
+    name, platforms = image
+    return f"{name}: {LEFT_OUT}{platforms}; --all-platforms takes it"
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {

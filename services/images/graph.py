@@ -23,6 +23,12 @@ LAYERS = 500
 _AT_ONCE = 2000
 """Labels that are written at once: metadata should not be busy with one call for long."""
 
+_NOT_REAL = frozenset({"", "unknown"})
+"""Operating systems of attestations, which are listed under the platform unknown/unknown."""
+
+_OTHERS = 100
+"""Platforms of which nothing is wanted that are remembered of an entry."""
+
 _COMPARED = 300
 """Bytes of a document that take as long to read as a manifest to compare with others."""
 
@@ -65,6 +71,8 @@ class Graph:
         self._wanted = platforms.wanted(store.platforms)
         self._fitting: dict[Platform, bool] = {}
         """Whether platforms that were met are wanted; an index has few, and may name each ten thousand times."""
+        self.only_indexes = True
+        """Whether all that was listed are indexes, and all of them wanted: then there is no image."""
         self.has_octet_stream = False
         """Whether any child was one: then the image may be an old one (``converting.py``)."""
 
@@ -86,6 +94,8 @@ class Graph:
         for start in range(0, len(labels), _AT_ONCE):
             await self._node.label(descriptor.digest, dict(labels[start:start + _AT_ONCE]))
         self.has_octet_stream |= any(child.media_type == OCTET_STREAM for child in children)
+        listed = len(children)
+        self.only_indexes &= is_index(descriptor.media_type) and all(is_index(child.media_type) for child in children)
         if not self._store.all_metadata:
             children = [child for child in children if self._fits(child)]
         elif is_manifest(descriptor.media_type) and not self._fits(descriptor):
@@ -96,13 +106,39 @@ class Graph:
             found = children
             children = await gojson.apart(_COMPARED * len(found), lambda: platforms.in_order(found, lambda child: child.platform, self._wanted))
             children = children[:self._store.manifest_limit]
+        self.only_indexes &= len(children) == listed
         self._walk.follow(children)
         return children
 
-    def _fits(self, descriptor: Descriptor) -> bool:
-        platform = descriptor.platform
-        if platform is None:
-            return True
+    async def others(self, descriptor: Descriptor) -> list[Platform]:
+        """What ``descriptor``, which was walked, is for, by what it or else its documents say, if none of it is wanted; of very many a part.
+
+        Empty if one is wanted, and for what is for no platform, as artifacts are. NotFound for a document that is not there.
+        """
+        found: dict[Platform, None] = {}
+        left = [descriptor]
+        while left:
+            each = left.pop()
+            platform = each.platform
+            if platform is None:
+                children = await self._walk.children(each)
+                if is_index(each.media_type):
+                    left += reversed(children)
+                    continue
+                config = next((child for child in children if is_config(child.media_type)), None)
+                if config is None:
+                    continue
+                platform = (await documents.config_of(self._node, config)).platform
+            if self._wants(platform):
+                return []
+            if (each is descriptor or platform.os not in _NOT_REAL) and len(found) < _OTHERS:
+                found[platform] = None
+        return list(found)
+
+    def _wants(self, platform: Platform) -> bool:
         if platform not in self._fitting:
             self._fitting[platform] = self._wanted.matches(platform)
         return self._fitting[platform]
+
+    def _fits(self, descriptor: Descriptor) -> bool:
+        return descriptor.platform is None or self._wants(descriptor.platform)

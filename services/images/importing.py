@@ -7,7 +7,8 @@ says which files are whose config and layers; here it is made into Docker manife
 2. The index is walked: each document is labelled with what it refers to, as far as the destination wants it (``graph.py``). Documents that are missing are an error; layers are not
    looked at, so an archive may lack those that the node has.
 3. Layers are unpacked if the destination says so.
-4. The index and each of its entries are stored as images under the names that the destination gives them (``names.py``); those without a name are not.
+4. The index and each of its entries are stored as images under the names that the destination gives them (``names.py``); those without a name are not. Where the destination wants only
+   what is for its platforms, an entry that has nothing for them is left out, and told.
 
 An archive is a stranger's: what is remembered of it is bounded, its headers by the reader (``kit/tar.py``), and it must be whole, the compressed stream too. Reading it blocks, so a thread does it.
 """
@@ -26,12 +27,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from services.images import compression, names, oci, references, threads, unpack
+from services.images import compression, names, oci, platforms, references, threads, unpack
 from services.images.documents import config_of, write, written
 from services.images.graph import LAYERS, Graph
 from services.images.oci import Descriptor
 from services.images.threads import Handover
-from services.images.transfer import UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
+from services.images.transfer import LEFT_OUT, UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.images.unpack import Unpacker
 from services.kit import errors, gojson, inflate, tar, tracing
 from services.kit.gojson import TEXT, ListOf, Struct
@@ -82,7 +83,10 @@ class Contents:
 
 
 async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report, most_layers: int = LAYERS) -> None:
-    """Import the archive, whose images have so many layers at most; ``node`` acts under a lease. Unknown for what is no archive of images, NotFound for documents that it lacks."""
+    """Import the archive, whose images have so many layers at most; ``node`` acts under a lease.
+
+    Unknown for what is no archive of images and for one without an image that is wanted, NotFound for documents that it lacks.
+    """
     report(Progress("Importing"))
     wanted = unpacker.accepted(destination.unpacks)
     with tracing.span("images.import"):
@@ -108,16 +112,31 @@ async def imported(source: ImportStream, destination: ImageStore, node: Node, un
             await visit(child)
 
     await visit(root)
-    if empty:
-        raise errors.Unknown("image might be filtered out")
+    if empty and not (destination.only_wanted and entries):
+        raise errors.Unknown(f"image might be filtered out: {_mismatch(entries, destination)}")
     if wanted:
         for config, layers in {config.digest: (config, layers) for config, layers in images}.values():
             await unpacker.unpack(node, config, layers, wanted)
-    for descriptor, found in ((root, names.of_root(destination, root)), *((entry, names.of_archive(destination, entry)) for entry in entries)):
-        if found:
-            for image in await names.stored(found, node):
+    to_store = [] if destination.only_wanted else [(root, names.of_root(destination, root))]
+    for entry in entries:
+        named = names.of_archive(destination, entry)
+        if destination.only_wanted and named and (others := await graph.others(entry)):
+            report(Progress(f"{LEFT_OUT}{platforms.named(others)}", named[0].name, descriptor=entry))
+        else:
+            to_store.append((entry, named))
+    for descriptor, named in to_store:
+        if named:
+            for image in await names.stored(named, node):
                 report(Progress("saved", image.name, descriptor=descriptor))
     report(Progress("Completed import"))
+
+
+def _mismatch(entries: Sequence[Descriptor], destination: ImageStore) -> str:
+    """Why none of an index's entries is wanted."""
+    if not entries:
+        return "the archive's index lists no image"
+    found = platforms.named(entry.platform for entry in entries if entry.platform is not None)
+    return f"the archive is for {found}, wanted is {platforms.named(destination.platforms)}"
 
 
 # ---------------------------------------------------------------------------------------------- the tar

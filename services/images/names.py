@@ -25,10 +25,13 @@ def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
 
 
 def of_root(store: ImageStore, target: Descriptor) -> list[Image]:
-    """The images to make of what was transferred as a whole: the store's name, its full references, and, where it has a name, its prefixes with the digest."""
+    """The images to make of what was transferred as a whole: the store's name, its full references, and its prefixes with the digest, where they add one.
+
+    A prefix that skips the digest of what has a name adds it all the same: the name did not come from the prefix. (containerd since 2.3.)
+    """
     images = [Image(store.name, target, store.labels)] if store.name else []
     for reference in store.references:
-        if not reference.is_prefix or (reference.add_digest and store.name):
+        if not reference.is_prefix or reference.add_digest:
             name = f"{reference.name}@{target.digest}" if reference.add_digest else reference.name
             images.append(Image(name, target, _dependent(store)))
     return images

@@ -142,6 +142,17 @@ def wanted(platforms: Iterable[Platform]) -> Matcher:
     return Ordered(*listed) if listed else Everything()
 
 
+_NAMED = 8
+_NAME = 60
+"""Platforms that a message names, and the characters of each: they come from strangers' documents."""
+
+
+def named(platforms: Iterable[Platform]) -> str:
+    """``linux/arm64, linux/s390x``: each once, for a message; of many the first ones and how many more there are."""
+    names = list(dict.fromkeys(text if len(text := str(each)) <= _NAME else f"{text[:_NAME]}..." for each in platforms))
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 def in_order(things: Iterable[T], platform: Callable[[T], Platform | None], matcher: Matcher) -> list[T]:
     """``things``, those first that are wanted most, those without a platform last; equals stay as they were."""
     def compare(one: T, other: T) -> int:

@@ -64,6 +64,8 @@ class RegistryPuller:
             tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
             async with tracker.running():
                 await pull.walk(root, tracker)
+                if graph.only_indexes:
+                    raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
                 if graph.has_octet_stream:
                     root = await converted(node, root)
                     await pull.walk(root, tracker)

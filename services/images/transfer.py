@@ -74,6 +74,9 @@ class ImageStore:
     """Of an index, so many manifests; 0: all that are wanted."""
     references: tuple[Reference, ...] = ()
     unpacks: tuple[Unpacking, ...] = ()
+    only_wanted: bool = False
+    """Of an archive store the images for these platforms, and neither others nor its index; those left out are told as :data:`LEFT_OUT`. containerd stores records of all, and collects
+    the contents of those that it did not want."""
 
     def __str__(self) -> str:
         return f"Local Image Store ({self.name})"
@@ -154,6 +157,9 @@ class ExportStream:
 
 
 # ---------------------------------------------------------------------------------------------- progress
+
+LEFT_OUT = "not imported: for "
+"""How the event of an image of an archive begins that was left out (``ImageStore.only_wanted``); its platforms follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,9 @@ RAW = "splitd-raw"
 CLIENT = "splitd-client"
 """Header of calls that a gateway relays: a number that tells its clients apart for a service that has but one connection for them. It means nothing beyond that connection."""
 
+ONLY_WANTED = "splitd-only-wanted"
+"""Header of a Transfer, with any value: of an archive only the images for the platforms wanted become records (``ImageStore.only_wanted``), which containerd's API cannot say."""
+
 STOPPING = "splitd-stopping"
 """Trailer of calls that a service ended because it was told to stop: a relay asks its successor again."""
 

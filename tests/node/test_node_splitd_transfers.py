@@ -283,6 +283,16 @@ async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_ha
 
 
 @pytest.mark.parametrize("scheme", ["basic", "bearer"])
+async def test_an_index_without_manifests_is_no_image(node: Node, fake: FakeRegistry) -> None:
+    """Nor is one that has only such. Nothing is stored of it."""
+    for empty in (index(), index(index(), index())):
+        reference = fake.add(empty, "team/empty:1")
+        done = await run(node, "pull", "--plain-http", reference, ok=None)
+        assert done.returncode == 1
+        assert done.stderr == f"splitd: {reference}: index {empty.digest} has no manifests\n"
+        assert reference not in node.out("images", "ls", "-q").split()
+
+
 async def test_a_password_is_asked_for_and_not_shown(node: Node, scheme: str) -> None:
     """On the terminal, before anything is drawn; a wrong one is the registry's to refuse."""
     async with FakeRegistry(auth=Auth(scheme, "me", "sEcr3t")) as fake:
@@ -437,6 +447,40 @@ def test_an_archive_is_exported_and_imported(node: Node, mine: str, tmp_path: Pa
     assert (outcome["outcome"], [found["name"] for found in outcome["images"]]) == ("done", [mine])
     for namespace in ("by-ctr", "imported"):
         node.splitd("images", "-n", namespace, "remove", "--sync", mine)
+
+
+def test_an_import_leaves_out_what_is_for_other_platforms(node: Node, tmp_path: Path) -> None:
+    """And says so; with nothing left it has failed. All platforms are taken where that is asked for, whole."""
+    def archive(name: str, *entries: dict[str, Any]) -> str:
+        blobs = {f"blobs/sha256/{digest[7:]}": {"data": data} for found in (here, there) for digest, data in found.blobs.items()}
+        document = {"schemaVersion": 2, "manifests": entries}
+        (tmp_path / name).write_bytes(tar_of([("oci-layout", {"data": b'{"imageLayoutVersion":"1.0.0"}'}), ("index.json", {"data": json.dumps(document).encode()}), *blobs.items()]))
+        return str(tmp_path / name)
+
+    def named(descriptor: dict[str, Any], name: str) -> dict[str, Any]:
+        return {**descriptor, "annotations": {"io.containerd.image.name": name}}
+
+    here, there = (image([tar_of([("a", {"data": os.urandom(100)})])], architecture=each) for each in ("", "s390x"))
+    unsaid = {key: value for key, value in there.descriptor.items() if key != "platform"}  # as by crane: only the config knows
+    both = archive("both.tar", named(here.descriptor, "here.io/a:1"), named(there.descriptor, "there.io/a:1"), named(unsaid, "unsaid.io/a:1"))
+    done = node.splitd("images", "-n", "others", "import", both)
+    assert done.stdout.splitlines()[0] == f"imported here.io/a:1@{here.digest}"
+    assert done.stderr.splitlines() == [f"splitd: {name}: not imported: for linux/s390x; --all-platforms takes it" for name in ("there.io/a:1", "unsaid.io/a:1")]
+    assert node.out("images", "ls", "-q", namespace="others").split() == ["here.io/a:1"]
+    *_, outcome = objects(node.splitd("images", "-n", "others", "import", "--json", both).stdout)
+    assert [(each["name"], each["platforms"]) for each in outcome["notImported"]] == [("there.io/a:1", "linux/s390x"), ("unsaid.io/a:1", "linux/s390x")]
+    for entry in (there.descriptor, unsaid):
+        done = node.splitd("images", "-n", "others", "import", archive("only.tar", named(entry, "there.io/a:1")), ok=None)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "splitd: there.io/a:1: not imported: for linux/s390x; --all-platforms takes it\n"
+    node.splitd("images", "-n", "others", "import", "--all-platforms", both)
+    listed = {found["name"]: found["platforms"] for found in json.loads(node.splitd("images", "-n", "others", "list", "--json").stdout)}
+    assert listed["there.io/a:1"] == listed["unsaid.io/a:1"] == ["linux/s390x"]
+    done = node.splitd("images", "-n", "unnamed", "import", archive("unnamed.tar", here.descriptor))
+    assert re.fullmatch(rf"imported import-[0-9-]+@{here.digest}", done.stdout.splitlines()[0])
+    assert len(node.out("images", "ls", "-q", namespace="unnamed").split()) == 1
+    for namespace in ("others", "unnamed"):
+        node.splitd("images", "-n", namespace, "remove", *node.out("images", "ls", "-q", namespace=namespace).split())
 
 
 def test_what_is_wrong_with_an_archive_is_said_with_its_name(node: Node, mine: str, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Keeper:
         what = f"mount helper [{' '.join(command)}]"
         data = "\0".join(command).encode("utf-8", "surrogateescape")
         if len(data) > _PACKET:
-            raise mounts.MountError("mount options is too long")
+            raise mounts.MountError(f"mount options is too long: {len(data)} bytes for {target}")
         try:
             self._line.sendall(data)
             status, _, said = self._line.recv(_PACKET).partition(b" ")

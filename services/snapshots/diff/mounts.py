@@ -35,8 +35,11 @@ _FLAGS: dict[str, tuple[bool, int]] = {
 }
 """fstab's options that are flags of mount(2): whether they set or clear, and what."""
 
-_PAGE = 4096
-"""The kernel takes at most this many bytes of options."""
+OPTIONS_LIMIT = 4095
+"""Bytes of options that mount(2) takes: a page with its end. It cuts off the rest without a word, and an overlay may then be mounted read-only, with a part of its layers."""
+
+_ROOM = 512
+"""Bytes less than that at which lower directories are given relative to what they have in common, as by containerd."""
 
 
 class MountError(Exception):
@@ -164,7 +167,7 @@ def _mount_one(m: Mount, target: str) -> None:
     flags, data = 0, []
     options = [o for o in m.options if o not in ("volatile", "fsync=volatile")] if m.type == "overlay" else m.options
     cwd = ""
-    if m.type == "overlay" and sum(map(len, options)) >= _PAGE - 512:
+    if m.type == "overlay" and sum(len(os.fsencode(o)) for o in options) > OPTIONS_LIMIT - _ROOM:
         cwd, options = _compact(options)
     for o in options:
         if o.startswith("X-containerd."):
@@ -176,14 +179,11 @@ def _mount_one(m: Mount, target: str) -> None:
             flags = flags | flag if sets else flags & ~flag
         else:
             data.append(o)
-    joined = ",".join(data)
-    if len(joined) > _PAGE:
-        raise MountError("mount options is too long")
     back = os.open(".", os.O_PATH | os.O_DIRECTORY) if cwd else -1
     try:
         if cwd:
             os.chdir(cwd)
-        mount(m.source, target, m.type, flags, joined)
+        mount(m.source, target, m.type, flags, ",".join(data))
         if flags & (BIND | RDONLY) == BIND | RDONLY:
             mount("", target, "", flags | REMOUNT, "")  # a bind mount gets its flags only when it is remounted
     finally:
@@ -197,15 +197,18 @@ def _compact(options: list[str]) -> tuple[str, list[str]]:
     at = next((i for i, o in enumerate(options) if o.startswith("lowerdir=")), -1)
     lowers = options[at][9:].split(":") if at >= 0 else []
     common = os.path.commonpath(lowers) if len(lowers) > 1 and all(lower.startswith("/") for lower in lowers) else ""
-    if common in ("", "/") or any(len(lower) <= len(common) + 1 for lower in lowers):
+    if common in ("", "/") or any(len(lower) <= len(common) + 1 or not lower.startswith(f"{common}/") for lower in lowers):  # as they are spelled
         return "", options
     short = ":".join(lower[len(common) + 1:] for lower in lowers)
     return common, [*options[:at], *options[at + 1:], f"lowerdir={short}"]
 
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
-    """The system call."""
-    done = _libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), os.fsencode(data) or None)
+    """The system call; of more options than the kernel takes it is not made."""
+    options = os.fsencode(data)
+    if len(options) > OPTIONS_LIMIT:
+        raise MountError(f"mount options is too long: {len(options)} bytes for {target} (the kernel takes {OPTIONS_LIMIT})")
+    done = _libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), options or None)
     if done:
         number = ctypes.get_errno()
         raise MountError(f'mount source: "{source}", target: "{target}", fstype: {fstype}, flags: {flags}, data: "{data}", err: {words(number)}')

@@ -415,6 +415,25 @@ async def test_a_worker_continues_the_trace(side: Side, place: Path, monkeypatch
     assert collector.spans["diff.compare"] == ("splitd-compare", bytes.fromhex(trace))
 
 
+@pytest.mark.parametrize("name", ["lower", "löwer"])
+async def test_an_overlay_with_more_options_than_the_kernel_takes_is_refused(side: Side, name: str) -> None:
+    """In bytes, of which it takes 4,095 and forgets the rest: the lowest directory would be another, and the layer another one."""
+    top, cut, lowest, empty = (side.directory(each) for each in ("top", name, f"{name}1", "empty"))
+    (cut / "wrong").touch()
+    (lowest / "right").touch()
+
+    def request(size: int) -> pb.DiffRequest:
+        slashes = "/" * (size - len(os.fsencode(f"lowerdir={top}:{lowest}")))
+        overlaid = mount_pb2.Mount(type="overlay", source="overlay", options=[f"lowerdir={top}:{slashes}{lowest}"])
+        return pb.DiffRequest(left=bind(empty), right=[overlaid])
+
+    with pytest.raises(errors.NodeError, match="mount options is too long: 4096 bytes"):
+        await side.diff.Diff(request(4096), headers=HEADERS, timeout=60)
+    made = (await side.diff.Diff(request(4095), headers=HEADERS, timeout=60)).diff
+    await side.apply(await side.read(made.digest), bind(empty), made.media_type)
+    assert os.listdir(empty) == ["right"]
+
+
 async def test_a_small_layer_costs_little(side: Side) -> None:
     """A worker starts fast: ten small layers, one after the other, take well below two seconds on an idle machine."""
     root = side.directory("root")

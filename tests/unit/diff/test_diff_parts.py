@@ -17,7 +17,7 @@ import zstandard
 from services.kit import errors
 from services.kit.inflate import CompressionError
 from services.snapshots.diff import media, stream
-from services.snapshots.diff.mounts import Mount, _compact, from_arguments, read_only, to_arguments
+from services.snapshots.diff.mounts import OPTIONS_LIMIT, Mount, MountError, _compact, from_arguments, mount, read_only, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 from tests.support import TOP
 
@@ -54,6 +54,13 @@ def test_mounts_are_arguments_and_back() -> None:
     assert [(m.type, m.source, m.target, m.options) for m in got] == [(m.type, m.source, m.target, m.options) for m in given]
 
 
+@pytest.mark.parametrize("options", ["x" * (OPTIONS_LIMIT + 1), "é" * (OPTIONS_LIMIT // 2 + 1)])
+def test_more_options_than_the_kernel_takes_are_not_mounted(tmp_path: Path, options: str) -> None:
+    """It would cut the rest off, without a word. They are counted in bytes."""
+    with pytest.raises(MountError, match=f"^mount options is too long: 4096 bytes for {tmp_path} .the kernel takes 4095.$"):
+        mount("none", str(tmp_path), "tmpfs", 0, options)
+
+
 def test_read_only_mounts() -> None:
     """An overlay's upper directory becomes its topmost lower one; others get ro once."""
     overlay, = read_only([Mount("overlay", "overlay", "", ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "uidmap=0:1:2"])])
@@ -66,7 +73,7 @@ def test_long_options_are_made_relative() -> None:
     """To what the lower directories have in common."""
     cwd, options = _compact(["index=off", "lowerdir=/s/10/fs:/s/2/fs"])
     assert (cwd, options) == ("/s", ["index=off", "lowerdir=10/fs:2/fs"])
-    for same in (["lowerdir=/s/1/fs"], ["lowerdir=/a:/b"], ["upperdir=/x"]):
+    for same in (["lowerdir=/s/1/fs"], ["lowerdir=/a:/b"], ["upperdir=/x"], ["lowerdir=/s/1/fs://s/2/fs"]):
         assert _compact(same) == ("", same)
 
 

@@ -149,9 +149,59 @@ async def test_a_limit_takes_the_manifests_that_are_wanted_most(node: MemoryNode
 
 async def test_an_import_of_nothing_that_is_wanted_says_so(node: MemoryNode) -> None:
     made = Made()
-    with pytest.raises(errors.Unknown, match="image might be filtered out"):
+    with pytest.raises(errors.Unknown, match=f"^image might be filtered out: the archive is for {HERE}, wanted is linux/s390x$"):
         await imported(layout([made.image(b"x", **named("a:1"))], made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,)))
+    many = [made.image(b"x", platform=Platform("linux", f"a{n}" if n else "a" * 1000)) for n in range(10)]
+    with pytest.raises(errors.Unknown, match=f"^image might be filtered out: the archive is for linux/{'a' * 54}..., linux/a1, .*, linux/a7 and 2 more, wanted is linux/s390x$"):
+        await imported(layout(many, made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,)))
+    with pytest.raises(errors.Unknown, match="^image might be filtered out: the archive's index lists no image$"):
+        await imported(layout([], {}), node)
     assert not node.images
+
+
+async def test_what_is_for_other_platforms_is_left_out_where_only_wanted_images_are(node: MemoryNode) -> None:
+    """Whether the index says so or only the config does; and so the index has no name. What is for no platform is taken; an attestation by itself is not."""
+    made, told, there = Made(), Told(), Platform("linux", "s390x")
+    said, unsaid = made.image(b"there", platform=there, **named("said:1")), {k: v for k, v in made.image(b"there", platform=there, **named("unsaid:1")).items() if k != "platform"}
+    inner = made.index(made.image(b"a", platform=there), made.image(b"b", platform=Platform("linux", "arm", "v7")), made.image(b"c", platform=Platform("unknown", "unknown")), **named("inner:1"))
+    artifact = made.put(oci.MANIFEST, json.dumps({"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}).encode(), **named("artifact:1"))
+    entries = [said, made.image(b"here", **named("here:1")), unsaid, inner, made.index(made.image(b"a", platform=there), made.image(b"here"), **named("multi:1")), artifact,
+               made.image(b"d", platform=Platform("unknown", "unknown"), **named("attest:1"))]
+    prefix = Reference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True)
+    await imported(layout(entries, made.blobs), node, ImageStore(platforms=(HERE,), references=(prefix,), only_wanted=True), told)
+    assert list(node.images) == ["here:1", "multi:1", "artifact:1"]
+    assert [(each.event, each.name) for each in told if each.event.startswith("not imported")] == [
+        ("not imported: for linux/s390x", "said:1"), ("not imported: for linux/s390x", "unsaid:1"), ("not imported: for linux/s390x, linux/arm/v7", "inner:1"),
+        ("not imported: for unknown/unknown", "attest:1")]
+
+
+async def test_an_archive_of_which_all_is_left_out_says_of_each_what_it_is_for(node: MemoryNode) -> None:
+    made, told = Made(), Told()
+    store = ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,), only_wanted=True)
+    await imported(layout([made.image(b"x", **named("a:1")), made.image(b"y", **named("b:1"))], made.blobs), node, store, told)
+    assert told.events()[1:-1] == [(f"not imported: for {HERE}", "a:1"), (f"not imported: for {HERE}", "b:1")]
+    assert not node.images
+
+
+@pytest.mark.parametrize("skip", [False, True])
+async def test_an_archive_without_names_is_stored_by_digests(node: MemoryNode, skip: bool) -> None:
+    """Its index too (containerd's TestTransferImport/DigestOnly)."""
+    made = Made()
+    entries = [made.image(b"x"), made.image(b"y")]
+    archive = layout(entries, made.blobs)
+    index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+    await imported(archive, node, ImageStore(references=(Reference("p", is_prefix=True, add_digest=True, skip_named_digest=skip),)))
+    assert list(node.images) == [f"p@{digest_of(index)}", *(f"p@{entry['digest']}" for entry in entries)]
+
+
+async def test_an_artifact_type_that_is_a_configs_makes_no_artifact(node: MemoryNode) -> None:
+    """Layouts that crane writes say of each image that its artifact type is the media type of its config."""
+    made = Made()
+    node.diff_ids = {digest_of(b"layer"): digest_of(b"layer")}
+    store = ImageStore(platforms=(HERE,), references=(NAMED,), unpacks=(Unpacking(HERE),), only_wanted=True)
+    await imported(layout([made.image(b"layer", artifactType=oci.CONFIG, **named("crane:1"))], made.blobs), node, store)
+    assert list(node.images) == ["crane:1"]
+    assert node.applied == [digest_of(b"layer")]
 
 
 def docker(entries: object, files: Mapping[str, bytes | str]) -> bytes:

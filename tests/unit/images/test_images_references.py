@@ -102,6 +102,8 @@ def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first(
         assert image.labels["containerd.io/gc.expire"].endswith("Z")
 
 
-def test_a_whole_without_a_name_is_not_stored_by_its_digest() -> None:
-    """An import that asks for digests means the entries, and not the archive's index."""
-    assert not names.of_root(ImageStore(references=(Reference("d", is_prefix=True, add_digest=True),)), entry())
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_whole_without_a_name_is_stored_by_its_digest(skip: bool) -> None:
+    """As by containerd since 2.3: a digest is a name, whether or not digests of what has a name are skipped."""
+    (image,) = names.of_root(ImageStore(references=(Reference("p", is_prefix=True), Reference("d", is_prefix=True, add_digest=True, skip_named_digest=skip))), entry())
+    assert (image.name, image.labels) == (f"d@{DIGEST}", {})
