@@ -282,7 +282,6 @@ async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_ha
     assert (everything["layers"], everything["existing"]) == (2, 1)
 
 
-@pytest.mark.parametrize("scheme", ["basic", "bearer"])
 async def test_an_index_without_manifests_is_no_image(node: Node, fake: FakeRegistry) -> None:
     """Nor is one that has only such. Nothing is stored of it."""
     for empty in (index(), index(index(), index())):
@@ -293,6 +292,7 @@ async def test_an_index_without_manifests_is_no_image(node: Node, fake: FakeRegi
         assert reference not in node.out("images", "ls", "-q").split()
 
 
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
 async def test_a_password_is_asked_for_and_not_shown(node: Node, scheme: str) -> None:
     """On the terminal, before anything is drawn; a wrong one is the registry's to refuse."""
     async with FakeRegistry(auth=Auth(scheme, "me", "sEcr3t")) as fake:
