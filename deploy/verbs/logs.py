@@ -1,21 +1,21 @@
-"""``splitd logs SERVICE``: what a service logged; supervisord's own log is "supervisord"."""
+"""``splitd logs SERVICE``: what a service logged; supervisord's own log is "supervisord". Without a service, of each, and with -f of all in one, as it comes."""
 
 from __future__ import annotations
 
 import argparse
-import codecs
-import os
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 from client.shown import page, say
-from deploy import place
+from deploy import logfiles, place
 from deploy.failure import Failure, mistyped
+from deploy.place import Place
 from deploy.processes import NAMES
 
-HELP = "the last lines that a service logged; without a service, of each"
+HELP = "the last lines that a service logged; without a service, of each, and with -f of all in one"
 LOGS = (*NAMES, "supervisord")
-CHUNK = 64 << 10
+PAUSE = 0.2
+"""Seconds between two looks at what was appended."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,62 +28,32 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.service
     if name is not None and name not in LOGS:
         raise Failure(mistyped(name, list(LOGS), "service"), 2)
-    if name is None and arguments.follow:
-        raise Failure(f"say which service to follow ({', '.join(LOGS)})", 2)
     if arguments.lines < 0:
         raise Failure(f"--lines {arguments.lines}: say how many lines, 0 or more", 2)
     here = place.find(arguments)
-    if name is None:
-        for each in LOGS:
-            say(f"==> {each} <==")
-            page(_last(here.log(each), arguments.lines, missing_ok=True))
-        return 0
-    path = here.log(name)
-    page(_last(path, arguments.lines))
+    wanted = LOGS if name is None else (name,)
+    if not any(here.log(each).exists() for each in wanted):
+        raise Failure(f"there is no log at {here.log(name or 'supervisord')}: no node was started with this root")
     if arguments.follow:
-        _follow(path)
+        _follow(here, wanted, arguments.lines)
+    for each in wanted:
+        if name is None:
+            say(f"==> {each} <==")
+        _show(logfiles.last(here.log(each), arguments.lines))
     return 0
 
 
-def _last(path: Path, lines: int, *, missing_ok: bool = False) -> str:
-    """The last ``lines`` of the log, from the rotated file before it too if it is short."""
-    found: list[str] = []
-    for each in (path, path.with_name(path.name + ".1")):
-        if each.exists() and len(found) < lines:
-            found = _tail(each, lines - len(found)) + found
-        elif each == path and not each.exists() and not missing_ok:
-            raise Failure(f"there is no log at {path}: no node was started with this root")
-    return "".join(line + "\n" for line in found)
-
-
-def _tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file, read from its end."""
-    if lines <= 0:
-        return []
-    with path.open("rb") as file:
-        position = file.seek(0, os.SEEK_END)
-        data = b""
-        while position > 0 and data.count(b"\n") <= lines:
-            step = min(CHUNK, position)
-            position = file.seek(position - step)
-            data = file.read(step) + data
-    return data.decode(errors="replace").removesuffix("\n").split("\n")[-lines:] if data else []
-
-
-def _follow(path: Path) -> None:
-    """Print what is appended, over rotations, until interrupted."""
-    file = path.open("rb")
-    file.seek(0, os.SEEK_END)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+def _follow(here: Place, names: Sequence[str], lines: int) -> None:
+    """Print the last lines, and what is appended until interrupted; of several logs in the order of time, each line with its service before it."""
+    width = max(map(len, names))
+    followers = [(name, logfiles.Follower(here.log(name))) for name in names]
+    earlier = list(logfiles.in_order((name, logfiles.last(here.log(name), lines, follower.position)) for name, follower in followers))
+    found = earlier[len(earlier) - min(lines, len(earlier)):]
     while True:
-        while data := file.read(CHUNK):
-            page(decoder.decode(data))
-        try:
-            replaced = os.stat(path).st_ino != os.fstat(file.fileno()).st_ino or os.stat(path).st_size < file.tell()
-        except FileNotFoundError:
-            replaced = False  # between the two steps of a rotation
-        if replaced:
-            file.close()
-            file = path.open("rb")
-        else:
-            time.sleep(0.2)
+        _show([line if len(names) == 1 else f"{name.ljust(width)} | {line}" for name, line in found])
+        while not (found := list(logfiles.in_order((name, list(follower.lines())) for name, follower in followers))):
+            time.sleep(PAUSE)
+
+
+def _show(lines: Sequence[str]) -> None:
+    page("".join(line + "\n" for line in lines))

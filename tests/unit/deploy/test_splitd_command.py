@@ -36,7 +36,7 @@ MISTYPED = [
     (["restart", "contents"], "did you mean 'content'?"),
     (["up", "nothing"], "is not known"),
     (["logs", "gatewy"], "did you mean 'gateway'?"),
-    (["logs", "-f"], "say which service"),
+    (["logs", "-f", "-n", "-1"], "0 or more"),
     (["logs", "content", "-n", "many"], "invalid int value: 'many'"),
     (["config"], "config default|check|dump"),
     (["config", "check", "/tmp/x.toml"], "splitd config check --config /tmp/x.toml"),
