@@ -1,4 +1,5 @@
-"""What keeps the parts of a pull that did not end well, so that the next one goes on with them.
+"""What is held in a namespace that no image holds: leases, and blobs that have been begun. And our own leases, which keep the parts of a pull that did not end well, so that the next one
+goes on with them.
 
 A node holds the parts of a transfer by a lease of its own, which ends with the transfer: layers that had arrived whole are then collected. So a pull has a lease of the client's, labelled with what is
 pulled. It goes when the pull succeeds, with those that earlier pulls of the same left behind; else it stays, and expires in a day.
@@ -9,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from api.containerd.services.leases.v1 import leases_pb2
+from services.content.remote import RemoteStore
+from services.content.store import Status
 from services.kit import errors
 from services.kit.identifiers import quoted
 from services.kit.rpc import LEASE, Channel, Client
@@ -23,6 +27,73 @@ KEPT = datetime.timedelta(days=1)
 _EXPIRE = "containerd.io/gc.expire"
 _PULL = "splitd.io/pull"
 _PID = "splitd.io/pid"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease, and what it holds."""
+
+    lease: str
+    created_at: int
+    """Nanoseconds since the epoch."""
+    expires: str
+    """As its maker wrote it, RFC 3339; "" where it lasts until it is deleted."""
+    pull: str
+    """The reference whose pull it keeps the parts of; "" where it is no lease of ours."""
+    running: bool
+    """Whether that pull goes on."""
+    resources: tuple[tuple[str, str], ...]
+    """Type (``content``, ``snapshots/NAME``, ``ingests``, ``images``) and id of each thing that it holds."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it keeps the parts of a pull that does not go on."""
+        return bool(self.pull) and not self.running
+
+
+class Leases:
+    """The leases and ingests of one namespace of the node behind ``channel``; ``headers`` name it."""
+
+    def __init__(self, channel: Channel, headers: Mapping[str, str | bytes]) -> None:
+        self._leases = channel.client(LEASES)
+        self._content = RemoteStore(channel, headers)
+        self._headers = dict(headers)
+
+    async def list(self) -> list[Held]:
+        """All, the oldest first, but for those that end meanwhile."""
+        found = []
+        for lease in sorted((await self._leases.List(leases_pb2.ListRequest(), headers=self._headers)).leases, key=lambda lease: lease.created_at.ToNanoseconds()):
+            with contextlib.suppress(errors.NotFound):
+                holds = await self._leases.ListResources(leases_pb2.ListResourcesRequest(id=lease.id), headers=self._headers)
+                found.append(Held(lease.id, lease.created_at.ToNanoseconds(), lease.labels.get(_EXPIRE, ""), lease.labels.get(_PULL, ""),
+                                  _PULL in lease.labels and _runs(lease.labels.get(_PID, "")), tuple((each.type, each.id) for each in holds.resources)))
+        return found
+
+    async def delete(self, lease: str, *, sync: bool) -> None:
+        """Delete a lease; with ``sync`` return when what only it held is collected, however long that takes. NotFound."""
+        await self._leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=sync), headers=self._headers, timeout=None if sync else -1.0)
+
+    async def sizes(self) -> dict[str, int]:
+        """Bytes of each blob, by digest."""
+        return {str(info.digest): info.size async for info in self._content.list()}
+
+    async def ingests(self) -> Sequence[Status]:
+        """Blobs that have been begun, by pulls that go on or by others."""
+        return sorted(await self._content.list_statuses(), key=lambda status: status.ref)
+
+    async def abort(self, ingest: Status) -> bool:
+        """Drop what has been begun, unless somebody writes it at this moment or it is gone; whether it was dropped."""
+        try:
+            writer = await self._content.writer(ingest.ref, ingest.total)
+        except (errors.Unavailable, errors.AlreadyExists):  # its lock is another's; its blob is there by now
+            return False
+        try:
+            await self._content.abort(ingest.ref)
+        except errors.NotFound:
+            return False
+        finally:
+            await writer.close()
+        return True
 
 
 @contextlib.asynccontextmanager

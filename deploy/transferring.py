@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from client import bars
 from client import output as outputs
 from client.images_remote import Images
-from client.leases_remote import kept
+from client.leases_remote import Leases, kept
 from client.progress import Tally
 from client.transfers_remote import Transfers
 from deploy.failure import Failure
@@ -135,6 +135,7 @@ class Client:
         self._channel = channel
         self._headers: Mapping[str, str | bytes] = {rpc.NAMESPACE: namespace}
         self.images = Images(channel, self._headers)
+        self.leases = Leases(channel, self._headers)
         self.transfers = Transfers(channel, self._headers)
 
     @contextlib.asynccontextmanager

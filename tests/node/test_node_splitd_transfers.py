@@ -196,6 +196,46 @@ async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(node: Nod
     assert not await client.leases()
 
 
+async def test_what_an_interrupted_pull_keeps_is_listed_and_dropped(node: Node, client: Client, fake: FakeRegistry) -> None:
+    """Its lease, with the layers that were whole, and what it had begun; not what is being pulled, nor another's lease."""
+    ended, goes_on, gates = made(2, 3000), made(1, 2000), (Gate(2 << 20), Gate(1 << 20))
+    references = fake.add(ended, "team/dropped:1"), fake.add(goes_on, "team/running:1")
+    for box, gate in zip((ended, goes_on), gates, strict=True):
+        fake.inject(box.layers[-1], gate, method="GET")
+    foreign = node.out("leases", "create", "-x", "3600s").strip()
+    pulls = [await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy", "pull", "-q", "--plain-http", reference, "--state", node.state, cwd=Path(__file__).parents[2],
+                                                  stderr=subprocess.DEVNULL) for reference in references]
+
+    async def listed() -> tuple[dict[str, dict[str, Any]], set[str]]:
+        """Leases by their pull, or by their name, and the refs of ingests that have bytes."""
+        found = json.loads((await run(node, "leases", "--json")).stdout)
+        return {lease["pull"] or lease["lease"]: lease for lease in found["leases"]}, {ingest["ref"] for ingest in found["ingests"] if ingest["bytes"]}
+
+    async def under_way() -> bool:
+        leases, refs = await listed()
+        held = {resource["id"] for resource in leases.get(references[0], {"resources": []})["resources"]}
+        return ended.layers[0] in held and all(any(box.layers[-1] in ref for ref in refs) for box in (ended, goes_on))
+
+    try:
+        await eventually_async(under_way, "the pulls have not got that far", 60)
+        pulls[0].send_signal(signal.SIGINT)
+        await pulls[0].wait()
+        lines = (await run(node, "leases", "ls")).stdout.splitlines()
+        assert sum(line.endswith(references[0]) and " blobs (" in line for line in lines) == 1, lines
+        assert sum(line.endswith(f"{references[1]} (goes on)") for line in lines) == 1, lines
+        removed = (await run(node, "leases", "rm", "--interrupted", "--sync")).stdout.splitlines()
+        assert [line.partition("-")[0] for line in removed] == ["removed lease splitd", "removed ingest layer"], removed
+        leases, refs = await listed()
+        assert references[0] not in leases
+        assert {references[1], foreign} <= set(leases)
+        assert not any(ended.layers[-1] in ref for ref in refs)
+        assert ended.layers[0] not in node.out("content", "ls", "-q").split()
+    finally:
+        gates[1].opened.set()
+        assert await pulls[1].wait() == 0
+    assert (await run(node, "leases", "remove", foreign)).stdout == f"removed lease {foreign}\n"
+
+
 async def test_sigterm_cancels_too_and_json_says_so(node: Node, client: Client, fake: FakeRegistry) -> None:
     """Exit code 143. Nothing had arrived: no lease is left."""
     box, gate = made(1), Gate(0)

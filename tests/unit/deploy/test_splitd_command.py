@@ -24,7 +24,7 @@ from tests.support import TOP, splitd
 
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
-    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, version, help)"),
+    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, leases, version, help)"),
     (["donw"], "did you mean 'down'?"),
     (["ps"], "did you mean 'status: containers are shown by a client, such as ctr tasks ls'?"),
     (["rmi", "x"], "did you mean 'images remove'?"),
@@ -56,6 +56,8 @@ MISTYPED = [
     (["images", "rm"], "required: REF"),
     (["images", "remove"], "required: REF"),
     (["images", "--json", "remove", "x"], "--json is for list, export and import, not for remove"),
+    (["leases", "remove"], "say which leases, or --interrupted"),
+    (["leases", "rm", "x", "--interrupted"], "name no leases with it"),
     (["images", "export", "-", "x", "--json"], "no room for --json"),
 ]
 
@@ -103,7 +105,7 @@ def test_the_version_is_a_verb_too(place: Path) -> None:
 
 @pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down", "--containers"], ["down", "content"], ["restart", "content"], ["up", "content"],
                                    ["pull", "x"], ["push", "x"], ["images"], ["images", "ls"], ["images", "remove", "x"],
-                                   ["images", "rm", "x"]], ids=" ".join)
+                                   ["images", "rm", "x"], ["leases"], ["leases", "rm", "--interrupted"]], ids=" ".join)
 def test_a_node_that_is_not_up_is_said_to_be_so(words: list[str], place: Path) -> None:
     """Exit code 3, and how to start it."""
     done = splitd(*words, "--root", place / "r", "--state", place / "s", ok=None)

@@ -1,0 +1,123 @@
+"""``splitd leases ...``: what holds things of the node that no image holds, such as the parts of pulls that were interrupted; and its end."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from client import bars
+from client.leases_remote import Held
+from client.shown import say, table
+from deploy import place, transferring
+from deploy.failure import Failure
+from deploy.verbs.images import age, timestamp
+from services.content.store import Status
+from services.kit import errors
+
+HELP = "list what holds things that no image holds, such as the parts of interrupted pulls, and give it up"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    transferring.add_namespace(parser)
+    parser.add_argument("--json", action="store_true", help="for programs: of list")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+
+    def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        transferring.add_namespace(made)
+        place.add_arguments(made)
+        return made
+
+    list_ = action("list", "each lease: how old it is, when it expires, what it holds, and for which pull; and blobs that have been begun, which are kept for a day "
+                   "(what is done without an action)", "ls")
+    list_.add_argument("--json", action="store_true", help="for programs")
+    remove = action("remove", "delete leases; what only they held is collected", "rm")
+    remove.add_argument("leases", nargs="*", default=(), metavar="LEASE")
+    remove.add_argument("--interrupted", action="store_true", default=False, help="those of pulls by splitd that were interrupted, and blobs that were begun and that nobody writes; such a pull then begins anew")
+    remove.add_argument("--sync", action="store_true", default=False, help="return when it is collected")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.action in ("remove", "rm"):
+        if arguments.json:
+            raise Failure("--json is for list, not for remove", 2)
+        return _remove(arguments)
+    return _list(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    here = place.find(arguments)
+
+    async def found() -> tuple[list[Held], Sequence[Status], Mapping[str, int]]:
+        async with transferring.connected(here, arguments.namespace) as client:
+            return await client.leases.list(), await client.leases.ingests(), await client.leases.sizes()
+
+    leases, ingests, sizes = transferring.run(found())
+    if arguments.json:
+        print(json.dumps({"leases": [summary(lease, sizes) for lease in leases], "ingests": [begun(ingest) for ingest in ingests]}, indent=2))
+        return 0
+    now = time.time_ns()
+    table([("LEASE", "CREATED", "EXPIRES", "HOLDS", "PULL"),
+           *((lease.lease, age(now - lease.created_at), lease.expires or "never", held(lease, sizes), f"{lease.pull}{' (goes on)' if lease.running else ''}" or "-")
+             for lease in leases)])
+    if ingests:
+        table([("INGEST", "BEGUN", "HAS", "OF"),
+               *((ingest.ref, age(now - ingest.started_at), bars.size(ingest.offset), bars.size(ingest.total) if ingest.total else "?") for ingest in ingests)])
+    return 0
+
+
+def begun(ingest: Status) -> dict[str, Any]:
+    """A blob that has been begun, as ``--json`` has it: ``bytes`` that have arrived of ``total``, which is null where it is not known."""
+    return {"ref": ingest.ref, "bytes": ingest.offset, "total": ingest.total or None, "started": timestamp(ingest.started_at), "updated": timestamp(ingest.updated_at)}
+
+
+def summary(lease: Held, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A lease as ``--json`` has it: ``bytes`` are those of its blobs; ``expires`` and ``pull`` are null where it has none."""
+    return {"lease": lease.lease, "created": timestamp(lease.created_at), "expires": lease.expires or None, "pull": lease.pull or None, "running": lease.running,
+            "bytes": bytes_of(lease, sizes), "resources": [{"type": kind, "id": name} for kind, name in lease.resources]}
+
+
+def held(lease: Held, sizes: Mapping[str, int]) -> str:
+    """``3 blobs (12.0 MiB), 1 snapshot``"""
+    counts = collections.Counter(kind.partition("/")[0] for kind, _ in lease.resources)
+    words = {"content": "blob", "snapshots": "snapshot", "ingests": "ingest", "images": "image"}
+    return ", ".join(f"{count} {words.get(kind, kind)}{'' if count == 1 else 's'}" + (f" ({bars.size(bytes_of(lease, sizes))})" if kind == "content" else "")
+                     for kind, count in sorted(counts.items())) or "nothing"
+
+
+def bytes_of(lease: Held, sizes: Mapping[str, int]) -> int:
+    """Of the blobs that it holds, whoever else holds them."""
+    return sum(sizes.get(name, 0) for kind, name in lease.resources if kind == "content")
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    names: Sequence[str] = arguments.leases
+    if not names and not arguments.interrupted:
+        raise Failure("say which leases, or --interrupted (splitd leases lists them)", 2)
+    if names and arguments.interrupted:
+        raise Failure("--interrupted is all that were interrupted: name no leases with it", 2)
+    here = place.find(arguments)
+
+    async def removed() -> list[str]:
+        missing = []
+        async with transferring.connected(here, arguments.namespace) as client:
+            for name in names or [lease.lease for lease in await client.leases.list() if lease.interrupted]:
+                try:
+                    await client.leases.delete(name, sync=arguments.sync)
+                except errors.NotFound as error:
+                    missing.append(str(error))
+                    continue
+                say(f"removed lease {name}")
+            if arguments.interrupted:
+                for ingest in await client.leases.ingests():
+                    if await client.leases.abort(ingest):
+                        say(f"removed ingest {ingest.ref} ({bars.size(ingest.offset)})")
+        return missing if names else []  # one that has ended meanwhile is what was wanted
+
+    if missing := transferring.run(removed()):
+        raise Failure(missing[0], more=missing[1:])
+    return 0
