@@ -256,7 +256,7 @@ def test_a_registry_that_refuses_parts_has_a_line_in_the_status() -> None:
 def test_an_imported_image_is_said_with_one_digest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Also one that the archive has no name for, which is named by its digest."""
     digest = "sha256:" + "0" * 64
-    done = {"images": [{"name": f"import@{digest}", "digest": digest}, {"name": "box:1", "digest": digest}], "bytes": 1, "seconds": 1.0, "rate": 1.0}
+    done = {"images": [{"name": f"import@{digest}", "digest": digest}, {"name": "box:1", "digest": digest}], "notImported": [], "bytes": 1, "seconds": 1.0, "rate": 1.0}
 
     def at_once(work: Coroutine[object, object, object]) -> object:
         work.close()
