@@ -70,9 +70,9 @@ class RegistryPuller:
                     root = await converted(node, root)
                     await pull.walk(root, tracker)
             fault("images.pulled")
-            for image in await names.stored(names.of_root(destination, root), node):
-                report(Progress("saved", image.name, descriptor=image.target))
-            report(Progress(f"Completed pull from {source}"))
+            saved = [Progress("saved", image.name, descriptor=image.target) for image in await names.stored(names.of_root(destination, root), node)]
+            for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):  # again: ctr shows a status with the next event that has a name
+                report(each)
 
 
 class _Pull:

@@ -53,8 +53,9 @@ class RegistryPusher:
             tracker = Tracker(image.name, "uploading", report, push.active, push.done)
             async with tracker.running():
                 await push.run(root, tracker)
-            report(Progress("pushed content", image.name, descriptor=root))
-            report(Progress(f"Completed push to {destination}", descriptor=root))
+            pushed = Progress("pushed content", image.name, descriptor=root)
+            for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):  # again: ctr shows a status with the next event that has a name
+                report(each)
 
 
 @dataclass(slots=True)

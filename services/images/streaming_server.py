@@ -54,6 +54,7 @@ class Stream:
         self._sent: deque[Any] = deque()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
+        self._passing = False  # an object is with the transport
         self._ended = False  # by us
         self._gone = False  # the client, or the whole call
 
@@ -83,6 +84,20 @@ class Stream:
         if not self._over and len(self._sent) < OFFERED:
             self._put(message)
 
+    async def finish(self) -> None:
+        """End the stream once the transport has what was sent, or after :data:`DRAIN_SECONDS`.
+
+        Progress has no end of its own: ctr shows what reached it before the answer of its Transfer.
+        """
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    while (self._sent or self._passing) and not self._over:
+                        self._room.clear()
+                        await self._room.wait()
+        finally:
+            self.close()
+
     def close(self) -> None:
         """End the stream, after what was sent."""
         self._ended = True
@@ -103,7 +118,9 @@ class Stream:
         """What is to be sent to the client, until the stream is closed."""
         while True:
             while self._sent:
+                self._passing = True
                 yield self._sent.popleft()
+                self._passing = False
                 self._room.set()
             if self._ended:
                 return

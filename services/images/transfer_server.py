@@ -159,7 +159,7 @@ class TransferServicer:
         if not name:
             return unheard
         stream = self._stream(name, call)
-        held.callback(stream.close)
+        held.push_async_callback(stream.finish)
 
         def report(progress: Progress) -> None:
             stream.offer(convert.progress_to_pb(progress))

@@ -71,7 +71,7 @@ async def test_a_pull_stores_labels_and_unpacks(client: Client, fake: FakeRegist
     assert not await client.ingests()
     assert [(p.event, p.name) for p in told if p.name in ("", reference)] == [
         (f"Resolving from OCI Registry ({reference})", ""), (f"Pulling from OCI Registry ({reference})", ""), ("fetching image content", reference),
-        ("saved", reference), (f"Completed pull from OCI Registry ({reference})", "")]
+        ("saved", reference), (f"Completed pull from OCI Registry ({reference})", ""), ("saved", reference)]
     events = {p.event for p in told if p.name == f"layer-{box.layers[1]}"}
     assert {"waiting", "extracted"} <= events
     assert next(list(p.parents) for p in told if p.name == f"layer-{box.layers[1]}") == [f"manifest-{box.digest}"]
@@ -243,7 +243,7 @@ async def test_a_push_sends_blobs_before_what_names_them(client: Client, fake: F
         assert puts == sorted(puts, key=lambda path: ("/manifests/" in path, path.endswith("/1")))
         assert [(p.event, p.name) for p in told if p.name in ("", "pushed")] == [
             (f"Pushing to OCI Registry ({reference})", ""), ("pushing content", "pushed"), ("pushed content", "pushed"),
-            (f"Completed push to OCI Registry ({reference})", "")]
+            (f"Completed push to OCI Registry ({reference})", ""), ("pushed content", "pushed")]
         before = len(target.asked("PUT"))
         await client.push("pushed", reference)
         assert len(target.asked("PUT")) == before

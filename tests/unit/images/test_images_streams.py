@@ -142,6 +142,35 @@ async def test_who_waits_for_a_client_that_went_away_is_told(streams: Streams) -
                 await waiting
 
 
+async def test_a_stream_is_finished_when_what_was_offered_is_passed_on(streams: Streams) -> None:
+    """What a client shows at the end of its transfer is what came before the answer."""
+    async with Client(streams, "a") as client:
+        stream = streams.get("ns", "a")
+        for update in (1, 2):
+            stream.offer(WindowUpdate(update=update))
+        finishing = asyncio.ensure_future(stream.finish())
+        for update in (1, 2):
+            assert (await client.get(WindowUpdate)).update == update
+            assert not finishing.done()
+        assert await client.receive() is None
+        await finishing
+
+
+async def test_a_client_that_takes_no_progress_or_goes_away_holds_no_transfer_up(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming_server, "DRAIN_SECONDS", 0.05)
+    async with asyncio.timeout(5):
+        async with Client(streams, "a"):
+            stream = streams.get("ns", "a")
+            stream.offer(WindowUpdate())
+            await stream.finish()
+        monkeypatch.setattr(streaming_server, "DRAIN_SECONDS", 60)
+        async with Client(streams, "b"):
+            stream = streams.get("ns", "b")
+            stream.offer(WindowUpdate())
+            finishing = asyncio.ensure_future(stream.finish())
+        await finishing
+
+
 async def test_an_offer_never_waits_and_is_dropped_when_there_are_too_many(streams: Streams) -> None:
     async with Client(streams, "a"):
         stream = streams.get("ns", "a")
