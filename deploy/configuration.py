@@ -110,7 +110,7 @@ def check(path: Path | None) -> Checked:
         if not values.asked & set(values):
             found.warnings.append(f"{where} [{name}] is containerd's and means nothing here")
         else:
-            found.warnings += [f'{where} [{name}] "{key}" is containerd\'s and means nothing here' for key in values if key not in values.asked]
+            found.warnings += [f'{where} [{name}] "{key}" is containerd\'s and means nothing here' for key, value in values.items() if value and key not in values.asked]
     return found
 
 
@@ -124,8 +124,8 @@ def _try(found: Checked, cls: type[Any], file: settings.File, table: str) -> Non
 def _look(found: Checked, file: settings.File) -> None:
     """What each process's own ``check`` says of a file that can be loaded."""
     lists = {"error": found.errors, "trouble": found.troubles, "warning": found.warnings}
-    for _, cls in tables():
-        for kind, words in getattr(importlib.import_module(cls.__module__), "check", lambda _: ())(file):
+    for module in dict.fromkeys(cls.__module__ for _, cls in tables()):
+        for kind, words in getattr(importlib.import_module(module), "check", lambda _: ())(file):
             lists[kind].append(words)
 
 

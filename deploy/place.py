@@ -105,6 +105,21 @@ def config_file(arguments: argparse.Namespace) -> Path | None:
     return ETC if ETC.exists() else None
 
 
+def chosen(arguments: argparse.Namespace) -> dict[str, str]:
+    """For root and state, where the operator says which, to be named when it cannot be that one."""
+    file = config_file(arguments)
+    written = settings.read(file).tables
+    found = {}
+    for what in ("root", "state"):
+        if getattr(arguments, what):
+            found[what] = f"--{what}"
+        elif os.environ.get(f"SPLITD_{what.upper()}"):
+            found[what] = f"SPLITD_{what.upper()}"
+        else:
+            found[what] = f"{what} in {file}, or --{what}" if what in written else f"--{what}"
+    return found
+
+
 def find(arguments: argparse.Namespace, *, remembered: bool = True) -> Place:
     """The node that the arguments and the environment mean; with ``remembered`` as it was started, where they do not say."""
     config = config_file(arguments)

@@ -38,14 +38,14 @@ def _beside(program: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def containerd(directory: Path, program: str = "containerd", *, more: str = "") -> Iterator[Path]:
+def containerd(directory: Path, program: str = "containerd", *, more: str = "", socket: Path | None = None) -> Iterator[Path]:
     """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is not installed.
 
-    ``more`` is added to its configuration.
+    ``more`` is added to its configuration; ``socket`` is where it listens, if that is not DIRECTORY/c.sock.
     """
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    socket = directory / "c.sock"
+    socket = socket or directory / "c.sock"
     config = directory / "config.toml"
     config.write_text(f'version = 2\nroot = "{directory}/r"\nstate = "{directory}/s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
                       f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{socket}.ttrpc"\n'

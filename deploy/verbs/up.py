@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from client.shown import complain, say
-from deploy import health, place, supervision
+from deploy import foreign, health, place, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
 from deploy.processes import NAMES, named
@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments, remembered=False)
     place.check(here)
     check_machine()
+    foreign.refuse(here, place.chosen(arguments))
     with supervision.claimed(here) as lock:
         if lock is None:
             return _again(here, services, arguments)

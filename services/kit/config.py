@@ -1,7 +1,8 @@
-"""Settings of what every process has: table [grpc], of which containerd's other keys mean nothing here, and table [watchdog]."""
+"""Settings of what every process has: table [grpc], of whose other keys, containerd's, only the address is looked at, and table [watchdog]."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,23 @@ def load(file: settings.File) -> Config:
         return settings.load(Config, file, "grpc")
     ours = {key: table.get(key) for key in ("transport", "limits") if table.get(key) is not None}
     return settings.load(Config, settings.File(file.path, {"grpc": ours}), "grpc")
+
+
+_SERVER = "io.containerd.server.v1.grpc"
+"""The plugin whose table is containerd's [grpc] from version 4 of its file on; it wins where both are there."""
+
+
+def check(file: settings.File) -> Iterator[tuple[str, str]]:
+    """Warn of an address of containerd's that is not the node's: its socket is STATE/containerd.sock, whatever its owner has written."""
+    node = settings.load(settings.Node, file, "")
+    server = settings.plugin(file, _SERVER)
+    where, table = (f'[plugins."{_SERVER}"]', server) if server else ("[grpc]", file.tables.get("grpc", {}))
+    address = table.get("address", "")
+    if address not in ("", str(node.state / "containerd.sock")):
+        yield "warning", f"config file {file.path}: {where} address {address!r} has no effect: the node listens at containerd.sock in its state directory"
+    for key, value in server.items():
+        if value and key != "address":
+            yield "warning", f"config file {file.path}: {where} {key} is containerd's and means nothing here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

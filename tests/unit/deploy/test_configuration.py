@@ -76,6 +76,19 @@ def test_what_is_containerds_and_means_nothing_here_is_a_warning(place: Path) ->
     assert 'load_timeout = "9s"\n' in text
 
 
+@pytest.mark.parametrize(("form", "where"), [("[grpc]", "[grpc]"), ("[plugins.'io.containerd.server.v1.grpc']", '[plugins."io.containerd.server.v1.grpc"]')])
+def test_an_address_of_containerds_that_is_not_the_nodes_is_said(form: str, where: str, place: Path) -> None:
+    """In both forms of its file; that of version 4 is stronger. What is empty, as ``containerd config default`` writes much, is not worth a word."""
+    path = place / "config.toml"
+    head = "version = 4\nstate = '/x/s'\n" + ("[grpc]\naddress = '/x/old.sock'\n" if form != "[grpc]" else "")
+    path.write_text(f"{head}{form}\naddress = '/x/c.sock'\ngid = 0\nmax_recv_message_size = 7\n")
+    said = [w for w in configuration.check(path).warnings if where in w]
+    assert f"config file {path}: {where} address '/x/c.sock' has no effect: the node listens at containerd.sock in its state directory" in said
+    assert len(said) == 2  # the other is of max_recv_message_size
+    path.write_text(f"{head}{form}\naddress = '/x/s/containerd.sock'\ngid = 0\n")
+    assert not any(where in w for w in configuration.check(path).warnings)
+
+
 @dataclass(frozen=True)
 class Inner:
     """Within."""
