@@ -34,7 +34,7 @@ class Blobs:
     @contextlib.asynccontextmanager
     async def reading(self, digest: str, headers: Headers) -> AsyncIterator[int]:
         """A file descriptor with the blob's bytes, as long as the block lasts; NotFound unless the caller's namespace has it."""
-        await self._gateway.wait_connected(_PATIENCE)
+        await self._gateway.reached(_PATIENCE)
         try:
             located = await self._files.Locate(files_pb.LocateRequest(digest=digest), headers=headers)
             fd = os.open(located.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -72,7 +72,7 @@ class Blobs:
     @contextlib.asynccontextmanager
     async def writing(self, ref: str, headers: Headers) -> AsyncIterator[Ingest]:
         """An empty ingest to fill; it is open, and this process's, as long as the block lasts. Unavailable where another writes it."""
-        await self._gateway.wait_connected(_PATIENCE)
+        await self._gateway.reached(_PATIENCE)
         try:
             begun = await self._files.Begin(files_pb.BeginRequest(ref=ref), headers=headers)
         except errors.Unimplemented:

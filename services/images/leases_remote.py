@@ -49,7 +49,7 @@ class Leases:
     @contextlib.asynccontextmanager
     async def lease(self, headers: Mapping[str, str | bytes]) -> AsyncIterator[str]:
         """The id of a lease that is there as long as the block, made as the caller whose ``headers`` these are."""
-        await self._gateway.wait_connected(_PATIENCE)
+        await self._gateway.reached(_PATIENCE)
         lease = f"{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}"
         until = datetime.datetime.now(datetime.UTC) + EXPIRES
         try:

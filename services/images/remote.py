@@ -20,7 +20,7 @@ class ImageRecords:
     """metadata's Records service as the caller of ``call``, for what it keeps of images.
 
     Messages are those of containerd's Images service and go through as they are. A call that is to be made while metadata is away waits for it first,
-    ``hold`` seconds at most.
+    ``hold`` seconds at most, however often it is made.
     """
 
     def __init__(self, channel: Channel, *, hold: float) -> None:
@@ -64,6 +64,5 @@ class ImageRecords:
         return await getattr(self._records, method)(request, headers=call.passed_on())
 
     async def _there(self, call: Call, patience: float) -> None:
-        if not self._channel.connected():
-            end = patience if call.deadline is None else min(patience, call.deadline)
-            await self._channel.wait_connected(max(0.0, end - time.monotonic()))
+        end = patience if call.deadline is None else min(patience, call.deadline)
+        await self._channel.reached(max(0.0, end - time.monotonic()))

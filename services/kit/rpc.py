@@ -677,6 +677,11 @@ class Channel:
             return False
         return True
 
+    async def reached(self, seconds: float) -> None:
+        """As :meth:`wait_connected`, but Disconnected, naming the peer, if it is not there in time: a call that was made all the same would wait for it once more."""
+        if not self.connected() and not await self.wait_connected(seconds):
+            raise errors.Disconnected(f"service {self.name} is not reachable (nobody answers on {self.address})")
+
     async def unary(self, path: str, request: Any, headers: Headers, timeout: float | None,
                     encode: Callable[[Any], bytes] = _same, decode: Callable[[bytes], Any] = _same, *, together: bool = False) -> Any:
         """One unary call. ``timeout`` in seconds, None for no limit. ``together``: it may go with others of this turn of the loop, see ``kit.many``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from api.containerd.services.images.v1 import images_pb2 as pb
 from gateway.events import EventsServicer, Exchange
 from services.kit import errors, filters, rpc
 from services.kit.rpc import NAMESPACE, Channel
+from services.kit.wire.channel import CONNECT_TIMEOUT
 from tests.peer import containerd
 from tests.suites import images as suite
 from tests.support import ServiceProcess, freeze, short_directory
@@ -94,6 +96,27 @@ async def test_without_metadata_a_call_fails_with_its_name(place: Path) -> None:
             with pytest.raises(errors.Unavailable, match="^service metadata is not reachable") as raised:
                 await suite.Images(channel, "n").get("x")
             assert not isinstance(raised.value, errors.Disconnected), "the images service itself is there"
+
+
+async def test_a_call_is_held_once(place: Path) -> None:
+    """A metadata that stands still, so that it is connected to and never answers, costs a read what the configuration says, not that and the attempt to connect besides."""
+    (place / "c.toml").write_text('[images]\nhold = "200ms"\n')
+    with ServiceProcess("services.metadata", place / "root", place / "state") as metadata, \
+            ServiceProcess("services.images", place / "root", place / "state", config=place / "c.toml"):
+        async with Channel(place / "state" / "images.sock") as channel:
+            images = suite.Images(channel, "n")
+            assert await images.names() == []
+            freeze(metadata.pid)
+            try:
+                with pytest.raises(errors.Unavailable):
+                    await images.get("x")  # until the pings are not answered
+                start = time.monotonic()
+                for reading in (images.get("x"), images.names()):
+                    with pytest.raises(errors.Unavailable, match="^service metadata is not reachable"):
+                        await reading
+                assert time.monotonic() - start < CONNECT_TIMEOUT
+            finally:
+                os.kill(metadata.pid, signal.SIGCONT)
 
 
 async def test_events_wait_for_the_gateway(processes: Processes) -> None:
