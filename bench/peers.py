@@ -111,11 +111,12 @@ def splitd(directory: Path, checkout: Path = TOP) -> Iterator[Peer]:
     where = ["--root", str(directory / "root"), "--state", str(directory / "state")]
     theirs = checkout.resolve() / ".venv/bin/python"
     python = str(theirs) if theirs.exists() else sys.executable
+    environment = {**os.environ, "SPLITD_NODES": str(directory / "nodes")}  # what is remembered of it goes with it
     try:
-        subprocess.run([python, "-m", "deploy", "up", *where], cwd=checkout, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([python, "-m", "deploy", "up", *where], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
         yield Peer("splitd", directory / "state/containerd.sock", (str(directory / "state"),))
     finally:
-        subprocess.run([python, "-m", "deploy", "down", "--containers", *where], cwd=checkout, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([python, "-m", "deploy", "down", "--containers", *where], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def _wait(socket: Path, log: Path) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deploy import place, splitd, supervision
+from deploy import memory, place, splitd, supervision
 from deploy.failure import Failure
 from deploy.images import MissingProgramError, Registry, busybox_image
 
@@ -59,6 +59,7 @@ def _node(arguments: argparse.Namespace) -> Iterator[Path]:
     finally:
         with contextlib.suppress(supervision.NotUp):
             splitd.run(["down", "--containers", "--grace", "0", *where])
+        memory.forget(directory / "state")
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -1,7 +1,8 @@
 """Where a node lives: its root, its state directory, its configuration, and the paths that follow from them.
 
 Each of the first two comes from the flag, else the environment (SPLITD_ROOT, SPLITD_STATE), else the configuration file, else the default. What a running node
-was started with is kept in STATE/node.json, so that ``splitd logs --state DIR`` finds the logs without being told the root again.
+was started with is kept in STATE/node.json, and, for the time after a reboot, by :mod:`deploy.memory`: so ``splitd logs --state DIR`` finds the logs, and ``splitd up --state DIR``
+starts the same node, without being told root and configuration again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy import memory
 from deploy.failure import Failure
 from deploy.processes import SOCKETS
 from services.kit import errors, heartbeat, settings
@@ -92,23 +94,33 @@ def program() -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which node is meant; every verb has them."""
-    parser.add_argument("--root", metavar="DIR", help="what survives a reboot (default: $SPLITD_ROOT, the configuration, /var/lib/splitd)")
+    parser.add_argument("--root", metavar="DIR", help="what survives a reboot (default: $SPLITD_ROOT, that of this state the last time, the configuration, /var/lib/splitd)")
     parser.add_argument("--state", metavar="DIR", help="sockets and what belongs to this boot (default: $SPLITD_STATE, the configuration, /run/splitd)")
-    parser.add_argument("--config", metavar="FILE", help=f"the TOML file (default: $SPLITD_CONFIG, {ETC} if it exists)")
+    parser.add_argument("--config", metavar="FILE", help=f"the TOML file (default: $SPLITD_CONFIG, that of this state the last time, {ETC} if it exists)")
 
 
 def config_file(arguments: argparse.Namespace) -> Path | None:
-    """The configuration file to use, absolute; None for all defaults."""
-    chosen = arguments.config or os.environ.get("SPLITD_CONFIG")
-    if chosen:
-        return _absolute(chosen)
+    """The configuration file to use where none is remembered, absolute; None for all defaults."""
+    if (given := given_config(arguments)) is not None:
+        return given
     return ETC if ETC.exists() else None
 
 
-def chosen(arguments: argparse.Namespace) -> dict[str, str]:
-    """For root and state, where the operator says which, to be named when it cannot be that one."""
-    file = config_file(arguments)
-    written = settings.read(file).tables
+def given_config(arguments: argparse.Namespace) -> Path | None:
+    """The configuration file that the operator names, absolute."""
+    given = arguments.config or os.environ.get("SPLITD_CONFIG")
+    return _absolute(given) if given else None
+
+
+def given_root(arguments: argparse.Namespace) -> Path | None:
+    """The root that the operator names beside the configuration, absolute."""
+    given = arguments.root or os.environ.get("SPLITD_ROOT")
+    return _absolute(given) if given else None
+
+
+def chosen(arguments: argparse.Namespace, here: Place) -> dict[str, str]:
+    """For root and state of ``here``, where the operator says which, to be named when it cannot be that one."""
+    written = settings.read(here.config).tables
     found = {}
     for what in ("root", "state"):
         if getattr(arguments, what):
@@ -116,30 +128,60 @@ def chosen(arguments: argparse.Namespace) -> dict[str, str]:
         elif os.environ.get(f"SPLITD_{what.upper()}"):
             found[what] = f"SPLITD_{what.upper()}"
         else:
-            found[what] = f"{what} in {file}, or --{what}" if what in written else f"--{what}"
+            found[what] = f"{what} in {here.config}, or --{what}" if what in written else f"--{what}"
     return found
 
 
-def find(arguments: argparse.Namespace, *, remembered: bool = True) -> Place:
-    """The node that the arguments and the environment mean; with ``remembered`` as it was started, where they do not say."""
+def find(arguments: argparse.Namespace) -> Place:
+    """The node that the arguments and the environment mean: as it runs, or was last started. Its configuration is not read where it need not be, and may be wrong."""
     config = config_file(arguments)
-    node = load_node(config)
-    state = _absolute(arguments.state or os.environ.get("SPLITD_STATE") or node.state)
-    root = arguments.root or os.environ.get("SPLITD_ROOT")
-    if remembered and (known := recall(state)) is not None:
-        return Place(_absolute(root) if root else known.root, state, config if arguments.config else known.config)
-    return Place(_absolute(root or node.root), state, config)
+    state = _state(arguments, config)
+    root = given_root(arguments)
+    if (known := recall(state)) is not None:
+        return Place(root or known.root, state, known.config)
+    return Place(root or load_node(config).root, state, config)
+
+
+def to_start(arguments: argparse.Namespace) -> tuple[Place, memory.Remembered]:
+    """The node that ``splitd up`` is to start, and what is to be remembered of it: what the operator does not name is as it was the last time."""
+    config, root = given_config(arguments), given_root(arguments)
+    given = config is not None
+    state = _state(arguments, config_file(arguments), broken_ok=False)
+    known = memory.of(state)
+    if config is None and known is not None and known.config_given:
+        config, given = known.config, True
+    if not given:
+        config = config_file(arguments)
+    named = root is not None
+    if root is None and known is not None and known.root_given:
+        root, named = known.root, True
+    root = root or load_node(config).root
+    return Place(root, state, config), memory.Remembered(root, config, named, given)
+
+
+def _state(arguments: argparse.Namespace, config: Path | None, *, broken_ok: bool = True) -> Path:
+    """The state directory; where the file that says it is wrong, as it was when a node was started with that file."""
+    if given := arguments.state or os.environ.get("SPLITD_STATE"):
+        return _absolute(given)
+    try:
+        return _absolute(load_node(config).state)
+    except Failure:
+        known = memory.state_of(config) if config is not None and broken_ok else None
+        if known is None:
+            raise
+        return known
 
 
 def recall(state: Path) -> Place | None:
-    """The node that was last started at ``state``, or None."""
+    """The node that was last started at ``state``, before a reboot too; None if none was."""
     try:
         values = json.loads((state / "node.json").read_text())
         return Place(Path(values["root"]), state, Path(values["config"]) if values["config"] else None)
     except PermissionError:
         raise Failure(f"{state} is not readable: run this as root (sudo)") from None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # never started, or before a crash of the machine: the arguments decide
+        known = memory.of(state)  # STATE is of another boot
+        return Place(known.root, state, known.config) if known is not None else None
 
 
 def load_node(config: Path | None) -> settings.Node:
@@ -157,6 +199,11 @@ def _without_suffix(error: errors.NodeError) -> str:
 
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.normpath(Path.cwd() / path))
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two paths are the same directory, by whatever name."""
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
 
 
 def check(place: Place) -> None:

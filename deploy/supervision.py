@@ -24,7 +24,7 @@ from typing import Any
 
 from deploy import configuration
 from deploy.failure import Failure
-from deploy.place import TOP, Place, load_node
+from deploy.place import TOP, Place, load_node, recall, same
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
 from services.kit import config, settings, supervisor
 
@@ -235,21 +235,36 @@ def claimed(place: Place) -> Iterator[int | None]:
         os.close(fd)
 
 
-def claim_root(place: Place) -> None:
-    """Refuse a root that a node with another state directory is using: its services would wait for each other's locks."""
-    owner = place.root / "used-by"  # not "state": that may be the state directory itself
+USED_BY = "used-by"
+"""In a root, the state directory of the node that used it last. Not "state": that may be the state directory itself."""
+
+
+def owner(root: Path) -> Path | None:
+    """The state directory of the node that used ``root`` last; None if none did."""
     try:
-        other = Path(owner.read_text().strip())
+        return Path((root / USED_BY).read_text().strip())
     except FileNotFoundError:
-        other = place.state
+        return None
+
+
+def claim_root(place: Place, *, moved: bool = False) -> None:
+    """Refuse a root that a node with another state directory is using: its services would wait for each other's locks.
+
+    A copy of such a root says that it is in use too. With ``moved`` it is this node's from now on.
+    """
+    other = owner(place.root) or place.state
     if other != place.state and (other / place.lock.name).exists():
         fd = os.open(other / place.lock.name, os.O_RDWR | os.O_CLOEXEC)
         try:
             if not _try_lock(fd, fcntl.LOCK_EX):
-                raise Failure(f"the root {place.root} is in use by the node at {other}: choose another root, or splitd down --state {other} first")
+                theirs = recall(other)
+                if theirs is None or not theirs.root.exists() or same(theirs.root, place.root):  # one that is gone was renamed below its node
+                    raise Failure(f"the root {place.root} is in use by the node at {other}: choose another root, or splitd down --state {other} first")
+                if not moved:
+                    raise Failure(f"the root {place.root} is a copy of {theirs.root}, which the node at {other} is using: --moved makes the copy this node's own")
         finally:
             os.close(fd)
-    owner.write_text(f"{place.state}\n")
+    (place.root / USED_BY).write_text(f"{place.state}\n")
 
 
 def prepare(place: Place) -> list[str]:

@@ -44,6 +44,14 @@ def _room(directory: str) -> int:
     return found.f_bavail * found.f_frsize
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nodes() -> Iterator[None]:
+    """What is remembered of the tests' nodes is no business of this machine's."""
+    with short_directory() as directory, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SPLITD_NODES", str(directory))
+        yield
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A short directory of the test's own (sockets fit below it), unmounted and removed afterwards."""

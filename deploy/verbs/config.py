@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     if action == "check":
         return _check(path)
     refuse_errors(path)
-    here = place.find(arguments, remembered=False)
-    page(configuration.text(settings.read(path), comments=False, root=here.root, state=here.state))
+    here, _ = place.to_start(arguments)
+    page(configuration.text(settings.read(here.config), comments=False, root=here.root, state=here.state))
     return 0
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from client.shown import page, say
-from deploy import logfiles, place
+from deploy import logfiles, place, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
 from deploy.processes import NAMES
@@ -31,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.lines < 0:
         raise Failure(f"--lines {arguments.lines}: say how many lines, 0 or more", 2)
     here = place.find(arguments)
+    if place.given_root(arguments) is None and (owner := supervision.owner(here.root)) not in (None, here.state):
+        raise Failure(f"no node was started at {here.state}: the logs below {here.root} are of the node at {owner}")
     wanted = LOGS if name is None else (name,)
     if not any(here.log(each).exists() for each in wanted):
         raise Failure(f"there is no log at {here.log(name or 'supervisord')}: no node was started with this root")

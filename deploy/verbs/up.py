@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from client.shown import complain, say
-from deploy import foreign, health, place, supervision
+from deploy import foreign, health, memory, place, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
 from deploy.processes import NAMES, named
@@ -27,6 +27,7 @@ NEEDED = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("service", nargs="*", metavar="SERVICE", help=f"start only these again, on a node that is up ({', '.join(NAMES)})")
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground, for systemd: become supervisord")
+    parser.add_argument("--moved", action="store_true", help="the node's root has moved, or this root is a copy of another's: start with it all the same")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for health (default 60)")
 
 
@@ -34,20 +35,37 @@ def run(arguments: argparse.Namespace) -> int:
     services = known(arguments.service)
     if os.geteuid() != 0:
         raise Failure("a node mounts file systems and starts containers: run this as root (sudo)")
-    config.refuse_errors(place.config_file(arguments))
-    here = place.find(arguments, remembered=False)
+    try:
+        here, remembered = place.to_start(arguments)
+    except Failure:
+        config.refuse_errors(place.config_file(arguments))  # which says all that is wrong with the file, not the first thing
+        raise
+    config.refuse_errors(here.config)
     place.check(here)
     check_machine()
-    foreign.refuse(here, place.chosen(arguments))
+    foreign.refuse(here, place.chosen(arguments, here))
     with supervision.claimed(here) as lock:
         if lock is None:
             return _again(here, services, arguments)
         if services:
             raise supervision.not_up(here)
+        _refuse_another_root(here, moved=arguments.moved)
+        if arguments.moved and here.root.exists():
+            supervision.claim_root(here, moved=True)
         if arguments.foreground:
+            memory.keep(here.state, remembered)
             supervision.become(here, lock)
         supervision.start(here, lock, arguments.timeout)
+        memory.keep(here.state, remembered)
     return _report(here, arguments.timeout, "the node is up")
+
+
+def _refuse_another_root(here: Place, *, moved: bool) -> None:
+    """Below another root there are other images and containers: nobody is to find those of a node gone because a word was forgotten."""
+    last = memory.of(here.state)
+    if last is not None and not moved and not place.same(last.root, here.root):
+        raise Failure(f"the node at {here.state} was last started with root {last.root}, not {here.root}: --root {last.root} starts it again; "
+                      f"--moved starts it with {here.root}, from now on")
 
 
 def known(names: list[str]) -> set[str]:
