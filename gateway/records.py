@@ -137,7 +137,7 @@ class Records:
         while True:
             try:
                 return await getattr(self._client, name)(request, headers=headers, timeout=30.0)
-            except (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled) as error:
+            except (errors.Unavailable, errors.ResourceExhausted, errors.DeadlineExceeded, errors.Cancelled) as error:
                 if time.monotonic() > end:
                     raise
                 log.warning("%s of an intent is repeated: %s", name, error)

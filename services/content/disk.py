@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import hashlib
 import itertools
@@ -120,10 +119,8 @@ def write_durably(path: str, data: bytes, temporary: str) -> None:
 
 
 def disk_error(error: OSError, what: str) -> errors.NodeError | OSError:
-    """A full disk as ResourceExhausted that says what could not be done; any other failure as it is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return errors.ResourceExhausted(f"{what}: {errors.words(error)}")
-    return error
+    """A disk that is full, read-only or broken, as an answer that says what could not be done; any other failure as it is: it is a defect."""
+    return errors.of_machine(error, what) or error
 
 
 class Disk:

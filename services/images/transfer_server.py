@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from google.protobuf.any_pb2 import Any
@@ -35,7 +35,7 @@ from services.images.transfer import (
 )
 from services.images.unpack import Unpacker
 from services.kit import any as kit_any
-from services.kit import errors, rpc, tracing
+from services.kit import errors, logs, rpc, tracing
 from services.kit.rpc import Call
 from services.snapshots.diff.workers import Appliers
 
@@ -74,7 +74,8 @@ class TransferServicer:
             report = self._report(request.options.progress_stream, call, held)
             source = self._end(request.source, call, held)
             destination = self._end(request.destination, call, held)
-            with tracing.span("images.transfer", source=str(kit_any.type_name(request.source)), destination=str(kit_any.type_name(request.destination))):
+            with (_told(source, destination, call),
+                  tracing.span("images.transfer", source=str(kit_any.type_name(request.source)), destination=str(kit_any.type_name(request.destination)))):
                 if not await self._transferred(source, destination, RemoteNode(self._gateway, self._leases, call.passed_on(), self._appliers), report):
                     raise errors.Unimplemented.verbatim(
                         f"method Transfer not implemented for {request.source.type_url} to {request.destination.type_url}")
@@ -183,6 +184,38 @@ class TransferServicer:
         sink = ByteSink(self._stream(name, call))
         held.callback(sink.abandon)
         return sink
+
+
+def _what(source: End | None, destination: End | None) -> str:
+    """A transfer in words, as far as it is known."""
+    match source, destination:
+        case Registry(reference=name), ImageStore():
+            return f"pull of {name}"
+        case ImageStore(name=name), Registry(reference=to):
+            return f"push of {name or to}"
+        case ImportStream(), ImageStore(name=name):
+            return f"import of {name}" if name else "import"
+        case ImageStore(name=name), ExportStream():
+            return f"export of {name}" if name else "export"
+        case ImageStore(name=name), ImageStore(name=new):
+            return f"tag of {name} as {new}"
+    return "transfer"
+
+
+@contextlib.contextmanager
+def _told(source: End | None, destination: End | None, call: Call) -> Iterator[None]:
+    """The log has a line about a transfer that fails, whatever its error: an image that a registry has not is one too."""
+    what = f"{_what(source, destination)} in namespace {call.optional_namespace}"
+    try:
+        yield
+    except errors.NodeError as error:
+        if not isinstance(error, errors.Cancelled):
+            log.warning("%s failed: %s (%s)", logs.shown(what), logs.shown(str(error)), errors.name(error.code))
+            error.told = True
+        raise
+    except asyncio.CancelledError:
+        log.info("%s was given up: its client has gone, or its time is over", logs.shown(what))
+        raise
 
 
 class _Questions:

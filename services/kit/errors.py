@@ -8,7 +8,9 @@ clients match on it: raise ``NotFound("content sha256:...")`` and the class adds
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -18,6 +20,8 @@ class NodeError(Exception):
 
     code: ClassVar[int] = 2
     suffix: ClassVar[str] = "unknown"
+    told = False
+    """Whether the log has a line about it already."""
 
     def __init__(self, message: str = "", *, trailers: Sequence[tuple[str, str | bytes]] = ()) -> None:
         super().__init__(self.with_suffix(message))
@@ -177,6 +181,34 @@ def words_of_path(error: OSError) -> str:
     """The same behind the path that it is about, if it names one: ``/run/x: no such file or directory``."""
     named = error.filename if isinstance(error.filename, str | bytes) else b""
     return f"{os.fsencode(named).decode('utf-8', 'backslashreplace')}: {words(error)}" if named else words(error)
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OF_THE_MACHINE = _FULL | {errno.EROFS, errno.EIO, errno.EUCLEAN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""What a system call may say wherever it is made: of the disk, memory and open files, not of what was asked."""
+
+
+def of_system(error: OSError, what: str) -> NodeError:
+    """A failed system call as an answer: what could not be done, and why. A full disk, or quota, is ResourceExhausted, all else Unknown, as in containerd."""
+    why = f"{what}: {words_of_path(error)}"
+    return ResourceExhausted(why) if error.errno in _FULL else Unknown(why)
+
+
+def of_machine(error: BaseException, what: str) -> NodeError | None:
+    """The same, of what the machine cannot do just now: a disk that is full, read-only or broken, memory or files used up. None for any other exception, which is a defect."""
+    return of_system(error, what) if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE else None
+
+
+def defect(method: str) -> Internal:
+    """The answer where an exception that nobody expects ends a call: its words are the log's, where the caller of this puts them."""
+    error = Internal(f"{method}: internal error, see the service's log")
+    error.told = True
+    return error
+
+
+def name(code: int) -> str:
+    """A status code's name, as gRPC writes it: ``NOT_FOUND``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", BY_CODE.get(code, Unknown).__name__).upper()
 
 
 def from_status(code: int, message: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NodeError:

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import config, errors, loops, rpc, settings, stacks, tracing
+from services.kit import config, errors, logs, loops, rpc, settings, stacks, tracing, version
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.slices import SLICE
@@ -60,20 +60,28 @@ def owned(directory: Path, patience: float = 10.0) -> Iterator[Path]:
 
 
 _heartbeat: Heartbeat | None = None
+_name = "a service"
+"""What this process is, for its log."""
 
 
 async def until_signal() -> None:
     """Wait for SIGTERM or SIGINT. The process serves meanwhile, and its watchdog hears so."""
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    stop: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def tell(number: signal.Signals) -> None:
+        if not stop.done():
+            stop.set_result(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if _heartbeat is None:
-        await stop.wait()
-        return
-    _heartbeat.begin(loop)
-    await stop.wait()
-    _heartbeat.end()
+        loop.add_signal_handler(number, tell, number)
+    if _heartbeat is not None:
+        _heartbeat.begin(loop)
+    log.info("%s serves: version %s, pid %d", _name, version.VERSION, os.getpid())
+    told = await stop
+    log.info("%s stops: %s", _name, told.name)
+    if _heartbeat is not None:
+        _heartbeat.end()
 
 
 def run(name: str, serve: Serve) -> None:
@@ -87,9 +95,9 @@ def run(name: str, serve: Serve) -> None:
     parser.add_argument("--state", type=Path, help="where sockets and what belongs to this boot are kept")
     arguments = parser.parse_args()
     stacks.register()
-    logging.basicConfig(stream=sys.stderr, level=os.environ.get("SPLITD_LOG", "INFO").upper(),
-                        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
-    global _heartbeat
+    logs.configure()
+    global _heartbeat, _name
+    _name = name
     try:
         file = settings.read(arguments.config)
         node = settings.load(settings.Node, file, "", root=arguments.root, state=arguments.state)
@@ -104,6 +112,7 @@ def run(name: str, serve: Serve) -> None:
         _short_waits()
         fault(f"{name}.start")
         run_loop(_serve(serve, file, node))
+        log.info("%s has stopped", name)
     except (errors.NodeError, OSError, ValueError) as error:
         log.error("%s cannot run: %s", name, error)
         time.sleep(1)

@@ -10,7 +10,7 @@ service's descriptor, so there is no generated stub, and an RPC that the object 
         async def Read(self, request, call): ...        # server stream: an async generator of responses
         async def Write(self, requests, call): ...      # client stream: ``requests`` is an async iterator
 
-Handlers raise :mod:`services.kit.errors`; anything else they raise is a bug: logged once, answered INTERNAL. A client's cancellation
+Handlers raise :mod:`services.kit.errors`; what the machine cannot do, such as to write to a full disk, becomes one of them; anything else they raise is a bug: logged once, answered INTERNAL. A client's cancellation
 cancels the handler's task; what must not stop half way runs under :func:`shielded`.
 
 Two *transports* carry the calls, and nothing but this module knows which: :mod:`services.kit.wire`, our own HTTP/2, and
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from services.kit import errors, identifiers, tracing
+from services.kit import errors, identifiers, logs, tracing
 
 if TYPE_CHECKING:
     from services.kit.many import Gathering
@@ -389,18 +389,19 @@ class Answering:
             pass
         elif isinstance(error, errors.NodeError):
             # A copy: the error itself knows the frames that it came through, this handler's among them, and what they have, such as a document of megabytes, would stay until a look for cycles.
-            self.failure = type(error).verbatim(str(error), error.trailers)
-            self._span.status(error.code, str(error))
+            self._fails(error, type(error).verbatim(str(error), error.trailers))
         elif isinstance(error, asyncio.CancelledError):
             self._span.status(errors.Cancelled.code, "cancelled")
             if self._server.draining:
                 self.failure = errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),))
             else:
                 handled = False
+        elif (failure := errors.of_machine(error, method)) is not None:
+            self._fails(failure, failure)
         elif isinstance(error, Exception):
             log.error("%s failed unexpectedly", method, exc_info=error)
             self._span.exception(error)
-            self.failure = errors.Internal(f"{method}: internal error, see the service's log")
+            self.failure = errors.defect(method)
         else:
             handled = False
         self._tracing.__exit__(None, None, None)
@@ -409,6 +410,11 @@ class Answering:
             _current.reset(self._token)
         self._server.running.pop(self._task, None)
         return handled
+
+    def _fails(self, error: errors.NodeError, failure: errors.NodeError) -> None:
+        self.failure = failure
+        self._span.status(error.code, str(error))
+        logs.failed(self._call.method, self._call.optional_namespace, error)
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from api.ttrpc import ttrpc_pb2 as pb
-from services.kit import errors, tracing
+from services.kit import errors, logs, tracing
 from services.kit.rpc import NAMESPACE, Call, Servicer, _current, _limit, check_socket_path, method_path
 
 log = logging.getLogger(__name__)
@@ -312,16 +312,15 @@ class Server:
                 async with asyncio.timeout(left):
                     result: bytes = encode(await handler(message, call))
                     return result
-            except errors.NodeError as error:
-                span.status(error.code, str(error))
-                raise
-            except TimeoutError:
-                span.status(errors.DeadlineExceeded.code, "deadline")
-                raise errors.DeadlineExceeded from None
             except Exception as error:
-                log.exception("%s failed unexpectedly", path)
-                span.exception(error)
-                raise errors.Internal(f"{path}: internal error, see the service's log") from None
+                failure = error if isinstance(error, errors.NodeError) else errors.DeadlineExceeded() if isinstance(error, TimeoutError) else errors.of_machine(error, path)
+                if failure is None:
+                    log.exception("%s failed unexpectedly", path)
+                    span.exception(error)
+                    raise errors.defect(path) from None
+                span.status(failure.code, str(failure))
+                logs.failed(path, str(headers.get(NAMESPACE, "")), failure)
+                raise failure from None
 
 
 def _failure(error: errors.NodeError) -> pb.Response:

@@ -9,9 +9,13 @@ What stands behind the last valid frame of a log is nothing to SQLite: such is w
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sqlite3
 from pathlib import Path
+
+from services.kit import errors
 
 log = logging.getLogger(__name__)
 
@@ -35,3 +39,10 @@ def make_room(database: Path) -> None:
             os.close(fd)
     except OSError as error:
         log.warning("no room made for the log of %s: %s", database, error)
+
+
+def failure(error: BaseException, what: str) -> errors.NodeError:
+    """Why a database could not be written, as an answer: ResourceExhausted, in the kernel's words, on a full disk, else Unavailable."""
+    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return errors.ResourceExhausted(f"{what}: {errors.words(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))}")
+    return errors.of_machine(error, what) or errors.Unavailable(f"{what}: {error}")

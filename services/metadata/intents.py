@@ -233,7 +233,7 @@ class Intents:
     async def _was_done(self, intent: Intent, outcome: Outcome) -> None:
         try:
             finished = await self.finish(intent.id, outcome, patience=0)  # who waits for another intent's end would keep that from being resolved
-        except errors.Unavailable:
+        except (errors.Unavailable, errors.ResourceExhausted):
             raise
         except errors.NodeError as error:
             log.info("intent %s: %s", intent.id, error)  # the answer of record; its caller is gone

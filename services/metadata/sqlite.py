@@ -302,7 +302,7 @@ class SqliteTransactions:
             # Where not even a transaction can be begun, nobody's work can be done.
             for waiting in batch or self._queue.take_all():
                 if not waiting.future.done():
-                    waiting.future.set_exception(errors.Unavailable(f"metadata store: {error}"))
+                    waiting.future.set_exception(wal.failure(error, "metadata store"))
             return waited
         finally:
             self._uncommitted.clear()

@@ -86,7 +86,7 @@ class Transactions(Protocol):
         Not ``lasting``: it need not survive a power cut, only the death of this process, until something later is durable, which it then is too. For what
         would be found out again after a power cut; a store may be more careful.
 
-        What ``work`` raises is raised here, and nothing is written. A store that cannot write is Unavailable, with its reason.
+        What ``work`` raises is raised here, and nothing is written. A store that cannot write is Unavailable, with its reason; on a full disk, ResourceExhausted.
         """
         ...
 

@@ -31,9 +31,7 @@ FEW = 256
 
 def disk_error(error: OSError, what: str) -> errors.NodeError:
     """A failed system call as an answer: what could not be done, and why."""
-    why = f"{what}: {errors.words(error)}"
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return errors.ResourceExhausted(why) if full else errors.Unknown(why)
+    return errors.of_system(error, what)
 
 
 def sync_directory(directory: str) -> None:

@@ -232,8 +232,7 @@ class Tree:
         log.error("the snapshot records %s cannot be written: %s", self._path, error)
         with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
             self._writer.execute("ROLLBACK")
-        kind = errors.ResourceExhausted if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL else errors.Unavailable
-        return kind(f"snapshot records: {error}")
+        return wal.failure(error, "snapshot records")
 
     def _commit(self, batch: list[_Work]) -> None:
         self._writer.execute("BEGIN IMMEDIATE")

@@ -93,9 +93,9 @@ class Bundle:
             os.symlink(self.work, self.path / "work")
             if spec is not None:
                 (self.path / "config.json").write_bytes(spec)
-        except BaseException:
+        except BaseException as error:
             self.delete()
-            raise
+            raise (errors.of_machine(error, f"failed to create bundle {self.path}") or error) from None
 
     def delete(self) -> None:
         """Unmount the root filesystem and remove all; what is not there is no error. Never removes anything *in* a root filesystem."""

@@ -325,8 +325,8 @@ class LocalTasks:
             bundle.create(content, gid=gid)
 
     async def _start_shim(self, task: _Task, options: Opaque | None) -> None:
-        task.bundle.write_program(task.program.path)
         with _prefixed("failed to start shim: "), tracing.span("tasks.shim.start", task=str(task)):
+            task.bundle.write_program(task.program.path)
             with _prefixed("start failed: "):
                 address = await task.program.start(options, self._config.call_timeout)
                 fault("tasks.shim-running")
@@ -906,7 +906,7 @@ def _prefixed(words: str) -> Iterator[None]:
     except errors.NodeError as error:
         raise type(error).verbatim(f"{words}{error}", error.trailers) from error
     except OSError as error:
-        raise errors.Unknown(f"{words}{errors.words_of_path(error)}") from error
+        raise errors.of_system(error, words.removesuffix(": ")) from error
 
 
 def _nobody_listens(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, rpc, tracing
+from services.kit import errors, logs, rpc, tracing
 from services.kit.rpc import UNARY, Arity, Call, Method, Methods, Relay, Route
 from services.kit.wire import eager, headers, messages, outcomes
 from services.kit.wire.answers import HEAD, OK, refusal
@@ -191,7 +191,7 @@ class Passage:
             answers = False if failed else meaning(answer.result())
         except Exception:
             log.exception("%s failed unexpectedly", self.head.path)
-            self.fail(errors.Internal(f"{self.head.path}: internal error, see the service's log"))
+            self.fail(errors.defect(self.head.path))
             return
         if answers is not False:
             if answers is not None and self._has_room(sum(map(len, answers))):
@@ -228,7 +228,7 @@ class Passage:
             self.fail(error)
         except Exception:
             log.exception("%s failed unexpectedly", self.head.path)
-            self.fail(errors.Internal(f"{self.head.path}: internal error, see the service's log"))
+            self.fail(errors.defect(self.head.path))
 
     def _has_room(self, size: int) -> bool:
         """Whether so much can go at once. A client that gives no window gets the upstream's answer, which waits there, instead of one that would wait here."""
@@ -421,12 +421,15 @@ class Passage:
 
     def stopped(self) -> None:
         """The process is told to stop: whoever relays to it asks its successor."""
-        self.fail(errors.Unavailable(f"{self.head.path}: the service is stopping", trailers=((rpc.STOPPING, "1"),)))
+        error = errors.Unavailable(f"{self.head.path}: the service is stopping", trailers=((rpc.STOPPING, "1"),))
+        error.told = True  # all that run then, however many, end so
+        self.fail(error)
 
     def fail(self, error: errors.NodeError) -> None:
         """Answer with an error, unless there is an answer."""
         if self.over:
             return
+        logs.failed(self.head.path, str(self.head.headers.get(rpc.NAMESPACE, "")), error)
         tail = refusal(error)
         self._link.connection.send_tail(self._stream, tail if self._answered else HEAD + tail)
         self._link.flush_soon()

@@ -21,7 +21,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, rpc
+from services.kit import errors, logs, rpc
 from services.kit.rpc import Call, Method, Methods
 from services.kit.wire import eager, headers, messages
 from services.kit.wire.answers import HEAD, OK, refusal
@@ -453,6 +453,7 @@ class ServerCall:
         if self._started:
             _wake(self._reader)
         else:
+            logs.failed(self.call.method, self.call.optional_namespace, error)
             self.fail(error)
 
     def _release(self) -> None:
@@ -487,7 +488,9 @@ class ServerCall:
 
     def expire(self) -> None:
         """Its deadline has passed."""
-        self.fail(errors.DeadlineExceeded())
+        error = errors.DeadlineExceeded()
+        logs.failed(self.call.method, self.call.optional_namespace, error)
+        self.fail(error)
         if self._task is not None and not self._task.done():
             self._task.cancel()
 

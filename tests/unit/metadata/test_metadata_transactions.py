@@ -128,7 +128,7 @@ async def test_a_full_disk_fails_the_writers_and_not_the_store(tmp_path: Path) -
         tx.put(("a",), b"2")
         tx.put(("big",), bytes(1 << 20))
 
-    with pytest.raises(errors.Unavailable, match="metadata store: database or disk is full"):
+    with pytest.raises(errors.ResourceExhausted, match="metadata store: no space left on device"):
         await store.write(big)
     assert store.view(lambda tx: tx.get(("a",))) == b"1"
     store._writer.execute("PRAGMA max_page_count = 1000000")
