@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.kit import settings
+from services.kit import logs, settings
 from services.kit.wire.limits import Limits
 
 
@@ -33,7 +33,10 @@ _SERVER = "io.containerd.server.v1.grpc"
 
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
-    """Warn of an address of containerd's that is not the node's: its socket is STATE/containerd.sock, whatever its owner has written."""
+    """Warn of a SPLITD_LOG that is no level, and of an address of containerd's that is not the node's: its socket is STATE/containerd.sock, whatever its owner has written."""
+    _, trouble = logs.level()
+    if trouble:
+        yield "warning", trouble
     node = settings.load(settings.Node, file, "")
     server = settings.plugin(file, _SERVER)
     where, table = (f'[plugins."{_SERVER}"]', server) if server else ("[grpc]", file.tables.get("grpc", {}))

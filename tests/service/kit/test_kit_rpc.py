@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -40,6 +43,8 @@ class Content:
         match request.digest:
             case "bug":
                 raise ZeroDivisionError("secret")
+            case "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/run/x")
             case "slow":
                 try:
                     await asyncio.sleep(30)
@@ -111,6 +116,27 @@ async def test_a_bug_is_internal_and_keeps_its_words_to_itself(caplog: pytest.Lo
             await client.Info(pb.InfoRequest(digest="bug"))
     assert "secret" not in str(caught.value)
     assert [r.levelname for r in caplog.records if r.exc_info and "ZeroDivision" in str(r.exc_info[0])] == ["ERROR"]
+
+
+async def test_a_full_disk_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """The client is told in the kernel's words, the log in one line: wherever a service writes, the disk may be full."""
+    async with content() as (_, client, _, _):
+        with pytest.raises(errors.ResourceExhausted, match=f"^/{SERVICE.full_name}/Info: /run/x: no space left on device: resource exhausted$"):
+            await client.Info(pb.InfoRequest(digest="full"))
+    (record,) = [r for r in caplog.records if "no space left" in r.getMessage()]
+    assert record.levelname == "WARNING"
+    assert not record.exc_info
+
+
+async def test_a_call_that_fails_leaves_a_line_and_one_that_finds_nothing_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    """With its namespace and code."""
+    caplog.set_level(logging.INFO, "services.kit.logs")
+    async with content() as (_, client, _, _):
+        for digest in ("absent", "trailers"):
+            with pytest.raises(errors.NodeError):
+                await client.Info(pb.InfoRequest(digest=digest), headers={rpc.NAMESPACE: "n"})
+    lines = [r.getMessage() for r in caplog.records if r.name == "services.kit.logs"]
+    assert lines == [f"/{SERVICE.full_name}/Info in namespace n failed: odd: failed precondition (FAILED_PRECONDITION)"]
 
 
 async def test_errors_keep_code_message_and_binary_trailers() -> None:
