@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sqlite3
 from pathlib import Path
 
 from services.kit import errors
@@ -41,8 +40,11 @@ def make_room(database: Path) -> None:
         log.warning("no room made for the log of %s: %s", database, error)
 
 
+_SQLITE_FULL = 13
+
+
 def failure(error: BaseException, what: str) -> errors.NodeError:
     """Why a database could not be written, as an answer: ResourceExhausted, in the kernel's words, on a full disk, else Unavailable."""
-    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+    if getattr(error, "sqlite_errorcode", None) == _SQLITE_FULL:
         return errors.ResourceExhausted(f"{what}: {errors.words(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))}")
     return errors.of_machine(error, what) or errors.Unavailable(f"{what}: {error}")
