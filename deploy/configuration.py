@@ -13,7 +13,7 @@ import importlib
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -138,11 +138,14 @@ def grace(process: Process, file: settings.File) -> float:
     return max((float(getattr(load(_class(where), file, table), "grace", 0.0)) for table, where in process.config), default=0.0)
 
 
-def text(file: settings.File, *, comments: bool, **top: Path) -> str:
-    """The configuration that ``file`` amounts to, as TOML; ``top`` overrides keys of the top level. With ``comments`` each key is explained."""
+def text(file: settings.File, *, comments: bool, files: Mapping[str, settings.File] | None = None, **top: Path) -> str:
+    """The configuration that ``file`` amounts to, as TOML; ``files`` are other ones for single tables, and ``top`` overrides keys of the top level.
+
+    With ``comments`` each key is explained.
+    """
     parts = []
     for table, cls in tables():
-        value = load(cls, file, table, **(top if not table else {}))
+        value = load(cls, (files or {}).get(table, file), table, **(top if not table else {}))
         parts.append(_table(table, value, comments=comments))
     for name, where in ENTRIES.items():
         cls = _class(where)

@@ -167,6 +167,8 @@ def _state(arguments: argparse.Namespace, config: Path | None, *, broken_ok: boo
         return _absolute(load_node(config).state)
     except Failure:
         known = memory.state_of(config) if config is not None and broken_ok else None
+        if known is None and broken_ok and config == ETC and given_config(arguments) is None and recall(settings.STATE) is not None:
+            known = settings.STATE  # started before the file was there
         if known is None:
             raise
         return known

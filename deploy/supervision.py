@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import configuration
+from deploy import configuration, running
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node, recall, same
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
@@ -162,7 +162,7 @@ class Supervisor:
     def stop(self, process: Process) -> None:
         """SIGTERM, SIGKILL after STOP_SECONDS; it stays stopped."""
         with contextlib.suppress(NotRunning):
-            self._call("stopProcess", process.name, True, timeout=stop_seconds(process, settings.read(self._place.config)) + 10.0)
+            self._call("stopProcess", process.name, True, timeout=running.stop_seconds(self._place, process) + 10.0)
 
     def shutdown(self) -> None:
         """Stop everything and then supervisord itself; returns at once."""
@@ -272,6 +272,7 @@ def prepare(place: Place) -> list[str]:
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     claim_root(place)
     place.supervisord_conf.write_text(render(place))
+    running.keep(place)
     place.remember()
     score = load_node(place.config).oom_score
     return [*(["choom", "-n", str(score), "--"] if score else []), sys.executable, "-m", "deploy.inside", "-c", str(place.supervisord_conf)]

@@ -1,4 +1,4 @@
-"""``splitd config default|check|dump``: the configuration file explained, checked, and as it takes effect."""
+"""``splitd config default|check|dump``: the configuration file explained, checked, and as it takes effect: what runs, of a node that is up."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 from client.shown import complain, page, say
-from deploy import configuration, place
+from deploy import configuration, place, running, supervision
 from deploy.failure import Failure, mistyped
 from services.kit import settings
 
-HELP = "print the default configuration with its comments, check a file, or print what takes effect"
+HELP = "print the default configuration with its comments, check a file, or print what runs"
 ACTIONS = ("default", "check", "dump")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", metavar="ACTION", help="default: every table, commented; check: errors and warnings; dump: what takes effect")
+    parser.add_argument("action", nargs="?", metavar="ACTION", help="default: every table, commented; check: errors and warnings; dump: what a node that is up runs with, else what takes effect")
     parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
 
 
@@ -32,6 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     path = place.config_file(arguments)
     if action == "check":
         return _check(path)
+    here = place.find(arguments)
+    up, given = supervision.is_up(here), place.given_config(arguments)
+    if up and given not in (None, here.config):
+        say(f"warning: the node at {here.state} runs with configuration {here.config or 'defaults'}, not with this one", file=sys.stderr)
+    elif up:
+        say(*(f"warning: {line}" for line in running.differences(here)), file=sys.stderr)
+        page(running.text(here))
+        return 0
     refuse_errors(path)
     here, _ = place.to_start(arguments)
     page(configuration.text(settings.read(here.config), comments=False, root=here.root, state=here.state))

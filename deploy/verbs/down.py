@@ -6,12 +6,11 @@ import argparse
 import asyncio
 
 from client.shown import say
-from deploy import containers, place, supervision
+from deploy import containers, place, running, supervision
 from deploy.failure import Failure
 from deploy.place import Place
 from deploy.processes import NAMES, PROCESSES, named
 from deploy.verbs import up
-from services.kit import settings
 
 HELP = "stop the node; containers go on running unless --containers is given"
 
@@ -48,7 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _wait_for_end(here: Place, pid: int) -> None:
-    file = settings.read(here.config)
-    seconds = sum(supervision.stop_seconds(process, file) for process in PROCESSES)
+    seconds = sum(running.stop_seconds(here, process) for process in PROCESSES)
     if not supervision.wait(lambda: not supervision.is_up(here), seconds):
         raise Failure(f"supervisord (pid {pid}) has not ended within {seconds} s: see {here.hint('logs supervisord')}")

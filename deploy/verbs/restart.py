@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from client.shown import complain, say
-from deploy import health, place, supervision
+from deploy import configuration, health, place, running, supervision
 from deploy.failure import Failure
+from deploy.place import Place
 from deploy.processes import NAMES, named
 from deploy.verbs import up
 
@@ -25,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     up.known(arguments.service)
     here = place.find(arguments)
     supervisor = supervision.Supervisor(here)
+    supervisor.pid()  # raises what is wrong
+    _refuse_another_configuration(here, place.given_config(arguments))
     for name in arguments.service:
         supervisor.stop(named(name))
         supervisor.start(named(name))
@@ -36,3 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
         say(f"restarted {name}: pid {after.status.pid}")
     return 0
+
+
+def _refuse_another_configuration(here: Place, given: Path | None) -> None:
+    """A service is started again with the file that its node was started with, if that is good; what of it is not read is said."""
+    if given is not None and given != here.config:
+        raise Failure(f"the node at {here.state} runs with configuration {here.config or 'defaults'}, not {given}: {here.hint('down')}, then {here.hint(f'up --config {given}')}")
+    found = configuration.check(here.config)
+    if found.errors:
+        raise Failure(f"nothing is restarted: {found.errors[0]}", more=found.errors[1:])
+    for line in running.of_the_node(here):
+        complain(f"warning: {line}")

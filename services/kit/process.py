@@ -110,6 +110,7 @@ def run(name: str, serve: Serve) -> None:
         _less_garbage_collection()
         _few_arenas()
         _short_waits()
+        _keep(file, node, name)
         fault(f"{name}.start")
         run_loop(_serve(serve, file, node))
         log.info("%s has stopped", name)
@@ -119,6 +120,14 @@ def run(name: str, serve: Serve) -> None:
         sys.exit(1)
     finally:
         tracing.shutdown()
+
+
+def _keep(file: settings.File, node: settings.Node, name: str) -> None:
+    """Say what this process runs with, where that can be written: a full disk stops no service."""
+    try:
+        settings.keep(file, node.state, name)
+    except OSError as error:
+        log.warning("what is read of the configuration cannot be kept, and splitd config dump shows an older one: %s", error)
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:

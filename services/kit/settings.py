@@ -72,6 +72,21 @@ class File:
 
     path: str = "the defaults"
     tables: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+    """What was parsed, if it was a file."""
+
+
+RUNNING = "config"
+"""In STATE, a file for each process: the configuration that it runs with."""
+
+
+def keep(file: File, state: Path, name: str) -> None:
+    """Keep ``file`` as what the process ``name`` runs with, for its owner alone: there may be secrets in it. OSError, as on a full disk."""
+    directory = state / RUNNING
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = directory / f"{name}.new"
+    temporary.write_text(file.text)
+    temporary.replace(directory / f"{name}.toml")
 
 
 def read(path: Path | None) -> File:
@@ -79,7 +94,8 @@ def read(path: Path | None) -> File:
     if path is None:
         return File()
     try:
-        return File(str(path), tomllib.loads(path.read_text()))
+        text = path.read_text()
+        return File(str(path), tomllib.loads(text), text)
     except OSError as error:
         raise errors.InvalidArgument(f"config file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,0 +1,73 @@
+"""What a node that is up runs with: the configuration file as each process read it when it was started, in STATE/config. The file itself may have changed since, or be new."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+from deploy import configuration
+from deploy.place import ETC, Place
+from deploy.processes import NAMES, PROCESSES, STOP_SECONDS, Process
+from services.kit import errors, settings
+
+SUPERVISORD = "supervisord"
+"""Of supervisord itself: what only ``splitd up`` reads, such as [watchdog]."""
+
+
+def text(here: Place) -> str:
+    """The configuration that the node's processes run with, as TOML."""
+    files = {table: _read(here, process.name) for process in PROCESSES for table, _ in process.config}
+    files |= {"watchdog": _read(here, SUPERVISORD)}
+    return configuration.text(_read(here, "gateway"), comments=False, files=files, root=here.root, state=here.state)
+
+
+def differences(here: Place) -> list[str]:
+    """A line for each reason why the configuration that is there now is not, or not all, what runs."""
+    found = of_the_node(here)
+    if here.config is None or not here.config.is_file():
+        return found
+    now = here.config.read_bytes()
+    old = [name for name in NAMES if (kept := _path(here, name)).exists() and kept.read_bytes() != now]
+    if old:
+        found.append(f"{here.config} has changed since {', '.join(old)} read it: {here.hint('restart ' + ' '.join(old))}")
+    return found
+
+
+def of_the_node(here: Place) -> list[str]:
+    """Those that only ``splitd down``, then ``splitd up``, does away with."""
+    if here.config is None:
+        return [f"{ETC} is newer than the node, which runs with defaults: it is read after splitd down, then splitd up"] if ETC.exists() else []
+    try:
+        if _given_to_supervisord(_read(here, SUPERVISORD)) == _given_to_supervisord(settings.read(here.config)):
+            return []
+    except errors.NodeError as error:
+        return [str(error).removesuffix(f": {error.suffix}")]
+    return [f"{here.config} has other values for the node as a whole (root, state, oom_score, [watchdog], grace) than it runs with: they are read after splitd down, then splitd up"]
+
+
+def _given_to_supervisord(file: settings.File) -> object:
+    """What supervisord is given."""
+    tables = file.tables
+    return [tables.get(name) for name in ("root", "state", "oom_score", "watchdog")] + [configuration.grace(process, file) for process in PROCESSES]
+
+
+def keep(here: Place) -> None:
+    """Keep what supervisord is started with."""
+    settings.keep(settings.read(here.config), here.state, SUPERVISORD)
+
+
+def stop_seconds(here: Place, process: Process) -> int:
+    """How long supervisord waits for a process to end before it kills it, as it was told at its start."""
+    conf = configparser.RawConfigParser(strict=False)
+    conf.read(here.supervisord_conf)
+    return conf.getint(f"program:{process.name}", "stopwaitsecs", fallback=STOP_SECONDS)
+
+
+def _path(here: Place, name: str) -> Path:
+    return here.state / settings.RUNNING / f"{name}.toml"
+
+
+def _read(here: Place, name: str) -> settings.File:
+    """The file of a process; of one that never started, the defaults."""
+    path = _path(here, name)
+    return settings.read(path if path.exists() else None)

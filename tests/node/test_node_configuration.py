@@ -1,0 +1,108 @@
+"""A configuration file that is written, changed or broken while its node runs: what runs is said, what is not read is said, and the node can be stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import TOP, Node, short_directory, splitd
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120)]
+
+AS_STARTED = "[content]\ngrace = '3s'\n[watchdog]\nsilence = '40s'\n"
+
+
+@pytest.fixture(scope="module")
+def configured() -> Iterator[Node]:
+    """A node that was started with a configuration of its own."""
+    with short_directory() as directory:
+        node = Node(directory, config=AS_STARTED)
+        try:
+            node.up()
+            yield node
+        finally:
+            assert node.config is not None
+            node.config.write_text(AS_STARTED)
+            node.clear()
+
+
+@pytest.fixture
+def config(configured: Node) -> Iterator[Path]:
+    """Its configuration file, as it was after the test."""
+    assert configured.config is not None
+    yield configured.config
+    configured.config.write_text(AS_STARTED)
+
+
+def test_dump_says_what_runs_and_what_of_the_file_does_not(configured: Node, config: Path) -> None:
+    """Until the service is started again, which reads it; what is supervisord's waits for the next up."""
+    assert not configured.splitd("config", "dump").stderr
+    config.write_text("[content]\ngrace = '4s'\n[watchdog]\nsilence = '41s'\n")
+    done = configured.splitd("config", "dump")
+    assert 'grace = "3s"' in done.stdout
+    assert 'silence = "40s"' in done.stdout
+    assert f"warning: {config} has changed since metadata, content, snapshots, images, tasks, gateway read it: " in done.stderr
+    assert "restart metadata content" in done.stderr
+    done = configured.splitd("restart", "content")
+    assert f"warning: {config} has other values for the node as a whole" in done.stderr
+    done = configured.splitd("config", "dump")
+    assert 'grace = "4s"' in done.stdout
+    assert 'silence = "40s"' in done.stdout
+    assert f"{config} has changed since metadata, snapshots, images, tasks, gateway read it" in done.stderr
+
+
+def test_a_restart_with_a_file_that_is_wrong_stops_nothing(configured: Node, config: Path) -> None:
+    """Nor one with a file that is not the node's."""
+    before = configured.pids()
+    config.write_text("[content]\ngraze = '4s'\n")
+    done = configured.splitd("restart", "content", ok=False)
+    assert "nothing is restarted: config file" in done.stderr
+    assert "unknown key [content] graze" in done.stderr
+    other = config.with_name("other.toml")
+    other.write_text(AS_STARTED)
+    done = splitd("restart", "content", "--state", configured.state, "--config", other, ok=False)
+    assert f"runs with configuration {config}, not {other}: " in done.stderr
+    assert configured.pids() == before
+    assert f"warning: the node at {configured.state} runs with configuration {config}, not with this one" in splitd("config", "dump", "--state", configured.state, "--config", other).stderr
+
+
+def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None:
+    """The default file, where there was none."""
+    node, etc = Node(place), place / "etc.toml"
+    program = ["-c", f"from pathlib import Path; from deploy import place, running; place.ETC = running.ETC = Path({str(etc)!r}); from deploy.splitd import main; main()"]
+
+    def command(*words: str, ok: bool = True) -> tuple[str, str]:
+        done = subprocess.run([sys.executable, *program, *words, "--state", str(node.state)], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode == 0) == ok, done.stderr
+        return done.stdout, done.stderr
+
+    try:
+        command("up", "--root", str(node.root))
+        etc.write_text("[content]\ngrace = '4s'\n")
+        said = f"warning: {etc} is newer than the node, which runs with defaults: it is read after splitd down, then splitd up"
+        stdout, stderr = command("config", "dump")
+        assert said in stderr
+        assert 'grace = "5s"' in stdout
+        assert 'grace = "4s"' not in stdout
+        assert said in command("restart", "content")[1]
+        etc.write_text("broken")
+        assert "is down" in command("down")[0]
+        assert f"config file {etc}" in command("up", ok=False)[1]
+    finally:
+        node.clear()
+
+
+def test_down_needs_no_file(configured: Node, config: Path) -> None:
+    """Told by its state, or by the file that its node was started with, however broken that is now. Exit code 0, and not a word of the file."""
+    for where in (["--state", configured.state], ["--config", config]):
+        config.write_text(f"state = '{configured.state}'\nroot = '{configured.root}'\n")
+        configured.up()
+        config.write_text("grace = [")
+        done = splitd("down", *where)
+        assert f"the node at {configured.state} is down" in done.stdout
+        assert not done.stderr
+        assert not configured.remains()
