@@ -14,7 +14,6 @@ from gateway.records import Records
 from gateway.relay import Relay
 from gateway.routes import Routes
 from gateway.snapshots import SnapshotsServicer
-from gateway.version import VersionServicer
 from services.kit import loops, process, rpc, settings, ttrpc
 from services.kit.health import HealthServicer
 from services.snapshots.config import Config as Snapshots
@@ -34,7 +33,6 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         SnapshotsServicer(routes, records, config),
         EventsServicer(exchange),
         IntrospectionServicer(node, health, routes.snapshotters, proxies, settings.load(Snapshots, file, "snapshots").overlayfs.mount_options),
-        VersionServicer(),
         HealthServicer(health),
     ]
     relay = {internal: Relay(routes, config, internal=internal, coordinated=content.coordinated, joined=content.joined) for internal in (False, True)}

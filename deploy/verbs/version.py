@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
-    command = Version(version.VERSION, version.REVISION)
+    command = Version(version.VERSION, version.revision())
     node = asyncio.run(_of_node(here)) if supervision.is_up(here) else None
     if arguments.json:
         print(json.dumps({"command": dataclasses.asdict(command), "node": dataclasses.asdict(node) if node else None}, indent=2))

@@ -94,6 +94,7 @@ def run(name: str, serve: Serve) -> None:
     parser.add_argument("--root", type=Path, help="where what must survive a reboot is kept")
     parser.add_argument("--state", type=Path, help="where sockets and what belongs to this boot are kept")
     arguments = parser.parse_args()
+    version.revision()  # of what is about to be loaded, which another may replace at any time from here on
     stacks.register()
     logs.configure()
     global _heartbeat, _name
@@ -104,6 +105,7 @@ def run(name: str, serve: Serve) -> None:
         grpc = config.load(file)
         _heartbeat = Heartbeat(name, node.state / SOCKET, settings.load(config.Watchdog, file, "watchdog"))
         rpc.choose(grpc.transport)
+        rpc.load()
         limits.configure(grpc.limits)
         tracing.setup(name)
         many_files()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import importlib
 import logging
 import os
 import time
@@ -429,7 +430,7 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then drain for ``grace`` seconds.
 
-    grpc.health.v1.Health is added unless a servicer has it. The caller holds the lock of the directory that it serves (``kit.process.owned``): whoever
+    grpc.health.v1.Health is added unless a servicer has it, and containerd's Version. The caller holds the lock of the directory that it serves (``kit.process.owned``): whoever
     holds it may replace the socket. A path longer than the kernel's 107 bytes is refused with a clear error.
 
     ``relayed`` is for a socket whose callers are the node's own processes: one connection there carries the calls of many clients, each of which the gateway has bounded. It
@@ -446,6 +447,9 @@ async def serving(
         from services.kit.health import HealthServicer
 
         servicers.append(HealthServicer(health))
+    from services.kit.version_server import VersionServicer
+
+    servicers.append(VersionServicer())
     many = None
     if relayed:
         from services.kit.many import ManyServicer
@@ -618,6 +622,22 @@ class Stream:
             self._finish()
 
 
+def load() -> None:
+    """Import what calls will need, with all else that the process is made of: later it might be of another release."""
+    importlib.import_module("services.kit.many")
+    _carrier()
+
+
+def _carrier() -> Callable[[str, str, Pings], Carrier]:
+    if transport() == "grpcio":
+        from services.kit import grpcio
+
+        return grpcio.GrpcioCarrier
+    from services.kit.wire.channel import WireCarrier
+
+    return WireCarrier
+
+
 class Channel:
     """A connection to one process, which may be down and come back. Made once, closed with :meth:`close`."""
 
@@ -636,14 +656,7 @@ class Channel:
     def carrier(self) -> Carrier:
         """The transport's side of it, made within the loop that uses it."""
         if self._opened is None:
-            if transport() == "grpcio":
-                from services.kit import grpcio
-
-                self._opened = grpcio.GrpcioCarrier(self.address, self.name, self._pings)
-            else:
-                from services.kit.wire.channel import WireCarrier
-
-                self._opened = WireCarrier(self.address, self.name, self._pings)
+            self._opened = _carrier()(self.address, self.name, self._pings)
         return self._opened
 
     async def __aenter__(self) -> Channel:

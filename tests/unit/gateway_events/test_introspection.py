@@ -16,7 +16,6 @@ from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from gateway import machine
 from gateway.config import ProxyPlugin
 from gateway.introspection import IntrospectionServicer, kept_uuid
-from gateway.version import VersionServicer
 from services.kit import errors, rpc
 from services.kit.any import pack, unpack
 from services.kit.rpc import Call
@@ -60,7 +59,7 @@ class TestServed(suite.NodeIntrospectionSuite):
 
     @pytest.fixture
     async def channel(self, place: Path) -> AsyncIterator[rpc.Channel]:
-        async with rpc.serving(place / "i.sock", [servicer(place), VersionServicer()]), rpc.Channel(place / "i.sock") as channel:
+        async with rpc.serving(place / "i.sock", [servicer(place)]), rpc.Channel(place / "i.sock") as channel:
             yield channel
 
 

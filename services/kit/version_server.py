@@ -1,4 +1,4 @@
-"""containerd.services.version.v1: which server this is."""
+"""containerd.services.version.v1: which server this is. Each process serves it: after an upgrade some may still run what was installed before."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class VersionServicer:
 
     async def Version(self, request: Empty, call: Call) -> pb.VersionResponse:
         """What ``ctr version`` shows below "Server"."""
-        return pb.VersionResponse(version=version.VERSION, revision=version.REVISION)
+        return pb.VersionResponse(version=version.VERSION, revision=version.revision())
