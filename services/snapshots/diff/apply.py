@@ -6,6 +6,7 @@ PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its
 
     apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
     kill ID
+    began                                                         the first that it says, once all its code is there
     ended ID STATUS                                               the answer to the first, once the worker is gone (STATUS is waitpid's) or has done its work (0)
     still ID                                                      the same, of a worker that was killed because it stood still
 
@@ -59,7 +60,12 @@ def main() -> None:
     inflate.prepare()
     gc.freeze()
     gc.disable()  # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
-    Waiting(socket.socket(fileno=0), sys.argv[2], float(sys.argv[3])).wait()
+    requests = socket.socket(fileno=0)
+    try:
+        requests.send(b"began\0")
+    except BrokenPipeError:
+        return  # nobody wants it any more
+    Waiting(requests, sys.argv[2], float(sys.argv[3])).wait()
 
 
 class Worker:
@@ -141,7 +147,10 @@ class Waiting:
                     worker.kill()
 
     def _request(self) -> bool:
-        data, files, _, _ = socket.recv_fds(self._requests, PACKET, 3)
+        try:
+            data, files, _, _ = socket.recv_fds(self._requests, PACKET, 3)
+        except ConnectionResetError:  # the other end was closed with an answer unread
+            return False
         if not data:
             return False
         what, job, *rest = data.decode("utf-8", "surrogateescape").split("\0")

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 from services.kit import errors, pipes, tracing
 from services.snapshots import programs
-from services.snapshots.diff import standstill
+from services.snapshots.diff import kept, standstill
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.mounts import Mount, to_arguments
 
 _IDLE = 10.0
 """Seconds without work after which the program that unpacks ends: it takes 10 MB, and 40 ms to start."""
+
+_ENDING = 2.0
+"""Seconds for one that takes no more requests to end, so that its end can be told."""
 
 
 class Applied(NamedTuple):
@@ -45,6 +48,7 @@ class Appliers:
     def __init__(self, scratch: str, limit: float = standstill.LIMIT) -> None:
         self._scratch = scratch
         self._limit = limit
+        kept.archive()
         self._ids = itertools.count(1)
         self._program: _Program | None = None
         self._starting = asyncio.Lock()
@@ -126,6 +130,7 @@ class _Program:
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, limit: float) -> None:
         self.over = False
         """It takes no more work."""
+        self._began = False
         self._limit = limit
         self._process = process
         self._connection = connection
@@ -161,14 +166,14 @@ class _Program:
                 await self._send("\0".join(request), [answering, *files])
             except OSError as error:
                 if not ended.done():
-                    ended.set_exception(errors.Internal(f"the apply worker cannot be started: {error.strerror}"))
+                    ended.set_exception(errors.Internal(f"the apply worker cannot be started: {await self._why(error)}"))
             except BaseException:
                 ended.cancel()
                 raise
             finally:
                 os.close(answering)
             try:
-                return await asyncio.shield(ended), await asyncio.shield(answer)
+                status, said = await asyncio.shield(ended), await asyncio.shield(answer)
             except asyncio.CancelledError:
                 with contextlib.suppress(OSError):  # there is no program any more, and so no worker
                     await self._send(f"kill\0{job}", [])
@@ -178,6 +183,9 @@ class _Program:
                 await _settled(ended, answer)
             finally:
                 del self._jobs[job]
+        if not self._began:
+            raise errors.Internal(f"the apply worker cannot be started: {await self._why()}")
+        return status, said
 
     async def _send(self, words: str, files: Sequence[int]) -> None:
         """A packet to the program, which takes it soon. It is sent, or it is not: never half of it."""
@@ -194,14 +202,27 @@ class _Program:
             data = self._connection.recv(1 << 12)
         except BlockingIOError:
             return
+        except ConnectionResetError:  # with a request unread
+            data = b""
         if data:
             what, job, *status = data.decode().split("\0")
-            if what == "still":
+            if what == "began":
+                self._began = True
+            elif what == "still":
                 self._jobs[job].set_exception(programs.stood_still("the apply worker", self._limit))
             else:
                 self._jobs[job].set_result(int(status[0]))
             return
         self.end()
+
+    async def _why(self, error: OSError | None = None) -> str:
+        """What became of a program that takes no request, or that ended before it took one."""
+        if error is not None and not isinstance(error, BrokenPipeError | ConnectionResetError):
+            return str(error.strerror)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDING):
+                await self._process.wait()
+        return f"its program {_how(self._process.returncode)}"
 
     def end(self) -> None:
         """Have it end, if it has not; its workers die with it."""
@@ -242,18 +263,24 @@ async def run(program: str, *arguments: str, file: int, started: Callable[[], No
 
 async def _start(program: str, *arguments: str, stdin: int, stdout: int | None = None) -> asyncio.subprocess.Process:
     """``-S`` and the short module path keep a start below 30 ms."""
-    environment = {**os.environ, **tracing.environment(), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    code = kept.archive()
+    environment = {**os.environ, **tracing.environment(), "PYTHONPATH": kept.search_path(code, sys.path)}
     return await asyncio.create_subprocess_exec(
         sys.executable, "-S", "-P", "-c", f"from services.snapshots.diff.{program} import main; main()", str(os.getpid()), *arguments,
-        stdin=stdin, stdout=stdout, env=environment)
+        stdin=stdin, stdout=stdout, env=environment, pass_fds=(code,))
 
 
 def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeError:
     if verdict == "error":
         kind = errors.Unimplemented if text.endswith(errors.Unimplemented.suffix) else errors.Unknown
         return kind(text)
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return errors.Internal(f"the {program} worker ended with {how}, see the service's log")
+    return errors.Internal(f"the {program} worker {_how(code)}")
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "does not answer"
+    return f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}, see the service's log"
 
 
 async def _all_of(pipe: int) -> bytes:

@@ -7,9 +7,12 @@ import contextlib
 import gzip
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_tars import directory, reg, tar
-from tests.support import eventually_async, processes_naming
+from tests.support import TOP, eventually_async, processes_naming
 
 pytestmark = pytest.mark.once
 
@@ -444,3 +447,58 @@ async def test_a_layer_alone_has_its_own_modes_below_a_directory_with_a_default_
     with (place / "blob").open("rb") as file:
         await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
     assert {name: stat.S_IMODE((place / "root" / name).stat().st_mode) for name in ("d", "d/x", "y")} == {"d": 0o755, "d/x": 0o777, "y": 0o666}
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_workers_have_the_code_that_their_service_was_started_with(traced: bool, place: Path) -> None:
+    """The installation is replaced by one whose programs cannot even be imported, as by an upgrade below a service that runs: layers are still unpacked and made."""
+    shutil.copytree(TOP / "services", place / "services", ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "api").symlink_to(TOP / "api")
+    (place / "user").write_text(USER)
+    (place / "layer").write_bytes(LAYER)
+    for name in ("scratch", "root", "below"):
+        (place / name).mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(place)} | ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "0.1"} if traced else {})
+    done = subprocess.run([sys.executable, "-P", place / "user", place], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{DIFF_ID} made\n"), done.stderr
+    assert (place / "root/small").read_bytes() == b"x"
+
+
+USER = """
+import asyncio, os, shutil, sys
+from pathlib import Path
+from services.snapshots.diff import mounts, workers
+
+place = Path(sys.argv[1])
+
+async def main():
+    appliers = workers.Appliers(str(place / "scratch"))
+    for path in (place / "services").rglob("*.py"):
+        path.write_text("raise SystemExit('this is the new code')")
+    shutil.rmtree(place / "services/kit")
+    bind = lambda name: [mounts.Mount("bind", str(place / name), "", ["rw", "rbind"])]
+    with open(place / "layer", "rb") as blob:
+        applied = await appliers.apply(bind("root"), blob.fileno(), detect=True)
+    with open(place / "made", "wb") as made:
+        left, right = mounts.to_arguments(bind("below")), mounts.to_arguments(bind("root"))
+        await workers.run("compare", "none", "0", str(place / "below"), str(place / "root"), str(len(left)), *left, *right, file=made.fileno(), started=lambda: None)
+    await appliers.aclose()
+    print(applied.diff_id, "made" if (place / "made").stat().st_size > 5 << 20 else "empty")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_that_cannot_be_started_says_so_in_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is started from is gone altogether: not "Broken pipe", and the next layer tries anew."""
+    appliers = Appliers(str(place))
+    with monkeypatch.context() as broken, (place / "layer").open("w+b") as blob:
+        broken.setattr(workers.kept, "search_path", lambda *_: str(place))
+        for _ in range(2):
+            with pytest.raises(errors.Internal, match=r"^the apply worker cannot be started: its program ended with exit code 1, see the service's log"):
+                await appliers.apply(onto(place / "root"), blob.fileno(), detect=True)
+    (place / "root").mkdir()
+    (place / "layer").write_bytes(LAYER)
+    with (place / "layer").open("rb") as blob:
+        assert (await appliers.apply(onto(place / "root"), blob.fileno(), detect=True)).diff_id == DIFF_ID
+    await appliers.aclose()
