@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from deploy.processes import PROCESSES, Process
-from services.kit import errors, settings
+from services.kit import errors, settings, tracing
 
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
 """Tables of named entries, ``[proxy_plugins.NAME]``, each entry of the class."""
@@ -74,8 +74,8 @@ class _Watched(dict[str, Any]):
 
 
 def check(path: Path | None) -> Checked:
-    """All that is wrong with a file, not only the first thing."""
-    found = Checked()
+    """All that is wrong with a file, not only the first thing; and with the variables OTEL_..., which a node has from the environment."""
+    found = Checked(troubles=list(tracing.check()))
     try:
         file = settings.read(path)
     except errors.NodeError as error:

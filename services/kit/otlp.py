@@ -174,7 +174,9 @@ def configured() -> Exporter:
     try:
         seconds = float(timeout.value or 10)
     except ValueError:
-        raise timeout.wrong("a number of seconds is wanted") from None
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise timeout.wrong("a number of seconds is wanted, a day at most")
     match protocol.value or "grpc":
         case "grpc":
             return Exporter(OverGrpc(place_of_grpc(), headers, compress=compress), seconds)

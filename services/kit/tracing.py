@@ -13,11 +13,16 @@ continue it with :func:`setup`, which reads it back.
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
+
+from services.kit import batching
+
+log = logging.getLogger(__name__)
 
 _tracer: Any = None
 _provider: Any = None
@@ -31,6 +36,7 @@ _HEADERS = ("traceparent", "tracestate")
 def setup(service: str, *, exporter: Any = None) -> None:
     """Begin tracing as ``service`` (``content``: the span's ``service.name`` is ``splitd-content``) if the environment asks for it.
 
+    An environment that cannot be followed is logged: the process serves all the same, and nothing is traced.
     ``exporter`` is for tests: an OpenTelemetry SpanExporter to use whatever the environment says. Trace context in the
     environment (``TRACEPARENT``) becomes the parent of what this process does.
     """
@@ -40,23 +46,83 @@ def setup(service: str, *, exporter: Any = None) -> None:
         _incoming.set(parent)
     if exporter is None and not _wanted():
         return
-    from opentelemetry import context
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-
-    name = os.environ.get("OTEL_SERVICE_NAME", f"splitd-{service}")
-    _provider = TracerProvider(shutdown_on_exit=False, resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}))
     if exporter is not None:
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+        _provider = _made(service)
         _provider.add_span_processor(SimpleSpanProcessor(exporter))
     else:
-        from services.kit import otlp
-
-        _exporter = otlp.configured()
-        _provider.add_span_processor(BatchSpanProcessor(_exporter))
+        try:
+            provider, exporting = _made(service), _exporting()
+            _add(provider, exporting)
+        except Exception as error:  # whatever the SDK and its plugins find wrong with the environment
+            log.error("nothing is traced: %s", _reason(error))
+            return
+        _provider, _exporter = provider, exporting
     _tracer = _provider.get_tracer("splitd")
     if parent:
+        from opentelemetry import context
+
         context.attach(_extract(dict(parent)))
+
+
+def check() -> Iterator[str]:
+    """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than wanted."""
+    yield from batching.read(os.environ)[1]
+    if not _wanted():
+        return
+    said: list[str] = []
+    listening = _Listening(said)
+    logging.getLogger("opentelemetry").addHandler(listening)
+    try:
+        _made("check")
+        _exporting().shutdown()
+    except Exception as error:
+        said.append(f"nothing is traced: {_reason(error)}")
+    finally:
+        logging.getLogger("opentelemetry").removeHandler(listening)
+    yield from said
+
+
+class _Listening(logging.Handler):
+    """What the SDK warns of."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(f"OpenTelemetry, of a variable OTEL_...: {record.getMessage()}")
+
+
+def _made(service: str) -> Any:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
+    name = os.environ.get("OTEL_SERVICE_NAME", f"splitd-{service}")
+    return TracerProvider(shutdown_on_exit=False, resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}))
+
+
+def _exporting() -> Any:
+    from services.kit import otlp
+
+    return otlp.configured()
+
+
+def _add(provider: Any, exporter: Any) -> None:
+    """Send what ends, in batches: from here on a thread runs."""
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    values, wrong = batching.read(os.environ)
+    for line in wrong:
+        log.warning(line)
+    provider.add_span_processor(BatchSpanProcessor(exporter, values.queue, values.delay, values.batch, values.timeout))
+
+
+def _reason(error: Exception) -> str:
+    """In words that name the variable, of ours and of the SDK's span limits; else with the kind of error, and what to look at."""
+    said = str(error)
+    return said if "OTEL_" in said else f"{type(error).__name__}: {said} (one of the OTEL_... variables is wrong)"
 
 
 def _wanted() -> bool:
