@@ -825,6 +825,16 @@ class LocalTasks:
             # Everything is dead already: runc says so of an init that is to be killed, but not where all are, and clients delete by force that way.
             if not with_init or (await self.get(namespace, name)).status is not Status.STOPPED:
                 raise
+        if not exec_id and signal == SIGKILL:
+            await self._thaw(namespace, name)
+
+    async def _thaw(self, namespace: str, name: str) -> None:
+        """Let a paused task die of the SIGKILL that waits for it: in a frozen cgroup of v1 it has no effect, and runc thaws that one, but crun does not."""
+        try:
+            if (await self.get(namespace, name)).status in (Status.PAUSED, Status.PAUSING):
+                await self.resume(namespace, name)
+        except errors.NodeError as error:  # it is dead by now: its runtime thawed it
+            log.debug("thawing %s/%s, which was killed: %s", namespace, name, error)
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
         if not exec_id:

@@ -34,6 +34,19 @@ def runtimes() -> list[str]:
     return ["io.containerd.runc.v2", *filter(None, os.environ.get("SPLITD_TEST_SHIMS", "").split(":"))]
 
 
+def crun_beside(place: Path) -> Path:
+    """crun, to be named as a runtime's program. It takes a machine that has both versions of cgroups for one of the second only: it is not shown that one."""
+    if not shutil.which("crun"):
+        pytest.skip("crun is not installed")
+    program = place / "crun-of-v1"
+    program.write_text("""#!/bin/sh
+[ -d /sys/fs/cgroup/unified ] || exec crun "$@"
+exec unshare -m sh -c 'umount /sys/fs/cgroup/unified; exec crun "$@"' crun "$@"
+""")
+    program.chmod(0o755)
+    return program
+
+
 def exec_spec(*args: str, terminal: bool = False) -> Opaque:
     return Opaque("types.containerd.io/opencontainers/runtime-spec/1/Process", json.dumps(
         {"args": args, "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal, "user": {"uid": 0, "gid": 0}}).encode())
@@ -372,6 +385,20 @@ class TasksSuite:
         await end(tasks, "frozen")
         await node.topic("p", "/tasks/delete")
         assert node.topics("p")[2:4] == ["/tasks/paused", "/tasks/resumed"]
+
+    @pytest.mark.parametrize("everything", [True, False])
+    async def test_a_paused_task_of_another_runtime_is_killed(self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, *, everything: bool) -> None:
+        """crun does not thaw what it kills: the task dies all the same, and whoever shares its cgroup does not."""
+        crun = oci_pb2.Options(binary_name=str(crun_beside(place)))
+        other = await start(tasks, node, "beside", "sleep", "100", runtime=runtime, cgroup="/splitd-test/thawed", options=crun)
+        await start(tasks, node, "paused", "sleep", "100", runtime=runtime, cgroup="/splitd-test/thawed", options=crun)
+        await tasks.pause(NS, "paused")
+        assert (await tasks.get(NS, "paused")).status is Status.PAUSED
+        await tasks.kill(NS, "paused", "", signal.SIGKILL, everything=everything)
+        assert (await asyncio.wait_for(tasks.wait(NS, "paused"), 15)).status == 137
+        assert alive(other)  # until crun deletes its half: it kills all that is in the cgroup
+        await tasks.delete(NS, "paused")
+        await end(tasks, "beside")
 
     async def test_closing_stdin_ends_what_reads_it(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """After close_stdin, and with the client's own end closed, ``cat`` comes to the end of its input."""

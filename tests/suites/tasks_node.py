@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from api.containerd.types import mount_pb2
 from services.kit import errors, filters, rpc, ttrpc
 from services.kit.any import type_name
 from services.tasks.store import IO, Mount
-from tests.support import eventually_async
+from tests.support import eventually, eventually_async, processes_naming
 
 NS = "acc"
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -273,4 +274,30 @@ async def gone(pid: int, seconds: float = 10.0) -> None:
     await eventually_async(dead, f"{pid} lives", seconds)
 
 
-__all__ = ["NS", "RUNC", "SPEC", "FakeGateway", "Output", "alive", "asyncio", "busybox", "gone", "output", "spec"]
+def contained(node: FakeGateway) -> list[int]:
+    """Pids of what runs in containers of this gateway: they have its root filesystem for their own."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.path.samefile(entry / "root", node.rootfs) and alive(int(entry.name)):
+                found.append(int(entry.name))
+    return found
+
+
+def end_all(node: FakeGateway) -> None:
+    """For the end of a test, however it went: no shim and no container of its, frozen ones neither, is left running."""
+    def ended() -> bool:
+        left = [*(pid for pid in processes_naming(node.state) if b"containerd-shim" in Path(f"/proc/{pid}/cmdline").read_bytes()), *contained(node)]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):  # no such process by now, or cgroups of version 2 only, where the dead need not be thawed
+                group = next((line.split(":", 2)[2] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if ":freezer:" in line), "/")
+                if group != "/":
+                    Path(f"/sys/fs/cgroup/freezer{group}/freezer.state").write_text("THAWED")
+        return not left
+
+    eventually(ended, "a test's processes do not end")
+
+
+__all__ = ["NS", "RUNC", "SPEC", "FakeGateway", "Output", "alive", "asyncio", "busybox", "contained", "end_all", "gone", "output", "spec"]

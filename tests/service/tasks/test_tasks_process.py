@@ -15,7 +15,7 @@ from services.tasks.bundle import TASKS
 from services.tasks.remote import RemoteTasks
 from services.tasks.store import IO, CreateOptions, Status
 from tests.suites.tasks import LIFE, end, exec_spec, in_status, leftovers, listed_as, shim_of, start
-from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, gone, output
+from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, end_all, gone, output
 from tests.support import ServiceProcess, eventually_async, freeze, processes_naming
 
 pytestmark = pytest.mark.root
@@ -47,6 +47,7 @@ class Service:
     async def close(self) -> None:
         await self.channel.close()
         await asyncio.to_thread(self.process.stop)
+        await asyncio.to_thread(end_all, self.node)
         await self.node.stop()
         assert "Traceback" not in self.process.text(), self.process.text()
 

@@ -15,7 +15,7 @@ from services.tasks.local import LocalTasks
 from services.tasks.remote import RemoteTasks
 from services.tasks.store import Tasks
 from tests.suites.tasks import TasksSuite, end, leftovers, start
-from tests.suites.tasks_node import NS, FakeGateway, busybox
+from tests.suites.tasks_node import NS, FakeGateway, busybox, end_all
 from tests.support import ServiceProcess
 
 pytestmark = pytest.mark.root
@@ -24,8 +24,11 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 async def node(place: Path) -> AsyncIterator[FakeGateway]:
     async with FakeGateway(place / "s", busybox(place)) as gateway:
-        yield gateway
-        assert leftovers(gateway) == []
+        try:
+            yield gateway
+            assert leftovers(gateway) == []
+        finally:
+            await asyncio.to_thread(end_all, gateway)
 
 
 @pytest.mark.once
