@@ -6,6 +6,7 @@ from services.content.config import Config
 from services.content.local import LocalStore
 from services.content.server import ContentServicer, LocalFilesServicer
 from services.kit import process, rpc, settings
+from services.kit.removals import RemovalsServicer
 from services.kit.stamp import StampServicer
 
 
@@ -16,7 +17,8 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     node.state.mkdir(parents=True, exist_ok=True)
     with process.owned(root):
         store = LocalStore(root, threads=config.threads)
-        servicers: list[rpc.Servicer] = [ContentServicer(store), LocalFilesServicer(store.files), StampServicer(root)]
+        servicers: list[rpc.Servicer] = [ContentServicer(store), LocalFilesServicer(store.files), StampServicer(root),
+                                         RemovalsServicer(store.remove_all)]
         async with rpc.serving(node.state / "content.sock", servicers, grace=config.grace, relayed=True):
             await process.until_signal()
         store.close()

@@ -112,6 +112,35 @@ class LocalStore:
     async def delete(self, digest: Digest) -> None:
         await self._submit(self._disk.delete, digest)
 
+    async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[Exception | None]:
+        """Blobs and ingests (by their kinds and names) in one hop: what became of each."""
+        def remove(kind: str, name: str) -> None:
+            if kind == "blob":
+                try:
+                    digest = Digest.parse(name)
+                except ValueError as error:
+                    raise errors.InvalidArgument(str(error)) from None
+                self._disk.delete(digest)
+            elif kind != "ingest":
+                raise errors.InvalidArgument(f"the content store has no {kind}")
+            elif not self._disk.remove_ingest(name):
+                raise errors.NotFound(f'ingest ref "{name}"')
+
+        def removed() -> list[Exception | None]:
+            found: list[Exception | None] = []
+            for thing in things:
+                try:
+                    remove(*thing)
+                except OSError as error:
+                    found.append(disk_error(error, "content store"))
+                except Exception as error:  # the others' turn comes all the same, and whoever asked is told
+                    found.append(error)
+                else:
+                    found.append(None)
+            return found
+
+        return await self._submit(removed)
+
     async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
         self._readers += 1
         most, count = self._piece, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from services.kit import process, rpc, settings
+from services.kit.removals import RemovalsServicer
 from services.kit.stamp import StampServicer
 from services.snapshots.config import Config
 from services.snapshots.diff.server import DiffServicer
@@ -30,7 +31,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         for snapshotter in snapshotters:
             await stack.enter_async_context(snapshotter)
         for snapshotter in snapshotters:
-            servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(snapshotter.root)]
+            servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(snapshotter.root), RemovalsServicer(snapshotter.remove_all)]
             await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace, relayed=True))
         diff = DiffServicer(node.state / "internal.sock", top / "diff")
         stack.push_async_callback(diff.close)

@@ -337,6 +337,10 @@ class LocalSnapshotter(ABC):
         else:
             self._discard([self.path(number)])
 
+    async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
+        """Snapshots (by their kind, which is the only one here, and keys), in this order: what became of each. Those whose records go in one batch wait for the disk once."""
+        return await asyncio.gather(*(self.remove(key) for _, key in things), return_exceptions=True)
+
     async def cleanup(self) -> None:
         left = await disk.remove(await self._tree.write(self._unrecorded))
         if left:

@@ -95,6 +95,7 @@ class Raws(MemoryRawStores):
     def __init__(self, chance: Chance, **stamps: str | None) -> None:
         super().__init__(**stamps)
         self.chance = chance
+        self.together = chance.random.random() < 0.5
         self.before = self._before
         self.well = False
         self.removing: Callable[[Raw], None] = lambda raw: None

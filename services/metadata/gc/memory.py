@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.kit import errors
 from services.metadata.gc.raw import Listing, RawSnapshot
@@ -19,6 +19,8 @@ class MemoryRawStores:
         self.snapshots: dict[Raw, RawSnapshot] = {}
         self.calls: list[tuple[str, str]] = []
         """What was asked, as (method, its argument's name)."""
+        self.together = False
+        """Whether many things can be removed in one call."""
         self.before: Callable[[str, str], Awaitable[None]] | None = None
 
     def add(self, raw: Raw, *, parent: str = "", reference: str = "") -> None:
@@ -59,6 +61,22 @@ class MemoryRawStores:
         self.blobs.discard(raw)
         self.ingests.discard(raw)
         self.snapshots.pop(raw, None)
+
+    async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
+        if not self.together:
+            raise errors.Unimplemented("service splitd.removals.v1.Removals")
+        await self._called("remove_all", backend)
+        found: list[errors.NodeError | None] = []
+        for raw in raws:
+            try:
+                await self.remove(raw)
+            except (errors.Unavailable, errors.DeadlineExceeded):  # the process went away
+                raise
+            except errors.NodeError as error:
+                found.append(error)
+            else:
+                found.append(None)
+        return found
 
     async def cleanup(self, backend: str) -> None:
         await self._called("cleanup", backend)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from services.kit import errors
 from services.metadata.store import Raw
 
 
@@ -53,6 +55,10 @@ class RawStores(Protocol):
 
     async def remove(self, raw: Raw) -> None:
         """Remove one thing; NotFound if it is not there."""
+        ...
+
+    async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
+        """Remove them, in this order and in one call: what became of each. Unimplemented where a backend takes one at a time only; after any other error all may have happened."""
         ...
 
     async def cleanup(self, backend: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.message import Message
 
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.splitd.removals.v1 import removals_pb2
 from api.splitd.stamp.v1 import stamp_pb2
-from services.kit import errors
+from services.kit import errors, removals
 from services.kit.rpc import RAW, Channel
 from services.metadata.gc.raw import Listing, RawSnapshot
 from services.metadata.store import Raw
@@ -27,6 +29,7 @@ class RemoteRawStores:
     def __init__(self, gateway: Channel) -> None:
         self._content = gateway.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
         self._snapshots = gateway.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+        self._removals = gateway.client(removals_pb2.DESCRIPTOR.services_by_name["Removals"])
         self._stamp = gateway.client(stamp_pb2.DESCRIPTOR.services_by_name["Stamp"])
 
     async def stamp(self, backend: str) -> str | None:
@@ -64,6 +67,13 @@ class RemoteRawStores:
         else:
             request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=_snapshotter(raw.backend), key=raw.name)
             await self._snapshots.Remove(request, headers=headers, timeout=_REMOVE)
+
+    async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
+        request = removals_pb2.RemoveRequest(things=[removals_pb2.Thing(kind=raw.kind, name=raw.name) for raw in raws])
+        answer = await self._removals.Remove(request, headers={RAW: backend}, timeout=_REMOVE)
+        if len(answer.outcomes) != len(raws):
+            raise errors.Internal(f"backend {backend} answered about {len(answer.outcomes)} of {len(raws)} removals")
+        return [removals.from_pb(outcome) for outcome in answer.outcomes]
 
     async def cleanup(self, backend: str) -> None:
         try:

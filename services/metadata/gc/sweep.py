@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -44,9 +44,10 @@ from services.metadata.transactions import Reader, Transaction
 
 log = logging.getLogger(__name__)
 
-_BATCH = 64
-_SNAPSHOT_BATCH = 16
+_BATCH, _SNAPSHOT_BATCH = 64, 16
 """Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's may take a second."""
+_TOGETHER, _SNAPSHOTS_TOGETHER = 256, 64
+"""The same where a backend takes many in one call: some milliseconds of its disk's."""
 _FORGOTTEN = 256
 """Things that are not there any more whose names are forgotten at a time."""
 _ATTEMPTS = 2
@@ -107,6 +108,8 @@ class Sweeper:
         self._store_id = store_id
         self._said = ""
         self._failed: list[str] = []
+        self._together: bool | None = None
+        """Whether the backend takes many removals in one call; known when it was asked for the first."""
 
     async def sweep(self) -> Swept:
         """Once. What the backend, or a metadata store that cannot write, refuses is in the result."""
@@ -218,10 +221,19 @@ class Sweeper:
             self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
         for start in range(0, len(view.gone), _FORGOTTEN):
             await write(lambda tx, some=view.gone[start:start + _FORGOTTEN]: self._forget(tx, some, spared), lasting=False)  # type: ignore[misc]
-        for batch in _batches(view.victims):
+        start = 0
+        while start < len(view.victims):
+            batch = self._batch(view.victims, start)
+            start += len(batch)
             if not await self._take(view, batch, spared, swept):
                 return False
         return True
+
+    def _batch(self, victims: Sequence[Raw], start: int) -> list[Raw]:
+        """Those that go next, all of them snapshots or none."""
+        snapshots = victims[start].kind == "snapshot"
+        most = (_SNAPSHOTS_TOGETHER if snapshots else _TOGETHER) if self._together else (_SNAPSHOT_BATCH if snapshots else _BATCH)
+        return [raw for raw in victims[start:start + most] if (raw.kind == "snapshot") is snapshots]
 
     async def _catch_up(self, spared: Spared) -> None:
         """Look at what was written, some at a time, until little is left for the next transaction."""
@@ -237,28 +249,62 @@ class Sweeper:
         swept.postponed = swept.postponed or spared.every_blob
         fault("gc.after-mark")
         unmarking = _Unmarking(self._database)
+        there = await self._removed_together(chosen, unmarking, swept) if self._together is not False and chosen else None
+        if there is None:
+            there = await self._removed_singly(chosen, unmarking, swept)
+        await unmarking.done()
+        return there
+
+    async def _removed_together(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool | None:
+        """Remove them in one call; False if the backend is away, None if it takes one at a time only."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                outcomes = await self._stores.remove_all(self.backend, chosen)
+            except errors.Unimplemented:
+                self._together = False
+                return None
+            except _UNKNOWN as error:
+                if attempt < _ATTEMPTS and not isinstance(error, errors.DeadlineExceeded):
+                    continue
+                for raw in chosen:
+                    self._ended(raw, error, unmarking, swept)
+                return not isinstance(error, errors.Unavailable)
+            self._together = True
+            for raw, outcome in zip(chosen, outcomes, strict=True):
+                if isinstance(outcome, errors.NotFound):
+                    self._ended(raw, attempt > 1, unmarking, swept)  # by our first attempt, then
+                else:
+                    self._ended(raw, outcome or True, unmarking, swept)
+            return not any(isinstance(outcome, errors.Unavailable) for outcome in outcomes)
+        raise AssertionError
+
+    async def _removed_singly(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool:
+        """Remove one after the other; False if the backend is away."""
         away = False
         for raw in chosen:
             if away:
                 unmarking.add(raw, gone=False)  # never asked for
                 continue
             try:
-                gone = await self._remove(raw)
-            except _UNKNOWN as error:
-                swept.failed.append(f"{title(raw)}: {error}")
-                swept.postponed = True
-                away = isinstance(error, errors.Unavailable)
-                continue  # it stays marked: the removal may still happen
+                ended: bool | errors.NodeError = await self._remove(raw)
             except errors.NodeError as error:
-                swept.failed.append(f"{title(raw)}: {error}")
-                unmarking.add(raw, gone=False)
-                continue
-            fault("gc.mid-sweep")
-            if gone:
-                swept.removed.append(raw)
-            unmarking.add(raw, gone=True)
-        await unmarking.done()
+                ended, away = error, isinstance(error, errors.Unavailable)
+            self._ended(raw, ended, unmarking, swept)
         return not away
+
+    def _ended(self, raw: Raw, ended: bool | errors.NodeError, unmarking: _Unmarking, swept: Swept) -> None:
+        """A removal failed, or the thing is gone: whether by us."""
+        if isinstance(ended, errors.NodeError):
+            swept.failed.append(f"{title(raw)}: {ended}")
+            if isinstance(ended, _UNKNOWN):
+                swept.postponed = True  # it stays marked: the removal may still happen
+            else:
+                unmarking.add(raw, gone=False)
+            return
+        fault("gc.mid-sweep")
+        if ended:
+            swept.removed.append(raw)
+        unmarking.add(raw, gone=True)
 
     async def _remove(self, raw: Raw) -> bool:
         """Whether it was us who removed it. An error of :data:`_UNKNOWN` says that nobody knows whether it is there."""
@@ -273,15 +319,6 @@ class Sweeper:
             else:
                 return True
         raise AssertionError
-
-
-def _batches(victims: list[Raw]) -> Iterator[list[Raw]]:
-    """In order."""
-    start = 0
-    while start < len(victims):
-        end = start + (_SNAPSHOT_BATCH if victims[start].kind == "snapshot" else _BATCH)
-        yield victims[start:end]
-        start = end
 
 
 class _Unmarking:

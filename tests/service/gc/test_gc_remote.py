@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from services.kit import errors, rpc
+from services.kit.removals import MOST, RemovalsServicer
 from services.metadata.gc.raw import RawSnapshot
 from services.metadata.gc.remote import RemoteRawStores
 from services.metadata.store import Raw
@@ -49,8 +50,29 @@ async def test_a_foreign_snapshotter_is_asked_as_a_proxy_plugin_is(place: Path) 
         with pytest.raises(errors.FailedPrecondition):
             await stores.remove(Raw("snapshots.foreign", "snapshot", "ns/1/a"))
         await stores.cleanup("snapshots.foreign")
+        with pytest.raises(errors.Unimplemented):
+            await stores.remove_all("snapshots.foreign", [Raw("snapshots.foreign", "snapshot", "ns/2/b")])
     assert [(r.snapshotter, r.key) for r in foreign.removed] == [("foreign", "ns/2/b"), ("foreign", "ns/1/a")]
     for call in foreign.calls:
         assert call.headers[rpc.RAW] == "snapshots.foreign"
         assert rpc.NAMESPACE not in call.headers
         assert rpc.LEASE not in call.headers
+
+
+async def test_many_removals_are_one_call_and_each_has_its_own_outcome(place: Path) -> None:
+    """In their order; what one of them fails for is said, a fault of ours in no other words than "internal error"."""
+    asked: list[Sequence[tuple[str, str]]] = []
+
+    async def remove(things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
+        asked.append(things)
+        return [None, errors.NotFound("content b"), RuntimeError("secret")]
+
+    async with rpc.serving(place / "s.sock", [RemovalsServicer(remove)]), rpc.Channel(place / "s.sock") as channel:
+        stores = RemoteRawStores(channel)
+        done = await stores.remove_all("content", [Raw("content", "blob", name) for name in "abc"])
+        with pytest.raises(errors.Internal, match="3 of 1"):
+            await stores.remove_all("content", [Raw("content", "blob", "a")])
+        with pytest.raises(errors.InvalidArgument):
+            await stores.remove_all("content", [Raw("content", "blob", "a")] * (MOST + 1))
+    assert asked == [[("blob", "a"), ("blob", "b"), ("blob", "c")], [("blob", "a")]]
+    assert [(type(outcome), str(outcome)) for outcome in done] == [(type(None), "None"), (errors.NotFound, "content b: not found"), (errors.Internal, "internal error")]

@@ -34,11 +34,13 @@ def world() -> World:
     return World()
 
 
-@pytest.fixture
-async def stores(world: World) -> MemoryRawStores:
+@pytest.fixture(params=["one at a time", "together"])
+async def stores(world: World, request: pytest.FixtureRequest) -> MemoryRawStores:
     """The raw stores, ours by their stamps."""
     store_id = await world.database.store_id()
-    return MemoryRawStores(content=store_id, snapshots_overlayfs=store_id)
+    made = MemoryRawStores(content=store_id, snapshots_overlayfs=store_id)
+    made.together = request.param == "together"
+    return made
 
 
 @pytest.fixture
@@ -315,6 +317,7 @@ def _adopted(key: str):
 async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(world: World, stores: MemoryRawStores, collector: Collector,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The removal may still happen: the mark stays until the backend says, and what was not asked for yet is unmarked."""
+    stores.together = False
     monkeypatch.setattr(collector_module, "_RETRY", 0.02)
     for number in (1, 2):
         stores.add(blob(number))
@@ -335,6 +338,7 @@ async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(world: Worl
 
 async def test_a_removal_that_takes_too_long_does_not_stop_the_others(world: World, stores: MemoryRawStores, collector: Collector) -> None:
     """It stays marked, since it may still happen, and the next sweep looks what became of it."""
+    stores.together = False
     slow = True
 
     async def time_out(method: str, name: str) -> None:
@@ -569,6 +573,7 @@ async def test_what_expires_is_noticed_though_it_was_written_during_a_collection
 
 async def test_a_mark_that_could_not_be_taken_off_is_with_the_next(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else who wants the thing would wait for what is over."""
+    stores.together = False
     for number in (1, 2):
         stores.add(blob(number))
     write, failed = world.transactions.write, asyncio.Event()
@@ -701,3 +706,33 @@ async def test_a_collection_can_be_seen(world: World, stores: MemoryRawStores, s
     assert found[("gc.mark", None)] == {"records": 1, "dead": 1}
     assert found[("gc.sweep", CONTENT)] == {"backend": CONTENT, "removed": 1, "failed": 0, "postponed": False}
     assert found[("gc.sweep", OVERLAY)]["removed"] == 0
+
+
+async def test_a_call_of_many_removals_that_nobody_knows_the_end_of_keeps_their_marks(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """All of it may have happened, so all stay marked; the next sweep asks again, and finds what is gone."""
+    stores.together = away = True
+    for number in range(3):
+        stores.add(blob(number))
+
+    async def dies(method: str, name: str) -> None:
+        if away and (method, name) == ("remove", digest(1)):
+            raise errors.Unavailable("it went away")
+
+    stores.before = dies
+    done = await collector.collect()
+    assert done.removed == ()
+    assert len(done.failed) == 3
+    assert world.marks() == {blob(number) for number in range(3)}
+    away = False
+    await collector.collect()
+    assert not stores.blobs
+    assert not world.marks()
+
+
+async def test_a_backend_is_asked_once_whether_it_takes_many_removals(stores: MemoryRawStores, collector: Collector) -> None:
+    """Where it does they are few calls, however many things go."""
+    for number in range(1000):
+        stores.add(blob(number))
+    assert len((await collector.collect()).removed) == 1000
+    calls = [method for method, _ in stores.calls if method == "remove_all"]
+    assert len(calls) == (5 if stores.together else 0)
