@@ -1,0 +1,64 @@
+"""What another containerd's is, and what only seems so."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from deploy import foreign, supervision
+from deploy.failure import Failure
+from deploy.place import Place
+
+CHOSEN = {"root": "--root", "state": "--state"}
+
+
+@pytest.fixture
+def here(place: Path) -> Place:
+    node = Place(place / "r", place / "s", None)
+    node.root.mkdir()
+    node.state.mkdir()
+    return node
+
+
+def test_a_node_of_ours_is_nobody_elses(here: Place) -> None:
+    """Its bundles are named as containerd's; and what is left of them in an empty namespace is no bundle."""
+    bundle = here.state / foreign.BUNDLES / "default" / "box"
+    bundle.parent.mkdir(parents=True)
+    foreign.refuse(here, CHOSEN)
+    bundle.mkdir()
+    with pytest.raises(Failure, match=r"^the state directory \S+ is a containerd's \(io.containerd.runtime.v2.task/default/box is in it\): choose another state \(--state\)$"):
+        foreign.refuse(here, CHOSEN)
+    here.remember()
+    foreign.refuse(here, CHOSEN)
+
+
+def test_a_gateway_that_is_ending_is_waited_for(here: Place) -> None:
+    """Its supervisord was killed a moment ago, and its socket answers still."""
+    with socket.socket(socket.AF_UNIX) as ending:
+        ending.bind(str(here.socket))
+        ending.listen()
+        closing = threading.Timer(0.2, ending.close)
+        closing.start()
+        foreign.refuse(here, CHOSEN)
+        closing.join()
+
+
+@pytest.mark.parametrize("name", ["containerd.sock.ttrpc", "content.sock"])
+def test_any_socket_that_a_node_would_take_counts(name: str, here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says who serves it, also where that one accepts nobody; unless it is a node's that is up."""
+    monkeypatch.setattr(foreign, "ENDING_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(here.state / name))
+        theirs.listen(64)
+        with pytest.raises(Failure, match=rf"^{re.escape(str(here.state / name))} is served by \S+ \(pid {os.getpid()}\), not by this node: choose another state \(--state\)$"):
+            foreign.refuse(here, CHOSEN)
+        theirs.listen(0)  # of those that have come, it takes none
+        with pytest.raises(Failure, match="is served by somebody who accepts no connections"):
+            foreign.refuse(here, CHOSEN)
+        with supervision.claimed(here):
+            foreign.refuse(here, CHOSEN)

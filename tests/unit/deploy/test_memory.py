@@ -1,0 +1,72 @@
+"""What is remembered of nodes, and which node is meant when little is said."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from deploy import memory
+from deploy import place as places
+from deploy.failure import Failure
+from deploy.memory import Remembered
+from services.kit import settings
+
+
+@pytest.fixture(autouse=True)
+def alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this machine's."""
+    monkeypatch.setenv("SPLITD_NODES", str(place / "nodes"))
+    for name in ("ROOT", "STATE", "CONFIG"):
+        monkeypatch.delenv(f"SPLITD_{name}", raising=False)
+
+
+def words(**given: Path) -> argparse.Namespace:
+    return argparse.Namespace(**{name: str(given[name]) if name in given else None for name in ("root", "state", "config")})
+
+
+def test_each_state_has_a_memory_of_its_own(place: Path) -> None:
+    """Paths that look alike too; and what cannot be understood is named, not passed over."""
+    one, other = Path("/a/b-c"), Path("/a-b/c")
+    kept = Remembered(Path("/r"), None, root_given=True, config_given=False)
+    memory.keep(one, kept)
+    assert memory.of(one) == kept
+    assert memory.of(other) is None
+    (file,) = (place / "nodes").iterdir()
+    file.write_text("{")
+    with pytest.raises(Failure, match=f"{file}, which says how the node at /a/b-c was started, cannot be understood"):
+        memory.of(one)
+    memory.forget(one)
+    assert memory.of(one) is None
+
+
+def test_up_does_what_it_did_the_last_time(place: Path) -> None:
+    """What was given is given again; what a file said is read there again, since it may say something else now."""
+    state, config = place / "s", place / "c.toml"
+    config.write_text(f"root = '{place}/one'\n")
+    _, first = places.to_start(words(state=state, config=config))
+    memory.keep(state, first)
+    config.write_text(f"root = '{place}/two'\n")
+    here, again = places.to_start(words(state=state))
+    assert (here.root, here.config) == (place / "two", config)
+    assert again == Remembered(place / "two", config, root_given=False, config_given=True)
+    memory.keep(state, places.to_start(words(state=state, root=place / "three"))[1])
+    assert places.to_start(words(state=state))[0].root == place / "three"
+
+
+def test_a_broken_file_tells_the_node_that_was_started_with_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the default one, written after a node at the default state had been started without it. ``up`` needs it to be good."""
+    config = place / "c.toml"
+    config.write_text("root = [")
+    with pytest.raises(Failure, match="c.toml: Invalid value"):
+        places.find(words(config=config))
+    memory.keep(place / "s", Remembered(place / "r", config, root_given=False, config_given=True))
+    assert places.find(words(config=config)).state == place / "s"
+    with pytest.raises(Failure, match="c.toml: Invalid value"):
+        places.to_start(words(config=config))
+    monkeypatch.setattr(places, "ETC", config)
+    monkeypatch.setattr(settings, "STATE", place / "default")
+    memory.forget(place / "s")
+    memory.keep(place / "default", Remembered(place / "r", None, root_given=False, config_given=False))
+    assert places.find(words()) == places.Place(place / "r", place / "default", None)
