@@ -23,7 +23,7 @@ class Version:
         return self.version + (f" (revision {self.revision})" if self.revision else "")
 
 
-async def version_of(channel: Channel) -> Version:
-    """What the node behind ``channel`` answers."""
-    found = await channel.client(SERVICE).Version(empty_pb2.Empty())
+async def version_of(channel: Channel, seconds: float | None = None) -> Version:
+    """What the node, or the process of one, behind ``channel`` answers, within ``seconds``."""
+    found = await channel.client(SERVICE).Version(empty_pb2.Empty(), timeout=seconds)
     return Version(found.version, found.revision)

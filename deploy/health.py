@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from api.grpc.health.v1 import health_pb2
 from api.splitd.registries.v1 import registries_pb2
+from client.version_remote import version_of
 from deploy.place import Place
 from deploy.processes import PROCESSES, Process
 from deploy.supervision import RUNNING, Status, Supervisor
@@ -28,6 +29,8 @@ class Health:
     memory: int
     """Bytes of PSS: its own pages and its share of those it shares; 0 if it does not run."""
     trouble: str
+    runs: tuple[str, str] | None = None
+    """The version and the revision of the code that it runs; None if it does not tell, as before 0.2."""
 
     @property
     def healthy(self) -> bool:
@@ -43,8 +46,19 @@ async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
     running = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
     async with rpc.Channel(place.socket, "gateway") as gateway:
         answers = await asyncio.gather(*(_trouble(place, p, gateway) for p in running))
+        runs = dict(zip((p.name for p in running), await asyncio.gather(*(_runs(place, p) for p in running)), strict=True))
     troubles = dict(zip((p.name for p in running), answers, strict=True))
-    return [Health(s, pss(s.pid), _and_silence(troubles[name], s) if name in troubles else _state_trouble(s)) for name, s in statuses.items()]
+    return [Health(s, pss(s.pid), _and_silence(troubles[name], s) if name in troubles else _state_trouble(s), runs.get(name))
+            for name, s in statuses.items()]
+
+
+async def _runs(place: Place, process: Process) -> tuple[str, str] | None:
+    async with rpc.Channel(place.state / process.sockets[0], process.name) as channel:
+        try:
+            found = await version_of(channel, PATIENCE)
+        except errors.NodeError:
+            return None  # an older one does not serve it; one that does not answer has its trouble said
+    return found.version, found.revision
 
 
 def _and_silence(trouble: str, status: Status) -> str:

@@ -155,6 +155,13 @@ class Supervisor:
             return {}  # this node was started by a splitd without a watchdog
         return {info["name"]: (info["ended"], Watched(info["silent"], info["killed"], info["why"], info["at"])) for info in infos}
 
+    def code(self) -> str:
+        """The digest of what of ours it runs (``version.supervisors``); "" of one that was started by a splitd which did not note it."""
+        try:
+            return str(self._call("watchdog.getCode"))
+        except Unknown:
+            return ""
+
     def start(self, process: Process) -> None:
         """Start one that is stopped."""
         self._call("startProcess", process.name, True)

@@ -19,8 +19,10 @@ from supervisor import events
 from supervisor.states import ProcessStates
 
 from deploy.inside.watchdog import Child, Kills, Limits, Watchdog
+from services.kit import version
 from services.kit.heartbeat import STOPPING
 
+_CODE = version.supervisors()
 _CREDENTIALS = struct.Struct("3i")
 _AT_ONCE = 100
 """Beats that are read in one turn of supervisord's loop."""
@@ -141,6 +143,10 @@ class Interface:
     def getStatus(self) -> list[dict[str, Any]]:
         """See :meth:`Beats.status`."""
         return self._beats.status()
+
+    def getCode(self) -> str:
+        """A digest of the code that this supervisord was started with."""
+        return _CODE
 
 
 def make(supervisord: Any, *, socket: str, silence: str, start: str, beat: str) -> Interface:

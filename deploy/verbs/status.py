@@ -8,7 +8,7 @@ import json
 import time
 
 from client.shown import say, table
-from deploy import health, place, supervision
+from deploy import health, place, revisions, supervision
 from deploy.place import Place
 from services.kit import version
 
@@ -22,7 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
     try:
-        supervisor_pid = supervision.Supervisor(here).pid()
+        supervisor = supervision.Supervisor(here)
+        supervisor_pid = supervisor.pid()
         found = health.of_node(here)
     except supervision.NotUp as failure:
         if arguments.json:
@@ -35,23 +36,23 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(describe(here, supervisor_pid, found, registries), indent=2))
     else:
         print_table(here, found)
-        say(*killed(found), *troubled(registries or [], time.time()))
+        say(*revisions.differences(here, found, supervisor.code()), *killed(found), *troubled(registries or [], time.time()))
     return 0 if all(h.healthy for h in found) else 1
 
 
 def describe(here: Place, supervisor_pid: int, found: list[health.Health], registries: list[health.Registry] | None) -> dict[str, object]:
-    """The status as JSON has it; ``up`` false and no services where no node is up. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of
-    the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
+    """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are what is installed,
+    those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
 
     ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
     """
     return {
-        "version": version.VERSION, "root": str(here.root), "state": str(here.state), "address": str(here.socket),
+        "version": version.VERSION, "revision": version.installed(), "root": str(here.root), "state": str(here.state), "address": str(here.socket),
         "up": supervisor_pid > 0, "healthy": supervisor_pid > 0 and all(h.healthy for h in found),
         "supervisord": {"pid": supervisor_pid, "memory": health.pss(supervisor_pid)} if supervisor_pid else None,
         "services": [{
             "name": h.status.name, "state": h.status.state, "pid": h.status.pid or None, "uptime": round(h.status.uptime, 1), "memory": h.memory,
-            "healthy": h.healthy, "trouble": h.trouble, "restarts": h.status.restarts,
+            "version": h.runs and h.runs[0], "revision": h.runs and h.runs[1], "healthy": h.healthy, "trouble": h.trouble, "restarts": h.status.restarts,
             "watchdog": dataclasses.asdict(h.status.watched),
         } for h in found],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
@@ -86,7 +87,7 @@ def print_table(here: Place, found: list[health.Health]) -> None:
     rows = [("SERVICE", "STATE", "PID", "UPTIME", "MEMORY", "RESTARTS", "HEALTH")]
     rows += [(h.status.name, h.status.state, str(h.status.pid or "-"), _duration(h.status.uptime) if h.status.pid else "-",
               f"{h.memory / (1 << 20):.1f} MiB" if h.memory else "-", str(h.status.restarts), h.trouble or "ok") for h in found]
-    say(f"node {here.socket}, root {here.root}")
+    say(f"node {here.socket}, root {here.root}, installed {version.VERSION} (revision {version.installed()})")
     table(rows)
 
 

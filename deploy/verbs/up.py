@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from client.shown import complain, say
-from deploy import foreign, health, memory, place, supervision
+from deploy import foreign, health, memory, place, revisions, supervision
 from deploy.failure import Failure, mistyped
 from deploy.place import Place
 from deploy.processes import NAMES, named
@@ -97,9 +97,11 @@ def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> in
 
 
 def _report(here: Place, seconds: float, said: str) -> int:
-    sick = [h for h in health.wait(here, seconds) if not h.healthy]
+    found = health.wait(here, seconds)
+    sick = [h for h in found if not h.healthy]
     if not sick:
         say(f"{said}: {here.socket}", f"  try  ctr -a {here.socket} version", f"       {here.hint('status')}")
+        say(*revisions.differences(here, found, supervision.Supervisor(here).code()))
         return 0
     for each in sick:
         complain(f"{each.status.name} is not healthy: {each.trouble}")

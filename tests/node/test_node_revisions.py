@@ -1,0 +1,89 @@
+"""A node below which another release is installed: what is said of it, and how it goes over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.processes import NAMES
+from tests.support import TOP, short_directory
+
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
+
+
+class Installed:
+    """A copy of what a node is made of, and the node that runs from it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.top = directory / "top"
+        for name in ("api", "client", "deploy", "gateway", "services"):
+            shutil.copytree(TOP / name, self.top / name, ignore=shutil.ignore_patterns("__pycache__"))
+        self.where = ["--root", str(directory / "r"), "--state", str(directory / "s")]
+
+    def splitd(self, *words: str) -> str:
+        done = subprocess.run([sys.executable, "-P", "-m", "deploy", *words, *self.where], env={**os.environ, "PYTHONPATH": str(self.top)},
+                              capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def change(self, file: str) -> None:
+        """Another release of it."""
+        with (self.top / file).open("a") as source:
+            source.write("# of another release\n")
+
+    def runs(self) -> tuple[str, dict[str, str]]:
+        """The revision that is installed, and what each service runs."""
+        status = json.loads(self.splitd("status", "--json"))
+        return status["revision"], {each["name"]: each["revision"] for each in status["services"]}
+
+
+@pytest.fixture
+def installed() -> Iterator[Installed]:
+    with short_directory() as directory:
+        node = Installed(directory)
+        node.splitd("up")
+        yield node
+        node.splitd("down")
+
+
+def test_a_node_says_what_it_runs_and_goes_over_to_what_is_installed(installed: Installed) -> None:
+    """One service, then all, then what only the start of the node changes: each time ``up`` and ``status`` name what is left, with both revisions and the command, and nothing once nothing is."""
+    old, runs = installed.runs()
+    assert runs == dict.fromkeys(NAMES, old)
+    assert "installed is" not in installed.splitd("up")
+    installed.change("services/kit/errors.py")
+    new, runs = installed.runs()
+    assert new != old
+    assert runs == dict.fromkeys(NAMES, old)
+    for said in (installed.splitd("up"), installed.splitd("status")):
+        (line,) = (line for line in said.splitlines() if "installed is" in line)
+        assert line.startswith(f"{', '.join(NAMES)} run ")
+        assert old in line
+        assert new in line
+        assert "restart --all" in line
+        assert "supervisord runs" not in said
+    installed.splitd("restart", "content")
+    assert installed.runs()[1] == {**dict.fromkeys(NAMES, old), "content": new}
+    assert "\nmetadata, snapshots, images, tasks, gateway run " in installed.splitd("status")
+    assert [line.split(":")[0] for line in installed.splitd("restart", "--all").splitlines()] == [f"restarted {name}" for name in NAMES]
+    assert installed.runs()[1] == dict.fromkeys(NAMES, new)
+    assert "installed is" not in installed.splitd("status")
+
+    installed.change("deploy/inside/logs.py")
+    assert "supervisord runs what was installed" in installed.splitd("restart", "--all")
+    installed.splitd("down")
+    assert "supervisord" not in installed.splitd("up")
+
+
+def test_what_was_stopped_on_purpose_stays_so(installed: Installed) -> None:
+    """``restart --all`` starts nothing that its operator has stopped."""
+    installed.splitd("down", "images")
+    assert "images is stopped, and stays so\n" in installed.splitd("restart", "--all")
+    assert installed.splitd("up").startswith("started images: ")
