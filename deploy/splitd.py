@@ -32,7 +32,7 @@ class Verb(Protocol):
         """Do it; the exit code."""
 
 
-VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "version", "help")
+VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "gc", "version", "help")
 
 ELSEWHERE = {
     "start": "up", "stop": "down", "load": "images import", "save": "images export", "rmi": "images remove",

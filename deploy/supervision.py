@@ -277,6 +277,7 @@ def claim_root(place: Place, *, moved: bool = False) -> None:
 def prepare(place: Place) -> list[str]:
     """Write what supervisord reads; the answer is its command line."""
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place.root.chmod(0o700)  # images may hold programs with set-user-id bits, and secrets: nobody but root goes in (CVE-2024-25621)
     claim_root(place)
     place.supervisord_conf.write_text(render(place))
     running.keep(place)

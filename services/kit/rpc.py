@@ -344,10 +344,14 @@ class Server:
         """The transport's part of :meth:`stop`."""
         raise NotImplementedError
 
+    def ail(self) -> None:
+        """Say by the health of all that is served here that it does not serve, or not well."""
+        self.health.update(dict.fromkeys(self.health, _NOT_SERVING))
+
     async def stop(self, grace: float) -> None:
         """Refuse new calls, end those that are long at once, give the others ``grace`` seconds."""
         self.draining = True
-        self.health.update(dict.fromkeys(self.health, _NOT_SERVING))
+        self.ail()
         stopping = asyncio.ensure_future(self.close(grace))
         await asyncio.sleep(0)
         for task, (_, long) in list(self.running.items()):

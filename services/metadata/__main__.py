@@ -13,6 +13,7 @@ from services.metadata.database import Database
 from services.metadata.gc import Collector
 from services.metadata.gc.remote import RemoteRawStores
 from services.metadata.server import Metadata
+from services.metadata.soundness import Soundness
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event
 
@@ -29,12 +30,16 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             def publish(event: Event) -> None:
                 publisher.publish(event.namespace, event.topic, event_to_pb(event))
 
-            database = Database(SqliteTransactions(directory / "metadata.db", rpc.caller))
+            transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
+            database = Database(transactions)
+            soundness = Soundness(directory / "metadata.db", database)
+            transactions.damaged = soundness.damaged
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
             collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish)
             try:
+                await soundness.begin(transactions.lost)
                 await metadata.intents.index()
-                async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True):
+                async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server, soundness.checking(server):
                     await process.until_signal()
             finally:
                 await metadata.intents.close()

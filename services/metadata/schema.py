@@ -18,6 +18,8 @@
     sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
     named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known to be gone.
                                                       All that a sweep of a foreign store may remove. Whatever comes to name it writes this
+    held                                              why only what is known here is collected, until an operator says otherwise (``gc/guard.py``)
+    checked     BACKEND NAMESPACE                     the last number of the namespace by which the last good sweep of the backend went
     gateway                                           the one that connected last
     store                                             this store's id, a UUID
 
@@ -37,7 +39,9 @@ from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from services.metadata.store import Blob, Container, Gateway, Image, Ingest, Intent, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
+from services.kit import errors
+from services.metadata import damage
+from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
 from services.metadata.transactions import Key, Reader, Transaction
 
 V = TypeVar("V")
@@ -110,10 +114,13 @@ def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]
         return _dumps({n: dict(v) if n in _MAPS else v for n in names if (v := getattr(value, n)) or n in required}).encode()
 
     def decode(key: Key, value: bytes) -> V:
-        found = loads(value.decode())
-        if last:
-            found[last] = key[-1]
-        return cls(**found)
+        try:
+            found = loads(value.decode())
+            if last:
+                found[last] = key[-1]
+            return cls(**found)
+        except (ValueError, TypeError) as error:
+            raise _damaged(name, key, error) from None
 
     return Table(name, encode, _remembering(remembered, decode) if remembered else decode)
 
@@ -157,6 +164,18 @@ def _encode_container(value: Container) -> bytes:
 
 
 def _decode_container(key: Key, value: bytes) -> Container:
+    try:
+        return _container_of(key, value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged("container", key, error) from None
+
+
+def _damaged(name: str, key: Key, error: Exception) -> errors.DataLoss:
+    """A value that is not what was written: pages of the database that are wrong in their contents look whole to SQLite."""
+    return errors.DataLoss(f"metadata store: the record {name} {' '.join(key)} is damaged ({error}): {damage.WHAT_TO_DO}")
+
+
+def _container_of(key: Key, value: bytes) -> Container:
     end = value.index(b"\0")  # JSON escapes NUL
     head = json.loads(value[:end])
     position = end + 1
@@ -211,6 +230,8 @@ CLAIMS = _nothing("claim")
 ANSWERS = _json("answer", Answer)
 SWEEPING = _json("sweeping", Mark)
 NAMED = _nothing("named")
+HELD = _json("held", Held)
+CHECKED: Table[int] = Table("checked", lambda value: b"%d" % value, lambda _key, value: int(value))
 GATEWAY: Table[Gateway] = Table("gateway", _encode_gateway, lru_cache(2)(_decode_gateway))
 STORE: Table[str] = Table("store", lambda value: value.encode(), lambda _key, value: value.decode())
 

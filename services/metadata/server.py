@@ -22,6 +22,7 @@ from services.metadata import convert
 from services.metadata.containers import Containers
 from services.metadata.content import Content, finish_commit
 from services.metadata.database import Database
+from services.metadata.gc import guard
 from services.metadata.images import Images
 from services.metadata.intents import Intents
 from services.metadata.leases import Leases
@@ -284,6 +285,16 @@ class RecordsServicer:
         if self._database.collector is None:
             raise errors.Unimplemented("a collector")
         return convert.collected_to_pb(await self._database.collector.collect())
+
+    async def GetHeld(self, request: Empty, call: Call) -> pb.Held:
+        held = self._database.view(guard.held)
+        return pb.Held(reason=held.reason, since=held.since) if held is not None else pb.Held()
+
+    async def Release(self, request: Empty, call: Call) -> Empty:
+        await guard.release(self._database)
+        if self._database.collector is not None:
+            self._database.collector.connected()
+        return Empty()
 
 
 def _epoch(request: Any) -> int | None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.kit import errors, wal
+from services.metadata import damage
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
@@ -88,17 +89,21 @@ class _Rows:
 class _Snapshot(_Rows):
     """A state on a connection of its own, which goes back to ``idle`` when it is closed."""
 
-    __slots__ = ("_connection", "_idle")
+    __slots__ = ("_connection", "_idle", "_refusal")
 
-    def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection]) -> None:
+    def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection], refusal: Callable[[sqlite3.Error], Exception]) -> None:
         super().__init__(connection)
         self._connection = connection
+        self._refusal = refusal
         self._idle = idle
         connection.execute("BEGIN")
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        for key, value in self._select(prefix, after, limit):
-            yield decode(key), value
+        try:
+            for key, value in self._select(prefix, after, limit):
+                yield decode(key), value
+        except sqlite3.DatabaseError as error:
+            raise self._refusal(error) from None
 
     def close(self) -> None:
         self._connection.execute("ROLLBACK")  # ends what still reads, too
@@ -194,17 +199,23 @@ class SqliteTransactions:
 
     def __init__(self, path: Path, caller: Callable[[], str] = str) -> None:
         self._path = path
+        self.damaged: Callable[[str], None] = log.error
+        """Told of pages that are not what they were; what was asked for is refused with the same words."""
+        wal_before = damage.Log(path)
         try:
             self._writer = _connect(path)
             try:
                 _prepare(self._writer, path)
+                self.lost = wal_before.lost(self._writer)
+                """What the log has lost; "" if nothing."""
                 wal.make_room(path)
                 self._reader = _connect(path)
             except BaseException:
                 self._writer.close()
                 raise
         except sqlite3.Error as error:
-            raise errors.FailedPrecondition(f"{path} cannot be used: {error}") from None
+            what = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
+            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{what}") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._idle: list[sqlite3.Connection] = []
@@ -223,24 +234,38 @@ class SqliteTransactions:
         self._closed = False
 
     def view(self, work: Callable[[Reader], T]) -> T:
-        if self._in_flight:
-            with _snapshot(self._reader) as rows:
-                return work(rows)
-        reader = _Remembered(self._reader, self._values)
         try:
-            return work(reader)
-        finally:
-            reader.close()
+            if self._in_flight:
+                with _snapshot(self._reader) as rows:
+                    return work(rows)
+            reader = _Remembered(self._reader, self._values)
+            try:
+                return work(reader)
+            finally:
+                reader.close()
+        except sqlite3.DatabaseError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: sqlite3.Error) -> Exception:
+        """What is answered in its place."""
+        if not damage.is_damage(error):
+            return error
+        refusal = errors.DataLoss(f"metadata store: {self._path} is damaged: {error}: {damage.WHAT_TO_DO}")
+        self.damaged(str(refusal))
+        return refusal
 
     def snapshot(self) -> Snapshot:
-        return _Snapshot(self._idle.pop() if self._idle else _connect(self._path), self._idle)
+        return _Snapshot(self._idle.pop() if self._idle else _connect(self._path), self._idle, self._refusal)
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         def run() -> T:
             with contextlib.closing(_connect(self._path)) as connection, _snapshot(connection) as rows:
                 return work(rows)
 
-        return await asyncio.get_running_loop().run_in_executor(self._long, run)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._long, run)
+        except sqlite3.DatabaseError as error:
+            raise self._refusal(error) from None
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[list[Key]]:
@@ -299,10 +324,11 @@ class SqliteTransactions:
             log.error("the metadata store cannot write %s: %s", self._path, error, exc_info=not isinstance(error, (sqlite3.Error, OSError)))
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
                 self._writer.execute("ROLLBACK")
+            refusal = self._refusal(error) if isinstance(error, sqlite3.Error) else error
             # Where not even a transaction can be begun, nobody's work can be done.
             for waiting in batch or self._queue.take_all():
                 if not waiting.future.done():
-                    waiting.future.set_exception(wal.failure(error, "metadata store"))
+                    waiting.future.set_exception(refusal if isinstance(refusal, errors.DataLoss) else wal.failure(error, "metadata store"))
             return waited
         finally:
             self._uncommitted.clear()

@@ -220,6 +220,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Since when, and why, the collector removes only what this database knows."""
+
+    since: Nanoseconds
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """The gateway that connected last, and the backends it named."""
 

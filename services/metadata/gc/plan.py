@@ -68,19 +68,6 @@ def unused(tx: Reader, backend: str) -> frozenset[Raw]:
     return named(tx, backend) - uses(tx, backend).raws
 
 
-def given_out(tx: Reader, listing: Listing) -> bool:
-    """Whether all numbers in the names there (``NAMESPACE/NUMBER/NAME``) are such as this metadata store gave out.
-
-    If not, it is older than what it looks at: a copy that somebody put back.
-    """
-    highest: dict[str, int] = {}
-    for name in (*listing.ingests, *listing.snapshots):
-        parts = name.split("/", 2)
-        if len(parts) == 3 and parts[1].isascii() and parts[1].isdigit():
-            highest[parts[0]] = max(highest.get(parts[0], 0), int(parts[1]))
-    return all((schema.SEQUENCES.get(tx, namespace) or 0) >= number for namespace, number in highest.items())
-
-
 def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bool) -> list[Raw]:
     """What to remove, in this order."""
     may_go = listing.raws() if own else listing.raws() & once_named

@@ -18,7 +18,7 @@ Whose a raw store is, by its stamp (rule 5 of the design):
 - our id: it is ours, and what is in it and in no record is garbage;
 - no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by somebody else, or by a metadata store that is lost, and
   that is not ours to delete: as a foreign one, until its operator empties it;
-- another id, or ours while its names hold numbers that this database never gave out, as it is an old copy: then nothing is removed but, in the latter case, what we named;
+- another id: then nothing is removed; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is removed;
 - no Stamp service: foreign. Only what we named is removed.
 """
 
@@ -36,7 +36,7 @@ from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
-from services.metadata.gc import plan
+from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import PORTION, Spared
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.store import Mark, Nanoseconds, Raw
@@ -52,6 +52,8 @@ _FORGOTTEN = 256
 """Things that are not there any more whose names are forgotten at a time."""
 _ATTEMPTS = 2
 """Times to ask for the removal of one thing while the outcome is not known; then it stays marked until the next sweep."""
+_BESIDE = 5.0
+"""Seconds for the snapshotters to be looked at."""
 _UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
 
 Ownership = Literal["own", "new", "named", "nothing"]
@@ -96,6 +98,10 @@ class _View:
     """Blobs have to wait for a commit of an unknown digest."""
     reason: str
     """Why not all that is unknown may be removed."""
+    sign: str
+    """Of this database being older than the backend, seen now; "" if there is none, or it was seen before."""
+    unnoted: dict[str, int]
+    """What :func:`.guard.note` is to be told when all went well."""
 
 
 class Sweeper:
@@ -106,6 +112,8 @@ class Sweeper:
         self._database = database
         self._stores = stores
         self._store_id = store_id
+        self._unseen = not backend.startswith("snapshots.")
+        """Blobs have no numbers: what the snapshotters' names say of this database has yet to be seen."""
         self._said = ""
         self._failed: list[str] = []
         self._together: bool | None = None
@@ -135,45 +143,76 @@ class Sweeper:
         stamp = await self._stores.stamp(self.backend)
         listing = await self._stores.list(self.backend)
         with self._database.transactions.watch() as written:
+            if self._unseen and stamp == self._store_id:
+                await self._look_beside()
             view = await read(lambda tx: self._look(tx, stamp, listing, idle))
+            if view.sign:
+                await guard.hold(self._database, view.sign)
             if view.ownership == "new":
                 await self._stores.set_stamp(self.backend, self._store_id)
             if view.ownership == "nothing":
                 swept.failed.append(f"backend {self.backend}: {view.reason}")
             elif view.reason != self._said:
-                log.warning("backend %s: %s", self.backend, view.reason or "all in it is collected again")
+                log.warning("backend %s: %s", self.backend, f"{view.reason}: only what is known here is collected" if view.reason else "all in it is collected again")
             self._said = view.reason
             swept.postponed = view.deferred
             if not await self._act(view, Spared(listing, written), swept):
                 return
+        if view.ownership in ("own", "new") and not swept.failed and not swept.postponed and view.unnoted:
+            await self._database.transactions.write(lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False)
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
             try:
                 await self._stores.cleanup(self.backend)
             except errors.NodeError as error:
                 swept.failed.append(f"backend {self.backend}: cleanup: {error}")
 
+    async def _look_beside(self) -> None:
+        """Look for signs in the snapshotters that are ours. As long as one does not answer, no blob goes that is not known."""
+        gateway = self._database.view(schema.GATEWAY.get)
+        try:
+            async with asyncio.timeout(_BESIDE):
+                for backend in gateway.backends() if gateway is not None else ():
+                    if not backend.startswith("snapshots.") or await self._stores.stamp(backend) != self._store_id:
+                        continue
+                    listing = await self._stores.list(backend)
+                    read = self._database.transactions.read
+                    if sign := await read(lambda tx, listing=listing: self._sign(tx, self._store_id, listing, plan.uses(tx, listing.backend),  # type: ignore[misc]
+                                                                                 plan.named(tx, listing.backend))):
+                        await guard.hold(self._database, sign)
+        except (errors.NodeError, TimeoutError):
+            return
+        self._unseen = False
+
     # -- deciding
 
     def _look(self, tx: Reader, stamp: str | None, listing: Listing, idle: frozenset[Raw]) -> _View:
         used = plan.uses(tx, self.backend)
         once = plan.named(tx, self.backend)
-        ownership, reason, undecided = self._owner(tx, stamp, listing, used, once)
+        sign = self._sign(tx, stamp, listing, used, once)
+        ownership, reason, undecided = self._owner(tx, stamp, listing, used, once, sign)
         own = ownership in ("own", "new")
         found = [] if ownership == "nothing" else plan.victims(listing, used, once, own=own)
         deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
         marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
         listed, going = listing.raws(), set(found)
         return _View(listing, ownership, sorted(idle - listed - used.raws), found, marked, frozenset(raw for raw in marked if raw not in going),
-                     frozenset(raw for raw in marked if raw not in listed and raw not in used.raws), deferred, reason)
+                     frozenset(raw for raw in marked if raw not in listed and raw not in used.raws), deferred, reason, sign,
+                     guard.unnoted(tx, self.backend))
 
-    def _owner(self, tx: Reader, stamp: str | None, listing: Listing, used: plan.Uses, once: frozenset[Raw]) -> tuple[Ownership, str, bool]:
+    def _sign(self, tx: Reader, stamp: str | None, listing: Listing, used: plan.Uses, once: frozenset[Raw]) -> str:
+        if stamp != self._store_id or guard.held(tx) is not None:
+            return ""
+        name = guard.stranger(tx, listing, used, once)
+        return guard.OLDER.format(backend=listing.backend, name=name) if name else ""
+
+    def _owner(self, tx: Reader, stamp: str | None, listing: Listing, used: plan.Uses, once: frozenset[Raw], sign: str) -> tuple[Ownership, str, bool]:
         """Whose it is, why not ours, and whether that has to be asked again."""
         if stamp is None:
             return "named", "", False
         if stamp == self._store_id:
-            if plan.given_out(tx, listing):
-                return "own", "", False
-            return "named", "it has names that this metadata store, which must be an older copy, never gave out: only what is known here is collected", False
+            known = guard.held(tx)
+            reason = known.reason if known is not None else sign
+            return ("named", reason, self._unseen) if reason or self._unseen else ("own", "", False)
         if stamp:
             return "nothing", f"it belongs to another metadata store ({stamp}, not {self._store_id}): nothing in it is collected", False
         unknown = listing.raws() - once - used.raws
@@ -181,8 +220,7 @@ class Sweeper:
             return "new", "", False
         if used.every_blob:
             return "named", "", True  # one of these may be what an open commit made
-        return "named", (f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as {title(min(unknown))}):"
-                         " only what is known here is collected"), False
+        return "named", (f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as {title(min(unknown))})"), False
 
     def _unmark(self, tx: Transaction, view: _View, spared: Spared) -> list[Raw]:
         """Resolve the marks that earlier sweeps left, but for those of victims, whose turn comes; the others' are taken off."""

@@ -267,6 +267,14 @@ class CancelRequest(_message.Message):
     intent: str
     def __init__(self, intent: _Optional[str] = ...) -> None: ...
 
+class Held(_message.Message):
+    __slots__ = ("reason", "since")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    since: int
+    def __init__(self, reason: _Optional[str] = ..., since: _Optional[int] = ...) -> None: ...
+
 class Collected(_message.Message):
     __slots__ = ("removed", "failed", "seconds")
     REMOVED_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,26 @@
+"""What metadata's collector holds back, asked of metadata itself (an operator's matter: nobody else is told)."""
+
+from __future__ import annotations
+
+from google.protobuf.empty_pb2 import Empty
+
+from api.splitd.records.v1 import records_pb2
+from services.kit.rpc import Channel
+
+_RECORDS = records_pb2.DESCRIPTOR.services_by_name["Records"]
+
+
+class RemoteHeld:
+    """Over a channel to metadata's own socket."""
+
+    def __init__(self, metadata: Channel) -> None:
+        self._records = metadata.client(_RECORDS)
+
+    async def held(self) -> tuple[str, float]:
+        """Why and since when (seconds since the epoch) what the database does not know is held back; "" if nothing is."""
+        found = await self._records.GetHeld(Empty())
+        return found.reason, found.since / 1e9
+
+    async def release(self) -> None:
+        """It may go."""
+        await self._records.Release(Empty())

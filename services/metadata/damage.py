@@ -1,0 +1,119 @@
+"""Damage of the database: a log that ends too early, and pages that are not what they were.
+
+SQLite reads its log up to the first frame whose checksum is wrong, and takes that for the end: so it must after a power cut, where what follows was never answered. A flipped byte in the middle
+is the same to it, and hundreds of transactions behind that are gone without a word. Here the log is looked at before and after SQLite has: a commit behind its end is said, and nothing that
+this database does not know is collected (``gc/guard.py``). https://www.sqlite.org/walformat.html has the formats.
+
+Damaged pages are found by whoever reads them, or by :func:`quick_check`, which reads all.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import shutil
+import sqlite3
+import struct
+import time
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+WHAT_TO_DO = "see docs/damaged-database.md"
+_HEADER = struct.Struct(">IIIIIIII")
+"""Magic, format, page size, number, two salts, two checksums."""
+_FRAME = struct.Struct(">IIIIII")
+"""Page, pages of the database after a commit (else 0), the header's salts, two checksums."""
+_MAGIC = 0x377F0682
+"""Or one more: whose words the checksums are of."""
+_INDEX_FRAMES = 16
+"""Where -shm has the number of valid frames, as this machine writes a number of 32 bits."""
+
+
+def committed(database: Path) -> int:
+    """The frame of the last commit in the log of a database that is not open, by what the frames say of themselves; -1 if the log's own header is damaged, 0 without a log."""
+    try:
+        fd = os.open(f"{database}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        if os.fstat(fd).st_size < _HEADER.size:
+            return 0
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
+            head = data[:_HEADER.size]
+            if not any(head):
+                return 0  # room for a log
+            magic, _, page, _, one, two, *checksum = _HEADER.unpack(head)
+            if magic & ~1 != _MAGIC or not 512 <= page <= 65536 or _checksum(head[:24], big=bool(magic & 1)) != tuple(checksum):
+                return -1
+            last = 0
+            for number, at in enumerate(range(_HEADER.size, len(data) - _FRAME.size - page + 1, _FRAME.size + page), 1):
+                _, after, *salts, _, _ = _FRAME.unpack_from(data, at)
+                if after and salts == [one, two]:
+                    last = number
+            return last
+    finally:
+        os.close(fd)
+
+
+def _checksum(data: bytes, *, big: bool) -> tuple[int, int]:
+    first = second = 0
+    words = struct.unpack(f"{'>' if big else '<'}{len(data) // 4}I", data)
+    for at in range(0, len(words), 2):
+        first = (first + words[at] + second) & 0xFFFFFFFF
+        second = (second + words[at + 1] + first) & 0xFFFFFFFF
+    return first, second
+
+
+def read(database: Path) -> int:
+    """The frames of the log that SQLite goes by; the database is open, and was read, and not written."""
+    with open(f"{database}-shm", "rb") as file:
+        file.seek(_INDEX_FRAMES)
+        (frames,) = struct.unpack("=I", file.read(4))
+    return int(frames)
+
+
+class Log:
+    """The log of a database that is about to be opened. One that has lost something is kept aside: SQLite writes over what it does not go by, which somebody may want to look at."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._committed = committed(database)
+        if self._committed < 0:
+            self._keep()
+
+    def lost(self, connection: sqlite3.Connection) -> str:
+        """What it has lost, now that ``connection`` has read, and not written; "" if nothing. A damaged one is begun anew."""
+        if not self._committed or 0 < self._committed <= (frames := read(self._database)):
+            return ""
+        what = "the header of its log is damaged"
+        if self._committed > 0:
+            what = f"frame {frames + 1} of its log is damaged, and there are commits up to frame {self._committed}"
+            self._keep()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        log.error("%s: %s; %s", self._database, what, WHAT_TO_DO)
+        return f"{self._database} has lost its last transactions ({what})"
+
+    def _keep(self) -> None:
+        kept = Path(f"{self._database}-wal.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+        shutil.copyfile(f"{self._database}-wal", kept)
+        log.error("%s: its log is damaged, and kept as %s", self._database, kept)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error says that pages are not what they were."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def quick_check(database: Path) -> str:
+    """What is wrong with the pages of a database; "" if nothing. It blocks, for seconds where it is large."""
+    try:
+        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
+        try:
+            (first,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return f"{database} is damaged: {error}" if is_damage(error) else ""
+    return "" if first == "ok" else f"{database} is damaged: {' '.join(first.split())}"

@@ -1,0 +1,77 @@
+"""Damage of the database on a running process: it is said, and nothing unknown is collected until an operator says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from api.containerd.services.containers.v1 import containers_pb2
+from api.splitd.records.v1 import records_pb2
+from services.kit import errors
+from services.kit.rpc import Channel
+from tests.service.metadata.test_metadata_records import NO_COLLECTION
+from tests.suites.containers import CONTAINERS, container
+from tests.suites.records_lives import headers
+from tests.support import ServiceProcess, eventually_async, health, splitd
+
+RECORDS = records_pb2.DESCRIPTOR.services_by_name["Records"]
+NOT_SERVING = 2
+
+
+async def filled(socket: Path, count: int) -> None:
+    async with Channel(socket) as channel:
+        for number in range(count):
+            made = container(f"c{number}")
+            made.labels["filler"] = "x" * 3000
+            await channel.client(CONTAINERS).Create(containers_pb2.CreateContainerRequest(container=made), headers=headers("damage"))
+
+
+async def test_one_flipped_bit_of_the_log(place: Path) -> None:
+    """What was answered and stood behind it is lost: the log says so, and the guard is up until ``splitd gc --release``, over a restart too."""
+    config = place / "config.toml"
+    config.write_text(NO_COLLECTION)
+    socket = place / "state" / "metadata.sock"
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config) as process:
+        await filled(socket, 30)
+        process.kill()
+        wal = place / "root" / "metadata" / "metadata.db-wal"
+        data = bytearray(wal.read_bytes())
+        data[32 + 20 * (24 + 4096) + 900] ^= 4
+        wal.write_bytes(data)
+        process.start()
+        assert "has lost its last transactions (frame" in process.text()
+        process.stop()
+        process.start()
+        where = ("--root", place / "root", "--state", place / "state")
+        assert "has lost its last transactions (frame" in splitd("gc", *where).stdout
+        assert "released" in splitd("gc", "--release", *where).stdout
+        assert splitd("gc", *where).stdout.startswith("nothing is held back")
+        async with Channel(socket) as channel:
+            assert not (await channel.client(RECORDS).GetHeld(Empty())).reason
+
+
+async def test_damaged_pages(place: Path) -> None:
+    """A check after the start finds them: the process is not healthy, and says which file it is. Who meets them is told so, and not ``internal error``."""
+    config = place / "config.toml"
+    config.write_text(NO_COLLECTION)
+    socket = place / "state" / "metadata.sock"
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config) as process:
+        await filled(socket, 80)
+        process.stop()
+        path = place / "root" / "metadata" / "metadata.db"
+        data = bytearray(path.read_bytes())
+        for page in range(60, 70):
+            data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+        path.write_bytes(data)
+        process.start()
+
+        async def ill() -> bool:
+            return await health(socket) == NOT_SERVING
+
+        await eventually_async(ill, "damaged pages are not found")
+        assert "metadata.db is damaged" in process.text()
+        async with Channel(socket) as channel:
+            with pytest.raises(errors.DataLoss, match="is damaged.* docs/damaged-database.md"):
+                await channel.client(CONTAINERS).List(containers_pb2.ListContainersRequest(), headers=headers("damage"))

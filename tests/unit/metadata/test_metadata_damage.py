@@ -1,0 +1,95 @@
+"""A log that ends too early is told from one that a crash cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from services.kit import errors
+from services.metadata import damage
+from services.metadata.sqlite import SqliteTransactions
+
+FRAME = 24 + 4096
+
+
+@pytest.fixture
+async def crashed(tmp_path: Path) -> Path:
+    """A database as kill -9 leaves it, with twenty transactions in its log."""
+    running, left = tmp_path / "running.db", tmp_path / "left.db"
+    store = SqliteTransactions(running)
+    for number in range(20):
+        await store.write(lambda tx, number=number: tx.put(("n", str(number)), b"x" * 3000))
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{running}{suffix}", f"{left}{suffix}")
+    await store.close()
+    return left
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+async def opened(path: Path) -> tuple[str, int]:
+    """What is said to be lost, and how many records are there."""
+    store = SqliteTransactions(path)
+    try:
+        return store.lost, len(store.view(lambda tx: list(tx.scan(("n",)))))
+    finally:
+        await store.close()
+
+
+async def test_what_a_crash_leaves_has_lost_nothing(crashed: Path) -> None:
+    """All of it is there; nor has a log that was cut within its last transaction, which nobody was answered."""
+    again = crashed.with_name("again.db")
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{crashed}{suffix}", f"{again}{suffix}")
+    assert await opened(crashed) == ("", 20)
+    wal, last = Path(f"{again}-wal"), damage.committed(again)
+    data = wal.read_bytes()
+    cut = 32 + (last - 1) * FRAME + 10
+    wal.write_bytes(data[:cut] + bytes(len(data) - cut))
+    assert await opened(again) == ("", 19)
+
+
+@pytest.mark.parametrize("where", ["a page", "a frame's header", "the log's header"])
+async def test_a_flipped_bit_is_said(crashed: Path, where: str) -> None:
+    """What stood behind it is lost, and the log is kept aside; the next start has nothing more to say."""
+    wal = Path(f"{crashed}-wal")
+    before = wal.read_bytes()
+    flip(wal, {"a page": 32 + 12 * FRAME + 1000, "a frame's header": 32 + 12 * FRAME + 17, "the log's header": 14}[where])
+    damaged = wal.read_bytes()
+    lost, count = await opened(crashed)
+    assert "has lost its last transactions" in lost
+    assert count < 20
+    [kept] = crashed.parent.glob("left.db-wal.damaged-*")
+    assert kept.read_bytes() == damaged != before
+    assert await opened(crashed) == ("", count)
+
+
+async def test_damaged_pages_are_refused_in_clear_words(crashed: Path) -> None:
+    """Reading, writing and a check of all pages say which file it is, and where to read on."""
+    store = SqliteTransactions(crashed)
+    for number in range(3000):
+        store._writer.execute("INSERT INTO records VALUES (?, ?)", (b"x%d" % number, bytes(500)))
+    await store.close()
+    assert damage.quick_check(crashed) == ""
+    data = bytearray(crashed.read_bytes())
+    for page in range(2, len(data) // 4096):
+        data[page * 4096:page * 4096 + 200] = b"\xff" * 200
+    crashed.write_bytes(data)
+    store, said = SqliteTransactions(crashed), list[str]()
+    store.damaged = said.append
+    with pytest.raises(errors.DataLoss, match=r"metadata store: .*left.db is damaged: .*: see docs/damaged-database.md"):
+        store.view(lambda tx: list(tx.scan(())))
+    with pytest.raises(errors.DataLoss, match="is damaged"):
+        await store.read(lambda tx: list(tx.scan(())))
+    with pytest.raises(errors.DataLoss, match="is damaged"):
+        await asyncio.wait_for(store.write(lambda tx: tx.put(("n", "1"), b"y")), 5)
+    assert len(said) == 3
+    assert "left.db is damaged" in damage.quick_check(crashed)
+    await store.close()
