@@ -11,6 +11,7 @@ from services.kit.publisher import Publisher
 from services.tasks import config
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
+from services.tasks.nodestart import NodeStart
 from services.tasks.restart import RestartMonitor
 from services.tasks.server import TasksServicer
 
@@ -22,7 +23,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     with process.owned(node.state / "tasks"):
         async with rpc.Channel(node.state / "internal.sock", "gateway") as channel, Publisher(channel).running() as publisher:
             gateway = Gateway(channel, publisher)
-            monitor = RestartMonitor(gateway, chosen.restart_interval)
+            monitor = RestartMonitor(gateway, chosen.restart_interval, start=NodeStart(node.state / "tasks" / "node-start"))
             async with (
                 LocalTasks(node.root, node.state, gateway, chosen, monitor.exited, monitor.gone) as tasks,
                 gateway.watched(tasks.gateway_returned),

@@ -4,12 +4,13 @@ A client (nerdctl, for one) sets on the container::
 
     containerd.io/restart.status              running or stopped
     containerd.io/restart.policy              always (also if empty), unless-stopped, on-failure[:RETRIES], no
-    containerd.io/restart.explicitly-stopped  true: unless-stopped leaves it alone
+    containerd.io/restart.explicitly-stopped  true: it is left alone, whatever its policy
     containerd.io/restart.loguri              where a restarted task writes (a URI; a path in the older restart.logpath)
     containerd.io/restart.count               counted up here at each restart
 
 Every container is looked at once in an interval, as containerd does, and one whose task has just exited after a second, but none is restarted more often
-than once in an interval. The second is there for whoever kills a task to remove it (then nothing is looked at); and a container that has no task at all is left to who may
+than once in an interval. When a node starts (``nodestart.py``), "true" becomes "false" for containers whose policy is always: that is what tells them from those of unless-stopped (as in
+containerd since 2.4.0). The second is there for whoever kills a task to remove it (then nothing is looked at); and a container that has no task at all is left to who may
 just be making one until it is seen so a second time.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 
 from services.kit import errors, loops
 from services.tasks import spec as specs
+from services.tasks.nodestart import NodeStart
 from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Node, Status, Tasks
 
 log = logging.getLogger(__name__)
@@ -60,11 +62,9 @@ class Policy:
         raise errors.InvalidArgument(f'restart policy "{text}" not supported')
 
     def restarts(self, exit_status: int, labels: Mapping[str, str]) -> bool:
-        """Whether a task that ended so is to be started again."""
-        if self.name == "always":
+        """Whether a task that ended so, and was not stopped on purpose, is to be started again."""
+        if self.name in ("always", "unless-stopped"):
             return True
-        if self.name == "unless-stopped":
-            return labels.get(STOPPED, "") not in _TRUE
         if self.name == "on-failure":
             count = labels.get(COUNT, "")
             if count and not count.isdecimal():
@@ -80,7 +80,7 @@ def decide(labels: Mapping[str, str], status: Status | None, exit_status: int) -
         return ""
     if wanted == "stopped":
         return "stop" if status is not None else ""
-    if wanted != "running" or status in (Status.PAUSED, Status.PAUSING):
+    if wanted != "running" or status in (Status.PAUSED, Status.PAUSING) or labels.get(STOPPED, "") in _TRUE:
         return ""
     return "start" if Policy.parse(labels.get(POLICY, "")).restarts(exit_status, labels) else ""
 
@@ -88,8 +88,10 @@ def decide(labels: Mapping[str, str], status: Status | None, exit_status: int) -
 class RestartMonitor:
     """Looks after the containers of a node's tasks while :meth:`running`."""
 
-    def __init__(self, node: Node, interval: float = 10.0, *, delay: float = 1.0) -> None:
+    def __init__(self, node: Node, interval: float = 10.0, *, delay: float = 1.0, start: NodeStart | None = None) -> None:
+        """``start`` says whether the node has just been started; without it it has not."""
         self._node = node
+        self._start_of_node = start
         self._interval = interval or 10.0
         self._delay = min(delay, self._interval)
         self._soon: dict[tuple[str, str], asyncio.TimerHandle] = {}
@@ -146,6 +148,13 @@ class RestartMonitor:
             log.debug("restart monitor: %s/%s: %s", namespace, name, error)
 
     async def _run(self) -> None:
+        while self._start_of_node is not None and self._start_of_node.is_new:
+            try:
+                await asyncio.gather(*(self._allow(n) for n in await self._node.namespaces()))
+                self._start_of_node.done()
+            except (errors.NodeError, OSError) as error:
+                log.log(logging.DEBUG if isinstance(error, errors.Unavailable) else logging.ERROR, "restart monitor: labels of stopped containers: %s", error)
+                await asyncio.sleep(self._delay)
         while True:
             try:
                 await asyncio.gather(*(self._look_into(n) for n in await self._node.namespaces()))
@@ -155,6 +164,17 @@ class RestartMonitor:
             self._started = {k: t for k, t in self._started.items() if now - t < self._interval}
             self._missing = {k: t for k, t in self._missing.items() if now - t < self._interval * 3}
             await asyncio.sleep(self._interval)
+
+    async def _allow(self, namespace: str) -> None:
+        """Containers that are always to run may be started again, though they were stopped on purpose while the node was up before."""
+        for container in await self._node.containers(namespace, f'labels."{STATUS}"'):
+            try:
+                always = Policy.parse(container.labels.get(POLICY, "")).name == "always"
+            except errors.InvalidArgument:
+                continue  # it is told when the container is looked at
+            if always and container.labels.get(STOPPED, "") in _TRUE:
+                with contextlib.suppress(errors.NotFound):
+                    await self._node.set_label(namespace, container.id, STOPPED, "false")
 
     async def _look_into(self, namespace: str) -> None:
         try:

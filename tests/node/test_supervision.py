@@ -115,6 +115,37 @@ def test_down_leaves_containers_running_and_up_finds_them(node: Node, sleeper: i
     assert node.out("tasks", "exec", "--exec-id", "x", "sleeper", "echo", "inside") == "inside\n"
 
 
+def test_what_was_stopped_on_purpose_starts_with_the_node_and_not_with_tasks(node: Node, box: str) -> None:
+    """Of the policy always, as with docker and containerd since 2.4.0; unless-stopped stays stopped. Another container, which is only restarted, shows that the monitor has looked."""
+    running, stopped = "containerd.io/restart.status=running", "containerd.io/restart.explicitly-stopped"
+    policies = {"always": "always", "unless": "unless-stopped"}
+
+    def label(name: str) -> str:
+        return str(json.loads(node.out("containers", "info", name))["Labels"][stopped])
+
+    def killed(name: str) -> None:
+        node.ctr("tasks", "kill", "-s", "SIGKILL", name)
+        eventually(lambda: node.tasks()[name][1] == "STOPPED", f"{name} is not STOPPED")
+
+    for name, policy in policies.items():
+        node.ctr("run", "-d", "--label", running, "--label", f"containerd.io/restart.policy={policy}", "--label", f"{stopped}=true", box, name, "sleep", "1000")
+        killed(name)
+    node.ctr("run", "-d", "--label", running, box, "witness", "sleep", "1000")
+    witness = node.tasks()["witness"][0]
+    node.splitd("restart", "tasks")
+    node.ctr("tasks", "kill", "-s", "SIGKILL", "witness")
+    eventually(lambda: node.tasks()["witness"] not in ((witness, "RUNNING"), (witness, "STOPPED")), "the monitor does not look", 30)
+    assert {name: (node.tasks()[name][1], label(name)) for name in policies} == dict.fromkeys(policies, ("STOPPED", "true"))
+    node.down(containers=False)
+    node.up()
+    eventually(lambda: node.tasks()["always"][1] == "RUNNING", "it does not start with the node", 30)
+    assert (label("always"), label("unless"), node.tasks()["unless"][1]) == ("false", "true", "STOPPED")
+    for name in (*policies, "witness"):
+        node.ctr("containers", "label", name, "containerd.io/restart.status=")
+        node.ctr("tasks", "rm", "-f", name)
+        node.ctr("containers", "rm", name)
+
+
 def test_a_killed_supervisord_takes_the_services_along_and_up_starts_anew(node: Node, sleeper: int) -> None:
     """No orphan works beside its successor, and no container notices."""
     old = set(pids(node).values())

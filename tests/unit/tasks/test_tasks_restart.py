@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.kit import errors
+from services.tasks.nodestart import NodeStart
 from services.tasks.restart import COUNT, LOG_PATH, LOG_URI, POLICY, STATUS, STOPPED, Policy, RestartMonitor, decide
 from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Opaque, Process, Status
 from tests.support import eventually_async
@@ -48,6 +51,11 @@ def test_bad_policies_are_named(text: str, words: str) -> None:
     ({STATUS: "running", POLICY: "unless-stopped"}, Status.STOPPED, 0, "start"),
     ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "true"}, Status.STOPPED, 0, ""),
     ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "false"}, Status.STOPPED, 0, "start"),
+    ({STATUS: "running", STOPPED: "1"}, Status.STOPPED, 0, ""),
+    ({STATUS: "running", POLICY: "always", STOPPED: "true"}, None, 0, ""),
+    ({STATUS: "running", POLICY: "on-failure", STOPPED: "true"}, Status.STOPPED, 1, ""),
+    ({STATUS: "running", POLICY: "sometimes", STOPPED: "true"}, Status.STOPPED, 1, ""),
+    ({STATUS: "stopped", STOPPED: "true"}, Status.RUNNING, 0, "stop"),
     ({STATUS: "stopped"}, Status.RUNNING, 0, "stop"),
     ({STATUS: "stopped"}, Status.STOPPED, 0, ""),
     ({STATUS: "stopped"}, None, 0, ""),
@@ -196,3 +204,29 @@ async def test_stopped_is_killed_and_deleted() -> None:
 
         await eventually_async(away)
     assert tasks.created == []
+
+
+async def test_when_a_node_starts_what_always_runs_is_no_longer_stopped_on_purpose(tmp_path: Path) -> None:
+    """Once for each start of the node, which is that of this process's parent; not for other policies. Until metadata answers it is tried again."""
+    node = FakeNode(container("always", {STOPPED: "true"}), container("said", {POLICY: "always", STOPPED: "1"}), container("unless", {POLICY: "unless-stopped", STOPPED: "true"}),
+                    container("failing", {POLICY: "on-failure:3", STOPPED: "true"}), container("odd", {POLICY: "odd", STOPPED: "true"}), container("free", {STOPPED: "false"}))
+    away = [errors.Unavailable("metadata"), errors.DeadlineExceeded("metadata")]
+    namespaces = node.namespaces
+
+    async def sometimes() -> list[str]:
+        if away:
+            raise away.pop()
+        return await namespaces()
+
+    node.namespaces = sometimes  # type: ignore[method-assign]
+
+    async def looked(tasks: FakeTasks) -> list[tuple[str, ...]]:
+        node.labels.clear()
+        async with RestartMonitor(node, 0.01, start=NodeStart(tmp_path / "start")).running(tasks):  # type: ignore[arg-type]
+            await eventually_async(lambda: _asked(tasks), "it does not look")
+            return [label for label in node.labels if label[2] == STOPPED]
+
+    assert await looked(FakeTasks()) == [("n", "always", STOPPED, "false"), ("n", "said", STOPPED, "false")]
+    assert await looked(FakeTasks()) == []
+    (tmp_path / "start").write_text((tmp_path / "start").read_text().replace(f" {os.getppid()} ", " 1 "))
+    assert len(await looked(FakeTasks())) == 2
