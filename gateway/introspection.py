@@ -120,6 +120,10 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
     ]
 
 
+REMAP_IDS = "remap-ids"
+"""Capability of a snapshotter: the ids of what it mounts may be mapped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshotter:
     """What is particular to a snapshotter of our own snapshots service."""
@@ -132,9 +136,10 @@ class Snapshotter:
 def _overlayfs(options: Sequence[str]) -> Snapshotter:
     """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped by mounts or not at all.
 
+    Mounts with mapped ids need a kernel and a shim that can make them: of the latter the servicer asks, each time, since it may be replaced while the node is up.
     Where overlays are mounted with userxattr, whoever unpacks a layer without its parent would not see that, and would mark opaque directories for other overlays.
     """
-    mapping = ("remap-ids",) if kernel.supports_idmapped_overlay() else ()
+    mapping = (REMAP_IDS,) if kernel.supports_idmapped_overlay() else ()
     rebases = not kernel.in_user_namespace() and "userxattr" not in options
     return Snapshotter("overlay", (*mapping, "only-remap-ids", *(("rebase",) if rebases else ())))
 
@@ -191,9 +196,12 @@ class IntrospectionServicer:
 
     async def _plugin(self, row: Row, call: Call) -> pb.Plugin:
         error = await self._trouble(row, call)
+        capabilities = row.capabilities
+        if REMAP_IDS in capabilities and row.check == "overlay" and not await self._programs.maps_ids():
+            capabilities = tuple(each for each in capabilities if each != REMAP_IDS)
         return pb.Plugin(
             type=row.type, id=row.id, requires=row.requires, platforms=[_platform(row.platform)] if row.platform else [],
-            exports=row.exports, capabilities=row.capabilities,
+            exports=row.exports, capabilities=capabilities,
             init_err=None if error is None else Status(code=error.code, message=str(error)))
 
     async def _trouble(self, row: Row, call: Call) -> errors.NodeError | None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from services.kit import errors, opt
+from services.kit import errors, opt, shims
 from services.kit.identifiers import quoted
 
 ARCHITECTURES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"), "i686": ("386", "")}
@@ -66,6 +66,11 @@ class Programs:
         if not self.which("runc"):
             return 'exec: "runc": executable file not found in $PATH: it is in Debian\'s package runc'
         return ""
+
+    async def maps_ids(self) -> bool:
+        """Whether the shim of the default runtime can make mounts whose ids are mapped."""
+        shim = self.which("containerd-shim-runc-v2")
+        return shim is None or not await shims.id_mapping_trouble(shim, self.environment())
 
     def shim(self, runtime: str) -> str:
         """The binary of a runtime: an absolute path as it is, ``io.containerd.runc.v2`` as containerd-shim-runc-v2. Errors are containerd's."""

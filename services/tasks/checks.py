@@ -15,11 +15,12 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from services.kit import errors
+from services.kit import errors, shims
 from services.kit.identifiers import quoted
-from services.tasks.store import IO, Opaque
+from services.tasks.store import IO, Mount, Opaque
 
 STAT_SECONDS = 5.0
 """For looking at the paths of stdio, which a client chooses: one may be on a network file system that does not answer."""
@@ -49,6 +50,13 @@ def runtime_options(field: str, program: str, options: Opaque | None) -> None:
     name = options.type.rpartition("/")[2]
     if name != _OPTIONS:
         raise errors.InvalidArgument(f"{field}: {quoted(name)} is no option of {Path(program).name}, which takes {_OPTIONS}")
+
+
+async def mounts(program: str, rootfs: Sequence[Mount]) -> None:
+    """The shim can make them. A mount with mapped ids, which one before containerd 2.0 would give to the kernel as it is ("invalid argument"), is a FailedPrecondition that says why."""
+    mapped = next((mount for mount in rootfs if any(option.startswith(("uidmap=", "gidmap=")) for option in mount.options)), None)
+    if of_runc(program) and mapped is not None and (trouble := await shims.id_mapping_trouble(program)):
+        raise errors.FailedPrecondition(f"the root file system's {mapped.type} mount has ids mapped: {trouble}")
 
 
 async def stdio(program: str, io: IO) -> None:

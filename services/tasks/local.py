@@ -261,6 +261,7 @@ class LocalTasks:
                 program = self._programs.find(runtime)
             checks.runtime_options("options", program, options.options)
             checks.runtime_options("the container's runtime options", program, container.runtime_options)
+            await checks.mounts(program, options.rootfs)
             await checks.stdio(program, options.io)
             chosen = with_runc_root(chosen, program, self._state / "runc")
             try:

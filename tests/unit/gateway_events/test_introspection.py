@@ -128,6 +128,22 @@ async def test_overlays_with_userxattr_are_not_chained_afterwards(place: Path) -
         assert ("rebase" in response.plugins[0].capabilities) == rebases
 
 
+@pytest.mark.root
+async def test_ids_are_mapped_by_mounts_where_the_shim_can(place: Path) -> None:
+    """It is looked at each time, since another may be installed while the node is up; one that ctr installed comes first. A snapshotter of others says itself what it can."""
+    other = ProxyPlugin(type="snapshot", address="/run/o.sock", capabilities=("remap-ids",))
+    introspection = servicer(place, native=other)
+
+    async def capabilities(name: str) -> list[str]:
+        return list((await introspection.Plugins(pb.PluginsRequest(filters=[f"id=={name}"]), CALL)).plugins[0].capabilities)
+
+    for version, maps in (("v1.7.27", False), ("2.1.9+ds1", True), ("1.6.20~ds1", False), ("unknown", True)):
+        program(place / "root/opt/bin/containerd-shim-runc-v2", f"#!/bin/sh\nprintf 'containerd-shim-runc-v2:\\n  Version:  {version}\\n  Revision: \\n'\n")
+        assert ("remap-ids" in await capabilities("overlayfs")) == maps, version
+        assert "only-remap-ids" in await capabilities("overlayfs")
+        assert await capabilities("native") == ["remap-ids"]
+
+
 async def test_a_machine_that_cannot_mount_overlays_skips_overlayfs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the reason, and the words by which clients tell "skip" from "error"; it is tried once, not for every request."""
     tried = place / "tried"

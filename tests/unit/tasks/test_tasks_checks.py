@@ -10,7 +10,7 @@ import pytest
 
 from services.kit import errors
 from services.tasks import checks
-from services.tasks.store import IO, Opaque
+from services.tasks.store import IO, Mount, Opaque
 from tests.support import eventually_async
 
 RUNC, OTHER = "/usr/bin/containerd-shim-runc-v2", "/usr/bin/containerd-shim-other-v1"
@@ -28,6 +28,35 @@ def test_a_payload_is_there(value: Opaque | None) -> None:
     checks.payload("spec", Opaque("a.Spec", b"{}"))
     with pytest.raises(errors.InvalidArgument, match="^spec is required: invalid argument$"):
         checks.payload("spec", value)
+
+
+def shim(directory: Path, version: str) -> str:
+    """The program of a shim that says it is of this version, and counts how often it is asked."""
+    path = directory / "containerd-shim-runc-v2"
+    path.write_text(f"#!/bin/sh\necho x >> {directory}/asked\nprintf 'containerd-shim-runc-v2:\\n  Version:  {version}\\n  Revision: x\\n'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+async def test_mounts_with_mapped_ids_are_for_shims_that_make_them(tmp_path: Path) -> None:
+    """From containerd 2.0 on. Its version is asked once, and again when it is another file; other mounts, and shims of others, are not looked at."""
+    plain, mapped = Mount("overlay", "overlay", "", ("lowerdir=/a:/b",)), Mount("overlay", "overlay", "", ("uidmap=0:1000:10", "gidmap=0:1000:10", "lowerdir=/a"))
+    program = shim(tmp_path, "1.6.20~ds1")
+    await checks.mounts(program, [plain])
+    assert not (tmp_path / "asked").exists()
+    for _ in range(2):
+        with pytest.raises(errors.FailedPrecondition, match=f"^the root file system's overlay mount has ids mapped: {program} is of containerd 1.6.20~ds1, and maps no ids of mounts"):
+            await checks.mounts(program, [plain, mapped])
+    assert (tmp_path / "asked").read_text() == "x\n"
+    for version in ("v1.7.27", "2.1.9+unknown", "v2.0.0-beta.1", "unknown", ""):
+        shim(tmp_path, version)
+        if version.startswith("v1"):
+            with pytest.raises(errors.FailedPrecondition, match="is of containerd v1.7.27"):
+                await checks.mounts(program, [mapped])
+        else:
+            await checks.mounts(program, [mapped])
+    await checks.mounts(OTHER, [mapped])
+    await checks.mounts("/none/containerd-shim-runc-v2", [mapped])
 
 
 def test_runtime_options() -> None:
