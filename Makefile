@@ -119,7 +119,11 @@ lock: ## pin the newest versions of what pyproject.toml names, in requirements.l
 
 .PHONY: clean
 clean: ## remove what was made here; no node, and nothing of a node's, is touched
-	@if pgrep -f "$(CURDIR)/$(VENV)/bin/python -m deploy.inside" >/dev/null; then echo "a node runs from $(VENV): make down first" >&2; exit 1; fi
+	@# An argument of any process, alone: grep's own has more around it. Of /proc itself, since not every machine has pgrep.
+	used=$$(grep -zlsxF --regexp="$(CURDIR)/$(BIN)/python" /proc/[0-9]*/cmdline || true)
+	if [ -n "$$used" ]; then
+	  echo "a node (or another process: $$(echo $$used | sed 's|/proc/\([0-9]*\)/cmdline|\1|g')) runs from $(VENV): make down first" >&2; exit 1
+	fi
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

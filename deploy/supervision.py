@@ -303,7 +303,8 @@ def become(place: Place, lock: int) -> None:
     os.set_inheritable(lock, True)
     command = prepare(place)
     os.chdir(TOP)
-    os.execvpe(command[0], command, environment(os.environ))
+    notify = {"NOTIFY_SOCKET": os.environ["NOTIFY_SOCKET"]} if "NOTIFY_SOCKET" in os.environ else {}
+    os.execvpe(command[0], command, environment(os.environ) | notify)
 
 
 def answers(place: Place) -> bool:

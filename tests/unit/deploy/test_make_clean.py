@@ -1,0 +1,33 @@
+"""``make clean`` leaves the environment alone that a node runs from, on any machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support import TOP
+
+
+def test_clean_needs_no_procps_to_see_that_a_node_runs(tmp_path: Path) -> None:
+    """Where there is no pgrep, what runs from .venv is found, named, and kept; afterwards .venv goes."""
+    shutil.copy(TOP / "Makefile", tmp_path)
+    programs, python = tmp_path / "bin", tmp_path / ".venv/bin/python"
+    programs.mkdir()
+    python.parent.mkdir(parents=True)
+    python.symlink_to(Path(sys.executable).resolve())
+    for name in ("make", "bash", "sh", "grep", "sed", "find", "rm", "awk"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+
+    def clean() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([programs / "make", "clean"], cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True, timeout=60, check=False)
+
+    with subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        done = clean()
+        assert done.returncode != 0
+        assert f": {process.pid}) runs from .venv: make down first" in done.stderr
+        assert python.exists()
+        process.communicate(b"\n")
+    assert clean().returncode == 0
+    assert not python.parent.exists()
