@@ -86,20 +86,20 @@ def _running(socket: Path, load: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ who is measured
 
 
-def _of(channel: Channel, module: object, name: str) -> Client:
+def of(channel: Channel, module: object, name: str) -> Client:
     return channel.client(module.DESCRIPTOR.services_by_name[name])  # type: ignore[attr-defined]
 
 
 async def _version(channel: Channel) -> None:
-    await _of(channel, version_pb2, "Version").Version(Empty(), timeout=None)
+    await of(channel, version_pb2, "Version").Version(Empty(), timeout=None)
 
 
 async def _get(channel: Channel) -> None:
-    await _of(channel, images_pb2, "Images").Get(images_pb2.GetImageRequest(name="bench-beside"), headers=HEADERS, timeout=None)
+    await of(channel, images_pb2, "Images").Get(images_pb2.GetImageRequest(name="bench-beside"), headers=HEADERS, timeout=None)
 
 
 async def _write(channel: Channel) -> None:
-    await _blob(channel, os.urandom(1024) * 64, HEADERS, {})
+    await blob(channel, os.urandom(1024) * 64, HEADERS, {})
 
 
 CALLS: dict[str, Callable[[Channel], Awaitable[None]]] = {"Version": _version, "Images.Get": _get, "Write of 64 KiB": _write}
@@ -110,10 +110,10 @@ async def _measure(socket: Path) -> dict[str, tuple[float, float]]:
     async with contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(Channel(socket)) for _ in CALLS]
         with contextlib.suppress(errors.AlreadyExists):
-            await _blob(channels[0], b"bench-beside", HEADERS, ROOTED)
+            await blob(channels[0], b"bench-beside", HEADERS, ROOTED)
         with contextlib.suppress(errors.AlreadyExists):
-            target = descriptor_pb2.Descriptor(media_type="text/plain", digest=_digest(b"bench-beside"), size=12)
-            await _of(channels[0], images_pb2, "Images").Create(
+            target = descriptor_pb2.Descriptor(media_type="text/plain", digest=digest_of(b"bench-beside"), size=12)
+            await of(channels[0], images_pb2, "Images").Create(
                 images_pb2.CreateImageRequest(image=images_pb2.Image(name="bench-beside", target=target)), headers=HEADERS)
         taken = await asyncio.gather(*(_again(call, channel) for call, channel in zip(CALLS.values(), channels, strict=True)))
     return {name: (statistics.median(times), sorted(times)[len(times) * 99 // 100]) for name, times in zip(CALLS, taken, strict=True)}
@@ -129,13 +129,13 @@ async def _again(call: Callable[[Channel], Awaitable[None]], channel: Channel) -
     return times
 
 
-def _digest(data: bytes) -> str:
+def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-async def _blob(channel: Channel, data: bytes, headers: dict[str, str], labels: dict[str, str]) -> None:
-    digest = _digest(data)
-    async with _of(channel, content_pb2, "Content").Write(headers=headers) as stream:
+async def blob(channel: Channel, data: bytes, headers: dict[str, str], labels: dict[str, str]) -> None:
+    digest = digest_of(data)
+    async with of(channel, content_pb2, "Content").Write(headers=headers) as stream:
         for request in (content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=f"bench-{digest}", total=len(data), expected=digest),
                         content_pb2.WriteContentRequest(action=content_pb2.COMMIT, data=data, total=len(data), expected=digest, labels=labels)):
             await stream.send(request)
@@ -150,14 +150,14 @@ async def _opens(channels: list[Channel], ready: Callable[[], None]) -> None:
     streams = []
 
     async def write(number: int) -> None:
-        stream = _of(channels[number % len(channels)], content_pb2, "Content").Write(headers=_NAMESPACE)
+        stream = of(channels[number % len(channels)], content_pb2, "Content").Write(headers=_NAMESPACE)
         await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=f"open-{number}", total=1 << 20, data=b"x" * 1000))
         await stream.receive()
         streams.append(stream)
 
     async def prepare(number: int) -> None:
         request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="native", key=f"open-{os.getpid()}-{number}")
-        await _of(channels[number % len(channels)], snapshots_pb2, "Snapshots").Prepare(request, headers=_NAMESPACE, timeout=None)
+        await of(channels[number % len(channels)], snapshots_pb2, "Snapshots").Prepare(request, headers=_NAMESPACE, timeout=None)
 
     for start in range(0, OPEN, 500):
         await asyncio.gather(*(write(number) for number in range(start, start + 500)))
@@ -170,25 +170,25 @@ async def _opens(channels: list[Channel], ready: Callable[[], None]) -> None:
 
 async def _lists(channels: list[Channel], ready: Callable[[], None]) -> None:
     """Lists, one after the other, of blobs that a former round may have left."""
-    async def blob(number: int) -> None:
+    async def written(number: int) -> None:
         with contextlib.suppress(errors.AlreadyExists):
-            await _blob(channels[number % len(channels)], b"%d" % number, _NAMESPACE, ROOTED)
+            await blob(channels[number % len(channels)], b"%d" % number, _NAMESPACE, ROOTED)
 
     for start in range(0, BLOBS, 64):
-        await asyncio.gather(*(blob(number) for number in range(start, start + 64)))
+        await asyncio.gather(*(written(number) for number in range(start, start + 64)))
     ready()
     while True:
-        async for _ in _of(channels[0], content_pb2, "Content").List(content_pb2.ListContentRequest(), headers=_NAMESPACE):
+        async for _ in of(channels[0], content_pb2, "Content").List(content_pb2.ListContentRequest(), headers=_NAMESPACE):
             pass
 
 
 async def _layers(channels: list[Channel], ready: Callable[[], None], layers: int) -> None:
     """The labels of a manifest, one for each layer, set and read again and again."""
-    client, data = _of(channels[0], content_pb2, "Content"), b"a manifest of %d layers" % layers
+    client, data = of(channels[0], content_pb2, "Content"), b"a manifest of %d layers" % layers
     with contextlib.suppress(errors.AlreadyExists):
-        await _blob(channels[0], data, _NAMESPACE, ROOTED)
-    labels = {f"containerd.io/gc.ref.content.l.{number}": _digest(b"%d" % number) for number in range(layers)}
-    info = content_pb2.Info(digest=_digest(data), labels=labels)
+        await blob(channels[0], data, _NAMESPACE, ROOTED)
+    labels = {f"containerd.io/gc.ref.content.l.{number}": digest_of(b"%d" % number) for number in range(layers)}
+    info = content_pb2.Info(digest=digest_of(data), labels=labels)
     update = content_pb2.UpdateRequest(info=info, update_mask={"paths": [f"labels.{key}" for key in labels]})
     ready()
     while True:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +67,17 @@ def xfs(image: Path, mount_point: Path, size_gib: int = 8) -> Iterator[Path]:
                 subprocess.run(["umount", "-l", point], check=False)
         subprocess.run(["umount", "-l", str(mount_point)], check=True)
         image.unlink()
+
+
+@contextlib.contextmanager
+def tmpfs(size_gib: int = 4) -> Iterator[Path]:
+    """A directory in memory."""
+    with tempfile.TemporaryDirectory(prefix="bm", dir="/tmp") as made:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_gib}g", "bench", made], check=True)
+        try:
+            yield Path(made)
+        finally:
+            subprocess.run(["umount", "-l", made], check=True)
 
 
 def version(directory: Path | None = None) -> tuple[int, int] | None:

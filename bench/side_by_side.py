@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import beside, calls, docker, load, measures, peers, pulls
+from bench import beside, calls, collecting, docker, load, measures, peers, pulls
 from bench.image import bench_image
 from bench.peers import Peer
 from bench.table import Table
@@ -52,6 +52,7 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     _docker(stack, table, both, options)
     load.rows(table, both, box)
     beside.rows(table, both)
+    collecting.rows(table, both)
     if image is not None:
         big = registry.push(image, "bench:1")
         table.measure(CLIENT_PULL, "s", lambda p: measures.pull(p, big), rounds=3, aim="<= 0.8")

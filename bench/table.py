@@ -30,6 +30,11 @@ class Table:
                 figures[peer.name].append(work(peer))
         self.add(name, unit, figures, aim)
 
+    def alone(self, name: str, unit: str, ours: float, aim: str = "") -> None:
+        """Print a row that is ours only, and keep it."""
+        print(f"{name + ', ' + unit:34}{'':14}{ours:14.2f}{'':9}   {aim}", flush=True)
+        self.rows.append({"name": name, "unit": unit, "splitd": [ours], "aim": aim})
+
     def add(self, name: str, unit: str, figures: dict[str, list[float]], aim: str = "") -> None:
         """Print a row of what was measured, and keep it."""
         theirs, ours = (statistics.median(figures[peer.name]) for peer in self._both)

@@ -56,6 +56,8 @@ class Table(Generic[V]):
     name: str
     encode: Callable[[V], bytes]
     decode: Callable[[Key, bytes], V]
+    read: Callable[[Key, bytes], V] | None = None
+    """As ``decode``, for whoever reads all there are: nothing is remembered of them. None: ``decode`` remembers nothing."""
 
     def get(self, tx: Reader, *key: str) -> V | None:
         """The value, or None."""
@@ -72,7 +74,7 @@ class Table(Generic[V]):
 
     def scan(self, tx: Reader, *prefix: str, limit: int | None = None) -> Iterator[tuple[Key, V]]:
         """All below ``prefix``, or the first ``limit``, in order: the whole key after the table's name, and the value."""
-        decode = self.decode
+        decode = self.read or self.decode
         for key, value in tx.scan((self.name, *prefix), limit=limit):
             yield key[1:], decode(key[1:], value)
 
@@ -122,7 +124,7 @@ def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]
         except (ValueError, TypeError) as error:
             raise _damaged(name, key, error) from None
 
-    return Table(name, encode, _remembering(remembered, decode) if remembered else decode)
+    return Table(name, encode, _remembering(remembered, decode), decode) if remembered else Table(name, encode, decode)
 
 
 _REMEMBERED = 16 << 20
@@ -216,7 +218,7 @@ class Answer:
 
 NAMESPACES = _json("namespace", Namespace)
 IMAGES = _json("image", Image, "name", remembered=1024)
-CONTAINERS: Table[Container] = Table("container", _encode_container, _remembering(64, _decode_container))  # a client that runs one gets it four times
+CONTAINERS: Table[Container] = Table("container", _encode_container, _remembering(64, _decode_container), _decode_container)  # a client that runs one gets it four times
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _nothing("resource")
 BLOBS = _json("blob", Blob, "digest", remembered=64)  # one that is read in pieces is asked for thousands of times

@@ -213,8 +213,9 @@ class Collector:
                     looked = await self._database.transactions.write(
                         lambda tx, known=known, living=living: _bury(tx, found, [], written[known:known + PORTION], living))  # type: ignore[misc]
                     known, living = known + looked.known, looked.living
+                # Not lasting by itself: nothing of a backend goes before a mark is written that is, and whatever was written before lasts with it.
                 buried = await self._database.transactions.write(
-                    lambda tx, batch=batch, known=known, living=living: _bury(tx, found, batch, written[known:], living))  # type: ignore[misc]
+                    lambda tx, batch=batch, known=known, living=living: _bury(tx, found, batch, written[known:], living), lasting=False)  # type: ignore[misc]
                 fault("gc.after-records")
                 known, living, spared = known + buried.known, buried.living, spared + buried.spared
                 for event in buried.events:

@@ -613,12 +613,12 @@ async def test_a_failed_collection_is_repeated(world: World, stores: MemoryRawSt
     stores.add(world.snapshot("s"))
     write, refusals = world.transactions.write, 2
 
-    async def full(work: Any) -> Any:
+    async def full(work: Any, *, lasting: bool = True) -> Any:
         nonlocal refusals
         if refusals:
             refusals -= 1
             raise errors.Unavailable("metadata store: database or disk is full")
-        return await write(work)
+        return await write(work, lasting=lasting)
 
     monkeypatch.setattr(world.transactions, "write", full)
     collector.connected()
@@ -631,7 +631,7 @@ async def test_a_store_that_cannot_write_fails_who_waits(world: World, stores: M
     """The error is the store's, and the collector goes on."""
     world.blob(1)
 
-    async def full(work: object) -> None:
+    async def full(work: object, *, lasting: bool = True) -> None:
         raise errors.Unavailable("metadata store: database or disk is full")
 
     monkeypatch.setattr(world.transactions, "write", full)
