@@ -24,7 +24,7 @@ help: ## show this
 ##-- the node
 
 .PHONY: up
-up: run-machine $(BIN)/splitd ## start a node: installs what is missing, makes .venv, starts it, waits until it is healthy
+up: run-machine $(BIN)/splitd $(VENV)/splitd.8 ## start a node: installs what is missing, makes .venv, starts it, waits until it is healthy
 	@$(BIN)/splitd up $(WHERE)
 
 .PHONY: down
@@ -39,11 +39,29 @@ status: $(BIN)/splitd ## how the node's services are
 demo: demo-machine $(BIN)/splitd ## build an image, serve it on loopback, pull it with ctr through the node, run it
 	@$(BIN)/python -m deploy.demo $(WHERE)
 
+PREFIX ?= /usr/local
+.PHONY: install uninstall
+install: $(BIN)/splitd $(VENV)/splitd.8 ## put the command splitd, its man page and what TAB completes into PREFIX=/usr/local; it stays in this directory
+	@mkdir -p $(PREFIX)/bin $(PREFIX)/share/man/man8 $(PREFIX)/share/bash-completion/completions $(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d
+	ln -sf "$(CURDIR)/$(BIN)/splitd" $(PREFIX)/bin/splitd
+	ln -sf "$(CURDIR)/$(VENV)/splitd.8" $(PREFIX)/share/man/man8/splitd.8
+	$(BIN)/splitd completion bash >$(PREFIX)/share/bash-completion/completions/splitd
+	$(BIN)/splitd completion zsh >$(PREFIX)/share/zsh/site-functions/_splitd
+	$(BIN)/splitd completion fish >$(PREFIX)/share/fish/vendor_completions.d/splitd.fish
+uninstall: ## remove what install and install-systemd made; the node must be down, and nothing of a node's is touched
+	@if systemctl is-active -q splitd 2>/dev/null; then echo "splitd.service runs: systemctl disable --now splitd first" >&2; exit 1; fi
+	rm -f $(PREFIX)/bin/splitd $(PREFIX)/share/man/man8/splitd.8 $(PREFIX)/share/bash-completion/completions/splitd $(PREFIX)/share/zsh/site-functions/_splitd
+	rm -f $(PREFIX)/share/fish/vendor_completions.d/splitd.fish /etc/systemd/system/splitd.service
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+
+# The man page is made of the command's parser, whenever that changes.
+$(VENV)/splitd.8: $(wildcard deploy/*.py deploy/verbs/*.py) | $(BIN)/splitd
+	@$(BIN)/splitd help --man >$@
+
 .PHONY: install-systemd
-install-systemd: run-machine $(BIN)/splitd ## let systemd start the node at boot (splitd.service)
+install-systemd: run-machine install ## let systemd start the node at boot (splitd.service)
 	@[ "$$(id -u)" = 0 ] || { echo "make install-systemd writes to /etc/systemd/system: run it as root" >&2; exit 1; }
 	sed "s|@SPLITD@|$(CURDIR)/$(BIN)/splitd|" deploy/splitd.service >/etc/systemd/system/splitd.service
-	ln -sf "$(CURDIR)/$(BIN)/splitd" /usr/local/bin/splitd
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	echo "installed; now: systemctl enable --now splitd"
 

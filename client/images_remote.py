@@ -106,6 +106,10 @@ class Images:
         """Delete a record; with ``sync`` return when what only it kept is collected, however long that takes. NotFound."""
         await self._images.Delete(images_pb2.DeleteImageRequest(name=name, sync=sync), headers=self._headers, timeout=None if sync else -1.0)
 
+    async def names(self) -> list[str]:
+        """The names of all, in their order."""
+        return sorted(record.name for record in await self._listed())
+
     async def describe(self, *names: str) -> list[Described]:
         """These images in their order, or all in the order of their names. NotFound."""
         records = {record.name: record for record in await self._listed()}

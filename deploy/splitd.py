@@ -32,7 +32,7 @@ class Verb(Protocol):
         """Do it; the exit code."""
 
 
-VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "gc", "version", "help")
+VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "gc", "version", "help", "completion")
 
 ELSEWHERE = {
     "start": "up", "stop": "down", "load": "images import", "save": "images export", "rmi": "images remove",
@@ -87,6 +87,10 @@ def main() -> NoReturn:
     """The entry point of ``splitd`` and of ``python -m deploy``."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `splitd logs X | head` ends quietly
     try:
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what TAB completes
+            from deploy import completion
+
+            completion.complete(parser())
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130

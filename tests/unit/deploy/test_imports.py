@@ -131,7 +131,7 @@ def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
 def test_every_dependency_is_used() -> None:
     """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is installed for nothing."""
     names = {"grpcio": "grpc", "hpack": "hpack", "uvloop": "uvloop", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "aiohttp": "aiohttp",
-             "zstandard": "zstandard", "google-re2": "re2",
+             "zstandard": "zstandard", "google-re2": "re2", "argcomplete": "argcomplete",
              "opentelemetry-sdk": "opentelemetry.sdk", "opentelemetry-proto": "opentelemetry.proto",
              "opentelemetry-exporter-otlp-proto-common": "opentelemetry.exporter.otlp.proto.common"}
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]

@@ -24,7 +24,7 @@ from tests.support import TOP, splitd
 
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
-    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, leases, gc, version, help)"),
+    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, leases, gc, version, help, completion)"),
     (["donw"], "did you mean 'down'?"),
     (["ps"], "did you mean 'status: containers are shown by a client, such as ctr tasks ls'?"),
     (["rmi", "x"], "did you mean 'images remove'?"),
@@ -56,6 +56,7 @@ MISTYPED = [
     (["images", "rm"], "required: REF"),
     (["images", "remove"], "required: REF"),
     (["images", "--json", "remove", "x"], "--json is for list, export and import, not for remove"),
+    (["completion", "tcsh"], "shell 'tcsh' is not known (bash, zsh, fish)"),
     (["leases", "remove"], "say which leases, or --interrupted"),
     (["leases", "rm", "x", "--interrupted"], "name no leases with it"),
     (["images", "export", "-", "x", "--json"], "no room for --json"),

@@ -1,0 +1,84 @@
+"""What the TAB key completes of the splitd command: argcomplete asks the command itself, whose parser knows its verbs and options, and the node the names of its images.
+
+The shell's script (``splitd completion bash``) starts the command with variables of argcomplete's at each TAB. What cannot be found out quickly is not completed, without a word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable, Collection
+from typing import Any
+
+from argcomplete import autocomplete
+from argcomplete.completers import DirectoriesCompleter, FilesCompleter
+from argcomplete.shell_integration import shellcode
+
+from deploy import place, transferring
+from deploy.failure import Failure
+from deploy.processes import NAMES
+from services.kit import errors
+
+SHELLS = ("bash", "zsh", "fish")
+PATIENCE = 1.0
+"""Seconds for the node to say what it has; nobody waits longer for a TAB."""
+
+
+def script(shell: str) -> str:
+    """What a shell reads to complete ``splitd``."""
+    return shellcode(["splitd"], shell=shell)
+
+
+def complete(top: argparse.ArgumentParser) -> None:
+    """Answer the shell and end."""
+    _teach(top)
+    autocomplete(top, always_complete_options="long")
+
+
+def _teach(parser: argparse.ArgumentParser) -> None:
+    """Give each argument what completes it, by the word that stands for it in the help."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in dict.fromkeys(action.choices.values()):
+                _teach(child)
+        elif action.metavar in COMPLETERS and action.nargs != 0:
+            action.completer = COMPLETERS[action.metavar]  # type: ignore[attr-defined]
+
+
+def _images(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
+    """The names of the node's images."""
+    async def names() -> list[str]:
+        async with asyncio.timeout(PATIENCE), transferring.connected(place.find(parsed_args), parsed_args.namespace) as client:
+            return await client.images.names()
+
+    return _quietly(names)
+
+
+def _leases(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
+    async def names() -> list[str]:
+        async with asyncio.timeout(PATIENCE), transferring.connected(place.find(parsed_args), parsed_args.namespace) as client:
+            return [lease.lease for lease in await client.leases.list()]
+
+    return _quietly(names)
+
+
+def _quietly(names: Callable[[], Any]) -> Collection[str]:
+    try:
+        return list(asyncio.run(names()))
+    except (Failure, errors.NodeError, OSError):  # a node that is not up completes nothing
+        return []
+
+
+COMPLETERS: dict[Any, Callable[..., Any]] = {
+    "SERVICE": lambda **_: (*NAMES, "supervisord"),
+    "SHELL": lambda **_: SHELLS,
+    "VERB": lambda **_: _verbs(),
+    "REF": _images, "SRC": _images, "LEASE": _leases,
+    "FILE": FilesCompleter(), "DIR": DirectoriesCompleter(),
+}
+
+
+def _verbs() -> Collection[str]:
+    from deploy import splitd
+
+    return splitd.VERBS
