@@ -258,8 +258,11 @@ class Disk:
 
     def recover(self) -> None:
         """Remove what a crash left half made or half removed; before anybody is served."""
-        shutil.rmtree(os.path.join(self.root, "scratch"))
-        make_directory(os.path.join(self.root, "scratch"))
+        for left in os.scandir(os.path.join(self.root, "scratch")):  # emptied, not made anew: a full disk has no block for a directory
+            if left.is_dir(follow_symlinks=False):
+                shutil.rmtree(left.path)
+            else:
+                os.unlink(left.path)
         for algorithm in os.listdir(os.path.join(self.root, "labels")):
             for name in os.listdir(os.path.join(self.root, "labels", algorithm)):
                 if not os.path.exists(os.path.join(self.root, "blobs", algorithm, name)):

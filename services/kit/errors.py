@@ -191,7 +191,12 @@ _OF_THE_MACHINE = _FULL | {errno.EROFS, errno.EIO, errno.EUCLEAN, errno.ENOMEM, 
 def of_system(error: OSError, what: str) -> NodeError:
     """A failed system call as an answer: what could not be done, and why. A full disk, or quota, is ResourceExhausted, all else Unknown, as in containerd."""
     why = f"{what}: {words_of_path(error)}"
-    return ResourceExhausted(why) if error.errno in _FULL else Unknown(why)
+    return ResourceExhausted(why) if is_full(error) else Unknown(why)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a system call failed since the disk, or somebody's share of it, is full."""
+    return error.errno in _FULL
 
 
 def of_machine(error: BaseException, what: str) -> NodeError | None:

@@ -201,6 +201,7 @@ class SqliteTransactions:
         self._path = path
         self.damaged: Callable[[str], None] = log.error
         """Told of pages that are not what they were; what was asked for is refused with the same words."""
+        wal.take_back(path)
         wal_before = damage.Log(path)
         try:
             self._writer = _connect(path)
@@ -293,8 +294,9 @@ class SqliteTransactions:
             await self._committing
         self._thread.shutdown()
         self._long.shutdown()
-        for connection in (*self._idle, self._reader, self._writer):
-            connection.close()
+        with wal.kept(self._path):
+            for connection in (*self._idle, self._reader, self._writer):
+                connection.close()
 
     async def _commit_all(self) -> None:
         try:

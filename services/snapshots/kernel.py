@@ -90,7 +90,8 @@ async def overlay_trouble(directory: Path) -> str:
             return f"{directory} does not support d_type. If the backing filesystem is xfs, please reformat with ftype=1 to enable d_type support"
         return await _trial_mount(directory)
     except OSError as error:
-        return errors.words_of_path(error)
+        # A full disk says nothing about overlayfs, and whoever makes a snapshot there is told of it.
+        return "" if errors.is_full(error) else errors.words_of_path(error)
 
 
 async def _trial_mount(directory: Path, *options: str) -> str:

@@ -148,6 +148,7 @@ class Tree:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        wal.take_back(path)
         try:
             self._writer = _connect(path)
             try:
@@ -200,8 +201,9 @@ class Tree:
         if self._loop is not None:
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
-        self._reader.close()
-        self._writer.close()
+        with wal.kept(self._path):
+            self._reader.close()
+            self._writer.close()
 
     # ---------------------------------------------------------------- the thread
 
