@@ -20,7 +20,7 @@ from services.images import transfer_convert as convert
 from services.images.transfer import AskCredentials, Credentials, ExportStream, ImageStore, ImportStream, Registry, Report, Sink, unheard
 from services.kit import any as kit_any
 from services.kit import errors
-from services.kit.rpc import ONLY_WANTED, Channel, Stream
+from services.kit.rpc import ONLY_WANTED, VERIFY, Channel, Stream
 
 End = ImageStore | Registry | ImportStream | ExportStream
 
@@ -51,7 +51,9 @@ class Transfers:
             open_ = _Open(self._streaming, self._headers, held)
             request = transfer_pb2.TransferRequest(source=kit_any.pack(await open_.end(source)), destination=kit_any.pack(await open_.end(destination)))
             progress, request.options.progress_stream = await open_.stream("progress")
-            headers = {**self._headers, ONLY_WANTED: "1"} if isinstance(destination, ImageStore) and destination.only_wanted else self._headers
+            headers = self._headers
+            if isinstance(destination, ImageStore):
+                headers = {**headers, **({ONLY_WANTED: "1"} if destination.only_wanted else {}), **({VERIFY: "1"} if destination.verify else {})}
             await open_.run(self._transfer.Transfer(request, headers=headers, timeout=None), _Talk(_listen(progress, report)))
 
 

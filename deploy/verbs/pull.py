@@ -22,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="REF", help="such as busybox, docker.io/library/busybox:latest or 10.0.0.1:5000/team/box@sha256:...")
     transferring.add_platforms(parser, "this machine's")
     parser.add_argument("--all-platforms", action="store_true", help="for every platform that it has")
+    parser.add_argument("--verify", action="store_true", help="look at all bytes of what is there already, and fetch again what is damaged; missing files and wrong sizes are always found")
     transferring.add_unpacking(parser)
     transferring.add_registry(parser)
     transferring.add_output(parser)
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
             async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
                 async with client.resumable(reference) as transfers:
-                    await transfers.transfer(source, ImageStore(reference, platforms=wanted, unpacks=unpacks), report)
+                    await transfers.transfer(source, ImageStore(reference, platforms=wanted, unpacks=unpacks, verify=arguments.verify), report)
                 (image,) = await client.images.describe(reference)
                 return result(image, wanted, tally)
 

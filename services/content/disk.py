@@ -187,19 +187,38 @@ class Disk:
             return self.info(digest)
 
     def publish(self, data: str, digest: Digest, labels: Mapping[str, str] | None) -> bool:
-        """Make the file ``data``, whose bytes are durable, the blob ``digest``; False if that was there already. Durable either way."""
+        """Make the file ``data``, whose bytes are durable, the blob ``digest``; False if that was there already. Durable either way.
+
+        A blob that is there and has other bytes than its digest says is replaced.
+        """
         target = self.blob_path(digest)
         make_directory(os.path.dirname(target))
+        damaged = self._is_damaged(target, digest)
         with self._publishing:
-            new = not os.path.exists(target)
+            new = damaged or not os.path.exists(target)
             if new:
                 with self._labelling:
-                    self._replace_labels(digest, labels or None)  # None too: what an earlier blob of this digest left
+                    if not damaged:
+                        self._replace_labels(digest, labels or None)  # None too: what an earlier blob of this digest left
                 fault("content.before-rename")
                 os.rename(data, target)
                 fault("content.after-rename")
         self._syncs[digest.algorithm](os.path.dirname(target))
         return new
+
+    def _is_damaged(self, path: str, digest: Digest) -> bool:
+        """Whether a blob that is there is not what its name says. Who commits one that is there is rare: most are told before they write."""
+        try:
+            with open(path, "rb", buffering=0) as file:
+                found = hashlib.file_digest(file, digest.algorithm).hexdigest()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            log.error("content %s cannot be read, and is replaced: %s", digest, error)
+            return True
+        if found != digest.hex:
+            log.error("content %s has other bytes than its digest says, and is replaced", digest)
+        return found != digest.hex
 
     # ---------------------------------------------------------------- labels
 

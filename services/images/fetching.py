@@ -11,7 +11,8 @@ dropped, or the hosts it came from are asked last, and it is fetched again from 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from services.images import oci
 from services.images.asking import asked
@@ -23,6 +24,8 @@ from services.images.transfer import Landing, Node
 from services.images.turns import Turns
 from services.kit import errors
 from services.kit.faults import fault
+
+log = logging.getLogger(__name__)
 
 TRIES = 3
 """Once with the bytes that were there, once from a host that has the wrong ones, once from another."""
@@ -70,6 +73,27 @@ class Fetcher:
             finally:
                 self.moving.pop(descriptor.digest, None)
             return True
+
+
+    async def mend(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str) -> None:
+        """Fetch a blob that is recorded, and whose file is not what it should be. DataLoss if it is not to be had."""
+        async with self._turns.alone(descriptor.digest):
+            log.error("blob %s: %s: it is fetched again from %s", descriptor.digest, trouble, reference.host)
+            try:
+                await node.replace(descriptor, self._all_of(client, reference, descriptor, number))
+            except errors.NodeError as error:
+                raise errors.DataLoss(f"blob {descriptor.digest}: {trouble}, and it cannot be fetched again: {error}") from None
+
+    async def _all_of(self, client: Client, reference: Reference, descriptor: Descriptor, number: int) -> AsyncIterator[bytes]:
+        if (brought := descriptor.brought) is not None:
+            yield brought
+        elif oci.is_manifest(descriptor.media_type) or oci.is_index(descriptor.media_type):
+            async with self.budget.document():
+                yield await client.manifest(reference, asked(descriptor))
+        else:
+            async with self.budget.layer(number), self.budget.connection(number), client.fetch(reference, asked(descriptor), 0, descriptor.size) as body:
+                async for chunk in body:
+                    yield bytes(chunk)
 
 
 class _Fetching:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -67,6 +68,36 @@ class RemoteNode:
 
     async def info(self, digest: str) -> Info:
         return await self._store.info(_digest(digest))
+
+    async def trouble(self, descriptor: Descriptor, *, verify: bool) -> str:
+        digest = _digest(descriptor.digest)
+        try:
+            path, size = await self._files.locate(digest)
+        except errors.Unimplemented:
+            return ""
+        except errors.NotFound:
+            try:
+                await self._store.info(digest)
+            except errors.NotFound:
+                return ""
+            return "its file is missing"
+        if size != descriptor.size:
+            return f"its file has {size} bytes, and not {descriptor.size}"
+        return await threads.to_thread(_wrong_bytes, path, digest) if verify else ""
+
+    async def replace(self, descriptor: Descriptor, pieces: AsyncIterator[bytes]) -> None:
+        digest = _digest(descriptor.digest)
+        async with self.filling(f"repair-{descriptor.digest}") as filling:
+            found, arrived = hashlib.new(digest.algorithm), 0
+            async for piece in pieces:
+                found.update(piece)
+                arrived += len(piece)
+                while piece:
+                    piece = piece[os.write(filling.fd, piece):]  # noqa: PLW2901 - what is left of it
+            filling.filled()
+            if (arrived, found.hexdigest()) != (descriptor.size, digest.hex):
+                raise errors.FailedPrecondition(f"{arrived} bytes came, with digest {digest.algorithm}:{found.hexdigest()}")
+            await filling.commit("", descriptor.size)  # of no digest: for that, the node would say that it has the blob
 
     async def document(self, descriptor: Descriptor) -> bytes:
         if (brought := descriptor.brought) is not None:
@@ -260,6 +291,16 @@ def _digest(text: str) -> Digest:
         return Digest.parse(text)
     except ValueError as error:
         raise errors.InvalidArgument(f"digest {text!r}: {error}") from None
+
+
+def _wrong_bytes(path: str, digest: Digest) -> str:
+    """What is wrong with a blob's file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            found = hashlib.file_digest(file, digest.algorithm).hexdigest()
+    except OSError as error:
+        return f"its file cannot be read: {errors.words(error)}"
+    return "" if found == digest.hex else f"its file has digest {digest.algorithm}:{found}"
 
 
 def _all_of(fd: int) -> bytes:

@@ -32,6 +32,9 @@ from services.images.waves import wave
 from services.kit import errors, tracing
 from services.kit.faults import fault
 
+_SMALL = 1 << 20
+"""Bytes of a blob that is looked at whenever a pull finds it there: a millisecond. Documents are such."""
+
 
 class RegistryPuller:
     """Pulls; one for the whole process."""
@@ -60,7 +63,7 @@ class RegistryPuller:
             report(Progress(f"Pulling from {source}"))
             report(Progress("fetching image content", source.reference, descriptor=root))
             graph = Graph(node, destination, self._layers)
-            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted)
+            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted, verify=destination.verify)
             tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
             async with tracker.running():
                 await pull.walk(root, tracker)
@@ -79,7 +82,9 @@ class _Pull:
     """The walk of one pull."""
 
     def __init__(self, fetcher: Fetcher, unpacker: Unpacker, client: registry.Client, reference: Reference, node: Node, graph: Graph,
-                 wanted: Sequence[Unpacking]) -> None:
+                 wanted: Sequence[Unpacking], *, verify: bool) -> None:
+        self._verify = verify
+        """All bytes of blobs that are there are looked at."""
         self._fetcher = fetcher
         self._unpacker = unpacker
         self._client = client
@@ -134,7 +139,9 @@ class _Pull:
             blobs.arrived(number)
 
         async def fetching() -> None:
-            await together(fetched(number, turn) for turn, number in enumerate(range(await blobs.lowest, len(layers))))
+            lowest = await blobs.lowest
+            await together([*(fetched(number, turn) for turn, number in enumerate(range(lowest, len(layers)))),
+                            *(self._mended(layers[number], number) for number in range(lowest))])
 
         with contextlib.closing(blobs):
             await together([unpacked(), fetching()])
@@ -145,11 +152,18 @@ class _Pull:
         if await self._fetcher.fetch(self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun):
             self._done.add(descriptor.digest)
             return
+        await self._mended(descriptor, number)
         self._done.add(descriptor.digest)
         tracker.exists(descriptor)
         labels = with_source((await self._node.info(descriptor.digest)).labels, self._reference)
         if labels:
             await self._node.label(descriptor.digest, labels)
+
+
+    async def _mended(self, descriptor: Descriptor, number: int) -> None:
+        """A blob of which the node has a record, if it has, has its file too; or it is fetched again."""
+        if trouble := await self._node.trouble(descriptor, verify=self._verify or descriptor.size <= _SMALL):
+            await self._fetcher.mend(self._node, self._client, self._reference, descriptor, number, trouble)
 
 
 class _Arriving:

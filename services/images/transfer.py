@@ -77,6 +77,8 @@ class ImageStore:
     only_wanted: bool = False
     """Of an archive store the images for these platforms, and neither others nor its index; those left out are told as :data:`LEFT_OUT`. containerd stores records of all, and collects
     the contents of those that it did not want."""
+    verify: bool = False
+    """Of a pull look at all bytes of the blobs that are there, and not at their sizes only; at those of small ones it looks in any case."""
 
     def __str__(self) -> str:
         return f"Local Image Store ({self.name})"
@@ -281,6 +283,14 @@ class Node(Protocol):
 
     async def info(self, digest: str) -> Info:
         """Size and labels of a blob, or NotFound."""
+        ...
+
+    async def trouble(self, descriptor: Descriptor, *, verify: bool) -> str:
+        """What is wrong with the file of a blob that is recorded: "" if nothing, or if it is not recorded, or another's content store has it. ``verify``: all its bytes are looked at."""
+        ...
+
+    async def replace(self, descriptor: Descriptor, pieces: AsyncIterator[bytes]) -> None:
+        """Put these bytes in the place of a blob's file, for all namespaces that have it. FailedPrecondition if they are others than its digest says."""
         ...
 
     async def document(self, descriptor: Descriptor) -> bytes:

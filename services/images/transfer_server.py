@@ -114,7 +114,8 @@ class TransferServicer:
         """An end of the transfer, its streams found; None for a type that is none. NotFound for a stream that is not open."""
         match kit_any.type_name(value):
             case "containerd.types.transfer.ImageStore":
-                return replace(convert.store_from_pb(unpacked(value, imagestore_pb2.ImageStore)), only_wanted=rpc.ONLY_WANTED in call.headers)
+                return replace(convert.store_from_pb(unpacked(value, imagestore_pb2.ImageStore)), only_wanted=rpc.ONLY_WANTED in call.headers,
+                               verify=rpc.VERIFY in call.headers)
             case "containerd.types.transfer.OCIRegistry":
                 return self._registry(unpacked(value, registry_pb2.OCIRegistry), call, held)
             case "containerd.types.transfer.ImageImportStream":

@@ -55,6 +55,8 @@ RAW = "splitd-raw"
 CLIENT = "splitd-client"
 """Header of calls that a gateway relays: a number that tells its clients apart for a service that has but one connection for them. It means nothing beyond that connection."""
 
+VERIFY = "splitd-verify"
+"""Header of a Transfer, with any value: a pull looks at all bytes of the blobs that are there (``ImageStore.verify``)."""
 ONLY_WANTED = "splitd-only-wanted"
 """Header of a Transfer, with any value: of an archive only the images for the platforms wanted become records (``ImageStore.only_wanted``), which containerd's API cannot say."""
 
