@@ -34,6 +34,9 @@ OPEN_FILES = 16384
 
 RUNNING = "RUNNING"
 
+_INSIDE = b"deploy.inside"
+"""The module that supervisord is started as."""
+
 PASSED_ON = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
 PASSED_ON_PREFIXES = ("OTEL_", "SPLITD_", "GRPC_", "SSL_CERT_", "LC_")
 """What the environment of `splitd up` gives to the node; what else an operator's shell has is not the node's business."""
@@ -213,14 +216,28 @@ def not_up(place: Place) -> NotUp:
 
 
 def is_up(place: Place) -> bool:
-    """Whether a supervisord holds the node's lock."""
+    """Whether a supervisord holds the node's lock, or runs all the same: somebody may have removed the file."""
     try:
         with open(place.lock, "rb") as file:
-            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
+            if not _try_lock(file.fileno(), fcntl.LOCK_SH):
+                return True
     except FileNotFoundError:
-        return False
+        pass
     except PermissionError:
         raise Failure(f"{place.lock} is not readable: run this as root (sudo)") from None
+    return pid_of(place) != 0
+
+
+def pid_of(place: Place) -> int:
+    """The pid of the node's supervisord, found among the machine's processes by its command line; 0 if there is none."""
+    wanted = os.fsencode(place.supervisord_conf)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if wanted in words and _INSIDE in words:
+                    return int(entry.name)
+    return 0
 
 
 def _try_lock(fd: int, kind: int) -> bool:
@@ -233,11 +250,11 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 @contextlib.contextmanager
 def claimed(place: Place) -> Iterator[int | None]:
-    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already."""
+    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already, or one that was removed."""
     place.state.mkdir(parents=True, exist_ok=True, mode=0o711)
     fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        yield fd if _try_lock(fd, fcntl.LOCK_EX) else None
+        yield fd if _try_lock(fd, fcntl.LOCK_EX) and not pid_of(place) else None
     finally:
         os.close(fd)
 
@@ -283,7 +300,7 @@ def prepare(place: Place) -> list[str]:
     running.keep(place)
     place.remember()
     score = load_node(place.config).oom_score
-    return [*(["choom", "-n", str(score), "--"] if score else []), sys.executable, "-m", "deploy.inside", "-c", str(place.supervisord_conf)]
+    return [*(["choom", "-n", str(score), "--"] if score else []), sys.executable, "-m", _INSIDE.decode(), "-c", str(place.supervisord_conf)]
 
 
 def start(place: Place, lock: int, seconds: float) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
+from functools import partial
 
 from client.shown import say
 from deploy import containers, place, running, supervision
@@ -30,7 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"no node is up at {here.state}: nothing to stop")
         return 0
     supervisor = supervision.Supervisor(here)
-    pid = supervisor.pid()
+    try:
+        pid, end = supervisor.pid(), supervisor.shutdown
+    except supervision.NotUp:
+        pid = supervision.pid_of(here)
+        if services or not pid:
+            raise
+        end = partial(os.kill, pid, signal.SIGTERM)  # its socket was removed
     if services:
         for name in reversed(NAMES):
             if name in services:
@@ -40,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.containers:
         stopped = asyncio.run(containers.stop_all(here.socket, arguments.grace))
         say(f"stopped {stopped} container{'' if stopped == 1 else 's'}")
-    supervisor.shutdown()
+    end()
     _wait_for_end(here, pid)
     say(f"the node at {here.state} is down{'' if arguments.containers else '; containers go on running'}")
     return 0

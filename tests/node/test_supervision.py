@@ -290,3 +290,24 @@ def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None
     finally:
         os.kill(pid, signal.SIGCONT)
     node.wait_healthy()
+
+
+def test_a_node_whose_lock_or_socket_was_removed_is_found_and_stopped(place: Path) -> None:
+    """By whoever cleans STATE: ``up`` starts no second one beside it, and ``down`` does not say that there is nothing to stop while all run on."""
+    node = Node(place)
+    try:
+        node.up()
+        pid = supervisord(node)
+        (node.state / "supervisord.lock").unlink()
+        assert "up already" in node.splitd("up").stdout
+        assert supervisord(node) == pid
+        assert f"the node at {node.state} is down" in node.splitd("down").stdout
+        assert not node.remains()
+        assert "nothing to stop" in node.splitd("down").stdout
+        node.up()
+        for name in ("supervisord.lock", "supervisor.sock"):
+            (node.state / name).unlink()
+        assert f"the node at {node.state} is down" in node.splitd("down").stdout
+        assert not node.remains()
+    finally:
+        node.clear()
