@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import struct
@@ -26,7 +27,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from api.ttrpc import ttrpc_pb2 as pb
-from services.kit import errors, logs, tracing
+from services.kit import errors, logs, loops, sockets, tracing
 from services.kit.rpc import NAMESPACE, Call, Servicer, _current, _limit, check_socket_path, method_path
 
 log = logging.getLogger(__name__)
@@ -400,16 +401,27 @@ async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5
     """
     check_socket_path(path)
     server = Server(servicers)
-    path.unlink(missing_ok=True)
-    mask = os.umask(0o177)
-    try:
-        listener = await asyncio.get_running_loop().create_unix_server(lambda: _Connection(server), str(path), backlog=1024)
-    finally:
-        os.umask(mask)
+    listener: asyncio.Server | None = None
+
+    async def listen() -> None:
+        nonlocal listener
+        if listener is not None:
+            listener.close()  # first: libuv removes the path that it bound
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            listener = await asyncio.get_running_loop().create_unix_server(lambda: _Connection(server), str(path), backlog=1024)
+        finally:
+            os.umask(mask)
+
+    await listen()
+    watching = loops.start(f"the watch of {path}", functools.partial(sockets.watch, path, listen))
     try:
         yield server
     finally:
-        listener.close()
+        watching.cancel()
+        if listener is not None:
+            listener.close()
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         if server.running:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import heapq
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, logs, rpc
+from services.kit import errors, logs, loops, rpc, sockets
 from services.kit.rpc import Call, Method, Methods
 from services.kit.wire import eager, headers, messages
 from services.kit.wire.answers import HEAD, OK, refusal
@@ -64,6 +65,7 @@ class WireServer(rpc.Server):
         """A call or a connection has ended."""
         self.deadlines = Deadlines(asyncio.get_running_loop())
         self._listener: asyncio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweep_seconds = max(min(_SWEEP, self.limits.handshake / 2, self.limits.request / 2), 0.1)
         self._most = min(self.limits.connections, _files() * 7 // 8)
@@ -72,13 +74,25 @@ class WireServer(rpc.Server):
         return [*super().calls(), *(passage.head.path for passage in self.passages)]
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
         listening = _tcp(self.address) if isinstance(self.address, str) else _unix(self.address)
         if isinstance(self.address, str):
             self.address = ":".join(map(str, listening.getsockname()[:2]))
+        await self._listen(listening)
+        self._sweeping = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
+        if isinstance(self.address, Path):
+            self._watching = loops.start(f"the watch of {self.address}", functools.partial(sockets.watch, self.address, self._listen_again))
+
+    async def _listen(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
         serve = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
         self._listener = await serve(lambda: ServerLink(self), sock=listening, backlog=_BACKLOG)  # both libraries listen once more
-        self._sweeping = loop.call_later(self._sweep_seconds, self._sweep)
+
+    async def _listen_again(self) -> None:
+        """The socket was removed; who is connected stays so."""
+        assert isinstance(self.address, Path)
+        if self._listener is not None:
+            self._listener.close()
+        await self._listen(_unix(self.address))
 
     def admit(self, link: ServerLink) -> None:
         """A new connection. At the bound some go that have been idle longest, those first that never said what they are; if all are busy, the new one does."""
@@ -103,6 +117,8 @@ class WireServer(rpc.Server):
     async def close(self, grace: float) -> None:
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         if self._listener is not None:
             self._listener.close()
         for link in list(self.links):

@@ -1,0 +1,44 @@
+"""A socket of ours that somebody removed, such as a cleaner of temporary files, is made again by the process that listens: else it would run on, and nobody would reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOOK = 1.0
+"""Seconds from one look to the next."""
+
+
+async def watch(path: Path, again: Callable[[], Awaitable[None]]) -> None:
+    """Call ``again``, which listens anew at ``path``, whenever nothing is there any more. What is there and is not ours is left alone, and said: it is for whoever put it there to remove."""
+    ours, said = identity(path), ""
+    while True:
+        await asyncio.sleep(LOOK)
+        trouble = ""
+        try:
+            now = identity(path)
+            if now is None:
+                await again()
+                ours = identity(path)
+                log.warning("the socket %s was removed, and is made again", path)
+            elif now != ours:
+                trouble = f"what is at {path} is not the socket of this process: remove it, and it is made again"
+        except OSError as error:
+            trouble = f"the socket {path} was removed, and cannot be made again: {error}"
+        if trouble and trouble != said:
+            log.error("%s", trouble)
+        said = trouble
+
+
+def identity(path: Path | str) -> tuple[int, int] | None:
+    """Of what is there; None for nothing."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
