@@ -22,10 +22,11 @@ def test_links_lead_to_files_that_are_in_the_repository(document: Path) -> None:
     assert not missing
 
 
-def test_the_targets_and_verbs_that_the_readme_names_exist() -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/operating.md"])
+def test_the_targets_and_verbs_that_a_document_names_exist(document: str) -> None:
     """Each ``make X`` is in ``make help``, each ``splitd X`` is a verb."""
-    text = (TOP / "README.md").read_text()
+    text = (TOP / document).read_text()
     shown = subprocess.run(["make", "help"], cwd=TOP, check=True, capture_output=True, text=True).stdout
     targets = set(re.findall(r"make ([a-z][a-z-]+)", shown))
     assert set(re.findall(r"(?:`|^)make ([a-z][a-z-]+)", text, re.MULTILINE)) <= targets
-    assert set(re.findall(r"^splitd ([a-z]+)", text, re.MULTILINE)) <= set(VERBS)
+    assert set(re.findall(r"(?:`|^)splitd ([a-z]+)", text, re.MULTILINE)) <= set(VERBS)
