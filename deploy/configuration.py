@@ -41,6 +41,7 @@ def tables() -> Iterator[tuple[str, type[Any]]]:
     """Each table with its dataclass; "" is the top level."""
     yield "", settings.Node
     yield "grpc", _class("services.kit.config:Config")
+    yield "cgroup", _class("services.kit.config:Cgroup")
     yield "watchdog", _class("services.kit.config:Watchdog")
     for process in PROCESSES:
         for table, where in process.config:

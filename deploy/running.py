@@ -42,13 +42,13 @@ def of_the_node(here: Place) -> list[str]:
             return []
     except errors.NodeError as error:
         return [str(error).removesuffix(f": {error.suffix}")]
-    return [f"{here.config} has other values for the node as a whole (root, state, oom_score, [watchdog], grace) than it runs with: they are read after splitd down, then splitd up"]
+    return [f"{here.config} has other values for the node as a whole (root, state, oom_score, [cgroup], [watchdog], grace) than it runs with: they are read after splitd down, then splitd up"]
 
 
 def _given_to_supervisord(file: settings.File) -> object:
     """What supervisord is given."""
     tables = file.tables
-    return [tables.get(name) for name in ("root", "state", "oom_score", "watchdog")] + [configuration.grace(process, file) for process in PROCESSES]
+    return [tables.get(name) for name in ("root", "state", "oom_score", "cgroup", "watchdog")] + [configuration.grace(process, file) for process in PROCESSES]
 
 
 def keep(here: Place) -> None:

@@ -26,7 +26,7 @@ from deploy import configuration, running
 from deploy.failure import Failure
 from deploy.place import TOP, Place, load_node, recall, same
 from deploy.processes import PROCESSES, STOP_SECONDS, Process
-from services.kit import config, settings, supervisor
+from services.kit import cgroups, config, settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
@@ -47,7 +47,7 @@ SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/s
 
 def environment(caller: Mapping[str, str]) -> dict[str, str]:
     """The node's environment, out of the caller's."""
-    chosen = {k: v for k, v in caller.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
+    chosen = {k: v for k, v in caller.items() if k in PASSED_ON or (k.startswith(PASSED_ON_PREFIXES) and k != cgroups.BACK)}
     path = [p for p in chosen.get("PATH", "").split(":") if p]
     chosen["PATH"] = ":".join([*path, *(p for p in SYSTEM_PATH if p not in path)])
     chosen["PYTHONUNBUFFERED"] = "1"
@@ -300,7 +300,9 @@ def prepare(place: Place) -> list[str]:
     running.keep(place)
     place.remember()
     score = load_node(place.config).oom_score
-    return [*(["choom", "-n", str(score), "--"] if score else []), sys.executable, "-m", _INSIDE.decode(), "-c", str(place.supervisord_conf)]
+    group = settings.load(config.Cgroup, settings.read(place.config), "cgroup").path
+    return [*([sys.executable, "-m", "services.kit.cgroups", group] if group else []), *(["choom", "-n", str(score), "--"] if score else []),
+            sys.executable, "-m", _INSIDE.decode(), "-c", str(place.supervisord_conf)]
 
 
 def start(place: Place, lock: int, seconds: float) -> None:

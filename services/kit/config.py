@@ -1,4 +1,4 @@
-"""Settings of what every process has: table [grpc], of whose other keys, containerd's, only the address is looked at, and table [watchdog]."""
+"""Settings of what every process has: table [grpc], of whose other keys, containerd's, only the address is looked at, and tables [cgroup] and [watchdog]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.kit import logs, settings
+from services.kit import cgroups, logs, settings
 from services.kit.wire.limits import Limits
 
 
@@ -46,6 +46,17 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
     for key, value in server.items():
         if value and key != "address":
             yield "warning", f"config file {file.path}: {where} {key} is containerd's and means nothing here"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cgroup:
+    """The control group of the node's processes, containerd's [cgroup]. Shims and containers are not in it: they stay where the node was started, or, if that is gone, are with the processes."""
+
+    path: str = ""
+    """Such as /splitd, from the top of each hierarchy; it is made with cgroup v1, and must exist with v2. Empty: where the node is started. Read at splitd up."""
+
+    def __post_init__(self) -> None:
+        cgroups.checked(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

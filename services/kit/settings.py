@@ -39,8 +39,8 @@ class Node:
             raise ValueError(f"oom_score: {self.oom_score} is not between -1000 and 1000")
 
 
-FOREIGN_KEYS = frozenset({"version", "imports", "temp", "disabled_plugins", "required_plugins", "plugin_dir", "oom_score", "cgroup"})
-FOREIGN_TABLES = frozenset({"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts", "cgroup"})
+FOREIGN_KEYS = frozenset({"version", "imports", "temp", "disabled_plugins", "required_plugins", "plugin_dir", "oom_score"})
+FOREIGN_TABLES = frozenset({"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts"})
 """What containerd's config.toml has beside ours: accepted, and named in a warning where it means nothing here."""
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from api.containerd.runtime.bootstrap.v1 import bootstrap_pb2
 from api.containerd.runtime.task.v3 import shim_pb2 as pb
 from api.containerd.types.runc.options import oci_pb2
-from services.kit import errors, rpc, tracing, ttrpc
+from services.kit import cgroups, errors, rpc, tracing, ttrpc
 from services.kit.any import type_name
 from services.kit.identifiers import quoted
 from services.kit.version import VERSION
@@ -154,7 +154,7 @@ class Program:
         with _memory_file(stdin) as given, _memory_file() as output, _memory_file() as trouble:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    self.path, *arguments, cwd=self.bundle.path, env=self._environment.variables(self.bundle.namespace), stdin=given, stdout=output,
+                    *cgroups.leaving(os.environ), self.path, *arguments, cwd=self.bundle.path, env=self._environment.variables(self.bundle.namespace), stdin=given, stdout=output,
                     stderr=trouble, start_new_session=True)
             except OSError as error:
                 raise _os_error(f"fork/exec {self.path}", error) from None

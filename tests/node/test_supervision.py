@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploy.processes import NAMES
+from services.kit import cgroups
 from tests.support import TOP, Node, eventually, freeze, processes_naming, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300)]
@@ -192,6 +193,45 @@ def test_down_with_containers_ends_every_namespaces_tasks(node: Node, box: str) 
     assert node.tasks("other") == {}
     node.ctr("containers", "rm", "one")
     node.ctr("containers", "rm", "two", namespace="other")
+
+
+def test_services_are_in_the_cgroup_of_the_configuration_and_shims_are_not(box: str) -> None:
+    """After a restart of tasks too. An operator finds it with every hierarchy, and containers run as ever."""
+    name = f"/splitd-test-{os.getpid()}"
+    hierarchies = cgroups._hierarchies(Path("/proc/self/mountinfo"))
+    if "" in hierarchies:  # with v2 it must be there
+        (hierarchies[""][0] / name[1:]).mkdir()
+
+    def groups(pid: int) -> dict[str, str]:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        return {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines) if controllers in hierarchies}
+
+    with short_directory() as directory:
+        other = Node(directory, config=f"[cgroup]\npath = '{name}'\n")
+        try:
+            other.up()
+            other.ctr("images", "pull", "--plain-http", box)
+            other.splitd("restart", "tasks")
+            other.ctr("run", "-d", box, "sleeper", "sleep", "1000")
+            assert other.tasks()["sleeper"][1] == "RUNNING"
+            for pid in (supervisord(other), *pids(other).values()):
+                assert set(groups(pid).values()) == {name}, pid
+            (shim,) = (pid for pid in other.remains() if "containerd-shim" in Path(f"/proc/{pid}/cmdline").read_text())
+            assert groups(shim) == groups(os.getpid())
+        finally:
+            other.clear()
+            for top, _ in hierarchies.values():
+                eventually(lambda directory=top / name[1:]: _removed(directory), f"{top}{name} is not empty")  # type: ignore[misc]
+
+
+def _removed(cgroup: Path) -> bool:
+    try:
+        cgroup.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def test_two_nodes_run_side_by_side_with_containers_of_the_same_name(node: Node, box: str) -> None:
