@@ -102,6 +102,13 @@ layer-chains: CHAINS ?= 500
 layer-chains: $(VENV)/dev test-machine ## random chains of layers, CHAINS=500: the same tree by Transfer, by Diff.Apply and by containerd; needs root
 	@LAYER_CHAINS=$(CHAINS) $(PYTEST) tests/node/test_node_layer_chains.py --timeout 1800 $(ARGS)
 
+.PHONY: upgrade
+upgrade: RELEASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+upgrade: $(VENV)/dev test-machine ## a node goes from RELEASE (a commit; the newest tag) to this one and back, ten containers running and a pull under way; needs root
+	@[ -n "$(RELEASE)" ] || { echo "no release to come from: this clone has no tags; make upgrade RELEASE=COMMIT" >&2; exit 1; }
+	git rev-parse -q --verify "$(RELEASE)^{commit}" >/dev/null || { echo "no such release: $(RELEASE)" >&2; exit 1; }
+	UPGRADE_FROM=$(RELEASE) $(PYTEST) tests/node/test_node_upgrade.py -s $(ARGS)
+
 .PHONY: powercut
 powercut: CUTS ?= 50
 powercut: $(VENV)/dev test-machine ## power cuts in the middle of pulls, commits and writes, CUTS=50, from SEED (a new one each time): nothing that was answered is lost; needs root, loop devices and XFS
