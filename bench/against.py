@@ -109,10 +109,12 @@ def _rows(box: str, big: str, programs: Path | None) -> list[Row]:
                   Row(f"{which} x16", "calls/s", lambda p, w=which: measures.unary_rate(p, w), more=True, times=3)]
     found += [Row("ctr run --rm true", "s", lambda p: measures.run(p, box), needs=box, times=4),
               Row("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), needs=box),
-              Row("pull by the client, bench image", "s", lambda p: measures.pull(p, big), needs=big)]
+              Row("pull by the client, bench image", "s", lambda p: measures.pull(p, big), needs=big),
+              Row("pull by the client, beside 100 MB/s", "s", lambda p: measures.pull_beside_writer(p, big), needs=big)]
     if programs is not None:
         ctr = str(programs / "ctr")
-        found.append(Row(NODE_PULL, "s", lambda p: measures.pull(dataclasses.replace(p, ctr=ctr), big), needs=big))
+        found += [Row(NODE_PULL, "s", lambda p: measures.pull(dataclasses.replace(p, ctr=ctr), big), needs=big),
+                  Row("pull by the node, beside 100 MB/s", "s", lambda p: measures.pull_beside_writer(dataclasses.replace(p, ctr=ctr), big), needs=big)]
     return found
 
 

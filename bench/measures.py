@@ -228,6 +228,34 @@ def pull(peer: Peer, reference: str) -> float:
     return seconds
 
 
+WRITER = """
+import os, sys, time
+data, written, begun = os.urandom(1 << 20), 0, time.monotonic()
+with open(sys.argv[1], "wb", buffering=0) as file:
+    while True:
+        written += file.write(data)
+        if written % (1 << 31) == 0:
+            file.seek(0)
+        if written == 300 << 20:
+            print("so much", flush=True)
+        time.sleep(max(begun + written / 100e6 - time.monotonic(), 0))
+"""
+
+
+def pull_beside_writer(peer: Peer, reference: str) -> float:
+    """s: as :func:`pull`, while a program writes 100 MB/s to the same filesystem, as a container may: a syncfs waits for that too."""
+    file = peer.socket.parent.parent / "written"
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(file)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            return pull(peer, reference)
+        finally:
+            writer.kill()
+            writer.wait()
+            file.unlink()
+
+
 def run(peer: Peer, reference: str) -> float:
     """s: ``ctr run --rm IMAGE true``."""
     start = time.perf_counter()
