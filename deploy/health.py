@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from api.grpc.health.v1 import health_pb2
 from api.splitd.registries.v1 import registries_pb2
 from client.version_remote import version_of
+from deploy import running
 from deploy.place import Place
 from deploy.processes import PROCESSES, Process
 from deploy.supervision import RUNNING, Status, Supervisor
+from gateway.config import ProxyPlugin
 from services.kit import errors, rpc
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -37,17 +40,57 @@ class Health:
         return not self.trouble
 
 
+@dataclass(frozen=True, slots=True)
+class Proxied:
+    """Somebody else's service, of [proxy_plugins], as the gateway sees it."""
+
+    name: str
+    kind: str
+    """snapshot, content or diff."""
+    address: str
+    in_place: bool
+    """It stands in the place of one of ours: without it the node does not work."""
+    trouble: str
+    """What is wrong with it, "" if nothing, or where the gateway does not tell."""
+
+    @property
+    def healthy(self) -> bool:
+        return not self.trouble
+
+
+def proxied(place: Place) -> list[Proxied]:
+    """Each of them, all asked at the same time."""
+    return asyncio.run(_proxied(place))
+
+
+async def _proxied(place: Place) -> list[Proxied]:
+    found = running.proxies(place)
+    ours = running.snapshotters(place)
+    upstreams = {name: _upstream(name, plugin) for name, plugin in found.items()}
+    async with rpc.Channel(place.socket, "gateway") as gateway:
+        answers = await asyncio.gather(*(_check(gateway, upstream, "") for upstream in upstreams.values()))
+    troubles = dict(zip(found, answers, strict=True))
+    return [Proxied(name, plugin.type, plugin.address, plugin.type != "snapshot" or name in ours,
+                    "does not answer the gateway" if troubles[name] not in ("", ABSENT) else "") for name, plugin in found.items()]
+
+
+def _upstream(name: str, plugin: ProxyPlugin) -> str:
+    """What the gateway calls it."""
+    return f"snapshots.{name}" if plugin.type == "snapshot" else plugin.type
+
+
 def of_node(place: Place) -> list[Health]:
     """Every process of a node that is up, asked at the same time."""
     return asyncio.run(_of_node(place, Supervisor(place).processes()))
 
 
 async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
-    running = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
+    others = frozenset(_upstream(name, plugin) for name, plugin in running.proxies(place).items())
+    processes = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
     async with rpc.Channel(place.socket, "gateway") as gateway:
-        answers = await asyncio.gather(*(_trouble(place, p, gateway) for p in running))
-        runs = dict(zip((p.name for p in running), await asyncio.gather(*(_runs(place, p) for p in running)), strict=True))
-    troubles = dict(zip((p.name for p in running), answers, strict=True))
+        answers = await asyncio.gather(*(_trouble(place, p, gateway, others) for p in processes))
+        runs = dict(zip((p.name for p in processes), await asyncio.gather(*(_runs(place, p) for p in processes)), strict=True))
+    troubles = dict(zip((p.name for p in processes), answers, strict=True))
     return [Health(s, pss(s.pid), _and_silence(troubles[name], s) if name in troubles else _state_trouble(s), runs.get(name))
             for name, s in statuses.items()]
 
@@ -70,13 +113,13 @@ def _state_trouble(status: Status) -> str:
     return status.trouble or status.state.lower()
 
 
-async def _trouble(place: Place, process: Process, gateway: rpc.Channel) -> str:
-    """What is wrong with a process that runs: its own health first, then what the gateway says of it."""
+async def _trouble(place: Place, process: Process, gateway: rpc.Channel, others: Collection[str]) -> str:
+    """What is wrong with a process that runs: its own health first, then what the gateway says of it, but of ``others``, where somebody else's service stands in its place."""
     for name in process.sockets:
         async with rpc.Channel(place.state / name, process.name) as channel:
             if trouble := await _check(channel, "", f"{name} "):
                 return trouble
-    for upstream in process.upstreams:
+    for upstream in (each for each in process.upstreams if each not in others):
         if trouble := await _check(gateway, upstream, f"the gateway says: {upstream} "):
             # A gateway that is away is its own trouble, not that of each process.
             return "" if trouble.endswith(ABSENT) and process.name != "gateway" else trouble
@@ -104,7 +147,7 @@ class Registry:
 
     host: str
     state: str
-    """good, slow or dead."""
+    """good, slow, busy (it asks for fewer requests) or dead."""
     since: float
     failures: int
     """In a row."""

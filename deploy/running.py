@@ -8,6 +8,7 @@ from pathlib import Path
 from deploy import configuration
 from deploy.place import ETC, Place
 from deploy.processes import NAMES, PROCESSES, STOP_SECONDS, Process
+from gateway.config import Config, ProxyPlugin
 from services.kit import errors, settings
 
 SUPERVISORD = "supervisord"
@@ -54,6 +55,17 @@ def _given_to_supervisord(file: settings.File) -> object:
 def keep(here: Place) -> None:
     """Keep what supervisord is started with."""
     settings.keep(settings.read(here.config), here.state, SUPERVISORD)
+
+
+def proxies(here: Place) -> dict[str, ProxyPlugin]:
+    """Other people's services that the gateway was started with, by name."""
+    file = _read(here, "gateway")
+    return {name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})}
+
+
+def snapshotters(here: Place) -> tuple[str, ...]:
+    """Our own snapshotters, as the gateway was started with them."""
+    return settings.load(Config, _read(here, "gateway"), "gateway").snapshotters
 
 
 def stop_seconds(here: Place, process: Process) -> int:

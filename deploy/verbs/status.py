@@ -12,7 +12,8 @@ from deploy import health, place, revisions, supervision
 from deploy.place import Place
 from services.kit import version
 
-HELP = "state, pid, uptime, memory, health and restarts of each service, and what registries do not answer; exit code 0 only if all are healthy, 3 if no node is up"
+HELP = ("state, pid, uptime, memory, health and restarts of each service and proxy plugin, and what registries do not answer; "
+        "exit code 0 only if all services, and the plugins in the place of one, are healthy, 3 if no node is up")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,36 +26,43 @@ def run(arguments: argparse.Namespace) -> int:
         supervisor = supervision.Supervisor(here)
         supervisor_pid = supervisor.pid()
         found = health.of_node(here)
+        others = health.proxied(here)
     except supervision.NotUp as failure:
         if arguments.json:
-            print(json.dumps(describe(here, 0, [], None)))
+            print(json.dumps(describe(here, 0, [], [], None)))
             return failure.code
         raise
     asking = any(h.healthy for h in found if h.status.name == "images")
     registries = health.registries(here) if asking else None
     if arguments.json:
-        print(json.dumps(describe(here, supervisor_pid, found, registries), indent=2))
+        print(json.dumps(describe(here, supervisor_pid, found, others, registries), indent=2))
     else:
-        print_table(here, found)
+        print_table(here, found, others)
         say(*revisions.differences(here, found, supervisor.code()), *killed(found), *troubled(registries or [], time.time()))
-    return 0 if all(h.healthy for h in found) else 1
+    return 0 if _healthy(found, others) else 1
 
 
-def describe(here: Place, supervisor_pid: int, found: list[health.Health], registries: list[health.Registry] | None) -> dict[str, object]:
+def _healthy(found: list[health.Health], others: list[health.Proxied]) -> bool:
+    """Whether the node works: somebody else's snapshotter beside ours is that one's own matter."""
+    return all(h.healthy for h in found) and all(p.healthy for p in others if p.in_place)
+
+
+def describe(here: Place, supervisor_pid: int, found: list[health.Health], others: list[health.Proxied], registries: list[health.Registry] | None) -> dict[str, object]:
     """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are what is installed,
     those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
 
-    ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
+    ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
     """
     return {
         "version": version.VERSION, "revision": version.installed(), "root": str(here.root), "state": str(here.state), "address": str(here.socket),
-        "up": supervisor_pid > 0, "healthy": supervisor_pid > 0 and all(h.healthy for h in found),
+        "up": supervisor_pid > 0, "healthy": supervisor_pid > 0 and _healthy(found, others),
         "supervisord": {"pid": supervisor_pid, "memory": health.pss(supervisor_pid)} if supervisor_pid else None,
         "services": [{
             "name": h.status.name, "state": h.status.state, "pid": h.status.pid or None, "uptime": round(h.status.uptime, 1), "memory": h.memory,
             "version": h.runs and h.runs[0], "revision": h.runs and h.runs[1], "healthy": h.healthy, "trouble": h.trouble, "restarts": h.status.restarts,
             "watchdog": dataclasses.asdict(h.status.watched),
         } for h in found],
+        "proxy_plugins": [{**dataclasses.asdict(p), "healthy": p.healthy} for p in others],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
     }
 
@@ -83,10 +91,11 @@ def _clock(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def print_table(here: Place, found: list[health.Health]) -> None:
+def print_table(here: Place, found: list[health.Health], others: list[health.Proxied]) -> None:
     rows = [("SERVICE", "STATE", "PID", "UPTIME", "MEMORY", "RESTARTS", "HEALTH")]
     rows += [(h.status.name, h.status.state, str(h.status.pid or "-"), _duration(h.status.uptime) if h.status.pid else "-",
               f"{h.memory / (1 << 20):.1f} MiB" if h.memory else "-", str(h.status.restarts), h.trouble or "ok") for h in found]
+    rows += [(p.name, f"PROXY {p.kind}", "-", "-", "-", "-", f"{p.address} {p.trouble}" if p.trouble else "ok") for p in others]
     say(f"node {here.socket}, root {here.root}, installed {version.VERSION} (revision {version.installed()})")
     table(rows)
 

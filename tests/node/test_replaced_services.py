@@ -67,3 +67,28 @@ def test_our_snapshotter_works_below_debians_containerd(registry: Registry, plac
             node.socket = socket
             assert pulled_and_run(node, registry, "splitd") == "hello\n"
             assert any((elsewhere / "r" / "snapshots" / "overlayfs" / "snapshots").iterdir())
+
+
+def test_status_has_a_row_for_each_proxy_plugin_and_blames_none_of_ours(place: Path) -> None:
+    """A snapshotter beside ours that is away is its own matter; a content store in the place of ours is the node's, and our own idle process is fine."""
+    with short_directory() as elsewhere:
+        content = ServiceProcess("services.content", elsewhere / "r", elsewhere / "s")
+        node = Node(place, config=f'[proxy_plugins.absent]\ntype = "snapshot"\naddress = "{elsewhere}/none.sock"\n'
+                                  f'[proxy_plugins.theirs]\ntype = "content"\naddress = "{elsewhere}/s/content.sock"\n')
+
+        def rows() -> dict[str, tuple[bool, bool]]:
+            return {each["name"]: (each["in_place"], each["healthy"]) for each in node.status()["proxy_plugins"]}
+
+        try:
+            with content:
+                node.up()
+                eventually(lambda: rows() == {"absent": (False, False), "theirs": (True, True)}, "not as they are")
+                shown = node.splitd("status").stdout  # exit code 0
+                assert f"{elsewhere}/none.sock does not answer the gateway" in shown
+            eventually(lambda: rows()["theirs"] == (True, False), "its end is not seen")
+            found = node.status()
+            assert {each["name"]: each["trouble"] for each in found["services"]} == dict.fromkeys(node.pids(), "")
+            assert not found["healthy"]
+            assert f"{elsewhere}/s/content.sock does not answer the gateway" in node.splitd("status", ok=False).stdout
+        finally:
+            node.clear()

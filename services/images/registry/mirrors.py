@@ -1,7 +1,7 @@
 """What is remembered of the hosts that were asked, so that a dead or slow mirror costs its timeout once and not for every blob.
 
-A host is *good*, until it turns out *dead* (no connection, or trouble three times in a row) or *slow*. Either holds for a while, longer each time; then one request
-may find out whether it is good again, while the others still stay away. A dead host is asked after all others, a slow one likewise; neither is ever forgotten
+A host is *good*, until it turns out *dead* (no connection, or trouble three times in a row), *slow*, or *busy* (it asks for fewer requests, 429, three times in a row). Each holds for a while, longer each time; then one request
+may find out whether it is good again, while the others still stay away. A dead host is asked after all others, a slow or busy one likewise; none is ever forgotten
 altogether, since a bad host is better than none.
 
 One memory is shared by all pulls of a process.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-GOOD, SLOW, DEAD = "good", "slow", "dead"
+GOOD, SLOW, BUSY, DEAD = "good", "slow", "busy", "dead"
 
 FIRST_REST = 30.0
 """Seconds for which a host is left alone when it first fails: a pull of many layers takes about as long."""
@@ -22,7 +22,7 @@ LONGEST_REST = 600.0
 PROBE = 10.0
 """After its rest one request may try a host; others wait this long for what comes of it."""
 TROUBLES = 3
-"""So many bad moments in a row make a host dead."""
+"""So many bad moments in a row make a host dead, so many refusals of one more request make it busy."""
 HOSTS = 1000
 """So many are remembered; images may name others' hosts in their layers."""
 RANGES_REST = 3600.0
@@ -52,6 +52,8 @@ class _Host:
     state: str = GOOD
     since: float = 0.0
     failures: int = 0
+    limits: int = 0
+    """Those of the failures that ask for fewer requests."""
     last_error: str = ""
     throughput: float = 0.0
     rest: float = 0.0
@@ -68,7 +70,7 @@ class MirrorMemory:
         self._hosts: dict[str, _Host] = {}
 
     def state(self, key: str) -> str:
-        """GOOD, SLOW or DEAD; of a host never heard of, GOOD."""
+        """GOOD, SLOW, BUSY or DEAD; of a host never heard of, GOOD."""
         host = self._hosts.get(key)
         return host.state if host is not None else GOOD
 
@@ -87,15 +89,19 @@ class MirrorMemory:
         """It did what was asked: it is good, whatever it was."""
         host = self._host(key)
         self._become(host, GOOD)
-        host.failures, host.rest = 0, 0.0
+        host.failures = host.limits = 0
+        host.rest = 0.0
 
-    def failed(self, key: str, error: str, *, dead: bool = False) -> None:
-        """It had a bad moment; ``dead``: there is no talking to it."""
+    def failed(self, key: str, error: str, *, dead: bool = False, limited: bool = False) -> None:
+        """It had a bad moment; ``dead``: there is no talking to it; ``limited``: it works, and asks for fewer requests."""
         host = self._host(key)
         host.failures += 1
+        host.limits += limited
         host.last_error = error
-        if dead or host.failures >= TROUBLES:
+        if dead or host.failures - host.limits >= TROUBLES:
             self._rest(host, DEAD)
+        elif host.limits >= TROUBLES:
+            self._rest(host, BUSY)
 
     def crawled(self, key: str, error: str) -> None:
         """It was slow enough to be left for another."""

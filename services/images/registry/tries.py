@@ -1,6 +1,6 @@
 """Asking several hosts, several times: who is asked next, and when it is time to give up.
 
-The hosts are gone through in order: first those of which nothing bad is known (:mod:`.mirrors`), then the slow, then the dead; a host that will not do (it has not got
+The hosts are gone through in order: first those of which nothing bad is known (:mod:`.mirrors`), then the slow and the busy, then the dead; a host that will not do (it has not got
 the thing, or not for us) is not asked again. If no host did, and any may yet, there is a pause, and another round. In the end the error tells of every host.
 """
 
@@ -63,7 +63,7 @@ class Tries(Generic[P]):
         if failure.blame is Blame.SLOW:
             self._memory.crawled(place.key, failure.cause)
         elif failure.blame is not Blame.NOBODY:
-            self._memory.failed(place.key, failure.cause, dead=failure.blame is Blame.DEAD)
+            self._memory.failed(place.key, failure.cause, dead=failure.blame is Blame.DEAD, limited=failure.status == 429)
         if not failure.transient or (failure.wait or 0.0) > self._retry.hopeless:
             self._done.add(place)
         elif failure.wait is not None:

@@ -250,6 +250,28 @@ async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
     assert b.name == "b"
 
 
+async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> None:
+    """429 three times in a row: it works. Others are asked before it for a while; trouble of another kind still makes it dead, and what works makes it good."""
+    memory = MirrorMemory(Clock())
+    place = Place("a")
+
+    async def act(place: Place) -> str:
+        raise Failure(place.name, "429 Too Many Requests", transient=True, blame=Blame.TROUBLE, status=429)
+
+    with pytest.raises(errors.NodeError):
+        await Tries("x", [place], memory, Retry(rounds=mirrors.TROUBLES, first=0.001)).run(act)  # type: ignore[type-var]
+    (found,) = memory.snapshot()
+    assert (found.state, found.last_error) == ("busy", "429 Too Many Requests")
+    assert memory.rests(place.key)
+    for _ in range(mirrors.TROUBLES):
+        assert memory.state(place.key) == mirrors.BUSY
+        memory.failed(place.key, "502 Bad Gateway")
+    assert memory.state(place.key) == mirrors.DEAD
+    memory.worked(place.key)
+    memory.failed(place.key, "429", limited=True)
+    assert memory.state(place.key) == mirrors.GOOD
+
+
 # ------------------------------------------------------------------------------------------ proxies
 
 
