@@ -138,3 +138,21 @@ def test_every_dependency_is_used() -> None:
     assert set(project["dependencies"]) == {*names, "supervisor"}
     used = {module for path in [*python_files(), *sorted((TOP / "api").rglob("*_pb2.py"))] for module in imports(path)}
     assert not {name for name, module in names.items() if not any(m == module or m.startswith(f"{module}.") for m in used)}
+
+
+AT_THE_START = {("services/kit/rpc.py", "serving"), ("services/kit/rpc.py", "_carrier"), ("services/kit/rpc.py", "_gathered"), ("services/kit/tracing.py", "_exporting"),
+                ("services/images/config.py", "check"),  # of `splitd config check`
+                # In workers, whose code is kept (services/snapshots/diff/kept.py).
+                ("services/snapshots/diff/compare.py", "main"), ("services/snapshots/diff/mounts.py", "_target"), ("services/snapshots/diff/mounts.py", "_mount")}
+"""Functions that import our own modules, and are called before their process serves."""
+
+
+def test_no_service_imports_more_of_ours_once_it_serves() -> None:
+    """By then another release may be installed: a process would be of two."""
+    found = set()
+    for path in [*(TOP / "services").rglob("*.py"), *(TOP / "gateway").rglob("*.py")]:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                found |= {(path.relative_to(TOP).as_posix(), function.name) for node in ast.walk(function)
+                          if isinstance(node, (ast.Import, ast.ImportFrom)) and re.match("(from|import) (api|gateway|services|client|deploy)", ast.unparse(node))}
+    assert found <= AT_THE_START, f"late imports: {sorted(found - AT_THE_START)}"
