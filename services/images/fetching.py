@@ -60,7 +60,7 @@ class Fetcher:
                     begun: Begun = nobody_follows) -> bool:
         """See that the node has a blob; False if it had it. ``number`` is its place among the layers of its image."""
         if not descriptor.size:
-            raise errors.InvalidArgument(f"unable to fetch descriptor ({descriptor.digest}) which reports content size of zero")
+            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: unable to fetch descriptor ({descriptor.digest}) which reports content size of zero")
         if not 0 < descriptor.size <= self._most:
             raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size {descriptor.size} (limit {self._most})")
         async with self._turns.alone(descriptor.digest):

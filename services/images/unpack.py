@@ -159,10 +159,10 @@ class Unpacker:
         with tracing.span("images.unpack", config=config.digest) as span:
             try:
                 what = await _checked(node, config)
-            except (errors.Unknown, errors.InvalidArgument) as error:
+                if len(layers) != len(what.diff_ids):
+                    raise errors.Unknown(f"image config {config.digest}: number of layers and diffIDs don't match: {len(layers)} != {len(what.diff_ids)}")
+            except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:  # of the document; it says what, and not whose
                 raise _explained(error, origin.reference) if origin is not None else error from None
-            if len(layers) != len(what.diff_ids):
-                raise errors.Unknown(f"number of layers and diffIDs don't match: {len(layers)} != {len(what.diff_ids)}")
             if not wanted or what.kind not in ("", "layers") or not OnlySystem(platforms.default()).matches(what.platform):
                 return ""
             name = wanted[0].snapshotter

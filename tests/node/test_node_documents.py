@@ -86,8 +86,11 @@ def nested(depth: int) -> Image:
     (lambda: index_of(b"<html>"), errors.Unknown, r'manifest sha256:\w+: invalid character "<" at byte 0'),
     (lambda: box(config=b'{"os":"\xff'), errors.Unknown, r"unmarshal image config sha256:\w+: unexpected end of JSON input"),
     (lambda: box(config={"rootfs": {"diff_ids": ["x"]}}), errors.InvalidArgument, r'image config sha256:\w+: diff id "x": invalid checksum digest format'),
+    (lambda: box(config={"rootfs": {"diff_ids": []}}), errors.Unknown, r"image config sha256:\w+: number of layers and diffIDs don't match: 1 != 0"),
+    (lambda: box(config=b" " * ((8 << 20) + 1)), errors.ResourceExhausted, r"document sha256:\w+ is larger than 8388608 bytes"),
+    (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 0}]), errors.InvalidArgument, rf"box\w+: unable to fetch descriptor \({BASE}\) which reports content size of zero"),
     (lambda: nested(40), errors.ResourceExhausted, r"sha256:\w+ is in 33 indexes, each in the next \(limit 32\)"),
-], ids=["a layer of 2^62 bytes", "of -1", "of 2^63", "501 layers", "a digest", "brackets", "depth", "HTML", "a config", "a diff id", "40 indexes"])
+], ids=["a layer of 2^62 bytes", "of -1", "of 2^63", "501 layers", "a digest", "brackets", "depth", "HTML", "a config", "a diff id", "a layer too many", "a large config", "a layer of nothing", "40 indexes"])
 async def test_what_no_image_is_is_refused(node: Node, channel: Channel, client: Client, fake: FakeRegistry, made: Callable[[], Image], kind: type[errors.NodeError], pattern: str) -> None:
     """At once, with the host and the document named; nothing is left."""
     reference = served(fake, made())

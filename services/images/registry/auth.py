@@ -174,9 +174,12 @@ class Authorizer:
             value = found.get("access_token") or found.get("token") or ""
             seconds = _seconds(found.get("expires_in"))
         except gojson.Malformed as error:
-            raise Failure(self._host, f"{server}, its token server, answered without a token: {error}", kind=errors.Unauthenticated) from None
-        if not value or not value.isprintable() or not value.isascii():
+            why = f"more than {TOKEN_LIMIT} bytes" if len(body) >= TOKEN_LIMIT else str(error)
+            raise Failure(self._host, f"{server}, its token server, answered without a token: {why}", kind=errors.Unauthenticated) from None
+        if not value:
             raise Failure(self._host, f"{server}, its token server, answered without a token", kind=errors.Unauthenticated)
+        if not value.isprintable() or not value.isascii():
+            raise Failure(self._host, f"{server}, its token server, answered with a token that no header can hold: it has control characters, or others than ASCII", kind=errors.Unauthenticated)
         return _Token(value, self._clock() + max(seconds - MARGIN, seconds * 0.75) if seconds > 0 else None)
 
 

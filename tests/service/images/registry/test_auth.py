@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.images.registry import Credentials, DockerConfig, Registry, first_of
+from services.images.registry.auth import TOKEN_LIMIT
 from services.images.timeouts import Timeouts
 from services.kit import errors
 from tests.fake_registry import Auth, FakeRegistry, cut, redirect, says, silent, status
@@ -177,8 +178,7 @@ async def test_a_silent_token_server(fake: FakeRegistry, name: str) -> None:
     ('{"x":' * 10_001, ": exceeded max depth"),
     ("<html>", ': invalid character "<" at byte 0'),
     ("", ": unexpected end of JSON input"),
-    ('{"token":"\\ud800"}', ""),
-    ('{"token":"a\\nb"}', ""),
+    ('{"token":"' + "x" * TOKEN_LIMIT + '"}', f": more than {TOKEN_LIMIT} bytes"),
     ('{"token":null}', ""),
 ])
 async def test_a_token_server_that_answers_anything_else(quick: Registry, fake: FakeRegistry, name: str, body: str, why: str) -> None:
@@ -188,6 +188,16 @@ async def test_a_token_server_that_answers_anything_else(quick: Registry, fake: 
     with within(5), pytest.raises(errors.Unauthenticated) as caught:
         await quick.client().resolve(name)
     assert f"{fake.host}: {fake.host}, its token server, answered without a token{why}: unauth" in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["\\ud800", "a\\nb", "a\\r\\nX: b", "\u00e9"])
+async def test_a_token_that_no_header_can_hold(quick: Registry, fake: FakeRegistry, name: str, token: str) -> None:
+    """It is refused with that reason, and not sent."""
+    fake.auth = Auth()
+    fake.inject("token", says(f'{{"token":"{token}"}}'))
+    with within(5), pytest.raises(errors.Unauthenticated) as caught:
+        await quick.client().resolve(name)
+    assert f"{fake.host}: {fake.host}, its token server, answered with a token that no header can hold: it has control characters, or others than ASCII: unauth" in str(caught.value)
 
 
 @pytest.mark.parametrize("wrapped", ["\ufeff{}", "{} and more", "{}"])
