@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+from pathlib import Path
 
 from client.shown import complain, say
 from deploy import foreign, health, memory, place, revisions, supervision
@@ -66,6 +67,14 @@ def _refuse_another_root(here: Place, *, moved: bool) -> None:
     if last is not None and not moved and not place.same(last.root, here.root):
         raise Failure(f"the node at {here.state} was last started with root {last.root}, not {here.root}: --root {last.root} starts it again; "
                       f"--moved starts it with {here.root}, from now on")
+    if last is not None and not moved and _is_empty(here.root):
+        raise Failure(f"the node at {here.state} was last started with root {here.root}, and nothing is there: mount it if it is a disk's, or say where it went (--root DIR --moved); "
+                      "--moved alone begins with an empty one")
+
+
+def _is_empty(root: Path) -> bool:
+    """Whether it is not there, or a directory without anything in it, such as a mount point."""
+    return not root.exists() or (root.is_dir() and not any(root.iterdir()))
 
 
 def known(names: list[str]) -> set[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import supervision, transferring
+from deploy import memory, supervision, transferring
 from deploy.failure import Failure
 from deploy.health import Registry
 from deploy.place import Place, load_node
@@ -191,6 +191,19 @@ def test_a_root_that_another_node_uses_is_refused_until_that_node_ends(place: Pa
         with pytest.raises(Failure, match=f"in use by the node at {first.state}"):
             supervision.claim_root(second)
     supervision.claim_root(second)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["gone", "empty"])
+def test_a_root_that_is_not_where_it_was_is_not_begun_anew(left: bool, place: Path) -> None:
+    """Its disk is not mounted, or it was moved: an empty node in its place would look as if all images were lost."""
+    root = place / "r"
+    if left:
+        root.mkdir()
+    memory.keep(place / "s", memory.Remembered(root, None, root_given=True, config_given=False))
+    done = splitd("up", "--state", place / "s", ok=False)
+    assert f"was last started with root {root}, and nothing is there" in done.stderr
+    assert "--root DIR --moved" in done.stderr
+    assert not left or not any(root.iterdir())
 
 
 def test_an_absurd_oom_score_is_refused(place: Path) -> None:
