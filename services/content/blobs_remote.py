@@ -193,14 +193,17 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """``work`` runs while the block does; its failure is the block's, and the reason for one of the block's own."""
     task = asyncio.ensure_future(work)
     try:
-        yield
-    except BaseException:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled() and isinstance(task.exception(), errors.NodeError):
-            await task
-        raise
-    await task
+        try:
+            yield
+        except BaseException:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and isinstance(task.exception(), errors.NodeError):
+                await task
+            raise
+        await task
+    finally:
+        del task  # its failure's traceback holds this frame
 
 
 def channel(gateway_socket: Path) -> rpc.Channel:

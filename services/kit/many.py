@@ -74,11 +74,18 @@ class ManyServicer:
             if method is None or method.arity != UNARY:
                 raise errors.Unimplemented(f"{one.method} among many")
             response = method.whole(await method.handler(method.decode(one.request), inner))
-        failure = answering.failure
+        failure, answering.failure = answering.failure, None
         if failure is None:
             return pb.Answer(call=number, response=response)
-        trailers = [pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode()) for name, value in (*inner.trailing, *failure.trailers)]
-        return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
+        try:
+            return _told(number, failure, inner)
+        finally:
+            del failure  # its traceback holds this frame
+
+
+def _told(number: int, failure: errors.NodeError, call: Call) -> pb.Answer:
+    trailers = [pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode()) for name, value in (*call.trailing, *failure.trailers)]
+    return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
 
 
 def _failure(answer: pb.Answer) -> errors.NodeError:
@@ -117,7 +124,10 @@ class Gathering:
             loop.call_soon(self._send)
         asked = _Asked(path, request, dict(trace), timeout, loop.create_future())
         self._waiting.setdefault(headers, []).append(asked)
-        return await asked.answer
+        try:
+            return await asked.answer
+        finally:
+            del asked  # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the caller's frames hold
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -158,6 +168,8 @@ class Gathering:
         else:
             if not asked.answer.done():
                 asked.answer.set_result(response)
+        finally:
+            del asked  # as in unary
 
     async def _together(self, headers: Metadata, asked: Sequence[_Asked]) -> None:
         limits = [each.timeout for each in asked if each.timeout is not None]

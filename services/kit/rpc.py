@@ -825,6 +825,7 @@ async def shielded(work: Awaitable[T]) -> T:
         raise
     finally:
         task.add_done_callback(_shielded.discard)
+        del task  # a failure's traceback holds this frame, which would hold the failure
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:

@@ -122,7 +122,8 @@ def image_to_pb(image: Image) -> images_pb2.Image:
     """Not to be changed: the next caller gets the same one."""
     size = len(image.name) + len(image.digest) + len(image.media_type)
     for texts in (image.labels, image.annotations):
-        size += sum(map(len, texts)) + sum(map(len, texts.values()))
+        if texts:
+            size += sum(map(len, texts)) + sum(map(len, texts.values()))
     return _image_to_pb(image) if size <= _IMAGE_REMEMBERED else _image_to_pb.__wrapped__(image)
 
 

@@ -355,6 +355,8 @@ class WireCarrier:
             except asyncio.CancelledError:
                 call.cancel()
                 raise
+            finally:
+                del call  # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the caller's frames hold
 
     def ask(self, block: bytes, request: bytes, timeout: float) -> Unary | None:
         """A unary call that goes now, with a head of :func:`request_block`; None where there is no connection, or no room on it."""

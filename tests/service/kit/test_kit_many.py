@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -186,3 +187,31 @@ async def test_all_that_are_under_way_fail_when_the_server_goes() -> None:
                 asked = asyncio.ensure_future(ask(channel.client(SERVICE), "slow", "slow"))
                 await servicer.entered.wait()
             assert all(isinstance(end, errors.Unavailable | errors.Cancelled) for end in await asked), asked.result()
+
+
+async def test_what_failed_is_forgotten_without_a_look_for_cycles() -> None:
+    """Frames of a failed call hold what it was about; if they held the failure too, all that would stay until the garbage collector looks, which a busy process cannot often do."""
+    if rpc.transport() != "wire":
+        pytest.skip("grpcio has cycles of its own")
+    async with content() as (_, client, _back):
+        with short_directory() as directory:
+            async with rpc.serving(directory / "f.sock", [Front(client)], relayed=True, grace=0.1), Counted(directory / "f.sock", "front") as front:
+                gc.collect()
+                before = _failures()  # of other tests
+                gc.disable()
+                try:
+                    for many in (1, 3):
+                        assert await ask(front.client(SERVICE), *["absent"] * many) == [NotFound("content absent")] * many
+                    with pytest.raises(errors.NotFound):
+                        await front.client(SERVICE).Info(pb.InfoRequest(digest="absent"))
+
+                    async def forgotten() -> bool:
+                        return all(any(one is other for other in before) for one in _failures())
+
+                    await eventually_async(forgotten, "what failed is still there")
+                finally:
+                    gc.enable()
+
+
+def _failures() -> list[errors.NotFound]:
+    return [one for one in gc.get_objects() if isinstance(one, errors.NotFound)]
