@@ -112,6 +112,8 @@ def _described(error: Exception) -> str:
         return f"{error.filename}: a file is where a directory must be: choose another directory"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and errors.is_full(error):  # a write names no file
+        return f"{errors.words(error)}: the filesystem of the node's root or of its state is full (df shows which)"
     if isinstance(error, ModuleNotFoundError):
         return f"Python module {error.name} is not installed: `make up` makes an environment that has it, in .venv"
     return f"{type(error).__name__}: {error} (SPLITD_DEBUG=1 shows where)"

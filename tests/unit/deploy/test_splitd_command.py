@@ -279,3 +279,11 @@ def test_an_imported_image_is_said_with_one_digest(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(transferring, "run", at_once)
     assert run(["images", "import", "box.tar"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [f"imported import@{digest}", f"imported box:1@{digest}"]
+
+
+def test_a_full_disk_is_said_without_pythons_words() -> None:
+    """A write that fails names no file."""
+    from deploy.splitd import _described
+
+    said = _described(OSError(28, "No space left on device"))
+    assert said == "no space left on device: the filesystem of the node's root or of its state is full (df shows which)"
