@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
@@ -51,7 +52,7 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], other
     """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are what is installed,
     those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
 
-    ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
+    ``database`` is metadata's, in bytes. ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
     """
     return {
         "version": version.VERSION, "revision": version.installed(), "root": str(here.root), "state": str(here.state), "address": str(here.socket),
@@ -63,6 +64,7 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], other
             "watchdog": dataclasses.asdict(h.status.watched),
         } for h in found],
         "proxy_plugins": [{**dataclasses.asdict(p), "healthy": p.healthy} for p in others],
+        "database": database(here),
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
     }
 
@@ -98,6 +100,17 @@ def print_table(here: Place, found: list[health.Health], others: list[health.Pro
     rows += [(p.name, f"PROXY {p.kind}", "-", "-", "-", "-", f"{p.address} {p.trouble}" if p.trouble else "ok") for p in others]
     say(f"node {here.socket}, root {here.root}, installed {version.VERSION} (revision {version.installed()})")
     table(rows)
+    if size := sum(database(here).values()):
+        say(f"database of metadata: {size / (1 << 20):.1f} MiB")
+
+
+def database(here: Place) -> dict[str, int]:
+    """Bytes on the disk of metadata's database and of its log; nothing of a file that is not there."""
+    found = {}
+    for name, file in (("size", "metadata.db"), ("log", "metadata.db-wal")):
+        with contextlib.suppress(OSError):
+            found[name] = (here.root / "metadata" / file).stat().st_size
+    return found
 
 
 def _duration(seconds: float) -> str:

@@ -92,6 +92,10 @@ class Database:
             while True:
                 try:
                     result = await self.transactions.write(work, lasting=lasting)
+                except asyncio.CancelledError:  # it may be written all the same
+                    if change is not None:
+                        self.schedule(change)
+                    raise
                 except Busy as busy:
                     left = end - time.monotonic()
                     if left <= 0:

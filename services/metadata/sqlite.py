@@ -6,6 +6,8 @@ the next commit takes what of it some milliseconds allow: so fifty writers at on
 savepoint of its own within that, and none of them is answered before the commit is done, failures included (what they saw might not have lasted).
 A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL), and without the thread; the next fsync of the log is its too.
 
+When nobody has written for some seconds, free pages are given back (``freeing``), in steps that writers come between.
+
 Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one, and snapshots have one each.
 
     ROOT/metadata/metadata.db        table "records": key BLOB PRIMARY KEY, value BLOB, without rowid
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.kit import errors, wal
-from services.metadata import damage
+from services.metadata import damage, freeing
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
@@ -197,8 +199,12 @@ class SqliteTransactions:
     ``caller`` says on whose behalf a write is made.
     """
 
-    def __init__(self, path: Path, caller: Callable[[], str] = str) -> None:
+    def __init__(self, path: Path, caller: Callable[[], str] = str, *, quiet: float = 10.0) -> None:
+        """``quiet``: seconds without a write after which free pages are given back."""
         self._path = path
+        self._quiet = quiet
+        self._timer: asyncio.TimerHandle | None = None
+        self._wrote = 0.0
         self.damaged: Callable[[str], None] = log.error
         """Told of pages that are not what they were; what was asked for is refused with the same words."""
         wal.take_back(path)
@@ -209,6 +215,8 @@ class SqliteTransactions:
                 _prepare(self._writer, path)
                 self.lost = wal_before.lost(self._writer)
                 """What the log has lost; "" if nothing."""
+                if not self.lost:
+                    freeing.convert(self._writer, path)
                 wal.make_room(path)
                 self._reader = _connect(path)
             except BaseException:
@@ -290,7 +298,9 @@ class SqliteTransactions:
 
     async def close(self) -> None:
         self._closed = True
-        if self._committing is not None:
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._committing is not None:
             await self._committing
         self._thread.shutdown()
         self._long.shutdown()
@@ -305,6 +315,38 @@ class SqliteTransactions:
                     await asyncio.sleep(0)  # those who only read, and those who were answered, come between
         finally:
             self._committing = None
+            self._wrote = asyncio.get_running_loop().time()
+            if self._timer is None and not self._closed:
+                self._timer = asyncio.get_running_loop().call_later(self._quiet, self._rest)
+
+    def _rest(self) -> None:
+        """It may be that nobody has written for a while."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        left = self._wrote + self._quiet - loop.time()
+        if self._committing is not None or left > 0:
+            self._timer = loop.call_later(max(left, 0.001), self._rest)
+        elif not self._closed:
+            self._committing = loop.create_task(self._give_back())
+
+    async def _give_back(self) -> None:
+        """Give free pages back until somebody writes."""
+        run = asyncio.get_running_loop().run_in_executor
+        try:
+            self._wait_for_disk(True)
+            left = before = freeing.spare(self._writer)
+            while left and not self._queue and not self._closed:
+                await run(self._thread, freeing.give_back, self._writer)
+                had, left = left, freeing.spare(self._writer)
+                if left >= had:
+                    break
+            if before and not left:
+                await run(self._thread, freeing.end, self._writer)
+                log.info("%s gave back %d pages", self._path, before)
+        except sqlite3.Error as error:
+            log.warning("%s keeps its free pages: %s", self._path, self._refusal(error))
+        finally:
+            self._committing = asyncio.get_running_loop().create_task(self._commit_all()) if self._queue else None
 
     async def _commit(self) -> bool:
         """Commit some of what waits; whether others had their turn meanwhile."""
@@ -399,6 +441,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    freeing.prepare(connection)
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
         raise errors.FailedPrecondition(f"{path}: this filesystem has no shared memory for SQLite's WAL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()

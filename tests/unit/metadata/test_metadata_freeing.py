@@ -1,0 +1,117 @@
+"""Free pages of metadata's database go back to the filesystem."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from services.metadata import freeing
+from services.metadata.database import Database
+from services.metadata.sqlite import SqliteTransactions
+from services.metadata.store import Change
+from services.metadata.transactions import Transaction, encode
+from tests.support import eventually_async
+
+_MANY, _VALUE = 6000, bytes(3000)
+_MOST = (freeing.SPARE + 200) * 4096
+
+
+def fill(tx: Transaction) -> None:
+    for number in range(_MANY):
+        tx.put(("many", f"{number:05}"), _VALUE)
+
+
+async def test_what_is_not_used_any_more_is_given_back_when_nobody_writes(place: Path) -> None:
+    """Down to what is kept in reserve; writers come between, and what they wrote is there."""
+    path = place / "m.db"
+    store = SqliteTransactions(path, quiet=0.05)
+    try:
+        await store.write(fill)
+        await store.write(lambda tx: tx.delete_all(("many",)))
+        written = 0
+
+        async def small() -> bool:
+            nonlocal written
+            written += 1
+            await store.write(lambda tx: tx.put(("kept", str(written)), b"x"))
+            await asyncio.sleep(0.1)  # what it is about: a while without a write
+            return path.stat().st_size < _MOST
+
+        await eventually_async(small, "it does not become smaller", 30)
+        assert store.view(lambda tx: len(list(tx.scan(("kept",))))) == written
+    finally:
+        await store.close()
+
+
+async def test_a_database_from_before_is_made_one_that_gives_back(place: Path) -> None:
+    """At its first start; nothing that is in use is lost."""
+    path = place / "m.db"
+    old = sqlite3.connect(path, isolation_level=None)
+    old.execute("PRAGMA journal_mode = WAL")
+    old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+    old.execute("PRAGMA user_version = 1")
+    old.executemany("INSERT INTO records VALUES (?, ?)", [(encode(("many", str(number))), _VALUE) for number in range(_MANY)])
+    old.execute("DELETE FROM records WHERE key != ?", (encode(("many", "7")),))
+    old.close()
+    assert path.stat().st_size > 2 * _MOST
+    store = SqliteTransactions(path)
+    try:
+        assert path.stat().st_size < _MOST
+        assert store.view(lambda tx: list(tx.scan(("many",)))) == [(("many", "7"), _VALUE)]
+    finally:
+        await store.close()
+    store = SqliteTransactions(path)
+    await store.close()
+
+
+async def test_a_large_database_from_before_stays_as_it_is(place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """No start takes minutes for that; the log says how it can be done."""
+    path = place / "m.db"
+    old = sqlite3.connect(path, isolation_level=None)
+    old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+    old.execute("PRAGMA user_version = 1")
+    old.close()
+    monkeypatch.setattr(freeing, "_LARGEST", 4096)
+    store = SqliteTransactions(path, quiet=0.0)
+    try:
+        await store.write(fill)
+        await store.write(lambda tx: tx.delete_all(("many",)))
+        assert "VACUUM" in caplog.text
+    finally:
+        await store.close()
+
+
+async def test_the_collector_hears_of_a_deletion_whose_caller_went_away(place: Path) -> None:
+    """It was on its way to the disk, and is done."""
+    told: list[Change] = []
+
+    class Collector:
+        def schedule(self, change: Change) -> None:
+            told.append(change)
+
+        async def collect(self) -> None:
+            raise NotImplementedError
+
+    store = SqliteTransactions(place / "m.db")
+    try:
+        database = Database(store)
+        database.collector = Collector()  # type: ignore[assignment]
+        ran = asyncio.Event()
+
+        def work(tx: Transaction) -> None:
+            tx.put(("k",), b"v")
+            ran.set()
+
+        caller = asyncio.create_task(database.write(work, "deletion"))
+        await ran.wait()
+        caller.cancel()
+        await asyncio.wait([caller])
+        await store.write(lambda tx: None)
+        assert caller.cancelled()
+        assert store.view(lambda tx: tx.get(("k",))) == b"v"
+        assert told == ["deletion"]
+    finally:
+        await store.close()
