@@ -4,6 +4,9 @@ How a shim is followed. Each task has a connection of its own to its shim, and, 
 anew; only a shim whose process is dead, or whose socket nobody listens to, is *buried*: its program's ``delete`` kills what is left, its exit (137) and
 deletion are published, its bundle goes. A shim that does not answer is asked again and again, and holds up nobody but those who ask for it.
 
+No task is forgotten before its processes are dead, whatever its shim's program does (:mod:`services.tasks.remains`). Where they cannot be ended, the task is shown
+as UNKNOWN, its name stays taken, and its exit untold; it is tried again with growing pauses, at once when it is killed or deleted, and at the next start.
+
 How exits are learnt. One Wait per process is outstanding at its shim, whoever and how many wait here. The shim itself sends the exit's event; this service
 publishes it only where that may have got lost: exits found when it starts, exits while the gateway was away, those of the dead, and the last ones of 2.x
 shims. (The gateway drops the second of two.) That a task's exit was seen is remembered by a file STATE/tasks/exits/NAMESPACE:ID, so that the next start does not report it again.
@@ -31,7 +34,7 @@ from typing import Any, Self, TypeVar
 from services.kit import errors, filters, identifiers, rpc, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
-from services.tasks import checkpoint, checks
+from services.tasks import checkpoint, checks, fifos, remains
 from services.tasks import spec as specs
 from services.tasks.bundle import TASKS, Address, Bundle
 from services.tasks.config import Config
@@ -61,6 +64,11 @@ _GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 ExitHook = Callable[[str, str, Exit], None]
 GoneHook = Callable[[str, str], None]
+
+_AGAIN, _AGAIN_AT_MOST = 0.25, 60.0
+"""Seconds until the cleaning up after a dead shim is tried again: after the first time, and at most."""
+_ENDING = 5.0
+"""Seconds for which killed processes are waited for each time."""
 
 _REMEMBERED = 1.0
 """Seconds for which the container of a task that was here is taken to be there still."""
@@ -93,6 +101,16 @@ class _Task:
         self.init = _Watched("")
         self.execs: dict[str, _Watched] = {}
         self.shim_pid = 0
+        self.seen: remains.Sighting | None = None
+        self.dying = False
+        """Its shim is dead, and what that left is being cleaned up."""
+        self.cleaning = False
+        """It is being tried at this moment."""
+        self.attempts = 0
+        """How often that was tried in vain."""
+        self.trouble = ""
+        """Why, the last time."""
+        self.hurried = asyncio.Event()
         self._pidfd = -1
         self._log = -1
         self.died = asyncio.Event()
@@ -190,12 +208,13 @@ class LocalTasks:
         """... and which of them are being created."""
         self._background: set[asyncio.Task[Any]] = set()
         self._exits = state / "tasks" / "exits"
+        self._sightings = state / "tasks" / "sightings"
         self._checkpoints = state / "tasks" / "checkpoints"
 
     # ---------------------------------------------------------------------------------------------- life
 
     async def __aenter__(self) -> Self:
-        for directory in (self._exits, self._checkpoints):
+        for directory in (self._exits, self._sightings, self._checkpoints):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for base in (self._state / TASKS, self._root / TASKS):
             base.mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -285,10 +304,13 @@ class LocalTasks:
                 fault("tasks.shim-started")
                 with _prefixed("failed to create shim task: "), tracing.span("tasks.shim.create", task=str(task)):
                     assert task.connection is not None
-                    task.init.pid = await self._converse(
-                        task, lambda c: c.create(bundle.path, options.rootfs, options.io, image, chosen, self._config.call_timeout))
+                    with fifos.held(options.io) as waited_for:
+                        making = asyncio.ensure_future(self._converse(
+                            task, lambda c: c.create(bundle.path, options.rootfs, options.io, image, chosen, self._config.call_timeout)))
+                        task.init.pid = await _or_abandoned(making, abandoned, waited_for)
                 if abandoned.is_set():
                     raise errors.Cancelled(f"create task {bundle.id}")
+                self._see(task)
             except BaseException:
                 await self._undo(task)
                 raise
@@ -308,9 +330,10 @@ class LocalTasks:
             try:
                 yield
             finally:
+                if creating:
+                    self._creating.discard(key)
                 if self._busy.get(key) is event:
                     del self._busy[key]
-                    self._creating.discard(key)
                 event.set()
 
         return claimed()
@@ -322,7 +345,10 @@ class LocalTasks:
             bundle.create(content, gid=gid)
         except FileExistsError:
             # Left by something that went wrong: there is no such task, so it is in nobody's way.
-            await self._sweep(_Task(bundle, self._program_of(bundle)))
+            task = _Task(bundle, self._program_of(bundle))
+            await self._sweep(task)
+            if not task.gone:
+                raise errors.FailedPrecondition(f"task {bundle.id}: what one before it left cannot be removed: {task.trouble}") from None
             bundle.create(content, gid=gid)
 
     async def _start_shim(self, task: _Task, options: Opaque | None) -> None:
@@ -355,8 +381,20 @@ class LocalTasks:
 
     # ---------------------------------------------------------------------------------------------- shims
 
-    def _program_of(self, bundle: Bundle) -> Program:
-        return Program(bundle.program() or self._programs.find("io.containerd.runc.v2"), bundle, self._environment)
+    def _program_of(self, bundle: Bundle, seen: remains.Sighting | None = None) -> Program:
+        return Program(bundle.program() or (seen.program if seen else "") or self._programs.find("io.containerd.runc.v2"), bundle, self._environment)
+
+    def _sighting(self, bundle: Bundle) -> Path:
+        return self._sightings / f"{bundle.namespace}:{bundle.id}"
+
+    def _see(self, task: _Task) -> None:
+        """Write down what must be known to end the task whatever becomes of its bundle."""
+        address = task.connection.address if task.connection is not None else task.bundle.read_address()
+        task.seen = remains.see(task.bundle, task.program.path, address, task.init.pid)
+        try:
+            task.seen.write(self._sighting(task.bundle))
+        except OSError as error:
+            log.warning("the sighting of %s: %s", task, error)
 
     def _adopt(self, task: _Task) -> None:
         """From here on the task is known, and its shim followed."""
@@ -383,12 +421,21 @@ class LocalTasks:
         if task.followed and not task.gone:
             self._spawn(self._recover(task))
 
+    def _mend(self, task: _Task) -> None:
+        """Put a bundle that was removed back, as far as a shim needs it for killing and deleting."""
+        if task.seen is not None and not task.bundle.path.exists():
+            log.warning("the bundle of %s was removed", task)
+            try:
+                remains.restore(task.bundle, task.seen)
+            except OSError as error:
+                log.warning("the bundle of %s: %s", task, error)
+
     async def _recover(self, task: _Task) -> None:
         """The connection ended: make it anew, or, if the shim is dead, bury its task."""
         pause = 0.005
         while not task.gone and not task.died.is_set():
             try:
-                address = task.bundle.read_address()
+                address = task.bundle.read_address() or (task.seen.address if task.seen else None)
                 if address is None:
                     break
                 await self._connect(task, address, 2.0)
@@ -428,14 +475,21 @@ class LocalTasks:
             if task.connection is connection:
                 self._connection_lost(task, connection)
 
-    async def _bury(self, task: _Task) -> None:
-        """The shim is dead: kill and unmount what it left, tell of it, forget it."""
+    async def _bury(self, task: _Task, *, told: bool = True) -> None:
+        """The shim is dead: kill and unmount what it left, however often that must be tried, tell of it, forget it. Not ``told``: of a task that was never made."""
         log.info("the shim of %s is dead, cleaning up", task)
-        task.followed = False
+        self._take_down(task)
         with self._claim((task.namespace, task.name)):
-            died = await self._clean(task)
+            pause = _AGAIN
+            while (died := await self._clean(task)) is None:
+                log.log(logging.WARNING if task.attempts <= 3 else logging.DEBUG, "%s: what its dead shim left is still there (%s), next try within %g s",
+                        task, task.trouble, pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(task.hurried.wait(), pause)
+                task.hurried.clear()
+                pause = min(pause * 2, _AGAIN_AT_MOST)
             how = task.init.exit or died
-            if task.bundle.init_pid() or task.init.pid:
+            if told and (task.bundle.init_pid() or task.init.pid):
                 for process in task.execs.values():
                     if process.exit is None and process.pid:
                         process.exit = Exit(KILLED, died.at, process.pid)
@@ -446,26 +500,76 @@ class LocalTasks:
                 self._node.deleted(task.namespace, task.name, how)
             await self._forget(task)
 
-    async def _clean(self, task: _Task) -> Exit:
-        """Have the program's ``delete`` do its work, twice if need be."""
-        pid = task.init.pid or task.bundle.init_pid()
-        self._ensure_runc_root(task)
-        for _ in range(2):
-            try:
-                died = await task.program.delete(self._config.cleanup_timeout)
-                return Exit(died.status, died.at, died.pid or pid)
-            except (errors.NodeError, OSError, ValueError) as error:
-                log.warning("cleaning up after the dead shim of %s: %s", task, error)
-        return Exit(255, time.time_ns(), pid)
+    def _take_down(self, task: _Task) -> None:
+        """From here on the task only waits for its end, and its name is taken until then."""
+        task.followed = False
+        task.dying = True
+        self._tasks[task.namespace, task.name] = task
 
-    def _ensure_runc_root(self, task: _Task) -> None:
-        """The shim of runc reads its state directory from the bundle; one that died before it wrote it would look in the machine's, and delete others' containers."""
-        if checks.of_runc(task.program.path) and not (options := task.bundle.path / "options.json").exists():
-            with contextlib.suppress(FileNotFoundError):
-                options.write_text(json.dumps({"root": str(self._state / "runc")}))
+    async def _clean(self, task: _Task) -> Exit | None:
+        """Have the program's ``delete`` do its work, and end what that leaves alive; how the task ended. None, and ``task.trouble`` says why, where it is to be tried again.
+
+        The program may say that all is well though its runtime failed, and fail for want of a file in the bundle: what counts is that the processes are dead.
+        Then it is tried once more, for cgroups and the runtime's state, and no longer.
+        """
+        died, trouble = None, ""
+        task.cleaning = True
+        try:
+            if task.seen is None:
+                task.seen = remains.read(self._sighting(task.bundle)) or remains.in_bundle(task.bundle, task.program.path, self._state / "runc")
+            remains.restore(task.bundle, task.seen)
+            self._ensure_runc_files(task)
+            pid = task.init.pid or task.bundle.init_pid() or task.seen.pid
+            task.init.pid = pid
+            died = await task.program.delete(self._config.cleanup_timeout)
+        except (errors.NodeError, OSError, ValueError) as error:
+            trouble = str(error)
+        if task.seen is not None and (left := await asyncio.to_thread(remains.end, task.seen, _ENDING)):
+            died, trouble = None, f"{', '.join(map(str, left))} cannot be killed"
+        elif died is None and task.attempts:
+            died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
+        task.cleaning = False
+        if died is None:
+            task.trouble = trouble
+            task.attempts += 1
+            await task.notify()
+            return None
+        await asyncio.to_thread(shutil.rmtree, self._state / "runc" / task.namespace / task.name, ignore_errors=True)  # of a runtime that could not
+        return Exit(died.status, died.at, died.pid or task.init.pid)
+
+    async def _hurry(self, task: _Task) -> None:
+        """Clean up after a dead shim now; FailedPrecondition with what is in the way, if it is still."""
+        before = task.attempts + task.cleaning  # one that began earlier tells nothing of now
+        task.hurried.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * (self._config.cleanup_timeout + _ENDING) + 1.0), task.changed:
+                await task.changed.wait_for(lambda: task.gone or task.attempts > before)
+        if not task.gone:
+            raise _in_the_way(task)
+
+    async def _last_state(self, task: _Task) -> Process:
+        """UNKNOWN; NotFound if its end is a matter of moments."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.state_timeout), task.changed:
+                await task.changed.wait_for(lambda: task.gone or task.trouble)
+        if task.gone:
+            raise errors.NotFound.verbatim(task_not_found(task.name))
+        return Process(task.name, task.init.pid, Status.UNKNOWN)
+
+    def _ensure_runc_files(self, task: _Task) -> None:
+        """The shim of runc reads its state directory from the bundle; one that died before it wrote it would look in the machine's, and delete others' containers.
+
+        It also wants to read there which program is runc: nothing in the file is its own choice.
+        """
+        if not checks.of_runc(task.program.path):
+            return
+        for name, text in (("options.json", json.dumps({"root": str(self._state / "runc")})), ("runtime", "")):
+            if not (path := task.bundle.path / name).exists():
+                path.write_text(text)
 
     async def _forget(self, task: _Task) -> None:
         """Nothing runs any more: remove the bundle and the entry."""
+        self._sighting(task.bundle).unlink(missing_ok=True)  # first: a bundle without it is only looked at once more
         try:
             if task.bundle.mounted():
                 await asyncio.to_thread(task.bundle.delete)
@@ -502,8 +606,10 @@ class LocalTasks:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(task.shim_pid, SIGKILL)
                 await task.died.wait()
-        if task.bundle.path.exists():
-            await self._clean(task)
+        if (task.bundle.path.exists() or task.seen) and await self._clean(task) is None and await self._clean(task) is None:
+            self._take_down(task)
+            self._spawn(self._bury(task, told=False))
+            return
         await self._forget(task)
 
     def _shared(self, task: _Task) -> bool:
@@ -553,6 +659,10 @@ class LocalTasks:
                     shutil.rmtree(path, ignore_errors=True)  # half deleted
                 elif path.is_dir():
                     found.append(Bundle.of(self._root, self._state, space.name, path.name))
+        for seen in sorted(self._sightings.iterdir()):  # whose bundle was removed by hand
+            namespace, _, name = seen.name.partition(":")
+            if not seen.name.startswith(".") and not (bundle := Bundle.of(self._root, self._state, namespace, name)).path.exists():
+                found.append(bundle)
         return found
 
     def _remove_orphans(self) -> None:
@@ -568,12 +678,15 @@ class LocalTasks:
                 shutil.rmtree(image, ignore_errors=True)
 
     async def _load_bundle(self, bundle: Bundle) -> None:
-        task = _Task(bundle, self._program_of(bundle))
-        if not any(bundle.path.iterdir()):
+        seen = remains.read(self._sighting(bundle))
+        task = _Task(bundle, self._program_of(bundle, seen))
+        task.seen = seen
+        if seen is None and not any(bundle.path.iterdir()):
             await self._forget(task)
             return
+        self._mend(task)
         task.open_log()
-        address = bundle.read_address()
+        address = bundle.read_address() or (seen.address if seen else None)
         if address is None:
             log.info("%s was never made whole, removing it", task)
             await self._sweep(task)
@@ -582,12 +695,19 @@ class LocalTasks:
             await self._connect(task, address, self._config.load_timeout)
         except errors.NodeError as error:
             if _nobody_listens(error):
-                await self._bury(task)
+                await self._begin_to_bury(task)
                 return
             log.warning("shim of %s: %s; it is kept", task, error)
             self._adopt(task)
             return
         await self._examine(task)
+
+    async def _begin_to_bury(self, task: _Task) -> None:
+        """Bury it, and wait for that only as long as the first try takes: others are to be loaded."""
+        self._take_down(task)
+        self._spawn(self._bury(task))
+        async with task.changed:
+            await task.changed.wait_for(lambda: task.gone or task.trouble)
 
     async def _examine(self, task: _Task) -> None:
         """Ask a shim that was found what has become of its task."""
@@ -605,7 +725,7 @@ class LocalTasks:
             return
         except (errors.NodeError, TimeoutError) as error:
             if task.connection is None and task.died.is_set():
-                await self._bury(task)
+                await self._begin_to_bury(task)
                 return
             log.warning("the shim of %s does not answer: %s; it is kept", task, error)
             self._adopt(task)
@@ -613,6 +733,8 @@ class LocalTasks:
             self._spawn(self._identify(task))
             return
         task.init.pid = state.pid
+        if task.seen is None:
+            self._see(task)
         self._adopt(task)
         if task.has_pid:
             self._spawn(self._mourn(task))
@@ -639,7 +761,7 @@ class LocalTasks:
 
     async def _sweep(self, task: _Task) -> None:
         """Remove half of a create. The shim may run although its address was not written down: runc's has a socket that can be computed."""
-        for address in (task.bundle.read_address(), self._expected_address(task.bundle)):
+        for address in (task.bundle.read_address(), task.seen.address if task.seen else None, self._expected_address(task.bundle)):
             if address is not None:
                 with contextlib.suppress(errors.NodeError):
                     await self._connect(task, address, 1.0)
@@ -666,6 +788,10 @@ class LocalTasks:
         while process.exit is None:
             try:
                 connection = await self._usable(task, None)
+            except errors.FailedPrecondition:  # its shim is dead, but not yet what that left
+                async with task.changed:
+                    await task.changed.wait_for(lambda: task.gone)
+                continue
             except errors.NotFound:
                 if process.exit is None:
                     raise
@@ -725,11 +851,11 @@ class LocalTasks:
             return task.connection
         try:
             async with asyncio.timeout(seconds), task.changed:
-                await task.changed.wait_for(lambda: task.gone or task.connection is not None)
+                await task.changed.wait_for(lambda: task.gone or task.connection is not None or task.trouble)
         except TimeoutError:
             raise errors.Unavailable(f"the shim of task {task.name} does not answer") from None
         if task.connection is None:
-            raise errors.NotFound.verbatim(task_not_found(task.name))
+            raise errors.NotFound.verbatim(task_not_found(task.name)) if task.gone else _in_the_way(task)
         return task.connection
 
     async def _converse(self, task: _Task, question: Callable[[Connection], Awaitable[T]]) -> T:
@@ -758,6 +884,11 @@ class LocalTasks:
 
     async def delete(self, namespace: str, name: str) -> Exit:
         task = await self._find(namespace, name)
+        if task.dying:
+            with _prefixed("failed to delete task: "):
+                await self._hurry(task)
+            return task.init.exit or Exit(KILLED, time.time_ns(), task.init.pid)
+        self._mend(task)
         return await rpc.shielded(self._delete(task))
 
     async def _delete(self, task: _Task) -> Exit:
@@ -798,12 +929,15 @@ class LocalTasks:
         return how
 
     async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
-        return await self._ask(namespace, name, lambda c: c.state(exec_id, self._config.state_timeout))
+        task = await self._find(namespace, name)
+        if task.dying and not exec_id:
+            return await self._last_state(task)
+        return await self._converse(task, lambda c: c.state(exec_id, self._config.state_timeout))
 
     async def list(self, namespace: str) -> Sequence[Process]:
         async def state(task: _Task) -> Process | None:
             try:
-                return await self._converse(task, lambda c: c.state("", self._config.state_timeout))
+                return await self._last_state(task) if task.dying else await self._converse(task, lambda c: c.state("", self._config.state_timeout))
             except errors.NotFound:
                 return None
             except errors.NodeError as error:
@@ -817,7 +951,13 @@ class LocalTasks:
         # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the same-named container of another node on
         # this machine shares; where SIGKILL of the init is enough (its pid namespace goes with it) nobody else's processes are to be killed.
         task = self._tasks.get((namespace, name))
-        with_init = everything and not exec_id and signal == SIGKILL and task is not None and specs.own_pids(await asyncio.to_thread(task.bundle.spec))
+        if task is not None and task.dying:
+            await self._hurry(task)
+            return
+        if task is not None:
+            self._mend(task)
+        with_init = everything and not exec_id and signal == SIGKILL and task is not None and (
+            specs.own_pids(await asyncio.to_thread(task.bundle.spec)) or (task.seen is not None and task.seen.alone))
         if exec_id or with_init:
             everything = False
         try:
@@ -918,6 +1058,23 @@ def _prefixed(words: str) -> Iterator[None]:
         raise type(error).verbatim(f"{words}{error}", error.trailers) from error
     except OSError as error:
         raise errors.of_system(error, words.removesuffix(": ")) from error
+
+
+async def _or_abandoned(making: asyncio.Future[int], abandoned: asyncio.Event, waited_for: list[int]) -> int:
+    """What a shim's Create answers. Once its caller is gone nobody opens these FIFOs any more: they are opened here, lest the shim wait for that."""
+    giving_up = asyncio.ensure_future(abandoned.wait())
+    either: set[asyncio.Future[Any]] = {making, giving_up}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        with fifos.other_side([] if making.done() else waited_for):
+            return await making
+    finally:
+        giving_up.cancel()
+        making.cancel()
+
+
+def _in_the_way(task: _Task) -> errors.FailedPrecondition:
+    return errors.FailedPrecondition(f"task {task.name}: its shim is dead, and what it left cannot be cleaned up yet: {task.trouble or 'it takes long'}")
 
 
 def _nobody_listens(error: BaseException) -> bool:

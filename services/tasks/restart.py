@@ -203,6 +203,8 @@ class RestartMonitor:
             process = await self._tasks.get(namespace, container.id)
             status, exit_status = process.status, process.exit_status
             self._missing.pop((namespace, container.id), None)
+            if status is Status.UNKNOWN:
+                return  # what a dead shim left is being cleaned up
         except errors.NotFound:
             if time.monotonic() - self._missing.setdefault((namespace, container.id), time.monotonic()) < self._interval * 0.9:
                 return

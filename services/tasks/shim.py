@@ -164,7 +164,8 @@ class Program:
             except (TimeoutError, asyncio.CancelledError) as error:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                await asyncio.shield(process.wait())
+                with contextlib.suppress(TimeoutError):  # one that waits for a disk does not even die before that answers
+                    await asyncio.wait_for(process.wait(), 1.0)
                 if isinstance(error, asyncio.CancelledError):
                     raise
                 raise errors.DeadlineExceeded(f"{self.path} {arguments[-1]}: not done after {timeout:g} s") from None

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from services.kit import errors
 from services.kit.any import pack
 from services.tasks.bundle import TASKS
 from services.tasks.store import IO, CreateOptions, Descriptor, Opaque, Status, Tasks
-from tests.suites.tasks_node import NS, FakeGateway, alive, gone, output
+from tests.suites.tasks_node import NS, FakeGateway, alive, contained, gone, output
 from tests.support import eventually_async, freeze, mounts_below, processes_naming
 
 LIFE = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
@@ -45,6 +46,27 @@ exec unshare -m sh -c 'umount /sys/fs/cgroup/unified; exec crun "$@"' crun "$@"
 """)
     program.chmod(0o755)
     return program
+
+
+class Hindered:
+    """A shim's program whose ``delete`` can be made to hang, and a runc that can be removed."""
+
+    def __init__(self, place: Path, runtime: str) -> None:
+        self.runc, self.program, self._hangs = place / "runc", place / "containerd-shim-runc-v2", place / "hangs"
+        self.runc.symlink_to(shutil.which("runc") or "/usr/sbin/runc")
+        shim = shutil.which("containerd-shim-runc-v2") if runtime.startswith("io.") else runtime
+        self.program.write_text(f"""#!/bin/sh
+for verb; do :; done
+[ "$verb" != delete ] || [ ! -e {self._hangs} ] || exec sleep 1000
+exec {shim} "$@"
+""")
+        self.program.chmod(0o755)
+
+    def hang(self) -> None:
+        self._hangs.touch()
+
+    def go_on(self) -> None:
+        self._hangs.unlink()
 
 
 def exec_spec(*args: str, terminal: bool = False) -> Opaque:
@@ -87,7 +109,7 @@ def leftovers(node: FakeGateway) -> list[object]:
         *(pid for pid in processes_naming(node.state) if "containerd-shim" in Path(f"/proc/{pid}/cmdline").read_text()),
         *mounts_below(node.state),
         *(node.state / TASKS).glob("*/*"), *(root / TASKS).glob("*/*"), *(node.state / "runc").glob("*/*"),
-        *(node.state / "tasks/exits").glob("*"), *(node.state / "tasks/checkpoints").glob("*")]
+        *(node.state / "tasks/exits").glob("*"), *(node.state / "tasks/sightings").glob("*"), *(node.state / "tasks/checkpoints").glob("*")]
 
 
 async def start(tasks: Tasks, node: FakeGateway, name: str, *args: str, runtime: str = "io.containerd.runc.v2", io: IO = IO(), **how: Any) -> int:
@@ -503,6 +525,34 @@ class TasksSuite:
         await tasks.delete(NS, "s")
         await end(tasks, "other")
 
+    @pytest.mark.parametrize("hindrance", ["runtime file gone", "runc gone", "bundle gone"])
+    async def test_a_task_whose_cleaning_up_fails_is_not_forgotten(
+            self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, hindrance: str) -> None:
+        """However its shim's program fails, the exit is told when its processes are dead, once, and then nothing of it is left and the name is free."""
+        shim = Hindered(place, runtime)
+        pid = await start(tasks, node, "s", "sleep", "100", runtime=str(shim.program), options=oci_pb2.Options(binary_name=str(shim.runc)))
+        waiting = asyncio.create_task(tasks.wait(NS, "s"))
+        await asyncio.sleep(0)
+        bundle = node.state / TASKS / NS / "s"
+        if hindrance == "runtime file gone":
+            (bundle / "runtime").unlink()
+        elif hindrance == "runc gone":
+            shim.runc.unlink()
+        else:
+            for mount in mounts_below(bundle):
+                subprocess.run(["umount", "-l", mount], check=True)
+            shutil.rmtree(bundle)
+        os.kill(shim_of(node, "s"), signal.SIGKILL)
+        exit_ = await node.topic("s", "/tasks/exit", 30)
+        assert (alive(pid), exit_.pid, exit_.exit_status) == (False, pid, 137)
+        await node.topic("s", "/tasks/delete")
+        assert (await asyncio.wait_for(waiting, 5)).status == 137
+        await eventually_async(lambda: asyncio.sleep(0, leftovers(node) == []), "something is left")
+        assert contained(node) == []
+        assert len(node.exits("s")) == 1
+        await start(tasks, node, "s", "true")
+        await end(tasks, "s")
+
     async def test_a_silent_shim_is_only_slow(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """A shim that does not answer fails its own calls by deadline, and is listed as UNKNOWN; others answer meanwhile; afterwards all is as before."""
         pid = await start(tasks, node, "h", "sleep", "100", runtime=runtime)
@@ -602,6 +652,33 @@ class TasksSuite:
         await start(tasks, node, "g", "true")
         await end(tasks, "g")
 
+    @pytest.mark.parametrize("removed", [False, True], ids=["", "removed"])
+    async def test_a_create_that_waits_for_fifos_is_undone_when_it_is_given_up(self, tasks: Tasks, node: FakeGateway, runtime: str, *, removed: bool) -> None:
+        """Its client is killed before it opened them, and perhaps removed them: the name is free within 5 s, and nothing is left."""
+        paths = [node.state / f"f.{stream}" for stream in ("in", "out", "err")]
+        for path in paths:
+            os.mkfifo(path)
+        node.add("f", "sleep", "100", runtime=runtime)
+        making = asyncio.create_task(tasks.create(NS, "f", CreateOptions(io=IO(*map(str, paths)), rootfs=(node.mount,))))
+        await eventually_async(lambda: asyncio.sleep(0, (node.state / TASKS / NS / "f/init.pid").exists()), "runc does not make it")
+        _, pending = await asyncio.wait({making}, timeout=0.5)
+        assert pending, "the shim does not wait for its FIFOs"
+        if removed:
+            for path in paths:
+                path.unlink()
+        making.cancel()
+        await asyncio.gather(making, return_exceptions=True)
+
+        async def made() -> int:
+            try:
+                return await tasks.create(NS, "f", CreateOptions(rootfs=(node.mount,)))
+            except errors.AlreadyExists:
+                return 0
+
+        await eventually_async(made, "the name is not free", 5.0)
+        await end(tasks, "f")
+        assert leftovers(node) == []
+
     async def test_checkpoint(self, tasks: Tasks, node: FakeGateway, place: Path) -> None:
         """Two blobs, the image and the spec, written under the caller's lease; with an image path none, and the image is there.
 
@@ -650,4 +727,4 @@ echo memory > "$image/core-1.img"
         await end(tasks, "co")
 
 
-__all__ = ["LIFE", "TasksSuite", "end", "exec_spec", "in_status", "leftovers", "listed_as", "shim_of", "start"]
+__all__ = ["LIFE", "Hindered", "TasksSuite", "end", "exec_spec", "in_status", "leftovers", "listed_as", "shim_of", "start"]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, rpc
 from services.tasks.bundle import TASKS
 from services.tasks.remote import RemoteTasks
 from services.tasks.store import IO, CreateOptions, Status
-from tests.suites.tasks import LIFE, end, exec_spec, in_status, leftovers, listed_as, shim_of, start
+from tests.suites.tasks import LIFE, Hindered, end, exec_spec, in_status, leftovers, listed_as, runtimes, shim_of, start
 from tests.suites.tasks_node import NS, FakeGateway, alive, busybox, end_all, gone, output
-from tests.support import ServiceProcess, eventually_async, freeze, processes_naming
+from tests.support import ServiceProcess, eventually_async, freeze, mounts_below, processes_naming
 
 pytestmark = pytest.mark.root
 
@@ -24,6 +27,7 @@ CONFIG = """
 [tasks]
 restart_interval = "1s"
 load_timeout = "1s"
+cleanup_timeout = "2s"
 """
 
 
@@ -190,6 +194,72 @@ async def test_shim_that_died_while_it_was_away(service: Service) -> None:
     await gone(pid)
     with pytest.raises(errors.NotFound, match="task d not found"):
         await service.tasks.get(NS, "d")
+
+
+@pytest.mark.parametrize("runtime", runtimes())
+async def test_what_a_dead_shim_left_is_shown_until_it_is_gone(service: Service, place: Path, runtime: str) -> None:
+    """While its program's delete hangs the task is UNKNOWN, is not created anew, and nothing of it is told; deleting it cleans up."""
+    shim, tasks, node = Hindered(place, runtime), service.tasks, service.node
+    pid = await start(tasks, node, "s", "sleep", "100", runtime=str(shim.program), options=oci_pb2.Options(binary_name=str(shim.runc)))
+    shim.hang()
+    os.kill(shim_of(node, "s"), signal.SIGKILL)
+    await listed_as(tasks, {"s": Status.UNKNOWN})
+    with pytest.raises(errors.AlreadyExists, match="^task s: already exists$"):
+        await tasks.create(NS, "s", CreateOptions(rootfs=(node.mount,)))
+    assert "/tasks/delete" not in node.topics("s")
+    assert (node.state / TASKS / NS / "s").exists()
+    await tasks.delete(NS, "s")
+    await gone(pid)
+    await node.topic("s", "/tasks/delete")
+    assert [e.exit_status for e in node.exits("s")] == [137]
+    assert leftovers(node) == []
+
+
+@pytest.mark.parametrize("runtime", runtimes())
+async def test_killed_while_it_cleans_up(service: Service, place: Path, runtime: str) -> None:
+    """Shims die, their program's delete hangs, one bundle is gone, the service is killed: the next ones clean up, and tell of each task once."""
+    shim, tasks, node = Hindered(place, runtime), service.tasks, service.node
+    names = ["hangs", "lost"]
+    pids = [await start(tasks, node, n, "sleep", "100", runtime=str(shim.program), options=oci_pb2.Options(binary_name=str(shim.runc))) for n in names]
+    shim.hang()
+    shims = [shim_of(node, n) for n in names]
+    await service.kill()
+    _remove_bundle(node, "lost")
+    for pid in shims:
+        os.kill(pid, signal.SIGKILL)
+    await service.again()
+    await service.answering()
+    await listed_as(tasks, dict.fromkeys(names, Status.UNKNOWN))
+    await service.kill()
+    await service.again()
+    for name, pid in zip(names, pids, strict=True):
+        assert (await node.topic(name, "/tasks/delete")).pid == pid
+        await gone(pid)
+    await eventually_async(lambda: asyncio.sleep(0, leftovers(node) == []), "something is left")
+    assert [[e.exit_status for e in node.exits(n)] for n in names] == [[137], [137]]
+
+
+@pytest.mark.parametrize("runtime", runtimes())
+@pytest.mark.parametrize("away", [True, False])
+async def test_a_bundle_that_was_removed(service: Service, runtime: str, *, away: bool) -> None:
+    """The task runs on, is known, to the next service too, and ends as any."""
+    pid = await start(service.tasks, service.node, "b", "sleep", "100", runtime=runtime)
+    if away:
+        await service.kill()
+    _remove_bundle(service.node, "b")
+    if away:
+        await service.again()
+    await service.answering()
+    await in_status(service.tasks, "b", Status.RUNNING)
+    await end(service.tasks, "b")
+    await gone(pid)
+
+
+def _remove_bundle(node: FakeGateway, name: str) -> None:
+    bundle = node.state / TASKS / NS / name
+    for mount in mounts_below(bundle):
+        subprocess.run(["umount", "-l", mount], check=True)
+    shutil.rmtree(bundle)
 
 
 @pytest.mark.parametrize("point", ["tasks.bundle-made", "tasks.shim-running", "tasks.shim-started"])
