@@ -56,3 +56,8 @@ def page(text: str) -> None:
     """Print text of many lines, such as a log. New lines and tabs stay, and there is none at its end that it has not itself."""
     sys.stdout.write("\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n")))
     sys.stdout.flush()
+
+
+def document(text: str) -> None:
+    """A text of our own that another program reads (a shell, man): as it is. Nothing from outside may be in it."""
+    print(text, end="" if text.endswith("\n") else "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from client import shown
 from deploy import completion
 from deploy.failure import Failure, mistyped
 
@@ -17,5 +18,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.shell not in completion.SHELLS:
         raise Failure(mistyped(arguments.shell, list(completion.SHELLS), "shell"), 2)
-    print(completion.script(arguments.shell))
+    shown.document(completion.script(arguments.shell))
     return 0

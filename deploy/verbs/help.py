@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from client import shown
 from deploy import manual, splitd
 
 HELP = "say what splitd, or a verb and its action, does and takes"
@@ -16,6 +17,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.man:
-        print(manual.page(splitd.parser()), end="")
+        shown.document(manual.page(splitd.parser()))
         return 0
     return splitd.run([*arguments.words, "--help"])
