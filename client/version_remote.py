@@ -14,7 +14,7 @@ SERVICE = version_pb2.DESCRIPTOR.services_by_name["Version"]
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """``2.4.0+splitd.0.1.0``, and the commit that it was made from, "" where that is not known."""
+    """``2.4.0+splitd.0.2.0``, and the commit that it was made from, "" where that is not known."""
 
     version: str
     revision: str

@@ -16,10 +16,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-SPLITD = "0.1.0"
+SPLITD = "0.2.0"
 CONTAINERD = "2.4.0"
 VERSION = f"{CONTAINERD}+splitd.{SPLITD}"
-"""What the Version service answers: ``2.4.0+splitd.0.1.0``."""
+"""What the Version service answers: ``2.4.0+splitd.0.2.0``."""
 
 PACKAGE = "splitd"
 
