@@ -26,13 +26,16 @@ _HEADER = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
 """Of a .pyc file that is compared with no source (PEP 552): there is none beside it."""
 
 
-@functools.cache
 def archive() -> int:
     """The file descriptor of the archive, which whoever starts a worker gives it. It is made at the first call, which a service makes before it serves."""
+    return _archive(any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ))
+
+
+@functools.cache
+def _archive(traced: bool) -> int:
     fd = os.memfd_create("splitd-workers", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file, zipfile.ZipFile(file, "w") as archived:
-        patterns = (*_FILES, *_TRACED) if any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ) else _FILES
-        for path in sorted({path for pattern in patterns for path in _TOP.glob(pattern)}):
+        for path in sorted({path for pattern in (*_FILES, *(_TRACED if traced else ())) for path in _TOP.glob(pattern)}):
             name = path.relative_to(_TOP)
             module = ".".join(name.with_suffix("").parts)
             code = SourceFileLoader(module, str(path)).get_code(module)
