@@ -161,12 +161,13 @@ class ContentServicer:
         """Of a few ingests, one by one; those that ended meanwhile are left out."""
         await self._content.ready(call)
         headers, found = with_headers(call), []
-        for answer in await asyncio.gather(*(self._raw.Status(pb.StatusRequest(ref=raw_ref), headers=headers) for raw_ref in raw), return_exceptions=True):
+        answers = await asyncio.gather(*(self._raw.Status(pb.StatusRequest(ref=raw_ref), headers=headers) for raw_ref in raw), return_exceptions=True)
+        for ref, answer in zip(raw.values(), answers, strict=True):
             if isinstance(answer, errors.NotFound):
                 continue
             if isinstance(answer, BaseException):
                 raise answer
-            answer.status.ref = raw[answer.status.ref]
+            answer.status.ref = ref
             found.append(answer.status)
         return found
 
