@@ -299,9 +299,11 @@ class Disk:
 
 
 def _read_status(directory: str) -> Status:
-    """FileNotFoundError if it is no ingest, ValueError if it is a broken one."""
+    """FileNotFoundError if it is no ingest, ValueError if it is a broken one, or one that is just being begun."""
     data = os.stat(os.path.join(directory, "data"))
     ref = _read(directory, "ref")
+    if not ref:
+        raise ValueError(f"{directory}: its ref is empty")
     try:
         total = int(_read(directory, "total"))
     except (FileNotFoundError, ValueError):

@@ -50,6 +50,18 @@ async def test_layout(store: LocalStore, tmp_path: Path) -> None:
     assert tree(root) == set()
 
 
+async def test_an_ingest_that_is_just_being_begun_is_not_listed(store: LocalStore, tmp_path: Path) -> None:
+    """Its files are there before what is in them: nobody is told of a ref that is empty."""
+    async with opened(store, "the ref", 5):
+        [path] = (tmp_path / "content/ingest").iterdir()
+        (path / "ref").write_text("")
+        assert await store.list_statuses() == []
+        with pytest.raises(errors.NotFound):
+            await store.status("the ref")
+        (path / "ref").write_text("the ref")
+        assert [status.ref for status in await store.list_statuses()] == ["the ref"]
+
+
 def test_threads_share_the_fsync_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come while one is under way wait for the next, one of them makes it; if that fails, the next tries."""
     begun, go, failing = list[str](), threading.Event(), threading.Event()
