@@ -243,7 +243,7 @@ async def _snapshot_lost(channel: Channel, client: Client, name: str, layers: Se
     snapshotter = RemoteSnapshotter(channel, snapshotter="overlayfs", headers=client.headers)
     key = uuid.uuid4().hex
     try:
-        directories = list(_directories(await snapshotter.view(key, name)))
+        directories = list(_directories(await snapshotter.view(key, name, _ROOTED)))
     except errors.NodeError as error:
         return [f"snapshot {name}: {error}"]
     found = []
