@@ -74,7 +74,6 @@ class Fetcher:
                 self.moving.pop(descriptor.digest, None)
             return True
 
-
     async def mend(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str) -> None:
         """Fetch a blob that is recorded, and whose file is not what it should be. DataLoss if it is not to be had."""
         async with self._turns.alone(descriptor.digest):

@@ -90,10 +90,8 @@ class RemoteNode:
         async with self.filling(f"repair-{descriptor.digest}") as filling:
             found, arrived = hashlib.new(digest.algorithm), 0
             async for piece in pieces:
-                found.update(piece)
                 arrived += len(piece)
-                while piece:
-                    piece = piece[os.write(filling.fd, piece):]  # noqa: PLW2901 - what is left of it
+                await threads.to_thread(_put, filling.fd, piece, found)
             filling.filled()
             if (arrived, found.hexdigest()) != (descriptor.size, digest.hex):
                 raise errors.FailedPrecondition(f"{arrived} bytes came, with digest {digest.algorithm}:{found.hexdigest()}")
@@ -291,6 +289,12 @@ def _digest(text: str) -> Digest:
         return Digest.parse(text)
     except ValueError as error:
         raise errors.InvalidArgument(f"digest {text!r}: {error}") from None
+
+
+def _put(fd: int, piece: bytes, found: hashlib._Hash) -> None:
+    found.update(piece)
+    while piece:
+        piece = piece[os.write(fd, piece):]
 
 
 def _wrong_bytes(path: str, digest: Digest) -> str:

@@ -159,7 +159,6 @@ class _Pull:
         if labels:
             await self._node.label(descriptor.digest, labels)
 
-
     async def _mended(self, descriptor: Descriptor, number: int) -> None:
         """A blob of which the node has a record, if it has, has its file too; or it is fetched again."""
         if trouble := await self._node.trouble(descriptor, verify=self._verify or descriptor.size <= _SMALL):

@@ -74,18 +74,11 @@ class ManyServicer:
             if method is None or method.arity != UNARY:
                 raise errors.Unimplemented(f"{one.method} among many")
             response = method.whole(await method.handler(method.decode(one.request), inner))
-        failure, answering.failure = answering.failure, None
+        failure = answering.failure
         if failure is None:
             return pb.Answer(call=number, response=response)
-        try:
-            return _told(number, failure, inner)
-        finally:
-            del failure  # its traceback holds this frame
-
-
-def _told(number: int, failure: errors.NodeError, call: Call) -> pb.Answer:
-    trailers = [pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode()) for name, value in (*call.trailing, *failure.trailers)]
-    return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
+        trailers = [pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode()) for name, value in (*inner.trailing, *failure.trailers)]
+        return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
 
 
 def _failure(answer: pb.Answer) -> errors.NodeError:

@@ -39,7 +39,11 @@ class FilesystemSync:
         try:
             while (waiting := self._next) is not None:
                 self._next = None
-                waiting.set_result(await asyncio.to_thread(self._sync))
+                try:
+                    waiting.set_result(await asyncio.to_thread(self._sync))
+                finally:
+                    if not waiting.done():
+                        waiting.cancel()  # else those that wait would do so for ever
         finally:
             self._running = None
 

@@ -309,7 +309,7 @@ async def ingested(node: Node, size: int) -> tuple[str, bytes]:
 
 
 async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
-    """Many that stop (fewer than what a client may leave untaken), by not reading their connection and by giving their stream no window: the next one has the blob as fast, the gateway keeps a window
+    """Many that stop, with less untaken than a client may leave, by not reading their connection and by giving their stream no window: the next one has the blob as fast, the gateway keeps a window
     for each, and one that goes on after all gets the rest.
     """
     digest, data = await ingested(node, 256)

@@ -581,7 +581,6 @@ class ServerCall:
             return
         if answering.failure is not None:
             self.fail(answering.failure)
-            answering.failure = None  # its traceback holds this frame
         elif not self.over:
             self._succeed(answer)
 
