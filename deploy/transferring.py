@@ -21,6 +21,7 @@ from client.images_remote import Images
 from client.leases_remote import Leases, kept
 from client.progress import Tally
 from client.transfers_remote import Transfers
+from deploy import place
 from deploy.failure import Failure
 from deploy.place import Place
 from services.images import platforms
@@ -38,6 +39,20 @@ PATIENCE = 10.0
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--namespace", metavar="NAME", help="containerd's namespace (default: $CONTAINERD_NAMESPACE, else default)")
+
+
+def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
+    """What makes the actions of a verb: called with a name, a help and aliases, it answers the action's parser."""
+    made = parser.add_subparsers(dest="action", metavar="ACTION")
+
+    def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
+        # What the parser above has is not set again to its default by an action that does not name it.
+        one = made.add_parser(name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        add_namespace(one)
+        place.add_arguments(one)
+        return one
+
+    return action
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -26,14 +26,7 @@ HELP = "list the node's images, inspect, remove, tag, export and import them"
 def arguments(parser: argparse.ArgumentParser) -> None:
     transferring.add_namespace(parser)
     parser.add_argument("--json", action="store_true", help="for programs: of list, export and import")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-
-    def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
-        # What the parser above has is not set again to its default by an action that does not name it.
-        made = actions.add_parser(name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        transferring.add_namespace(made)
-        place.add_arguments(made)
-        return made
+    action = transferring.actions(parser)
 
     list_ = action("list", "name, digest, platforms, size and age of each, and whether it is unpacked (what is done without an action)", "ls")
     list_.add_argument("--json", action="store_true", help="for programs")

@@ -24,13 +24,7 @@ HELP = "list what holds things that no image holds, such as the parts of interru
 def arguments(parser: argparse.ArgumentParser) -> None:
     transferring.add_namespace(parser)
     parser.add_argument("--json", action="store_true", help="for programs: of list")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-
-    def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
-        made = actions.add_parser(name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        transferring.add_namespace(made)
-        place.add_arguments(made)
-        return made
+    action = transferring.actions(parser)
 
     list_ = action("list", "each lease: how old it is, when it expires, what it holds, and for which pull; and blobs that have been begun, which are kept for a day "
                    "(what is done without an action)", "ls")
