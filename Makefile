@@ -15,6 +15,9 @@ WHERE = $(if $(ROOT),--root "$(ROOT)") $(if $(STATE),--state "$(STATE)") $(if $(
 PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
+# What proves the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
+GRPCIO := tests/service/kit tests/service/gateway tests/service/events tests/service/content \
+	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py transfers.py killed_processes.py)
 
 .PHONY: help
 help: ## show this
@@ -71,7 +74,7 @@ install-systemd: run-machine install ## let systemd start the node at boot (spli
 test: $(VENV)/dev test-machine peers ## every test: unit, service, node, crash, strangers; needs root
 	@$(PYTEST) tests/unit tests/service tests/node tests/crash $(STRANGERS) $(ARGS)
 
-.PHONY: test-unit test-service test-node test-crash test-strangers
+.PHONY: test-unit test-service test-node test-crash test-strangers test-grpcio
 test-unit: $(VENV)/dev ## tests without processes; seconds
 	@$(PYTEST) tests/unit $(ARGS)
 test-service: $(VENV)/dev test-machine peers ## each service as a process of its own
@@ -82,6 +85,8 @@ test-crash: $(VENV)/dev test-machine ## kill -9 at bad moments; needs root
 	@$(PYTEST) tests/crash $(ARGS)
 test-strangers: $(VENV)/dev test-machine peers ## frames that are nearly right, hostile clients, and go-containerregistry's crane; needs root
 	@$(PYTEST) $(STRANGERS) $(ARGS)
+test-grpcio: $(VENV)/dev test-machine ## what proves grpcio as the transport (SPLITD_GRPC_TRANSPORT=grpcio make test: all of it); needs root
+	@SPLITD_GRPC_TRANSPORT=grpcio $(PYTEST) -m "not once" $(GRPCIO) $(ARGS)
 
 .PHONY: peers-check
 peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## other people's programs as they are, clients and registries, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: a containerd 2); needs root, builds for minutes (Go 1.26)

@@ -6,6 +6,7 @@ from tests import steady
 
 steady.install()  # before anything takes time.monotonic for a default
 
+import collections
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,10 +18,26 @@ from deploy.images import Registry, busybox_image
 from tests.support import TOP, Node, short_directory
 
 if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
     from tests.fake_registry import FakeRegistry
 
 MEMORY, ROOM = "/dev/shm", 2 << 30
 ON_DISK = {"node", "crash"}
+SLOWEST = 20
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Which files took longest, set up and torn down: where there is time to be had."""
+    took: collections.Counter[str] = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                took[report.nodeid.partition("::")[0]] += report.duration
+    if len(took) > SLOWEST:
+        terminalreporter.section(f"slowest {SLOWEST} files")
+        for name, seconds in took.most_common(SLOWEST):
+            terminalreporter.line(f"{seconds:7.1f}s {name}")
 
 
 @pytest.fixture(scope="module", autouse=True)
