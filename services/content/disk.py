@@ -7,7 +7,7 @@
         ingest/SHA256-OF-REF/           an ingest:
             ref  total                    as the client gave them (total only where it is known)
             startedat  updatedat          RFC 3339
-            data                          the bytes so far; who writes them holds its flock
+            data                          the bytes so far, up to the first hole; who writes them holds its flock
         labels/ALGORITHM/HEX            labels of a blob that was ever given any, as JSON; modified when they were
         scratch/                        what is not yet, or not any more, one of these; emptied at each start
         store-id                        whose store this is (``stamp``)
@@ -38,6 +38,7 @@ from pathlib import Path
 from services.content.store import ALGORITHMS, CANONICAL, CHUNK, Digest, Info, Status
 from services.kit import errors, tracing
 from services.kit.faults import fault
+from services.kit.holes import without_holes
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +301,8 @@ class Disk:
 
 def _read_status(directory: str) -> Status:
     """FileNotFoundError if it is no ingest, ValueError if it is a broken one, or one that is just being begun."""
-    data = os.stat(os.path.join(directory, "data"))
+    with open(os.path.join(directory, "data"), "rb", buffering=0) as file:
+        data, offset = os.fstat(file.fileno()), without_holes(file.fileno())
     ref = _read(directory, "ref")
     if not ref:
         raise ValueError(f"{directory}: its ref is empty")
@@ -308,7 +310,7 @@ def _read_status(directory: str) -> Status:
         total = int(_read(directory, "total"))
     except (FileNotFoundError, ValueError):
         total = 0
-    return Status(ref, data.st_size, total, started_at=parse_time(_read(directory, "startedat")),
+    return Status(ref, offset, total, started_at=parse_time(_read(directory, "startedat")),
                   updated_at=max(data.st_mtime_ns, parse_time(_read(directory, "updatedat"))))
 
 
@@ -346,6 +348,8 @@ class Ingest:
             elif total and not status.total:
                 _write(self._directory, "total", str(total))
             self.offset = status.offset
+            if create and os.fstat(self._fd).st_size > status.offset:  # beyond a gap, of a process that filled the file in several places and died
+                os.ftruncate(self._fd, status.offset)
             self.total = status.total or total
             self.started_at, self.updated_at = status.started_at, status.updated_at
             self._updated_before = self.updated_at

@@ -19,7 +19,7 @@ An ingest is invisible as a blob until it is committed, and a blob's bytes are d
 out wrong is removed, so that the next attempt begins at offset 0 and not with the same wrong bytes. A crash leaves ingests resumable: whoever opens one again
 gets the offset that is really there, and what is there is hashed again.
 
-A writer may also fill an ingest as a file (:class:`Files`), for processes of the same node.
+A writer may also fill an ingest as a file (:class:`Files`), for processes of the same node, and in several places at once: the offset then is what is there without a gap.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from services.content.store import Digest, Writer
 from services.images import threads
 from services.kit import errors, rpc, tracing
+from services.kit.holes import without_holes
 
 BATCH = 1 << 20
 """Bytes that are written at once: fewer, and the threads' switching costs more than the writing."""
@@ -101,7 +101,7 @@ class FileLanding:
         """Hash what is there already; more than there can be is dropped."""
         if os.fstat(self._fd).st_size > self._size:
             await self.restart()
-        elif there := _without_holes(self._fd):
+        elif there := without_holes(self._fd):
             self._earlier = there
             with tracing.span("images.rehash", digest=str(self._digest), bytes=there):
                 await threads.run(_POOL, lambda: self._hash_file(0, there), self._stop)
@@ -331,20 +331,6 @@ class _Teller:
         self._hang_up()
         os.close(self.following.news)
         os.close(self.following.blob)
-
-
-def _without_holes(fd: int) -> int:
-    """Bytes at the beginning of a file that were written without a gap. The last block before a hole may be half empty, so it does not count."""
-    info = os.fstat(fd)
-    if not info.st_size:
-        return 0
-    try:
-        hole = os.lseek(fd, 0, os.SEEK_HOLE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return info.st_size  # a filesystem that does not tell; a gap will show in the digest
-    return hole if hole == info.st_size else max(0, hole - max(4096, info.st_blksize))
 
 
 class StreamLanding:

@@ -161,7 +161,7 @@ class RemoteNode:
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
         """What ``begin`` gives; while another process writes the ref it is waited for, as long as that gets on."""
         loop = asyncio.get_running_loop()
-        pause, offset, until = 0.02, -1, loop.time() + _STANDSTILL
+        pause, seen, until = 0.02, (-1, 0), loop.time() + _STANDSTILL
         while True:
             try:
                 return await begin()
@@ -169,9 +169,9 @@ class RemoteNode:
                 if loop.time() > until:
                     raise
             with contextlib.suppress(errors.NodeError):
-                there = (await self._store.status(ref)).offset
-                if there != offset:
-                    offset, until = there, loop.time() + _STANDSTILL
+                status = await self._store.status(ref)
+                if seen != (now := (status.offset, status.updated_at)):  # the second changes too where the bytes come that are beyond a gap
+                    seen, until = now, loop.time() + _STANDSTILL
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
 

@@ -62,6 +62,31 @@ async def test_an_ingest_that_is_just_being_begun_is_not_listed(store: LocalStor
         assert [status.ref for status in await store.list_statuses()] == ["the ref"]
 
 
+async def test_an_ingest_has_what_is_there_without_a_gap(store: LocalStore) -> None:
+    """Of a file that somebody fills in several places: that is what its status says, and what a writer goes on with once nobody fills it."""
+    data = bytes_of(1 << 20)
+    begun = await store.files.begin("the ref", len(data))
+    with open(begun.path, "r+b", buffering=0) as file:
+        file.write(data[:300_000])
+        file.seek(900_000)
+        file.write(data[900_000:])
+        for status in (await store.status("the ref"), *await store.list_statuses()):
+            assert 280_000 < status.offset <= 300_000
+    async with opened(store, "the ref", len(data)) as writer:
+        assert writer.offset == status.offset
+        await writer.write(data[writer.offset:])
+        assert await writer.commit(len(data)) == digest_of(data)
+    assert await get(store, digest_of(data)) == data
+
+
+async def test_a_file_without_gaps_is_there_to_its_end(store: LocalStore) -> None:
+    """However long; and what is begun again is not cut."""
+    data = bytes_of(300_001)
+    Path((await store.files.begin("the ref", len(data))).path).write_bytes(data)
+    assert (await store.status("the ref")).offset == (await store.files.begin("the ref", len(data))).offset == len(data)
+    assert await store.files.commit("the ref", len(data), digest_of(data)) == (digest_of(data), len(data))
+
+
 def test_threads_share_the_fsync_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come while one is under way wait for the next, one of them makes it; if that fails, the next tries."""
     begun, go, failing = list[str](), threading.Event(), threading.Event()
