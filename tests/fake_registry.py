@@ -256,7 +256,7 @@ class FakeRegistry:
         return web.Response(body=data, content_type=media_type, headers={"Docker-Content-Digest": digest_of(data)})
 
     async def _blob(self, request: web.Request, repository: str, digest: str) -> web.StreamResponse:
-        if digest not in self.repositories.get(repository, ()):
+        if digest not in self.repositories.get(repository, ()) or digest not in self.blobs:
             return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "blob unknown to registry"}]}, status=404)
         if request.method == "HEAD" and not self.head:
             return web.Response(status=405)
@@ -326,7 +326,7 @@ def status(code: int, **headers: str) -> Fault:
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         said = {"errors": [{"code": "TROUBLE", "message": "injected"}]}
-        return web.Response(body=json.dumps(said), status=code, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        return web.Response(body=json.dumps(said).encode(), status=code, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
     return fault
 
@@ -415,6 +415,39 @@ def closed_ranges_only() -> Fault:
         total = int(whole.headers.get("Content-Range", "/0").partition("/")[2])
         right = "Range" not in request.headers or (last.isdigit() and int(last) < total)
         return whole if right else await status(416)(request, serve)
+
+    return fault
+
+
+def encoded(registry: FakeRegistry, coding: str, encode: Callable[[bytes], bytes], *, parts: bool = False) -> Fault:
+    """What was asked for as ``encode`` makes it, with a Content-Encoding. ``parts``: where a range is asked for, that of the encoded bytes (an object store that was given them so); else all of them."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        right = await serve()
+        if right.status not in (200, 206):
+            return right
+        assert isinstance(right, web.Response)
+        whole = registry.blobs[urllib.parse.unquote(request.path).rpartition("/")[2]] if right.status == 206 else right.body
+        assert isinstance(whole, bytes)
+        data = encode(whole)
+        headers = {"Content-Type": right.headers["Content-Type"], "Content-Encoding": coding,
+                   **{name: right.headers[name] for name in ("Docker-Content-Digest", "Accept-Ranges") if name in right.headers}}
+        if parts and (wanted := request.headers.get("Range")):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            if int(first) >= len(data):
+                return web.Response(status=416)
+            part = data[int(first):int(last) + 1]
+            return web.Response(status=206, body=part, headers={**headers, "Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"})
+        return web.Response(body=data, headers=headers)
+
+    return fault
+
+
+def then(first: Fault, second: Fault) -> Fault:
+    """What ``second`` makes of the answer that ``first`` gives."""
+
+    async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
+        return await second(request, lambda: first(request, serve))
 
     return fault
 

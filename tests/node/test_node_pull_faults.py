@@ -6,6 +6,7 @@ By ctr of containerd 2, where there is one, and else by our own client of Transf
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import os
 import re
@@ -22,7 +23,23 @@ from api.containerd.types.event_pb2 import Envelope
 from deploy.images import MANIFEST, Image, digest_of
 from services.kit import any as kit_any
 from services.kit.rpc import Channel
-from tests.fake_registry import Auth, Authority, FakeRegistry, Serve, authorized, cut, endless, no_ranges, odd_http, other, redirect, silent, slow, status
+from tests.fake_registry import (
+    Auth,
+    Authority,
+    FakeRegistry,
+    Serve,
+    authorized,
+    cut,
+    encoded,
+    endless,
+    no_ranges,
+    odd_http,
+    other,
+    redirect,
+    silent,
+    slow,
+    status,
+)
 from tests.pulls import Client, arriving, check_nothing_left, check_pulled, config_of, gets, large, pulling, runnable
 from tests.suites import events
 from tests.support import Node, eventually_async, short_directory
@@ -256,6 +273,17 @@ async def test_http_that_only_go_understands(case: Case, fake: FakeRegistry) -> 
     box = runnable()
     reference = fake.add(box, "box:1")
     fake.inject("", odd_http(), times=ALWAYS)
+    await case.succeeds(reference, box)
+
+
+@pytest.mark.parametrize("made", [runnable, large], ids=["in one piece", "in parts"])
+async def test_what_comes_compressed(case: Case, fake: FakeRegistry, made: Callable[[], Image]) -> None:
+    """Blobs and manifests with a Content-Encoding nobody asked for: they are decoded, and no parts taken."""
+    box = made()
+    reference = fake.add(box, "box:1")
+    packed = encoded(fake, "gzip", lambda data: gzip.compress(data, 1), parts=True)
+    for where in ("manifest", "blob"):
+        fake.inject(where, packed, times=ALWAYS)
     await case.succeeds(reference, box)
 
 

@@ -17,6 +17,7 @@ From the bottom up:
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
     failure.py, mirrors.py         what goes wrong, and what is remembered of it
     head.py, answers.py            what Go takes for an answer
+    encoding.py                    bodies that come compressed
     trace.py, watching.py, proxy.py, transport.py    HTTP
     endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
     tries.py                       several hosts, several times

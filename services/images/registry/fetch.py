@@ -12,7 +12,8 @@ the caller's to check: :meth:`Body.distrust` is for when it is wrong.
 
 Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers 416 to ``bytes=N-``). Whoever ignores a range
 sends all of it, and what is known already is dropped. Whoever refuses it (400 by Artifactory), fails over it twice (500), or answers with another part or several in one
-body, is asked once without, and for a while not again (:mod:`.mirrors`). Whoever sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
+body, or with a part of what the blob is compressed to (Content-Encoding), is asked once without, and for a while not again (:mod:`.mirrors`). Whoever sends less than was
+asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
 """
 
 from __future__ import annotations
@@ -242,7 +243,7 @@ class Fetch:
         ranged = bool(wanted) and not refused
         try:
             answer = await place.get(self._reference, self.descriptor, {**headers, "Range": wanted} if ranged else headers)
-            refusal = f"{self.descriptor} {self._other_part(answer)}" if ranged and answer.status == 206 and not self._covers(answer) else ""
+            refusal = f"{self.descriptor} {why}" if ranged and answer.status == 206 and (why := self._no_part(answer)) else ""
             if refusal:
                 answer.close()
         except Failure as failure:
@@ -274,8 +275,16 @@ class Fetch:
         said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         return said if said is not None and int(said[1]) <= self._at <= int(said[2]) else None
 
-    def _other_part(self, answer: Answer) -> str:
-        return f"was asked for from byte {self._at} on, and the answer is of \"{answer.headers.get('Content-Range', 'an unknown range')}\""
+    def _no_part(self, answer: Answer) -> str:
+        """Why a 206 is of no use, if it is not: it is of another part, or of what the blob is compressed to, which cannot be decoded from its middle."""
+        asked = f"was asked for from byte {self._at} on, and the answer is"
+        if (said := self._covers(answer)) is None:
+            return f'{asked} of "{answer.headers.get("Content-Range", "an unknown range")}"'
+        return f"{asked} a part of it as {', '.join(answer.codings)[:100]}" if self._is_encoded(answer, _total(said)) else ""
+
+    def _is_encoded(self, answer: Answer, total: int | None) -> bool:
+        """Whether an answer of ``total`` bytes has to be decoded: with the right size it is only mislabelled, a layer that was stored as "gzip"."""
+        return bool(answer.codings) and not (self.descriptor.size and total == self.descriptor.size)
 
     def _range(self) -> str:
         """The Range header for what is still wanted; "" where that is all there is, or nobody knows its end."""
@@ -289,10 +298,10 @@ class Fetch:
         self._skip = 0
         if answer.status == 206:
             said = self._covers(answer)
-            if said is None:
-                raise self._wrong(self._other_part(answer), answer)
+            if said is None or self._is_encoded(answer, _total(said)):
+                raise self._wrong(self._no_part(answer), answer)
             self._skip = self._at - int(said[1])
-            total = int(said[3]) if said[3] != "*" else None
+            total = _total(said)
             body.ranges = True
         elif partial or self._at:
             if self._part_only:
@@ -301,9 +310,9 @@ class Fetch:
             self._skip = self._at
         else:
             body.ranges = answer.headers.get("Accept-Ranges", "").strip().lower() == "bytes"
-        encoding = answer.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity" and not (expected and total == expected):  # with the right size it is only mislabelled: a layer stored as "gzip"
-            raise self._wrong(f"came as {encoding}, which was not asked for", answer)
+        if self._is_encoded(answer, total):
+            answer.decode(expected)
+            body.ranges, total = False, None
         if expected and total is not None and total != expected:
             raise self._wrong(f"has {total} bytes; {expected} are expected", answer)
         if not expected:
@@ -327,3 +336,8 @@ class Fetch:
         if self._answer is not None:
             self._answer.release()
             self._answer = None
+
+
+def _total(content_range: re.Match[str]) -> int | None:
+    """How many bytes a Content-Range says there are in all."""
+    return int(content_range[3]) if content_range[3] != "*" else None

@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp.http_exceptions import ContentLengthError, TransferEncodingError
 from yarl import URL
 
+from services.images.registry import encoding
 from services.images.registry.answers import Answers
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.head import HEAD_LIMIT, HEADERS
@@ -49,7 +50,10 @@ _HTTP_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROT
 
 
 class Answer:
-    """A server's answer. Its body is read with :meth:`read` or :meth:`some`; :meth:`release` or :meth:`close` ends it."""
+    """A server's answer. Its body is read with :meth:`read`, or :meth:`some`; :meth:`release` or :meth:`close` ends it.
+
+    A body with a Content-Encoding is decoded by :meth:`read`, and by :meth:`some` after :meth:`decode`; its ``length`` is not known then.
+    """
 
     def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float, exchange: Exchange) -> None:
         self._response = response
@@ -64,9 +68,31 @@ class Answer:
         self.url = str(response.url)
         length = response.headers.get("Content-Length", "")
         self.length: int | None = int(length) if length.isdigit() else None
+        self.codings = encoding.codings(response.headers.get("Content-Encoding", ""))
+        """What the body is encoded as, and will be decoded from."""
+        self._decoder: encoding.Decoder | None = None
+
+    def decode(self, most: int) -> None:
+        """Have it decoded, of which no more than ``most`` bytes are wanted; a Failure if nobody knows how."""
+        try:
+            self._decoder = encoding.Decoder(self.codings, most)
+        except encoding.Undecodable as error:
+            raise self.failure(error) from None
+        self.length = None
 
     async def some(self) -> bytes:
         """The next bytes, as they arrived; none at the end. Its errors are for :meth:`failure`."""
+        if self._decoder is None:
+            return await self._arrived()
+        while not (piece := self._decoder.piece()):
+            if not (data := await self._arrived()):
+                self._decoder.end()
+                return b""
+            self._decoder.feed(data)
+        await asyncio.sleep(0)  # others' turn: much can be in what has arrived
+        return piece
+
+    async def _arrived(self) -> bytes:
         content = self._response.content
         while not content.at_eof():  # of an answer that has no body (204, 304) readchunk() would say for ever that a chunk of nothing has ended
             data, ends = await content.readchunk()  # readany() would copy all that has arrived into one piece
@@ -79,8 +105,10 @@ class Answer:
         return self._response.headers.getall("WWW-Authenticate", [])
 
     async def read(self, limit: int) -> bytes:
-        """The rest of the body, and no more than ``limit`` bytes of it."""
+        """The rest of the body, decoded, and no more than ``limit`` bytes of it."""
         parts, size = [], 0
+        if self.codings and self._decoder is None:
+            self.decode(limit)
         try:
             while size < limit and (part := await self.some()):
                 parts.append(part)
@@ -95,6 +123,9 @@ class Answer:
         """What an error in the middle of the body means."""
         if isinstance(error, TimeoutError):
             return Failure(self.host, f"no byte for {self._stall:g} s", transient=True, blame=Blame.TROUBLE)
+        if isinstance(error, encoding.Undecodable):
+            return Failure(self.host, f"its body is {error}", kind=errors.Unavailable if error.early else errors.FailedPrecondition, transient=error.early, blame=Blame.TROUBLE,
+                           status=self.status)
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
             return Failure(self.host, f"connection lost ({_words(error)})", transient=True, blame=Blame.TROUBLE)
         if isinstance(error, aiohttp.ClientError | ValueError):
