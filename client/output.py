@@ -6,7 +6,7 @@ A line of JSON is one object, ended by a newline. As long as the transfer goes o
 
 ``bytes`` are those of the stage and never fewer than before within it; ``total`` is 0 where it is not known; ``rate`` is in bytes a second. The stages are waiting, downloading (or uploading;
 sending or receiving for an archive), downloaded, extracting, done; or exists, for what was there already: here, in the registry, or in another repository of it. The last line has the ``outcome``:
-done, failed (with the ``error``), or cancelled. That of an import lists the ``images`` that it stored, and as ``notImported`` those for other ``platforms``.
+done, failed (with the ``error``), or cancelled. That of a pull has as ``otherPlatforms`` what a manifest is for that is for none of those wanted. That of an import lists the ``images`` that it stored, and as ``notImported`` those for other ``platforms``.
 """
 
 from __future__ import annotations

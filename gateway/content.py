@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
 READ, WRITE = (method_path(SERVICE.methods_by_name[name]) for name in ("Read", "Write"))
 
-_FEW = 32
-"""Ingests whose statuses are asked for one by one."""
+_TOGETHER = 128
+"""Ingests whose statuses are asked for at once."""
 
 
 class Commit:
@@ -140,26 +140,16 @@ class ContentServicer:
                 else:
                     raw[ingest.raw_ref] = ingest.ref
         pieces = [statuses.SerializeToString()]
-        if 0 < len(raw) <= _FEW:  # others may have thousands: what they have is not looked through for these
-            pieces.append(pb.ListStatusesResponse(statuses=await self._statuses(raw, call)).SerializeToString())
-        elif raw:
+        if raw:
             await self._content.ready(call)
-            listed = (await self._raw.ListStatuses(pb.ListStatusesRequest(), headers=with_headers(call))).statuses
-            statuses = pb.ListStatusesResponse()
-            for status in listed:
-                if piece.over():
-                    pieces.append(statuses.SerializeToString())
-                    statuses.Clear()
-                    await piece.next()
-                if (ref := raw.get(status.ref)) is not None:
-                    status.ref = ref
-                    statuses.statuses.append(status)
-            pieces.append(statuses.SerializeToString())
+        refs = list(raw)
+        for start in range(0, len(refs), _TOGETHER):  # others may have thousands: what they have is not looked through for these
+            some = {ref: raw[ref] for ref in refs[start:start + _TOGETHER]}
+            pieces.append(pb.ListStatusesResponse(statuses=await self._statuses(some, call)).SerializeToString())
         return Pieces(pieces)
 
     async def _statuses(self, raw: Mapping[str, str], call: Call) -> Sequence[pb.Status]:
-        """Of a few ingests, one by one; those that ended meanwhile are left out."""
-        await self._content.ready(call)
+        """Of these ingests; those that ended meanwhile are left out."""
         headers, found = with_headers(call), []
         answers = await asyncio.gather(*(self._raw.Status(pb.StatusRequest(ref=raw_ref), headers=headers) for raw_ref in raw), return_exceptions=True)
         for ref, answer in zip(raw.values(), answers, strict=True):

@@ -109,7 +109,7 @@ class OpenBlobs:
         except errors.NodeError as error:
             log.debug("the file of %s is not known: %s", digest, error)
             return
-        opening = asyncio.get_running_loop().run_in_executor(None, _opened, path, size)
+        opening = asyncio.get_running_loop().run_in_executor(None, _file_of, path, size)
         try:
             fd = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -138,7 +138,7 @@ class OpenBlobs:
             self._close_later()
 
 
-def _opened(path: str, size: int) -> int | None:
+def _file_of(path: str, size: int) -> int | None:
     """The blob's file, if that is what is there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

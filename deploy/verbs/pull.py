@@ -9,6 +9,7 @@ from typing import Any
 
 from client.images_remote import Described, full_name
 from client.progress import Stage, Tally
+from client.shown import complain
 from deploy import place, transferring
 from deploy.failure import Failure
 from services.images import platforms
@@ -51,17 +52,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     outcome = transferring.run(pull(), "what has arrived is kept for a day, and the same command goes on with it")
     output.said(f"pulled {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
+    if others := outcome["otherPlatforms"]:
+        complain(f"{reference}: for {', '.join(others)}, not for {_named(wanted)}: it was not unpacked")
     return 0
 
 
 def result(image: Described, wanted: Sequence[Platform], tally: Tally) -> dict[str, Any]:
-    """What the node has now: how many layers, and how many of them it had before. A Failure if there is nothing for the platforms wanted."""
+    """What the node has now: how many layers, and how many of them it had before; and for what other platforms, if it is one manifest, which a node stores whatever it is for, as
+    containerd does. A Failure if there is nothing for the platforms wanted.
+    """
     matcher = platforms.wanted(wanted)
     variants = [variant for variant in image.variants if not image.offered or matcher.matches(variant.platform)]
     if image.offered and not variants:
-        names = ", ".join(map(str, wanted)) or "any platform"
-        raise Failure(f"{image.image.name} has nothing for {names}: it is for {', '.join(dict.fromkeys(map(str, image.offered)))}")
+        raise Failure(f"{image.image.name} has nothing for {_named(wanted)}: it is for {', '.join(dict.fromkeys(map(str, image.offered)))}")
     layers = {layer.digest for variant in variants for layer in variant.layers}
     layers |= {part.digest for part in tally.rows}  # of what is no image
     fetched = {part.digest for part in tally.rows if not part.existed}
-    return {"digest": image.image.target.digest, "layers": len(layers), "existing": len(layers - fetched)}
+    others = [str(variant.platform) for variant in variants if not matcher.matches(variant.platform)]
+    return {"digest": image.image.target.digest, "layers": len(layers), "existing": len(layers - fetched), "otherPlatforms": others}
+
+
+def _named(wanted: Sequence[Platform]) -> str:
+    return ", ".join(map(str, wanted)) or "any platform"

@@ -18,6 +18,7 @@ import pytest
 from api.containerd.services.images.v1 import images_pb2
 from client.progress import _RANKS, Stage
 from deploy.images import Image, Registry, image, index, tar_of
+from services.images import platforms
 from services.kit.rpc import Channel
 from tests.fake_registry import Auth, FakeRegistry, Serve, slow, status
 from tests.node.test_node_pulls import Client, config_of, gets, made
@@ -320,6 +321,21 @@ async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_ha
     assert (found["platforms"], found["unpacked"]) == (["linux/s390x"], [])
     everything = objects((await run(node, "pull", "--plain-http", reference, "--all-platforms", "--json")).stdout)[-1]
     assert (everything["layers"], everything["existing"]) == (2, 1)
+
+
+async def test_a_manifest_for_another_platform_is_stored_and_said_to_be(node: Node, fake: FakeRegistry) -> None:
+    """As containerd does, without an index there is nothing to choose from; it is not unpacked, and who wanted it to run is told."""
+    box = image([tar_of([("a", {"data": os.urandom(100)})])], architecture="s390x")
+    reference, here = fake.add(box, "team/other:1"), platforms.default()
+    done = await run(node, "pull", "--plain-http", reference)
+    assert done.stdout.startswith(f"pulled {reference}@{box.digest}: ")
+    assert done.stderr == f"splitd: {reference}: for linux/s390x, not for {here}: it was not unpacked\n"
+    (found,) = [each for each in json.loads((await run(node, "images", "list", "--json")).stdout) if each["name"] == reference]
+    assert (found["platforms"], found["unpacked"]) == (["linux/s390x"], [])
+    assert objects((await run(node, "pull", "--plain-http", reference, "--json")).stdout)[-1]["otherPlatforms"] == ["linux/s390x"]
+    for words in (("--platform", "linux/s390x"), ("--all-platforms",)):
+        done = await run(node, "pull", "--plain-http", reference, *words)
+        assert done.stderr == ""
 
 
 async def test_an_index_without_manifests_is_no_image(node: Node, fake: FakeRegistry) -> None:
