@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = transferring.run(pull(), "what has arrived is kept for a day, and the same command goes on with it")
     output.said(f"pulled {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
     if others := outcome["otherPlatforms"]:
-        complain(f"{reference}: for {', '.join(others)}, not for {_named(wanted)}: it was not unpacked")
+        complain(f"{reference}: for {', '.join(others)}, not for {_named(wanted)}")
     return 0
 
 
