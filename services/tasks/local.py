@@ -175,13 +175,14 @@ class _Task:
         self.died.set()
 
     def close(self) -> None:
-        """Let go of the log and the pidfd."""
+        """Let go of the log and the pidfd; nobody waits for the shim any more."""
         loop = asyncio.get_running_loop()
         for fd in (self._log, self._pidfd):
             if fd >= 0:
                 loop.remove_reader(fd)
                 os.close(fd)
         self._log = self._pidfd = -1
+        self.died.set()
 
 
 class LocalTasks:
@@ -206,6 +207,8 @@ class LocalTasks:
         """Names that are being created or taken down ..."""
         self._creating: set[tuple[str, str]] = set()
         """... and which of them are being created."""
+        self._loading: dict[tuple[str, str], Bundle] = {}
+        """What was found at the start, and is still asked what has become of it."""
         self._background: set[asyncio.Task[Any]] = set()
         self._exits = state / "tasks" / "exits"
         self._sightings = state / "tasks" / "sightings"
@@ -389,9 +392,8 @@ class LocalTasks:
 
     def _see(self, task: _Task) -> None:
         """Write down what must be known to end the task whatever becomes of its bundle."""
-        address = task.connection.address if task.connection is not None else task.bundle.read_address()
-        task.seen = remains.see(task.bundle, task.program.path, address, task.init.pid)
         try:
+            task.seen = remains.see(task.bundle, task.program.path, _address(task), task.init.pid)
             task.seen.write(self._sighting(task.bundle))
         except OSError as error:
             log.warning("the sighting of %s: %s", task, error)
@@ -400,6 +402,8 @@ class LocalTasks:
         """From here on the task is known, and its shim followed."""
         self._tasks[task.namespace, task.name] = task
         task.followed = True
+        if task.has_pid:
+            self._spawn(self._mourn(task))
         if task.connection is None:
             self._spawn(self._recover(task))
 
@@ -435,8 +439,7 @@ class LocalTasks:
         pause = 0.005
         while not task.gone and not task.died.is_set():
             try:
-                address = task.bundle.read_address() or (task.seen.address if task.seen else None)
-                if address is None:
+                if (address := _address(task)) is None:
                     break
                 await self._connect(task, address, 2.0)
             except (errors.NodeError, OSError, ValueError) as error:
@@ -512,7 +515,7 @@ class LocalTasks:
         The program may say that all is well though its runtime failed, and fail for want of a file in the bundle: what counts is that the processes are dead.
         Then it is tried once more, for cgroups and the runtime's state, and no longer.
         """
-        died, trouble = None, ""
+        died, trouble, left = None, "", list[int]()
         task.cleaning = True
         try:
             if task.seen is None:
@@ -524,11 +527,18 @@ class LocalTasks:
             died = await task.program.delete(self._config.cleanup_timeout)
         except (errors.NodeError, OSError, ValueError) as error:
             trouble = str(error)
-        if task.seen is not None and (left := await asyncio.to_thread(remains.end, task.seen, _ENDING)):
-            died, trouble = None, f"{', '.join(map(str, left))} cannot be killed"
-        elif died is None and task.attempts:
-            died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
-        task.cleaning = False
+        try:
+            if task.seen is not None:
+                left = await asyncio.to_thread(remains.end, task.seen, _ENDING)
+        except OSError as error:  # too many open files, say: that tells nothing of the task's processes
+            died, trouble = None, f"its processes cannot be looked for: {error}"
+        else:
+            if left:
+                died, trouble = None, f"{', '.join(map(str, left))} cannot be killed"
+            elif died is None and task.attempts and task.seen is not None:
+                died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
+        finally:
+            task.cleaning = False
         if died is None:
             task.trouble = trouble
             task.attempts += 1
@@ -613,10 +623,11 @@ class LocalTasks:
         await self._forget(task)
 
     def _shared(self, task: _Task) -> bool:
-        """Whether the shim serves another task that is known here."""
-        return task.connection is not None and any(
-            other is not task and other.connection is not None and other.connection.address.address == task.connection.address.address
-            for other in self._tasks.values())
+        """Whether the shim serves another task that is known here, or is about to be."""
+        own, path = _address(task), task.bundle.path
+        return own is not None and own.address in {
+            *(other.address for known in self._tasks.values() if known is not task and (other := _address(known)) is not None),
+            *(other.address for bundle in self._loading.values() if bundle.path != path and (other := bundle.read_address()) is not None)}
 
     async def _end_shim(self, task: _Task) -> None:
         """Ask the shim to end, and wait until it has, unless it serves other tasks."""
@@ -637,14 +648,21 @@ class LocalTasks:
     # ---------------------------------------------------------------------------------------------- after a start
 
     async def _load(self) -> None:
-        """Find the shims that run. Those that answer are known when this returns; slow ones soon after."""
+        """Find the shims that run. Those that answer are known when this returns; slow ones soon after, and until then their names are taken."""
         limit = asyncio.Semaphore(self._config.load_parallel)
 
-        async def one(bundle: Bundle) -> None:
-            async with limit:
-                await self._load_bundle(bundle)
+        async def one(bundle: Bundle, claim: contextlib.AbstractContextManager[None]) -> None:
+            with claim:
+                try:
+                    async with limit:
+                        await self._load_bundle(bundle)
+                except Exception as error:
+                    log.error("task %s/%s is not known here, though it may run: %s", bundle.namespace, bundle.id, error, exc_info=not isinstance(error, errors.NodeError))
+                finally:
+                    del self._loading[bundle.namespace, bundle.id]
 
-        jobs = [self._spawn(one(bundle)) for bundle in self._bundles()]
+        self._loading = {(bundle.namespace, bundle.id): bundle for bundle in self._bundles()}
+        jobs = [self._spawn(one(bundle, self._claim(key))) for key, bundle in self._loading.items()]
         if jobs:
             await asyncio.wait(jobs, timeout=2.0)
         await asyncio.to_thread(self._remove_orphans)
@@ -686,8 +704,7 @@ class LocalTasks:
             return
         self._mend(task)
         task.open_log()
-        address = bundle.read_address() or (seen.address if seen else None)
-        if address is None:
+        if (address := _address(task)) is None:
             log.info("%s was never made whole, removing it", task)
             await self._sweep(task)
             return
@@ -724,7 +741,7 @@ class LocalTasks:
             await self._abandon(task)
             return
         except (errors.NodeError, TimeoutError) as error:
-            if task.connection is None and task.died.is_set():
+            if task.died.is_set():
                 await self._begin_to_bury(task)
                 return
             log.warning("the shim of %s does not answer: %s; it is kept", task, error)
@@ -736,8 +753,6 @@ class LocalTasks:
         if task.seen is None:
             self._see(task)
         self._adopt(task)
-        if task.has_pid:
-            self._spawn(self._mourn(task))
         if state.status is Status.STOPPED:
             known = (self._exits / f"{task.namespace}:{task.name}").exists()
             self._exited(task, task.init, Exit(state.exit_status, state.exited_at, state.pid))
@@ -824,17 +839,18 @@ class LocalTasks:
     # ---------------------------------------------------------------------------------------------- asking
 
     async def _find(self, namespace: str, name: str) -> _Task:
-        """The task; one that is being created is waited for, as containerd's shim has the others wait. NotFound if there is none.
+        """The task; one that is being created is waited for, as containerd's shim has the others wait, and so is one that is still looked at after the start. NotFound if there is none.
 
         A client whose input ends at once asks to close it before its Create is answered, and tries that only once (nerdctl run -i).
         """
-        if (namespace, name) in self._creating:
-            await self._busy[namespace, name].wait()
-        task = self._tasks.get((namespace, name))
+        key = (namespace, name)
+        if key not in self._tasks and (key in self._creating or key in self._loading) and (busy := self._busy.get(key)) is not None:
+            await busy.wait()
+        task = self._tasks.get(key)
         if task is None:
             # The absence of a container comes first. That is only about the error's words, and clients ask for a task that they
             # have just deleted (ctr run twice): two hops less each time.
-            if self._ended.get((namespace, name), -_REMEMBERED) < time.monotonic() - _REMEMBERED:
+            if self._ended.get(key, -_REMEMBERED) < time.monotonic() - _REMEMBERED:
                 await self._node.container(namespace, name)
             raise errors.NotFound.verbatim(task_not_found(name))
         return task
@@ -901,6 +917,11 @@ class LocalTasks:
                 if task.gone or (task.namespace, task.name) in self._busy:
                     raise
                 missing = error  # deleted before, but not taken down
+            if task.dying:  # its shim ended as soon as it had answered: whoever buries it removes the rest
+                await self._hurry(task)
+                if missing is not None:
+                    raise missing
+                return how
         with self._claim((task.namespace, task.name)):
             task.followed = False
             self._tasks.pop((task.namespace, task.name), None)
@@ -944,24 +965,32 @@ class LocalTasks:
                 log.warning("state of %s: %s", task, error)
                 return Process(task.name, task.init.pid, Status.UNKNOWN)
 
-        found = await asyncio.gather(*(state(t) for (space, _), t in sorted(self._tasks.items()) if space == namespace))
+        async def loading(key: tuple[str, str]) -> Process | None:
+            if (busy := self._busy.get(key)) is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(busy.wait(), self._config.state_timeout)
+            if (task := self._tasks.get(key)) is not None:
+                return await state(task)
+            return Process(key[1], 0, Status.UNKNOWN) if key in self._loading else None
+
+        names = sorted(key for key in {*self._tasks, *self._loading} if key[0] == namespace)
+        found = await asyncio.gather(*(state(self._tasks[key]) if key in self._tasks else loading(key) for key in names))
         return [process for process in found if process is not None]
 
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
         # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the same-named container of another node on
         # this machine shares; where SIGKILL of the init is enough (its pid namespace goes with it) nobody else's processes are to be killed.
-        task = self._tasks.get((namespace, name))
-        if task is not None and task.dying:
+        task = await self._find(namespace, name)
+        if task.dying:
             await self._hurry(task)
             return
-        if task is not None:
-            self._mend(task)
-        with_init = everything and not exec_id and signal == SIGKILL and task is not None and (
+        self._mend(task)
+        with_init = everything and not exec_id and signal == SIGKILL and (
             specs.own_pids(await asyncio.to_thread(task.bundle.spec)) or (task.seen is not None and task.seen.alone))
         if exec_id or with_init:
             everything = False
         try:
-            await self._ask(namespace, name, lambda c: c.kill(exec_id, signal, everything, self._config.call_timeout))
+            await self._converse(task, lambda c: c.kill(exec_id, signal, everything, self._config.call_timeout))
         except errors.NodeError:
             # Everything is dead already: runc says so of an init that is to be killed, but not where all are, and clients delete by force that way.
             if not with_init or (await self.get(namespace, name)).status is not Status.STOPPED:
@@ -1071,6 +1100,11 @@ async def _or_abandoned(making: asyncio.Future[int], abandoned: asyncio.Event, w
     finally:
         giving_up.cancel()
         making.cancel()
+
+
+def _address(task: _Task) -> Address | None:
+    """Where its shim listens, as far as that is known."""
+    return task.connection.address if task.connection is not None else task.bundle.read_address() or (task.seen.address if task.seen else None)
 
 
 def _in_the_way(task: _Task) -> errors.FailedPrecondition:

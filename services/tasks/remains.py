@@ -26,6 +26,8 @@ from services.tasks.bundle import Address, Bundle
 
 log = logging.getLogger(__name__)
 
+_GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
+"""What the kernel says of a file or a process that is not there, or is not ours to look at. Any other error, such as too many open files, tells nothing of it."""
 _LIMIT = 1 << 22
 """Bytes of a file of state that are read. runc's has the container's whole configuration."""
 _FILES = ("options.json", "runtime", "init.pid")
@@ -67,12 +69,12 @@ class Sighting:
 
 
 def read(path: Path) -> Sighting | None:
-    """What :meth:`Sighting.write` wrote; None if there is none, or none that can be read."""
+    """What :meth:`Sighting.write` wrote; None if there is none, or none that can be understood."""
     try:
         found = gojson.read(_bytes(path), _SHAPE)
     except FileNotFoundError:
         return None
-    except (OSError, gojson.Malformed) as error:
+    except gojson.Malformed as error:
         log.warning("%s: %s", path, error)
         return None
     address = Address(found["protocol"], found["address"], found["version"]) if found.get("protocol") and found.get("address") else None
@@ -81,28 +83,28 @@ def read(path: Path) -> Sighting | None:
 
 
 def see(bundle: Bundle, program: str, address: Address | None, pid: int) -> Sighting:
-    """A task whose init is ``pid`` now."""
+    """A task whose init is ``pid`` now. OSError where the kernel does not tell what is to be known of it."""
     files = {}
     for name in _FILES:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             files[name] = _bytes(bundle.path / name).decode(errors="replace")
     try:
         began = _began(pid)
         mounts = os.stat(f"/proc/{pid}/ns/mnt").st_ino
         pids = next(line.split()[1:] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:"))
         cgroups = Path(f"/proc/{pid}/cgroup").read_text()
-    except (OSError, StopIteration):
+    except (*_GONE, StopIteration):
         return Sighting(program, address, files=files)  # it has ended
     return Sighting(program, address, pid, began, len(pids) > 1 and pids[-1] == "1", 0 if mounts == os.stat("/proc/self/ns/mnt").st_ino else mounts, cgroups, files)
 
 
 def in_bundle(bundle: Bundle, program: str, root: Path) -> Sighting:
-    """A task of which no sighting was written: by its bundle and by its runtime's state (below ``root``, unless the bundle names another)."""
+    """A task of which no sighting was written: by its bundle and by its runtime's state (below ``root``, unless the bundle names another). OSError: see :func:`see`."""
     pid = bundle.init_pid()
-    with contextlib.suppress(OSError, gojson.Malformed):
+    with contextlib.suppress(*_GONE, gojson.Malformed):
         root = Path(gojson.read(_bytes(bundle.path / "options.json"), Struct({"root": TEXT})).get("root") or root)
     for name, (of_pid, of_start) in _STATES.items():
-        with contextlib.suppress(OSError, gojson.Malformed):
+        with contextlib.suppress(*_GONE, gojson.Malformed):
             state = gojson.read(_bytes(root / bundle.namespace / bundle.id / name), Struct({of_pid: _NUMBER, of_start: _NUMBER}))
             if pid in (0, state.get(of_pid)) and state.get(of_pid) and _began(state[of_pid]) == state.get(of_start):
                 return see(bundle, program, bundle.read_address(), state[of_pid])
@@ -119,7 +121,10 @@ def restore(bundle: Bundle, seen: Sighting) -> None:
 
 
 def end(seen: Sighting, seconds: float) -> list[int]:
-    """Send SIGKILL to all that the task left running, thaw it, and wait for it to end; the pids of what lives after ``seconds``. Blocks."""
+    """Send SIGKILL to all that the task left running, thaw it, and wait for it to end; the pids of what lives after ``seconds``. Blocks.
+
+    OSError where that cannot be known, such as EMFILE.
+    """
     until = time.monotonic() + seconds
     while True:
         with contextlib.ExitStack() as opened:
@@ -146,7 +151,7 @@ def end(seen: Sighting, seconds: float) -> list[int]:
 
 def _living(seen: Sighting) -> Iterator[tuple[int, int]]:
     """Pids and starts of the task's processes."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*_GONE):
         if seen.pid and _began(seen.pid) == seen.began:
             yield seen.pid, seen.began
     if seen.alone or not seen.mounts:
@@ -154,7 +159,7 @@ def _living(seen: Sighting) -> Iterator[tuple[int, int]]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == seen.pid:
             continue
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             if os.stat(f"/proc/{entry}/ns/mnt").st_ino == seen.mounts and _within(Path(f"/proc/{entry}/cgroup").read_text(), seen.cgroups):
                 began = _began(int(entry))
                 if began >= seen.began:
@@ -179,14 +184,12 @@ def _began(pid: int) -> int:
 
 
 def _pidfd(pid: int, began: int) -> int | None:
-    try:
+    with contextlib.ExitStack() as opened, contextlib.suppress(ProcessLookupError):
         fd = os.pidfd_open(pid)
-    except OSError:
-        return None
-    with contextlib.suppress(OSError):
+        opened.callback(os.close, fd)
         if _began(pid) == began:
+            opened.pop_all()
             return fd
-    os.close(fd)
     return None
 
 
@@ -204,5 +207,5 @@ def _bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(_LIMIT + 1)
     if len(data) > _LIMIT:
-        raise OSError(f"more than {_LIMIT} bytes")
+        raise gojson.Malformed(f"more than {_LIMIT} bytes")
     return data

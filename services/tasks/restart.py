@@ -36,6 +36,9 @@ PREFIX = "containerd.io/restart."
 STATUS, POLICY, COUNT, STOPPED = PREFIX + "status", PREFIX + "policy", PREFIX + "count", PREFIX + "explicitly-stopped"
 LOG_URI, LOG_PATH = PREFIX + "loguri", PREFIX + "logpath"
 
+ENDING = 60.0
+"""Seconds in which a task that was killed must have ended."""
+
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 
 
@@ -173,8 +176,14 @@ class RestartMonitor:
             except errors.InvalidArgument:
                 continue  # it is told when the container is looked at
             if always and container.labels.get(STOPPED, "") in _TRUE:
-                with contextlib.suppress(errors.NotFound):
+                try:
                     await self._node.set_label(namespace, container.id, STOPPED, "false")
+                except errors.NotFound:
+                    continue
+                except (errors.Unavailable, errors.ResourceExhausted, errors.DeadlineExceeded):
+                    raise  # of the node, and passes; all others are of this container, and hold up nobody else's
+                except errors.NodeError as error:
+                    log.error("restart monitor: %s/%s stays stopped: %s", namespace, container.id, error)
 
     async def _look_into(self, namespace: str) -> None:
         try:
@@ -225,8 +234,15 @@ class RestartMonitor:
             if process.status not in (Status.STOPPED, Status.CREATED):
                 with contextlib.suppress(errors.NotFound):
                     await self._tasks.kill(namespace, name, "", signal.SIGKILL, everything=True)
-                await asyncio.wait_for(self._tasks.wait(namespace, name), 60.0)
+                await self._ended(namespace, name)
             await self._tasks.delete(namespace, name)
+
+    async def _ended(self, namespace: str, name: str) -> None:
+        assert self._tasks is not None
+        try:
+            await asyncio.wait_for(self._tasks.wait(namespace, name), ENDING)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(f"it was killed, and has not ended within {ENDING:g} s") from None
 
     async def _start(self, namespace: str, container: Container) -> None:
         assert self._tasks is not None

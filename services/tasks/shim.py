@@ -38,6 +38,8 @@ NEWEST = 3
 """The newest version of the task API."""
 
 _STDOUT_LIMIT = 1 << 20
+_SHOWN = 200
+"""Bytes of an answer that is none which its error shows."""
 
 
 # ---------------------------------------------------------------------------------------------- the program
@@ -128,7 +130,10 @@ class Program:
             raise _failed(code, trouble)
         if trouble.strip():
             log.debug("cleaning up %s/%s: %s", self.bundle.namespace, self.bundle.id, trouble.decode(errors="replace").strip())
-        return convert.delete_from_pb(pb.DeleteResponse.FromString(output))
+        try:
+            return convert.delete_from_pb(pb.DeleteResponse.FromString(output))
+        except DecodeError:
+            raise errors.Unknown(f"{self.path} delete: what it printed is no answer: {quoted(output[:_SHOWN].decode(errors='replace'))}") from None
 
     async def features(self, options: Opaque | None, timeout: float) -> dict[str, Any] | None:
         """What the OCI runtime behind the shim says that it can do (``runc features``); None for a runtime that does not say."""

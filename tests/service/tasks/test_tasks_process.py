@@ -307,6 +307,35 @@ async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
     await end(service.tasks, "fine")
 
 
+async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: Service) -> None:
+    """Shims that do not answer hold up the finding of others for longer than the start waits: meanwhile a running task is listed, found, and not made anew in its container's place."""
+    service.config.write_text(f"{CONFIG}load_parallel = 1\n")
+    hung = [f"h{n}" for n in range(4)]
+    for name in hung:
+        await start(service.tasks, service.node, name, "sleep", "100")
+    pid = await start(service.tasks, service.node, "z", "sleep", "100")
+    shims = [shim_of(service.node, name) for name in hung]
+    for shim in shims:
+        freeze(shim)
+    try:
+        await service.kill()
+        await service.again()
+        await service.answering()
+        listed = {p.id: p.status for p in await service.tasks.list(NS)}
+        assert sorted(listed) == [*hung, "z"]
+        assert listed["z"] in (Status.UNKNOWN, Status.RUNNING)
+        with pytest.raises(errors.AlreadyExists, match="^task z: already exists$"):
+            await service.tasks.create(NS, "z", CreateOptions(rootfs=(service.node.mount,)))
+        assert alive(pid)
+        assert (await service.tasks.get(NS, "z")).pid == pid
+    finally:
+        for shim in shims:
+            os.kill(shim, signal.SIGCONT)
+    for name in (*hung, "z"):
+        await in_status(service.tasks, name, Status.RUNNING)
+        await end(service.tasks, name)
+
+
 async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
     """Twenty running tasks are all known when the service answers."""
     names = [f"n{i}" for i in range(20)]

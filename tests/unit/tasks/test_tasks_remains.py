@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -50,6 +51,30 @@ def test_only_the_process_that_was_seen_is_killed(place: Path, sleeper: subproce
     assert remains.end(seen, 10.0) == []
     assert sleeper.wait(10) == -signal.SIGKILL
     assert remains.end(seen, 1.0) == []
+    bundle.delete()
+
+
+@pytest.mark.parametrize("of", ["pidfd_open", "stat"])
+def test_what_cannot_be_looked_at_is_not_dead(place: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    """A process that runs out of open files learns nothing of a task's processes, and says so: else it would forget a container that runs."""
+    bundle = Bundle.of(place / "root", place / "state", "ns", "c")
+    bundle.create(None)
+    seen = remains.see(bundle, "/bin/shim", None, sleeper.pid)
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    if of == "stat":
+        monkeypatch.setattr(Path, "read_text", refused)
+    else:
+        monkeypatch.setattr(os, "pidfd_open", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        remains.end(seen, 1.0)
+    if of == "stat":
+        with pytest.raises(OSError, match="Too many open files"):
+            remains.see(bundle, "/bin/shim", None, sleeper.pid)
+    monkeypatch.undo()
+    assert sleeper.poll() is None
     bundle.delete()
 
 

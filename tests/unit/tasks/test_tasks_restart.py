@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from services.kit import errors
+from services.tasks import restart
 from services.tasks.nodestart import NodeStart
 from services.tasks.restart import COUNT, LOG_PATH, LOG_URI, POLICY, STATUS, STOPPED, Policy, RestartMonitor, decide
 from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Opaque, Process, Status
@@ -230,3 +231,42 @@ async def test_when_a_node_starts_what_always_runs_is_no_longer_stopped_on_purpo
     assert await looked(FakeTasks()) == []
     (tmp_path / "start").write_text((tmp_path / "start").read_text().replace(f" {os.getppid()} ", " 1 "))
     assert len(await looked(FakeTasks())) == 2
+
+
+async def test_a_container_that_cannot_be_changed_holds_up_no_other(tmp_path: Path) -> None:
+    """One damaged record at the start of a node: the others are looked after all the same, and those always to run may."""
+    node, tasks = FakeNode(container("bad", {STOPPED: "true"}), container("good", {STOPPED: "true"})), FakeTasks()
+
+    async def set_label(namespace: str, name: str, key: str, value: str) -> None:
+        if name == "bad":
+            raise errors.DataLoss("metadata store: the record container n bad is damaged")
+        node.labels.append((namespace, name, key, value))
+
+    node.set_label = set_label  # type: ignore[method-assign]
+    async with RestartMonitor(node, 0.05, delay=0.01, start=NodeStart(tmp_path / "start")).running(tasks):  # type: ignore[arg-type]
+        await eventually_async(lambda: _asked(tasks), "it looks after nobody")
+    assert node.labels == [("n", "good", STOPPED, "false")]
+
+
+async def test_a_task_that_does_not_end_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said, each time, and the monitor goes on: one process in the kernel's hands is no reason to restart nothing."""
+    node, tasks = FakeNode(container("hung", {STATUS: "stopped"}), container("gone", {})), FakeTasks()
+    tasks.states["n", "hung"] = Process("hung", 1, Status.RUNNING)
+
+    async def kill(namespace: str, name: str, *how: object, **more: object) -> None:
+        """In vain."""
+
+    async def wait(namespace: str, name: str, exec_id: str = "") -> Exit:
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(tasks, "kill", kill)
+    monkeypatch.setattr(tasks, "wait", wait)
+    monkeypatch.setattr(restart, "ENDING", 0.01)
+    async with RestartMonitor(node, 0.05, delay=0.01).running(tasks):  # type: ignore[arg-type]
+
+        async def twice() -> bool:
+            return caplog.text.count("n/hung: it was killed, and has not ended within 0.01 s") >= 2
+
+        await eventually_async(twice, "it is not said")
+        await eventually_async(lambda: asyncio.sleep(0, bool(tasks.created)), "the other is not started")
+    assert "begins anew" not in caplog.text

@@ -152,6 +152,12 @@ sys.stdout.buffer.write(shim_pb2.DeleteResponse(pid=7, exit_status=137).Serializ
     assert shim_pb2.DESCRIPTOR.package == "containerd.task.v3"
 
 
+async def test_an_answer_of_delete_that_is_none_is_said(place: Path) -> None:
+    """A program that prints something else than a DeleteResponse has failed, as any other."""
+    with pytest.raises(errors.Unknown, match='/shim delete: what it printed is no answer: "cleaned up, thank you'):
+        await program(place, 'print("cleaned up, thank you")').delete(20)
+
+
 @pytest.mark.parametrize("table", ["io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart"])
 def test_the_restart_monitor_has_containerds_table(place: Path, table: str) -> None:
     """Its interval is read from containerd 2's table and 1.x's; ours goes first; a bad value is named with its file and key."""
