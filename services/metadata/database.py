@@ -45,6 +45,8 @@ class Database:
     def __init__(self, transactions: Transactions, *, patience: float = PATIENCE) -> None:
         self.transactions = transactions
         self.collector: Collector | None = None
+        self.released: Callable[[], None] = lambda: None
+        """Told when an operator says that nothing is to be held back from the collector any more."""
         self.patience = patience
         self.started = time.time_ns()
         """When this process began: intents from before may belong to nobody."""

@@ -221,10 +221,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Since when, and why, the collector removes only what this database knows."""
+    """Since when, and why, the collector removes only what this database knows; with ``damaged`` not even that, since its records may be gone, and what names them."""
 
     since: Nanoseconds
     reason: str
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, MutableSequence, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
+from services.metadata.gc import guard
 from services.metadata.gc.changes import PORTION, in_order, revived, touched
 from services.metadata.gc.config import Config
 from services.metadata.gc.mark import Everything, Marking, Node, everything, expires, mark
@@ -56,7 +57,9 @@ class _Found:
 class Collector:
     """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. Runs while :meth:`running` lasts."""
 
-    def __init__(self, database: Database, stores: RawStores, config: Config, publish: Callable[[Event], None]) -> None:
+    def __init__(self, database: Database, stores: RawStores, config: Config, publish: Callable[[Event], None], ready: Callable[[], Awaitable[None]] | None = None) -> None:
+        """``ready`` is waited for before the first collection."""
+        self._ready = ready
         self._database = database
         self._stores = stores
         self._publish = publish
@@ -132,6 +135,8 @@ class Collector:
     # -- the loop
 
     async def _run(self) -> None:
+        if self._ready is not None:
+            await self._ready()
         while True:
             now = time.monotonic()
             due = self._pace.due()
@@ -179,6 +184,9 @@ class Collector:
         self._pace.begun()
         started = time.monotonic()
         try:
+            if (held := self._database.view(guard.held)) is not None and held.damaged:
+                self._held(waiting, held.reason, started)
+                return
             found = await self._collect_records()
             store_id = await self._database.store_id()
         except asyncio.CancelledError:
@@ -200,6 +208,15 @@ class Collector:
         sweeps = {backend: self._sweeper(backend, store_id).ask() for backend in backends}
         if sweeps or waiting:
             self._later(self._watch(sweeps, waiting, started))
+
+    def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
+        """Nothing is collected, and whoever waits is told why."""
+        self._pace.collected(time.monotonic(), time.monotonic() - started)
+        self._look_at = self._expiry = self._wake = None
+        self._written.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_result(Collected(failed=(reason,), seconds=time.monotonic() - started))
 
     async def _collect_records(self) -> _Found:
         """Remove the dead records. They are looked for in a thread; what removes them, some at a time, looks only at what was written meanwhile."""
@@ -314,6 +331,8 @@ class _Buried:
 
 def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[Key], living: set[Node]) -> _Buried:
     """Remove those of ``batch`` that were ``found`` dead and are so still: not among the ``living``, nor among what lives by the keys that were ``written`` besides."""
+    if (held := guard.held(tx)) is not None and held.damaged:  # since all was read
+        return _Buried([], len(written), living, len(batch))
     records, events, spared = found.records, list[Event](), 0
     changed = touched(tx, written)
     living = living | changed | revived(tx, records, found.marking, changed)  # not in place: a transaction may be run again

@@ -5,7 +5,9 @@ once named itself, as soon as there is a sign of that:
 
 - a raw name with a number (``NAMESPACE/NUMBER/NAME``) that this database never gave out, or one given out since the last good sweep under which this database knows nothing: numbers are
   recorded before they are used, and so is what is named by them;
-- a log that ends before its last transaction, or damaged pages (``check.py``).
+- a log that ends before its last transaction (``damage.py``).
+
+Damaged pages, or what could be saved of them, are worse: such a database is as it never was, with any record gone and those there that were made with it. By it nothing at all is collected.
 
 Such a sign may be seen once only: the numbers that are given out next hide the first. So it is recorded (``held``), and holds for all raw stores, until :func:`release`.
 """
@@ -35,16 +37,17 @@ def held(tx: Reader) -> Held | None:
     return schema.HELD.get(tx)
 
 
-async def hold(database: Database, reason: str) -> None:
-    """Hold back what is not known, from now on. The first reason stays."""
+async def hold(database: Database, reason: str, *, damaged: bool = False) -> None:
+    """Hold back what is not known, from now on; with ``damaged`` everything. The first reason stays, unless less was held back for it."""
     def work(tx: Transaction) -> bool:
-        if schema.HELD.get(tx) is not None:
+        known = schema.HELD.get(tx)
+        if known is not None and known.damaged >= damaged:
             return False
-        schema.HELD.put(tx, value=Held(since=time.time_ns(), reason=reason))
+        schema.HELD.put(tx, value=Held(since=time.time_ns(), reason=reason, damaged=damaged))
         return True
 
     if await database.transactions.write(work):
-        log.warning("%s; what is not known here is not collected, until splitd gc --release", reason)
+        log.warning("%s; %s is collected, until splitd gc --release", reason, "nothing" if damaged else "nothing that is not known here")
 
 
 async def release(database: Database) -> None:
@@ -57,6 +60,7 @@ async def release(database: Database) -> None:
             schema.CHECKED.put(tx, backend, _ANY, value=1)
 
     await database.transactions.write(work)
+    database.released()
     log.warning("all is collected again, as an operator said")
 
 

@@ -18,7 +18,7 @@ Whose a raw store is, by its stamp (rule 5 of the design):
 - our id: it is ours, and what is in it and in no record is garbage;
 - no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by somebody else, or by a metadata store that is lost, and
   that is not ours to delete: as a foreign one, until its operator empties it;
-- another id: then nothing is removed; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is removed;
+- another id: then nothing is removed; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is removed; that it is damaged: nothing;
 - no Stamp service: foreign. Only what we named is removed.
 """
 
@@ -211,6 +211,8 @@ class Sweeper:
             return "named", "", False
         if stamp == self._store_id:
             known = guard.held(tx)
+            if known is not None and known.damaged:
+                return "nothing", known.reason, False
             reason = known.reason if known is not None else sign
             return ("named", reason, self._unseen) if reason or self._unseen else ("own", "", False)
         if stamp:
@@ -238,16 +240,20 @@ class Sweeper:
                 schema.NAMED.delete(tx, *raw)
 
     def _mark(self, tx: Transaction, view: _View, batch: list[Raw], spared: Spared, now: Nanoseconds) -> tuple[list[Raw], list[Raw]]:
-        """Mark those of the batch that are victims still. These, and those that are none any more."""
+        """Mark those of the batch that are victims still. These, and those that are none any more.
+
+        A sweep may take hours, and damage may be met with meanwhile: what it was to take may have been judged by what this database had lost.
+        """
         spared.look(tx)
-        staying = [raw for raw in batch if raw in spared]
+        held = guard.held(tx)
+        staying = {raw for raw in batch if raw in spared or (held is not None and (held.damaged or not schema.NAMED.has(tx, *raw)))}
         for raw in staying:
             schema.clear_mark(tx, raw, gone=False)  # of an earlier sweep, it may be
-        chosen = [raw for raw in batch if raw not in spared]
+        chosen = [raw for raw in batch if raw not in staying]
         for raw in chosen:
             snapshot = view.listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None
             schema.set_mark(tx, raw, Mark(since=now, reference=snapshot.reference if snapshot is not None else ""))
-        return chosen, staying
+        return chosen, sorted(staying)
 
     # -- acting
 

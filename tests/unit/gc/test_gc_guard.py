@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from services.kit import errors
+from services.metadata import schema
 from services.metadata.gc import Collector, Config, guard
+from services.metadata.gc import collector as collector_module
 from services.metadata.gc import sweep as sweep_module
 from services.metadata.gc.memory import MemoryRawStores
-from services.metadata.store import Raw
+from services.metadata.store import Held, Raw
+from services.metadata.transactions import Transaction
 from tests.unit.gc.gc_graphs import CONTENT, OVERLAY, World, digest
 
 QUIET = Config(startup_delay=3600.0)
@@ -73,6 +77,59 @@ async def test_it_outlives_the_process_and_what_is_known_goes_meanwhile(world: W
     async with Collector(world.database, stores, QUIET, lambda _: None).running() as second:
         assert (await second.collect()).removed == (f"snapshot overlayfs {known.name}",)
     assert BLOB in stores
+
+
+async def test_a_sign_that_comes_during_a_sweep_counts(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found to be nobody's before it, and was not yet removed, is judged by it: what was never named here stays."""
+    monkeypatch.setattr(sweep_module, "_BATCH", 1)
+    unknown, known = [Raw(CONTENT, "blob", digest(n)) for n in range(1, 5)], world.blob(9)
+    for raw in (*unknown, known):
+        stores.add(raw)
+
+    async def found(method: str, name: str) -> None:
+        if (method, name) == ("remove", unknown[0].name):
+            await guard.hold(world.database, "damage was met with")
+
+    stores.before = found
+    assert (await collector.collect()).removed == (f"content {digest(1)}", f"content {digest(9)}")
+    assert all(raw in stores for raw in unknown[1:])
+
+
+@pytest.mark.parametrize("when", ["before", "while records are buried", "during a sweep"])
+async def test_by_a_damaged_database_nothing_is_collected(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """An image's record that was on a lost page named blobs whose own records are there, or not, and what says that they were once named: all stay, until an operator says otherwise."""
+    monkeypatch.setattr(sweep_module, "_BATCH", 1)
+    monkeypatch.setattr(collector_module, "_BATCH", 1)
+    blobs = [world.blob(n) for n in range(1, 5)]
+    for raw in blobs:
+        stores.add(raw)
+    if when == "before":
+        await guard.hold(world.database, "an older copy")
+        await guard.hold(world.database, "damaged", damaged=True)
+    elif when == "while records are buried":
+        bury = collector_module._bury
+
+        def met(tx: Transaction, *arguments: Any) -> Any:
+            buried = bury(tx, *arguments)
+            schema.HELD.put(tx, value=Held(since=1, reason="damaged", damaged=True))
+            return buried
+
+        monkeypatch.setattr(collector_module, "_bury", met)
+    else:
+        async def found(method: str, name: str) -> None:
+            if method == "remove" and not reason(world):
+                await guard.hold(world.database, "damaged", damaged=True)
+
+        stores.before = found
+    collected = await collector.collect()
+    records = [blob.digest for _, blob in world.database.view(lambda tx: list(schema.BLOBS.scan(tx)))]
+    assert reason(world) == "damaged"
+    assert (len(records), len(stores.blobs)) == {"before": (4, 4), "while records are buried": (3, 4), "during a sweep": (0, 3)}[when]
+    assert "damaged" in " ".join((await collector.collect()).failed), collected
+    monkeypatch.undo()
+    await guard.release(world.database)
+    await collector.collect()
+    assert not stores.blobs
 
 
 async def test_an_operator_ends_it(world: World, stores: MemoryRawStores, collector: Collector) -> None:
