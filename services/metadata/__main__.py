@@ -35,13 +35,14 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             soundness = Soundness(directory / "metadata.db", database)
             transactions.damaged = soundness.damaged
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
-            collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish)
+            collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish, soundness.checked)
             try:
                 await soundness.begin(transactions.lost)
                 await metadata.intents.index()
-                async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server, soundness.checking(server):
+                async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server, soundness.said(server):
                     await process.until_signal()
             finally:
+                await soundness.close()
                 await metadata.intents.close()
                 await database.transactions.close()
 

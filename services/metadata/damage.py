@@ -9,6 +9,7 @@ Damaged pages are found by whoever reads them, or by :func:`quick_check`, which 
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import mmap
 import os
@@ -27,6 +28,7 @@ _FRAME = struct.Struct(">IIIIII")
 """Page, pages of the database after a commit (else 0), the header's salts, two checksums."""
 _MAGIC = 0x377F0682
 """Or one more: whose words the checksums are of."""
+_UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
 _INDEX_FRAMES = 16
 """Where -shm has the number of valid frames, as this machine writes a number of 32 bits."""
 
@@ -91,23 +93,39 @@ class Log:
         if self._committed > 0:
             what = f"frame {frames + 1} of its log is damaged, and there are commits up to frame {self._committed}"
             self._keep()
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:  # a full disk: then it is written over, and said again at the next start
+            log.warning("%s: its damaged log cannot be begun anew: %s", self._database, error)
         log.error("%s: %s; %s", self._database, what, WHAT_TO_DO)
         return f"{self._database} has lost its last transactions ({what})"
 
     def _keep(self) -> None:
-        kept = Path(f"{self._database}-wal.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
-        shutil.copyfile(f"{self._database}-wal", kept)
-        log.error("%s: its log is damaged, and kept as %s", self._database, kept)
+        """Once, however often a start is tried; without room for it, what is left of the database is the more urgent."""
+        wal = Path(f"{self._database}-wal")
+        try:
+            if any(filecmp.cmp(wal, other, shallow=False) for other in wal.parent.glob(f"{wal.name}.damaged-*")):
+                return
+            kept = Path(f"{wal}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+            try:
+                shutil.copyfile(wal, kept)
+            except OSError:
+                kept.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            log.error("%s: its log is damaged, and cannot be kept: %s", self._database, error)
+        else:
+            log.error("%s: its log is damaged, and kept as %s", self._database, kept)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error says that pages are not what they were."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    """Whether an error says that pages are not what they were, or that the disk does not give them back."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code in _UNREADABLE or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def quick_check(database: Path) -> str:
-    """What is wrong with the pages of a database; "" if nothing. It blocks, for seconds where it is large."""
+    """What is wrong with the pages of a database; "" if nothing, or where that cannot be said. It blocks, for seconds where it is large."""
     try:
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
         try:
@@ -115,5 +133,8 @@ def quick_check(database: Path) -> str:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        return f"{database} is damaged: {error}" if is_damage(error) else ""
+        if is_damage(error):
+            return f"{database} is damaged: {error}"
+        log.warning("the pages of %s cannot be checked: %s", database, error)
+        return ""
     return "" if first == "ok" else f"{database} is damaged: {' '.join(first.split())}"

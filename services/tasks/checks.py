@@ -10,7 +10,6 @@ Other runtimes' shims (kata's, gVisor's) have their own options, and their own s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import stat
@@ -18,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.kit import errors, shims
+from services.kit import errors, shims, threads
 from services.kit.identifiers import quoted
 from services.tasks.store import IO, Mount, Opaque
 
@@ -70,37 +69,23 @@ async def stdio(program: str, io: IO) -> None:
     if not paths:
         return
     named = ", ".join(f"{field} {quoted(path)}" for field, path in paths.items())
-    if not _free.acquire(blocking=False):
+    if not (free := _free).acquire(blocking=False):
         raise errors.Unavailable(f"{named}: {STATS} looks at other paths have had no answer from their file systems yet")
-    found = asyncio.get_running_loop().create_future()
-    threading.Thread(target=_look, args=(paths, found, _free), name="stdio", daemon=True).start()
+
+    def look() -> None:
+        try:
+            _are_there(paths)
+        finally:
+            free.release()
+
     try:
         async with asyncio.timeout(STAT_SECONDS):
-            error = await found
+            await threads.apart("stdio", look)
     except TimeoutError:
         raise errors.DeadlineExceeded(f"{named}: no answer from the file system") from None
-    if error is not None:
-        raise error
 
 
 _free = threading.BoundedSemaphore(STATS)
-
-
-def _look(paths: dict[str, str], found: asyncio.Future[Exception | None], free: threading.Semaphore) -> None:
-    """In a thread: :func:`_are_there`, to ``found``."""
-    error = None
-    try:
-        _are_there(paths)
-    except Exception as refusal:
-        error = refusal
-    free.release()
-
-    def answer() -> None:
-        if not found.done():
-            found.set_result(error)
-
-    with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-        found.get_loop().call_soon_threadsafe(answer)
 
 
 def _are_there(paths: dict[str, str]) -> None:

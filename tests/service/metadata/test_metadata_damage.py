@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,33 @@ async def test_damaged_pages(place: Path) -> None:
         async with Channel(socket) as channel:
             with pytest.raises(errors.DataLoss, match="is damaged.* docs/damaged-database.md"):
                 await channel.client(CONTAINERS).List(containers_pb2.ListContainersRequest(), headers=headers("damage"))
+
+
+async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> None:
+    """Records are gone from it, and nothing in it says so: nothing at all is collected until an operator says otherwise, over a restart."""
+    config = place / "config.toml"
+    config.write_text(NO_COLLECTION)
+    directory, where = place / "root" / "metadata", ("--root", place / "root", "--state", place / "state")
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config) as process:
+        await filled(place / "state" / "metadata.sock", 80)
+        process.stop()
+        whole = (directory / "metadata.db").read_bytes()
+        data = bytearray(whole)
+        data[60 * 4096:60 * 4096 + 100] = b"\xff" * 100
+        (directory / "metadata.db").write_bytes(data)
+        process.start()
+        await eventually_async(lambda: asyncio.sleep(0, (directory / "metadata.db.damaged").exists()), "nothing is noted")
+        process.stop()
+        for suffix in ("", "-wal", "-shm"):
+            (directory / f"metadata.db{suffix}").unlink(missing_ok=True)
+        (directory / "metadata.db").write_bytes(whole)
+        for _ in range(2):
+            process.start()
+            assert "metadata.db is damaged" in splitd("gc", *where).stdout
+            process.stop()
+        process.start()
+        assert "released" in splitd("gc", "--release", *where).stdout
+        assert not (directory / "metadata.db.damaged").exists()
+        process.stop()
+        process.start()
+        assert splitd("gc", *where).stdout.startswith("nothing is held back")

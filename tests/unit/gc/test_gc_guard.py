@@ -174,3 +174,20 @@ async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(world
     assert (await collector.collect()).removed == ()
     stores.before = None
     assert (await collector.collect()).removed == (f"content {digest(9)}",)
+
+
+async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_whole(world: World, stores: MemoryRawStores) -> None:
+    """Who asks for a collection at the start waits for that."""
+    stores.add(world.blob(1))
+    known = asyncio.Event()
+
+    async def ready() -> None:
+        await known.wait()
+
+    async with Collector(world.database, stores, Config(startup_delay=0.001), lambda _: None, ready).running() as collector:
+        asked = asyncio.create_task(collector.collect())
+        done, _ = await asyncio.wait([asked], timeout=0.1)
+        assert not done
+        assert stores.calls == []
+        known.set()
+        assert (await asked).removed == (f"content {digest(1)}",)

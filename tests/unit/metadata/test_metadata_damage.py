@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,40 @@ async def test_a_flipped_bit_is_said(crashed: Path, where: str) -> None:
     [kept] = crashed.parent.glob("left.db-wal.damaged-*")
     assert kept.read_bytes() == damaged != before
     assert await opened(crashed) == ("", count)
+
+
+async def test_a_damaged_log_is_kept_once(crashed: Path) -> None:
+    """However often a start is tried; a database with such a log that cannot be opened would fill the disk with copies."""
+    flip(Path(f"{crashed}-wal"), 14)
+    for _ in range(3):
+        damage.Log(crashed)
+    assert len(list(crashed.parent.glob("left.db-wal.damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("where", [32 + 12 * FRAME + 1000, 14])
+async def test_a_damaged_log_that_cannot_be_kept_keeps_nobody_down(crashed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: int) -> None:
+    """On a full disk the process starts all the same, else nothing could be deleted to make room; half a copy is none."""
+    flip(Path(f"{crashed}-wal"), where)
+
+    def full(_: Path, there: Path) -> None:
+        there.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    lost, _ = await opened(crashed)
+    assert "has lost its last transactions" in lost
+    assert "cannot be kept: [Errno 28] No space left on device" in caplog.text
+    assert not list(crashed.parent.glob("left.db-wal.damaged-*"))
+
+
+def test_what_the_disk_does_not_give_back_is_damage() -> None:
+    """A page that cannot be read is as good as one that is not what it was; no room is neither."""
+    found = {}
+    for name in ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_BUSY"):
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = getattr(sqlite3, name)  # type: ignore[misc]
+        found[name] = damage.is_damage(error)
+    assert list(found.values()) == [True] * 4 + [False] * 3
 
 
 async def test_damaged_pages_are_refused_in_clear_words(crashed: Path) -> None:
