@@ -5,6 +5,7 @@ So ``splitd up --state DIR`` starts the same node again, and ``splitd logs --sta
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,16 +44,23 @@ def of(state: Path) -> Remembered | None:
 
 
 def keep(state: Path, node: Remembered) -> None:
-    """Remember; it is on the disk when this returns."""
+    """Remember; it is on the disk when this returns. Nothing is written where that is remembered already, so that a full disk stops no start after a reboot. OSError."""
+    with contextlib.suppress(Failure):
+        if of(state) == node:
+            return
     path = _path(state)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {"state": str(state), "root": str(node.root), "config": str(node.config) if node.config else None, "root_given": node.root_given, "config_given": node.config_given}
     temporary = path.with_suffix(".new")
-    with temporary.open("w") as file:
-        file.write(json.dumps(values) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -229,15 +229,35 @@ def is_up(place: Place) -> bool:
 
 
 def pid_of(place: Place) -> int:
-    """The pid of the node's supervisord, found among the machine's processes by its command line; 0 if there is none."""
+    """The pid of the node's supervisord, found among the machine's processes by its command line; 0 if there is none.
+
+    One in a container may have the same paths, and mean other files.
+    """
     wanted = os.fsencode(place.supervisord_conf)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if wanted in words and _INSIDE in words:
+                if wanted in words and _INSIDE in words and _means(entry, place.supervisord_conf):
                     return int(entry.name)
     return 0
+
+
+def _means(process: Path, path: Path) -> bool:
+    """Whether a process (its directory in /proc) means the same file by ``path``, or lacks it as we do."""
+    try:
+        return _file(Path(f"{process}/root{path}")) == _file(path)
+    except PermissionError:
+        return True  # who may not look at it is told elsewhere that the node is not his
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _try_lock(fd: int, kind: int) -> bool:
@@ -288,7 +308,8 @@ def claim_root(place: Place, *, moved: bool = False) -> None:
                     raise Failure(f"the root {place.root} is a copy of {theirs.root}, which the node at {other} is using: --moved makes the copy this node's own")
         finally:
             os.close(fd)
-    (place.root / USED_BY).write_text(f"{place.state}\n")
+    if owner(place.root) != place.state:  # a full disk would leave nothing in it
+        (place.root / USED_BY).write_text(f"{place.state}\n")
 
 
 def prepare(place: Place) -> list[str]:

@@ -14,6 +14,7 @@ from deploy.failure import Failure, mistyped
 from deploy.place import Place
 from deploy.processes import NAMES, named
 from deploy.verbs import config
+from services.kit import errors
 
 HELP = "start the node, or what of it is stopped, and wait until it is healthy"
 
@@ -54,11 +55,19 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.moved and here.root.exists():
             supervision.claim_root(here, moved=True)
         if arguments.foreground:
-            memory.keep(here.state, remembered)
+            _remember(here, remembered)
             supervision.become(here, lock)
         supervision.start(here, lock, arguments.timeout)
-        memory.keep(here.state, remembered)
+        _remember(here, remembered)
     return _report(here, arguments.timeout, "the node is up")
+
+
+def _remember(here: Place, remembered: memory.Remembered) -> None:
+    """What the next ``splitd up`` need not be told. A node is no less up where that cannot be written, on a full disk for example."""
+    try:
+        memory.keep(here.state, remembered)
+    except OSError as error:
+        complain(f"warning: after a reboot this node has to be told its root and configuration: {errors.words(error)}")
 
 
 def _refuse_another_root(here: Place, *, moved: bool) -> None:

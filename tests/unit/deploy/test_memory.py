@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from deploy import memory
 from deploy import place as places
 from deploy.failure import Failure
 from deploy.memory import Remembered
+from deploy.verbs import up
 from services.kit import settings
 
 
@@ -70,3 +74,20 @@ def test_a_broken_file_tells_the_node_that_was_started_with_it(place: Path, monk
     memory.forget(place / "s")
     memory.keep(place / "default", Remembered(place / "r", None, root_given=False, config_given=False))
     assert places.find(words()) == places.Place(place / "r", place / "default", None)
+
+
+def test_what_is_remembered_is_not_written_again(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """So a full disk stops no start of the same node; one with other words is started too, and says what it could not note. What was noted before stays."""
+    here, kept = places.Place(place / "r", place / "s", None), Remembered(place / "r", None, root_given=True, config_given=False)
+    memory.keep(here.state, kept)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    up._remember(here, kept)
+    assert capsys.readouterr().err == ""
+    up._remember(here, replace(kept, root_given=False))
+    assert "warning: after a reboot this node has to be told its root and configuration: no space left on device" in capsys.readouterr().err
+    assert memory.of(here.state) == kept
+    assert len(list((place / "nodes").iterdir())) == 1

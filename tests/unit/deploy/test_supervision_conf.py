@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,27 @@ def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
     assert set(found) == {"PATH", "OTEL_EXPORTER_OTLP_ENDPOINT", "SPLITD_LOG", "https_proxy", "PYTHONUNBUFFERED"}
     assert found["PATH"].split(":")[:2] == ["/home/me/bin", "/usr/bin"]
     assert "/usr/sbin" in found["PATH"].split(":")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_node_in_a_container_is_another(tmp_path: Path, *, inside: bool) -> None:
+    """Its supervisord has the same words, and the directories that these name there; ``down`` outside would end it, and ``up`` would not start."""
+    here = Place(tmp_path / "root", tmp_path / "state", None)
+    here.state.mkdir()
+    here.supervisord_conf.touch()
+    mount = f"mount -t tmpfs tmpfs '{here.state}' && touch '{here.supervisord_conf}' && " if inside else ""
+    command = f"{mount}exec '{sys.executable}' -c 'print(1, flush=True); import time; time.sleep(100)' -m deploy.inside -c '{here.supervisord_conf}'"
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", command], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"1\n"
+            assert supervision.pid_of(here) == (0 if inside else process.pid)
+            assert supervision.is_up(here) is not inside
+            here.supervisord_conf.unlink()
+            assert supervision.pid_of(here) == (0 if inside else process.pid)
+        finally:
+            process.kill()
 
 
 def test_the_lock_says_whether_a_node_is_up(tmp_path: Path) -> None:
