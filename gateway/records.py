@@ -27,6 +27,8 @@ _PATIENCE = 600.0
 """Seconds for which an answer is repeated to a metadata service that is away; after that its next start with another gateway resolves the intent."""
 
 
+_PAUSE, _FULL = 0.1, 1.0
+"""Seconds until an answer is repeated, at first; and for which a caller waits for room on metadata's disk."""
 _REPEATED = frozenset({"OpenIngest", "GetIngest", "ListIngests", "BeginCommitIngest", "ResolveBlob", "BeginSnapshot", "BeginCommitSnapshot", "ResolveSnapshot"})
 """Calls that are asked again where metadata's death interrupted them: those that change nothing, and those that begin, since an intent whose answer was lost is resolved
 when the gateway announces itself to the next metadata."""
@@ -131,17 +133,34 @@ class Records:
         for event in finished.events:
             self._events.publish(event.namespace, event.topic, event.event)
 
-    async def _until_answered(self, name: str, request: Any, call: Call) -> Any:
+    async def _until_answered(self, name: str, request: Any, call: Call, *, alone: bool = False) -> Any:
+        """Repeat it until metadata answers. Where its disk is full, whoever waits is told so soon, and it is repeated ``alone``."""
         headers = call.passed_on()
-        end = time.monotonic() + _PATIENCE
+        begun, pause, said = time.monotonic(), _PAUSE, ""
         while True:
             try:
                 return await getattr(self._client, name)(request, headers=headers, timeout=30.0)
             except (errors.Unavailable, errors.ResourceExhausted, errors.DeadlineExceeded, errors.Cancelled) as error:
-                if time.monotonic() > end:
+                passed = time.monotonic() - begun
+                if passed > _PATIENCE:
                     raise
-                log.warning("%s of an intent is repeated: %s", name, error)
-                await asyncio.sleep(0.1)
+                if str(error) != said:
+                    log.warning("%s of an intent is repeated: %s", name, error)
+                said = str(error)
+                if isinstance(error, errors.ResourceExhausted) and not alone and passed > _FULL:
+                    self._later(self._told_alone(name, request, call))
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+    async def _told_alone(self, name: str, request: Any, call: Call) -> None:
+        try:
+            answer = await self._until_answered(name, request, call, alone=True)
+        except errors.NodeError as error:  # metadata's next start, or its patience, ends the intent
+            log.warning("%s of an intent came to nothing: %s", name, error)
+        else:
+            if isinstance(answer, pb.Finished):
+                self.publish(answer)
 
     async def outcome(self, intent: pb.Intent, call: Call, backend: Upstream, attempt: Callable[[], Awaitable[T]],
                       happened: Callable[[], Awaitable[T | None]]) -> T:

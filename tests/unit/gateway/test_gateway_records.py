@@ -1,0 +1,70 @@
+"""How metadata is told the end of an intent."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from api.splitd.records.v1 import records_pb2 as pb
+from gateway import records
+from services.kit import errors
+from services.kit.rpc import Call
+from tests.support import eventually_async
+
+FULL = errors.ResourceExhausted("metadata store: no space left on device")
+
+
+class Metadata:
+    """Answers what is in ``answers``, the last of it again and again; and what was published."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+        self.published: list[str] = []
+        self.channel, self.on_connect = SimpleNamespace(client=lambda _: self), list[Any]()
+
+    def _asked(self, name: str) -> Any:
+        self.asked.append(name)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def Finish(self, request: Any, **_: Any) -> Any:
+        return self._asked("Finish")
+
+    async def Cancel(self, request: Any, **_: Any) -> Any:
+        return self._asked("Cancel")
+
+    def publish(self, namespace: str, topic: str, event: Any) -> None:
+        self.published.append(topic)
+
+    def records(self) -> records.Records:
+        return records.Records(self, self, content="content", snapshotters=())  # type: ignore[arg-type]
+
+
+FINISHED = pb.Finished(events=[pb.Event(namespace="n", topic="/snapshot/prepare")])
+
+
+async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Not after ten minutes, in which a client without a deadline hangs; when there is room again the intent ends, and its events come."""
+    monkeypatch.setattr(records, "_PAUSE", 0.01)
+    monkeypatch.setattr(records, "_FULL", 0.05)
+    metadata = Metadata(FULL)
+    told = metadata.records()
+    with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
+        await asyncio.wait_for(told.finish(pb.FinishRequest(intent="i"), Call("m", {})), 10)
+    metadata.answers.append(FINISHED)
+    await eventually_async(lambda: asyncio.sleep(0, metadata.published == ["/snapshot/prepare"]), "the intent does not end")
+    assert caplog.text.count("Finish of an intent is repeated") == 2
+
+
+async def test_a_metadata_that_is_away_is_waited_for() -> None:
+    """Its restart, and a moment without room, are nobody's failure."""
+    metadata = Metadata(errors.Unavailable("metadata"), FULL, FINISHED)
+    await metadata.records().finish(pb.FinishRequest(intent="i"), Call("m", {}))
+    assert metadata.asked == ["Finish"] * 3
+    assert metadata.published == ["/snapshot/prepare"]
