@@ -42,6 +42,7 @@ class LocalStore:
         self._lane = Lane()
         self._readers = 0
         self._locked: dict[str, int] = {}
+        self._removing = threading.Lock()
         self._ending: set[asyncio.Task[None]] = set()
         self.files = LocalFiles(self)
 
@@ -113,7 +114,9 @@ class LocalStore:
         await self._submit(self._disk.delete, digest)
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[Exception | None]:
-        """Blobs and ingests (by their kinds and names) in one hop: what became of each."""
+        """Blobs and ingests (by their kinds and names) in one hop: what became of each. One call after the other, also where a caller has given up meanwhile: it may ask again,
+        and then have made anew what the first is still about to remove.
+        """
         def remove(kind: str, name: str) -> None:
             if kind == "blob":
                 try:
@@ -127,17 +130,17 @@ class LocalStore:
                 raise errors.NotFound(f'ingest ref "{name}"')
 
         def removed() -> list[Exception | None]:
-            found: list[Exception | None] = []
-            for thing in things:
-                try:
-                    remove(*thing)
-                except OSError as error:
-                    found.append(disk_error(error, "content store"))
-                except Exception as error:  # the others' turn comes all the same, and whoever asked is told
-                    found.append(error)
-                else:
-                    found.append(None)
-            return found
+            with self._removing:
+                return [removal(*thing) for thing in things]
+
+        def removal(kind: str, name: str) -> Exception | None:
+            try:
+                remove(kind, name)
+            except OSError as error:
+                return disk_error(error, "content store")
+            except Exception as error:  # the others' turn comes all the same, and whoever asked is told
+                return error
+            return None
 
         return await self._submit(removed)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from services.content.local import LocalStore
-from services.content.store import Files
+from services.content.store import Digest, Files
 from services.kit import errors
 from tests.suites.content import ContentSuite, FilesSuite, put
 
@@ -42,3 +44,30 @@ async def test_many_are_removed_in_one_call(store: LocalStore) -> None:
     assert [type(outcome) for outcome in done] == [type(None), errors.NotFound, errors.InvalidArgument, errors.InvalidArgument, errors.NotFound, type(None)]
     assert [info.digest async for info in store.list()] == [kept]
     assert await store.list_statuses() == []
+
+
+async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector asks again where the connection was lost, and takes the second answer for the end: nothing of the first may remove what is committed after that."""
+    one, two = await put(store, b"one"), await put(store, b"two")
+    things = [("blob", str(one)), ("blob", str(two))]
+    begun, go = threading.Event(), threading.Event()
+    delete = store._disk.delete
+
+    def slow(digest: Digest) -> None:
+        delete(digest)
+        if digest == one and not begun.is_set():
+            begun.set()
+            assert go.wait(60)
+
+    monkeypatch.setattr(store._disk, "delete", slow)
+    first = asyncio.create_task(store.remove_all(things))
+    await asyncio.to_thread(begun.wait)
+    first.cancel()
+    again = asyncio.create_task(store.remove_all(things))
+    done, _ = await asyncio.wait([again], timeout=0.2)
+    go.set()
+    await again
+    assert await put(store, b"two") == two
+    store.close()  # waits for what its threads do
+    assert not done
+    assert store._disk.info(two).size == 3
