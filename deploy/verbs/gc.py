@@ -38,7 +38,7 @@ async def _run(here: Place, *, release: bool) -> None:
             return
         say(f"held back since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}: {reason}")
         if not release:
-            say(f"only what is known is collected, until {here.hint('gc --release')}")
+            say(f"this stays so until {here.hint('gc --release')}")
             return
         await remote.release()
         say("released: it is being collected")

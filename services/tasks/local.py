@@ -364,9 +364,9 @@ class LocalTasks:
             await self._connect(task, address, 5.0)
 
     async def _undo(self, task: _Task) -> None:
-        """A create failed: leave nothing of it."""
+        """A create failed: leave nothing of it; nor a shim that runs, though its program did not say where."""
         try:
-            await self._abandon(task)
+            await (self._abandon(task) if task.connection is not None else self._sweep(task))
         except Exception:
             log.exception("what the failed creation of %s made could not all be removed", task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 
 from services.kit import errors, rpc
 from services.kit.publisher import Publisher
+from services.tasks.config import Config
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
 from services.tasks.remote import RemoteTasks
-from services.tasks.store import Tasks
+from services.tasks.store import CreateOptions, Tasks
 from tests.suites.tasks import TasksSuite, end, leftovers, start
 from tests.suites.tasks_node import NS, FakeGateway, busybox, end_all
-from tests.support import ServiceProcess
+from tests.support import ServiceProcess, eventually_async
 
 pytestmark = pytest.mark.root
 
@@ -51,6 +53,39 @@ class TestLocal(TasksSuite):
         (task,) = tasks._tasks.values()
         assert task.execs == {}
         await end(tasks, "k")
+
+
+    async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(self, tasks: LocalTasks, node: FakeGateway) -> None:
+        """In a group it lives on, for the others."""
+        group = {"annotations": {"io.containerd.runc.v2.group": "g"}}
+        await start(tasks, node, "g", "sleep", "100", **group)
+        await eventually_async(lambda: asyncio.sleep(0, tasks._tasks[NS, "g"].has_pid), "its shim is not known")
+        before = len(tasks._background)
+        for n in range(3):
+            await start(tasks, node, f"g{n}", "sleep", "100", **group)
+            await eventually_async(lambda n=n: asyncio.sleep(0, tasks._tasks[NS, f"g{n}"].has_pid), "its shim is not known")  # type: ignore[misc]
+            await end(tasks, f"g{n}")
+        await eventually_async(lambda: asyncio.sleep(0, len(tasks._background) == before), "something waits for ever")
+        await end(tasks, "g")
+
+    async def test_a_shim_whose_program_does_not_end_is_ended(self, node: FakeGateway, place: Path) -> None:
+        """Its start left it behind, and said nothing: when the create fails it has no container, and nobody else would end it."""
+        program = place / "containerd-shim-runc-v2"
+        program.write_text(f"""#!/bin/sh
+for verb; do :; done
+[ "$verb" = start ] || exec {shutil.which("containerd-shim-runc-v2")} "$@"
+{shutil.which("containerd-shim-runc-v2")} "$@" >/dev/null
+exec sleep 1000
+""")
+        program.chmod(0o755)
+        async with (
+            rpc.Channel(node.state / "internal.sock") as channel, Publisher(channel).running() as publisher,
+            LocalTasks(place / "root", node.state, Gateway(channel, publisher), Config(call_timeout=2.0)) as tasks,
+        ):
+            node.add("s", "sleep", "100", runtime=str(program))
+            with pytest.raises(errors.DeadlineExceeded, match="start: not done after 2 s"):
+                await tasks.create(NS, "s", CreateOptions(rootfs=(node.mount,)))
+            assert leftovers(node) == []
 
 
 class TestServed(TasksSuite):
