@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import filecmp
 import logging
-import mmap
 import os
 import shutil
 import sqlite3
@@ -34,27 +33,27 @@ _INDEX_FRAMES = 16
 
 
 def committed(database: Path) -> int:
-    """The frame of the last commit in the log of a database that is not open, by what the frames say of themselves; -1 if the log's own header is damaged, 0 without a log."""
+    """The frame of the last commit in the log of a database that is not open, by what the frames say of themselves; -1 if the log's own header is damaged, 0 without a log.
+
+    OSError where the disk does not give it back: it is not mapped, since that would be SIGBUS.
+    """
     try:
         fd = os.open(f"{database}-wal", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return 0
     try:
-        if os.fstat(fd).st_size < _HEADER.size:
-            return 0
-        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
-            head = data[:_HEADER.size]
-            if not any(head):
-                return 0  # room for a log
-            magic, _, page, _, one, two, *checksum = _HEADER.unpack(head)
-            if magic & ~1 != _MAGIC or not 512 <= page <= 65536 or _checksum(head[:24], big=bool(magic & 1)) != tuple(checksum):
-                return -1
-            last = 0
-            for number, at in enumerate(range(_HEADER.size, len(data) - _FRAME.size - page + 1, _FRAME.size + page), 1):
-                _, after, *salts, _, _ = _FRAME.unpack_from(data, at)
-                if after and salts == [one, two]:
-                    last = number
-            return last
+        head = os.pread(fd, _HEADER.size, 0)
+        if len(head) < _HEADER.size or not any(head):
+            return 0  # room for a log
+        magic, _, page, _, one, two, *checksum = _HEADER.unpack(head)
+        if magic & ~1 != _MAGIC or not 512 <= page <= 65536 or _checksum(head[:24], big=bool(magic & 1)) != tuple(checksum):
+            return -1
+        last = 0
+        for number, at in enumerate(range(_HEADER.size, os.fstat(fd).st_size - _FRAME.size - page + 1, _FRAME.size + page), 1):
+            _, after, *salts, _, _ = _FRAME.unpack(os.pread(fd, _FRAME.size, at))
+            if after and salts == [one, two]:
+                last = number
+        return last
     finally:
         os.close(fd)
 

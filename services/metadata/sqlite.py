@@ -208,7 +208,10 @@ class SqliteTransactions:
         self.damaged: Callable[[str], None] = log.error
         """Told of pages that are not what they were; what was asked for is refused with the same words."""
         wal.take_back(path)
-        wal_before = damage.Log(path)
+        try:
+            wal_before = damage.Log(path)
+        except OSError as error:
+            raise errors.FailedPrecondition(f"{path} cannot be used: its log cannot be read: {errors.words(error)}: {damage.WHAT_TO_DO}") from None
         try:
             self._writer = _connect(path)
             try:

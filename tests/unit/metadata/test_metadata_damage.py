@@ -98,6 +98,16 @@ async def test_a_damaged_log_that_cannot_be_kept_keeps_nobody_down(crashed: Path
     assert not list(crashed.parent.glob("left.db-wal.damaged-*"))
 
 
+async def test_a_log_that_the_disk_does_not_give_back_is_named(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a refusal, not by the death of the process: it is not mapped into memory."""
+    def broken(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(errors.FailedPrecondition, match=r"left.db cannot be used: its log cannot be read: input/output error: see docs/damaged-database.md"):
+        SqliteTransactions(crashed)
+
+
 def test_what_the_disk_does_not_give_back_is_damage() -> None:
     """A page that cannot be read is as good as one that is not what it was; no room is neither."""
     found = {}
