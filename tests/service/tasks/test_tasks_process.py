@@ -320,13 +320,13 @@ async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: S
     try:
         await service.kill()
         await service.again()
-        await service.answering()
-        listed = {p.id: p.status for p in await service.tasks.list(NS)}
-        assert sorted(listed) == [*hung, "z"]
-        assert listed["z"] in (Status.UNKNOWN, Status.RUNNING)
+        listing = asyncio.create_task(service.tasks.list(NS))
         with pytest.raises(errors.AlreadyExists, match="^task z: already exists$"):
             await service.tasks.create(NS, "z", CreateOptions(rootfs=(service.node.mount,)))
         assert alive(pid)
+        listed = {p.id: p.status for p in await listing}
+        assert sorted(listed) == [*hung, "z"]
+        assert listed["z"] in (Status.UNKNOWN, Status.RUNNING)
         assert (await service.tasks.get(NS, "z")).pid == pid
     finally:
         for shim in shims:
