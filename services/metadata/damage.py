@@ -126,7 +126,7 @@ def is_damage(error: sqlite3.Error) -> bool:
 def quick_check(database: Path) -> str:
     """What is wrong with the pages of a database; "" if nothing, or where that cannot be said. It blocks, for seconds where it is large."""
     try:
-        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
+        connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
         try:
             (first,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:

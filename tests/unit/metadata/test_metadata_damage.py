@@ -118,6 +118,15 @@ def test_what_the_disk_does_not_give_back_is_damage() -> None:
     assert list(found.values()) == [True] * 4 + [False] * 3
 
 
+async def test_any_directory_is_checked(crashed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also one whose name means something in a URI."""
+    odd = crashed.parent / "50%41? #a" / "left.db"
+    odd.parent.mkdir()
+    odd.write_bytes(b"SQLite format 3\0" + bytes(5000))
+    assert "is damaged" in damage.quick_check(odd)
+    assert caplog.text == ""
+
+
 async def test_damaged_pages_are_refused_in_clear_words(crashed: Path) -> None:
     """Reading, writing and a check of all pages say which file it is, and where to read on."""
     store = SqliteTransactions(crashed)
