@@ -28,8 +28,6 @@ _FRAME = struct.Struct(">IIIIII")
 _MAGIC = 0x377F0682
 """Or one more: whose words the checksums are of."""
 _UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
-_INDEX_FRAMES = 16
-"""Where -shm has the number of valid frames, as this machine writes a number of 32 bits."""
 
 
 def committed(database: Path) -> int:
@@ -67,11 +65,13 @@ def _checksum(data: bytes, *, big: bool) -> tuple[int, int]:
     return first, second
 
 
-def read(database: Path) -> int:
-    """The frames of the log that SQLite goes by; the database is open, and was read, and not written."""
-    with open(f"{database}-shm", "rb") as file:
-        file.seek(_INDEX_FRAMES)
-        (frames,) = struct.unpack("=I", file.read(4))
+def read(connection: sqlite3.Connection) -> int:
+    """The frames of the log that SQLite goes by.
+
+    SQLite is asked, though it writes them back to the database for that. The number is in -shm too, but whoever closes a file loses all locks that his process has on it
+    (POSIX): the next process that opens the database, to make a backup, would take it for a dead one's, and cut off -shm below our feet. https://www.sqlite.org/howtocorrupt.html, 2.2.
+    """
+    _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return int(frames)
 
 
@@ -86,7 +86,14 @@ class Log:
 
     def lost(self, connection: sqlite3.Connection) -> str:
         """What it has lost, now that ``connection`` has read, and not written; "" if nothing. A damaged one is begun anew."""
-        if not self._committed or 0 < self._committed <= (frames := read(self._database)):
+        if not self._committed:
+            return ""
+        try:
+            frames = read(connection)
+        except sqlite3.Error as error:  # a full disk, on which the database cannot grow
+            log.warning("%s: whether its log has lost something is not known: %s", self._database, error)
+            return ""
+        if 0 < self._committed <= frames:
             return ""
         what = "the header of its log is damaged"
         if self._committed > 0:

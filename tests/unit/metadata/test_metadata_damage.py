@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,43 @@ async def test_what_a_crash_leaves_has_lost_nothing(crashed: Path) -> None:
     cut = 32 + (last - 1) * FRAME + 10
     wal.write_bytes(data[:cut] + bytes(len(data) - cut))
     assert await opened(again) == ("", 19)
+
+
+@pytest.mark.root
+async def test_on_a_full_disk_what_a_crash_left_is_opened(crashed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though the log cannot be written back, for which the database would have to grow; all that is in it is there."""
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(full)], check=True)
+    try:
+        for suffix in ("", "-wal"):
+            shutil.copyfile(f"{crashed}{suffix}", f"{full}/left.db{suffix}")
+        (full / "left.db-shm").write_bytes(bytes(32768))
+        with (full / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert await opened(full / "left.db") == ("", 20)
+        assert "whether its log has lost something is not known: database or disk is full" in caplog.text
+    finally:
+        subprocess.run(["umount", "--lazy", str(full)], check=True)
+
+
+_IN_USE = """
+import fcntl, struct, sys
+with open(sys.argv[1], "r+b") as file:
+    kind, *_ = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 128, 1, 0)))
+print("free" if kind == fcntl.F_UNLCK else "in use")
+"""
+"""Whether the byte of -shm is locked by which SQLite knows that a database is open (UNIX_SHM_DMS)."""
+
+
+async def test_after_a_crash_others_see_that_it_is_open(crashed: Path) -> None:
+    """Whoever opens the database beside this process, to make a backup, would else begin it anew, and end this one by SIGBUS."""
+    store = SqliteTransactions(crashed)
+    looked = await asyncio.create_subprocess_exec(sys.executable, "-c", _IN_USE, f"{crashed}-shm", stdout=asyncio.subprocess.PIPE)
+    said, _ = await looked.communicate()
+    assert said.decode() == "in use\n"
+    await store.close()
 
 
 @pytest.mark.parametrize("where", ["a page", "a frame's header", "the log's header"])
