@@ -281,7 +281,7 @@ class GrpcioCarrier:
             answer: bytes = await self._method(path, self._channel.unary_unary)(request, metadata=metadata, timeout=timeout)
             return answer
         except grpc.RpcError as error:
-            raise self.error(error.code(), error.details(), error.trailing_metadata()) from None
+            raise await self.error(error.code(), error.details(), error.trailing_metadata()) from None
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> _Stream:
         return _Stream(self._method(path, self._channel.stream_stream)(metadata=metadata, timeout=timeout), self)
@@ -293,17 +293,29 @@ class GrpcioCarrier:
             method = self._methods[key] = make(path)
         return method
 
-    def error(self, status: Any, details: str | None, trailing: Any) -> errors.NodeError:
-        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process."""
+    async def error(self, status: Any, details: str | None, trailing: Any) -> errors.NodeError:
+        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process, and comes when the channel has seen the loss, too."""
         code: int = status.value[0]
         details = details or ""
         trailers = tuple((k, v) for k, v in trailing or ())
-        if code == errors.Unavailable.code and (_made_by_transport(details) or any(k == rpc.STOPPING for k, _ in trailers)):
+        made_by_transport = _made_by_transport(details)
+        if code == errors.Unavailable.code and (made_by_transport or any(k == rpc.STOPPING for k, _ in trailers)):
+            if made_by_transport:
+                await self._loss_seen()
             return errors.Disconnected(f"service {self._name} is not reachable ({details})")
         if code == errors.Internal.code and details == _SEND_FAILED:
             return errors.Disconnected(f"service {self._name} went away while it was sent a message")
         return errors.from_status(code, details, trailers)
 
+    async def _loss_seen(self) -> None:
+        """Wait until the channel is no longer READY: a call that is repeated while it still says so meets the same broken connection."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOSS_SEEN):
+                await self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+
+
+_LOSS_SEEN = 0.2
+"""Seconds that a channel may take to see what one of its calls has seen; not all of them lose the connection."""
 
 _TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "keepalive", "ping timeout", "recvmsg", "sendmsg",
               "connections to all backends", "Stream removed", "transport", "Cancelling all calls", "Endpoint closing", "Channel closed", "RST_STREAM")
@@ -370,7 +382,7 @@ class _Stream:
         code, details, trailing = await self._end()
         self._trailing = _first(trailing)
         if code is not grpc.StatusCode.OK:
-            raise self._carrier.error(code, details, trailing)
+            raise await self._carrier.error(code, details, trailing)
 
     async def _end(self) -> tuple[Any, str, Any]:
         await self._call.code()

@@ -72,3 +72,18 @@ async def test_a_call_that_ends_while_a_message_is_sent(
         assert type(caught.value) is wanted, caught.value
     finally:
         await carrier.close()
+
+
+@pytest.mark.parametrize("killed", range(5))
+async def test_a_call_that_lost_its_connection_is_not_repeated_on_it(peer: Peer, killed: int) -> None:
+    """When the call has failed the channel has seen the loss, too: whoever waits for the connection waits for the next one."""
+    address, process = peer
+    carrier = GrpcioCarrier(address, "content", "never")
+    try:
+        await carrier._channel.channel_ready()
+        process.kill()
+        with pytest.raises(errors.Disconnected):
+            await carrier.unary("/x/Other", b"", (), 5)
+        assert not carrier.connected()
+    finally:
+        await carrier.close()
