@@ -123,14 +123,14 @@ class LocalStore:
                     digest = Digest.parse(name)
                 except ValueError as error:
                     raise errors.InvalidArgument(str(error)) from None
-                self._disk.delete(digest)
+                blobs.delete(digest)
             elif kind != "ingest":
                 raise errors.InvalidArgument(f"the content store has no {kind}")
             elif not self._disk.remove_ingest(name):
                 raise errors.NotFound(f'ingest ref "{name}"')
 
         def removed() -> list[Exception | None]:
-            with self._removing:
+            with self._removing, blobs:
                 return [removal(*thing) for thing in things]
 
         def removal(kind: str, name: str) -> Exception | None:
@@ -142,6 +142,7 @@ class LocalStore:
                 return error
             return None
 
+        blobs = self._disk.deletions()
         return await self._submit(removed)
 
     async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:

@@ -54,6 +54,10 @@ class Database:
         self._walks = Walks(transactions)
         self._waiting: dict[str | Raw, set[asyncio.Future[None]]] = {}
         """Who waits for what."""
+        self._delayed: dict[object, str | Raw] = {}
+        """The writes that found something in somebody's hands, and are not done yet: what it was last."""
+        self._asleep: set[asyncio.Future[None]] = set()
+        """Of those who wait, those who do nothing else until they are woken, and have not noticed that they were."""
 
     def view(self, work: Callable[[Reader], T]) -> T:
         """Read what is committed, now."""
@@ -89,7 +93,7 @@ class Database:
         ``Transactions.write``.
         """
         end = time.monotonic() + (self.patience if patience is None else patience)
-        with contextlib.ExitStack() as waiting:
+        with contextlib.ExitStack() as waiting, self._delay() as delayed:
             awaited: str | Raw | None = None
             while True:
                 try:
@@ -102,13 +106,16 @@ class Database:
                     left = end - time.monotonic()
                     if left <= 0:
                         raise errors.Unavailable(str(busy)) from None
+                    delayed(busy.until)
                     if busy.until != awaited:  # it may have ended since the work looked: look again, now that its end is not missed
                         waiting.close()
                         awaited, ended = busy.until, waiting.enter_context(self._wait(busy.until))
                         continue
+                    self._asleep.add(ended)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(left):
                             await ended
+                    self._asleep.discard(ended)  # in the same turn of the loop it is in the store's queue again
                     awaited = None
                 else:
                     if change is not None:
@@ -125,8 +132,27 @@ class Database:
             yield ended
         finally:
             everybody.discard(ended)
+            self._asleep.discard(ended)
             if not everybody and self._waiting.get(until) is everybody:
                 del self._waiting[until]
+
+    @contextlib.contextmanager
+    def _delay(self) -> Iterator[Callable[[str | Raw], None]]:
+        """A write, which tells what it finds in somebody's hands."""
+        write = object()
+        try:
+            yield partial(self._delayed.__setitem__, write)
+        finally:
+            self._delayed.pop(write, None)
+
+    def awaited(self, backend: str) -> bool:
+        """Whether somebody waits for marks on things of a backend to be taken off."""
+        return any(isinstance(until, Raw) and until.backend == backend for until in self._delayed.values())
+
+    async def looked_again(self) -> None:
+        """Wait until all who were woken are in the store's queue, before whoever asks now."""
+        while any(ended.done() for ended in self._asleep):  # noqa: ASYNC110 - a turn or two of the loop
+            await asyncio.sleep(0)
 
     def schedule(self, change: Change) -> None:
         """Tell the collector that something was written, or became nobody's."""
@@ -156,7 +182,7 @@ class Database:
     async def collected(self) -> None:
         """Wait for a collection that begins now: what a synchronous delete promises."""
         if self.collector is not None:
-            await self.collector.collect()
+            await self.collector.collect(everything=False)
 
 
 # ---------------------------------------------------------------------------------------------- pieces of work

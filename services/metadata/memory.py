@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -33,12 +33,22 @@ class _State:
                 yield decode(key), self.values[key]
 
     def put(self, key: Key, value: bytes) -> None:
-        encoded = encode(key)
+        self._put(encode(key), value)
+        for watch in self.watches:
+            watch.append(key)
+
+    def _put(self, encoded: bytes, value: bytes) -> None:
         if encoded not in self.values:
             bisect.insort(self.keys, encoded)
         self.values[encoded] = bytes(value)
-        for watch in self.watches:
-            watch.append(key)
+
+    def put_many(self, rows: Sequence[tuple[Key, bytes]]) -> None:
+        for key, value in rows:
+            self._put(encode(key), value)
+
+    def delete_many(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            self.delete(key)
 
     def delete(self, key: Key) -> None:
         encoded = encode(key)

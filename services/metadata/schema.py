@@ -34,14 +34,15 @@ A table's methods take the parts of the key after its own name; ``scan`` takes a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from services.kit import errors
 from services.metadata import damage
-from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
+from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
 from services.metadata.transactions import Key, Reader, Transaction
 
 V = TypeVar("V")
@@ -266,6 +267,12 @@ def delete_blob(tx: Transaction, namespace: str, digest: str) -> None:
     OWNERS.delete(tx, digest, namespace)
 
 
+def delete_blobs(tx: Transaction, blobs: Sequence[tuple[str, str]]) -> None:
+    """As ``delete_blob`` of each (namespace, digest)."""
+    tx.delete_many([(BLOBS.name, namespace, digest) for namespace, digest in blobs])
+    tx.delete_many([(OWNERS.name, digest, namespace) for namespace, digest in blobs])
+
+
 def put_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot: Snapshot) -> None:
     """Write the record of a snapshot, and its parent's index."""
     SNAPSHOTS.put(tx, namespace, snapshotter, snapshot.name, value=snapshot)
@@ -279,6 +286,28 @@ def delete_snapshot(tx: Transaction, namespace: str, snapshotter: str, snapshot:
     SNAPSHOTS.delete(tx, namespace, snapshotter, snapshot.name)
     if snapshot.parent:
         CHILDREN.delete(tx, namespace, snapshotter, snapshot.parent, snapshot.name)
+
+
+_PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":\d+)?(?:,"updated":\d+)?\}')
+"""The record of a blob without labels, as it is written."""
+
+
+def backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels]]:
+    """Of each blob namespace and digest, and what the collector goes by. Blobs are the most numerous records, and most have no labels: only the others are parsed."""
+    backends: dict[bytes, str] = {}
+    for key, value in tx.scan((BLOBS.name,)):
+        plain = _PLAIN.fullmatch(value)
+        backend = backends.get(plain[1]) if plain is not None else None
+        if backend is not None:
+            yield key[1:], backend, _NO_LABELS
+            continue
+        blob = BLOBS.decode(key[1:], value) if BLOBS.read is None else BLOBS.read(key[1:], value)
+        if plain is not None:
+            backends[plain[1]] = blob.backend
+        yield key[1:], blob.backend, blob.labels
+
+
+_NO_LABELS: Labels = {}
 
 
 def owners(tx: Reader, digest: str) -> Iterator[str]:
@@ -362,13 +391,14 @@ def delete_resource(tx: Transaction, namespace: str, lease: str, resource: Resou
     RESOURCES.delete(tx, namespace, lease, *resource)
 
 
-def set_mark(tx: Transaction, raw: Raw, mark: Mark) -> None:
-    """The collector is about to remove a raw thing that no record and no intent names."""
-    SWEEPING.put(tx, *raw, value=mark)
+def set_marks(tx: Transaction, raws: Sequence[Raw], mark: Mark) -> None:
+    """The collector is about to remove raw things that no record and no intent names."""
+    value = SWEEPING.encode(mark)
+    tx.put_many([((SWEEPING.name, *raw), value) for raw in raws])
 
 
-def clear_mark(tx: Transaction, raw: Raw, *, gone: bool) -> None:
-    """The collector is through with it; ``gone``: the backend does not have it any more."""
-    SWEEPING.delete(tx, *raw)
+def clear_marks(tx: Transaction, raws: Sequence[Raw], *, gone: bool) -> None:
+    """The collector is through with them; ``gone``: the backend does not have them any more."""
+    tx.delete_many([(SWEEPING.name, *raw) for raw in raws])
     if gone:
-        NAMED.delete(tx, *raw)
+        tx.delete_many([(NAMED.name, *raw) for raw in raws])

@@ -22,7 +22,7 @@ import logging
 import sqlite3
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +48,18 @@ _IDLE = 2
 _CHECKPOINT = 1000
 """Pages in the log after which it is written back to the database; SQLite's own choice."""
 
+_PUT = "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != excluded.value"
+_DELETE = "DELETE FROM records WHERE key = ?"
+
 
 class _Rows:
     """Reader and Transaction over a connection that has a transaction open."""
 
-    __slots__ = ("_execute", "cleared", "put_keys", "wrote")
+    __slots__ = ("_connection", "_execute", "cleared", "put_keys", "wrote")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
+        self._connection = connection
         self.wrote: set[Key] = set()
         self.put_keys: list[Key] = []
         self.cleared = False
@@ -75,12 +79,19 @@ class _Rows:
     def put(self, key: Key, value: bytes) -> None:
         self.wrote.add(key)
         self.put_keys.append(key)
-        self._execute("INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != excluded.value", (encode(key), value))
+        self._execute(_PUT, (encode(key), value))
+
+    def put_many(self, rows: Sequence[tuple[Key, bytes]]) -> None:
+        self.wrote.update([key for key, _ in rows])
+        self._connection.executemany(_PUT, [(encode(key), value) for key, value in rows])
 
     def delete(self, key: Key) -> None:
         self.wrote.add(key)
-        self._execute("DELETE FROM records WHERE key = ?", (encode(key),))
+        self._execute(_DELETE, (encode(key),))
 
+    def delete_many(self, keys: Sequence[Key]) -> None:
+        self.wrote.update(keys)
+        self._connection.executemany(_DELETE, [(encode(key),) for key in keys])
 
     def delete_all(self, prefix: Key) -> None:
         self.wrote.add(prefix)
@@ -91,11 +102,10 @@ class _Rows:
 class _Snapshot(_Rows):
     """A state on a connection of its own, which goes back to ``idle`` when it is closed."""
 
-    __slots__ = ("_connection", "_idle", "_refusal")
+    __slots__ = ("_idle", "_refusal")
 
     def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection], refusal: Callable[[sqlite3.Error], Exception]) -> None:
         super().__init__(connection)
-        self._connection = connection
         self._refusal = refusal
         self._idle = idle
         connection.execute("BEGIN")

@@ -121,6 +121,13 @@ class Ingest:
     expires: Nanoseconds = 0
     """When the collector may take it; 0 where a lease holds it instead."""
 
+    def raws(self) -> Iterator[Raw]:
+        """What it names in its backend: its own file, and what it expects, which may be another namespace's, and given up by that meanwhile: the writer was told that the bytes are there."""
+        if not self.shared:
+            yield Raw(self.backend, "ingest", self.raw_ref)
+        if self.expected:
+            yield Raw(self.backend, "blob", self.expected)
+
 
 Kind = Literal["active", "view", "committed"]
 
@@ -265,8 +272,8 @@ Change = Literal["mutation", "deletion"]
 class Collector(Protocol):
     """Takes what nobody needs: :mod:`services.metadata.gc`."""
 
-    async def collect(self) -> Collected:
-        """Collect now, after whatever collection is running, and return when the raw things are gone too (or failed to)."""
+    async def collect(self, *, everything: bool = True) -> Collected:
+        """Collect now, after whatever collection is running, and return when the raw things are gone too (or failed to). Not ``everything``: but for what nobody here ever named."""
         ...
 
     def schedule(self, change: Change) -> None:

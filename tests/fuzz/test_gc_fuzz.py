@@ -179,7 +179,7 @@ class World:
         def check(tx: Reader) -> list[Raw]:
             records = everything(tx)
             renamed = {Raw(i.backend, "snapshot", i.raw_key) for i in records.intents if i.operation == "commit-snapshot"}
-            return [raw for raw in (*(Raw(b.backend, "blob", b.digest) for b in records.blobs.values()),
+            return [raw for raw in (*(Raw(b.backend, "blob", node.key) for node, b in records.blobs.items()),
                                     *(Raw(s.backend, "snapshot", s.raw_key) for s in records.snapshots.values())) if raw not in self.raws and raw not in renamed]
 
         assert self.database.view(check) == []
@@ -372,7 +372,7 @@ class World:
             async with asyncio.TaskGroup() as clients:
                 calling = [clients.create_task(self.client()) for _ in range(CLIENTS)]
                 while not all(task.done() for task in calling):
-                    await self.collector.collect()
+                    await self.collector.collect(everything=self.chance.random.random() < 0.3)
                     self.whole()
                     for _ in range(self.chance.random.choice((0, 200, 400))):  # until there is something to collect
                         await asyncio.sleep(0)

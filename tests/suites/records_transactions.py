@@ -101,6 +101,17 @@ class TransactionsSuite:
 
         assert await store.write(work) == (b"new", None, [("a", "2"), ("a", "3")])
 
+    async def test_many_are_set_and_removed_as_one_is(self, store: Transactions) -> None:
+        """Those who watch are not told; what was remembered of them is not answered any more."""
+        keys: list[Key] = [("a", str(n)) for n in range(5)]
+        assert store.view(lambda tx: tx.get(keys[0])) is None
+        with store.watch() as written:
+            await store.write(lambda tx: tx.put_many([(key, b"v") for key in keys]))
+            assert store.view(lambda tx: [tx.get(key) for key in keys]) == [b"v"] * 5
+            assert await store.write(lambda tx: (tx.delete_many([*keys[:3], ("none",)]), tx.get(keys[0]))[1]) is None
+            assert store.view(lambda tx: [tx.get(key) for key in keys]) == [None] * 3 + [b"v"] * 2
+            assert list(written) == []
+
     async def test_a_failure_leaves_nothing(self, store: Transactions) -> None:
         """Of that work; others in the same moment are not touched by it."""
         def failing(tx: Transaction) -> None:

@@ -7,11 +7,11 @@ now; so does what refers back to it. Nothing else can have come back to life: wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from typing import Any
 
 from services.metadata import schema
-from services.metadata.gc.mark import Everything, Marking, Node, conditional, named_by, refers_to, resource_node
+from services.metadata.gc.mark import Bytes, Everything, Marking, Node, conditional, named_by, refers_to, resource_node
 from services.metadata.gc.raw import Listing
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Key, Reader
@@ -70,9 +70,12 @@ def is_dead(records: Everything, marking: Marking, node: Node) -> bool:
 def _read(tx: Reader, into: Everything, node: Node) -> None:
     """The record of ``node`` as it is now, if there is one."""
     tables: dict[str, tuple[schema.Table[Any], dict[Node, Any]]] = {
-        "snapshot": (schema.SNAPSHOTS, into.snapshots), "ingest": (schema.INGESTS, into.ingests), "content": (schema.BLOBS, into.blobs),
+        "snapshot": (schema.SNAPSHOTS, into.snapshots), "ingest": (schema.INGESTS, into.ingests),
         "image": (schema.IMAGES, into.images), "container": (schema.CONTAINERS, into.containers)}
-    if node.type in tables:
+    if node.type == "content":
+        if (blob := schema.BLOBS.get(tx, node.namespace, node.key)) is not None:
+            into.blobs[node] = Bytes(blob.backend, blob.labels)
+    elif node.type in tables:
         table, records = tables[node.type]
         key = (node.namespace, node.snapshotter, node.key) if node.type == "snapshot" else (node.namespace, node.key)
         if (found := table.get(tx, *key)) is not None:
@@ -81,22 +84,27 @@ def _read(tx: Reader, into: Everything, node: Node) -> None:
 
 def in_order(records: Everything, marking: Marking) -> list[Node]:
     """The dead, each before what it refers to: whoever looks while they are removed bit by bit finds nothing that refers to what is gone."""
-    def below(node: Node) -> Iterator[Node]:
-        if node.type == "lease":
-            return named_by(records, node)
-        return iter((*marking.back.get(node, ()), *refers_to(records, node)))
+    def below(node: Node) -> list[Node]:
+        back = marking.back.get(node, ())
+        if not back and node.type == "content" and not records.blobs[node].labels:  # as most
+            return []
+        named = named_by(records, node) if node.type == "lease" else (*back, *refers_to(records, node))
+        return [other for other in (each._replace(flat=False) for each in named) if is_dead(records, marking, other)]
 
-    return _topological(marking.dead, lambda node: (other for other in (each._replace(flat=False) for each in below(node)) if is_dead(records, marking, other)))
+    return _topological(marking.dead, below)
 
 
-def _topological(nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]]) -> list[Node]:
+def _topological(nodes: Iterable[Node], below: Callable[[Node], Sequence[Node]]) -> list[Node]:
     seen: set[Node] = set()
     order: list[Node] = []
     for start in nodes:
         if start in seen:
             continue
         seen.add(start)
-        stack = [(start, iter(below(start)))]
+        if not (first := below(start)):
+            order.append(start)
+            continue
+        stack = [(start, iter(first))]
         while stack:
             node, rest = stack[-1]
             for other in rest:

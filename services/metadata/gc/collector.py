@@ -15,20 +15,19 @@ from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
-from services.metadata.gc import guard
+from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import PORTION, in_order, revived, touched
 from services.metadata.gc.config import Config
 from services.metadata.gc.mark import Everything, Marking, Node, everything, expires, mark
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
-from services.metadata.gc.turns import Turns
 from services.metadata.store import Change, Collected, Event, Nanoseconds
 from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
 
-_BATCH = 64
+_BATCH = 128
 """Dead records that go in one transaction: a millisecond or two, in which nobody else is answered."""
 _RETRY = 1.0
 _RETRY_LIMIT = 30.0
@@ -44,10 +43,8 @@ class _Found:
     size: int
     dead: int
     wake: Nanoseconds | None
-    backends: tuple[str, ...]
-    """Those that the gateway has."""
-    needed: frozenset[str]
-    """Those that have something which nobody names any more, once the dead records are gone."""
+    known: dict[str, plan.Known]
+    """Of the backends that the gateway has, once the dead records are gone."""
     records: Everything
     marking: Marking
     order: list[Node]
@@ -67,10 +64,12 @@ class Collector:
         self._pace = Pace(config, time.monotonic())
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[Collected]] = []
-        self._sweepers: dict[str, Turns[Swept]] = {}
+        self._store_id = ""
+        self._sweepers: dict[str, Sweeper] = {}
         self._retries: dict[str, asyncio.Task[None]] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._all = True
+        """The next collection looks through all that the backends have."""
         self._expiry: float | None = None
         self._wake: Nanoseconds | None = None
         """The same by the clock that records go by."""
@@ -100,10 +99,11 @@ class Collector:
         self._pace.asked(time.monotonic())
         self._changed.set()
 
-    async def collect(self) -> Collected:
-        """Collect everything that can be, in a collection that begins after this call, and wait for its sweeps."""
+    async def collect(self, *, everything: bool = True) -> Collected:
+        """Collect what can be, in a collection that begins after this call, and wait for its sweeps. Not ``everything``: what is in our stores though nobody here ever named it may stay."""
         if self._closed:
             raise errors.Unavailable("the collector has ended")
+        self._all = self._all or everything
         future: asyncio.Future[Collected] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._pace.asked(time.monotonic())
@@ -187,8 +187,9 @@ class Collector:
             if (held := self._database.view(guard.held)) is not None and held.damaged:
                 self._held(waiting, held.reason, started)
                 return
-            found = await self._collect_records()
-            store_id = await self._database.store_id()
+            if not self._store_id:
+                self._store_id = await self._database.store_id()
+            found, sweeps = await self._collect_records(every=every)
         except asyncio.CancelledError:
             self._fail(waiting, errors.Unavailable("the collector has ended"))
             raise
@@ -204,8 +205,6 @@ class Collector:
         self._pace.collected(time.monotonic(), time.monotonic() - started)
         self._look_at = time.monotonic() + _LOOK if self._written else None
         self._expect(found.wake)
-        backends = found.backends if every or waiting else [b for b in found.backends if b in found.needed]
-        sweeps = {backend: self._sweeper(backend, store_id).ask() for backend in backends}
         if sweeps or waiting:
             self._later(self._watch(sweeps, waiting, started))
 
@@ -218,12 +217,12 @@ class Collector:
             if not future.done():
                 future.set_result(Collected(failed=(reason,), seconds=time.monotonic() - started))
 
-    async def _collect_records(self) -> _Found:
-        """Remove the dead records. They are looked for in a thread; what removes them, some at a time, looks only at what was written meanwhile."""
+    async def _collect_records(self, *, every: bool) -> tuple[_Found, dict[str, asyncio.Task[Swept]]]:
+        """Remove the dead records, and begin the sweeps. They are looked for in a thread; what removes them, some at a time, looks only at what was written meanwhile."""
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
             found = await self._database.transactions.read(_examine)
             trace.set(records=found.size, dead=found.dead)
-            known, living, spared = 0, set[Node](), 0
+            known, living, spared = 0, set[Node](), set[Node]()
             for start in range(0, len(found.order), _BATCH):
                 batch = found.order[start:start + _BATCH]
                 while len(written) - known > PORTION:
@@ -234,20 +233,28 @@ class Collector:
                 buried = await self._database.transactions.write(
                     lambda tx, batch=batch, known=known, living=living: _bury(tx, found, batch, written[known:], living), lasting=False)  # type: ignore[misc]
                 fault("gc.after-records")
-                known, living, spared = known + buried.known, buried.living, spared + buried.spared
+                known, living, spared = known + buried.known, buried.living, spared | buried.spared
                 for event in buried.events:
                     self._publish(event)
             self._written[:] = written  # the look had all else
+            sweeps = self._begin_sweeps(found, spared, written, every=every)
         if spared:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
-        return found
+        return found, sweeps
 
     # -- sweeps
 
-    def _sweeper(self, backend: str, store_id: str) -> Turns[Swept]:
-        if backend not in self._sweepers:
-            self._sweepers[backend] = Turns(Sweeper(backend, self._database, self._stores, store_id).sweep)
-        return self._sweepers[backend]
+    def _begin_sweeps(self, found: _Found, spared: set[Node], written: Sequence[Key], *, every: bool) -> dict[str, asyncio.Task[Swept]]:
+        """Of the backends that have something which nobody names any more; or of all, of ``every``thing in them. What is ``spared`` is in use after all."""
+        used = set(found.records.raws(spared)) if spared else set()
+        sweeps = {}
+        for backend, known in found.known.items():
+            left = known.without(raw for raw in used if raw.backend == backend) if used else known
+            if every or left.idle:
+                if backend not in self._sweepers:
+                    self._sweepers[backend] = Sweeper(backend, self._database, self._stores, self._store_id)
+                sweeps[backend] = self._sweepers[backend].ask(left, written, everything=every)
+        return sweeps
 
     async def _watch(self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float) -> None:
         """Tell those who wait what the sweeps did, and repeat the postponed ones."""
@@ -310,12 +317,10 @@ def _examine(tx: Reader) -> _Found:
     """What there is to do."""
     records = everything(tx)
     marking = mark(records, time.time_ns())
-    order = in_order(records, marking)
-    used = records.raws(marking.living)
-    needed = frozenset(key[0] for key, _ in schema.NAMED.scan(tx) if key not in used)
     gateway = schema.GATEWAY.get(tx)
     backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
-    return _Found(len(records), len(marking.dead), marking.wake, backends, needed, records, marking, order)
+    known = plan.known(tx, backends, records.raws(marking.living), records.intents)
+    return _Found(len(records), len(marking.dead), marking.wake, known, records, marking, in_order(records, marking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,19 +331,25 @@ class _Buried:
     known: int
     """Keys that were looked at."""
     living: set[Node]
-    spared: int
+    spared: set[Node]
 
 
 def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[Key], living: set[Node]) -> _Buried:
     """Remove those of ``batch`` that were ``found`` dead and are so still: not among the ``living``, nor among what lives by the keys that were ``written`` besides."""
     if (held := guard.held(tx)) is not None and held.damaged:  # since all was read
-        return _Buried([], len(written), living, len(batch))
-    records, events, spared = found.records, list[Event](), 0
+        return _Buried([], len(written), living, set(batch))
+    records, events = found.records, list[Event]()
+    spared, blobs = set[Node](), list[tuple[str, str]]()
+    records, events = found.records, list[Event]()
+    spared, blobs = set[Node](), list[tuple[str, str]]()
     changed = touched(tx, written)
     living = living | changed | revived(tx, records, found.marking, changed)  # not in place: a transaction may be run again
     for node in batch:
         if node in living:
-            spared += 1
+            spared.add(node)
+            continue
+        if node.type == "content":
+            blobs.append((node.namespace, node.key))
             continue
         if not _there(tx, node):  # somebody else has removed it
             continue
@@ -348,11 +359,10 @@ def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[K
             schema.delete_snapshot(tx, node.namespace, node.snapshotter, records.snapshots[node])
         elif node.type == "ingest":
             schema.INGESTS.delete(tx, node.namespace, node.key)
-        elif node.type == "content":
-            schema.delete_blob(tx, node.namespace, node.key)
         else:
             schema.IMAGES.delete(tx, node.namespace, node.key)
         events.extend(_events(node))
+    schema.delete_blobs(tx, blobs)  # somebody else may have removed some: it is all the same
     return _Buried(events, len(written), living, spared)
 
 

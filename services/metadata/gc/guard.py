@@ -20,7 +20,6 @@ from collections.abc import Iterator
 
 from services.metadata import schema
 from services.metadata.database import Database
-from services.metadata.gc.plan import Uses
 from services.metadata.gc.raw import Listing
 from services.metadata.store import Held, Raw
 from services.metadata.transactions import Reader, Transaction
@@ -64,8 +63,8 @@ async def release(database: Database) -> None:
     log.warning("all is collected again, as an operator said")
 
 
-def stranger(tx: Reader, listing: Listing, used: Uses, once: frozenset[Raw]) -> str:
-    """A raw name there that shows that this database is older than the store; "" if there is none."""
+def stranger(tx: Reader, listing: Listing, once: frozenset[Raw]) -> str:
+    """A raw name there that shows that this database is older than the store; "" if there is none. ``once`` are those that were known to be named before it was listed."""
     backend = listing.backend
     if schema.CHECKED.has(tx, backend, _ANY):
         return ""
@@ -74,7 +73,7 @@ def stranger(tx: Reader, listing: Listing, used: Uses, once: frozenset[Raw]) -> 
     for raw, namespace, number in _numbered(listing):
         if namespace not in seen:
             seen[namespace] = (table.get(tx, backend, namespace) if table is not None else schema.SEQUENCES.get(tx, namespace)) or 0
-        if number > seen[namespace] and raw not in once and raw not in used.raws:
+        if number > seen[namespace] and raw not in once and not schema.NAMED.has(tx, *raw):
             return raw.name
     return ""
 

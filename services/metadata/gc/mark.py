@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 
 from services.kit.settings import parse_duration
 from services.metadata import schema
-from services.metadata.store import Blob, Container, Image, Ingest, Intent, Labels, Lease, Nanoseconds, Raw, Resource, Snapshot
+from services.metadata.store import Container, Image, Ingest, Intent, Labels, Lease, Nanoseconds, Raw, Resource, Snapshot
 from services.metadata.transactions import Reader
 
 Type = Literal["lease", "snapshot", "ingest", "content", "image", "container"]
@@ -44,6 +44,13 @@ class Node(NamedTuple):
 # ---------------------------------------------------------------------------------------------- the records
 
 
+class Bytes(NamedTuple):
+    """What there is to know of a blob."""
+
+    backend: str
+    labels: Labels
+
+
 @dataclass(frozen=True, slots=True)
 class Everything:
     """All records of one state of the store that the collector looks at."""
@@ -53,20 +60,18 @@ class Everything:
     """By the lease's node."""
     snapshots: dict[Node, Snapshot] = field(default_factory=dict)
     ingests: dict[Node, Ingest] = field(default_factory=dict)
-    blobs: dict[Node, Blob] = field(default_factory=dict)
+    blobs: dict[Node, Bytes] = field(default_factory=dict)
     images: dict[Node, Image] = field(default_factory=dict)
     containers: dict[Node, Container] = field(default_factory=dict)
     intents: list[Intent] = field(default_factory=list)
 
-    def raws(self, living: set[Node]) -> set[Raw]:
-        """What the ``living`` among them, and the intents, name in backends."""
-        return {
-            *(Raw(snapshot.backend, "snapshot", snapshot.raw_key) for node, snapshot in self.snapshots.items() if node in living),
-            *(Raw(blob.backend, "blob", blob.digest) for node, blob in self.blobs.items() if node in living),
-            *(Raw(ingest.backend, "ingest", ingest.raw_ref) for node, ingest in self.ingests.items() if node in living),
-            *(Raw(ingest.backend, "blob", ingest.expected) for node, ingest in self.ingests.items() if node in living and ingest.expected),
-            *(raw for intent in self.intents for raw in intent.raws()),
-        }
+    def raws(self, some: set[Node]) -> Iterator[Raw]:
+        """What ``some`` of them name in backends."""
+        yield from (Raw(blob.backend, "blob", node.key) for node, blob in self.blobs.items() if node in some)
+        yield from (Raw(snapshot.backend, "snapshot", snapshot.raw_key) for node, snapshot in self.snapshots.items() if node in some)
+        for node, ingest in self.ingests.items():
+            if node in some:
+                yield from ingest.raws()
 
     def __len__(self) -> int:
         return len(self.leases) + len(self.snapshots) + len(self.ingests) + len(self.blobs) + len(self.images) + len(self.containers)
@@ -82,7 +87,7 @@ def everything(tx: Reader) -> Everything:
         held=held,
         snapshots={Node("snapshot", key[0], key[2], key[1]): snapshot for key, snapshot in schema.SNAPSHOTS.scan(tx)},
         ingests={Node("ingest", key[0], key[1]): ingest for key, ingest in schema.INGESTS.scan(tx)},
-        blobs={Node("content", key[0], key[1]): blob for key, blob in schema.BLOBS.scan(tx)},
+        blobs={Node("content", key[0], key[1]): Bytes(backend, labels) for key, backend, labels in schema.backends_and_labels(tx)},
         images={Node("image", key[0], key[1]): image for key, image in schema.IMAGES.scan(tx)},
         containers={Node("container", key[0], key[1]): container for key, container in schema.CONTAINERS.scan(tx)},
         intents=[intent for _, intent in schema.INTENTS.scan(tx)],
@@ -226,7 +231,7 @@ def mark(records: Everything, now: Nanoseconds) -> Marking:
         if ingest.expires and alive(ingest.expires):
             roots.append(node)
     for node, blob in records.blobs.items():
-        if _of_gc(blob.labels):
+        if blob.labels and _of_gc(blob.labels):
             attach(node, blob.labels)
             conditions.extend((node, condition) for condition in _conditions(node.namespace, blob.labels))
             if _is_root(blob.labels):

@@ -8,12 +8,12 @@ metadata store once named. A snapshot goes before its parent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from services.metadata import schema
 from services.metadata.gc.raw import Listing
-from services.metadata.store import Raw
+from services.metadata.store import Intent, Raw
 from services.metadata.transactions import Reader
 
 
@@ -22,40 +22,52 @@ class Uses:
     """What records and intents say about one backend's things."""
 
     raws: frozenset[Raw]
-    """Those they name; of blobs only such as were asked about."""
+    """Those they name."""
     references: frozenset[str]
     """Values of containerd.io/snapshot.ref that open intents look for."""
     every_blob: bool
     """A commit is open of which nobody knows the digest."""
 
 
-def uses(tx: Reader, backend: str, blobs: Iterable[str] | None = None) -> Uses:
-    """Read what is in use; ``blobs`` are the digests to look for, if not all are wanted."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What one look at the records says about one backend."""
+
+    uses: Uses
+    idle: frozenset[Raw]
+    """What was once named there and is not any more."""
+
+    @property
+    def named(self) -> frozenset[Raw]:
+        """What was once named there, as far as it is not known to be gone: whatever is in use was."""
+        return self.uses.raws | self.idle
+
+    def without(self, raws: Iterable[Raw]) -> Known:
+        """The same, but that these turned out to be in use."""
+        used = self.uses.raws.union(raws)
+        return Known(replace(self.uses, raws=used), self.idle - used)
+
+
+def uses_of(backend: str, raws: Iterable[Raw], intents: Iterable[Intent]) -> Uses:
+    """``raws`` are those of ``backend`` that records and ``intents`` name."""
+    of_backend = [intent for intent in intents if intent.backend == backend]
+    return Uses(frozenset(raws), frozenset(intent.target for intent in of_backend if intent.target),
+                any(intent.operation == "commit-ingest" and not intent.expected for intent in of_backend))
+
+
+def uses(tx: Reader, backend: str) -> Uses:
+    """Read what is in use."""
     raws: set[Raw] = set()
-    if blobs is None:
-        raws.update(Raw(backend, "blob", blob.digest) for _, blob in schema.BLOBS.scan(tx) if blob.backend == backend)
-    else:
-        for digest in blobs:
-            for (namespace,), _ in schema.OWNERS.under(tx, digest):
-                blob = schema.BLOBS.get(tx, namespace, digest)
-                if blob is not None and blob.backend == backend:
-                    raws.add(Raw(backend, "blob", digest))
-    for _, ingest in schema.INGESTS.scan(tx):
-        if ingest.backend == backend:
-            if not ingest.shared:
-                raws.add(Raw(backend, "ingest", ingest.raw_ref))
-            if ingest.expected:
-                # Maybe another namespace's, which may give it up meanwhile: the writer was told that there is nothing to write.
-                raws.add(Raw(backend, "blob", ingest.expected))
     if backend.startswith("snapshots."):
         raws.update(Raw(backend, "snapshot", snapshot.raw_key) for _, snapshot in schema.SNAPSHOTS.scan(tx) if snapshot.backend == backend)
-    intents = [intent for _, intent in schema.INTENTS.scan(tx) if intent.backend == backend]
-    raws.update(raw for intent in intents for raw in intent.raws())
-    return Uses(
-        frozenset(raws),
-        frozenset(intent.target for intent in intents if intent.target),
-        any(intent.operation == "commit-ingest" and not intent.expected for intent in intents),
-    )
+    else:
+        raws.update(Raw(backend, "blob", blob.digest) for _, blob in schema.BLOBS.scan(tx) if blob.backend == backend)
+        for _, ingest in schema.INGESTS.scan(tx):
+            if ingest.backend == backend:
+                raws.update(ingest.raws())
+    intents = [intent for _, intent in schema.INTENTS.scan(tx)]
+    raws.update(raw for intent in intents for raw in intent.raws() if raw.backend == backend)
+    return uses_of(backend, raws, intents)
 
 
 def named(tx: Reader, backend: str) -> frozenset[Raw]:
@@ -63,9 +75,24 @@ def named(tx: Reader, backend: str) -> frozenset[Raw]:
     return frozenset(Raw(*key) for key, _ in schema.NAMED.scan(tx, backend))  # type: ignore[arg-type]
 
 
-def unused(tx: Reader, backend: str) -> frozenset[Raw]:
-    """What was once named there and is not any more."""
-    return named(tx, backend) - uses(tx, backend).raws
+def known(tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]) -> dict[str, Known]:
+    """What there is to know of each of ``backends``, where records name ``raws``."""
+    used = {*raws, *(raw for intent in intents for raw in intent.raws())}
+    idle: dict[str, list[Raw]] = {backend: [] for backend in backends}
+    of: dict[str, list[Raw]] = {backend: [] for backend in idle}
+    for raw in used:
+        if raw.backend in of:
+            of[raw.backend].append(raw)
+    for key, _ in schema.NAMED.scan(tx):
+        if key not in used and key[0] in idle:
+            idle[key[0]].append(Raw(*key))  # type: ignore[arg-type]
+    return {backend: Known(uses_of(backend, of[backend], intents), frozenset(idle[backend])) for backend in idle}
+
+
+def known_of(tx: Reader, backend: str) -> Known:
+    """The same of one, whatever records there are."""
+    used = uses(tx, backend)
+    return Known(used, named(tx, backend) - used.raws)
 
 
 def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bool) -> list[Raw]:

@@ -1,14 +1,19 @@
 """Sweeping one backend: the raw things that no record and no intent names are removed there.
 
-    read what was once named and is not any more            } what is not listed after that, and still not in use, is gone
+    take what the collector found in the records: what is named, and what once was            } from here on what is written is noted
     is the raw store ours (its stamp)?
-    list what it has
-    read records and intents: what nobody names are victims
-    in one transaction: mark victims, up to :data:`_BATCH` of them, but those that came to be named since
-    remove them, one after the other, and unmark each       } while there are victims
+    list what it has: what nobody names are victims. What once was named and is not there is gone
+    mark some victims, up to :data:`_TOGETHER`, but those that came to be named since
+    remove them, while the next are marked                                                   } while there are victims
+    unmark them
     let the snapshotter clean up
 
-The order matters: whatever appears in the backend between listing and marking has a record or an intent by the time of marking, or is not in the list.
+The order matters: whatever appears in the backend by the time of marking has a record or an intent, known or noted, or is not in the list.
+
+What never was named by this database is in a store of ours only after a crash, so that a content store which was once looked through, from one end to the other, is not
+listed each time: its victims are what is known and named no more.
+
+Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a mark lost in a power cut is of a thing that nobody names.
 
 A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for again; as long as the
 answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead process left.
@@ -25,10 +30,12 @@ Whose a raw store is, by its stamp (rule 5 of the design):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Literal
 
 from services.kit import errors
@@ -39,14 +46,15 @@ from services.metadata.database import Database
 from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import PORTION, Spared
 from services.metadata.gc.raw import Listing, RawStores
+from services.metadata.gc.turns import Turns
 from services.metadata.store import Mark, Nanoseconds, Raw
-from services.metadata.transactions import Reader, Transaction
+from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
 
 _BATCH, _SNAPSHOT_BATCH = 64, 16
 """Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's may take a second."""
-_TOGETHER, _SNAPSHOTS_TOGETHER = 256, 64
+_TOGETHER, _SNAPSHOTS_TOGETHER = 512, 64
 """The same where a backend takes many in one call: some milliseconds of its disk's."""
 _FORGOTTEN = 256
 """Things that are not there any more whose names are forgotten at a time."""
@@ -103,6 +111,35 @@ class _View:
     unnoted: dict[str, int]
     """What :func:`.guard.note` is to be told when all went well."""
 
+    def by_reference(self, raws: list[Raw]) -> dict[str, list[Raw]]:
+        """``raws`` by the label containerd.io/snapshot.ref that they have."""
+        if not self.listing.snapshots:
+            return {"": raws}
+        found: dict[str, list[Raw]] = {}
+        for raw in raws:
+            snapshot = self.listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None
+            found.setdefault(snapshot.reference if snapshot is not None else "", []).append(raw)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a sweep begins with."""
+
+    known: plan.Known | None
+    """None: it has to look itself."""
+    written: MutableSequence[Key]
+    """What was written since, until ``noting`` ends."""
+    noting: contextlib.ExitStack
+
+    @classmethod
+    def of(cls, database: Database, known: plan.Known | None, before: Sequence[Key] = ()) -> _Found:
+        """``before``: what was written until now."""
+        noting = contextlib.ExitStack()
+        written = noting.enter_context(database.transactions.watch())
+        written[:0] = before
+        return cls(known, written, noting)
+
 
 class Sweeper:
     """Sweeps ``backend``; one sweep at a time."""
@@ -118,16 +155,39 @@ class Sweeper:
         self._failed: list[str] = []
         self._together: bool | None = None
         """Whether the backend takes many removals in one call; known when it was asked for the first."""
+        self._everything = True
+        """The next sweep looks through all that is there."""
+        self._found: _Found | None = None
+        self._turns = Turns(self._sweep_once)
 
-    async def sweep(self) -> Swept:
-        """Once. What the backend, or a metadata store that cannot write, refuses is in the result."""
+    def ask(self, known: plan.Known | None = None, written: Sequence[Key] = (), *, everything: bool = True) -> asyncio.Task[Swept]:
+        """A sweep that begins after this call. ``known`` is what somebody found in the records, before ``written`` was, which comes until now."""
+        self._everything = self._everything or everything
+        if self._found is not None:
+            self._found.noting.close()  # older than this
+        self._found = _Found.of(self._database, known, written) if known is not None else None
+        return self._turns.ask()
+
+    async def close(self) -> None:
+        """End what runs, and what waits to."""
+        await self._turns.close()
+        if self._found is not None:
+            self._found.noting.close()
+
+    async def _sweep_once(self) -> Swept:
+        """What the backend, or a metadata store that cannot write, refuses is in the result."""
         swept = Swept()
+        everything, self._everything = self._everything, False
         with span("gc.sweep", backend=self.backend) as trace:
             try:
-                await self._sweep(swept)
+                well = await self._sweep(swept, everything=everything)
             except errors.NodeError as error:
-                swept.postponed = True
+                well, swept.postponed = False, True
                 swept.failed.append(f"backend {self.backend}: {error}")
+            except BaseException:
+                self._everything = True
+                raise
+            self._everything = self._everything or not well
             trace.set(removed=len(swept.removed), failed=len(swept.failed), postponed=swept.postponed)
         for failure in swept.failed:
             if failure not in self._failed:  # said once, however often it is tried again
@@ -137,15 +197,22 @@ class Sweeper:
             log.debug("collected in backend %s: %d things", self.backend, len(swept.removed))
         return swept
 
-    async def _sweep(self, swept: Swept) -> None:
-        read = self._database.transactions.read
-        idle = await read(lambda tx: plan.unused(tx, self.backend))
-        stamp = await self._stores.stamp(self.backend)
-        listing = await self._stores.list(self.backend)
-        with self._database.transactions.watch() as written:
-            if self._unseen and stamp == self._store_id:
-                await self._look_beside()
-            view = await read(lambda tx: self._look(tx, stamp, listing, idle))
+    async def _sweep(self, swept: Swept, *, everything: bool) -> bool:
+        """Whether it is as it should be: all is ours and known, and the next sweep need not look for more than what is not named any more."""
+        found, self._found = self._found, None
+        if found is None:
+            found = _Found.of(self._database, None)
+        with found.noting:
+            read = self._database.transactions.read
+            known = found.known if found.known is not None else await read(lambda tx: plan.known_of(tx, self.backend))
+            stamp = await self._stores.stamp(self.backend)
+            if not everything and stamp == self._store_id and not self.backend.startswith("snapshots.") and self._database.view(guard.held) is None:
+                view = self._idle(known)
+            else:
+                listing = await self._stores.list(self.backend)
+                if self._unseen and stamp == self._store_id:
+                    await self._look_beside()
+                view = await read(lambda tx: self._look(tx, stamp, listing, known))
             if view.sign:
                 await guard.hold(self._database, view.sign)
             if view.ownership == "new":
@@ -156,15 +223,17 @@ class Sweeper:
                 log.warning("backend %s: %s", self.backend, f"{view.reason}: only what is known here is collected" if view.reason else "all in it is collected again")
             self._said = view.reason
             swept.postponed = view.deferred
-            if not await self._act(view, Spared(listing, written), swept):
-                return
-        if view.ownership in ("own", "new") and not swept.failed and not swept.postponed and view.unnoted:
+            if not await self._act(view, Spared(view.listing, found.written), swept):
+                return False
+        well = view.ownership in ("own", "new") and not swept.failed and not swept.postponed
+        if well and view.unnoted:
             await self._database.transactions.write(lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False)
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
             try:
                 await self._stores.cleanup(self.backend)
             except errors.NodeError as error:
                 swept.failed.append(f"backend {self.backend}: cleanup: {error}")
+        return well
 
     async def _look_beside(self) -> None:
         """Look for signs in the snapshotters that are ours. As long as one does not answer, no blob goes that is not known."""
@@ -176,8 +245,7 @@ class Sweeper:
                         continue
                     listing = await self._stores.list(backend)
                     read = self._database.transactions.read
-                    if sign := await read(lambda tx, listing=listing: self._sign(tx, self._store_id, listing, plan.uses(tx, listing.backend),  # type: ignore[misc]
-                                                                                 plan.named(tx, listing.backend))):
+                    if sign := await read(lambda tx, listing=listing: self._sign(tx, self._store_id, listing, plan.known_of(tx, listing.backend))):  # type: ignore[misc]
                         await guard.hold(self._database, sign)
         except (errors.NodeError, TimeoutError):
             return
@@ -185,42 +253,48 @@ class Sweeper:
 
     # -- deciding
 
-    def _look(self, tx: Reader, stamp: str | None, listing: Listing, idle: frozenset[Raw]) -> _View:
-        used = plan.uses(tx, self.backend)
-        once = plan.named(tx, self.backend)
-        sign = self._sign(tx, stamp, listing, used, once)
-        ownership, reason, undecided = self._owner(tx, stamp, listing, used, once, sign)
+    def _idle(self, known: plan.Known) -> _View:
+        """Of a store of ours that was looked through: what is named no more, as if nothing else were there."""
+        listing = Listing(self.backend, frozenset(raw.name for raw in known.idle if raw.kind == "blob"), frozenset(raw.name for raw in known.idle if raw.kind == "ingest"))
+        victims = sorted((raw for raw in known.idle if raw.kind == "ingest" or not known.uses.every_blob), key=attrgetter("kind", "name"), reverse=True)
+        return _View(listing, "own", [], victims, [], frozenset(), frozenset(), len(victims) < len(known.idle), "", "",
+                     self._database.view(lambda tx: guard.unnoted(tx, self.backend)))
+
+    def _look(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known) -> _View:
+        used, once = known.uses, known.named
+        sign = self._sign(tx, stamp, listing, known)
+        ownership, reason, undecided = self._owner(tx, stamp, listing, known, sign)
         own = ownership in ("own", "new")
         found = [] if ownership == "nothing" else plan.victims(listing, used, once, own=own)
         deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
         marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
         listed, going = listing.raws(), set(found)
-        return _View(listing, ownership, sorted(idle - listed - used.raws), found, marked, frozenset(raw for raw in marked if raw not in going),
+        return _View(listing, ownership, sorted(known.idle - listed), found, marked, frozenset(raw for raw in marked if raw not in going),
                      frozenset(raw for raw in marked if raw not in listed and raw not in used.raws), deferred, reason, sign,
                      guard.unnoted(tx, self.backend))
 
-    def _sign(self, tx: Reader, stamp: str | None, listing: Listing, used: plan.Uses, once: frozenset[Raw]) -> str:
+    def _sign(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known) -> str:
         if stamp != self._store_id or guard.held(tx) is not None:
             return ""
-        name = guard.stranger(tx, listing, used, once)
+        name = guard.stranger(tx, listing, known.named)
         return guard.OLDER.format(backend=listing.backend, name=name) if name else ""
 
-    def _owner(self, tx: Reader, stamp: str | None, listing: Listing, used: plan.Uses, once: frozenset[Raw], sign: str) -> tuple[Ownership, str, bool]:
+    def _owner(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known, sign: str) -> tuple[Ownership, str, bool]:
         """Whose it is, why not ours, and whether that has to be asked again."""
         if stamp is None:
             return "named", "", False
         if stamp == self._store_id:
-            known = guard.held(tx)
-            if known is not None and known.damaged:
-                return "nothing", known.reason, False
-            reason = known.reason if known is not None else sign
+            before = guard.held(tx)
+            if before is not None and before.damaged:
+                return "nothing", before.reason, False
+            reason = before.reason if before is not None else sign
             return ("named", reason, self._unseen) if reason or self._unseen else ("own", "", False)
         if stamp:
             return "nothing", f"it belongs to another metadata store ({stamp}, not {self._store_id}): nothing in it is collected", False
-        unknown = listing.raws() - once - used.raws
+        unknown = {raw for raw in listing.raws() - known.named if not schema.NAMED.has(tx, *raw)}
         if not unknown:
             return "new", "", False
-        if used.every_blob:
+        if known.uses.every_blob:
             return "named", "", True  # one of these may be what an open commit made
         return "named", (f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as {title(min(unknown))})"), False
 
@@ -228,8 +302,8 @@ class Sweeper:
         """Resolve the marks that earlier sweeps left, but for those of victims, whose turn comes; the others' are taken off."""
         spared.look(tx)
         unmarked = [raw for raw in view.marked if raw in spared or raw in view.kept]
-        for raw in unmarked:
-            schema.clear_mark(tx, raw, gone=raw in view.missing and raw not in spared)
+        for gone in (True, False):
+            schema.clear_marks(tx, [raw for raw in unmarked if (raw in view.missing and raw not in spared) is gone], gone=gone)
         return unmarked
 
     def _forget(self, tx: Transaction, some: Iterable[Raw], spared: Spared) -> None:
@@ -247,12 +321,9 @@ class Sweeper:
         spared.look(tx)
         held = guard.held(tx)
         staying = {raw for raw in batch if raw in spared or (held is not None and (held.damaged or not schema.NAMED.has(tx, *raw)))}
-        for raw in staying:
-            schema.clear_mark(tx, raw, gone=False)  # of an earlier sweep, it may be
+        schema.clear_marks(tx, sorted(staying), gone=False)  # of an earlier sweep, it may be
         chosen = [raw for raw in batch if raw not in staying]
-        for raw in chosen:
-            snapshot = view.listing.snapshots.get(raw.name) if raw.kind == "snapshot" else None
-            schema.set_mark(tx, raw, Mark(since=now, reference=snapshot.reference if snapshot is not None else ""))
+        schema.set_marks(tx, [(raw, Mark(since=now, reference=view.reference(raw))) for raw in chosen])
         return chosen, sorted(staying)
 
     # -- acting
@@ -265,13 +336,41 @@ class Sweeper:
             self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
         for start in range(0, len(view.gone), _FORGOTTEN):
             await write(lambda tx, some=view.gone[start:start + _FORGOTTEN]: self._forget(tx, some, spared), lasting=False)  # type: ignore[misc]
-        start = 0
-        while start < len(view.victims):
-            batch = self._batch(view.victims, start)
+        return await self._remove_victims(view, spared, swept)
+
+    async def _remove_victims(self, view: _View, spared: Spared, swept: Swept) -> bool:
+        """Mark, remove and unmark, some at a time: the next are marked, and the last unmarked, while some are removed. False if the backend is away."""
+        unmarking = _Unmarking(self._database)
+        marking: asyncio.Task[list[Raw]] | None = None
+        there, start = True, 0
+
+        def begin() -> asyncio.Task[list[Raw]]:
+            nonlocal start
+            first, batch = start == 0, self._batch(view.victims, start)
             start += len(batch)
-            if not await self._take(view, batch, spared, swept):
-                return False
-        return True
+            return asyncio.ensure_future(self._marked(view, batch, spared, swept, lasting=first))
+
+        try:
+            while there and (marking is not None or start < len(view.victims)):
+                pending, marking = marking or begin(), None
+                chosen = await pending
+                # Who waits for any blob, as its digest is not known yet, would never find none of them marked.
+                awaited = self._database.awaited(self.backend)
+                if start < len(view.victims) and not awaited:
+                    marking = begin()
+                there = await self._removed(chosen, unmarking, swept)
+                if awaited:
+                    await unmarking.done()
+                    await self._database.looked_again()
+            if marking is not None:
+                for raw in await marking:
+                    unmarking.add(raw, gone=False)  # never asked for
+        except BaseException:
+            if marking is not None:
+                marking.cancel()
+            raise
+        await unmarking.done()
+        return there
 
     def _batch(self, victims: Sequence[Raw], start: int) -> list[Raw]:
         """Those that go next, all of them snapshots or none."""
@@ -282,22 +381,22 @@ class Sweeper:
     async def _catch_up(self, spared: Spared) -> None:
         """Look at what was written, some at a time, until little is left for the next transaction."""
         while spared.behind > PORTION:
-            await self._database.transactions.write(lambda tx: spared.look(tx, PORTION))
+            await self._database.transactions.write(lambda tx: spared.look(tx, PORTION), lasting=False)
 
-    async def _take(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept) -> bool:
-        """Mark, remove and unmark a batch; False if the backend is away, so that the rest has to wait."""
+    async def _marked(self, view: _View, batch: list[Raw], spared: Spared, swept: Swept, *, lasting: bool) -> list[Raw]:
+        """Mark those of a batch that are victims still."""
         await self._catch_up(spared)
         now = time.time_ns()
-        chosen, staying = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, spared, now))
+        chosen, staying = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, spared, now), lasting=lasting)
         self._database.wake(*staying)
         swept.postponed = swept.postponed or spared.every_blob
         fault("gc.after-mark")
-        unmarking = _Unmarking(self._database)
+        return chosen
+
+    async def _removed(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool:
+        """Remove them; False if the backend is away, so that the rest has to wait."""
         there = await self._removed_together(chosen, unmarking, swept) if self._together is not False and chosen else None
-        if there is None:
-            there = await self._removed_singly(chosen, unmarking, swept)
-        await unmarking.done()
-        return there
+        return await self._removed_singly(chosen, unmarking, swept) if there is None else there
 
     async def _removed_together(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool | None:
         """Remove them in one call; False if the backend is away, None if it takes one at a time only."""
@@ -391,8 +490,8 @@ class _Unmarking:
             taken, self._waiting = self._waiting, []
 
             def work(tx: Transaction, taken: list[tuple[Raw, bool]] = taken) -> None:
-                for raw, gone in taken:
-                    schema.clear_mark(tx, raw, gone=gone)
+                for over in (True, False):
+                    schema.clear_marks(tx, [raw for raw, gone in taken if gone is over], gone=over)
 
             fault("gc.before-unmark")
             try:

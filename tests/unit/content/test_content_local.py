@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.content.disk import Deletions
 from services.content.local import LocalStore
 from services.content.store import Digest, Files
 from services.kit import errors
@@ -44,6 +45,7 @@ async def test_many_are_removed_in_one_call(store: LocalStore) -> None:
     assert [type(outcome) for outcome in done] == [type(None), errors.NotFound, errors.InvalidArgument, errors.InvalidArgument, errors.NotFound, type(None)]
     assert [info.digest async for info in store.list()] == [kept]
     assert await store.list_statuses() == []
+    assert dict((await store.info(await put(store, b"gone"))).labels) == {}  # the labels went too
 
 
 async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,15 +53,15 @@ async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(store: 
     one, two = await put(store, b"one"), await put(store, b"two")
     things = [("blob", str(one)), ("blob", str(two))]
     begun, go = threading.Event(), threading.Event()
-    delete = store._disk.delete
+    delete = Deletions.delete
 
-    def slow(digest: Digest) -> None:
-        delete(digest)
+    def slow(deletions: Deletions, digest: Digest) -> None:
+        delete(deletions, digest)
         if digest == one and not begun.is_set():
             begun.set()
             assert go.wait(60)
 
-    monkeypatch.setattr(store._disk, "delete", slow)
+    monkeypatch.setattr(Deletions, "delete", slow)
     first = asyncio.create_task(store.remove_all(things))
     await asyncio.to_thread(begun.wait)
     first.cancel()

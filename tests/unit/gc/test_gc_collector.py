@@ -15,13 +15,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from services.kit import errors, tracing
 from services.metadata import schema
 from services.metadata.database import Busy, Database
-from services.metadata.gc import Collector, Config
+from services.metadata.gc import Collector, Config, guard
 from services.metadata.gc import collector as collector_module
+from services.metadata.gc import sweep as sweep_module
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.turns import Turns
 from services.metadata.intents import check_no_blob_sweeping
 from services.metadata.sqlite import SqliteTransactions
-from services.metadata.store import Event, Gateway, Lease, Mark, Raw
+from services.metadata.store import Event, Gateway, Image, Lease, Mark, Raw
 from tests.support import eventually_async
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
 
@@ -382,7 +383,7 @@ async def test_marks_of_a_dead_process_are_resolved(world: World, stores: Memory
         stores.add(raw)
     stores.add(world.snapshot("child", labels={"gc.root": "x"}), parent=base.name)
     for raw in (there, gone, recorded, base):
-        world._write(lambda tx, raw=raw: schema.set_mark(tx, raw, Mark(since=1)))
+        world._write(lambda tx, raw=raw: schema.set_marks(tx, [raw], Mark(since=1)))
     assert (await collector.collect()).removed == (f"content {digest(1)}",)
     assert world.marks() == set()
     assert recorded in stores
@@ -454,6 +455,135 @@ async def test_names_of_things_that_never_came_to_be_are_forgotten(world: World,
     world.end(world.intent("prepare", key="k", raw_key="ns/7/k"))
     await collector.collect()
     assert world.named() == set()
+
+
+# ------------------------------------------------------------------------------------------ what is not looked through
+
+
+async def test_a_content_store_that_was_looked_through_is_not_listed_again(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """A synchronous delete costs what goes, not what is there; what nobody ever named has to wait for a collection of everything."""
+    await collector.collect()
+    stores.calls.clear()
+    gone, unknown = [world.blob(1), world.ingest("r", NOW - HOUR)], blob(2)
+    for raw in (*gone, unknown):
+        stores.add(raw)
+    assert set((await collector.collect(everything=False)).removed) == {f"content {digest(1)}", f"ingest {gone[1].name}"}
+    assert ("list", CONTENT) not in stores.calls
+    assert ("stamp", OVERLAY) not in stores.calls
+    assert unknown in stores
+    assert world.named() == world.marks() == set()
+    assert (await collector.collect()).removed == (f"content {digest(2)}",)
+
+
+@pytest.mark.parametrize("what", ["failed", "unstamped", "held"])
+async def test_it_is_listed_again_when_something_was_not_as_it_should_be(world: World, stores: MemoryRawStores, collector: Collector, what: str) -> None:
+    """A removal that failed, a store that is not ours any more, a database that is held to be old."""
+    await collector.collect()
+
+    async def refuse(method: str, name: str) -> None:
+        if method == "remove":
+            raise errors.Internal("no")
+
+    stores.add(world.blob(1))
+    if what == "failed":
+        stores.before = refuse
+        assert len((await collector.collect(everything=False)).failed) == 1
+        stores.before = None
+    elif what == "unstamped":
+        stores.stamps[CONTENT] = ""
+    else:
+        await guard.hold(world.database, "it was said so")
+    stores.calls.clear()
+    assert (await collector.collect(everything=False)).removed == (f"content {digest(1)}",)
+    assert ("list", CONTENT) in stores.calls
+
+
+async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest(world: World, stores: MemoryRawStores, collector: Collector,
+                                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one that came to be named since the records were read."""
+    monkeypatch.setattr(collector_module, "_RETRY", 0.02)
+    await collector.collect()
+    raws = [world.blob(number) for number in (1, 2)]
+    for raw in raws:
+        stores.add(raw)
+    intent = world.intent("commit-ingest", ref="r", raw_ref="ns/1/r")
+    assert (await collector.collect(everything=False)).removed == ()
+
+    async def commit(method: str, name: str) -> None:
+        if (method, name) == ("stamp", CONTENT):
+            world.blob(1, {"gc.root": "x"})
+
+    stores.before = commit
+    world.end(intent)
+    await eventually_async(lambda: _async(raws[1] not in stores))
+    assert raws[0] in stores
+
+
+async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its record was spared, and nobody wrote its raw name anew."""
+    await collector.collect()
+    raws = [world.blob(number) for number in (1, 2)]
+    for raw in raws:
+        stores.add(raw)
+    read = world.transactions.read
+
+    async def reading(work: Any) -> Any:
+        found = await read(work)
+        monkeypatch.setattr(world.transactions, "read", read)
+        await world.database.write(lambda tx: schema.IMAGES.put(tx, "ns", "i", value=Image(name="i", digest=digest(1), media_type="m", size=1)))
+        return found
+
+    monkeypatch.setattr(world.transactions, "read", reading)
+    assert (await collector.collect(everything=False)).removed == (f"content {digest(2)}",)
+    assert world.living() == {"image i", "content 1"}
+
+
+async def test_who_does_not_know_his_digest_yet_does_not_wait_for_a_whole_sweep(world: World, stores: MemoryRawStores, collector: Collector,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some blobs are marked at any time, since the next are while some are removed; but not while he waits."""
+    monkeypatch.setattr(sweep_module, "_TOGETHER", 4)
+    monkeypatch.setattr(sweep_module, "_BATCH", 4)
+    for number in range(200):
+        stores.add(blob(number))
+    waiting: list[asyncio.Task[int]] = []
+
+    async def commit() -> int:
+        await world.database.write(lambda tx: check_no_blob_sweeping(tx, CONTENT, ""))
+        return len(stores.blobs)
+
+    async def ask(method: str, name: str) -> None:
+        if method == "remove" and not waiting:
+            waiting.append(asyncio.create_task(commit()))
+        await asyncio.sleep(0)
+
+    stores.before = ask
+    assert len((await collector.collect()).removed) == 200
+    assert await waiting[0] > 150
+
+
+async def test_a_sweep_waits_for_the_disk_once(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first thing goes: then the end of every record is there, and a mark that a power cut takes is of something that nobody names."""
+    monkeypatch.setattr(sweep_module, "_TOGETHER", 4)
+    monkeypatch.setattr(sweep_module, "_BATCH", 4)
+    await collector.collect()
+    for number in range(40):
+        stores.add(world.blob(number))
+    write, done = world.transactions.write, list[str]()
+
+    async def noted(work: Any, *, lasting: bool = True) -> Any:
+        found = await write(work, lasting=lasting)
+        done.append("lasting" if lasting else "soon")
+        return found
+
+    async def remove(method: str, name: str) -> None:
+        if method == "remove":
+            done.append("removed")
+
+    monkeypatch.setattr(world.transactions, "write", noted)
+    stores.before = remove
+    assert len((await collector.collect(everything=False)).removed) == 40
+    assert done.count("lasting") == 1
+    assert done.index("lasting") < done.index("removed")
 
 
 # ------------------------------------------------------------------------------------------ when
@@ -735,4 +865,4 @@ async def test_a_backend_is_asked_once_whether_it_takes_many_removals(stores: Me
         stores.add(blob(number))
     assert len((await collector.collect()).removed) == 1000
     calls = [method for method, _ in stores.calls if method == "remove_all"]
-    assert len(calls) == (5 if stores.together else 0)
+    assert len(calls) == (4 if stores.together else 0)

@@ -33,6 +33,7 @@ class Counted:
         self._tx = tx
         self._store = store
         self.put, self.delete, self.delete_all = tx.put, tx.delete, tx.delete_all
+        self.put_many, self.delete_many = tx.put_many, tx.delete_many
 
     def get(self, key: Key) -> bytes | None:
         self._store.rows += 1

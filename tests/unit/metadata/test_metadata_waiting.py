@@ -41,10 +41,10 @@ async def world(local: LocalMetadata) -> World:
 
 async def sweeping(local: LocalMetadata, raw: Raw, reference: str = "") -> Callable[[], Awaitable[None]]:
     """Mark a raw thing as the collector does; the result takes the mark off."""
-    await local.database.write(lambda tx: schema.set_mark(tx, raw, Mark(since=time.time_ns(), reference=reference)))
+    await local.database.write(lambda tx: schema.set_marks(tx, [raw], Mark(since=time.time_ns(), reference=reference)))
 
     async def over() -> None:
-        await local.database.write(lambda tx: schema.clear_mark(tx, raw, gone=True))
+        await local.database.write(lambda tx: schema.clear_marks(tx, [raw], gone=True))
         local.database.wake(raw)
 
     return over
@@ -219,8 +219,8 @@ class Recording:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def collect(self) -> Collected:
-        self.calls.append("collect")
+    async def collect(self, *, everything: bool = True) -> Collected:
+        self.calls.append("collect everything" if everything else "collect")
         return Collected(removed=("content x",), failed=("snapshot overlayfs y: busy",), seconds=1.5)
 
     def schedule(self, change: Change) -> None:
@@ -254,6 +254,7 @@ async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World
     assert collector.take() == ["deletion"]
     collected = await world.records.Collect(Empty())
     assert collected == pb.Collected(removed=["content x"], failed=["snapshot overlayfs y: busy"], seconds=1.5)
+    assert collector.take() == ["collect everything"]
 
 
 async def test_what_was_named_is_remembered(local: LocalMetadata, world: World) -> None:
