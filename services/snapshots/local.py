@@ -320,26 +320,44 @@ class LocalSnapshotter(ABC):
     # ---------------------------------------------------------------- removing
 
     async def remove(self, key: str) -> None:
-        def record(rows: Rows) -> int:
-            row = rows.get(key)
-            if row is None:
-                raise errors.NotFound(f"snapshot {key}")
-            if self._copied[row.id] or rows.has_children(row):
-                raise errors.FailedPrecondition("cannot remove snapshot with child")
-            rows.delete(row)
-            return row.id
-
         with failing_to(self.words("remove", key)):
-            number = await self._write(record)
-        fault("snapshots.before-discard")
-        if self._sync_remove:
-            await disk.remove([self.path(number)])
-        else:
-            self._discard([self.path(number)])
+            number = await self._write(lambda rows: self._unrecord(rows, key))
+        await self._gone([number])
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
-        """Snapshots (by their kind, which is the only one here, and keys), in this order: what became of each. Those whose records go in one batch wait for the disk once."""
-        return await asyncio.gather(*(self.remove(key) for _, key in things), return_exceptions=True)
+        """Snapshots (by their kind, which is the only one here, and keys), in this order and in one transaction: what became of each."""
+        def record(rows: Rows) -> list[int | errors.NodeError]:
+            found: list[int | errors.NodeError] = []
+            for _, key in things:
+                try:
+                    with failing_to(self.words("remove", key)):
+                        found.append(self._unrecord(rows, key))
+                except errors.NodeError as error:
+                    found.append(error)
+            return found
+
+        done = await self._write(record)
+        await self._gone([number for number in done if isinstance(number, int)])
+        return [None if isinstance(each, int) else each for each in done]
+
+    def _unrecord(self, rows: Rows, key: str) -> int:
+        """Remove the record of a snapshot; its number. If it raises, nothing has changed."""
+        row = rows.get(key)
+        if row is None:
+            raise errors.NotFound(f"snapshot {key}")
+        if self._copied[row.id] or rows.has_children(row):
+            raise errors.FailedPrecondition("cannot remove snapshot with child")
+        rows.delete(row)
+        return row.id
+
+    async def _gone(self, numbers: Sequence[int]) -> None:
+        """Remove the directories of what has no record any more."""
+        fault("snapshots.before-discard")
+        paths = [self.path(number) for number in numbers]
+        if self._sync_remove:
+            await disk.remove(paths)
+        else:
+            self._discard(paths)
 
     async def cleanup(self) -> None:
         left = await disk.remove(await self._tree.write(self._unrecorded))
