@@ -10,6 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""Work that can be done bit by bit: it yields where it may be interrupted, and returns its result."""
 
 SLICE = 0.001
 """Seconds, but for the last piece of work that was begun."""
@@ -24,6 +30,18 @@ class Lane:
     def slice(self) -> Slice:
         """A piece of work begins; its first slice is now."""
         return Slice(self)
+
+    async def through(self, steps: Steps[T]) -> T:
+        """Do work, one slice in a turn of the loop."""
+        piece = self.slice()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            if piece.over():
+                await piece.next()
 
     async def turn(self) -> None:
         """Wait for the next turn of the loop that is nobody else's."""
@@ -61,3 +79,13 @@ class Slice:
         """Let them; go on with a new slice."""
         await self._lane.turn()
         self._end = time.perf_counter() + SLICE
+
+
+def at_once(steps: Steps[T]) -> T:
+    """Do work without letting others do anything meanwhile."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result

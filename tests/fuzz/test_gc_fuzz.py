@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 import pytest
 
 from services.kit import errors
+from services.kit.slices import Lane, Steps
 from services.metadata import schema
 from services.metadata.containers import Containers
 from services.metadata.content import Content, finish_commit
 from services.metadata.database import Database
-from services.metadata.gc import Collector, Config, collector, plan, sweep
+from services.metadata.gc import Collector, Config, changes, collector, plan, sweep
+from services.metadata.gc import mark as gc_mark
 from services.metadata.gc.mark import Node, everything, mark
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
@@ -89,6 +91,24 @@ class Sqlite(SqliteTransactions):
         return found
 
 
+class Slow(Lane):
+    """Looks at all records bit by bit, and others come between."""
+
+    def __init__(self, chance: Chance) -> None:
+        super().__init__()
+        self._chance = chance
+
+    async def through(self, steps: Steps[T]) -> T:
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                await self._chance.pause(40)
+                result: T = end.value
+                return result
+            await self._chance.pause(2)
+
+
 class Raws(MemoryRawStores):
     """Raw stores that take their time and fail now and then; of a removal that failed nobody knows whether it was done."""
 
@@ -147,6 +167,7 @@ class World:
         self.now = NOW
         transactions.chance = chance
         self.database = Database(transactions, patience=60.0)
+        self.database.lane = Slow(chance)
         events: Callable[[Event], None] = lambda event: None
         self.content = Content(self.database)
         self.snapshots = Snapshots(self.database)
@@ -411,13 +432,15 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def checked_marks(self: sweep.Sweeper, tx: Transaction, view: sweep._View, *args: Any) -> Any:
         chosen, staying = marks(self, tx, view, *args)
         own = view.ownership in ("own", "new")
-        assert not chosen or set(chosen) <= set(plan.victims(view.listing, plan.uses(tx, self.backend), plan.named(tx, self.backend), own=own)), "what is named was marked"
+        listing = Listing(self.backend, frozenset(r.name for r in chosen if r.kind == "blob"), frozenset(r.name for r in chosen if r.kind == "ingest"), view.listing.snapshots)
+        assert set(chosen) <= set(plan.victims(listing, plan.uses(tx, self.backend), plan.named(tx, self.backend), own=own)), "what is named was marked"
         return chosen, staying
 
     monkeypatch.setattr(collector, "_bury", checked_bury)
     monkeypatch.setattr(sweep.Sweeper, "_mark", checked_marks)
-    for module, name, value in ((collector, "_BATCH", 2), (collector, "PORTION", 3), (sweep, "PORTION", 3), (sweep, "_BATCH", 2), (sweep, "_SNAPSHOT_BATCH", 2),
-                                (sweep, "_FORGOTTEN", 2), (collector, "_RETRY", 3600.0)):
+    for module, name, value in ((collector, "_BATCH", 2), (changes, "STEP", 2), (gc_mark, "STEP", 2), (plan, "STEP", 2), (collector, "PORTION", 3), (sweep, "PORTION", 3),
+                                (sweep, "_BATCH", 2), (sweep, "_SNAPSHOT_BATCH", 2), (sweep, "_TOGETHER", 3), (sweep, "_SNAPSHOTS_TOGETHER", 3), (sweep, "_FORGOTTEN", 2),
+                                (collector, "_RETRY", 3600.0)):
         monkeypatch.setattr(module, name, value)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from typing import Any
 
+from services.kit.slices import Steps
 from services.metadata import schema
-from services.metadata.gc.mark import Bytes, Everything, Marking, Node, conditional, named_by, refers_to, resource_node
+from services.metadata.gc.mark import STEP, Bytes, Everything, Marking, Node, conditional, named_by, refers_to, resource_node
 from services.metadata.gc.raw import Listing
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Key, Reader
@@ -82,7 +83,7 @@ def _read(tx: Reader, into: Everything, node: Node) -> None:
             records[node] = found
 
 
-def in_order(records: Everything, marking: Marking) -> list[Node]:
+def ordering(records: Everything, marking: Marking) -> Steps[list[Node]]:
     """The dead, each before what it refers to: whoever looks while they are removed bit by bit finds nothing that refers to what is gone."""
     def below(node: Node) -> list[Node]:
         back = marking.back.get(node, ())
@@ -91,13 +92,15 @@ def in_order(records: Everything, marking: Marking) -> list[Node]:
         named = named_by(records, node) if node.type == "lease" else (*back, *refers_to(records, node))
         return [other for other in (each._replace(flat=False) for each in named) if is_dead(records, marking, other)]
 
-    return _topological(marking.dead, below)
+    return (yield from _topological(marking.dead, below))
 
 
-def _topological(nodes: Iterable[Node], below: Callable[[Node], Sequence[Node]]) -> list[Node]:
+def _topological(nodes: Iterable[Node], below: Callable[[Node], Sequence[Node]]) -> Steps[list[Node]]:
     seen: set[Node] = set()
     order: list[Node] = []
-    for start in nodes:
+    for number, start in enumerate(nodes):
+        if not number % STEP:
+            yield
         if start in seen:
             continue
         seen.add(start)
@@ -111,6 +114,8 @@ def _topological(nodes: Iterable[Node], below: Callable[[Node], Sequence[Node]])
                 if other not in seen:
                     seen.add(other)
                     stack.append((other, iter(below(other))))
+                    if not len(seen) % STEP:
+                        yield
                     break
             else:
                 order.append(node)

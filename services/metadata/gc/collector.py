@@ -12,13 +12,14 @@ from typing import Any
 
 from services.kit import errors, loops
 from services.kit.faults import fault
+from services.kit.slices import Steps
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import guard, plan
-from services.metadata.gc.changes import PORTION, in_order, revived, touched
+from services.metadata.gc.changes import PORTION, ordering, revived, touched
 from services.metadata.gc.config import Config
-from services.metadata.gc.mark import Everything, Marking, Node, everything, expires, mark
+from services.metadata.gc.mark import Everything, Marking, Node, expires, marking, reading
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
@@ -218,9 +219,10 @@ class Collector:
                 future.set_result(Collected(failed=(reason,), seconds=time.monotonic() - started))
 
     async def _collect_records(self, *, every: bool) -> tuple[_Found, dict[str, asyncio.Task[Swept]]]:
-        """Remove the dead records, and begin the sweeps. They are looked for in a thread; what removes them, some at a time, looks only at what was written meanwhile."""
+        """Remove the dead records, and begin the sweeps. They are looked for bit by bit; what removes them, some at a time, looks only at what was written meanwhile."""
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
-            found = await self._database.transactions.read(_examine)
+            with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
+                found = await self._database.lane.through(_examining(snapshot))
             trace.set(records=found.size, dead=found.dead)
             known, living, spared = 0, set[Node](), set[Node]()
             for start in range(0, len(found.order), _BATCH):
@@ -313,14 +315,15 @@ class Collector:
 # ---------------------------------------------------------------------------------------------- pieces
 
 
-def _examine(tx: Reader) -> _Found:
+def _examining(tx: Reader) -> Steps[_Found]:
     """What there is to do."""
-    records = everything(tx)
-    marking = mark(records, time.time_ns())
+    records = yield from reading(tx)
+    marked = yield from marking(records, time.time_ns())
     gateway = schema.GATEWAY.get(tx)
     backends = tuple(backend for backend in gateway.backends() if backend) if gateway is not None else ()
-    known = plan.known(tx, backends, records.raws(marking.living), records.intents)
-    return _Found(len(records), len(marking.dead), marking.wake, known, records, marking, in_order(records, marking))
+    known = yield from plan.knowing(tx, backends, records.raws(marked.living), records.intents)
+    order = yield from ordering(records, marked)
+    return _Found(len(records), len(marked.dead), marked.wake, known, records, marked, order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Which records live: everything that is reached from a root.
 
-A pure function of all records, as :func:`everything` reads them in one transaction. Roots are
+A pure function of all records, as :func:`everything` reads them in one state of the store. Both are *steps*: there may be very many. Roots are
 
 - leases that have not expired (label ``containerd.io/gc.expire``), and the resources that they hold. A lease with ``containerd.io/gc.flat`` holds
   just these and the parents of snapshots, not what their labels refer to;
@@ -21,13 +21,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from services.kit.settings import parse_duration
+from services.kit.slices import Steps, at_once
 from services.metadata import schema
 from services.metadata.store import Container, Image, Ingest, Intent, Labels, Lease, Nanoseconds, Raw, Resource, Snapshot
 from services.metadata.transactions import Reader
 
+R = TypeVar("R")
 Type = Literal["lease", "snapshot", "ingest", "content", "image", "container"]
 
 
@@ -77,21 +79,37 @@ class Everything:
         return len(self.leases) + len(self.snapshots) + len(self.ingests) + len(self.blobs) + len(self.images) + len(self.containers)
 
 
-def everything(tx: Reader) -> Everything:
+STEP = 200
+"""Records that are looked at without a pause: some tenths of a millisecond."""
+
+
+def reading(tx: Reader) -> Steps[Everything]:
     """Read it all."""
-    held: dict[Node, list[Resource]] = {}
-    for (namespace, lease, kind, name), _ in schema.RESOURCES.scan(tx):
-        held.setdefault(Node("lease", namespace, lease), []).append(Resource(kind, name))
-    return Everything(
-        leases={Node("lease", key[0], key[1]): lease for key, lease in schema.LEASES.scan(tx)},
-        held=held,
-        snapshots={Node("snapshot", key[0], key[2], key[1]): snapshot for key, snapshot in schema.SNAPSHOTS.scan(tx)},
-        ingests={Node("ingest", key[0], key[1]): ingest for key, ingest in schema.INGESTS.scan(tx)},
-        blobs={Node("content", key[0], key[1]): Bytes(backend, labels) for key, backend, labels in schema.backends_and_labels(tx)},
-        images={Node("image", key[0], key[1]): image for key, image in schema.IMAGES.scan(tx)},
-        containers={Node("container", key[0], key[1]): container for key, container in schema.CONTAINERS.scan(tx)},
-        intents=[intent for _, intent in schema.INTENTS.scan(tx)],
-    )
+    found = Everything()
+    for number, ((namespace, lease, kind, name), _) in enumerate(schema.RESOURCES.scan(tx)):
+        found.held.setdefault(Node("lease", namespace, lease), []).append(Resource(kind, name))
+        if not number % STEP:
+            yield
+    yield from _read(found.leases, ((Node("lease", key[0], key[1]), lease) for key, lease in schema.LEASES.scan(tx)))
+    yield from _read(found.snapshots, ((Node("snapshot", key[0], key[2], key[1]), snapshot) for key, snapshot in schema.SNAPSHOTS.scan(tx)))
+    yield from _read(found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx)))
+    yield from _read(found.blobs, ((Node("content", key[0], key[1]), Bytes(backend, labels)) for key, backend, labels in schema.backends_and_labels(tx)))
+    yield from _read(found.images, ((Node("image", key[0], key[1]), image) for key, image in schema.IMAGES.scan(tx)))
+    yield from _read(found.containers, ((Node("container", key[0], key[1]), container) for key, container in schema.CONTAINERS.scan(tx)))
+    found.intents.extend(intent for _, intent in schema.INTENTS.scan(tx))
+    return found
+
+
+def _read(into: dict[Node, R], records: Iterable[tuple[Node, R]]) -> Steps[None]:
+    for number, (node, record) in enumerate(records):
+        into[node] = record
+        if not number % STEP:
+            yield
+
+
+def everything(tx: Reader) -> Everything:
+    """The same, at once."""
+    return at_once(reading(tx))
 
 
 # ---------------------------------------------------------------------------------------------- labels
@@ -198,6 +216,11 @@ class Marking:
 
 
 def mark(records: Everything, now: Nanoseconds) -> Marking:
+    """Decide about all records, at once."""
+    return at_once(marking(records, now))
+
+
+def marking(records: Everything, now: Nanoseconds) -> Steps[Marking]:
     """Decide about all records."""
     roots: list[Node] = []
     back: dict[Node, list[Node]] = {}
@@ -220,7 +243,10 @@ def mark(records: Everything, now: Nanoseconds) -> Marking:
         if alive(expires(lease.labels)):
             roots.append(node)
             flat = _FLAT in lease.labels
-            roots.extend(resource_node(node.namespace, resource, flat=flat) for resource in records.held.get(node, ()))
+            for number, resource in enumerate(records.held.get(node, ())):
+                roots.append(resource_node(node.namespace, resource, flat=flat))
+                if not number % STEP:
+                    yield
     for node, image in records.images.items():
         if alive(expires(image.labels)):
             roots.append(node)
@@ -230,14 +256,18 @@ def mark(records: Everything, now: Nanoseconds) -> Marking:
     for node, ingest in records.ingests.items():
         if ingest.expires and alive(ingest.expires):
             roots.append(node)
-    for node, blob in records.blobs.items():
+    for number, (node, blob) in enumerate(records.blobs.items()):
+        if not number % STEP:
+            yield
         if blob.labels and _of_gc(blob.labels):
             attach(node, blob.labels)
             conditions.extend((node, condition) for condition in _conditions(node.namespace, blob.labels))
             if _is_root(blob.labels):
                 roots.append(node)
     roots.extend(records.containers)
-    for node, snapshot in records.snapshots.items():
+    for number, (node, snapshot) in enumerate(records.snapshots.items()):
+        if not number % STEP:
+            yield
         if _of_gc(snapshot.labels):
             attach(node, snapshot.labels)
             if _is_root(snapshot.labels):
@@ -250,9 +280,16 @@ def mark(records: Everything, now: Nanoseconds) -> Marking:
             back.setdefault(owner, []).append(condition.snapshot)
             wakes.append(wake)
 
-    reached = _reach(roots, lambda node: (*back.get(node, ()), *refers_to(records, node)))
+    reached = yield from _reach(roots, lambda node: (*back.get(node, ()), *refers_to(records, node)))
     living = {node._replace(flat=False) if node.flat else node for node in reached}
-    dead = [node for table in (records.leases, records.snapshots, records.ingests, records.blobs, records.images) for node in table if node not in living]
+    yield
+    dead: list[Node] = []
+    for table in (records.leases, records.snapshots, records.ingests, records.blobs, records.images):
+        for number, node in enumerate(table):
+            if node not in living:
+                dead.append(node)
+            if not number % STEP:
+                yield
     return Marking(living, dead, min((wake for wake in wakes if wake < _NEVER), default=None),
                    {owner: found for owner, nodes in back.items() if (found := [node for node in nodes if node not in reached])},
                    {node for node in living if node not in reached})
@@ -331,13 +368,17 @@ def refers_to(records: Everything, node: Node) -> Iterator[Node]:
         yield from _references(node.namespace, labels)
 
 
-def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) -> set[Node]:
+def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) -> Steps[set[Node]]:
     """All nodes on paths from ``roots``."""
     seen = set(roots)
     stack = list(seen)
+    looked = 0
     while stack:
         for node in references(stack.pop()):
             if node not in seen:
                 seen.add(node)
                 stack.append(node)
+        looked += 1
+        if not looked % STEP:
+            yield
     return seen

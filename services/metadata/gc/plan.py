@@ -9,9 +9,12 @@ metadata store once named. A snapshot goes before its parent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
+from services.kit.slices import Steps
 from services.metadata import schema
+from services.metadata.gc.mark import STEP
 from services.metadata.gc.raw import Listing
 from services.metadata.store import Intent, Raw
 from services.metadata.transactions import Reader
@@ -21,7 +24,7 @@ from services.metadata.transactions import Reader
 class Uses:
     """What records and intents say about one backend's things."""
 
-    raws: frozenset[Raw]
+    raws: AbstractSet[Raw]
     """Those they name."""
     references: frozenset[str]
     """Values of containerd.io/snapshot.ref that open intents look for."""
@@ -34,24 +37,24 @@ class Known:
     """What one look at the records says about one backend."""
 
     uses: Uses
-    idle: frozenset[Raw]
-    """What was once named there and is not any more."""
+    idle: tuple[Raw, ...]
+    """What was once named there and is not any more, in order."""
 
     @property
     def named(self) -> frozenset[Raw]:
         """What was once named there, as far as it is not known to be gone: whatever is in use was."""
-        return self.uses.raws | self.idle
+        return frozenset((*self.uses.raws, *self.idle))
 
     def without(self, raws: Iterable[Raw]) -> Known:
         """The same, but that these turned out to be in use."""
-        used = self.uses.raws.union(raws)
-        return Known(replace(self.uses, raws=used), self.idle - used)
+        used = self.uses.raws | set(raws)
+        return Known(replace(self.uses, raws=used), tuple(raw for raw in self.idle if raw not in used))
 
 
-def uses_of(backend: str, raws: Iterable[Raw], intents: Iterable[Intent]) -> Uses:
+def uses_of(backend: str, raws: AbstractSet[Raw], intents: Iterable[Intent]) -> Uses:
     """``raws`` are those of ``backend`` that records and ``intents`` name."""
     of_backend = [intent for intent in intents if intent.backend == backend]
-    return Uses(frozenset(raws), frozenset(intent.target for intent in of_backend if intent.target),
+    return Uses(raws, frozenset(intent.target for intent in of_backend if intent.target),
                 any(intent.operation == "commit-ingest" and not intent.expected for intent in of_backend))
 
 
@@ -75,24 +78,32 @@ def named(tx: Reader, backend: str) -> frozenset[Raw]:
     return frozenset(Raw(*key) for key, _ in schema.NAMED.scan(tx, backend))  # type: ignore[arg-type]
 
 
-def known(tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]) -> dict[str, Known]:
+def knowing(tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]) -> Steps[dict[str, Known]]:
     """What there is to know of each of ``backends``, where records name ``raws``."""
-    used = {*raws, *(raw for intent in intents for raw in intent.raws())}
+    used = {raw for intent in intents for raw in intent.raws()}
+    for number, raw in enumerate(raws):
+        used.add(raw)
+        if not number % STEP:
+            yield
     idle: dict[str, list[Raw]] = {backend: [] for backend in backends}
-    of: dict[str, list[Raw]] = {backend: [] for backend in idle}
-    for raw in used:
+    of: dict[str, set[Raw]] = {backend: set() for backend in idle}
+    for number, raw in enumerate(used):
         if raw.backend in of:
-            of[raw.backend].append(raw)
-    for key, _ in schema.NAMED.scan(tx):
+            of[raw.backend].add(raw)
+        if not number % STEP:
+            yield
+    for number, (key, _) in enumerate(schema.NAMED.scan(tx)):
         if key not in used and key[0] in idle:
             idle[key[0]].append(Raw(*key))  # type: ignore[arg-type]
-    return {backend: Known(uses_of(backend, of[backend], intents), frozenset(idle[backend])) for backend in idle}
+        if not number % STEP:
+            yield
+    return {backend: Known(uses_of(backend, of[backend], intents), tuple(idle[backend])) for backend in idle}
 
 
 def known_of(tx: Reader, backend: str) -> Known:
     """The same of one, whatever records there are."""
     used = uses(tx, backend)
-    return Known(used, named(tx, backend) - used.raws)
+    return Known(used, tuple(sorted(named(tx, backend) - used.raws)))
 
 
 def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bool) -> list[Raw]:

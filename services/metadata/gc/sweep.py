@@ -35,7 +35,6 @@ import logging
 import time
 from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from typing import Literal
 
 from services.kit import errors
@@ -54,7 +53,7 @@ log = logging.getLogger(__name__)
 
 _BATCH, _SNAPSHOT_BATCH = 64, 16
 """Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's may take a second."""
-_TOGETHER, _SNAPSHOTS_TOGETHER = 512, 64
+_TOGETHER, _SNAPSHOTS_TOGETHER = 256, 64
 """The same where a backend takes many in one call: some milliseconds of its disk's."""
 _FORGOTTEN = 256
 """Things that are not there any more whose names are forgotten at a time."""
@@ -255,9 +254,8 @@ class Sweeper:
 
     def _idle(self, known: plan.Known) -> _View:
         """Of a store of ours that was looked through: what is named no more, as if nothing else were there."""
-        listing = Listing(self.backend, frozenset(raw.name for raw in known.idle if raw.kind == "blob"), frozenset(raw.name for raw in known.idle if raw.kind == "ingest"))
-        victims = sorted((raw for raw in known.idle if raw.kind == "ingest" or not known.uses.every_blob), key=attrgetter("kind", "name"), reverse=True)
-        return _View(listing, "own", [], victims, [], frozenset(), frozenset(), len(victims) < len(known.idle), "", "",
+        victims = [raw for raw in known.idle if raw.kind == "ingest"] if known.uses.every_blob else list(known.idle)
+        return _View(Listing(self.backend), "own", [], victims, [], frozenset(), frozenset(), len(victims) < len(known.idle), "", "",
                      self._database.view(lambda tx: guard.unnoted(tx, self.backend)))
 
     def _look(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known) -> _View:
@@ -269,7 +267,7 @@ class Sweeper:
         deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
         marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
         listed, going = listing.raws(), set(found)
-        return _View(listing, ownership, sorted(known.idle - listed), found, marked, frozenset(raw for raw in marked if raw not in going),
+        return _View(listing, ownership, [raw for raw in known.idle if raw not in listed], found, marked, frozenset(raw for raw in marked if raw not in going),
                      frozenset(raw for raw in marked if raw not in listed and raw not in used.raws), deferred, reason, sign,
                      guard.unnoted(tx, self.backend))
 
@@ -323,7 +321,8 @@ class Sweeper:
         staying = {raw for raw in batch if raw in spared or (held is not None and (held.damaged or not schema.NAMED.has(tx, *raw)))}
         schema.clear_marks(tx, sorted(staying), gone=False)  # of an earlier sweep, it may be
         chosen = [raw for raw in batch if raw not in staying]
-        schema.set_marks(tx, [(raw, Mark(since=now, reference=view.reference(raw))) for raw in chosen])
+        for reference, some in view.by_reference(chosen).items():
+            schema.set_marks(tx, some, Mark(since=now, reference=reference))
         return chosen, sorted(staying)
 
     # -- acting

@@ -6,19 +6,25 @@ import random
 
 import pytest
 
+from services.kit.slices import at_once
 from services.metadata import schema
 from services.metadata.gc import Collector, Config
 from services.metadata.gc.changes import Spared
-from services.metadata.gc.collector import _bury, _examine
+from services.metadata.gc.collector import _bury, _examining, _Found
 from services.metadata.gc.mark import Node, everything, mark
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
 from services.metadata.gc.sweep import _BATCH
 from services.metadata.store import Raw, Resource
+from services.metadata.transactions import Reader
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, World, digest, stamp
 from tests.unit.metadata.test_metadata_costs import Counting
 
 NAMES = 8
+
+
+def _looked(state: Reader) -> _Found:
+    return at_once(_examining(state))
 
 
 def change(world: World, rng: random.Random) -> None:
@@ -67,7 +73,7 @@ def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
         change(world, rng)
     for writes in (3, 0):
         with world.transactions.watch() as written:
-            found = _examine(state)
+            found = _looked(state)
             assert sorted(found.order) == sorted(found.marking.dead)
             known, living = 0, set[Node]()
             for start in range(0, len(found.order), 2):
@@ -103,7 +109,7 @@ def test_a_record_goes_before_what_it_refers_to() -> None:
     for number in range(1, 30):
         world.blob(number, {"gc.ref.content.0": digest(number - 1)} if number > 1 else {})
         world.snapshot(f"s{number:02}", f"s{number - 1:02}" if number > 1 else "", {"gc.bref.content": digest(number)})
-    order = _examine(world.transactions._state).order
+    order = _looked(world.transactions._state).order
     blobs = [int(node.key[7:], 16) for node in order if node.type == "content"]
     snapshots = [node.key for node in order if node.type == "snapshot"]
     assert blobs == sorted(blobs, reverse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +306,19 @@ async def test_a_victim_that_gets_a_record_before_its_batch_is_spared(world: Wor
     assert raw_snapshot(keys[-1]) in stores
 
 
+def _after_the_look(database: Database, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[None]]) -> None:
+    """Something happens when a collection has looked at all records."""
+    through = database.lane.through
+
+    async def looked(steps: Any) -> Any:
+        found = await through(steps)
+        monkeypatch.setattr(database.lane, "through", through)
+        await then()
+        return found
+
+    monkeypatch.setattr(database.lane, "through", looked)
+
+
 def _adopted(key: str):
     from services.metadata.store import Snapshot
 
@@ -525,15 +538,8 @@ async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(world:
     raws = [world.blob(number) for number in (1, 2)]
     for raw in raws:
         stores.add(raw)
-    read = world.transactions.read
-
-    async def reading(work: Any) -> Any:
-        found = await read(work)
-        monkeypatch.setattr(world.transactions, "read", read)
-        await world.database.write(lambda tx: schema.IMAGES.put(tx, "ns", "i", value=Image(name="i", digest=digest(1), media_type="m", size=1)))
-        return found
-
-    monkeypatch.setattr(world.transactions, "read", reading)
+    image = Image(name="i", digest=digest(1), media_type="m", size=1)
+    _after_the_look(world.database, monkeypatch, lambda: world.database.write(lambda tx: schema.IMAGES.put(tx, "ns", "i", value=image)))
     assert (await collector.collect(everything=False)).removed == (f"content {digest(2)}",)
     assert world.living() == {"image i", "content 1"}
 
@@ -654,17 +660,21 @@ async def test_what_expires_is_noticed_though_its_commit_was_under_way(tmp_path:
     monkeypatch.setattr(collector_module, "_LOOK", 0.02)
     store = SqliteTransactions(tmp_path / "metadata.db")
     database = Database(store)
-    read, looked, disk = store.read, asyncio.Event(), threading.Event()
+    looked, disk = asyncio.Event(), threading.Event()
 
-    async def reading(work: Any) -> Any:
-        found = await read(work)
-        looked.set()
-        return found
+    def reading(read: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        async def noticed(work: Any) -> Any:
+            found = await read(work)
+            looked.set()
+            return found
+
+        return noticed
 
     async with Collector(database, MemoryRawStores(), QUIET, lambda event: None).running() as collector:
         database.collector = collector
         await collector.collect()
-        monkeypatch.setattr(store, "read", reading)
+        monkeypatch.setattr(store, "read", reading(store.read))
+        monkeypatch.setattr(database.lane, "through", reading(database.lane.through))
         store._thread.submit(disk.wait)  # the disk is slow
         lease = Lease(id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 2)})
         writing = asyncio.ensure_future(database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=lease)))
@@ -686,16 +696,8 @@ async def test_what_expires_is_noticed_though_it_was_written_during_a_collection
                                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """After its look at all records."""
     monkeypatch.setattr(collector_module, "_LOOK", 0.02)
-    read = world.transactions.read
-
-    async def reading(work: Any) -> Any:
-        found = await read(work)
-        monkeypatch.setattr(world.transactions, "read", read)
-        await world.database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=Lease(
-            id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 5)})))
-        return found
-
-    monkeypatch.setattr(world.transactions, "read", reading)
+    _after_the_look(world.database, monkeypatch, lambda: world.database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=Lease(
+        id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 5)}))))
     await collector.collect()
     assert world.living() == {"lease l"}
     await eventually_async(lambda: _async(not world.living() and not world.dead()), seconds=10)
@@ -865,4 +867,4 @@ async def test_a_backend_is_asked_once_whether_it_takes_many_removals(stores: Me
         stores.add(blob(number))
     assert len((await collector.collect()).removed) == 1000
     calls = [method for method, _ in stores.calls if method == "remove_all"]
-    assert len(calls) == (4 if stores.together else 0)
+    assert len(calls) == (6 if stores.together else 0)
