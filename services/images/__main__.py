@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from services.images import reading
 from services.images.budget import Budget
 from services.images.config import load
 from services.images.fetching import Fetcher
@@ -30,6 +31,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     hosts = Hosts.of_config(file.tables, file.path, config.config_path)
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
+    reading.prepare()
     unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
     with process.owned(node.state / "images"):
         scratch = node.state / "images" / "unpack"

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.images import oci
-from services.images.documents import children, config_of, parsed, written
+from services.images.documents import children, config_of, written
 from services.images.oci import Descriptor
+from services.images.reading import read
 from services.images.transfer import Node
 from services.kit import errors
 
@@ -25,7 +26,7 @@ async def converted(node: Node, descriptor: Descriptor) -> Descriptor:
     if config.media_type != OCTET_STREAM or not await _is_config(node, config, len(layers)):
         return descriptor
     config = replace(config, media_type=oci.DOCKER_CONFIG)
-    data = await parsed(await node.document(descriptor), lambda document: oci.with_config(document, descriptor, config))
+    data = await read(await node.document(descriptor), oci.with_config, descriptor, config)
     made = await written(data, descriptor.media_type, node, oci.reference_labels([config, *layers]))
     return replace(descriptor, digest=made.digest, size=made.size)
 

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 from services.images import oci, threads
 from services.images.oci import Config, Descriptor
+from services.images.reading import read
 from services.images.transfer import Node
-from services.kit import errors, gojson
-
-T = TypeVar("T")
-
-
-async def parsed(document: bytes, parse: Callable[[bytes], T]) -> T:
-    """``parse(document)``; a large document is parsed in a thread, so that nobody waits for it."""
-    return await gojson.apart(len(document), lambda: parse(document))
+from services.kit import errors
 
 
 async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:
     """What a manifest or an index of the node refers to; nothing else does. Errors as ``oci.children_in`` has them, and NotFound."""
     if not oci.is_manifest(descriptor.media_type) and not oci.is_index(descriptor.media_type):
         return []
-    return await parsed(await node.document(descriptor), lambda document: oci.children_in(document, descriptor))
+    return await read(await node.document(descriptor), oci.children_in, descriptor)
 
 
 async def config_of(node: Node, descriptor: Descriptor) -> Config:
     """An image's config. Errors as ``Config.parse`` has them, and NotFound."""
-    return await parsed(await node.document(descriptor), lambda document: Config.parse(document, descriptor.digest))
+    return await read(await node.document(descriptor), Config.parse, descriptor.digest)
 
 
 async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str, str] = {}) -> Descriptor:

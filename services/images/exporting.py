@@ -118,7 +118,7 @@ class _Archive:
         """All manifests of an index that are wanted; the answer is the digest of the one that fits best."""
         fitting = []
         children = await self._walk.children(entry)
-        self._walk.follow(children)
+        self._walk.follow(entry, children)
         for manifest in children:
             if manifest.platform is None or self._platforms.matches(manifest.platform):
                 fitting.append(manifest)
@@ -133,8 +133,10 @@ class _Archive:
         return best.digest
 
     async def _tree(self, descriptor: Descriptor) -> None:
+        if not self._walk.first(descriptor):
+            return
         children = await self._walk.children(descriptor)
-        self._walk.follow(children)
+        self._walk.follow(descriptor, children)
         self._blob(descriptor)
         for child in children:
             await self._tree(child)

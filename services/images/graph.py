@@ -5,7 +5,9 @@ A :class:`Graph` is what a destination wants of it: each document labelled with 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from services.images import documents, platforms
 from services.images.converting import OCTET_STREAM
@@ -33,31 +35,78 @@ _COMPARED = 300
 """Bytes of a document that take as long to read as a manifest to compare with others."""
 
 
+class _Met(NamedTuple):
+    """A descriptor as far as what is below it depends on it: what else a document says of it is for whoever reads that document."""
+
+    digest: str
+    media_type: str
+    size: int
+    platform: Platform | None
+
+    @classmethod
+    def of(cls, descriptor: Descriptor) -> _Met:
+        return cls(descriptor.digest, descriptor.media_type, descriptor.size, descriptor.platform)
+
+
 class Walk:
-    """A walk from one descriptor down. What is met on several ways is met again."""
+    """A walk from one descriptor down. What is met on several ways is walked once (:meth:`first`) and counts as often as it is met: twenty indexes that name the next one twice are a million ways."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._met = 1
-        self._depths: dict[str, int] = {}
-        """How deep documents are, on the longest way so far, by digest."""
+        self._walked: set[_Met] = set()
+        self._below: dict[_Met, list[_Met]] = {}
+        """What documents were followed to."""
+        self._ways: defaultdict[_Met, int] = defaultdict(int)
+        """On how many ways, from the first descriptor, they were met so far."""
+        self._depths: dict[_Met, int] = {}
+        """How deep documents are, on the longest way so far."""
+
+    def first(self, descriptor: Descriptor) -> bool:
+        """Whether this is the first time that it is asked about; else whoever walks has nothing left to do for it."""
+        met = _Met.of(descriptor)
+        if met in self._walked:
+            return False
+        self._walked.add(met)
+        return True
 
     async def children(self, descriptor: Descriptor) -> list[Descriptor]:
         """The children as they stand in the document; nothing but manifests and indexes has any. Errors as ``documents.children`` has them; ResourceExhausted for indexes too deep in indexes."""
-        depth = self._depths.get(descriptor.digest, 0)
-        if depth > DEPTH:
-            raise errors.ResourceExhausted(f"{descriptor.digest} is in {depth} indexes, each in the next (limit {DEPTH})")
+        met = _Met.of(descriptor)
+        self._check(met)
         children = await documents.children(self._node, descriptor)
-        for child in children:
-            if is_index(child.media_type) or is_manifest(child.media_type):
-                self._depths[child.digest] = max(self._depths.get(child.digest, 0), depth + 1)
+        self._deepen([_Met.of(child) for child in children if is_index(child.media_type) or is_manifest(child.media_type)], self._depths.get(met, 0) + 1)
         return children
 
-    def follow(self, children: Sequence[Descriptor]) -> None:
-        """These will be met. ResourceExhausted, in containerd's words, if they are too many with those before them."""
-        self._met += len(children)
-        if self._met > REFERENCES:
-            raise errors.ResourceExhausted(f"too many descriptors (limit {REFERENCES})")
+    def _check(self, met: _Met) -> None:
+        if (depth := self._depths.get(met, 0)) > DEPTH:
+            raise errors.ResourceExhausted(f"{met.digest} is in {depth} indexes, each in the next (limit {DEPTH})")
+
+    def _deepen(self, found: Sequence[_Met], depth: int) -> None:
+        """These are so deep, at least; and so is what is below those that were followed already, and are not again."""
+        left = [(met, depth) for met in found]
+        while left:
+            met, depth = left.pop()
+            if depth > self._depths.get(met, 0):
+                self._depths[met] = depth
+                if met in self._below:
+                    self._check(met)
+                    left += [(each, depth + 1) for each in self._below[met]]
+
+    def follow(self, descriptor: Descriptor, children: Sequence[Descriptor]) -> None:
+        """These, which ``descriptor`` names, will be met. ResourceExhausted, in containerd's words, if they are too many with those before them."""
+        met = _Met.of(descriptor)
+        self._below[met] = [_Met.of(child) for child in children]
+        left = [(met, max(self._ways[met], 1))]
+        while left:
+            met, ways = left.pop()
+            below = self._below[met]
+            self._met += ways * len(below)
+            if self._met > REFERENCES:
+                raise errors.ResourceExhausted(f"too many descriptors (limit {REFERENCES})")
+            for each in below:
+                self._ways[each] += ways
+            left += [(each, ways) for each in below if each in self._below]
 
 
 class Graph:
@@ -75,6 +124,10 @@ class Graph:
         """Whether all that was listed are indexes, and all of them wanted: then there is no image."""
         self.has_octet_stream = False
         """Whether any child was one: then the image may be an old one (``converting.py``)."""
+
+    def first(self, descriptor: Descriptor) -> bool:
+        """As :meth:`Walk.first`."""
+        return self._walk.first(descriptor)
 
     async def children(self, descriptor: Descriptor) -> list[Descriptor]:
         """The wanted children of a manifest or an index; nothing else has any. NotFound if the document is not there."""
@@ -107,7 +160,7 @@ class Graph:
             children = await gojson.apart(_COMPARED * len(found), lambda: platforms.in_order(found, lambda child: child.platform, self._wanted))
             children = children[:self._store.manifest_limit]
         self.only_indexes &= len(children) == listed
-        self._walk.follow(children)
+        self._walk.follow(descriptor, children)
         return children
 
     async def others(self, descriptor: Descriptor) -> list[Platform]:
@@ -116,9 +169,12 @@ class Graph:
         Empty if one is wanted, and for what is for no platform, as artifacts are. NotFound for a document that is not there.
         """
         found: dict[Platform, None] = {}
-        left = [descriptor]
+        left, seen = [descriptor], set()
         while left:
             each = left.pop()
+            if (met := _Met.of(each)) in seen:
+                continue
+            seen.add(met)
             platform = each.platform
             if platform is None:
                 children = await self._walk.children(each)

@@ -27,15 +27,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from services.images import compression, names, oci, platforms, references, threads, unpack
+from services.images import compression, names, oci, platforms, reading, references, threads, unpack
 from services.images.documents import config_of, write, written
 from services.images.graph import LAYERS, Graph
 from services.images.oci import Descriptor
 from services.images.threads import Handover
 from services.images.transfer import LEFT_OUT, UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.images.unpack import Unpacker
-from services.kit import errors, gojson, inflate, tar, tracing
-from services.kit.gojson import TEXT, ListOf, Struct
+from services.kit import errors, inflate, tar, tracing
 from services.kit.identifiers import quoted
 
 T = TypeVar("T")
@@ -55,9 +54,6 @@ _LONG_NAME = 1000
 """Bytes of a file's name that go into the ref of its ingest."""
 SPARSE_LIMIT = 64 << 30
 """Bytes of a sparse file: an archive of a kilobyte may have one of any size."""
-
-_LAYOUT = Struct({"imageLayoutVersion": TEXT})
-_DOCKER = ListOf(Struct({"Config": TEXT, "RepoTags": ListOf(TEXT), "Layers": ListOf(TEXT)}))
 
 
 @dataclass(slots=True)
@@ -99,6 +95,8 @@ async def imported(source: ImportStream, destination: ImageStore, node: Node, un
 
     async def visit(descriptor: Descriptor) -> None:
         nonlocal empty
+        if not graph.first(descriptor):
+            return
         children = await graph.all_children(descriptor)
         if descriptor.digest == root.digest:
             entries.extend(children)
@@ -155,9 +153,9 @@ async def read(source: ImportStream, node: Node) -> Contents:
                 contents.takes(archive.name, target)
                 contents.links[archive.name] = target
             elif name == LAYOUT:
-                contents.layout = (await run(archive.document, _LAYOUT)).get("imageLayoutVersion") or ""
+                contents.layout = await reading.read(await run(archive.document), oci.layout_version_in, f"untar {quoted(archive.name)}")
             elif name == DOCKER:
-                contents.docker = await run(archive.document, _DOCKER) or []
+                contents.docker = await reading.read(await run(archive.document), oci.saved_in, f"untar {quoted(archive.name)}")
             else:
                 contents.takes(name)
                 async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else oci.digest_of(name.encode())}-{unique}") as filling:
@@ -230,13 +228,13 @@ class _Archive:
         self._entry = entry
         return entry
 
-    def document(self, shape: gojson.Shape) -> Any:
-        """The entry, a document of this shape, which more may follow."""
+    def document(self) -> bytes:
+        """The entry, a document, which more may follow."""
         what = f"untar {quoted(self.name)}"
         with self._readable(f"{what}: "):
             if self._reader.stored() > oci.DOCUMENT_LIMIT:
                 raise errors.ResourceExhausted(f"{what}: larger than {oci.DOCUMENT_LIMIT} bytes")
-            return gojson.document(self._reader.whole(), shape, what, first=True)
+            return self._reader.whole()
 
     def copied(self, filling: Filling) -> tuple[str, int]:
         """Digest and size of the entry, whose bytes are in the ingest now."""

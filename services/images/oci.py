@@ -27,6 +27,7 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 IN_TOTO = "application/vnd.in-toto+json"
 
 _INDEXES = frozenset({INDEX, DOCKER_INDEX})
@@ -153,6 +154,9 @@ _DESCRIPTOR = Struct({"mediaType": TEXT, "digest": TEXT, "size": INTEGER, "urls"
 _MANIFEST = Struct({"schemaVersion": INTEGER, "mediaType": TEXT, "artifactType": TEXT, "config": _DESCRIPTOR, "layers": ListOf(_DESCRIPTOR),
                     "subject": Optional(_DESCRIPTOR), "annotations": MapOf(TEXT), "manifests": ANYTHING, "fsLayers": ANYTHING})
 _INDEX = Struct({"mediaType": TEXT, "manifests": ListOf(_DESCRIPTOR), "config": ANYTHING, "layers": ANYTHING, "fsLayers": ANYTHING})
+_TELLING = Struct({"schemaVersion": INTEGER, "mediaType": TEXT, "manifests": ANYTHING, "layers": ANYTHING, "config": ANYTHING})
+_LAYOUT = Struct({"imageLayoutVersion": TEXT})
+_SAVED = ListOf(Struct({"Config": TEXT, "RepoTags": ListOf(TEXT), "Layers": ListOf(TEXT)}))
 _CONFIG = Struct({**_PLATFORM, "rootfs": Struct({"type": TEXT, "diff_ids": ListOf(TEXT)})})
 
 
@@ -192,6 +196,28 @@ def _checked(child: Descriptor, what: str) -> Descriptor:
     if child.size < 0:
         raise errors.InvalidArgument(f"{what}: {child.digest}: invalid descriptor size {child.size}")
     return child
+
+
+def media_type_in(document: bytes) -> str:
+    """The media type that a manifest's own JSON says or implies; "" if it says nothing. gojson.Malformed where it is no such JSON."""
+    found = gojson.read(document, _TELLING)
+    if found.get("schemaVersion") == 1:
+        return DOCKER_SCHEMA_1
+    if found.get("mediaType"):
+        return str(found["mediaType"])
+    if "manifests" in found:
+        return INDEX
+    return MANIFEST if "layers" in found and "config" in found else ""
+
+
+def layout_version_in(document: bytes, what: str) -> str:
+    """The version of an OCI layout, in its file ``oci-layout``; "" if it says none. Unknown, with ``what``."""
+    return gojson.document(document, _LAYOUT, what, first=True).get("imageLayoutVersion") or ""
+
+
+def saved_in(document: bytes, what: str) -> list[dict[str, Any]]:
+    """The images of an archive of ``docker save``, in its file ``manifest.json``. Unknown, with ``what``."""
+    return gojson.document(document, _SAVED, what, first=True) or []
 
 
 def with_config(document: bytes, descriptor: Descriptor, config: Descriptor) -> bytes:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from services.images import names, oci, registry, unpack
 from services.images.asking import client_of, resolved, with_source
+from services.images.budget import Gate
 from services.images.converting import converted
 from services.images.fetching import Begun, Fetcher, nobody_follows
 from services.images.graph import LAYERS, Graph
@@ -24,13 +25,17 @@ from services.images.landing import FileLanding
 from services.images.oci import Descriptor
 from services.images.progress import Tracker
 from services.images.registry import Reference
-from services.images.together import together
+from services.images.together import for_each, together
 from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
 from services.images.unpack import Origin, Unpacker
 from services.images.verifying import Verifier
 from services.images.waves import wave
 from services.kit import errors, tracing
 from services.kit.faults import fault
+
+_WALKED, _BEGUN = 64, 128
+"""Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests, of which its registry may have none, neither opens as many ingests nor
+takes the memory of as many walks. An image that has more layers is rare."""
 
 _SMALL = 1 << 20
 """Bytes of a blob that is looked at whenever a pull finds it there: a millisecond. Documents are such."""
@@ -92,6 +97,7 @@ class _Pull:
         self._node = node
         self._graph = graph
         self._wanted = wanted
+        self._begun = Gate(_BEGUN)
         self._asked: dict[str, Descriptor] = {}
         self._done: set[str] = set()
 
@@ -105,7 +111,9 @@ class _Pull:
         return digest in self._done
 
     async def walk(self, descriptor: Descriptor, tracker: Tracker) -> None:
-        """Fetch what ``descriptor`` names, and all that is wanted below it."""
+        """Fetch what ``descriptor`` names, and all that is wanted below it; what was met before is fetched already, or being fetched."""
+        if not self._graph.first(descriptor):
+            return
         await self._fetch(descriptor, tracker)
         try:
             children = await self._graph.children(descriptor)
@@ -116,12 +124,14 @@ class _Pull:
             config, layers = unpack.parts(children)
             others = [child for child in children if child is not config and child not in layers]
             if self._wanted and config is not None and layers:
-                await together([self._unpacked(descriptor, config, layers, tracker), *(self.walk(child, tracker) for child in others)])
+                await together([self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)])
                 return
-            await together([*(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)),
-                            *(self.walk(child, tracker) for child in ([config] if config is not None else []) + others)])
+            await together([*(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)), self._walk_all([*([config] if config is not None else []), *others], tracker)])
             return
-        await together(self.walk(child, tracker) for child in children)
+        await self._walk_all(children, tracker)
+
+    async def _walk_all(self, children: Sequence[Descriptor], tracker: Tracker) -> None:
+        await for_each(children, lambda child: self.walk(child, tracker), _WALKED)
 
     async def _unpacked(self, manifest: Descriptor, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker) -> None:
         """Fetch an image's config and layers, and unpack it meanwhile."""
@@ -149,6 +159,10 @@ class _Pull:
     async def _fetch(self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = nobody_follows) -> None:
         self._asked[descriptor.digest] = descriptor
         tracker.add(descriptor)
+        async with self._begun.entered(number):
+            await self._seen_to(descriptor, tracker, number, begun)
+
+    async def _seen_to(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> None:
         if await self._fetcher.fetch(self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun):
             self._done.add(descriptor.digest)
             return

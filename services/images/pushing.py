@@ -66,6 +66,7 @@ class _Parts:
     """With their labels, and those of what names them."""
     manifests: dict[str, Descriptor] = field(default_factory=dict)
     indexes: dict[str, Descriptor] = field(default_factory=dict)
+    """Each behind those that it names."""
 
 
 class _Push:
@@ -94,10 +95,12 @@ class _Push:
         await self._find(root, (), parts, walk, tracker)
         await together(self._blob(number, blob, labels, tracker) for number, (blob, labels) in enumerate(parts.blobs.values()))
         await together(self._document(manifest, tracker) for manifest in parts.manifests.values())
-        for index in reversed(parts.indexes.values()):
+        for index in parts.indexes.values():
             await self._document(index, tracker)
 
     async def _find(self, descriptor: Descriptor, above: Sequence[Mapping[str, str]], parts: _Parts, walk: Walk, tracker: Tracker) -> None:
+        if not walk.first(descriptor):
+            return
         tracker.add(descriptor)
         labels = [*above, descriptor.annotations]
         with contextlib.suppress(errors.NotFound):  # whoever reads it says so
@@ -106,14 +109,12 @@ class _Push:
         if not manifest and not index:
             parts.blobs.setdefault(descriptor.digest, (descriptor, labels))
             return
-        found = parts.manifests if manifest else parts.indexes
-        found.pop(descriptor.digest, None)  # an index that is named again is pushed before whoever names it last
-        found[descriptor.digest] = descriptor
         children = [child for child in await walk.children(descriptor) if child.platform is None or self._wanted.matches(child.platform)]
-        walk.follow(children)
+        walk.follow(descriptor, children)
         tracker.children(descriptor, children)
         for child in children:
             await self._find(child, labels, parts, walk, tracker)
+        (parts.manifests if manifest else parts.indexes).setdefault(descriptor.digest, descriptor)
 
     async def _blob(self, number: int, descriptor: Descriptor, labels: Sequence[Mapping[str, str]], tracker: Tracker) -> None:
         async def read(offset: int) -> AsyncIterator[bytes]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -17,6 +19,17 @@ async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
         if tasks:
             await asyncio.wait(tasks)
         _forget(tasks)
+
+
+async def for_each(things: Sequence[T], work: Callable[[T], Coroutine[Any, Any, None]], most: int) -> None:
+    """Do ``work`` for all of ``things``, for ``most`` of them at once; otherwise as :func:`together`."""
+    left = iter(things)
+
+    async def some() -> None:
+        for thing in left:
+            await work(thing)
+
+    await together(some() for _ in range(min(most, len(things))))
 
 
 def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from api.containerd.services.images.v1 import images_pb2
+from api.containerd.types.transfer import imagestore_pb2
 from deploy.images import CONFIG, INDEX, LAYER, MANIFEST, Image, busybox_layer, digest_of
 from services.content.remote import RemoteStore
 from services.content.store import Digest
@@ -21,7 +22,8 @@ from services.images import oci
 from services.kit import errors
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry
-from tests.pulls import MACHINE, Client, check_nothing_left, gzipped, marked
+from tests.pulls import MACHINE, Client, check_nothing_left, gzipped, made, marked
+from tests.suites.transfers import NAMED
 from tests.support import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
@@ -101,6 +103,30 @@ async def test_what_no_image_is_is_refused(node: Node, channel: Channel, client:
     assert fake.host in str(caught.value)
     assert not await client.images()
     await check_nothing_left(node, channel, client)
+
+
+async def test_what_is_named_many_times_is_seen_to_once(client: Client, fake: FakeRegistry) -> None:
+    """Ten indexes that name the next one twice, above an image, and that on two ways: 5,119 references, and fourteen documents and blobs. And an index that is named by another and by whoever names that
+    comes to a registry before both.
+    """
+    bottom = made(1)
+    at = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(MANIFEST, bottom.blobs[bottom.digest])]})
+    blobs = {**bottom.blobs, digest_of(at): at}
+    for _ in range(9):
+        at = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, at)] * 2})
+        blobs[digest_of(at)] = at
+    above = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, at)]})
+    top = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, at), described(INDEX, above)]})
+    reference = served(fake, Image(INDEX, digest_of(top), {**blobs, digest_of(above): above, digest_of(top): top}))
+    async with asyncio.timeout(15):
+        await client.pull(reference)
+        await client.push(reference, f"{fake.host}/again:1")
+        archive = await client.export(reference, skip_compatibility_manifest=True)
+        await client.import_(archive, imagestore_pb2.ImageStore(name="again", extra_references=[NAMED]))
+    pushed = [digest for repository, digest in fake.manifests if repository == "again" and digest.startswith("sha256:")]
+    assert pushed[0] == bottom.digest
+    assert pushed[-3:] == [digest_of(at), digest_of(above), digest_of(top)]
+    assert len(pushed) == len({*pushed}) == 13
 
 
 async def test_an_odd_image_that_containerd_pulls(node: Node, client: Client, fake: FakeRegistry) -> None:

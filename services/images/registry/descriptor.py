@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.content.store import Digest
-from services.kit import gojson
+from services.images.oci import DOCKER_SCHEMA_1
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
-SCHEMA_1 = ("application/vnd.docker.distribution.manifest.v1+json", "application/vnd.docker.distribution.manifest.v1+prettyjws")
+SCHEMA_1 = (DOCKER_SCHEMA_1, "application/vnd.docker.distribution.manifest.v1+prettyjws")
 
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
@@ -54,24 +54,9 @@ class Descriptor:
         return f"{'manifest' if self.is_root else 'blob'} {self.digest}"
 
 
-_TELLING = gojson.Struct({"schemaVersion": gojson.INTEGER, "mediaType": gojson.TEXT, "manifests": gojson.ANYTHING, "layers": gojson.ANYTHING, "config": gojson.ANYTHING})
-
-
 def media_type_of(content_type: str) -> str:
     """The media type in a Content-Type header."""
     return content_type.partition(";")[0].strip()
-
-
-def media_type_in(data: bytes) -> str:
-    """The media type that a manifest's own JSON says or implies; "" if it says nothing. gojson.Malformed where it is no such JSON."""
-    found = gojson.read(data, _TELLING)
-    if found.get("schemaVersion") == 1:
-        return SCHEMA_1[0]
-    if found.get("mediaType"):
-        return str(found["mediaType"])
-    if "manifests" in found:
-        return OCI_INDEX
-    return OCI_MANIFEST if "layers" in found and "config" in found else ""
 
 
 def why_no_root(media_type: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 
 from services.content.store import Digest
-from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, media_type_in, media_type_of, why_no_root
+from services.images.oci import media_type_in
+from services.images.reading import read
+from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, media_type_of, why_no_root
 from services.images.registry.endpoint import Endpoint, pull_scopes
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import Capability
@@ -49,7 +52,7 @@ async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequ
         url = endpoint.url(reference, f"manifests/{descriptor.digest}")
         answer = await endpoint.send("GET", url, headers=headers, scopes=pull_scopes(reference))
         data = await _body(answer, f"manifest {descriptor.digest}", descriptor.size)
-        _verify(data, descriptor, answer.host)
+        await _verify(data, descriptor, answer.host)
         return data, answer.host
 
     with span("registry.manifest", digest=str(descriptor.digest)) as traced:
@@ -80,17 +83,17 @@ async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple
         answer = await endpoint.send("GET", url, headers={"Accept": ACCEPT}, scopes=scopes)
     data = await _body(answer, f"manifest {target}")
     said = media_type_of(answer.headers.get("Content-Type", ""))
-    media_type = await gojson.apart(len(data), lambda: _media_type(data, said, reference, answer.host))
-    digest = reference.digest or Digest("sha256", hashlib.sha256(data).hexdigest())
+    media_type = await _media_type(data, said, reference, answer.host)
+    digest = reference.digest or Digest("sha256", await _hashed("sha256", data))
     found = Descriptor(digest, media_type, len(data))
-    _verify(data, found, answer.host)
+    await _verify(data, found, answer.host)
     return found, answer.host
 
 
-def _media_type(data: bytes, said: str, reference: Reference, host: str) -> str:
+async def _media_type(data: bytes, said: str, reference: Reference, host: str) -> str:
     """The media type of a manifest, by its header or its own JSON."""
     try:
-        inside = media_type_in(data)
+        inside = await read(data, media_type_in)
     except gojson.Malformed as error:
         _check_root(said, reference, host)
         raise Failure(host, f"{reference} is not an image manifest: {error}", kind=errors.Unimplemented, status=200) from None
@@ -129,11 +132,19 @@ def _check_size(size: int, what: str, host: str) -> None:
                       kind=errors.ResourceExhausted, status=200)
 
 
-def _verify(data: bytes, descriptor: Descriptor, host: str) -> None:
+async def _verify(data: bytes, descriptor: Descriptor, host: str) -> None:
     if descriptor.size and len(data) != descriptor.size:
         raise Failure(host, f"manifest {descriptor.digest} has {len(data)} bytes; {descriptor.size} are expected", kind=errors.FailedPrecondition, status=200,
                       blame=Blame.TROUBLE)
-    found = hashlib.new(descriptor.digest.algorithm, data).hexdigest()
+    found = await _hashed(descriptor.digest.algorithm, data)
     if found != descriptor.digest.hex:
         raise Failure(host, f"manifest {descriptor.digest} has other content, with the digest {descriptor.digest.algorithm}:{found}",
                       kind=errors.FailedPrecondition, status=200, blame=Blame.TROUBLE)
+
+
+async def _hashed(algorithm: str, data: bytes) -> str:
+    """In a thread, if it takes more than a hop to one."""
+    return hashlib.new(algorithm, data).hexdigest() if len(data) < _SMALL else await asyncio.to_thread(lambda: hashlib.new(algorithm, data).hexdigest())
+
+
+_SMALL = 1 << 18

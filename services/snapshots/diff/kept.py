@@ -1,4 +1,4 @@
-"""The code of the worker programs as their service was started with, in memory: an upgrade that replaces the files below a service that runs gives it no workers that speak otherwise.
+"""The code of worker programs as their service was started with, in memory: an upgrade that replaces the files below a service that runs gives it no workers that speak otherwise.
 
 Python imports from a zip archive as from a directory; this one has no name, and is found as a file of the process that runs from it.
 """
@@ -17,7 +17,7 @@ import services
 
 _TOP = Path(services.__path__[0]).parent
 _FILES = ("services/__init__.py", "services/snapshots/__init__.py", "services/snapshots/diff/*.py", *(f"services/kit/{name}.py" for name in ("__init__", "inflate", "tar")))
-"""What the programs import of ours, and no more: each file costs half a millisecond at the start of a service."""
+"""What our programs import of ours, and no more: each file costs half a millisecond at the start of a service."""
 
 _TRACED = ("services/kit/*.py", "services/kit/wire/*.py")
 """The same where they export spans."""
@@ -26,16 +26,16 @@ _HEADER = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
 """Of a .pyc file that is compared with no source (PEP 552): there is none beside it."""
 
 
-def archive() -> int:
-    """The file descriptor of the archive, which whoever starts a worker gives it. It is made at the first call, which a service makes before it serves."""
-    return _archive(any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ))
+def archive(files: tuple[str, ...] = _FILES) -> int:
+    """The file descriptor of the archive of ``files``, which whoever starts a worker gives it. It is made at the first call, which a service makes before it serves."""
+    return _archive((*files, *(_TRACED if files is _FILES and any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ) else ())))
 
 
 @functools.cache
-def _archive(traced: bool) -> int:
+def _archive(patterns: tuple[str, ...]) -> int:
     fd = os.memfd_create("splitd-workers", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file, zipfile.ZipFile(file, "w") as archived:
-        for path in sorted({path for pattern in (*_FILES, *(_TRACED if traced else ())) for path in _TOP.glob(pattern)}):
+        for path in sorted({path for pattern in patterns for path in _TOP.glob(pattern)}):
             name = path.relative_to(_TOP)
             module = ".".join(name.with_suffix("").parts)
             code = SourceFileLoader(module, str(path)).get_code(module)

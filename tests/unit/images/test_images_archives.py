@@ -112,6 +112,23 @@ async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(nod
         await imported(layout([image], {}), MemoryNode(node.directory))
 
 
+async def test_what_is_named_many_times_is_labelled_once(node: MemoryNode) -> None:
+    """Ten indexes that name the next one twice are a thousand ways to the image below them."""
+    made = Made()
+    at = made.image(b"layer")
+    for _ in range(10):
+        at = made.index(at, at)
+    labelled, label = list[str](), node.label
+
+    async def labelling(digest: str, labels: Mapping[str, str]) -> None:
+        labelled.append(digest)
+        await label(digest, labels)
+
+    node.label = labelling  # type: ignore[method-assign]
+    await imported(layout([at], made.blobs), node)
+    assert len(labelled) == len({*labelled}) == 12
+
+
 async def test_only_wanted_platforms_are_walked(node: MemoryNode) -> None:
     """Other platforms' documents may be missing, and the index keeps them all."""
     made = Made()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ def manifest(node: MemoryNode, layers: int) -> Descriptor:
 
 async def walked(walk: Walk, root: Descriptor) -> int:
     """How many documents there are below ``root``, met by recursion as a pull does."""
+    if not walk.first(root):
+        return 0
     children = await walk.children(root)
-    walk.follow(children)
+    walk.follow(root, children)
     return 1 + sum([await walked(walk, child) for child in children if oci.is_index(child.media_type)])
 
 
@@ -75,6 +78,37 @@ async def test_references_are_counted_as_often_as_they_are_met(node: MemoryNode)
     with pytest.raises(errors.ResourceExhausted) as caught:
         await walked(Walk(node), at)
     assert str(caught.value) == f"too many descriptors (limit {REFERENCES}): resource exhausted"
+
+
+async def test_what_is_met_again_is_not_read_again(node: MemoryNode) -> None:
+    """Twelve indexes that name the next one twice are 8,190 references, and twelve documents to read and to label: each time that would be calls, and a minute of them."""
+    at = index(node, ())
+    for _ in range(12):
+        at = index(node, (at, at))
+    assert await walked(Walk(node), at) == 13
+    with pytest.raises(errors.ResourceExhausted, match="too many descriptors"):
+        await walked(Walk(node), index(node, (at, at)))
+
+
+async def test_what_was_walked_before_its_last_way_was_known_counts_for_each(node: MemoryNode) -> None:
+    """A walk of several branches at once may be at the bottom before it meets the bottom again."""
+    bottom = index(node, [Descriptor(oci.MANIFEST, D, n + 1) for n in range(REFERENCES // 2)])
+    middle = index(node, (bottom,))
+    walk = Walk(node)
+    for each in (index(node, (bottom, middle)), bottom):
+        walk.follow(each, await walk.children(each))
+    with pytest.raises(errors.ResourceExhausted, match="too many descriptors"):
+        walk.follow(middle, await walk.children(middle))
+
+
+async def test_the_same_document_for_another_platform_is_another_walk(node: MemoryNode) -> None:
+    """What is wanted of it depends on what it is said to be."""
+    at = manifest(node, 1)
+    walk = Walk(node)
+    assert walk.first(at)
+    assert not walk.first(at.annotated({"a": "b"}))
+    for other in (replace(at, platform=Platform("linux", "s390x")), replace(at, media_type=oci.INDEX), replace(at, size=1)):
+        assert walk.first(other)
 
 
 async def test_only_what_is_wanted_counts(node: MemoryNode) -> None:

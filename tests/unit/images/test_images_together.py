@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.images.together import together
+from services.images.together import for_each, together
 from services.kit import errors
 from services.kit.rpc import Answering, Call
 
@@ -67,3 +67,25 @@ async def test_the_first_failure_ends_the_others() -> None:
         await together([wait(), fail([]), wait()])
     assert ended == ["cancelled"] * 2
     await together([])
+
+
+async def test_so_many_at_once() -> None:
+    """Each thing has its turn; after a failure none begins."""
+    running, most, done = 0, 0, list[int]()
+
+    async def work(number: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        if number == 30:
+            raise errors.NotFound("x")
+        done.append(number)
+
+    await for_each(range(25), work, 4)
+    assert (most, sorted(done)) == (4, list(range(25)))
+    await for_each([], work, 4)
+    with pytest.raises(errors.NotFound):
+        await for_each(range(30, 90), work, 4)
+    assert len(done) < 25 + 2 * 4

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.content.store import Digest
+from services.images import oci
 from services.images.registry import descriptor, failure, mirrors
 from services.images.registry.auth import Authorizer, _Bearer
 from services.images.registry.challenge import Challenge, parse
@@ -113,14 +114,14 @@ def test_explanations() -> None:
 ])
 def test_what_a_manifest_says_of_itself(data: bytes, media_type: str) -> None:
     """However odd it is."""
-    assert descriptor.media_type_in(data) == media_type
+    assert oci.media_type_in(data) == media_type
 
 
 @pytest.mark.parametrize("data", [b"[]", b"[" * 5000, b"\xff", b"", b'{"schemaVersion":"2"}', b'{"mediaType":{}}'])
 def test_what_is_no_manifest_is_malformed(data: bytes) -> None:
     """With words that say why."""
     with pytest.raises(gojson.Malformed):
-        descriptor.media_type_in(data)
+        oci.media_type_in(data)
 
 
 @pytest.mark.parametrize(("status", "kind", "transient"), [
