@@ -40,8 +40,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from services.kit import errors
-from services.metadata import damage
+from services.kit import damage, errors
 from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
 from services.metadata.transactions import Key, Reader, Transaction
 

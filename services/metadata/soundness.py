@@ -8,8 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from services.kit import errors, loops, rpc, threads
-from services.metadata import damage
+from services.kit import damage, errors, loops, rpc, threads
 from services.metadata.database import Database
 from services.metadata.gc import guard
 

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.kit import errors, wal
-from services.metadata import damage, freeing
+from services.kit import damage, errors, wal
+from services.metadata import freeing
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
@@ -218,10 +218,7 @@ class SqliteTransactions:
         self.damaged: Callable[[str], None] = log.error
         """Told of pages that are not what they were; what was asked for is refused with the same words."""
         wal.take_back(path)
-        try:
-            wal_before = damage.Log(path)
-        except OSError as error:
-            raise errors.FailedPrecondition(f"{path} cannot be used: its log cannot be read: {errors.words(error)}: {damage.WHAT_TO_DO}") from None
+        wal_before = damage.Log(path)
         try:
             self._writer = _connect(path)
             try:

@@ -7,10 +7,12 @@
         snapshots/ID/             what the snapshot of this id consists of; a snapshotter's own matter
         snapshots/new-ID/         one that is being made
         store-id                  whose store this is (``kit.stamp``)
+        held                      why directories without a record stay, until an operator removes this file
 
 A snapshot is made under a temporary name, renamed, and recorded. The rename comes last, so that one fsync of ``snapshots`` makes all of it durable on
 filesystems with a journal. A removal takes the record; the directory then is one without a record, and goes in the background. Ids
-are never used twice, so whatever has no record can be removed at any time, by whoever finds it.
+are never used twice, so whatever has no record can be removed at any time, by whoever finds it: unless records were lost. What containers wrote is nowhere else,
+so then all that is without a record stays.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
-from services.kit import errors, filters, loops, tracing
+from services.kit import damage, errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.snapshots import disk
@@ -36,6 +38,8 @@ from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, upda
 from services.snapshots.tree import Row, Rows, Tree, row_of
 
 log = logging.getLogger(__name__)
+
+HELD = "held"
 T = TypeVar("T")
 
 
@@ -63,6 +67,10 @@ class LocalSnapshotter(ABC):
         self._sync_remove = sync_remove
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         self._tree = Tree(root / "metadata.db")
+        self._unnoted = ""
+        """Why things are held back, where that could not be noted."""
+        if lost := self._tree.lost or (f"{root}/metadata.db is new, though there are snapshots" if self._tree.is_new and any(map(_id_in, os.listdir(self._directory))) else ""):
+            self._hold(lost)
         for made in (root, root.parent):
             disk.sync_directory(str(made))
         self._sync = FilesystemSync(self._directory)
@@ -359,7 +367,26 @@ class LocalSnapshotter(ABC):
         else:
             self._discard(paths)
 
+    def _hold(self, lost: str) -> None:
+        log.error("%s; what is in %s without a record stays; %s", lost, self._directory, damage.WHAT_TO_DO)
+        try:
+            (self.root / HELD).write_text(f"{lost}\n")
+        except OSError as error:
+            log.error("%s: %s", self.root / HELD, error)
+            self._unnoted = lost
+
+    def _held(self) -> str:
+        """Why directories without a record stay; "" where they go."""
+        try:
+            return (self.root / HELD).read_text(errors="replace").strip() or "records were lost"
+        except FileNotFoundError:
+            return self._unnoted
+        except OSError as error:
+            return str(error)
+
     async def cleanup(self) -> None:
+        if held := self._held():
+            raise errors.FailedPrecondition(f"{held}: directories without a record are kept, until {self.root / HELD} is removed")
         left = await disk.remove(await self._tree.write(self._unrecorded))
         if left:
             log.warning("%s: %d directories without a record could not be removed", self.root, len(left))
@@ -375,6 +402,8 @@ class LocalSnapshotter(ABC):
         self._sweeping.add_done_callback(loops.told)
 
     async def _swept(self) -> None:
+        if self._held():
+            return
         try:
             self._discard(await self._tree.write(self._unrecorded))
         except (errors.NodeError, OSError) as error:

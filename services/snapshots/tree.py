@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from services.kit import errors, wal
+from services.kit import damage, errors, wal
 from services.kit.faults import fault
 from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
@@ -148,18 +148,23 @@ class Tree:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.is_new = not path.exists()
         wal.take_back(path)
+        before = damage.Log(path)
         try:
             self._writer = _connect(path)
             try:
                 _prepare(self._writer, path)
+                self.lost = before.lost(self._writer)
+                """What its log has lost; "" if nothing."""
                 wal.make_room(path)
                 self._reader = _connect(path)
             except BaseException:
                 self._writer.close()
                 raise
         except sqlite3.Error as error:
-            raise errors.FailedPrecondition(f"{path} cannot be used: {error}") from None
+            what = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
+            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{what}") from None
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"tree {path.parent.name}", daemon=True)
         self._closed = False

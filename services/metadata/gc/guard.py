@@ -5,7 +5,7 @@ once named itself, as soon as there is a sign of that:
 
 - a raw name with a number (``NAMESPACE/NUMBER/NAME``) that this database never gave out, or one given out since the last good sweep under which this database knows nothing: numbers are
   recorded before they are used, and so is what is named by them;
-- a log that ends before its last transaction (``damage.py``).
+- a log that ends before its last transaction (``kit/damage.py``).
 
 Damaged pages, or what could be saved of them, are worse: such a database is as it never was, with any record gone and those there that were made with it. By it nothing at all is collected.
 

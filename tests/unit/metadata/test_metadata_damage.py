@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from services.kit import errors
-from services.metadata import damage
+from services.kit import damage, errors
 from services.metadata.sqlite import SqliteTransactions
 
 FRAME = 24 + 4096

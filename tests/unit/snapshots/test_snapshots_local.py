@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from services.kit import errors
+from services.kit import damage, errors
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.store import Snapshotter
@@ -40,3 +41,58 @@ async def test_many_are_removed_in_one_call(place: Path) -> None:
         done = await snapshotter.remove_all([("snapshot", key) for key in ("a", "b", "none", "c", "a")])
         assert [type(outcome) for outcome in done] == [errors.FailedPrecondition, type(None), errors.NotFound, type(None), type(None)]
         assert [info async for info in snapshotter.list()] == []
+
+
+async def _crashed(place: Path) -> Path:
+    """A snapshotter's root as kill -9 leaves it, with ten snapshots."""
+    running, left = place / "running", place / "left"
+    async with NativeSnapshotter(running) as snapshotter:
+        for n in range(10):
+            await snapshotter.prepare(f"key-{n}", labels={"filler": "x" * 3000})
+        shutil.copytree(running, left)
+    return left
+
+
+def _directories(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "snapshots").iterdir())
+
+
+@pytest.mark.parametrize("loss", ["a flipped bit of the log", "the database is gone"])
+async def test_records_that_are_lost_take_no_directories_with_them(place: Path, loss: str) -> None:
+    """What containers wrote is only there. It stays, over starts and cleanups, until an operator says otherwise."""
+    left = await _crashed(place)
+    before = _directories(left)
+    log = left / "metadata.db-wal"
+    if loss == "the database is gone":
+        for file in left.glob("metadata.db*"):
+            file.unlink()
+    else:
+        data = bytearray(log.read_bytes())
+        last = damage.committed(left / "metadata.db")
+        data[32 + (last // 2) * (24 + 4096) + 900] ^= 4
+        log.write_bytes(data)
+    for _ in range(2):
+        async with NativeSnapshotter(left) as snapshotter:
+            known = len([info async for info in snapshotter.list()])
+            assert known < 10
+            with pytest.raises(errors.FailedPrecondition, match=f"directories without a record are kept, until {left}/held is removed"):
+                await snapshotter.cleanup()
+            await snapshotter.prepare("new")
+            await snapshotter.remove("new")
+    assert set(before) <= set(_directories(left))
+    (left / "held").unlink()
+    async with NativeSnapshotter(left) as snapshotter:
+        await snapshotter.cleanup()
+        assert len(_directories(left)) == known
+
+
+async def test_what_a_crash_leaves_without_a_record_goes(place: Path) -> None:
+    """Where the records are whole, it was never answered."""
+    left = await _crashed(place)
+    (left / "snapshots" / "new-77").mkdir()
+    (left / "snapshots" / "78").mkdir()
+    async with NativeSnapshotter(left) as snapshotter:
+        await snapshotter.cleanup()
+        assert len([info async for info in snapshotter.list()]) == 10
+    assert len(_directories(left)) == 10
+    assert not (left / "held").exists()

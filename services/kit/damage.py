@@ -2,7 +2,7 @@
 
 SQLite reads its log up to the first frame whose checksum is wrong, and takes that for the end: so it must after a power cut, where what follows was never answered. A flipped byte in the middle
 is the same to it, and hundreds of transactions behind that are gone without a word. Here the log is looked at before and after SQLite has: a commit behind its end is said, and nothing that
-this database does not know is collected (``gc/guard.py``). https://www.sqlite.org/walformat.html has the formats.
+this database does not know is removed (``services/metadata/gc/guard.py``, ``services/snapshots/local.py``). https://www.sqlite.org/walformat.html has the formats.
 
 Damaged pages are found by whoever reads them, or by :func:`quick_check`, which reads all.
 """
@@ -17,6 +17,8 @@ import sqlite3
 import struct
 import time
 from pathlib import Path
+
+from services.kit import errors
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,12 @@ class Log:
     """The log of a database that is about to be opened. One that has lost something is kept aside: SQLite writes over what it does not go by, which somebody may want to look at."""
 
     def __init__(self, database: Path) -> None:
+        """FailedPrecondition if the disk does not give it back."""
         self._database = database
-        self._committed = committed(database)
+        try:
+            self._committed = committed(database)
+        except OSError as error:
+            raise errors.FailedPrecondition(f"{database} cannot be used: its log cannot be read: {errors.words(error)}: {WHAT_TO_DO}") from None
         if self._committed < 0:
             self._keep()
 
