@@ -36,10 +36,10 @@ async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str,
 
 
 def write(fd: int, data: bytes | memoryview) -> None:
-    """All of ``data``. ResourceExhausted if there is no room for it."""
+    """All of ``data``. ResourceExhausted if there is no room for it, Unknown if the disk fails otherwise."""
     view = memoryview(data)
     try:
         while view:
             view = view[os.write(fd, view):]
     except OSError as error:
-        raise errors.ResourceExhausted(f"writing a blob: {error.strerror}") from None
+        raise errors.of_system(error, "writing a blob") from None

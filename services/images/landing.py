@@ -119,7 +119,7 @@ class FileLanding:
 
     @contextlib.asynccontextmanager
     async def lane(self, at: int) -> AsyncIterator[Lane]:
-        """Bytes from ``at`` on. When the block has ended well, all of them are in the file. ResourceExhausted if the disk is full."""
+        """Bytes from ``at`` on. When the block has ended well, all of them are in the file. ResourceExhausted if the disk is full, Unknown if it fails otherwise."""
         lane = Lane(self._store, at)
         try:
             yield lane
@@ -172,7 +172,7 @@ class FileLanding:
                 if done:
                     left[0] = memoryview(left[0])[done:]
         except OSError as error:
-            raise errors.ResourceExhausted(f"writing {self._digest}: {error.strerror}") from None
+            raise errors.of_system(error, f"writing {self._digest}") from None
 
     def _grown(self, offset: int) -> None:
         self.offset = offset
@@ -272,7 +272,7 @@ class Lane:
         self._storing: asyncio.Task[None] | None = None
 
     async def write(self, data: bytes) -> None:
-        """Take more bytes; earlier ones may still be on their way to the file. ResourceExhausted if the disk is full."""
+        """Take more bytes; earlier ones may still be on their way to the file. Errors as :meth:`FileLanding.lane` has them."""
         self._batch.append(data)
         self._waiting += len(data)
         self.at += len(data)

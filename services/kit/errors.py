@@ -183,8 +183,9 @@ def words_of_path(error: OSError) -> str:
     return f"{os.fsencode(named).decode('utf-8', 'backslashreplace')}: {words(error)}" if named else words(error)
 
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_OF_THE_MACHINE = _FULL | {errno.EROFS, errno.EIO, errno.EUCLEAN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a system call says where the disk, somebody's share of it, or the largest file is reached."""
+_OF_THE_MACHINE = FULL | {errno.EROFS, errno.EIO, errno.EUCLEAN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """What a system call may say wherever it is made: of the disk, memory and open files, not of what was asked."""
 
 
@@ -196,7 +197,7 @@ def of_system(error: OSError, what: str) -> NodeError:
 
 def is_full(error: OSError) -> bool:
     """Whether a system call failed since the disk, or somebody's share of it, is full."""
-    return error.errno in _FULL
+    return error.errno in FULL
 
 
 def of_machine(error: BaseException, what: str) -> NodeError | None:

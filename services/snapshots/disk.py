@@ -108,7 +108,7 @@ async def copy(source: str, target: str) -> None:
     """
     code, _, err = await _run("cp", "--archive", "--reflink=auto", "--sparse=auto", "--no-target-directory", "--", f"{source}/.", target)
     if code:
-        full = os.strerror(errno.ENOSPC).encode() in err
+        full = any(os.strerror(number).encode() in err for number in errors.FULL)
         raise (errors.ResourceExhausted if full else errors.Unknown)(f"copying of parent failed: {_text(err)}")
 
 

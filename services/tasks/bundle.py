@@ -175,11 +175,8 @@ def _mkdir(path: Path, mode: int, *, exist_ok: bool = False) -> None:
 def _write(path: Path, text: str, mode: int) -> None:
     """Replace a file at once: a reader after a crash finds all of it or nothing."""
     temporary = path.with_name(f".{path.name}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, mode)) as file:  # which writes what a single call would leave out
+        file.write(text)
     os.rename(temporary, path)
 
 

@@ -179,14 +179,10 @@ class Program:
 
 @contextlib.contextmanager
 def _memory_file(content: bytes = b"") -> Iterator[int]:
-    fd = os.memfd_create("shim", os.MFD_CLOEXEC)
-    try:
-        if content:
-            os.write(fd, content)
-            os.lseek(fd, 0, os.SEEK_SET)
-        yield fd
-    finally:
-        os.close(fd)
+    with open(os.memfd_create("shim", os.MFD_CLOEXEC), "w+b") as file:
+        file.write(content)
+        file.seek(0)
+        yield file.fileno()
 
 
 def _legacy_input(options: Opaque | None) -> bytes:

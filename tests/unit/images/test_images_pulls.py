@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.content.store import Digest
+from services.images import documents
 from services.images.asking import mountable, source_key, with_source
 from services.images.budget import Budget, Gate
 from services.images.landing import BATCH, FileLanding
@@ -275,7 +276,19 @@ async def test_followers_are_told_that_a_landing_begins_anew_or_ends(restarted: 
 async def test_a_full_disk_is_told(tmp_path: Path) -> None:
     """As ResourceExhausted, and nothing hangs at the close."""
     landing = FileLanding(os.open("/dev/full", os.O_RDWR), Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0))
-    with pytest.raises(errors.ResourceExhausted, match="No space left"):
+    with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
+        await write(landing, DATA)
+    await landing.close()
+
+
+async def test_a_disk_that_fails_is_not_told_to_be_full(tmp_path: Path) -> None:
+    """Unknown, as containerd: who sees RESOURCE_EXHAUSTED makes room, which does not help here."""
+    refusing = os.memfd_create("refusing", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(refusing, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
+    with pytest.raises(errors.Unknown, match="operation not permitted"):
+        documents.write(refusing, DATA)
+    landing = FileLanding(refusing, Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0))
+    with pytest.raises(errors.Unknown, match=f"writing sha256:{'0' * 64}: operation not permitted"):
         await write(landing, DATA)
     await landing.close()
 

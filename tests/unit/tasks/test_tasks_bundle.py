@@ -112,3 +112,18 @@ def test_address_is_remembered_as_containerd_writes_it(place: Path) -> None:
         assert bundle.read_address() == Address("ttrpc", "unix:///run/x", 2)
     bundle.delete()
     assert (bundle.program(), bundle.read_address()) == ("", None)
+
+
+@pytest.mark.root
+def test_what_is_remembered_is_whole_or_what_it_was(place: Path) -> None:
+    """The kernel writes a part of it where no more has room."""
+    bundle = of(place)
+    bundle.path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(bundle.path)], check=True)
+    try:
+        bundle.write_program("/bin/shim")
+        with pytest.raises(OSError, match="No space left"):
+            bundle.write_program("/bin/" + "x" * 6000)
+        assert bundle.program() == "/bin/shim"
+    finally:
+        subprocess.run(["umount", str(bundle.path)], check=True)
