@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -18,7 +19,7 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc
 
-from services.kit import errors, rpc
+from services.kit import errors, loops, rpc, sockets
 from services.kit.rpc import Call, Metadata, Method, Methods, Pings
 
 log = logging.getLogger(__name__)
@@ -58,31 +59,43 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioServer(rpc.Server):
-    """A grpc.aio server over our methods."""
+    """Servers of grpc.aio over our methods: one, and one more each time that the socket was removed, since one that has started listens nowhere else."""
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=_SERVER)
-        self._server.add_generic_rpc_handlers((_Handlers(self, self.methods),))
+        self._servers: list[grpc.aio.Server] = []
+        self._watching: asyncio.Task[None] | None = None
+        await self._listen()
+        if isinstance(self.address, Path):
+            self._watching = loops.start(f"the watch of {self.address}", functools.partial(sockets.watch, self.address, self._listen))
+
+    async def _listen(self) -> None:
+        """Who is connected stays so."""
+        server = grpc.aio.server(options=_SERVER)
+        server.add_generic_rpc_handlers((_Handlers(self, self.methods),))
         if isinstance(self.address, str):
-            port = self._server.add_insecure_port(self.address)
+            port = server.add_insecure_port(self.address)
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
         else:
-            self._bind(self.address)
-        await self._server.start()
-
-    def _bind(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        mask = os.umask(0o177)  # the socket is the key to the node: its owner's only, from its first instant
-        try:
-            if not self._server.add_insecure_port(f"unix:{path}"):
-                raise OSError(f"cannot listen on {path}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {path}: {error}") from error
-        finally:
-            os.umask(mask)
+            _bind(server, self.address)
+        await server.start()
+        self._servers.append(server)
 
     async def close(self, grace: float) -> None:
-        await self._server.stop(grace)
+        if self._watching is not None:
+            self._watching.cancel()
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+
+
+def _bind(server: grpc.aio.Server, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    mask = os.umask(0o177)  # the socket is the key to the node: its owner's only, from its first instant
+    try:
+        if not server.add_insecure_port(f"unix:{path}"):
+            raise OSError(f"cannot listen on {path}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {path}: {error}") from error
+    finally:
+        os.umask(mask)
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]

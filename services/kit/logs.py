@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 
 from services.kit import errors
+from services.kit.wire.limits import Bucket
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OURS = ("services", "gateway", "deploy", "client", "__main__")
@@ -61,21 +61,14 @@ class _Lines:
 
     def __init__(self, burst: int, rate: float) -> None:
         """``burst`` lines at once, ``rate`` in a second for long."""
-        self._burst = burst
-        self._rate = rate
-        self._left = float(burst)
-        self._at = time.monotonic()
+        self._bucket = Bucket(burst, rate)
         self._withheld = 0
 
     def take(self) -> int | None:
         """Whether one more may be written: None if not, else how many were not since the last one."""
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
+        if not self._bucket.take():
             self._withheld += 1
             return None
-        self._left -= 1
         withheld, self._withheld = self._withheld, 0
         return withheld
 

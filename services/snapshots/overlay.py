@@ -115,16 +115,6 @@ async def mount_options(root: Path, configured: Sequence[str] = ()) -> tuple[str
     return tuple(options)
 
 
-def capabilities(*, slow_chown: bool = False) -> tuple[str, ...]:
-    """What clients may ask of this snapshotter on this machine, in containerd's words: its plugin's capabilities."""
-    return (
-        *(("remap-ids",) if kernel.supports_idmapped_overlay() else ()),
-        *(() if slow_chown else ("only-remap-ids",)),
-        # the client converts whiteouts by mknod, which a user namespace refuses
-        *(() if kernel.in_user_namespace() else ("rebase",)),
-    )
-
-
 def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
     """Who is root of the user namespace that a snapshot's labels describe, as (uid, gid) of this machine; None without such labels."""
     if UID_MAPPING not in labels and GID_MAPPING not in labels:

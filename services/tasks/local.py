@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -169,6 +170,14 @@ class _Task:
     @property
     def has_pid(self) -> bool:
         return self._pidfd >= 0 or self.died.is_set()
+
+    def kill_shim(self) -> bool:
+        """Whether it is alive, as far as is known, and was sent SIGKILL."""
+        if self._pidfd < 0 or self.died.is_set():
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, SIGKILL)
+        return True
 
     def _died(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -611,11 +620,10 @@ class LocalTasks:
             with contextlib.suppress(errors.NodeError):
                 await task.connection.delete("", self._config.cleanup_timeout)
             await self._end_shim(task)
-            if task.has_pid and not task.died.is_set() and not self._shared(task):
-                log.warning("the shim of %s does not end: killing it", task)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(task.shim_pid, SIGKILL)
-                await task.died.wait()
+        await self._clear_away(task)
+
+    async def _clear_away(self, task: _Task) -> None:
+        """Remove all that a shim left which has ended, or was killed, and forget the task; where that fails, it is tried again, and the name is taken until then."""
         if (task.bundle.path.exists() or task.seen) and await self._clean(task) is None and await self._clean(task) is None:
             self._take_down(task)
             self._spawn(self._bury(task, told=False))
@@ -629,21 +637,30 @@ class LocalTasks:
             *(other.address for known in self._tasks.values() if known is not task and (other := _address(known)) is not None),
             *(other.address for bundle in self._loading.values() if bundle.path != path and (other := bundle.read_address()) is not None)}
 
-    async def _end_shim(self, task: _Task) -> None:
-        """Ask the shim to end, and wait until it has, unless it serves other tasks."""
+    async def _end_shim(self, task: _Task) -> bool:
+        """Ask the shim to end, and wait until it has, unless it serves other tasks; one that does not is killed. Whether it ended by itself, and so left nothing."""
         connection = task.connection
-        if connection is None:
-            return
-        try:
-            async with asyncio.timeout(self._config.shutdown_timeout):
-                try:
-                    await connection.shutdown(self._config.shutdown_timeout)
-                except errors.Unavailable as error:
-                    log.debug("shim of %s: %s", task, error)
-                if not self._shared(task):
-                    await (task.died.wait() if task.has_pid else connection.closed())
-        except (errors.NodeError, TimeoutError) as error:
-            log.warning("the shim of %s did not shut down: %s", task, error or "timed out")
+        if connection is not None:
+            try:
+                async with asyncio.timeout(self._config.shutdown_timeout):
+                    try:
+                        await connection.shutdown(self._config.shutdown_timeout)
+                    except errors.Unavailable as error:
+                        log.debug("shim of %s: %s", task, error)
+                    if not self._shared(task):
+                        await (task.died.wait() if task.has_pid else connection.closed())
+                return True
+            except (errors.NodeError, TimeoutError) as error:
+                log.warning("the shim of %s did not shut down: %s", task, error if str(error) else "timed out")
+        if self._shared(task):
+            return True
+        if task.kill_shim():
+            log.warning("the shim of %s does not end: killing it", task)
+            try:
+                await asyncio.wait_for(task.died.wait(), _ENDING)
+            except TimeoutError:
+                log.error("the shim of %s (pid %d) was killed, and is there still", task, task.shim_pid)
+        return False
 
     # ---------------------------------------------------------------------------------------------- after a start
 
@@ -926,16 +943,17 @@ class LocalTasks:
             task.followed = False
             self._tasks.pop((task.namespace, task.name), None)
             modern = task.connection is not None and task.connection.version >= 3
-            await self._end_shim(task)
-            if modern and missing is None:
+            fault("tasks.deleted")
+            ended = await self._end_shim(task)
+            if missing is None and (modern or not ended):
                 self._tell_the_end(task, how)
-            await self._forget(task)
+            await (self._forget(task) if ended else self._clear_away(task))
         if missing is not None:
             raise missing
         return how
 
     def _tell_the_end(self, task: _Task, how: Exit) -> None:
-        """Shims of containerd 2.x end without waiting for their last events to be taken: tell what those were. (Told twice they are dropped.)"""
+        """Shims of containerd 2.x end without waiting for their last events to be taken, and those that were killed have not waited: tell what those were. (Told twice they are dropped.)"""
         for process in (*task.execs.values(), task.init):
             if process.exit is not None and (process.exit.at or 0) > time.time_ns() - 30_000_000_000:
                 self._node.exited(task.namespace, task.name, process.exec_id, process.exit)

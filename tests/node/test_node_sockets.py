@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.kit import rpc
 from tests.support import Node, eventually, short_directory
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120),
-              pytest.mark.skipif(rpc.transport() != "wire", reason="grpcio binds its own sockets, once")]
+pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.once, pytest.mark.timeout(120)]
 
 
 def sockets(state: Path) -> dict[str, int]:

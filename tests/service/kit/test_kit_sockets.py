@@ -16,23 +16,25 @@ VERSION = version_pb2.DESCRIPTOR.services_by_name["Version"]
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("kind", ["grpc", "ttrpc"])
+@pytest.mark.parametrize("kind", ["wire", "grpcio", "ttrpc"])
 async def test_a_removed_socket_is_made_again_and_gone_at_the_end(kind: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice; who is connected stays so, others can connect, and nothing is left behind."""
     monkeypatch.setattr(sockets, "LOOK", 0.05)
+    if kind != "ttrpc":
+        monkeypatch.setenv("SPLITD_GRPC_TRANSPORT", kind)
     path = place / "s.sock"
 
     async def there() -> bool:
         return path.is_socket()
 
-    async with rpc.serving(path, []) if kind == "grpc" else ttrpc.serving(path, []):
+    async with rpc.serving(path, []) if kind != "ttrpc" else ttrpc.serving(path, []):
         async with rpc.Channel(path) as connected:
-            if kind == "grpc":
+            if kind != "ttrpc":
                 await connected.client(VERSION).Version(Empty(), timeout=5)
             for _ in range(2):
                 path.unlink()
                 await eventually_async(there, "it is not made again", 10)
-                if kind == "grpc":
+                if kind != "ttrpc":
                     await connected.client(VERSION).Version(Empty(), timeout=5)
                     async with rpc.Channel(path) as other:
                         await other.client(VERSION).Version(Empty(), timeout=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -334,6 +335,29 @@ async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: S
     for name in (*hung, "z"):
         await in_status(service.tasks, name, Status.RUNNING)
         await end(service.tasks, name)
+
+
+async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(service: Service) -> None:
+    """It hangs once it has deleted the task. The deletion is answered and told, nothing of the shim is left, and the name can be used at once."""
+    pid = await start(service.tasks, service.node, "hung", "sleep", "100")
+    shim = shim_of(service.node, "hung")
+    waiting = asyncio.create_task(service.tasks.wait(NS, "hung"))
+    os.kill(pid, signal.SIGKILL)
+    await waiting
+    (service.faults / "tasks.deleted").write_text("sleep 2")
+    deleting = asyncio.create_task(service.tasks.delete(NS, "hung"))
+    await eventually_async(lambda: asyncio.sleep(0, not (service.faults / "tasks.deleted").exists()), "the task is not deleted")
+    await asyncio.to_thread(freeze, shim)
+    try:
+        assert (await asyncio.wait_for(deleting, 30)).status == 137
+        assert not alive(shim)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(shim, signal.SIGCONT)
+    assert service.node.topics("hung") == LIFE
+    assert leftovers(service.node) == []
+    await start(service.tasks, service.node, "hung", "sleep", "100")
+    await end(service.tasks, "hung")
 
 
 async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:

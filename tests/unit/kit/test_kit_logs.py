@@ -59,12 +59,12 @@ def test_a_failed_call_leaves_a_line(lines: pytest.LogCaptureFixture, error: err
         assert lines.messages == [f"/s/M in namespace default failed: {error} ({errors.name(error.code)})"]
 
 
-def test_thousands_of_failed_calls_leave_a_few_lines_and_their_number(lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_failed_calls_leave_a_few_lines_and_their_number(lines: pytest.LogCaptureFixture) -> None:
     """Clients choose how many calls of theirs fail."""
     for _ in range(1000):
         logs.failed("/s/M", "", errors.Unknown("no"))
     assert len(lines.records) == 3
-    monkeypatch.setattr(logs._lines, "_left", 1.0)
+    logs._lines._bucket.give(1)
     logs.failed("/s/M", "", errors.Unknown("at last"))
     assert lines.messages[3:] == ["997 more calls failed, of which nothing is told: they were too many", "/s/M failed: at last (UNKNOWN)"]
 

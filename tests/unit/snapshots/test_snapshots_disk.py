@@ -11,7 +11,7 @@ import pytest
 
 from services.kit import errors
 from services.snapshots import disk, kernel
-from services.snapshots.overlay import capabilities, mapped_root, mount_options
+from services.snapshots.overlay import mapped_root, mount_options
 from services.snapshots.store import GID_MAPPING, UID_MAPPING
 
 
@@ -186,12 +186,6 @@ async def test_configured_options_come_once(place: Path) -> None:
     """What is configured is kept in front and not said again, with a value or without."""
     assert await mount_options(place, ["index=on", "nfs_export=on"]) == ("index=on", "nfs_export=on")
     assert (await mount_options(place, ["volatile"]))[0] == "volatile"
-
-
-def test_capabilities() -> None:
-    """In containerd's words; this machine can rebase."""
-    assert set(capabilities()) >= {"only-remap-ids", "rebase"}
-    assert "only-remap-ids" not in capabilities(slow_chown=True)
 
 
 @pytest.mark.parametrize(("uid", "gid", "root"), [
