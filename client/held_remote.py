@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.empty_pb2 import Empty
 
 from api.splitd.records.v1 import records_pb2
-from services.kit.rpc import Channel
+from services.kit.rpc import UNARY_TIMEOUT, Channel
 
 _RECORDS = records_pb2.DESCRIPTOR.services_by_name["Records"]
 
@@ -16,9 +16,9 @@ class RemoteHeld:
     def __init__(self, metadata: Channel) -> None:
         self._records = metadata.client(_RECORDS)
 
-    async def held(self) -> tuple[str, float]:
-        """Why and since when (seconds since the epoch) what the database does not know is held back; "" if nothing is."""
-        found = await self._records.GetHeld(Empty())
+    async def held(self, seconds: float = UNARY_TIMEOUT) -> tuple[str, float]:
+        """Why and since when (seconds since the epoch) what the database does not know is held back; "" if nothing is. ``seconds`` for the answer."""
+        found = await self._records.GetHeld(Empty(), timeout=seconds)
         return found.reason, found.since / 1e9
 
     async def release(self) -> None:

@@ -7,19 +7,17 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from api.grpc.health.v1 import health_pb2
 from api.splitd.registries.v1 import registries_pb2
+from client.held_remote import RemoteHeld
 from client.version_remote import version_of
 from deploy import running
 from deploy.place import Place
 from deploy.processes import PROCESSES, Process
 from deploy.supervision import RUNNING, Status, Supervisor
 from gateway.config import ProxyPlugin
-from services.kit import errors, rpc
+from services.kit import errors, health, rpc
 
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REGISTRIES = registries_pb2.DESCRIPTOR.services_by_name["Registries"]
-SERVING = health_pb2.HealthCheckResponse.SERVING
 PATIENCE = 3.0
 """Seconds for an answer; a process that takes longer is not healthy."""
 
@@ -34,6 +32,8 @@ class Health:
     trouble: str
     runs: tuple[str, str] | None = None
     """The version and the revision of the code that it runs; None if it does not tell, as before 0.2."""
+    lasting: bool = False
+    """Whether what is wrong with it, as it says itself, does not pass while one waits."""
 
     @property
     def healthy(self) -> bool:
@@ -71,7 +71,7 @@ async def _proxied(place: Place) -> list[Proxied]:
         answers = await asyncio.gather(*(_check(gateway, upstream, "") for upstream in upstreams.values()))
     troubles = dict(zip(found, answers, strict=True))
     return [Proxied(name, plugin.type, plugin.address, plugin.type != "snapshot" or name in ours,
-                    "does not answer the gateway" if troubles[name] not in ("", ABSENT) else "") for name, plugin in found.items()]
+                    "does not answer the gateway" if troubles[name].words not in ("", ABSENT) else "") for name, plugin in found.items()]
 
 
 def _upstream(name: str, plugin: ProxyPlugin) -> str:
@@ -91,7 +91,7 @@ async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
         answers = await asyncio.gather(*(_trouble(place, p, gateway, others) for p in processes))
         runs = dict(zip((p.name for p in processes), await asyncio.gather(*(_runs(place, p) for p in processes)), strict=True))
     troubles = dict(zip((p.name for p in processes), answers, strict=True))
-    return [Health(s, pss(s.pid), _and_silence(troubles[name], s) if name in troubles else _state_trouble(s), runs.get(name))
+    return [Health(s, pss(s.pid), _and_silence(troubles[name].words, s) if name in troubles else _state_trouble(s), runs.get(name), name in troubles and troubles[name].lasting)
             for name, s in statuses.items()]
 
 
@@ -113,32 +113,40 @@ def _state_trouble(status: Status) -> str:
     return status.trouble or status.state.lower()
 
 
-async def _trouble(place: Place, process: Process, gateway: rpc.Channel, others: Collection[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """What is wrong, "" if nothing."""
+
+    words: str = ""
+    lasting: bool = False
+
+
+async def _trouble(place: Place, process: Process, gateway: rpc.Channel, others: Collection[str]) -> _Trouble:
     """What is wrong with a process that runs: its own health first, then what the gateway says of it, but of ``others``, where somebody else's service stands in its place."""
     for name in process.sockets:
         async with rpc.Channel(place.state / name, process.name) as channel:
-            if trouble := await _check(channel, "", f"{name} "):
+            if (trouble := await _check(channel, "", f"{name} ")).words:
                 return trouble
     for upstream in (each for each in process.upstreams if each not in others):
-        if trouble := await _check(gateway, upstream, f"the gateway says: {upstream} "):
+        if (trouble := await _check(gateway, upstream, f"the gateway says: {upstream} ")).words:
             # A gateway that is away is its own trouble, not that of each process.
-            return "" if trouble.endswith(ABSENT) and process.name != "gateway" else trouble
-    return ""
+            return _Trouble() if trouble.words.endswith(ABSENT) and process.name != "gateway" else trouble
+    return _Trouble()
 
 
 ABSENT = "does not answer"
 
 
-async def _check(channel: rpc.Channel, service: str, prefix: str) -> str:
+async def _check(channel: rpc.Channel, service: str, prefix: str) -> _Trouble:
     try:
-        response = await channel.client(HEALTH).Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE)
+        serves, why = await health.check(channel, service, PATIENCE)
     except errors.NotFound:
-        return ""  # replaced by another's, or not configured: not this process's to answer for
+        return _Trouble()  # replaced by another's, or not configured: not this process's to answer for
     except (errors.Unavailable, errors.DeadlineExceeded):
-        return prefix + ABSENT
+        return _Trouble(prefix + ABSENT)
     except errors.NodeError as error:
-        return f"{prefix}answers: {error}"
-    return "" if response.status == SERVING else f"{prefix}is not serving"
+        return _Trouble(f"{prefix}answers: {error}")
+    return _Trouble() if serves else _Trouble(why or f"{prefix}is not serving", bool(why))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +183,41 @@ async def _registries(place: Place) -> list[Registry] | None:
     return [Registry(h.address, h.state, h.since, h.failures, h.last_error, h.throughput, h.rests_until, h.ranges_refused, h.ranges_refused_until) for h in response.hosts]
 
 
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """What metadata's collector does not take, since its database may have lost records."""
+
+    reason: str
+    since: float
+    """Seconds since the epoch."""
+
+
+def held_back(place: Place) -> HeldBack | None:
+    """None where nothing is held back, or metadata does not answer, which its own health explains."""
+    return asyncio.run(_held_back(place))
+
+
+async def _held_back(place: Place) -> HeldBack | None:
+    async with rpc.Channel(place.state / "metadata.sock", "metadata") as channel:
+        try:
+            reason, since = await RemoteHeld(channel).held(PATIENCE)
+        except errors.NodeError:
+            return None
+    return HeldBack(reason, since) if reason else None
+
+
+_DEATHS = 3
+"""So often a service that cannot start ends, and is started again, while it is waited for; its log says why."""
+
+
 def wait(place: Place, seconds: float, only: set[str] | None = None) -> list[Health]:
-    """Ask until all processes (or ``only`` these) are healthy, or the time is over; the last answers."""
+    """Ask until all processes (or ``only`` these) are healthy, or those that are not will not be, by their own words or as they cannot start, or the time is over; the last answers."""
     end = time.monotonic() + seconds
+    ended: dict[str, int] = {}
     while True:
         found = [h for h in of_node(place) if only is None or h.status.name in only]
-        if all(h.healthy for h in found) or time.monotonic() > end:
+        ends = {h.status.name: h.status.restarts - ended.setdefault(h.status.name, h.status.restarts) for h in found}
+        if all(h.healthy or h.lasting or ends[h.status.name] >= _DEATHS for h in found) or time.monotonic() > end:
             return found
         time.sleep(0.1)
 

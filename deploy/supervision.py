@@ -190,13 +190,38 @@ class Supervisor:
         except PermissionError:
             raise Failure(f"{self._place.supervisor_socket} is not yours: run this as root (sudo)") from None
         except (FileNotFoundError, ConnectionRefusedError):
+            if pid := pid_of(self._place):
+                raise Unreachable(f"supervisord (pid {pid}) runs, and nobody listens at {self._place.supervisor_socket}, which it makes again within a second if it was removed: "
+                                  f"see {self._place.hint('logs supervisord')}; {self._place.hint('down')} ends it all the same") from None
             raise not_up(self._place) from None
         except supervisor.ERRORS as error:
             raise Failure(f"supervisord at {self._place.supervisor_socket} does not answer: {error!r}") from None
 
 
+_AGAIN = 3.0
+"""Seconds in which a supervisord has made a socket again that was removed (``deploy/inside/sockets.py``)."""
+
+
+def reached(place: Place) -> Supervisor:
+    """The supervisord of a node, which answers; one whose socket was just removed is waited for. Failures as of any call."""
+    end = time.monotonic() + _AGAIN
+    supervisor = Supervisor(place)
+    while True:
+        try:
+            supervisor.pid()
+            return supervisor
+        except Unreachable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
 class NotUp(Failure):
     """There is no supervisord for this state directory."""
+
+
+class Unreachable(Failure):
+    """There is one, and its socket is not there."""
 
 
 class Unknown(Failure):

@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not (services or arguments.containers or supervision.is_up(here)):
         say(f"no node is up at {here.state}: nothing to stop")
         return 0
-    supervisor = supervision.Supervisor(here)
     try:
+        supervisor = supervision.reached(here)
         pid, end = supervisor.pid(), supervisor.shutdown
-    except supervision.NotUp:
+    except (supervision.NotUp, supervision.Unreachable):
         pid = supervision.pid_of(here)
         if services or not pid:
             raise

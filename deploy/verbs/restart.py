@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure(f"say which service ({', '.join(NAMES)}), or --all", 2)
     up.known(arguments.service)
     here = place.find(arguments)
-    supervisor = supervision.Supervisor(here)
-    supervisor.pid()  # raises what is wrong
+    supervisor = supervision.reached(here)
     _refuse_another_configuration(here, place.given_config(arguments))
     for name in _running(supervisor) if arguments.all else arguments.service:
         supervisor.stop(named(name))

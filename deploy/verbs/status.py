@@ -24,22 +24,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
     try:
-        supervisor = supervision.Supervisor(here)
+        supervisor = supervision.reached(here)
         supervisor_pid = supervisor.pid()
         found = health.of_node(here)
         others = health.proxied(here)
     except supervision.NotUp as failure:
         if arguments.json:
-            print(json.dumps(describe(here, 0, [], [], None)))
+            print(json.dumps(describe(here, 0, [], [], None, None)))
             return failure.code
         raise
+    held = health.held_back(here)
     asking = any(h.healthy for h in found if h.status.name == "images")
     registries = health.registries(here) if asking else None
     if arguments.json:
-        print(json.dumps(describe(here, supervisor_pid, found, others, registries), indent=2))
+        print(json.dumps(describe(here, supervisor_pid, found, others, registries, held), indent=2))
     else:
         print_table(here, found, others)
-        say(*revisions.differences(here, found, supervisor.code()), *killed(found), *troubled(registries or [], time.time()))
+        say(*revisions.differences(here, found, supervisor.code()), *killed(found), *kept(here, held), *troubled(registries or [], time.time()))
     return 0 if _healthy(found, others) else 1
 
 
@@ -48,11 +49,12 @@ def _healthy(found: list[health.Health], others: list[health.Proxied]) -> bool:
     return all(h.healthy for h in found) and all(p.healthy for p in others if p.in_place)
 
 
-def describe(here: Place, supervisor_pid: int, found: list[health.Health], others: list[health.Proxied], registries: list[health.Registry] | None) -> dict[str, object]:
+def describe(here: Place, supervisor_pid: int, found: list[health.Health], others: list[health.Proxied], registries: list[health.Registry] | None,
+             held: health.HeldBack | None) -> dict[str, object]:
     """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are what is installed,
     those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
 
-    ``database`` is metadata's, in bytes. ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
+    ``database`` is metadata's, in bytes. ``held_back`` is why and since when (seconds since the epoch) what it does not know is not collected; null where nothing is held back, or metadata does not answer. ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
     """
     return {
         "version": version.VERSION, "revision": version.installed(), "root": str(here.root), "state": str(here.state), "address": str(here.socket),
@@ -65,6 +67,7 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], other
         } for h in found],
         "proxy_plugins": [{**dataclasses.asdict(p), "healthy": p.healthy} for p in others],
         "database": database(here),
+        "held_back": held and dataclasses.asdict(held),
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
     }
 
@@ -73,6 +76,11 @@ def killed(found: list[health.Health]) -> list[str]:
     """A line for each service of which the watchdog has killed processes."""
     return [f"{h.status.name} hung and was killed {_times(h.status.watched.killed)}, last at {_clock(h.status.watched.at)}: {h.status.watched.why}; "
             "its stacks are in its log" for h in found if h.status.watched.killed]
+
+
+def kept(here: Place, held: health.HeldBack | None) -> list[str]:
+    """A line where the collector holds things back, which cost room until an operator says something."""
+    return [f"what the database does not know is held back since {_clock(held.since)}: {held.reason}; see docs/damaged-database.md, then {here.hint('gc --release')}"] if held else []
 
 
 def _times(count: int) -> str:

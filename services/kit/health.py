@@ -1,20 +1,24 @@
 """grpc.health.v1.Health over a table of names and states.
 
-"" is the process as a whole; every service that it serves has an entry under its full name.
+"" is the process as a whole; every service that it serves has an entry under its full name. Why one does not serve, and will not by itself, is told beside the answer, in a trailing header.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import cast
 
 from api.grpc.health.v1 import health_pb2 as pb
 from services.kit import errors
-from services.kit.rpc import Call
+from services.kit.rpc import Call, Channel
 
 SERVING = pb.HealthCheckResponse.SERVING
 NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
+
+_TROUBLE = "splitd-trouble-bin"
+_LONGEST = 2000
+"""Bytes of it that are told."""
 
 
 class HealthServicer:
@@ -22,8 +26,10 @@ class HealthServicer:
 
     SERVICE = pb.DESCRIPTOR.services_by_name["Health"]
 
-    def __init__(self, table: Mapping[str, int], *, poll: float = 0.5) -> None:
+    def __init__(self, table: Mapping[str, int], *, poll: float = 0.5, trouble: Callable[[], str] = str) -> None:
+        """``trouble`` says why the process ails; "" if it does not, or for a moment only."""
         self._table = table
+        self._trouble = trouble
         self._poll = poll
 
     async def Check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:
@@ -31,6 +37,8 @@ class HealthServicer:
         status = self._table.get(request.service)
         if status is None:
             raise errors.NotFound(f"service {request.service}")
+        if status != SERVING and (trouble := self._trouble()):
+            call.trailing.append((_TROUBLE, trouble.encode()[:_LONGEST]))
         return pb.HealthCheckResponse(status=cast(pb.HealthCheckResponse.ServingStatus, status))
 
     async def Watch(self, request: pb.HealthCheckRequest, call: Call) -> AsyncIterator[pb.HealthCheckResponse]:
@@ -42,3 +50,15 @@ class HealthServicer:
                 last = status
                 yield pb.HealthCheckResponse(status=cast(pb.HealthCheckResponse.ServingStatus, status))
             await asyncio.sleep(self._poll)
+
+
+async def check(channel: Channel, service: str, seconds: float) -> tuple[bool, str]:
+    """Whether a service in another process serves, and, if not, why it will not by itself ("" where that is not told). Errors as of any call."""
+    path = f"/{HealthServicer.SERVICE.full_name}/Check"
+    async with channel.stream(path, {}, seconds, pb.HealthCheckRequest.SerializeToString, pb.HealthCheckResponse.FromString) as asked:  # a stream's trailing headers can be had
+        await asked.send(pb.HealthCheckRequest(service=service))
+        await asked.done_sending()
+        answer = await asked.receive()
+        await asked.receive()
+        told = asked.trailing().get(_TROUBLE, b"")
+    return answer is not None and answer.status == SERVING, told.decode(errors="replace") if isinstance(told, bytes) else ""

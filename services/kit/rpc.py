@@ -333,6 +333,8 @@ class Server:
         self.health = health
         self.running: dict[asyncio.Task[Any], tuple[str, bool]] = {}  # or what stands for a task: it can be cancelled
         self.draining = False
+        self.trouble = ""
+        """Why what is served here ails, where that does not pass by itself."""
 
     def calls(self) -> list[str]:
         """The methods being answered now, one entry per call."""
@@ -346,8 +348,9 @@ class Server:
         """The transport's part of :meth:`stop`."""
         raise NotImplementedError
 
-    def ail(self) -> None:
-        """Say by the health of all that is served here that it does not serve, or not well."""
+    def ail(self, trouble: str = "") -> None:
+        """Say by the health of all that is served here that it does not serve, or not well, and why, where that does not pass by itself."""
+        self.trouble = trouble
         self.health.update(dict.fromkeys(self.health, _NOT_SERVING))
 
     async def stop(self, grace: float) -> None:
@@ -452,7 +455,7 @@ async def serving(
     if "grpc.health.v1.Health" not in health:
         from services.kit.health import HealthServicer
 
-        servicers.append(HealthServicer(health))
+        servicers.append(HealthServicer(health, trouble=lambda: server.trouble))
     from services.kit.version_server import VersionServicer
 
     servicers.append(VersionServicer())

@@ -53,7 +53,7 @@ class Soundness:
         """While it lasts ``server``'s health says what is found."""
         self._server = server
         if self._found:
-            server.ail()
+            server.ail(self._found)
         yield
 
     async def close(self) -> None:
@@ -75,7 +75,7 @@ class Soundness:
         self._found = why
         log.error("%s", why)
         if self._server is not None:
-            self._server.ail()
+            self._server.ail(why)
         return True
 
     async def _hold(self, why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,33 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
             assert snapshots <= {p.name for p in Path(node.root / "snapshots/overlayfs/snapshots").iterdir()}, "a snapshot of the lost database was deleted"
         finally:
             node.clear()
+
+
+def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
+    """``up`` does not wait for what will not pass, and says what metadata says; so does ``status``, with what is held back. Where it cannot start at all, its log's last word is told."""
+    node = Node(place)
+    try:
+        node.up()
+        for number in range(60):
+            node.ctr("namespaces", "create", f"space{number}", "filler=" + "x" * 3000)
+        node.down()
+        database = node.root / "metadata" / "metadata.db"
+        data = bytearray(database.read_bytes())
+        for page in range(20, 40):
+            data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+        database.write_bytes(data)
+        node.splitd("up", ok=None)
+        eventually(lambda: not node.status()["healthy"], "damaged pages are not found")
+        said = node.splitd("up", "--timeout", "600", ok=False).stderr
+        assert f"metadata is not healthy: {database} is damaged" in said
+        assert "docs/damaged-database.md" in said
+        assert "is damaged" in eventually(lambda: node.status()["held_back"])["reason"]
+        assert f"held back since {time.strftime('%Y-')}" in node.splitd("status", ok=False).stdout
+        node.down()
+        data[:100] = b"\xff" * 100
+        database.write_bytes(data)
+        said = node.splitd("up", "--timeout", "600", ok=False).stderr
+        assert "metadata cannot run" in said
+        assert "docs/damaged-database.md" in said
+    finally:
+        node.clear()

@@ -345,6 +345,8 @@ def test_a_node_whose_lock_or_socket_was_removed_is_found_and_stopped(place: Pat
         assert not node.remains()
         assert "nothing to stop" in node.splitd("down").stdout
         node.up()
+        (node.state / "supervisor.sock").unlink()
+        assert node.status()["healthy"], "status does not wait until it is there again"
         for name in ("supervisord.lock", "supervisor.sock"):
             (node.state / name).unlink()
         assert f"the node at {node.state} is down" in node.splitd("down").stdout

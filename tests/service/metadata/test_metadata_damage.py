@@ -11,6 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.services.containers.v1 import containers_pb2
 from api.splitd.records.v1 import records_pb2
 from services.kit import errors
+from services.kit import health as kit_health
 from services.kit.rpc import Channel
 from tests.service.metadata.test_metadata_records import NO_COLLECTION
 from tests.suites.containers import CONTAINERS, container
@@ -74,6 +75,10 @@ async def test_damaged_pages(place: Path) -> None:
         await eventually_async(ill, "damaged pages are not found")
         assert "metadata.db is damaged" in process.text()
         async with Channel(socket) as channel:
+            serves, why = await kit_health.check(channel, "", 5.0)
+            assert not serves
+            assert "metadata.db is damaged" in why
+            assert "docs/damaged-database.md" in why
             with pytest.raises(errors.DataLoss, match="is damaged.* docs/damaged-database.md"):
                 await channel.client(CONTAINERS).List(containers_pb2.ListContainersRequest(), headers=headers("damage"))
 
