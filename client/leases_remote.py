@@ -108,9 +108,10 @@ async def kept(channel: Channel, headers: Mapping[str, str | bytes], reference: 
     try:
         yield {**headers, LEASE: own}
     except BaseException:
-        holds = await leases.ListResources(leases_pb2.ListResourcesRequest(id=own), headers=headers)
-        if all(resource.type == "ingests" for resource in holds.resources):  # which live a day by themselves
-            await _delete(leases, own, headers)
+        with contextlib.suppress(errors.NodeError):  # that of the block is the one to be told; and the lease ends by itself
+            holds = await leases.ListResources(leases_pb2.ListResourcesRequest(id=own), headers=headers)
+            if all(resource.type == "ingests" for resource in holds.resources):  # which live a day by themselves
+                await _delete(leases, own, headers)
         raise
     await _delete(leases, own, headers)
     for lease in before.leases:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import getpass
 import os
+import re
 import signal
 import socket
 import sys
@@ -192,8 +193,12 @@ def _listening(here: Place) -> bool:
     return True
 
 
+_AWAY = re.compile(r"\bservice [\w.-]+ (is not reachable|has been silent|went away)")
+"""What is said of a process of the node, as of one that is restarted, and of no registry."""
+
+
 def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
-    """Do ``work``, which Ctrl-C (or SIGTERM, or SIGHUP) cancels: a Failure that says so, and ``resumed``: what is kept of it."""
+    """Do ``work``, which Ctrl-C (or SIGTERM, or SIGHUP) cancels: a Failure that says so, and ``resumed``: what is kept of it. So it is where a service of the node went away meanwhile."""
     async def guarded() -> T:
         task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
         caught: list[signal.Signals] = []
@@ -210,6 +215,10 @@ def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
             if not caught:
                 raise
             raise Failure(f"cancelled{resumed and '; ' + resumed}", 128 + caught[0]) from None
+        except errors.Unavailable as error:
+            if not (resumed and _AWAY.search(str(error))):
+                raise
+            raise Failure(f"{error}; {resumed}") from None
 
     return asyncio.run(guarded())
 

@@ -91,7 +91,7 @@ class Pull:
         return done.returncode, done.stderr
 
     async def check(self) -> None:
-        """It ends well or in one clear line, and then the same command goes on; what it pulled runs."""
+        """It ends well or in one clear line that says so, and then the same command goes on; what it pulled runs."""
         assert self.ended is not None
         code, said = await self.ended
         print(f"the pull ended with {code} {said.strip()!r}")
