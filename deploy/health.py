@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from api.splitd.registries.v1 import registries_pb2
-from client.held_remote import RemoteHeld
 from client.version_remote import version_of
 from deploy import running
 from deploy.place import Place
@@ -181,29 +180,6 @@ async def _registries(place: Place) -> list[Registry] | None:
         except errors.NodeError:
             return None
     return [Registry(h.address, h.state, h.since, h.failures, h.last_error, h.throughput, h.rests_until, h.ranges_refused, h.ranges_refused_until) for h in response.hosts]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldBack:
-    """What metadata's collector does not take, since its database may have lost records."""
-
-    reason: str
-    since: float
-    """Seconds since the epoch."""
-
-
-def held_back(place: Place) -> HeldBack | None:
-    """None where nothing is held back, or metadata does not answer, which its own health explains."""
-    return asyncio.run(_held_back(place))
-
-
-async def _held_back(place: Place) -> HeldBack | None:
-    async with rpc.Channel(place.state / "metadata.sock", "metadata") as channel:
-        try:
-            reason, since = await RemoteHeld(channel).held(PATIENCE)
-        except errors.NodeError:
-            return None
-    return HeldBack(reason, since) if reason else None
 
 
 _DEATHS = 3

@@ -10,6 +10,7 @@ import time
 
 from client.shown import say, table
 from deploy import health, place, revisions, supervision
+from deploy import held as heldback
 from deploy.place import Place
 from services.kit import version
 
@@ -30,10 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
         others = health.proxied(here)
     except supervision.NotUp as failure:
         if arguments.json:
-            print(json.dumps(describe(here, 0, [], [], None, None)))
+            print(json.dumps(describe(here, 0, [], [], None, [])))
             return failure.code
         raise
-    held = health.held_back(here)
+    held = heldback.known(here)
     asking = any(h.healthy for h in found if h.status.name == "images")
     registries = health.registries(here) if asking else None
     if arguments.json:
@@ -50,11 +51,11 @@ def _healthy(found: list[health.Health], others: list[health.Proxied]) -> bool:
 
 
 def describe(here: Place, supervisor_pid: int, found: list[health.Health], others: list[health.Proxied], registries: list[health.Registry] | None,
-             held: health.HeldBack | None) -> dict[str, object]:
+             held: list[heldback.HeldBack]) -> dict[str, object]:
     """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are what is installed,
     those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
 
-    ``database`` is metadata's, in bytes. ``held_back`` is why and since when (seconds since the epoch) what it does not know is not collected; null where nothing is held back, or metadata does not answer. ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
+    ``database`` is metadata's, in bytes. ``held_back`` is of whom (``what``), why and since when (seconds since the epoch) what records do not know is not removed. ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
     """
     return {
         "version": version.VERSION, "revision": version.installed(), "root": str(here.root), "state": str(here.state), "address": str(here.socket),
@@ -67,7 +68,7 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], other
         } for h in found],
         "proxy_plugins": [{**dataclasses.asdict(p), "healthy": p.healthy} for p in others],
         "database": database(here),
-        "held_back": held and dataclasses.asdict(held),
+        "held_back": [dataclasses.asdict(each) for each in held],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
     }
 
@@ -78,9 +79,9 @@ def killed(found: list[health.Health]) -> list[str]:
             "its stacks are in its log" for h in found if h.status.watched.killed]
 
 
-def kept(here: Place, held: health.HeldBack | None) -> list[str]:
-    """A line where the collector holds things back, which cost room until an operator says something."""
-    return [f"what the database does not know is held back since {_clock(held.since)}: {held.reason}; see docs/damaged-database.md, then {here.hint('gc --release')}"] if held else []
+def kept(here: Place, held: list[heldback.HeldBack]) -> list[str]:
+    """A line for each who holds things back, which cost room until an operator says something."""
+    return [f"what {each.what} does not know is held back since {_clock(each.since)}: {each.reason}; see docs/damaged-database.md, then {here.hint('gc --release')}" for each in held]
 
 
 def _times(count: int) -> str:

@@ -32,7 +32,8 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             await stack.enter_async_context(snapshotter)
         for snapshotter in snapshotters:
             servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(snapshotter.root), RemovalsServicer(snapshotter.remove_all)]
-            await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace, relayed=True))
+            server = await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace, relayed=True))
+            snapshotter.soundness.told_by(server)
         diff = DiffServicer(node.state / "internal.sock", top / "diff")
         stack.push_async_callback(diff.close)
         await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace, relayed=True))

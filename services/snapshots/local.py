@@ -34,6 +34,7 @@ from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.snapshots import disk
 from services.snapshots.durable import FilesystemSync
+from services.snapshots.soundness import Soundness
 from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
 from services.snapshots.tree import Row, Rows, Tree, row_of
 
@@ -66,9 +67,10 @@ class LocalSnapshotter(ABC):
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        self._tree = Tree(root / "metadata.db")
         self._unnoted = ""
         """Why things are held back, where that could not be noted."""
+        self.soundness = Soundness(root / "metadata.db", self._hold)
+        self._tree = Tree(root / "metadata.db", self.soundness.damaged)
         if lost := self._tree.lost or (f"{root}/metadata.db is new, though there are snapshots" if self._tree.is_new and any(map(_id_in, os.listdir(self._directory))) else ""):
             self._hold(lost)
         for made in (root, root.parent):
@@ -79,6 +81,8 @@ class LocalSnapshotter(ABC):
         self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, os.listdir(self._directory))]) + 1)
         self._staged: set[str] = set()
         """Names in ``snapshots`` of what is being made before its record is asked for."""
+        self._believed = False
+        """All pages of the database are what they were, as far as is known."""
         self._copied: Counter[int] = Counter()
         """Ids of parents of those: they have children that no record knows yet."""
         self._committing: dict[str, asyncio.Future[None]] = {}
@@ -95,6 +99,7 @@ class LocalSnapshotter(ABC):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self.soundness.aclose()
         await self._tree.close()
         if self._sweeping is not None:
             await self._sweeping
@@ -368,6 +373,9 @@ class LocalSnapshotter(ABC):
             self._discard(paths)
 
     def _hold(self, lost: str) -> None:
+        """The first reason stays."""
+        if self._held():
+            return
         log.error("%s; what is in %s without a record stays; %s", lost, self._directory, damage.WHAT_TO_DO)
         try:
             (self.root / HELD).write_text(f"{lost}\n")
@@ -386,8 +394,8 @@ class LocalSnapshotter(ABC):
 
     async def cleanup(self) -> None:
         if held := self._held():
-            raise errors.FailedPrecondition(f"{held}: directories without a record are kept, until {self.root / HELD} is removed")
-        left = await disk.remove(await self._tree.write(self._unrecorded))
+            raise errors.FailedPrecondition(f"{held}: directories without a record are kept, until {self.root / HELD} is removed (splitd gc --release)")
+        left = await disk.remove(await self._tree.write(self._unrecorded)) if await self._sound() else []
         if left:
             log.warning("%s: %d directories without a record could not be removed", self.root, len(left))
 
@@ -401,8 +409,14 @@ class LocalSnapshotter(ABC):
         self._sweeping = asyncio.ensure_future(self._swept())
         self._sweeping.add_done_callback(loops.told)
 
+    async def _sound(self) -> bool:
+        """Whether the database can be believed: all its pages are looked at before what it does not know is removed; what is met with later is told by whoever reads it."""
+        if not self._believed:
+            self._believed = await self.soundness.checked()
+        return self._believed and not self._held()
+
     async def _swept(self) -> None:
-        if self._held():
+        if self._held() or not await self._sound():
             return
         try:
             self._discard(await self._tree.write(self._unrecorded))

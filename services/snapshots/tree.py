@@ -128,7 +128,10 @@ def row_of(columns: tuple[Any, ...]) -> Row:
 
 def _row(number: int, key: str, parent: int | None, parent_key: str, kind: int, created_at: int, updated_at: int, labels: str, size: int,
          inodes: int) -> Row:
-    return Row(number, parent, Info(key, Kind(kind), created_at, updated_at, parent_key, json.loads(labels)), Usage(size, inodes))
+    try:
+        return Row(number, parent, Info(key, Kind(kind), created_at, updated_at, parent_key, json.loads(labels)), Usage(size, inodes))
+    except (ValueError, TypeError) as error:
+        raise errors.DataLoss(f"snapshot records: that of {key} is damaged ({error}): {damage.WHAT_TO_DO}") from None
 
 
 def _dump(labels: Mapping[str, str]) -> str:
@@ -146,8 +149,10 @@ class _Work:
 class Tree:
     """The records in ``path``, made if it is not there. Used in one event loop, by one process (``kit.process.owned``)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, damaged: Callable[[str], None] = log.error) -> None:
+        """``damaged`` is told, in the loop's thread, of pages that are not what they were; what was asked for is refused with the same words."""
         self._path = path
+        self._damaged = damaged
         self.is_new = not path.exists()
         wal.take_back(path)
         before = damage.Log(path)
@@ -172,7 +177,10 @@ class Tree:
 
     def last_id(self) -> int:
         """The highest id that a snapshot ever had."""
-        row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
+        try:
+            row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._refusal(error) from None
         return 0 if row is None else int(row[0])
 
     def view(self, work: Callable[[Rows], T]) -> T:
@@ -180,8 +188,16 @@ class Tree:
         self._reader.execute("BEGIN")
         try:
             return work(Rows(self._reader))
+        except sqlite3.DatabaseError as error:
+            if isinstance(refusal := self._refusal(error), errors.DataLoss):
+                self._damaged(str(refusal))
+            raise refusal from None
         finally:
             self._reader.execute("ROLLBACK")
+
+    def _refusal(self, error: sqlite3.Error) -> Exception:
+        """What is answered in its place."""
+        return errors.DataLoss(f"snapshot records: {self._path} is damaged: {error}: {damage.WHAT_TO_DO}") if damage.is_damage(error) else error
 
     async def write(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work``, run in the tree's thread, once what it changed is durable.
@@ -239,6 +255,10 @@ class Tree:
         log.error("the snapshot records %s cannot be written: %s", self._path, error)
         with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
             self._writer.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error) and isinstance(refusal := self._refusal(error), errors.DataLoss):
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._damaged, str(refusal))
+            return refusal
         return wal.failure(error, "snapshot records")
 
     def _commit(self, batch: list[_Work]) -> None:

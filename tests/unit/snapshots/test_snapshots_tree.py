@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import threading
@@ -117,6 +118,38 @@ async def test_a_database_that_is_none(place: Path) -> None:
     newer.close()
     with pytest.raises(errors.FailedPrecondition, match="layout 2"):
         Tree(place / "newer.db")
+
+
+async def test_damaged_pages(place: Path) -> None:
+    """They are found before anything without a record is removed, and nothing is then, even if an operator says so; calls that meet them say what is wrong, and health does."""
+    async with OverlaySnapshotter(place / "running") as snapshotter:
+        for number in range(30):
+            await snapshotter.prepare(f"k{number}", labels={"filler": "x" * 3000})
+        snapshotter._tree._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        shutil.copytree(place / "running", place / "o")
+    database, held = place / "o" / "metadata.db", place / "o" / "held"
+    data = bytearray(database.read_bytes())
+    for page in range(8, 20):
+        data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+    database.write_bytes(data)
+    said = list[str]()
+
+    class Server:
+        def ail(self, trouble: str = "") -> None:
+            said.append(trouble)
+
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        await eventually_async(lambda: asyncio.sleep(0, held.exists()), "nothing is held back")
+        snapshotter.soundness.told_by(Server())
+        assert [f"{database} is damaged" in trouble and "docs/damaged-database.md" in trouble for trouble in said] == [True]
+        with pytest.raises(errors.DataLoss, match="metadata.db is damaged: .* docs/damaged-database.md"):
+            [info async for info in snapshotter.list()]
+        with pytest.raises(errors.DataLoss, match="metadata.db is damaged"):
+            for number in range(30):
+                await snapshotter.update(f"k{number}", {"a": "b"}, ["labels.a"])
+        held.unlink()
+        await snapshotter.cleanup()
+        assert len(os.listdir(place / "o" / "snapshots")) == 30
 
 
 async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
