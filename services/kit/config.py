@@ -42,7 +42,7 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
     where, table = (f'[plugins."{_SERVER}"]', server) if server else ("[grpc]", file.tables.get("grpc", {}))
     address = table.get("address", "")
     if address not in ("", str(node.state / "containerd.sock")):
-        yield "warning", f"config file {file.path}: {where} address {address!r} has no effect: the node listens at containerd.sock in its state directory"
+        yield "warning", f"config file {file.path}: {where} address {address!r} has no effect: the node listens at containerd.sock in its state directory, to which a symbolic link there can lead clients"
     for key, value in server.items():
         if value and key != "address":
             yield "warning", f"config file {file.path}: {where} {key} is containerd's and means nothing here"

@@ -83,7 +83,7 @@ def test_an_address_of_containerds_that_is_not_the_nodes_is_said(form: str, wher
     head = "version = 4\nstate = '/x/s'\n" + ("[grpc]\naddress = '/x/old.sock'\n" if form != "[grpc]" else "")
     path.write_text(f"{head}{form}\naddress = '/x/c.sock'\ngid = 0\nmax_recv_message_size = 7\n")
     said = [w for w in configuration.check(path).warnings if where in w]
-    assert f"config file {path}: {where} address '/x/c.sock' has no effect: the node listens at containerd.sock in its state directory" in said
+    assert f"config file {path}: {where} address '/x/c.sock' has no effect: the node listens at containerd.sock in its state directory, to which a symbolic link there can lead clients" in said
     assert len(said) == 2  # the other is of max_recv_message_size
     path.write_text(f"{head}{form}\naddress = '/x/s/containerd.sock'\ngid = 0\n")
     assert not any(where in w for w in configuration.check(path).warnings)
