@@ -107,6 +107,10 @@ class SnapshotsServicer:
                 if intent.target:
                     return None  # the backend has it already, as remote snapshotters do
                 raise _NumberTakenError(str(error)) from None
+            except errors.NotFound as error:
+                if not intent.raw_parent:
+                    raise
+                raise errors.NotFound.verbatim(f"snapshot {request.parent} is recorded, and {upstream.name} does not have it (docs/damaged-database.md): {error}") from None
 
         mounts = await self._records.outcome(intent, call, upstream, attempt, created)
         finish = records_pb.FinishRequest(intent=intent.id)
