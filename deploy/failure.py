@@ -20,6 +20,6 @@ LIKENESS = 0.7
 
 
 def mistyped(word: str, known: list[str], what: str, meant: str = "") -> str:
-    """What to say of a word that is none of those known; ``meant`` is what it stands for, where that is known."""
-    near = [meant] if meant else difflib.get_close_matches(word, known, 1, LIKENESS)
-    return f"{what} {word!r} is not known{f', did you mean {near[0]!r}?' if near else ''} ({', '.join(known)})"
+    """What to say of a word that is none of those known; ``meant`` is what it stands for, where that is known, with why behind a colon."""
+    near, _, why = meant.partition(": ") if meant else (next(iter(difflib.get_close_matches(word, known, 1, LIKENESS)), ""), "", "")
+    return f"{what} {word!r} is not known{f', did you mean {near!r}?' if near else ''}{f' {why}' if why else ''} ({', '.join(known)})"

@@ -37,8 +37,8 @@ VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "i
 ELSEWHERE = {
     "start": "up", "stop": "down", "load": "images import", "save": "images export", "rmi": "images remove",
     **{word: f"images {word}" for word in ("inspect", "remove", "rm", "tag", "export", "import", "list", "ls")},
-    **dict.fromkeys(("ps", "top"), "status: containers are shown by a client, such as ctr tasks ls"),
-    **dict.fromkeys(("run", "exec", "kill"), "ctr run: containers are started by a client, such as ctr"),
+    **dict.fromkeys(("ps", "top"), "status: Containers are shown by a client, such as ctr tasks ls"),
+    **dict.fromkeys(("run", "exec", "kill"), "ctr run: Containers are started by a client, such as ctr"),
 }
 """Words that people bring from other programs, and what they are here."""
 

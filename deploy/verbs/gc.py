@@ -6,7 +6,7 @@ import argparse
 import time
 
 from client.shown import say
-from deploy import held, place
+from deploy import held, place, supervision
 from deploy.failure import Failure
 from deploy.place import Place
 from services.kit import errors
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         _run(here, release=arguments.release)
     except errors.Unavailable as error:
-        raise Failure(f"{error}: is the node up? ({here.hint('status')})", 3) from None
+        raise (Failure(f"{error} (see {here.hint('status')})", 3) if supervision.is_up(here) else supervision.not_up(here)) from None
     return 0
 
 

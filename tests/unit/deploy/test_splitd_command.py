@@ -26,7 +26,7 @@ MISTYPED = [
     (["upp"], "did you mean 'up'?"),
     (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, leases, gc, version, help, completion)"),
     (["donw"], "did you mean 'down'?"),
-    (["ps"], "did you mean 'status: containers are shown by a client, such as ctr tasks ls'?"),
+    (["ps"], "did you mean 'status'? Containers are shown by a client, such as ctr tasks ls"),
     (["rmi", "x"], "did you mean 'images remove'?"),
     (["ls"], "did you mean 'images ls'?"),
     (["stop"], "did you mean 'down'?"),
