@@ -63,7 +63,7 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
         assert "docs/damaged-database.md" in said
         assert "is damaged" in eventually(lambda: node.status()["held_back"])["reason"]
         assert f"held back since {time.strftime('%Y-')}" in node.splitd("status", ok=False).stdout
-        node.down()
+        node.down(containers=False)
         data[:100] = b"\xff" * 100
         database.write_bytes(data)
         said = node.splitd("up", "--timeout", "600", ok=False).stderr
