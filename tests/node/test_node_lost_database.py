@@ -71,33 +71,3 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
         assert "docs/damaged-database.md" in said
     finally:
         node.clear()
-
-
-def test_a_snapshotter_that_lost_its_database_removes_nothing(place: Path, registry: Registry) -> None:
-    """What a container wrote is still there; who misses a layer is told what happened; the image is pulled anew, and once the operator says so, what nobody knows goes."""
-    reference = f"{registry.host}/box:1"
-    node = Node(place)
-    snapshots = node.root / "snapshots/overlayfs"
-    try:
-        node.up()
-        node.ctr("images", "pull", "--plain-http", reference)
-        node.ctr("run", reference, "wrote", "sh", "-c", "echo precious >/kept")
-        [written] = (snapshots / "snapshots").glob("*/fs/kept")
-        node.down()
-        for path in snapshots.glob("metadata.db*"):
-            path.unlink()
-        node.up()
-        assert "was not there, and is made anew" in node.splitd("gc").stdout
-        assert [each["what"] for each in node.status()["held_back"]] == ["snapshots.overlayfs"]
-        assert "docs/damaged-database.md" in node.ctr("run", "--rm", reference, "other", "true", ok=False).stderr
-        node.ctr("containers", "rm", "wrote")
-        node.splitd("images", "rm", "--sync", reference)
-        node.splitd("pull", "--plain-http", reference)
-        assert node.out("run", "--rm", reference, "other", "echo", "works") == "works\n"
-        assert written.read_text() == "precious\n"
-        node.splitd("gc", "--release")
-        eventually(lambda: not written.exists(), "what nobody knows stays")
-        assert node.out("run", "--rm", reference, "other", "echo", "works") == "works\n"
-        assert not node.status()["held_back"]
-    finally:
-        node.clear()
