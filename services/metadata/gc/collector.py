@@ -343,8 +343,6 @@ def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[K
         return _Buried([], len(written), living, set(batch))
     records, events = found.records, list[Event]()
     spared, blobs = set[Node](), list[tuple[str, str]]()
-    records, events = found.records, list[Event]()
-    spared, blobs = set[Node](), list[tuple[str, str]]()
     changed = touched(tx, written)
     living = living | changed | revived(tx, records, found.marking, changed)  # not in place: a transaction may be run again
     for node in batch:
