@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -289,7 +290,8 @@ class Connection:
         if isinstance(self.channel, ttrpc.Channel):
             await self.channel.connect(timeout)
         elif not await self.channel.wait_connected(timeout):
-            raise errors.Unavailable(f"connect to {self.address.address}: timed out") from TimeoutError()
+            cause = _refusal(socket_path(self.address.address)) or TimeoutError("timed out")
+            raise errors.Unavailable(f"connect to {self.address.address}: {errors.words(cause)}") from cause
 
     async def close(self) -> None:
         await self.channel.close()
@@ -369,6 +371,19 @@ class Connection:
     async def shutdown(self, timeout: float) -> None:
         """Ask the shim to end; one that serves other tasks does not."""
         await self._call("Shutdown", pb.ShutdownRequest(id=self._id), Empty, timeout)
+
+
+def _refusal(path: str) -> OSError | None:
+    """Why nobody can connect there; None if somebody listens. (A gRPC channel tries again and again, and does not say.)"""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(path)
+    except BlockingIOError:  # his queue is full
+        return None
+    except OSError as error:
+        return error
+    return None
 
 
 def socket_path(address: str) -> str:

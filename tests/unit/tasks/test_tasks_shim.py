@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from services.kit import errors, settings
 from services.tasks import config
 from services.tasks.bundle import Address, Bundle
 from services.tasks.shim import (
+    Connection,
     Environment,
     Program,
     check_id_mapped_mounts,
@@ -56,6 +58,26 @@ def test_socket_paths() -> None:
     assert socket_path("/containerd-shim/x") == "\0/containerd-shim/x"
     with pytest.raises(errors.Unimplemented, match="vsock"):
         socket_path("vsock://3:1024")
+
+
+@pytest.mark.parametrize("protocol", ["ttrpc", "grpc"])
+async def test_whether_nobody_listens_is_told_from_whether_nobody_answers(place: Path, protocol: str) -> None:
+    """The first is a dead shim, whose task is buried; the second a slow one, which is kept."""
+    causes: list[type[BaseException]] = []
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as silent:
+        dead.bind(str(place / "dead"))
+        silent.bind(str(place / "silent"))
+        silent.listen(1)
+        for name in ("absent", "dead", "silent"):
+            connection = Connection(Address(protocol, f"unix://{place / name}", 2), "ns", "c", lambda: None)
+            try:
+                await connection.connect(0.3)
+                await connection.connect_pids(0.3)
+            except errors.NodeError as error:
+                causes.append(type(error.__cause__))
+            await connection.close()
+    assert causes[:2] == [FileNotFoundError, ConnectionRefusedError]
+    assert causes[2] not in (FileNotFoundError, ConnectionRefusedError)
 
 
 def test_runc_root_is_filled_in_only_where_it_is_runcs_and_empty(place: Path) -> None:
