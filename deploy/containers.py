@@ -31,19 +31,21 @@ class _Task:
 async def stop_all(address: Path, grace: float) -> int:
     """SIGTERM to every task of every namespace, SIGKILL to what is left after ``grace`` seconds, then delete them; how many there were.
 
-    Until none is left: the restart monitor may start one again meanwhile. FailedPrecondition names those that would not end.
+    Until none is left: the restart monitor may start one again meanwhile. FailedPrecondition names those that would not end, and why; they keep no others running.
     """
     async with rpc.Channel(address, "gateway") as channel:
         tasks, namespaces = channel.client(TASKS), channel.client(NAMESPACES)
         stopped: set[_Task] = set()
+        troubles: dict[_Task, str] = {}
         for _ in range(3):
             found = await _list(tasks, namespaces)
             if not found:
                 return len(stopped)
-            await asyncio.gather(*(_stop(tasks, task, grace) for task in found))
+            troubles.update(zip(found, await asyncio.gather(*(_trouble(tasks, task, grace) for task in found)), strict=True))
             stopped.update(found)
         if left := await _list(tasks, namespaces):
-            raise errors.FailedPrecondition(f"still running: {', '.join(f'{t.namespace}/{t.container}' for t in left)}")
+            raise errors.FailedPrecondition("still running: " + ", ".join(
+                f"{task.namespace}/{task.container}" + (f" ({why})" if (why := troubles.get(task)) else "") for task in left))
         return len(stopped)
 
 
@@ -53,6 +55,15 @@ async def _list(tasks: rpc.Client, namespaces: rpc.Client) -> list[_Task]:
         listed = await tasks.List(tasks_pb2.ListTasksRequest(), headers={rpc.NAMESPACE: namespace.name})
         found += [_Task(namespace.name, task.id or task.container_id) for task in listed.tasks]
     return found
+
+
+async def _trouble(tasks: rpc.Client, task: _Task, grace: float) -> str:
+    """Why a task could not be stopped, or an empty string."""
+    try:
+        await _stop(tasks, task, grace)
+    except errors.NodeError as error:
+        return str(error)
+    return ""
 
 
 async def _stop(tasks: rpc.Client, task: _Task, grace: float) -> None:
