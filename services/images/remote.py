@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from google.protobuf.empty_pb2 import Empty
-
 from api.containerd.services.images.v1 import images_pb2 as images_pb
 from api.splitd.records.v1 import records_pb2
 from services.kit import errors
@@ -55,9 +53,9 @@ class ImageRecords:
         return await self._made(method, request, call, time.monotonic() + self._hold)
 
     async def collect(self, call: Call) -> None:
-        """Run the garbage collector, and return when it is done, however long that takes."""
+        """Collect what nobody needs any more, and return when it is done, however long that takes."""
         await self._there(call, time.monotonic() + self._hold)
-        await self._records.Collect(Empty(), headers=call.passed_on(), timeout=call.remaining())
+        await self._records.Collect(records_pb2.CollectRequest(known=True), headers=call.passed_on(), timeout=call.remaining())
 
     async def _made(self, method: str, request: Any, call: Call, patience: float) -> Any:
         await self._there(call, patience)

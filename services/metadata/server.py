@@ -281,10 +281,10 @@ class RecordsServicer:
         await self._images.delete(call.namespace, call.lease, request.name, target=request.target.digest, sync=request.sync)
         return Empty()
 
-    async def Collect(self, request: Empty, call: Call) -> pb.Collected:
+    async def Collect(self, request: pb.CollectRequest, call: Call) -> pb.Collected:
         if self._database.collector is None:
             raise errors.Unimplemented("a collector")
-        return convert.collected_to_pb(await self._database.collector.collect())
+        return convert.collected_to_pb(await self._database.collector.collect(everything=not request.known))
 
     async def GetHeld(self, request: Empty, call: Call) -> pb.Held:
         held = self._database.view(guard.held)

@@ -28,8 +28,8 @@ from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
 
-_BATCH = 128
-"""Dead records that go in one transaction: a millisecond or two, in which nobody else is answered."""
+_BATCH = 256
+"""Dead records that go in one transaction: some two milliseconds, in which nobody else is answered; each transaction may have to wait until somebody's is on the disk."""
 _RETRY = 1.0
 _RETRY_LIMIT = 30.0
 """Seconds until a postponed sweep is tried again: first, and at most. Each time twice as long."""

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 _BATCH, _SNAPSHOT_BATCH = 64, 16
 """Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's may take a second."""
-_TOGETHER, _SNAPSHOTS_TOGETHER = 256, 64
+_TOGETHER, _SNAPSHOTS_TOGETHER = 512, 128
 """The same where a backend takes many in one call: some milliseconds of its disk's."""
 _FORGOTTEN = 256
 """Things that are not there any more whose names are forgotten at a time."""

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.empty_pb2 import Empty
-
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1 import leases_pb2
@@ -139,7 +137,7 @@ class Client:
         await self.records.DeleteImage(images_pb2.DeleteImageRequest(name=name, sync=sync), headers=self.headers(), timeout=60)
 
     async def collect(self) -> records_pb2.Collected:
-        found: records_pb2.Collected = await self.records.Collect(Empty(), timeout=60)
+        found: records_pb2.Collected = await self.records.Collect(records_pb2.CollectRequest(), timeout=60)
         return found
 
     # -- what is below

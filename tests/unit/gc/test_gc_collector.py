@@ -867,4 +867,4 @@ async def test_a_backend_is_asked_once_whether_it_takes_many_removals(stores: Me
         stores.add(blob(number))
     assert len((await collector.collect()).removed) == 1000
     calls = [method for method, _ in stores.calls if method == "remove_all"]
-    assert len(calls) == (6 if stores.together else 0)
+    assert len(calls) == (4 if stores.together else 0)

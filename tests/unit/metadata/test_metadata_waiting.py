@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
@@ -252,7 +251,9 @@ async def test_the_collector_hears_of_changes(local: LocalMetadata, world: World
     collector.take()
     await world.cancel(intent)
     assert collector.take() == ["deletion"]
-    collected = await world.records.Collect(Empty())
+    assert (await world.records.Collect(pb.CollectRequest(known=True))).seconds == 1.5
+    assert collector.take() == ["collect"]
+    collected = await world.records.Collect(pb.CollectRequest())
     assert collected == pb.Collected(removed=["content x"], failed=["snapshot overlayfs y: busy"], seconds=1.5)
     assert collector.take() == ["collect everything"]
 

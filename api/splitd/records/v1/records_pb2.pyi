@@ -275,6 +275,12 @@ class Held(_message.Message):
     since: int
     def __init__(self, reason: _Optional[str] = ..., since: _Optional[int] = ...) -> None: ...
 
+class CollectRequest(_message.Message):
+    __slots__ = ("known",)
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    def __init__(self, known: _Optional[bool] = ...) -> None: ...
+
 class Collected(_message.Message):
     __slots__ = ("removed", "failed", "seconds")
     REMOVED_FIELD_NUMBER: _ClassVar[int]
