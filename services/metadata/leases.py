@@ -33,7 +33,7 @@ class Leases:
             ensure_namespace(tx, namespace)
             if schema.LEASES.has(tx, namespace, lease.id):
                 raise errors.AlreadyExists(f"lease {quoted(lease.id)}")
-            schema.LEASES.put(tx, namespace, lease.id, value=lease)
+            schema.put_lease(tx, namespace, lease)
 
         await self._database.write(work)
         return lease

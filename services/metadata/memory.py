@@ -55,8 +55,8 @@ class _State:
         if self.values.pop(encoded, None) is not None:
             del self.keys[bisect.bisect_left(self.keys, encoded)]
 
-    def delete_all(self, prefix: Key) -> None:
-        for key, _ in list(self.scan(prefix)):
+    def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
+        for key, _ in list(self.scan(prefix, limit=limit)):
             self.delete(key)
 
     def close(self) -> None:

@@ -96,9 +96,9 @@ class Table(Generic[V]):
         """Remove it, if it is there."""
         tx.delete((self.name, *key))
 
-    def delete_all(self, tx: Transaction, *prefix: str) -> None:
-        """Remove all below ``prefix``."""
-        tx.delete_all((self.name, *prefix))
+    def delete_all(self, tx: Transaction, *prefix: str, limit: int | None = None) -> None:
+        """Remove all below ``prefix``, or the first ``limit``."""
+        tx.delete_all((self.name, *prefix), limit=limit)
 
 
 def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]:
@@ -374,10 +374,46 @@ def index_intents(tx: Transaction) -> None:
         put_intent(tx, intent)
 
 
+def put_lease(tx: Transaction, namespace: str, lease: Lease) -> None:
+    """Write a new lease. It holds nothing of what one before it held, of which some may be left."""
+    if RESOURCES.any(tx, namespace, lease.id):
+        RESOURCES.delete_all(tx, namespace, lease.id)
+    LEASES.put(tx, namespace, lease.id, value=lease)
+
+
+_HELD = 500
+"""Resources that are removed in one transaction: half a millisecond. A lease may hold tens of thousands."""
+
+
 def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:
-    """Remove a lease and what it holds."""
+    """Remove a lease, and the first of what it held: without the lease nothing holds the rest, which goes by :func:`delete_left`, asked for by the collector."""
     LEASES.delete(tx, namespace, lease)
-    RESOURCES.delete_all(tx, namespace, lease)
+    RESOURCES.delete_all(tx, namespace, lease, limit=_HELD)
+
+
+def delete_left(tx: Transaction, namespace: str, lease: str) -> bool:
+    """Remove some of what a lease held that is no more; whether there is more to do."""
+    if LEASES.has(tx, namespace, lease):
+        return False
+    RESOURCES.delete_all(tx, namespace, lease, limit=_HELD)
+    return RESOURCES.any(tx, namespace, lease)
+
+
+def held(tx: Reader) -> Iterator[tuple[str, str, Resource | None]]:
+    """Namespace and id of each lease that has resources, and each of these; once None where there is no such lease any more."""
+    after: Key | None = None
+    known: tuple[str, str] | None = None
+    more = True
+    while more:
+        more = False
+        for key, _ in tx.scan((RESOURCES.name,), after=after):
+            if key[1:3] != known:
+                known = (key[1], key[2])
+                if not LEASES.has(tx, *known):
+                    yield *known, None
+                    after, more = (*key[:3], _LAST), True
+                    break
+            yield key[1], key[2], Resource(*key[3:])
 
 
 def put_resource(tx: Transaction, namespace: str, lease: str, resource: Resource) -> None:

@@ -93,10 +93,13 @@ class _Rows:
         self.wrote.update(keys)
         self._connection.executemany(_DELETE, [(encode(key),) for key in keys])
 
-    def delete_all(self, prefix: Key) -> None:
+    def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
         self.wrote.add(prefix)
         self.cleared = True
-        self._execute("DELETE FROM records WHERE key >= ? AND key < ?", span(prefix, None))
+        if limit is None:
+            self._execute("DELETE FROM records WHERE key >= ? AND key < ?", span(prefix, None))
+        else:
+            self._execute("DELETE FROM records WHERE key IN (SELECT key FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?)", (*span(prefix, None), limit))
 
 
 class _Snapshot(_Rows):

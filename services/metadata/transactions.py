@@ -61,8 +61,8 @@ class Transaction(Reader, Protocol):
         """Remove those of many keys that are there, as cheaply."""
         ...
 
-    def delete_all(self, prefix: Key) -> None:
-        """Remove all keys that begin with the parts of ``prefix``."""
+    def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
+        """Remove all keys that begin with the parts of ``prefix``; the first ``limit`` of them."""
         ...
 
 

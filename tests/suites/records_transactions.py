@@ -112,6 +112,15 @@ class TransactionsSuite:
             assert store.view(lambda tx: [tx.get(key) for key in keys]) == [None] * 3 + [b"v"] * 2
             assert list(written) == []
 
+    async def test_some_of_many_are_removed(self, store: Transactions) -> None:
+        """The first of those with a prefix."""
+        keys: list[Key] = [("a", str(n)) for n in range(5)]
+        await self.put(store, *keys, ("b",))
+        assert store.view(lambda tx: tx.get(keys[0])) is not None
+        await store.write(lambda tx: tx.delete_all(("a",), limit=2))
+        assert store.view(lambda tx: tx.get(keys[0])) is None
+        assert self.keys(store) == [*keys[2:], ("b",)]
+
     async def test_a_failure_leaves_nothing(self, store: Transactions) -> None:
         """Of that work; others in the same moment are not touched by it."""
         def failing(tx: Transaction) -> None:

@@ -208,6 +208,7 @@ class Collector:
         self._expect(found.wake)
         if sweeps or waiting:
             self._later(self._watch(sweeps, waiting, started))
+        self._later(self._delete_left([*found.records.left, *(node for node in found.order if node.type == "lease")]))
 
     def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
         """Nothing is collected, and whoever waits is told why."""
@@ -243,6 +244,15 @@ class Collector:
         if spared:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
         return found, sweeps
+
+    async def _delete_left(self, leases: Sequence[Node]) -> None:
+        """Remove, bit by bit, what is left of the resources of ``leases`` that are no more. What fails is done by the next collection."""
+        for lease in leases:
+            try:
+                while await self._database.transactions.write(lambda tx, lease=lease: _delete_some_left(tx, lease), lasting=False):  # type: ignore[misc]
+                    pass
+            except errors.NodeError as error:
+                log.warning("what lease %s held is still listed: %s", lease.key, error)
 
     # -- sweeps
 
@@ -365,6 +375,12 @@ def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[K
         events.extend(_events(node))
     schema.delete_blobs(tx, blobs)  # somebody else may have removed some: it is all the same
     return _Buried(events, len(written), living, spared)
+
+
+def _delete_some_left(tx: Transaction, lease: Node) -> bool:
+    """Whether there is more to do. Where the database is damaged the lease may be what it lost."""
+    held = guard.held(tx)
+    return (held is None or not held.damaged) and schema.delete_left(tx, lease.namespace, lease.key)
 
 
 def _there(tx: Reader, node: Node) -> bool:

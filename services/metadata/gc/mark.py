@@ -60,6 +60,8 @@ class Everything:
     leases: dict[Node, Lease] = field(default_factory=dict)
     held: dict[Node, list[Resource]] = field(default_factory=dict)
     """By the lease's node."""
+    left: list[Node] = field(default_factory=list)
+    """Leases that are no more, and of whose resources some are left."""
     snapshots: dict[Node, Snapshot] = field(default_factory=dict)
     ingests: dict[Node, Ingest] = field(default_factory=dict)
     blobs: dict[Node, Bytes] = field(default_factory=dict)
@@ -86,8 +88,11 @@ STEP = 200
 def reading(tx: Reader) -> Steps[Everything]:
     """Read it all."""
     found = Everything()
-    for number, ((namespace, lease, kind, name), _) in enumerate(schema.RESOURCES.scan(tx)):
-        found.held.setdefault(Node("lease", namespace, lease), []).append(Resource(kind, name))
+    for number, (namespace, lease, resource) in enumerate(schema.held(tx)):
+        if resource is None:
+            found.left.append(Node("lease", namespace, lease))
+        else:
+            found.held.setdefault(Node("lease", namespace, lease), []).append(resource)
         if not number % STEP:
             yield
     yield from _read(found.leases, ((Node("lease", key[0], key[1]), lease) for key, lease in schema.LEASES.scan(tx)))

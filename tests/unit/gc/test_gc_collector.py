@@ -21,6 +21,7 @@ from services.metadata.gc import sweep as sweep_module
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.turns import Turns
 from services.metadata.intents import check_no_blob_sweeping
+from services.metadata.leases import Leases
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event, Gateway, Image, Lease, Mark, Raw
 from tests.support import eventually_async
@@ -590,6 +591,52 @@ async def test_a_sweep_waits_for_the_disk_once(world: World, stores: MemoryRawSt
     assert len((await collector.collect(everything=False)).removed) == 40
     assert done.count("lasting") == 1
     assert done.index("lasting") < done.index("removed")
+
+
+# ------------------------------------------------------------------------------------------ leases that hold very much
+
+
+def held(world: World, lease: str = "l") -> int:
+    return sum(1 for _ in schema.RESOURCES.scan(world.transactions._state, "ns", lease))
+
+
+@pytest.mark.parametrize("by", ["delete", "expiry"])
+async def test_what_a_lease_held_goes_bit_by_bit(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """However much it was, no transaction takes long; and a lease of the same name has nothing of it."""
+    monkeypatch.setattr(schema, "_HELD", 10)
+    world.lease("l", *(("content", digest(number)) for number in range(95)), labels={"gc.expire": stamp(NOW - HOUR)} if by == "expiry" else {})
+    world.lease("other", ("content", digest(1)))
+    leases, write, most = Leases(world.database), world.transactions.write, 0
+
+    async def measured(work: Any, *, lasting: bool = True) -> Any:
+        nonlocal most
+        before = held(world)
+        done = await write(work, lasting=lasting)
+        most = max(most, before - held(world))
+        return done
+
+    monkeypatch.setattr(world.transactions, "write", measured)
+    if by == "delete":
+        await leases.delete("ns", "l", sync=True)
+    else:
+        await collector.collect()
+    await eventually_async(lambda: _async(not held(world)))
+    assert most == 10
+    assert held(world, "other") == 1
+
+
+async def test_a_new_lease_has_nothing_of_what_one_before_it_held(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a process that died may have left some; and what is left of others holds nothing."""
+    monkeypatch.setattr(schema, "_HELD", 1)
+    leases = Leases(world.database)
+    for name in ("l", "m"):
+        world.lease(name, *(("content", digest(number)) for number in range(5)))
+        world._write(lambda tx, name=name: schema.delete_lease(tx, "ns", name))
+    stores.add(world.blob(4))
+    await leases.create("ns", "l", {})
+    assert held(world) == 0
+    assert (await collector.collect()).removed == (f"content {digest(4)}",)
+    await eventually_async(lambda: _async(not held(world, "m")))
 
 
 # ------------------------------------------------------------------------------------------ when
