@@ -61,7 +61,8 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
         said = node.splitd("up", "--timeout", "600", ok=False).stderr
         assert f"metadata is not healthy: {database} is damaged" in said
         assert "docs/damaged-database.md" in said
-        assert "is damaged" in eventually(lambda: node.status()["held_back"])["reason"]
+        (held,) = eventually(lambda: node.status()["held_back"], "nothing is held back")
+        assert (held["what"], "is damaged" in held["reason"]) == ("metadata", True)
         assert f"held back since {time.strftime('%Y-')}" in node.splitd("status", ok=False).stdout
         node.down(containers=False)
         data[:100] = b"\xff" * 100
