@@ -37,6 +37,9 @@ RUNNING = "RUNNING"
 _INSIDE = b"deploy.inside"
 """The module that supervisord is started as."""
 
+LOOKED_SECONDS = 0.2
+"""How long others may have the node's lock who only look whether it is up, as ``splitd status`` does."""
+
 PASSED_ON = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
 PASSED_ON_PREFIXES = ("OTEL_", "SPLITD_", "GRPC_", "SSL_CERT_", "LC_")
 """What the environment of `splitd up` gives to the node; what else an operator's shell has is not the node's business."""
@@ -299,7 +302,7 @@ def claimed(place: Place) -> Iterator[int | None]:
     place.state.mkdir(parents=True, exist_ok=True, mode=0o711)
     fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        yield fd if _try_lock(fd, fcntl.LOCK_EX) and not pid_of(place) else None
+        yield fd if not pid_of(place) and wait(lambda: _try_lock(fd, fcntl.LOCK_EX), LOOKED_SECONDS, 0.01) else None
     finally:
         os.close(fd)
 

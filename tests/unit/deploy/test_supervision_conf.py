@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,17 @@ def test_a_node_in_a_container_is_another(tmp_path: Path, *, inside: bool) -> No
             assert supervision.pid_of(here) == (0 if inside else process.pid)
         finally:
             process.kill()
+
+
+def test_who_only_looks_stops_no_start(tmp_path: Path) -> None:
+    """For a moment he has the lock too, as every other who asks whether a node is up."""
+    here = Place(tmp_path / "root", tmp_path / "state", None)
+    here.state.mkdir()
+    with here.lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with supervision.claimed(here) as lock:
+            assert lock is not None
 
 
 def test_the_lock_says_whether_a_node_is_up(tmp_path: Path) -> None:
