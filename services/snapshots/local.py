@@ -33,7 +33,7 @@ from services.kit import damage, errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.snapshots import disk
-from services.snapshots.durable import FilesystemSync
+from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.soundness import Soundness
 from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
 from services.snapshots.tree import Row, Rows, Tree, row_of
@@ -75,7 +75,7 @@ class LocalSnapshotter(ABC):
             self._hold(lost)
         for made in (root, root.parent):
             disk.sync_directory(str(made))
-        self._sync = FilesystemSync(self._directory)
+        self._sync = FilesystemSync(self._directory, self._doubt)
         self._doubtful = 0
         """The highest id there was when files could not be written to the disk: whose they were is not known."""
         self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, os.listdir(self._directory))]) + 1)
@@ -272,11 +272,12 @@ class LocalSnapshotter(ABC):
         measured = self._get(key)
         usage = Usage()
         if measured.info.kind is Kind.ACTIVE:
+            synced = self._sync.begun() if self._sync_commit else None  # while they are measured
             with tracing.span("snapshots.measure", key=key):
                 usage = await disk.usage(self.changes(measured.id))
-            if self._sync_commit:
+            if synced is not None:
                 with tracing.span("snapshots.sync", key=key), failing_to(self.words("commit", key)):
-                    await self._made_durable(measured)
+                    await self._made_durable(measured, synced)
 
         def record(rows: Rows) -> None:
             if rows.get(name) is not None:
@@ -297,19 +298,22 @@ class LocalSnapshotter(ABC):
             written.set_result(None)
             await self._write(record)
 
-    async def _made_durable(self, row: Row) -> None:
-        """Returns when the files of an active snapshot are on the disk. Unknown or ResourceExhausted if some file could not be written since it was begun: it may be one of this snapshot's."""
+    async def _made_durable(self, row: Row, synced: Synced) -> None:
+        """Returns when the files of an active snapshot are on the disk, by a sync that was begun after they were written. Unknown or ResourceExhausted if some file could not be written since it was begun: it may be one of this snapshot's."""
         try:
-            await self.synced()
+            await synced()
         except OSError as error:
-            self._doubtful = next(self._ids)
             raise disk.disk_error(error, "its files are not on the disk") from None
         if row.id < self._doubtful:
             raise errors.Unknown("its files may not be on the disk, which refused some since it was begun: make it anew")
 
+    def _doubt(self) -> None:
+        """Somebody's files were not written, and the kernel says so once: whoever had begun by now may have lost some."""
+        self._doubtful = next(self._ids)
+
     async def synced(self) -> None:
         """Returns when all that was written to the snapshots' filesystem is on the disk; OSError if some could not be."""
-        await self._sync.synced()
+        await self._sync.begun()()
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         def record(rows: Rows) -> Row:

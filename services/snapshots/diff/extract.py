@@ -23,6 +23,7 @@ from services.kit.inflate import CompressionError
 from services.snapshots.diff.inherit import DEFAULT_ACL, Unnamed, inherited, xattrs
 from services.snapshots.diff.mounts import begin_writing, words
 from services.snapshots.diff.paths import Resolver, clean, cleaned
+from services.snapshots.diff.writeback import EACH, Writeback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _PATH_MAX = 4095
 """Bytes of a path that the kernel takes."""
 _PARENTS = 4096
 """Directories remembered, so that the next entry's need not be looked for."""
-_BEGIN_EACH = 8 << 20
-"""Bytes of a file after which they begin their way to the disk."""
 _LATEST = (1 << 63) - 1
 """Nanoseconds since 1970; a time before or after is replaced by 1970, as by containerd."""
 
@@ -58,6 +57,7 @@ class Unpacker:
         self._overlay = overlay
         self._lowers = lowers
         self._here = Resolver()
+        self._writeback = Writeback()
         self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID and not os.listdir("/") \
             and DEFAULT_ACL not in xattrs("/")
         """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Most upper directories begin empty."""
@@ -156,7 +156,7 @@ class Unpacker:
                 for piece in reader.data():
                     _write(fd, piece)
                     done += len(piece)
-                    if done - begun >= _BEGIN_EACH:
+                    if done - begun >= EACH:
                         begin_writing(fd)
                         begun = done
             if not self._plain or entry.uid or entry.gid:
@@ -166,8 +166,7 @@ class Unpacker:
             if not self._plain or entry.records or mode & ~0o777:
                 os.fchmod(fd, mode)
             os.utime(fd, ns=_times(entry))
-            if entry.size:
-                begin_writing(fd)
+            self._writeback.written(fd, entry.size)
         finally:
             os.close(fd)
 

@@ -37,15 +37,16 @@ async def turns(count: int = 10) -> None:
 
 
 async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first() -> None:
-    """What becomes ready meanwhile comes next, also together."""
-    chain, commits = Chain(2, 7), Commits()
+    """What becomes ready meanwhile begins too, also together, and need not wait for the disk twice; what becomes ready after that comes next."""
+    chain, commits = Chain(2, 9), Commits()
     running = asyncio.ensure_future(chain.run())
     done = {number: asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in (3, 2, 5)}
     await turns()
     assert commits.begun == [2, 3]
-    done |= {number: asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in (6, 4)}
-    await turns()
-    assert commits.begun == [2, 3]
+    for more in ((6, 4), (7,), (8,)):
+        done |= {number: asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in more}
+        await turns()
+        assert commits.begun == [2, 3, 4, 5, 6]
     reached = asyncio.ensure_future(chain.reached(4))
     await turns()
     assert not reached.done()
@@ -53,7 +54,28 @@ async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first()
     await asyncio.gather(*done.values())
     await reached
     await running
-    assert commits.begun == [2, 3, 4, 5, 6]
+    assert commits.begun == [2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_what_ends_before_those_below_waits_for_them() -> None:
+    """A layer is not committed because its own commit has answered; and where one below fails, whoever wants it hears of that."""
+    chain, below, above = Chain(0, 2), Commits(), Commits()
+    above.go.set()
+    below.failing = {0: [errors.FailedPrecondition("no")]}
+    running = asyncio.ensure_future(chain.run())
+    lower = asyncio.ensure_future(chain.commit(0, below.of(0)))
+    await turns()
+    upper = asyncio.ensure_future(chain.commit(1, above.of(1)))
+    await turns()
+    assert above.begun == [1]
+    assert not upper.done()
+    below.go.set()
+    with pytest.raises(errors.FailedPrecondition):
+        await lower
+    await running
+    await turns()
+    assert not upper.done()
+    upper.cancel()
 
 
 async def test_a_layer_that_is_there_already_has_its_turn() -> None:

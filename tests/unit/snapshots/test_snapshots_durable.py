@@ -13,6 +13,7 @@ from services.kit import errors
 from services.snapshots import disk
 from services.snapshots.durable import FilesystemSync
 from services.snapshots.overlay import OverlaySnapshotter
+from services.snapshots.store import Usage
 from tests.support import eventually_async
 
 
@@ -36,20 +37,20 @@ async def test_all_that_wait_share_the_next(place: Path, monkeypatch: pytest.Mon
     """Who comes while a syncfs is under way waits for the one after it; so ten wait for two, and one that goes away takes nobody with it."""
     slow = SlowDisk()
     monkeypatch.setattr(disk, "sync_filesystem", slow)
-    sync = FilesystemSync(str(place))
-    first = asyncio.ensure_future(sync.synced())
+    sync = FilesystemSync(str(place), lambda: None)
+    first = asyncio.ensure_future(sync.begun()())
 
     async def begun() -> bool:
         return slow.begun == 1
 
     await eventually_async(begun)
-    others = [asyncio.ensure_future(sync.synced()) for _ in range(9)]
+    others = [asyncio.ensure_future(sync.begun()()) for _ in range(9)]
     await asyncio.sleep(0)
     others.pop().cancel()
     slow.go.set()
     await asyncio.gather(first, *others)
     assert slow.begun == 2
-    await sync.synced()
+    await sync.begun()()
     assert slow.begun == 3
     await sync.aclose()
 
@@ -59,10 +60,10 @@ async def test_an_error_is_told_to_those_that_wait_for_it(place: Path, monkeypat
     slow = SlowDisk(1)
     monkeypatch.setattr(disk, "sync_filesystem", slow)
     slow.go.set()
-    sync = FilesystemSync(str(place))
-    ends = await asyncio.gather(sync.synced(), sync.synced(), return_exceptions=True)
+    sync = FilesystemSync(str(place), lambda: None)
+    ends = await asyncio.gather(sync.begun()(), sync.begun()(), return_exceptions=True)
     assert [type(end) for end in ends] == [OSError, OSError]
-    await sync.synced()
+    await sync.begun()()
     await sync.aclose()
 
 
@@ -80,3 +81,46 @@ async def test_what_may_have_lost_files_is_not_committed(place: Path, monkeypatc
                 await snapshotter.commit("committed", key)
         await snapshotter.prepare("later")
         await snapshotter.commit("committed", "later")
+
+
+async def test_an_error_that_nobody_waited_for_is_not_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked for it went away, or copied a parent: what others had begun by then may have been lost all the same."""
+    slow = SlowDisk(1)
+    monkeypatch.setattr(disk, "sync_filesystem", slow)
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        for key in ("one", "another"):
+            await snapshotter.prepare(key)
+        gone = asyncio.ensure_future(snapshotter.commit("committed", "one"))
+
+        async def begun() -> bool:
+            return slow.begun == 1
+
+        await eventually_async(begun)
+        gone.cancel()
+        slow.go.set()
+        with pytest.raises(errors.Unknown, match="its files may not be on the disk"):
+            await snapshotter.commit("committed", "another")
+
+
+async def test_a_snapshot_is_measured_while_the_disk_writes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a pull waits for the longer of the two, not for both."""
+    slow, measured = SlowDisk(), asyncio.Event()
+    monkeypatch.setattr(disk, "sync_filesystem", slow)
+
+    async def usage(directory: str) -> Usage:
+        await measured.wait()
+        return Usage(1, 1)
+
+    monkeypatch.setattr(disk, "usage", usage)
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        await snapshotter.prepare("one")
+        committing = asyncio.ensure_future(snapshotter.commit("committed", "one"))
+
+        async def begun() -> bool:
+            return slow.begun == 1
+
+        await eventually_async(begun)
+        measured.set()
+        slow.go.set()
+        await committing
+        assert (await snapshotter.usage("committed")).size == 1
