@@ -77,8 +77,9 @@ class Disk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Once nobody uses it."""
+        """Once nobody uses it; in no mount namespace either, such as a worker's of some other node that began meanwhile: else it would be mounted again as it is, shut down."""
         eventually(lambda: subprocess.run(["umount", str(self.top)], check=False, capture_output=True).returncode == 0, "the disk is busy")
+        eventually(lambda: not subprocess.run(["losetup", "--associated", str(self._file)], check=True, capture_output=True).stdout, "another mount namespace has the disk")
 
 
 class Machine:
