@@ -229,7 +229,7 @@ async def test_when_a_node_starts_what_always_runs_is_no_longer_stopped_on_purpo
 
     assert await looked(FakeTasks()) == [("n", "always", STOPPED, "false"), ("n", "said", STOPPED, "false")]
     assert await looked(FakeTasks()) == []
-    (tmp_path / "start").write_text((tmp_path / "start").read_text().replace(f" {os.getppid()} ", " 1 "))
+    (tmp_path / "start").write_text((tmp_path / "start").read_text().replace(f" {os.getppid()} ", f" {os.getppid() + 1} "))
     assert len(await looked(FakeTasks())) == 2
 
 
