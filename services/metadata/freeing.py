@@ -7,6 +7,7 @@ https://www.sqlite.org/pragma.html#pragma_auto_vacuum.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from pathlib import Path
 
@@ -18,6 +19,8 @@ _STEP = 500
 """Pages that are given back in one transaction: some milliseconds, for which a writer that comes has to wait."""
 _LARGEST = 256 << 20
 """Bytes in use of a database that is written anew while the start waits."""
+_TIMES = 3
+"""What is in use is written twice to be written anew, into a temporary file and into the log; and somebody else may need some room meanwhile."""
 _INCREMENTAL = 2
 
 
@@ -41,11 +44,22 @@ def convert(connection: sqlite3.Connection, path: Path) -> None:
             log.warning("%s keeps its free pages: with %d MiB in use it is too large to be written anew at a start; while the node is down: sqlite3 %s "
                         "'PRAGMA auto_vacuum = 2; VACUUM'", path, used >> 20, path)
             return
+        if (free := _free(path)) < _TIMES * used:
+            log.warning("%s keeps its free pages: to be written anew it takes %d MiB of room, of which there are %d; the next start tries it again", path, _TIMES * used >> 20, free >> 20)
+            return
         _set(connection)
-        connection.execute("VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            connection.execute("VACUUM")
+        finally:  # all of it is in the log, which would keep its size; also where the disk became full meanwhile
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.Error as error:  # a full disk, or damage, of which those say more who look for it
         log.warning("%s keeps its free pages: %s", path, error)
+
+
+def _free(path: Path) -> int:
+    """Bytes that its filesystem has left."""
+    found = os.statvfs(path.parent)
+    return found.f_bavail * found.f_frsize
 
 
 def spare(connection: sqlite3.Connection) -> int:

@@ -447,6 +447,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -8192")
+        connection.execute(f"PRAGMA journal_size_limit = {wal.SIZE}")  # of the log; a long one, which slow readers make, would be kept for ever
     except sqlite3.Error:
         connection.close()
         raise

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from services.kit import wal
 from services.metadata import freeing
 from services.metadata.database import Database
 from services.metadata.sqlite import SqliteTransactions
@@ -44,6 +47,24 @@ async def test_what_is_not_used_any_more_is_given_back_when_nobody_writes(place:
         assert store.view(lambda tx: len(list(tx.scan(("kept",))))) == written
     finally:
         await store.close()
+
+
+async def test_a_log_that_somebody_made_long_becomes_short_again(place: Path) -> None:
+    """While an old state is read the log cannot begin anew; once it does, it has the size that is kept for it, also over a stop."""
+    path = place / "m.db"
+    store = SqliteTransactions(path)
+    log = Path(f"{path}-wal")
+    with contextlib.closing(store.snapshot()) as old:
+        next(iter(old.scan(())), None)
+        for _ in range(2):
+            await store.write(fill)
+            await store.write(lambda tx: tx.delete_all(("many",)))
+    assert log.stat().st_size > 4 * wal.SIZE
+    for number in range(3):
+        await store.write(lambda tx, number=number: tx.put(("kept", str(number)), b"x"))
+    assert log.stat().st_size <= wal.SIZE
+    await store.close()
+    assert log.stat().st_size <= wal.SIZE
 
 
 async def test_a_database_from_before_is_made_one_that_gives_back(place: Path) -> None:
@@ -115,3 +136,29 @@ async def test_the_collector_hears_of_a_deletion_whose_caller_went_away(place: P
         assert told == ["deletion"]
     finally:
         await store.close()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("seen", [True, False])
+async def test_a_database_from_before_takes_no_disk_away(place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, seen: bool) -> None:
+    """Where there is too little room to write it anew it stays as it is, and so does the room: also if that is seen when it is used up only."""
+    if not seen:
+        monkeypatch.setattr(freeing, "_TIMES", 0)
+    place.joinpath("small").mkdir()
+    path = place / "small" / "m.db"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(path.parent)], check=True)
+    try:
+        old = sqlite3.connect(path, isolation_level=None)
+        old.execute("PRAGMA journal_mode = WAL")
+        old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+        old.execute("PRAGMA user_version = 1")
+        old.executemany("INSERT INTO records VALUES (?, ?)", [(encode(("many", str(number))), _VALUE) for number in range(_MANY)])
+        old.close()
+        (path.parent / "fill").write_bytes(bytes(freeing._free(path) - (12 << 20)))
+        store = SqliteTransactions(path)
+        assert freeing._free(path) >= (12 << 20) - wal.SIZE - (1 << 20)
+        assert store.view(lambda tx: len(list(tx.scan(("many",))))) == _MANY
+        await store.close()
+    finally:
+        subprocess.run(["umount", "--lazy", str(path.parent)], check=True)
+    assert ("MiB of room" if seen else "keeps its free pages: database or disk is full") in caplog.text
