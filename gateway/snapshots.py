@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -33,6 +33,7 @@ _MOUNTS = 256
 """Snapshots of a snapshotter whose mounts are kept."""
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class _NumberTakenError(errors.Unknown):
@@ -72,13 +73,16 @@ class SnapshotsServicer:
         return await shielded(self._create_shielded(request, call, upstream, view))
 
     async def _create_shielded(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
+        return await self._numbered(lambda: self._create_once(request, call, upstream, view), upstream)
+
+    async def _numbered(self, attempt: Callable[[], Awaitable[T]], upstream: Upstream) -> T:
         """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip its number, as often as it takes."""
         for _ in range(_NUMBERS_SKIPPED):
             try:
-                return await self._create_once(request, call, upstream, view)
+                return await attempt()
             except _NumberTakenError as taken:
                 log.warning("%s: a number that this metadata store never gave out is taken: %s", upstream.name, taken)
-        raise errors.FailedPrecondition(f"snapshotter {request.snapshotter} holds snapshots of a metadata store that is not this one")
+        raise errors.FailedPrecondition(f"{upstream.name} holds snapshots of a metadata store that is not this one")
 
     async def _create_once(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
         intent = await self._records.call("BeginSnapshot", records_pb.BeginSnapshotRequest(
@@ -137,18 +141,21 @@ class SnapshotsServicer:
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
         upstream = self._routes.snapshotter(request.snapshotter)
-        return await shielded(self._commit_shielded(request, call, upstream))
+        return await shielded(self._numbered(lambda: self._commit_once(request, call, upstream), upstream))
 
-    async def _commit_shielded(self, request: pb.CommitSnapshotRequest, call: Call, upstream: Upstream) -> Empty:
+    async def _commit_once(self, request: pb.CommitSnapshotRequest, call: Call, upstream: Upstream) -> Empty:
         intent = await self._records.call("BeginCommitSnapshot", records_pb.BeginCommitSnapshotRequest(
             incarnation=self._records.incarnation, snapshotter=request.snapshotter, name=request.name, key=request.key,
             labels=request.labels, parent=request.parent), call)
         client, headers = self._client(upstream), with_headers(call)
 
         async def commit() -> bool:
-            await client.Commit(pb.CommitSnapshotRequest(snapshotter=request.snapshotter, name=intent.raw_name, key=intent.raw_key,
-                                                         labels=intent.raw_labels, parent=intent.raw_parent),
-                                headers=headers, timeout=self._timeout)
+            try:
+                await client.Commit(pb.CommitSnapshotRequest(snapshotter=request.snapshotter, name=intent.raw_name, key=intent.raw_key,
+                                                             labels=intent.raw_labels, parent=intent.raw_parent),
+                                    headers=headers, timeout=self._timeout)
+            except errors.AlreadyExists as error:  # of a name that has a new number: not what a client means by it
+                raise _NumberTakenError(str(error)) from None
             return True
 
         async def committed() -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -33,7 +34,9 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
 
             node.up()
             assert node.out("images", "ls", "-q") == ""
-            node.ctr("images", "pull", "--plain-http", reference)
+            node.splitd("pull", "--plain-http", reference)
+            [shown] = json.loads(node.splitd("images", "--json").stdout)
+            assert shown["unpacked"] == ["overlayfs"], "a number was taken, and the snapshot for made"
             assert node.out("run", "--rm", reference, "again", "echo", "works") == "works\n"
             node.ctr("images", "rm", "--sync", reference)
 
@@ -70,5 +73,35 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
         said = node.splitd("up", "--timeout", "600", ok=False).stderr
         assert "metadata cannot run" in said
         assert "docs/damaged-database.md" in said
+    finally:
+        node.clear()
+
+
+def test_a_snapshotter_that_lost_its_database_removes_nothing(place: Path, registry: Registry) -> None:
+    """What a container wrote is still there; who misses a layer is told what happened; the image is pulled anew, and once the operator says so, what nobody knows goes."""
+    reference = f"{registry.host}/box:1"
+    node = Node(place)
+    snapshots = node.root / "snapshots/overlayfs"
+    try:
+        node.up()
+        node.ctr("images", "pull", "--plain-http", reference)
+        node.ctr("run", reference, "wrote", "sh", "-c", "echo precious >/kept")
+        [written] = (snapshots / "snapshots").glob("*/fs/kept")
+        node.down()
+        for path in snapshots.glob("metadata.db*"):
+            path.unlink()
+        node.up()
+        assert "metadata.db is new, though there are snapshots" in node.splitd("gc").stdout
+        assert [each["what"] for each in node.status()["held_back"]] == ["snapshots.overlayfs"]
+        assert "docs/damaged-database.md" in node.ctr("run", "--rm", reference, "other", "true", ok=False).stderr
+        node.ctr("containers", "rm", "wrote")
+        node.splitd("images", "rm", "--sync", reference)
+        node.splitd("pull", "--plain-http", reference)
+        assert node.out("run", "--rm", reference, "other", "echo", "works") == "works\n"
+        assert written.read_text() == "precious\n"
+        node.splitd("gc", "--release")
+        eventually(lambda: not written.exists(), "what nobody knows stays")
+        assert node.out("run", "--rm", reference, "other", "echo", "works") == "works\n"
+        assert not node.status()["held_back"]
     finally:
         node.clear()
