@@ -32,7 +32,7 @@ class Verb(Protocol):
         """Do it; the exit code."""
 
 
-VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "gc", "version", "help", "completion")
+VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "gc", "salvage", "version", "help", "completion")
 
 ELSEWHERE = {
     "start": "up", "stop": "down", "load": "images import", "save": "images export", "rmi": "images remove",

@@ -28,11 +28,11 @@ class StampServicer:
         return pb.GetResponse(store_id=await asyncio.to_thread(self._get))
 
     async def Set(self, request: pb.SetRequest, call: Call) -> pb.SetResponse:
-        """The same id again changes nothing, another one is refused."""
+        """The same id again changes nothing, another one is refused, unless it is said what it replaces."""
         if not request.store_id:
             raise errors.InvalidArgument("store id must not be empty")
         async with self._setting:
-            await asyncio.to_thread(self._set, request.store_id)
+            await asyncio.to_thread(self._set, request.store_id, request.replaces)
         return pb.SetResponse()
 
     def _get(self) -> str:
@@ -41,11 +41,11 @@ class StampServicer:
         except FileNotFoundError:
             return ""
 
-    def _set(self, store_id: str) -> None:
+    def _set(self, store_id: str, replaces: str) -> None:
         current = self._get()
         if current == store_id:
             return
-        if current:
+        if current and current != replaces:
             raise errors.FailedPrecondition(f"store {self._root} belongs to metadata store {current}")
         new = self._path.with_suffix(".new")
         with new.open("w", encoding="utf-8") as file:

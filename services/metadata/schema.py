@@ -42,7 +42,7 @@ from typing import Any, Generic, TypeVar
 
 from services.kit import damage, errors
 from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
-from services.metadata.transactions import Key, Reader, Transaction
+from services.metadata.transactions import Key, Reader, Transaction, decode
 
 V = TypeVar("V")
 
@@ -437,3 +437,17 @@ def clear_marks(tx: Transaction, raws: Sequence[Raw], *, gone: bool) -> None:
     tx.delete_many([(SWEEPING.name, *raw) for raw in raws])
     if gone:
         tx.delete_many([(NAMED.name, *raw) for raw in raws])
+
+
+_TABLES = {table.name: table for table in list(globals().values()) if isinstance(table, Table)}
+
+
+def readable(row: Sequence[Any]) -> bool:
+    """Whether a row of the database, a key and its value, is a record: of what is read of damaged pages not all is."""
+    try:
+        key = decode(row[0])
+        table = _TABLES[key[0]]
+        (table.read or table.decode)(key[1:], row[1])
+    except (errors.DataLoss, ValueError, TypeError, KeyError, IndexError):
+        return False
+    return True

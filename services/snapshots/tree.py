@@ -20,7 +20,7 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -124,6 +124,16 @@ class Rows:
 def row_of(columns: tuple[Any, ...]) -> Row:
     """A Row of what :meth:`Rows.all` answered."""
     return _row(*columns)
+
+
+def readable(columns: Sequence[Any]) -> bool:
+    """Whether a row of the table is a record: of what is read of damaged pages not all is."""
+    number, key, parent, kind, created_at, updated_at, labels, size, inodes = columns
+    try:
+        _row(number, key, parent, "", kind, created_at, updated_at, labels, size, inodes)
+    except errors.DataLoss:
+        return False
+    return isinstance(key, str)
 
 
 def _row(number: int, key: str, parent: int | None, parent_key: str, kind: int, created_at: int, updated_at: int, labels: str, size: int,

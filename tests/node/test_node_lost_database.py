@@ -42,6 +42,10 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
 
             assert blobs <= {p.name for p in (node.root / "content/blobs").glob("*/*")}, "a blob of the lost database was deleted"
             assert snapshots <= {p.name for p in Path(node.root / "snapshots/overlayfs/snapshots").iterdir()}, "a snapshot of the lost database was deleted"
+            assert "belongs to another metadata store" in node.splitd("gc").stdout
+            node.splitd("gc", "--release")
+            eventually(lambda: not list((node.root / "content/blobs").glob("*/*")) and not any((node.root / "snapshots/overlayfs/snapshots").iterdir()),
+                       "what only the lost database knew stays for ever")
         finally:
             node.clear()
 

@@ -5,7 +5,8 @@ once named itself, as soon as there is a sign of that:
 
 - a raw name with a number (``NAMESPACE/NUMBER/NAME``) that this database never gave out, or one given out since the last good sweep under which this database knows nothing: numbers are
   recorded before they are used, and so is what is named by them;
-- a log that ends before its last transaction (``kit/damage.py``).
+- a log that ends before its last transaction (``kit/damage.py``);
+- a raw store that is another metadata store's, or had things in it before this one made any: this database is a new one in the place of one that is lost.
 
 Damaged pages, or what could be saved of them, are worse: such a database is as it never was, with any record gone and those there that were made with it. By it nothing at all is collected.
 
@@ -50,7 +51,7 @@ async def hold(database: Database, reason: str, *, damaged: bool = False) -> Non
 
 
 async def release(database: Database) -> None:
-    """An operator says that what is not known here may go. It goes with the next sweep."""
+    """An operator says that what is not known here may go, another metadata store's things too. It goes with the next sweep."""
     def work(tx: Transaction) -> None:
         schema.HELD.delete(tx)
         schema.CHECKED.delete_all(tx)
@@ -63,10 +64,15 @@ async def release(database: Database) -> None:
     log.warning("all is collected again, as an operator said")
 
 
+def released(tx: Reader, backend: str) -> bool:
+    """Whether an operator has said that what is not known in ``backend`` may go, and it has not gone yet."""
+    return schema.CHECKED.has(tx, backend, _ANY)
+
+
 def stranger(tx: Reader, listing: Listing, once: frozenset[Raw]) -> str:
     """A raw name there that shows that this database is older than the store; "" if there is none. ``once`` are those that were known to be named before it was listed."""
     backend = listing.backend
-    if schema.CHECKED.has(tx, backend, _ANY):
+    if released(tx, backend):
         return ""
     table = schema.CHECKED if schema.CHECKED.any(tx, backend) else None  # else there was no good sweep yet, by a splitd that noted it
     seen: dict[str, int] = {}

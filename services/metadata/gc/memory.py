@@ -42,8 +42,10 @@ class MemoryRawStores:
         await self._called("stamp", backend)
         return self.stamps[backend]
 
-    async def set_stamp(self, backend: str, store_id: str) -> None:
+    async def set_stamp(self, backend: str, store_id: str, *, replaces: str = "") -> None:
         await self._called("set_stamp", backend)
+        if self.stamps[backend] not in ("", store_id, replaces):
+            raise errors.FailedPrecondition(backend)
         self.stamps[backend] = store_id
 
     async def list(self, backend: str) -> Listing:

@@ -45,8 +45,8 @@ class RawStores(Protocol):
         """The id of the metadata store that the raw store belongs to, empty if it belongs to none; None if it is foreign and has no such thing."""
         ...
 
-    async def set_stamp(self, backend: str, store_id: str) -> None:
-        """The raw store, which has no id or this one, belongs to this metadata store from now on."""
+    async def set_stamp(self, backend: str, store_id: str, *, replaces: str = "") -> None:
+        """The raw store, which has no id, this one, or ``replaces``, belongs to this metadata store from now on."""
         ...
 
     async def list(self, backend: str) -> Listing:

@@ -40,8 +40,8 @@ class RemoteRawStores:
         found: str = answer.store_id
         return found
 
-    async def set_stamp(self, backend: str, store_id: str) -> None:
-        await self._stamp.Set(stamp_pb2.SetRequest(store_id=store_id), headers={RAW: backend})
+    async def set_stamp(self, backend: str, store_id: str, *, replaces: str = "") -> None:
+        await self._stamp.Set(stamp_pb2.SetRequest(store_id=store_id, replaces=replaces), headers={RAW: backend})
 
     async def list(self, backend: str) -> Listing:
         headers = {RAW: backend}

@@ -22,8 +22,9 @@ Whose a raw store is, by its stamp (rule 5 of the design):
 
 - our id: it is ours, and what is in it and in no record is garbage;
 - no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by somebody else, or by a metadata store that is lost, and
-  that is not ours to delete: as a foreign one, until its operator empties it;
-- another id: then nothing is removed; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is removed; that it is damaged: nothing;
+  that is not ours to delete: as a foreign one, until its operator empties it, or says that it may go (:func:`.guard.release`);
+- another id: then nothing is removed, until its operator says that the store is ours; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is
+  removed; that it is damaged: nothing;
 - no Stamp service: foreign. Only what we named is removed.
 """
 
@@ -63,8 +64,9 @@ _BESIDE = 5.0
 """Seconds for the snapshotters to be looked at."""
 _UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
 
-Ownership = Literal["own", "new", "named", "nothing"]
-"""Whose a raw store is: all in it is ours; the same, but it has no stamp yet; only what we named; not even that."""
+Ownership = Literal["own", "new", "taken", "named", "nothing"]
+"""Whose a raw store is: all in it is ours; the same, but it has no stamp yet; the same, but it has another's; only what we named; not even that."""
+_OURS = ("own", "new", "taken")
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ class _View:
     reason: str
     """Why not all that is unknown may be removed."""
     sign: str
-    """Of this database being older than the backend, seen now; "" if there is none, or it was seen before."""
+    """Of this database being older than the backend, or another than its, seen now; "" if there is none, or it was seen before."""
     unnoted: dict[str, int]
     """What :func:`.guard.note` is to be told when all went well."""
 
@@ -214,8 +216,8 @@ class Sweeper:
                 view = await read(lambda tx: self._look(tx, stamp, listing, known))
             if view.sign:
                 await guard.hold(self._database, view.sign)
-            if view.ownership == "new":
-                await self._stores.set_stamp(self.backend, self._store_id)
+            if view.ownership in ("new", "taken"):
+                await self._stores.set_stamp(self.backend, self._store_id, replaces=stamp or "")
             if view.ownership == "nothing":
                 swept.failed.append(f"backend {self.backend}: {view.reason}")
             elif view.reason != self._said:
@@ -224,7 +226,7 @@ class Sweeper:
             swept.postponed = view.deferred
             if not await self._act(view, Spared(view.listing, found.written), swept):
                 return False
-        well = view.ownership in ("own", "new") and not swept.failed and not swept.postponed
+        well = view.ownership in _OURS and not swept.failed and not swept.postponed
         if well and view.unnoted:
             await self._database.transactions.write(lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False)
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
@@ -262,7 +264,9 @@ class Sweeper:
         used, once = known.uses, known.named
         sign = self._sign(tx, stamp, listing, known)
         ownership, reason, undecided = self._owner(tx, stamp, listing, known, sign)
-        own = ownership in ("own", "new")
+        if reason and stamp is not None and stamp != self._store_id and guard.held(tx) is None:
+            sign = f"{self.backend}: {reason}"
+        own = ownership in _OURS
         found = [] if ownership == "nothing" else plan.victims(listing, used, once, own=own)
         deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
         marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
@@ -287,10 +291,13 @@ class Sweeper:
                 return "nothing", before.reason, False
             reason = before.reason if before is not None else sign
             return ("named", reason, self._unseen) if reason or self._unseen else ("own", "", False)
+        released = guard.released(tx, self.backend)
+        if stamp and released:
+            return "taken", "", False
         if stamp:
             return "nothing", f"it belongs to another metadata store ({stamp}, not {self._store_id}): nothing in it is collected", False
         unknown = {raw for raw in listing.raws() - known.named if not schema.NAMED.has(tx, *raw)}
-        if not unknown:
+        if not unknown or released:
             return "new", "", False
         if known.uses.every_blob:
             return "named", "", True  # one of these may be what an open commit made

@@ -111,3 +111,28 @@ async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> 
         process.stop()
         process.start()
         assert splitd("gc", *where).stdout.startswith("nothing is held back")
+
+
+async def test_what_can_be_read_of_a_damaged_database_is_saved(place: Path) -> None:
+    """``splitd salvage`` puts a new one in its place and keeps the damaged one; metadata serves again, with most of the records, and collects nothing until an operator says so."""
+    config = place / "config.toml"
+    config.write_text(NO_COLLECTION)
+    directory, where = place / "root" / "metadata", ("--root", place / "root", "--state", place / "state")
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config) as process:
+        await filled(place / "state" / "metadata.sock", 80)
+        process.stop()
+        path = directory / "metadata.db"
+        data = bytearray(path.read_bytes())
+        for page in range(60, 70):
+            data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+        path.write_bytes(data)
+        said = splitd("salvage", "metadata", *where).stdout
+        assert "could not be read" in said
+        [kept] = (found for found in directory.glob("metadata.db.damaged-*") if not found.name.endswith("-wal"))
+        assert kept.read_bytes() == data
+        process.start()
+        async with Channel(place / "state" / "metadata.sock") as channel:
+            assert await kit_health.check(channel, "", 5.0) == (True, "")
+            there = (await channel.client(CONTAINERS).List(containers_pb2.ListContainersRequest(), headers=headers("damage"))).containers
+            assert 50 < len(there) < 80
+        assert "was made of what could be read of a damaged one" in splitd("gc", *where).stdout

@@ -24,7 +24,7 @@ from tests.support import TOP, splitd
 
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
-    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, leases, gc, version, help, completion)"),
+    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, leases, gc, salvage, version, help, completion)"),
     (["donw"], "did you mean 'down'?"),
     (["ps"], "did you mean 'status'? Containers are shown by a client, such as ctr tasks ls"),
     (["rmi", "x"], "did you mean 'images remove'?"),

@@ -427,6 +427,23 @@ async def test_an_unstamped_store_with_somebodys_things_is_not_wiped(world: Worl
     assert blob(1) in stores
 
 
+@pytest.mark.parametrize("stamp", ["", "another"])
+async def test_a_store_that_was_anothers_is_ours_once_an_operator_says_so(world: World, stores: MemoryRawStores, collector: Collector, stamp: str) -> None:
+    """That it is not is said by what is held back, so that an operator learns of it; then what nobody knows goes, and the next is swept as our own."""
+    stores.stamps[CONTENT] = stamp
+    stores.add(blob(1))
+    await collector.collect()
+    held = world.database.view(guard.held)
+    assert held is not None
+    assert held.reason.startswith("content: it ")
+    await guard.release(world.database)
+    assert (await collector.collect()).removed == (f"content {digest(1)}",)
+    assert stores.stamps[CONTENT] == await world.database.store_id()
+    stores.add(blob(2))
+    assert (await collector.collect()).removed == (f"content {digest(2)}",)
+    assert world.database.view(guard.held) is None
+
+
 async def test_another_databases_store_is_not_touched(world: World, stores: MemoryRawStores, collector: Collector) -> None:
     """In a store with another id nothing is removed, not even what we named: it may be a second database's."""
     stores.stamps[CONTENT] = "another"

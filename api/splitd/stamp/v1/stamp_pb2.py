@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61pi/splitd/stamp/v1/stamp.proto\x12\x0fsplitd.stamp.v1\"\x0c\n\nGetRequest\"\x1f\n\x0bGetResponse\x12\x10\n\x08store_id\x18\x01 \x01(\t\"\x1e\n\nSetRequest\x12\x10\n\x08store_id\x18\x01 \x01(\t\"\r\n\x0bSetResponse2\x8b\x01\n\x05Stamp\x12@\n\x03Get\x12\x1b.splitd.stamp.v1.GetRequest\x1a\x1c.splitd.stamp.v1.GetResponse\x12@\n\x03Set\x12\x1b.splitd.stamp.v1.SetRequest\x1a\x1c.splitd.stamp.v1.SetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61pi/splitd/stamp/v1/stamp.proto\x12\x0fsplitd.stamp.v1\"\x0c\n\nGetRequest\"\x1f\n\x0bGetResponse\x12\x10\n\x08store_id\x18\x01 \x01(\t\"0\n\nSetRequest\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x10\n\x08replaces\x18\x02 \x01(\t\"\r\n\x0bSetResponse2\x8b\x01\n\x05Stamp\x12@\n\x03Get\x12\x1b.splitd.stamp.v1.GetRequest\x1a\x1c.splitd.stamp.v1.GetResponse\x12@\n\x03Set\x12\x1b.splitd.stamp.v1.SetRequest\x1a\x1c.splitd.stamp.v1.SetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRESPONSE']._serialized_start=66
   _globals['_GETRESPONSE']._serialized_end=97
   _globals['_SETREQUEST']._serialized_start=99
-  _globals['_SETREQUEST']._serialized_end=129
-  _globals['_SETRESPONSE']._serialized_start=131
-  _globals['_SETRESPONSE']._serialized_end=144
-  _globals['_STAMP']._serialized_start=147
-  _globals['_STAMP']._serialized_end=286
+  _globals['_SETREQUEST']._serialized_end=147
+  _globals['_SETRESPONSE']._serialized_start=149
+  _globals['_SETRESPONSE']._serialized_end=162
+  _globals['_STAMP']._serialized_start=165
+  _globals['_STAMP']._serialized_end=304
 # @@protoc_insertion_point(module_scope)

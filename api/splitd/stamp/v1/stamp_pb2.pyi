@@ -15,10 +15,12 @@ class GetResponse(_message.Message):
     def __init__(self, store_id: _Optional[str] = ...) -> None: ...
 
 class SetRequest(_message.Message):
-    __slots__ = ("store_id",)
+    __slots__ = ("store_id", "replaces")
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
     store_id: str
-    def __init__(self, store_id: _Optional[str] = ...) -> None: ...
+    replaces: str
+    def __init__(self, store_id: _Optional[str] = ..., replaces: _Optional[str] = ...) -> None: ...
 
 class SetResponse(_message.Message):
     __slots__ = ()
