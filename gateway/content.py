@@ -165,10 +165,22 @@ class ContentServicer:
         """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
         return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read, question=self._records.question("ResolveBlob", call, self._ask))
 
-    def _ask(self, request: bytes) -> tuple[bytes, Meaning]:
+    def _ask(self, request: bytes) -> tuple[bytes, Meaning, Callable[[], None]]:
         wanted = pb.ReadContentRequest.FromString(request)
+        piece: bytearray | None = None
 
-        return records_pb.ResolveBlobRequest(digest=wanted.digest).SerializeToString(), lambda answer: self._read(wanted, records_pb.Blob.FromString(answer))
+        def ahead() -> None:
+            nonlocal piece
+            piece = self._ahead(wanted)
+
+        return (records_pb.ResolveBlobRequest(digest=wanted.digest).SerializeToString(),
+                lambda answer: self._read(wanted, records_pb.Blob.FromString(answer), piece), ahead)
+
+    def _ahead(self, wanted: pb.ReadContentRequest) -> bytearray | None:
+        """The piece that is wanted, read while metadata looks whether it may be."""
+        left = self._open.size(wanted.digest) - max(wanted.offset, 0)
+        size = min(wanted.size, left)
+        return self._open.read(wanted.digest, max(wanted.offset, 0), size, _before(size)) if 0 < size and wanted.size <= LARGEST else None
 
     async def _admit_read(self, request: bytes, call: Call) -> Answers | None:
         wanted = pb.ReadContentRequest.FromString(request)
@@ -179,20 +191,22 @@ class ContentServicer:
             return None if data is None else _of_small(wanted, data)
         return found
 
-    def _read(self, wanted: pb.ReadContentRequest, blob: records_pb.Blob) -> Answers | Literal[False] | None:
+    def _read(self, wanted: pb.ReadContentRequest, blob: records_pb.Blob, ahead: bytearray | None = None) -> Answers | Literal[False] | None:
         """The answers, as far as what is in memory tells: False for a small blob which is to be had first, None if they are the content service's."""
         start = max(wanted.offset, 0)
         if not blob.size or start > blob.size:
             return None
         if blob.size > self._small.largest:
-            return self._piece(blob, start, wanted.size)
+            return self._piece(blob, start, wanted.size, ahead)
         data = self._small.get(blob.digest)
         return False if data is None else _of_small(wanted, data)
 
-    def _piece(self, blob: records_pb.Blob, start: int, size: int) -> Answers | None:
-        """A piece of a large blob, if it is to be had without the content service, which must be there: who stops it expects its Reads to say so."""
+    def _piece(self, blob: records_pb.Blob, start: int, size: int, ahead: bytearray | None) -> Answers | None:
+        """A piece of a large blob, which was read ``ahead``, or if it is to be had without the content service, which must be there: who stops it expects its Reads to say so."""
         if not 0 < size <= LARGEST or not self._content.is_ready():
             return None
+        if ahead is not None:
+            return [ahead]
         size = min(size, blob.size - start)
         found = self._open.read(blob.digest, start, size, _before(size))
         if found is None:

@@ -1,6 +1,6 @@
 """Files of blobs that clients read piece by piece, open in the gateway: bulk bytes go by file (design), so a piece need not come through the content service.
 
-``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. Metadata is asked each time whether the namespace has the blob; where its file
+``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. Metadata is asked each time whether the namespace has the blob, and while it looks the piece is read; where its file
 is, the content service is asked once for many Reads, behind the first of them, which is answered as any other. A piece is taken only if the kernel has it in memory (RWF_NOWAIT): the
 loop never waits for a disk. What is not there is the content service's to read, in its threads, after which the kernel has it, and what follows.
 
@@ -64,6 +64,11 @@ class OpenBlobs:
             self._closing.cancel()
             self._closing = None
         self._offered = True
+
+    def size(self, digest: str) -> int:
+        """Bytes of a blob whose file is open; 0 of one whose file is not."""
+        file = self._files.get(digest)
+        return 0 if file is None else file.size
 
     def read(self, digest: str, offset: int, size: int, before: bytes = b"") -> bytearray | None:
         """``before``, and the bytes of a piece; None if they are not to be had at once."""

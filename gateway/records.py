@@ -84,7 +84,7 @@ class Records:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(loops.told)
 
-    def question(self, name: str, call: Call, ask: Callable[[bytes], tuple[bytes, Callable[[bytes], Any]]]) -> Question:
+    def question(self, name: str, call: Call, ask: Callable[[bytes], tuple[bytes, Callable[[bytes], Any], Callable[[], None]]]) -> Question:
         """A Records call as the question of a route: as :meth:`call`, where nothing has to be waited for."""
         return Question(self._metadata.channel, method_path(SERVICE.methods_by_name[name]), call.passed_on(), 30.0, self._is_ready, ask)
 

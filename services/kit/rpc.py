@@ -220,8 +220,10 @@ class Question:
     """Seconds."""
     ready: Callable[[], bool]
     """Whether it can be asked now."""
-    ask: Callable[[bytes], tuple[bytes, Meaning]]
-    """The question about a request, and what its answer means: as ``admit`` tells it, or False if it does not settle the call. Then, and where it is an error, ``admit`` is asked."""
+    ask: Callable[[bytes], tuple[bytes, Meaning, Callable[[], None]]]
+    """The question about a request, what its answer means, and what to do meanwhile. It means what ``admit`` would tell, or False if it does not settle the call. Then, and where it is an error,
+    ``admit`` is asked.
+    """
 
 
 @dataclass(slots=True, frozen=True)

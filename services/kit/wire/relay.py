@@ -173,13 +173,14 @@ class Passage:
         if found is None:
             return False
         try:
-            request, meaning = question.ask(found[0])
+            request, meaning, meanwhile = question.ask(found[0])
         except DecodeError:
             return False
         self._asked = cast("WireCarrier", question.channel.carrier).ask(self._plan.question, request, question.timeout)
         if self._asked is None:
             return False
         self._asked.answer.add_done_callback(partial(self._told, meaning))
+        self._link.loop.call_soon(meanwhile)  # the question goes before that
         return True
 
     def _told(self, meaning: rpc.Meaning, answer: asyncio.Future[bytes]) -> None:

@@ -67,7 +67,7 @@ async def ended(blobs: OpenBlobs) -> None:
 
 async def test_pieces_are_read_once_the_file_is_open(blobs: OpenBlobs, located: Located) -> None:
     """Any part of it, and what there is of one that goes beyond its end; the content service is asked once."""
-    assert blobs.read("a", 0, 10) is None
+    assert (blobs.read("a", 0, 10), blobs.size("a")) == (None, 0)
     blobs.open("a", len(DATA), located)
     blobs.open("a", len(DATA), located)
     await ended(blobs)
@@ -76,7 +76,7 @@ async def test_pieces_are_read_once_the_file_is_open(blobs: OpenBlobs, located: 
         assert blobs.read("a", offset, size, b"head") == b"head" + DATA[offset:offset + size]
     blobs.open("a", len(DATA), located)
     assert located.asked == ["a"]
-    assert blobs.read("b", 0, 10) is None
+    assert (blobs.size("a"), blobs.read("b", 0, 10), blobs.size("b")) == (len(DATA), None, 0)
 
 
 async def test_a_deleted_blob_is_not_read_and_not_kept(blobs: OpenBlobs, located: Located) -> None:

@@ -322,6 +322,8 @@ class Passing:
 
     def __init__(self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None, meaning: Any = None) -> None:
         """``meaning``: of the answer to a question that is asked first."""
+        self.meanwhile: list[bool] = []
+        """Whether the question was on its way, each time that something was to be done meanwhile."""
         self.up = Calling(hello)
         self.admitted: list[bytes] = []
         upstream = self
@@ -331,7 +333,7 @@ class Passing:
             return answers
 
         def ask(message: bytes) -> Any:
-            return b"may " + message, meaning
+            return b"may " + message, meaning, lambda: self.meanwhile.append(bool(self.up.transport.written))
 
         class Relay:
             def arity(self, method: str) -> rpc.Arity:
@@ -401,6 +403,8 @@ async def test_a_question_whose_answer_settles_a_call() -> None:
         head, message = passing.up.transport.frames()
         assert b"/ask" in head.payload
         assert (message.payload, message.flags) == (grpc(b"may question"), END_STREAM)
+        assert passing.meanwhile.pop()
+        assert not passing.meanwhile
         passing.up.answer(number, b"yes")
         await turns()
         sent = [(f.kind, f.payload) for f in passing.down.transport.frames()]
