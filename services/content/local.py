@@ -28,6 +28,9 @@ _BATCH = 100
 """Blobs that a List describes in one hop."""
 _PIECES = 32 << 20
 """Bytes of pieces for all readers together: up to 32 get whole ones at once, many begin with small ones ..."""
+_BRIEF = 4
+"""Threads in which files by path are begun and ingests given up: of a pull that begins a hundred at once each takes a part of a millisecond, for which the threads wait for each other, and
+the loop for them all."""
 _STEADY = 8
 """... which are doubled after so many: more than wait for a reader that never reads."""
 
@@ -39,6 +42,7 @@ class LocalStore:
         self._disk = Disk(root)
         self._disk.recover()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="content")
+        self._brief = ThreadPoolExecutor(_BRIEF, thread_name_prefix="content-brief")
         self._lane = Lane()
         self._readers = 0
         self._locked: dict[str, int] = {}
@@ -48,11 +52,15 @@ class LocalStore:
 
     def close(self) -> None:
         """Wait for the threads."""
+        self._brief.shutdown()
         self._pool.shutdown()
 
     # ---------------------------------------------------------------- threads
 
     def _submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        return self._submit_to(self._pool, work, *args, **kwargs)
+
+    def _submit_to(self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         context = contextvars.copy_context()  # the span that the work is part of
 
         def run() -> T:
@@ -61,7 +69,7 @@ class LocalStore:
             except OSError as error:
                 raise disk_error(error, "content store") from error
 
-        return asyncio.get_running_loop().run_in_executor(self._pool, run)
+        return asyncio.get_running_loop().run_in_executor(pool, run)
 
     async def _acquire(self, release: Callable[[T], object], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of ``work``, which holds something: whoever asked and is cancelled does not get it any more, so it is released."""
@@ -186,7 +194,7 @@ class LocalStore:
         return await self._submit(lambda: [s for s in self._disk.statuses() if wanted.match(s.field)])
 
     async def abort(self, ref: str) -> None:
-        if not await self._submit(self._disk.remove_ingest, ref):
+        if not await self._submit_to(self._brief, self._disk.remove_ingest, ref):
             raise errors.NotFound(f'ingest ref "{ref}"')
 
     async def writer(self, ref: str, total: int = 0, expected: Digest | None = None) -> LocalWriter:
@@ -216,14 +224,14 @@ class LocalStore:
         if expected and self._disk.has(expected):
             raise errors.AlreadyExists(f"content {expected}")
 
-    async def alone(self, ref: str, work: Callable[[], T]) -> T:
-        """What ``work`` answers, run in a thread while the ref is locked; it goes on, and keeps the lock, if the caller is cancelled."""
+    async def alone(self, ref: str, work: Callable[[], T], *, brief: bool = False) -> T:
+        """What ``work`` answers, run in a thread, one of the few that do ``brief`` work or of the many, while the ref is locked; it goes on, and keeps the lock, if the caller is cancelled."""
         def done(future: asyncio.Future[T]) -> None:
             self._locked.pop(ref)
             future.cancelled() or future.exception()  # seen
 
         self._lock(ref)
-        future = self._submit(work)
+        future = self._submit_to(self._brief if brief else self._pool, work)
         future.add_done_callback(done)
         return await asyncio.shield(future)
 
@@ -326,7 +334,7 @@ class LocalFiles:
             ingest.close()
             return Begun(ingest.path, ingest.offset)
 
-        return await store.alone(ref, begun)
+        return await store.alone(ref, begun, brief=True)
 
     async def commit(self, ref: str, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None, *,
                      computed: bool = False) -> tuple[Digest, int]:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from services.images import documents, platforms
 from services.images.converting import OCTET_STREAM
-from services.images.oci import REFERENCES, Descriptor, is_config, is_index, is_layer, is_manifest, reference_labels
+from services.images.oci import REFERENCES, Descriptor, each_reference_label, is_config, is_index, is_layer, is_manifest
 from services.images.platforms import Platform
 from services.images.transfer import ImageStore, Node
 from services.kit import errors, gojson
+from services.kit.slices import Lane
 
 DEPTH = 32
 """Indexes in indexes: whoever walks may recurse. Two are in use, an index of indexes and its manifests."""
@@ -24,6 +26,8 @@ LAYERS = 500
 
 _AT_ONCE = 2000
 """Labels that are written at once: metadata should not be busy with one call for long."""
+
+_MANY = 500
 
 _NOT_REAL = frozenset({"", "unknown"})
 """Operating systems of attestations, which are listed under the platform unknown/unknown."""
@@ -53,6 +57,7 @@ class Walk:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.lane = Lane()
         self._met = 1
         self._walked: set[_Met] = set()
         self._below: dict[_Met, list[_Met]] = {}
@@ -61,6 +66,11 @@ class Walk:
         """On how many ways, from the first descriptor, they were met so far."""
         self._depths: dict[_Met, int] = {}
         """How deep documents are, on the longest way so far."""
+
+    async def pause(self, children: int) -> None:
+        """Let others do something, where so many were looked at, and are again: that takes a millisecond for each thousand, or two."""
+        if children > _MANY:
+            await self.lane.turn()
 
     def first(self, descriptor: Descriptor) -> bool:
         """Whether this is the first time that it is asked about; else whoever walks has nothing left to do for it."""
@@ -136,6 +146,7 @@ class Graph:
     async def all_children(self, descriptor: Descriptor) -> list[Descriptor]:
         """The children as they stand in the document. ResourceExhausted for more layers than an image may have."""
         children = await self._walk.children(descriptor)
+        await self._walk.pause(len(children))
         layers = sum(is_layer(child.media_type) for child in children)
         if layers > self._layers:
             raise errors.ResourceExhausted(f"manifest {descriptor.digest} has {layers} layers (limit {self._layers})")
@@ -143,9 +154,15 @@ class Graph:
 
     async def wanted(self, descriptor: Descriptor, children: list[Descriptor]) -> list[Descriptor]:
         """Label ``descriptor`` with all its children, so that none that is there is collected, and answer the wanted ones."""
-        labels = list(reference_labels(children).items())
-        for start in range(0, len(labels), _AT_ONCE):
-            await self._node.label(descriptor.digest, dict(labels[start:start + _AT_ONCE]))
+        labels: dict[str, str] = {}
+        piece = self._walk.lane.slice()
+        for key, value in each_reference_label(children):
+            labels[key] = value
+            if piece.over():
+                await piece.next()
+        left = iter(labels.items())
+        while some := dict(islice(left, _AT_ONCE)):
+            await self._node.label(descriptor.digest, some)
         self.has_octet_stream |= any(child.media_type == OCTET_STREAM for child in children)
         listed = len(children)
         self.only_indexes &= is_index(descriptor.media_type) and all(is_index(child.media_type) for child in children)
@@ -160,6 +177,7 @@ class Graph:
             children = await gojson.apart(_COMPARED * len(found), lambda: platforms.in_order(found, lambda child: child.platform, self._wanted))
             children = children[:self._store.manifest_limit]
         self.only_indexes &= len(children) == listed
+        await self._walk.pause(listed)
         self._walk.follow(descriptor, children)
         return children
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -235,7 +235,11 @@ def with_config(document: bytes, descriptor: Descriptor, config: Descriptor) -> 
 
 def reference_labels(children: Iterable[Descriptor]) -> dict[str, str]:
     """The labels of a document by which the collector keeps its children."""
-    labels: dict[str, str] = {}
+    return dict(each_reference_label(children))
+
+
+def each_reference_label(children: Iterable[Descriptor]) -> Iterator[tuple[str, str]]:
+    """One by one; of those with the same key the last counts."""
     counts: dict[str, int] = {}
     for child in children:
         kind = _reference_kind(child)
@@ -245,8 +249,7 @@ def reference_labels(children: Iterable[Descriptor]) -> dict[str, str]:
             key = kind + child.digest.partition(":")[2][:12]
         else:
             key = f"{kind}{number}" if number or kind.endswith(".") else kind
-        labels[f"containerd.io/gc.ref.content{key}"] = child.digest
-    return labels
+        yield f"containerd.io/gc.ref.content{key}", child.digest
 
 
 def _reference_kind(child: Descriptor) -> str:

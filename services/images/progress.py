@@ -77,8 +77,9 @@ class Tracker:
 
     def children(self, descriptor: Descriptor, children: Sequence[Descriptor]) -> None:
         """``children`` are parts of ``descriptor``; told before they are added."""
+        ref = descriptor.ref
         for child in children:
-            self._parents.setdefault(child.digest, {})[descriptor.ref] = None
+            self._parents.setdefault(child.digest, {})[ref] = None
 
     def exists(self, descriptor: Descriptor) -> None:
         """Nothing is to be done for it."""

@@ -33,7 +33,7 @@ from services.images.waves import wave
 from services.kit import errors, tracing
 from services.kit.faults import fault
 
-_WALKED, _BEGUN = 64, 128
+_WALKED, _BEGUN = 16, 128
 """Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests, of which its registry may have none, neither opens as many ingests nor
 takes the memory of as many walks. An image that has more layers is rare."""
 

@@ -26,10 +26,22 @@ class Lane:
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._end: float | None = None
+        """Of the slice of this turn, on the clock; None as long as there is none."""
 
     def slice(self) -> Slice:
-        """A piece of work begins; its first slice is now."""
-        return Slice(self)
+        """A piece of work begins. Its first slice is now, or what is left of this turn's if others have begun, too: a client may send ten at once."""
+        return Slice(self, self.end())
+
+    def end(self) -> float:
+        """When it is time to let others do something."""
+        if self._end is None:
+            self._end = time.perf_counter() + SLICE
+            asyncio.get_running_loop().call_soon(self._turned)
+        return self._end
+
+    def _turned(self) -> None:
+        self._end = None
 
     async def through(self, steps: Steps[T]) -> T:
         """Do work, one slice in a turn of the loop."""
@@ -67,9 +79,9 @@ class Slice:
 
     __slots__ = ("_end", "_lane")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, end: float) -> None:
         self._lane = lane
-        self._end = time.perf_counter() + SLICE
+        self._end = end
 
     def over(self) -> bool:
         """Whether it is time to let others do something."""
@@ -78,7 +90,7 @@ class Slice:
     async def next(self) -> None:
         """Let them; go on with a new slice."""
         await self._lane.turn()
-        self._end = time.perf_counter() + SLICE
+        self._end = self._lane.end()
 
 
 def at_once(steps: Steps[T]) -> T:

@@ -8,6 +8,7 @@ now; so does what refers back to it. Nothing else can have come back to life: wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from itertools import chain
 from typing import Any
 
 from services.kit.slices import Steps
@@ -85,37 +86,37 @@ def _read(tx: Reader, into: Everything, node: Node) -> None:
 
 def ordering(records: Everything, marking: Marking) -> Steps[list[Node]]:
     """The dead, each before what it refers to: whoever looks while they are removed bit by bit finds nothing that refers to what is gone."""
-    def below(node: Node) -> list[Node]:
+    def below(node: Node) -> Iterable[Node]:
         back = marking.back.get(node, ())
         if not back and node.type == "content" and not records.blobs[node].labels:  # as most
-            return []
-        named = named_by(records, node) if node.type == "lease" else (*back, *refers_to(records, node))
-        return [other for other in (each._replace(flat=False) for each in named) if is_dead(records, marking, other)]
+            return ()
+        return named_by(records, node) if node.type == "lease" else chain(back, refers_to(records, node))
 
-    return (yield from _topological(marking.dead, below))
+    return (yield from _topological(marking.dead, below, lambda node: is_dead(records, marking, node)))
 
 
-def _topological(nodes: Iterable[Node], below: Callable[[Node], Sequence[Node]]) -> Steps[list[Node]]:
+def _topological(nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]], wanted: Callable[[Node], bool]) -> Steps[list[Node]]:
+    """Those of ``nodes`` and of what is below them that are wanted."""
     seen: set[Node] = set()
     order: list[Node] = []
+    looked = 0
     for number, start in enumerate(nodes):
         if not number % STEP:
             yield
         if start in seen:
             continue
         seen.add(start)
-        if not (first := below(start)):
-            order.append(start)
-            continue
-        stack = [(start, iter(first))]
+        stack = [(start, iter(below(start)))]
         while stack:
             node, rest = stack[-1]
-            for other in rest:
-                if other not in seen:
+            for each in rest:  # an index may have ten thousand
+                looked += 1
+                if not looked % STEP:
+                    yield
+                other = each._replace(flat=False) if each.flat else each
+                if other not in seen and wanted(other):
                     seen.add(other)
                     stack.append((other, iter(below(other))))
-                    if not len(seen) % STEP:
-                        yield
                     break
             else:
                 order.append(node)

@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Literal, NamedTuple, TypeVar
 
 from services.kit.settings import parse_duration
@@ -285,7 +286,7 @@ def marking(records: Everything, now: Nanoseconds) -> Steps[Marking]:
             back.setdefault(owner, []).append(condition.snapshot)
             wakes.append(wake)
 
-    reached = yield from _reach(roots, lambda node: (*back.get(node, ()), *refers_to(records, node)))
+    reached = yield from _reach(roots, lambda node: chain(back.get(node, ()), refers_to(records, node)))
     living = {node._replace(flat=False) if node.flat else node for node in reached}
     yield
     dead: list[Node] = []
@@ -379,10 +380,13 @@ def _reach(roots: Iterable[Node], references: Callable[[Node], Iterable[Node]]) 
     stack = list(seen)
     looked = 0
     while stack:
-        for node in references(stack.pop()):
+        for node in references(stack.pop()):  # an index may have ten thousand
             if node not in seen:
                 seen.add(node)
                 stack.append(node)
+            looked += 1
+            if not looked % STEP:
+                yield
         looked += 1
         if not looked % STEP:
             yield

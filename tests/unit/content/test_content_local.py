@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from services.content.disk import Deletions
+from services.content import local
+from services.content.disk import Deletions, Ingest
 from services.content.local import LocalStore
 from services.content.store import Digest, Files
 from services.kit import errors
@@ -73,3 +75,25 @@ async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(store: 
     store.close()  # waits for what its threads do
     assert not done
     assert store._disk.info(two).size == 3
+
+
+async def test_what_is_begun_by_the_hundred_keeps_no_write_waiting(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pull's files by path, and the ingests that it gives up, have a few threads of their own: a Write beside them is opened, written and committed while they all wait."""
+    go, ingest = threading.Event(), local.Ingest
+
+    def slow(*args: Any, **named: Any) -> Ingest:
+        if not named.get("hashed", True):
+            go.wait(60)
+        return ingest(*args, **named)
+
+    monkeypatch.setattr(local, "Ingest", slow)
+    beginning = [asyncio.ensure_future(store.files.begin(f"pull-{number}")) for number in range(100)]
+    removing = [asyncio.ensure_future(store.abort(f"none-{number}")) for number in range(100)]
+    try:
+        async with asyncio.timeout(30):
+            assert await put(store, b"honest")
+        assert not any(each.done() for each in (*beginning, *removing))
+    finally:
+        go.set()
+    await asyncio.gather(*beginning)
+    assert {type(each) for each in await asyncio.gather(*removing, return_exceptions=True)} == {errors.NotFound}

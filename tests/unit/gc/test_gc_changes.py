@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from services.kit.slices import at_once
 from services.metadata import schema
 from services.metadata.gc import Collector, Config
+from services.metadata.gc import mark as mark_module
 from services.metadata.gc.changes import Spared
 from services.metadata.gc.collector import _bury, _examining, _Found
-from services.metadata.gc.mark import Node, everything, mark
+from services.metadata.gc.mark import STEP, Node, everything, mark
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
 from services.metadata.gc.sweep import _BATCH
@@ -60,6 +62,29 @@ def change(world: World, rng: random.Random) -> None:
         case _:
             table, name = rng.choice([(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))])
             world._write(lambda tx: table.delete(tx, "ns", name))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_one_record_that_refers_to_ten_thousand_is_many_steps(held: bool) -> None:
+    """An index may, alive or dead: whoever else is served waits for a few hundred of them, not for all."""
+    world = World()
+    world.blob(1, {f"gc.ref.content.m.{number}": digest(number + 2) for number in range(10_000)})
+    if held:
+        world.image("i", 1)
+    steps, before, most = _examining(world.transactions._state), 0, 0
+    looked = 0
+
+    def named(self: Node, **changes: Any) -> Node:
+        nonlocal looked
+        looked += 1
+        return Node(**{**self._asdict(), **changes})
+
+    with pytest.MonkeyPatch.context() as counted:
+        counted.setattr(mark_module, "_node", lambda namespace, rest, value, *, container: named(Node("content", namespace, value)))
+        for _ in steps:
+            most, before = max(most, looked - before), looked
+    assert looked >= 10_000
+    assert max(most, looked - before) <= 2 * STEP
 
 
 @pytest.mark.parametrize("seed", range(150))

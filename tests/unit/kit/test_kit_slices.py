@@ -31,6 +31,18 @@ async def test_each_turn_has_one_slice() -> None:
     assert all(max(one) - min(one) >= 5 * 8 for one in seen)
 
 
+async def test_what_begins_together_shares_a_turn() -> None:
+    """A client may send ten requests at once: each with a slice of its own would be ten slices without a turn."""
+    lane = Lane()
+    first, second = lane.slice(), lane.slice()
+    assert first._end == second._end
+    await first.next()
+    assert lane.slice()._end == first._end > second._end
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert lane.slice()._end > first._end
+
+
 async def test_who_is_cancelled_takes_nobodys_turn() -> None:
     """The others go on."""
     lane, turn = Lane(), [0]
