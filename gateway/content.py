@@ -180,7 +180,7 @@ class ContentServicer:
         """The piece that is wanted, read while metadata looks whether it may be."""
         left = self._open.size(wanted.digest) - max(wanted.offset, 0)
         size = min(wanted.size, left)
-        return self._open.read(wanted.digest, max(wanted.offset, 0), size, _before(size)) if 0 < size and wanted.size <= LARGEST else None
+        return self._open.read(wanted.digest, max(wanted.offset, 0), size, _before(size)) if size > 0 and wanted.size <= LARGEST else None
 
     async def _admit_read(self, request: bytes, call: Call) -> Answers | None:
         wanted = pb.ReadContentRequest.FromString(request)
