@@ -89,7 +89,7 @@ test-grpcio: $(VENV)/dev test-machine ## what proves grpcio as the transport (SP
 	@SPLITD_GRPC_TRANSPORT=grpcio $(PYTEST) -m "not once" $(GRPCIO) $(ARGS)
 
 .PHONY: peers-check
-peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## other people's programs as they are, clients and registries, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: a containerd 2); needs root, builds for minutes (Go 1.26)
+peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## other people's programs as they are, clients and registries, on a node and on containerd (SPLITD_TEST_CONTAINERD2=DIR: where containerd 2 and its ctr are; without, nerdctl is not tried); needs root, builds for minutes (Go 1.26)
 	@$(PYTEST) tests/peers $(ARGS)
 
 .PHONY: fuzz
