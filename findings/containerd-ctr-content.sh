@@ -15,6 +15,8 @@ state = "$work/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "$work/s"
+[plugins."io.containerd.gc.v1.scheduler"]
+  startup_delay = "1h"
 CONF
 usr/bin/containerd -c conf >log 2>&1 &
 ctr() { usr/bin/ctr -a s "$@"; }
