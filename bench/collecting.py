@@ -1,6 +1,6 @@
-"""What a synchronous delete of a lease takes that is the last to hold thousands of blobs, and what others pay meanwhile: ``--only victims``.
+"""What a synchronous delete of a lease takes that is the last to hold thousands of blobs or snapshots, and what others pay meanwhile: ``--only victims``.
 
-The blobs are of 100 bytes: what is measured is the collection, not the disk. While it runs, another client reads a blob of 32 KiB, lists 100 containers and writes
+The blobs are of 100 bytes, the snapshots empty: what is measured is the collection, not the disk. While it runs, another client reads a blob of 32 KiB, lists 100 containers and writes
 blobs of 4 KiB, one call after the other on a connection each.
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.snapshots.v1 import snapshots_pb2
 from bench import peers
 from bench.beside import blob, digest_of, of
 from bench.measures import HEADERS, ROOTED
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from bench.table import Table
 
 FEW, MANY = 5_000, 50_000
+SNAPSHOTS = 1_000
 GROWTH = 12
 """How much longer ten times as many may take."""
 MOST_MS = 50
@@ -51,6 +53,8 @@ def rows(table: Table, both: list[Peer]) -> None:
         table.add(name, "s", {peer: [seconds for seconds, _ in each] for peer, each in found.items()}, "<= 1.0")
         for call, row in others.items():
             table.add(row, "ms", {peer: [p99[call] for _, p99 in each] for peer, each in found.items()}, f"ours <= {MOST_MS} ms")
+    if table.wanted(name := f"delete with {SNAPSHOTS:,} victims, snapshots"):
+        table.add(name, "s", {peer.name: [asyncio.run(_delete(peer.socket, SNAPSHOTS, _snapshot))[0] for _ in range(ROUNDS)] for peer in both}, "<= 1.0")
     if table.wanted(name := f"{MANY:,} victims to {FEW:,}, on tmpfs"):
         growth, p99 = _growth()
         table.alone(name, "x", growth, f"<= {GROWTH}; p99 meanwhile: " + ", ".join(f"{call} {ms:.1f} ms" for call, ms in p99.items()))
@@ -65,7 +69,16 @@ def _growth() -> tuple[float, dict[str, float]]:
         return many / few, p99
 
 
-async def _delete(socket: Path, victims: int) -> tuple[float, dict[str, float]]:
+async def _blob(channel: Channel, headers: dict[str, str]) -> None:
+    await blob(channel, (b"%d victim" % next(_numbers)).ljust(100), headers, {})
+
+
+async def _snapshot(channel: Channel, headers: dict[str, str]) -> None:
+    request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"victim-{next(_numbers)}")
+    await of(channel, snapshots_pb2, "Snapshots").Prepare(request, headers=headers, timeout=None)
+
+
+async def _delete(socket: Path, victims: int, make: Callable[[Channel, dict[str, str]], Awaitable[None]] = _blob) -> tuple[float, dict[str, float]]:
     """Seconds of the delete, and of each call of the others p99 in milliseconds."""
     async with contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(Channel(socket)) for _ in range(_CONNECTIONS)]
@@ -73,7 +86,7 @@ async def _delete(socket: Path, victims: int) -> tuple[float, dict[str, float]]:
         await leases.Create(leases_pb2.CreateRequest(id=_LEASE), headers=HEADERS)
         held = {**HEADERS, "containerd-lease": _LEASE}
         for start in range(0, victims, _AT_ONCE):
-            await asyncio.gather(*(blob(channels[n % _CONNECTIONS], (b"%d victim" % next(_numbers)).ljust(100), held, {}) for n in range(start, min(start + _AT_ONCE, victims))))
+            await asyncio.gather(*(make(channels[n % _CONNECTIONS], held) for n in range(start, min(start + _AT_ONCE, victims))))
         await _others(channels[0])
         ended = asyncio.Event()
         calling = [asyncio.create_task(_again(call, await stack.enter_async_context(Channel(socket)), ended)) for call in CALLS.values()]

@@ -1,4 +1,4 @@
-"""What was written since all records were read, as far as the collector has to know: so that it decides once about all of them, in a thread, and afterwards looks at
+"""What was written since all records were read, as far as the collector has to know: so that it decides once about all of them, bit by bit, and afterwards looks at
 few.
 
 Every key that is written says which record it is about (:func:`touched`). A record that was written meanwhile counts as living, with all that it refers to

@@ -13,7 +13,8 @@ The order matters: whatever appears in the backend by the time of marking has a 
 What never was named by this database is in a store of ours only after a crash, so that a content store which was once looked through, from one end to the other, is not
 listed each time: its victims are what is known and named no more.
 
-Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a mark lost in a power cut is of a thing that nobody names.
+Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a mark lost in a power cut is of a thing that nobody names,
+and a removal that was under way in a store of ours ended with it. In a foreign one, which may be elsewhere, it may still happen: there each mark lasts.
 
 A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for again; as long as the
 answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead process left.
@@ -352,9 +353,9 @@ class Sweeper:
 
         def begin() -> asyncio.Task[list[Raw]]:
             nonlocal start
-            first, batch = start == 0, self._batch(view.victims, start)
+            lasting, batch = start == 0 or view.ownership == "named", self._batch(view.victims, start)
             start += len(batch)
-            return asyncio.ensure_future(self._marked(view, batch, spared, swept, lasting=first))
+            return asyncio.ensure_future(self._marked(view, batch, spared, swept, lasting=lasting))
 
         try:
             while there and (marking is not None or start < len(view.victims)):
