@@ -73,6 +73,14 @@ async def _proxied(place: Place) -> list[Proxied]:
                     "does not answer the gateway" if troubles[name].words not in ("", ABSENT) else "") for name, plugin in found.items()]
 
 
+def away(place: Place) -> list[Proxied]:
+    """Those in the place of one of ours that do not answer, once they had a moment to."""
+    end = time.monotonic() + PATIENCE
+    while (found := [each for each in proxied(place) if each.in_place and not each.healthy]) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
 def _upstream(name: str, plugin: ProxyPlugin) -> str:
     """What the gateway calls it."""
     return f"snapshots.{name}" if plugin.type == "snapshot" else plugin.type

@@ -120,7 +120,9 @@ def _report(here: Place, seconds: float, said: str) -> int:
     if not sick:
         say(f"{said}: {here.socket}", f"  try  ctr -a {here.socket} version", f"       {here.hint('status')}")
         say(*revisions.differences(here, found, supervision.Supervisor(here).code()))
-        return 0
+        away = health.away(here)
+        complain(*(f"{each.name}, which is in the place of our {each.kind} service, is away: {each.address} {each.trouble}" for each in away))
+        return 1 if away else 0
     for each in sick:
         complain(f"{each.status.name} is not healthy: {each.trouble}")
         say(*last_words(here, each.status.name), file=sys.stderr)

@@ -90,5 +90,6 @@ def test_status_has_a_row_for_each_proxy_plugin_and_blames_none_of_ours(place: P
             assert {each["name"]: each["trouble"] for each in found["services"]} == dict.fromkeys(node.pids(), "")
             assert not found["healthy"]
             assert f"{elsewhere}/s/content.sock does not answer the gateway" in node.splitd("status", ok=False).stdout
+            assert f"theirs, which is in the place of our content service, is away: {elsewhere}/s/content.sock" in node.splitd("up", ok=False).stderr
         finally:
             node.clear()
