@@ -12,6 +12,7 @@ from client.shown import say, table
 from deploy import health, place, revisions, supervision
 from deploy import held as heldback
 from deploy.place import Place
+from deploy.verbs import up
 from services.kit import version
 
 HELP = ("state, pid, uptime, memory, health and restarts of each service and proxy plugin, and what registries do not answer; "
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(describe(here, supervisor_pid, found, others, registries, held), indent=2))
     else:
         print_table(here, found, others)
-        say(*revisions.differences(here, found, supervisor.code()), *killed(found), *kept(here, held), *troubled(registries or [], time.time()))
+        say(*died(here, found), *revisions.differences(here, found, supervisor.code()), *killed(found), *kept(here, held), *troubled(registries or [], time.time()))
     return 0 if _healthy(found, others) else 1
 
 
@@ -71,6 +72,12 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], other
         "held_back": [dataclasses.asdict(each) for each in held],
         "registries": None if registries is None else [dataclasses.asdict(each) for each in registries],
     }
+
+
+def died(here: Place, found: list[health.Health]) -> list[str]:
+    """A line for each service that ended by itself and is not well: its log's last word."""
+    return [f"{h.status.name} ended by itself {_times(h.status.restarts)};{line.removeprefix(' ')}" for h in found if h.status.restarts and not h.healthy
+            for line in up.last_words(here, h.status.name)]
 
 
 def killed(found: list[health.Health]) -> list[str]:

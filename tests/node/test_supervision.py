@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,7 @@ def test_a_service_that_cannot_start_is_named_with_its_reason(place: Path) -> No
 
         assert "Traceback" not in eventually(told, seconds=60)
         eventually(lambda: [s["name"] for s in node.status()["services"] if s["state"] == "RUNNING" and not s["healthy"]] in (["content"], []), "others are broken too")
+        eventually(lambda: re.search(r"^content ended by itself (once|\d+ times); its log: .* content cannot run", node.splitd("status", ok=None).stdout, re.MULTILINE), "status does not say why")
         (node.root / "content").unlink()
         node.wait_healthy()
     finally:
