@@ -524,8 +524,24 @@ class LocalTasks:
         The program may say that all is well though its runtime failed, and fail for want of a file in the bundle: what counts is that the processes are dead.
         Then it is tried once more, for cgroups and the runtime's state, and no longer.
         """
-        died, trouble, left = None, "", list[int]()
         task.cleaning = True
+        try:
+            died, trouble = await self._cleaned(task)
+        except Exception as error:  # such as no more threads; whatever it is, the task is neither forgotten nor given up
+            if not isinstance(error, OSError):
+                log.exception("cleaning up after the dead shim of %s", task)
+            died, trouble = None, f"it cannot be cleaned up: {error}"
+        finally:
+            task.cleaning = False
+        if died is None:
+            task.trouble = trouble
+            task.attempts += 1
+            await task.notify()
+        return died
+
+    async def _cleaned(self, task: _Task) -> tuple[Exit | None, str]:
+        """How the task ended, or why that is not known. OSError where its processes cannot be looked for: that tells nothing of them."""
+        died, trouble = None, ""
         try:
             if task.seen is None:
                 task.seen = remains.read(self._sighting(task.bundle)) or remains.in_bundle(task.bundle, task.program.path, self._state / "runc")
@@ -536,25 +552,14 @@ class LocalTasks:
             died = await task.program.delete(self._config.cleanup_timeout)
         except (errors.NodeError, OSError, ValueError) as error:
             trouble = str(error)
-        try:
-            if task.seen is not None:
-                left = await asyncio.to_thread(remains.end, task.seen, _ENDING)
-        except OSError as error:  # too many open files, say: that tells nothing of the task's processes
-            died, trouble = None, f"its processes cannot be looked for: {error}"
-        else:
-            if left:
-                died, trouble = None, f"{', '.join(map(str, left))} cannot be killed"
-            elif died is None and task.attempts and task.seen is not None:
-                died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
-        finally:
-            task.cleaning = False
+        if task.seen is not None and (left := await asyncio.to_thread(remains.end, task.seen, _ENDING)):
+            return None, f"{', '.join(map(str, left))} cannot be killed"
+        if died is None and task.attempts and task.seen is not None:
+            died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
         if died is None:
-            task.trouble = trouble
-            task.attempts += 1
-            await task.notify()
-            return None
+            return None, trouble
         await asyncio.to_thread(shutil.rmtree, self._state / "runc" / task.namespace / task.name, ignore_errors=True)  # of a runtime that could not
-        return Exit(died.status, died.at, died.pid or task.init.pid)
+        return Exit(died.status, died.at, died.pid or task.init.pid), ""
 
     async def _hurry(self, task: _Task) -> None:
         """Clean up after a dead shim now; FailedPrecondition with what is in the way, if it is still."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from services.kit import errors
-from services.tasks import local
+from services.tasks import local, remains
+from services.tasks.bundle import Bundle
+from services.tasks.store import Exit
 
 
 def test_what_the_system_said_is_told_in_gos_words() -> None:
@@ -17,3 +23,34 @@ def test_what_the_system_said_is_told_in_gos_words() -> None:
     assert str(caught.value) == "failed to start shim: /Absent/program: no such file or directory"
     with pytest.raises(errors.NotFound, match="^failed to delete task: task a: not found$"), local._prefixed("failed to delete task: "):
         raise errors.NotFound("task a")
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files")])
+async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    """A task that is neither forgotten nor tried again would be there for ever, and its name taken."""
+    told: list[str] = []
+    node = SimpleNamespace(exited=lambda *_: told.append("exit"), deleted=lambda *_: told.append("delete"))
+
+    async def delete(_timeout: float) -> Exit:
+        return Exit(137, 1, 7)
+
+    bundle = Bundle.of(place / "root", place / "state", "ns", "c")
+    bundle.create(None)
+    (bundle.path / "init.pid").write_text("7")
+    tasks = local.LocalTasks(place / "root", place / "state", node)  # type: ignore[arg-type]
+    for directory in (tasks._sightings, tasks._exits, tasks._checkpoints):
+        directory.mkdir(parents=True)
+    task = local._Task(bundle, SimpleNamespace(path="/bin/shim", delete=delete))  # type: ignore[arg-type]
+    failures = [failure]
+
+    def end(*_: object) -> list[int]:
+        if failures:
+            raise failures.pop()
+        return []
+
+    monkeypatch.setattr(remains, "end", end)
+    await asyncio.wait_for(tasks._bury(task), 10)
+    assert told == ["exit", "delete"]
+    assert task.attempts == 1
+    assert task.gone
+    assert not bundle.path.exists()
