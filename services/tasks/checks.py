@@ -83,6 +83,9 @@ async def stdio(program: str, io: IO) -> None:
             await threads.apart("stdio", look)
     except TimeoutError:
         raise errors.DeadlineExceeded(f"{named}: no answer from the file system") from None
+    except RuntimeError as error:  # no more threads: nobody looked
+        free.release()
+        raise errors.Unavailable(f"{named}: {error}") from None
 
 
 _free = threading.BoundedSemaphore(STATS)

@@ -128,3 +128,18 @@ async def test_a_file_system_that_does_not_answer(monkeypatch: pytest.MonkeyPatc
         return True
 
     await eventually_async(there, "there is no room again")
+
+
+async def test_a_look_that_cannot_be_begun_takes_no_others_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has no more threads for a moment refuses creates for that moment."""
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    out = place / "out"
+    out.touch()
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refused)
+        for _ in range(checks.STATS + 1):
+            with pytest.raises(errors.Unavailable, match="can't start new thread"):
+                await checks.stdio("/bin/shim", IO(stdout=str(out)))
+    await checks.stdio("/bin/shim", IO(stdout=str(out)))
