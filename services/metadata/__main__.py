@@ -35,7 +35,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             soundness = Soundness(directory / "metadata.db", database)
             transactions.damaged = soundness.damaged
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
-            collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish, soundness.checked)
+            collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish, soundness.checked, configuration.foreign(file))
             try:
                 await soundness.begin(transactions.lost)
                 await metadata.intents.index()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from services.kit import errors, settings
 from services.metadata.gc import config as gc
+from services.metadata.store import snapshots_backend
 
 _BOLT = "io.containerd.metadata.v1.bolt"
 
@@ -32,3 +33,10 @@ def load(file: settings.File) -> Config:
     if "content_sharing_policy" not in file.tables.get("metadata", {}):
         ours = replace(ours, content_sharing_policy=policy)
     return replace(ours, gc=gc.load(file))
+
+
+def foreign(file: settings.File) -> frozenset[str]:
+    """The backends that are other people's services by [proxy_plugins], whose entries are the gateway's to check."""
+    plugins = file.tables.get("proxy_plugins", {})
+    types = {name: entry.get("type") for name, entry in plugins.items() if isinstance(entry, dict)} if isinstance(plugins, dict) else {}
+    return frozenset(snapshots_backend(name) if kind == "snapshot" else "content" for name, kind in types.items() if kind in ("snapshot", "content"))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableSequence, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,10 @@ class _Found:
 class Collector:
     """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. Runs while :meth:`running` lasts."""
 
-    def __init__(self, database: Database, stores: RawStores, config: Config, publish: Callable[[Event], None], ready: Callable[[], Awaitable[None]] | None = None) -> None:
-        """``ready`` is waited for before the first collection."""
+    def __init__(self, database: Database, stores: RawStores, config: Config, publish: Callable[[Event], None], ready: Callable[[], Awaitable[None]] | None = None,
+                 foreign: Collection[str] = ()) -> None:
+        """``ready`` is waited for before the first collection; ``foreign`` are the backends that are other people's services."""
+        self._foreign = frozenset(foreign)
         self._ready = ready
         self._database = database
         self._stores = stores
@@ -264,7 +266,7 @@ class Collector:
             left = known.without(raw for raw in used if raw.backend == backend) if used else known
             if every or left.idle:
                 if backend not in self._sweepers:
-                    self._sweepers[backend] = Sweeper(backend, self._database, self._stores, self._store_id)
+                    self._sweepers[backend] = Sweeper(backend, self._database, self._stores, self._store_id, foreign=backend in self._foreign)
                 sweeps[backend] = self._sweepers[backend].ask(left, written, everything=every)
         return sweeps
 

@@ -24,7 +24,8 @@ Whose a raw store is, by its stamp (rule 5 of the design):
 - our id: it is ours, and what is in it and in no record is garbage;
 - no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by somebody else, or by a metadata store that is lost, and
   that is not ours to delete: as a foreign one, until its operator empties it, or says that it may go (:func:`.guard.release`);
-- another id: then nothing is removed, until its operator says that the store is ours; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is
+- another id: then nothing is removed, until its operator says that the store is ours. Not so of a store that is another's by our configuration, such as another node's snapshotter,
+  of which our operator says nothing; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is
   removed; that it is damaged: nothing;
 - no Stamp service: foreign. Only what we named is removed.
 """
@@ -146,8 +147,9 @@ class _Found:
 class Sweeper:
     """Sweeps ``backend``; one sweep at a time."""
 
-    def __init__(self, backend: str, database: Database, stores: RawStores, store_id: str) -> None:
+    def __init__(self, backend: str, database: Database, stores: RawStores, store_id: str, *, foreign: bool = False) -> None:
         self.backend = backend
+        self._foreign = foreign
         self._database = database
         self._stores = stores
         self._store_id = store_id
@@ -265,7 +267,7 @@ class Sweeper:
         used, once = known.uses, known.named
         sign = self._sign(tx, stamp, listing, known)
         ownership, reason, undecided = self._owner(tx, stamp, listing, known, sign)
-        if reason and stamp is not None and stamp != self._store_id and guard.held(tx) is None:
+        if reason and stamp is not None and stamp != self._store_id and not self._foreign and guard.held(tx) is None:
             sign = f"{self.backend}: {reason}"
         own = ownership in _OURS
         found = [] if ownership == "nothing" else plan.victims(listing, used, once, own=own)
@@ -292,7 +294,7 @@ class Sweeper:
                 return "nothing", before.reason, False
             reason = before.reason if before is not None else sign
             return ("named", reason, self._unseen) if reason or self._unseen else ("own", "", False)
-        released = guard.released(tx, self.backend)
+        released = not self._foreign and guard.released(tx, self.backend)
         if stamp and released:
             return "taken", "", False
         if stamp:

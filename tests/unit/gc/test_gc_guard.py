@@ -14,7 +14,7 @@ from services.metadata.gc import Collector, Config, guard
 from services.metadata.gc import collector as collector_module
 from services.metadata.gc import sweep as sweep_module
 from services.metadata.gc.memory import MemoryRawStores
-from services.metadata.store import Held, Raw
+from services.metadata.store import Gateway, Held, Raw
 from services.metadata.transactions import Transaction
 from tests.unit.gc.gc_graphs import CONTENT, OVERLAY, World, digest
 
@@ -191,3 +191,24 @@ async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_w
         assert stores.calls == []
         known.set()
         assert (await asked).removed == (f"content {digest(1)}",)
+
+
+@pytest.mark.parametrize("stamp", ["another", ""])
+async def test_what_is_somebody_elses_is_not_released(world: World, stamp: str) -> None:
+    """A proxy plugin may be another node's snapshotter, which that node uses: it holds back nothing of ours, and an operator who releases ours says nothing of it."""
+    store_id = await world.database.store_id()
+    gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs", "mine"))
+    await world.database.transactions.write(lambda tx: schema.GATEWAY.put(tx, value=gateway))
+    stores = MemoryRawStores(content=store_id, snapshots_overlayfs=store_id, snapshots_mine=stamp)
+    theirs = Raw("snapshots.mine", "snapshot", "ns/1/theirs")
+    stores.add(theirs)
+    async with Collector(world.database, stores, QUIET, lambda _: None, foreign=["snapshots.mine"]).running() as collector:
+        await collector.collect()
+        assert not reason(world)
+        stores.add(Raw(OVERLAY, "snapshot", "ns/77/lost"))
+        await collector.collect()
+        await guard.release(world.database)
+        assert (await collector.collect()).removed == ("snapshot overlayfs ns/77/lost",)
+        await collector.collect()
+    assert theirs in stores
+    assert stores.stamps["snapshots.mine"] == stamp

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from services.kit import errors, settings
-from services.metadata.config import load
+from services.metadata.config import foreign, load
 
 
 def file(text: str) -> settings.File:
@@ -34,3 +34,10 @@ def test_mistakes_are_named(text: str) -> None:
     """With the file and the key."""
     with pytest.raises(errors.InvalidArgument, match=r"config file config.toml: .*(content_sharing_policy|nonsense)"):
         load(file(text))
+
+
+def test_which_backends_are_other_peoples() -> None:
+    """Those of proxy plugins, a content store in the place of ours too; what is no entry the gateway refuses."""
+    found = foreign(file('proxy_plugins.odd = 1\n[proxy_plugins.stargz]\ntype = "snapshot"\n[proxy_plugins.far]\ntype = "content"\n[proxy_plugins.d]\ntype = "diff"\n'))
+    assert found == {"snapshots.stargz", "content"}
+    assert foreign(file("")) == foreign(file("proxy_plugins = 1\n")) == frozenset()
