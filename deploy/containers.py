@@ -10,6 +10,7 @@ from pathlib import Path
 from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.types.task import task_pb2
+from client.shown import complain
 from services.kit import errors, rpc
 
 TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
@@ -28,8 +29,10 @@ class _Task:
         return {rpc.NAMESPACE: self.namespace}
 
 
-async def stop_all(address: Path, grace: float) -> int:
+async def stop_all(address: Path, grace: float, bundles: Path) -> int:
     """SIGTERM to every task of every namespace, SIGKILL to what is left after ``grace`` seconds, then delete them; how many there were.
+
+    Namespaces are those that metadata knows and those that have ``bundles``: a task runs on where the records of its container are lost, or cannot be read.
 
     Until none is left: the restart monitor may start one again meanwhile. FailedPrecondition names those that would not end, and why; they keep no others running.
     """
@@ -38,22 +41,27 @@ async def stop_all(address: Path, grace: float) -> int:
         stopped: set[_Task] = set()
         troubles: dict[_Task, str] = {}
         for _ in range(3):
-            found = await _list(tasks, namespaces)
+            found = await _list(tasks, namespaces, bundles)
             if not found:
                 return len(stopped)
             troubles.update(zip(found, await asyncio.gather(*(_trouble(tasks, task, grace) for task in found)), strict=True))
             stopped.update(found)
-        if left := await _list(tasks, namespaces):
+        if left := await _list(tasks, namespaces, bundles):
             raise errors.FailedPrecondition("still running: " + ", ".join(
                 f"{task.namespace}/{task.container}" + (f" ({why})" if (why := troubles.get(task)) else "") for task in left))
         return len(stopped)
 
 
-async def _list(tasks: rpc.Client, namespaces: rpc.Client) -> list[_Task]:
+async def _list(tasks: rpc.Client, namespaces: rpc.Client, bundles: Path) -> list[_Task]:
+    names = {path.name for path in bundles.glob("*") if path.is_dir() and not path.name.startswith(".")}
+    try:
+        names |= {namespace.name for namespace in (await namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces}
+    except errors.NodeError as error:
+        complain(f"only namespaces that have tasks are looked at: {error}")
     found = []
-    for namespace in (await namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces:
-        listed = await tasks.List(tasks_pb2.ListTasksRequest(), headers={rpc.NAMESPACE: namespace.name})
-        found += [_Task(namespace.name, task.id or task.container_id) for task in listed.tasks]
+    for name in sorted(names):
+        listed = await tasks.List(tasks_pb2.ListTasksRequest(), headers={rpc.NAMESPACE: name})
+        found += [_Task(name, task.id or task.container_id) for task in listed.tasks]
     return found
 
 

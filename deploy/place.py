@@ -60,6 +60,11 @@ class Place:
         return self.state / "supervisord.lock"
 
     @property
+    def bundles(self) -> Path:
+        """A directory for each namespace that has tasks, as containerd has it; the tasks service's."""
+        return self.state / "io.containerd.runtime.v2.task"
+
+    @property
     def logs(self) -> Path:
         """Below the root, since STATE is memory on most machines and gone after a reboot."""
         return self.root / "log"

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
                 say(f"stopped {name}")
         return 0
     if arguments.containers:
-        stopped = asyncio.run(containers.stop_all(here.socket, arguments.grace))
+        stopped = asyncio.run(containers.stop_all(here.socket, arguments.grace, here.bundles))
         say(f"stopped {stopped} container{'' if stopped == 1 else 's'}")
     end()
     _wait_for_end(here, pid)

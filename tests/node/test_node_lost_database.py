@@ -25,7 +25,8 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
             node.ctr("images", "pull", "--plain-http", reference)
             node.ctr("snapshots", "prepare", "kept")
             eventually(lambda: len(list(node.root.rglob("store-id"))) >= 3, "the first collection did not mark the stores as its own")
-            node.down()
+            node.ctr("run", "-d", reference, "still", "sleep", "1000")
+            node.down(containers=False)
             blobs = {p.name for p in (node.root / "content/blobs").glob("*/*")}
             snapshots = {p.name for p in (node.root / "snapshots/overlayfs/snapshots").iterdir()}
             assert blobs
@@ -42,6 +43,8 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
 
             assert blobs <= {p.name for p in (node.root / "content/blobs").glob("*/*")}, "a blob of the lost database was deleted"
             assert snapshots <= {p.name for p in Path(node.root / "snapshots/overlayfs/snapshots").iterdir()}, "a snapshot of the lost database was deleted"
+            assert "stopped 1 container" in node.splitd("down", "--containers", "--grace", "0").stdout
+            node.up()
             assert "belongs to another metadata store" in node.splitd("gc").stdout
             node.splitd("gc", "--release")
             eventually(lambda: not list((node.root / "content/blobs").glob("*/*")) and not any((node.root / "snapshots/overlayfs/snapshots").iterdir()),

@@ -55,8 +55,11 @@ class Tasks:
 
 class Namespaces:
     SERVICE = containers.NAMESPACES
+    damaged = False
 
     async def List(self, request: Any, call: Call) -> namespaces_pb2.ListNamespacesResponse:
+        if self.damaged:
+            raise errors.DataLoss("metadata store: metadata.db is damaged")
         return namespaces_pb2.ListNamespacesResponse(namespaces=[namespaces_pb2.Namespace(name="n")])
 
 
@@ -69,7 +72,7 @@ async def tasks(place: Path) -> AsyncIterator[Tasks]:
 
 async def test_all_are_stopped(tasks: Tasks, place: Path) -> None:
     """And counted."""
-    assert await containers.stop_all(place / "s", 1.0) == 3
+    assert await containers.stop_all(place / "s", 1.0, place / "bundles") == 3
     assert tasks.states == {}
 
 
@@ -77,5 +80,14 @@ async def test_one_that_does_not_answer_keeps_no_other_running(tasks: Tasks, pla
     """It is named, with why."""
     tasks.hung = "a"
     with pytest.raises(errors.FailedPrecondition, match="^still running: n/a \\(the shim of task a does not answer: unavailable\\)"):
-        await containers.stop_all(place / "s", 1.0)
+        await containers.stop_all(place / "s", 1.0, place / "bundles")
     assert list(tasks.states) == ["a"]
+
+
+async def test_tasks_whose_records_are_lost_are_stopped_too(tasks: Tasks, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A namespace that has bundles need not be known to metadata, and that need not be able to say any."""
+    monkeypatch.setattr(Namespaces, "damaged", True)
+    assert await containers.stop_all(place / "s", 1.0, place / "bundles") == 0
+    (place / "bundles" / "n").mkdir(parents=True)
+    assert await containers.stop_all(place / "s", 1.0, place / "bundles") == 3
+    assert "metadata.db is damaged" in capsys.readouterr().err
