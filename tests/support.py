@@ -238,6 +238,8 @@ class Node:
         self.root, self.state = directory / "root", directory / "state"
         self.socket = self.state / "containerd.sock"
         self.env = dict(env or {})
+        if "SPLITD_NODES" not in os.environ:  # a program's node, such as a measurement's: pytest has a directory for all of its own
+            self.env.setdefault("SPLITD_NODES", str(directory / "nodes"))
         self.config: Path | None = None
         if config:
             self.config = directory / "config.toml"
