@@ -5,7 +5,7 @@ does not sends the whole of it on one connection. If that turns out later (a hos
 rest comes on one connection too: each part would else be fetched with all that is before it.
 
 The registry client deals with lost connections and hosts that do not answer. What is left for here is a blob whose bytes turn out to be others than its digest says: then what was there before is
-dropped, or the hosts it came from are asked last, and it is fetched again from its first byte.
+dropped, or the hosts it came from are asked last, and it is fetched again from its first byte; so it is where a body does not end with the blob.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from services.images import oci
 from services.images.asking import asked
 from services.images.budget import STREAMS, Budget
 from services.images.oci import Descriptor
-from services.images.registry import Body, Client, NoParts, Reference
+from services.images.registry import Body, Client, NoParts, Reference, WrongBytes
 from services.images.together import together
 from services.images.transfer import Landing, Node
 from services.images.turns import Turns
@@ -121,18 +121,29 @@ class _Fetching:
                 async with landing.lane(0) as lane:
                     await lane.write(known)
             elif begun < size:
-                await self._fetched(begun)
+                try:
+                    await self._fetched(begun)
+                except WrongBytes:
+                    if not left:
+                        raise
+                    await landing.restart()
+                    continue
             try:
                 await landing.commit(labels)
                 return
             except errors.FailedPrecondition as error:
                 if not begun:
-                    for body in self._bodies:
-                        body.distrust(str(error))
+                    self._distrust(str(error))
                 await landing.restart()
                 if not left:
                     hosts = ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts)) or self._reference.host
                     raise errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}") from None
+
+    def _distrust(self, why: str) -> None:
+        """The hosts that it came from; of several, who of them has other bytes will show: whoever had the last is asked for all of it now."""
+        spared = self._bodies[-1].place if len({host for body in self._bodies for host in body.hosts}) > 1 else ""
+        for body in self._bodies:
+            body.distrust(why, spared)
 
     async def _known(self) -> bytes | None:
         """The bytes of a manifest, which the client has checked, or of a blob that its descriptor brings along; None for others."""

@@ -30,7 +30,7 @@ where a host redirects; pauses between tries grow and are random; a manifest of 
 from services.images.registry.client import Client, Registry
 from services.images.registry.credentials import Credentials, DockerConfig, Source, first_of
 from services.images.registry.descriptor import Descriptor
-from services.images.registry.fetch import Body, NoParts
+from services.images.registry.fetch import Body, NoParts, WrongBytes
 from services.images.registry.hosts import Hosts
 from services.images.registry.mirrors import MirrorMemory, MirrorState
 from services.images.registry.push import Pushed
@@ -38,4 +38,4 @@ from services.images.registry.reference import Reference
 from services.images.timeouts import Retry, Timeouts
 
 __all__ = ["Body", "Client", "Credentials", "Descriptor", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "NoParts", "Pushed", "Reference", "Registry", "Retry",
-           "Source", "Timeouts", "first_of"]
+           "Source", "Timeouts", "WrongBytes", "first_of"]

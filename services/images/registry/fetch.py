@@ -8,7 +8,8 @@
 
 A connection that is lost, stalls, or crawls along while another host could be asked is replaced by another, of the same host or the next, which goes on at the same
 byte. A body that turns out to be of another size than the descriptor says ends the fetch from that host at once, long before the caller's digest would. The digest is
-the caller's to check: :meth:`Body.distrust` is for when it is wrong.
+the caller's to check: :meth:`Body.distrust` is for when it is wrong. (What follows where the blob should end says so too, and where another host is left ends the fetch with
+:class:`WrongBytes`: no part of such a body is gone on with.)
 
 Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers 416 to ``bytes=N-``). Whoever ignores a range
 sends all of it, and what is known already is dropped. Whoever refuses it (400 by Artifactory), fails over it twice (500), or answers with another part or several in one
@@ -56,6 +57,14 @@ class NoParts(Exception):
     """A part alone was wanted, and the host that is to be asked sends whole blobs."""
 
 
+class WrongBytes(errors.FailedPrecondition):
+    """What came of a blob is not its bytes, and another host may have them: it must be fetched from its first byte."""
+
+
+class _TooMany(Failure):
+    """A body goes on where the blob ends."""
+
+
 class Body:
     """The bytes ``offset`` to ``end`` of a blob of ``size``. Iterate once.
 
@@ -70,6 +79,8 @@ class Body:
         self.ranges = False
         self.hosts: list[str] = []
         """All that served some of it, in turn."""
+        self.place = ""
+        """The last of them, as :mod:`.mirrors` knows it."""
         self._fetch = fetch
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -79,9 +90,9 @@ class Body:
         """Go on to the end of the blob, however little was asked for: for a host that gives no parts, and so sends all of it anyway. Before the iteration."""
         self.end = self.size
 
-    def distrust(self, why: str) -> None:
-        """The digest of what came is wrong: the hosts it came from are asked after all others for a while."""
-        self._fetch.distrust(why)
+    def distrust(self, why: str, spared: str = "") -> None:
+        """The digest of what came is wrong: the hosts it came from are asked after all others for a while, but for the :attr:`place` that is ``spared``."""
+        self._fetch.distrust(why, spared)
 
 
 class Fetch:
@@ -152,6 +163,9 @@ class Fetch:
                 assert place is not None
                 self._leave()
                 self._tries.note(place, failure)
+                if isinstance(failure, _TooMany) and self._tries.others(place):
+                    self._memory.failed(place.key, failure.cause, dead=True)
+                    raise WrongBytes.verbatim(str(combined(self._what, [failure]))) from None
                 if self._at >= body.end:
                     raise combined(self._what, [failure]) from None
                 if self._at - checkpoint >= self._retry.progress:
@@ -194,7 +208,7 @@ class Fetch:
                 chunk = chunk[skipped:]
             if len(chunk) > end - self._at:
                 if end == self.body.size:
-                    raise self._wrong(f"has more than the {self.body.size} bytes expected")
+                    raise self._too_many()
                 chunk = chunk[: end - self._at]  # it was asked for a part, and sends all
             self._at += len(chunk)
             yield chunk
@@ -223,7 +237,7 @@ class Fetch:
             except Exception:
                 more = b""  # all that was wanted is there: how the connection ends is no matter
             if more:
-                raise self._wrong(f"has more than the {self.body.size} bytes expected")
+                raise self._too_many()
         self._memory.worked(self._place.key)
 
     async def _open(self, not_first: Place | None = None) -> None:
@@ -231,6 +245,7 @@ class Fetch:
         self._place, self._answer = place, answer
         self.body.host = answer.host
         self.body.hosts.append(answer.host)
+        self.body.place = place.key
         if place.key not in self._keys:
             self._keys.append(place.key)
 
@@ -321,15 +336,19 @@ class Fetch:
             body.size = total
             body.end = total if self._length is None else min(total, self.offset + self._length)
 
-    def distrust(self, why: str) -> None:
+    def distrust(self, why: str, spared: str = "") -> None:
         """As :meth:`Body.distrust`."""
-        for key in self._keys:
+        for key in {*self._keys} - {spared}:
             self._memory.failed(key, f"{self.descriptor}: {why}", dead=True)
 
     def _wrong(self, what: str, answer: Answer | None = None, *, transient: bool = False) -> Failure:
         host = (answer or self._answer).host  # type: ignore[union-attr]
         return Failure(host, f"{self.descriptor} {what}", kind=errors.Unavailable if transient else errors.FailedPrecondition, transient=transient,
                        blame=Blame.TROUBLE, status=200)
+
+    def _too_many(self) -> _TooMany:
+        assert self._answer is not None
+        return _TooMany(self._answer.host, f"{self.descriptor} has more than the {self.body.size} bytes expected", kind=errors.FailedPrecondition, blame=Blame.TROUBLE, status=200)
 
     def _leave(self) -> None:
         """Be done with the answer: its connection is kept if there is nothing left on it."""

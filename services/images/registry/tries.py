@@ -73,6 +73,10 @@ class Tries(Generic[P]):
         """Something was got: what failed before does not count any more."""
         self._rounds = 0
 
+    def others(self, place: P) -> bool:
+        """Whether there is another place that has not failed for good."""
+        return any(each is not place and each not in self._done for each in self._places)
+
     def another(self, place: P) -> bool:
         """Whether there is another place that is known to be good, or at least not to be bad."""
         return any(each is not place and each not in self._done and self._memory.state(each.key) == mirrors.GOOD for each in self._places)
