@@ -80,10 +80,10 @@ exec sleep 1000
         program.chmod(0o755)
         async with (
             rpc.Channel(node.state / "internal.sock") as channel, Publisher(channel).running() as publisher,
-            LocalTasks(place / "root", node.state, Gateway(channel, publisher), Config(call_timeout=2.0)) as tasks,
+            LocalTasks(place / "root", node.state, Gateway(channel, publisher), Config(call_timeout=4.0)) as tasks,
         ):
             node.add("s", "sleep", "100", runtime=str(program))
-            with pytest.raises(errors.DeadlineExceeded, match="start: not done after 2 s"):
+            with pytest.raises(errors.DeadlineExceeded, match="start: not done after 4 s"):
                 await tasks.create(NS, "s", CreateOptions(rootfs=(node.mount,)))
             assert leftovers(node) == []
 
