@@ -38,12 +38,13 @@ class Soundness:
             server.ail(self._found)
 
     async def checked(self) -> bool:
-        """Check all pages, in a thread; whether they are what they were, as far as is known."""
+        """Check all pages, in a thread; whether they are what they were, as far as is known. A check that is broken off says nothing."""
         if self._checking is None or self._checking.done():
             self._checking = asyncio.ensure_future(self._check())
             self._checking.add_done_callback(loops.told)
-        await asyncio.wait([self._checking])
-        return not self._found
+        checking = self._checking
+        await asyncio.wait([checking])
+        return not (checking.cancelled() or checking.exception() or self._found)
 
     async def _check(self) -> None:
         if found := await threads.apart("check of all pages", lambda: damage.quick_check(self._path)):

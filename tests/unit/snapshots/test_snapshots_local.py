@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -96,3 +98,22 @@ async def test_what_a_crash_leaves_without_a_record_goes(place: Path) -> None:
         assert len([info async for info in snapshotter.list()]) == 10
     assert len(_directories(left)) == 10
     assert not (left / "held").exists()
+
+
+async def test_a_check_that_was_broken_off_proves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends in the middle of it does not begin to remove what a damaged database does not know."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(_: Path) -> str:
+        begun.set()
+        go.wait(60)
+        return ""
+
+    monkeypatch.setattr(damage, "quick_check", slow)
+    try:
+        async with NativeSnapshotter(place / "n") as snapshotter:
+            asked = asyncio.create_task(snapshotter.soundness.checked())
+            await asyncio.to_thread(begun.wait)
+        assert await asked is False
+    finally:
+        go.set()
