@@ -154,6 +154,7 @@ class Records:
                 pause = min(pause * 2, 1.0)
 
     async def _told_alone(self, name: str, request: Any, call: Call) -> None:
+        self._open.add(request.intent)  # else the next metadata would resolve it, and tell of it too
         try:
             answer = await self._until_answered(name, request, call, alone=True)
         except errors.NodeError as error:  # metadata's next start, or its patience, ends the intent
@@ -161,6 +162,8 @@ class Records:
         else:
             if isinstance(answer, pb.Finished):
                 self.publish(answer)
+        finally:
+            self._open.discard(request.intent)
 
     async def outcome(self, intent: pb.Intent, call: Call, backend: Upstream, attempt: Callable[[], Awaitable[T]],
                       happened: Callable[[], Awaitable[T | None]]) -> T:
