@@ -31,9 +31,8 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     hosts = Hosts.of_config(file.tables, file.path, config.config_path)
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
-    reading.prepare()
     unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
-    with process.owned(node.state / "images"):
+    with process.owned(node.state / "images"), reading.available():
         scratch = node.state / "images" / "unpack"
         scratch.mkdir(mode=0o700, exist_ok=True)
         appliers = Appliers(str(scratch))

@@ -15,7 +15,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
@@ -113,6 +113,11 @@ class Program:
         if self.read_so_far == read_so_far:
             self.end()
 
+    def kill(self) -> None:
+        """End the program, in any thread; whoever waits for it hears so."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def end(self) -> str:
         """End the program if it runs; how it ended."""
         process, file = self._process, self._file
@@ -122,15 +127,19 @@ class Program:
                 file.close()
         if process is None:
             return "could not be started"
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         code = process.wait()
         return f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
 
 
-def prepare() -> None:
-    """Keep the code of the program, before the service serves: later it may be another release's."""
+@contextlib.contextmanager
+def available() -> Iterator[None]:
+    """Around what the service does: the program has the code of now, and none is left when the block ends, whatever it reads: the end of the process would wait for it."""
     kept.archive(_FILES)
+    try:
+        yield
+    finally:
+        _PROGRAM.kill()
 
 
 _THREAD = ThreadPoolExecutor(1, "reading")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from services.images import oci, reading
 from services.images.oci import Config, Descriptor
 from services.kit import errors, gojson
-from tests.support import TOP, eventually
+from tests.support import TOP, eventually, eventually_async
 from tests.unit.images.memory_node import digest_of
 
 ROOM = " " * reading.LARGE
@@ -106,6 +108,20 @@ def test_a_program_without_work_ends(program: reading.Program) -> None:
         os.kill(running, 0)
 
 
+async def test_the_end_of_the_service_waits_for_no_document(program: reading.Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for one that is being read: its caller is told."""
+    async def started() -> bool:
+        return program._process is not None
+
+    monkeypatch.setattr(reading, "_PROGRAM", program)
+    with reading.available():
+        asked = asyncio.ensure_future(asyncio.to_thread(program.read, time.sleep, (60,), {}))
+        await eventually_async(started)
+    async with asyncio.timeout(20):
+        with pytest.raises(errors.Internal, match="the program that reads documents ended with signal 9"):
+            await asked
+
+
 def test_the_program_has_the_code_of_its_service(tmp_path: Path) -> None:
     """The installation is replaced by one that cannot even be imported, as by an upgrade below a service that runs."""
     shutil.copytree(TOP / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__"))
@@ -121,9 +137,9 @@ from pathlib import Path
 from services.images import oci, reading
 
 place = Path(sys.argv[1])
-reading.prepare()
-for path in (place / "services").rglob("*.py"):
-    path.write_text("raise SystemExit('this is the new code')")
-shutil.rmtree(place / "services/kit")
-print(len(asyncio.run(reading.read((place / "document").read_bytes(), oci.children_in, oci.Descriptor(oci.INDEX, "x", 1)))))
+with reading.available():
+    for path in (place / "services").rglob("*.py"):
+        path.write_text("raise SystemExit('this is the new code')")
+    shutil.rmtree(place / "services/kit")
+    print(len(asyncio.run(reading.read((place / "document").read_bytes(), oci.children_in, oci.Descriptor(oci.INDEX, "x", 1)))))
 """
