@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientPayloadError, StreamReader
 
-from services.images.registry import Hosts, Registry
+from services.images.registry import Hosts, Registry, transport
 from services.images.registry.answers import Answers
 from services.images.registry.failure import Failure
 from services.images.registry.host import TLS
@@ -62,6 +63,21 @@ async def asked(registry: Registry, host: str, method: str) -> tuple[Answer, byt
         return answer, await answer.read(1 << 20) if method != "HEAD" else b""
     finally:
         answer.release()
+
+
+async def test_certificates_are_read_while_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's take 25 ms; of two that want the same at once both get the same connections."""
+    where, context = list[int](), transport.context
+
+    def noted(tls: TLS) -> Any:
+        where.append(threading.get_ident())
+        return context(tls)
+
+    monkeypatch.setattr(transport, "context", noted)
+    async with Registry(Hosts(())) as registry:
+        one, other = await asyncio.gather(registry.sessions.of(TLS()), registry.sessions.of(TLS()))
+        assert one is other is await registry.sessions.of(TLS())
+    assert threading.get_ident() not in where
 
 
 async def outcome(registry: Registry, case: Case, piece: int) -> tuple[int, bytes] | str:
