@@ -78,11 +78,16 @@ def read(connection: sqlite3.Connection) -> int:
 
 
 class Log:
-    """The log of a database that is about to be opened. One that has lost something is kept aside: SQLite writes over what it does not go by, which somebody may want to look at."""
+    """The log of a database that is about to be opened. One that has lost something is kept aside: SQLite writes over what it does not go by, which somebody may want to look at.
+
+    Until its owner has :meth:`noted` the loss it is kept as DATABASE-wal.lost-TIME: a start that ends before that, at whatever moment, leaves that to be found by the next. Then it is
+    DATABASE-wal.damaged-TIME.
+    """
 
     def __init__(self, database: Path) -> None:
         """FailedPrecondition if the disk does not give it back."""
         self._database = database
+        self._earlier = self._kept()
         try:
             self._committed = committed(database)
         except OSError as error:
@@ -92,6 +97,33 @@ class Log:
 
     def lost(self, connection: sqlite3.Connection) -> str:
         """What it has lost, now that ``connection`` has read, and not written; "" if nothing. A damaged one is begun anew."""
+        what = self._found(connection)
+        if what:
+            if self._committed > 0:
+                self._keep()
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:  # a full disk: then it is written over, and said again at the next start
+                log.warning("%s: its damaged log cannot be begun anew: %s", self._database, error)
+        elif self._earlier:
+            what = f"an earlier start found its log damaged: {self._earlier[-1].name}"
+        if not what:
+            return ""
+        log.error("%s: %s; %s", self._database, what, WHAT_TO_DO)
+        return f"{self._database} has lost its last transactions ({what})"
+
+    def noted(self) -> None:
+        """The loss is written down where it lasts."""
+        try:
+            for each in self._kept():
+                if each.stat().st_size:
+                    each.rename(each.with_name(each.name.replace(".lost-", ".damaged-")))
+                else:
+                    each.unlink()
+        except OSError as error:
+            log.warning("%s: the next start says of its log again what this one did: %s", self._database, error)
+
+    def _found(self, connection: sqlite3.Connection) -> str:
         if not self._committed:
             return ""
         try:
@@ -101,33 +133,39 @@ class Log:
             return ""
         if 0 < self._committed <= frames:
             return ""
-        what = "the header of its log is damaged"
-        if self._committed > 0:
-            what = f"frame {frames + 1} of its log is damaged, and there are commits up to frame {self._committed}"
-            self._keep()
-        try:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.Error as error:  # a full disk: then it is written over, and said again at the next start
-            log.warning("%s: its damaged log cannot be begun anew: %s", self._database, error)
-        log.error("%s: %s; %s", self._database, what, WHAT_TO_DO)
-        return f"{self._database} has lost its last transactions ({what})"
+        return f"frame {frames + 1} of its log is damaged, and there are commits up to frame {self._committed}" if self._committed > 0 else "the header of its log is damaged"
+
+    def _kept(self) -> list[Path]:
+        return sorted(self._database.parent.glob(f"{self._database.name}-wal.lost-*"))
 
     def _keep(self) -> None:
-        """Once, however often a start is tried; without room for it, what is left of the database is the more urgent."""
+        """Once, however often a start is tried. Where there is no room for it an empty file says that there was one: what is left of the database is the more urgent."""
         wal = Path(f"{self._database}-wal")
+        kept = Path(f"{wal}.lost-{time.strftime('%Y%m%dT%H%M%S')}")
         try:
-            if any(filecmp.cmp(wal, other, shallow=False) for other in wal.parent.glob(f"{wal.name}.damaged-*")):
+            if any(filecmp.cmp(wal, other, shallow=False) for other in self._kept()):
                 return
-            kept = Path(f"{wal}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
             try:
                 shutil.copyfile(wal, kept)
             except OSError:
-                kept.unlink(missing_ok=True)
+                os.truncate(kept, 0)
                 raise
+            finally:
+                _synced(kept)
         except OSError as error:
             log.error("%s: its log is damaged, and cannot be kept: %s", self._database, error)
         else:
             log.error("%s: its log is damaged, and kept as %s", self._database, kept)
+
+
+def _synced(path: Path) -> None:
+    """A file, and its name, are on the disk."""
+    for each in (path, path.parent):
+        fd = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from services.kit import damage, errors, loops, rpc, threads
@@ -35,10 +35,11 @@ class Soundness:
         self._checking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def begin(self, lost: str) -> None:
-        """Before anything is served: ``lost`` is what the log has lost. All pages are checked, in a thread, now and whenever damage is met with."""
+    async def begin(self, lost: str, noted: Callable[[], None]) -> None:
+        """Before anything is served: ``lost`` is what the log has lost; ``noted`` is called when that is written down. All pages are checked, in a thread, now and whenever damage is met with."""
         if lost:
             await guard.hold(self._database, lost)
+            noted()
         if self._note.exists():
             await self._hold(self._noted())
         self._check()

@@ -221,13 +221,13 @@ class SqliteTransactions:
         self.damaged: Callable[[str], None] = log.error
         """Told of pages that are not what they were; what was asked for is refused with the same words."""
         wal.take_back(path)
-        wal_before = damage.Log(path)
+        self._log = damage.Log(path)
         try:
             self._writer = _connect(path)
             try:
                 _prepare(self._writer, path)
-                self.lost = wal_before.lost(self._writer)
-                """What the log has lost; "" if nothing."""
+                self.lost = self._log.lost(self._writer)
+                """What the log has lost; "" if nothing. To be told again at the next start, if it is not ``noted``."""
                 if not self.lost:
                     freeing.convert(self._writer, path)
                 wal.make_room(path)
@@ -254,6 +254,10 @@ class SqliteTransactions:
         """A commit is on its way to the disk: what is committed may change at any instant."""
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
+
+    def noted(self) -> None:
+        """What was ``lost`` is written down where it lasts."""
+        self._log.noted()
 
     def view(self, work: Callable[[Reader], T]) -> T:
         try:

@@ -73,6 +73,8 @@ class LocalSnapshotter(ABC):
         self._tree = Tree(root / "metadata.db", self.soundness.damaged)
         if lost := self._tree.lost or (f"{root}/metadata.db is new, though there are snapshots" if self._tree.is_new and any(map(_id_in, os.listdir(self._directory))) else ""):
             self._hold(lost)
+            if not self._unnoted:
+                self._tree.noted()
         for made in (root, root.parent):
             disk.sync_directory(str(made))
         self._sync = FilesystemSync(self._directory, self._doubt)
@@ -383,6 +385,7 @@ class LocalSnapshotter(ABC):
         log.error("%s; what is in %s without a record stays; %s", lost, self._directory, damage.WHAT_TO_DO)
         try:
             (self.root / HELD).write_text(f"{lost}\n")
+            disk.sync_directory(str(self.root))
         except OSError as error:
             log.error("%s: %s", self.root / HELD, error)
             self._unnoted = lost

@@ -165,13 +165,13 @@ class Tree:
         self._damaged = damaged
         self.is_new = not path.exists()
         wal.take_back(path)
-        before = damage.Log(path)
+        self._log = damage.Log(path)
         try:
             self._writer = _connect(path)
             try:
                 _prepare(self._writer, path)
-                self.lost = before.lost(self._writer)
-                """What its log has lost; "" if nothing."""
+                self.lost = self._log.lost(self._writer)
+                """What its log has lost; "" if nothing. To be told again at the next start, if it is not ``noted``."""
                 wal.make_room(path)
                 self._reader = _connect(path)
             except BaseException:
@@ -184,6 +184,10 @@ class Tree:
         self._thread = threading.Thread(target=self._run, name=f"tree {path.parent.name}", daemon=True)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def noted(self) -> None:
+        """What was ``lost`` is written down where it lasts."""
+        self._log.noted()
 
     def last_id(self) -> int:
         """The highest id that a snapshot ever had."""

@@ -39,10 +39,12 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-async def opened(path: Path) -> tuple[str, int]:
+async def opened(path: Path, *, noted: bool = True) -> tuple[str, int]:
     """What is said to be lost, and how many records are there."""
     store = SqliteTransactions(path)
     try:
+        if noted:
+            store.noted()
         return store.lost, len(store.view(lambda tx: list(tx.scan(("n",)))))
     finally:
         await store.close()
@@ -113,12 +115,24 @@ async def test_a_flipped_bit_is_said(crashed: Path, where: str) -> None:
     assert await opened(crashed) == ("", count)
 
 
+@pytest.mark.parametrize("where", [32 + 12 * FRAME + 1000, 14])
+async def test_a_loss_that_was_not_noted_is_said_again(crashed: Path, where: int) -> None:
+    """A start that ends before it has noted it, killed at whatever moment, leaves that to the next: the log itself says nothing any more."""
+    flip(Path(f"{crashed}-wal"), where)
+    first, count = await opened(crashed, noted=False)
+    assert "has lost its last transactions" in first
+    again, now = await opened(crashed)
+    assert "an earlier start found its log damaged: left.db-wal.lost-" in again
+    assert now == count
+    assert await opened(crashed) == ("", count)
+
+
 async def test_a_damaged_log_is_kept_once(crashed: Path) -> None:
     """However often a start is tried; a database with such a log that cannot be opened would fill the disk with copies."""
     flip(Path(f"{crashed}-wal"), 14)
     for _ in range(3):
         damage.Log(crashed)
-    assert len(list(crashed.parent.glob("left.db-wal.damaged-*"))) == 1
+    assert len(list(crashed.parent.glob("left.db-wal.lost-*"))) == 1
 
 
 @pytest.mark.parametrize("where", [32 + 12 * FRAME + 1000, 14])
@@ -131,10 +145,12 @@ async def test_a_damaged_log_that_cannot_be_kept_keeps_nobody_down(crashed: Path
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    lost, _ = await opened(crashed)
+    lost, _ = await opened(crashed, noted=False)
     assert "has lost its last transactions" in lost
     assert "cannot be kept: [Errno 28] No space left on device" in caplog.text
-    assert not list(crashed.parent.glob("left.db-wal.damaged-*"))
+    assert [each.stat().st_size for each in crashed.parent.glob("left.db-wal.*-*")] == [0]
+    assert "has lost its last transactions" in (await opened(crashed))[0]
+    assert not list(crashed.parent.glob("left.db-wal.*-*"))
 
 
 async def test_a_log_that_the_disk_does_not_give_back_is_named(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

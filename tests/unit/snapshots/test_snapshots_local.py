@@ -14,6 +14,7 @@ from services.kit import damage, errors
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.store import Snapshotter
+from services.snapshots.tree import Tree
 from tests.suites.snapshots import SnapshotterSuite
 
 
@@ -86,6 +87,23 @@ async def test_records_that_are_lost_take_no_directories_with_them(place: Path, 
     async with NativeSnapshotter(left) as snapshotter:
         await snapshotter.cleanup()
         assert len(_directories(left)) == known
+
+
+async def test_a_start_that_ends_before_it_holds_anything_leaves_that_to_the_next(place: Path) -> None:
+    """It has found what was lost, and begun the log anew; nothing in the database says so any more."""
+    left = await _crashed(place)
+    data = bytearray((left / "metadata.db-wal").read_bytes())
+    data[32 + (damage.committed(left / "metadata.db") // 2) * (24 + 4096) + 900] ^= 4
+    (left / "metadata.db-wal").write_bytes(data)
+    tree = Tree(left / "metadata.db")
+    assert tree.lost
+    await tree.close()
+    before = _directories(left)
+    async with NativeSnapshotter(left) as snapshotter:
+        with pytest.raises(errors.FailedPrecondition, match="an earlier start found its log damaged"):
+            await snapshotter.cleanup()
+    assert _directories(left) == before
+    assert [each.name.partition("-2")[0] for each in left.glob("*.damaged-*")] == ["metadata.db-wal.damaged"]
 
 
 async def test_what_a_crash_leaves_without_a_record_goes(place: Path) -> None:
