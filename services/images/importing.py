@@ -50,6 +50,8 @@ _WINDOW = 1 << 27
 NAMES_LIMIT = 64 << 20
 """Bytes of the names of an archive's files, and of what its links name; each counts for :data:`_NAME` more."""
 _NAME = 200
+_SMALL = 1 << 16
+"""Bytes of a file that is looked at before it becomes a blob."""
 _LONG_NAME = 1000
 """Bytes of a file's name that go into the ref of its ingest."""
 SPARSE_LIMIT = 64 << 30
@@ -62,6 +64,8 @@ class Contents:
 
     blobs: dict[str, Descriptor] = field(default_factory=dict)
     """By name in the archive; without media type."""
+    stored: set[str] = field(default_factory=set)
+    """Their digests: of small files many may be the same, such as the VERSION of each layer that ``docker save`` wrote for years."""
     links: dict[str, str] = field(default_factory=dict)
     """Symbolic links and what they name."""
     layout: str | None = None
@@ -158,10 +162,14 @@ async def read(source: ImportStream, node: Node) -> Contents:
                 contents.docker = await reading.read(await run(archive.document), oci.saved_in, f"untar {quoted(archive.name)}")
             else:
                 contents.takes(name)
-                async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else oci.digest_of(name.encode())}-{unique}") as filling:
-                    digest, size = await run(archive.copied, filling)
-                    await filling.commit(digest, size)
-                contents.blobs[name] = Descriptor("", digest, size)
+                data = await run(archive.small)
+                blob = Descriptor("", oci.digest_of(data), len(data)) if data is not None else None
+                if blob is None or blob.digest not in contents.stored:
+                    async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else oci.digest_of(name.encode())}-{unique}") as filling:
+                        blob = await run(archive.copied, filling, data)
+                        await filling.commit(blob.digest, blob.size)
+                    contents.stored.add(blob.digest)
+                contents.blobs[name] = blob
         await run(archive.drain)
     return contents
 
@@ -236,17 +244,26 @@ class _Archive:
                 raise errors.ResourceExhausted(f"{what}: larger than {oci.DOCUMENT_LIMIT} bytes")
             return self._reader.whole()
 
-    def copied(self, filling: Filling) -> tuple[str, int]:
-        """Digest and size of the entry, whose bytes are in the ingest now."""
+    def small(self) -> bytes | None:
+        """All bytes of the entry, if they are few."""
+        entry = self._entry
+        assert entry is not None
+        if entry.sparse is not None or entry.size > _SMALL:
+            return None
+        with self._readable(f"failed to ingest {quoted(self.name)}: "):
+            return b"".join(self._reader.data())
+
+    def copied(self, filling: Filling, data: bytes | None) -> Descriptor:
+        """The entry, whose bytes are in the ingest now: ``data``, or those that are still to come."""
         entry = self._entry
         assert entry is not None
         hashing = hashlib.sha256()
         with self._readable(f"failed to ingest {quoted(self.name)}: "):
-            for piece in self._reader.data() if entry.sparse is None else self._filled(entry.size, entry.sparse):
+            for piece in [data] if data is not None else self._reader.data() if entry.sparse is None else self._filled(entry.size, entry.sparse):
                 hashing.update(piece)
                 write(filling.fd, piece)
         filling.filled()
-        return f"sha256:{hashing.hexdigest()}", entry.size
+        return Descriptor("", f"sha256:{hashing.hexdigest()}", entry.size)
 
     def _filled(self, size: int, sparse: Sequence[tuple[int, int]]) -> Iterator[bytes | memoryview]:
         """A sparse file with its holes."""

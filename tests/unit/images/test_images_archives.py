@@ -112,6 +112,19 @@ async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(nod
         await imported(layout([image], {}), MemoryNode(node.directory))
 
 
+async def test_files_with_the_same_bytes_are_one_blob(node: MemoryNode) -> None:
+    """Small ones; each would be an ingest and a commit, and an archive of 100 KiB has two thousand. Large ones nobody keeps to compare."""
+    made = Made()
+    image = made.image(b"layer", **named("a:1"))
+    files = {f"d/{n}": (b"", b"same", b"x" * 65536)[n % 3] for n in range(300)} | {"large/1": b"y" * 65537, "large/2": b"y" * 65537}
+    documents = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps({"schemaVersion": 2, "manifests": [image]}).encode()}
+    await imported(tar_of(files | documents | {f"blobs/sha256/{digest[7:]}": data for digest, data in made.blobs.items()}), node)
+    assert list(node.images) == ["a:1"]
+    assert {digest_of(data) for data in files.values()} <= node.blobs.keys()
+    refs = [ref.rpartition("-")[0] for ref in node.refs]
+    assert [ref for ref in refs if ref.startswith(("tar-d/", "tar-large/"))] == ["tar-d/0", "tar-d/1", "tar-d/2", "tar-large/1", "tar-large/2"]
+
+
 async def test_what_is_named_many_times_is_labelled_once(node: MemoryNode) -> None:
     """Ten indexes that name the next one twice are a thousand ways to the image below them."""
     made = Made()
