@@ -70,9 +70,11 @@ class LocalSnapshotter(ABC):
         self._unnoted = ""
         """Why things are held back, where that could not be noted."""
         self.soundness = Soundness(root / "metadata.db", self._hold)
+        if _is_empty(root / "metadata.db") and any(map(_id_in, os.listdir(self._directory))):  # noted before there is one, which tells nothing of that
+            self._hold(f"{root}/metadata.db is new, though there are snapshots")
         self._tree = Tree(root / "metadata.db", self.soundness.damaged)
-        if lost := self._tree.lost or (f"{root}/metadata.db is new, though there are snapshots" if self._tree.is_new and any(map(_id_in, os.listdir(self._directory))) else ""):
-            self._hold(lost)
+        if self._tree.lost:
+            self._hold(self._tree.lost)
             if not self._unnoted:
                 self._tree.noted()
         for made in (root, root.parent):
@@ -492,6 +494,14 @@ def _rename(old: str, new: str) -> None:
         os.rename(old, new)
     except OSError as error:
         raise disk.disk_error(error, "failed to rename") from None
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether there is no such file, or nothing in it."""
+    try:
+        return not path.stat().st_size
+    except FileNotFoundError:
+        return True
 
 
 def _id_in(name: str) -> int:

@@ -163,7 +163,6 @@ class Tree:
         """``damaged`` is told, in the loop's thread, of pages that are not what they were; what was asked for is refused with the same words."""
         self._path = path
         self._damaged = damaged
-        self.is_new = not path.exists()
         wal.take_back(path)
         self._log = damage.Log(path)
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.kit import damage, errors
+from services.snapshots import local
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.store import Snapshotter
@@ -60,15 +61,17 @@ def _directories(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "snapshots").iterdir())
 
 
-@pytest.mark.parametrize("loss", ["a flipped bit of the log", "the database is gone"])
+@pytest.mark.parametrize("loss", ["a flipped bit of the log", "the database is gone", "the database is empty"])
 async def test_records_that_are_lost_take_no_directories_with_them(place: Path, loss: str) -> None:
     """What containers wrote is only there. It stays, over starts and cleanups, until an operator says otherwise."""
     left = await _crashed(place)
     before = _directories(left)
     log = left / "metadata.db-wal"
-    if loss == "the database is gone":
+    if loss != "a flipped bit of the log":
         for file in left.glob("metadata.db*"):
             file.unlink()
+        if loss == "the database is empty":
+            (left / "metadata.db").touch()
     else:
         data = bytearray(log.read_bytes())
         last = damage.committed(left / "metadata.db")
@@ -87,6 +90,27 @@ async def test_records_that_are_lost_take_no_directories_with_them(place: Path, 
     async with NativeSnapshotter(left) as snapshotter:
         await snapshotter.cleanup()
         assert len(_directories(left)) == known
+
+
+async def test_that_a_database_is_gone_is_noted_before_there_is_a_new_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that ends in between leaves a new database, which tells nothing."""
+    left = await _crashed(place)
+    for file in left.glob("metadata.db*"):
+        file.unlink()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "Tree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        NativeSnapshotter(left)
+    monkeypatch.undo()
+    await Tree(left / "metadata.db").close()
+    before = _directories(left)
+    async with NativeSnapshotter(left) as snapshotter:
+        with pytest.raises(errors.FailedPrecondition, match="is new, though there are snapshots"):
+            await snapshotter.cleanup()
+    assert _directories(left) == before
 
 
 async def test_a_start_that_ends_before_it_holds_anything_leaves_that_to_the_next(place: Path) -> None:
