@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.empty_pb2 import Empty
 
+from api.containerd.services.namespaces.v1 import namespaces_pb2
 from api.splitd.records.v1 import records_pb2
 from services.kit.rpc import UNARY_TIMEOUT, Channel
 
@@ -24,3 +25,14 @@ class RemoteHeld:
     async def release(self) -> None:
         """It may go."""
         await self._records.Release(Empty())
+
+
+class Namespaces:
+    """Over a channel to the node's API."""
+
+    def __init__(self, gateway: Channel) -> None:
+        self._namespaces = gateway.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+
+    async def names(self) -> list[str]:
+        """All that are known."""
+        return [each.name for each in (await self._namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces]

@@ -9,10 +9,11 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.held_remote import RemoteHeld
+from client.held_remote import Namespaces, RemoteHeld
 from deploy.place import Place
 from services.kit import errors, rpc
 from services.snapshots.remote import RemoteSnapshotter
+from services.snapshots.store import Info, Kind
 
 PATIENCE = 3.0
 """Seconds for metadata's answer."""
@@ -53,18 +54,53 @@ def of_snapshotters(place: Place) -> list[HeldBack]:
     return [HeldBack(f"snapshots.{path.parent.name}", path.read_text().strip(), path.stat().st_mtime) for path in _files(place)]
 
 
-def release(place: Place) -> None:
-    """All of it may go, and goes now."""
-    asyncio.run(_release(place))
+def release(place: Place) -> int:
+    """All of it may go, and goes now; so do the records of snapshots that their snapshotter lost, in whose way nobody could unpack an image again. How many these were."""
+    return asyncio.run(_release(place))
 
 
-async def _release(place: Place) -> None:
+async def _release(place: Place) -> int:
     async with rpc.Channel(place.state / "metadata.sock", "metadata") as channel:
         await RemoteHeld(channel).release()
+    lost = 0
     for path in _files(place):
-        path.unlink()
-        async with rpc.Channel(place.state / f"snapshots-{path.parent.name}.sock", f"snapshots.{path.parent.name}") as channel:
+        name = path.parent.name
+        async with rpc.Channel(place.socket, "gateway") as gateway:
+            for namespace in await Namespaces(gateway).names():
+                lost += await _without_lost(RemoteSnapshotter(gateway, snapshotter=name, headers={rpc.NAMESPACE: namespace}))
+        path.unlink()  # last, so that what failed until here is done by the same command
+        async with rpc.Channel(place.state / f"snapshots-{name}.sock", f"snapshots.{name}") as channel:
             await RemoteSnapshotter(channel).cleanup()
+    return lost
+
+
+async def _without_lost(snapshots: RemoteSnapshotter) -> int:
+    """Remove the records of snapshots that the snapshotter does not have, the upper ones first."""
+    lost = [info.name async for info in snapshots.list() if await _is_lost(snapshots, info)]
+    count = 0
+    while lost:
+        left = []
+        for name in lost:
+            try:
+                await snapshots.remove(name)
+                count += 1
+            except errors.NotFound:
+                continue
+            except errors.FailedPrecondition:  # one upon it is to go before
+                left.append(name)
+        if len(left) == len(lost):
+            break
+        lost = left
+    return count
+
+
+async def _is_lost(snapshots: RemoteSnapshotter, info: Info) -> bool:
+    """Metadata answers for what it has recorded; the snapshotter for what is asked here."""
+    try:
+        await (snapshots.usage(info.name) if info.kind is Kind.COMMITTED else snapshots.mounts(info.name))
+    except errors.NotFound:
+        return True
+    return False
 
 
 def _files(place: Place) -> list[Path]:

@@ -37,5 +37,7 @@ def _run(here: Place, *, release: bool) -> None:
     if not release:
         say(f"this stays so until {here.hint('gc --release')}")
         return
-    held.release(here)
+    lost = held.release(here)
     say("released: it is being collected")
+    if lost:
+        say(f"{lost} {'snapshot' if lost == 1 else 'snapshots'} that their snapshotter has lost are no longer recorded: pull the images again")
