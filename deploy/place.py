@@ -152,7 +152,7 @@ def to_start(arguments: argparse.Namespace) -> tuple[Place, memory.Remembered]:
     config, root = given_config(arguments), given_root(arguments)
     given = config is not None
     state = _state(arguments, config_file(arguments), broken_ok=False)
-    known = memory.of(state)
+    known = last_started(state)
     if config is None and known is not None and known.config_given:
         config, given = known.config, True
     if not given:
@@ -189,6 +189,17 @@ def recall(state: Path) -> Place | None:
     except (OSError, ValueError, KeyError, TypeError):
         known = memory.of(state)  # STATE is of another boot
         return Place(known.root, state, known.config) if known is not None else None
+
+
+def last_started(state: Path) -> memory.Remembered | None:
+    """How the node at ``state`` was last started; None if none was. One before 0.2 wrote it into STATE only, and not what of it was named."""
+    if (known := memory.of(state)) is not None or (last := recall(state)) is None:
+        return known
+    try:
+        named = load_node(last.config).root != last.root
+    except Failure:
+        named = True
+    return memory.Remembered(last.root, last.config, named, last.config not in (None, ETC))
 
 
 def load_node(config: Path | None) -> settings.Node:

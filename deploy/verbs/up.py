@@ -72,7 +72,7 @@ def _remember(here: Place, remembered: memory.Remembered) -> None:
 
 def _refuse_another_root(here: Place, *, moved: bool) -> None:
     """Below another root there are other images and containers: nobody is to find those of a node gone because a word was forgotten."""
-    last = memory.of(here.state)
+    last = place.last_started(here.state)
     if last is not None and not moved and not place.same(last.root, here.root):
         raise Failure(f"the node at {here.state} was last started with root {last.root}, not {here.root}: --root {last.root} starts it again; "
                       f"--moved starts it with {here.root}, from now on")

@@ -91,3 +91,18 @@ def test_what_is_remembered_is_not_written_again(place: Path, monkeypatch: pytes
     assert "warning: after a reboot this node has to be told its root and configuration: no space left on device" in capsys.readouterr().err
     assert memory.of(here.state) == kept
     assert len(list((place / "nodes").iterdir())) == 1
+
+
+def test_a_node_that_was_started_before_there_was_a_memory_is_started_again_with_its_root(place: Path) -> None:
+    """A splitd before 0.2 wrote it into the state directory only: an upgrade does not go on with another root, which has other images."""
+    state, config = place / "s", place / "c.toml"
+    state.mkdir()
+    places.Place(place / "one", state, None).remember()
+    here, kept = places.to_start(words(state=state))
+    assert here == places.Place(place / "one", state, None)
+    assert kept == Remembered(place / "one", None, root_given=True, config_given=False)
+    with pytest.raises(Failure, match=f"was last started with root {place}/one, not {place}/other"):
+        up._refuse_another_root(places.to_start(words(state=state, root=place / "other"))[0], moved=False)
+    config.write_text(f"root = '{place}/two'\n")
+    places.Place(place / "two", state, config).remember()
+    assert places.to_start(words(state=state))[1] == Remembered(place / "two", config, root_given=False, config_given=True)
