@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from services.images import oci
@@ -24,6 +25,7 @@ from services.images.transfer import Landing, Node
 from services.images.turns import Turns
 from services.kit import errors
 from services.kit.faults import fault
+from services.kit.identifiers import quoted
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ LARGE = 3 * PART
 """Fewer bytes are not worth a second connection."""
 LARGEST = 1 << 40
 """Bytes of a blob that is fetched. The largest layers in use, of models, have some 100 GiB."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""Characters that no header may have."""
 
 Begun = Callable[[Landing], None]
 """Told where a blob lands, once what was there from an earlier attempt is hashed."""
@@ -63,6 +68,8 @@ class Fetcher:
             raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: unable to fetch descriptor ({descriptor.digest}) which reports content size of zero")
         if not 0 < descriptor.size <= self._most:
             raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size {descriptor.size} (limit {self._most})")
+        if _CONTROL.search(descriptor.media_type):  # which the request names
+            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: {quoted(descriptor.media_type[:100])} is no media type")
         async with self._turns.alone(descriptor.digest):
             try:
                 async with node.landing(descriptor) as landing:

@@ -80,6 +80,7 @@ def nested(depth: int) -> Image:
 @pytest.mark.parametrize(("made", "kind", "pattern"), [
     (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1 << 62}]), errors.InvalidArgument, rf"{BASE}: invalid descriptor size {1 << 62} "),
     (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": -1}]), errors.InvalidArgument, rf"manifest sha256:\w+: {BASE}: invalid descriptor size -1"),
+    (lambda: box([{"mediaType": "application/\x1b[2J", "digest": BASE, "size": 10}]), errors.InvalidArgument, rf'{BASE}: "application/\\u001b\[2J" is no media type'),
     (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1 << 63}]), errors.Unknown, r"manifest sha256:\w+: layers\[0\]\.size: a number that is no integer"),
     (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1}] * 501), errors.ResourceExhausted, r"manifest sha256:\w+ has 501 layers \(limit 500\)"),
     (lambda: box([{"mediaType": LAYER, "digest": "sha256:1/../..", "size": 1}]), errors.InvalidArgument, r'manifest sha256:\w+: "sha256:1/../..": invalid checksum digest length'),
@@ -92,7 +93,7 @@ def nested(depth: int) -> Image:
     (lambda: box(config=b" " * ((8 << 20) + 1)), errors.ResourceExhausted, r"document sha256:\w+ is larger than 8388608 bytes"),
     (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 0}]), errors.InvalidArgument, rf"box\w+: unable to fetch descriptor \({BASE}\) which reports content size of zero"),
     (lambda: nested(40), errors.ResourceExhausted, r"sha256:\w+ is in 33 indexes, each in the next \(limit 32\)"),
-], ids=["a layer of 2^62 bytes", "of -1", "of 2^63", "501 layers", "a digest", "brackets", "depth", "HTML", "a config", "a diff id", "a layer too many", "a large config", "a layer of nothing", "40 indexes"])
+], ids=["a layer of 2^62 bytes", "of -1", "a media type", "of 2^63", "501 layers", "a digest", "brackets", "depth", "HTML", "a config", "a diff id", "a layer too many", "a large config", "a layer of nothing", "40 indexes"])
 async def test_what_no_image_is_is_refused(node: Node, channel: Channel, client: Client, fake: FakeRegistry, made: Callable[[], Image], kind: type[errors.NodeError], pattern: str) -> None:
     """At once, with the host and the document named; nothing is left."""
     reference = served(fake, made())
