@@ -195,6 +195,8 @@ def _listening(here: Place) -> bool:
 
 _AWAY = re.compile(r"\bservice [\w.-]+ (is not reachable|has been silent|went away)")
 """What is said of a process of the node, as of one that is restarted, and of no registry."""
+_SUFFIX = re.compile(r": unavailable(?=\)|$)")
+"""Of the error's class, which each process adds to it."""
 
 
 def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
@@ -218,7 +220,7 @@ def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
         except errors.Unavailable as error:
             if not (resumed and _AWAY.search(str(error))):
                 raise
-            raise Failure(f"{error}; {resumed}") from None
+            raise Failure(f"{_SUFFIX.sub('', str(error))}; {resumed}") from None
 
     return asyncio.run(guarded())
 
