@@ -167,7 +167,6 @@ class World:
         self.now = NOW
         transactions.chance = chance
         self.database = Database(transactions, patience=60.0)
-        self.database.lane = Slow(chance)
         events: Callable[[Event], None] = lambda event: None
         self.content = Content(self.database)
         self.snapshots = Snapshots(self.database)
@@ -177,6 +176,7 @@ class World:
         self.intents = Intents(self.database, events, Asked(raws), {
             "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot})
         self.collector = Collector(self.database, raws, Config(startup_delay=3600), events)
+        self.collector.lane = Slow(chance)
         raws.removing = self._removing
 
     # -- what must be so

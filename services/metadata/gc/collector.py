@@ -12,7 +12,7 @@ from typing import Any
 
 from services.kit import errors, loops
 from services.kit.faults import fault
-from services.kit.slices import Steps
+from services.kit.slices import Lane, Steps
 from services.kit.tracing import span
 from services.metadata import schema
 from services.metadata.database import Database
@@ -64,6 +64,8 @@ class Collector:
         self._stores = stores
         self._publish = publish
         self._config = config
+        self.lane = Lane()
+        """Its own: however many lists are read, it gets on."""
         self._pace = Pace(config, time.monotonic())
         self._changed = asyncio.Event()
         self._waiting: list[asyncio.Future[Collected]] = []
@@ -225,7 +227,7 @@ class Collector:
         """Remove the dead records, and begin the sweeps. They are looked for bit by bit; what removes them, some at a time, looks only at what was written meanwhile."""
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
             with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
-                found = await self._database.lane.through(_examining(snapshot))
+                found = await self.lane.through(_examining(snapshot))
             trace.set(records=found.size, dead=found.dead)
             known, living, spared = 0, set[Node](), set[Node]()
             for start in range(0, len(found.order), _BATCH):

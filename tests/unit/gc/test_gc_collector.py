@@ -307,17 +307,17 @@ async def test_a_victim_that_gets_a_record_before_its_batch_is_spared(world: Wor
     assert raw_snapshot(keys[-1]) in stores
 
 
-def _after_the_look(database: Database, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[None]]) -> None:
+def _after_the_look(collector: Collector, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[None]]) -> None:
     """Something happens when a collection has looked at all records."""
-    through = database.lane.through
+    through = collector.lane.through
 
     async def looked(steps: Any) -> Any:
         found = await through(steps)
-        monkeypatch.setattr(database.lane, "through", through)
+        monkeypatch.setattr(collector.lane, "through", through)
         await then()
         return found
 
-    monkeypatch.setattr(database.lane, "through", looked)
+    monkeypatch.setattr(collector.lane, "through", looked)
 
 
 def _adopted(key: str):
@@ -557,7 +557,7 @@ async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(world:
     for raw in raws:
         stores.add(raw)
     image = Image(name="i", digest=digest(1), media_type="m", size=1)
-    _after_the_look(world.database, monkeypatch, lambda: world.database.write(lambda tx: schema.IMAGES.put(tx, "ns", "i", value=image)))
+    _after_the_look(collector, monkeypatch, lambda: world.database.write(lambda tx: schema.IMAGES.put(tx, "ns", "i", value=image)))
     assert (await collector.collect(everything=False)).removed == (f"content {digest(2)}",)
     assert world.living() == {"image i", "content 1"}
 
@@ -741,7 +741,7 @@ async def test_what_expires_is_noticed_though_its_commit_was_under_way(tmp_path:
         database.collector = collector
         await collector.collect()
         monkeypatch.setattr(store, "read", reading(store.read))
-        monkeypatch.setattr(database.lane, "through", reading(database.lane.through))
+        monkeypatch.setattr(collector.lane, "through", reading(collector.lane.through))
         store._thread.submit(disk.wait)  # the disk is slow
         lease = Lease(id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 2)})
         writing = asyncio.ensure_future(database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=lease)))
@@ -763,7 +763,7 @@ async def test_what_expires_is_noticed_though_it_was_written_during_a_collection
                                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """After its look at all records."""
     monkeypatch.setattr(collector_module, "_LOOK", 0.02)
-    _after_the_look(world.database, monkeypatch, lambda: world.database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=Lease(
+    _after_the_look(collector, monkeypatch, lambda: world.database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=Lease(
         id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 5)}))))
     await collector.collect()
     assert world.living() == {"lease l"}
