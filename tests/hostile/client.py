@@ -37,7 +37,7 @@ from services.kit import errors
 from services.kit.any import pack
 from services.kit.rpc import Channel
 from services.kit.wire import frames
-from tests.fake_registry import Auth, FakeRegistry, says
+from tests.fake_registry import Auth, FakeRegistry, encoded, says
 from tests.hostile import inputs
 from tests.pulls import Client
 from tests.suites.transfers import NAMED
@@ -227,7 +227,9 @@ class Attacker:
         _, image = inputs.layered(rng)
         name = f"layers{self.number}:1"
         reference = self.open.add(image, name)
-        if rng.random() < 0.3:
+        if rng.random() < 0.2:
+            self.open.inject(f"layers{self.number}/", encoded(self.open, *inputs.encoding(rng)), times=rng.randint(1, 5))
+        elif rng.random() < 0.3:
             self.open.inject(f"layers{self.number}/", says(inputs.config(rng, 2)[1].decode(errors="replace")))
         try:
             await self.client().pull(reference)

@@ -15,6 +15,8 @@ import tarfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import zstandard
+
 from deploy.images import CONFIG, INDEX, LAYER, MANIFEST, Image, digest_of, image, tar_of
 from services.kit import regexp
 
@@ -169,6 +171,14 @@ def compressed(rng: Rng, data: bytes) -> Named:
             return "members", b"".join(gzip.compress(data[n:n + 1000], 1, mtime=0) for n in range(0, min(len(data), 300_000), 1000))
         case _:
             return "gzip", gzip.compress(data, 1, mtime=0)
+
+
+def encoding(rng: Rng) -> tuple[str, Callable[[bytes], bytes]]:
+    """A Content-Encoding, and what makes of a body something that is, or is not, that."""
+    return rng.choice((
+        ("gzip", lambda data: gzip.compress(data, 1)), ("zstd", zstandard.compress), ("gzip, zstd", lambda data: zstandard.compress(gzip.compress(data, 1))),
+        ("gzip", lambda data: gzip.compress(data, 1)[:-5]), ("gzip", lambda _: gzip.compress(bytes(32 << 20), 1)), ("zstd", lambda _: zstandard.compress(bytes(32 << 20))),
+        ("gzip", lambda _: gzip.compress(b"", 1) * 100_000), ("deflate", lambda data: data + b"more"), ("br", lambda data: data + b"more")))
 
 
 def layered(rng: Rng) -> tuple[str, Image]:

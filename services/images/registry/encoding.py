@@ -13,11 +13,11 @@ from typing import Any, Protocol
 PIECE = 1 << 18
 """Bytes that are made at once (by zstd: of what fits into ``_ZSTD_FED``)."""
 
-_ZSTD_FED = 1 << 9
+_ZSTD_FED = 1 << 7
 """Compressed bytes at once: all that they hold comes out, and four of them may hold 128 KiB."""
 _ZSTD_WINDOW = 8 << 20
 """Bytes of a frame's window, which is its memory: RFC 9659 allows no more in a Content-Encoding."""
-_MOST = 4
+_MOST = 2
 """Codings one in the other: nobody has more than one."""
 _SPENT = 64 << 10
 """Compressed bytes beyond twice the ones wanted."""
