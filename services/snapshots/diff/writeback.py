@@ -39,16 +39,13 @@ class Writeback:
         if (self._files >= _FILES or self._bytes >= _BYTES) and not self._sweeping:
             self._files = self._bytes = 0
             self._sweeping = True
-            _thread.start_new_thread(self._sweep, ())
+            _thread.start_new_thread(self._sweep, (os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),))  # opened here: a worker that is done has another root
 
-    def _sweep(self) -> None:
+    def _sweep(self, fd: int) -> None:
         try:
-            fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                syncfs(fd)
-            finally:
-                os.close(fd)
-        except (MountError, OSError):
+            syncfs(fd)
+        except MountError:
             return  # whoever waits for the files hears of it
         finally:
+            os.close(fd)
             self._sweeping = False
