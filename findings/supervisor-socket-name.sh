@@ -5,16 +5,16 @@
 # that works is shorter by the dot and the number of the process, which is not the same each time.
 set -euo pipefail
 work=$(mktemp -d); cd "$work"
-trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$work"' EXIT
+trap 'kill %1 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 
 python3 -m venv v && v/bin/pip -q install supervisor==4.3.0 setuptools==80.9.0 2>/dev/null
 daemon() { # daemon PATH
   printf '[supervisord]\nlogfile = %s/log\npidfile = %s/pid\n[unix_http_server]\nfile = %s\n' "$work" "$work" "$1" >conf
   exec v/bin/supervisord -n -c conf
 }
+daemon "$work/socket" >/dev/null 2>&1 &
+for _ in $(seq 200); do [ -S socket ] && break; sleep 0.1; done
 {
-  daemon "$work/socket" >/dev/null 2>&1 &
-  for _ in $(seq 200); do [ -S socket ] && break; sleep 0.1; done
   grep -o "$work/socket.*" /proc/net/unix | sed "s,$work/,the kernel's name: ,; s,$!,PID,"
   echo "in the directory: $(ls | grep socket)"
   long=$work/$(head -c $((107 - ${#work} - 1)) /dev/zero | tr '\0' s)
