@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -66,6 +67,7 @@ class Client:
         self._scheme = default_scheme
         self._watch = watch
         self._endpoints: dict[str, list[Endpoint]] = {}
+        self._making = asyncio.Lock()
 
     async def resolve(self, reference: Reference | str) -> Descriptor:
         """What a reference names; see :func:`.resolve.resolve`."""
@@ -121,13 +123,14 @@ class Client:
 
     async def _of(self, reference: Reference) -> list[Endpoint]:
         """The hosts of the reference's namespace, as configured when this client first asked."""
-        if reference.host not in self._endpoints:
-            hosts = self._hosts.of(reference.host, self._scheme)
-            self._endpoints[reference.host] = [
-                Endpoint(host, await self._registry.sessions.of(host.tls), namespace=reference.host, source=self._source, headers=self._headers,
-                         timeouts=self._registry.timeouts, followed=number < len(hosts) - 1, watch=self._watch)
-                for number, host in enumerate(hosts)]
-        return self._endpoints[reference.host]
+        async with self._making:  # an endpoint has its host's token: all layers are to have the same
+            if reference.host not in self._endpoints:
+                hosts = self._hosts.of(reference.host, self._scheme)
+                self._endpoints[reference.host] = [
+                    Endpoint(host, await self._registry.sessions.of(host.tls), namespace=reference.host, source=self._source, headers=self._headers,
+                             timeouts=self._registry.timeouts, followed=number < len(hosts) - 1, watch=self._watch)
+                    for number, host in enumerate(hosts)]
+            return self._endpoints[reference.host]
 
 
 def _parsed(reference: Reference | str) -> Reference:

@@ -197,15 +197,16 @@ class Sessions:
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
         self._sessions: dict[tuple[Any, ...], Session] = {}
+        self._making = asyncio.Lock()
 
     async def of(self, tls: TLS) -> Session:
         """The session for these certificates as they are now; FailedPrecondition names the file that cannot be used."""
         key = (tls, *(_signature(path) for path in (*tls.ca, *(path for pair in tls.client for path in pair if path))))
-        session = self._sessions.pop(key, None)
-        if session is None:
-            made = await asyncio.to_thread(Session, tls, self._timeouts)  # the machine's certificate authorities take 25 ms to read
-            session = self._sessions.pop(key, None) or made  # somebody else's, if it came first
-        self._sessions[key] = session
+        async with self._making:  # once, for all that ask for it meanwhile
+            session = self._sessions.pop(key, None)
+            if session is None:
+                session = await asyncio.to_thread(Session, tls, self._timeouts)  # the machine's certificate authorities take 25 ms to read
+            self._sessions[key] = session
         if len(self._sessions) > SESSIONS:
             await self._sessions.pop(next(iter(self._sessions))).close()
         return session
