@@ -22,7 +22,7 @@ FIRST = 60.0
 class Soundness:
     """Of the database in ``path``, opened as ``database``.
 
-    That pages were damaged is noted beside it too, in PATH.damaged: it may be too damaged to be written, and what is saved of it (``.recover``) looks whole.
+    That pages were damaged is noted beside it too, in PATH.damaged: it may be too damaged to be written, and what is saved of it (``splitd salvage``) looks whole.
     """
 
     def __init__(self, path: Path, database: Database) -> None:
@@ -108,6 +108,8 @@ class Soundness:
             found = await threads.apart("check of all pages", lambda: damage.quick_check(self._path))
             if found and self._met(why := f"{found}; {damage.WHAT_TO_DO}"):
                 await self._hold(why)
+            elif found:
+                log.error("all pages were checked: %s", found)  # where it is that somebody has met with
 
         if self._checking is None or self._checking.done():
             self._checking = self._start(check())
