@@ -2,7 +2,7 @@
 
 Whoever reads JSON holds the interpreter: for tens of milliseconds where the document has megabytes, in a thread too, and everybody else's calls wait. And of what is made of it, in millions of
 small objects, so little stays that it keeps nearly all of the memory. A program takes both with it: it runs beside its service, after all that is in a hurry, and ends when there is nothing to read.
-It has the code that its service was started with (``diff/kept.py``).
+It has the code that its service was started with (``kit/kept.py``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
-from services.kit import errors, gojson
-from services.snapshots.diff import kept
+from services.kit import errors, gojson, kept
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,8 +42,7 @@ _MEMORY = 1 << 30
 _NICE = 10
 
 _FILES = ("services/__init__.py", "services/content/__init__.py", "services/content/store.py", *(f"services/images/{name}.py" for name in ("__init__", "oci", "platforms", "reading")),
-          "services/snapshots/__init__.py", "services/snapshots/diff/__init__.py", "services/snapshots/diff/kept.py",
-          *(f"services/kit/{name}.py" for name in ("__init__", "errors", "filters", "gojson", "identifiers", "regexp", "slices")))
+          *(f"services/kit/{name}.py" for name in ("__init__", "errors", "filters", "gojson", "identifiers", "kept", "regexp", "slices")))
 """What it imports of ours."""
 
 

@@ -16,26 +16,20 @@ from pathlib import Path
 import services
 
 _TOP = Path(services.__path__[0]).parent
-_FILES = ("services/__init__.py", "services/snapshots/__init__.py", "services/snapshots/diff/*.py", *(f"services/kit/{name}.py" for name in ("__init__", "inflate", "tar")))
-"""What our programs import of ours, and no more: each file costs half a millisecond at the start of a service."""
-
-_TRACED = ("services/kit/*.py", "services/kit/wire/*.py")
-"""The same where they export spans."""
 
 _HEADER = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
 """Of a .pyc file that is compared with no source (PEP 552): there is none beside it."""
 
 
-def archive(files: tuple[str, ...] = _FILES) -> int:
-    """The file descriptor of the archive of ``files``, which whoever starts a worker gives it. It is made at the first call, which a service makes before it serves."""
-    return _archive((*files, *(_TRACED if files is _FILES and any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ) else ())))
-
-
 @functools.cache
-def _archive(patterns: tuple[str, ...]) -> int:
+def archive(files: tuple[str, ...]) -> int:
+    """The file descriptor of the archive of ``files`` (patterns, below the directory that has ``services``), which whoever starts a worker gives it.
+
+    It is made at the first call, which a service makes before it serves.
+    """
     fd = os.memfd_create("splitd-workers", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file, zipfile.ZipFile(file, "w") as archived:
-        for path in sorted({path for pattern in patterns for path in _TOP.glob(pattern)}):
+        for path in sorted({path for pattern in files for path in _TOP.glob(pattern)}):
             name = path.relative_to(_TOP)
             module = ".".join(name.with_suffix("").parts)
             code = SourceFileLoader(module, str(path)).get_code(module)
