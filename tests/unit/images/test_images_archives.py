@@ -121,7 +121,7 @@ async def test_files_with_the_same_bytes_are_one_blob(node: MemoryNode) -> None:
     await imported(tar_of(files | documents | {f"blobs/sha256/{digest[7:]}": data for digest, data in made.blobs.items()}), node)
     assert list(node.images) == ["a:1"]
     assert {digest_of(data) for data in files.values()} <= node.blobs.keys()
-    refs = [ref.rpartition("-")[0] for ref in node.refs]
+    refs = [ref[:-len("-01234567")] for ref in node.refs]  # its unique part may hold a dash itself
     assert [ref for ref in refs if ref.startswith(("tar-d/", "tar-large/"))] == ["tar-d/0", "tar-d/1", "tar-d/2", "tar-large/1", "tar-large/2"]
 
 
