@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
-from services.kit.wire import frames, messages
-from services.kit.wire.channel import request_block
-from services.kit.wire.connection import Connection, Event, Opened, Stream, Trailers
-from services.kit.wire.headers import Head
-from services.kit.wire.limits import Limits
+from services.wire import frames, messages
+from services.wire.channel import request_block
+from services.wire.connection import Connection, Event, Opened, Stream, Trailers
+from services.wire.headers import Head
+from services.wire.limits import Limits
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from hpack import Encoder
 
-from services.kit.wire.connection import Connection, Event
-from services.kit.wire.limits import Limits
+from services.wire.connection import Connection, Event
+from services.wire.limits import Limits
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)

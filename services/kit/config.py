@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from services.kit import cgroups, logs, settings
-from services.kit.wire.limits import Limits
+from services.wire.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import os
 import sys
 
 from services.kit import errors
-from services.kit.wire.limits import Bucket
+from services.kit.buckets import Bucket
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OURS = ("services", "gateway", "deploy", "client", "__main__")

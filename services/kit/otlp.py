@@ -42,7 +42,7 @@ from opentelemetry.util.re import parse_env_headers
 
 from services.kit import errors
 from services.kit.version import SPLITD
-from services.kit.wire.blocking import BlockingClient
+from services.wire.blocking import BlockingClient
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from services.kit import config, errors, logs, loops, rpc, settings, stacks, tra
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.slices import SLICE
-from services.kit.wire import limits
+from services.wire import limits
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ service's descriptor, so there is no generated stub, and an RPC that the object 
 Handlers raise :mod:`services.kit.errors`; what the machine cannot do, such as to write to a full disk, becomes one of them; anything else they raise is a bug: logged once, answered INTERNAL. A client's cancellation
 cancels the handler's task; what must not stop half way runs under :func:`shielded`.
 
-Two *transports* carry the calls, and nothing but this module knows which: :mod:`services.kit.wire`, our own HTTP/2, and
+Two *transports* carry the calls, and nothing but this module knows which: :mod:`services.wire`, our own HTTP/2, and
 :mod:`services.kit.grpcio`, Google's library. ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT chooses; they speak the same
 protocol, so processes of both kinds talk to each other. Everything is asyncio; blocking work belongs in ``asyncio.to_thread`` or in a worker program.
 """
@@ -473,7 +473,7 @@ async def serving(
 
         server = grpcio.GrpcioServer(address, methods, health)
     else:
-        from services.kit.wire.server import WireServer
+        from services.wire.server import WireServer
 
         server = WireServer(address, methods, health, relayed=relayed)
     if many is not None:
@@ -644,7 +644,7 @@ def _carrier() -> Callable[[str, str, Pings], Carrier]:
         from services.kit import grpcio
 
         return grpcio.GrpcioCarrier
-    from services.kit.wire.channel import WireCarrier
+    from services.wire.channel import WireCarrier
 
     return WireCarrier
 

@@ -1,4 +1,4 @@
-"""A fuzzer for kit.wire: frames that are nearly right, owners that do anything, and what must hold whatever they do (wire_peers.py).
+"""A fuzzer for services.wire: frames that are nearly right, owners that do anything, and what must hold whatever they do (wire_peers.py).
 
 ``make fuzz`` runs it for ten minutes with a seed of its own; here for twenty seconds, with the seed that it prints. What fails is shrunk, and printed as a script for ``corpus``.
 """

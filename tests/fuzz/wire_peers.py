@@ -1,4 +1,4 @@
-"""What the fuzzer does to :mod:`services.kit.wire`: scripts, the models that they are run on, and what must hold after each of their steps.
+"""What the fuzzer does to :mod:`services.wire`: scripts, the models that they are run on, and what must hold after each of their steps.
 
 A script is a list of steps, each a tuple that JSON can write: ``["feed", "hex of bytes"]`` is the peer, all others are the owner of the connection. So an input
 that was worth keeping is a file of a few lines below ``corpus``, which anybody can read, and change.
@@ -11,10 +11,10 @@ import logging
 from collections import Counter
 from typing import Any
 
-from services.kit.wire import headers as ours
-from services.kit.wire.connection import Closed, Connection, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
-from services.kit.wire.frames import Code
-from services.kit.wire.limits import Limits
+from services.wire import headers as ours
+from services.wire.connection import Closed, Connection, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
+from services.wire.frames import Code
+from services.wire.limits import Limits
 from tests.unit.wire.test_wire_channel import Passing
 from tests.wires import (
     CONTINUATION,

@@ -36,7 +36,7 @@ from deploy.images import digest_of
 from services.kit import errors
 from services.kit.any import pack
 from services.kit.rpc import Channel
-from services.kit.wire import frames
+from services.wire import frames
 from tests.fake_registry import Auth, FakeRegistry, encoded, says
 from tests.hostile import inputs
 from tests.pulls import Client

@@ -1,6 +1,6 @@
 """A whole node under clients that do too much, or too little: each load in turn against containerd.sock, while another client keeps calling.
 
-What holds for each: every call of the others is answered, in time and with OK; the hostile client gets the code that services/kit/wire/limits.py says; afterwards
+What holds for each: every call of the others is answered, in time and with OK; the hostile client gets the code that services/wire/limits.py says; afterwards
 the gateway's files and all memory are back.
 """
 
@@ -33,9 +33,9 @@ from bench.hostile import GREETING, Raw, idle
 from services.kit import process, rpc
 from services.kit.any import pack
 from services.kit.rpc import Channel
-from services.kit.wire import frames, messages
-from services.kit.wire.connection import Closed, Data, GoingAway, Ready, Stream
-from services.kit.wire.frames import Code
+from services.wire import frames, messages
+from services.wire.connection import Closed, Data, GoingAway, Ready, Stream
+from services.wire.frames import Code
 from tests.support import Node, eventually, eventually_async, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own")]

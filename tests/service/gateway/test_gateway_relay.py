@@ -20,9 +20,9 @@ from gateway.health import NodeHealth
 from gateway.relay import Relay
 from gateway.routes import Routes
 from services.kit import errors, rpc
-from services.kit.wire import frames, limits, messages
-from services.kit.wire.connection import Data, GoingAway, Ready, Trailers
-from services.kit.wire.limits import Limits
+from services.wire import frames, limits, messages
+from services.wire.connection import Data, GoingAway, Ready, Trailers
+from services.wire.limits import Limits
 from tests.support import eventually_async, within
 
 IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]

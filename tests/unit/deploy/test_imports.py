@@ -16,12 +16,13 @@ TOP = Path(__file__).resolve().parents[3]
 CODE = ("services", "gateway", "deploy", "client")
 
 ALLOWED = {
-    # What only the kit knows: its transports are the wire, its tracing is OpenTelemetry.
+    # What only the kit knows: grpcio is the second transport, its tracing is OpenTelemetry.
     "grpc": ["services/kit/grpcio.py"],
     "opentelemetry": ["services/kit/tracing.py", "services/kit/otlp.py"],
     # Protobuf stops at the wire; the domain (store.py, local.py and what they are made of) never sees it.
     "_pb2": [
         "services/kit/*.py",
+        "services/wire/*.py",
         "services/*/server.py",
         "services/*/remote.py",
         "services/*/convert.py",
@@ -115,8 +116,22 @@ def test_services_know_each_other_only_by_interface() -> None:
 def test_the_kit_imports_no_service() -> None:
     """The kit is below everything."""
     strays = [f"{path.relative_to(TOP)} imports {module}" for path in sorted((TOP / "services/kit").rglob("*.py")) for module in imports(path)
-              if module.startswith(("gateway", "deploy", "client", "services.")) and not module.startswith("services.kit")]
+              if module.startswith(("gateway", "deploy", "client", "services.")) and not module.startswith(("services.kit", "services.wire"))]
     assert not strays
+
+
+KNOW_THE_WIRE = {
+    "services/kit/config.py": "its bounds are settings",
+    "services/kit/otlp.py": "spans are sent to collectors by it",
+    "services/kit/process.py": "its bounds are set at the start of a process",
+    "services/kit/rpc.py": "it is one of the transports, of which this picks one",
+}
+
+
+def test_the_wire_is_behind_the_kit() -> None:
+    """Nobody but these needs to change when calls are carried otherwise; the wire itself knows the kit, and no service."""
+    found = {path.relative_to(TOP).as_posix() for path in python_files() if any(f"{module}.".startswith("services.wire.") for module in imports(path))}
+    assert {path for path in found if not path.startswith("services/wire/")} == set(KNOW_THE_WIRE)
 
 
 def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:

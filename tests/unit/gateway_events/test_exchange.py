@@ -18,7 +18,7 @@ from gateway.events import Exchange, Subscription
 from services.kit import errors, filters, rpc
 from services.kit.any import pack
 from services.kit.rpc import Call
-from services.kit.wire.server import WireServer
+from services.wire.server import WireServer
 from tests.support import eventually_async
 
 SECOND = 1_000_000_000

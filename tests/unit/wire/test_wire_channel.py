@@ -1,4 +1,4 @@
-"""kit.wire.channel and kit.wire.relay on transports in memory: calls, and what servers do to them."""
+"""services.wire.channel and services.wire.relay on transports in memory: calls, and what servers do to them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from services.kit import errors, rpc
-from services.kit.wire import channel as module
-from services.kit.wire import headers as ours
-from services.kit.wire.channel import ClientLink, WireCarrier, request_block
-from services.kit.wire.deadlines import Deadlines
-from services.kit.wire.frames import Code
-from services.kit.wire.limits import Limits
+from services.wire import channel as module
+from services.wire import headers as ours
+from services.wire.channel import ClientLink, WireCarrier, request_block
+from services.wire.deadlines import Deadlines
+from services.wire.frames import Code
+from services.wire.limits import Limits
 from tests.support import eventually_async
 from tests.unit.wire.test_wire_server import SAY, Served
 from tests.wires import (

@@ -1,4 +1,4 @@
-"""kit.wire.connection: HTTP/2's rules, one peer at a time, without a socket."""
+"""services.wire.connection: HTTP/2's rules, one peer at a time, without a socket."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import struct
 
 import pytest
 
-from services.kit.wire import headers as ours
-from services.kit.wire.connection import Closed, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Trailers
-from services.kit.wire.frames import Code
-from services.kit.wire.limits import Limits
+from services.wire import headers as ours
+from services.wire.connection import Closed, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Trailers
+from services.wire.frames import Code
+from services.wire.limits import Limits
 from tests.wires import (
     ACK,
     CONTINUATION,

@@ -1,4 +1,4 @@
-"""kit.wire.eager: a first step that is taken at once, and is a task's all the same."""
+"""services.wire.eager: a first step that is taken at once, and is a task's all the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.kit.wire import eager
+from services.wire import eager
 
 Start = Any
 

@@ -1,11 +1,11 @@
-"""kit.wire.connection: both levels of flow control, both ways."""
+"""services.wire.connection: both levels of flow control, both ways."""
 
 from __future__ import annotations
 
-from services.kit.wire import headers as ours
-from services.kit.wire.connection import Data, Drained
-from services.kit.wire.frames import Code
-from services.kit.wire.limits import Limits
+from services.wire import headers as ours
+from services.wire.connection import Data, Drained
+from services.wire.frames import Code
+from services.wire.limits import Limits
 from tests.wires import DATA, END_STREAM, HEADERS, REQUEST, WINDOW_UPDATE, Pipe, Wire, data, literal, settings, word
 
 HEAD, TAIL = ours.block([(b":status", b"200")]), ours.status(0)

@@ -1,4 +1,4 @@
-"""kit.wire.headers: what a block means, at any time, and what we write."""
+"""services.wire.headers: what a block means, at any time, and what we write."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hpack import Decoder as Hpack
 from hpack import Encoder
 
-from services.kit.wire import headers
-from services.kit.wire.frames import Code, ConnectionFault, StreamFault
-from services.kit.wire.limits import Limits
+from services.wire import headers
+from services.wire.frames import Code, ConnectionFault, StreamFault
+from services.wire.limits import Limits
 from tests.wires import REQUEST, literal
 
 

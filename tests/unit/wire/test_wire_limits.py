@@ -1,4 +1,4 @@
-"""kit.wire.limits: what a peer may do, exactly: at each bound nothing happens, one beyond it the right thing with the right code."""
+"""services.wire.limits: what a peer may do, exactly: at each bound nothing happens, one beyond it the right thing with the right code."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import struct
 
 import pytest
 
-from services.kit.wire import headers as ours
-from services.kit.wire import limits as module
-from services.kit.wire.connection import Closed, Opened, Pong, Reset
-from services.kit.wire.frames import Code
-from services.kit.wire.limits import Bucket, Limits
+from services.kit import buckets as module
+from services.wire import headers as ours
+from services.wire.connection import Closed, Opened, Pong, Reset
+from services.wire.frames import Code
+from services.wire.limits import Limits
 from tests.wires import (
     ACK,
     CONTINUATION,
@@ -86,31 +86,6 @@ def test_windows_and_frames_are_those_of_http2() -> None:
             Limits(frame=value)
     with pytest.raises(ValueError, match="window_most"):
         Limits(window=1 << 20, window_most=1 << 19)
-
-
-def test_a_bucket(clock: Clock) -> None:
-    """So many at once, so many a second; what is given counts beyond that burst, up to a bound, and what was passed over brings nothing."""
-    bucket = Bucket(3, 2, 5)
-    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
-    clock.now += 0.4
-    assert not bucket.take()
-    clock.now += 0.1
-    assert [bucket.take() for _ in range(2)] == [True, False]
-    clock.now += 1000
-    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
-    bucket.give(2)
-    bucket.give(20)
-    assert [bucket.take() for _ in range(6)] == [True] * 5 + [False]
-    clock.now += 1
-    bucket.pass_over(1)
-    assert not bucket.take()
-
-
-def test_an_old_bucket_has_no_more_than_its_burst(clock: Clock) -> None:
-    """However long ago anything was taken of it."""
-    bucket = Bucket(10, 5)
-    clock.now += 1000
-    assert [bucket.take() for _ in range(11)] == [True] * 10 + [False]
 
 
 # ---------------------------------------------------------------------------------------------- streams

@@ -1,4 +1,4 @@
-"""kit.wire.messages: gRPC's messages, however their bytes arrive."""
+"""services.wire.messages: gRPC's messages, however their bytes arrive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from services.kit import errors
-from services.kit.wire.messages import Assembler, prefix, whole
+from services.wire.messages import Assembler, prefix, whole
 from tests.wires import grpc
 
 LIMIT = 1000

@@ -1,4 +1,4 @@
-"""kit.wire.server on a transport in memory: calls, and what peers do to them."""
+"""services.wire.server on a transport in memory: calls, and what peers do to them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from services.kit import errors, rpc
-from services.kit.wire import server as module
-from services.kit.wire.clients import Names
-from services.kit.wire.frames import Code
-from services.kit.wire.limits import Limits
-from services.kit.wire.server import ServerLink, WireServer
+from services.wire import server as module
+from services.wire.clients import Names
+from services.wire.frames import Code
+from services.wire.limits import Limits
+from services.wire.server import ServerLink, WireServer
 from tests.support import eventually_async
 from tests.wires import (
     DATA,

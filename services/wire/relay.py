@@ -19,16 +19,16 @@ from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, rpc, tracing
 from services.kit.rpc import UNARY, Arity, Call, Method, Methods, Relay, Route
-from services.kit.wire import eager, headers, messages, outcomes
-from services.kit.wire.answers import HEAD, OK, refusal
-from services.kit.wire.channel import ClientLink, Unary, WireCarrier, request_block
-from services.kit.wire.clients import client_of
-from services.kit.wire.connection import Chunk, Stream
-from services.kit.wire.frames import Code
-from services.kit.wire.headers import Head
+from services.wire import eager, headers, messages, outcomes
+from services.wire.answers import HEAD, OK, refusal
+from services.wire.channel import ClientLink, Unary, WireCarrier, request_block
+from services.wire.clients import client_of
+from services.wire.connection import Chunk, Stream
+from services.wire.frames import Code
+from services.wire.headers import Head
 
 if TYPE_CHECKING:
-    from services.kit.wire.server import ServerLink, WireServer
+    from services.wire.server import ServerLink, WireServer
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""One client's excess on the wire is its own affair: each bound of services/kit/wire/limits.py that holds between clients, on a real socket."""
+"""One client's excess on the wire is its own affair: each bound of services/wire/limits.py that holds between clients, on a real socket."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 from api.containerd.services.content.v1 import content_pb2 as pb
 from bench.hostile import Raw
 from services.kit import rpc
-from services.kit.wire import limits, link
-from services.kit.wire.channel import request_block
-from services.kit.wire.connection import Connection, Data, GoingAway, Ready
-from services.kit.wire.frames import Code
-from services.kit.wire.limits import Limits
+from services.wire import limits, link
+from services.wire.channel import request_block
+from services.wire.connection import Connection, Data, GoingAway, Ready
+from services.wire.frames import Code
+from services.wire.limits import Limits
 from tests.support import eventually_async, short_directory
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Content"]

@@ -11,13 +11,13 @@ from collections import deque
 from services.kit import errors, rpc
 from services.kit.rpc import Metadata, Pings
 from services.kit.version import SPLITD
-from services.kit.wire import headers, messages, outcomes
-from services.kit.wire.connection import Chunk, GoingAway, Opened, Stream
-from services.kit.wire.deadlines import Deadlines
-from services.kit.wire.frames import Code
-from services.kit.wire.headers import Head
-from services.kit.wire.limits import Limits, configured
-from services.kit.wire.link import Link, Owner
+from services.wire import headers, messages, outcomes
+from services.wire.connection import Chunk, GoingAway, Opened, Stream
+from services.wire.deadlines import Deadlines
+from services.wire.frames import Code
+from services.wire.headers import Head
+from services.wire.limits import Limits, configured
+from services.wire.link import Link, Owner
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from services.kit.wire import frames, headers
-from services.kit.wire.frames import Code, ConnectionFault, StreamFault
-from services.kit.wire.headers import Head
-from services.kit.wire.limits import Bucket, Limits
+from services.kit.buckets import Bucket
+from services.wire import frames, headers
+from services.wire.frames import Code, ConnectionFault, StreamFault
+from services.wire.headers import Head
+from services.wire.limits import Limits
 
 Chunk = bytes | bytearray | memoryview
 

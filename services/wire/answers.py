@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.kit import errors, rpc
-from services.kit.wire import headers
+from services.wire import headers
 
 HEAD = headers.block([(b":status", b"200"), (b"content-type", b"application/grpc")])
 OK = headers.status(0)

@@ -1,4 +1,4 @@
-"""kit.wire.blocking beside a scripted peer on a socket pair: what a connection goes through between calls and in the middle of one."""
+"""services.wire.blocking beside a scripted peer on a socket pair: what a connection goes through between calls and in the middle of one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from services.kit import errors
-from services.kit.wire import answers, frames, headers, messages
-from services.kit.wire.blocking import BlockingClient
-from services.kit.wire.connection import Connection, Data, Event, Opened, Pong, Stream
-from services.kit.wire.limits import Limits
+from services.wire import answers, frames, headers, messages
+from services.wire.blocking import BlockingClient
+from services.wire.connection import Connection, Data, Event, Opened, Pong, Stream
+from services.wire.limits import Limits
 
 GOAWAY_OF_ALL = frames.goaway(0, frames.Code.NO_ERROR, "restarting")
 

@@ -22,8 +22,8 @@ from hpack import HPACKError, OversizedHeaderListError
 from hpack.hpack import encode_integer
 from hpack.table import HeaderTable
 
-from services.kit.wire.frames import Code, ConnectionFault, StreamFault
-from services.kit.wire.limits import Limits
+from services.wire.frames import Code, ConnectionFault, StreamFault
+from services.wire.limits import Limits
 
 T = TypeVar("T")
 Pairs = Sequence[tuple[bytes, bytes]]

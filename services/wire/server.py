@@ -24,17 +24,17 @@ from google.protobuf.message import DecodeError
 
 from services.kit import errors, logs, loops, rpc, sockets
 from services.kit.rpc import Call, Method, Methods
-from services.kit.wire import eager, headers, messages
-from services.kit.wire.answers import HEAD, OK, refusal
-from services.kit.wire.channel import HIGH_WATER, MESSAGE_COST
-from services.kit.wire.clients import Client, Names, client_of, field
-from services.kit.wire.connection import Chunk, Opened, Stream
-from services.kit.wire.deadlines import Deadlines
-from services.kit.wire.frames import Code
-from services.kit.wire.headers import Head
-from services.kit.wire.limits import Limits, configured
-from services.kit.wire.link import Link
-from services.kit.wire.relay import Passage, planned
+from services.wire import eager, headers, messages
+from services.wire.answers import HEAD, OK, refusal
+from services.wire.channel import HIGH_WATER, MESSAGE_COST
+from services.wire.clients import Client, Names, client_of, field
+from services.wire.connection import Chunk, Opened, Stream
+from services.wire.deadlines import Deadlines
+from services.wire.frames import Code
+from services.wire.headers import Head
+from services.wire.limits import Limits, configured
+from services.wire.link import Link
+from services.wire.relay import Passage, planned
 
 log = logging.getLogger(__name__)
 

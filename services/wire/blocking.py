@@ -14,9 +14,9 @@ from collections.abc import Callable
 from services.kit import errors
 from services.kit.rpc import Metadata
 from services.kit.version import SPLITD
-from services.kit.wire import headers, messages, outcomes
-from services.kit.wire.connection import Closed, Connection, Data, Event, GoingAway, Opened, Reset, Stream, Trailers
-from services.kit.wire.limits import configured
+from services.wire import headers, messages, outcomes
+from services.wire.connection import Closed, Connection, Data, Event, GoingAway, Opened, Reset, Stream, Trailers
+from services.wire.limits import configured
 
 Dial = Callable[[float], socket.socket]
 """A connected socket, with TLS where that is wanted, within so many seconds; else OSError."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from services.kit import errors, rpc
-from services.kit.wire.frames import Code
-from services.kit.wire.headers import Head
+from services.wire.frames import Code
+from services.wire.headers import Head
 
 
 def of_trailers(head: Head, name: str) -> errors.NodeError | None:

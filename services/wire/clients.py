@@ -13,9 +13,9 @@ from functools import cache
 from typing import Any, Protocol, cast
 
 from services.kit import rpc
-from services.kit.wire import headers
-from services.kit.wire.connection import Account, Stream
-from services.kit.wire.limits import Limits
+from services.wire import headers
+from services.wire.connection import Account, Stream
+from services.wire.limits import Limits
 
 _PACE, _PACED = 0.02, 16
 """Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may hang."""

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from services.kit.wire.connection import Chunk, Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
-from services.kit.wire.frames import Code
-from services.kit.wire.headers import Head
-from services.kit.wire.limits import Limits
+from services.wire.connection import Chunk, Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
+from services.wire.frames import Code
+from services.wire.headers import Head
+from services.wire.limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,37 @@
+"""Token buckets: how much of something may happen at once, and for long."""
+
+from __future__ import annotations
+
+import time
+
+
+class Bucket:
+    """A token bucket: ``burst`` tokens, ``rate`` more each second; what is given may fill it beyond the burst, up to ``most``."""
+
+    __slots__ = ("_at", "_burst", "_most", "_rate", "_tokens")
+
+    def __init__(self, burst: float, rate: float, most: float = 0.0) -> None:
+        self._burst = burst
+        self._most = max(burst, most)
+        self._rate = rate
+        self._tokens = burst
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Take one; False if there is none."""
+        now = time.monotonic()
+        if self._tokens < self._burst:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def give(self, count: int) -> None:
+        """So many more."""
+        self._tokens = min(self._most, self._tokens + count)
+
+    def pass_over(self, seconds: float) -> None:
+        """For so long nothing was to be taken, and nothing comes for it."""
+        self._at += seconds
