@@ -129,6 +129,13 @@ class Mounted:
             self._mount(m, _target(m, directory))
 
     def _mount(self, m: Mount, target: str) -> None:
+        if "loop" in m.options:
+            from services.snapshots.diff.loop import attached
+
+            options = [o for o in m.options if o not in ("loop", "direct-io")]
+            with attached(m.source, read_only=read_only_option(options), direct="direct-io" in m.options) as device:
+                _mount_one(Mount(m.type, device, m.target, options), target)
+            return
         if not m.type.startswith(("fuse.", "fuse3.")):
             _mount_one(m, target)
             return
@@ -160,7 +167,16 @@ def _target(m: Mount, directory: str) -> str:
         return directory
     from services.snapshots.diff.paths import Resolver
 
-    return directory + os.fsdecode(Resolver(os.open(directory, os.O_PATH | os.O_DIRECTORY)).resolve(os.fsencode(m.target)))
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return directory + os.fsdecode(Resolver(fd).resolve(os.fsencode(m.target)))
+    finally:
+        os.close(fd)
+
+
+def read_only_option(options: Iterable[str]) -> bool:
+    """Whether options ask for a read-only mount: the last of ``ro`` and ``rw`` counts."""
+    return next((o == "ro" for o in reversed(list(options)) if o in ("ro", "rw")), False)
 
 
 def _mount_one(m: Mount, target: str) -> None:
@@ -172,7 +188,7 @@ def _mount_one(m: Mount, target: str) -> None:
     for o in options:
         if o.startswith("X-containerd."):
             raise MountError(f'internal mount option "{o}" was not consumed by the mount manager')
-        if o == "loop" or o.startswith(("uidmap=", "gidmap=")):
+        if o.startswith(("uidmap=", "gidmap=")):
             raise MountError(f"mount option {o}: not implemented")
         if o in _FLAGS:
             sets, flag = _FLAGS[o]

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from services.snapshots.diff.server import DiffServicer
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_sides import CONTENT, DIFF, HEADERS, TAR, Side, bind, differences, ours, outcome, overlay, tree
 from tests.suites.diff_tars import reg, tar
-from tests.support import ServiceProcess, eventually_async, mounts_below, processes_naming, short_directory
+from tests.support import ServiceProcess, eventually, eventually_async, mounts_below, processes_naming, short_directory
 
 pytestmark = pytest.mark.root
 
@@ -191,10 +192,29 @@ async def test_an_error_is_one_line_that_names_the_entry(side: Side) -> None:
 
 async def test_a_mount_that_we_cannot_make_is_unimplemented(side: Side) -> None:
     """Named, and not silently left out."""
-    for mount in (mount_pb2.Mount(type="ext4", source="/x.img", options=["loop"]),
-                  mount_pb2.Mount(type="bind", source=str(side.place), options=["rbind", "uidmap=0:1000:10", "gidmap=0:1000:10"])):
-        with pytest.raises(errors.Unimplemented, match="mount"):
-            await side.apply(BASE, [mount])
+    with pytest.raises(errors.Unimplemented, match="mount"):
+        await side.apply(BASE, [mount_pb2.Mount(type="bind", source=str(side.place), options=["rbind", "uidmap=0:1000:10", "gidmap=0:1000:10"])])
+
+
+async def test_block_images_are_mounted_by_loop_devices(side: Side) -> None:
+    """A layer is unpacked onto an image of ext4, compared with one of EROFS, and no device is left."""
+    writable, folder, packed = side.place / "writable.img", side.directory("folder"), side.place / "packed.erofs"
+    with writable.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", str(writable)], check=True)
+    ext4 = mount_pb2.Mount(type="ext4", source=str(writable), options=["loop"])
+    await side.apply(BASE, [ext4])
+    await side.apply(BASE, bind(folder))
+    subprocess.run(["mkfs.erofs", "--quiet", str(packed), str(folder)], check=True)
+    erofs = mount_pb2.Mount(type="erofs", source=str(packed), options=["ro", "loop"])
+    for images in ([erofs], [mount_pb2.Mount(type="ext4", source=str(writable), options=["ro", "loop", "direct-io"])]):
+        root = side.directory(images[0].type)
+        layer = await side.make(bind(side.directory(f"{root.name}-none")), images)
+        await side.apply(await side.read(layer.digest), bind(root), layer.media_type)
+        assert (root / "bin/sh").read_bytes() == b"shell"
+    with pytest.raises(errors.Unknown, match="/none.img: no such file or directory"):
+        await side.apply(BASE, [mount_pb2.Mount(type="ext4", source="/none.img", options=["loop"])])
+    eventually(lambda: not [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if str(side.place) in path.read_text()], "a loop device is left")
 
 
 async def test_a_target_that_is_not_there_is_named(side: Side) -> None:

@@ -17,7 +17,7 @@ import zstandard
 from services.kit import errors
 from services.kit.inflate import CompressionError
 from services.snapshots.diff import media, stream
-from services.snapshots.diff.mounts import OPTIONS_LIMIT, Mount, MountError, _compact, from_arguments, mount, read_only, to_arguments
+from services.snapshots.diff.mounts import OPTIONS_LIMIT, Mount, MountError, _compact, _target, from_arguments, mount, read_only, read_only_option, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 from tests.support import TOP
 
@@ -59,6 +59,20 @@ def test_more_options_than_the_kernel_takes_are_not_mounted(tmp_path: Path, opti
     """It would cut the rest off, without a word. They are counted in bytes."""
     with pytest.raises(MountError, match=f"^mount options is too long: 4096 bytes for {tmp_path} .the kernel takes 4095.$"):
         mount("none", str(tmp_path), "tmpfs", 0, options)
+
+
+def test_a_target_below_the_mount_point_leaves_nothing_open(tmp_path: Path) -> None:
+    """A worker makes many mounts, and lives on."""
+    (tmp_path / "link").symlink_to("/there")
+    before = os.listdir("/proc/self/fd")
+    assert _target(Mount("bind", "/x", "link/below"), str(tmp_path)) == f"{tmp_path}/there/below"
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(("options", "wanted"), [([], False), (["ro"], True), (["ro", "rw"], False), (["rw", "noatime", "ro"], True)])
+def test_the_last_of_ro_and_rw_counts(options: list[str], wanted: bool) -> None:
+    """As for mount(8)."""
+    assert read_only_option(options) is wanted
 
 
 def test_read_only_mounts() -> None:
