@@ -23,6 +23,7 @@ from client import bars
 from client.progress import Part, Tally
 from client.screen import Screen
 from client.shown import say
+from services.kit import loops
 
 FRAME_SECONDS = 0.1
 
@@ -103,12 +104,10 @@ class Bars(Lines):
                 self._draw(tally)
                 await asyncio.sleep(FRAME_SECONDS)
 
-        drawing = asyncio.ensure_future(frames())
         try:
-            yield
+            async with loops.running("the drawing of bars", frames):
+                yield
         finally:
-            drawing.cancel()
-            await asyncio.wait((drawing,))
             self._screen.finish(bars.final(tally, self._size()[0]))
 
     def _draw(self, tally: Tally) -> None:

@@ -19,7 +19,7 @@ from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.images import transfer_convert as convert
 from services.images.transfer import AskCredentials, Credentials, ExportStream, ImageStore, ImportStream, Registry, Report, Sink, unheard
 from services.kit import any as kit_any
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.rpc import ONLY_WANTED, VERIFY, Channel, Stream
 
 End = ImageStore | Registry | ImportStream | ExportStream
@@ -113,8 +113,8 @@ class _Open:
 
         What the node says to a stream that it closes it says again, and better, as the transfer's own failure: so a stream's counts only if the transfer succeeds.
         """
-        call = asyncio.ensure_future(transfer)
-        talking = {asyncio.ensure_future(talk.work): talk for talk in (*self._talks, *more)}
+        call = loops.task("a transfer", transfer)
+        talking = {loops.task("a stream of a transfer", talk.work): talk for talk in (*self._talks, *more)}
         try:
             waiting: set[asyncio.Future[Any]] = {call, *talking}
             while not call.done():

@@ -28,7 +28,7 @@ from deploy.place import Place
 from services.images import platforms
 from services.images.platforms import Platform
 from services.images.transfer import Credentials, Progress, Registry, Unpacking
-from services.kit import errors, rpc
+from services.kit import errors, loops, rpc
 
 T = TypeVar("T")
 
@@ -202,7 +202,7 @@ _SUFFIX = re.compile(r": unavailable(?=\)|$)")
 def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
     """Do ``work``, which Ctrl-C (or SIGTERM, or SIGHUP) cancels: a Failure that says so, and ``resumed``: what is kept of it. So it is where a service of the node went away meanwhile."""
     async def guarded() -> T:
-        task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+        task, loop = loops.task("a transfer", work), asyncio.get_running_loop()
         caught: list[signal.Signals] = []
 
         def stop(number: signal.Signals) -> None:

@@ -39,7 +39,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     with process.owned(node.root / "gateway"), process.owned(node.state / "gateway"):
         async with AsyncExitStack() as stack:
             for upstream in routes.upstreams.values():
-                stack.callback(loops.start(f"the watch of service {upstream.name}", upstream.watch).cancel)
+                await stack.enter_async_context(loops.running(f"the watch of service {upstream.name}", upstream.watch))
             internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]
             await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True))
             await stack.enter_async_context(ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)]))

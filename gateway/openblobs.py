@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from services.kit import errors
+from services.kit import errors, loops
 
 log = logging.getLogger(__name__)
 
@@ -96,14 +96,12 @@ class OpenBlobs:
     def open(self, digest: str, size: int, locate: Locate) -> None:
         """Have the file of a blob of so many bytes, soon."""
         if self._offered and digest not in self._files and digest not in self._opening and len(self._opening) < self._limit:
-            self._opening[digest] = task = asyncio.get_running_loop().create_task(self._open(digest, size, locate))
+            self._opening[digest] = task = loops.aside(f"the opening of {digest}", self._open(digest, size, locate))
             task.add_done_callback(lambda _: self._opened(digest, task))
 
     def _opened(self, digest: str, task: asyncio.Task[None]) -> None:
         if self._opening.get(digest) is task:
             del self._opening[digest]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the file of %s could not be opened", digest, exc_info=error)
 
     async def _open(self, digest: str, size: int, locate: Locate) -> None:
         try:

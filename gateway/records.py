@@ -53,7 +53,7 @@ class Records:
         self._open: set[str] = set()
         """Intents that metadata answered and has not heard the end of."""
         self._connected = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = loops.Tasks()
         metadata.on_connect.append(self._announce)
 
     @property
@@ -63,7 +63,7 @@ class Records:
 
     def _announce(self) -> None:
         """Say who we are, each time metadata comes up."""
-        self._later(self._connect())
+        self._tasks.start("the announcement of this gateway", self._connect())
 
     async def _connect(self) -> None:
         while self._metadata.up:
@@ -73,16 +73,12 @@ class Records:
                 await self._client.Connect(self._hello, timeout=10.0)
             except errors.NodeError as error:
                 log.warning("metadata did not take this gateway's announcement: %s", error)
-                await asyncio.sleep(0.2)
+            except Exception:  # a fault of ours, after which no intent could be begun until metadata comes up anew
+                log.exception("this gateway could not be announced to metadata")
             else:
                 self._connected.set()
                 return
-
-    def _later(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(loops.told)
+            await asyncio.sleep(0.2)
 
     def question(self, name: str, call: Call, ask: Callable[[bytes], tuple[bytes, Callable[[bytes], Any], Callable[[], None]]]) -> Question:
         """A Records call as the question of a route: as :meth:`call`, where nothing has to be waited for."""
@@ -148,7 +144,7 @@ class Records:
                     log.warning("%s of an intent is repeated: %s", name, error)
                 said = str(error)
                 if isinstance(error, errors.ResourceExhausted) and not alone and passed > _FULL:
-                    self._later(self._told_alone(name, request, call))
+                    self._tasks.start(f"{name} of an intent", self._told_alone(name, request, call))
                     raise
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
@@ -185,7 +181,7 @@ class Records:
             if isinstance(error, errors.Unavailable) and not isinstance(error, errors.Disconnected) and backend.up:
                 await self.cancel(intent.id, call)  # the service's own word: a ref is locked, say
                 raise
-            self._later(self._settle(intent, call, backend, happened))
+            self._tasks.start("the end of an intent", self._settle(intent, call, backend, happened))
             raise
         except errors.NodeError:
             await self.cancel(intent.id, call)

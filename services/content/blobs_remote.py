@@ -15,7 +15,7 @@ from pathlib import Path
 
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
-from services.kit import errors, pipes, rpc
+from services.kit import errors, loops, pipes, rpc
 
 _PIECE = 1 << 20
 _PATIENCE = 5.0
@@ -158,7 +158,7 @@ class _StreamedIngest(Ingest):
         self._ref = ref
         self._read_end, self.fd = os.pipe2(os.O_CLOEXEC)
         self._stream: rpc.Stream = content.Write(headers=headers)
-        self._pumping = asyncio.ensure_future(self._pump())
+        self._pumping = loops.task(f"the write of {ref}", self._pump())
 
     async def _pump(self) -> int:
         await self._exchange(pb.WriteContentRequest(action=pb.STAT, ref=self._ref))
@@ -191,7 +191,7 @@ class _StreamedIngest(Ingest):
 @contextlib.asynccontextmanager
 async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """``work`` runs while the block does; its failure is the block's, and the reason for one of the block's own."""
-    task = asyncio.ensure_future(work)
+    task = loops.task("work beside a block", work)
     try:
         try:
             yield

@@ -11,14 +11,14 @@ import contextvars
 import datetime
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from services.content.disk import BlobReader, Disk, Ingest, disk_error
 from services.content.store import CANONICAL, CHUNK, Begun, Digest, Info, Status, updated_labels
-from services.kit import errors, filters, tracing
+from services.kit import errors, filters, loops, tracing
 from services.kit.slices import Lane
 
 P = ParamSpec("P")
@@ -47,7 +47,7 @@ class LocalStore:
         self._readers = 0
         self._locked: dict[str, int] = {}
         self._removing = threading.Lock()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = loops.Tasks()
         self.files = LocalFiles(self)
 
     def close(self) -> None:
@@ -77,19 +77,13 @@ class LocalStore:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            self._later(self._release(release, future))
+            self._ending.start("the release of what nobody takes", self._release(release, future))
             raise
 
     async def _release(self, release: Callable[[T], object], future: asyncio.Future[T]) -> None:
         await asyncio.wait([future])
         if future.exception() is None:
             await self._submit(release, future.result())
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        return task
 
     # ---------------------------------------------------------------- blobs
 
@@ -170,7 +164,7 @@ class LocalStore:
         finally:
             self._readers -= 1
             if blob is not None and not blob.closed:
-                self._later(self._give_up(blob, ahead))
+                self._ending.start("the end of a read", self._give_up(blob, ahead))
 
     @property
     def _piece(self) -> int:
@@ -214,7 +208,7 @@ class LocalStore:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stop.set()
-            self._later(self._let_go_of(ref, future))
+            self._ending.start(f"the unlocking of {ref}", self._let_go_of(ref, future))
             raise
         except BaseException:
             self._locked.pop(ref)
@@ -255,7 +249,7 @@ class LocalStore:
             finally:
                 self._locked.pop(ingest.ref)
 
-        await asyncio.shield(self._later(end()))
+        await asyncio.shield(self._ending.keep(loops.task("the end of a write", end())))
 
     def _lock(self, ref: str) -> None:
         if not ref:

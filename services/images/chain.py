@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from services.kit import errors
+from services.kit import errors, loops
 
 Commit = Callable[[], Awaitable[None]]
 
@@ -67,7 +67,7 @@ class Chain:
                     if not under_way.pop(0).result():
                         return
                 while len(under_way) < _AT_ONCE and (ready := self._taken()):
-                    under_way.append(asyncio.ensure_future(self._commit(ready, under_way[-1] if under_way else None)))
+                    under_way.append(loops.task("the commits of layers", self._commit(ready, under_way[-1] if under_way else None)))
                     under_way[-1].add_done_callback(lambda _: self._more.set())
         finally:
             for each in under_way:

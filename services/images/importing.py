@@ -34,7 +34,7 @@ from services.images.oci import Descriptor
 from services.images.threads import Handover
 from services.images.transfer import LEFT_OUT, UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.images.unpack import Unpacker
-from services.kit import errors, inflate, tar, tracing
+from services.kit import errors, inflate, loops, tar, tracing
 from services.kit.identifiers import quoted
 
 T = TypeVar("T")
@@ -190,7 +190,7 @@ async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handov
     async def run(work: Callable[..., T], *arguments: Any) -> T:
         return await threads.run(pool, functools.partial(work, *arguments), handover.stop)
 
-    pumping = asyncio.ensure_future(pump())
+    pumping = loops.task("the bytes of an archive", pump())
     try:
         yield handover, run
         await pumping  # at its end, or it failed where the archive could have ended

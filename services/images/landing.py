@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from services.content.store import Digest, Writer
 from services.images import threads
-from services.kit import errors, rpc, tracing
+from services.kit import errors, loops, rpc, tracing
 from services.kit.holes import without_holes
 
 BATCH = 1 << 20
@@ -72,7 +72,7 @@ class FileLanding:
         """Bytes of an earlier attempt."""
         self._ahead: dict[int, int] = {}
         """What is in the file beyond ``offset``: where each piece begins, and where it ends."""
-        self._storing: set[asyncio.Task[None]] = set()
+        self._storing = loops.Tasks()
         self._followers: list[_Teller] = []
         self._stopped = False
         self._kept = self._over = False
@@ -127,9 +127,7 @@ class FileLanding:
             await lane.flushed()
 
     def _store(self, start: int, batch: list[bytes]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(self._stored(start, batch))
-        self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
+        task = self._storing.keep(loops.task("the storing of a batch", self._stored(start, batch)))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen: it is for whoever waits for the lane
         self.received += sum(map(len, batch))
         return task
@@ -182,7 +180,7 @@ class FileLanding:
     async def _settled(self) -> None:
         """Wait for what is being written. Failures are for those whose bytes they were."""
         while self._storing:
-            await asyncio.wait(set(self._storing))
+            await self._storing.wait()
 
     # ------------------------------------------------------------------------------------------ followers
 

@@ -74,13 +74,8 @@ class Leases:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Leases]:
         """End what is left, in the background, while the block lasts; nobody waits for it."""
-        ending = loops.start("the end of leases", self._run)
-        try:
+        async with loops.running("the end of leases", self._run):
             yield self
-        finally:
-            ending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ending
 
     async def _run(self) -> None:
         found, pause = False, _FIRST

@@ -61,13 +61,10 @@ class Tracker:
                 await asyncio.sleep(self._interval)
                 await self._update()
 
-        ticking = asyncio.create_task(tick(), name="the progress of a transfer")
-        ticking.add_done_callback(loops.told)
         try:
-            yield self
+            async with loops.running("the progress of a transfer", tick):
+                yield self
         finally:
-            ticking.cancel()
-            await asyncio.wait((ticking,))
             await self._update()
 
     def add(self, descriptor: Descriptor) -> None:

@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 
 from services.images.streaming_server import DRAIN_SECONDS, ByteSink
-from services.kit import errors
+from services.kit import errors, loops
 
 PENDING = 1 << 20
 """Bytes that wait for a client; beyond them, text is left out."""
@@ -23,7 +23,7 @@ class Shown:
         self._missed = 0
         self._changed = asyncio.Event()
         self._closed = False
-        self._sending = asyncio.ensure_future(self._send())
+        self._sending = loops.aside("text for a client", self._send())
 
     def __call__(self, text: str) -> None:
         data = text.encode(errors="replace")

@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from api.containerd.services.streaming.v1 import streaming_pb2 as pb
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.kit import any as kit_any
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.rpc import Call
 
 M = TypeVar("M", bound=Message)
@@ -192,7 +192,7 @@ class StreamingServicer:
             return
         stream = Stream(call.optional_namespace, unpacked(first, pb.StreamInit).id)
         with self._streams.registered(stream):
-            taking = asyncio.ensure_future(stream.take(requests))
+            taking = loops.task(f"what the client sends on stream {stream.name}", stream.take(requests))
             try:
                 yield kit_any.pack(Empty())
                 async for value in stream.outgoing():
@@ -254,7 +254,7 @@ class ByteSink:
         self._allowed = 0
         self._more = asyncio.Event()
         self._lost: errors.NodeError | None = None
-        self._listening = asyncio.ensure_future(self._listen())
+        self._listening = loops.aside(f"the window of stream {stream.name}", self._listen())
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
+from services.kit import loops
+
 T = TypeVar("T")
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Do all of ``work`` at once. When one fails, or the caller is cancelled, the others are cancelled; it returns when none is left running."""
-    tasks = [asyncio.ensure_future(each) for each in work]
+    tasks = [loops.task("one of several", each) for each in work]
     try:
         await asyncio.gather(*tasks)
     finally:

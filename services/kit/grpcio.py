@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import time
@@ -66,7 +65,7 @@ class GrpcioServer(rpc.Server):
         self._watching: asyncio.Task[None] | None = None
         await self._listen()
         if isinstance(self.address, Path):
-            self._watching = loops.start(f"the watch of {self.address}", functools.partial(sockets.watch, self.address, self._listen))
+            self._watching = sockets.watching(self.address, self._listen)
 
     async def _listen(self) -> None:
         """Who is connected stays so."""
@@ -232,7 +231,7 @@ class _Relayed:
                 return
         channel = await route.upstream.ready(call)
         async with channel.stream(call.method, route.headers, _shorter(route.timeout, call.remaining())) as stream:
-            sending = asyncio.ensure_future(_pump(first, requests, stream))
+            sending = loops.aside(f"the requests of {call.method}", _pump(first, requests, stream))
             try:
                 while (message := await self._next(stream, route)) is not None:
                     yield message

@@ -1,42 +1,175 @@
-"""Loops that a process needs for as long as it lives, and tasks that nobody waits for: none ends in silence.
+"""The one way to run something beside what is being done. Nothing that is run so fails in silence.
 
-asyncio tells of a task that failed when it is collected as garbage, which one that somebody keeps never is; and what it did is then no longer done, though the process looks well.
+asyncio tells of a task that failed only when the task is collected as garbage. A task that somebody keeps never is,
+and nobody does its work any more, though the process looks well. So each task says by how it is begun who hears of its
+failure; only this module makes tasks and threads (``tests/unit/deploy/test_imports.py`` sees to it):
+
+=================  ====================================================================================================
+:func:`running`    a loop that never ends by itself. It lasts as long as a block, and begins anew if it fails
+:func:`start`      the same where no block says how long: its owner cancels it
+:func:`task`       its owner awaits it, and so hears of its failure
+:func:`aside`      nobody awaits it: its failure is logged at once
+:class:`Tasks`     many such tasks of one owner, kept until they end
+:func:`vital`      nobody awaits it, and others wait for what it does: its failure ends the process
+:func:`thread`     a thread of its own, whose failure is logged, or ends the process if it is vital
+=================  ====================================================================================================
+
+A process that ends is started again by its supervisor, and nothing that was answered is lost by that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PAUSE, LONGEST = 1.0, 60.0
 """Seconds until a loop that failed begins anew: at first, and doubled each time up to the second."""
 
 
-async def lasting(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do ``work``, which should never end, until cancelled. If it fails, or ends, the log says so and it begins anew after a pause."""
-    pause, loop = PAUSE, asyncio.get_running_loop()
+# ---------------------------------------------------------------------------------------------- loops
+
+
+async def lasting(name: str, work: Callable[[], Awaitable[None]], *, pause: float = PAUSE, longest: float = LONGEST,
+                  sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    """Do ``work``, which should never end, until cancelled.
+
+    If it fails or ends, the log says so, and it begins anew after ``pause`` seconds: twice as many each time, up to
+    ``longest``, and so many again once it has lasted twice ``longest``. A cancellation that was not meant for this
+    task, but for something that ``work`` awaited, is a failure like any other.
+    """
+    own, loop, wait = asyncio.current_task(), asyncio.get_running_loop(), pause
+    assert own is not None
     while True:
         begun = loop.time()
+        failure: BaseException | None = None
         try:
             await work()
-        except Exception:
-            log.exception("%s failed, and begins anew in %g s", name, pause)
-        else:
-            log.error("%s ended, and begins anew in %g s", name, pause)
-        await asyncio.sleep(pause)
-        pause = PAUSE if loop.time() - begun > 2 * LONGEST else min(2 * pause, LONGEST)
+        except (Exception, asyncio.CancelledError) as error:
+            if own.cancelling() and isinstance(error, asyncio.CancelledError):
+                raise
+            failure = error
+        if own.cancelling():
+            log.error("%s failed at its end", name, exc_info=failure)
+            raise asyncio.CancelledError
+        log.error("%s %s, and begins anew in %g s", name, "ended" if failure is None else "failed", wait, exc_info=failure)
+        del failure  # its traceback holds this frame
+        await sleep(wait)
+        wait = pause if loop.time() - begun > 2 * longest else min(2 * wait, longest)
 
 
 def start(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-    """:func:`lasting` as a task, whose end is the caller's to bring about: by cancelling it."""
+    """:func:`lasting` as a task. Its owner cancels it."""
     return asyncio.create_task(lasting(name, work), name=name)
 
 
-def told(task: asyncio.Task[Any]) -> None:
-    """For ``add_done_callback`` of a task whose result nobody asks for: a failure is logged at once."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("%s failed", task.get_name(), exc_info=error)
+@contextlib.asynccontextmanager
+async def running(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """:func:`lasting` while the block lasts. At its end the loop is cancelled, and has ended."""
+    loop = start(name, work)
+    try:
+        yield
+    finally:
+        loop.cancel()
+        await asyncio.wait((loop,))
+
+
+# ---------------------------------------------------------------------------------------------- tasks
+
+
+def task(name: str, work: Coroutine[Any, Any, T], *, context: contextvars.Context | None = None) -> asyncio.Task[T]:
+    """A task that its owner awaits: its failure is raised there. It runs in ``context``, or in a copy of the current one."""
+    return asyncio.get_running_loop().create_task(work, name=name, context=context)
+
+
+def aside(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task that nobody awaits: its failure is logged. Its owner keeps it, and cancels it if need be."""
+    begun = task(name, work)
+    begun.add_done_callback(_told)
+    return begun
+
+
+def vital(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task without which this process cannot go on, since others wait for what it does: its failure ends the process."""
+    begun = task(name, work)
+    begun.add_done_callback(_survived)
+    return begun
+
+
+class Tasks:
+    """The tasks of one owner that nobody awaits. They are kept until they end; their failures are logged."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[asyncio.Task[Any]]:
+        """Those that run now."""
+        return iter(list(self._running))
+
+    def start(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """One more, as :func:`aside`."""
+        return self.keep(aside(name, work))
+
+    def keep(self, begun: asyncio.Task[T]) -> asyncio.Task[T]:
+        """One that somebody awaits, but perhaps not to its end."""
+        self._running.add(begun)
+        begun.add_done_callback(self._running.discard)
+        return begun
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait for those that run now, for at most ``seconds``."""
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=seconds)
+
+    async def cancel(self) -> None:
+        """Cancel those that run now, and wait until they have ended."""
+        for each in self:
+            each.cancel()
+        await self.wait()
+
+
+def _told(ended: asyncio.Task[Any]) -> None:
+    if not ended.cancelled() and (error := ended.exception()) is not None:
+        log.error("%s failed", ended.get_name(), exc_info=error)
+
+
+def _survived(ended: asyncio.Task[Any]) -> None:
+    if not ended.cancelled() and (error := ended.exception()) is not None:
+        _end(ended.get_name(), error)
+
+
+# ---------------------------------------------------------------------------------------------- threads
+
+
+def thread(name: str, work: Callable[[], object], *, vital: bool = False) -> threading.Thread:
+    """A thread that has begun, and for which the end of the process does not wait. If it is ``vital``, its failure ends the process."""
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            if vital:
+                _end(name, error)
+            log.exception("%s failed", name)
+
+    begun = threading.Thread(target=run, name=name, daemon=True)
+    begun.start()
+    return begun
+
+
+def _end(name: str, error: BaseException) -> None:
+    """At once, as by SIGKILL: whatever waited for it would keep an orderly end waiting too."""
+    log.critical("%s failed, and this process cannot go on without it: it ends", name, exc_info=error)
+    os._exit(1)

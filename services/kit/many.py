@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from api.splitd.many.v1 import many_pb2 as pb
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.rpc import UNARY, Answering, Call, Carrier, Metadata, Server, method_path, set_together
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class ManyServicer:
                 done.append(pb.Answer(call=number, code=errors.Cancelled.code, message=f"{one.method}: {errors.Cancelled.suffix}"))
             more.set()
 
-        tasks = [asyncio.ensure_future(answered(number, one)) for number, one in enumerate(request.calls)]
+        tasks = [loops.task("one of many calls", answered(number, one)) for number, one in enumerate(request.calls)]
         try:
             left = len(tasks)
             while left:
@@ -104,7 +104,7 @@ class Gathering:
         self._carrier = carrier
         self._waiting: dict[Metadata, list[_Asked]] = {}
         """By their headers."""
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending = loops.Tasks()
         self._known = True
         """The peer may know of ``Many``."""
 
@@ -126,10 +126,7 @@ class Gathering:
         waiting, self._waiting = self._waiting, {}
         for headers, asked in waiting.items():
             for some in _divided([each for each in asked if not each.answer.done()]):
-                task = asyncio.ensure_future(self._asked(headers, some))
-                self._sending.add(task)
-                task.add_done_callback(self._sending.discard)
-                _ends_with(task, some)
+                _ends_with(self._sending.start("calls that are made together", self._asked(headers, some)), some)
 
     async def _asked(self, headers: Metadata, asked: Sequence[_Asked]) -> None:
         try:

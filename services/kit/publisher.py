@@ -79,7 +79,7 @@ class Publisher:
             while self._queue:
                 queued = self._queue[0]
                 # In the publisher's own context: the sending belongs to the trace of the call that made the change.
-                await asyncio.get_running_loop().create_task(self._send(queued.request), context=queued.context)
+                await loops.task("the sending of an event", self._send(queued.request), context=queued.context)
                 if self._queue and self._queue[0] is queued:  # a full queue may have dropped it meanwhile
                     self._queue.popleft()
             if self._lost:
@@ -115,12 +115,7 @@ class Publisher:
     @contextlib.asynccontextmanager
     async def running(self, *, grace: float = 2.0) -> AsyncIterator[Publisher]:
         """Send in the background while the block lasts, and for at most ``grace`` seconds more what is left at its end."""
-        sending = loops.start("the sending of events", self.run)
-        try:
+        async with loops.running("the sending of events", self.run):
             yield self
             if not await self.flushed(grace):
                 log.warning("%d events were not sent before the end", len(self._queue))
-        finally:
-            sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending

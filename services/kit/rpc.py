@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from services.kit import errors, identifiers, logs, tracing
+from services.kit import errors, identifiers, logs, loops, tracing
 
 if TYPE_CHECKING:
     from services.kit.many import Gathering
@@ -359,7 +359,7 @@ class Server:
         """Refuse new calls, end those that are long at once, give the others ``grace`` seconds."""
         self.draining = True
         self.ail()
-        stopping = asyncio.ensure_future(self.close(grace))
+        stopping = loops.task("the end of a server", self.close(grace))
         await asyncio.sleep(0)
         for task, (_, long) in list(self.running.items()):
             if long:
@@ -821,7 +821,7 @@ async def shielded(work: Awaitable[T]) -> T:
             _current.set(Call(call.method, call.headers))
         return await work
 
-    task = asyncio.ensure_future(without_deadline())
+    task = loops.task("work that outlives its caller", without_deadline())
     _shielded.add(task)
     try:
         return await asyncio.shield(task)

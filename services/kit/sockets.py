@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+from services.kit import loops
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +17,16 @@ LOOK = 1.0
 """Seconds from one look to the next."""
 
 
-async def watch(path: Path, again: Callable[[], Awaitable[None]]) -> None:
-    """Call ``again``, which listens anew at ``path``, whenever nothing is there any more. What is there and is not ours is left alone, and said: it is for whoever put it there to remove."""
-    ours, said = identity(path), ""
+def watching(path: Path, again: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    """Call ``again``, which listens anew at ``path``, whenever a look, each :data:`LOOK` seconds, finds nothing there, until this task is cancelled.
+
+    What is there and is not ours is left alone, and said: it is for whoever put it there to remove.
+    """
+    return loops.start(f"the watch of {path}", functools.partial(_watch, path, again, identity(path)))
+
+
+async def _watch(path: Path, again: Callable[[], Awaitable[None]], ours: tuple[int, int] | None) -> None:
+    said = ""
     while True:
         await asyncio.sleep(LOOK)
         trouble = ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+from services.kit import loops
 
 T = TypeVar("T")
 
@@ -33,5 +34,5 @@ async def apart(name: str, work: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(tell, result, failure)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    loops.thread(name, run)
     return await done

@@ -15,12 +15,11 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from services.kit import batching
+from services.kit import batching, loops
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +135,7 @@ def shutdown(seconds: float = 3.0) -> None:
     if _exporter is not None:
         _exporter.finish(seconds)
     if _provider is not None:
-        exporting = threading.Thread(target=_provider.shutdown, daemon=True)
-        exporting.start()
-        exporting.join(seconds)
+        loops.thread("the export of the last spans", _provider.shutdown).join(seconds)
 
 
 def reset() -> None:

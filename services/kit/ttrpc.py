@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import struct
@@ -131,7 +130,7 @@ class Channel(_Frames):
         if self.closed:
             raise _closed()
         if self._connecting is None:
-            self._connecting = asyncio.ensure_future(self._connect())
+            self._connecting = loops.task(f"connecting to {self.address!r}", self._connect())
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.shield(self._connecting)
@@ -269,7 +268,7 @@ class Server:
         self.methods: dict[tuple[str, str], tuple[Any, Any, Any]] = {}
         self.services: set[str] = set()
         self.connections: set[_Connection] = set()
-        self.running: set[asyncio.Task[None]] = set()
+        self.running = loops.Tasks()
         for servicer in servicers:
             self.services.add(servicer.SERVICE.full_name)
             for method in servicer.SERVICE.methods:
@@ -336,7 +335,7 @@ class _Connection(_Frames):
         super().__init__()
         self._server = server
         self._last = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = loops.Tasks()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -373,10 +372,7 @@ class _Connection(_Frames):
             if flags & (_REMOTE_OPEN | _REMOTE_CLOSED):
                 self._send(stream, _failure(errors.Unimplemented(f"stream {request.service}/{request.method}")))
                 return
-            task = asyncio.ensure_future(self._answer(stream, request))
-            for tasks in (self._tasks, self._server.running):
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+            self._tasks.keep(self._server.running.start(f"the answer to {request.service}/{request.method}", self._answer(stream, request)))
 
     def oversized(self, stream: int, kind: int, length: int) -> None:
         self._last = max(self._last, stream)
@@ -415,7 +411,7 @@ async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5
             os.umask(mask)
 
     await listen()
-    watching = loops.start(f"the watch of {path}", functools.partial(sockets.watch, path, listen))
+    watching = sockets.watching(path, listen)
     try:
         yield server
     finally:
@@ -424,8 +420,7 @@ async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5
             listener.close()
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        if server.running:
-            await asyncio.wait(list(server.running), timeout=grace)
+        await server.running.wait(grace)
         for connection in list(server.connections):
             connection.transport.close()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -49,8 +50,8 @@ class Intents:
         self._backends = backends
         self._finishers = finishers
         self._resolving: asyncio.Task[None] | None = None
-        self._cancelling: set[asyncio.Task[None]] = set()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._cancelling = loops.Tasks()
+        self._ending = loops.Tasks()
 
     # -- the gateway
 
@@ -63,8 +64,7 @@ class Intents:
         await self._database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway), None)
         if self._resolving is not None:
             self._resolving.cancel()
-        self._resolving = asyncio.ensure_future(self._resolve_all(known))
-        self._resolving.add_done_callback(loops.told)
+        self._resolving = loops.start("the resolving of intents", functools.partial(self._resolve_all, known))
         if self._database.collector is not None:
             self._database.collector.connected()
         return await self._database.store_id()
@@ -79,7 +79,7 @@ class Intents:
             self._resolving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._resolving
-        await self._ended()
+        await self._ending.wait()
 
     # -- begin and end
 
@@ -96,14 +96,14 @@ class Intents:
                 opened[:] = [result.id]
             return result
 
-        task = asyncio.ensure_future(self._database.write(guarded))
+        task = loops.task("the begin of an intent", self._database.write(guarded))
         try:
             result = await asyncio.shield(task)
             fault("metadata.begun")
             return result
         except asyncio.CancelledError:
             gone = True
-            self._cancel_later(self._undo(task, opened))
+            self._cancelling.start("the cancelling of an intent", self._undo(task, opened))
             raise
 
     async def _undo(self, task: asyncio.Task[Any], opened: list[str]) -> None:
@@ -111,12 +111,6 @@ class Intents:
             await task
             for id_ in opened:
                 await self.cancel(id_)
-
-    def _cancel_later(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._cancelling.add(task)
-        task.add_done_callback(self._cancelling.discard)
-        task.add_done_callback(loops.told)
 
     async def finish(self, id_: str, outcome: Outcome, *, patience: float | None = None) -> Finished:
         """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an intent that nobody remembers. ``patience``: see ``Database.write``."""
@@ -191,7 +185,7 @@ class Intents:
     # -- what others left open
 
     async def _resolve_all(self, known: frozenset[str] | None) -> None:
-        await self._ended()
+        await self._ending.wait()  # of an earlier resolving
         pause = 0.2
         while True:
             left = 0
@@ -243,15 +237,7 @@ class Intents:
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
         """Whoever connects meanwhile ends the resolving, but not between the end of an intent and those who are to hear of it."""
-        task = asyncio.ensure_future(work)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        await asyncio.shield(task)
-
-    async def _ended(self) -> None:
-        """Wait for what an earlier resolving was ending."""
-        if self._ending:
-            await asyncio.wait(self._ending)
+        await asyncio.shield(self._ending.keep(loops.task("the end of an intent", work)))
 
     async def _outcome(self, intent: Intent) -> Outcome:
         """What was done; NotFound if nothing was."""

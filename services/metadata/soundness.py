@@ -33,7 +33,7 @@ class Soundness:
         self._server: rpc.Server | None = None
         self._found = ""
         self._checking: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = loops.Tasks()
 
     async def begin(self, lost: str, noted: Callable[[], None]) -> None:
         """Before anything is served: ``lost`` is what the log has lost; ``noted`` is called when that is written down. All pages are checked, in a thread, now and whenever damage is met with."""
@@ -59,14 +59,12 @@ class Soundness:
 
     async def close(self) -> None:
         """End what goes on. A check that runs is left alone: its thread ends with the process."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     def damaged(self, why: str) -> None:
         """Somebody has met with damage."""
         if self._met(why):
-            self._start(self._hold(why))
+            self._tasks.start("the note of damage", self._hold(why))
             self._check()
 
     def _met(self, why: str) -> bool:
@@ -112,11 +110,4 @@ class Soundness:
                 log.error("all pages were checked: %s", found)  # where it is that somebody has met with
 
         if self._checking is None or self._checking.done():
-            self._checking = self._start(check())
-
-    def _start(self, work: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(loops.told)
-        return task
+            self._checking = self._tasks.start("the check of all pages", check())

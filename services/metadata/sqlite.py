@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.kit import damage, errors, wal
+from services.kit import damage, errors, loops, wal
 from services.metadata import freeing
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
@@ -309,7 +309,7 @@ class SqliteTransactions:
         waiting = _Waiting(work, loop.create_future(), lasting)
         self._queue.add(self._caller(), waiting)
         if self._committing is None:
-            self._committing = loop.create_task(self._commit_all())
+            self._committing = loops.vital("the commits", self._commit_all())
         result: T = await waiting.future
         return result
 
@@ -344,7 +344,7 @@ class SqliteTransactions:
         if self._committing is not None or left > 0:
             self._timer = loop.call_later(max(left, 0.001), self._rest)
         elif not self._closed:
-            self._committing = loop.create_task(self._give_back())
+            self._committing = loops.aside("giving back pages", self._give_back())
 
     async def _give_back(self) -> None:
         """Give free pages back until somebody writes."""
@@ -363,7 +363,7 @@ class SqliteTransactions:
         except sqlite3.Error as error:
             log.warning("%s keeps its free pages: %s", self._path, self._refusal(error))
         finally:
-            self._committing = asyncio.get_running_loop().create_task(self._commit_all()) if self._queue else None
+            self._committing = loops.vital("the commits", self._commit_all()) if self._queue else None
 
     async def _commit(self) -> bool:
         """Commit some of what waits; whether others had their turn meanwhile."""

@@ -32,8 +32,7 @@ class FilesystemSync:
             self._next = asyncio.get_running_loop().create_future()
         mine = self._next
         if self._running is None:
-            self._running = asyncio.ensure_future(self._run())
-            self._running.add_done_callback(loops.told)
+            self._running = loops.aside("the syncing of snapshots", self._run())
 
         async def synced() -> None:
             error = await asyncio.shield(mine)

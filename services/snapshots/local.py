@@ -231,7 +231,7 @@ class LocalSnapshotter(ABC):
                 self._copied -= Counter([reserved.result()])
                 self._staged.discard(name)
 
-        reserved = asyncio.ensure_future(self._tree.write(reserve))
+        reserved = loops.task("the reservation of a copy", self._tree.write(reserve))
         try:
             base = await asyncio.shield(reserved)
         except asyncio.CancelledError:
@@ -415,8 +415,7 @@ class LocalSnapshotter(ABC):
 
     def _sweep(self) -> None:
         """Begin to remove all that has no record."""
-        self._sweeping = asyncio.ensure_future(self._swept())
-        self._sweeping.add_done_callback(loops.told)
+        self._sweeping = loops.aside("the sweep", self._swept())
 
     async def _sound(self) -> bool:
         """Whether the database can be believed: all its pages are looked at before what it does not know is removed; what is met with later is told by whoever reads it."""
@@ -436,8 +435,7 @@ class LocalSnapshotter(ABC):
         """Remove directories without a record in the background."""
         self._trash.update(paths)
         if self._trash and (self._emptying is None or self._emptying.done()):
-            self._emptying = asyncio.ensure_future(self._empty())
-            self._emptying.add_done_callback(loops.told)
+            self._emptying = loops.aside("the removal of directories", self._empty())
 
     async def _empty(self) -> None:
         while self._trash:

@@ -7,7 +7,7 @@ from asyncio.subprocess import Process
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from services.kit import errors
+from services.kit import errors, loops
 from services.snapshots.diff import standstill
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], limit: float = standstill.LIMIT) -> T:
     """What ``work`` returns, which waits for the ``process``; Internal once that has stood still for ``limit`` seconds. Whoever is told so kills it."""
-    working = asyncio.ensure_future(work)
+    working = loops.task(f"the wait for {what}", work)
     try:
         still = standstill.Still(limit)
         while not (await asyncio.wait((working,), timeout=standstill.look_every(limit)))[0]:
@@ -33,4 +33,4 @@ def stood_still(what: str, limit: float) -> errors.NodeError:
 
 async def gone(process: Process) -> None:
     """Wait for the end of a killed process; not for one that does not end (state D)."""
-    await asyncio.wait((asyncio.ensure_future(process.wait()),), timeout=standstill.DYING)
+    await asyncio.wait((loops.task("the wait for a killed program", process.wait()),), timeout=standstill.DYING)

@@ -40,8 +40,7 @@ class Soundness:
     async def checked(self) -> bool:
         """Check all pages, in a thread; whether they are what they were, as far as is known. A check that is broken off says nothing."""
         if self._checking is None or self._checking.done():
-            self._checking = asyncio.ensure_future(self._check())
-            self._checking.add_done_callback(loops.told)
+            self._checking = loops.aside("the check of all pages", self._check())
         checking = self._checking
         await asyncio.wait([checking])
         return not (checking.cancelled() or checking.exception() or self._found)

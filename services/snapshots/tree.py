@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from services.kit import damage, errors, wal
+from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
 from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
@@ -180,7 +180,7 @@ class Tree:
             what = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
             raise errors.FailedPrecondition(f"{path} cannot be used: {error}{what}") from None
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"tree {path.parent.name}", daemon=True)
+        self._thread: threading.Thread | None = None
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -222,7 +222,7 @@ class Tree:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._thread.start()
+            self._thread = loops.thread(f"tree {self._path.parent.name}", self._run, vital=True)
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Work(work, future))
         return await future
@@ -232,7 +232,7 @@ class Tree:
         if self._closed:
             return
         self._closed = True
-        if self._loop is not None:
+        if self._thread is not None:
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
         with wal.kept(self._path):

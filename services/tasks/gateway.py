@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import time
@@ -96,13 +97,8 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def watched(self, returned: Callable[[float], None]) -> AsyncIterator[None]:
         """Keep ``reachable`` true to life, and tell ``returned`` when the gateway is back after an outage: with the time at which it was last there."""
-        watching = loops.start("the watch of the gateway", lambda: self._watch(returned))
-        try:
+        async with loops.running("the watch of the gateway", functools.partial(self._watch, returned)):
             yield
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
 
     async def _watch(self, returned: Callable[[float], None]) -> None:
         seen = time.time()

@@ -32,7 +32,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any, Self, TypeVar
 
-from services.kit import errors, filters, identifiers, rpc, tracing
+from services.kit import errors, filters, identifiers, loops, rpc, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.tasks import checkpoint, checks, fifos, remains
@@ -218,7 +218,7 @@ class LocalTasks:
         """... and which of them are being created."""
         self._loading: dict[tuple[str, str], Bundle] = {}
         """What was found at the start, and is still asked what has become of it."""
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background = loops.Tasks()
         self._exits = state / "tasks" / "exits"
         self._sightings = state / "tasks" / "sightings"
         self._checkpoints = state / "tasks" / "checkpoints"
@@ -236,9 +236,7 @@ class LocalTasks:
     async def __aexit__(self, *exc: object) -> None:
         for task in self._tasks.values():
             task.followed = False
-        for job in list(self._background):
-            job.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.cancel()
         for task in self._tasks.values():
             if task.connection is not None:
                 await task.connection.close()
@@ -246,9 +244,7 @@ class LocalTasks:
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Work that nobody waits for; it ends with the service, and its failure is logged."""
-        job = asyncio.ensure_future(work)
-        self._background.add(job)
-        job.add_done_callback(self._background.discard)
+        job = self._background.keep(loops.task("a task's follower", work))
         job.add_done_callback(_log_failure)
         return job
 
@@ -317,7 +313,7 @@ class LocalTasks:
                 with _prefixed("failed to create shim task: "), tracing.span("tasks.shim.create", task=str(task)):
                     assert task.connection is not None
                     with fifos.held(options.io) as waited_for:
-                        making = asyncio.ensure_future(self._converse(
+                        making = loops.task(f"the create of {task}", self._converse(
                             task, lambda c: c.create(bundle.path, options.rootfs, options.io, image, chosen, self._config.call_timeout)))
                         task.init.pid = await _or_abandoned(making, abandoned, waited_for)
                 if abandoned.is_set():
@@ -1114,7 +1110,7 @@ def _prefixed(words: str) -> Iterator[None]:
 
 async def _or_abandoned(making: asyncio.Future[int], abandoned: asyncio.Event, waited_for: list[int]) -> int:
     """What a shim's Create answers. Once its caller is gone nobody opens these FIFOs any more: they are opened here, lest the shim wait for that."""
-    giving_up = asyncio.ensure_future(abandoned.wait())
+    giving_up = loops.task("the wait for a caller that gives up", abandoned.wait())
     either: set[asyncio.Future[Any]] = {making, giving_up}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -98,7 +98,7 @@ class RestartMonitor:
         self._interval = interval or 10.0
         self._delay = min(delay, self._interval)
         self._soon: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        self._hurried: set[asyncio.Task[None]] = set()
+        self._hurried = loops.Tasks()
         self._started: dict[tuple[str, str], float] = {}
         self._missing: dict[tuple[str, str], float] = {}
         """When a container was first seen without a task."""
@@ -109,17 +109,14 @@ class RestartMonitor:
     async def running(self, tasks: Tasks) -> AsyncIterator[None]:
         """Watch until the block ends."""
         self._tasks = tasks
-        watching = loops.start("the restart monitor", self._run)
         try:
-            yield
+            async with loops.running("the restart monitor", self._run):
+                yield
         finally:
             self._tasks = None
             for timer in self._soon.values():
                 timer.cancel()
-            jobs = [watching, *self._hurried]
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+            await self._hurried.cancel()
 
     def exited(self, namespace: str, name: str, how: Exit) -> None:
         """A task's init has exited: look at its container soon."""
@@ -135,10 +132,7 @@ class RestartMonitor:
 
     def _hurry(self, namespace: str, name: str) -> None:
         del self._soon[namespace, name]
-        job = asyncio.ensure_future(self._look_at_one(namespace, name))
-        self._hurried.add(job)
-        job.add_done_callback(self._hurried.discard)
-        job.add_done_callback(loops.told)
+        self._hurried.start(f"the restart monitor's look at {namespace}/{name}", self._look_at_one(namespace, name))
 
     async def _look_at_one(self, namespace: str, name: str) -> None:
         try:

@@ -8,7 +8,7 @@ import logging
 import math
 from collections import deque
 
-from services.kit import errors, rpc
+from services.kit import errors, loops, rpc
 from services.kit.rpc import Metadata, Pings
 from services.kit.version import SPLITD
 from services.wire import headers, messages, outcomes
@@ -243,7 +243,10 @@ class WireCarrier:
     def _connect(self) -> None:
         """Try to connect, unless that is being done or was tried a moment ago."""
         if self._connecting is None and self._retry is None and not self._closed:
-            self._connecting = self._loop.create_task(self._attempt())
+            self._connecting = self._attempting()
+
+    def _attempting(self) -> asyncio.Task[None]:
+        return loops.aside(f"connecting to {self._address}", self._attempt())
 
     async def _attempt(self) -> None:
         link = ClientLink(self, self._limits)
@@ -302,7 +305,7 @@ class WireCarrier:
                 if self._closed:
                     raise errors.Cancelled(f"the channel to {self.name} is closed")
                 if self._connecting is None:
-                    self._connecting = self._loop.create_task(self._attempt())
+                    self._connecting = self._attempting()
                 await asyncio.wait([self._connecting])
                 link = self._link
                 if link is None:

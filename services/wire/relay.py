@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, logs, rpc, tracing
+from services.kit import errors, logs, loops, rpc, tracing
 from services.kit.rpc import UNARY, Arity, Call, Method, Methods, Relay, Route
 from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
@@ -286,7 +286,7 @@ class Passage:
         self._up = self._up_link = self._up_stream = None
         assert self._kept is not None
         self._early = bytearray(self._kept)
-        self._task = self._link.loop.create_task(self._prepare(0.05))
+        self._task = loops.aside("a call that is made again", self._prepare(0.05))
 
     # -- the client's side: Owner
 

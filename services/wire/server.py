@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import heapq
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, logs, loops, rpc, sockets
+from services.kit import errors, logs, rpc, sockets
 from services.kit.rpc import Call, Method, Methods
 from services.wire import eager, headers, messages
 from services.wire.answers import HEAD, OK, refusal
@@ -80,7 +79,7 @@ class WireServer(rpc.Server):
         await self._listen(listening)
         self._sweeping = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
         if isinstance(self.address, Path):
-            self._watching = loops.start(f"the watch of {self.address}", functools.partial(sockets.watch, self.address, self._listen_again))
+            self._watching = sockets.watching(self.address, self._listen_again)
 
     async def _listen(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -72,7 +72,7 @@ class Collector:
         self._store_id = ""
         self._sweepers: dict[str, Sweeper] = {}
         self._retries: dict[str, asyncio.Task[None]] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._watchers = loops.Tasks()
         self._all = True
         """The next collection looks through all that the backends have."""
         self._expiry: float | None = None
@@ -124,15 +124,15 @@ class Collector:
 
     @contextlib.asynccontextmanager
     async def _collecting(self) -> AsyncIterator[None]:
-        loop = loops.start("the collector", self._run)
         try:
-            yield
+            async with loops.running("the collector", self._run):
+                yield
         finally:
             self._closed = True
-            tasks = [loop, *self._retries.values(), *self._watchers]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for retry in self._retries.values():
+                retry.cancel()
+            await asyncio.gather(*self._retries.values(), return_exceptions=True)
+            await self._watchers.cancel()
             for sweeper in self._sweepers.values():
                 await sweeper.close()
             self._fail(self._waiting, errors.Unavailable("the collector has ended"))
@@ -211,8 +211,9 @@ class Collector:
         self._look_at = time.monotonic() + _LOOK if self._written else None
         self._expect(found.wake)
         if sweeps or waiting:
-            self._later(self._watch(sweeps, waiting, started))
-        self._later(self._delete_left([*found.records.left, *(node for node in found.order if node.type == "lease")]))
+            self._watchers.start("the wait for sweeps", self._watch(sweeps, waiting, started))
+        left = [*found.records.left, *(node for node in found.order if node.type == "lease")]
+        self._watchers.start("the removal of what leases held", self._delete_left(left))
 
     def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
         """Nothing is collected, and whoever waits is told why."""
@@ -296,7 +297,7 @@ class Collector:
             log.exception("the sweep of backend %s failed", backend)
             swept = Swept(failed=[f"backend {backend}: {error}"], postponed=True)
         if swept.postponed and backend not in self._retries:
-            self._retries[backend] = asyncio.create_task(self._retry(backend, first))
+            self._retries[backend] = loops.aside(f"the repeated sweep of backend {backend}", self._retry(backend, first))
         return swept
 
     async def _retry(self, backend: str, pause: float) -> None:
@@ -313,12 +314,6 @@ class Collector:
                     return
         finally:
             self._retries.pop(backend, None)
-
-    def _later(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
-        task.add_done_callback(loops.told)
 
     def _fail(self, waiting: Iterable[asyncio.Future[Collected]], error: errors.NodeError) -> None:
         for future in waiting:

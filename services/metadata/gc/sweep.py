@@ -40,7 +40,7 @@ from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from services.kit import errors
+from services.kit import errors, loops
 from services.kit.faults import fault
 from services.kit.tracing import span
 from services.metadata import schema
@@ -357,7 +357,7 @@ class Sweeper:
             nonlocal start
             lasting, batch = start == 0 or view.ownership == "named", self._batch(view.victims, start)
             start += len(batch)
-            return asyncio.ensure_future(self._marked(view, batch, spared, swept, lasting=lasting))
+            return loops.task("the marking of victims", self._marked(view, batch, spared, swept, lasting=lasting))
 
         try:
             while there and (marking is not None or start < len(view.victims)):
@@ -487,7 +487,7 @@ class _Unmarking:
         if self._task is None or self._task.done():
             if self._task is not None and not self._task.cancelled():
                 self._task.exception()  # what failed is tried again now
-            self._task = asyncio.ensure_future(self._run())
+            self._task = loops.task("the unmarking of victims", self._run())
 
     async def done(self) -> None:
         """Wait until it is so."""

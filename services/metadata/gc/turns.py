@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from services.kit import loops
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ class Turns(Generic[T]):
     def ask(self) -> asyncio.Task[T]:
         """A run that begins after this call; shield it, since others may wait for it too."""
         if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._turn(self._running))
+            self._next = loops.task("a turn", self._turn(self._running))
         return self._next
 
     async def _turn(self, before: asyncio.Task[T] | None) -> T:

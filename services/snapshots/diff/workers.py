@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from services.kit import errors, kept, pipes, tracing
+from services.kit import errors, kept, loops, pipes, tracing
 from services.snapshots import programs
 from services.snapshots.diff import standstill
 from services.snapshots.diff.inherit import Unnamed
@@ -69,7 +69,7 @@ class Appliers:
             self._rest()
 
         if self._program is None and self._expecting is None:
-            self._expecting = asyncio.ensure_future(start())
+            self._expecting = loops.aside("the start of the apply program", start())
             self._expecting.add_done_callback(lambda _: setattr(self, "_expecting", None))
 
     async def apply(self, mounts: Sequence[Mount], blob: int, *, detect: bool, sync: bool = False, alone: bool = False, growth: Growth | None = None) -> Applied:
@@ -165,7 +165,7 @@ class _Program:
         job = request[1]
         self._jobs[job] = ended = self._loop.create_future()
         answers, answering = os.pipe2(os.O_CLOEXEC)
-        answer = asyncio.ensure_future(_all_of(answers))
+        answer = loops.task("the answer of an apply worker", _all_of(answers))
         ended.add_done_callback(lambda _: ended.cancelled() or ended.exception() is None or answer.cancel())  # no worker, or one that cannot be ended and keeps the pipe open
         try:
             try:

@@ -1,20 +1,30 @@
-"""Loops that last as long as their process, and tasks that nobody waits for: their failures are told, and what must be done goes on being done."""
+"""Loops that last as long as their process, tasks and threads: their failures are told, and what must be done goes on being done."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from services.kit import loops
+from tests.support import TOP
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def at_once(seconds: float) -> None:
     """No pause to speak of between two tries."""
-    monkeypatch.setattr(loops, "PAUSE", 0.001)
-    monkeypatch.setattr(loops, "LONGEST", 0.004)
+    await asyncio.sleep(0)
+
+
+def begun(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    return loops.task(name, loops.lasting(name, work, sleep=at_once))
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
+    """What the log says of each failure, and whether with a traceback."""
+    return [(record.getMessage().partition(",")[0], bool(record.exc_info)) for record in caplog.records if record.name == "services.kit.loops"]
 
 
 async def test_a_loop_that_fails_is_told_and_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
@@ -30,17 +40,55 @@ async def test_a_loop_that_fails_is_told_and_begins_anew(caplog: pytest.LogCaptu
             there.set()
             await asyncio.Event().wait()
 
-    task = loops.start("the watch", work)
+    task = begun("the watch", work)
     await asyncio.wait_for(there.wait(), 15)
-    told = [(record.getMessage().partition(",")[0], record.exc_info is not None) for record in caplog.records if record.name == "services.kit.loops"]
-    assert told == [("the watch failed", True), ("the watch ended", False)]
+    assert told(caplog) == [("the watch failed", True), ("the watch ended", False)]
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait((task,))
     assert task.cancelled()
 
 
-async def test_a_loop_that_always_fails_is_not_tried_all_the_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loop_outlives_the_cancellation_of_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody cancelled the loop: it would end without a word in the log."""
+    waited: list[asyncio.Future[None]] = []
+    again = asyncio.Event()
+
+    async def work() -> None:
+        waited.append(asyncio.get_running_loop().create_future())
+        if len(waited) == 2:
+            again.set()
+        await waited[-1]
+
+    task = begun("the watch", work)
+    await asyncio.sleep(0)
+    waited[0].cancel()
+    await asyncio.wait_for(again.wait(), 15)
+    assert told(caplog) == [("the watch failed", True)]
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+async def test_a_loop_that_fails_as_it_ends_does_not_begin_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """Its owner would wait for ever for it to end."""
+    there, turns = asyncio.Event(), 0
+
+    async def work() -> None:
+        nonlocal turns
+        turns += 1
+        there.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ZeroDivisionError("unthought of")
+
+    async with asyncio.timeout(15):
+        async with loops.running("the watch", work):
+            await there.wait()
+    assert turns == 1
+    assert told(caplog) == [("the watch failed at its end", True)]
+
+
+async def test_a_loop_that_always_fails_is_not_tried_all_the_time(caplog: pytest.LogCaptureFixture) -> None:
     """The pauses grow to a limit."""
     pauses: list[float] = []
 
@@ -52,24 +100,72 @@ async def test_a_loop_that_always_fails_is_not_tried_all_the_time(caplog: pytest
     async def work() -> None:
         raise ValueError
 
-    monkeypatch.setattr(loops.asyncio, "sleep", sleep)
-    monkeypatch.setattr(loops, "PAUSE", 10.0)
-    monkeypatch.setattr(loops, "LONGEST", 40.0)  # far longer than a busy machine takes to fail
     with pytest.raises(asyncio.CancelledError):
-        await loops.lasting("the watch", work)
+        await loops.lasting("the watch", work, pause=10.0, longest=40.0, sleep=sleep)  # far longer than a busy machine takes to fail
     assert pauses == [10.0, 20.0, 40.0, 40.0, 40.0]
     assert len(caplog.records) == 5
 
 
-async def test_a_task_that_fails_is_told_though_somebody_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Once, with its name; one that ends well, or is cancelled, is not."""
-    async def fails() -> None:
-        raise ZeroDivisionError("unthought of")
+async def fails() -> None:
+    raise ZeroDivisionError("unthought of")
 
-    tasks = [asyncio.create_task(fails(), name="the sweep"), asyncio.create_task(asyncio.sleep(0)), asyncio.create_task(asyncio.sleep(100))]
-    for task in tasks:
-        task.add_done_callback(loops.told)
-    tasks[2].cancel()
+
+async def test_a_task_that_fails_is_told_though_somebody_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, with its name; one that ends well, or is cancelled, is not. One that somebody awaits tells whoever that is."""
+    kept = loops.Tasks()
+    tasks = [loops.aside("the sweep", fails()), kept.start("the look", fails()), kept.start("a", asyncio.sleep(0)), kept.start("b", asyncio.sleep(100))]
+    assert len(kept) == 3
+    tasks[3].cancel()
+    await kept.wait()
     await asyncio.wait(tasks)
     await asyncio.sleep(0)
-    assert [record.getMessage() for record in caplog.records] == ["the sweep failed"]
+    assert told(caplog) == [("the sweep failed", True), ("the look failed", True)]
+    assert not kept
+    with pytest.raises(ZeroDivisionError):
+        await loops.task("the work", fails())
+    assert len(told(caplog)) == 2
+
+
+async def test_the_tasks_of_an_owner_end_with_it() -> None:
+    """They are cancelled, and have ended."""
+    kept = loops.Tasks()
+    task = kept.start("the wait", asyncio.sleep(100))
+    await kept.cancel()
+    assert task.cancelled()
+    assert not kept
+
+
+async def test_a_thread_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """With its name, and at once."""
+    def work() -> None:
+        raise ZeroDivisionError("unthought of")
+
+    await asyncio.to_thread(loops.thread("the writer", work).join)
+    assert told(caplog) == [("the writer failed", True)]
+
+
+ENDING = """
+import asyncio, time
+from services.kit import loops
+
+async def fails():
+    raise ZeroDivisionError
+
+async def main():
+    loops.vital("the commits", fails())
+    await asyncio.Event().wait()
+
+def stops():
+    raise ZeroDivisionError
+
+{begin}
+"""
+
+
+@pytest.mark.parametrize("begin", ["asyncio.run(main())", "loops.thread('the commits', stops, vital=True); time.sleep(60)"], ids=["task", "thread"])
+def test_a_process_ends_with_what_it_cannot_go_on_without(begin: str) -> None:
+    """Its supervisor starts it again; else all who wait for that work would wait for ever."""
+    done = subprocess.run([sys.executable, "-c", ENDING.format(begin=begin)], cwd=TOP, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "the commits failed, and this process cannot go on without it: it ends" in done.stderr
+    assert "ZeroDivisionError" in done.stderr

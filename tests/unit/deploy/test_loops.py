@@ -1,0 +1,53 @@
+"""All that runs beside something else is run by kit/loops.py, so that none of it fails in silence."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.unit.deploy.test_imports import TOP, python_files
+
+ALLOWED = {
+    "loops.py": "the one place",
+    "eager.py": "goes on with a coroutine that has begun, which no other task can; whoever begins it keeps the task",
+    "stream.py": "of a program that has no asyncio: every failure of what reads ahead is raised by whoever takes what it read",
+    "writeback.py": "of a program that has no asyncio: one call of the kernel, whose failure another one is told too",
+}
+"""Files that make tasks or threads themselves, and why."""
+
+MAKERS = {"ensure_future", "create_task", "Task", "TaskGroup", "Thread", "Timer", "start_new_thread"}
+
+
+def bare(source: str) -> list[int]:
+    """Lines that make a task or a thread."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+            if name in MAKERS:
+                found.append(node.lineno)
+    return found
+
+
+def made(path: Path) -> list[str]:
+    return [f"{path.relative_to(TOP)}:{line}" for line in bare(path.read_text())]
+
+
+def test_tasks_and_threads_are_made_in_one_place() -> None:
+    """Whoever makes one says by that who hears of its failure."""
+    strays = [place for path in python_files() if path.name not in ALLOWED for place in made(path)]
+    assert not strays, f"use services/kit/loops.py: {strays}"
+
+
+def test_no_exception_is_left_that_is_none() -> None:
+    """A file that makes none any more is not listed."""
+    assert {path.name for path in python_files() if made(path)} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("line", ["asyncio.ensure_future(x)", "ensure_future(x)", "asyncio.create_task(x)", "self._loop.create_task(x)", "asyncio.Task(x)",
+                                  "threading.Thread(target=x).start()"])
+def test_whatever_makes_one_is_seen(line: str) -> None:
+    """By whatever name."""
+    assert bare(f"def f():\n    y = {line}\n") == [2]
