@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import against, peers, pulls, side_by_side
-from deploy.images import Registry
+from deploy.samples import Registry
 from services.kit import errors
 
 NEEDED = {"containerd": "containerd", "ctr": "containerd", "runc": "runc", "mkfs.xfs": "xfsprogs", "docker-registry": "docker-registry",

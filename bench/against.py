@@ -21,7 +21,7 @@ from pathlib import Path
 from bench import measures, peers
 from bench.image import bench_image
 from bench.peers import Peer
-from deploy.images import Registry, busybox_image
+from deploy.samples import Registry, busybox_image
 
 ROUNDS = 7
 BOUND = 0.03

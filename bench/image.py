@@ -21,7 +21,7 @@ from pathlib import Path
 
 import zstandard
 
-from deploy.images import CONFIG, LAYER, MANIFEST, Image
+from deploy.samples import CONFIG, LAYER, MANIFEST, Image
 
 _SKIPPED = {"proc", "sys", "dev", "run", "tmp"}
 _PACKAGES = ("python3", "perl", "git")

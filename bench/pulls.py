@@ -22,7 +22,7 @@ from bench import distant, image, usage
 from bench.measures import command, ctr
 from bench.peers import Peer
 from bench.usage import Process
-from deploy.images import Image, Registry
+from deploy.samples import Image, Registry
 
 OURS = "splitd"
 GONE = 30.0

@@ -13,7 +13,7 @@ from bench import beside, calls, collecting, docker, load, measures, peers, pull
 from bench.image import bench_image
 from bench.peers import Peer
 from bench.table import Table
-from deploy.images import Registry, busybox_image
+from deploy.samples import Registry, busybox_image
 
 CLIENT_PULL = "pull by the client, bench image"
 P50_AIMS = {"Version": "<= 1.15", "Containers.Get": "<= 2.2", "content read of 32 KiB": "<= 2.5"}

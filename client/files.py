@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.images.threads import to_thread
+from services.images.concurrency.threads import to_thread
 
 PIECE = 1 << 18
 """Bytes that are read at once."""

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from api.containerd.services.images.v1 import images_pb2
 from services.content.remote import RemoteStore
 from services.content.store import Digest, Info
-from services.images import oci, references
 from services.images import transfer_convert as convert
-from services.images.oci import Descriptor
-from services.images.platforms import Platform
+from services.images.documents import manifests
+from services.images.documents.manifests import Descriptor
 from services.images.transfer import Image
 from services.kit import errors
 from services.kit.rpc import Channel
+from services.oci import references
+from services.oci.platforms import Platform
 from services.snapshots.remote import RemoteSnapshotter
 
 IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]
@@ -146,23 +147,23 @@ class Images:
             if info is None or descriptor.digest in found.blobs:
                 continue
             found.blobs[descriptor.digest] = info.size
-            if not (oci.is_manifest(descriptor.media_type) or oci.is_index(descriptor.media_type)):
+            if not (manifests.is_manifest(descriptor.media_type) or manifests.is_index(descriptor.media_type)):
                 continue
-            children = oci.children_in(await self._document(info), descriptor)
-            if (met := met + len(children)) > oci.REFERENCES:
-                raise errors.ResourceExhausted(f"too many descriptors (limit {oci.REFERENCES})")
-            if oci.is_index(descriptor.media_type):
+            children = manifests.children_in(await self._document(info), descriptor)
+            if (met := met + len(children)) > manifests.REFERENCES:
+                raise errors.ResourceExhausted(f"too many descriptors (limit {manifests.REFERENCES})")
+            if manifests.is_index(descriptor.media_type):
                 found.offered += [child.platform for child in children if child.platform is not None and _is_real(child.platform)]
             left += reversed(children)
-            config = next((child for child in children if oci.is_config(child.media_type)), None)
-            if oci.is_manifest(descriptor.media_type) and config is not None:
+            config = next((child for child in children if manifests.is_config(child.media_type)), None)
+            if manifests.is_manifest(descriptor.media_type) and config is not None:
                 found.variants.append(await self._variant(descriptor, config, [child for child in children if child is not config], blobs))
 
     async def _variant(self, manifest: Descriptor, config: Descriptor, layers: list[Descriptor], blobs: Mapping[str, Info]) -> Variant:
         absent = frozenset(each.digest for each in (config, *layers) if each.digest not in blobs)
         platform, unpacked = manifest.platform or Platform(), list[str]()
         if config.digest not in absent:
-            platform = oci.Config.parse(await self._document(blobs[config.digest]), config.digest).platform
+            platform = manifests.Config.parse(await self._document(blobs[config.digest]), config.digest).platform
             for key, chain_id in blobs[config.digest].labels.items():
                 if key.startswith(_SNAPSHOT) and await self._is_snapshot(key.removeprefix(_SNAPSHOT), chain_id):
                     unpacked.append(key.removeprefix(_SNAPSHOT))
@@ -176,8 +177,8 @@ class Images:
         return True
 
     async def _document(self, info: Info) -> bytes:
-        if info.size > oci.DOCUMENT_LIMIT:
-            raise errors.ResourceExhausted(f"document {info.digest} is larger than {oci.DOCUMENT_LIMIT} bytes")
+        if info.size > manifests.DOCUMENT_LIMIT:
+            raise errors.ResourceExhausted(f"document {info.digest} is larger than {manifests.DOCUMENT_LIMIT} bytes")
         return b"".join([piece async for piece in self._content.read(Digest.parse(str(info.digest)))])
 
     async def ingests(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What is known of a transfer while it goes on, from the events that the node tells (``services/images/progress.py``).
+"""What is known of a transfer while it goes on, from the events that the node tells (``services/images/distribution/progress.py``).
 
 A transfer has *parts*: blobs, each known by its ref (``layer-sha256:...``), or the one archive that is imported or exported. A part goes through its *stages* in their order and never back,
 whatever order events come in, and its bytes never become fewer within a stage.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from deploy import memory, place, splitd, supervision
 from deploy.failure import Failure
-from deploy.images import MissingProgramError, Registry, busybox_image
+from deploy.samples import MissingProgramError, Registry, busybox_image
 
 NAMESPACE = "splitd-demo"
 CONTAINER = "hello"

@@ -25,10 +25,10 @@ from client.transfers_remote import Transfers
 from deploy import place
 from deploy.failure import Failure
 from deploy.place import Place
-from services.images import platforms
-from services.images.platforms import Platform
 from services.images.transfer import Credentials, Progress, Registry, Unpacking
 from services.kit import errors, loops, rpc
+from services.oci import platforms
+from services.oci.platforms import Platform
 
 T = TypeVar("T")
 

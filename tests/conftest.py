@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.images import Registry, busybox_image
+from deploy.samples import Registry, busybox_image
 from tests.support import TOP, Node, short_directory
 
 if TYPE_CHECKING:

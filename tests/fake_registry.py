@@ -3,7 +3,7 @@
 ::
 
     async with FakeRegistry() as registry:
-        reference = registry.add(image([...]), "box:1")               # an image of deploy.images
+        reference = registry.add(image([...]), "box:1")               # an image of deploy.samples
         registry.inject("blob", cut(after=1000))                      # the next GET of a blob
         registry.inject("manifest", status(503), times=2)
         ...
@@ -31,7 +31,7 @@ from typing import Any, Self
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from deploy.images import Image, digest_of
+from deploy.samples import Image, digest_of
 
 Serve = Callable[[], Awaitable[web.StreamResponse]]
 Fault = Callable[[web.Request, Serve], Awaitable[web.StreamResponse]]
@@ -634,7 +634,7 @@ async def _main() -> None:
     parser.add_argument("--status", type=int, metavar="CODE", help="the first request for a blob is answered so")
     parser.add_argument("--no-ranges", action="store_true")
     arguments = parser.parse_args()
-    from deploy.images import busybox_image
+    from deploy.samples import busybox_image
 
     async with FakeRegistry(ranges=not arguments.no_ranges) as registry:
         reference = registry.add(busybox_image(), "box:1")

@@ -12,9 +12,9 @@ from client.progress import Stage, Tally
 from client.shown import complain
 from deploy import place, transferring
 from deploy.failure import Failure
-from services.images import platforms
-from services.images.platforms import Platform
 from services.images.transfer import ImageStore, Progress
+from services.oci import platforms
+from services.oci.platforms import Platform
 
 HELP = "fetch an image from its registry and unpack it; an interrupted pull goes on where it ended"
 

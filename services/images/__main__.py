@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 
-from services.images import reading
-from services.images.budget import Budget
+from services.images.concurrency.budget import Budget
 from services.images.config import load
-from services.images.fetching import Fetcher
-from services.images.leases_remote import Leases
-from services.images.pulling import RegistryPuller
-from services.images.pushing import RegistryPusher
+from services.images.distribution.fetcher import Fetcher
+from services.images.distribution.puller import RegistryPuller
+from services.images.distribution.pusher import RegistryPusher
+from services.images.distribution.verifiers import Verifier
+from services.images.documents import parser
+from services.images.layers.unpacker import Unpacker
+from services.images.node.leases_remote import Leases
 from services.images.registries_server import RegistriesServicer
 from services.images.registry import Hosts, Registry
 from services.images.remote import ImageRecords
@@ -18,8 +20,6 @@ from services.images.server import ImagesServicer
 from services.images.streaming_server import StreamingServicer, Streams
 from services.images.transfer import Unpacking
 from services.images.transfer_server import TransferServicer
-from services.images.unpack import Unpacker
-from services.images.verifying import Verifier
 from services.kit import process, rpc, settings
 from services.kit.publisher import Publisher
 from services.snapshots.diff.workers import Appliers
@@ -32,7 +32,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
     unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
-    with process.owned(node.state / "images"), reading.available():
+    with process.owned(node.state / "images"), parser.available():
         scratch = node.state / "images" / "unpack"
         scratch.mkdir(mode=0o700, exist_ok=True)
         appliers = Appliers(str(scratch))

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.images import budget, fetching, graph, platforms, verifying
-from services.images.platforms import Platform
-from services.images.timeouts import Timeouts
+from services.images.concurrency import budget
+from services.images.distribution import fetcher, verifiers
+from services.images.documents import graph
+from services.images.registry_timeouts import Timeouts
 from services.kit import settings
 from services.kit.settings import Seconds
+from services.oci import platforms
+from services.oci.platforms import Platform
 
 TRANSFER = "io.containerd.transfer.v1.local"
 
@@ -60,7 +63,7 @@ class Config:
     layers: int = graph.LAYERS
     """Layers that an image may have which is pulled or imported. Clients that pull themselves may do what they can."""
 
-    largest: int = fetching.LARGEST
+    largest: int = fetcher.LARGEST
     """Bytes that a blob may have which is pulled."""
 
     config_path: str = ""
@@ -71,7 +74,7 @@ class Config:
     """What clients may have unpacked, as {platform, snapshotter}; where they name no snapshotter: overlayfs if it is among those of the platform, else the first of them.
     Empty: whatever they want that runs on this machine."""
 
-    verifier: verifying.Config = field(default_factory=verifying.Config)
+    verifier: verifiers.Config = field(default_factory=verifiers.Config)
 
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -110,7 +113,7 @@ def load(file: settings.File) -> Config:
     """The settings in ``file``: containerd's own keys, and over them ours."""
     ours = settings.load(Config, file, "images")
     theirs, said = settings.load_plugin(_Transfer, file, TRANSFER)
-    verifier, _ = settings.load_plugin(verifying.Config, file, verifying.PLUGIN)
+    verifier, _ = settings.load_plugin(verifiers.Config, file, verifiers.PLUGIN)
     found: dict[str, Any] = {
         "downloads": theirs.max_concurrent_downloads if theirs.max_concurrent_downloads > 0 else ours.connections,
         "uploads": theirs.max_concurrent_uploaded_layers if theirs.max_concurrent_uploaded_layers > 0 else ours.connections,
@@ -125,8 +128,8 @@ def load(file: settings.File) -> Config:
 
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
-    """What ``splitd config check`` finds beside that :func:`load` takes the file; see :mod:`.registry.checking`."""
-    from services.images.registry.checking import troubles  # not before it is needed: it brings HTTP along
+    """What ``splitd config check`` finds beside that :func:`load` takes the file; see :mod:`.registry.config_check`."""
+    from services.images.registry.config_check import troubles  # not before it is needed: it brings HTTP along
 
     yield from (("warning", f"config file {file.path}: {words}") for words in _unused(file))
     yield from troubles(file, load(file).config_path)
@@ -135,7 +138,7 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
 def _unused(file: settings.File) -> Iterator[str]:
     """What in the tables of containerd's plugins has no effect: keys that mean nothing here, and those over which ours win."""
     own = _said(file)
-    for plugin, keys, table in ((TRANSFER, _THEIRS, "images"), (verifying.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifying.Config)}, "images.verifier")):
+    for plugin, keys, table in ((TRANSFER, _THEIRS, "images"), (verifiers.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifiers.Config)}, "images.verifier")):
         over = own if table == "images" else own.get("verifier", {})
         ours_of = {name: key for key, name in keys.items()}
         for name, value in settings.plugin(file, plugin).items():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 
-from services.images import references
-from services.images.oci import Descriptor
+from services.images.documents.manifests import Descriptor
 from services.images.transfer import Image, ImageStore, Node
 from services.kit import errors
+from services.oci import references
 
 
 def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:

@@ -8,8 +8,8 @@ from                  to                    is
 ====================  ====================  ===========================================================
 Registry              ImageStore            a pull (a :class:`Puller` does it)
 ImageStore            Registry              a push (a :class:`Pusher`)
-ImportStream          ImageStore            an import (``importing.py``)
-ImageStore            ExportStream          an export (``exporting.py``)
+ImportStream          ImageStore            an import (``archives/importer.py``)
+ImageStore            ExportStream          an export (``archives/exporter.py``)
 ImageStore            ImageStore            a tag: the same target under another name
 ImportStream          ExportStream          an echo: the same bytes
 ====================  ====================  ===========================================================
@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from services.content.store import Info
-from services.images.oci import Descriptor
-from services.images.platforms import Platform
+from services.images.documents.manifests import Descriptor
+from services.oci.platforms import Platform
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Mount, Snapshotter
 

@@ -13,12 +13,14 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.transfer.v1 import transfer_pb2 as pb
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
-from services.images import exporting, importing, names
+from services.images import names
 from services.images import transfer_convert as convert
-from services.images.graph import LAYERS
-from services.images.leases_remote import Leases
-from services.images.node_remote import RemoteNode
-from services.images.showing import Shown
+from services.images.archives import exporter, importer
+from services.images.documents.graph import LAYERS
+from services.images.layers.unpacker import Unpacker
+from services.images.logs_stream import Shown
+from services.images.node.leases_remote import Leases
+from services.images.node.remote import RemoteNode
 from services.images.streaming_server import ByteSink, ByteSource, Stream, Streams, unpacked
 from services.images.transfer import (
     Credentials,
@@ -33,7 +35,6 @@ from services.images.transfer import (
     Show,
     unheard,
 )
-from services.images.unpack import Unpacker
 from services.kit import any as kit_any
 from services.kit import errors, logs, rpc, tracing
 from services.kit.rpc import Call
@@ -91,10 +92,10 @@ class TransferServicer:
                 await self._pusher.push(source, destination, node, report)
             case ImportStream(), ImageStore():
                 async with node.leased() as leased:
-                    await importing.imported(source, destination, leased, self._unpacker, report, self._layers)
+                    await importer.imported(source, destination, leased, self._unpacker, report, self._layers)
             case ImageStore(), ExportStream():
                 async with node.leased() as leased:
-                    await exporting.exported(source, destination, leased, report)
+                    await exporter.exported(source, destination, leased, report)
                     await destination.sink.close()
             case ImageStore(), ImageStore():
                 async with node.leased() as leased:

@@ -4,7 +4,7 @@ How a shim is followed. Each task has a connection of its own to its shim, and, 
 anew; only a shim whose process is dead, or whose socket nobody listens to, is *buried*: its program's ``delete`` kills what is left, its exit (137) and
 deletion are published, its bundle goes. A shim that does not answer is asked again and again, and holds up nobody but those who ask for it.
 
-No task is forgotten before its processes are dead, whatever its shim's program does (:mod:`services.tasks.remains`). Where they cannot be ended, the task is shown
+No task is forgotten before its processes are dead, whatever its shim's program does (:mod:`services.tasks.dead_shim`). Where they cannot be ended, the task is shown
 as UNKNOWN, its name stays taken, and its exit untold; it is tried again with growing pauses, at once when it is killed or deleted, and at the next start.
 
 How exits are learnt. One Wait per process is outstanding at its shim, whoever and how many wait here. The shim itself sends the exit's event; this service
@@ -35,7 +35,7 @@ from typing import Any, Self, TypeVar
 from services.kit import errors, filters, identifiers, loops, rpc, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
-from services.tasks import checkpoint, checks, fifos, remains
+from services.tasks import checkpoint, checks, dead_shim, fifos
 from services.tasks import spec as specs
 from services.tasks.bundle import TASKS, Address, Bundle
 from services.tasks.config import Config
@@ -102,7 +102,7 @@ class _Task:
         self.init = _Watched("")
         self.execs: dict[str, _Watched] = {}
         self.shim_pid = 0
-        self.seen: remains.Sighting | None = None
+        self.seen: dead_shim.Sighting | None = None
         self.dying = False
         """Its shim is dead, and what that left is being cleaned up."""
         self.cleaning = False
@@ -389,7 +389,7 @@ class LocalTasks:
 
     # ---------------------------------------------------------------------------------------------- shims
 
-    def _program_of(self, bundle: Bundle, seen: remains.Sighting | None = None) -> Program:
+    def _program_of(self, bundle: Bundle, seen: dead_shim.Sighting | None = None) -> Program:
         return Program(bundle.program() or (seen.program if seen else "") or self._programs.find("io.containerd.runc.v2"), bundle, self._environment)
 
     def _sighting(self, bundle: Bundle) -> Path:
@@ -398,7 +398,7 @@ class LocalTasks:
     def _see(self, task: _Task) -> None:
         """Write down what must be known to end the task whatever becomes of its bundle."""
         try:
-            task.seen = remains.see(task.bundle, task.program.path, _address(task), task.init.pid)
+            task.seen = dead_shim.see(task.bundle, task.program.path, _address(task), task.init.pid)
             task.seen.write(self._sighting(task.bundle))
         except OSError as error:
             log.warning("the sighting of %s: %s", task, error)
@@ -435,7 +435,7 @@ class LocalTasks:
         if task.seen is not None and not task.bundle.path.exists():
             log.warning("the bundle of %s was removed", task)
             try:
-                remains.restore(task.bundle, task.seen)
+                dead_shim.restore(task.bundle, task.seen)
             except OSError as error:
                 log.warning("the bundle of %s: %s", task, error)
 
@@ -540,15 +540,15 @@ class LocalTasks:
         died, trouble = None, ""
         try:
             if task.seen is None:
-                task.seen = remains.read(self._sighting(task.bundle)) or remains.in_bundle(task.bundle, task.program.path, self._state / "runc")
-            remains.restore(task.bundle, task.seen)
+                task.seen = dead_shim.read(self._sighting(task.bundle)) or dead_shim.in_bundle(task.bundle, task.program.path, self._state / "runc")
+            dead_shim.restore(task.bundle, task.seen)
             self._ensure_runc_files(task)
             pid = task.init.pid or task.bundle.init_pid() or task.seen.pid
             task.init.pid = pid
             died = await task.program.delete(self._config.cleanup_timeout)
         except (errors.NodeError, OSError, ValueError) as error:
             trouble = str(error)
-        if task.seen is not None and (left := await asyncio.to_thread(remains.end, task.seen, _ENDING)):
+        if task.seen is not None and (left := await asyncio.to_thread(dead_shim.end, task.seen, _ENDING)):
             return None, f"{', '.join(map(str, left))} cannot be killed"
         if died is None and task.attempts and task.seen is not None:
             died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
@@ -714,7 +714,7 @@ class LocalTasks:
                 shutil.rmtree(image, ignore_errors=True)
 
     async def _load_bundle(self, bundle: Bundle) -> None:
-        seen = remains.read(self._sighting(bundle))
+        seen = dead_shim.read(self._sighting(bundle))
         task = _Task(bundle, self._program_of(bundle, seen))
         task.seen = seen
         if seen is None and not any(bundle.path.iterdir()):

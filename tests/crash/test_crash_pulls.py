@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from deploy.images import Registry, busybox_layer, image, tar_of
+from deploy.samples import Registry, busybox_layer, image, tar_of
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Image
+from deploy.samples import Image
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry, silent
 from tests.pulls import Client, OwnPulling, arriving, check_nothing_left, check_pulled, gets, large, runnable

@@ -32,7 +32,7 @@ from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.services.version.v1 import version_pb2
 from api.containerd.types.transfer import imagestore_pb2
 from bench.hostile import Raw
-from deploy.images import digest_of
+from deploy.samples import digest_of
 from services.kit import errors
 from services.kit.any import pack
 from services.kit.rpc import Channel

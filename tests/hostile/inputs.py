@@ -17,7 +17,7 @@ from typing import Any
 
 import zstandard
 
-from deploy.images import CONFIG, INDEX, LAYER, MANIFEST, Image, digest_of, image, tar_of
+from deploy.samples import CONFIG, INDEX, LAYER, MANIFEST, Image, digest_of, image, tar_of
 from services.kit import regexp
 
 Rng = random.Random

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Image
+from deploy.samples import Image
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry
 from tests.pulls import Client, config_of, made

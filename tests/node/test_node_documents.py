@@ -15,10 +15,10 @@ import pytest
 
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.types.transfer import imagestore_pb2
-from deploy.images import CONFIG, INDEX, LAYER, MANIFEST, Image, busybox_layer, digest_of
+from deploy.samples import CONFIG, INDEX, LAYER, MANIFEST, Image, busybox_layer, digest_of
 from services.content.remote import RemoteStore
 from services.content.store import Digest
-from services.images import oci
+from services.images.documents import manifests
 from services.kit import errors
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry
@@ -144,7 +144,7 @@ async def test_an_odd_image_that_containerd_pulls(node: Node, client: Client, fa
     async with asyncio.timeout(15):
         await client.pull(reference)
     await asyncio.to_thread(node.ctr, "run", "--rm", reference, f"c{uuid.uuid4().hex[:8]}", "grep", "-qE", "^[0-9a-f]{32}$", "/mark", namespace=client.namespace)
-    top = oci.chain_ids([digest_of(BUSYBOX.raw), digest_of(layer.raw)])[-1]
+    top = manifests.chain_ids([digest_of(BUSYBOX.raw), digest_of(layer.raw)])[-1]
     labels = (await client.snapshots())[top].labels
     assert {key: value for key, value in labels.items() if key.startswith(prefix) and not key.endswith(("diff-id", "parent-chain-id"))} == {f"{prefix}mine": "kept"}
     assert {os.stat(each).st_uid for each in (node.root / "snapshots").glob("overlayfs/snapshots/*/fs")} == {0}
@@ -157,7 +157,7 @@ async def test_splitd_images_shows_whatever_is_there(node: Node, channel: Channe
     for _ in range(30):
         twice.append(written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, twice[-1])] * 2}))
     deep = nested(1050)  # more than Python has frames for
-    many = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(MANIFEST, b"")] * (oci.REFERENCES + 1)})
+    many = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(MANIFEST, b"")] * (manifests.REFERENCES + 1)})
     images = {"deep": (deep.digest, list(deep.blobs.values())), "twice": (digest_of(twice[-1]), twice), "junk": (digest_of(b"[[[["), [b"[[[["]), "many": (digest_of(many), [many])}
     turn = asyncio.Semaphore(16)
 

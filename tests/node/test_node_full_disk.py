@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Registry
+from deploy.samples import Registry
 from tests.support import Node, eventually
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(240)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Registry
+from deploy.samples import Registry
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]

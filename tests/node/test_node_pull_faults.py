@@ -20,7 +20,7 @@ from aiohttp import web
 
 from api.containerd.events import snapshot_pb2
 from api.containerd.types.event_pb2 import Envelope
-from deploy.images import MANIFEST, Image, digest_of
+from deploy.samples import MANIFEST, Image, digest_of
 from services.kit import any as kit_any
 from services.kit.rpc import Channel
 from tests.fake_registry import (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
-from deploy.images import Image, busybox_image, digest_of, image, tar_of
+from deploy.samples import Image, busybox_image, digest_of, image, tar_of
 from services.kit.rpc import Channel
 from tests.fake_registry import FakeRegistry
 from tests.peer import containerd, program

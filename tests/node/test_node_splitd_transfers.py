@@ -17,9 +17,9 @@ import pytest
 
 from api.containerd.services.images.v1 import images_pb2
 from client.progress import _RANKS, Stage
-from deploy.images import Image, Registry, image, index, tar_of
-from services.images import platforms
+from deploy.samples import Image, Registry, image, index, tar_of
 from services.kit.rpc import Channel
+from services.oci import platforms
 from tests.fake_registry import Auth, FakeRegistry, Serve, slow, status
 from tests.node.test_node_pulls import Client, config_of, gets, made
 from tests.support import Node, eventually_async, splitd

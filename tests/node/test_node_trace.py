@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from api.containerd.services.diff.v1 import diff_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.types.descriptor_pb2 import Descriptor
-from deploy.images import Registry, busybox_image
+from deploy.samples import Registry, busybox_image
 from services.kit import rpc
 from services.kit.rpc import Channel
 from tests.support import Node, eventually, short_directory

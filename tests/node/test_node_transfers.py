@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from deploy.images import busybox_layer, image, index, tar_of
+from deploy.samples import busybox_layer, image, index, tar_of
 from services.kit.rpc import Channel
 from tests.peer import containerd, program
 from tests.suites import transfers as suite

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Registry
+from deploy.samples import Registry
 from tests.peer import containerd
 from tests.support import Node, ServiceProcess, eventually, short_directory
 

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from deploy.images import Image
+from deploy.samples import Image
 from services.kit.rpc import Channel
 from tests.interop.programs import go_program
 from tests.pulls import Client, arriving, check_nothing_left, check_pulled, large, pulling, runnable

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.images import Registry
+from deploy.samples import Registry
 from tests.peer import program2
 from tests.peers.sides import Sides, sides
 

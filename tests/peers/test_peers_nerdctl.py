@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Image, Registry, busybox_image, tar_of
+from deploy.samples import Image, Registry, busybox_image, tar_of
 from tests.peer import program2
 from tests.peers.sides import Sides, sides
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images import Image
+from deploy.samples import Image
 from tests.peer import program2
 from tests.peers.registries import crane, crane_registry, distribution_registry, oci_layout
 from tests.peers.sides import Sides, sides

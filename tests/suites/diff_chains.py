@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.types import mount_pb2
 from api.containerd.types.transfer import imagestore_pb2
-from deploy.images import digest_of, image
-from services.images.oci import chain_ids
+from deploy.samples import digest_of, image
+from services.images.documents.manifests import chain_ids
 from services.kit.rpc import NAMESPACE, Channel
 from tests.fake_registry import FakeRegistry
 from tests.pulls import Client

@@ -26,7 +26,7 @@ from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
-from deploy.images import ARCHITECTURE, Image, digest_of, image, index, tar_of
+from deploy.samples import ARCHITECTURE, Image, digest_of, image, index, tar_of
 from services.kit import any as kit_any
 from services.kit import errors
 from services.kit.rpc import LEASE, NAMESPACE, Channel, Stream

@@ -12,15 +12,15 @@
 From the bottom up:
 
     reference.py, descriptor.py    what is asked for
-    ../timeouts.py                 every number that is a time or a count, with its reason; not here, since whoever reads settings needs no HTTP
-    host.py, hosts_toml.py, cri.py, hosts.py    where it is asked for: certs.d, config.toml, defaults; checking.py looks at them all
+    ../registry_timeouts.py        every number that is a time or a count, with its reason; not here, since whoever reads settings needs no HTTP
+    host.py, hosts_toml.py, cri_config.py, hosts.py    where it is asked for: certs.d, config.toml, defaults; config_check.py looks at them all
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
     failure.py, mirrors.py         what goes wrong, and what is remembered of it
-    head.py, answers.py            what Go takes for an answer
-    encoding.py                    bodies that come compressed
-    trace.py, watching.py, proxy.py, transport.py    HTTP
+    response_head.py, response_parser.py    what Go takes for an answer
+    content_encoding.py            bodies that come compressed
+    trace.py, http_debug.py, proxy.py, transport.py    HTTP
     endpoint.py                    a host as one pull sees it: authorization and redirects, and where secrets may go
-    tries.py                       several hosts, several times
+    failover.py                    several hosts, several times
     resolve.py, fetch.py, push.py, client.py    what it is all for
 
 What differs from containerd, on purpose: a dead mirror costs its dial timeout once, not for each blob; a body that breaks goes on at its byte; a header of hosts.toml is never sent to
@@ -35,7 +35,7 @@ from services.images.registry.hosts import Hosts
 from services.images.registry.mirrors import MirrorMemory, MirrorState
 from services.images.registry.push import Pushed
 from services.images.registry.reference import Reference
-from services.images.timeouts import Retry, Timeouts
+from services.images.registry_timeouts import Retry, Timeouts
 
 __all__ = ["Body", "Client", "Credentials", "Descriptor", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "NoParts", "Pushed", "Reference", "Registry", "Retry",
            "Source", "Timeouts", "WrongBytes", "first_of"]

@@ -13,13 +13,13 @@ from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
 from services.images.registry.fetch import Fetch
 from services.images.registry.host import TLS, Capability, is_address
 from services.images.registry.hosts import Hosts
+from services.images.registry.http_debug import NOBODY, Watch
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.push import Push, Pushed, Read
 from services.images.registry.reference import Reference
 from services.images.registry.resolve import manifest, resolve
 from services.images.registry.transport import Sessions
-from services.images.registry.watching import NOBODY, Watch
-from services.images.timeouts import Retry, Timeouts
+from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
 
 

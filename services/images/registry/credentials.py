@@ -1,6 +1,6 @@
 """Who we are to a registry. A *source* is asked for a host's credentials only once that host wants them.
 
-Sources: the request (transfer asks its client over a stream), docker's ``config.json`` with its helper programs, the CRI plugin's ``configs`` (:mod:`.cri`);
+Sources: the request (transfer asks its client over a stream), docker's ``config.json`` with its helper programs, the CRI plugin's ``configs`` (:mod:`.cri_config`);
 :func:`first_of` joins them. What a source gives for a host goes to that host, or to the token server that it names, and nowhere else (:mod:`.endpoint`).
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from services.images.registry.host import name_and_port
-from services.images.timeouts import Timeouts
+from services.images.registry_timeouts import Timeouts
 from services.kit import errors, gojson
 from services.kit.gojson import TEXT, MapOf, Struct
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.content.store import Digest
-from services.images.oci import DOCKER_SCHEMA_1
+from services.images.documents.manifests import DOCKER_SCHEMA_1
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

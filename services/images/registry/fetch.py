@@ -27,12 +27,12 @@ from types import TracebackType
 
 from services.images.registry.descriptor import Descriptor
 from services.images.registry.endpoint import Place
+from services.images.registry.failover import Tries
 from services.images.registry.failure import Blame, Failure, combined
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.reference import Reference
 from services.images.registry.transport import Answer
-from services.images.registry.tries import Tries
-from services.images.timeouts import Retry, Timeouts
+from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
 from services.kit.tracing import span
 

@@ -1,7 +1,7 @@
 """Which hosts serve a namespace, in the order in which they are asked.
 
 The first that says anything decides: the directory of the namespace below one of ``directories`` (containerd's ``certs.d``: ``NAME_PORT_``, ``NAME:PORT``,
-``_default``, read anew each time, so that a change needs no restart); else the older ``registry.mirrors`` of the CRI plugin (:mod:`.cri`); else the namespace is its
+``_default``, read anew each time, so that a change needs no restart); else the older ``registry.mirrors`` of the CRI plugin (:mod:`.cri_config`); else the namespace is its
 own host.
 
 http or https, where nothing says so: https, but for this machine itself on a port other than 443. There https is tried first, without verification, and plain
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from services.images.registry.cri import Registries, paths
+from services.images.registry.cri_config import Registries, paths
 from services.images.registry.host import EVERYTHING, TLS, Host, default_host, is_local, name_and_port
 from services.images.registry.hosts_toml import read_directory
 from services.kit import errors

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from services.images.registry.descriptor import MANIFEST_LIMIT, Descriptor
 from services.images.registry.endpoint import Endpoint, push_scopes
+from services.images.registry.failover import Tries
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.reference import Reference
 from services.images.registry.transport import Answer
-from services.images.registry.tries import Tries
-from services.images.timeouts import Retry, Timeouts
+from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
 from services.kit.tracing import span
 

@@ -7,17 +7,17 @@ import hashlib
 from collections.abc import Sequence
 
 from services.content.store import Digest
-from services.images.oci import media_type_in
-from services.images.reading import read
+from services.images.documents.manifests import media_type_in
+from services.images.documents.parser import read
 from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, media_type_of, why_no_root
 from services.images.registry.endpoint import Endpoint, pull_scopes
+from services.images.registry.failover import Tries
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import Capability
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.reference import Reference
 from services.images.registry.transport import Answer
-from services.images.registry.tries import Tries
-from services.images.timeouts import Retry
+from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
 from services.kit.tracing import span
 

@@ -19,15 +19,15 @@ import aiohttp
 from aiohttp.http_exceptions import ContentLengthError, TransferEncodingError
 from yarl import URL
 
-from services.images.registry import encoding
-from services.images.registry.answers import Answers
+from services.images.registry import content_encoding
 from services.images.registry.failure import Blame, Failure
-from services.images.registry.head import HEAD_LIMIT, HEADERS
 from services.images.registry.host import TLS
+from services.images.registry.http_debug import NOBODY, Exchange, Watch
 from services.images.registry.proxy import proxy_for
+from services.images.registry.response_head import HEAD_LIMIT, HEADERS
+from services.images.registry.response_parser import Answers
 from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config
-from services.images.registry.watching import NOBODY, Exchange, Watch
-from services.images.timeouts import Timeouts
+from services.images.registry_timeouts import Timeouts
 from services.kit import errors
 from services.kit.tracing import span
 from services.kit.version import SPLITD
@@ -68,15 +68,15 @@ class Answer:
         self.url = str(response.url)
         length = response.headers.get("Content-Length", "")
         self.length: int | None = int(length) if length.isdigit() else None
-        self.codings = encoding.codings(response.headers.get("Content-Encoding", ""))
+        self.codings = content_encoding.codings(response.headers.get("Content-Encoding", ""))
         """What the body is encoded as, and will be decoded from."""
-        self._decoder: encoding.Decoder | None = None
+        self._decoder: content_encoding.Decoder | None = None
 
     def decode(self, most: int) -> None:
         """Have it decoded, of which no more than ``most`` bytes are wanted; a Failure if nobody knows how."""
         try:
-            self._decoder = encoding.Decoder(self.codings, most)
-        except encoding.Undecodable as error:
+            self._decoder = content_encoding.Decoder(self.codings, most)
+        except content_encoding.Undecodable as error:
             raise self.failure(error) from None
         self.length = None
 
@@ -123,7 +123,7 @@ class Answer:
         """What an error in the middle of the body means."""
         if isinstance(error, TimeoutError):
             return Failure(self.host, f"no byte for {self._stall:g} s", transient=True, blame=Blame.TROUBLE)
-        if isinstance(error, encoding.Undecodable):
+        if isinstance(error, content_encoding.Undecodable):
             return Failure(self.host, f"its body is {error}", kind=errors.Unavailable if error.early else errors.FailedPrecondition, transient=error.early, blame=Blame.TROUBLE,
                            status=self.status)
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
@@ -243,7 +243,7 @@ def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
     connector._factory = functools.partial(Answers, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # aiohttp has no other way in; test_http.py fails if this one is gone
     return aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=READ, trace_configs=[trace_config()],
                                  cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
-                                 max_line_size=HEAD_LIMIT, max_field_size=HEAD_LIMIT, max_headers=HEADERS + 8)  # head.py has the limits; a few headers are its own
+                                 max_line_size=HEAD_LIMIT, max_field_size=HEAD_LIMIT, max_headers=HEADERS + 8)  # response_head.py has the limits; a few headers are its own
 
 
 def _socket(address: Any) -> socket.socket:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from api.containerd.services.leases.v1 import leases_pb2 as pb
-from services.images.leases_remote import INCARNATION, Leases
+from services.images.node.leases_remote import INCARNATION, Leases
 from services.kit.rpc import NAMESPACE, Channel
 from tests.support import ServiceProcess, eventually_async, short_directory
 

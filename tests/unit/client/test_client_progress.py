@@ -7,7 +7,7 @@ import random
 import pytest
 
 from client.progress import _RANKS, RATE_SECONDS, Part, Rate, Stage, Tally
-from services.images.oci import Descriptor
+from services.images.documents.manifests import Descriptor
 from services.images.transfer import Progress
 
 LAYER = "layer-sha256:aa"

@@ -9,7 +9,7 @@ import pytest
 from deploy import transferring
 from deploy.verbs.images import age
 from services.images import transfer_convert as convert
-from services.images.oci import Descriptor
+from services.images.documents.manifests import Descriptor
 from services.images.transfer import Credentials, Progress
 
 

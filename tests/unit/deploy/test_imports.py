@@ -42,7 +42,7 @@ ALLOWED = {
     # One life of metadata's store is SQLite, and nothing above its interface may know; a snapshotter's tree is kept in a file of it.
     "sqlite3": ["services/metadata/sqlite.py", "services/metadata/freeing.py", "services/kit/damage.py", "services/kit/salvage.py", "services/snapshots/tree.py"],
     # HTTP: one module makes requests, one times them; the rest of the registry client sees their answers.
-    "aiohttp": ["services/images/registry/transport.py", "services/images/registry/trace.py", "services/images/registry/answers.py"],
+    "aiohttp": ["services/images/registry/transport.py", "services/images/registry/trace.py", "services/images/registry/response_parser.py"],
     "yarl": ["services/images/registry/transport.py"],
     # supervisord is started as a program, and loads what is in deploy/inside.
     "supervisor": ["deploy/inside/*.py"],
@@ -108,7 +108,7 @@ def test_services_know_each_other_only_by_interface() -> None:
             if own == WORKERS[0] and f"{module}.".startswith(f"{WORKERS[1]}."):
                 continue
             if parts[0] in ("gateway", "deploy", "client", "tests", "bench") or (
-                    parts[0] == "services" and len(parts) > 2 and parts[1] not in (own, "kit") and own != "kit" and parts[2] != "store" and not re.fullmatch("(.*_)?remote", parts[2])):
+                    parts[0] == "services" and len(parts) > 2 and parts[1] not in (own, "kit", "oci") and own != "kit" and parts[2] != "store" and not re.fullmatch("(.*_)?remote", parts[2])):
                 strays.append(f"{path.relative_to(TOP)} imports {module}")
     assert not strays
 
@@ -132,6 +132,13 @@ def test_the_wire_is_behind_the_kit() -> None:
     """Nobody but these needs to change when calls are carried otherwise; the wire itself knows the kit, and no service."""
     found = {path.relative_to(TOP).as_posix() for path in python_files() if any(f"{module}.".startswith("services.wire.") for module in imports(path))}
     assert {path for path in found if not path.startswith("services/wire/")} == set(KNOW_THE_WIRE)
+
+
+def test_ocis_words_import_the_kit_only() -> None:
+    """They are on the ground floor: all services use them."""
+    strays = [f"{path.relative_to(TOP)} imports {module}" for path in sorted((TOP / "services/oci").rglob("*.py")) for module in imports(path)
+              if module.startswith(("api", "gateway", "deploy", "client", "services.")) and not module.startswith(("services.kit", "services.oci"))]
+    assert not strays
 
 
 def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:

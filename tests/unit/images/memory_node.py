@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.content.store import Digest, Info
-from services.images.oci import Descriptor
+from services.images.documents.manifests import Descriptor
 from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Landing, Progress
 from services.kit import errors
 from services.snapshots.diff.inherit import Unnamed

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import zstandard
 
-from services.images import exporting, importing, oci, references
-from services.images.oci import Descriptor
-from services.images.platforms import Platform, default
+from services.images.archives import exporter, importer
+from services.images.documents import manifests
+from services.images.documents.manifests import Descriptor
+from services.images.layers.unpacker import Unpacker
 from services.images.transfer import ExportStream, Image, ImageStore, ImportStream, Reference, Unpacking
-from services.images.unpack import Unpacker
 from services.kit import errors
+from services.oci import references
+from services.oci.platforms import Platform, default
 from tests.suites.diff_tars import block, long_name, pax, reg, symlink, tar
 from tests.unit.images.memory_node import MemoryNode, MemorySink, Told, digest_of, layout, pieces, tar_of
 
@@ -45,26 +47,26 @@ class Made:
         return {"mediaType": media_type, "digest": digest_of(data), "size": len(data), **more}
 
     def image(self, *layers: bytes, platform: Platform = HERE, **more: Any) -> dict[str, Any]:
-        config = {**oci.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}}
-        manifest = {"schemaVersion": 2, "config": self.put(oci.CONFIG, json.dumps(config).encode()), "layers": [self.put(LAYER, layer) for layer in layers]}
-        return self.put(oci.MANIFEST, json.dumps(manifest).encode(), platform=oci.platform_to_json(platform), **more)
+        config = {**manifests.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}}
+        manifest = {"schemaVersion": 2, "config": self.put(manifests.CONFIG, json.dumps(config).encode()), "layers": [self.put(LAYER, layer) for layer in layers]}
+        return self.put(manifests.MANIFEST, json.dumps(manifest).encode(), platform=manifests.platform_to_json(platform), **more)
 
-    def index(self, *manifests: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        return self.put(oci.INDEX, json.dumps({"schemaVersion": 2, "manifests": manifests}).encode(), **more)
+    def index(self, *entries: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        return self.put(manifests.INDEX, json.dumps({"schemaVersion": 2, "manifests": entries}).encode(), **more)
 
 
 def named(name: str) -> dict[str, Any]:
     return {"annotations": {references.IMAGE_NAME: name}}
 
 
-async def read(archive: bytes, node: MemoryNode) -> importing.Contents:
-    return await importing.read(ImportStream(pieces(archive)), node)
+async def read(archive: bytes, node: MemoryNode) -> importer.Contents:
+    return await importer.read(ImportStream(pieces(archive)), node)
 
 
 async def imported(archive: bytes | AsyncIterator[bytes], node: MemoryNode, store: ImageStore | None = None, told: Told | None = None, **stream: Any) -> None:
     source = pieces(archive) if isinstance(archive, bytes) else archive
     async with asyncio.timeout(20):
-        await importing.imported(ImportStream(source, **stream), ImageStore(references=(NAMED,)) if store is None else store, node, Unpacker(),
+        await importer.imported(ImportStream(source, **stream), ImageStore(references=(NAMED,)) if store is None else store, node, Unpacker(),
                                  Told() if told is None else told)
 
 
@@ -98,7 +100,7 @@ async def test_entries_without_a_name_are_not_images_but_the_index_may_be(node: 
     made = Made()
     archive = layout([made.image(b"x")], made.blobs)
     await imported(archive, node, ImageStore("whole:1", references=(NAMED,)))
-    assert [(i.name, i.target.media_type) for i in node.images.values()] == [("whole:1", oci.INDEX)]
+    assert [(i.name, i.target.media_type) for i in node.images.values()] == [("whole:1", manifests.INDEX)]
 
 
 async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(node: MemoryNode) -> None:
@@ -194,7 +196,7 @@ async def test_what_is_for_other_platforms_is_left_out_where_only_wanted_images_
     made, told, there = Made(), Told(), Platform("linux", "s390x")
     said, unsaid = made.image(b"there", platform=there, **named("said:1")), {k: v for k, v in made.image(b"there", platform=there, **named("unsaid:1")).items() if k != "platform"}
     inner = made.index(made.image(b"a", platform=there), made.image(b"b", platform=Platform("linux", "arm", "v7")), made.image(b"c", platform=Platform("unknown", "unknown")), **named("inner:1"))
-    artifact = made.put(oci.MANIFEST, json.dumps({"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}).encode(), **named("artifact:1"))
+    artifact = made.put(manifests.MANIFEST, json.dumps({"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}).encode(), **named("artifact:1"))
     entries = [said, made.image(b"here", **named("here:1")), unsaid, inner, made.index(made.image(b"a", platform=there), made.image(b"here"), **named("multi:1")), artifact,
                made.image(b"d", platform=Platform("unknown", "unknown"), **named("attest:1"))]
     prefix = Reference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True)
@@ -229,7 +231,7 @@ async def test_an_artifact_type_that_is_a_configs_makes_no_artifact(node: Memory
     made = Made()
     node.diff_ids = {digest_of(b"layer"): digest_of(b"layer")}
     store = ImageStore(platforms=(HERE,), references=(NAMED,), unpacks=(Unpacking(HERE),), only_wanted=True)
-    await imported(layout([made.image(b"layer", artifactType=oci.CONFIG, **named("crane:1"))], made.blobs), node, store)
+    await imported(layout([made.image(b"layer", artifactType=manifests.CONFIG, **named("crane:1"))], made.blobs), node, store)
     assert list(node.images) == ["crane:1"]
     assert node.applied == [digest_of(b"layer")]
 
@@ -248,9 +250,9 @@ async def test_what_docker_saves_gets_the_manifest_that_containerd_makes_of_it(n
     target = node.images["docker.io/library/box:1"].target
     assert target.annotations == {references.IMAGE_NAME: "docker.io/library/box:1", references.REF_NAME: "1"}
     assert node.images["example.com/x/y:2"].target.digest == target.digest
-    layer = f'{{"mediaType":"{oci.DOCKER_LAYER}","digest":"{digest_of(b"layer")}","size":5}}'
+    layer = f'{{"mediaType":"{manifests.DOCKER_LAYER}","digest":"{digest_of(b"layer")}","size":5}}'
     assert node.blobs[target.digest].decode() == (
-        f'{{"schemaVersion":2,"mediaType":"{oci.DOCKER_MANIFEST}","config":{{"mediaType":"{oci.DOCKER_CONFIG}","digest":"{digest_of(CONFIG)}",'
+        f'{{"schemaVersion":2,"mediaType":"{manifests.DOCKER_MANIFEST}","config":{{"mediaType":"{manifests.DOCKER_CONFIG}","digest":"{digest_of(CONFIG)}",'
         f'"size":{len(CONFIG)}}},"layers":[{layer},{layer}]}}')
     index = next(d for d, labels in node.labels.items() if labels.get("containerd.io/gc.ref.content.m.1"))
     assert node.blobs[index].startswith(b'{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.docker.distribution.manifest.v2+json"')
@@ -274,13 +276,13 @@ async def test_a_zstd_archive_has_a_window_as_zstd_takes_it(node: MemoryNode, wi
 async def test_dockers_compressed_layers_are_called_so(node: MemoryNode, packed: Any) -> None:
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": packed(b"layer")}), node)
     manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
-    assert manifest["layers"][0]["mediaType"] == oci.DOCKER_LAYER_GZIP
+    assert manifest["layers"][0]["mediaType"] == manifests.DOCKER_LAYER_GZIP
 
 
 async def test_layers_are_compressed_on_demand(node: MemoryNode) -> None:
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer" * 99}), node, force_compress=True)
     layer, = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])["layers"]
-    assert layer["mediaType"] == oci.DOCKER_LAYER_GZIP
+    assert layer["mediaType"] == manifests.DOCKER_LAYER_GZIP
     assert gzip.decompress(node.blobs[layer["digest"]]) == b"layer" * 99
     assert node.labels[layer["digest"]] == {"containerd.io/uncompressed": digest_of(b"layer" * 99)}
 
@@ -290,7 +292,7 @@ async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode
     known = node.put(gzip.compress(b"layer", mtime=0), {"containerd.io/uncompressed": digest_of(b"layer")})
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer"}), node)
     manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
-    assert manifest["layers"] == [{"mediaType": oci.DOCKER_LAYER_GZIP, "digest": known, "size": len(node.blobs[known])}]
+    assert manifest["layers"] == [{"mediaType": manifests.DOCKER_LAYER_GZIP, "digest": known, "size": len(node.blobs[known])}]
 
 
 @pytest.mark.parametrize(("archive", "why"), [
@@ -361,7 +363,7 @@ async def test_a_sparse_file_is_whole_and_has_an_end(node: MemoryNode) -> None:
 
 async def test_no_more_is_remembered_than_fits(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred thousand links take a few kilobytes, compressed."""
-    monkeypatch.setattr(importing, "NAMES_LIMIT", 10_000)
+    monkeypatch.setattr(importer, "NAMES_LIMIT", 10_000)
     few, many = (tar(*(symlink(b"%d" % n, b"x") for n in range(count))) for count in (40, 60))
     assert len((await read(few, node)).links) == 40
     with pytest.raises(errors.ResourceExhausted, match="too many files"):
@@ -418,7 +420,7 @@ async def test_layers_are_unpacked_where_the_destination_says_so(node: MemoryNod
     made = Made()
     node.diff_ids = {digest_of(b"low"): digest_of(b"low"), digest_of(b"top"): digest_of(b"top")}
     await imported(layout([made.image(b"low", b"top", **named("a:1"))], made.blobs), node, ImageStore(unpacks=(Unpacking(HERE, "snap"),), references=(NAMED,)))
-    chain = oci.chain_ids([digest_of(b"low"), digest_of(b"top")])
+    chain = manifests.chain_ids([digest_of(b"low"), digest_of(b"top")])
     assert list(node.snapshots["snap"].committed) == chain
     config = next(d for d, labels in node.labels.items() if "containerd.io/gc.ref.snapshot.snap" in labels)
     assert node.labels[config]["containerd.io/gc.ref.snapshot.snap"] == chain[-1]
@@ -431,12 +433,12 @@ async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> N
     for data in made.blobs.values():
         node.put(data)
     for name, target in images.items():
-        await node.store(Image(name.replace("_", ":"), *oci.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(oci.INDEX, name, 0))))
+        await node.store(Image(name.replace("_", ":"), *manifests.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(manifests.INDEX, name, 0))))
 
 
 async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:
     sink, told = MemorySink(), Told()
-    await exporting.exported(ImageStore(references=tuple(map(Reference, names))), ExportStream(sink, **wanted), node, told)
+    await exporter.exported(ImageStore(references=tuple(map(Reference, names))), ExportStream(sink, **wanted), node, told)
     assert told.events() == [("Exporting", ""), ("Completed export", "")]
     with tarfile.open(fileobj=io.BytesIO(sink.data)) as tar:
         members = tar.getmembers()
@@ -486,8 +488,8 @@ async def test_an_index_comes_with_the_wanted_platforms(node: MemoryNode) -> Non
 async def test_non_distributable_layers_stay_where_they_are_on_demand(node: MemoryNode) -> None:
     made = Made()
     foreign = made.put("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", b"foreign")
-    config = made.put(oci.CONFIG, CONFIG)
-    await stored(node, made, a_1=made.put(oci.MANIFEST, json.dumps({"config": config, "layers": [foreign]}).encode()))
+    config = made.put(manifests.CONFIG, CONFIG)
+    await stored(node, made, a_1=made.put(manifests.MANIFEST, json.dumps({"config": config, "layers": [foreign]}).encode()))
     assert digest_of(b"foreign") in blobs_in(await exported(node, "a:1"))
     assert digest_of(b"foreign") not in blobs_in(await exported(node, "a:1", skip_non_distributable=True))
 
@@ -502,7 +504,7 @@ async def test_what_is_missing_or_is_no_image_is_an_error(node: MemoryNode) -> N
         node.put(b"x")
         await exported(node, "odd:1")
     with pytest.raises(errors.Unimplemented, match="prefix lookup"):
-        await exporting.exported(ImageStore(references=(NAMED,)), ExportStream(MemorySink()), node, Told())
+        await exporter.exported(ImageStore(references=(NAMED,)), ExportStream(MemorySink()), node, Told())
     del node.blobs[digest_of(b"layer")]
     with pytest.raises(errors.NotFound):
         await exported(node, "a:1")
@@ -521,7 +523,7 @@ async def test_an_export_can_be_imported(node: MemoryNode) -> None:
     made = Made()
     await stored(node, made, **{"docker.io/library/a_1": made.image(b"layer")})
     sink = MemorySink()
-    await exporting.exported(ImageStore("docker.io/library/a:1"), ExportStream(sink), node, Told())
+    await exporter.exported(ImageStore("docker.io/library/a:1"), ExportStream(sink), node, Told())
     other = MemoryNode(node.directory)
     await imported(bytes(sink.data), other)
     assert {name: image.target.digest for name, image in other.images.items()} == {name: image.target.digest for name, image in node.images.items()}
@@ -529,10 +531,10 @@ async def test_an_export_can_be_imported(node: MemoryNode) -> None:
 
 def test_headers_are_gos() -> None:
     """Byte for byte; what does not fit into a plain header gets an extended one."""
-    plain = exporting.header(exporting.Record("blobs/sha256/x", 0o444, b"abc"))
+    plain = exporter.header(exporter.Record("blobs/sha256/x", 0o444, b"abc"))
     assert plain[:157] == (b"blobs/sha256/x".ljust(100, b"\0") + b"0000444\0" + b"0000000\0" * 2 + b"00000000003\0" + b"00000000000\0" + b"011477\0 " + b"0")
     assert plain[257:345] == b"ustar\x0000" + bytes(64) + b"0000000\0" + b"0000000\0"
-    huge = exporting.header(exporting.Record("x", blob=Descriptor("", "sha256:x", 1 << 33)))
+    huge = exporter.header(exporter.Record("x", blob=Descriptor("", "sha256:x", 1 << 33)))
     member = tarfile.TarFile(fileobj=io.BytesIO(huge + bytes(1024))).next()
     assert member is not None
     assert member.size == 1 << 33

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.images import verifying
 from services.images.config import Config, Unpack, check, load
-from services.images.platforms import Platform, default, parse
+from services.images.distribution import verifiers
 from services.kit import errors, settings
+from services.oci.platforms import Platform, default, parse
 
 TRANSFER = '[plugins."io.containerd.transfer.v1.local"]'
 BINDIR = '[plugins."io.containerd.image-verifier.v1.bindir"]'
@@ -56,12 +56,12 @@ def test_ours_win_and_say_so() -> None:
 def test_verifiers_are_configured_in_containerds_words() -> None:
     """In its table, or in ours, whose keys win."""
     text = f'{BINDIR}\nbin_dir = "/v"\nmax_verifiers = -1\nper_verifier_timeout = "3s"\nx = 1\n'
-    assert load(file(text)).verifier == verifying.Config(bin_dir="/v", max_verifiers=-1, per_verifier_timeout=3.0)
+    assert load(file(text)).verifier == verifiers.Config(bin_dir="/v", max_verifiers=-1, per_verifier_timeout=3.0)
     both = f"{text}[images.verifier]\nmax_verifiers = 2\n"
-    assert load(file(both)).verifier == verifying.Config(bin_dir="/v", max_verifiers=2, per_verifier_timeout=3.0)
+    assert load(file(both)).verifier == verifiers.Config(bin_dir="/v", max_verifiers=2, per_verifier_timeout=3.0)
     assert found(both) == [f"config file c.toml: {BINDIR} max_verifiers has no effect: [images.verifier] max_verifiers is set, and wins",
                            f"config file c.toml: {BINDIR} x is containerd's and means nothing here"]
-    assert load(file('[images.verifier]\nbin_dir = ""')).verifier == verifying.Config(bin_dir="")
+    assert load(file('[images.verifier]\nbin_dir = ""')).verifier == verifiers.Config(bin_dir="")
 
 
 def test_keys_without_meaning_here_are_named() -> None:

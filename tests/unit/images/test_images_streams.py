@@ -15,20 +15,20 @@ from api.containerd.services.transfer.v1 import transfer_pb2 as pb
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress as PbProgress
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
-from services.images import showing, streaming_server, transfer_server
+from services.images import logs_stream, streaming_server, transfer_server
 from services.images import transfer_convert as convert
-from services.images.leases_remote import Leases
-from services.images.oci import MANIFEST, Descriptor
-from services.images.platforms import Platform
-from services.images.progress import Tracker
-from services.images.showing import PENDING, Shown
+from services.images.distribution.progress import Tracker
+from services.images.documents.manifests import MANIFEST, Descriptor
+from services.images.layers.unpacker import Unpacker
+from services.images.logs_stream import PENDING, Shown
+from services.images.node.leases_remote import Leases
 from services.images.streaming_server import BLOCK, WINDOW, ByteSink, ByteSource, StreamingServicer, Streams
 from services.images.transfer import Credentials, ImageStore, Progress, Reference, Registry, Unpacking
 from services.images.transfer_server import TransferServicer
-from services.images.unpack import Unpacker
 from services.kit import any as kit_any
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
+from services.oci.platforms import Platform
 from services.snapshots.diff.workers import Appliers
 
 
@@ -301,7 +301,7 @@ async def test_a_slow_client_misses_text_and_is_told_how_much(streams: Streams) 
 
 async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transfer waits a moment for the one, and for the other not at all."""
-    monkeypatch.setattr(showing, "DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr(logs_stream, "DRAIN_SECONDS", 0.05)
     for leave in (False, True):
         async with Client(streams, "logs") as client:
             shown = Shown(ByteSink(streams.get("ns", "logs")))

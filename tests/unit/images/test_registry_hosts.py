@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.images.registry.credentials import Credentials
-from services.images.registry.cri import DEFAULT_DIRECTORIES, Registries
+from services.images.registry.cri_config import DEFAULT_DIRECTORIES, Registries
 from services.images.registry.host import EVERYTHING, TLS, Capability, Host
 from services.images.registry.hosts import Hosts
 from services.images.registry.hosts_toml import line_of, parse

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from services.content.store import Digest
-from services.images import oci
+from services.images.documents import manifests
 from services.images.registry import descriptor, failure, mirrors
 from services.images.registry.auth import Authorizer, _Bearer
 from services.images.registry.challenge import Challenge, parse
+from services.images.registry.failover import Tries
 from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
 from services.images.registry.host import same_host
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.proxy import proxy_for
 from services.images.registry.reference import Reference
-from services.images.registry.tries import Tries
-from services.images.timeouts import Retry
+from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -114,14 +114,14 @@ def test_explanations() -> None:
 ])
 def test_what_a_manifest_says_of_itself(data: bytes, media_type: str) -> None:
     """However odd it is."""
-    assert oci.media_type_in(data) == media_type
+    assert manifests.media_type_in(data) == media_type
 
 
 @pytest.mark.parametrize("data", [b"[]", b"[" * 5000, b"\xff", b"", b'{"schemaVersion":"2"}', b'{"mediaType":{}}'])
 def test_what_is_no_manifest_is_malformed(data: bytes) -> None:
     """With words that say why."""
     with pytest.raises(gojson.Malformed):
-        oci.media_type_in(data)
+        manifests.media_type_in(data)
 
 
 @pytest.mark.parametrize(("status", "kind", "transient"), [

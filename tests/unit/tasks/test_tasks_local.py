@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from services.kit import errors
-from services.tasks import local, remains
+from services.tasks import dead_shim, local
 from services.tasks.bundle import Bundle
 from services.tasks.store import Exit
 
@@ -48,7 +48,7 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, mon
             raise failures.pop()
         return []
 
-    monkeypatch.setattr(remains, "end", end)
+    monkeypatch.setattr(dead_shim, "end", end)
     await asyncio.wait_for(tasks._bury(task), 10)
     assert told == ["exit", "delete"]
     assert task.attempts == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from deploy.images import Image, digest_of, image
+from deploy.samples import Image, digest_of, image
 from services.content.store import Digest
 from services.images.registry import Client, Descriptor
 from services.images.registry.fetch import Body

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from deploy.images import Registry as DockerRegistry
-from deploy.images import image, index
+from deploy.samples import Registry as DockerRegistry
+from deploy.samples import image, index
 from services.content.store import Digest
 from services.images.registry import Descriptor, Pushed, Registry
 from services.images.registry.descriptor import OCI_INDEX

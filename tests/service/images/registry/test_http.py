@@ -14,9 +14,9 @@ import pytest
 from aiohttp import ClientPayloadError, StreamReader
 
 from services.images.registry import Hosts, Registry, transport
-from services.images.registry.answers import Answers
 from services.images.registry.failure import Failure
 from services.images.registry.host import TLS
+from services.images.registry.response_parser import Answers
 from services.images.registry.transport import Answer
 from services.kit import errors
 from tests.answers import BEYOND, BODY, CASES, OK, Case

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from services.content.store import Digest
-from services.images import oci
-from services.images.budget import Budget
-from services.images.fetching import PART, Fetcher
-from services.images.landing import FileLanding
+from services.images.concurrency.budget import Budget
+from services.images.distribution.fetcher import PART, Fetcher
+from services.images.documents import manifests
+from services.images.node.ingest import FileLanding
 from services.images.registry import Descriptor, Hosts, NoParts, Reference, Registry
 from services.images.registry.fetch import SLICES
 from services.images.registry.mirrors import RANGES_REST, MirrorMemory
@@ -188,7 +188,7 @@ class LandingNode:
         self.landed: bytes | None = None
 
     @contextlib.asynccontextmanager
-    async def landing(self, descriptor: oci.Descriptor) -> AsyncIterator[FileLanding]:
+    async def landing(self, descriptor: manifests.Descriptor) -> AsyncIterator[FileLanding]:
         async def commit(labels: Mapping[str, str]) -> None:
             self.landed = self.path.read_bytes()
 
@@ -201,7 +201,7 @@ class LandingNode:
 
 
 async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> None:
-    descriptor = oci.Descriptor(LAYER_TYPE, oci.digest_of(node.data), len(node.data))
+    descriptor = manifests.Descriptor(LAYER_TYPE, manifests.digest_of(node.data), len(node.data))
     await Fetcher(Budget()).fetch(node, registry.client(), Reference.parse(name), descriptor, {}, 0)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from deploy.images import index
+from deploy.samples import index
 from services.content.store import Digest
 from services.images.registry import Hosts, Reference, Registry
 from services.images.registry.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST

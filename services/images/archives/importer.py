@@ -1,0 +1,365 @@
+"""Imports: from an archive to images.
+
+An archive is a tar, perhaps compressed, of one of two kinds. An *OCI layout* has documents of its own: ``oci-layout``, ``index.json``, and blobs. What ``docker save`` writes has ``manifest.json``, which
+says which files are whose config and layers; here it is made into Docker manifests and an index of them. (Archives that have both, such as our exports, are OCI layouts.)
+
+1. Every file becomes a blob as it comes by, whatever its name; what nothing refers to in the end is collected once the lease is gone.
+2. The index is walked: each document is labelled with what it refers to, as far as the destination wants it (``documents/graph.py``). Documents that are missing are an error; layers are not
+   looked at, so an archive may lack those that the node has.
+3. Layers are unpacked if the destination says so.
+4. The index and each of its entries are stored as images under the names that the destination gives them (``names.py``); those without a name are not. Where the destination wants only
+   what is for its platforms, an entry that has nothing for them is left out, and told.
+
+An archive is a stranger's: what is remembered of it is bounded, its headers by the reader (``kit/tar.py``), and it must be whole, the compressed stream too. Reading it blocks, so a thread does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import hashlib
+import os
+import posixpath
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from services.images import names
+from services.images.archives import compression
+from services.images.concurrency import threads
+from services.images.concurrency.threads import Handover
+from services.images.documents import manifests, parser
+from services.images.documents.blobs import config_of, write, written
+from services.images.documents.graph import LAYERS, Graph
+from services.images.documents.manifests import Descriptor
+from services.images.layers.unpacker import Unpacker, parts
+from services.images.transfer import LEFT_OUT, UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
+from services.kit import errors, inflate, loops, tar, tracing
+from services.kit.identifiers import quoted
+from services.oci import platforms, references
+
+T = TypeVar("T")
+Run = Callable[..., Any]
+
+LAYOUT = "oci-layout"
+INDEX = "index.json"
+DOCKER = "manifest.json"
+
+_PIECE = 1 << 18
+_WINDOW = 1 << 27
+"""Bytes of a zstd frame's window: what zstd writes with ``--ultra -22`` or ``--long``, and reads without being asked. This process inflates for everybody."""
+NAMES_LIMIT = 64 << 20
+"""Bytes of the names of an archive's files, and of what its links name; each counts for :data:`_NAME` more."""
+_NAME = 200
+_SMALL = 1 << 16
+"""Bytes of a file that is looked at before it becomes a blob."""
+_LONG_NAME = 1000
+"""Bytes of a file's name that go into the ref of its ingest."""
+SPARSE_LIMIT = 64 << 30
+"""Bytes of a sparse file: an archive of a kilobyte may have one of any size."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What was found in an archive."""
+
+    blobs: dict[str, Descriptor] = field(default_factory=dict)
+    """By name in the archive; without media type."""
+    stored: set[str] = field(default_factory=set)
+    """Their digests: of small files many may be the same, such as the VERSION of each layer that ``docker save`` wrote for years."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Symbolic links and what they name."""
+    layout: str | None = None
+    """The version of an OCI layout."""
+    docker: list[dict[str, Any]] | None = None
+    """``manifest.json``."""
+    room: int = field(default_factory=lambda: NAMES_LIMIT)
+    """Bytes of names that may still come."""
+
+    def takes(self, *names: str) -> None:
+        """Count what is remembered. ResourceExhausted for too much of it."""
+        self.room -= sum(map(len, names)) + _NAME
+        if self.room < 0:
+            raise errors.ResourceExhausted("the archive has too many files")
+
+
+async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report, most_layers: int = LAYERS) -> None:
+    """Import the archive, whose images have so many layers at most; ``node`` acts under a lease.
+
+    Unknown for what is no archive of images and for one without an image that is wanted, NotFound for documents that it lacks.
+    """
+    report(Progress("Importing"))
+    wanted = unpacker.accepted(destination.unpacks)
+    with tracing.span("images.import"):
+        contents = await read(source, node)
+        root = await index_of(contents, node, compress=source.force_compress)
+    graph = Graph(node, destination, most_layers)
+    entries: list[Descriptor] = []
+    images: list[tuple[Descriptor, list[Descriptor]]] = []
+    empty = True
+
+    async def visit(descriptor: Descriptor) -> None:
+        nonlocal empty
+        if not graph.first(descriptor):
+            return
+        children = await graph.all_children(descriptor)
+        if descriptor.digest == root.digest:
+            entries.extend(children)
+        children = await graph.wanted(descriptor, children)
+        empty = empty and not children
+        if manifests.is_manifest(descriptor.media_type):
+            config, layers = parts(children)
+            if config is not None and layers:
+                images.append((config, layers))
+        for child in children:
+            await visit(child)
+
+    await visit(root)
+    if empty and not (destination.only_wanted and entries):
+        raise errors.Unknown(f"image might be filtered out: {_mismatch(entries, destination)}")
+    if wanted:
+        for config, layers in {config.digest: (config, layers) for config, layers in images}.values():
+            await unpacker.unpack(node, config, layers, wanted)
+    to_store = [] if destination.only_wanted else [(root, names.of_root(destination, root))]
+    for entry in entries:
+        named = names.of_archive(destination, entry)
+        if destination.only_wanted and named and (others := await graph.others(entry)):
+            report(Progress(f"{LEFT_OUT}{platforms.named(others)}", named[0].name, descriptor=entry))
+        else:
+            to_store.append((entry, named))
+    for descriptor, named in to_store:
+        if named:
+            for image in await names.stored(named, node):
+                report(Progress("saved", image.name, descriptor=descriptor))
+    report(Progress("Completed import"))
+
+
+def _mismatch(entries: Sequence[Descriptor], destination: ImageStore) -> str:
+    """Why none of an index's entries is wanted."""
+    if not entries:
+        return "the archive's index lists no image"
+    found = platforms.named(entry.platform for entry in entries if entry.platform is not None)
+    return f"the archive is for {found}, wanted is {platforms.named(destination.platforms)}"
+
+
+# ---------------------------------------------------------------------------------------------- the tar
+
+
+async def read(source: ImportStream, node: Node) -> Contents:
+    """Make every file of the archive a blob."""
+    contents = Contents()
+    unique = base64.urlsafe_b64encode(os.urandom(6)).decode()
+    async with _in_thread(source.source) as (file, run):
+        archive: _Archive = await run(_Archive, file, not source.media_type)
+        while (entry := await run(archive.next)) is not None:
+            name = posixpath.normpath(archive.name)
+            if entry.type == tar.SYMLINK:
+                target = posixpath.normpath(posixpath.join(posixpath.dirname(archive.name), _text(entry.linkname)))
+                contents.takes(archive.name, target)
+                contents.links[archive.name] = target
+            elif name == LAYOUT:
+                contents.layout = await parser.read(await run(archive.document), manifests.layout_version_in, f"untar {quoted(archive.name)}")
+            elif name == DOCKER:
+                contents.docker = await parser.read(await run(archive.document), manifests.saved_in, f"untar {quoted(archive.name)}")
+            else:
+                contents.takes(name)
+                data = await run(archive.small)
+                blob = Descriptor("", manifests.digest_of(data), len(data)) if data is not None else None
+                if blob is None or blob.digest not in contents.stored:
+                    async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else manifests.digest_of(name.encode())}-{unique}") as filling:
+                        blob = await run(archive.copied, filling, data)
+                        await filling.commit(blob.digest, blob.size)
+                    contents.stored.add(blob.digest)
+                contents.blobs[name] = blob
+        await run(archive.drain)
+    return contents
+
+
+@contextlib.asynccontextmanager
+async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handover, Run]]:
+    """``source`` as a file, and a function that runs others in a thread which may read it. A failure of the source is the block's."""
+    handover = Handover()
+    pool = ThreadPoolExecutor(1, "import")  # of its own: it may wait for a slow client, and others would wait with it
+
+    async def pump() -> None:
+        try:
+            async for data in source:
+                await handover.put(data)
+        finally:
+            handover.end()
+
+    async def run(work: Callable[..., T], *arguments: Any) -> T:
+        return await threads.run(pool, functools.partial(work, *arguments), handover.stop)
+
+    pumping = loops.task("the bytes of an archive", pump())
+    try:
+        yield handover, run
+        await pumping  # at its end, or it failed where the archive could have ended
+    except Exception:
+        # What the thread saw, an archive that ends early, is only how it saw it.
+        if pumping.done() and not pumping.cancelled() and isinstance(failure := pumping.exception(), errors.NodeError):
+            raise failure from None
+        raise
+    finally:
+        pumping.cancel()
+        await asyncio.wait((pumping,))
+        pool.shutdown(wait=False)
+
+
+class _Archive:
+    """The tar in a file, inflated if it is ``compressed``; for the thread. Unknown for what is damaged, with the name of the entry."""
+
+    def __init__(self, file: Handover, compressed: bool) -> None:
+        self._file = file
+        self._entry: tar.Entry | None = None
+        self.name = ""
+        """Of the entry."""
+        with self._readable():
+            chunks = iter(functools.partial(file.read, _PIECE), b"")
+            self._stream = tar.Stream(inflate.inflated(chunks, _WINDOW) if compressed else chunks)
+            self._reader = tar.Reader(self._stream)
+
+    @contextlib.contextmanager
+    def _readable(self, what: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (tar.TarError, inflate.CompressionError) as error:
+            where = f" (after {quoted(self.name)})" if self.name and not what else ""
+            raise errors.Unknown(f"{what}{error}{where}") from None
+
+    def next(self) -> tar.Entry | None:
+        """The next file or link; None at the end of the archive."""
+        with self._readable():
+            while (entry := self._reader.next()) is not None:
+                self.name = _text(entry.name)
+                if entry.type in (tar.REG, tar.GNU_SPARSE, tar.SYMLINK):
+                    break
+        self._entry = entry
+        return entry
+
+    def document(self) -> bytes:
+        """The entry, a document, which more may follow."""
+        what = f"untar {quoted(self.name)}"
+        with self._readable(f"{what}: "):
+            if self._reader.stored() > manifests.DOCUMENT_LIMIT:
+                raise errors.ResourceExhausted(f"{what}: larger than {manifests.DOCUMENT_LIMIT} bytes")
+            return self._reader.whole()
+
+    def small(self) -> bytes | None:
+        """All bytes of the entry, if they are few."""
+        entry = self._entry
+        assert entry is not None
+        if entry.sparse is not None or entry.size > _SMALL:
+            return None
+        with self._readable(f"failed to ingest {quoted(self.name)}: "):
+            return b"".join(self._reader.data())
+
+    def copied(self, filling: Filling, data: bytes | None) -> Descriptor:
+        """The entry, whose bytes are in the ingest now: ``data``, or those that are still to come."""
+        entry = self._entry
+        assert entry is not None
+        hashing = hashlib.sha256()
+        with self._readable(f"failed to ingest {quoted(self.name)}: "):
+            for piece in [data] if data is not None else self._reader.data() if entry.sparse is None else self._filled(entry.size, entry.sparse):
+                hashing.update(piece)
+                write(filling.fd, piece)
+        filling.filled()
+        return Descriptor("", f"sha256:{hashing.hexdigest()}", entry.size)
+
+    def _filled(self, size: int, sparse: Sequence[tuple[int, int]]) -> Iterator[bytes | memoryview]:
+        """A sparse file with its holes."""
+        if size > SPARSE_LIMIT:
+            raise errors.ResourceExhausted(f"failed to ingest {quoted(self.name)}: a sparse file of {size} bytes")
+        pieces = self._reader.data()
+        piece: bytes | memoryview = b""
+        at = 0
+        for offset, length in [*sparse, (size, 0)]:
+            while at < offset:
+                if self._file.stopped:  # nobody waits any more, and there is no end of file to notice
+                    raise errors.Cancelled(f"failed to ingest {quoted(self.name)}")
+                zeros = bytes(min(_PIECE, offset - at))
+                at += len(zeros)
+                yield zeros
+            end = offset + length
+            while at < end:
+                piece = piece or next(pieces)
+                yield (now := piece[:end - at])
+                piece = piece[len(now):]
+                at += len(now)
+
+    def drain(self) -> None:
+        """To the end: a compressed stream has its checksum there, and a client whose last bytes nobody takes complains."""
+        with self._readable():
+            self._stream.drain()
+        while self._file.read(_PIECE):
+            continue
+
+
+def _text(name: bytes) -> str:
+    """A name that is no UTF-8 is none that a document could have."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+# ---------------------------------------------------------------------------------------------- the index
+
+
+async def index_of(contents: Contents, node: Node, *, compress: bool) -> Descriptor:
+    """The descriptor of the archive's index, which is made if the archive has none. Unknown for what is no archive of images."""
+    if contents.layout:
+        if contents.layout != "1.0.0":
+            raise errors.Unknown(f"unsupported OCI version {contents.layout}")
+        index = contents.blobs.get(INDEX)
+        if index is None:
+            raise errors.Unknown("missing index.json in OCI layout 1.0.0")
+        return replace(index, media_type=manifests.INDEX)
+    if contents.docker is None:
+        raise errors.Unknown("unrecognized image format")
+    for name, target in contents.links.items():
+        if target not in contents.blobs:
+            raise errors.Unknown(f'no target for symlink layer from "{name}" to "{target}"')
+        contents.blobs[name] = contents.blobs[target]
+    entries = [entry for found in contents.docker for entry in await _docker_image(found, contents.blobs, node, compress=compress)]
+    return await written(manifests.encoded({"schemaVersion": 2, "manifests": [manifests.descriptor_to_json(entry) for entry in entries] or None}), manifests.INDEX, node)
+
+
+async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:
+    """The manifest of one entry of ``manifest.json``, once for each of its names."""
+    name = found.get("Config") or ""
+    if name not in blobs:
+        raise errors.Unknown(f'image config "{name}" not found')
+    config = replace(blobs[name], media_type=manifests.DOCKER_CONFIG)
+    layers = await _docker_layers(found.get("Layers") or [], blobs, node, compress=compress)
+    document = {"schemaVersion": 2, "mediaType": manifests.DOCKER_MANIFEST, "config": manifests.descriptor_to_json(config), "layers": [manifests.descriptor_to_json(layer) for layer in layers]}
+    manifest = await written(manifests.encoded(document), manifests.DOCKER_MANIFEST, node)
+    manifest = replace(manifest, platform=(await config_of(node, config)).platform)
+    full = [references.normalized(reference) for reference in found.get("RepoTags") or []]
+    return [manifest.annotated({references.IMAGE_NAME: n, references.REF_NAME: references.for_oci(n)}) for n in full] or [manifest]
+
+
+async def _docker_layers(files: Sequence[str], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:
+    """The layers' descriptors: where the node has a compressed form of a layer already, that one."""
+    missing = next((name for name in files if name not in blobs), None)
+    if missing is not None:
+        raise errors.Unknown(f'failed to resolve layers: layer "{missing}" not found')
+    layers = [blobs[name] for name in files]
+    if layers:
+        known = {info.labels[UNCOMPRESSED]: Descriptor("", str(info.digest), info.size) async for info in node.compressed(sorted({d.digest for d in layers}))}
+        layers = [known.get(layer.digest, layer) for layer in layers]
+    return [await _docker_layer(layer, node, compress=compress) for layer in layers]
+
+
+async def _docker_layer(layer: Descriptor, node: Node, *, compress: bool) -> Descriptor:
+    async with node.reading(layer.digest) as fd:
+        head = await threads.to_thread(os.read, fd, inflate.HEAD)
+    if inflate.compression_of(head) is not None:
+        return replace(layer, media_type=manifests.DOCKER_LAYER_GZIP)  # for zstd too, as in containerd: whoever unpacks it looks at its bytes
+    if not compress:
+        return replace(layer, media_type=manifests.DOCKER_LAYER)
+    async with (node.reading(layer.digest) as fd, node.filling(f"compress-blob-{layer.digest.replace(':', '-')}-{os.urandom(4).hex()}") as filling):
+        digest, size = await threads.to_thread(compression.gzipped, fd, filling.fd)
+        filling.filled()
+        await filling.commit(digest, size, {UNCOMPRESSED: layer.digest})
+    return Descriptor(manifests.DOCKER_LAYER_GZIP, digest, size)

@@ -1,0 +1,210 @@
+"""One blob from a registry into the store: from where an earlier attempt ended, hashed as it arrives, once for all who want it.
+
+A large layer comes in *parts*, several at once, where the server gives parts: one connection to an object store is slower than most links. The first part tells whether it does; a server that
+does not sends the whole of it on one connection. If that turns out later (a host refuses the second part, or another takes over that gives none), what is there without a gap is kept, and the
+rest comes on one connection too: each part would else be fetched with all that is before it.
+
+The registry client deals with lost connections and hosts that do not answer. What is left for here is a blob whose bytes turn out to be others than its digest says: then what was there before is
+dropped, or the hosts it came from are asked last, and it is fetched again from its first byte; so it is where a body does not end with the blob.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from services.images.concurrency.budget import STREAMS, Budget
+from services.images.concurrency.gather import together
+from services.images.concurrency.keyed_locks import Turns
+from services.images.distribution.sources import asked
+from services.images.documents import manifests
+from services.images.documents.manifests import Descriptor
+from services.images.registry import Body, Client, NoParts, Reference, WrongBytes
+from services.images.transfer import Landing, Node
+from services.kit import errors
+from services.kit.faults import fault
+from services.kit.identifiers import quoted
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""Once with the bytes that were there, once from a host that has the wrong ones, once from another."""
+
+PART = 16 << 20
+"""Bytes of a part: at the 50 MB/s of one connection a third of a second, beside which the request's round trips are few."""
+LARGE = 3 * PART
+"""Fewer bytes are not worth a second connection."""
+LARGEST = 1 << 40
+"""Bytes of a blob that is fetched. The largest layers in use, of models, have some 100 GiB."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""Characters that no header may have."""
+
+Begun = Callable[[Landing], None]
+"""Told where a blob lands, once what was there from an earlier attempt is hashed."""
+
+
+def nobody_follows(_: Landing) -> None:
+    """The ``Begun`` of blobs that are looked at when they are there."""
+
+
+class Fetcher:
+    """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts of one layer come at once. ``most``: bytes of a blob."""
+
+    def __init__(self, budget: Budget, streams: int = STREAMS, most: int = LARGEST) -> None:
+        self.budget = budget
+        self.moving: dict[str, tuple[int, int]] = {}
+        """Bytes so far and in all of what is being fetched, by digest."""
+        self.streams = streams
+        self._most = most
+        self._turns = Turns()
+
+    async def fetch(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, labels: Mapping[str, str], number: int,
+                    begun: Begun = nobody_follows) -> bool:
+        """See that the node has a blob; False if it had it. ``number`` is its place among the layers of its image."""
+        if not descriptor.size:
+            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: unable to fetch descriptor ({descriptor.digest}) which reports content size of zero")
+        if not 0 < descriptor.size <= self._most:
+            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size {descriptor.size} (limit {self._most})")
+        if _CONTROL.search(descriptor.media_type):  # which the request names
+            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: {quoted(descriptor.media_type[:100])} is no media type")
+        async with self._turns.alone(descriptor.digest):
+            try:
+                async with node.landing(descriptor) as landing:
+                    begun(landing)
+                    await _Fetching(self, client, reference, descriptor, landing, number).run(labels)
+            except errors.AlreadyExists:
+                return False
+            finally:
+                self.moving.pop(descriptor.digest, None)
+            return True
+
+    async def mend(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str) -> None:
+        """Fetch a blob that is recorded, and whose file is not what it should be. DataLoss if it is not to be had."""
+        async with self._turns.alone(descriptor.digest):
+            log.error("blob %s: %s: it is fetched again from %s", descriptor.digest, trouble, reference.host)
+            try:
+                await node.replace(descriptor, self._all_of(client, reference, descriptor, number))
+            except errors.NodeError as error:
+                raise errors.DataLoss(f"blob {descriptor.digest}: {trouble}, and it cannot be fetched again: {error}") from None
+
+    async def _all_of(self, client: Client, reference: Reference, descriptor: Descriptor, number: int) -> AsyncIterator[bytes]:
+        if (brought := descriptor.brought) is not None:
+            yield brought
+        elif manifests.is_manifest(descriptor.media_type) or manifests.is_index(descriptor.media_type):
+            async with self.budget.document():
+                yield await client.manifest(reference, asked(descriptor))
+        else:
+            async with self.budget.layer(number), self.budget.connection(number), client.fetch(reference, asked(descriptor), 0, descriptor.size) as body:
+                async for chunk in body:
+                    yield bytes(chunk)
+
+
+class _Fetching:
+    """One blob on its way."""
+
+    def __init__(self, fetcher: Fetcher, client: Client, reference: Reference, descriptor: Descriptor, landing: Landing, number: int) -> None:
+        self._fetcher = fetcher
+        self._budget = fetcher.budget
+        self._client = client
+        self._reference = reference
+        self._descriptor = descriptor
+        self._landing = landing
+        self._number = number
+        self._bodies: list[Body] = []
+        """What came since the landing began."""
+
+    async def run(self, labels: Mapping[str, str]) -> None:
+        landing, size = self._landing, self._descriptor.size
+        known = await self._known() if landing.offset < size else None
+        for left in reversed(range(TRIES)):
+            begun = landing.offset
+            self._bodies.clear()
+            if known is not None:
+                if begun:
+                    await landing.restart()
+                async with landing.lane(0) as lane:
+                    await lane.write(known)
+            elif begun < size:
+                try:
+                    await self._fetched(begun)
+                except WrongBytes:
+                    if not left:
+                        raise
+                    await landing.restart()
+                    continue
+            try:
+                await landing.commit(labels)
+                return
+            except errors.FailedPrecondition as error:
+                if not begun:
+                    self._distrust(str(error))
+                await landing.restart()
+                if not left:
+                    hosts = ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts)) or self._reference.host
+                    raise errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}") from None
+
+    def _distrust(self, why: str) -> None:
+        """The hosts that it came from; of several, who of them has other bytes will show: whoever had the last is asked for all of it now."""
+        spared = self._bodies[-1].place if len({host for body in self._bodies for host in body.hosts}) > 1 else ""
+        for body in self._bodies:
+            body.distrust(why, spared)
+
+    async def _known(self) -> bytes | None:
+        """The bytes of a manifest, which the client has checked, or of a blob that its descriptor brings along; None for others."""
+        descriptor = self._descriptor
+        if (brought := descriptor.brought) is not None:
+            return brought
+        if manifests.is_manifest(descriptor.media_type) or manifests.is_index(descriptor.media_type):
+            async with self._budget.document():
+                return await self._client.manifest(self._reference, asked(descriptor))
+        return None
+
+    async def _fetched(self, offset: int) -> None:
+        """Fetch all from ``offset`` on."""
+        size = self._descriptor.size
+        async with self._budget.layer(self._number):
+            if not self._landing.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
+                await self._part(offset, size)
+                return
+            parts = range(offset, size, PART)  # no list of them: the size is only what a stranger says
+            answered = asyncio.Event()
+
+            def part() -> tuple[int, int]:
+                nonlocal parts
+                start, parts = parts[0], parts[1:]
+                return start, min(start + PART, size)
+
+            def answer(body: Body) -> None:
+                nonlocal parts
+                if not body.ranges:
+                    parts = range(0)
+                    body.take_all()
+                answered.set()
+
+            async def stream(first: bool) -> None:
+                if first:
+                    await self._part(*part(), answer)
+                await answered.wait()
+                while parts:
+                    await self._part(*part(), part_only=True)
+
+            try:
+                await together(stream(not number) for number in range(self._fetcher.streams))
+            except NoParts:
+                await self._landing.shorten()
+                await self._part(self._landing.offset, size)
+
+    async def _part(self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False) -> None:
+        """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there. ``part_only``: NoParts from a host that sends whole blobs."""
+        descriptor, landing = self._descriptor, self._landing
+        async with self._budget.connection(self._number), self._client.fetch(self._reference, asked(descriptor), start, end - start, part_only=part_only) as body:
+            self._bodies.append(body)
+            answered(body)
+            async with landing.lane(start) as lane:
+                async for chunk in body:
+                    await lane.write(chunk)
+                    self._fetcher.moving[descriptor.digest] = (landing.received, descriptor.size)
+                    fault("images.fetching")

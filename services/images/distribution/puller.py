@@ -1,0 +1,236 @@
+"""Pulls: from a registry to an image of the node.
+
+1. The name is resolved to a digest; from here on everything is named by digest. Verifiers (``verifiers.py``) are asked whether it may be pulled.
+2. The documents are walked from the top: each is fetched, labelled with what it refers to, and its children that the destination wants are walked, all at once (``documents/graph.py``).
+3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the image is to be unpacked, each is unpacked while it arrives; layers whose snapshots
+   exist are not even fetched.
+4. The images are stored under the names that the destination says.
+
+A pull that fails or is cancelled stops all of this at once. What it has of a blob stays for a day, to be gone on with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from services.images import names, registry
+from services.images.concurrency.budget import Gate
+from services.images.concurrency.gather import for_each, together
+from services.images.concurrency.stagger import wave
+from services.images.distribution.fetcher import Begun, Fetcher, nobody_follows
+from services.images.distribution.progress import Tracker
+from services.images.distribution.sources import client_of, resolved, with_source
+from services.images.distribution.verifiers import Verifier
+from services.images.documents import manifests
+from services.images.documents.graph import LAYERS, Graph
+from services.images.documents.legacy import converted
+from services.images.documents.manifests import Descriptor
+from services.images.layers.unpacker import Origin, Unpacker, parts
+from services.images.node.ingest import FileLanding
+from services.images.registry import Reference
+from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
+from services.kit import errors, tracing
+from services.kit.faults import fault
+
+_WALKED, _BEGUN = 16, 128
+"""Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests, of which its registry may have none, neither opens as many ingests nor
+takes the memory of as many walks. An image that has more layers is rare."""
+
+_SMALL = 1 << 20
+"""Bytes of a blob that is looked at whenever a pull finds it there: a millisecond. Documents are such."""
+
+
+class RegistryPuller:
+    """Pulls; one for the whole process."""
+
+    def __init__(self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker, verifier: Verifier, layers: int = LAYERS) -> None:
+        """``layers``: of one image, at most."""
+        self._registry = process
+        self._fetcher = fetcher
+        self._unpacker = unpacker
+        self._verifier = verifier
+        self._layers = layers
+
+    async def pull(self, source: Registry, destination: ImageStore, node: Node, report: Report) -> None:
+        """See ``transfer.Puller``. The errors name the host and the cause."""
+        wanted = self._unpacker.accepted(destination.unpacks)
+        report(Progress(f"Resolving from {source}"))
+        with tracing.span("images.pull", reference=source.reference):
+            reference = Reference.parse(source.reference)
+            client = client_of(self._registry, source)
+            try:
+                async with self._fetcher.budget.document():
+                    root = resolved(await client.resolve(reference))
+            except errors.NodeError as error:
+                raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
+            await self._verifier.verify(source.reference, root)
+            report(Progress(f"Pulling from {source}"))
+            report(Progress("fetching image content", source.reference, descriptor=root))
+            graph = Graph(node, destination, self._layers)
+            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted, verify=destination.verify)
+            tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
+            async with tracker.running():
+                await pull.walk(root, tracker)
+                if graph.only_indexes:
+                    raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
+                if graph.has_octet_stream:
+                    root = await converted(node, root)
+                    await pull.walk(root, tracker)
+            fault("images.pulled")
+            saved = [Progress("saved", image.name, descriptor=image.target) for image in await names.stored(names.of_root(destination, root), node)]
+            for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):  # again: ctr shows a status with the next event that has a name
+                report(each)
+
+
+class _Pull:
+    """The walk of one pull."""
+
+    def __init__(self, fetcher: Fetcher, unpacker: Unpacker, client: registry.Client, reference: Reference, node: Node, graph: Graph,
+                 wanted: Sequence[Unpacking], *, verify: bool) -> None:
+        self._verify = verify
+        """All bytes of blobs that are there are looked at."""
+        self._fetcher = fetcher
+        self._unpacker = unpacker
+        self._client = client
+        self._reference = reference
+        self._node = node
+        self._graph = graph
+        self._wanted = wanted
+        self._begun = Gate(_BEGUN)
+        self._asked: dict[str, Descriptor] = {}
+        self._done: set[str] = set()
+
+    async def active(self) -> Mapping[str, tuple[int, int]]:
+        """What is under way, for the tracker."""
+        return {descriptor.ref: self._fetcher.moving[digest] for digest, descriptor in self._asked.items()
+                if digest not in self._done and digest in self._fetcher.moving}
+
+    async def done(self, digest: str) -> bool:
+        """What is there, for the tracker."""
+        return digest in self._done
+
+    async def walk(self, descriptor: Descriptor, tracker: Tracker) -> None:
+        """Fetch what ``descriptor`` names, and all that is wanted below it; what was met before is fetched already, or being fetched."""
+        if not self._graph.first(descriptor):
+            return
+        await self._fetch(descriptor, tracker)
+        try:
+            children = await self._graph.children(descriptor)
+        except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:  # of the document; it says what, and not whose
+            raise type(error).verbatim(f"{self._reference.host}/{self._reference.repository}: {error}") from None
+        tracker.children(descriptor, children)
+        if manifests.is_manifest(descriptor.media_type):
+            config, layers = parts(children)
+            others = [child for child in children if child is not config and child not in layers]
+            if self._wanted and config is not None and layers:
+                await together([self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)])
+                return
+            await together([*(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)), self._walk_all([*([config] if config is not None else []), *others], tracker)])
+            return
+        await self._walk_all(children, tracker)
+
+    async def _walk_all(self, children: Sequence[Descriptor], tracker: Tracker) -> None:
+        await for_each(children, lambda child: self.walk(child, tracker), _WALKED)
+
+    async def _unpacked(self, manifest: Descriptor, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker) -> None:
+        """Fetch an image's config and layers, and unpack it meanwhile."""
+        await self._fetch(config, tracker)
+        blobs = _Arriving(len(layers))
+
+        async def unpacked() -> None:
+            chain_id = await self._unpacker.unpack(self._node, config, layers, self._wanted, blobs=blobs, extracting=tracker.extracting,
+                                                   origin=Origin(str(self._reference), manifest.digest))
+            blobs.wanted(len(layers) if chain_id else 0)  # all are unpacked already; or it is not for this machine, and then nothing is
+
+        async def fetched(number: int, turn: int) -> None:
+            await wave(turn)
+            await self._fetch(layers[number], tracker, number, lambda landing: blobs.lands(number, landing))
+            blobs.arrived(number)
+
+        async def fetching() -> None:
+            lowest = await blobs.lowest
+            await together([*(fetched(number, turn) for turn, number in enumerate(range(lowest, len(layers)))),
+                            *(self._mended(layers[number], number) for number in range(lowest))])
+
+        with contextlib.closing(blobs):
+            await together([unpacked(), fetching()])
+
+    async def _fetch(self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = nobody_follows) -> None:
+        self._asked[descriptor.digest] = descriptor
+        tracker.add(descriptor)
+        async with self._begun.entered(number):
+            await self._seen_to(descriptor, tracker, number, begun)
+
+    async def _seen_to(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> None:
+        if await self._fetcher.fetch(self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun):
+            self._done.add(descriptor.digest)
+            return
+        await self._mended(descriptor, number)
+        self._done.add(descriptor.digest)
+        tracker.exists(descriptor)
+        labels = with_source((await self._node.info(descriptor.digest)).labels, self._reference)
+        if labels:
+            await self._node.label(descriptor.digest, labels)
+
+    async def _mended(self, descriptor: Descriptor, number: int) -> None:
+        """A blob of which the node has a record, if it has, has its file too; or it is fetched again."""
+        if trouble := await self._node.trouble(descriptor, verify=self._verify or descriptor.size <= _SMALL):
+            await self._fetcher.mend(self._node, self._client, self._reference, descriptor, number, trouble)
+
+
+class _Arriving:
+    """The layers of an image on their way: :class:`~services.images.layers.unpacker.Blobs`."""
+
+    def __init__(self, count: int) -> None:
+        self.lowest: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """The lowest layer that is wanted, once it is known."""
+        self._landings: list[FileLanding | None] = [None] * count
+        self._begun = [asyncio.Event() for _ in range(count)]
+        self._there = [asyncio.Event() for _ in range(count)]
+
+    def wanted(self, number: int) -> None:
+        if not self.lowest.done():
+            self.lowest.set_result(number)
+
+    def lands(self, number: int, landing: Landing) -> None:
+        """A blob begins to arrive."""
+        if isinstance(landing, FileLanding):
+            landing.keep()
+            self._landings[number] = landing
+            self._begun[number].set()
+
+    def arrived(self, number: int) -> None:
+        """A blob is there."""
+        self._begun[number].set()
+        self._there[number].set()
+
+    def close(self) -> None:
+        """Let go of landings that nobody read."""
+        for number in range(len(self._landings)):
+            self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        landing, self._landings[number] = self._landings[number], None
+        if landing is not None:
+            landing.let_go()
+
+    async def begun(self, number: int) -> None:
+        await self._begun[number].wait()
+
+    @contextlib.asynccontextmanager
+    async def landing(self, number: int) -> AsyncIterator[FileLanding | None]:
+        landing = self._landings[number]
+        if landing is not None and landing.closed:  # given up; another attempt makes it, or none
+            self._let_go(number)
+            landing = None
+        if landing is None:
+            await self._there[number].wait()
+        try:
+            yield landing
+        finally:
+            self._let_go(number)
+
+    async def there(self, number: int) -> None:
+        await self._there[number].wait()

@@ -1,0 +1,159 @@
+"""Pushes: from an image of the node to a registry.
+
+Blobs go first, all at once as far as the process's budget goes; then the manifests that name them, then the indexes, the innermost first: a registry takes no document whose parts it lacks. A blob
+that, by its labels or those of what names it, another repository of the host has is mounted from there, if the host allows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from services.images import registry
+from services.images.concurrency import threads
+from services.images.concurrency.budget import Budget
+from services.images.concurrency.gather import together
+from services.images.distribution.progress import Tracker
+from services.images.distribution.sources import asked, client_of, mountable
+from services.images.documents import manifests
+from services.images.documents.graph import Walk
+from services.images.documents.manifests import Descriptor
+from services.images.registry import Client, Pushed, Reference
+from services.images.transfer import ImageStore, Node, Progress, Registry, Report
+from services.kit import errors, tracing
+from services.oci import platforms
+
+MOUNTS = 3
+"""Other repositories that are tried for a blob: each costs a request, and the first, whose name is most alike, is nearly always right."""
+
+_PIECE = 1 << 18
+
+
+class RegistryPusher:
+    """Pushes; one for the whole process."""
+
+    def __init__(self, process: registry.Registry, budget: Budget) -> None:
+        self._registry = process
+        self._budget = budget
+
+    async def push(self, source: ImageStore, destination: Registry, node: Node, report: Report) -> None:
+        """See ``transfer.Pusher``. The errors name the host and the cause; NotFound also for a part that the node lacks, InvalidArgument for a reference with another digest than the image's.
+
+        With a tag and the image's digest the tag is what it is pushed under.
+        """
+        with tracing.span("images.push", reference=destination.reference):
+            image = await node.image(source.name)
+            root = image.target
+            reference, digest = Reference.parse(destination.reference), asked(root).digest
+            if reference.digest not in (None, digest):
+                raise errors.InvalidArgument(f"{destination.reference}: the image {image.name} has another digest, {digest}")
+            reference = reference.at(digest)  # so that the tag is the root's, and no other manifest's
+            report(Progress(f"Pushing to {destination}"))
+            report(Progress("pushing content", image.name, descriptor=root))
+            push = _Push(client_of(self._registry, destination), reference, node, self._budget, platforms.wanted(source.platforms))
+            tracker = Tracker(image.name, "uploading", report, push.active, push.done)
+            async with tracker.running():
+                await push.run(root, tracker)
+            pushed = Progress("pushed content", image.name, descriptor=root)
+            for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):  # again: ctr shows a status with the next event that has a name
+                report(each)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What an image consists of, in the order in which it is named; each digest once."""
+
+    blobs: dict[str, tuple[Descriptor, list[Mapping[str, str]]]] = field(default_factory=dict)
+    """With their labels, and those of what names them."""
+    manifests: dict[str, Descriptor] = field(default_factory=dict)
+    indexes: dict[str, Descriptor] = field(default_factory=dict)
+    """Each behind those that it names."""
+
+
+class _Push:
+    """One push."""
+
+    def __init__(self, client: Client, reference: Reference, node: Node, budget: Budget, wanted: platforms.Matcher) -> None:
+        self._client = client
+        self._reference = reference
+        self._node = node
+        self._budget = budget
+        self._wanted = wanted
+        self._moving: dict[str, tuple[int, int]] = {}
+        self._done: set[str] = set()
+
+    async def active(self) -> Mapping[str, tuple[int, int]]:
+        """What is under way, for the tracker."""
+        return dict(self._moving)
+
+    async def done(self, digest: str) -> bool:
+        """What is there, for the tracker."""
+        return digest in self._done
+
+    async def run(self, root: Descriptor, tracker: Tracker) -> None:
+        """Push everything."""
+        parts, walk = _Parts(), Walk(self._node)
+        await self._find(root, (), parts, walk, tracker)
+        await together(self._blob(number, blob, labels, tracker) for number, (blob, labels) in enumerate(parts.blobs.values()))
+        await together(self._document(manifest, tracker) for manifest in parts.manifests.values())
+        for index in parts.indexes.values():
+            await self._document(index, tracker)
+
+    async def _find(self, descriptor: Descriptor, above: Sequence[Mapping[str, str]], parts: _Parts, walk: Walk, tracker: Tracker) -> None:
+        if not walk.first(descriptor):
+            return
+        tracker.add(descriptor)
+        labels = [*above, descriptor.annotations]
+        with contextlib.suppress(errors.NotFound):  # whoever reads it says so
+            labels.append((await self._node.info(descriptor.digest)).labels)
+        manifest, index = manifests.is_manifest(descriptor.media_type), manifests.is_index(descriptor.media_type)
+        if not manifest and not index:
+            parts.blobs.setdefault(descriptor.digest, (descriptor, labels))
+            return
+        children = [child for child in await walk.children(descriptor) if child.platform is None or self._wanted.matches(child.platform)]
+        walk.follow(descriptor, children)
+        tracker.children(descriptor, children)
+        for child in children:
+            await self._find(child, labels, parts, walk, tracker)
+        (parts.manifests if manifest else parts.indexes).setdefault(descriptor.digest, descriptor)
+
+    async def _blob(self, number: int, descriptor: Descriptor, labels: Sequence[Mapping[str, str]], tracker: Tracker) -> None:
+        async def read(offset: int) -> AsyncIterator[bytes]:
+            async with self._node.reading(descriptor.digest) as fd:
+                at = await threads.to_thread(_advance, fd, offset)
+                while data := await threads.to_thread(os.read, fd, _PIECE):
+                    at += len(data)
+                    self._moving[descriptor.ref] = (at, descriptor.size)
+                    yield data
+
+        try:
+            async with self._budget.upload(number):
+                how = await self._client.push_blob(self._reference, asked(descriptor), read, mount_from=mountable(labels, self._reference, MOUNTS))
+        finally:
+            self._moving.pop(descriptor.ref, None)
+        self._finished(descriptor, tracker, existed=how is not Pushed.UPLOADED)
+
+    async def _document(self, descriptor: Descriptor, tracker: Tracker) -> None:
+        async with self._budget.document():
+            existed = await self._client.exists(self._reference, asked(descriptor))
+            if not existed:
+                await self._client.push_manifest(self._reference, asked(descriptor), await self._node.document(descriptor))
+        self._finished(descriptor, tracker, existed=existed)
+
+    def _finished(self, descriptor: Descriptor, tracker: Tracker, *, existed: bool) -> None:
+        self._done.add(descriptor.digest)
+        if existed:
+            tracker.exists(descriptor)
+
+
+def _advance(fd: int, offset: int) -> int:
+    """Go to ``offset``, in a pipe by reading."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_SET)
+    except OSError:
+        left = offset
+        while left and (data := os.read(fd, min(left, _PIECE))):
+            left -= len(data)
+        return offset

@@ -1,0 +1,46 @@
+"""Documents as blobs: those that are there are read, those that are made here are stored."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from services.images.concurrency import threads
+from services.images.documents import manifests
+from services.images.documents.manifests import Config, Descriptor
+from services.images.documents.parser import read
+from services.images.transfer import Node
+from services.kit import errors
+
+
+async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:
+    """What a manifest or an index of the node refers to; nothing else does. Errors as ``oci.children_in`` has them, and NotFound."""
+    if not manifests.is_manifest(descriptor.media_type) and not manifests.is_index(descriptor.media_type):
+        return []
+    return await read(await node.document(descriptor), manifests.children_in, descriptor)
+
+
+async def config_of(node: Node, descriptor: Descriptor) -> Config:
+    """An image's config. Errors as ``Config.parse`` has them, and NotFound."""
+    return await read(await node.document(descriptor), Config.parse, descriptor.digest)
+
+
+async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str, str] = {}) -> Descriptor:
+    """A document as a blob of the node."""
+    descriptor = Descriptor(media_type, manifests.digest_of(data), len(data))
+    async with node.filling(f"manifest-{descriptor.digest}-{time.time_ns()}") as filling:
+        await threads.to_thread(write, filling.fd, data)
+        filling.filled()
+        await filling.commit(descriptor.digest, descriptor.size, labels)
+    return descriptor
+
+
+def write(fd: int, data: bytes | memoryview) -> None:
+    """All of ``data``. ResourceExhausted if there is no room for it, Unknown if the disk fails otherwise."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(fd, view):]
+    except OSError as error:
+        raise errors.of_system(error, "writing a blob") from None

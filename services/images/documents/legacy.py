@@ -1,0 +1,41 @@
+"""Manifests of old images, whose config has the media type application/octet-stream: Docker pushed it so before 2016 (docker/distribution#1622).
+
+A pull stores another manifest in place of such a one, in which the config is said to be Docker's. By its digest the image is then known, the same as containerd's: it is written as
+containerd writes it, byte for byte. Its layers can be unpacked, which containerd leaves undone. What is no image's config stays what it is. Indexes are not converted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from services.images.documents import manifests
+from services.images.documents.blobs import children, config_of, written
+from services.images.documents.manifests import Descriptor
+from services.images.documents.parser import read
+from services.images.transfer import Node
+from services.kit import errors
+
+OCTET_STREAM = "application/octet-stream"
+
+
+async def converted(node: Node, descriptor: Descriptor) -> Descriptor:
+    """The manifest to use in place of ``descriptor``, whose blobs are there; itself unless it is an image's manifest whose config is said to be an octet stream."""
+    if not manifests.is_manifest(descriptor.media_type):
+        return descriptor
+    config, *layers = await children(node, descriptor)
+    if config.media_type != OCTET_STREAM or not await _is_config(node, config, len(layers)):
+        return descriptor
+    config = replace(config, media_type=manifests.DOCKER_CONFIG)
+    data = await read(await node.document(descriptor), manifests.with_config, descriptor, config)
+    made = await written(data, descriptor.media_type, node, manifests.reference_labels([config, *layers]))
+    return replace(descriptor, digest=made.digest, size=made.size)
+
+
+async def _is_config(node: Node, config: Descriptor, layers: int) -> bool:
+    """Whether it is the config of an image of so many layers."""
+    if config.size > manifests.DOCUMENT_LIMIT:
+        return False
+    try:
+        return len((await config_of(node, config)).diff_ids) == layers
+    except (errors.Unknown, errors.InvalidArgument):
+        return False

@@ -1,0 +1,443 @@
+"""From layers to snapshots: each layer of an image unpacked on top of those below it, committed under its chain id.
+
+A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others: prepare a key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts
+while its blob arrives; compare the diff id; commit, once the snapshot below is committed. Where the snapshotter has the capability ``rebase`` (overlayfs has) they are unpacked side by side, each
+*alone*, on no parent, and the commit brings the parent (``chain.py``); before that, directories that the layer uses and does not name get their owners and modes from the layers below
+(``snapshots/diff/inherit.py``; a layer for which that comes too late is unpacked once more, on those below it). Without the capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer itself (stargz, nydus) says that it exists, because the label
+``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
+
+In the end the blob of each unpacked layer is labelled with its diff id, and the config's with the topmost chain id (``containerd.io/gc.ref.snapshot.NAME``), which is why the collector
+keeps the snapshots as long as the image. Of transfers that unpack the same layer at once one does, and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+from services.content.store import Digest
+from services.images.concurrency.budget import Budget
+from services.images.concurrency.gather import together
+from services.images.concurrency.keyed_locks import Turns
+from services.images.concurrency.stagger import wave
+from services.images.documents.blobs import config_of
+from services.images.documents.manifests import Config, Descriptor, chain_ids, is_config, is_layer
+from services.images.layers.chain import Chain
+from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, LateError, Node, Unpacking
+from services.kit import errors, rpc, tracing
+from services.kit.faults import fault
+from services.kit.identifiers import quoted
+from services.oci import platforms
+from services.oci.platforms import OnlySystem
+from services.snapshots.diff.inherit import Unnamed
+from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Mount, Snapshotter
+
+log = logging.getLogger(__name__)
+
+SNAPSHOTTER = "overlayfs"
+"""Where nobody asked for another."""
+
+_REF = "containerd.io/snapshot.ref"
+_DIFF_ID = "containerd.io/snapshot/diff-id"
+_PARENT = "containerd.io/snapshot/parent-chain-id"
+_INHERITED = "containerd.io/snapshot/"
+_LAYERS = f"{_INHERITED}cri.image-layers"
+_NOT_THE_IMAGES = frozenset({UID_MAPPING, GID_MAPPING, UPPERDIR, _REF, _DIFF_ID, _PARENT, f"{_INHERITED}max-size"})
+"""Labels of snapshots that are the node's and its clients' to set: an image must not choose the host's ids that own its files (containerd drops these since 2.4.1), nor say what only we know."""
+_LABEL_LIMIT = 4096
+"""Bytes of a label's key and value."""
+_TRIES = 3
+
+class Blobs(Protocol):
+    """The layers' blobs of an image, by number; 0 is the lowest."""
+
+    def wanted(self, number: int) -> None:
+        """The blob of this number will be asked for, and all above it. Said at least once, before any is asked for."""
+        ...
+
+    async def begun(self, number: int) -> None:
+        """Returns when the blob has begun to arrive, or is there."""
+        ...
+
+    def landing(self, number: int) -> AbstractAsyncContextManager[Landing | None]:
+        """Where a blob lands that has begun to arrive, or has landed; for the block, and for one block only. None if it is there, and is to be read from the store."""
+        ...
+
+    async def there(self, number: int) -> None:
+        """Returns when the blob is there."""
+        ...
+
+
+Extracting = Callable[[Descriptor, int], None]
+"""Told how many of a layer's bytes are unpacked: 0 when it begins, its size when it is done."""
+
+
+class Origin(NamedTuple):
+    """Where an image comes from: its reference, and the digest of its manifest. stargz and its like fetch layers by that (containerd's docs/cri/config.md, on snapshot annotations)."""
+
+    reference: str
+    manifest: str
+
+    def told(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
+        """The layers with annotations that tell it, which become labels of their snapshots; with each the digests of it and those above it, as many as a label holds."""
+        found = []
+        for number, layer in enumerate(layers):
+            above, room = list[str](), _LABEL_LIMIT - len(_LAYERS) + 1
+            for each in layers[number:]:
+                room -= len(each.digest) + 1
+                if room < 0:
+                    break
+                above.append(each.digest)
+            found.append(replace(layer, annotations={**layer.annotations, f"{_INHERITED}cri.image-ref": self.reference, f"{_INHERITED}cri.manifest-digest": self.manifest,
+                                                     f"{_INHERITED}cri.layer-digest": layer.digest, _LAYERS: ",".join(above)}))
+        return found
+
+
+class There:
+    """The ``Blobs`` of an image whose layers are there from the start."""
+
+    def wanted(self, number: int) -> None:
+        return
+
+    async def begun(self, number: int) -> None:
+        return
+
+    @contextlib.asynccontextmanager
+    async def landing(self, number: int) -> AsyncIterator[None]:
+        yield
+
+    async def there(self, number: int) -> None:
+        return
+
+
+def parts(children: Sequence[Descriptor]) -> tuple[Descriptor | None, list[Descriptor]]:
+    """Of a manifest's children the config of an image, if it has one, and the layers."""
+    return next((c for c in children if is_config(c.media_type)), None), [c for c in children if is_layer(c.media_type)]
+
+
+class Unpacker:
+    """Unpacks images; one for the whole process, since it knows which layers are being unpacked. ``supported``: nothing else is unpacked; empty: anything."""
+
+    def __init__(self, budget: Budget | None = None, supported: Sequence[Unpacking] = ()) -> None:
+        self._budget = budget or Budget()
+        self._supported = supported
+        self._turns = Turns()
+
+    def accepted(self, wanted: Sequence[Unpacking]) -> list[Unpacking]:
+        """Of the unpackings that a client wants, those for what this machine runs, with their snapshotters. InvalidArgument if it wants only others."""
+        found = [each for each in map(self._accepted, wanted) if each is not None]
+        if wanted and not found:
+            raise errors.InvalidArgument("unable to initialize unpacker: no unpack platforms defined")
+        return found
+
+    def _accepted(self, wanted: Unpacking) -> Unpacking | None:
+        if not OnlySystem(platforms.default()).matches(wanted.platform):
+            return None
+        if not self._supported:
+            return Unpacking(wanted.platform, wanted.snapshotter or SNAPSHOTTER)
+        able = [each.snapshotter for each in self._supported if OnlySystem(each.platform).matches(wanted.platform)]
+        usual = SNAPSHOTTER if SNAPSHOTTER in able else next(iter(able), "")
+        name = wanted.snapshotter or usual
+        if name in able:
+            return Unpacking(wanted.platform, name)
+        log.warning("%s is not unpacked by %s: unpack_config allows %s", wanted.platform, name or "any snapshotter", ", ".join(able) or "nothing for this platform")
+        return None
+
+    async def unpack(self, node: Node, config: Descriptor, layers: Sequence[Descriptor], wanted: Sequence[Unpacking], *,
+                     blobs: Blobs | None = None, extracting: Extracting | None = None, origin: Origin | None = None) -> str:
+        """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose blob is there. ``origin``: where they come from, if that is a registry.
+
+        The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then no layer was wanted.
+        """
+        with tracing.span("images.unpack", config=config.digest) as span:
+            try:
+                what = await _checked(node, config)
+                if len(layers) != len(what.diff_ids):
+                    raise errors.Unknown(f"image config {config.digest}: number of layers and diffIDs don't match: {len(layers)} != {len(what.diff_ids)}")
+            except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:  # of the document; it says what, and not whose
+                raise _explained(error, origin.reference) if origin is not None else error from None
+            if not wanted or what.kind not in ("", "layers") or not OnlySystem(platforms.default()).matches(what.platform):
+                return ""
+            name = wanted[0].snapshotter
+            chain = chain_ids(what.diff_ids)
+            how = await node.unpacks(name)
+            if how.wants_origin and origin is not None:
+                layers = origin.told(layers)
+            span.set(snapshotter=name, follows=how.follows, side_by_side=how.side_by_side)
+            stack = _Stack(node, name, node.snapshotter(name), how.follows, blobs or There(), extracting or _unheard, self._turns, self._budget,
+                           [_Layer(number, *each) for number, each in enumerate(zip(layers, what.diff_ids, chain, ["", *chain[:-1]], strict=True))])
+            await (stack.side_by_side() if how.side_by_side and len(chain) > 1 else stack.in_order())
+            fault("images.unpacked")
+            await node.label(config.digest, {f"containerd.io/gc.ref.snapshot.{name}": chain[-1]})
+            return chain[-1]
+
+
+async def _checked(node: Node, config: Descriptor) -> Config:
+    """A config whose diff ids may be in the names of snapshots; Unknown or InvalidArgument."""
+    found = await config_of(node, config)
+    for diff_id in found.diff_ids:
+        try:
+            Digest.parse(diff_id)
+        except ValueError as error:
+            raise errors.InvalidArgument(f"image config {config.digest}: diff id {quoted(diff_id[:100])}: {error}") from None
+    return found
+
+
+def _unheard(_: Descriptor, __: int) -> None:
+    """The ``Extracting`` of whoever does not want to know."""
+
+
+class _Layer(NamedTuple):
+    """A layer, from the lowest (0) on, and what its snapshot and the one below are called."""
+
+    number: int
+    descriptor: Descriptor
+    diff_id: str
+    chain_id: str
+    parent: str
+
+
+class _Made(NamedTuple):
+    """A layer's directory; of one that is not made alone, those of the layers below it, too, topmost first."""
+
+    directories: list[str]
+    alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """The layers of one image on their way to being snapshots."""
+
+    node: Node
+    name: str
+    snapshotter: Snapshotter
+    follows: bool
+    """Layers may be read while they arrive."""
+    blobs: Blobs
+    extracting: Extracting
+    turns: Turns
+    budget: Budget
+    layers: Sequence[_Layer]
+    made: dict[int, _Made] = field(default_factory=dict)
+    """The layers that are made here, by their numbers."""
+
+    def below(self, number: int) -> list[str] | None:
+        """The directories of all layers below one, topmost first; None if not all are known, since others made some of them."""
+        found: list[str] = []
+        for each in reversed(range(number)):
+            if each not in self.made:
+                return None
+            found += self.made[each].directories
+            if not self.made[each].alone:
+                return found
+        return None
+
+    async def in_order(self) -> None:
+        """Each when the one below it is committed."""
+        for layer in self.layers:
+            async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
+                await _Extraction(self, layer).run()
+
+    async def side_by_side(self) -> None:
+        """All that are missing at once, as far as the budget goes; those upon one that is there."""
+        first = await self._missing()
+        if first:  # taken under the lease; or made again, if it has gone meanwhile
+            async with self.turns.alone((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
+                await _Extraction(self, self.layers[first - 1]).run()
+        if first == len(self.layers):
+            return
+        self.blobs.wanted(first)
+        self.node.expect()
+        chain = Chain(first, len(self.layers))
+        await together([chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))])
+
+    async def _chained(self, layer: _Layer, chain: Chain, turn: int) -> None:
+        await wave(turn)
+        async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
+            await _Extraction(self, layer, chain).run(alone=turn > 0)
+
+    async def _missing(self) -> int:
+        """The number of the lowest layer that is not there: mostly the lowest of all, or none."""
+        count = len(self.layers)
+        if not await self._is_there(0):
+            return 0
+        if await self._is_there(count - 1):
+            return count
+        low, high = 1, count - 1
+        while low < high:
+            middle = (low + high) // 2
+            if await self._is_there(middle):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    async def _is_there(self, number: int) -> bool:
+        try:
+            await self.snapshotter.stat(self.layers[number].chain_id)
+        except errors.NotFound:
+            return False
+        return True
+
+
+class _Extraction:
+    """One layer on its way to being a snapshot."""
+
+    def __init__(self, stack: _Stack, layer: _Layer, chain: Chain | None = None) -> None:
+        """``chain`` is where it has its place; without, the layer below is there."""
+        self._chain = chain or Chain(layer.number, layer.number)
+        self._stack = stack
+        self._node = stack.node
+        self._snapshotter = stack.snapshotter
+        self._layer = layer
+        self._descriptor = layer.descriptor
+        self._key = ""
+        labels = {key: value for key, value in layer.descriptor.annotations.items() if key.startswith(_INHERITED) and key not in _NOT_THE_IMAGES}
+        self._labels = labels | {_REF: layer.chain_id, _DIFF_ID: layer.diff_id} | ({_PARENT: layer.parent} if layer.parent else {})
+
+    async def run(self, *, alone: bool = False) -> None:
+        """Make it. ``alone``: without waiting for the layer below."""
+        while True:
+            try:
+                await self._run(alone=alone)
+                return
+            except BegunAnew:  # as often as the fetch begins anew: a few times at most
+                await self._stack.blobs.there(self._layer.number)
+            except LateError:
+                alone = False
+                await self._chain.reached(self._layer.number)
+
+    async def _run(self, *, alone: bool) -> None:
+        layer, chain = self._layer, self._chain
+        mounts = await self._prepared("" if alone else layer.parent)
+        if mounts is None:
+            chain.complete(layer.number)
+            await chain.commit(layer.number, None)
+            return
+        self._stack.made[layer.number] = _Made(_directories(mounts), alone=alone)
+        if alone and not (len(mounts) == 1 and mounts[0].type == "bind"):  # of a snapshotter that rebases in another way than overlayfs
+            await self._removed(self._key)
+            await chain.reached(layer.number)
+            await self._run(alone=False)
+            return
+        staged = bool(mounts) and "ro" in mounts[-1].options
+        unnamed: Sequence[Unnamed] = ()
+        try:
+            if not staged:
+                unnamed = await self._applied(mounts, alone=alone)
+                await self._stack.blobs.there(layer.number)
+            await chain.completed_below(layer.number)
+            if unnamed:
+                await self._inherited(mounts, unnamed)
+            chain.complete(layer.number)
+            await chain.commit(layer.number, lambda: self._committed(layer.parent if alone else ""))
+        except BaseException:
+            await rpc.shielded(self._removed(self._key))
+            raise
+        if not staged:
+            await self._node.label(self._descriptor.digest, {UNCOMPRESSED: layer.diff_id})
+
+    async def _prepared(self, parent: str) -> list[Mount] | None:
+        """Mounts to unpack onto; None where the snapshot is there, or was made for us."""
+        chain_id = self._layer.chain_id
+        for attempt in range(_TRIES):
+            self._key = f"extract-{_unique()} {chain_id}"
+            try:
+                return await self._snapshotter.prepare(self._key, parent, self._labels)
+            except errors.AlreadyExists:
+                try:
+                    await self._snapshotter.stat(chain_id)
+                    return None
+                except errors.NotFound:
+                    if attempt == _TRIES - 1:
+                        break
+            except errors.NodeError as error:
+                raise _explained(error, f"failed to prepare extraction snapshot {quoted(self._key)}") from None
+        raise errors.AlreadyExists(f"unable to prepare extraction snapshot: snapshot {quoted(self._key)}")
+
+    async def _applied(self, mounts: Sequence[Mount], *, alone: bool) -> Sequence[Unnamed]:
+        """Unpack it; the answer is what :meth:`_inherited` is for."""
+        layer, blobs = self._descriptor, self._stack.blobs
+        blobs.wanted(self._layer.number)
+        await (blobs.begun if self._stack.follows else blobs.there)(self._layer.number)
+        async with self._stack.budget.unpacking(self._layer.number):
+            self._stack.extracting(layer, 0)
+            try:
+                async with blobs.landing(self._layer.number) as landing:
+                    applied = await self._node.apply(layer, mounts, landing=landing, alone=alone)
+            except errors.NodeError as error:
+                what = f"{layer.media_type} {layer.digest}"
+                raise _explained(error, f"failed to extract layer ({what}) to {self._stack.name} as {quoted(self._key)}") from None
+        if applied.diff_id != self._layer.diff_id:
+            raise errors.Unknown(f"wrong diff id {quoted(applied.diff_id)} calculated on extraction {quoted(self._layer.diff_id)}, desc {quoted(layer.digest)}")
+        self._stack.extracting(layer, layer.size)
+        return applied.unnamed
+
+    async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[Unnamed]) -> None:
+        """Directories that the layer uses and does not name become what they are in the layers below, which are there now."""
+        number = self._layer.number
+        try:
+            if (below := self._stack.below(number)) is not None:
+                try:
+                    await self._node.inherit(mounts, below, unnamed)
+                except errors.NodeError:
+                    if self._stack.below(number) is not None:
+                        raise
+                if self._stack.below(number) is not None:  # else somebody else's is taken for one of them, which goes
+                    return
+            await self._chain.reached(number)
+            await self._node.inherit(mounts, await self._viewed(), unnamed)
+        except errors.NodeError as error:
+            raise _explained(error, f"failed to chain layer {self._descriptor.digest} to {quoted(self._layer.parent)}") from None
+
+    async def _viewed(self) -> list[str]:
+        """The directories of the layers below, where another transfer made one of them. They stay when the view is gone: the lease has the parent."""
+        key = f"inherit-{_unique()} {self._layer.chain_id}"
+        try:
+            return _directories(await self._snapshotter.view(key, self._layer.parent))
+        finally:
+            await rpc.shielded(self._removed(key))
+
+    async def _committed(self, parent: str) -> None:
+        """Commit it; on ``parent``, if it was prepared on none."""
+        try:
+            await self._snapshotter.commit(self._layer.chain_id, self._key, self._labels, parent)
+        except errors.AlreadyExists:  # somebody else's client unpacked it meanwhile
+            del self._stack.made[self._layer.number]
+            await self._removed(self._key)
+        except errors.NodeError as error:
+            raise _explained(error, f"failed to commit snapshot {self._key}") from None
+
+    async def _removed(self, key: str) -> None:
+        try:
+            await self._snapshotter.remove(key)
+        except errors.NotFound:
+            pass
+        except errors.NodeError as error:
+            log.error("failed to cleanup %s: %s", quoted(key), error)
+
+
+def _directories(mounts: Sequence[Mount]) -> list[str]:
+    """The directories of the layers in a snapshot's mounts, topmost first."""
+    found = []
+    for mount in mounts:
+        if mount.type == "bind":
+            found.append(mount.source)
+        for name in ("upperdir=", "lowerdir="):
+            found += [directory for option in mount.options if option.startswith(name) for directory in option.removeprefix(name).split(":")]
+    return found
+
+
+def _explained(error: errors.NodeError, what: str) -> errors.NodeError:
+    return type(error).verbatim(f"{what}: {error}", error.trailers)
+
+
+def _unique() -> str:
+    return f"{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}"

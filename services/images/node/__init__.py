@@ -1,0 +1,1 @@
+"""The node through the gateway, as the caller of a transfer."""

@@ -1,0 +1,315 @@
+"""The node through the gateway, as the caller of a transfer: its content, images, leases, snapshots and its unpacking of layers.
+
+Messages go over the internal socket with the caller's headers; whole blobs go by file (``content/blobs_remote.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from api.containerd.services.diff.v1 import diff_pb2
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.introspection.v1 import introspection_pb2
+from services.content.blobs_remote import Blobs, Ingest, locked
+from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
+from services.content.store import Digest, Info
+from services.images import transfer_convert as convert
+from services.images.concurrency import threads
+from services.images.documents.manifests import DOCUMENT_LIMIT, Descriptor
+from services.images.node.ingest import FileLanding, SharedLanding, StreamLanding
+from services.images.node.leases_remote import Leases
+from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing, LateError
+from services.kit import errors, rpc, tracing
+from services.kit.identifiers import quoted
+from services.snapshots.diff import media
+from services.snapshots.diff import mounts as workers_mounts
+from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
+from services.snapshots.diff.workers import Appliers, Growth
+from services.snapshots.remote import RemoteSnapshotter
+from services.snapshots.store import Mount
+
+T = TypeVar("T")
+
+
+class RemoteNode:
+    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's. ``appliers`` unpack layers, where Diff is not served by somebody else."""
+
+    def __init__(self, gateway: rpc.Channel, leases: Leases, headers: Mapping[str, str | bytes], appliers: Appliers) -> None:
+        self.headers = dict(headers)
+        self._appliers = appliers
+        self._here = False
+        self._read = 0
+        self.namespace = str(self.headers.get(rpc.NAMESPACE, ""))
+        self._gateway = gateway
+        self._leases = leases
+        self._store = RemoteStore(gateway, self.headers)
+        self._blobs = Blobs(gateway)
+        self._files = RemoteFiles(gateway, self.headers)
+        self._unleased = RemoteFiles(gateway, {key: value for key, value in self.headers.items() if key != rpc.LEASE})
+        self._images = gateway.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
+        self._introspection = gateway.client(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"])
+        self._diff = gateway.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
+
+    @contextlib.asynccontextmanager
+    async def leased(self) -> AsyncIterator[RemoteNode]:
+        """The same node under a lease: the caller's, else one that is there as long as the block."""
+        if self.headers.get(rpc.LEASE):
+            yield self
+            return
+        async with self._leases.lease(self.headers) as lease:
+            yield RemoteNode(self._gateway, self._leases, {**self.headers, rpc.LEASE: lease}, self._appliers)
+
+    # ------------------------------------------------------------------------------------------ content
+
+    async def info(self, digest: str) -> Info:
+        return await self._store.info(_digest(digest))
+
+    async def trouble(self, descriptor: Descriptor, *, verify: bool) -> str:
+        digest = _digest(descriptor.digest)
+        try:
+            path, size = await self._files.locate(digest)
+        except errors.Unimplemented:
+            return ""
+        except errors.NotFound:
+            try:
+                await self._store.info(digest)
+            except errors.NotFound:
+                return ""
+            return "its file is missing"
+        if size != descriptor.size:
+            return f"its file has {size} bytes, and not {descriptor.size}"
+        return await threads.to_thread(_wrong_bytes, path, digest) if verify else ""
+
+    async def replace(self, descriptor: Descriptor, pieces: AsyncIterator[bytes]) -> None:
+        digest = _digest(descriptor.digest)
+        async with self.filling(f"repair-{descriptor.digest}") as filling:
+            found, arrived = hashlib.new(digest.algorithm), 0
+            async for piece in pieces:
+                arrived += len(piece)
+                await threads.to_thread(_put, filling.fd, piece, found)
+            filling.filled()
+            if (arrived, found.hexdigest()) != (descriptor.size, digest.hex):
+                raise errors.FailedPrecondition(f"{arrived} bytes came, with digest {digest.algorithm}:{found.hexdigest()}")
+            await filling.commit("", descriptor.size)  # of no digest: for that, the node would say that it has the blob
+
+    async def document(self, descriptor: Descriptor) -> bytes:
+        if (brought := descriptor.brought) is not None:
+            return brought
+        async with self.reading(descriptor.digest) as fd:
+            data = await threads.to_thread(_all_of, fd)
+        self._read += len(data)
+        if len(data) > DOCUMENT_LIMIT:
+            raise errors.ResourceExhausted(f"document {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
+        if self._read > _DOCUMENTS_LIMIT:
+            raise errors.ResourceExhausted(f"document {descriptor.digest}: those of one transfer are larger than {_DOCUMENTS_LIMIT} bytes together")
+        return data
+
+    @contextlib.asynccontextmanager
+    async def reading(self, digest: str) -> AsyncIterator[int]:
+        async with self._blobs.reading(str(_digest(digest)), self.headers) as fd:
+            yield fd
+
+    @contextlib.asynccontextmanager
+    async def filling(self, ref: str) -> AsyncIterator[_Filling]:
+        async with self._blobs.writing(ref, self.headers) as ingest:
+            filling = _Filling(ingest)
+            try:
+                yield filling
+            finally:
+                if not filling.committed:
+                    await rpc.shielded(self._given_up(ref))
+
+    async def _given_up(self, ref: str) -> None:
+        with contextlib.suppress(errors.NodeError):  # it expires
+            await self._blobs.abort(ref, self.headers)
+
+    @contextlib.asynccontextmanager
+    async def landing(self, descriptor: Descriptor) -> AsyncIterator[FileLanding | StreamLanding | SharedLanding]:
+        digest, ref, size = _digest(descriptor.digest), descriptor.ref, descriptor.size
+        landing = await self._when_unlocked(ref, lambda: self._landing(ref, digest, size))
+        try:
+            if isinstance(landing, FileLanding):
+                await landing.resumed()
+            yield landing
+        finally:
+            await landing.close()
+            if not landing.committed and not landing.resumable:
+                await rpc.shielded(self._given_up(ref))
+
+    async def _landing(self, ref: str, digest: Digest, size: int) -> FileLanding | StreamLanding | SharedLanding:
+        """A landing whose ingest is not the lease's: it has a day of its own, whatever becomes of the lease and of this process. The blob is the lease's, by the commit."""
+        async def commit(labels: Mapping[str, str]) -> None:
+            await self._files.commit(ref, size, digest, labels, computed=True)
+
+        try:
+            try:
+                begun = await self._unleased.begin(ref, size, digest)
+            except errors.AlreadyExists:  # but it is not held yet
+                begun = await self._files.begin(ref, size, digest)
+        except errors.Unimplemented:  # the ingest is recorded, without the lease; its bytes come by a stream, which commits, so that one has it
+            async def opened() -> RemoteWriter:
+                return await self._store.writer(ref, size, digest)
+
+            return StreamLanding(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))  # it takes a moment until an ended stream has unlocked it
+        return FileLanding(locked(begun.path, ref), digest, size, commit) if begun.path else SharedLanding(size, commit)
+
+    async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
+        """What ``begin`` gives; while another process writes the ref it is waited for, as long as that gets on."""
+        loop = asyncio.get_running_loop()
+        pause, seen, until = 0.02, (-1, 0), loop.time() + _STANDSTILL
+        while True:
+            try:
+                return await begin()
+            except errors.Unavailable:
+                if loop.time() > until:
+                    raise
+            with contextlib.suppress(errors.NodeError):
+                status = await self._store.status(ref)
+                if seen != (now := (status.offset, status.updated_at)):  # the second changes too where the bytes come that are beyond a gap
+                    seen, until = now, loop.time() + _STANDSTILL
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    async def label(self, digest: str, labels: Mapping[str, str]) -> None:
+        await self._store.update(_digest(digest), labels, [f"labels.{key}" for key in labels])
+
+    async def compressed(self, diff_ids: Iterable[str]) -> AsyncIterator[Info]:
+        async for info in self._store.list([f'labels."{UNCOMPRESSED}"=={diff_id}' for diff_id in diff_ids]):
+            yield info
+
+    # ------------------------------------------------------------------------------------------ images
+
+    async def image(self, name: str) -> Image:
+        response = await self._images.Get(images_pb2.GetImageRequest(name=name), headers=self.headers)
+        return convert.image_from_pb(response.image)
+
+    async def store(self, image: Image) -> Image:
+        message = convert.image_to_pb(image)
+        while True:
+            try:
+                created = await self._images.Create(images_pb2.CreateImageRequest(image=message), headers=self.headers)
+                return convert.image_from_pb(created.image)
+            except errors.AlreadyExists:
+                with contextlib.suppress(errors.NotFound):  # gone again meanwhile
+                    updated = await self._images.Update(images_pb2.UpdateImageRequest(image=message), headers=self.headers)
+                    return convert.image_from_pb(updated.image)
+
+    # ------------------------------------------------------------------------------------------ snapshots
+
+    def snapshotter(self, name: str) -> RemoteSnapshotter:
+        return RemoteSnapshotter(self._gateway, snapshotter=name, headers=self.headers)
+
+    async def unpacks(self, snapshotter: str) -> How:
+        """Diff of ours is the same program as those of ``appliers``; somebody else's is asked to do its work itself, and reads blobs that are there."""
+        wanted = (f"type=={_SNAPSHOTTER},id=={snapshotter}", f"type=={_DIFFER},id=={_OURS}")
+        plugins = (await self._introspection.Plugins(introspection_pb2.PluginsRequest(filters=wanted), headers=self.headers)).plugins
+        self._here = any(plugin.type == _DIFFER for plugin in plugins)
+        of = [plugin for plugin in plugins if plugin.type == _SNAPSHOTTER]
+        return How(self._here, self._here and any("rebase" in plugin.capabilities for plugin in of),
+                   any(plugin.exports.get("enable_remote_snapshot_annotations") == "true" for plugin in of))
+
+    def expect(self) -> None:
+        if self._here:
+            self._appliers.expect()
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
+        if not self._here:
+            request = diff_pb2.ApplyRequest(diff=convert.descriptor_to_pb(layer), mounts=convert.mounts_to_pb(mounts))
+            return Applied((await self._diff.Apply(request, headers=self.headers, timeout=None)).applied.digest)
+        target, detect = list(map(_for_worker, mounts)), media.may_be_compressed(layer.media_type)
+        with tracing.span("images.apply", digest=layer.digest, size=layer.size, arriving=landing is not None):
+            if landing is None:
+                async with self.reading(layer.digest) as blob:
+                    applied = await self._appliers.apply(target, blob, detect=detect, alone=alone)
+            else:
+                assert isinstance(landing, FileLanding)
+                with landing.followed() as following:
+                    try:
+                        applied = await self._appliers.apply(target, following.blob, detect=detect, alone=alone, growth=Growth(following.news, following.size))
+                    except errors.NodeError:
+                        if not following.broken:
+                            raise
+                    if following.broken:
+                        raise BegunAnew
+        return Applied(applied.diff_id, applied.unnamed)
+
+    async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
+        upper = mounts[0].source
+        try:
+            try:
+                if len(below) * sum(each.path.count(b"/") for each in unnamed) > _FEW:
+                    raise LinkError
+                inherit(upper, below, unnamed, links=False)
+            except LinkError:
+                await threads.to_thread(inherit, upper, below, unnamed)
+        except HandsDownError:
+            raise LateError from None
+        except OSError as error:
+            where = os.fsencode(error.filename or "").lstrip(b"/").decode("utf-8", "backslashreplace")
+            raise errors.Unknown(f"directory {quoted(where)}: {errors.words(error)}") from None
+
+
+def _for_worker(mount: Mount) -> workers_mounts.Mount:
+    return workers_mounts.Mount(mount.type, mount.source, mount.target, mount.options)
+
+
+_SNAPSHOTTER, _DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1"
+_OURS = "walking"
+"""The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
+_FEW = 1000
+"""Looks for a name in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this one after each of its system calls."""
+_DOCUMENTS_LIMIT = 64 << 20
+"""Bytes of documents that one transfer reads."""
+_STANDSTILL = 30.0
+"""Seconds for which an ingest that another process has locked may stand still."""
+
+
+class _Filling:
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest = ingest
+        self.fd = ingest.fd
+        self.committed = False
+
+    def filled(self) -> None:
+        self._ingest.started()
+
+    async def commit(self, digest: str, size: int, labels: Mapping[str, str] = {}) -> None:
+        with contextlib.suppress(errors.AlreadyExists):
+            await self._ingest.commit(digest, size, labels)
+        self.committed = True
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise errors.InvalidArgument(f"digest {text!r}: {error}") from None
+
+
+def _put(fd: int, piece: bytes, found: hashlib._Hash) -> None:
+    found.update(piece)
+    while piece:
+        piece = piece[os.write(fd, piece):]
+
+
+def _wrong_bytes(path: str, digest: Digest) -> str:
+    """What is wrong with a blob's file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            found = hashlib.file_digest(file, digest.algorithm).hexdigest()
+    except OSError as error:
+        return f"its file cannot be read: {errors.words(error)}"
+    return "" if found == digest.hex else f"its file has digest {digest.algorithm}:{found}"
+
+
+def _all_of(fd: int) -> bytes:
+    """All bytes, or a few more than are wanted."""
+    data = b""
+    while len(data) <= DOCUMENT_LIMIT and (piece := os.read(fd, 1 << 20)):
+        data += piece
+    return data

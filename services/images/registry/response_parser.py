@@ -1,0 +1,120 @@
+"""What comes on a connection to a registry, on its way to aiohttp's parser: the head of each answer is put into plain form first (:mod:`.response_head`); bodies pass as they are.
+
+aiohttp's parser (llhttp) is made for servers, which must be strict, and its leniency cannot be chosen from Python. So it sees heads of ours only. What follows an answer without a body
+(HEAD with one all the same) is dropped, and its connection with it, as Go does.
+
+And a body that cannot be read on says so to whoever reads it, at once, however that came: nobody waits for bytes that will not come.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp.client_exceptions import ClientPayloadError, ServerDisconnectedError
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError, TransferEncodingError
+from aiohttp.streams import StreamReader
+
+from services.images.registry import response_head
+
+_SWITCHING = 101
+
+INTERIM = 100
+"""Answers with a status of 1xx before the one that counts."""
+
+
+class Answers(ResponseHandler):
+    """aiohttp's protocol of a client's connection."""
+
+    _collected: bytearray | None = None
+    """Of the head that is awaited; None where none is."""
+    _passing = False
+    """A body is on its way."""
+    _to_head = False
+    _spent = 0
+    """Bytes of 1xx answers before the one that is awaited ..."""
+    _interim = 0
+    """... and their number."""
+    _used = False
+    """An earlier request has been answered on this connection."""
+
+    def set_response_params(self, **params: Any) -> None:
+        """A request is about to be sent."""
+        self._collected, self._passing, self._spent, self._interim = bytearray(), False, 0, 0
+        self._to_head = bool(params.get("skip_payload"))
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._passing or not data or self._parser is None:
+            self._passed(data)
+            return
+        if self._collected is None:
+            self._unsolicited()
+            return
+        self._collected += data
+        try:
+            self._read(len(self._collected) - len(data))
+        except response_head.Malformed as error:
+            if self._used and not self._collected.startswith(b"HTTP/"[:len(self._collected)]):
+                self._end(ServerDisconnectedError())  # the rest of an earlier answer, and no answer to this request: another connection brings one
+            else:
+                self._end(HttpProcessingError(code=0, message=str(error)))
+
+    def _read(self, start: int) -> None:
+        """Pass on the head that was collected, if its end is there: it is not before ``start``."""
+        while (collected := self._collected) is not None:
+            end = response_head.end_of(collected, start)
+            if self._spent + max(end, len(collected) if end < 0 else 0) > response_head.HEAD_LIMIT:
+                raise response_head.Malformed(f"its headers have more than {response_head.HEAD_LIMIT} bytes")
+            if end < 0:
+                self._reschedule_timeout()
+                return
+            found, rest, start = response_head.read(bytes(collected[:end]), to_head=self._to_head), bytes(collected[end:]), 0
+            if found.status < 200 and found.status != _SWITCHING:
+                self._spent += end
+                self._interim += 1
+                if self._interim > INTERIM:
+                    raise response_head.Malformed(f"more than {INTERIM} answers with a status of 1xx come before it")
+                self._collected = bytearray(rest)
+                continue
+            if found.status == _SWITCHING:
+                raise response_head.Malformed("it wants to switch to another protocol (101)")
+            self._collected, self._passing, self._used = None, found.body, True
+            super().data_received(found.plain)
+            if rest and found.body:
+                self._passed(rest)
+            elif rest:
+                self._unsolicited()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """No bytes will come."""
+        payload = self._payload
+        super().connection_lost(exc)
+        self._tell(payload)
+
+    def _passed(self, data: bytes) -> None:
+        payload = self._payload
+        super().data_received(data)
+        if self.exception() is not None:
+            self._tell(payload)
+
+    @staticmethod
+    def _tell(payload: StreamReader | None) -> None:
+        """Whoever reads this body, unless he knows: there is no more of it."""
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            error = ClientPayloadError()
+            error.__cause__ = TransferEncodingError("")
+            payload.set_exception(error)
+
+    def _unsolicited(self) -> None:
+        """Bytes that belong to no answer: the connection cannot be used again. An answer that is there stays."""
+        self.force_close()
+        if self.transport is not None:
+            self.transport.close()
+
+    def _end(self, error: Exception) -> None:
+        self._collected = None
+        if self.transport is not None:
+            self.transport.close()
+        self.set_exception(error)

@@ -1,0 +1,1 @@
+"""OCI's words, which all services share. Imports only the kit."""

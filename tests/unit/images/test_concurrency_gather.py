@@ -1,0 +1,91 @@
+"""Several things at once: the first failure is the whole's, and nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from services.images.concurrency.gather import for_each, together
+from services.kit import errors
+from services.kit.rpc import Answering, Call
+
+
+class Document:
+    """What a failure is about."""
+
+
+@pytest.fixture(autouse=True)
+def uncollected() -> Iterator[None]:
+    """Nobody looks for cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def fail(documents: list[weakref.ref[Document]]) -> None:
+    document = Document()
+    documents.append(weakref.ref(document))
+    await asyncio.sleep(0)
+    raise errors.NotFound("x")
+
+
+async def test_a_failure_keeps_nothing_alive() -> None:
+    """Neither that of a part, however deep it is, nor that of the call that it was the end of: a stranger's document has megabytes, and a look for cycles may be minutes away."""
+    documents: list[weakref.ref[Document]] = []
+
+    async def both() -> None:
+        await together([fail(documents), fail(documents)])
+
+    server = SimpleNamespace(running={}, draining=False)
+    with Answering(server, Call("/x/Y", {}, None), long=False) as answering:  # type: ignore[arg-type]
+        await together([both(), both()])
+    assert isinstance(answering.failure, errors.NotFound)
+    await asyncio.sleep(0)
+    assert len(documents) == 4
+    assert [each() for each in documents] == [None] * 4
+
+
+async def test_the_first_failure_ends_the_others() -> None:
+    """None is left running, and it is the one that is told."""
+    ended = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("cancelled")
+
+    with pytest.raises(errors.NotFound):
+        await together([wait(), fail([]), wait()])
+    assert ended == ["cancelled"] * 2
+    await together([])
+
+
+async def test_so_many_at_once() -> None:
+    """Each thing has its turn; after a failure none begins."""
+    running, most, done = 0, 0, list[int]()
+
+    async def work(number: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        if number == 30:
+            raise errors.NotFound("x")
+        done.append(number)
+
+    await for_each(range(25), work, 4)
+    assert (most, sorted(done)) == (4, list(range(25)))
+    await for_each([], work, 4)
+    with pytest.raises(errors.NotFound):
+        await for_each(range(30, 90), work, 4)
+    assert len(done) < 25 + 2 * 4

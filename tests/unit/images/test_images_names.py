@@ -1,0 +1,110 @@
+"""Names of images."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.images import names
+from services.images.documents.manifests import MANIFEST, Descriptor
+from services.images.transfer import ImageStore, Reference
+from services.kit import errors
+from services.oci import references
+
+HEX = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+DIGEST = f"sha256:{HEX}"
+
+
+@pytest.mark.parametrize(("given", "full", "short"), [
+    ("busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+    ("busybox:1", "docker.io/library/busybox:1", "busybox:1"),
+    ("docker.io/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+    ("index.docker.io/library/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+    ("me/app", "docker.io/me/app:latest", "me/app:latest"),
+    ("docker.io/library/distros/x:1", "docker.io/library/distros/x:1", "library/distros/x:1"),
+    ("localhost/x:1", "localhost/x:1", "localhost/x:1"),
+    ("localhost:5000/a/b:1", "localhost:5000/a/b:1", "localhost:5000/a/b:1"),
+    ("[::1]:5000/x", "[::1]:5000/x:latest", "[::1]:5000/x:latest"),
+    ("UPPER/x:1", "UPPER/x:1", "UPPER/x:1"),
+    (f"busybox@{DIGEST}", f"docker.io/library/busybox@{DIGEST}", f"busybox@{DIGEST}"),
+    (f"busybox:1@{DIGEST}", f"docker.io/library/busybox@{DIGEST}", f"busybox:1@{DIGEST}"),
+])
+def test_short_and_full_forms(given: str, full: str, short: str) -> None:
+    assert references.normalized(given) == full
+    assert references.familiar(given) == short
+
+
+def test_the_complete_form_keeps_both_the_tag_and_the_digest() -> None:
+    """Without either the tag is "latest"."""
+    digest = "sha256:" + "a" * 64
+    for given, complete in (("box", "docker.io/library/box:latest"), ("box:1", "docker.io/library/box:1"), (f"a/box@{digest}", f"docker.io/a/box@{digest}"),
+                            (f"10.0.0.1:5000/a/box:1@{digest}", f"10.0.0.1:5000/a/box:1@{digest}")):
+        assert references.complete(given) == complete
+
+
+@pytest.mark.parametrize("given", ["", "Busybox", "a b", "x:", "x@sha256:12", HEX, "a//b", "-a/b.c/"])
+def test_what_is_no_reference(given: str) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        references.normalized(given)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("docker.io/library/busybox:1", "1"), ("localhost:5000/x:2", "2"), (f"docker.io/library/x@{DIGEST}", f"docker.io/library/x@{DIGEST}"),
+    (f"docker.io/library/x:1@{DIGEST}", f"1@{DIGEST}"), ("busybox:1", "busybox:1"), ("docker.io/library/x", "docker.io/library/x"), ("", ""),
+])
+def test_ocis_annotation_is_the_tag(name: str, said: str) -> None:
+    assert references.for_oci(name) == said
+
+
+@pytest.mark.parametrize(("annotations", "strict", "name"), [
+    ({}, False, ""),
+    ({references.REF_NAME: "1.0"}, True, "my.io/x:1.0"),
+    ({references.REF_NAME: "my.io/x:2"}, True, "my.io/x:2"),
+    ({references.REF_NAME: "my.io/xy:2"}, True, ""),
+    ({references.REF_NAME: "my.io/xy:2"}, False, "my.io/xy:2"),
+    ({references.IMAGE_NAME: "my.io/x/y:2", references.REF_NAME: "2"}, True, "my.io/x/y:2"),
+    ({references.IMAGE_NAME: "other.io/x:2", references.REF_NAME: "2"}, True, ""),
+    ({references.IMAGE_NAME: "other.io/x:2"}, False, "other.io/x:2"),
+    ({references.IMAGE_NAME: "tag"}, False, ""),
+])
+def test_names_that_an_archive_brings_along(annotations: dict[str, str], strict: bool, name: str) -> None:
+    """Tags get the prefix, full names stay, strictly only those that begin with it; containerd's own name is never changed."""
+    assert references.of_annotations(annotations, references.behind("my.io/x", strict=strict)) == name
+
+
+def entry(**annotations: str) -> Descriptor:
+    return Descriptor(MANIFEST, DIGEST, 1, {getattr(references, key): value for key, value in annotations.items()})
+
+
+@pytest.mark.parametrize(("flags", "given", "stored"), [
+    ({}, entry(REF_NAME="1"), ["p:1"]),
+    ({}, entry(), []),
+    ({"add_digest": True}, entry(), [f"p@{DIGEST}"]),
+    ({"add_digest": True}, entry(REF_NAME="1"), ["p:1", f"p@{DIGEST}"]),
+    ({"add_digest": True, "skip_named_digest": True}, entry(REF_NAME="1"), ["p:1"]),
+    ({"add_digest": True, "skip_named_digest": True}, entry(IMAGE_NAME="q:1"), [f"p@{DIGEST}"]),
+    ({"allow_overwrite": True}, entry(IMAGE_NAME="q:1"), ["q:1"]),
+])
+def test_entries_of_an_archive_are_stored_under(flags: dict[str, bool], given: Descriptor, stored: list[str]) -> None:
+    """The prefix's names; full references are for the whole."""
+    store = ImageStore(labels={"a": "b"}, references=(Reference("p", is_prefix=True, **flags), Reference("full:1")))
+    images = names.of_archive(store, given)
+    assert [image.name for image in images] == stored
+    assert all(image.target == given and image.labels == {"a": "b"} for image in images)
+
+
+def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first() -> None:
+    """So deleting the main image deletes those that were only made beside it."""
+    store = ImageStore("main:1", {"a": "b"}, references=(Reference("full:1"), Reference("p", is_prefix=True), Reference("d", is_prefix=True, add_digest=True)))
+    main, *others = names.of_root(store, entry())
+    assert (main.name, main.labels) == ("main:1", {"a": "b"})
+    assert [image.name for image in others] == ["full:1", f"d@{DIGEST}"]
+    for image in others:
+        assert image.labels["containerd.io/gc.bref.image"] == "main:1"
+        assert image.labels["containerd.io/gc.expire"].endswith("Z")
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_whole_without_a_name_is_stored_by_its_digest(skip: bool) -> None:
+    """As by containerd since 2.3: a digest is a name, whether or not digests of what has a name are skipped."""
+    (image,) = names.of_root(ImageStore(references=(Reference("p", is_prefix=True), Reference("d", is_prefix=True, add_digest=True, skip_named_digest=skip))), entry())
+    assert (image.name, image.labels) == (f"d@{DIGEST}", {})

@@ -1,0 +1,148 @@
+"""The chain of an image's layers, and turns to begin."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from services.images.concurrency.stagger import wave
+from services.images.layers.chain import Chain
+from services.kit import errors
+
+
+class Commits:
+    """Notes which commits are under way at once, and lets them end."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.go = asyncio.Event()
+        self.failing: dict[int, list[errors.NodeError]] = {}
+
+    def of(self, number: int) -> Callable[[], Coroutine[Any, Any, None]]:
+        async def commit() -> None:
+            self.begun.append(number)
+            await self.go.wait()
+            if self.failing.get(number):
+                raise self.failing[number].pop()
+
+        return commit
+
+
+async def turns(count: int = 10) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first() -> None:
+    """What becomes ready meanwhile begins too, also together, and need not wait for the disk twice; what becomes ready after that comes next."""
+    chain, commits = Chain(2, 9), Commits()
+    running = asyncio.ensure_future(chain.run())
+    done = {number: asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in (3, 2, 5)}
+    await turns()
+    assert commits.begun == [2, 3]
+    for more in ((6, 4), (7,), (8,)):
+        done |= {number: asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in more}
+        await turns()
+        assert commits.begun == [2, 3, 4, 5, 6]
+    reached = asyncio.ensure_future(chain.reached(4))
+    await turns()
+    assert not reached.done()
+    commits.go.set()
+    await asyncio.gather(*done.values())
+    await reached
+    await running
+    assert commits.begun == [2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_what_ends_before_those_below_waits_for_them() -> None:
+    """A layer is not committed because its own commit has answered; and where one below fails, whoever wants it hears of that."""
+    chain, below, above = Chain(0, 2), Commits(), Commits()
+    above.go.set()
+    below.failing = {0: [errors.FailedPrecondition("no")]}
+    running = asyncio.ensure_future(chain.run())
+    lower = asyncio.ensure_future(chain.commit(0, below.of(0)))
+    await turns()
+    upper = asyncio.ensure_future(chain.commit(1, above.of(1)))
+    await turns()
+    assert above.begun == [1]
+    assert not upper.done()
+    below.go.set()
+    with pytest.raises(errors.FailedPrecondition):
+        await lower
+    await running
+    await turns()
+    assert not upper.done()
+    upper.cancel()
+
+
+async def test_a_layer_that_is_there_already_has_its_turn() -> None:
+    """Nothing is committed for it."""
+    chain, commits = Chain(0, 3), Commits()
+    commits.go.set()
+    await asyncio.gather(chain.run(), chain.commit(2, commits.of(2)), chain.commit(1, None), chain.commit(0, commits.of(0)))
+    assert commits.begun == [0, 2]
+
+
+async def test_what_failed_in_company_is_tried_once_more_in_order() -> None:
+    """One may have come too early, where somebody had to be asked twice."""
+    chain, commits = Chain(0, 3), Commits()
+    commits.failing = {1: [errors.Unavailable("gone")], 2: [errors.NotFound("parent 1")]}
+    commits.go.set()
+    await asyncio.gather(chain.run(), *(chain.commit(number, commits.of(number)) for number in range(3)))
+    assert commits.begun == [0, 1, 2, 1, 2]
+
+
+async def test_what_fails_is_told_to_whoever_wants_it() -> None:
+    """Those above wait, until somebody stops them."""
+    chain, commits = Chain(0, 3), Commits()
+    commits.failing = {1: [errors.FailedPrecondition("twice"), errors.FailedPrecondition("once")]}
+    commits.go.set()
+    running = asyncio.ensure_future(chain.run())
+    ends = [asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in range(3)]
+    await ends[0]
+    with pytest.raises(errors.FailedPrecondition, match="twice"):
+        await ends[1]
+    await running
+    assert not ends[2].done()
+    ends[2].cancel()
+
+
+async def test_layers_are_complete_one_after_the_other() -> None:
+    """What stands below the lowest is."""
+    chain = Chain(1, 4)
+    await chain.completed_below(1)
+    above = asyncio.ensure_future(chain.completed_below(3))
+    chain.complete(1)
+    await turns()
+    assert not above.done()
+    chain.complete(2)
+    await above
+
+
+async def test_without_a_chain_a_commit_is_made_at_once() -> None:
+    """A single layer's."""
+    chain, commits = Chain(5, 5), Commits()
+    commits.go.set()
+    await chain.completed_below(5)
+    await chain.reached(5)
+    chain.complete(5)
+    await chain.commit(5, commits.of(5))
+    assert commits.begun == [5]
+
+
+async def test_the_first_begin_before_the_others() -> None:
+    """The others together."""
+    begun: list[int] = []
+
+    async def begin(number: int) -> None:
+        await wave(number)
+        begun.append(number)
+
+    waiting = asyncio.gather(*map(begin, reversed(range(20))))
+    await turns()
+    assert sorted(begun) == list(range(8))
+    await waiting
+    assert sorted(begun) == list(range(20))

@@ -1,0 +1,325 @@
+"""Layers to snapshots, on snapshotters that do odd things."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.images.documents import manifests
+from services.images.documents.manifests import Descriptor
+from services.images.layers.unpacker import Origin, Unpacker
+from services.images.transfer import Applied, BegunAnew, How, LateError, Unpacking
+from services.kit import errors
+from services.oci.platforms import Platform, default
+from services.snapshots.diff.inherit import Unnamed
+from services.snapshots.store import Mount
+from tests.support import turns
+from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter, digest_of
+
+LAYERS = [Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest_of(b"z" + name), 10, {"containerd.io/snapshot/x": "y", "other": "z"})
+          for name in (b"one", b"two", b"three")]
+DIFF_IDS = [digest_of(name) for name in (b"one", b"two", b"three")]
+CHAIN = manifests.chain_ids(DIFF_IDS)
+SNAP = (Unpacking(default(), "snap"),)
+
+
+@pytest.fixture(params=["in order", "side by side"])
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryNode:
+    node = MemoryNode(tmp_path)
+    node.how = How(follows=True, side_by_side=request.param == "side by side")
+    node.diff_ids = {layer.digest: diff_id for layer, diff_id in zip(LAYERS, DIFF_IDS, strict=True)}
+    for name in (b"one", b"two", b"three"):
+        node.put(b"z" + name)
+    return node
+
+
+@pytest.fixture
+def snap(node: MemoryNode) -> MemorySnapshotter:
+    found: MemorySnapshotter = node.snapshotter("snap")
+    return found
+
+
+class Arriving:
+    """The blobs of an image, each ``available`` at some time."""
+
+    def __init__(self, available: Callable[[int], Awaitable[None]]) -> None:
+        self.lowest: int | None = None
+        self.there = available
+
+    def wanted(self, number: int) -> None:
+        if self.lowest is None:
+            self.lowest = number
+
+    async def begun(self, number: int) -> None:
+        assert self.lowest is not None
+        assert number >= self.lowest
+        await self.there(number)
+
+    @contextlib.asynccontextmanager
+    async def landing(self, number: int) -> AsyncIterator[None]:
+        yield
+
+
+def config(node: MemoryNode, platform: Platform = default(), **rootfs: Any) -> Descriptor:
+    document = json.dumps({**manifests.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": DIFF_IDS, **rootfs}}).encode()
+    return Descriptor(manifests.CONFIG, node.put(document), len(document))
+
+
+async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """Labelled so that others find it, its blob with its diff id, the config with the topmost."""
+    found = config(node)
+    told: list[tuple[str, int]] = []
+    assert await Unpacker().unpack(node, found, LAYERS, SNAP, extracting=lambda d, n: told.append((d.digest, n))) == CHAIN[-1]
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+    assert snap.committed[CHAIN[1]][1] == {
+        "containerd.io/snapshot.ref": CHAIN[1], "containerd.io/snapshot/diff-id": DIFF_IDS[1], "containerd.io/snapshot/parent-chain-id": CHAIN[0],
+        "containerd.io/snapshot/x": "y"}
+    assert "containerd.io/snapshot/parent-chain-id" not in snap.committed[CHAIN[0]][1]
+    assert not snap.active
+    assert [node.labels[layer.digest] for layer in LAYERS] == [{"containerd.io/uncompressed": diff_id} for diff_id in DIFF_IDS]
+    assert node.labels[found.digest] == {"containerd.io/gc.ref.snapshot.snap": CHAIN[-1]}
+    assert sorted(told) == sorted((layer.digest, n) for layer in LAYERS for n in (0, 10))
+
+
+async def test_an_image_does_not_say_whose_its_files_are(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """Nor what is the node's to say of a snapshot; a client that prepares one itself may (containerd 2.4.1)."""
+    prefix = "containerd.io/snapshot/"
+    said = {f"{prefix}{name}": "0:1000:65536" for name in ("uidmapping", "gidmapping", "overlay.upperdir", "max-size", "parent-chain-id", "diff-id")} | {
+        "containerd.io/snapshot.ref": "x", "containerd.io/gc.root": "x", f"{prefix}stargz/toc.digest": "kept", f"{prefix}UIDMapping": "kept: another key"}
+    layers = [replace(layer, annotations=said) for layer in LAYERS]
+    await Unpacker().unpack(node, config(node), layers, SNAP)
+    for below, diff_id, chain_id in zip(["", *CHAIN], DIFF_IDS, CHAIN, strict=False):
+        assert snap.committed[chain_id][1] == {
+            "containerd.io/snapshot.ref": chain_id, f"{prefix}diff-id": diff_id, **({f"{prefix}parent-chain-id": below} if below else {}),
+            f"{prefix}stargz/toc.digest": "kept", f"{prefix}UIDMapping": "kept: another key"}
+
+
+async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """Its blob need not even be there."""
+    snap.committed[CHAIN[0]] = ("", {})
+    asked: list[int] = []
+
+    async def available(number: int) -> None:
+        asked.append(number)
+
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available))
+    assert set(asked) == {1, 2}
+    assert node.applied == [layer.digest for layer in LAYERS[1:]]
+
+
+async def test_a_snapshotter_may_make_the_layer_itself(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """stargz commits the target and says that it exists."""
+    node.how = node.how._replace(side_by_side=False)  # no such one rebases
+    snap.makes = set(CHAIN)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert not node.applied
+
+
+async def test_read_only_mounts_are_committed_as_they_are(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    snap.read_only = True
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert not node.applied
+    assert list(snap.committed) == CHAIN
+    assert not node.labels[LAYERS[0].digest]
+
+
+async def test_a_diff_id_that_cannot_be_one_names_no_snapshot(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """The lowest one would be the name of one, perhaps of somebody else's."""
+    snap.committed["somebody-elses"] = ("", {})
+    with pytest.raises(errors.InvalidArgument, match='diff id "somebody-elses": invalid checksum digest format'):
+        await Unpacker().unpack(node, config(node, diff_ids=["somebody-elses", *DIFF_IDS[1:]]), LAYERS, SNAP)
+    assert list(snap.committed) == ["somebody-elses"]
+
+
+async def test_a_wrong_diff_id_is_an_error_and_leaves_nothing(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    node.diff_ids[LAYERS[1].digest] = DIFF_IDS[0]
+    with pytest.raises(errors.Unknown, match="wrong diff id"):
+        await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert list(snap.committed) == CHAIN[:1]
+    assert not snap.active
+
+
+async def test_a_layer_that_cannot_be_applied_names_itself(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    del node.diff_ids[LAYERS[0].digest]
+    what = re.escape(f"failed to extract layer ({LAYERS[0].media_type} {LAYERS[0].digest}) to snap as ")
+    with pytest.raises(errors.NotFound, match=f'{what}"extract-.* {CHAIN[0]}": content'):
+        await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert not snap.active
+
+
+async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """The topmost is unpacked first, if it is there first; the chain is made in order all the same."""
+    node.how = How(follows=True, side_by_side=True)
+    there = [asyncio.Event() for _ in LAYERS]
+
+    async def available(number: int) -> None:
+        await there[number].wait()
+
+    unpacking = asyncio.ensure_future(Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available)))
+    for number in reversed(range(len(LAYERS))):
+        assert not snap.committed
+        there[number].set()
+        await turns(30)
+    assert node.applied == [layer.digest for layer in reversed(LAYERS)]
+    assert await unpacking == CHAIN[-1]
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+
+
+@pytest.mark.parametrize("by_another", [None, "lowest", "below", "below, at the end"])
+async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | None, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is committed, and only where it was unpacked alone. Where somebody else made any of them meanwhile, a view tells where they are."""
+    node.unnamed = {LAYERS[0].digest: (Unnamed(b"/zero"),), LAYERS[2].digest: (Unnamed(b"/var"), Unnamed(b"/usr"))}
+    prepare, commit, keys = snap.prepare, snap.commit, dict[str, str]()
+    theirs = {"lowest": 0, "below": 1}.get(by_another or "")
+
+    async def noted(key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        target = (labels or {})["containerd.io/snapshot.ref"]
+        if theirs is not None and target == CHAIN[theirs]:
+            snap.committed[target] = ("", {})
+        keys[target] = key
+        return await prepare(key, parent, labels)
+
+    async def late(name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        if by_another == "below, at the end" and name == CHAIN[1]:
+            snap.committed[name] = (CHAIN[0], {})
+        await commit(name, key, labels, parent)
+
+    monkeypatch.setattr(snap, "prepare", noted)
+    monkeypatch.setattr(snap, "commit", late)
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    below = [CHAIN[1]] if by_another in ("lowest", "below") else [keys[CHAIN[1]], keys[CHAIN[0]]]
+    assert node.inherited == ([(below, (Unnamed(b"/var"), Unnamed(b"/usr")))] if node.how.side_by_side else [])
+    assert set(snap.committed) == set(CHAIN)
+    assert not snap.active
+
+
+async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_below(node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once more, when they are there; what is above it waits, and nothing of the first time is left."""
+    node.how = node.how._replace(side_by_side=True)
+    node.unnamed = {LAYERS[1].digest: (Unnamed(b"/var"),)}
+    alone: list[tuple[str, bool]] = []
+    apply = node.apply
+
+    async def noted(layer: Descriptor, mounts: Sequence[Mount], **how: Any) -> Applied:
+        alone.append((layer.digest, how["alone"]))
+        return await apply(layer, mounts, **how)
+
+    async def late(*_: Any) -> None:
+        raise LateError
+
+    monkeypatch.setattr(node, "apply", noted)
+    monkeypatch.setattr(node, "inherit", late)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert sorted(alone) == sorted([(LAYERS[0].digest, False), (LAYERS[1].digest, True), (LAYERS[1].digest, False), (LAYERS[2].digest, True)])
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+    assert not snap.active
+
+
+async def test_what_begins_anew_is_unpacked_anew(node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is there, onto another snapshot."""
+    apply, onto = node.apply, list[str]()
+
+    async def once(layer: Descriptor, mounts: Sequence[Mount], **how: Any) -> Applied:
+        onto.append(mounts[0].source)
+        if len(onto) == 1:
+            raise BegunAnew
+        return await apply(layer, mounts, **how)
+
+    monkeypatch.setattr(node, "apply", once)
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
+    assert len(set(onto)) == 4
+    assert not snap.active
+
+
+async def test_a_snapshotter_may_want_to_know_where_layers_come_from(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    """As stargz does: it is told the reference, the manifest, the layer and those above it, if its configuration says so."""
+    origin = Origin("localhost/box:1", digest_of(b"manifest"))
+    node.how = node.how._replace(wants_origin=True)
+    await Unpacker().unpack(node, config(node), LAYERS, SNAP, origin=origin)
+    told = {key.removeprefix("containerd.io/snapshot/cri."): value for key, value in snap.committed[CHAIN[1]][1].items() if "/cri." in key}
+    assert told == {"image-ref": "localhost/box:1", "manifest-digest": digest_of(b"manifest"), "layer-digest": LAYERS[1].digest,
+                    "image-layers": f"{LAYERS[1].digest},{LAYERS[2].digest}"}
+
+
+def test_a_label_holds_as_many_layers_as_fit() -> None:
+    """Their number has no bound; a label's 4096 bytes are one."""
+    many = [Descriptor(LAYERS[0].media_type, digest_of(str(n).encode()), 1) for n in range(100)]
+    layers = Origin("x", "y").told(many)[3].annotations["containerd.io/snapshot/cri.image-layers"].split(",")
+    assert layers == [layer.digest for layer in many[3:3 + len(layers)]]
+    assert len(layers) == (4096 - len("containerd.io/snapshot/cri.image-layers") + 1) // 72
+    assert [len(each.annotations["containerd.io/snapshot/cri.image-layers"].split(",")) for each in Origin("x", "y").told(many)[-2:]] == [2, 1]
+
+
+async def test_a_commit_that_another_was_faster_with_is_fine(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    async def available(number: int) -> None:
+        snap.committed.setdefault(CHAIN[number], ("", {}))
+
+    assert await Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available)) == CHAIN[-1]
+    assert not snap.active
+
+
+async def test_other_systems_and_other_kinds_are_left_packed(node: MemoryNode) -> None:
+    for found in (config(node, Platform("windows", "amd64")), config(node, type="other")):
+        assert not await Unpacker().unpack(node, found, LAYERS, SNAP)
+    assert not await Unpacker().unpack(node, config(node), LAYERS, ())
+    assert not node.applied
+    with pytest.raises(errors.Unknown, match="number of layers and diffIDs don't match: 2 != 3"):
+        await Unpacker().unpack(node, config(node), LAYERS[:2], SNAP)
+
+
+async def test_two_that_want_the_same_layers_unpack_them_once(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    unpacker = Unpacker()
+    going = asyncio.Event()
+
+    async def available(number: int) -> None:
+        await going.wait()
+
+    both = [asyncio.ensure_future(unpacker.unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available))) for _ in range(2)]
+    await asyncio.sleep(0)
+    going.set()
+    assert await asyncio.gather(*both) == [CHAIN[-1]] * 2
+    assert node.applied == [layer.digest for layer in LAYERS]
+
+
+async def test_a_cancelled_unpacking_removes_what_it_was_making(node: MemoryNode, snap: MemorySnapshotter) -> None:
+    begun = asyncio.Event()
+
+    async def available(number: int) -> None:
+        begun.set()
+        await asyncio.sleep(1000)
+
+    task = asyncio.ensure_future(Unpacker().unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available)))
+    await begun.wait()
+    assert snap.active
+    task.cancel()
+    await asyncio.wait((task,))
+    assert not snap.active
+
+
+def test_unpackings_are_for_this_system_by_the_usual_snapshotter_unless_another_is_named() -> None:
+    wanted = [Unpacking(Platform("windows", "amd64")), Unpacking(default()), Unpacking(Platform("linux", "s390x"), "native")]
+    unpacker = Unpacker()
+    assert unpacker.accepted(wanted) == [Unpacking(default(), "overlayfs"), Unpacking(Platform("linux", "s390x"), "native")]
+    assert not unpacker.accepted([])
+    with pytest.raises(errors.InvalidArgument, match="unable to initialize unpacker: no unpack platforms defined"):
+        unpacker.accepted(wanted[:1])
+
+
+def test_what_is_supported_limits_unpackings_and_names_their_snapshotter(caplog: pytest.LogCaptureFixture) -> None:
+    """As containerd's unpack_config: overlayfs is preferred, else the first of the platform; what is left out is in the log."""
+    here = Unpacking(default())
+    assert Unpacker(supported=[Unpacking(default(), "native"), Unpacking(default(), "overlayfs")]).accepted([here]) == [Unpacking(default(), "overlayfs")]
+    only = Unpacker(supported=[Unpacking(Platform("windows", "amd64"), "windows"), Unpacking(default(), "native"), Unpacking(default(), "mine")])
+    assert only.accepted([here]) == [Unpacking(default(), "native")]
+    assert only.accepted([here, Unpacking(default(), "overlayfs"), Unpacking(default(), "mine")]) == [Unpacking(default(), "native"), Unpacking(default(), "mine")]
+    assert f"{default()} is not unpacked by overlayfs: unpack_config allows native, mine" in caplog.text
+    with pytest.raises(errors.InvalidArgument, match="no unpack platforms defined"):
+        Unpacker(supported=[Unpacking(Platform("windows", "amd64"), "windows")]).accepted([here])
