@@ -1,18 +1,18 @@
-"""What the snapshotters on disk share: the tree's rules, and directories that come before their records and go after them.
+"""What the snapshotters of this service share: the tree's rules, and *things* that come before their records and go after them.
 
 ::
 
     ROOT/snapshots/NAME/          served by one process, which holds its lock
         metadata.db               the records (``tree``)
-        snapshots/ID/             what the snapshot of this id consists of; a snapshotter's own matter
-        snapshots/new-ID/         one that is being made
         store-id                  whose store this is (``kit.stamp``)
-        held                      why directories without a record stay, until an operator removes this file
+        held                      why things without a record stay, until an operator removes this file
 
-A snapshot is made under a temporary name, renamed, and recorded. The rename comes last, so that one fsync of ``snapshots`` makes all of it durable on
-filesystems with a journal. A removal takes the record; the directory then is one without a record, and goes in the background. Ids
-are never used twice, so whatever has no record can be removed at any time, by whoever finds it: unless records were lost. What containers wrote is nowhere else,
-so then all that is without a record stays.
+A thing is what a snapshot consists of: a directory (``directories.py``), a subvolume, an image of a disk. It is called by the snapshot's id, and ``new-ID`` while it is made. A snapshot's thing is
+made, gets its lasting name, and the snapshot is recorded. A removal takes the record; the thing then is one without a record, and goes in the background. Ids are never used twice, so whatever
+has no record can be removed at any time, by whoever finds it: unless records were lost. What containers wrote is nowhere else, so then all that is without a record stays.
+
+A new snapshotter is a subclass that says how its things are made, kept, measured, frozen, mounted and discarded (the methods below *what a snapshotter decides*); the rules, the records and what a
+crash leaves are cared for here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -63,14 +62,12 @@ class LocalSnapshotter(ABC):
     def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
         """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone."""
         self.root = root
-        self._directory = str(root / "snapshots")
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
         self._unnoted = ""
         """Why things are held back, where that could not be noted."""
         self.soundness = Soundness(root / "metadata.db", self._hold)
-        if _is_empty(root / "metadata.db") and any(map(_id_in, os.listdir(self._directory))):  # noted before there is one, which tells nothing of that
+        if _is_empty(root / "metadata.db") and any(map(_id_in, self.names())):  # noted before there is one, which tells nothing of that
             self._hold(f"{root}/metadata.db is new, though there are snapshots")
         self._tree = Tree(root / "metadata.db", self.soundness.damaged)
         if self._tree.lost:
@@ -79,12 +76,12 @@ class LocalSnapshotter(ABC):
                 self._tree.noted()
         for made in (root, root.parent):
             disk.sync_directory(str(made))
-        self._sync = FilesystemSync(self._directory, self._doubt)
+        self._sync = FilesystemSync(str(root), self._doubt)
         self._doubtful = 0
         """The highest id there was when files could not be written to the disk: whose they were is not known."""
-        self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, os.listdir(self._directory))]) + 1)
+        self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, self.names())]) + 1)
         self._staged: set[str] = set()
-        """Names in ``snapshots`` of what is being made before its record is asked for."""
+        """Names of what is being made before its record is asked for."""
         self._believed = False
         """All pages of the database are what they were, as far as is known."""
         self._copied: Counter[int] = Counter()
@@ -97,8 +94,10 @@ class LocalSnapshotter(ABC):
         self._sweeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Look at the machine, and begin to remove what a crash left behind."""
+        """Look at the machine, finish what a crash interrupted, and begin to remove what it left behind."""
         await self.start()
+        with contextlib.suppress(errors.NodeError):  # damaged records: whoever reads them next is told
+            await self._frozen([row.id for row in map(row_of, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED])
         self._sweep()
         return self
 
@@ -121,25 +120,42 @@ class LocalSnapshotter(ABC):
     async def check(self) -> None:  # noqa: B027 - or can fail to
         """FailedPrecondition with the reason where this snapshotter cannot work on this machine."""
 
-    async def stage(self, directory: str, base: int) -> None:
-        """Make ``directory`` a copy of the snapshot ``base``, for a snapshotter that copies."""
-        raise NotImplementedError
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """All things that there are, with a record or without: ``ID`` and ``new-ID``. It blocks; other names are nobody's, and are removed."""
 
     def copies(self, kind: Kind, parent: str) -> bool:
         """Whether a snapshot begins as a copy of its parent, made by :meth:`stage`."""
         return False
 
-    @abstractmethod
-    def make(self, directory: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
-        """Make what a new snapshot consists of in ``directory``, which does not exist; False if it needs none. OSError as it comes. It blocks."""
+    async def stage(self, name: str, base: int) -> None:
+        """Make the thing ``name`` a copy of that of the snapshot ``base``, durably. NodeError if it cannot be; what there is of it then is discarded."""
+        raise NotImplementedError
 
     @abstractmethod
-    def changes(self, number: int) -> str:
-        """The directory that holds what a snapshot has changed."""
+    def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+        """Make the thing ``name`` of a snapshot that is no copy; False if it needs none. OSError as it comes; what there is of it then is discarded. It blocks, in the tree's thread."""
+
+    @abstractmethod
+    def keep(self, name: str, number: int, rows: Rows) -> None:
+        """The thing ``name`` is that of the snapshot ``number`` from now on, and durable when ``rows`` are. NodeError if it cannot be. It blocks, in the tree's thread."""
+
+    @abstractmethod
+    async def measure(self, row: Row) -> Usage:
+        """What an active snapshot has changed takes now. A commit asks before it writes the record, so what takes long there may be done here: the snapshot stays as it is if the commit fails."""
+
+    async def freeze(self, numbers: Sequence[int]) -> None:  # noqa: B027 - not every one can
+        """Let nothing change committed snapshots any more. Called when their records are written, before the commit is answered; and at the next start for all that are committed, since a crash
+        may have come in between: where it was done, it costs next to nothing. OSError as it comes: the log tells, and the next start tries again.
+        """
+
+    @abstractmethod
+    async def discard(self, names: Sequence[str]) -> Sequence[str]:
+        """Remove things without a record, some of which may be gone already. Those that could not be removed, which the log explains."""
 
     @abstractmethod
     def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
-        """How to mount an active snapshot or a view."""
+        """How to mount an active snapshot or a view. It blocks for no longer than a system call takes."""
 
     @abstractmethod
     def words(self, doing: str, key: str) -> str:
@@ -149,10 +165,6 @@ class LocalSnapshotter(ABC):
         """A snapshot as clients see it."""
         return row.info
 
-    def path(self, number: int) -> str:
-        """The directory of a snapshot."""
-        return f"{self._directory}/{number}"
-
     # ---------------------------------------------------------------- reading
 
     async def stat(self, key: str) -> Info:
@@ -161,7 +173,7 @@ class LocalSnapshotter(ABC):
     async def usage(self, key: str) -> Usage:
         row = self._get(key)
         if row.info.kind is Kind.ACTIVE:
-            return await disk.usage(self.changes(row.id))
+            return await self.measure(row)
         return row.usage
 
     async def mounts(self, key: str) -> list[Mount]:
@@ -191,15 +203,14 @@ class LocalSnapshotter(ABC):
         await self.check()
         number = next(self._ids)
         name = f"new-{number}"
-        new = f"{self._directory}/{name}"
+        broken: list[str] = []
 
         def record(rows: Rows) -> tuple[Row, list[int]]:
             base = _base(rows, key, parent)
             ancestors = [] if base is None else [base.id, *rows.ancestors(base)]
-            if staged or self._made(new, kind, ancestors, labels):
+            if staged or self._made(name, kind, ancestors, labels, broken):
                 fault("snapshots.before-rename")
-                _rename(new, self.path(number))
-                rows.sync_first(self._directory)
+                self.keep(name, number, rows)
             now = time.time_ns()
             row = Row(number, base.id if base else None, Info(key, kind, now, now, parent, labels), Usage())
             rows.insert(row)
@@ -207,13 +218,16 @@ class LocalSnapshotter(ABC):
 
         with failing_to("failed to create snapshot"):
             staged = self.copies(kind, parent)
-            async with self._staging(name, key, parent) if staged else contextlib.nullcontext():
-                made = await self._write(record)
+            try:
+                async with self._staging(name, key, parent) if staged else contextlib.nullcontext():
+                    made = await self._write(record)
+            finally:
+                self._discard(broken)
         return self.mounts_of(*made)
 
     @contextlib.asynccontextmanager
     async def _staging(self, name: str, key: str, parent: str) -> AsyncIterator[None]:
-        """Within, ``snapshots/NAME`` is a copy of the parent, which cannot be removed meanwhile.
+        """Within, the thing ``name`` is a copy of the parent's, which cannot be removed meanwhile.
 
         Whoever leaves may be cancelled while its record is being written: since all such work is done in order, the parent is then taken by the
         record before anything asked for later looks for children.
@@ -240,20 +254,20 @@ class LocalSnapshotter(ABC):
         try:
             try:
                 with tracing.span("snapshots.copy", parent=parent):
-                    await self.stage(f"{self._directory}/{name}", base)
+                    await self.stage(name, base)
                 fault("snapshots.after-copy")
             except BaseException:
-                self._discard([f"{self._directory}/{name}"])
+                self._discard([name])
                 raise
             yield
         finally:
             release()
 
-    def _made(self, new: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+    def _made(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str], broken: list[str]) -> bool:
         try:
-            return self.make(new, kind, ancestors, labels)
+            return self.make(name, kind, ancestors, labels)
         except OSError as error:
-            disk.remove_small(new)
+            broken.append(name)
             raise disk.disk_error(error, "failed to create prepare snapshot dir") from None
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
@@ -278,7 +292,7 @@ class LocalSnapshotter(ABC):
         if measured.info.kind is Kind.ACTIVE:
             synced = self._sync.begun() if self._sync_commit else None  # while they are measured
             with tracing.span("snapshots.measure", key=key):
-                usage = await disk.usage(self.changes(measured.id))
+                usage = await self.measure(measured)
             if synced is not None:
                 with tracing.span("snapshots.sync", key=key), failing_to(self.words("commit", key)):
                     await self._made_durable(measured, synced)
@@ -301,6 +315,13 @@ class LocalSnapshotter(ABC):
         with failing_to(self.words("commit", key)):
             written.set_result(None)
             await self._write(record)
+        await self._frozen([measured.id])
+
+    async def _frozen(self, numbers: Sequence[int]) -> None:
+        try:
+            await self.freeze(numbers)
+        except OSError as error:
+            log.error("snapshotter %s: committed snapshots can still be written to: %s", self.NAME, errors.words(error))
 
     async def _made_durable(self, row: Row, synced: Synced) -> None:
         """Returns when the files of an active snapshot are on the disk, by a sync that was begun after they were written. Unknown or ResourceExhausted if some file could not be written since it was begun: it may be one of this snapshot's."""
@@ -372,19 +393,19 @@ class LocalSnapshotter(ABC):
         return row.id
 
     async def _gone(self, numbers: Sequence[int]) -> None:
-        """Remove the directories of what has no record any more."""
+        """Remove the things of what has no record any more."""
         fault("snapshots.before-discard")
-        paths = [self.path(number) for number in numbers]
+        names = [str(number) for number in numbers]
         if self._sync_remove:
-            await disk.remove(paths)
+            await self.discard(names)
         else:
-            self._discard(paths)
+            self._discard(names)
 
     def _hold(self, lost: str) -> None:
         """The first reason stays."""
         if self._held():
             return
-        log.error("%s; what is in %s without a record stays; %s", lost, self._directory, damage.WHAT_TO_DO)
+        log.error("%s; what is in %s without a record stays; %s", lost, self.root, damage.WHAT_TO_DO)
         try:
             (self.root / HELD).write_text(f"{lost}\n")
             disk.sync_directory(str(self.root))
@@ -404,14 +425,14 @@ class LocalSnapshotter(ABC):
     async def cleanup(self) -> None:
         if held := self._held():
             raise errors.FailedPrecondition(f"{held}: directories without a record are kept, until {self.root / HELD} is removed (splitd gc --release)")
-        left = await disk.remove(await self._tree.write(self._unrecorded)) if await self._sound() else []
+        left = await self.discard(await self._tree.write(self._unrecorded)) if await self._sound() else []
         if left:
             log.warning("%s: %d directories without a record could not be removed", self.root, len(left))
 
     def _unrecorded(self, rows: Rows) -> list[str]:
-        """What is in ``snapshots`` without a record. In the tree's thread nothing is half recorded but what is staged."""
+        """What there is without a record. In the tree's thread nothing is half recorded but what is staged."""
         recorded = {str(number) for number in rows.ids()} | self._staged
-        return [f"{self._directory}/{name}" for name in os.listdir(self._directory) if name not in recorded]
+        return [name for name in self.names() if name not in recorded]
 
     def _sweep(self) -> None:
         """Begin to remove all that has no record."""
@@ -431,16 +452,16 @@ class LocalSnapshotter(ABC):
         except (errors.NodeError, OSError) as error:
             log.error("%s cannot be swept: %s", self.root, error)
 
-    def _discard(self, paths: Iterable[str]) -> None:
-        """Remove directories without a record in the background."""
-        self._trash.update(paths)
+    def _discard(self, names: Iterable[str]) -> None:
+        """Remove things without a record in the background."""
+        self._trash.update(names)
         if self._trash and (self._emptying is None or self._emptying.done()):
             self._emptying = loops.aside("the removal of directories", self._empty())
 
     async def _empty(self) -> None:
         while self._trash:
-            paths, self._trash = self._trash, set()
-            await disk.remove(paths)
+            names, self._trash = self._trash, set()
+            await self.discard([*names])
 
     # ---------------------------------------------------------------- last, since its name hides the type's
 
@@ -485,13 +506,6 @@ def _rebased(rows: Rows, row: Row, parent: str) -> int | None:
     if base.info.kind is not Kind.COMMITTED:
         raise errors.FailedPrecondition(f'parent "{parent}" is not committed')
     return base.id
-
-
-def _rename(old: str, new: str) -> None:
-    try:
-        os.rename(old, new)
-    except OSError as error:
-        raise disk.disk_error(error, "failed to rename") from None
 
 
 def _is_empty(path: Path) -> bool:

@@ -13,12 +13,12 @@ import os
 from collections.abc import Mapping, Sequence
 
 from services.snapshots import disk
-from services.snapshots.local import LocalSnapshotter
+from services.snapshots.directories import DirectorySnapshotter
 from services.snapshots.store import Kind, Mount
 from services.snapshots.tree import Row
 
 
-class NativeSnapshotter(LocalSnapshotter):
+class NativeSnapshotter(DirectorySnapshotter):
     """A ``Snapshotter`` of plain directories below ``root``."""
 
     NAME = "native"
@@ -26,7 +26,8 @@ class NativeSnapshotter(LocalSnapshotter):
     def copies(self, kind: Kind, parent: str) -> bool:
         return kind is Kind.ACTIVE and bool(parent)
 
-    async def stage(self, directory: str, base: int) -> None:
+    async def stage(self, name: str, base: int) -> None:
+        directory = self.at(name)
         try:
             os.mkdir(directory, 0o700)
             await disk.copy(self.path(base), directory)
@@ -34,10 +35,10 @@ class NativeSnapshotter(LocalSnapshotter):
         except OSError as error:
             raise disk.disk_error(error, "copying of parent failed") from None
 
-    def make(self, directory: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+    def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
         if ancestors:
             return False
-        disk.make_directory(directory, 0o755)
+        disk.make_directory(self.at(name), 0o755)
         return True
 
     def changes(self, number: int) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from services.kit import errors
 from services.snapshots import disk, kernel
-from services.snapshots.local import LocalSnapshotter
+from services.snapshots.directories import DirectorySnapshotter
 from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Info, Kind, Mount
 from services.snapshots.tree import Row
 
@@ -30,7 +30,7 @@ _AGAIN = 10.0
 """Seconds after which a kernel that could not mount an overlay is asked again."""
 
 
-class OverlaySnapshotter(LocalSnapshotter):
+class OverlaySnapshotter(DirectorySnapshotter):
     """A ``Snapshotter`` of overlays below ``root``."""
 
     NAME = "overlayfs"
@@ -60,7 +60,8 @@ class OverlaySnapshotter(LocalSnapshotter):
         if self._trouble:
             raise errors.FailedPrecondition(f"snapshotter overlayfs does not work on this machine: {self._trouble}")
 
-    def make(self, directory: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+    def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
+        directory = self.at(name)
         upper = f"{directory}/fs"
         os.mkdir(directory, 0o700)
         disk.make_directory(upper, 0o755)

@@ -1,0 +1,58 @@
+"""Snapshots that are directories each, or what looks like them, of one filesystem.
+
+::
+
+    ROOT/snapshots/NAME/snapshots/ID/         all that the snapshot of this id consists of; a snapshotter's own matter
+    ROOT/snapshots/NAME/snapshots/new-ID/     one that is being made
+
+A directory is made under its temporary name, and renamed last: so one fsync of ``snapshots`` makes all of it durable on filesystems with a journal.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.snapshots import disk
+from services.snapshots.local import LocalSnapshotter
+from services.snapshots.store import Usage
+from services.snapshots.tree import Row, Rows
+
+
+class DirectorySnapshotter(LocalSnapshotter):
+    """Directories below ``root/snapshots``: found by listing it, kept by a rename, measured by a walk, discarded by ``rm``."""
+
+    def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+        self.directory = str(root / "snapshots")
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        super().__init__(root, sync_commit=sync_commit, sync_remove=sync_remove)
+
+    def at(self, name: str) -> str:
+        """The path of a thing."""
+        return f"{self.directory}/{name}"
+
+    def path(self, number: int) -> str:
+        """The directory of a snapshot."""
+        return self.at(str(number))
+
+    @abstractmethod
+    def changes(self, number: int) -> str:
+        """The directory that holds what a snapshot has changed."""
+
+    def names(self) -> Sequence[str]:
+        return os.listdir(self.directory)
+
+    def keep(self, name: str, number: int, rows: Rows) -> None:
+        try:
+            os.rename(self.at(name), self.path(number))
+        except OSError as error:
+            raise disk.disk_error(error, "failed to rename") from None
+        rows.sync_first(self.directory)
+
+    async def measure(self, row: Row) -> Usage:
+        return await disk.usage(self.changes(row.id))
+
+    async def discard(self, names: Sequence[str]) -> Sequence[str]:
+        return [os.path.basename(path) for path in await disk.remove(map(self.at, names))]
