@@ -1,6 +1,6 @@
-"""Calls carried by grpcio: the second transport of ``kit.rpc``, the oracle of the wire's tests, and the way back if someone finds a fault in it.
+"""Calls carried by grpcio: the second transport, the oracle of the wire's tests, and the way back if someone finds a fault in it.
 
-Nothing but ``kit.rpc`` imports this, and nothing else imports grpc: it takes 26 MB and 160 ms of every process that does.
+Nothing but ``kit.chosen`` imports this, and nothing else imports grpc: it takes 26 MB and 160 ms of every process that does.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 from grpc._cython import cygrpc
 
-from services.kit import errors, loops, rpc, sockets
-from services.kit.rpc import Call, Metadata, Method, Methods, Pings
+from services.kit import errors, loops, sockets
+from services.kit.call import ERROR_LIMIT, MESSAGE_LIMIT, STOPPING, UNARY, Call, Headers, Metadata
+from services.kit.relays import Relay, Route
+from services.kit.transport import Answering, Method, Methods, Pings, Server
+
+if TYPE_CHECKING:
+    from services.kit.channel import Stream
 
 log = logging.getLogger(__name__)
 
 _COMMON = [
-    ("grpc.max_receive_message_length", rpc.MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", rpc.MESSAGE_LIMIT),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
     # The default soft limit turns an error message of 15 KB into RESOURCE_EXHAUSTED.
     ("grpc.max_metadata_size", 64 << 10),
     ("grpc.absolute_max_metadata_size", 128 << 10),
@@ -57,7 +62,7 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 # ---------------------------------------------------------------------------------------------- serving
 
 
-class GrpcioServer(rpc.Server):
+class GrpcioServer(Server):
     """Servers of grpc.aio over our methods: one, and one more each time that the socket was removed, since one that has started listens nowhere else."""
 
     async def start(self) -> None:
@@ -128,7 +133,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def single(request: Any, context: Any) -> Any:
             call = _call(method.path, context)
             answer = None
-            with rpc.Answering(server, call, long=method.long) as answering:
+            with Answering(server, call, long=method.long) as answering:
                 answer = await method.handler(request, call)
                 await _send_metadata(call, context)
             await _abort(call, context, answering)
@@ -136,7 +141,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             call = _call(method.path, context)
-            with rpc.Answering(server, call, long=method.long) as answering:
+            with Answering(server, call, long=method.long) as answering:
                 first = True
                 async with contextlib.aclosing(method.handler(request, call)) as responses:
                     async for response in responses:
@@ -172,24 +177,24 @@ async def _send_metadata(call: Call, context: Any) -> None:
         context.set_trailing_metadata(tuple(call.trailing))
 
 
-async def _abort(call: Call, context: Any, answering: rpc.Answering) -> None:
+async def _abort(call: Call, context: Any, answering: Answering) -> None:
     """Outside of the span: grpcio aborts by an exception of its own."""
     error = answering.failure
     if error is not None:
-        await context.abort(_STATUS[error.code], str(error)[: rpc.ERROR_LIMIT], (*call.trailing, *error.trailers))
+        await context.abort(_STATUS[error.code], str(error)[: ERROR_LIMIT], (*call.trailing, *error.trailers))
 
 
 class _Relayed:
     """What passes through: message by message, as bytes, since grpcio shows no frames."""
 
-    def __init__(self, methods: Methods, relay: rpc.Relay) -> None:
+    def __init__(self, methods: Methods, relay: Relay) -> None:
         self._methods = methods
         self._relay = relay
 
     def method(self, path: str) -> Method:
         arity = self._relay.arity(path)
         bound = self._methods.coordinated(path, self._stream)
-        if arity == rpc.UNARY:
+        if arity == UNARY:
             return Method(path, arity, self._unary, bound.decode, bound.encode, bound.long)
         return bound
 
@@ -238,7 +243,7 @@ class _Relayed:
             finally:
                 sending.cancel()
 
-    async def _next(self, stream: rpc.Stream, route: rpc.Route) -> Any:
+    async def _next(self, stream: Stream, route: Route) -> Any:
         try:
             async with asyncio.timeout(route.stall):
                 return await stream.receive()
@@ -246,7 +251,7 @@ class _Relayed:
             raise errors.Unavailable(f"service {route.upstream.name} has been silent for {route.stall:g}s") from None
 
 
-async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: rpc.Stream) -> None:
+async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Stream) -> None:
     """Send what the client sends, then its half-close. What ends the call ends this; the receiving side tells why."""
     try:
         if first is not None:
@@ -311,7 +316,7 @@ class GrpcioCarrier:
         details = details or ""
         trailers = tuple((k, v) for k, v in trailing or ())
         made_by_transport = _made_by_transport(details)
-        if code == errors.Unavailable.code and (made_by_transport or any(k == rpc.STOPPING for k, _ in trailers)):
+        if code == errors.Unavailable.code and (made_by_transport or any(k == STOPPING for k, _ in trailers)):
             if made_by_transport:
                 await self._loss_seen()
             return errors.Disconnected(f"service {self._name} is not reachable ({details})")
@@ -350,7 +355,7 @@ class _Stream:
     def __init__(self, call: Any, carrier: GrpcioCarrier) -> None:
         self._call = call
         self._carrier = carrier
-        self._trailing: rpc.Headers = {}
+        self._trailing: Headers = {}
         self._status: tuple[Any, str, Any] | None = None
         """What the call ended with: kept when it comes, for grpc.aio forgets it where sending fails just then."""
         call.add_done_callback(self._ended)
@@ -384,10 +389,10 @@ class _Stream:
         await self._raise_status()
         return None
 
-    async def leading(self) -> rpc.Headers:
+    async def leading(self) -> Headers:
         return _first(await self._call.initial_metadata())
 
-    def trailing(self) -> rpc.Headers:
+    def trailing(self) -> Headers:
         return self._trailing
 
     async def _raise_status(self) -> None:

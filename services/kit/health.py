@@ -11,7 +11,8 @@ from typing import cast
 
 from api.grpc.health.v1 import health_pb2 as pb
 from services.kit import errors
-from services.kit.rpc import Call, Channel
+from services.kit.call import Call
+from services.kit.channel import Channel
 
 SERVING = pb.HealthCheckResponse.SERVING
 NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING

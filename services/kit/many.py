@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from api.splitd.many.v1 import many_pb2 as pb
 from services.kit import errors, loops
-from services.kit.rpc import UNARY, Answering, Call, Carrier, Metadata, Server, method_path, set_together
+from services.kit.call import TOGETHER, UNARY, Call, Metadata, method_path
+from services.kit.transport import Answering, Carrier, Server
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class ManyServicer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer(self, number: int, one: pb.Call, call: Call) -> pb.Answer:
-        set_together()
+        TOGETHER.set(True)
         traced = {name: value for name, value in (("traceparent", one.traceparent), ("tracestate", one.tracestate)) if value}
         inner = Call(one.method, {**call.headers, **traced}, call.deadline)
         response = b""

@@ -28,7 +28,7 @@ from google.protobuf.message import Message
 from api.containerd.services.events.v1 import events_pb2
 from services.kit import errors, loops
 from services.kit.any import pack
-from services.kit.rpc import Channel
+from services.kit.channel import Channel
 
 log = logging.getLogger(__name__)
 

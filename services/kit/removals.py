@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from api.splitd.removals.v1 import removals_pb2 as pb
 from services.kit import errors
-from services.kit.rpc import Call
+from services.kit.call import Call
 
 log = logging.getLogger(__name__)
 

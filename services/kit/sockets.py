@@ -9,12 +9,18 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from services.kit import loops
+from services.kit import errors, loops
 
 log = logging.getLogger(__name__)
 
 LOOK = 1.0
 """Seconds from one look to the next."""
+
+
+def check_path(address: Path) -> None:
+    """Refuse a socket path that the kernel would cut (sun_path holds 107 bytes)."""
+    if len(os.fsencode(address)) > 107:
+        raise errors.InvalidArgument(f"socket path {address} is longer than 107 bytes: choose a shorter state directory")
 
 
 def watching(path: Path, again: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from api.splitd.stamp.v1 import stamp_pb2 as pb
 from services.kit import errors
-from services.kit.rpc import Call
+from services.kit.call import Call
 
 
 class StampServicer:

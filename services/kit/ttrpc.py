@@ -27,7 +27,7 @@ from google.rpc import status_pb2
 
 from api.ttrpc import ttrpc_pb2 as pb
 from services.kit import errors, logs, loops, sockets, tracing
-from services.kit.rpc import NAMESPACE, Call, Servicer, _current, _limit, check_socket_path, method_path
+from services.kit.call import CURRENT, NAMESPACE, Call, Servicer, method_path, time_limit
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ class Client:
         decode = message_factory.GetMessageClass(method.output_type).FromString
 
         async def unary(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = -1.0) -> Any:
-            return await self._channel.unary(path, request, headers, _limit(timeout), encode, decode)
+            return await self._channel.unary(path, request, headers, time_limit(timeout), encode, decode)
 
         setattr(self, name, unary)
         return unary
@@ -308,7 +308,7 @@ class Server:
                     raise errors.Internal(f"ttrpc: error unmarshalling payload: {error}") from None
                 left = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
                 call = Call(path, headers, None if left is None else time.monotonic() + left)
-                _current.set(call)  # each request is a task of its own, so nobody else sees it
+                CURRENT.set(call)  # each request is a task of its own, so nobody else sees it
                 async with asyncio.timeout(left):
                     result: bytes = encode(await handler(message, call))
                     return result
@@ -395,7 +395,7 @@ async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5
 
     As with ``kit.rpc.serving`` the caller holds the lock of the directory, and so may replace the socket.
     """
-    check_socket_path(path)
+    sockets.check_path(path)
     server = Server(servicers)
     listener: asyncio.Server | None = None
 

@@ -6,7 +6,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.version.v1 import version_pb2 as pb
 from services.kit import version
-from services.kit.rpc import Call
+from services.kit.call import Call
 
 
 class VersionServicer:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.kit import errors, rpc
+from services.kit import errors
+from services.kit.call import ERROR_LIMIT
 from services.wire import headers
 
 HEAD = headers.block([(b":status", b"200"), (b"content-type", b"application/grpc")])
@@ -13,4 +14,4 @@ OK = headers.status(0)
 
 def refusal(error: errors.NodeError, trailing: Sequence[tuple[str, str | bytes]] = ()) -> bytes:
     """An error as trailers."""
-    return headers.status(error.code, str(error)[: rpc.ERROR_LIMIT], (*error.trailers, *trailing))
+    return headers.status(error.code, str(error)[: ERROR_LIMIT], (*error.trailers, *trailing))

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 
 from services.kit import errors
-from services.kit.rpc import Metadata
+from services.kit.call import Metadata
 from services.kit.version import SPLITD
 from services.wire import headers, messages, outcomes
 from services.wire.connection import Closed, Connection, Data, Event, GoingAway, Opened, Reset, Stream, Trailers

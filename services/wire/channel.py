@@ -8,8 +8,9 @@ import logging
 import math
 from collections import deque
 
-from services.kit import errors, loops, rpc
-from services.kit.rpc import Metadata, Pings
+from services.kit import errors, loops
+from services.kit.call import Headers, Metadata
+from services.kit.transport import Pings
 from services.kit.version import SPLITD
 from services.wire import headers, messages, outcomes
 from services.wire.connection import Chunk, GoingAway, Opened, Stream
@@ -195,7 +196,7 @@ class ClientLink(Link):
 
 
 class WireCarrier:
-    """What is under a :class:`services.kit.rpc.Channel`."""
+    """What is under a :class:`services.kit.channel.Channel`."""
 
     def __init__(self, address: str, name: str, pings: Pings, limits: Limits | None = None) -> None:
         self.name = name
@@ -477,8 +478,8 @@ class WireStream:
         """Bytes that the peer gets no window for until they are received."""
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._leading: rpc.Headers | None = None
-        self._trailing: rpc.Headers = {}
+        self._leading: Headers | None = None
+        self._trailing: Headers = {}
         self._status: errors.NodeError | None = None
         self._over = False
 
@@ -520,13 +521,13 @@ class WireStream:
             self._withheld = 0
         return message
 
-    async def leading(self) -> rpc.Headers:
+    async def leading(self) -> Headers:
         _, link = await self._open()
         while self._leading is None and not self._over:
             await self._wait(link)
         return self._leading or {}
 
-    def trailing(self) -> rpc.Headers:
+    def trailing(self) -> Headers:
         return self._trailing
 
     def cancel(self) -> None:

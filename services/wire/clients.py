@@ -12,7 +12,7 @@ from collections import OrderedDict
 from functools import cache
 from typing import Any, Protocol, cast
 
-from services.kit import rpc
+from services.kit.call import CLIENT
 from services.wire import headers
 from services.wire.connection import Account, Stream
 from services.wire.limits import Limits
@@ -145,4 +145,4 @@ class Names:
 @cache
 def field(number: int) -> bytes:
     """The header, encoded."""
-    return headers.block([(rpc.CLIENT.encode(), b"%d" % number)])
+    return headers.block([(CLIENT.encode(), b"%d" % number)])

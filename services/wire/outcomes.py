@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.kit import errors, rpc
+from services.kit import errors
+from services.kit.call import STOPPING
 from services.wire.frames import Code
 from services.wire.headers import Head
 
@@ -15,7 +16,7 @@ def of_trailers(head: Head, name: str) -> errors.NodeError | None:
     if code is None:
         return errors.Internal("server closed the stream without sending trailers")
     trailers = tuple((k, v) for k, v in head.headers.items())
-    if code == errors.Unavailable.code and rpc.STOPPING in head.headers:
+    if code == errors.Unavailable.code and STOPPING in head.headers:
         return disconnected(name, head.message)
     return errors.from_status(code, head.message, trailers)
 

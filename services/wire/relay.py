@@ -3,7 +3,7 @@
 Headers are rewritten where the gateway owns them; DATA goes on as it came, no message is put together; trailers are the upstream's. Who stops reading
 holds up who writes to it, and nobody else: bytes that could not be sent on are not given back to the window of the stream that they came by.
 
-A call whose upstream goes away before it has answered is asked again where its :class:`services.kit.rpc.Route` allows that, or where the upstream has certainly not
+A call whose upstream goes away before it has answered is asked again where its :class:`services.kit.relays.Route` allows that, or where the upstream has certainly not
 looked at it. Its request is kept for that, if it is small.
 """
 
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, logs, loops, rpc, tracing
-from services.kit.rpc import UNARY, Arity, Call, Method, Methods, Relay, Route
+from services.kit import errors, logs, loops, tracing
+from services.kit.call import CURRENT, NAMESPACE, STOPPING, UNARY, Arity, Call
+from services.kit.relays import Answers, Meaning, Relay, Route
+from services.kit.transport import Method, Methods
 from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.channel import ClientLink, Unary, WireCarrier, request_block
@@ -183,7 +185,7 @@ class Passage:
         self._link.loop.call_soon(meanwhile)  # the question goes before that
         return True
 
-    def _told(self, meaning: rpc.Meaning, answer: asyncio.Future[bytes]) -> None:
+    def _told(self, meaning: Meaning, answer: asyncio.Future[bytes]) -> None:
         self._asked = None
         failed = answer.exception() is not None
         if self.over:
@@ -208,7 +210,7 @@ class Passage:
 
     async def _prepare(self, delay: float = 0.0) -> None:
         route, call = self._plan.route, self._call()
-        rpc.set_current(call)
+        CURRENT.set(call)
         if self._spans is not None:
             self._spans.attach()
         try:
@@ -235,7 +237,7 @@ class Passage:
         """Whether so much can go at once. A client that gives no window gets the upstream's answer, which waits there, instead of one that would wait here."""
         return size + messages.PREFIX.size <= self._link.connection.room(self._stream)
 
-    def _answer(self, answers: rpc.Answers) -> None:
+    def _answer(self, answers: Answers) -> None:
         """Without the upstream."""
         if self.over:
             return
@@ -379,7 +381,7 @@ class Passage:
         self.on_drained()
 
     def answer_tail(self, head: Head) -> None:
-        if head.code == errors.Unavailable.code and rpc.STOPPING in head.headers:
+        if head.code == errors.Unavailable.code and STOPPING in head.headers:
             self.lost(head.message)
             return
         if not self._answered:
@@ -422,7 +424,7 @@ class Passage:
 
     def stopped(self) -> None:
         """The process is told to stop: whoever relays to it asks its successor."""
-        error = errors.Unavailable(f"{self.head.path}: the service is stopping", trailers=((rpc.STOPPING, "1"),))
+        error = errors.Unavailable(f"{self.head.path}: the service is stopping", trailers=((STOPPING, "1"),))
         error.told = True  # all that run then, however many, end so
         self.fail(error)
 
@@ -430,7 +432,7 @@ class Passage:
         """Answer with an error, unless there is an answer."""
         if self.over:
             return
-        logs.failed(self.head.path, str(self.head.headers.get(rpc.NAMESPACE, "")), error)
+        logs.failed(self.head.path, str(self.head.headers.get(NAMESPACE, "")), error)
         tail = refusal(error)
         self._link.connection.send_tail(self._stream, tail if self._answered else HEAD + tail)
         self._link.flush_soon()

@@ -21,8 +21,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, logs, rpc, sockets
-from services.kit.rpc import Call, Method, Methods
+from services.kit import errors, logs, sockets
+from services.kit.call import CLIENT, Call, Pieces
+from services.kit.relays import Relay
+from services.kit.transport import Answering, Method, Methods, Server
 from services.wire import eager, headers, messages
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.channel import HIGH_WATER, MESSAGE_COST
@@ -47,7 +49,7 @@ _BACKLOG = 4096
 """Connections that wait to be accepted: as many as the kernel allows by default."""
 
 
-class WireServer(rpc.Server):
+class WireServer(Server):
     """A listening socket and its connections."""
 
     def __init__(self, address: Path | str, methods: Methods, health: dict[str, int], limits: Limits | None = None, *, relayed: bool = False) -> None:
@@ -205,7 +207,7 @@ class ServerLink(Link):
     def opened(self, event: Opened) -> None:
         stream, head, end = event
         server = self.server
-        if server.of_each is not None and (name := head.headers.get(rpc.CLIENT)):
+        if server.of_each is not None and (name := head.headers.get(CLIENT)):
             stream.account = self._named(name, server.of_each)
         if head.method != "POST" or not head.is_grpc():
             stream.owner = _NotGrpc(self, stream, head)
@@ -226,7 +228,7 @@ class ServerLink(Link):
             client = self._clients[name] = Client(self.loop, limits)
         return client
 
-    def _pass(self, stream: Stream, head: Head, relay: rpc.Relay, end: bool) -> None:
+    def _pass(self, stream: Stream, head: Head, relay: Relay, end: bool) -> None:
         try:
             plan = planned(head, relay, self.server.methods)
         except errors.NodeError as error:
@@ -564,12 +566,12 @@ class ServerCall:
         method, call = self._method, self.call
         try:
             answer = None
-            with rpc.Answering(self.link.server, call, long=method.long) as answering:
+            with Answering(self.link.server, call, long=method.long) as answering:
                 argument = self if request is self else self._decoded(request)
                 if method.arity.server_stream:
                     async with aclosing(method.handler(argument, call)) as responses:
                         async for response in responses:
-                            if self._put(*(response if type(response) is rpc.Pieces else (method.encode(response),))):
+                            if self._put(*(response if type(response) is Pieces else (method.encode(response),))):
                                 del response  # it may wait long
                                 await self._room()
                 else:

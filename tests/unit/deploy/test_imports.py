@@ -84,13 +84,24 @@ def test_only_the_files_listed_import_it(kind: str) -> None:
     assert not strays, f"{kind} is imported outside {ALLOWED[kind]}: {sorted(strays)}"
 
 
+KIT_OF_CALLS = {f"services.kit.{name}" for name in ("rpc", "call", "relays", "transport", "chosen", "channel", "shielding")}
+
+
+def test_calls_have_one_face() -> None:
+    """Outside of the kit and its wire, services.kit.rpc is all that anybody knows of them."""
+    behind = KIT_OF_CALLS - {"services.kit.rpc"}
+    strays = [f"{path.relative_to(TOP)} imports {module}" for path in python_files() if path.relative_to(TOP).parts[1] not in ("kit", "wire")
+              for module in imports(path) if module in behind]
+    assert not strays
+
+
 def test_a_store_module_imports_no_other_life_and_no_wire() -> None:
     """Arrows point to store.py; nothing points back."""
     strays = []
     for path in sorted((TOP / "services").glob("*/store.py")):
         here = f"services.{path.parent.name}"
         backward = {f"{here}.{name}" for name in ("local", "memory", "server", "remote", "convert", "config", "__main__")}
-        strays += [f"{path.relative_to(TOP)} imports {module}" for module in imports(path) if module in backward or module == "services.kit.rpc"]
+        strays += [f"{path.relative_to(TOP)} imports {module}" for module in imports(path) if module in backward or module in KIT_OF_CALLS]
     assert not strays
 
 
@@ -121,10 +132,10 @@ def test_the_kit_imports_no_service() -> None:
 
 
 KNOW_THE_WIRE = {
+    "services/kit/chosen.py": "it is one of the transports, of which this picks one",
     "services/kit/config.py": "its bounds are settings",
     "services/kit/otlp.py": "spans are sent to collectors by it",
     "services/kit/process.py": "its bounds are set at the start of a process",
-    "services/kit/rpc.py": "it is one of the transports, of which this picks one",
 }
 
 
@@ -162,7 +173,7 @@ def test_every_dependency_is_used() -> None:
     assert not {name for name, module in names.items() if not any(m == module or m.startswith(f"{module}.") for m in used)}
 
 
-AT_THE_START = {("services/kit/rpc.py", "serving"), ("services/kit/rpc.py", "_carrier"), ("services/kit/rpc.py", "_gathered"), ("services/kit/tracing.py", "_exporting"),
+AT_THE_START = {("services/kit/rpc.py", "serving"), ("services/kit/chosen.py", "carrier"), ("services/kit/chosen.py", "server"), ("services/kit/channel.py", "_gathered"), ("services/kit/tracing.py", "_exporting"),
                 ("services/images/config.py", "check"),  # of `splitd config check`
                 # In workers, whose code is kept (services/kit/kept.py).
                 ("services/snapshots/diff/compare.py", "main"), ("services/snapshots/diff/mounts.py", "_target"), ("services/snapshots/diff/mounts.py", "_mount")}

@@ -17,7 +17,7 @@ import pytest
 from deploy import supervision
 from deploy.place import TOP, Place
 from deploy.processes import NAMES, SOCKETS
-from services.kit import rpc
+from services.kit import sockets
 
 
 def parsed(where: Place) -> Any:
@@ -83,7 +83,7 @@ def test_the_longest_socket_name_is_known() -> None:
     """A state directory that passes the check has room for every socket."""
     longest = max(SOCKETS, key=len)
     state = "/" + "x" * (107 - 2 - len(longest))
-    rpc.check_socket_path(Path(state) / longest)
+    sockets.check_path(Path(state) / longest)
     assert len("containerd.sock.ttrpc") <= len(longest)
 
 

@@ -1,0 +1,142 @@
+"""What a call is: its method, its headers, whose it is, and how long it may take. Handlers see nothing else of what carries it."""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from services.kit import errors, identifiers
+
+Headers = Mapping[str, str | bytes]
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+NAMESPACE = "containerd-namespace"
+LEASE = "containerd-lease"
+RAW = "splitd-raw"
+"""Header of metadata's calls to a raw backend through the gateway; its value names the backend."""
+
+CLIENT = "splitd-client"
+"""Header of calls that a gateway relays: a number that tells its clients apart for a service that has but one connection for them. It means nothing beyond that connection."""
+
+VERIFY = "splitd-verify"
+"""Header of a Transfer, with any value: a pull looks at all bytes of the blobs that are there (``ImageStore.verify``)."""
+ONLY_WANTED = "splitd-only-wanted"
+"""Header of a Transfer, with any value: of an archive only the images for the platforms wanted become records (``ImageStore.only_wanted``), which containerd's API cannot say."""
+
+STOPPING = "splitd-stopping"
+"""Trailer of calls that a service ended because it was told to stop: a relay asks its successor again."""
+
+MESSAGE_LIMIT = 16 << 20
+ERROR_LIMIT = 32 << 10
+"""Bytes of an error's message that are sent: clients of grpc-go refuse header lists that are much longer."""
+
+UNARY_TIMEOUT = 10.0
+"""Seconds that a unary call to another process may take where neither the caller nor its client says otherwise."""
+
+LONG = frozenset({"Wait", "Subscribe", "Watch"})
+
+
+class Arity(NamedTuple):
+    """Whether the request and the response of a method are streams."""
+
+    client_stream: bool
+    server_stream: bool
+
+
+UNARY = Arity(False, False)
+STREAMS = Arity(True, True)
+"""What a relay takes a method for that it does not know; the wire is the same for all four."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call as its handler sees it."""
+
+    method: str
+    """``/containerd.services.content.v1.Content/Info``"""
+    headers: Headers
+    """By lower-case name; values of ``*-bin`` headers are bytes. Of a repeated one the first counts: Go's clients put a nested context's namespace
+    before the outer one's, and containerd takes the first."""
+    deadline: float | None = None
+    """On the clock of ``time.monotonic``, in seconds; None where the client set none."""
+    leading: list[tuple[str, str | bytes]] = field(default_factory=list)
+    """Metadata to send before the first response; what is added later is not sent."""
+    trailing: list[tuple[str, str | bytes]] = field(default_factory=list)
+    """Metadata to send with the status."""
+
+    @property
+    def namespace(self) -> str:
+        """The caller's containerd namespace; FailedPrecondition without one, InvalidArgument for an impossible one, in containerd's words."""
+        value = self.optional_namespace
+        if not value:
+            raise errors.FailedPrecondition("namespace is required")
+        try:
+            identifiers.validate(value)
+        except errors.InvalidArgument as error:
+            raise errors.InvalidArgument(f"namespace validation: {error}") from None
+        return value
+
+    @property
+    def optional_namespace(self) -> str:
+        """The caller's namespace, or an empty string."""
+        return str(self.headers.get(NAMESPACE, ""))
+
+    @property
+    def lease(self) -> str:
+        """The id of the caller's lease, or an empty string."""
+        return str(self.headers.get(LEASE, ""))
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, not below zero; None where there is none."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def passed_on(self) -> dict[str, str | bytes]:
+        """The headers to send along with a call made on this caller's behalf: all but the transport's own."""
+        return {k: v for k, v in self.headers.items() if k not in HOP_HEADERS}
+
+
+HOP_HEADERS = frozenset({"user-agent", "content-type", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "accept-encoding",
+                         "traceparent", "tracestate", CLIENT})
+"""Headers of one hop, which the next one has of its own."""
+
+CURRENT: contextvars.ContextVar[Call | None] = contextvars.ContextVar("splitd_call", default=None)
+"""What this task does, it does on behalf of this call."""
+
+TOGETHER: contextvars.ContextVar[bool] = contextvars.ContextVar("splitd_together", default=False)
+"""What this task calls, and what comes of it, goes together with what others call that do this in the same turn of the loop (``kit.many``)."""
+
+
+def caller() -> str:
+    """On whose behalf this task works, as far as there are several: the namespace of the current call, or an empty string."""
+    call = CURRENT.get()
+    return "" if call is None else call.optional_namespace
+
+
+class Servicer(Protocol):
+    """An object whose methods answer a service's RPCs."""
+
+    SERVICE: ServiceDescriptor
+
+
+class Pieces(tuple[bytes, ...]):
+    """A serialized message that a handler answers as it is, in pieces, where building it would only copy a megabyte twice, or take a hundred milliseconds at once."""
+
+    __slots__ = ()
+
+
+def method_path(method: MethodDescriptor) -> str:
+    """``/package.Service/Method``"""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def time_limit(timeout: float | None) -> float | None:
+    if timeout is None or timeout >= 0:
+        return timeout
+    call = CURRENT.get()
+    left = call.remaining() if call else None
+    return UNARY_TIMEOUT if left is None else min(left, UNARY_TIMEOUT)

@@ -1,0 +1,245 @@
+"""Calls to another process: a :class:`Channel` to it, a :class:`Client` for each of its services, a :class:`Stream` for each call that is one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import ServiceDescriptor
+
+from services.kit import chosen, errors, tracing
+from services.kit.call import TOGETHER, UNARY, Arity, Headers, method_path, time_limit
+from services.kit.transport import CarriedStream, Carrier, Pings, same
+
+if TYPE_CHECKING:
+    from services.kit.many import Gathering
+
+
+class Stream:
+    """An open streaming call to another process. Use as ``async with``; leaving it early cancels the call."""
+
+    __slots__ = ("_carried", "_decode", "_encode", "_ended", "_span")
+
+    def __init__(self, carried: CarriedStream, span: tracing.Span, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> None:
+        self._carried = carried
+        self._span = span
+        self._encode = encode
+        self._decode = decode
+        self._ended = False
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._carried.cancel()
+            self._span.end()
+
+    def _failed(self, error: errors.NodeError) -> None:
+        if not self._ended:
+            self._ended = True
+            self._span.status(error.code, str(error))
+            self._span.end()
+
+    async def send(self, message: Any) -> None:
+        """Send one message; if the call has ended, raise what it ended with."""
+        try:
+            await self._carried.send(self._encode(message))
+        except errors.NodeError as error:
+            self._failed(error)
+            raise
+
+    async def done_sending(self) -> None:
+        """Half-close: no more messages from us."""
+        try:
+            await self._carried.done_sending()
+        except errors.NodeError as error:
+            self._failed(error)
+            raise
+
+    async def receive(self) -> Any | None:
+        """The next message, or None at the end; raises the status if it is not OK."""
+        try:
+            message = await self._carried.receive()
+        except errors.NodeError as error:
+            self._failed(error)
+            raise
+        if message is not None:
+            return self._decode(message)
+        if not self._ended:
+            self._ended = True
+            self._span.end()
+        return None
+
+    async def leading(self) -> Headers:
+        """The metadata that came before the first message; waits for it."""
+        return await self._carried.leading()
+
+    def trailing(self) -> Headers:
+        """The metadata that came with the status; empty before it."""
+        return self._carried.trailing()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._messages()
+
+    async def _messages(self) -> AsyncIterator[Any]:
+        try:
+            while (message := await self.receive()) is not None:
+                yield message
+        finally:
+            self._finish()
+
+
+class Channel:
+    """A connection to one process, which may be down and come back. Made once, closed with :meth:`close`."""
+
+    def __init__(self, address: Path | str, name: str = "", *, pings: Pings = "calls") -> None:
+        """``pings`` says when a hung peer is noticed, within 2 s: "always", or during "calls" only, for servers of ours; "never" for others' servers.
+
+        grpc-go takes pings of every second for abuse and ends the connection (too_many_pings); there, a call's own deadline must do.
+        """
+        self.address = str(address)
+        self.name = name or Path(self.address).stem
+        self._pings: Pings = pings
+        self._opened: Carrier | None = None
+        self._gathering: Gathering | None = None
+
+    @property
+    def carrier(self) -> Carrier:
+        """The transport's side of it, made within the loop that uses it."""
+        if self._opened is None:
+            self._opened = chosen.carrier()(self.address, self.name, self._pings)
+        return self._opened
+
+    async def __aenter__(self) -> Channel:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+    def client(self, service: ServiceDescriptor) -> Client:
+        """Call a service's methods by their names."""
+        return Client(self, service)
+
+    def connected(self) -> bool:
+        """Whether the peer is known to be there now; starts connecting if it is not."""
+        return self.carrier.connected()
+
+    async def connections(self) -> AsyncIterator[bool]:
+        """Whether the peer is there: now, and again whenever that may have changed. Connects as long as it is iterated."""
+        state = self.connected()
+        while True:
+            yield state
+            state = await self.carrier.changed(state)  # from the state just told: one that came in between is no loss
+
+    async def wait_connected(self, seconds: float) -> bool:
+        """Wait until the peer is there, for at most ``seconds``."""
+        try:
+            async with asyncio.timeout(seconds):
+                for _ in range(2):  # hear first what the kernel has to tell of a connection that was lost while this loop did not run
+                    await asyncio.sleep(0)
+                while not self.connected():
+                    await self.carrier.changed(False)
+        except TimeoutError:
+            return False
+        return True
+
+    async def reached(self, seconds: float) -> None:
+        """As :meth:`wait_connected`, but Disconnected, naming the peer, if it is not there in time: a call that was made all the same would wait for it once more."""
+        if not self.connected() and not await self.wait_connected(seconds):
+            raise errors.Disconnected(f"service {self.name} is not reachable (nobody answers on {self.address})")
+
+    async def unary(self, path: str, request: Any, headers: Headers, timeout: float | None,
+                    encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same, *, together: bool = False) -> Any:
+        """One unary call. ``timeout`` in seconds, None for no limit. ``together``: it may go with others of this turn of the loop, see ``kit.many``."""
+        with tracing.client_span(path) as span:
+            try:
+                if (together or TOGETHER.get()) and self._pings != "never":
+                    return decode(await self._gathered().unary(path, encode(request), tuple(headers.items()), span.headers(), timeout))
+                return decode(await self.carrier.unary(path, encode(request), (*headers.items(), *span.headers()), timeout))
+            except errors.NodeError as error:
+                span.status(error.code, str(error))
+                raise
+
+    def _gathered(self) -> Gathering:
+        if self._gathering is None:
+            from services.kit.many import Gathering
+
+            self._gathering = Gathering(self.carrier)
+        return self._gathering
+
+    def stream(self, path: str, headers: Headers, timeout: float | None = None,
+               encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same) -> Stream:
+        """Open a streaming call of any arity: on the wire all four are the same."""
+        span = tracing.client_span(path)
+        return Stream(self.carrier.stream(path, (*headers.items(), *span.headers()), timeout), span, encode, decode)
+
+
+@dataclass(slots=True)
+class _Bound:
+    path: str
+    arity: Arity
+    encode: Any
+    decode: Any
+
+
+class Client:
+    """The methods of one service in another process, by name.
+
+    A unary method is awaited: ``await client.Info(request)``. Any streaming one returns a :class:`Stream`; a server stream has had its request sent:
+    ``async for r in client.Read(request)``. Keyword arguments: ``headers`` to send (default: none; pass ``call.passed_on()`` to act as the caller), ``timeout``
+    in seconds, and of unary ones ``together`` (:meth:`Channel.unary`). A unary call without a timeout gets ``UNARY_TIMEOUT``, and in a handler no more than its caller has
+    left; ``timeout=None`` lifts the limit. Failures are raised as :mod:`services.kit.errors`.
+    """
+
+    def __init__(self, channel: Channel, service: ServiceDescriptor) -> None:
+        self._channel = channel
+        self._methods = {
+            m.name: _Bound(method_path(m), Arity(m.client_streaming, m.server_streaming),
+                           message_factory.GetMessageClass(m.input_type).SerializeToString,
+                           message_factory.GetMessageClass(m.output_type).FromString)
+            for m in service.methods
+        }
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        bound = self._methods.get(name)
+        if bound is None:
+            raise AttributeError(f"{self._service.full_name} has no method {name}")
+        call = self._unary(bound) if bound.arity == UNARY else self._streaming(bound)
+        setattr(self, name, call)
+        return call
+
+    def _unary(self, bound: _Bound) -> Callable[..., Awaitable[Any]]:
+        async def unary(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = -1.0, together: bool = False) -> Any:
+            return await self._channel.unary(bound.path, request, headers, time_limit(timeout), bound.encode, bound.decode, together=together)
+
+        return unary
+
+    def _streaming(self, bound: _Bound) -> Callable[..., Any]:
+        if bound.arity.client_stream:
+            def open_stream(*, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None) -> Stream:
+                return self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode)
+
+            return open_stream
+
+        async def responses(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None) -> AsyncIterator[Any]:
+            async with self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode) as stream:
+                await stream.send(request)
+                await stream.done_sending()
+                while (message := await stream.receive()) is not None:
+                    yield message
+
+        return responses

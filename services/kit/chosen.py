@@ -1,0 +1,50 @@
+"""Which transport this process has: the wire, or grpcio where ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT says so. The other one is not even imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from services.kit import errors
+from services.kit.transport import Carrier, Methods, Pings, Server
+
+TRANSPORTS = ("wire", "grpcio")
+
+_chosen = "wire"
+
+
+def choose(name: str) -> None:
+    """The transport of this process from here on, unless the environment names another."""
+    global _chosen
+    _chosen = name
+
+
+def transport() -> str:
+    """The transport of this process; InvalidArgument for a name that is none."""
+    name = os.environ.get("SPLITD_GRPC_TRANSPORT") or _chosen
+    if name not in TRANSPORTS:
+        raise errors.InvalidArgument(f"transport {name}: choose one of {', '.join(TRANSPORTS)}")
+    return name
+
+
+def carrier() -> Callable[[str, str, Pings], Carrier]:
+    """What makes its side of a channel, of an address, the peer's name, and when that is pinged."""
+    if transport() == "grpcio":
+        from services.kit import grpcio
+
+        return grpcio.GrpcioCarrier
+    from services.wire.channel import WireCarrier
+
+    return WireCarrier
+
+
+def server(address: Path | str, methods: Methods, health: dict[str, int], *, relayed: bool) -> Server:
+    """Its server at an address, before it listens; ``relayed`` as of ``kit.rpc.serving``."""
+    if transport() == "grpcio":
+        from services.kit import grpcio
+
+        return grpcio.GrpcioServer(address, methods, health)
+    from services.wire.server import WireServer
+
+    return WireServer(address, methods, health, relayed=relayed)

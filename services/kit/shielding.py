@@ -1,0 +1,51 @@
+"""Work that a caller who goes away does not stop half way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from services.kit import loops
+from services.kit.call import CURRENT, Call
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_shielded: set[asyncio.Task[Any]] = set()
+
+
+async def shielded(work: Awaitable[T]) -> T:
+    """Run ``work`` to its end whatever happens to the caller: the caller's cancellation ends the waiting, not the work.
+
+    The work keeps its trace but not the caller's deadline. A failure that nobody waits for any more is logged.
+    """
+
+    async def without_deadline() -> T:
+        call = CURRENT.get()
+        if call is not None:
+            CURRENT.set(Call(call.method, call.headers))
+        return await work
+
+    task = loops.task("work that outlives its caller", without_deadline())
+    _shielded.add(task)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_failure)
+        raise
+    finally:
+        task.add_done_callback(_shielded.discard)
+        del task  # a failure's traceback holds this frame, which would hold the failure
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("work that outlived its caller failed: %s", error)
+
+
+async def shielded_work_done(seconds: float) -> None:
+    """Before a process ends: wait for what is still running under :func:`shielded`."""
+    if _shielded:
+        await asyncio.wait(list(_shielded), timeout=seconds)

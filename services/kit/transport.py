@@ -1,0 +1,239 @@
+"""What a transport must be: a :class:`Server` of methods, and a :class:`Carrier` of calls to another process; and what both are given.
+
+:mod:`services.wire` is one, :mod:`services.kit.grpcio` the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from google.protobuf import message_factory
+
+from services.kit import errors, logs, loops, tracing
+from services.kit.call import CURRENT, RAW, STOPPING, STREAMS, Arity, Call, Headers, Metadata, Pieces, Servicer, method_path
+from services.kit.relays import Coordinated, Relay
+
+log = logging.getLogger(__name__)
+
+# ---------------------------------------------------------------------------------------------- serving
+
+SERVING, NOT_SERVING = 1, 2
+"""Of grpc.health.v1."""
+
+
+@dataclass(slots=True, frozen=True)
+class Method:
+    """One RPC as a transport sees it: ``handler`` with bytes on its outer side."""
+
+    path: str
+    arity: Arity
+    handler: Callable[..., Any]
+    decode: Callable[[bytes], Any]
+    encode: Callable[[Any], bytes]
+    long: bool = False
+
+    def whole(self, message: Any) -> bytes:
+        """A serialized answer, of a message or of :class:`Pieces`."""
+        return b"".join(message) if type(message) is Pieces else self.encode(message)
+
+
+def same(message: Any) -> Any:
+    return message
+
+
+class Methods:
+    """The methods that a server has: its servicers', and whatever its relay takes."""
+
+    def __init__(self, servicers: Iterable[Servicer], relay: Relay | None, long: frozenset[str]) -> None:
+        self.relay = relay
+        self._long = long
+        self._methods: dict[str, Method] = {}
+        for servicer in servicers:
+            for method in servicer.SERVICE.methods:
+                handler = getattr(servicer, method.name, None)
+                if handler is not None:
+                    path = method_path(method)
+                    self._methods[path] = Method(
+                        path, Arity(method.client_streaming, method.server_streaming), handler,
+                        message_factory.GetMessageClass(method.input_type).FromString,
+                        message_factory.GetMessageClass(method.output_type).SerializeToString,
+                        method.name in long)
+
+    def of_servicers(self, path: str, headers: Headers) -> Method | None:
+        """A servicer's method; None if it is the relay's, or nobody's. Raw calls are not for our servicers: they are relayed or refused."""
+        if self.relay is not None and RAW in headers:
+            return None
+        return self._methods.get(path)
+
+    def coordinated(self, path: str, handler: Coordinated) -> Method:
+        """A relay's handler as a method."""
+        return Method(path, STREAMS, handler, same, same, self.is_long(path))
+
+    def is_long(self, path: str) -> bool:
+        """Whether a call lasts as long as the thing it watches."""
+        return path.rpartition("/")[2] in self._long
+
+
+class Server:
+    """A running server on one socket; made by ``kit.rpc.serving``. The transports' servers are made of it."""
+
+    def __init__(self, address: Path | str, methods: Methods, health: dict[str, int]) -> None:
+        self.address = address
+        self.methods = methods
+        self.health = health
+        self.running: dict[asyncio.Task[Any], tuple[str, bool]] = {}  # or what stands for a task: it can be cancelled
+        self.draining = False
+        self.trouble = ""
+        """Why what is served here ails, where that does not pass by itself."""
+
+    def calls(self) -> list[str]:
+        """The methods being answered now, one entry per call."""
+        return [path for path, _ in self.running.values()]
+
+    async def start(self) -> None:
+        """Listen; OSError if that cannot be."""
+        raise NotImplementedError
+
+    async def close(self, grace: float) -> None:
+        """The transport's part of :meth:`stop`."""
+        raise NotImplementedError
+
+    def ail(self, trouble: str = "") -> None:
+        """Say by the health of all that is served here that it does not serve, or not well, and why, where that does not pass by itself."""
+        self.trouble = trouble
+        self.health.update(dict.fromkeys(self.health, NOT_SERVING))
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, end those that are long at once, give the others ``grace`` seconds."""
+        self.draining = True
+        self.ail()
+        stopping = loops.task("the end of a server", self.close(grace))
+        await asyncio.sleep(0)
+        for task, (_, long) in list(self.running.items()):
+            if long:
+                task.cancel()
+        await stopping
+
+
+class Answering:
+    """Around each handler, in its task: the current Call, the server span, and what it raises as ``failure``, the error to answer.
+
+    A cancellation is the transport's to explain, but for the one by a server that stops.
+    """
+
+    __slots__ = ("_call", "_long", "_server", "_span", "_task", "_token", "_tracing", "failure")
+
+    def __init__(self, server: Server, call: Call, *, long: bool) -> None:
+        self._server = server
+        self._call = call
+        self._long = long
+        self.failure: errors.NodeError | None = None
+
+    def __enter__(self) -> Answering:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._server.running[task] = (self._call.method, self._long)
+        self._token = CURRENT.set(self._call)
+        self._tracing = tracing.ServerSpan(self._call.method, self._call.headers)
+        self._span = self._tracing.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
+        method = self._call.method
+        handled = True
+        if error is None:
+            pass
+        elif isinstance(error, errors.NodeError):
+            # A copy: the error itself knows the frames that it came through, this handler's among them, and what they have, such as a document of megabytes, would stay until a look for cycles.
+            self._fails(error, type(error).verbatim(str(error), error.trailers))
+        elif isinstance(error, asyncio.CancelledError):
+            self._span.status(errors.Cancelled.code, "cancelled")
+            if self._server.draining:
+                self.failure = errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),))
+            else:
+                handled = False
+        elif (failure := errors.of_machine(error, method)) is not None:
+            self._fails(failure, failure)
+        elif isinstance(error, Exception):
+            log.error("%s failed unexpectedly", method, exc_info=error)
+            self._span.exception(error)
+            self.failure = errors.defect(method)
+        else:
+            handled = False
+        self._tracing.__exit__(None, None, None)
+        # The task may have ended in another context (a closed generator); resetting is then neither possible nor needed.
+        with contextlib.suppress(ValueError):
+            CURRENT.reset(self._token)
+        self._server.running.pop(self._task, None)
+        return handled
+
+    def _fails(self, error: errors.NodeError, failure: errors.NodeError) -> None:
+        self.failure = failure
+        self._span.status(error.code, str(error))
+        logs.failed(self._call.method, self._call.optional_namespace, error)
+
+
+# ---------------------------------------------------------------------------------------------- calling
+
+Pings = Literal["never", "calls", "always"]
+"""When a hung peer is noticed: never, while there are calls, or at any time."""
+
+
+class CarriedStream(Protocol):
+    """A streaming call as a transport carries it: bytes out, bytes in. What fails raises :mod:`services.kit.errors`."""
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; if the call has ended, raise what it ended with."""
+        ...
+
+    async def done_sending(self) -> None:
+        """Half-close."""
+        ...
+
+    async def receive(self) -> bytes | None:
+        """The next message, or None at the end of a call that ended with OK; else raises the status."""
+        ...
+
+    async def leading(self) -> Headers:
+        """The metadata that came before the first message; waits for it."""
+        ...
+
+    def trailing(self) -> Headers:
+        """The metadata that came with the status; empty before it."""
+        ...
+
+    def cancel(self) -> None:
+        """End it, if it has not ended."""
+        ...
+
+
+class Carrier(Protocol):
+    """A transport's side of a :class:`Channel`."""
+
+    async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
+        """One unary call; its failure as one of our errors, Disconnected where it is the transport's."""
+        ...
+
+    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> CarriedStream:
+        """Open a streaming call of any arity: on the wire all four are the same."""
+        ...
+
+    def connected(self) -> bool:
+        """Whether the peer is there; starts connecting if it is not."""
+        ...
+
+    async def changed(self, known: bool) -> bool:
+        """Whether the peer is there, once that is no longer as ``known``. Keeps connecting meanwhile."""
+        ...
+
+    async def close(self) -> None:
+        """End it."""
+        ...
