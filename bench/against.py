@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import measures, peers
@@ -105,8 +106,8 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
 def _rows(box: str, big: str, programs: Path | None) -> list[Row]:
     found = []
     for which in measures.UNARY:
-        found += [Row(f"{which} p50", "ms", lambda p, w=which: measures.unary_p50(p, w), times=3),
-                  Row(f"{which} x16", "calls/s", lambda p, w=which: measures.unary_rate(p, w), more=True, times=3)]
+        found += [Row(f"{which} p50", "ms", partial(measures.unary_p50, which=which), times=3),
+                  Row(f"{which} x16", "calls/s", partial(measures.unary_rate, which=which), more=True, times=3)]
     found += [Row("ctr run --rm true", "s", lambda p: measures.run(p, box), needs=box, times=4),
               Row("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), needs=box),
               Row("pull by the client, bench image", "s", lambda p: measures.pull(p, big), needs=big),

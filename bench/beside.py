@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -28,7 +28,7 @@ from api.containerd.types import descriptor_pb2
 from bench.measures import HEADERS, ROOTED
 from bench.peers import TOP, Peer
 from services.kit import errors, process
-from services.kit.rpc import Channel, Client
+from services.kit.rpc import Channel
 
 if TYPE_CHECKING:
     from bench.table import Table
@@ -86,7 +86,7 @@ def _running(socket: Path, load: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ who is measured
 
 
-def of(channel: Channel, module: object, name: str) -> Client:
+def of(channel: Channel, module: object, name: str) -> Any:
     return channel.client(module.DESCRIPTOR.services_by_name[name])  # type: ignore[attr-defined]
 
 

@@ -90,9 +90,9 @@ async def _delete(socket: Path, victims: int, make: Callable[[Channel, dict[str,
         await _others(channels[0])
         ended = asyncio.Event()
         calling = [asyncio.create_task(_again(call, await stack.enter_async_context(Channel(socket)), ended)) for call in CALLS.values()]
-        start = time.perf_counter()
+        begun = time.perf_counter()
         await leases.Delete(leases_pb2.DeleteRequest(id=_LEASE, sync=True), headers=HEADERS, timeout=None)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - begun
         ended.set()
         taken = await asyncio.gather(*calling)
     return seconds, {name: sorted(times)[len(times) * 99 // 100] for name, times in zip(CALLS, taken, strict=True)}
@@ -136,8 +136,8 @@ CALLS: dict[str, Callable[[Channel], Awaitable[None]]] = {"read": _read, "list o
 async def _again(call: Callable[[Channel], Awaitable[None]], channel: Channel, ended: asyncio.Event) -> list[float]:
     times: list[float] = []
     while not ended.is_set():
-        start = time.perf_counter()
+        begun = time.perf_counter()
         await call(channel)
-        times.append((time.perf_counter() - start) * 1000)
+        times.append((time.perf_counter() - begun) * 1000)
         await asyncio.sleep(0.005)
     return times

@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from api.containerd.services.content.v1 import content_pb2
@@ -45,7 +46,7 @@ def rows(table: Table, peers: list[Peer], box: str) -> None:
                 continue
             for peer in peers:
                 stack.enter_context(prepare(peer, box))
-            table.measure(name, "x p99", lambda p, load=load: _loaded(p, load))
+            table.measure(name, "x p99", partial(_loaded, load=load))
 
 
 def _loaded(peer: Peer, load: Callable[[Peer], AbstractContextManager[object]]) -> float:

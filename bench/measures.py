@@ -24,7 +24,7 @@ from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from bench.peers import Peer
 from services.kit import errors
-from services.kit.rpc import Channel, Client
+from services.kit.rpc import Channel
 
 NAMESPACE = "bench"
 HEADERS = {"containerd-namespace": NAMESPACE}
@@ -34,7 +34,7 @@ BLOB_MIB = 256
 _MIB = 1 << 20
 
 
-def _client(channel: Channel, module: Any, name: str) -> Client:
+def _client(channel: Channel, module: Any, name: str) -> Any:
     return channel.client(module.DESCRIPTOR.services_by_name[name])
 
 

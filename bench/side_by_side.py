@@ -7,6 +7,7 @@ import dataclasses
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from bench import beside, calls, collecting, docker, load, measures, peers, pulls
@@ -37,8 +38,8 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     table = Table(both, options.only, options.rounds)
     table.measure("idle memory", "MB PSS", Peer.pss_mb, rounds=1, aim="ours <= 160 MB")
     for which in measures.UNARY:
-        table.measure(f"{which} p50", "ms", lambda p, w=which: measures.unary_p50(p, w), rounds=2 * options.rounds, aim=P50_AIMS.get(which, ""))
-        table.measure(f"{which} x16", "calls/s", lambda p, w=which: measures.unary_rate(p, w), rounds=2 * options.rounds,
+        table.measure(f"{which} p50", "ms", partial(measures.unary_p50, which=which), rounds=2 * options.rounds, aim=P50_AIMS.get(which, ""))
+        table.measure(f"{which} x16", "calls/s", partial(measures.unary_rate, which=which), rounds=2 * options.rounds,
                       aim=">= 0.6" if which == "Version" else "")
     table.measure("content write", "MB/s", measures.content_write, rounds=3, aim=">= 0.5")
     table.measure("content read of 1 GiB", "MB/s", measures.content_read, aim=">= 0.9")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from google.protobuf.empty_pb2 import Empty
 
-from api.containerd.services.namespaces.v1 import namespaces_pb2
-from api.splitd.records.v1 import records_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from api.splitd.records.v1 import records_stubs
 from services.kit.rpc import UNARY_TIMEOUT, Channel
 
-_RECORDS = records_pb2.DESCRIPTOR.services_by_name["Records"]
+_RECORDS = records_stubs.RECORDS
 
 
 class RemoteHeld:
@@ -31,7 +31,7 @@ class Namespaces:
     """Over a channel to the node's API."""
 
     def __init__(self, gateway: Channel) -> None:
-        self._namespaces = gateway.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+        self._namespaces = gateway.client(namespaces_stubs.NAMESPACES)
 
     async def names(self) -> list[str]:
         """All that are known."""

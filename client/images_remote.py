@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.images.v1 import images_pb2, images_stubs
 from services.content.remote import RemoteStore
 from services.content.store import Digest, Info
 from services.images import transfer_convert as convert
@@ -22,7 +22,7 @@ from services.oci import references
 from services.oci.platforms import Platform
 from services.snapshots.remote import RemoteSnapshotter
 
-IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]
+IMAGES = images_stubs.IMAGES
 
 _SNAPSHOT = "containerd.io/gc.ref.snapshot."
 """Label of a config's blob: the snapshotter's name behind it, the topmost chain id as its value."""

@@ -13,14 +13,14 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from services.content.remote import RemoteStore
 from services.content.store import Status
 from services.kit import errors
 from services.kit.identifiers import quoted
-from services.kit.rpc import LEASE, Channel, Client
+from services.kit.rpc import LEASE, Channel
 
-LEASES = leases_pb2.DESCRIPTOR.services_by_name["Leases"]
+LEASES = leases_stubs.LEASES
 
 KEPT = datetime.timedelta(days=1)
 
@@ -119,7 +119,7 @@ async def kept(channel: Channel, headers: Mapping[str, str | bytes], reference: 
             await _delete(leases, lease.id, headers)
 
 
-async def _delete(leases: Client, name: str, headers: Mapping[str, str | bytes]) -> None:
+async def _delete(leases: leases_stubs.Leases, name: str, headers: Mapping[str, str | bytes]) -> None:
     with contextlib.suppress(errors.NotFound):
         await leases.Delete(leases_pb2.DeleteRequest(id=name), headers=headers)
 

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 
-from api.containerd.services.streaming.v1 import streaming_pb2
-from api.containerd.services.transfer.v1 import transfer_pb2
+from api.containerd.services.streaming.v1 import streaming_pb2, streaming_stubs
+from api.containerd.services.transfer.v1 import transfer_pb2, transfer_stubs
 from api.containerd.types.transfer import importexport_pb2, progress_pb2, registry_pb2
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.images import transfer_convert as convert
@@ -22,10 +23,12 @@ from services.kit import any as kit_any
 from services.kit import errors, loops
 from services.kit.rpc import ONLY_WANTED, VERIFY, Channel, Stream
 
+_Messages = Stream[any_pb2.Any, any_pb2.Any]
+"""What Streaming carries: of what kind each message is, its own bytes say."""
 End = ImageStore | Registry | ImportStream | ExportStream
 
-STREAMING = streaming_pb2.DESCRIPTOR.services_by_name["Streaming"]
-TRANSFER = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
+STREAMING = streaming_stubs.STREAMING
+TRANSFER = transfer_stubs.TRANSFER
 
 _BLOCK = 1 << 16
 """Bytes in a message to the node."""
@@ -76,10 +79,10 @@ class _Open:
         self._held = held
         self._talks: list[_Talk] = []
 
-    async def stream(self, purpose: str) -> tuple[Stream, str]:
+    async def stream(self, purpose: str) -> tuple[_Messages, str]:
         """A new one and its id."""
         name = f"{purpose}-{os.getpid()}-{os.urandom(4).hex()}-{next(_ids)}"
-        stream: Stream = await self._held.enter_async_context(self._streaming.Stream(headers=self._headers))
+        stream = await self._held.enter_async_context(self._streaming.Stream(headers=self._headers))
         await stream.send(kit_any.pack(streaming_pb2.StreamInit(id=name)))
         if await stream.receive() is None:
             raise errors.Unavailable(f"stream {name}: the node closed it")
@@ -147,21 +150,21 @@ async def _ended(task: asyncio.Future[Any], talk: _Talk) -> None:
         task.result()
 
 
-async def _listen(stream: Stream, report: Report) -> None:
+async def _listen(stream: _Messages, report: Report) -> None:
     while (value := await stream.receive()) is not None:
         event = kit_any.unpack(value, progress_pb2.Progress)
         if event is not None:
             report(convert.progress_from_pb(event))
 
 
-async def _answer(stream: Stream, credentials: AskCredentials) -> None:
+async def _answer(stream: _Messages, credentials: AskCredentials) -> None:
     while (value := await stream.receive()) is not None:
         question = kit_any.unpack(value, registry_pb2.AuthRequest)
         known = await credentials(question.host, list(question.wwwauthenticate)) if question is not None else Credentials()
         await stream.send(kit_any.pack(convert.credentials_to_pb(known)))
 
 
-async def _send(stream: Stream, source: AsyncIterator[bytes]) -> None:
+async def _send(stream: _Messages, source: AsyncIterator[bytes]) -> None:
     allowed = 0
     async for data in source:
         view = memoryview(data)
@@ -179,7 +182,7 @@ async def _send(stream: Stream, source: AsyncIterator[bytes]) -> None:
     await stream.done_sending()
 
 
-async def _receive(stream: Stream, sink: Sink, alive: list[int]) -> None:
+async def _receive(stream: _Messages, sink: Sink, alive: list[int]) -> None:
     window = 0
     while True:
         if window <= _WINDOW // 2:

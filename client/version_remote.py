@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from google.protobuf import empty_pb2
 
-from api.containerd.services.version.v1 import version_pb2
+from api.containerd.services.version.v1 import version_stubs
 from services.kit.rpc import Channel
 
-SERVICE = version_pb2.DESCRIPTOR.services_by_name["Version"]
+SERVICE = version_stubs.VERSION
 
 
 @dataclass(frozen=True, slots=True)

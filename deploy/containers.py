@@ -7,14 +7,14 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.containerd.services.namespaces.v1 import namespaces_pb2
-from api.containerd.services.tasks.v1 import tasks_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
 from api.containerd.types.task import task_pb2
 from client.shown import complain
 from services.kit import errors, rpc
 
-TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
-NAMESPACES = namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"]
+TASKS = tasks_stubs.TASKS
+NAMESPACES = namespaces_stubs.NAMESPACES
 KILLED_SECONDS = 15.0
 """How long a task may take to end after SIGKILL."""
 
@@ -52,7 +52,7 @@ async def stop_all(address: Path, grace: float, bundles: Path) -> int:
         return len(stopped)
 
 
-async def _list(tasks: rpc.Client, namespaces: rpc.Client, bundles: Path) -> list[_Task]:
+async def _list(tasks: tasks_stubs.Tasks, namespaces: namespaces_stubs.Namespaces, bundles: Path) -> list[_Task]:
     names = {path.name for path in bundles.glob("*") if path.is_dir() and not path.name.startswith(".")}
     try:
         names |= {namespace.name for namespace in (await namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces}
@@ -65,7 +65,7 @@ async def _list(tasks: rpc.Client, namespaces: rpc.Client, bundles: Path) -> lis
     return found
 
 
-async def _trouble(tasks: rpc.Client, task: _Task, grace: float) -> str:
+async def _trouble(tasks: tasks_stubs.Tasks, task: _Task, grace: float) -> str:
     """Why a task could not be stopped, or an empty string."""
     try:
         await _stop(tasks, task, grace)
@@ -74,7 +74,7 @@ async def _trouble(tasks: rpc.Client, task: _Task, grace: float) -> str:
     return ""
 
 
-async def _stop(tasks: rpc.Client, task: _Task, grace: float) -> None:
+async def _stop(tasks: tasks_stubs.Tasks, task: _Task, grace: float) -> None:
     state = await _state(tasks, task)
     if state == task_pb2.PAUSED:
         await tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=task.container), headers=task.headers)
@@ -90,7 +90,7 @@ async def _stop(tasks: rpc.Client, task: _Task, grace: float) -> None:
         return  # its client deleted it first, as `ctr run --rm` does
 
 
-async def _state(tasks: rpc.Client, task: _Task) -> int | None:
+async def _state(tasks: tasks_stubs.Tasks, task: _Task) -> int | None:
     """The task's state; None if it is gone."""
     try:
         response = await tasks.Get(tasks_pb2.GetRequest(container_id=task.container), headers=task.headers)
@@ -99,7 +99,7 @@ async def _state(tasks: rpc.Client, task: _Task) -> int | None:
     return int(response.process.status)
 
 
-async def _kill(tasks: rpc.Client, task: _Task, number: int, *, everyone: bool) -> None:
+async def _kill(tasks: tasks_stubs.Tasks, task: _Task, number: int, *, everyone: bool) -> None:
     request = tasks_pb2.KillRequest(container_id=task.container, signal=number, all=everyone)
     try:
         await tasks.Kill(request, headers=task.headers)
@@ -107,7 +107,7 @@ async def _kill(tasks: rpc.Client, task: _Task, number: int, *, everyone: bool) 
         return  # it has ended meanwhile
 
 
-async def _ended(tasks: rpc.Client, task: _Task, seconds: float) -> None:
+async def _ended(tasks: tasks_stubs.Tasks, task: _Task, seconds: float) -> None:
     """Wait until the task ends, for at most ``seconds``."""
     try:
         await tasks.Wait(tasks_pb2.WaitRequest(container_id=task.container), headers=task.headers, timeout=seconds)

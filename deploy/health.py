@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from api.splitd.registries.v1 import registries_pb2
+from api.splitd.registries.v1 import registries_pb2, registries_stubs
 from client.version_remote import version_of
 from deploy import running
 from deploy.place import Place
@@ -16,7 +16,7 @@ from deploy.supervision import RUNNING, Status, Supervisor
 from gateway.config import ProxyPlugin
 from services.kit import errors, health, rpc
 
-REGISTRIES = registries_pb2.DESCRIPTOR.services_by_name["Registries"]
+REGISTRIES = registries_stubs.REGISTRIES
 PATIENCE = 3.0
 """Seconds for an answer; a process that takes longer is not healthy."""
 

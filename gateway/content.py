@@ -18,7 +18,9 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.containerd.services.content.v1 import content_stubs
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from api.splitd.localfiles.v1 import localfiles_stubs
 from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.config import Config
 from gateway.openblobs import LARGEST, OpenBlobs
@@ -32,7 +34,7 @@ from services.kit.slices import Lane
 
 log = logging.getLogger(__name__)
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+SERVICE = content_stubs.CONTENT
 READ, WRITE = (method_path(SERVICE.methods_by_name[name]) for name in ("Read", "Write"))
 
 _TOGETHER = 128
@@ -98,7 +100,7 @@ class ContentServicer:
         self.joined = {READ: self.read}
         self._small = SmallBlobs()
         self._lane = Lane()
-        self._files = self._content.channel.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"])
+        self._files = self._content.channel.client(localfiles_stubs.LOCAL_FILES)
         self._open = OpenBlobs()
         self._content.on_connect.append(self._open.clear)
 
@@ -241,7 +243,7 @@ class ContentServicer:
             if not isinstance(error, errors.NotFound):
                 log.warning("ingest %s, whose bytes are wrong, could not be aborted: %s", raw_ref, error)
 
-    async def received(self, stream: Stream) -> bytes | None:
+    async def received(self, stream: Stream[bytes, bytes]) -> bytes | None:
         """The raw store's next message, unless it stalls."""
         try:
             async with asyncio.timeout(self._config.stall):
@@ -316,7 +318,7 @@ class _Write:
         self._expected = opening.expected
         self._total = opening.total
         self._promised = bool(opening.expected or opening.total)
-        self._stream: Stream | None = None
+        self._stream: Stream[bytes, bytes] | None = None
         self._committing = False
 
     async def __aenter__(self) -> _Write:

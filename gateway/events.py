@@ -40,8 +40,9 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from api.containerd.events import container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2
-from api.containerd.services.events.v1 import events_pb2
+from api.containerd.services.events.v1 import events_pb2, events_stubs
 from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_events_pb2
+from api.containerd.services.ttrpc.events.v1 import events_stubs as ttrpc_events_stubs
 from api.containerd.types.event_pb2 import Envelope
 from services.kit import errors, filters, identifiers
 from services.kit.any import type_name
@@ -431,7 +432,7 @@ def _decoded(value: Any) -> Message | None:
 class EventsServicer:
     """containerd.services.events.v1.Events"""
 
-    SERVICE = events_pb2.DESCRIPTOR.services_by_name["Events"]
+    SERVICE = events_stubs.EVENTS
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -465,7 +466,7 @@ class EventsServicer:
 class TtrpcEventsServicer:
     """containerd.services.events.ttrpc.v1.Events: where shims forward their events."""
 
-    SERVICE = ttrpc_events_pb2.DESCRIPTOR.services_by_name["Events"]
+    SERVICE = ttrpc_events_stubs.EVENTS
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange

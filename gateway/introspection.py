@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from api.containerd.services.introspection.v1 import introspection_pb2 as pb
+from api.containerd.services.introspection.v1 import introspection_stubs
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from api.containerd.types.platform_pb2 import Platform
 from gateway.config import ProxyPlugin
@@ -147,7 +148,7 @@ def _overlayfs(options: Sequence[str]) -> Snapshotter:
 class IntrospectionServicer:
     """Describes the node at ``node``, whose services' health ``probe`` knows; ``proxies`` are somebody else's services in it, by their names."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Introspection"]
+    SERVICE = introspection_stubs.INTROSPECTION
 
     def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin] = {}, overlay_options: Sequence[str] = ()) -> None:
         self._rows = rows(node, snapshotters, proxies, overlay_options)

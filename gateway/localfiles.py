@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from api.splitd.localfiles.v1 import localfiles_pb2 as pb
+from api.splitd.localfiles.v1 import localfiles_stubs
 from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.content import Commit
 from gateway.records import Records, with_headers
 from gateway.routes import Routes
 from services.kit.rpc import Call, shielded
 
-SERVICE = pb.DESCRIPTOR.services_by_name["LocalFiles"]
+SERVICE = localfiles_stubs.LOCAL_FILES
 
 
 class LocalFilesServicer:

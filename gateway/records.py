@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from api.splitd.records.v1 import records_pb2 as pb
+from api.splitd.records.v1 import records_stubs
 from gateway.upstream import Upstream
 from services.kit import errors, loops
 from services.kit.rpc import Call, Question, method_path
@@ -22,7 +23,7 @@ from services.kit.rpc import Call, Question, method_path
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Records"]
+SERVICE = records_stubs.RECORDS
 _PATIENCE = 600.0
 """Seconds for which an answer is repeated to a metadata service that is away; after that its next start with another gateway resolves the intent."""
 

@@ -18,15 +18,16 @@ from typing import Any, TypeVar
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.splitd.records.v1 import records_pb2 as records_pb
 from gateway.config import Config
 from gateway.records import Records, with_headers
 from gateway.routes import Routes
 from gateway.upstream import Upstream
 from services.kit import errors
-from services.kit.rpc import Call, Client, shielded
+from services.kit.rpc import Call, shielded
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
+SERVICE = snapshots_stubs.SNAPSHOTS
 _REF = "containerd.io/snapshot.ref"
 _NUMBERS_SKIPPED = 1000
 _MOUNTS = 256
@@ -48,7 +49,7 @@ class SnapshotsServicer:
     def __init__(self, routes: Routes, records: Records, config: Config) -> None:
         self._routes = routes
         self._records = records
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, snapshots_stubs.Snapshots] = {}
         self._timeout = config.raw_timeout
         self._mounts: dict[str, OrderedDict[str, Sequence[Any]]] = {}
         """By backend and raw key; only of those that are ours."""
@@ -57,7 +58,7 @@ class SnapshotsServicer:
                 self._mounts[upstream.name] = OrderedDict()
                 upstream.on_connect.append(self._mounts[upstream.name].clear)  # its options may be others now
 
-    def _client(self, upstream: Upstream) -> Client:
+    def _client(self, upstream: Upstream) -> snapshots_stubs.Snapshots:
         if upstream.name not in self._clients:
             self._clients[upstream.name] = upstream.channel.client(SERVICE)
         return self._clients[upstream.name]
@@ -91,11 +92,10 @@ class SnapshotsServicer:
         client, headers = self._client(upstream), with_headers(call)
 
         async def create() -> Sequence[Any]:
-            method = client.View if view else client.Prepare
-            kind = pb.ViewSnapshotRequest if view else pb.PrepareSnapshotRequest
-            made = await method(kind(snapshotter=request.snapshotter, key=intent.raw_key, parent=intent.raw_parent, labels=intent.raw_labels),
-                                headers=headers, timeout=self._timeout)
-            return list(made.mounts)
+            names = {"snapshotter": request.snapshotter, "key": intent.raw_key, "parent": intent.raw_parent, "labels": intent.raw_labels}
+            if view:
+                return list((await client.View(pb.ViewSnapshotRequest(**names), headers=headers, timeout=self._timeout)).mounts)
+            return list((await client.Prepare(pb.PrepareSnapshotRequest(**names), headers=headers, timeout=self._timeout)).mounts)
 
         async def created() -> Sequence[Any] | None:
             try:
@@ -125,14 +125,14 @@ class SnapshotsServicer:
         await self._records.finish(finish, call)  # of what was adopted metadata says ALREADY_EXISTS
         return mounts or ()
 
-    async def _target(self, snapshotter: str, intent: records_pb.Intent, call: Call, client: Client) -> pb.Info:
+    async def _target(self, snapshotter: str, intent: records_pb.Intent, call: Call, client: snapshots_stubs.Snapshots) -> pb.Info:
         """The committed snapshot that the backend made for the intent's target; the intent is cancelled if there is none."""
         wanted = pb.ListSnapshotsRequest(snapshotter=snapshotter, filters=[f'labels."{_REF}"=={intent.target},parent=="{intent.raw_parent}"'])
         try:
             async for response in client.List(wanted, headers=with_headers(call)):
                 for info in response.info:  # a snapshotter need not respect filters
                     if info.kind == pb.COMMITTED and info.labels.get(_REF) == intent.target and info.parent == intent.raw_parent:
-                        return info  # type: ignore[no-any-return]
+                        return info
         except errors.NodeError:
             await self._records.cancel(intent.id, call)
             raise

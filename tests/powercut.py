@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from api.containerd.services.images.v1 import images_pb2
-from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from deploy.samples import digest_of, image, tar_of
 from services.content.remote import RemoteStore
 from services.content.store import Digest
@@ -176,7 +176,7 @@ class Workload:
         self.known.gone.add(reference)
 
     async def _lease(self, client: Client, channel: Channel) -> None:
-        leases = channel.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
+        leases = channel.client(leases_stubs.LEASES)
         self.known.leases.add((await leases.Create(leases_pb2.CreateRequest(id=uuid.uuid4().hex), headers=client.headers)).lease.id)
         await asyncio.sleep(0.02)
 

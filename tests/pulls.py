@@ -24,7 +24,7 @@ import zstandard
 
 from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.leases.v1 import leases_pb2
-from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
@@ -324,7 +324,7 @@ async def check_nothing_left(node: Node, channel: Channel, client: Client, *, re
     assert not [name for name in await client.snapshots() if name.startswith("extract-")]
 
     async def clean() -> bool:
-        spaces = await channel.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"]).List(namespaces_pb2.ListNamespacesRequest())
+        spaces = await channel.client(namespaces_stubs.NAMESPACES).List(namespaces_pb2.ListNamespacesRequest())
         everybody = [Client(channel, space.name) for space in spaces.namespaces]
         blobs = {digest for each in everybody for digest in await each.blobs()}
         spare = [path.name for path in (node.root / "content/blobs").glob("*/*") if f"{path.parent.name}:{path.name}" not in blobs]

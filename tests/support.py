@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from api.grpc.health.v1 import health_pb2
+from api.grpc.health.v1 import health_pb2, health_stubs
 from deploy.place import Place
 from deploy.supervision import Supervisor
 from services.kit import rpc
@@ -121,7 +121,7 @@ def listening(path: Path) -> bool:
 async def health(path: Path, service: str = "") -> int:
     """The health that the process on ``path`` reports for ``service`` ("" is the whole), as a ServingStatus number."""
     async with rpc.Channel(path) as channel:
-        client = channel.client(health_pb2.DESCRIPTOR.services_by_name["Health"])
+        client = channel.client(health_stubs.HEALTH)
         response = await client.Check(health_pb2.HealthCheckRequest(service=service), timeout=5.0)
         return int(response.status)
 

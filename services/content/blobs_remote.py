@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.containerd.services.content.v1 import content_stubs
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from api.splitd.localfiles.v1 import localfiles_stubs
 from services.kit import errors, loops, pipes, rpc
 
 _PIECE = 1 << 20
@@ -28,8 +30,8 @@ class Blobs:
 
     def __init__(self, gateway: rpc.Channel) -> None:
         self._gateway = gateway
-        self._content = gateway.client(pb.DESCRIPTOR.services_by_name["Content"])
-        self._files = gateway.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"])
+        self._content = gateway.client(content_stubs.CONTENT)
+        self._files = gateway.client(localfiles_stubs.LOCAL_FILES)
 
     @contextlib.asynccontextmanager
     async def reading(self, digest: str, headers: Headers) -> AsyncIterator[int]:
@@ -139,7 +141,7 @@ class Ingest:
 
 
 class _FileIngest(Ingest):
-    def __init__(self, files: rpc.Client, ref: str, headers: Headers, path: str) -> None:
+    def __init__(self, files: localfiles_stubs.LocalFiles, ref: str, headers: Headers, path: str) -> None:
         self._files = files
         self._ref = ref
         self._headers = headers
@@ -154,10 +156,10 @@ class _FileIngest(Ingest):
 class _StreamedIngest(Ingest):
     """The worker fills a pipe, and what comes out of it goes into a Write stream."""
 
-    def __init__(self, content: rpc.Client, ref: str, headers: Headers) -> None:
+    def __init__(self, content: content_stubs.Content, ref: str, headers: Headers) -> None:
         self._ref = ref
         self._read_end, self.fd = os.pipe2(os.O_CLOEXEC)
-        self._stream: rpc.Stream = content.Write(headers=headers)
+        self._stream = content.Write(headers=headers)
         self._pumping = loops.task(f"the write of {ref}", self._pump())
 
     async def _pump(self) -> int:

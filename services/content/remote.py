@@ -9,7 +9,9 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.containerd.services.content.v1 import content_stubs
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from api.splitd.localfiles.v1 import localfiles_stubs
 from services.content import convert
 from services.content.store import Begun, Digest, Info, Status
 from services.kit import errors
@@ -23,7 +25,7 @@ class RemoteStore:
     """A ``Store`` over a channel."""
 
     def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}) -> None:
-        self._content = channel.client(pb.DESCRIPTOR.services_by_name["Content"])
+        self._content = channel.client(content_stubs.CONTENT)
         self._headers = dict(headers)
 
     async def info(self, digest: Digest) -> Info:
@@ -73,8 +75,8 @@ class RemoteStore:
 class RemoteWriter:
     """A ``Writer`` that is one open Write call. The store unlocks the ref when the call ends, however that comes."""
 
-    def __init__(self, stream: Stream, ref: str, total: int) -> None:
-        self._stream: Stream | None = stream
+    def __init__(self, stream: Stream[pb.WriteContentRequest, pb.WriteContentResponse], ref: str, total: int) -> None:
+        self._stream: Stream[pb.WriteContentRequest, pb.WriteContentResponse] | None = stream
         self._ref = ref
         self._total = total
         self.offset = 0
@@ -136,7 +138,7 @@ class RemoteFiles:
     """The ``Files`` of a store in another process of this node. Unimplemented where it is not splitd's: read and write by the Store then."""
 
     def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}) -> None:
-        self._files = channel.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"])
+        self._files = channel.client(localfiles_stubs.LOCAL_FILES)
         self._headers = dict(headers)
 
     async def locate(self, digest: Digest) -> tuple[str, int]:

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.containerd.services.content.v1 import content_stubs
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from api.splitd.localfiles.v1 import localfiles_stubs
 from services.content import convert
 from services.content.store import Digest, Files, Store, Writer
 from services.kit import errors
@@ -33,7 +35,7 @@ def _quoted(text: str) -> str:
 class ContentServicer:
     """The raw content service. Namespaces and leases in the headers are not looked at."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+    SERVICE = content_stubs.CONTENT
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -176,7 +178,7 @@ class _Write:
 class LocalFilesServicer:
     """The store's bytes by path, for processes of this node."""
 
-    SERVICE = files_pb.DESCRIPTOR.services_by_name["LocalFiles"]
+    SERVICE = localfiles_stubs.LOCAL_FILES
 
     def __init__(self, files: Files) -> None:
         self._files = files

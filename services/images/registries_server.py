@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from api.splitd.registries.v1 import registries_pb2 as pb
+from api.splitd.registries.v1 import registries_stubs
 from services.images.registry import MirrorMemory
 from services.kit.rpc import Call
 
@@ -10,7 +11,7 @@ from services.kit.rpc import Call
 class RegistriesServicer:
     """Tells what ``memory`` has."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Registries"]
+    SERVICE = registries_stubs.REGISTRIES
 
     def __init__(self, memory: MirrorMemory) -> None:
         self._memory = memory

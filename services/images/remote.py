@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from api.containerd.services.images.v1 import images_pb2 as images_pb
-from api.splitd.records.v1 import records_pb2
+from api.splitd.records.v1 import records_pb2, records_stubs
 from services.kit import errors
 from services.kit.rpc import UNARY_TIMEOUT, Call, Channel, method_path
 
-_RECORDS = records_pb2.DESCRIPTOR.services_by_name["Records"]
+_RECORDS = records_stubs.RECORDS
 _LIST = method_path(_RECORDS.methods_by_name["ListImages"])
 
 

@@ -13,6 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.events import image_pb2 as events
 from api.containerd.services.images.v1 import images_pb2 as pb
+from api.containerd.services.images.v1 import images_stubs
 from services.images.remote import ImageRecords
 from services.kit import errors, rpc
 from services.kit.publisher import Publisher
@@ -22,7 +23,7 @@ from services.kit.rpc import Call, Pieces
 class ImagesServicer:
     """Images of the caller's namespace."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Images"]
+    SERVICE = images_stubs.IMAGES
 
     def __init__(self, records: ImageRecords, publisher: Publisher) -> None:
         self._records = records

@@ -20,6 +20,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from api.containerd.services.streaming.v1 import streaming_pb2 as pb
+from api.containerd.services.streaming.v1 import streaming_stubs
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.kit import any as kit_any
 from services.kit import errors, loops
@@ -181,7 +182,7 @@ class Streams:
 class StreamingServicer:
     """Opens streams."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Streaming"]
+    SERVICE = streaming_stubs.STREAMING
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams

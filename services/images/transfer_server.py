@@ -12,6 +12,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.transfer.v1 import transfer_pb2 as pb
+from api.containerd.services.transfer.v1 import transfer_stubs
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from services.images import names
 from services.images import transfer_convert as convert
@@ -57,7 +58,7 @@ class TransferServicer:
     Without ``puller`` and ``pusher`` there are no pulls and pushes.
     """
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Transfer"]
+    SERVICE = transfer_stubs.TRANSFER
 
     def __init__(self, gateway: rpc.Channel, leases: Leases, streams: Streams, appliers: Appliers, unpacker: Unpacker, puller: Puller | None = None,
                  pusher: Pusher | None = None, layers: int = LAYERS) -> None:

@@ -120,7 +120,8 @@ def caller() -> str:
 class Servicer(Protocol):
     """An object whose methods answer a service's RPCs."""
 
-    SERVICE: ServiceDescriptor
+    @property
+    def SERVICE(self) -> ServiceDescriptor: ...
 
 
 class Pieces(tuple[bytes, ...]):

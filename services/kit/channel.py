@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
@@ -15,12 +15,19 @@ from services.kit import chosen, errors, tracing
 from services.kit.call import TOGETHER, UNARY, Arity, Headers, method_path, time_limit
 from services.kit.transport import CarriedStream, Carrier, Pings, same
 
+T = TypeVar("T")
+Sent = TypeVar("Sent")
+Got = TypeVar("Got")
+
 if TYPE_CHECKING:
     from services.kit.many import Gathering
 
+    class Service(ServiceDescriptor, Generic[T]):
+        """A service, whose clients are ``T``: so the stubs beside a .proto file say."""
 
-class Stream:
-    """An open streaming call to another process. Use as ``async with``; leaving it early cancels the call."""
+
+class Stream(Generic[Sent, Got]):
+    """An open streaming call to another process, that sends and receives messages of these types. Use as ``async with``; leaving it early cancels the call."""
 
     __slots__ = ("_carried", "_decode", "_encode", "_ended", "_span")
 
@@ -31,7 +38,7 @@ class Stream:
         self._decode = decode
         self._ended = False
 
-    async def __aenter__(self) -> Stream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -49,7 +56,7 @@ class Stream:
             self._span.status(error.code, str(error))
             self._span.end()
 
-    async def send(self, message: Any) -> None:
+    async def send(self, message: Sent) -> None:
         """Send one message; if the call has ended, raise what it ended with."""
         try:
             await self._carried.send(self._encode(message))
@@ -65,7 +72,7 @@ class Stream:
             self._failed(error)
             raise
 
-    async def receive(self) -> Any | None:
+    async def receive(self) -> Got | None:
         """The next message, or None at the end; raises the status if it is not OK."""
         try:
             message = await self._carried.receive()
@@ -73,7 +80,8 @@ class Stream:
             self._failed(error)
             raise
         if message is not None:
-            return self._decode(message)
+            decoded: Got = self._decode(message)
+            return decoded
         if not self._ended:
             self._ended = True
             self._span.end()
@@ -87,10 +95,10 @@ class Stream:
         """The metadata that came with the status; empty before it."""
         return self._carried.trailing()
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[Got]:
         return self._messages()
 
-    async def _messages(self) -> AsyncIterator[Any]:
+    async def _messages(self) -> AsyncIterator[Got]:
         try:
             while (message := await self.receive()) is not None:
                 yield message
@@ -129,8 +137,12 @@ class Channel:
         if self._opened is not None:
             await self._opened.close()
 
-    def client(self, service: ServiceDescriptor) -> Client:
-        """Call a service's methods by their names."""
+    @overload
+    def client(self, service: Service[T]) -> T: ...
+    @overload
+    def client(self, service: ServiceDescriptor) -> Any: ...
+    def client(self, service: ServiceDescriptor) -> Any:
+        """Call a service's methods by their names: a :class:`Client`, of which the stubs beside the .proto file tell what each method takes and answers."""
         return Client(self, service)
 
     def connected(self) -> bool:
@@ -181,7 +193,7 @@ class Channel:
         return self._gathering
 
     def stream(self, path: str, headers: Headers, timeout: float | None = None,
-               encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same) -> Stream:
+               encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same) -> Stream[Any, Any]:
         """Open a streaming call of any arity: on the wire all four are the same."""
         span = tracing.client_span(path)
         return Stream(self.carrier.stream(path, (*headers.items(), *span.headers()), timeout), span, encode, decode)
@@ -230,7 +242,7 @@ class Client:
 
     def _streaming(self, bound: _Bound) -> Callable[..., Any]:
         if bound.arity.client_stream:
-            def open_stream(*, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None) -> Stream:
+            def open_stream(*, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None) -> Stream[Any, Any]:
                 return self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode)
 
             return open_stream

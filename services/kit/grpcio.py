@@ -243,7 +243,7 @@ class _Relayed:
             finally:
                 sending.cancel()
 
-    async def _next(self, stream: Stream, route: Route) -> Any:
+    async def _next(self, stream: Stream[bytes, bytes], route: Route) -> Any:
         try:
             async with asyncio.timeout(route.stall):
                 return await stream.receive()
@@ -251,7 +251,7 @@ class _Relayed:
             raise errors.Unavailable(f"service {route.upstream.name} has been silent for {route.stall:g}s") from None
 
 
-async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Stream) -> None:
+async def _pump(first: bytes | None, requests: AsyncIterator[bytes], stream: Stream[bytes, bytes]) -> None:
     """Send what the client sends, then its half-close. What ends the call ends this; the receiving side tells why."""
     try:
         if first is not None:

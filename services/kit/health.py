@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import cast
 
 from api.grpc.health.v1 import health_pb2 as pb
+from api.grpc.health.v1 import health_stubs
 from services.kit import errors
 from services.kit.call import Call
 from services.kit.channel import Channel
@@ -25,7 +26,7 @@ _LONGEST = 2000
 class HealthServicer:
     """Answers from ``table`` (name to ServingStatus), which its owner changes as things change."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Health"]
+    SERVICE = health_stubs.HEALTH
 
     def __init__(self, table: Mapping[str, int], *, poll: float = 0.5, trouble: Callable[[], str] = str) -> None:
         """``trouble`` says why the process ails; "" if it does not, or for a moment only."""

@@ -14,13 +14,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from api.splitd.many.v1 import many_pb2 as pb
+from api.splitd.many.v1 import many_stubs
 from services.kit import errors, loops
 from services.kit.call import TOGETHER, UNARY, Call, Metadata, method_path
 from services.kit.transport import Answering, Carrier, Server
 
 log = logging.getLogger(__name__)
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Many"]
+SERVICE = many_stubs.MANY
 _PATH = method_path(SERVICE.methods_by_name["Make"])
 _CALLS = 128
 _BYTES = 1 << 20

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 
-from api.containerd.services.events.v1 import events_pb2
+from api.containerd.services.events.v1 import events_pb2, events_stubs
 from services.kit import errors, loops
 from services.kit.any import pack
 from services.kit.channel import Channel
@@ -45,7 +45,7 @@ class Publisher:
     """Publishes a service's events through ``channel``, the gateway's internal socket."""
 
     def __init__(self, channel: Channel, *, limit: int = LIMIT, retry: float = 0.1) -> None:
-        self._events = channel.client(events_pb2.DESCRIPTOR.services_by_name["Events"])
+        self._events = channel.client(events_stubs.EVENTS)
         self._queue: deque[_Queued] = deque()
         self._limit = limit
         self._retry = retry

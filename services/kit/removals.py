@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from api.splitd.removals.v1 import removals_pb2 as pb
+from api.splitd.removals.v1 import removals_stubs
 from services.kit import errors
 from services.kit.call import Call
 
@@ -21,7 +22,7 @@ Outcome = BaseException | None
 class RemovalsServicer:
     """``remove`` is given kinds and names, and answers with what became of each, in their order."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Removals"]
+    SERVICE = removals_stubs.REMOVALS
 
     def __init__(self, remove: Callable[[Sequence[tuple[str, str]]], Awaitable[Sequence[Outcome]]]) -> None:
         self._remove = remove

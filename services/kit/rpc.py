@@ -1,10 +1,10 @@
 """gRPC for handlers that do not know it: the face of what is behind. What is outside of the kit and its wire imports this, and none of that.
 
 A *servicer* is an object with one method for each RPC it has, named as in its .proto file. It is bound by its
-service's descriptor, so there is no generated stub, and an RPC that the object lacks answers UNIMPLEMENTED::
+service's descriptor, so nothing generated runs (stubs are for mypy), and an RPC that the object lacks answers UNIMPLEMENTED::
 
     class ContentServicer:
-        SERVICE = content_pb2.DESCRIPTOR.services_by_name["Content"]
+        SERVICE = content_stubs.CONTENT
 
         async def Info(self, request, call): ...        # unary: returns the response
         async def Read(self, request, call): ...        # server stream: an async generator of responses

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from api.splitd.stamp.v1 import stamp_pb2 as pb
+from api.splitd.stamp.v1 import stamp_stubs
 from services.kit import errors
 from services.kit.call import Call
 
@@ -17,7 +18,7 @@ from services.kit.call import Call
 class StampServicer:
     """The stamp of the store in ``root``, which one process serves."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Stamp"]
+    SERVICE = stamp_stubs.STAMP
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.version.v1 import version_pb2 as pb
+from api.containerd.services.version.v1 import version_stubs
 from services.kit import version
 from services.kit.call import Call
 
@@ -12,7 +13,7 @@ from services.kit.call import Call
 class VersionServicer:
     """Answers what ``services.kit.version`` says; no namespace is needed."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Version"]
+    SERVICE = version_stubs.VERSION
 
     async def Version(self, request: Empty, call: Call) -> pb.VersionResponse:
         """What ``ctr version`` shows below "Server"."""

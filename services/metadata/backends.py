@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from services.kit.rpc import RAW, Channel
 from services.metadata.convert import KINDS_FROM_PB
 from services.metadata.store import Kind
@@ -13,8 +13,8 @@ class RemoteBackends:
     """Asks over ``gateway``, a channel to internal.sock."""
 
     def __init__(self, gateway: Channel) -> None:
-        self._content = gateway.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
-        self._snapshots = gateway.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+        self._content = gateway.client(content_stubs.CONTENT)
+        self._snapshots = gateway.client(snapshots_stubs.SNAPSHOTS)
 
     async def blob_size(self, backend: str, digest: str) -> int:
         answer: content_pb2.InfoResponse = await self._content.Info(content_pb2.InfoRequest(digest=digest), headers={RAW: backend})

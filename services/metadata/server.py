@@ -10,12 +10,18 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from api.containerd.services.containers.v1 import containers_pb2 as containers_pb
+from api.containerd.services.containers.v1 import containers_stubs
 from api.containerd.services.content.v1 import content_pb2 as content_pb
+from api.containerd.services.content.v1 import content_stubs
 from api.containerd.services.images.v1 import images_pb2 as images_pb
 from api.containerd.services.leases.v1 import leases_pb2 as leases_pb
+from api.containerd.services.leases.v1 import leases_stubs
 from api.containerd.services.namespaces.v1 import namespaces_pb2 as namespaces_pb
+from api.containerd.services.namespaces.v1 import namespaces_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as snapshots_pb
+from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.splitd.records.v1 import records_pb2 as pb
+from api.splitd.records.v1 import records_stubs
 from services.kit import errors
 from services.kit.rpc import Call, Pieces, Servicer, shielded
 from services.metadata import convert
@@ -59,7 +65,7 @@ async def whole(found: AsyncIterator[list[T]], message: Callable[[list[T]], Mess
 
 
 class NamespacesServicer:
-    SERVICE = namespaces_pb.DESCRIPTOR.services_by_name["Namespaces"]
+    SERVICE = namespaces_stubs.NAMESPACES
 
     def __init__(self, namespaces: Namespaces) -> None:
         self._namespaces = namespaces
@@ -87,7 +93,7 @@ class NamespacesServicer:
 
 
 class ContainersServicer:
-    SERVICE = containers_pb.DESCRIPTOR.services_by_name["Containers"]
+    SERVICE = containers_stubs.CONTAINERS
 
     def __init__(self, containers: Containers) -> None:
         self._containers = containers
@@ -118,7 +124,7 @@ class ContainersServicer:
 
 
 class LeasesServicer:
-    SERVICE = leases_pb.DESCRIPTOR.services_by_name["Leases"]
+    SERVICE = leases_stubs.LEASES
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
@@ -149,7 +155,7 @@ class LeasesServicer:
 class ContentServicer:
     """What of Content needs no bytes."""
 
-    SERVICE = content_pb.DESCRIPTOR.services_by_name["Content"]
+    SERVICE = content_stubs.CONTENT
 
     def __init__(self, content: Content) -> None:
         self._content = content
@@ -169,7 +175,7 @@ class ContentServicer:
 class SnapshotsServicer:
     """What of Snapshots needs no snapshotter."""
 
-    SERVICE = snapshots_pb.DESCRIPTOR.services_by_name["Snapshots"]
+    SERVICE = snapshots_stubs.SNAPSHOTS
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
@@ -183,7 +189,7 @@ class SnapshotsServicer:
 
 
 class RecordsServicer:
-    SERVICE = pb.DESCRIPTOR.services_by_name["Records"]
+    SERVICE = records_stubs.RECORDS
 
     def __init__(self, database: Database, content: Content, snapshots: Snapshots, images: Images, intents: Intents) -> None:
         self._database = database

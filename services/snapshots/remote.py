@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit.rpc import Channel
 from services.snapshots import convert
 from services.snapshots.store import Info, Mount, Usage
@@ -17,7 +18,7 @@ class RemoteSnapshotter:
     """A ``Snapshotter`` behind ``channel``: a raw one, or, with a namespace among the ``headers``, the one called ``snapshotter`` of a node."""
 
     def __init__(self, channel: Channel, *, snapshotter: str = "", headers: Mapping[str, str | bytes] = {}) -> None:
-        self._client = channel.client(pb.DESCRIPTOR.services_by_name["Snapshots"])
+        self._client = channel.client(snapshots_stubs.SNAPSHOTS)
         self._name = snapshotter
         self._headers = dict(headers)
 

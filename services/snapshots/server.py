@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit.rpc import Call
 from services.snapshots import convert
 from services.snapshots.store import Snapshotter
@@ -18,7 +19,7 @@ _BLOCK = 100
 class SnapshotsServicer:
     """One snapshotter; the name in the requests is not looked at."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
+    SERVICE = snapshots_stubs.SNAPSHOTS
 
     def __init__(self, snapshotter: Snapshotter) -> None:
         self._snapshotter = snapshotter

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import BinaryIO
 
 from api.containerd.events import task_pb2 as events
-from api.containerd.services.containers.v1 import containers_pb2
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.namespaces.v1 import namespaces_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
-from api.grpc.health.v1 import health_pb2
+from api.containerd.services.containers.v1 import containers_pb2, containers_stubs
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
+from api.grpc.health.v1 import health_pb2, health_stubs
 from services.kit import errors, loops, rpc
 from services.kit.publisher import Publisher
 from services.tasks import convert
@@ -32,11 +32,11 @@ class Gateway:
 
     def __init__(self, channel: rpc.Channel, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._containers = channel.client(containers_pb2.DESCRIPTOR.services_by_name["Containers"])
-        self._namespaces = channel.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
-        self._snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
-        self._content = channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
-        self._health = channel.client(health_pb2.DESCRIPTOR.services_by_name["Health"])
+        self._containers = channel.client(containers_stubs.CONTAINERS)
+        self._namespaces = channel.client(namespaces_stubs.NAMESPACES)
+        self._snapshots = channel.client(snapshots_stubs.SNAPSHOTS)
+        self._content = channel.client(content_stubs.CONTENT)
+        self._health = channel.client(health_stubs.HEALTH)
         self.reachable = True
         """Until the contrary is seen: at the start nothing has been missed yet."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
+from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit import rpc
 from services.tasks import convert
 from services.tasks.store import IO, CreateOptions, Descriptor, Exit, Metric, Opaque, Process, ProcessInfo
@@ -16,7 +17,7 @@ class RemoteTasks:
     """A :class:`services.tasks.store.Tasks`."""
 
     def __init__(self, channel: rpc.Channel) -> None:
-        self._client = channel.client(pb.DESCRIPTOR.services_by_name["Tasks"])
+        self._client = channel.client(tasks_stubs.TASKS)
 
     async def create(self, namespace: str, name: str, options: CreateOptions) -> int:
         return int((await self._client.Create(convert.create_to_pb(name, options), headers=_of(namespace), timeout=_LONG)).pid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
+from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit.rpc import Call
 from services.tasks import convert
 from services.tasks.store import IO, Tasks
@@ -13,7 +14,7 @@ from services.tasks.store import IO, Tasks
 class TasksServicer:
     """Each method: parse, call, convert."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Tasks"]
+    SERVICE = tasks_stubs.TASKS
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks

@@ -23,7 +23,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.services.version.v1 import version_pb2
 from services.kit import errors, rpc
@@ -130,7 +130,7 @@ async def warm(channel: Channel) -> None:
     with contextlib.suppress(errors.NodeError):
         await client.import_(b"no archive")
     for _ in range(20):
-        await channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"]).List(images_pb2.ListImagesRequest(filters=["name~=a"]), headers=HEADERS, timeout=PATIENCE)
+        await channel.client(images_stubs.IMAGES).List(images_pb2.ListImagesRequest(filters=["name~=a"]), headers=HEADERS, timeout=PATIENCE)
 
 
 class Memory:

@@ -15,11 +15,11 @@ import traceback
 from typing import Any
 
 from services.kit import errors, rpc
-from tests.interop import orca_pb2
+from tests.interop import orca_pb2, orca_stubs, testing_stubs
 from tests.interop import testing_pb2 as pb
 from tests.interop.server import INITIAL, LOAD, TRAILING
 
-SERVICE = pb.DESCRIPTOR.services_by_name["TestService"]
+SERVICE = testing_stubs.TEST_SERVICE
 UNARY = f"/{SERVICE.full_name}/UnaryCall"
 
 REQUEST_SIZES = (27182, 8, 1828, 45904)
@@ -252,7 +252,7 @@ async def orca_oob(peer: Peer) -> None:
             await stream.send(request)
             same_payload(await stream.receive(), 1)
             want = orca_pb2.OrcaLoadReport(cpu_utilization=cpu, mem_utilization=0.2, utilization={"util": 0.2039})
-            loads = peer.channel.client(orca_pb2.DESCRIPTOR.services_by_name["OpenRcaService"]).StreamCoreMetrics(watching)
+            loads = peer.channel.client(orca_stubs.OPEN_RCA_SERVICE).StreamCoreMetrics(watching)
             same(await anext(loads), want)
             same(await anext(loads), want)
             await loads.aclose()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 
 from services.kit import errors, process, rpc
-from tests.interop import orca_pb2
+from tests.interop import orca_pb2, orca_stubs, testing_stubs
 from tests.interop import testing_pb2 as pb
 
 INITIAL, TRAILING = "x-grpc-test-echo-initial", "x-grpc-test-echo-trailing-bin"
@@ -19,7 +19,7 @@ LOAD = "endpoint-load-metrics-bin"
 
 
 class TestServicer:
-    SERVICE = pb.DESCRIPTOR.services_by_name["TestService"]
+    SERVICE = testing_stubs.TEST_SERVICE
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -96,7 +96,7 @@ async def responses(requests: Iterable[pb.StreamingOutputCallRequest]) -> AsyncI
 class Load:
     """The server's load, as clients tell it what to say; watched by StreamCoreMetrics."""
 
-    SERVICE = orca_pb2.DESCRIPTOR.services_by_name["OpenRcaService"]
+    SERVICE = orca_stubs.OPEN_RCA_SERVICE
 
     def __init__(self) -> None:
         self.now = orca_pb2.OrcaLoadReport()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.types.transfer import imagestore_pb2
 from deploy.samples import CONFIG, INDEX, LAYER, MANIFEST, Image, busybox_layer, digest_of
 from services.content.remote import RemoteStore
@@ -169,7 +169,7 @@ async def test_splitd_images_shows_whatever_is_there(node: Node, channel: Channe
             await writer.commit(len(data), digest, {"containerd.io/gc.root": "1"})
 
     await asyncio.gather(*map(store, {data for _, blobs in images.values() for data in blobs}))
-    records = channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
+    records = channel.client(images_stubs.IMAGES)
     for name, (digest, _) in images.items():
         record = images_pb2.Image(name=f"stranger/{name}:1")
         record.target.media_type, record.target.digest, record.target.size = INDEX, digest, 1

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.images.v1 import images_pb2, images_stubs
 from client.progress import _RANKS, Stage
 from deploy.samples import Image, Registry, image, index, tar_of
 from services.kit.rpc import Channel
@@ -458,7 +458,7 @@ async def test_names_of_strangers_do_nothing_to_a_terminal(node: Node) -> None:
     record = images_pb2.Image(name=name)
     record.target.digest, record.target.media_type, record.target.size = "sha256:" + "a" * 64, "application/\x1b[2J", 1
     async with Channel(node.socket) as channel:
-        images = channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
+        images = channel.client(images_stubs.IMAGES)
         await images.Create(images_pb2.CreateImageRequest(image=record), headers={"containerd-namespace": "evil"}, timeout=5)
         listed = await run(node, "images", "-n", "evil", ok=None)
         as_json = await run(node, "images", "-n", "evil", "--json")

@@ -14,8 +14,8 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 
-from api.containerd.services.diff.v1 import diff_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.containerd.services.diff.v1 import diff_pb2, diff_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from api.containerd.types.descriptor_pb2 import Descriptor
 from deploy.samples import Registry, busybox_image
 from services.kit import rpc
@@ -89,7 +89,7 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, tr
     traced.ctr("content", "label", layer, "containerd.io/gc.root=2026-01-01T00:00:00Z")
 
     async with Channel(traced.socket) as channel:
-        snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+        snapshots = channel.client(snapshots_stubs.SNAPSHOTS)
         labels = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
         if kind == "overlay":
             base = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="base", labels=labels)
@@ -98,7 +98,7 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, tr
         request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=kind, parent="below" if kind == "overlay" else "", labels=labels)
         made = await snapshots.Prepare(request, headers=parent)
         assert made.mounts[0].type == kind
-        diff = channel.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
+        diff = channel.client(diff_stubs.DIFF)
         descriptor = Descriptor(media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer]))
         await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=parent)
     wanted = {"splitd-gateway", "splitd-snapshots", "splitd-metadata", "splitd-content"}
@@ -108,15 +108,15 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, tr
 
 async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collector: Collector) -> None:
     """A call relayed to images or tasks continues its client's trace there, and in metadata behind images."""
-    from api.containerd.services.images.v1 import images_pb2
-    from api.containerd.services.tasks.v1 import tasks_pb2
+    from api.containerd.services.images.v1 import images_pb2, images_stubs
+    from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
 
     trace = TRACES["lists"]
     headers = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
 
     async with Channel(traced.socket) as channel:
-        await channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"]).List(images_pb2.ListImagesRequest(), headers=headers)
-        await channel.client(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]).List(tasks_pb2.ListTasksRequest(), headers=headers)
+        await channel.client(images_stubs.IMAGES).List(images_pb2.ListImagesRequest(), headers=headers)
+        await channel.client(tasks_stubs.TASKS).List(tasks_pb2.ListTasksRequest(), headers=headers)
     wanted = {"splitd-gateway", "splitd-images", "splitd-metadata", "splitd-tasks"}
     eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
 

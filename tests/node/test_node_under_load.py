@@ -23,11 +23,11 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.events import task_pb2
-from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.events.v1 import events_pb2
-from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from api.containerd.services.tasks.v1 import tasks_pb2
-from api.containerd.services.version.v1 import version_pb2
+from api.containerd.services.version.v1 import version_stubs
 from api.containerd.types.event_pb2 import Envelope
 from bench.hostile import GREETING, Raw, idle
 from services.kit import process, rpc
@@ -91,8 +91,8 @@ async def others(node: Node) -> AsyncIterator[Watched]:
     files, memory = watched.files(), watched.memory()
     calls = 0
     async with Channel(node.socket) as channel:
-        version = channel.client(version_pb2.DESCRIPTOR.services_by_name["Version"])
-        namespaces = channel.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+        version = channel.client(version_stubs.VERSION)
+        namespaces = channel.client(namespaces_stubs.NAMESPACES)
 
         async def call() -> None:
             nonlocal calls
@@ -297,7 +297,7 @@ async def ingested(node: Node, size: int) -> tuple[str, bytes]:
     """A blob of so many MiB, and its bytes."""
     data = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() * (MIB // 32) for i in range(size))
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    async with Channel(node.socket) as channel, channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"]).Write(headers=HEADERS) as stream:
+    async with Channel(node.socket) as channel, channel.client(content_stubs.CONTENT).Write(headers=HEADERS) as stream:
         await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="big", total=len(data), expected=digest))
         await stream.receive()
         for i in range(size):
@@ -318,7 +318,7 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
     async def read() -> float:
         async with Channel(node.socket) as channel:
             start, whole = time.monotonic(), hashlib.sha256()
-            async for part in channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"]).Read(
+            async for part in channel.client(content_stubs.CONTENT).Read(
                     content_pb2.ReadContentRequest(digest=digest), headers=HEADERS):
                 whole.update(part.data)
             assert digest == "sha256:" + whole.hexdigest()

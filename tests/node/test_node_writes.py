@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.containerd.services.content.v1 import content_stubs
 from services.kit import errors
 from services.kit.rpc import Channel, Client
 from tests.support import Node, eventually_async, freeze, short_directory
@@ -25,7 +26,7 @@ ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
 
 
 def client(channel: Channel) -> Client:
-    return channel.client(pb.DESCRIPTOR.services_by_name["Content"])
+    return channel.client(content_stubs.CONTENT)
 
 
 async def test_a_write_goes_on_after_the_content_service_died(node: Node) -> None:

@@ -10,10 +10,11 @@ from google.protobuf.any_pb2 import Any as PbAny
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from api.containerd.services.containers.v1 import containers_pb2 as pb
+from api.containerd.services.containers.v1 import containers_stubs
 from services.kit import errors
 from tests.suites.records_lives import Clients, headers, names, new_namespace
 
-CONTAINERS = pb.DESCRIPTOR.services_by_name["Containers"]
+CONTAINERS = containers_stubs.CONTAINERS
 SPEC = PbAny(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec", value=b'{"ociVersion":"1.0.2"}')
 OPTIONS = PbAny(type_url="containerd.runc.v1.Options", value=b"\x08\x01\0\xff")
 

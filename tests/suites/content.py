@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from services.content.store import CHUNK, Digest, Files, Info, Status, Store, Writer
 from services.kit import errors, rpc
 from tests.support import eventually_async
@@ -61,7 +61,7 @@ async def opened(store: Store, ref: str, total: int = 0, expected: Digest | None
 @contextlib.asynccontextmanager
 async def leased(channel: rpc.Channel, namespace: str) -> AsyncIterator[dict[str, str]]:
     """The headers of a client that works in ``namespace`` under a lease of its own, so that the collector leaves its blobs alone."""
-    leases = channel.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
+    leases = channel.client(leases_stubs.LEASES)
     headers = {rpc.NAMESPACE: namespace}
     await leases.Create(leases_pb2.CreateRequest(id="suite"), headers=headers)
     yield {**headers, rpc.LEASE: "suite"}

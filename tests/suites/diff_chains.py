@@ -13,6 +13,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.containerd.types import mount_pb2
 from api.containerd.types.transfer import imagestore_pb2
 from deploy.samples import digest_of, image
@@ -24,7 +25,7 @@ from tests.suites.diff_sides import CONTENT, DIFF, HEADERS, Node, Side, tree
 from tests.suites.diff_tars import device, directory, link, opaque, pax, reg, symlink, tar, whiteout
 from tests.suites.transfers import HERE, NAMED, UNPACK, Transfers, layout
 
-SNAPSHOTS = pb.DESCRIPTOR.services_by_name["Snapshots"]
+SNAPSHOTS = snapshots_stubs.SNAPSHOTS
 KEPT = {"containerd.io/gc.root": "test"}
 
 # ---------------------------------------------------------------------------------------------- layers

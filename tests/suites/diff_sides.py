@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.diff.v1 import diff_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.diff.v1 import diff_pb2, diff_stubs
 from api.containerd.types import descriptor_pb2, mount_pb2
 from services.content.local import LocalStore
 from services.content.server import ContentServicer, LocalFilesServicer
@@ -24,8 +24,8 @@ from services.kit import errors, rpc
 from services.snapshots.diff.server import DiffServicer
 from tests.support import eventually, listening
 
-CONTENT = content_pb2.DESCRIPTOR.services_by_name["Content"]
-DIFF = diff_pb2.DESCRIPTOR.services_by_name["Diff"]
+CONTENT = content_stubs.CONTENT
+DIFF = diff_stubs.DIFF
 TAR = "application/vnd.oci.image.layer.v1.tar"
 HEADERS = {"containerd-namespace": "diff"}
 

@@ -15,12 +15,13 @@ from google.protobuf.message import Message
 
 from api.containerd.events import container_pb2, image_pb2, task_pb2
 from api.containerd.services.events.v1 import events_pb2 as pb
+from api.containerd.services.events.v1 import events_stubs
 from api.containerd.types.event_pb2 import Envelope
 from services.kit import errors
 from services.kit.any import pack, unpack
 from services.kit.rpc import NAMESPACE, Channel
 
-EVENTS = pb.DESCRIPTOR.services_by_name["Events"]
+EVENTS = events_stubs.EVENTS
 _numbers = itertools.count()
 
 

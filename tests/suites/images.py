@@ -13,13 +13,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.events import image_pb2
 from api.containerd.services.images.v1 import images_pb2 as pb
+from api.containerd.services.images.v1 import images_stubs
 from api.containerd.types.descriptor_pb2 import Descriptor
 from services.kit import errors
 from services.kit.any import unpack
 from services.kit.rpc import NAMESPACE, Channel
 from tests.suites.events import EVENTS, subscribed
 
-IMAGES = pb.DESCRIPTOR.services_by_name["Images"]
+IMAGES = images_stubs.IMAGES
 _numbers = itertools.count()
 
 

@@ -12,12 +12,13 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.introspection.v1 import introspection_pb2 as pb
-from api.containerd.services.version.v1 import version_pb2
+from api.containerd.services.introspection.v1 import introspection_stubs
+from api.containerd.services.version.v1 import version_stubs
 from services.kit import errors
 from services.kit.rpc import Channel
 
-INTROSPECTION = pb.DESCRIPTOR.services_by_name["Introspection"]
-VERSION = version_pb2.DESCRIPTOR.services_by_name["Version"]
+INTROSPECTION = introspection_stubs.INTROSPECTION
+VERSION = version_stubs.VERSION
 
 LOOKED_FOR = [("io.containerd.content.v1", "content"), ("io.containerd.snapshotter.v1", "overlayfs"), ("io.containerd.snapshotter.v1", "native"),
               ("io.containerd.metadata.v1", "bolt"), ("io.containerd.differ.v1", "walking"), ("io.containerd.gc.v1", "scheduler"),

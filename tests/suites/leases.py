@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from api.containerd.services.leases.v1 import leases_pb2 as pb
+from api.containerd.services.leases.v1 import leases_stubs
 from services.kit import errors
 from tests.suites.records_lives import Clients, headers, names, new_namespace
 
-LEASES = pb.DESCRIPTOR.services_by_name["Leases"]
+LEASES = leases_stubs.LEASES
 DIGEST = "sha256:" + "a" * 64
 
 

@@ -8,15 +8,16 @@ import pytest
 from google.protobuf.any_pb2 import Any as PbAny
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from api.containerd.services.containers.v1 import containers_pb2
-from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.containers.v1 import containers_pb2, containers_stubs
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from api.containerd.services.namespaces.v1 import namespaces_pb2 as pb
+from api.containerd.services.namespaces.v1 import namespaces_stubs
 from services.kit import errors
 from tests.suites.records_lives import Clients, headers, names, new_namespace
 
-NAMESPACES = pb.DESCRIPTOR.services_by_name["Namespaces"]
-CONTAINERS = containers_pb2.DESCRIPTOR.services_by_name["Containers"]
-LEASES = leases_pb2.DESCRIPTOR.services_by_name["Leases"]
+NAMESPACES = namespaces_stubs.NAMESPACES
+CONTAINERS = containers_stubs.CONTAINERS
+LEASES = leases_stubs.LEASES
 CALLER = headers("suite")
 """Before containerd 1.7 the caller needed a namespace of his own."""
 

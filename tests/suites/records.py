@@ -16,21 +16,22 @@ from google.protobuf.message import Message
 
 from api.containerd.events import content_pb2 as content_events
 from api.containerd.events import snapshot_pb2 as snapshot_events
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.leases.v1 import leases_pb2
-from api.containerd.services.namespaces.v1 import namespaces_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from api.splitd.records.v1 import records_pb2 as pb
+from api.splitd.records.v1 import records_stubs
 from services.kit import errors
 from services.kit.any import unpack
 from tests.suites.records_lives import RawStandIn, headers, names, new_namespace
 from tests.support import eventually_async
 
-RECORDS = pb.DESCRIPTOR.services_by_name["Records"]
-CONTENT = content_pb2.DESCRIPTOR.services_by_name["Content"]
-SNAPSHOTS = snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"]
-LEASES = leases_pb2.DESCRIPTOR.services_by_name["Leases"]
-NAMESPACES = namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"]
+RECORDS = records_stubs.RECORDS
+CONTENT = content_stubs.CONTENT
+SNAPSHOTS = snapshots_stubs.SNAPSHOTS
+LEASES = leases_stubs.LEASES
+NAMESPACES = namespaces_stubs.NAMESPACES
 
 REF = "containerd.io/snapshot.ref"
 

@@ -9,13 +9,14 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.services.images.v1 import images_pb2 as pb
-from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.images.v1 import images_stubs
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from api.containerd.types.descriptor_pb2 import Descriptor
 from services.kit import errors
 from tests.suites.records_lives import Clients, headers, names, new_namespace
 
-IMAGES = pb.DESCRIPTOR.services_by_name["Images"]
-LEASES = leases_pb2.DESCRIPTOR.services_by_name["Leases"]
+IMAGES = images_stubs.IMAGES
+LEASES = leases_stubs.LEASES
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 

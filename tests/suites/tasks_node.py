@@ -17,12 +17,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from api.containerd.events import task_pb2 as events
-from api.containerd.services.containers.v1 import containers_pb2
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.events.v1 import events_pb2
-from api.containerd.services.namespaces.v1 import namespaces_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
-from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_events_pb2
+from api.containerd.services.containers.v1 import containers_pb2, containers_stubs
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.events.v1 import events_stubs
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
+from api.containerd.services.ttrpc.events.v1 import events_stubs as ttrpc_events_stubs
 from api.containerd.types import mount_pb2
 from services.kit import errors, filters, rpc, ttrpc
 from services.kit.any import type_name
@@ -140,7 +140,7 @@ class _Part:
 
 
 class _Containers(_Part):
-    SERVICE = containers_pb2.DESCRIPTOR.services_by_name["Containers"]
+    SERVICE = containers_stubs.CONTAINERS
 
     async def Get(self, request, call):
         record = self.gateway.records.get((call.namespace, request.id))
@@ -163,14 +163,14 @@ class _Containers(_Part):
 
 
 class _Namespaces(_Part):
-    SERVICE = namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"]
+    SERVICE = namespaces_stubs.NAMESPACES
 
     async def List(self, request, call):
         return namespaces_pb2.ListNamespacesResponse(namespaces=[namespaces_pb2.Namespace(name=n) for n in sorted({ns for ns, _ in self.gateway.records})])
 
 
 class _Snapshots(_Part):
-    SERVICE = snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"]
+    SERVICE = snapshots_stubs.SNAPSHOTS
 
     async def Mounts(self, request, call):
         mount = self.gateway.mount
@@ -178,7 +178,7 @@ class _Snapshots(_Part):
 
 
 class _Content(_Part):
-    SERVICE = content_pb2.DESCRIPTOR.services_by_name["Content"]
+    SERVICE = content_stubs.CONTENT
 
     async def Write(self, requests, call):
         data = b""
@@ -194,14 +194,14 @@ class _Content(_Part):
 
 
 class _Events(_Part):
-    SERVICE = events_pb2.DESCRIPTOR.services_by_name["Events"]
+    SERVICE = events_stubs.EVENTS
 
     async def Forward(self, request, call):
         return self.gateway.receive(request.envelope)
 
 
 class _TtrpcEvents(_Part):
-    SERVICE = ttrpc_events_pb2.DESCRIPTOR.services_by_name["Events"]
+    SERVICE = ttrpc_events_stubs.EVENTS
 
     async def Forward(self, request, call):
         return self.gateway.receive(request.envelope)

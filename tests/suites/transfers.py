@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from google.protobuf.any_pb2 import Any as PbAny
 
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.images.v1 import images_pb2
-from api.containerd.services.leases.v1 import leases_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
-from api.containerd.services.streaming.v1 import streaming_pb2
-from api.containerd.services.transfer.v1 import transfer_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.images.v1 import images_pb2, images_stubs
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
+from api.containerd.services.streaming.v1 import streaming_pb2, streaming_stubs
+from api.containerd.services.transfer.v1 import transfer_pb2, transfer_stubs
 from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
@@ -31,8 +31,8 @@ from services.kit import any as kit_any
 from services.kit import errors
 from services.kit.rpc import LEASE, NAMESPACE, Channel, Stream
 
-STREAMING = streaming_pb2.DESCRIPTOR.services_by_name["Streaming"]
-TRANSFER = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
+STREAMING = streaming_stubs.STREAMING
+TRANSFER = transfer_stubs.TRANSFER
 
 MACHINE = ARCHITECTURE.get(platform.machine(), platform.machine())
 IMAGE_NAME = "io.containerd.image.name"
@@ -84,10 +84,10 @@ class Transfers:
         self.headers = {NAMESPACE: namespace, **({LEASE: lease} if lease else {})}
         self._streaming = channel.client(STREAMING)
         self._transfer = channel.client(TRANSFER)
-        self._images = channel.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
-        self._content = channel.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
-        self._leases = channel.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
-        self._snapshots = channel.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
+        self._images = channel.client(images_stubs.IMAGES)
+        self._content = channel.client(content_stubs.CONTENT)
+        self._leases = channel.client(leases_stubs.LEASES)
+        self._snapshots = channel.client(snapshots_stubs.SNAPSHOTS)
 
     @contextlib.asynccontextmanager
     async def stream(self, purpose: str) -> AsyncIterator[tuple[str, Stream]]:

@@ -17,8 +17,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 
-from api.containerd.services.leases.v1 import leases_pb2
-from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from services.kit import errors, loops, rpc
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ class Leases:
 
     def __init__(self, gateway: rpc.Channel) -> None:
         self._gateway = gateway
-        self._leases = gateway.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
-        self._namespaces = gateway.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+        self._leases = gateway.client(leases_stubs.LEASES)
+        self._namespaces = gateway.client(namespaces_stubs.NAMESPACES)
         self._incarnation = str(uuid.uuid4())
         self._left: set[tuple[str, str]] = set()
         self._more = asyncio.Event()

@@ -12,9 +12,9 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from api.containerd.services.diff.v1 import diff_pb2
-from api.containerd.services.images.v1 import images_pb2
-from api.containerd.services.introspection.v1 import introspection_pb2
+from api.containerd.services.diff.v1 import diff_pb2, diff_stubs
+from api.containerd.services.images.v1 import images_pb2, images_stubs
+from api.containerd.services.introspection.v1 import introspection_pb2, introspection_stubs
 from services.content.blobs_remote import Blobs, Ingest, locked
 from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
 from services.content.store import Digest, Info
@@ -51,9 +51,9 @@ class RemoteNode:
         self._blobs = Blobs(gateway)
         self._files = RemoteFiles(gateway, self.headers)
         self._unleased = RemoteFiles(gateway, {key: value for key, value in self.headers.items() if key != rpc.LEASE})
-        self._images = gateway.client(images_pb2.DESCRIPTOR.services_by_name["Images"])
-        self._introspection = gateway.client(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"])
-        self._diff = gateway.client(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
+        self._images = gateway.client(images_stubs.IMAGES)
+        self._introspection = gateway.client(introspection_stubs.INTROSPECTION)
+        self._diff = gateway.client(diff_stubs.DIFF)
 
     @contextlib.asynccontextmanager
     async def leased(self) -> AsyncIterator[RemoteNode]:

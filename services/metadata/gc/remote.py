@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from google.protobuf.message import Message
-
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
-from api.splitd.removals.v1 import removals_pb2
-from api.splitd.stamp.v1 import stamp_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
+from api.splitd.removals.v1 import removals_pb2, removals_stubs
+from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
 from services.kit import errors, removals
 from services.kit.rpc import RAW, Channel
 from services.metadata.gc.raw import Listing, RawSnapshot
@@ -27,10 +25,10 @@ class RemoteRawStores:
     """Through ``gateway``, a channel to its internal socket."""
 
     def __init__(self, gateway: Channel) -> None:
-        self._content = gateway.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
-        self._snapshots = gateway.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
-        self._removals = gateway.client(removals_pb2.DESCRIPTOR.services_by_name["Removals"])
-        self._stamp = gateway.client(stamp_pb2.DESCRIPTOR.services_by_name["Stamp"])
+        self._content = gateway.client(content_stubs.CONTENT)
+        self._snapshots = gateway.client(snapshots_stubs.SNAPSHOTS)
+        self._removals = gateway.client(removals_stubs.REMOVALS)
+        self._stamp = gateway.client(stamp_stubs.STAMP)
 
     async def stamp(self, backend: str) -> str | None:
         try:
@@ -46,7 +44,7 @@ class RemoteRawStores:
     async def list(self, backend: str) -> Listing:
         headers = {RAW: backend}
         if backend.startswith("snapshots."):
-            request: Message = snapshots_pb2.ListSnapshotsRequest(snapshotter=_snapshotter(backend))
+            request = snapshots_pb2.ListSnapshotsRequest(snapshotter=_snapshotter(backend))
             snapshots: dict[str, RawSnapshot] = {}
             async for answer in self._snapshots.List(request, headers=headers, timeout=_LIST):
                 for info in answer.info:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from api.containerd.services.diff.v1 import diff_pb2 as pb
+from api.containerd.services.diff.v1 import diff_stubs
 from api.containerd.types import descriptor_pb2, mount_pb2
 from services.content import blobs_remote as blobs
 from services.kit import errors, tracing
@@ -33,7 +34,7 @@ UNCOMPRESSED = "containerd.io/uncompressed"
 class DiffServicer:
     """Diff over the gateway at ``gateway_socket``. ``scratch`` is a directory of its own, where workers mount (in their namespaces); it is made if need be."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Diff"]
+    SERVICE = diff_stubs.DIFF
 
     def __init__(self, gateway_socket: Path, scratch: Path) -> None:
         self._gateway = blobs.channel(gateway_socket)

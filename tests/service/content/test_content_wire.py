@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from api.containerd.services.content.v1 import content_pb2 as pb
-from api.splitd.stamp.v1 import stamp_pb2
+from api.containerd.services.content.v1 import content_stubs
+from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
 from services.content.remote import RemoteStore
 from services.content.store import CHUNK
 from services.kit import errors, rpc
@@ -35,7 +36,7 @@ async def channel(service: ServiceProcess) -> AsyncIterator[rpc.Channel]:
 
 @pytest.fixture
 def content(channel: rpc.Channel) -> rpc.Client:
-    return channel.client(pb.DESCRIPTOR.services_by_name["Content"])
+    return channel.client(content_stubs.CONTENT)
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ async def test_stamp() -> None:
     """A store is stamped once: with the same id again, or not at all; the id survives the process."""
     with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as running:
         async with rpc.Channel(running.sockets[0]) as channel:
-            stamp = channel.client(stamp_pb2.DESCRIPTOR.services_by_name["Stamp"])
+            stamp = channel.client(stamp_stubs.STAMP)
             assert (await stamp.Get(stamp_pb2.GetRequest())).store_id == ""
             with pytest.raises(errors.InvalidArgument):
                 await stamp.Set(stamp_pb2.SetRequest())
@@ -213,7 +214,7 @@ async def test_stamp() -> None:
         running.kill()
         running.start()
         async with rpc.Channel(running.sockets[0]) as channel:
-            stamp = channel.client(stamp_pb2.DESCRIPTOR.services_by_name["Stamp"])
+            stamp = channel.client(stamp_stubs.STAMP)
             assert (await stamp.Get(stamp_pb2.GetRequest())).store_id == "one"
         assert (directory / "r/content/store-id").read_text() == "one\n"
 

@@ -21,6 +21,7 @@ from api.containerd.services.content.v1 import content_pb2 as content_pb
 from api.containerd.services.diff.v1 import diff_pb2 as pb
 from api.containerd.types import descriptor_pb2, mount_pb2
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
+from api.splitd.localfiles.v1 import localfiles_stubs
 from services.content.local import LocalStore
 from services.content.server import ContentServicer, LocalFilesServicer
 from services.kit import errors, rpc
@@ -377,7 +378,7 @@ async def test_two_writers_of_a_ref(side: Side) -> None:
     """A ref that another holds is UNAVAILABLE and names the ref; an abandoned ingest of the ref is begun anew."""
     left, right = side.directory("left"), side.directory("right")
     (right / "f").write_bytes(os.urandom(100))
-    begun = await side.content._channel.client(files_pb.DESCRIPTOR.services_by_name["LocalFiles"]).Begin(files_pb.BeginRequest(ref="taken"), headers=HEADERS)
+    begun = await side.content._channel.client(localfiles_stubs.LOCAL_FILES).Begin(files_pb.BeginRequest(ref="taken"), headers=HEADERS)
     import fcntl
 
     with open(begun.path, "r+b") as held:

@@ -14,6 +14,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.events import task_pb2
 from api.containerd.services.events.v1 import events_pb2 as pb
 from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_pb
+from api.containerd.services.ttrpc.events.v1 import events_stubs
 from api.containerd.types.event_pb2 import Envelope
 from gateway.events import REPLAY_SECONDS
 from services.kit import errors, rpc, ttrpc
@@ -22,7 +23,7 @@ from tests.suites import events as suite
 from tests.suites.introspection import INTROSPECTION, VERSION
 from tests.support import ServiceProcess, eventually_async, short_directory
 
-TTRPC_EVENTS = ttrpc_pb.DESCRIPTOR.services_by_name["Events"]
+TTRPC_EVENTS = events_stubs.EVENTS
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.images.v1 import images_pb2
-from api.containerd.services.tasks.v1 import tasks_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.images.v1 import images_pb2, images_stubs
+from api.containerd.services.tasks.v1 import tasks_pb2, tasks_stubs
 from bench.hostile import Raw
 from gateway.config import Config
 from gateway.health import NodeHealth
@@ -25,10 +25,10 @@ from services.wire.connection import Data, GoingAway, Ready, Trailers
 from services.wire.limits import Limits
 from tests.support import eventually_async, within
 
-IMAGES = images_pb2.DESCRIPTOR.services_by_name["Images"]
-TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
+IMAGES = images_stubs.IMAGES
+TASKS = tasks_stubs.TASKS
 BIG = 5 << 20
-CONTENT = content_pb2.DESCRIPTOR.services_by_name["Content"]
+CONTENT = content_stubs.CONTENT
 
 
 class Images:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.containerd.services.content.v1 import content_stubs
 from services.kit import errors, rpc
 from tests.support import ServiceProcess
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+SERVICE = content_stubs.CONTENT
 
 
 class Silent:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from api.containerd.services.content.v1 import content_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.images.v1 import images_pb2
-from api.containerd.services.leases.v1 import leases_pb2
-from api.containerd.services.snapshots.v1 import snapshots_pb2
-from api.splitd.records.v1 import records_pb2
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
+from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
+from api.splitd.records.v1 import records_pb2, records_stubs
 from services.kit import errors
 from services.kit.rpc import LEASE, NAMESPACE, RAW, Channel
 from tests.support import ServiceProcess, eventually_async
@@ -62,12 +62,12 @@ class Client:
         self._public = Channel(processes.state / "containerd.sock")
         self._internal = Channel(processes.state / "internal.sock")
         self._records = Channel(processes.state / "metadata.sock")
-        self.content = self._public.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
-        self.snapshots = self._public.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
-        self.leases = self._public.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
-        self.raw_content = self._internal.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
-        self.raw_snapshots = self._internal.client(snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"])
-        self.records = self._records.client(records_pb2.DESCRIPTOR.services_by_name["Records"])
+        self.content = self._public.client(content_stubs.CONTENT)
+        self.snapshots = self._public.client(snapshots_stubs.SNAPSHOTS)
+        self.leases = self._public.client(leases_stubs.LEASES)
+        self.raw_content = self._internal.client(content_stubs.CONTENT)
+        self.raw_snapshots = self._internal.client(snapshots_stubs.SNAPSHOTS)
+        self.records = self._records.client(records_stubs.RECORDS)
 
     async def __aenter__(self) -> Client:
         return self

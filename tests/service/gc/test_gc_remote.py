@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
+from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit import errors, rpc
 from services.kit.removals import MOST, RemovalsServicer
 from services.metadata.gc.raw import RawSnapshot
@@ -19,7 +20,7 @@ from services.metadata.store import Raw
 class Foreign:
     """Snapshots.List and Remove, as containerd's proxy contract has them; no Cleanup, no Stamp."""
 
-    SERVICE = pb.DESCRIPTOR.services_by_name["Snapshots"]
+    SERVICE = snapshots_stubs.SNAPSHOTS
 
     def __init__(self) -> None:
         self.calls: list[rpc.Call] = []

@@ -16,7 +16,7 @@ import pytest
 
 from api.containerd.events import snapshot_pb2
 from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.events.v1 import events_pb2
+from api.containerd.services.events.v1 import events_pb2, events_stubs
 from api.containerd.services.leases.v1 import leases_pb2
 from services.kit import errors
 from services.kit.rpc import Channel
@@ -141,7 +141,7 @@ async def test_an_expired_lease_frees_what_it_held_on_an_idle_node(client: Clien
 async def test_snapshots_that_the_collector_removes_are_announced(client: Client) -> None:
     """Subscribers get /snapshot/remove with the client's key, in its namespace."""
     async with Channel(client.processes.state / "containerd.sock") as channel:
-        subscribed = channel.client(events_pb2.DESCRIPTOR.services_by_name["Events"])
+        subscribed = channel.client(events_stubs.EVENTS)
         stream = subscribed.Subscribe(events_pb2.SubscribeRequest(filters=['topic=="/snapshot/remove"']))
 
         async def announced() -> tuple[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from api.containerd.services.leases.v1 import leases_pb2 as pb
+from api.containerd.services.leases.v1 import leases_stubs
 from services.images.node.leases_remote import INCARNATION, Leases
 from services.kit.rpc import NAMESPACE, Channel
 from tests.support import ServiceProcess, eventually_async, short_directory
@@ -30,13 +31,13 @@ async def channel(metadata: ServiceProcess) -> AsyncIterator[Channel]:
 
 async def there(channel: Channel) -> dict[str, dict[str, dict[str, str]]]:
     """Labels by id by namespace."""
-    client = channel.client(pb.DESCRIPTOR.services_by_name["Leases"])
+    client = channel.client(leases_stubs.LEASES)
     return {space: {each.id: dict(each.labels) for each in (await client.List(pb.ListRequest(), headers={NAMESPACE: space})).leases} for space in SPACES}
 
 
 async def cut_off(channel: Channel) -> None:
     """A lease in each namespace, by a process that is gone."""
-    client = channel.client(pb.DESCRIPTOR.services_by_name["Leases"])
+    client = channel.client(leases_stubs.LEASES)
     for space in SPACES:
         await client.Create(pb.CreateRequest(id="dead", labels={INCARNATION: "an earlier one"}), headers={NAMESPACE: space})
 
@@ -66,7 +67,7 @@ async def test_a_lease_lasts_as_long_as_its_block(channel: Channel) -> None:
 
 async def test_those_of_the_dead_are_ended(channel: Channel) -> None:
     """In every namespace; not those of clients, nor our own."""
-    client = channel.client(pb.DESCRIPTOR.services_by_name["Leases"])
+    client = channel.client(leases_stubs.LEASES)
     await client.Create(pb.CreateRequest(id="clients", labels={"containerd.io/gc.expire": "2100-01-01T00:00:00Z"}), headers={NAMESPACE: "one"})
     await cut_off(channel)
     assert [len(each) for each in (await there(channel)).values()] == [2, 1]

@@ -20,11 +20,12 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from api.containerd.services.content.v1 import content_pb2 as pb
-from api.grpc.health.v1 import health_pb2
+from api.containerd.services.content.v1 import content_stubs
+from api.grpc.health.v1 import health_pb2, health_stubs
 from services.kit import errors, rpc, tracing
 from tests.support import ServiceProcess, eventually_async, health, short_directory
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+SERVICE = content_stubs.CONTENT
 
 
 class Content:
@@ -239,7 +240,7 @@ async def test_draining_ends_long_calls_at_once_and_lets_others_finish() -> None
     """Health.Watch would last for ever: it ends with Disconnected, so that a relay asks the successor; the socket is gone after."""
     with short_directory() as directory:
         async with rpc.Channel(directory / "c.sock", "content") as channel:
-            health = channel.client(health_pb2.DESCRIPTOR.services_by_name["Health"])
+            health = channel.client(health_stubs.HEALTH)
             async with rpc.serving(directory / "c.sock", [Content()], grace=10):
                 watch = health.Watch(health_pb2.HealthCheckRequest())
                 assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
@@ -254,7 +255,7 @@ async def test_health_knows_the_services_served() -> None:
     """"" and each full name serve; others are NOT_FOUND."""
     with short_directory() as directory:
         async with rpc.serving(directory / "c.sock", [Content()]), rpc.Channel(directory / "c.sock") as channel:
-            health = channel.client(health_pb2.DESCRIPTOR.services_by_name["Health"])
+            health = channel.client(health_stubs.HEALTH)
             for name in ("", SERVICE.full_name):
                 assert (await health.Check(health_pb2.HealthCheckRequest(service=name))).status == health_pb2.HealthCheckResponse.SERVING
             with pytest.raises(errors.NotFound, match="service nobody"):

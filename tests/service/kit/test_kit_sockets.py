@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from api.containerd.services.version.v1 import version_pb2
+from api.containerd.services.version.v1 import version_stubs
 from services.kit import rpc, sockets, ttrpc
 from tests.support import eventually_async
 
-VERSION = version_pb2.DESCRIPTOR.services_by_name["Version"]
+VERSION = version_stubs.VERSION
 
 pytestmark = pytest.mark.once
 

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.containers.v1 import containers_pb2
-from api.splitd.records.v1 import records_pb2
+from api.splitd.records.v1 import records_stubs
 from services.kit import errors
 from services.kit import health as kit_health
 from services.kit.rpc import Channel
@@ -18,7 +18,7 @@ from tests.suites.containers import CONTAINERS, container
 from tests.suites.records_lives import headers
 from tests.support import ServiceProcess, eventually_async, health, splitd
 
-RECORDS = records_pb2.DESCRIPTOR.services_by_name["Records"]
+RECORDS = records_stubs.RECORDS
 NOT_SERVING = 2
 
 

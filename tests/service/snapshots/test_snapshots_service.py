@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
-from api.splitd.stamp.v1 import stamp_pb2
+from api.containerd.services.snapshots.v1 import snapshots_stubs
+from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
 from services.kit import errors
 from services.kit.rpc import Channel
 from services.snapshots.remote import RemoteSnapshotter
@@ -54,7 +55,7 @@ async def test_each_socket_answers_health(process: ServiceProcess, socket: str) 
 async def test_the_stamp_is_kept(place: Path) -> None:
     """Each snapshotter has a stamp of its own, which outlives the process and is not changed for another."""
     process = started(place)
-    stamp = stamp_pb2.DESCRIPTOR.services_by_name["Stamp"]
+    stamp = stamp_stubs.STAMP
     async with Channel(place / "s" / SOCKETS[0]) as overlay, Channel(place / "s" / SOCKETS[1]) as native:
         client = overlay.client(stamp)
         assert (await client.Get(stamp_pb2.GetRequest())).store_id == ""
@@ -77,7 +78,7 @@ async def test_the_stamp_is_kept(place: Path) -> None:
 async def test_the_contract_on_the_wire(process: ServiceProcess) -> None:
     """A List comes in messages of at most 100, an Update's mask is honoured, and a request without anything is answered, not failed."""
     async with Channel(process.state / SOCKETS[0]) as channel:
-        client = channel.client(pb.DESCRIPTOR.services_by_name["Snapshots"])
+        client = channel.client(snapshots_stubs.SNAPSHOTS)
         await asyncio.gather(*(client.Prepare(pb.PrepareSnapshotRequest(key=f"wire/{n}")) for n in range(205)))
         sizes = [len(r.info) async for r in client.List(pb.ListSnapshotsRequest(filters=["name~=^wire/"]))]
         assert sizes == [100, 100, 5]

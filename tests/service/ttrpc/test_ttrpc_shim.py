@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from api.containerd.runtime.task.v2 import shim_pb2
+from api.containerd.runtime.task.v2 import shim_pb2, shim_stubs
 from api.ttrpc import ttrpc_pb2
 from services.kit import errors, rpc, ttrpc
 from services.tasks.bundle import Bundle
 from services.tasks.shim import Environment, Program, socket_path
 
 pytestmark = [pytest.mark.root, pytest.mark.once]
-TASK = shim_pb2.DESCRIPTOR.services_by_name["Task"]
+TASK = shim_stubs.TASK
 HEADERS = {rpc.NAMESPACE: "ns"}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from api.containerd.services.content.v1 import content_pb2 as pb
+from api.containerd.services.content.v1 import content_stubs
 from bench.hostile import Raw
 from services.kit import rpc
 from services.wire import limits, link
@@ -23,7 +24,7 @@ from services.wire.frames import Code
 from services.wire.limits import Limits
 from tests.support import eventually_async, short_directory
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Content"]
+SERVICE = content_stubs.CONTENT
 INFO = f"/{SERVICE.full_name}/Info"
 
 

@@ -72,7 +72,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 def is_of(module: str, kind: str) -> bool:
     if kind == "_pb2":
-        return module.endswith("_pb2") or module.startswith("google.protobuf.message")
+        return module.endswith(("_pb2", "_stubs")) or module.startswith("google.protobuf.message")
     return module.split(".", 1)[0] == kind
 
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import pytest
 
-from api.containerd.services.leases.v1 import leases_pb2
-from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
+from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from services.kit import errors
 from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
@@ -111,8 +111,8 @@ async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: L
     """A lease that holds much and a namespace with many leases are deleted, and a namespace with many snapshots is refused, without reading them all."""
     async def cost(number: int) -> int:
         other = await world.beside(f"ns{number}")
-        leases = local.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
-        namespaces = local.client(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
+        leases = local.client(leases_stubs.LEASES)
+        namespaces = local.client(namespaces_stubs.NAMESPACES)
 
         def fill(tx: Transaction) -> None:
             for i in range(number):

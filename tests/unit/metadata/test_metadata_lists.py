@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from api.containerd.services.content.v1 import content_pb2
-from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.content.v1 import content_pb2, content_stubs
+from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
 from services.metadata import schema, server, walks
 from services.metadata.database import Database
 from services.metadata.memory import MemoryTransactions
@@ -153,7 +153,7 @@ async def test_messages_of_a_streamed_list_are_bounded(monkeypatch: pytest.Monke
             schema.put_blob(tx, "n", Blob(digest=digest(number), size=1, backend="content", labels={"x": "y" * 4000}))
 
     await local.database.write(work)
-    content = local.client(content_pb2.DESCRIPTOR.services_by_name["Content"])
+    content = local.client(content_stubs.CONTENT)
 
     async def sizes() -> list[int]:
         found = [answer async for answer in content.List(content_pb2.ListContentRequest(), headers=headers("n"))]
@@ -170,7 +170,7 @@ async def test_an_answer_in_pieces_is_one_message(monkeypatch: pytest.MonkeyPatc
     """As if it had been made at once."""
     monkeypatch.setattr("services.kit.slices.SLICE", 0.0)
     local = LocalMetadata(MemoryTransactions())
-    leases = local.client(leases_pb2.DESCRIPTOR.services_by_name["Leases"])
+    leases = local.client(leases_stubs.LEASES)
     await leases.Create(leases_pb2.CreateRequest(id="l"), headers=headers("n"))
 
     def work(tx: Transaction) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from google.protobuf import empty_pb2
 
-from api.containerd.runtime.task.v2 import shim_pb2
-from api.containerd.services.ttrpc.events.v1 import events_pb2
+from api.containerd.runtime.task.v2 import shim_pb2, shim_stubs
+from api.containerd.services.ttrpc.events.v1 import events_pb2, events_stubs
 from api.ttrpc import ttrpc_pb2
 from services.kit import errors, rpc, ttrpc
 
-EVENTS = events_pb2.DESCRIPTOR.services_by_name["Events"]
-TASK = shim_pb2.DESCRIPTOR.services_by_name["Task"]
+EVENTS = events_stubs.EVENTS
+TASK = shim_stubs.TASK
 
 
 class Task:
