@@ -23,18 +23,18 @@ def check_path(address: Path) -> None:
         raise errors.InvalidArgument(f"socket path {address} is longer than 107 bytes: choose a shorter state directory")
 
 
-def watching(path: Path, again: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-    """Call ``again``, which listens anew at ``path``, whenever a look, each :data:`LOOK` seconds, finds nothing there, until this task is cancelled.
+def watching(path: Path, again: Callable[[], Awaitable[None]], *, look: float | None = None) -> asyncio.Task[None]:
+    """Call ``again``, which listens anew at ``path``, whenever a look, each ``look`` seconds (None: :data:`LOOK`), finds nothing there, until this task is cancelled.
 
     What is there and is not ours is left alone, and said: it is for whoever put it there to remove.
     """
-    return loops.start(f"the watch of {path}", functools.partial(_watch, path, again, identity(path)))
+    return loops.start(f"the watch of {path}", functools.partial(_watch, path, again, LOOK if look is None else look, identity(path)))
 
 
-async def _watch(path: Path, again: Callable[[], Awaitable[None]], ours: tuple[int, int] | None) -> None:
+async def _watch(path: Path, again: Callable[[], Awaitable[None]], look: float, ours: tuple[int, int] | None) -> None:
     said = ""
     while True:
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(look)
         trouble = ""
         try:
             now = identity(path)

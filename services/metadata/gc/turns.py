@@ -21,7 +21,7 @@ class Turns(Generic[T]):
 
     def ask(self) -> asyncio.Task[T]:
         """A run that begins after this call; shield it, since others may wait for it too."""
-        if self._next is None:
+        if self._next is None or self._next.done():  # it may have failed before its turn came
             self._next = loops.task("a turn", self._turn(self._running))
         return self._next
 

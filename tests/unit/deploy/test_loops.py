@@ -22,7 +22,9 @@ MAKERS = {"ensure_future", "create_task", "Task", "TaskGroup", "Thread", "Timer"
 
 def bare(source: str) -> list[int]:
     """Lines that make a task or a thread."""
-    found = []
+    found: list[int] = []
+    if not any(maker in source for maker in MAKERS):
+        return found
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""

@@ -885,6 +885,24 @@ async def test_turns_never_run_at_the_same_time() -> None:
     assert await asyncio.gather(*second) == [2, 2, 2]
 
 
+async def test_a_turn_that_never_came_keeps_nobody_from_asking_again() -> None:
+    """It was cancelled, or failed, while another ran: who asks then has a turn all the same."""
+    go_on = asyncio.Event()
+
+    async def work() -> bool:
+        return await go_on.wait()
+
+    turns = Turns(work)
+    first = turns.ask()
+    await asyncio.sleep(0)
+    lost = turns.ask()
+    lost.cancel()
+    await asyncio.wait([lost])
+    again = turns.ask()
+    go_on.set()
+    assert await asyncio.wait_for(asyncio.gather(first, again), 15) == [True, True]
+
+
 # ------------------------------------------------------------------------------------------ traces
 
 

@@ -1,0 +1,415 @@
+"""Every loop of every process goes on though each thing that it waits for fails once, and says so.
+
+A new loop needs a scenario here: where it runs on fakes, and how one sees that it does its work.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import pty
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.containerd.services.leases.v1 import leases_pb2
+from api.containerd.services.namespaces.v1 import namespaces_pb2
+from client.output import Bars
+from client.progress import Tally
+from gateway.supervision import Supervision
+from gateway.upstream import Upstream
+from services.images.leases_remote import Leases
+from services.images.oci import MANIFEST, Descriptor
+from services.images.progress import Tracker
+from services.images.transfer import Progress
+from services.kit import errors, loops, memory, sockets
+from services.kit.publisher import Publisher
+from services.metadata import schema
+from services.metadata.gc import Collector, Config
+from services.metadata.gc.memory import MemoryRawStores
+from services.metadata.memory import MemoryTransactions
+from services.tasks.gateway import Gateway
+from services.tasks.nodestart import NodeStart
+from services.tasks.restart import STOPPED, RestartMonitor
+from services.tasks.store import Process, Status
+from tests.faulty import failing
+from tests.suites import records
+from tests.suites.records_lives import LocalMetadata
+from tests.support import eventually_async
+from tests.unit.deploy.test_imports import TOP, python_files
+from tests.unit.gc import gc_graphs
+from tests.unit.metadata.test_metadata_records import Life
+from tests.unit.tasks.test_tasks_restart import FakeNode, FakeTasks, container
+
+Works = Callable[[], Awaitable[Any]]
+"""Give the loop something to do, and wait until it is done; AssertionError if it is not."""
+Scenario = Callable[[Path], contextlib.AbstractAsyncContextManager[Works]]
+"""Run the loop below a directory."""
+
+SCENARIOS: dict[str, Scenario] = {}
+"""By the loop's name, with * for what is filled in."""
+
+
+def loop(name: str) -> Callable[[Callable[[Path], AsyncIterator[Works]]], None]:
+    def note(scenario: Callable[[Path], AsyncIterator[Works]]) -> None:
+        SCENARIOS[name] = contextlib.asynccontextmanager(scenario)
+
+    return note
+
+
+class Unthought(Exception):
+    """What nobody expects, and so nobody catches by name."""
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Channel:
+    """One to a peer that has the methods given by their names."""
+
+    def __init__(self, **methods: Any) -> None:
+        self._methods = methods
+
+    def client(self, service: object) -> Any:
+        return type("Client", (), {name: staticmethod(method) for name, method in self._methods.items()})
+
+    async def reached(self, seconds: float) -> None:
+        """It is there."""
+
+
+# ------------------------------------------------------------------------------------------ the loops
+
+
+@loop("the sending of events")
+async def sending_events(place: Path) -> AsyncIterator[Works]:
+    got: set[str] = set()
+    topics = map("/{}".format, itertools.count())
+
+    async def forward(request: Any, **how: Any) -> None:
+        await asyncio.sleep(0)
+        got.add(request.envelope.topic)
+
+    publisher = Publisher(Channel(Forward=forward), retry=0.001)  # type: ignore[arg-type]
+
+    async def works() -> None:
+        async def sent() -> bool:
+            publisher.publish("ns", topic := next(topics), leases_pb2.DeleteRequest())
+            return await publisher.flushed(0.1) and topic in got
+
+        await eventually_async(sent, "no event is sent")
+
+    async with publisher.running(grace=0.1):
+        yield works
+
+
+@loop("the restart monitor")
+async def restarting(place: Path) -> AsyncIterator[Works]:
+    node, tasks = FakeNode(container("c", {STOPPED: "true"}), container("other", {})), FakeTasks()
+    for name in ("namespaces", "containers", "set_label", "mounts"):
+        setattr(node, name, late(getattr(node, name)))
+    for name in ("get", "create", "start", "delete"):
+        setattr(tasks, name, late(getattr(tasks, name)))
+
+    async def works() -> None:
+        if not node.labels:  # "stopped on purpose" until the node's start is dealt with
+            await eventually_async(lambda: asyncio.sleep(0, any(label[2:] == (STOPPED, "false") for label in node.labels)), "the start of the node is not noticed")
+            node.records["c"] = container("c", {STOPPED: "false"})
+        for name in ("c", "other"):
+            tasks.states["n", name] = Process(name, 1, Status.STOPPED)
+
+        async def runs() -> bool:
+            return all(state.status is Status.RUNNING for state in tasks.states.values()) and len(tasks.states) == 2
+
+        await eventually_async(runs, "they are not started")
+
+    async with RestartMonitor(node, 0.02, delay=0.01, start=NodeStart(place / "start")).running(tasks):  # type: ignore[arg-type]
+        yield works
+
+
+def late(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """An answer that has to be waited for."""
+    async def answered(*arguments: Any, **named: Any) -> Any:
+        await asyncio.sleep(0)
+        return await method(*arguments, **named)
+
+    return answered
+
+
+@loop("the watch of the gateway")
+async def watching_the_gateway(place: Path) -> AsyncIterator[Works]:
+    ends: list[asyncio.Event] = []
+    told: list[float] = []
+
+    async def watch(request: Any) -> AsyncIterator[None]:
+        ends.append(end := asyncio.Event())
+        yield None
+        await end.wait()
+
+    client = Channel(Watch=watch)
+    gateway = Gateway(client, Publisher(client))  # type: ignore[arg-type]
+
+    async def works() -> None:
+        await eventually_async(lambda: asyncio.sleep(0, gateway.reachable and ends), "it is not watched")
+        told.clear()
+        before = time.time()
+        while ends:
+            ends.pop().set()
+        await eventually_async(lambda: asyncio.sleep(0, told), "nobody is told that it is back")
+        assert told[-1] >= before - 5
+
+    async with gateway.watched(told.append):
+        yield works
+
+
+@loop("the end of leases")
+async def ending_leases(place: Path) -> AsyncIterator[Works]:
+    there: set[str] = set()
+    asked: set[str] = set()
+
+    async def create(request: Any, **how: Any) -> None:
+        there.add(request.id)
+
+    async def delete(request: Any, **how: Any) -> None:
+        await asyncio.sleep(0)
+        if request.id not in asked:
+            asked.add(request.id)
+            raise errors.Unavailable("the gateway")
+        there.discard(request.id)
+
+    async def listed(request: Any, **how: Any) -> Any:
+        await asyncio.sleep(0)
+        if isinstance(request, namespaces_pb2.ListNamespacesRequest):
+            return namespaces_pb2.ListNamespacesResponse(namespaces=[namespaces_pb2.Namespace(name="ns")])
+        return leases_pb2.ListResponse()
+
+    leases = Leases(Channel(Create=create, Delete=delete, List=listed))  # type: ignore[arg-type]
+
+    async def works() -> None:
+        async with leases.lease({}) as lease:
+            assert lease in there
+        await eventually_async(lambda: asyncio.sleep(0, lease not in there), "it is not ended")
+
+    async with leases.running():
+        yield works
+
+
+@loop("the watch of *")
+async def watching_a_socket(place: Path) -> AsyncIterator[Works]:
+    path = place / "s.sock"
+    path.touch()
+
+    async def again() -> None:
+        await asyncio.sleep(0)
+        path.touch()
+
+    async def works() -> None:
+        path.unlink(missing_ok=True)
+        await eventually_async(lambda: asyncio.sleep(0, path.exists()), "it is not made again")
+
+    watching = sockets.watching(path, again, look=0.005)
+    yield works
+    watching.cancel()
+    await asyncio.wait((watching,))
+
+
+@loop("the watch of service *")
+async def watching_a_service(place: Path) -> AsyncIterator[Works]:
+    upstream = Upstream("metadata", place / "metadata.sock", "metadata", Supervision(place / "supervisor.sock"), hold=5.0)
+    upstream.channel = peer = Peer()  # type: ignore[assignment]
+    seen: list[bool] = []
+    upstream.on_connect.append(lambda: seen.append(upstream.up))
+
+    async def works() -> None:
+        for there in (False, True):
+            seen.clear()
+            peer.change(there)
+            await eventually_async(lambda there=there: asyncio.sleep(0, upstream.up == there), "it is not noticed")  # type: ignore[misc]
+        assert seen == [True]
+
+    async with loops.running("the watch of service metadata", upstream.watch):
+        yield works
+
+
+class Peer:
+    """A channel to a peer that comes and goes."""
+
+    def __init__(self) -> None:
+        self._there = True
+        self._changed = asyncio.Event()
+
+    def change(self, there: bool) -> None:
+        self._there = there
+        self._changed.set()
+
+    async def connections(self) -> AsyncIterator[bool]:
+        while True:
+            self._changed.clear()
+            yield self._there
+            await self._changed.wait()
+
+    async def close(self) -> None:
+        """It is closed."""
+
+
+@loop("giving back memory")
+async def giving_back_memory(place: Path) -> AsyncIterator[Works]:
+    resident, trimmed = 20 << 20, asyncio.Event()
+
+    async def works() -> None:
+        async def given() -> bool:
+            nonlocal resident
+            resident += 100 << 20
+            return trimmed.is_set()
+
+        trimmed.clear()
+        await eventually_async(given, "nothing is given back")
+
+    async with memory.giving_back(look=0.005, resident=lambda: resident, trim=trimmed.set, used=lambda: 0.0):
+        yield works
+
+
+@loop("the collector")
+async def collecting(place: Path) -> AsyncIterator[Works]:
+    world = gc_graphs.World()
+    stores = MemoryRawStores(content=(store_id := await world.database.store_id()), snapshots_overlayfs=store_id)
+    stores.before = late(lambda method, name: asyncio.sleep(0))  # type: ignore[assignment]
+    collector = Collector(world.database, stores, Config(startup_delay=3600.0), lambda event: None)
+    world.database.collector = collector
+    numbers = itertools.count(1)
+
+    async def works() -> None:
+        raw = world.blob(next(numbers))
+        stores.add(raw)
+
+        async def gone() -> bool:
+            with contextlib.suppress(errors.NodeError):  # it failed, and says so
+                await collector.collect()
+            return raw not in stores
+
+        await eventually_async(gone, "nothing is collected")
+
+    async with collector.running():
+        yield works
+
+
+@loop("the resolving of intents")
+async def resolving(place: Path) -> AsyncIterator[Works]:
+    local = LocalMetadata(MemoryTransactions(), patience=0.5)
+    world = await records.World(Life(local)).begin()
+    numbers = itertools.count()
+
+    async def works() -> None:
+        """The intent is a dead gateway's once another has connected."""
+        lost = await world.begin_snapshot(f"k{next(numbers)}")
+        world.incarnation = f"gateway-{next(numbers)}"
+        await world.connect()
+        await eventually_async(lambda: asyncio.sleep(0, not local.database.view(lambda tx: schema.INTENTS.has(tx, lost.id))), "it is not resolved")
+
+    try:
+        yield works
+    finally:
+        await local.close()
+
+
+@loop("the progress of a transfer")
+async def telling_progress(place: Path) -> AsyncIterator[Works]:
+    told: list[Progress] = []
+    layer = Descriptor(MANIFEST, "sha256:1", 1 << 30)
+    offset = 0
+
+    async def under_way() -> Mapping[str, tuple[int, int]]:
+        nonlocal offset
+        await asyncio.sleep(0)
+        offset += 1
+        return {layer.ref: (offset, layer.size)}
+
+    async def done(digest: str) -> bool:
+        return False
+
+    async def works() -> None:
+        told.clear()
+        await eventually_async(lambda: asyncio.sleep(0, told), "nothing is told")
+
+    async with Tracker("image:1", "downloading", told.append, under_way, done, interval=0.005).running() as tracker:
+        tracker.add(layer)
+        yield works
+
+
+@loop("the drawing of bars")
+async def drawing(place: Path) -> AsyncIterator[Works]:
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+
+    def read() -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            return os.read(ours, 1 << 16)
+        return b""
+
+    async def works() -> None:
+        while read():
+            continue
+        await eventually_async(lambda: asyncio.sleep(0, read()), "nothing is drawn")
+
+    with open(theirs, "w") as file:
+        async with Bars(file, "image:1").running(Tally(time.monotonic())):
+            yield works
+    os.close(ours)
+
+
+# ------------------------------------------------------------------------------------------ the test
+
+
+@pytest.mark.parametrize("error", [Unthought, TimeoutError, full], ids=["unthought", "timeout", "full"])
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_a_loop_goes_on_whatever_fails(name: str, error: Callable[[], Exception], place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each thing that it waits for, or a task that it began, fails once; after that it does its work. What nobody thought of is in the log."""
+    with failing(name, error) as failures:
+        async with SCENARIOS[name](place) as works, asyncio.timeout(60):
+            seen, unharmed = 0, 0
+            while not seen or unharmed < 2:
+                await works()
+                unharmed = unharmed + 1 if seen == len(failures.raised) else 0
+                seen = len(failures.raised)
+    if error is Unthought:
+        logged = {id(each) for record in caplog.records if record.exc_info for each in chain(record.exc_info[1])}
+        assert not [place for place, raised in failures.raised.items() if id(raised) not in logged], "it failed in silence"
+
+
+def chain(error: BaseException | None) -> list[BaseException]:
+    """An error, and those that led to it."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def names() -> set[str]:
+    """Of all loops that are begun somewhere, with * for what is filled in."""
+    found = set()
+    for path in python_files():
+        for node in ast.walk(ast.parse(source)) if "loops." in (source := path.read_text()) else ():
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in ("loops.start", "loops.running", "loops.lasting"):
+                assert node.args, f"{path.relative_to(TOP)}:{node.lineno}: a loop's name comes first"
+                found.add(pattern(node.args[0]))
+    return found
+
+
+def pattern(name: ast.expr) -> str:
+    if isinstance(name, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in name.values)
+    assert isinstance(name, ast.Constant), f"a loop's name is written where it begins, not {ast.unparse(name)}"
+    return str(name.value)
+
+
+def test_every_loop_has_a_scenario() -> None:
+    """And every scenario a loop."""
+    assert names() == set(SCENARIOS)
