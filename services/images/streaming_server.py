@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TypeVar
@@ -25,6 +26,8 @@ from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.kit import any as kit_any
 from services.kit import errors, loops
 from services.kit.rpc import Call
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 
@@ -301,14 +304,20 @@ class ByteSink:
             await self._more.wait()
 
     async def _listen(self) -> None:
+        self._lost = await self._end_of_updates()
+        self._more.set()
+
+    async def _end_of_updates(self) -> errors.NodeError:
+        """Take what the client allows, until it allows no more; why that is."""
         try:
             while (value := await self._stream.receive()) is not None:
                 update = kit_any.unpack(value, WindowUpdate)
                 if update is not None:
                     self._allowed += update.update
                     self._more.set()
-            self._lost = errors.Cancelled(f"stream {self._stream.name}: the client allows no more bytes")
-            self._more.set()
         except errors.NodeError as error:
-            self._lost = error
-            self._more.set()
+            return error
+        except Exception:  # whoever writes would wait for ever
+            log.exception("the window of stream %s", self._stream.name)
+            return errors.defect(f"stream {self._stream.name}")
+        return errors.Cancelled(f"stream {self._stream.name}: the client allows no more bytes")

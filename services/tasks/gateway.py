@@ -39,6 +39,8 @@ class Gateway:
         self._health = channel.client(health_stubs.HEALTH)
         self.reachable = True
         """Until the contrary is seen: at the start nothing has been missed yet."""
+        self._seen = time.time()
+        """When it was last there, while it is not."""
 
     async def container(self, namespace: str, name: str) -> Container:
         response = await self._containers.Get(containers_pb2.GetContainerRequest(id=name), headers={rpc.NAMESPACE: namespace})
@@ -101,15 +103,15 @@ class Gateway:
             yield
 
     async def _watch(self, returned: Callable[[float], None]) -> None:
-        seen = time.time()
         while True:
             try:
                 async for _ in self._health.Watch(health_pb2.HealthCheckRequest()):
                     if not self.reachable:
-                        self.reachable = True
-                        returned(seen)
+                        returned(self._seen)
+                        self.reachable = True  # not before: what was missed is told again if that failed
             except errors.NodeError as error:
                 log.debug("the gateway is away: %s", error)
-            if self.reachable:
-                self.reachable, seen = False, time.time()
+            finally:
+                if self.reachable:
+                    self.reachable, self._seen = False, time.time()
             await asyncio.sleep(0.2)

@@ -185,6 +185,9 @@ class RestartMonitor:
         except errors.NodeError as error:
             log.error("restart monitor: namespace %s: %s", namespace, error)
             return
+        except Exception:  # of this one: the others are looked into all the same
+            log.exception("restart monitor: namespace %s", namespace)
+            return
         await asyncio.gather(*(self._look_at(namespace, c) for c in containers))
 
     async def _look_at(self, namespace: str, container: Container) -> None:
@@ -196,6 +199,8 @@ class RestartMonitor:
             await self._reconcile(namespace, container)
         except errors.NodeError as error:
             log.error("restart monitor: %s/%s: %s", namespace, container.id, error)
+        except Exception:  # of this one, which a stranger has made: the others are looked at all the same
+            log.exception("restart monitor: %s/%s", namespace, container.id)
         finally:
             self._working.discard(key)
 

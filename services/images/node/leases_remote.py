@@ -84,9 +84,7 @@ class Leases:
                 if not found:
                     await self._find()
                     found = True
-                for namespace, lease in list(self._left):
-                    await self._end({rpc.NAMESPACE: namespace}, lease)
-                    self._left.discard((namespace, lease))
+                await self._end_left()
             except errors.NodeError as error:
                 if pause == _FIRST:
                     log.warning("leases of transfers that have ended wait: %s", error)
@@ -96,6 +94,21 @@ class Leases:
             pause = _FIRST
             await self._more.wait()
             self._more.clear()
+
+    async def _end_left(self) -> None:
+        """End all that can be ended; the last failure is raised."""
+        failure: errors.NodeError | None = None
+        for namespace, lease in list(self._left):
+            try:
+                await self._end({rpc.NAMESPACE: namespace}, lease)
+            except errors.Unavailable:
+                raise  # of the node, and so of all
+            except errors.NodeError as error:
+                failure = error
+            else:
+                self._left.discard((namespace, lease))
+        if failure is not None:
+            raise failure
 
     async def _find(self) -> None:
         """Note all leases of dead processes."""

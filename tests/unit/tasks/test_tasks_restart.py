@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from pathlib import Path
@@ -269,4 +270,24 @@ async def test_a_task_that_does_not_end_holds_up_no_other(monkeypatch: pytest.Mo
 
         await eventually_async(twice, "it is not said")
         await eventually_async(lambda: asyncio.sleep(0, bool(tasks.created)), "the other is not started")
+    assert "begins anew" not in caplog.text
+
+
+async def test_a_container_that_fails_in_a_way_that_nobody_thought_of_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It is named in the log with the failure, and the others are looked at in every interval."""
+    node, tasks = FakeNode(container("bad", {}), container("good", {})), FakeTasks()
+    get = tasks.get
+
+    async def fails(namespace: str, name: str, exec_id: str = "") -> Process:
+        if name == "bad":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return await get(namespace, name)
+
+    tasks.get = fails  # type: ignore[method-assign]
+    async with RestartMonitor(node, 0.02, delay=0.01).running(tasks):  # type: ignore[arg-type]
+        for _ in range(3):
+            tasks.states["n", "good"] = Process("good", 1, Status.STOPPED)
+            await eventually_async(lambda: _running(tasks, "good"), "the other is not started")
+    assert "restart monitor: n/bad" in caplog.text
+    assert "No space left on device" in caplog.text
     assert "begins anew" not in caplog.text
