@@ -24,7 +24,7 @@ class NodeError(Exception):
     """Whether the log has a line about it already."""
 
     def __init__(self, message: str = "", *, trailers: Sequence[tuple[str, str | bytes]] = ()) -> None:
-        super().__init__(self.with_suffix(message))
+        super().__init__(_text(self.with_suffix(message)))
         self.trailers = tuple(trailers)
 
     @classmethod
@@ -38,8 +38,13 @@ class NodeError(Exception):
     def verbatim(cls, message: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NodeError:
         """The error of another process, its message unchanged."""
         error = cls(trailers=trailers)
-        error.args = (message,)
+        error.args = (_text(message),)
         return error
+
+
+def _text(message: str) -> str:
+    """``message`` as UTF-8 can carry it: half of a surrogate pair, which stands for a byte of a name that is not text, is written out. grpcio would let the call hang, and protobuf refuse it."""
+    return message if message.isascii() else message.encode("utf-8", "backslashreplace").decode()
 
 
 class Cancelled(NodeError):

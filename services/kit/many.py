@@ -48,6 +48,9 @@ class ManyServicer:
                 if ending:
                     raise
                 done.append(pb.Answer(call=number, code=errors.Cancelled.code, message=f"{one.method}: {errors.Cancelled.suffix}"))
+            except Exception:  # of ours: else its caller, and all that wait for the end of the whole, would wait for ever
+                log.exception("%s among many failed unexpectedly", one.method)
+                done.append(pb.Answer(call=number, code=errors.Internal.code, message=str(errors.defect(one.method))))
             more.set()
 
         tasks = [loops.task("one of many calls", answered(number, one)) for number, one in enumerate(request.calls)]

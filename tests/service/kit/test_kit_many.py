@@ -102,6 +102,15 @@ async def test_each_has_its_own_end() -> None:
         assert [type(error) for error in missing] == [errors.Unimplemented, errors.Unimplemented]
 
 
+async def test_an_error_that_cannot_be_said_is_an_error_too() -> None:
+    """Its words are a name from a disk that is not text: nobody waits for ever, neither alone nor among many."""
+    async with content() as (_, client, _):
+        async with asyncio.timeout(10):
+            alone, among, there = *await ask(client, "unspeakable"), *await ask(client, "unspeakable", "there")
+        assert there == "there"
+        assert [(type(error), str(error)) for error in (alone, among)] == [(errors.NotFound, "content \\udcff: not found")] * 2
+
+
 async def test_all_end_with_their_channel() -> None:
     """Nobody waits for ever."""
     servicer = Content()

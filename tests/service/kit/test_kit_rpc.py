@@ -60,6 +60,8 @@ class Content:
                 return pb.InfoResponse(info=pb.Info(digest=call.namespace + "/" + call.lease))
             case "absent":
                 raise errors.NotFound("content absent")
+            case "unspeakable":
+                raise errors.NotFound("content \udcff")
         return pb.InfoResponse(info=pb.Info(digest=request.digest))
 
     async def Read(self, request: pb.ReadContentRequest, call: rpc.Call) -> AsyncIterator[pb.ReadContentResponse]:

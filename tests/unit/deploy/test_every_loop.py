@@ -25,9 +25,9 @@ from client.output import Bars
 from client.progress import Tally
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
-from services.images.leases_remote import Leases
-from services.images.oci import MANIFEST, Descriptor
-from services.images.progress import Tracker
+from services.images.distribution.progress import Tracker
+from services.images.documents.manifests import MANIFEST, Descriptor
+from services.images.node.leases_remote import Leases
 from services.images.transfer import Progress
 from services.kit import errors, loops, memory, sockets
 from services.kit.publisher import Publisher

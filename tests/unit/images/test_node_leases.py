@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from api.containerd.services.leases.v1 import leases_pb2 as pb
-from services.images.leases_remote import Leases
+from services.images.node.leases_remote import Leases
 from services.kit import errors
 from tests.support import eventually_async
 
