@@ -14,9 +14,11 @@ from typing import Self, TypeVar
 
 from services.wire import frames, messages
 from services.wire.channel import request_block
-from services.wire.connection import Connection, Event, Opened, Stream, Trailers
+from services.wire.connection import Connection
+from services.wire.events import Event, Opened, Trailers
 from services.wire.headers import Head
 from services.wire.limits import Limits
+from services.wire.streams import Stream
 
 T = TypeVar("T")
 

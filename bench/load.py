@@ -21,7 +21,7 @@ from bench.hostile import VERSION, Raw, idle
 from bench.measures import NAMESPACE, caller, command, ctr
 from bench.peers import Peer
 from services.kit import process
-from services.wire.connection import Ready
+from services.wire.events import Ready
 
 if TYPE_CHECKING:
     from bench.table import Table

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from hpack import Encoder
 
-from services.wire.connection import Connection, Event
+from services.wire.connection import Connection
+from services.wire.events import Event
 from services.wire.limits import Limits
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

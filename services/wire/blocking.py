@@ -15,8 +15,10 @@ from services.kit import errors
 from services.kit.call import Metadata
 from services.kit.version import SPLITD
 from services.wire import headers, messages, outcomes
-from services.wire.connection import Closed, Connection, Data, Event, GoingAway, Opened, Reset, Stream, Trailers
+from services.wire.connection import Connection
+from services.wire.events import Closed, Data, Event, GoingAway, Opened, Reset, Trailers
 from services.wire.limits import configured
+from services.wire.streams import Stream
 
 Dial = Callable[[float], socket.socket]
 """A connected socket, with TLS where that is wanted, within so many seconds; else OSError."""

@@ -13,12 +13,13 @@ from services.kit.call import Headers, Metadata
 from services.kit.transport import Pings
 from services.kit.version import SPLITD
 from services.wire import headers, messages, outcomes
-from services.wire.connection import Chunk, GoingAway, Opened, Stream
 from services.wire.deadlines import Deadlines
+from services.wire.events import GoingAway, Opened
 from services.wire.frames import Code
 from services.wire.headers import Head
 from services.wire.limits import Limits, configured
 from services.wire.link import Link, Owner
+from services.wire.streams import Chunk, Stream
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol, cast
 
 from services.kit.call import CLIENT
 from services.wire import headers
-from services.wire.connection import Account, Stream
 from services.wire.limits import Limits
+from services.wire.streams import Account, Stream
 
 _PACE, _PACED = 0.02, 16
 """Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may hang."""

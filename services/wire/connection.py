@@ -15,194 +15,41 @@ event) or the connection (GOAWAY and a :class:`Closed` event), after which it sa
 *Turns.* A peer can put thousands of frames into what is read at once. Whoever must not be held up says how many it wants dealt with, and comes back while there is
 :attr:`Connection.more`. A peer that resets very many streams is :attr:`Connection.slowed`: no frame is looked at before :meth:`Connection.hasten`.
 
-*Sending.* DATA waits in its stream's queue for the windows, and, where the owner has called :meth:`block`, for :meth:`unblock`: that is how a full socket holds
-up those who write to it. Trailers wait behind it. ``stream.queued`` tells how much waits; with ``stream.low`` set, :class:`Drained` tells when it has come down to that.
+*Sending* is the other half, which :mod:`~services.wire.sending` has: this one is built upon it.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 from services.kit.buckets import Bucket
 from services.wire import frames, headers
+from services.wire.events import Closed, Data, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Trailers
 from services.wire.frames import Code, ConnectionFault, StreamFault
 from services.wire.headers import Head
 from services.wire.limits import Limits
-
-Chunk = bytes | bytearray | memoryview
+from services.wire.sending import LARGEST_FRAME, Sender
+from services.wire.streams import Stream
 
 _HEAD = frames.HEAD
 _HEAD_SIZE = frames.HEAD_SIZE
 
 
-class Account:
-    """Streams that are one client's, or whose else they are; a connection's are all one's if nobody says otherwise."""
-
-    __slots__ = ("queued",)
-
-    def __init__(self) -> None:
-        self.queued = 0
-        """Bytes in their queues."""
-
-
-class Stream:
-    """One stream. ``owner`` is whatever the connection's owner keeps with it."""
-
-    __slots__ = (
-        "account",
-        "body_left",
-        "credit",
-        "head_seen",
-        "id",
-        "local_closed",
-        "low",
-        "owner",
-        "queue",
-        "queued",
-        "receive_window",
-        "received",
-        "remote_closed",
-        "send_window",
-        "window",
-    )
-
-    def __init__(self, number: int, receive_window: int, send_window: int, account: Account) -> None:
-        self.id = number
-        self.account = account
-        """Which counts what it has queued. Another one may be set before there is anything."""
-        self.owner: Any = None
-        self.head_seen = False
-        """A request or a final response has come: what HEADERS follow are trailers."""
-        self.remote_closed = False
-        self.local_closed = False
-        self.window = receive_window
-        """What the peer may have under way."""
-        self.receive_window = receive_window
-        """What it may still send now."""
-        self.credit = 0
-        """Consumed, and not yet given back."""
-        self.body_left: int | None = None
-        """What content-length promises still."""
-        self.send_window = send_window
-        self.queue: deque[Chunk | _Tail] = deque()
-        self.queued = 0
-        """Bytes in the queue."""
-        self.low = -1
-        """Drained is told when ``queued`` comes down to this; -1 for never."""
-
-
-class _Tail(NamedTuple):
-    """The end of a stream, at the end of its queue: with trailers, or on the last DATA."""
-
-    block: bytes | None
-
-
-class Opened(NamedTuple):
-    """The peer opened a stream (to a server), or answered one of ours (to a client)."""
-
-    stream: Stream
-    head: Head
-    end: bool
-
-
-class Data(NamedTuple):
-    """Some bytes of a stream, which count against its window until :meth:`Connection.consumed`."""
-
-    stream: Stream
-    chunk: Chunk
-    end: bool
-
-
-class Trailers(NamedTuple):
-    """The peer's last word on a stream."""
-
-    stream: Stream
-    head: Head
-
-
-class Reset(NamedTuple):
-    """A stream ended before its time: by the peer, or by us for a fault of its own (``local``)."""
-
-    stream: Stream
-    code: int
-    local: bool
-    reason: str
-
-
-class Drained(NamedTuple):
-    """A stream's queue has come down to its ``low``."""
-
-    stream: Stream
-
-
-class Ready(NamedTuple):
-    """The peer's first SETTINGS are there."""
-
-
-class Roomier(NamedTuple):
-    """The peer allows more streams than before."""
-
-
-class Pong(NamedTuple):
-    """One of our pings was answered."""
-
-    payload: bytes
-
-
-class GoingAway(NamedTuple):
-    """The peer takes no streams above ``last`` any more; those it has not seen may be asked elsewhere."""
-
-    last: int
-    code: int
-    reason: str
-
-
-class Closed(NamedTuple):
-    """The connection is over: by a fault of the peer (``code``), which has been told."""
-
-    code: int
-    reason: str
-
-
-Event = Opened | Data | Trailers | Reset | Drained | Ready | Roomier | Pong | GoingAway | Closed
-
-
-class Connection:
+class Connection(Sender):
     """See the module."""
 
     __slots__ = (
-        "_acks", "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_blocked", "_calm", "_credit", "_data", "_data_end", "_data_left",
-        "_data_pad", "_decoder", "_earned", "_events", "_frame", "_greeted", "_idle", "_last_allowed", "_last_words", "_next", "_out", "_peer_frame", "_peer_window",
-        "_preface", "_prefix", "_receive_window", "_reset", "_resets", "_rest", "_send_window", "_skip", "_skipped", "_starved", "account", "client", "closed", "last",
-        "limits", "lingering", "more", "peer_streams", "slowed", "streams",
+        "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_calm", "_credit", "_data", "_data_end", "_data_left", "_data_pad",
+        "_decoder", "_frame", "_greeted", "_preface", "_receive_window", "_resets", "_rest", "_skip", "_skipped", "lingering", "more", "slowed",
     )
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
-        self.client = client
-        self.limits = limits
-        self.streams: dict[int, Stream] = {}
-        self.account = Account()
-        """That of new streams."""
+        super().__init__(client=client, limits=limits)
         self.lingering = 0
         """Streams that are over but whose handlers still run; a server's owner counts them, and they count as streams."""
-        self.peer_streams = 1 << 31
-        """How many streams the peer allows at once."""
-        self.closed = False
-        self.last = 0
-        """The highest stream that the peer opened."""
-        self._next = 1
-        self._decoder = headers.Decoder(limits)
-        self._events: list[Event] = []
-        self._out: list[Chunk] = []
-        self._acks: list[Chunk] = []
-        self._last_words = 0
-        """How much of it may still go when the connection is over: up to its GOAWAY."""
         self.more = False
         """Whether frames that have come are still to be looked at."""
         self.slowed = False
         """Whether none is to be looked at for a moment."""
+        self._decoder = headers.Decoder(limits)
         self._rest = b""
         self._at = 0
         self._preface = not client
@@ -217,24 +64,13 @@ class Connection:
         self._block_flags = 0
         self._block_frames = 0
         self._block_fault: StreamFault | None = None
-        self._reset: dict[int, int] = {}
-        """Streams that we reset: the peer may not know yet; and how many bytes of each it may have under way."""
         self._skipped: list[range] = []
         """Streams that the peer passed over: they never were."""
         self._frame = frames.DEFAULT_FRAME
         self._receive_window = frames.DEFAULT_WINDOW
         self._credit = 0
-        self._send_window = frames.DEFAULT_WINDOW
-        self._peer_window = frames.DEFAULT_WINDOW
-        self._peer_frame = frames.DEFAULT_FRAME
-        self._prefix = b""
-        self._blocked = False
-        self._starved: dict[Stream, None] = {}
-        self._last_allowed: int | None = None
         self._resets = Bucket(limits.resets, limits.resets_rate)
         self._calm = Bucket(limits.resets_slow, limits.resets_slow_rate)
-        self._earned = limits.idle_frames_earned
-        self._idle = Bucket(limits.idle_frames, limits.idle_frames_rate, limits.idle_frames * self._earned)
         self._greet()
 
     def _greet(self) -> None:
@@ -249,28 +85,6 @@ class Connection:
         if limits.connection_window > frames.DEFAULT_WINDOW:
             self._out.append(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
             self._receive_window = limits.connection_window
-
-    # ------------------------------------------------------------------------------------------ bytes out
-
-    def take(self) -> list[Chunk]:
-        """What is to be written now."""
-        out, self._out = self._out, []
-        if self.closed:
-            del out[self._last_words:]
-            self._last_words = 0
-        elif self._acks:
-            out[:0], self._acks = self._acks, []
-        return out
-
-    @property
-    def pending(self) -> bool:
-        """Whether :meth:`take` has something."""
-        return bool(self._last_words if self.closed else self._out or self._acks)
-
-    @property
-    def unhurried(self) -> bool:
-        """Whether all of that are answers to PING, which may wait a moment for something that goes the same way: grpc-go pings at each answer that it gets."""
-        return not self._out and bool(self._acks) and not self.closed
 
     # ------------------------------------------------------------------------------------------ bytes in
 
@@ -384,28 +198,8 @@ class Connection:
         self.slowed = False
         self._resets.pass_over(seconds)
 
-    def _drop(self, stream: Stream, *, ours: bool) -> None:
-        self.streams.pop(stream.id, None)
-        self._starved.pop(stream, None)
-        under_way = 0 if stream.remote_closed else stream.receive_window
-        self.forget(stream)
-        if ours:
-            self._remember(stream.id, under_way)
 
-    @staticmethod
-    def forget(stream: Stream) -> None:
-        """Drop what is queued: the stream is over."""
-        stream.local_closed = stream.remote_closed = True
-        stream.queue.clear()
-        stream.account.queued -= stream.queued
-        stream.queued = 0
 
-    def _remember(self, number: int, under_way: int = 0) -> None:
-        """A stream that we reset."""
-        reset = self._reset
-        reset[number] = under_way
-        if len(reset) > min(self.limits.streams, _REMEMBERED):
-            del reset[next(iter(reset))]
 
     def _reach(self, number: int) -> None:
         """The peer has used a stream number."""
@@ -701,7 +495,7 @@ class Connection:
         elif name == frames.MAX_FRAME_SIZE:
             if not frames.DEFAULT_FRAME <= value <= frames.FRAME_LIMIT:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"frame size of {value}")
-            self._peer_frame = min(value, _LARGEST_FRAME)
+            self._peer_frame = min(value, LARGEST_FRAME)
         elif name == frames.MAX_CONCURRENT_STREAMS:
             if value > self.peer_streams:
                 self._events.append(Roomier())
@@ -759,225 +553,15 @@ class Connection:
             raise StreamFault(Code.FLOW_CONTROL_ERROR, "the stream's window overflows")
         self._go_on(stream)
 
-    # ------------------------------------------------------------------------------------------ orders
-
-    def open(self, block: bytes, owner: Any) -> Stream:
-        """A client's new stream, with its request's head."""
-        number, self._next = self._next, self._next + 2
-        stream = self.streams[number] = Stream(number, self.limits.window, self._peer_window, self.account)
-        stream.owner = owner
-        self._put_headers(number, block, 0)
-        return stream
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether a client has used up all stream numbers."""
-        return self._next > frames.STREAM_LIMIT
-
-    def send_head(self, stream: Stream, block: bytes) -> None:
-        """A server's response head."""
-        if not stream.local_closed:
-            self._put_headers(stream.id, block, 0)
-
-    def send(self, stream: Stream, *chunks: Chunk, end: bool = False) -> None:
-        """DATA; nothing happens on a stream that has ended, or whose end is queued."""
-        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
-            return
-        for chunk in chunks:
-            if chunk:
-                stream.queue.append(chunk)
-                stream.queued += len(chunk)
-                stream.account.queued += len(chunk)
-        if end:
-            stream.queue.append(_Tail(None))
-        self._pump(stream)
-        if stream.queued and chunks and isinstance(chunks[-1], memoryview) and len(chunks[-1]) < _WORTH_KEEPING:
-            self._unpin(stream, end=end)
-
-    def room(self, stream: Stream) -> int:
-        """How many bytes of DATA would go at once."""
-        return 0 if self._blocked or stream.queue else min(stream.send_window, self._send_window)
-
-    @staticmethod
-    def _unpin(stream: Stream, *, end: bool) -> None:
-        """A small piece that has to wait does not keep alive the buffer that it came in."""
-        last = -2 if end else -1
-        stream.queue[last] = bytes(stream.queue[last])  # type: ignore[arg-type]
-
-    def answer(self, stream: Stream, head: bytes, message: bytes, tail: bytes) -> None:
-        """A server's whole answer: head, one message, trailers."""
-        size = len(message)
-        if (stream.remote_closed and not stream.local_closed and not stream.queue and not self._blocked and not self._prefix
-                and size <= stream.send_window and size <= self._send_window and size <= self._peer_frame and len(head) + len(tail) < frames.DEFAULT_FRAME):
-            number = stream.id
-            self._send_window -= size
-            self._out.append(b"".join((
-                _HEAD.pack(len(head) << 8 | frames.HEADERS, frames.END_HEADERS, number), head,
-                _HEAD.pack(size << 8 | frames.DATA, 0, number), message,
-                _HEAD.pack(len(tail) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number), tail)))
-            self._idle.give(2 * self._earned)
-            stream.local_closed = True
-            self.streams.pop(number, None)
-            return
-        self.send_head(stream, head)
-        self.send(stream, message)
-        self.send_tail(stream, tail)
-
-    def send_tail(self, stream: Stream, block: bytes) -> None:
-        """Trailers, behind what is queued; as a response without a head, a trailers-only one."""
-        if stream.local_closed or (stream.queue and type(stream.queue[-1]) is _Tail):
-            return
-        stream.queue.append(_Tail(block))
-        self._pump(stream)
-
-    def reset(self, stream: Stream, code: Code) -> None:
-        """End a stream at once; what is queued is dropped."""
-        if stream.id in self.streams:
-            self._out.append(frames.rst_stream(stream.id, code))
-            self._drop(stream, ours=True)
-
-    def forsake(self, stream: Stream) -> None:
-        """The peer has said that it will never look at a stream: it ends without a word."""
-        self._drop(stream, ours=False)
-
-    def ping(self, payload: bytes) -> None:
-        """Eight bytes that the peer is to send back."""
-        self._out.append(frames.frame(frames.PING, 0, 0, payload))
-
-    def drain(self, reason: str = "") -> None:
-        """Take no new streams; those that are open go on."""
-        if self._last_allowed is None and not self.closed:
-            self._last_allowed = self.last
-            self._out.append(frames.goaway(self.last, Code.NO_ERROR, reason))
-
-    def fail(self, code: Code, reason: str) -> None:
-        """End the connection: GOAWAY is the last that it says."""
-        if not self.closed:
-            self.closed = True
-            self._out += self._acks
-            self._acks = []
-            self._out.append(frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason))
-            self._last_words = len(self._out)
-
-    def block(self) -> None:
-        """Send no DATA until :meth:`unblock`."""
-        self._blocked = True
-
-    def unblock(self) -> list[Event]:
-        """DATA may go again; the events are :class:`Drained`."""
-        self._blocked = False
-        if self.closed:
-            return []
-        events: list[Event] = []
-        self._events = events
-        self._feed_starved()
-        self._events = []
-        return events
-
-    # ------------------------------------------------------------------------------------------ sending
-
-    def _put_headers(self, number: int, block: bytes, flags: int) -> None:
-        if self._prefix:
-            block, self._prefix = self._prefix + block, b""
-        self._idle.give(self._earned)
-        if len(block) <= self._peer_frame:
-            self._out.append(_HEAD.pack(len(block) << 8 | frames.HEADERS, flags | frames.END_HEADERS, number) + block)
-            return
-        size = self._peer_frame
-        self._out.append(frames.frame(frames.HEADERS, flags, number, block[:size]))
-        for at in range(size, len(block), size):
-            last = at + size >= len(block)
-            self._out.append(frames.frame(frames.CONTINUATION, frames.END_HEADERS if last else 0, number, block[at:at + size]))
-
-    def _go_on(self, stream: Stream) -> None:
-        """A stream may have got room: send, and tell its owner."""
-        if stream.queue:
-            before = stream.queued
-            self._pump(stream)
-            if stream.queued < before and stream.queued <= stream.low:
-                self._events.append(Drained(stream))
-
-    def _pump(self, stream: Stream) -> None:
-        """Send what is queued as far as windows allow."""
-        queue, out, number = stream.queue, self._out, stream.id
-        while queue:
-            tail = queue[0]
-            if type(tail) is _Tail:
-                self._end(stream, tail)
-                break
-            size = min(stream.queued, stream.send_window, self._send_window, self._peer_frame)
-            if size <= 0 or self._blocked:
-                if self._blocked or stream.send_window > 0:
-                    self._starved[stream] = None
-                break
-            if size >= _TINY or size == stream.queued:
-                self._idle.give(self._earned)
-            stream.queued -= size
-            stream.account.queued -= size
-            stream.send_window -= size
-            self._send_window -= size
-            last = not stream.queued and len(queue) > 1 and _ends(queue[-1])
-            out.append(_HEAD.pack(size << 8 | frames.DATA, frames.END_STREAM if last else 0, number))
-            while size:
-                chunk = queue[0]
-                assert not isinstance(chunk, _Tail)
-                if len(chunk) <= size:
-                    out.append(chunk)
-                    size -= len(chunk)
-                    queue.popleft()
-                else:
-                    view = chunk if isinstance(chunk, memoryview) else memoryview(chunk)
-                    out.append(view[:size])
-                    queue[0] = view[size:]
-                    size = 0
-            if last:
-                queue.clear()
-                self._closed_by_us(stream)
-
-    def _end(self, stream: Stream, tail: _Tail) -> None:
-        stream.queue.clear()
-        if tail.block is None:
-            self._out.append(_HEAD.pack(frames.DATA, frames.END_STREAM, stream.id))
-        else:
-            self._put_headers(stream.id, tail.block, frames.END_STREAM)
-        self._closed_by_us(stream)
-
-    def _closed_by_us(self, stream: Stream) -> None:
-        stream.local_closed = True
-        if stream.remote_closed:
-            self._drop(stream, ours=False)
-        elif not self.client:  # the answer is complete, whatever the client still wants to send (RFC 9113, section 8.1)
-            self._out.append(frames.rst_stream(stream.id, Code.NO_ERROR))
-            self._drop(stream, ours=True)
-
-    def _feed_starved(self) -> None:
-        """Those that waited for the connection's window or for the socket go on; whoever has to wait again is last in the queue."""
-        while self._starved and self._send_window > 0 and not self._blocked:
-            stream = next(iter(self._starved))
-            del self._starved[stream]
-            self._go_on(stream)
-
-
-def _ends(item: Sequence[Any]) -> bool:
-    return type(item) is _Tail and item.block is None
-
-
 def _any(_: headers.Pairs) -> Head:
     """A block that is of no interest any more."""
     return Head([])
 
 
-_TINY = 1 << 10
-"""A frame that a window has cut to less than this does not allow for frames that bring nothing."""
 _LONG = 9
 """A frame other than DATA counts as one more for each 512 bytes: header lists take their time."""
-_REMEMBERED = 1 << 14
-"""Streams that we reset and still know of, at most: as many as there may be at once."""
 _SKIPPED = 100
 """Ranges of streams that the peer passed over."""
-_WORTH_KEEPING = 16 << 10
-_LARGEST_FRAME = 256 << 10
-"""DATA frames that we send are no longer, whatever the peer takes: a frame cannot be interrupted by another stream."""
 _HEADERISH = (frames.HEADERS, frames.CONTINUATION)
 _FRAMES = {
     frames.HEADERS: Connection._on_headers,

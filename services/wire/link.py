@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from services.wire.connection import Chunk, Closed, Connection, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
+from services.wire.connection import Connection
+from services.wire.events import Closed, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Trailers
 from services.wire.frames import Code
 from services.wire.headers import Head
 from services.wire.limits import Limits
+from services.wire.streams import Chunk, Stream
 
 log = logging.getLogger(__name__)
 

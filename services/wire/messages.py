@@ -6,7 +6,7 @@ import struct
 import zlib
 
 from services.kit import errors
-from services.wire.connection import Chunk
+from services.wire.streams import Chunk
 
 _MEMBERS = 64
 """What is left after each is copied: a message of empty ones would cost its square."""

@@ -25,9 +25,9 @@ from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.channel import ClientLink, Unary, WireCarrier, request_block
 from services.wire.clients import client_of
-from services.wire.connection import Chunk, Stream
 from services.wire.frames import Code
 from services.wire.headers import Head
+from services.wire.streams import Chunk, Stream
 
 if TYPE_CHECKING:
     from services.wire.server import ServerLink, WireServer

@@ -29,13 +29,14 @@ from services.wire import eager, headers, messages
 from services.wire.answers import HEAD, OK, refusal
 from services.wire.channel import HIGH_WATER, MESSAGE_COST
 from services.wire.clients import Client, Names, client_of, field
-from services.wire.connection import Chunk, Opened, Stream
 from services.wire.deadlines import Deadlines
+from services.wire.events import Opened
 from services.wire.frames import Code
 from services.wire.headers import Head
 from services.wire.limits import Limits, configured
 from services.wire.link import Link
 from services.wire.relay import Passage, planned
+from services.wire.streams import Chunk, Stream
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,11 @@ from collections import Counter
 from typing import Any
 
 from services.wire import headers as ours
-from services.wire.connection import Closed, Connection, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Roomier, Stream, Trailers
+from services.wire.connection import Connection
+from services.wire.events import Closed, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Roomier, Trailers
 from services.wire.frames import Code
 from services.wire.limits import Limits
+from services.wire.streams import Stream
 from tests.unit.wire.test_wire_channel import Passing
 from tests.wires import (
     CONTINUATION,

@@ -34,8 +34,9 @@ from services.kit import process, rpc
 from services.kit.any import pack
 from services.kit.rpc import Channel
 from services.wire import frames, messages
-from services.wire.connection import Closed, Data, GoingAway, Ready, Stream
+from services.wire.events import Closed, Data, GoingAway, Ready
 from services.wire.frames import Code
+from services.wire.streams import Stream
 from tests.support import Node, eventually, eventually_async, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own")]

@@ -21,7 +21,7 @@ from gateway.relay import Relay
 from gateway.routes import Routes
 from services.kit import errors, rpc
 from services.wire import frames, limits, messages
-from services.wire.connection import Data, GoingAway, Ready, Trailers
+from services.wire.events import Data, GoingAway, Ready, Trailers
 from services.wire.limits import Limits
 from tests.support import eventually_async, within
 

@@ -19,7 +19,8 @@ from bench.hostile import Raw
 from services.kit import rpc
 from services.wire import limits, link
 from services.wire.channel import request_block
-from services.wire.connection import Connection, Data, GoingAway, Ready
+from services.wire.connection import Connection
+from services.wire.events import Data, GoingAway, Ready
 from services.wire.frames import Code
 from services.wire.limits import Limits
 from tests.support import eventually_async, short_directory

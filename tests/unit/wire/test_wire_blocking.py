@@ -12,8 +12,10 @@ import pytest
 from services.kit import errors
 from services.wire import answers, frames, headers, messages
 from services.wire.blocking import BlockingClient
-from services.wire.connection import Connection, Data, Event, Opened, Pong, Stream
+from services.wire.connection import Connection
+from services.wire.events import Data, Event, Opened, Pong
 from services.wire.limits import Limits
+from services.wire.streams import Stream
 
 GOAWAY_OF_ALL = frames.goaway(0, frames.Code.NO_ERROR, "restarting")
 

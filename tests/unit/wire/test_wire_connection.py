@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from services.wire import headers as ours
-from services.wire.connection import Closed, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Trailers
+from services.wire.events import Closed, Data, Drained, GoingAway, Opened, Pong, Ready, Reset, Trailers
 from services.wire.frames import Code
 from services.wire.limits import Limits
 from tests.wires import (

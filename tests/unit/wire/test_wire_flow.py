@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.wire import headers as ours
-from services.wire.connection import Data, Drained
+from services.wire.events import Data, Drained
 from services.wire.frames import Code
 from services.wire.limits import Limits
 from tests.wires import DATA, END_STREAM, HEADERS, REQUEST, WINDOW_UPDATE, Pipe, Wire, data, literal, settings, word

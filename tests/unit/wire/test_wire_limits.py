@@ -9,7 +9,7 @@ import pytest
 
 from services.kit import buckets as module
 from services.wire import headers as ours
-from services.wire.connection import Closed, Opened, Pong, Reset
+from services.wire.events import Closed, Opened, Pong, Reset
 from services.wire.frames import Code
 from services.wire.limits import Limits
 from tests.wires import (
