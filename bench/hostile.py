@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from services.wire import frames, messages
-from services.wire.channel import request_block
 from services.wire.connection import Connection
 from services.wire.events import Event, Opened, Trailers
 from services.wire.headers import Head
 from services.wire.limits import Limits
+from services.wire.requests import request_block
 from services.wire.streams import Stream
 
 T = TypeVar("T")

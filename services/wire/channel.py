@@ -1,25 +1,23 @@
-"""Calls to another process over the wire: a connection that is made when it is needed and again when it is lost, unary calls, streams."""
+"""The way to another process over the wire: a connection that is made when it is needed and again when it is lost, and the calls that go there."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import math
 from collections import deque
 
 from services.kit import errors, loops
-from services.kit.call import Headers, Metadata
+from services.kit.call import Metadata
 from services.kit.transport import Pings
-from services.kit.version import SPLITD
-from services.wire import headers, messages, outcomes
+from services.wire import outcomes
+from services.wire.client_call import Unary, UnseenError, WireStream
 from services.wire.deadlines import Deadlines
 from services.wire.events import GoingAway, Opened
 from services.wire.frames import Code
-from services.wire.headers import Head
 from services.wire.limits import Limits, configured
 from services.wire.link import Link, Owner
-from services.wire.streams import Chunk, Stream
+from services.wire.requests import request_block
+from services.wire.streams import Stream
 
 log = logging.getLogger(__name__)
 
@@ -28,50 +26,6 @@ SILENCE = 1.0
 """Seconds without a byte after which a peer is pinged ..."""
 PATIENCE = 2
 """... and how often such a second may pass before the connection counts as lost. A loop that is busy for longer than that is as bad as a hung one."""
-HIGH_WATER = 256 << 10
-"""Bytes that a writer may have queued before it has to wait."""
-MESSAGE_COST = 64
-"""Bytes that a message which waits for its reader counts besides its own: an empty one is not for nothing."""
-
-
-def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
-    """The head of a request, the same for the same again and again: neither side then makes anything of it twice. ``timeout`` is rounded up for that, by less than 1 %."""
-    key = path, tuple(metadata), timeout and _rounded(timeout)
-    found = _BLOCKS.get(key)
-    if found is None:
-        found = _request_block(*key)
-        if len(found) <= _WORTH_KEEPING:
-            if len(_BLOCKS) >= _KEPT:
-                _BLOCKS.clear()
-            _BLOCKS[key] = found
-    return found
-
-
-def _rounded(seconds: float) -> float:
-    """To three digits: what is left of 30 s a moment later is 30 s."""
-    step: float = 10.0 ** (math.floor(math.log10(max(seconds, 1e-6))) - 2)
-    return round(math.ceil(seconds / step) * step, 9)
-
-
-_BLOCKS: dict[tuple[str, Metadata, float | None], bytes] = {}
-_KEPT, _WORTH_KEEPING = 256, 1024
-
-
-def _request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
-    """``path`` goes last of the pseudo-headers but before the others, as HTTP/2 wants."""
-    parts = [_PSEUDO, headers.field(b":path", path.encode()), _REST]
-    if timeout is not None:
-        parts.append(headers.timeout(timeout))
-    if metadata:
-        parts.append(headers.block(headers.metadata(metadata)))
-    return b"".join(parts)
-
-
-_PSEUDO = headers.block([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"localhost")])
-_REST = headers.block([(b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,gzip"),
-                       (b"user-agent", f"splitd/{SPLITD}".encode())])
-
-
 class ClientLink(Link):
     """A client's side of a connection."""
 
@@ -353,7 +307,7 @@ class WireCarrier:
             call = Unary(self, link, request_block(path, metadata, left), request, left)
             try:
                 return await call.answer
-            except _UnseenError as error:  # the peer has certainly not looked at it
+            except UnseenError as error:  # the peer has certainly not looked at it
                 tries += 1
                 if tries > 2:
                     raise self.disconnected(str(error)) from None
@@ -370,299 +324,3 @@ class WireCarrier:
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> WireStream:
         return WireStream(self, path, metadata, timeout)
-
-
-class _UnseenError(Exception):
-    """The peer refused the stream before it looked at it: it may be asked again."""
-
-
-class Unary:
-    """A unary call on its way: ``answer`` is what comes of it. It is not cancelled, but by :meth:`cancel`."""
-
-    __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer")
-
-    def __init__(self, carrier: WireCarrier, link: ClientLink, block: bytes, request: bytes, timeout: float | None) -> None:
-        self._carrier = carrier
-        self._link = link
-        self.answer: asyncio.Future[bytes] = link.loop.create_future()
-        self._message: bytes | None = None
-        self._assembler: messages.Assembler | None = None
-        if timeout is not None:
-            carrier.deadlines.add(self, timeout)
-        self._stream = link.open(self, block)
-        link.connection.send(self._stream, messages.prefix(request), request, end=True)
-        link.flush_soon()
-
-    def _end(self, error: Exception | None) -> None:
-        self._carrier.deadlines.discard(self)
-        self._stream.owner = None  # they hold each other
-        if self.answer.done():
-            return
-        if error is not None:
-            self.answer.set_exception(error)
-        elif self._message is None:
-            self.answer.set_exception(errors.Internal("a unary call was answered without a message"))
-        else:
-            self.answer.set_result(self._message)
-
-    def expire(self) -> None:
-        """Its deadline has passed."""
-        self._end(errors.DeadlineExceeded())
-        self._link.reset(self._stream, Code.CANCEL)
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        self._carrier.deadlines.discard(self)
-        self._stream.owner = None
-        self._link.reset(self._stream, Code.CANCEL)
-
-    def on_head(self, head: Head, end: bool) -> None:
-        failure = outcomes.of_response(head, self._carrier.name)
-        if failure is not None:
-            self._end(failure)
-            self._link.reset(self._stream, Code.CANCEL)
-        elif end:
-            self._end(outcomes.of_trailers(head, self._carrier.name))
-            self._link.finished(self._stream)
-        else:
-            self._assembler = messages.Assembler(self._link.limits.message, head.encoding)
-
-    def on_data(self, chunk: Chunk, end: bool) -> None:
-        if self._assembler is None or self.answer.done():
-            return
-        if not end:
-            self._link.consumed(self._stream, len(chunk))
-        try:
-            found = self._assembler.feed(chunk)
-            if found:
-                if self._message is not None or len(found) > 1:
-                    raise errors.Internal("a unary call was answered with more than one message")
-                self._message = found[0]
-        except errors.NodeError as error:
-            self._end(error)
-            self._link.reset(self._stream, Code.CANCEL)
-            return
-        if end:
-            self._end(errors.Internal("server closed the stream without sending trailers"))
-            self._link.finished(self._stream)
-
-    def on_trailers(self, head: Head) -> None:
-        self._end(outcomes.of_trailers(head, self._carrier.name))
-        self._link.finished(self._stream)
-
-    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
-        self._end(_UnseenError(reason) if code == Code.REFUSED_STREAM and not local else outcomes.of_reset(code, reason))
-
-    def on_drained(self) -> None:
-        """A unary request is queued whole."""
-
-    def on_lost(self, reason: str) -> None:
-        self._end(self._carrier.disconnected(reason))
-
-
-class WireStream:
-    """A streaming call; it is opened by the first thing that is done with it."""
-
-    def __init__(self, carrier: WireCarrier, path: str, metadata: Metadata, timeout: float | None) -> None:
-        self._carrier = carrier
-        self._path = path
-        self._metadata = metadata
-        self._end = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        self._link: ClientLink | None = None
-        self._stream: Stream | None = None
-        self._opening = asyncio.Lock()
-        self._assembler: messages.Assembler | None = None
-        self._messages: deque[bytes] = deque()
-        self._waiting = 0
-        """Bytes of messages that nobody has received yet."""
-        self._withheld = 0
-        """Bytes that the peer gets no window for until they are received."""
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self._leading: Headers | None = None
-        self._trailing: Headers = {}
-        self._status: errors.NodeError | None = None
-        self._over = False
-
-    # -- CarriedStream
-
-    async def send(self, message: bytes) -> None:
-        stream, link = await self._open()
-        if self._over:
-            raise self._failure()
-        link.connection.send(stream, messages.prefix(message), message)
-        link.flush_soon()
-        while stream.queued > HIGH_WATER and not self._over:
-            stream.low = HIGH_WATER // 2
-            self._writer = link.loop.create_future()
-            await self._writer
-            self._writer = None
-        if self._over and self._status is not None:
-            raise self._failure()
-
-    async def done_sending(self) -> None:
-        stream, link = await self._open()
-        if self._over and self._status is not None:
-            raise self._failure()
-        link.connection.send(stream, end=True)
-        link.flush_soon()
-
-    async def receive(self) -> bytes | None:
-        _, link = await self._open()
-        while not self._messages:
-            if self._over:
-                if self._status is not None:
-                    raise self._failure()
-                return None
-            await self._wait(link)
-        message = self._messages.popleft()
-        self._waiting -= len(message) + MESSAGE_COST
-        if self._withheld and self._waiting < HIGH_WATER and self._stream is not None:
-            link.consumed(self._stream, self._withheld)
-            self._withheld = 0
-        return message
-
-    async def leading(self) -> Headers:
-        _, link = await self._open()
-        while self._leading is None and not self._over:
-            await self._wait(link)
-        return self._leading or {}
-
-    def trailing(self) -> Headers:
-        return self._trailing
-
-    def cancel(self) -> None:
-        if not self._over:
-            self._finish(errors.Cancelled())
-            if self._link is not None and self._stream is not None:
-                self._link.reset(self._stream, Code.CANCEL)
-
-    # -- its life
-
-    async def _wait(self, link: ClientLink) -> None:
-        self._reader = link.loop.create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
-
-    def _failure(self) -> errors.NodeError:
-        return self._status or errors.Cancelled("the call has ended")
-
-    async def _open(self) -> tuple[Stream, ClientLink]:
-        if self._stream is None:
-            async with self._opening:
-                if self._stream is None:
-                    await self._open_once()
-        assert self._stream is not None
-        assert self._link is not None
-        return self._stream, self._link
-
-    async def _open_once(self) -> None:
-        if self._over:
-            raise self._failure()
-        left = None
-        try:
-            async with asyncio.timeout_at(self._end):
-                link = await self._carrier.ready()
-        except TimeoutError:
-            self._finish(errors.DeadlineExceeded())
-            raise self._failure() from None
-        except errors.NodeError as error:
-            self._finish(error)
-            raise
-        if self._over:
-            link.on_idle()
-            raise self._failure()
-        if self._end is not None:
-            left = max(self._end - link.loop.time(), 0.001)
-            self._carrier.deadlines.add(self, left)
-        self._link = link
-        self._stream = link.open(self, request_block(self._path, self._metadata, left))
-        link.flush_soon()
-
-    def expire(self) -> None:
-        """Its deadline has passed."""
-        self._finish(errors.DeadlineExceeded())
-        if self._link is not None and self._stream is not None:
-            self._link.reset(self._stream, Code.CANCEL)
-
-    def _finish(self, status: errors.NodeError | None) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._status = status
-        if self._stream is not None:
-            self._stream.owner = None  # they hold each other
-        self._carrier.deadlines.discard(self)
-        _wake(self._reader)
-        _wake(self._writer)
-
-    # -- Owner
-
-    def on_head(self, head: Head, end: bool) -> None:
-        failure = outcomes.of_response(head, self._carrier.name)
-        if failure is not None or end:
-            self._leading = {}
-            self._trailing = head.headers
-            self._finish(failure if failure is not None else outcomes.of_trailers(head, self._carrier.name))
-            if self._link is not None and self._stream is not None:
-                if failure is not None:
-                    self._link.reset(self._stream, Code.CANCEL)
-                else:
-                    self._link.finished(self._stream)
-            return
-        assert self._link is not None
-        self._leading = head.headers
-        self._assembler = messages.Assembler(self._link.limits.message, head.encoding)
-        _wake(self._reader)
-
-    def on_data(self, chunk: Chunk, end: bool) -> None:
-        if self._assembler is None or self._over:
-            return
-        assert self._link is not None
-        assert self._stream is not None
-        try:
-            found = self._assembler.feed(chunk)
-        except errors.NodeError as error:
-            self._finish(error)
-            self._link.reset(self._stream, Code.CANCEL)
-            return
-        if self._waiting > HIGH_WATER:
-            self._withheld += len(chunk)
-        else:
-            self._link.consumed(self._stream, len(chunk))
-        if found:
-            self._messages.extend(found)
-            self._waiting += sum(map(len, found)) + MESSAGE_COST * len(found)
-            _wake(self._reader)
-        if end:
-            self._finish(errors.Internal("server closed the stream without sending trailers"))
-            self._link.finished(self._stream)
-
-    def on_trailers(self, head: Head) -> None:
-        self._trailing = head.headers
-        outcome = outcomes.of_trailers(head, self._carrier.name)
-        if outcome is None and self._assembler is not None and not self._assembler.finished():
-            outcome = errors.Internal("the server ended its stream in the middle of a message")
-        self._finish(outcome)
-        if self._link is not None and self._stream is not None:
-            self._link.finished(self._stream)
-
-    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
-        if code == Code.REFUSED_STREAM and not local:
-            self._finish(self._carrier.disconnected(f"stream refused: {reason}"))
-        elif not (code == Code.NO_ERROR and self._over):
-            self._finish(outcomes.of_reset(code, reason))
-
-    def on_drained(self) -> None:
-        _wake(self._writer)
-
-    def on_lost(self, reason: str) -> None:
-        self._finish(self._carrier.disconnected(reason))
-
-
-def _wake(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None:
-        with contextlib.suppress(asyncio.InvalidStateError):
-            waiter.set_result(None)

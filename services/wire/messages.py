@@ -14,6 +14,10 @@ PREFIX = struct.Struct(">BI")
 ENCODINGS = ("identity", "gzip")
 """What we read; we write no compressed messages, since our peers are on this machine."""
 
+HIGH_WATER = 256 << 10
+"""Bytes that a writer may have queued before it has to wait."""
+MESSAGE_COST = 64
+"""Bytes that a message which waits for its reader counts besides its own: an empty one is not for nothing."""
 
 _SMALL = 1 << 10
 """A piece of a message that costs more than its bytes: the next one is joined to it."""

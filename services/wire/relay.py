@@ -23,10 +23,12 @@ from services.kit.relays import Answers, Meaning, Relay, Route
 from services.kit.transport import Method, Methods
 from services.wire import eager, headers, messages, outcomes
 from services.wire.answers import HEAD, OK, refusal
-from services.wire.channel import ClientLink, Unary, WireCarrier, request_block
+from services.wire.channel import ClientLink, WireCarrier
+from services.wire.client_call import Unary
 from services.wire.clients import client_of
 from services.wire.frames import Code
 from services.wire.headers import Head
+from services.wire.requests import request_block
 from services.wire.streams import Chunk, Stream
 
 if TYPE_CHECKING:

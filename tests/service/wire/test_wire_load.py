@@ -18,11 +18,11 @@ from api.containerd.services.content.v1 import content_stubs
 from bench.hostile import Raw
 from services.kit import rpc
 from services.wire import limits, link
-from services.wire.channel import request_block
 from services.wire.connection import Connection
 from services.wire.events import Data, GoingAway, Ready
 from services.wire.frames import Code
 from services.wire.limits import Limits
+from services.wire.requests import request_block
 from tests.support import eventually_async, short_directory
 
 SERVICE = content_stubs.CONTENT

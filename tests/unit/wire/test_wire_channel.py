@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from services.kit import errors, rpc
-from services.wire import channel as module
 from services.wire import headers as ours
-from services.wire.channel import ClientLink, WireCarrier, request_block
+from services.wire.channel import ClientLink, WireCarrier
 from services.wire.deadlines import Deadlines
 from services.wire.frames import Code
 from services.wire.limits import Limits
+from services.wire.messages import HIGH_WATER
+from services.wire.requests import request_block
 from tests.support import eventually_async
 from tests.unit.wire.test_wire_server import SAY, Served
 from tests.wires import (
@@ -141,7 +142,7 @@ async def test_a_writer_does_not_outlive_its_connection() -> None:
     """It waits for the server's window when the connection is lost: it hears of that."""
     calling = Calling(settings(initial_window_size=0))
     stream = calling.carrier.stream(PATH, (), None)
-    sending = asyncio.ensure_future(stream.send(bytes(module.HIGH_WATER * 2)))
+    sending = asyncio.ensure_future(stream.send(bytes(HIGH_WATER * 2)))
     await turns()
     assert not sending.done()
     calling.link.connection_lost(None)

@@ -13,6 +13,7 @@ from services.wire import server as module
 from services.wire.clients import Names
 from services.wire.frames import Code
 from services.wire.limits import Limits
+from services.wire.messages import HIGH_WATER
 from services.wire.server import ServerLink, WireServer
 from tests.support import eventually_async
 from tests.wires import (
@@ -355,7 +356,7 @@ async def test_a_client_that_never_reads_holds_up_its_own_handlers_only() -> Non
     served.call(1, TELL, b"x" * 10)
     await turns(50)
     queued = served.link.connection.streams[1].queued
-    assert module.HIGH_WATER < queued < module.HIGH_WATER + 20_000
+    assert HIGH_WATER < queued < HIGH_WATER + 20_000
     written = len(served.transport.written)
     await turns(50)
     assert (served.link.connection.streams[1].queued, len(served.transport.written)) == (queued, written)

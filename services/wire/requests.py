@@ -1,0 +1,47 @@
+"""The heads of requests, encoded."""
+
+from __future__ import annotations
+
+import math
+
+from services.kit.call import Metadata
+from services.kit.version import SPLITD
+from services.wire import headers
+
+
+def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
+    """The head of a request, the same for the same again and again: neither side then makes anything of it twice. ``timeout`` is rounded up for that, by less than 1 %."""
+    key = path, tuple(metadata), timeout and _rounded(timeout)
+    found = _BLOCKS.get(key)
+    if found is None:
+        found = _request_block(*key)
+        if len(found) <= _WORTH_KEEPING:
+            if len(_BLOCKS) >= _KEPT:
+                _BLOCKS.clear()
+            _BLOCKS[key] = found
+    return found
+
+
+def _rounded(seconds: float) -> float:
+    """To three digits: what is left of 30 s a moment later is 30 s."""
+    step: float = 10.0 ** (math.floor(math.log10(max(seconds, 1e-6))) - 2)
+    return round(math.ceil(seconds / step) * step, 9)
+
+
+_BLOCKS: dict[tuple[str, Metadata, float | None], bytes] = {}
+_KEPT, _WORTH_KEEPING = 256, 1024
+
+
+def _request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
+    """``path`` goes last of the pseudo-headers but before the others, as HTTP/2 wants."""
+    parts = [_PSEUDO, headers.field(b":path", path.encode()), _REST]
+    if timeout is not None:
+        parts.append(headers.timeout(timeout))
+    if metadata:
+        parts.append(headers.block(headers.metadata(metadata)))
+    return b"".join(parts)
+
+
+_PSEUDO = headers.block([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"localhost")])
+_REST = headers.block([(b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,gzip"),
+                       (b"user-agent", f"splitd/{SPLITD}".encode())])

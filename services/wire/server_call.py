@@ -1,0 +1,363 @@
+"""Calls that this process answers: a :class:`ServerCall` for each request that a handler has, a :class:`NotGrpc` for those of browsers and the like.
+
+A unary handler is started when its request is complete, so that a slow sender costs a buffer and no task. An answer goes out in one write: head, message, trailers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from services.kit import errors, logs
+from services.kit.call import Call, Pieces
+from services.kit.transport import Answering, Method
+from services.wire import eager, headers, messages
+from services.wire.answers import HEAD, OK, refusal
+from services.wire.clients import client_of
+from services.wire.frames import Code
+from services.wire.headers import Head
+from services.wire.messages import HIGH_WATER, MESSAGE_COST
+from services.wire.streams import Chunk, Stream
+
+if TYPE_CHECKING:
+    from services.wire.server import ServerLink
+
+_LONG_HIGH_WATER = 4 << 10
+"""HIGH_WATER of calls that watch something: there may be hundreds whose clients do not read, and what waits for them is kept, and bounded, where it comes from."""
+
+
+class NotGrpc:
+    """A request that is no gRPC, such as a browser's: it is told so, in words, once it is complete."""
+
+    __slots__ = ("_head", "_link", "_stream")
+
+    def __init__(self, link: ServerLink, stream: Stream, head: Head) -> None:
+        self._link = link
+        self._stream = stream
+        self._head = head
+
+    def begin(self, end: bool) -> None:
+        if end:
+            self._answer()
+        else:
+            self._link.incomplete[self] = time.monotonic() + self._link.limits.request
+
+    def _answer(self) -> None:
+        self._link.incomplete.pop(self, None)
+        status, text = (b"405", "only POST is for gRPC") if self._head.method != "POST" else (b"415", "the content-type is not application/grpc")
+        body = f"This is a gRPC server: {text}.\n".encode()
+        connection = self._link.connection
+        connection.send_head(self._stream, headers.block([(b":status", status), (b"content-type", b"text/plain; charset=utf-8"),
+                                                          (b"content-length", b"%d" % len(body))]))
+        connection.send(self._stream, body, end=True)
+        self._link.flush_soon()
+        self._link.on_idle()
+
+    def overdue(self) -> None:
+        self._link.incomplete.pop(self, None)
+        self._link.reset(self._stream, Code.CANCEL)
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        self._link.connection.consumed(self._stream, len(chunk))
+        if end:
+            self._answer()
+
+    def on_trailers(self, head: Head) -> None:
+        self._answer()
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        self._link.incomplete.pop(self, None)
+
+    def on_lost(self, reason: str) -> None:
+        self._link.incomplete.pop(self, None)
+
+    def on_drained(self) -> None:
+        """Nobody waits."""
+
+
+class ServerCall:
+    """One call that a handler of this process answers; also the iterator of its requests, where they are a stream."""
+
+    __slots__ = ("_assembler", "_ended", "_failed", "_head_sent", "_messages", "_method", "_reader", "_started", "_task", "_waiting", "_withheld", "_writer", "call",
+                 "head", "link", "over", "stream", "working")
+
+    def __init__(self, link: ServerLink, stream: Stream, head: Head, method: Method) -> None:
+        self.link = link
+        self.stream = stream
+        self.head = head
+        self.call = Call(method.path, head.headers, None if head.timeout is None else time.monotonic() + head.timeout)
+        self._method = method
+        self._assembler: messages.Assembler | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._messages: deque[bytes] | None = None
+        self._waiting = 0
+        self._withheld = 0
+        self._ended = False
+        """The client sends no more."""
+        self._failed: errors.NodeError | None = None
+        """What is wrong with the requests; raised where they are read."""
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._head_sent = False
+        self.over = False
+        self.working = False
+        self._started = False
+
+    def begin(self, end: bool) -> None:
+        """The head has come; ``end``: and nothing else will."""
+        if self.head.timeout is not None:
+            self.link.server.deadlines.add(self, self.head.timeout)
+        self._ended = end
+        if self._method.arity.client_stream:
+            self._messages = deque()
+            self._started = True
+            self._task = eager.start(self._run(self), self.link.loop)
+        elif end:
+            self.fail(errors.Internal("a call that takes one request came without it"))
+        else:
+            self.link.incomplete[self] = time.monotonic() + self.link.limits.request
+
+    # -- Owner
+
+    def on_data(self, chunk: Chunk, end: bool) -> None:
+        self._ended = end
+        if self.over or self._failed is not None:
+            return
+        found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)  # nearly always
+        if found is None:
+            try:
+                found = self._assemble(chunk)
+            except errors.NodeError as error:
+                self._broken(error)
+                return
+        if self._messages is not None:
+            self._queue(self._messages, found, len(chunk))
+            return
+        if not end:
+            self.link.connection.consumed(self.stream, len(chunk))
+        if found and not self._started:
+            self._started = True
+            self.link.incomplete.pop(self, None)
+            if self._method.long:
+                self.start(found[0])
+            else:
+                client_of(self.stream).admit(self, found[0], counted=not self._method.arity.server_stream)
+        elif end and not self._started:
+            self._broken(errors.Internal("a call that takes one request came without it"))
+
+    def start(self, argument: Any) -> None:
+        """Run the handler of a call that takes one request."""
+        self._task = eager.start(self._run(argument), self.link.loop)
+        if self.over and self._task is not None:  # the client went while the first step ran
+            self._task.cancel()
+
+    def _assemble(self, chunk: Chunk) -> list[bytes]:
+        link = self.link
+        if self._assembler is None:
+            self._assembler = messages.Assembler(link.limits.message, self.head.encoding)
+        held = self._assembler.held
+        found = self._assembler.feed(chunk)
+        link.assembling += self._assembler.held - held
+        if link.assembling > link.limits.assembling and self._assembler.held:
+            raise errors.ResourceExhausted(f"more than {link.limits.assembling} bytes of incomplete messages on one connection")
+        return found
+
+    def _queue(self, queue: deque[bytes], found: list[bytes], size: int) -> None:
+        if self._waiting > HIGH_WATER:
+            self._withheld += size
+        else:
+            self.link.connection.consumed(self.stream, size)
+        if found:
+            queue.extend(found)
+            self._waiting += sum(map(len, found)) + MESSAGE_COST * len(found)
+        if found or self._ended:
+            _wake(self._reader)
+
+    def _broken(self, error: errors.NodeError) -> None:
+        """The requests make no sense: a handler that reads them is told, else the client."""
+        self._release()
+        self._failed = error
+        if self._started:
+            _wake(self._reader)
+        else:
+            logs.failed(self.call.method, self.call.optional_namespace, error)
+            self.fail(error)
+
+    def _release(self) -> None:
+        self.link.incomplete.pop(self, None)
+        if self._assembler is not None:
+            self.link.assembling -= self._assembler.held
+            self._assembler = None
+
+    def overdue(self) -> None:
+        """The request is still not there."""
+        self._broken(errors.DeadlineExceeded(f"the request of {self.head.path} did not come within {self.link.limits.request:g}s"))
+
+    def on_trailers(self, head: Head) -> None:
+        self.on_data(b"", end=True)
+
+    def on_drained(self) -> None:
+        _wake(self._writer)
+
+    def on_reset(self, code: int, reason: str, *, local: bool) -> None:
+        self._abandon()
+
+    def on_lost(self, reason: str) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """The client is gone: the handler is cancelled, and counts as a stream until it has ended."""
+        if self.over:
+            return
+        self._finish()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def expire(self) -> None:
+        """Its deadline has passed."""
+        error = errors.DeadlineExceeded()
+        logs.failed(self.call.method, self.call.optional_namespace, error)
+        self.fail(error)
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def _finish(self) -> None:
+        self.over = True
+        self.stream.owner = None  # they hold each other, and with them all that the call held, until somebody looks for cycles
+        if self.head.timeout is not None:
+            self.link.server.deadlines.discard(self)
+        self._release()
+        task = self._task
+        if task is not None and not task.done() and task is not asyncio.current_task(self.link.loop):
+            self.link.connection.lingering += 1
+            task.add_done_callback(self._lingered)
+        client_of(self.stream).ended(self)
+        self.link.on_idle()
+
+    def _lingered(self, task: asyncio.Task[None]) -> None:
+        self.link.connection.lingering -= 1
+        self.link.on_idle()
+
+    # -- the requests
+
+    def __aiter__(self) -> ServerCall:
+        return self
+
+    async def __anext__(self) -> Any:
+        assert self._messages is not None
+        while not self._messages:
+            if self._failed is not None:
+                raise self._failed
+            if self._ended:
+                if self._assembler is not None and not self._assembler.finished():
+                    raise errors.Internal("the client ended its stream in the middle of a message")
+                raise StopAsyncIteration
+            self._reader = self.link.loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        message = self._messages.popleft()
+        self._waiting -= len(message) + MESSAGE_COST
+        if self._withheld and self._waiting < HIGH_WATER:
+            self.link.consumed(self.stream, self._withheld)
+            self._withheld = 0
+        return self._decoded(message)
+
+    def _decoded(self, message: bytes) -> Any:
+        try:
+            return self._method.decode(message)
+        except DecodeError as error:
+            raise errors.Internal(f"grpc: error unmarshalling request: {error}") from None
+
+    # -- the handler
+
+    async def _run(self, request: Any) -> None:
+        method, call = self._method, self.call
+        try:
+            answer = None
+            with Answering(self.link.server, call, long=method.long) as answering:
+                argument = self if request is self else self._decoded(request)
+                if method.arity.server_stream:
+                    async with aclosing(method.handler(argument, call)) as responses:
+                        async for response in responses:
+                            if self._put(*(response if type(response) is Pieces else (method.encode(response),))):
+                                del response  # it may wait long
+                                await self._room()
+                else:
+                    answer = method.whole(await method.handler(argument, call))
+        except asyncio.CancelledError:
+            if not self.over:  # nobody's doing but the handler's own
+                self.fail(errors.Cancelled())
+            return
+        if answering.failure is not None:
+            self.fail(answering.failure)
+        elif not self.over:
+            self._succeed(answer)
+
+    def _put(self, *pieces: bytes) -> bool:
+        """Send a message; whether its sender has to wait."""
+        if self.over:
+            return False
+        self._send_head()
+        self.link.connection.send(self.stream, messages.PREFIX.pack(0, sum(map(len, pieces))), *pieces)
+        self.link.flush_soon()
+        return self.stream.queued > self._high
+
+    async def _room(self) -> None:
+        stream = self.stream
+        while stream.queued > self._high and not self.over:
+            stream.low = self._high // 2
+            self._writer = self.link.loop.create_future()
+            try:
+                await self._writer
+            finally:
+                self._writer = None
+                stream.low = -1
+
+    @property
+    def _high(self) -> int:
+        """Bytes that may be queued before the handler has to wait."""
+        if not client_of(self.stream).reads:
+            return 0
+        return _LONG_HIGH_WATER if self._method.long else HIGH_WATER
+
+    def _send_head(self) -> None:
+        if not self._head_sent:
+            self._head_sent = True
+            self.link.connection.send_head(self.stream, self._head())
+
+    def _head(self) -> bytes:
+        return HEAD + headers.block(headers.metadata(self.call.leading)) if self.call.leading else HEAD
+
+    def _succeed(self, answer: bytes | None) -> None:
+        connection, stream = self.link.connection, self.stream
+        tail = headers.status(0, "", self.call.trailing) if self.call.trailing else OK
+        if answer is None:
+            self._send_head()
+            connection.send_tail(stream, tail)
+        else:
+            connection.answer(stream, self._head(), messages.prefix(answer) + answer, tail)
+        self.link.flush_soon()
+        self._finish()
+
+    def fail(self, error: errors.NodeError) -> None:
+        """Answer with an error, unless the client has its answer."""
+        if self.over:
+            return
+        if self.call.leading:
+            self._send_head()
+        tail = refusal(error, self.call.trailing)
+        self.link.connection.send_tail(self.stream, tail if self._head_sent else HEAD + tail)
+        self.link.flush_soon()
+        self._finish()
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
