@@ -17,6 +17,7 @@ from argcomplete.shell_integration import shellcode
 from deploy import place, transferring
 from deploy.failure import Failure
 from deploy.processes import NAMES
+from deploy.verbs import VERBS
 from services.kit import errors
 
 SHELLS = ("bash", "zsh", "fish")
@@ -72,13 +73,7 @@ def _quietly(names: Callable[[], Any]) -> Collection[str]:
 COMPLETERS: dict[Any, Callable[..., Any]] = {
     "SERVICE": lambda **_: (*NAMES, "supervisord"),
     "SHELL": lambda **_: SHELLS,
-    "VERB": lambda **_: _verbs(),
+    "VERB": lambda **_: VERBS,
     "REF": _images, "SRC": _images, "LEASE": _leases,
     "FILE": FilesCompleter(), "DIR": DirectoriesCompleter(),
 }
-
-
-def _verbs() -> Collection[str]:
-    from deploy import splitd
-
-    return splitd.VERBS

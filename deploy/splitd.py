@@ -17,6 +17,7 @@ from typing import NoReturn, Protocol, cast
 from client.shown import complain, say
 from deploy import place
 from deploy.failure import Failure, mistyped
+from deploy.verbs import VERBS
 from services.kit import errors, version
 
 
@@ -31,8 +32,6 @@ class Verb(Protocol):
     def run(self, arguments: argparse.Namespace) -> int:
         """Do it; the exit code."""
 
-
-VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "gc", "salvage", "version", "help", "completion")
 
 ELSEWHERE = {
     "start": "up", "stop": "down", "load": "images import", "save": "images export", "rmi": "images remove",

@@ -36,6 +36,7 @@ import time
 from services.kit import inflate, tar
 from services.snapshots.diff import mounts, standstill, stream
 from services.snapshots.diff.extract import EntryError, Unpacker
+from services.snapshots.diff.mounted import Mounted
 from services.snapshots.diff.mounts import Mount, MountError
 
 TYPE_CHECKING = False
@@ -307,7 +308,7 @@ def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing
     return chunks, unpacker.unnamed
 
 
-def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unpacker, mounts.Mounted | None]:
+def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unpacker, Mounted | None]:
     """Make the target the root directory. An overlay is written to directly, in its upper directory; anything else is mounted."""
     if alone:
         (upper,) = target
@@ -324,7 +325,7 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unp
         return Unpacker(overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers), None
     mounts.own_namespace()
     # No mounts at all: containerd unpacks into a directory that nobody sees, and so does this.
-    mounted = mounts.Mounted(target or [Mount("tmpfs", "none")], directory)
+    mounted = Mounted(target or [Mount("tmpfs", "none")], directory)
     os.chroot(directory)
     os.chdir("/")
     return Unpacker(), mounted

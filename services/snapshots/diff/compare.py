@@ -21,6 +21,7 @@ import sys
 from services.kit import tar
 from services.kit.inflate import CHUNK
 from services.snapshots.diff import mounts, tarwrite
+from services.snapshots.diff.mounted import Mounted
 from services.snapshots.diff.stream import beside
 
 TYPE_CHECKING = False
@@ -71,7 +72,7 @@ def make(arguments: list[str], count: int, left: str, right: str, compression: s
     layer = Layer(b"/" + os.fsencode(os.path.basename(left)), b"/" + os.fsencode(os.path.basename(right)), None if bound == "-" else int(bound))
     chunks = beside(_gathered(layer.stream()))
     mounts.own_namespace()
-    mounted = mounts.Mounted(mounts.from_arguments(arguments[:count]), left), mounts.Mounted(mounts.from_arguments(arguments[count:]), right)
+    mounted = Mounted(mounts.from_arguments(arguments[:count]), left), Mounted(mounts.from_arguments(arguments[count:]), right)
     os.chroot(os.path.dirname(right))
     os.chdir("/")
     plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0

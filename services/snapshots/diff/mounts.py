@@ -1,4 +1,4 @@
-"""Mounts as values, and what the workers do with them: a mount namespace of their own, the mount system call, containerd's rules for options.
+"""Mounts as values, and the system calls that workers need: a mount namespace of their own, mount, syncfs. :mod:`~services.snapshots.diff.mounted` makes the mounts.
 
 A worker mounts in its own namespace, so nothing it mounts outlives it, however it ends. Small and quick to import, since each worker does.
 """
@@ -13,8 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from services.snapshots.diff.fuse import Keeper
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
@@ -25,21 +23,8 @@ _DETACH = 2
 _SYNC_FILE_RANGE_WRITE = 2
 _NEWNS, _NEWPID, _FS = 0x00020000, 0x20000000, 0x00000200
 
-_FLAGS: dict[str, tuple[bool, int]] = {
-    "async": (False, SYNCHRONOUS), "atime": (False, NOATIME), "bind": (True, BIND), "dev": (False, NODEV), "diratime": (False, NODIRATIME),
-    "dirsync": (True, DIRSYNC), "exec": (False, NOEXEC), "mand": (True, MANDLOCK), "noatime": (True, NOATIME), "nodev": (True, NODEV),
-    "nodiratime": (True, NODIRATIME), "noexec": (True, NOEXEC), "nomand": (False, MANDLOCK), "norelatime": (False, RELATIME),
-    "nostrictatime": (False, STRICTATIME), "nosuid": (True, NOSUID), "rbind": (True, BIND | REC), "relatime": (True, RELATIME),
-    "remount": (True, REMOUNT), "ro": (True, RDONLY), "rw": (False, RDONLY), "strictatime": (True, STRICTATIME), "suid": (False, NOSUID),
-    "sync": (True, SYNCHRONOUS),
-}
-"""fstab's options that are flags of mount(2): whether they set or clear, and what."""
-
 OPTIONS_LIMIT = 4095
 """Bytes of options that mount(2) takes: a page with its end. It cuts off the rest without a word, and an overlay may then be mounted read-only, with a part of its layers."""
-
-_ROOM = 512
-"""Bytes less than that at which lower directories are given relative to what they have in common, as by containerd."""
 
 
 class MountError(Exception):
@@ -118,107 +103,6 @@ def fork_first() -> int:
     return pid
 
 
-class Mounted:
-    """Mounts on ``directory``, made one after the other, each on its target below it. Those that a program serves are there as long as this is."""
-
-    def __init__(self, mounts: Iterable[Mount], directory: str) -> None:
-        self._root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # of this namespace
-        self._directory = directory
-        self._keeper: Keeper | None = None
-        for m in mounts:
-            self._mount(m, _target(m, directory))
-
-    def _mount(self, m: Mount, target: str) -> None:
-        if "loop" in m.options:
-            from services.snapshots.diff.loop import attached
-
-            options = [o for o in m.options if o not in ("loop", "direct-io")]
-            with attached(m.source, read_only=read_only_option(options), direct="direct-io" in m.options) as device:
-                _mount_one(Mount(m.type, device, m.target, options), target)
-            return
-        if not m.type.startswith(("fuse.", "fuse3.")):
-            _mount_one(m, target)
-            return
-        if self._keeper is None:
-            from services.snapshots.diff.fuse import Keeper
-
-            self._keeper = Keeper()
-        self._keeper.mount(m, target)
-
-    @property
-    def served(self) -> bool:
-        """Whether a program serves any of it: then :meth:`end` is needed, for all that was written to be where it belongs."""
-        return self._keeper is not None
-
-    def end(self) -> None:
-        """Unmount all, and wait for the programs that served it. Whoever calls it has nothing open in there; the root directory is the one that it was before."""
-        os.fchdir(self._root)
-        os.chroot(".")
-        while not _libc.umount2(os.fsencode(self._directory), _DETACH):
-            continue  # one upon the other
-        if (number := ctypes.get_errno()) != errno.EINVAL:
-            raise MountError(f"unmount {self._directory}: {words(number)}")
-        if self._keeper is not None:
-            self._keeper.end()
-
-
-def _target(m: Mount, directory: str) -> str:
-    if not m.target:
-        return directory
-    from services.snapshots.diff.paths import Resolver
-
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return directory + os.fsdecode(Resolver(fd).resolve(os.fsencode(m.target)))
-    finally:
-        os.close(fd)
-
-
-def read_only_option(options: Iterable[str]) -> bool:
-    """Whether options ask for a read-only mount: the last of ``ro`` and ``rw`` counts."""
-    return next((o == "ro" for o in reversed(list(options)) if o in ("ro", "rw")), False)
-
-
-def _mount_one(m: Mount, target: str) -> None:
-    flags, data = 0, []
-    options = [o for o in m.options if o not in ("volatile", "fsync=volatile")] if m.type == "overlay" else m.options
-    cwd = ""
-    if m.type == "overlay" and sum(len(os.fsencode(o)) for o in options) > OPTIONS_LIMIT - _ROOM:
-        cwd, options = _compact(options)
-    for o in options:
-        if o.startswith("X-containerd."):
-            raise MountError(f'internal mount option "{o}" was not consumed by the mount manager')
-        if o.startswith(("uidmap=", "gidmap=")):
-            raise MountError(f"mount option {o}: not implemented")
-        if o in _FLAGS:
-            sets, flag = _FLAGS[o]
-            flags = flags | flag if sets else flags & ~flag
-        else:
-            data.append(o)
-    back = os.open(".", os.O_PATH | os.O_DIRECTORY) if cwd else -1
-    try:
-        if cwd:
-            os.chdir(cwd)
-        mount(m.source, target, m.type, flags, ",".join(data))
-        if flags & (BIND | RDONLY) == BIND | RDONLY:
-            mount("", target, "", flags | REMOUNT, "")  # a bind mount gets its flags only when it is remounted
-    finally:
-        if cwd:
-            os.fchdir(back)
-            os.close(back)
-
-
-def _compact(options: list[str]) -> tuple[str, list[str]]:
-    """Many lower directories as paths relative to what they have in common, which is to be the working directory of the mount."""
-    at = next((i for i, o in enumerate(options) if o.startswith("lowerdir=")), -1)
-    lowers = options[at][9:].split(":") if at >= 0 else []
-    common = os.path.commonpath(lowers) if len(lowers) > 1 and all(lower.startswith("/") for lower in lowers) else ""
-    if common in ("", "/") or any(len(lower) <= len(common) + 1 or not lower.startswith(f"{common}/") for lower in lowers):  # as they are spelled
-        return "", options
-    short = ":".join(lower[len(common) + 1:] for lower in lowers)
-    return common, [*options[:at], *options[at + 1:], f"lowerdir={short}"]
-
-
 def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     """The system call; of more options than the kernel takes it is not made."""
     options = os.fsencode(data)
@@ -228,6 +112,14 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     if done:
         number = ctypes.get_errno()
         raise MountError(f'mount source: "{source}", target: "{target}", fstype: {fstype}, flags: {flags}, data: "{data}", err: {words(number)}')
+
+
+def unmount_all(directory: str) -> None:
+    """Unmount what is on a directory, one upon the other."""
+    while not _libc.umount2(os.fsencode(directory), _DETACH):
+        continue
+    if (number := ctypes.get_errno()) != errno.EINVAL:
+        raise MountError(f"unmount {directory}: {words(number)}")
 
 
 def syncfs(fd: int) -> None:

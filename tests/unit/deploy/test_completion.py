@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from deploy import manual
-from deploy.splitd import VERBS, parser
+from deploy.splitd import parser
+from deploy.verbs import VERBS
 from tests.support import TOP, splitd
 
 

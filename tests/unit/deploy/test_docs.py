@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.splitd import VERBS
+from deploy.verbs import VERBS
 
 TOP = Path(__file__).resolve().parents[3]
 DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]

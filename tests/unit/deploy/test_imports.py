@@ -176,7 +176,7 @@ def test_every_dependency_is_used() -> None:
 AT_THE_START = {("services/kit/rpc.py", "serving"), ("services/kit/chosen.py", "carrier"), ("services/kit/chosen.py", "server"), ("services/kit/channel.py", "_gathered"), ("services/kit/tracing.py", "_exporting"),
                 ("services/images/config.py", "check"),  # of `splitd config check`
                 # In workers, whose code is kept (services/kit/kept.py).
-                ("services/snapshots/diff/compare.py", "main"), ("services/snapshots/diff/mounts.py", "_target"), ("services/snapshots/diff/mounts.py", "_mount")}
+                ("services/snapshots/diff/compare.py", "main"), ("services/snapshots/diff/mounted.py", "_target"), ("services/snapshots/diff/mounted.py", "_mount")}
 """Functions that import our own modules, and are called before their process serves."""
 
 

@@ -17,7 +17,8 @@ from deploy import memory, supervision, transferring
 from deploy.failure import Failure
 from deploy.health import Registry
 from deploy.place import Place, load_node
-from deploy.splitd import VERBS, loaded, run
+from deploy.splitd import loaded, run
+from deploy.verbs import VERBS
 from deploy.verbs.status import troubled
 from services.kit import version
 from tests.support import TOP, splitd

@@ -17,7 +17,8 @@ import zstandard
 from services.kit import errors
 from services.kit.inflate import CompressionError
 from services.snapshots.diff import media, stream
-from services.snapshots.diff.mounts import OPTIONS_LIMIT, Mount, MountError, _compact, _target, from_arguments, mount, read_only, read_only_option, to_arguments
+from services.snapshots.diff.mounted import _compact, _target, read_only_option
+from services.snapshots.diff.mounts import OPTIONS_LIMIT, Mount, MountError, from_arguments, mount, read_only, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 from tests.support import TOP
 
