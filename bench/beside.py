@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from bench.measures import HEADERS, ROOTED
 from bench.peers import TOP, Peer
 from services.kit import errors, process
 from services.kit.rpc import Channel
+from services.oci.digests import digest_of
 
 if TYPE_CHECKING:
     from bench.table import Table
@@ -127,10 +127,6 @@ async def _again(call: Callable[[Channel], Awaitable[None]], channel: Channel) -
         times.append((time.perf_counter() - start) * 1000)
         await asyncio.sleep(0.005)
     return times
-
-
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 async def blob(channel: Channel, data: bytes, headers: dict[str, str], labels: dict[str, str]) -> None:

@@ -22,11 +22,12 @@ from api.containerd.services.content.v1 import content_pb2
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from bench import peers
-from bench.beside import blob, digest_of, of
+from bench.beside import blob, of
 from bench.measures import HEADERS, ROOTED
 from bench.peers import Peer
 from services.kit import errors
 from services.kit.rpc import Channel
+from services.oci.digests import digest_of
 
 if TYPE_CHECKING:
     from bench.table import Table

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import zstandard
 
-from deploy.samples import CONFIG, LAYER, MANIFEST, Image
+from deploy.samples import Image
+from services.oci.media_types import CONFIG, LAYER, MANIFEST
 
 _SKIPPED = {"proc", "sys", "dev", "run", "tmp"}
 _PACKAGES = ("python3", "perl", "git")

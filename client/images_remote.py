@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 from api.containerd.services.images.v1 import images_pb2, images_stubs
 from services.content.remote import RemoteStore
-from services.content.store import Digest, Info
+from services.content.store import Info
 from services.images import transfer_convert as convert
 from services.images.documents import manifests
-from services.images.documents.manifests import Descriptor
 from services.images.transfer import Image
 from services.kit import errors
 from services.kit.rpc import Channel
-from services.oci import references
+from services.oci import media_types, references
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest
 from services.oci.platforms import Platform
 from services.snapshots.remote import RemoteSnapshotter
 
@@ -147,16 +148,16 @@ class Images:
             if info is None or descriptor.digest in found.blobs:
                 continue
             found.blobs[descriptor.digest] = info.size
-            if not (manifests.is_manifest(descriptor.media_type) or manifests.is_index(descriptor.media_type)):
+            if not (media_types.is_manifest(descriptor.media_type) or media_types.is_index(descriptor.media_type)):
                 continue
             children = manifests.children_in(await self._document(info), descriptor)
             if (met := met + len(children)) > manifests.REFERENCES:
                 raise errors.ResourceExhausted(f"too many descriptors (limit {manifests.REFERENCES})")
-            if manifests.is_index(descriptor.media_type):
+            if media_types.is_index(descriptor.media_type):
                 found.offered += [child.platform for child in children if child.platform is not None and _is_real(child.platform)]
             left += reversed(children)
-            config = next((child for child in children if manifests.is_config(child.media_type)), None)
-            if manifests.is_manifest(descriptor.media_type) and config is not None:
+            config = next((child for child in children if media_types.is_config(child.media_type)), None)
+            if media_types.is_manifest(descriptor.media_type) and config is not None:
                 found.variants.append(await self._variant(descriptor, config, [child for child in children if child is not config], blobs))
 
     async def _variant(self, manifest: Descriptor, config: Descriptor, layers: list[Descriptor], blobs: Mapping[str, Info]) -> Variant:

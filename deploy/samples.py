@@ -10,10 +10,8 @@ what is in a layer in a few lines::
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
-import platform
 import shutil
 import socket
 import subprocess
@@ -27,23 +25,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar"
+from services.oci import platforms
+from services.oci.digests import digest_of
+from services.oci.media_types import CONFIG, INDEX, LAYER, MANIFEST
 
 APPLETS = tuple("sh ls cat echo sleep true false ps top env mount hostname id date dd touch mkdir rm stat wc tty readlink kill trap seq test head grep"
                 " yes tr cut sort nc ip".split())
-ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 
 
 class MissingProgramError(Exception):
     """A program of Debian's is not installed; the message says which package has it."""
-
-
-def digest_of(data: bytes) -> str:
-    """``sha256:HEX`` of ``data``."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +81,7 @@ def tar_of(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
 
 def image(layers: Sequence[bytes], *, cmd: Sequence[str] = ("sh",), env: Sequence[str] = (), architecture: str = "") -> Image:
     """An image of uncompressed ``layers``, gzipped, for this machine's architecture unless another is named."""
-    architecture = architecture or ARCHITECTURE.get(platform.machine(), platform.machine())
+    architecture = architecture or platforms.default().architecture
     blobs: dict[str, bytes] = {}
 
     def put(data: bytes) -> dict[str, Any]:

@@ -26,12 +26,13 @@ from api.containerd.services.introspection.v1 import introspection_stubs
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from api.containerd.types.platform_pb2 import Platform
 from gateway.config import ProxyPlugin
-from gateway.machine import Checked, Programs, oci_platform
+from gateway.machine import Checked, Programs
 from services.kit import any as kit_any
 from services.kit import errors, filters, opt
 from services.kit.rpc import Call
 from services.kit.settings import Node
 from services.kit.slices import Lane
+from services.oci import platforms
 from services.snapshots import kernel
 
 SKIP = "skip plugin"
@@ -73,7 +74,7 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
     root = node.root
-    here = "/".join(part for part in oci_platform() if part)
+    here = str(platforms.default())
     content = next((name for name, proxy in proxies.items() if proxy.type == "content"), "")
     differ = next((name for name, proxy in proxies.items() if proxy.type == "diff"), "")
 

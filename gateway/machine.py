@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -15,15 +14,6 @@ from pathlib import Path
 
 from services.kit import errors, opt, shims
 from services.kit.identifiers import quoted
-
-ARCHITECTURES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"), "i686": ("386", "")}
-"""The kernel's names of machines that OCI calls otherwise: architecture and variant. riscv64, ppc64le and s390x are the same in both."""
-
-
-def oci_platform() -> tuple[str, str, str]:
-    """Operating system, architecture and variant of this machine, in OCI's words."""
-    machine = platform.machine()
-    return "linux", *ARCHITECTURES.get(machine, (machine, ""))
 
 
 class Checked:

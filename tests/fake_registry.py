@@ -31,7 +31,8 @@ from typing import Any, Self
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from deploy.samples import Image, digest_of
+from deploy.samples import Image
+from services.oci.digests import digest_of
 
 Serve = Callable[[], Awaitable[web.StreamResponse]]
 Fault = Callable[[web.Request, Serve], Awaitable[web.StreamResponse]]

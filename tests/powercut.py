@@ -23,12 +23,11 @@ from typing import Any
 
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
-from deploy.samples import digest_of, image, tar_of
+from deploy.samples import image, tar_of
 from services.content.remote import RemoteStore
-from services.content.store import Digest
-from services.images.documents.manifests import chain_ids
 from services.kit import errors
 from services.kit.rpc import Channel
+from services.oci.digests import Digest, chain_ids, digest_of
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Mount
 from tests.fake_registry import FakeRegistry

@@ -28,11 +28,13 @@ from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stu
 from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
-from deploy.samples import CONFIG, LAYER, MANIFEST, Image, busybox_image, busybox_layer, digest_of, image, tar_of
+from deploy.samples import Image, busybox_image, busybox_layer, image, tar_of
 from services.images.node.leases_remote import INCARNATION
 from services.kit import any as kit_any
 from services.kit import errors
 from services.kit.rpc import Channel
+from services.oci.digests import digest_of
+from services.oci.media_types import CONFIG, LAYER, MANIFEST
 from tests.fake_registry import FakeRegistry
 from tests.peer import program2
 from tests.suites.transfers import HERE, MACHINE, UNPACK, Transfers

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from api.containerd.services.content.v1 import content_pb2 as pb
-from services.content.store import Digest, Info, Status
+from services.content.store import Info, Status
 from services.kit import errors
+from services.oci.digests import Digest
 
 
 def info_to_pb(info: Info) -> pb.Info:

@@ -35,10 +35,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from services.content.store import ALGORITHMS, CANONICAL, CHUNK, Digest, Info, Status
+from services.content.store import CHUNK, Info, Status
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.kit.holes import without_holes
+from services.oci.digests import ALGORITHMS, CANONICAL, Digest
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from services.content.disk import BlobReader, Disk, Ingest, disk_error
-from services.content.store import CANONICAL, CHUNK, Begun, Digest, Info, Status, updated_labels
+from services.content.store import CHUNK, Begun, Info, Status, updated_labels
 from services.kit import errors, filters, loops, tracing
 from services.kit.slices import Lane
+from services.oci.digests import CANONICAL, Digest
 
 P = ParamSpec("P")
 T = TypeVar("T")

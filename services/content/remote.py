@@ -13,9 +13,10 @@ from api.containerd.services.content.v1 import content_stubs
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
 from api.splitd.localfiles.v1 import localfiles_stubs
 from services.content import convert
-from services.content.store import Begun, Digest, Info, Status
+from services.content.store import Begun, Info, Status
 from services.kit import errors
 from services.kit.rpc import Channel, Stream
+from services.oci.digests import Digest
 
 _MESSAGE = 1 << 20
 """Bytes in one message of a write."""

@@ -11,10 +11,11 @@ from api.containerd.services.content.v1 import content_stubs
 from api.splitd.localfiles.v1 import localfiles_pb2 as files_pb
 from api.splitd.localfiles.v1 import localfiles_stubs
 from services.content import convert
-from services.content.store import Digest, Files, Store, Writer
+from services.content.store import Files, Store, Writer
 from services.kit import errors
 from services.kit.rpc import Call, Pieces
 from services.kit.slices import Lane
+from services.oci.digests import Digest
 
 _PAGE = 100
 """Blobs in one message of a List, as containerd sends them."""

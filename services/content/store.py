@@ -24,50 +24,15 @@ A writer may also fill an ingest as a file (:class:`Files`), for processes of th
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 from services.kit import errors, filters
-
-ALGORITHMS: Mapping[str, int] = {"sha256": 64, "sha384": 96, "sha512": 128}
-"""Digest algorithms that containerd accepts, and the number of hex digits of each."""
-
-CANONICAL = "sha256"
-"""The algorithm where nobody asked for another."""
+from services.oci.digests import Digest
 
 CHUNK = 1 << 20
 """Bytes that are read at once."""
-
-_SHAPE = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
-_HEX = re.compile(r"[a-f0-9]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """A checked ``sha256:hex`` name (or sha384, sha512); holding one means it is well formed."""
-
-    algorithm: str
-    hex: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """The digest that ``text`` names; ValueError says in containerd's words why it names none."""
-        algorithm, _, encoded = text.partition(":")
-        if not algorithm or not encoded:
-            raise ValueError("invalid checksum digest format")
-        digits = ALGORITHMS.get(algorithm)
-        if digits is None:
-            raise ValueError("unsupported digest algorithm" if _SHAPE.fullmatch(text) else "invalid checksum digest format")
-        if len(encoded) != digits:
-            raise ValueError("invalid checksum digest length")
-        if not _HEX.fullmatch(encoded):
-            raise ValueError("invalid checksum digest format")
-        return cls(algorithm, encoded)
-
-    def __str__(self) -> str:
-        return f"{self.algorithm}:{self.hex}"
 
 
 @dataclass(frozen=True, slots=True)

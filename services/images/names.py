@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 
-from services.images.documents.manifests import Descriptor
 from services.images.transfer import Image, ImageStore, Node
 from services.kit import errors
 from services.oci import references
+from services.oci.descriptors import Descriptor
 
 
 def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from services.content.store import Info
-from services.images.documents.manifests import Descriptor
+from services.oci.descriptors import Descriptor
 from services.oci.platforms import Platform
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Mount, Snapshotter

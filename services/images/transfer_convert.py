@@ -9,9 +9,9 @@ from api.containerd.types.descriptor_pb2 import Descriptor as PbDescriptor
 from api.containerd.types.mount_pb2 import Mount as PbMount
 from api.containerd.types.platform_pb2 import Platform as PbPlatform
 from api.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
-from services.images.documents.manifests import Descriptor
 from services.images.transfer import Credentials, Image, ImageStore, Progress, Reference, Unpacking
 from services.kit import errors
+from services.oci.descriptors import Descriptor
 from services.oci.platforms import Platform
 from services.snapshots.store import Mount
 

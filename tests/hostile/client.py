@@ -32,10 +32,10 @@ from api.containerd.services.tasks.v1 import tasks_pb2
 from api.containerd.services.version.v1 import version_pb2
 from api.containerd.types.transfer import imagestore_pb2
 from bench.hostile import Raw
-from deploy.samples import digest_of
 from services.kit import errors
 from services.kit.any import pack
 from services.kit.rpc import Channel
+from services.oci.digests import digest_of
 from services.wire import frames
 from tests.fake_registry import Auth, FakeRegistry, encoded, says
 from tests.hostile import inputs

@@ -17,8 +17,10 @@ from typing import Any
 
 import zstandard
 
-from deploy.samples import CONFIG, INDEX, LAYER, MANIFEST, Image, digest_of, image, tar_of
+from deploy.samples import Image, image, tar_of
 from services.kit import regexp
+from services.oci.digests import digest_of
+from services.oci.media_types import CONFIG, INDEX, LAYER, MANIFEST
 
 Rng = random.Random
 Named = tuple[str, bytes]

@@ -15,12 +15,14 @@ import pytest
 
 from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.types.transfer import imagestore_pb2
-from deploy.samples import CONFIG, INDEX, LAYER, MANIFEST, Image, busybox_layer, digest_of
+from deploy.samples import Image, busybox_layer
 from services.content.remote import RemoteStore
-from services.content.store import Digest
 from services.images.documents import manifests
 from services.kit import errors
 from services.kit.rpc import Channel
+from services.oci import digests
+from services.oci.digests import Digest, digest_of
+from services.oci.media_types import CONFIG, INDEX, LAYER, MANIFEST
 from tests.fake_registry import FakeRegistry
 from tests.pulls import MACHINE, Client, check_nothing_left, gzipped, made, marked
 from tests.suites.transfers import NAMED
@@ -144,7 +146,7 @@ async def test_an_odd_image_that_containerd_pulls(node: Node, client: Client, fa
     async with asyncio.timeout(15):
         await client.pull(reference)
     await asyncio.to_thread(node.ctr, "run", "--rm", reference, f"c{uuid.uuid4().hex[:8]}", "grep", "-qE", "^[0-9a-f]{32}$", "/mark", namespace=client.namespace)
-    top = manifests.chain_ids([digest_of(BUSYBOX.raw), digest_of(layer.raw)])[-1]
+    top = digests.chain_ids([digest_of(BUSYBOX.raw), digest_of(layer.raw)])[-1]
     labels = (await client.snapshots())[top].labels
     assert {key: value for key, value in labels.items() if key.startswith(prefix) and not key.endswith(("diff-id", "parent-chain-id"))} == {f"{prefix}mine": "kept"}
     assert {os.stat(each).st_uid for each in (node.root / "snapshots").glob("overlayfs/snapshots/*/fs")} == {0}

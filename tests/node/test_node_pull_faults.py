@@ -20,9 +20,11 @@ from aiohttp import web
 
 from api.containerd.events import snapshot_pb2
 from api.containerd.types.event_pb2 import Envelope
-from deploy.samples import MANIFEST, Image, digest_of
+from deploy.samples import Image
 from services.kit import any as kit_any
 from services.kit.rpc import Channel
+from services.oci.digests import digest_of
+from services.oci.media_types import MANIFEST
 from tests.fake_registry import (
     Auth,
     Authority,

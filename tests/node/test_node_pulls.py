@@ -13,12 +13,12 @@ import pytest
 
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
-from deploy.samples import busybox_layer, digest_of, image, index
+from deploy.samples import busybox_layer, image, index
 from services.content.local import LocalStore
 from services.content.server import ContentServicer
-from services.images.documents.manifests import chain_ids
 from services.kit import errors, rpc
 from services.kit.rpc import Channel
+from services.oci.digests import chain_ids, digest_of
 from tests.fake_registry import Auth, FakeRegistry, Fault, hang_up, other, silent, slow, status
 from tests.peer import containerd, program2
 from tests.pulls import (

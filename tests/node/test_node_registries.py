@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from api.containerd.types.transfer import imagestore_pb2, registry_pb2
-from deploy.samples import Image, busybox_image, digest_of, image, tar_of
+from deploy.samples import Image, busybox_image, image, tar_of
 from services.kit.rpc import Channel
+from services.oci.digests import digest_of
 from tests.fake_registry import FakeRegistry
 from tests.peer import containerd, program
 from tests.service.images.registry.pulls import dead_port

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
-from services.content.store import CHUNK, Digest, Files, Info, Status, Store, Writer
+from services.content.store import CHUNK, Files, Info, Status, Store, Writer
 from services.kit import errors, rpc
+from services.oci.digests import Digest
 from tests.support import eventually_async
 
 

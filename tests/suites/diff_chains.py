@@ -16,9 +16,9 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from api.containerd.types import mount_pb2
 from api.containerd.types.transfer import imagestore_pb2
-from deploy.samples import digest_of, image
-from services.images.documents.manifests import chain_ids
+from deploy.samples import image
 from services.kit.rpc import NAMESPACE, Channel
+from services.oci.digests import chain_ids, digest_of
 from tests.fake_registry import FakeRegistry
 from tests.pulls import Client
 from tests.suites.diff_sides import CONTENT, DIFF, HEADERS, Node, Side, tree

@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import os
-import platform
 import tarfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -26,15 +25,17 @@ from api.containerd.types.platform_pb2 import Platform
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
-from deploy.samples import ARCHITECTURE, Image, digest_of, image, index, tar_of
+from deploy.samples import Image, image, index, tar_of
 from services.kit import any as kit_any
 from services.kit import errors
 from services.kit.rpc import LEASE, NAMESPACE, Channel, Stream
+from services.oci import platforms
+from services.oci.digests import digest_of
 
 STREAMING = streaming_stubs.STREAMING
 TRANSFER = transfer_stubs.TRANSFER
 
-MACHINE = ARCHITECTURE.get(platform.machine(), platform.machine())
+MACHINE = platforms.default().architecture
 IMAGE_NAME = "io.containerd.image.name"
 HERE = Platform(os="linux", architecture=MACHINE)
 NAMED = imagestore_pb2.ImageReference(name="prefix", is_prefix=True, allow_overwrite=True)

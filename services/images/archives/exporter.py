@@ -13,15 +13,15 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from services.content.store import Digest
 from services.images import names
 from services.images.concurrency import threads
 from services.images.documents import blobs, manifests
 from services.images.documents.graph import Walk
-from services.images.documents.manifests import Descriptor
 from services.images.transfer import ExportStream, ImageStore, Node, Progress, Report, Sink
 from services.kit import errors, tracing
-from services.oci import platforms, references
+from services.oci import media_types, platforms, references
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class _Archive:
             await self._add(entry)
         self._put(Record("oci-layout", 0o444, manifests.encoded({"imageLayoutVersion": "1.0.0"})))
         self._put(Record("index.json", 0o644, manifests.encoded(
-            {"schemaVersion": 2, "mediaType": manifests.INDEX, "manifests": [manifests.descriptor_to_json(entry) for entry in entries]})))
+            {"schemaVersion": 2, "mediaType": media_types.INDEX, "manifests": [manifests.descriptor_to_json(entry) for entry in entries]})))
         if self._docker and not self._wanted.skip_docker_manifest:
             self._put(Record("manifest.json", 0o644, manifests.encoded([await self._for_docker(manifest) for manifest in self._docker.values()])))
         if self._algorithms:
@@ -104,12 +104,12 @@ class _Archive:
         return sorted(self._records.values(), key=lambda record: record.name.encode())
 
     async def _add(self, entry: Descriptor) -> None:
-        if manifests.is_manifest(entry.media_type):
+        if media_types.is_manifest(entry.media_type):
             if entry.digest not in self._docker:
                 await self._tree(entry)
                 self._docker[entry.digest] = _Manifest(entry)
             chosen = entry.digest
-        elif manifests.is_index(entry.media_type):
+        elif media_types.is_index(entry.media_type):
             if entry.digest not in self._chosen:
                 self._chosen[entry.digest] = await self._index(entry)
             chosen = self._chosen[entry.digest]
@@ -151,14 +151,14 @@ class _Archive:
             raise errors.InvalidArgument(f"{descriptor.digest!r}: {error}") from None
         if of_tree:
             self._algorithms.add(descriptor.digest.partition(":")[0])
-        if not (self._wanted.skip_non_distributable and manifests.is_non_distributable(descriptor.media_type)):
+        if not (self._wanted.skip_non_distributable and media_types.is_non_distributable(descriptor.media_type)):
             self._put(Record(_path(descriptor.digest), 0o444, blob=descriptor))
 
     def _put(self, record: Record) -> None:
         self._records.setdefault(record.name, record)
 
     async def _for_docker(self, manifest: _Manifest) -> dict[str, object]:
-        config, *layers = await blobs.children(self._node, replace(manifest.descriptor, media_type=manifests.MANIFEST))
+        config, *layers = await blobs.children(self._node, replace(manifest.descriptor, media_type=media_types.MANIFEST))
         return {"Config": _path(config.digest), "RepoTags": [references.familiar(name) for name in manifest.names] or None,
                 "Layers": [_path(layer.digest) for layer in layers] or None}
 

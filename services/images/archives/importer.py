@@ -34,12 +34,12 @@ from services.images.concurrency.threads import Handover
 from services.images.documents import manifests, parser
 from services.images.documents.blobs import config_of, write, written
 from services.images.documents.graph import LAYERS, Graph
-from services.images.documents.manifests import Descriptor
 from services.images.layers.unpacker import Unpacker, parts
 from services.images.transfer import LEFT_OUT, UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.kit import errors, inflate, loops, tar, tracing
 from services.kit.identifiers import quoted
-from services.oci import platforms, references
+from services.oci import digests, media_types, platforms, references
+from services.oci.descriptors import Descriptor
 
 T = TypeVar("T")
 Run = Callable[..., Any]
@@ -110,7 +110,7 @@ async def imported(source: ImportStream, destination: ImageStore, node: Node, un
             entries.extend(children)
         children = await graph.wanted(descriptor, children)
         empty = empty and not children
-        if manifests.is_manifest(descriptor.media_type):
+        if media_types.is_manifest(descriptor.media_type):
             config, layers = parts(children)
             if config is not None and layers:
                 images.append((config, layers))
@@ -167,9 +167,9 @@ async def read(source: ImportStream, node: Node) -> Contents:
             else:
                 contents.takes(name)
                 data = await run(archive.small)
-                blob = Descriptor("", manifests.digest_of(data), len(data)) if data is not None else None
+                blob = Descriptor("", digests.digest_of(data), len(data)) if data is not None else None
                 if blob is None or blob.digest not in contents.stored:
-                    async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else manifests.digest_of(name.encode())}-{unique}") as filling:
+                    async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else digests.digest_of(name.encode())}-{unique}") as filling:
                         blob = await run(archive.copied, filling, data)
                         await filling.commit(blob.digest, blob.size)
                     contents.stored.add(blob.digest)
@@ -314,7 +314,7 @@ async def index_of(contents: Contents, node: Node, *, compress: bool) -> Descrip
         index = contents.blobs.get(INDEX)
         if index is None:
             raise errors.Unknown("missing index.json in OCI layout 1.0.0")
-        return replace(index, media_type=manifests.INDEX)
+        return replace(index, media_type=media_types.INDEX)
     if contents.docker is None:
         raise errors.Unknown("unrecognized image format")
     for name, target in contents.links.items():
@@ -322,7 +322,7 @@ async def index_of(contents: Contents, node: Node, *, compress: bool) -> Descrip
             raise errors.Unknown(f'no target for symlink layer from "{name}" to "{target}"')
         contents.blobs[name] = contents.blobs[target]
     entries = [entry for found in contents.docker for entry in await _docker_image(found, contents.blobs, node, compress=compress)]
-    return await written(manifests.encoded({"schemaVersion": 2, "manifests": [manifests.descriptor_to_json(entry) for entry in entries] or None}), manifests.INDEX, node)
+    return await written(manifests.encoded({"schemaVersion": 2, "manifests": [manifests.descriptor_to_json(entry) for entry in entries] or None}), media_types.INDEX, node)
 
 
 async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:
@@ -330,10 +330,10 @@ async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor
     name = found.get("Config") or ""
     if name not in blobs:
         raise errors.Unknown(f'image config "{name}" not found')
-    config = replace(blobs[name], media_type=manifests.DOCKER_CONFIG)
+    config = replace(blobs[name], media_type=media_types.DOCKER_CONFIG)
     layers = await _docker_layers(found.get("Layers") or [], blobs, node, compress=compress)
-    document = {"schemaVersion": 2, "mediaType": manifests.DOCKER_MANIFEST, "config": manifests.descriptor_to_json(config), "layers": [manifests.descriptor_to_json(layer) for layer in layers]}
-    manifest = await written(manifests.encoded(document), manifests.DOCKER_MANIFEST, node)
+    document = {"schemaVersion": 2, "mediaType": media_types.DOCKER_MANIFEST, "config": manifests.descriptor_to_json(config), "layers": [manifests.descriptor_to_json(layer) for layer in layers]}
+    manifest = await written(manifests.encoded(document), media_types.DOCKER_MANIFEST, node)
     manifest = replace(manifest, platform=(await config_of(node, config)).platform)
     full = [references.normalized(reference) for reference in found.get("RepoTags") or []]
     return [manifest.annotated({references.IMAGE_NAME: n, references.REF_NAME: references.for_oci(n)}) for n in full] or [manifest]
@@ -355,11 +355,11 @@ async def _docker_layer(layer: Descriptor, node: Node, *, compress: bool) -> Des
     async with node.reading(layer.digest) as fd:
         head = await threads.to_thread(os.read, fd, inflate.HEAD)
     if inflate.compression_of(head) is not None:
-        return replace(layer, media_type=manifests.DOCKER_LAYER_GZIP)  # for zstd too, as in containerd: whoever unpacks it looks at its bytes
+        return replace(layer, media_type=media_types.DOCKER_LAYER_GZIP)  # for zstd too, as in containerd: whoever unpacks it looks at its bytes
     if not compress:
-        return replace(layer, media_type=manifests.DOCKER_LAYER)
+        return replace(layer, media_type=media_types.DOCKER_LAYER)
     async with (node.reading(layer.digest) as fd, node.filling(f"compress-blob-{layer.digest.replace(':', '-')}-{os.urandom(4).hex()}") as filling):
         digest, size = await threads.to_thread(compression.gzipped, fd, filling.fd)
         filling.filled()
         await filling.commit(digest, size, {UNCOMPRESSED: layer.digest})
-    return Descriptor(manifests.DOCKER_LAYER_GZIP, digest, size)
+    return Descriptor(media_types.DOCKER_LAYER_GZIP, digest, size)

@@ -19,13 +19,13 @@ from services.images.concurrency.budget import STREAMS, Budget
 from services.images.concurrency.gather import together
 from services.images.concurrency.keyed_locks import Turns
 from services.images.distribution.sources import asked
-from services.images.documents import manifests
-from services.images.documents.manifests import Descriptor
 from services.images.registry import Body, Client, NoParts, Reference, WrongBytes
 from services.images.transfer import Landing, Node
 from services.kit import errors
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
+from services.oci import media_types
+from services.oci.descriptors import Descriptor
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Fetcher:
     async def _all_of(self, client: Client, reference: Reference, descriptor: Descriptor, number: int) -> AsyncIterator[bytes]:
         if (brought := descriptor.brought) is not None:
             yield brought
-        elif manifests.is_manifest(descriptor.media_type) or manifests.is_index(descriptor.media_type):
+        elif media_types.is_manifest(descriptor.media_type) or media_types.is_index(descriptor.media_type):
             async with self.budget.document():
                 yield await client.manifest(reference, asked(descriptor))
         else:
@@ -157,7 +157,7 @@ class _Fetching:
         descriptor = self._descriptor
         if (brought := descriptor.brought) is not None:
             return brought
-        if manifests.is_manifest(descriptor.media_type) or manifests.is_index(descriptor.media_type):
+        if media_types.is_manifest(descriptor.media_type) or media_types.is_index(descriptor.media_type):
             async with self._budget.document():
                 return await self._client.manifest(self._reference, asked(descriptor))
         return None

@@ -15,9 +15,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.images.documents.manifests import Descriptor
 from services.images.transfer import Progress, Report
 from services.kit import errors, loops
+from services.oci.descriptors import Descriptor
 
 log = logging.getLogger(__name__)
 

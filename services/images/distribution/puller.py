@@ -23,16 +23,16 @@ from services.images.distribution.fetcher import Begun, Fetcher, nobody_follows
 from services.images.distribution.progress import Tracker
 from services.images.distribution.sources import client_of, resolved, with_source
 from services.images.distribution.verifiers import Verifier
-from services.images.documents import manifests
 from services.images.documents.graph import LAYERS, Graph
 from services.images.documents.legacy import converted
-from services.images.documents.manifests import Descriptor
 from services.images.layers.unpacker import Origin, Unpacker, parts
 from services.images.node.ingest import FileLanding
 from services.images.registry import Reference
 from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
 from services.kit import errors, tracing
 from services.kit.faults import fault
+from services.oci import media_types
+from services.oci.descriptors import Descriptor
 
 _WALKED, _BEGUN = 16, 128
 """Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests, of which its registry may have none, neither opens as many ingests nor
@@ -121,7 +121,7 @@ class _Pull:
         except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:  # of the document; it says what, and not whose
             raise type(error).verbatim(f"{self._reference.host}/{self._reference.repository}: {error}") from None
         tracker.children(descriptor, children)
-        if manifests.is_manifest(descriptor.media_type):
+        if media_types.is_manifest(descriptor.media_type):
             config, layers = parts(children)
             others = [child for child in children if child is not config and child not in layers]
             if self._wanted and config is not None and layers:

@@ -17,13 +17,12 @@ from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import together
 from services.images.distribution.progress import Tracker
 from services.images.distribution.sources import asked, client_of, mountable
-from services.images.documents import manifests
 from services.images.documents.graph import Walk
-from services.images.documents.manifests import Descriptor
 from services.images.registry import Client, Pushed, Reference
 from services.images.transfer import ImageStore, Node, Progress, Registry, Report
 from services.kit import errors, tracing
-from services.oci import platforms
+from services.oci import media_types, platforms
+from services.oci.descriptors import Descriptor
 
 MOUNTS = 3
 """Other repositories that are tried for a blob: each costs a request, and the first, whose name is most alike, is nearly always right."""
@@ -108,7 +107,7 @@ class _Push:
         labels = [*above, descriptor.annotations]
         with contextlib.suppress(errors.NotFound):  # whoever reads it says so
             labels.append((await self._node.info(descriptor.digest)).labels)
-        manifest, index = manifests.is_manifest(descriptor.media_type), manifests.is_index(descriptor.media_type)
+        manifest, index = media_types.is_manifest(descriptor.media_type), media_types.is_index(descriptor.media_type)
         if not manifest and not index:
             parts.blobs.setdefault(descriptor.digest, (descriptor, labels))
             return

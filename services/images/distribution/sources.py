@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from services.content.store import Digest
 from services.images import registry, transfer
 from services.images.archives.exporter import SOURCE
-from services.images.documents.manifests import Descriptor
 from services.images.registry import Client, Credentials, Hosts, Reference
 from services.images.registry.http_debug import NOBODY, Watch
 from services.kit import errors
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import BinaryIO
 
 from services.images.concurrency.gather import together
 from services.images.documents import manifests
-from services.images.documents.manifests import Descriptor
 from services.kit import errors, pipes, settings, tracing
+from services.oci.descriptors import Descriptor
 
 log = logging.getLogger(__name__)
 

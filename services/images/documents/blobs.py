@@ -8,15 +8,17 @@ from collections.abc import Mapping
 
 from services.images.concurrency import threads
 from services.images.documents import manifests
-from services.images.documents.manifests import Config, Descriptor
+from services.images.documents.manifests import Config
 from services.images.documents.parser import read
 from services.images.transfer import Node
 from services.kit import errors
+from services.oci import digests, media_types
+from services.oci.descriptors import Descriptor
 
 
 async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:
     """What a manifest or an index of the node refers to; nothing else does. Errors as ``oci.children_in`` has them, and NotFound."""
-    if not manifests.is_manifest(descriptor.media_type) and not manifests.is_index(descriptor.media_type):
+    if not media_types.is_manifest(descriptor.media_type) and not media_types.is_index(descriptor.media_type):
         return []
     return await read(await node.document(descriptor), manifests.children_in, descriptor)
 
@@ -28,7 +30,7 @@ async def config_of(node: Node, descriptor: Descriptor) -> Config:
 
 async def written(data: bytes, media_type: str, node: Node, labels: Mapping[str, str] = {}) -> Descriptor:
     """A document as a blob of the node."""
-    descriptor = Descriptor(media_type, manifests.digest_of(data), len(data))
+    descriptor = Descriptor(media_type, digests.digest_of(data), len(data))
     async with node.filling(f"manifest-{descriptor.digest}-{time.time_ns()}") as filling:
         await threads.to_thread(write, filling.fd, data)
         filling.filled()

@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from services.images.documents import blobs
 from services.images.documents.legacy import OCTET_STREAM
-from services.images.documents.manifests import REFERENCES, Descriptor, each_reference_label, is_config, is_index, is_layer, is_manifest
+from services.images.documents.manifests import REFERENCES, each_reference_label
 from services.images.transfer import ImageStore, Node
 from services.kit import errors, gojson
 from services.kit.slices import Lane
 from services.oci import platforms
+from services.oci.descriptors import Descriptor
+from services.oci.media_types import is_config, is_index, is_layer, is_manifest
 from services.oci.platforms import Platform
 
 DEPTH = 32

@@ -10,22 +10,23 @@ from dataclasses import replace
 
 from services.images.documents import manifests
 from services.images.documents.blobs import children, config_of, written
-from services.images.documents.manifests import Descriptor
 from services.images.documents.parser import read
 from services.images.transfer import Node
 from services.kit import errors
+from services.oci import media_types
+from services.oci.descriptors import Descriptor
 
 OCTET_STREAM = "application/octet-stream"
 
 
 async def converted(node: Node, descriptor: Descriptor) -> Descriptor:
     """The manifest to use in place of ``descriptor``, whose blobs are there; itself unless it is an image's manifest whose config is said to be an octet stream."""
-    if not manifests.is_manifest(descriptor.media_type):
+    if not media_types.is_manifest(descriptor.media_type):
         return descriptor
     config, *layers = await children(node, descriptor)
     if config.media_type != OCTET_STREAM or not await _is_config(node, config, len(layers)):
         return descriptor
-    config = replace(config, media_type=manifests.DOCKER_CONFIG)
+    config = replace(config, media_type=media_types.DOCKER_CONFIG)
     data = await read(await node.document(descriptor), manifests.with_config, descriptor, config)
     made = await written(data, descriptor.media_type, node, manifests.reference_labels([config, *layers]))
     return replace(descriptor, digest=made.digest, size=made.size)

@@ -7,37 +7,18 @@ media types mean the same. Documents are read as Go reads them (``kit/gojson.py`
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-from services.content.store import Digest
 from services.kit import errors, gojson
 from services.kit.gojson import ANYTHING, BASE64, INTEGER, TEXT, ListOf, MapOf, Optional, Shape, Struct
 from services.kit.identifiers import quoted
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest
+from services.oci.media_types import DOCKER_SCHEMA_1, INDEX, MANIFEST, is_index, is_known_config, is_layer, is_manifest
 from services.oci.platforms import Platform
-
-INDEX = "application/vnd.oci.image.index.v1+json"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
-DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
-IN_TOTO = "application/vnd.in-toto+json"
-
-_INDEXES = frozenset({INDEX, DOCKER_INDEX})
-_MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
-_CONFIGS = frozenset({CONFIG, DOCKER_CONFIG})
-_CHECKPOINT_CONFIGS = frozenset({"application/vnd.containerd.container.criu.checkpoint.criu.tar",
-                                 "application/vnd.containerd.container.checkpoint.config.v1+proto"})
-_DOCKER_LAYERS = frozenset(f"application/vnd.docker.image.rootfs.{kind}" for kind in (
-    "diff.tar", "diff.tar.gzip", "diff.tar.zstd", "foreign.diff.tar", "foreign.diff.tar.gzip"))
-_EROFS_LAYER = "application/vnd.erofs.layer.v1"
 
 SUBJECT = "io.containerd.manifest.subject"
 """Annotation of a descriptor that was found as a referrer."""
@@ -47,69 +28,6 @@ DOCUMENT_LIMIT = 8 << 20
 
 REFERENCES = 10_000
 """Descriptors that a document may have, and that a walk through an image's documents may meet, those that it meets again counted again, as in containerd since 2.4.1."""
-
-
-def is_index(media_type: str) -> bool:
-    return media_type in _INDEXES
-
-
-def is_manifest(media_type: str) -> bool:
-    return media_type in _MANIFESTS
-
-
-def is_config(media_type: str) -> bool:
-    """An image's config, no checkpoint's."""
-    return media_type in _CONFIGS
-
-
-def is_layer(media_type: str) -> bool:
-    """Suffixes of Docker's types, such as ``+encrypted``, do not count."""
-    return media_type.startswith("application/vnd.oci.image.layer.") or media_type.partition("+")[0] in _DOCKER_LAYERS | {_EROFS_LAYER}
-
-
-def is_non_distributable(media_type: str) -> bool:
-    """A layer that its owner does not let others serve."""
-    return media_type.startswith(("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."))
-
-
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """A blob as a document names it."""
-
-    media_type: str
-    digest: str
-    size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    platform: Platform | None = None
-    urls: tuple[str, ...] = ()
-    data: bytes = b""
-    """The blob itself, where its document brings it along."""
-    artifact_type: str = ""
-
-    def annotated(self, annotations: Mapping[str, str]) -> Descriptor:
-        """The same with these annotations too."""
-        return replace(self, annotations={**self.annotations, **annotations}) if annotations else self
-
-    @property
-    def brought(self) -> bytes | None:
-        """The blob, if its document brings it along."""
-        return self.data if self.data and len(self.data) == self.size and digest_of(self.data) == self.digest else None
-
-    @property
-    def ref(self) -> str:
-        """The name by which clients know the transfer of this blob: ``layer-sha256:...``."""
-        named = self.annotations.get("org.opencontainers.image.ref.name")
-        key = self.digest if named is None else f"{named}@{self.digest}"
-        kinds = (("manifest", is_manifest), ("index", is_index), ("layer", is_layer), ("config", _is_known_config), ("attestation", lambda t: t == IN_TOTO))
-        return next((f"{kind}-{key}" for kind, test in kinds if test(self.media_type)), f"unknown-{key}")
-
-
-def _is_known_config(media_type: str) -> bool:
-    return media_type in _CONFIGS or media_type in _CHECKPOINT_CONFIGS
 
 
 # ---------------------------------------------------------------------------------------------- JSON
@@ -177,9 +95,9 @@ def children_in(document: bytes, descriptor: Descriptor) -> list[Descriptor]:
     invalid = f"children: invalid desc {descriptor.digest}: media-type"
     if "fsLayers" in found:
         raise errors.Unknown(f"{invalid}: schema 1 not supported")
-    if manifest and ("manifests" in found or own in _INDEXES):
+    if manifest and ("manifests" in found or is_index(own)):
         raise errors.Unknown(f"{invalid}: expected manifest but found index ({descriptor.media_type})")
-    if not manifest and ("config" in found or "layers" in found or own in _MANIFESTS):
+    if not manifest and ("config" in found or "layers" in found or is_manifest(own)):
         raise errors.Unknown(f"{invalid}: expected index but found manifest ({descriptor.media_type})")
     listed = [found.get("config", {}), *(found.get("layers") or ())] if manifest else found.get("manifests") or []
     if len(listed) > REFERENCES:
@@ -255,7 +173,7 @@ def each_reference_label(children: Iterable[Descriptor]) -> Iterator[tuple[str, 
 def _reference_kind(child: Descriptor) -> str:
     if SUBJECT in child.annotations:
         return ".referrer.sha256."
-    if _is_known_config(child.media_type):
+    if is_known_config(child.media_type):
         return ".config"
     if is_manifest(child.media_type):
         return ".m."
@@ -278,11 +196,3 @@ class Config:
         found = gojson.document(document, _CONFIG, what)
         rootfs = found.get("rootfs", {})
         return cls(_platform(found).normalized(), tuple(rootfs.get("diff_ids") or ()), rootfs.get("type", ""))
-
-
-def chain_ids(diff_ids: Iterable[str]) -> list[str]:
-    """The name of each layer together with those below it: the digest of the chain id below, a space, and the diff id."""
-    chain: list[str] = []
-    for diff_id in diff_ids:
-        chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
-    return chain

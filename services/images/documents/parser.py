@@ -41,9 +41,9 @@ _MEMORY = 1 << 30
 
 _NICE = 10
 
-_FILES = ("services/__init__.py", "services/content/__init__.py", "services/content/store.py", "services/oci/__init__.py", "services/oci/platforms.py",
-          "services/images/__init__.py", *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser")),
-          *(f"services/kit/{name}.py" for name in ("__init__", "errors", "filters", "gojson", "identifiers", "kept", "regexp", "slices")))
+_FILES = ("services/__init__.py", "services/images/__init__.py", *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser")),
+          *(f"services/oci/{name}.py" for name in ("__init__", "descriptors", "digests", "media_types", "platforms")),
+          *(f"services/kit/{name}.py" for name in ("__init__", "errors", "gojson", "identifiers", "kept")))
 """What it imports of ours."""
 
 

@@ -22,19 +22,21 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from services.content.store import Digest
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import together
 from services.images.concurrency.keyed_locks import Turns
 from services.images.concurrency.stagger import wave
 from services.images.documents.blobs import config_of
-from services.images.documents.manifests import Config, Descriptor, chain_ids, is_config, is_layer
+from services.images.documents.manifests import Config
 from services.images.layers.chain import Chain
 from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, LateError, Node, Unpacking
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
 from services.oci import platforms
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest, chain_ids
+from services.oci.media_types import is_config, is_layer
 from services.oci.platforms import OnlySystem
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Mount, Snapshotter

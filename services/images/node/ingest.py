@@ -18,10 +18,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from services.content.store import Digest, Writer
+from services.content.store import Writer
 from services.images.concurrency import threads
 from services.kit import errors, loops, rpc, tracing
 from services.kit.holes import without_holes
+from services.oci.digests import Digest
 
 BATCH = 1 << 20
 """Bytes that are written at once: fewer, and the threads' switching costs more than the writing."""

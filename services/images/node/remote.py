@@ -17,15 +17,17 @@ from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.services.introspection.v1 import introspection_pb2, introspection_stubs
 from services.content.blobs_remote import Blobs, Ingest, locked
 from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
-from services.content.store import Digest, Info
+from services.content.store import Info
 from services.images import transfer_convert as convert
 from services.images.concurrency import threads
-from services.images.documents.manifests import DOCUMENT_LIMIT, Descriptor
+from services.images.documents.manifests import DOCUMENT_LIMIT
 from services.images.node.ingest import FileLanding, SharedLanding, StreamLanding
 from services.images.node.leases_remote import Leases
 from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing, LateError
 from services.kit import errors, rpc, tracing
 from services.kit.identifiers import quoted
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest
 from services.snapshots.diff import media
 from services.snapshots.diff import mounts as workers_mounts
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.content.store import Digest
-from services.images.documents.manifests import DOCKER_SCHEMA_1
+from services.oci.digests import Digest
+from services.oci.media_types import DOCKER_SCHEMA_1
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

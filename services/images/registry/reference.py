@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Self
 
-from services.content.store import Digest
 from services.kit import errors
+from services.oci.digests import Digest
 
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 _COMPONENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._~-]*[A-Za-z0-9_-])?")

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
-from services.content.store import Digest
 from services.images.documents.manifests import media_type_in
 from services.images.documents.parser import read
 from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, media_type_of, why_no_root
@@ -20,6 +19,7 @@ from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
 from services.kit.tracing import span
+from services.oci.digests import Digest
 
 
 async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry) -> Descriptor:

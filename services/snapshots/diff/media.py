@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from services.kit import errors
+from services.oci.media_types import DOCKER_LAYERS, LAYER, LAYER_GZIP, LAYER_NON_DISTRIBUTABLE, LAYER_ZSTD
 
-LAYER = "application/vnd.oci.image.layer.v1.tar"
-GZIP = f"{LAYER}+gzip"
-ZSTD = f"{LAYER}+zstd"
+_OCI = frozenset((LAYER, LAYER_NON_DISTRIBUTABLE))
 
-_OCI = frozenset((LAYER, "application/vnd.oci.image.layer.nondistributable.v1.tar"))
-_DOCKER = frozenset(f"application/vnd.docker.image.rootfs.{kind}" for kind in (
-    "diff.tar", "foreign.diff.tar", "diff.tar.gzip", "foreign.diff.tar.gzip", "diff.tar.zstd"))
-
-MADE = {LAYER: "plain", GZIP: "gzip", ZSTD: "zstd"}
+MADE = {LAYER: "plain", LAYER_GZIP: "gzip", LAYER_ZSTD: "zstd"}
 """What Diff makes, and how its worker calls that."""
 
 
@@ -27,7 +22,7 @@ def may_be_compressed(media_type: str) -> bool:
         if "encrypted" in suffixes:
             raise errors.Unimplemented(f"failed to get stream processor for {media_type}: decryption of layers")
         return bool(suffixes) and max(suffixes) in ("gzip", "zstd")
-    if base in _DOCKER:
+    if base in DOCKER_LAYERS:
         return not suffixes
     raise errors.Unknown(f"failed to get stream processor for {media_type}: no processor for media-type")
 

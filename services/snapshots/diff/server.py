@@ -24,6 +24,7 @@ from services.content import blobs_remote as blobs
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.kit.rpc import Call
+from services.oci import media_types
 from services.snapshots.diff import media, workers
 from services.snapshots.diff.mounts import Mount, read_only, to_arguments
 
@@ -57,10 +58,10 @@ class DiffServicer:
                 with _explained("failed to get reader from content store"):
                     file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
                 applied = await self._appliers.apply(_mounts(request.mounts), file, detect=media.may_be_compressed(layer.media_type), sync=request.sync_fs)
-        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media.LAYER, digest=applied.diff_id, size=applied.size))
+        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media_types.LAYER, digest=applied.diff_id, size=applied.size))
 
     async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
-        media_type = request.media_type or media.GZIP
+        media_type = request.media_type or media_types.LAYER_GZIP
         compression = media.compression_of(media_type)
         headers = call.passed_on()
         ref = request.ref or _unique_ref()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from services.content.remote import RemoteFiles, RemoteStore
-from services.content.store import Digest
 from services.kit import errors, rpc
+from services.oci.digests import Digest
 from tests.suites.content import bytes_of, digest_of, get, opened, put
 from tests.support import ServiceProcess, short_directory
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from api.splitd.records.v1 import records_pb2, records_stubs
 from services.kit import errors
 from services.kit.rpc import LEASE, NAMESPACE, RAW, Channel
+from services.oci.digests import digest_of
 from tests.support import ServiceProcess, eventually_async
 
 SNAPSHOTTERS = ("overlayfs", "native")
@@ -47,10 +47,6 @@ class Processes:
     def fault(self, point: str) -> None:
         """The next process to come to ``point`` dies there."""
         (self.faults / point).touch()
-
-
-def digest_of(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 class Client:

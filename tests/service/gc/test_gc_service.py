@@ -20,7 +20,8 @@ from api.containerd.services.events.v1 import events_pb2, events_stubs
 from api.containerd.services.leases.v1 import leases_pb2
 from services.kit import errors
 from services.kit.rpc import Channel
-from tests.service.gc.gc_node import Client, Processes, digest_of
+from services.oci.digests import digest_of
+from tests.service.gc.gc_node import Client, Processes
 from tests.support import eventually_async, short_directory
 
 SOON = 60.0

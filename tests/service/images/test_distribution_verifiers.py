@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from services.images.distribution.verifiers import OUTPUT_LIMIT, Config, Verifier
-from services.images.documents.manifests import MANIFEST, Descriptor
 from services.kit import errors, tracing
+from services.oci.descriptors import Descriptor
+from services.oci.media_types import MANIFEST
 from tests.support import eventually_async, within
 
 pytestmark = pytest.mark.once

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from client.progress import _RANKS, RATE_SECONDS, Part, Rate, Stage, Tally
-from services.images.documents.manifests import Descriptor
 from services.images.transfer import Progress
+from services.oci.descriptors import Descriptor
 
 LAYER = "layer-sha256:aa"
 DESCRIPTOR = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:aa", 100)

@@ -9,8 +9,8 @@ import pytest
 from deploy import transferring
 from deploy.verbs.images import age
 from services.images import transfer_convert as convert
-from services.images.documents.manifests import Descriptor
 from services.images.transfer import Credentials, Progress
+from services.oci.descriptors import Descriptor
 
 
 @pytest.mark.parametrize(("layers", "existing", "said"), [

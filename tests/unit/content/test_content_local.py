@@ -13,8 +13,9 @@ import pytest
 from services.content import local
 from services.content.disk import Deletions, Ingest
 from services.content.local import LocalStore
-from services.content.store import Digest, Files
+from services.content.store import Files
 from services.kit import errors
+from services.oci.digests import Digest
 from tests.suites.content import ContentSuite, FilesSuite, put
 
 

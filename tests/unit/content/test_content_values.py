@@ -8,8 +8,9 @@ from api.containerd.services.content.v1 import content_pb2
 from services.content import convert
 from services.content.disk import format_time, parse_time
 from services.content.local import _duration, _time
-from services.content.store import Digest, updated_labels
+from services.content.store import updated_labels
 from services.kit import errors
+from services.oci.digests import Digest
 
 HEX = "0123456789abcdef" * 4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -12,17 +11,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.content.store import Digest, Info
-from services.images.documents.manifests import Descriptor
+from services.content.store import Info
 from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Landing, Progress
 from services.kit import errors
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest, digest_of
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Info as Snapshot
 from services.snapshots.store import Kind, Mount
-
-
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def tar_of(files: Mapping[str, bytes | str]) -> bytes:

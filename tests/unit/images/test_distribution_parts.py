@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from services.content.store import Digest
 from services.images.concurrency.budget import Budget, Gate
 from services.images.concurrency.gather import together
 from services.images.concurrency.keyed_locks import Turns
@@ -20,6 +19,7 @@ from services.images.documents import blobs
 from services.images.node.ingest import BATCH, FileLanding
 from services.images.registry import Reference
 from services.kit import errors
+from services.oci.digests import Digest
 from tests.support import turns
 
 # ---------------------------------------------------------------------------------------------- budget

@@ -13,11 +13,14 @@ import pytest
 from services.images.documents import graph, manifests
 from services.images.documents.blobs import children, config_of
 from services.images.documents.graph import DEPTH, Graph, Walk
-from services.images.documents.manifests import REFERENCES, Descriptor
+from services.images.documents.manifests import REFERENCES
 from services.images.transfer import ImageStore
 from services.kit import errors
+from services.oci import media_types
+from services.oci.descriptors import Descriptor
+from services.oci.digests import digest_of
 from services.oci.platforms import Platform
-from tests.unit.images.memory_node import MemoryNode, digest_of
+from tests.unit.images.memory_node import MemoryNode
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 D = digest_of(b"anything")
@@ -34,11 +37,11 @@ def stored(node: MemoryNode, media_type: str, document: Any) -> Descriptor:
 
 
 def index(node: MemoryNode, entries: Sequence[Descriptor]) -> Descriptor:
-    return stored(node, manifests.INDEX, {"manifests": [manifests.descriptor_to_json(entry) for entry in entries]})
+    return stored(node, media_types.INDEX, {"manifests": [manifests.descriptor_to_json(entry) for entry in entries]})
 
 
 def manifest(node: MemoryNode, layers: int) -> Descriptor:
-    return stored(node, manifests.MANIFEST, {"config": {"mediaType": manifests.CONFIG, "digest": D, "size": 1}, "layers": [{"mediaType": LAYER, "digest": D, "size": 1}] * layers})
+    return stored(node, media_types.MANIFEST, {"config": {"mediaType": media_types.CONFIG, "digest": D, "size": 1}, "layers": [{"mediaType": LAYER, "digest": D, "size": 1}] * layers})
 
 
 async def walked(walk: Walk, root: Descriptor) -> int:
@@ -47,7 +50,7 @@ async def walked(walk: Walk, root: Descriptor) -> int:
         return 0
     children = await walk.children(root)
     walk.follow(root, children)
-    return 1 + sum([await walked(walk, child) for child in children if manifests.is_index(child.media_type)])
+    return 1 + sum([await walked(walk, child) for child in children if media_types.is_index(child.media_type)])
 
 
 async def test_indexes_in_indexes_have_an_end(node: MemoryNode) -> None:
@@ -92,7 +95,7 @@ async def test_what_is_met_again_is_not_read_again(node: MemoryNode) -> None:
 
 async def test_what_was_walked_before_its_last_way_was_known_counts_for_each(node: MemoryNode) -> None:
     """A walk of several branches at once may be at the bottom before it meets the bottom again."""
-    bottom = index(node, [Descriptor(manifests.MANIFEST, D, n + 1) for n in range(REFERENCES // 2)])
+    bottom = index(node, [Descriptor(media_types.MANIFEST, D, n + 1) for n in range(REFERENCES // 2)])
     middle = index(node, (bottom,))
     walk = Walk(node)
     for each in (index(node, (bottom, middle)), bottom):
@@ -107,14 +110,14 @@ async def test_the_same_document_for_another_platform_is_another_walk(node: Memo
     walk = Walk(node)
     assert walk.first(at)
     assert not walk.first(at.annotated({"a": "b"}))
-    for other in (replace(at, platform=Platform("linux", "s390x")), replace(at, media_type=manifests.INDEX), replace(at, size=1)):
+    for other in (replace(at, platform=Platform("linux", "s390x")), replace(at, media_type=media_types.INDEX), replace(at, size=1)):
         assert walk.first(other)
 
 
 async def test_only_what_is_wanted_counts(node: MemoryNode) -> None:
     """As in containerd, which counts what is left of an index for the platforms that are pulled."""
-    entries = [Descriptor(manifests.MANIFEST, D, 1, platform=Platform("linux", "amd64" if n % 2 else "s390x")) for n in range(REFERENCES)]
-    graph, descriptor = Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))), Descriptor(manifests.INDEX, node.put(b"{}"), 2)
+    entries = [Descriptor(media_types.MANIFEST, D, 1, platform=Platform("linux", "amd64" if n % 2 else "s390x")) for n in range(REFERENCES)]
+    graph, descriptor = Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))), Descriptor(media_types.INDEX, node.put(b"{}"), 2)
     assert len(await graph.wanted(descriptor, entries)) == REFERENCES // 2
     with pytest.raises(errors.ResourceExhausted, match="too many descriptors"):
         await graph.wanted(descriptor, entries)
@@ -134,7 +137,7 @@ async def test_an_image_has_a_number_of_layers(node: MemoryNode) -> None:
 async def test_a_malformed_child_is_refused_before_a_label_is_written(node: MemoryNode) -> None:
     """Also one that is not wanted, or that is said to be a referrer, whose label is cut from its digest (containerd 2.4.2)."""
     for digest in ("sha256:12", "x", "sha256:" + "g" * 64):
-        bad = index(node, (Descriptor(manifests.MANIFEST, D, 1), Descriptor(manifests.MANIFEST, digest, 1, {manifests.SUBJECT: D}, Platform("plan9", "mips"))))
+        bad = index(node, (Descriptor(media_types.MANIFEST, D, 1), Descriptor(media_types.MANIFEST, digest, 1, {manifests.SUBJECT: D}, Platform("plan9", "mips"))))
         with pytest.raises(errors.InvalidArgument, match=f'index {bad.digest}: "{digest}": invalid checksum digest'):
             await Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))).children(bad)
         assert not node.labels[bad.digest]
@@ -142,10 +145,10 @@ async def test_a_malformed_child_is_refused_before_a_label_is_written(node: Memo
 
 async def test_large_documents_are_read_in_a_thread(node: MemoryNode) -> None:
     """With the same results and the same errors."""
-    entries = [Descriptor(manifests.MANIFEST, D, n) for n in range(1000)]
+    entries = [Descriptor(media_types.MANIFEST, D, n) for n in range(1000)]
     large = index(node, entries)
     assert await children(node, large) == entries
     assert await children(node, Descriptor(LAYER, D, 1)) == []
-    config = stored(node, manifests.CONFIG, {"os": ["x" * 100_000]})
+    config = stored(node, media_types.CONFIG, {"os": ["x" * 100_000]})
     with pytest.raises(errors.Unknown, match=f"unmarshal image config {config.digest}: os: a list instead of a string"):
         await config_of(node, config)

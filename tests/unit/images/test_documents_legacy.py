@@ -10,10 +10,11 @@ import pytest
 
 from services.images.documents import manifests
 from services.images.documents.legacy import OCTET_STREAM, converted
-from services.images.documents.manifests import Descriptor
+from services.oci import digests, media_types
+from services.oci.descriptors import Descriptor
 from tests.unit.images.memory_node import MemoryNode
 
-LAYER = Descriptor(manifests.DOCKER_LAYER_GZIP, f"sha256:{'1' * 64}", 5)
+LAYER = Descriptor(media_types.DOCKER_LAYER_GZIP, f"sha256:{'1' * 64}", 5)
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def node(tmp_path: Path) -> MemoryNode:
 def put(node: MemoryNode, config: bytes, media_type: str = OCTET_STREAM, **more: Any) -> Descriptor:
     """A manifest of one layer."""
     named = {"mediaType": media_type, "digest": node.put(config), "size": len(config)}
-    data = json.dumps({"schemaVersion": 2, "mediaType": manifests.DOCKER_MANIFEST, "config": named, "layers": [manifests.descriptor_to_json(LAYER)], **more}).encode()
-    return Descriptor(manifests.DOCKER_MANIFEST, node.put(data), len(data))
+    data = json.dumps({"schemaVersion": 2, "mediaType": media_types.DOCKER_MANIFEST, "config": named, "layers": [manifests.descriptor_to_json(LAYER)], **more}).encode()
+    return Descriptor(media_types.DOCKER_MANIFEST, node.put(data), len(data))
 
 
 CONFIG = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:x"]}}).encode()
@@ -34,12 +35,12 @@ CONFIG = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": 
 async def test_the_config_becomes_dockers(node: MemoryNode) -> None:
     """In Go's order of fields, three spaces for each level, what is not known dropped; labelled, so that config and layers are kept."""
     made = await converted(node, put(node, CONFIG, unknown=1, annotations={"b": "<", "a": "1"}))
-    digest = manifests.digest_of(CONFIG)
+    digest = digests.digest_of(CONFIG)
     assert node.blobs[made.digest].decode() == f"""{{
    "schemaVersion": 2,
-   "mediaType": "{manifests.DOCKER_MANIFEST}",
+   "mediaType": "{media_types.DOCKER_MANIFEST}",
    "config": {{
-      "mediaType": "{manifests.DOCKER_CONFIG}",
+      "mediaType": "{media_types.DOCKER_CONFIG}",
       "digest": "{digest}",
       "size": {len(CONFIG)}
    }},
@@ -55,13 +56,13 @@ async def test_the_config_becomes_dockers(node: MemoryNode) -> None:
       "b": "\\u003c"
    }}
 }}"""
-    assert made == Descriptor(manifests.DOCKER_MANIFEST, made.digest, len(node.blobs[made.digest]))
+    assert made == Descriptor(media_types.DOCKER_MANIFEST, made.digest, len(node.blobs[made.digest]))
     assert node.labels[made.digest] == {"containerd.io/gc.ref.content.config": digest, "containerd.io/gc.ref.content.l.0": LAYER.digest}
     assert await converted(node, made) == made
 
 
 @pytest.mark.parametrize(("config", "media_type"), [
-    (CONFIG, manifests.CONFIG), (b"\x00not json", OCTET_STREAM), (b"{}", OCTET_STREAM), (b"[]", OCTET_STREAM), (CONFIG.replace(b'"sha256:x"', b'"a", "b"'), OCTET_STREAM),
+    (CONFIG, media_types.CONFIG), (b"\x00not json", OCTET_STREAM), (b"{}", OCTET_STREAM), (b"[]", OCTET_STREAM), (CONFIG.replace(b'"sha256:x"', b'"a", "b"'), OCTET_STREAM),
 ])
 async def test_what_is_no_old_image_stays(node: MemoryNode, config: bytes, media_type: str) -> None:
     """An image of today, and artifacts with whatever config."""
@@ -72,5 +73,5 @@ async def test_what_is_no_old_image_stays(node: MemoryNode, config: bytes, media
 
 async def test_an_index_stays(node: MemoryNode) -> None:
     """As in containerd, whatever is in it."""
-    index = Descriptor(manifests.INDEX, node.put(b"{}"), 2)
+    index = Descriptor(media_types.INDEX, node.put(b"{}"), 2)
     assert await converted(node, index) == index

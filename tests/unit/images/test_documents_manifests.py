@@ -7,12 +7,14 @@ import json
 import pytest
 
 from services.images.documents import manifests
-from services.images.documents.manifests import Config, Descriptor
+from services.images.documents.manifests import Config
 from services.kit import errors
+from services.oci import digests, media_types
+from services.oci.descriptors import Descriptor
 from services.oci.platforms import Platform
 
 D = [f"sha256:{n:064x}" for n in range(0, 0x80, 0x10)]
-INDEX = Descriptor(manifests.INDEX, D[0], 0)
+INDEX = Descriptor(media_types.INDEX, D[0], 0)
 
 
 def test_json_is_gos() -> None:
@@ -22,10 +24,10 @@ def test_json_is_gos() -> None:
 
 def test_a_descriptor_goes_there_and_back() -> None:
     """In the order of Go's fields, without what is empty, annotations sorted."""
-    full = Descriptor(manifests.MANIFEST, D[1], 7, {"b": "2", "a": "1"}, Platform("linux", "arm", "v7", "1", ("f",)), ("http://x",), b"{}", "t")
+    full = Descriptor(media_types.MANIFEST, D[1], 7, {"b": "2", "a": "1"}, Platform("linux", "arm", "v7", "1", ("f",)), ("http://x",), b"{}", "t")
     written = manifests.encoded(manifests.descriptor_to_json(full))
     assert written == (
-        f'{{"mediaType":"{manifests.MANIFEST}","digest":"{D[1]}","size":7,"urls":["http://x"],"annotations":{{"a":"1","b":"2"}},"data":"e30=",'
+        f'{{"mediaType":"{media_types.MANIFEST}","digest":"{D[1]}","size":7,"urls":["http://x"],"annotations":{{"a":"1","b":"2"}},"data":"e30=",'
         '"platform":{"architecture":"arm","os":"linux","os.version":"1","os.features":["f"],"variant":"v7"},"artifactType":"t"}').encode()
     assert manifests.children_in(b'{"manifests":[' + written + b"]}", INDEX) == [full]
     assert list(manifests.descriptor_to_json(Descriptor("m", D[0], 0))) == ["mediaType", "digest", "size"]
@@ -53,7 +55,7 @@ def test_a_malformed_descriptor_is_named(found: str, why: str) -> None:
 ])
 def test_a_child_that_cannot_be_one_is_refused(found: str, why: str) -> None:
     """Before anybody writes a label of it, or asks for it."""
-    for document, descriptor in ((f'{{"manifests":[{found}]}}', INDEX), (f'{{"config":{found}}}', Descriptor(manifests.MANIFEST, D[0], 0))):
+    for document, descriptor in ((f'{{"manifests":[{found}]}}', INDEX), (f'{{"config":{found}}}', Descriptor(media_types.MANIFEST, D[0], 0))):
         with pytest.raises(errors.InvalidArgument) as caught:
             manifests.children_in(document.encode(), descriptor)
         assert str(caught.value).startswith(("index ", "manifest "))
@@ -62,10 +64,10 @@ def test_a_child_that_cannot_be_one_is_refused(found: str, why: str) -> None:
 
 def test_names_are_read_as_go_reads_them() -> None:
     """containerd pulls such images: names of fields without regard to case, of duplicates the last, objects merged; keys of annotations as they are."""
-    document = f"""{{"Config":{{"MEDIATYPE":"{manifests.CONFIG}","digest":"{D[1]}","digest":"{D[2]}"}},"CONFIG":{{"Size":3}},
+    document = f"""{{"Config":{{"MEDIATYPE":"{media_types.CONFIG}","digest":"{D[1]}","digest":"{D[2]}"}},"CONFIG":{{"Size":3}},
                    "lAYERS":[{{"digest":"{D[3]}","annotations":{{"A":"1","a":"2","b":null,"c":"\\ud800"}},"platform":null}}],"x":{"[" * 5000}{"]" * 5000}}}"""
-    assert manifests.children_in(document.encode(), Descriptor(manifests.MANIFEST, D[0], 0)) == [
-        Descriptor(manifests.CONFIG, D[2], 3), Descriptor("", D[3], 0, {"A": "1", "a": "2", "b": "", "c": "\ufffd"})]
+    assert manifests.children_in(document.encode(), Descriptor(media_types.MANIFEST, D[0], 0)) == [
+        Descriptor(media_types.CONFIG, D[2], 3), Descriptor("", D[3], 0, {"A": "1", "a": "2", "b": "", "c": "\ufffd"})]
     assert Config.parse(f'{{"OS":"linux","RootFS":{{"Diff_IDs":["{D[1]}"],"Type":"layers"}}}}'.encode(), "c").diff_ids == (D[1],)
 
 
@@ -78,26 +80,26 @@ def test_a_document_names_a_number_of_others() -> None:
 
 
 def manifest(**more: object) -> bytes:
-    return json.dumps({"schemaVersion": 2, "config": {"mediaType": manifests.CONFIG, "digest": D[1], "size": 1},
+    return json.dumps({"schemaVersion": 2, "config": {"mediaType": media_types.CONFIG, "digest": D[1], "size": 1},
                        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": d, "size": 2} for d in D[2:4]], **more}).encode()
 
 
 def test_children_are_the_config_and_then_the_layers() -> None:
-    assert [c.digest for c in manifests.children_in(manifest(), Descriptor(manifests.MANIFEST, D[0], 0))] == D[1:4]
-    assert not manifests.children_in(b"not read", Descriptor(manifests.CONFIG, D[0], 0))
+    assert [c.digest for c in manifests.children_in(manifest(), Descriptor(media_types.MANIFEST, D[0], 0))] == D[1:4]
+    assert not manifests.children_in(b"not read", Descriptor(media_types.CONFIG, D[0], 0))
 
 
 @pytest.mark.parametrize(("document", "media_type", "why"), [
-    (b"[]", manifests.MANIFEST, "a list instead of an object"),
-    (b"{", manifests.INDEX, "index"),
-    (manifest(manifests=[{}]), manifests.MANIFEST, "expected manifest but found index"),
-    (manifest(mediaType=manifests.INDEX), manifests.MANIFEST, "expected manifest but found index"),
-    (manifest(), manifests.INDEX, "expected index but found manifest"),
-    (b'{"fsLayers":[1]}', manifests.DOCKER_MANIFEST, "schema 1 not supported"),
-    (b'{"fsLayers":null}', manifests.DOCKER_MANIFEST, "schema 1 not supported"),
-    (manifest(manifests=[]), manifests.MANIFEST, "expected manifest but found index"),
-    (b'{"manifests":[],"Layers":null}', manifests.INDEX, "expected index but found manifest"),
-    (b'{"manifests":{"a":1}}', manifests.INDEX, "manifests: an object instead of a list"),
+    (b"[]", media_types.MANIFEST, "a list instead of an object"),
+    (b"{", media_types.INDEX, "index"),
+    (manifest(manifests=[{}]), media_types.MANIFEST, "expected manifest but found index"),
+    (manifest(mediaType=media_types.INDEX), media_types.MANIFEST, "expected manifest but found index"),
+    (manifest(), media_types.INDEX, "expected index but found manifest"),
+    (b'{"fsLayers":[1]}', media_types.DOCKER_MANIFEST, "schema 1 not supported"),
+    (b'{"fsLayers":null}', media_types.DOCKER_MANIFEST, "schema 1 not supported"),
+    (manifest(manifests=[]), media_types.MANIFEST, "expected manifest but found index"),
+    (b'{"manifests":[],"Layers":null}', media_types.INDEX, "expected index but found manifest"),
+    (b'{"manifests":{"a":1}}', media_types.INDEX, "manifests: an object instead of a list"),
 ])
 def test_a_document_that_is_not_what_its_descriptor_says(document: bytes, media_type: str, why: str) -> None:
     with pytest.raises(errors.Unknown, match=why):
@@ -106,8 +108,8 @@ def test_a_document_that_is_not_what_its_descriptor_says(document: bytes, media_
 
 def test_labels_name_children_by_kind_and_number() -> None:
     """As containerd's, so that either's collector understands the other's content."""
-    children = [Descriptor(manifests.CONFIG, D[0], 0), *(Descriptor(manifests.DOCKER_LAYER_GZIP, d, 0) for d in D[1:3]), *(Descriptor(manifests.MANIFEST, d, 0) for d in D[3:5]),
-                Descriptor("x/y", D[5], 0), Descriptor(manifests.INDEX, D[6], 0), Descriptor(manifests.MANIFEST, D[7], 0, {manifests.SUBJECT: D[0]})]
+    children = [Descriptor(media_types.CONFIG, D[0], 0), *(Descriptor(media_types.DOCKER_LAYER_GZIP, d, 0) for d in D[1:3]), *(Descriptor(media_types.MANIFEST, d, 0) for d in D[3:5]),
+                Descriptor("x/y", D[5], 0), Descriptor(media_types.INDEX, D[6], 0), Descriptor(media_types.MANIFEST, D[7], 0, {manifests.SUBJECT: D[0]})]
     prefix = "containerd.io/gc.ref.content."
     assert manifests.reference_labels(children) == {
         f"{prefix}config": D[0], f"{prefix}l.0": D[1], f"{prefix}l.1": D[2], f"{prefix}m.0": D[3], f"{prefix}m.1": D[4], f"{prefix}0": D[5],
@@ -116,17 +118,17 @@ def test_labels_name_children_by_kind_and_number() -> None:
 
 @pytest.mark.parametrize(("media_type", "layer", "foreign"), [
     ("application/vnd.oci.image.layer.v1.tar", True, False), ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", True, True),
-    (manifests.DOCKER_LAYER_GZIP, True, False), ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", True, True),
-    (f"{manifests.DOCKER_LAYER}+encrypted", True, False), ("application/vnd.erofs.layer.v1", True, False), (manifests.CONFIG, False, False), ("", False, False),
+    (media_types.DOCKER_LAYER_GZIP, True, False), ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", True, True),
+    (f"{media_types.DOCKER_LAYER}+encrypted", True, False), ("application/vnd.erofs.layer.v1", True, False), (media_types.CONFIG, False, False), ("", False, False),
 ])
 def test_kinds_of_layers(media_type: str, layer: bool, foreign: bool) -> None:
-    assert (manifests.is_layer(media_type), manifests.is_non_distributable(media_type)) == (layer, foreign)
+    assert (media_types.is_layer(media_type), media_types.is_non_distributable(media_type)) == (layer, foreign)
 
 
 @pytest.mark.parametrize(("media_type", "annotations", "ref"), [
-    (manifests.MANIFEST, {}, f"manifest-{D[1]}"), (manifests.DOCKER_INDEX, {}, f"index-{D[1]}"), (manifests.DOCKER_CONFIG, {}, f"config-{D[1]}"),
-    (manifests.DOCKER_LAYER, {}, f"layer-{D[1]}"), (manifests.IN_TOTO, {}, f"attestation-{D[1]}"), ("x", {}, f"unknown-{D[1]}"),
-    (manifests.MANIFEST, {"org.opencontainers.image.ref.name": "v1"}, f"manifest-v1@{D[1]}"),
+    (media_types.MANIFEST, {}, f"manifest-{D[1]}"), (media_types.DOCKER_INDEX, {}, f"index-{D[1]}"), (media_types.DOCKER_CONFIG, {}, f"config-{D[1]}"),
+    (media_types.DOCKER_LAYER, {}, f"layer-{D[1]}"), (media_types.IN_TOTO, {}, f"attestation-{D[1]}"), ("x", {}, f"unknown-{D[1]}"),
+    (media_types.MANIFEST, {"org.opencontainers.image.ref.name": "v1"}, f"manifest-v1@{D[1]}"),
 ])
 def test_refs_say_what_is_transferred(media_type: str, annotations: dict[str, str], ref: str) -> None:
     """ctr shows them, and groups by them."""
@@ -134,11 +136,11 @@ def test_refs_say_what_is_transferred(media_type: str, annotations: dict[str, st
 
 
 def test_chain_ids_are_ocis() -> None:
-    chain = manifests.chain_ids(D[1:4])
+    chain = digests.chain_ids(D[1:4])
     assert chain[0] == D[1]
-    assert chain[1] == manifests.digest_of(f"{D[1]} {D[2]}".encode())
-    assert chain[2] == manifests.digest_of(f"{chain[1]} {D[3]}".encode())
-    assert not manifests.chain_ids([])
+    assert chain[1] == digests.digest_of(f"{D[1]} {D[2]}".encode())
+    assert chain[2] == digests.digest_of(f"{chain[1]} {D[3]}".encode())
+    assert not digests.chain_ids([])
 
 
 def test_a_config_says_for_what_it_is() -> None:

@@ -17,14 +17,16 @@ from typing import Any
 import pytest
 
 from services.images.documents import manifests, parser
-from services.images.documents.manifests import Config, Descriptor
+from services.images.documents.manifests import Config
 from services.kit import errors, gojson
+from services.oci import media_types
+from services.oci.descriptors import Descriptor
+from services.oci.digests import digest_of
 from tests.support import TOP, eventually, eventually_async
-from tests.unit.images.memory_node import digest_of
 
 ROOM = " " * parser.LARGE
-INDEX = Descriptor(manifests.INDEX, digest_of(b"index"), 1)
-ENTRIES = [Descriptor(manifests.MANIFEST, digest_of(b"%d" % n), n, {"a": "b"} if n % 2 else {}) for n in range(1000)]
+INDEX = Descriptor(media_types.INDEX, digest_of(b"index"), 1)
+ENTRIES = [Descriptor(media_types.MANIFEST, digest_of(b"%d" % n), n, {"a": "b"} if n % 2 else {}) for n in range(1000)]
 
 
 def written(document: Any) -> bytes:

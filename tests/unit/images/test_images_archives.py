@@ -17,14 +17,15 @@ import zstandard
 
 from services.images.archives import exporter, importer
 from services.images.documents import manifests
-from services.images.documents.manifests import Descriptor
 from services.images.layers.unpacker import Unpacker
 from services.images.transfer import ExportStream, Image, ImageStore, ImportStream, Reference, Unpacking
 from services.kit import errors
-from services.oci import references
+from services.oci import digests, media_types, references
+from services.oci.descriptors import Descriptor
+from services.oci.digests import digest_of
 from services.oci.platforms import Platform, default
 from tests.suites.diff_tars import block, long_name, pax, reg, symlink, tar
-from tests.unit.images.memory_node import MemoryNode, MemorySink, Told, digest_of, layout, pieces, tar_of
+from tests.unit.images.memory_node import MemoryNode, MemorySink, Told, layout, pieces, tar_of
 
 HERE = default()
 NAMED = Reference("prefix", is_prefix=True, allow_overwrite=True)
@@ -48,11 +49,11 @@ class Made:
 
     def image(self, *layers: bytes, platform: Platform = HERE, **more: Any) -> dict[str, Any]:
         config = {**manifests.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}}
-        manifest = {"schemaVersion": 2, "config": self.put(manifests.CONFIG, json.dumps(config).encode()), "layers": [self.put(LAYER, layer) for layer in layers]}
-        return self.put(manifests.MANIFEST, json.dumps(manifest).encode(), platform=manifests.platform_to_json(platform), **more)
+        manifest = {"schemaVersion": 2, "config": self.put(media_types.CONFIG, json.dumps(config).encode()), "layers": [self.put(LAYER, layer) for layer in layers]}
+        return self.put(media_types.MANIFEST, json.dumps(manifest).encode(), platform=manifests.platform_to_json(platform), **more)
 
     def index(self, *entries: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        return self.put(manifests.INDEX, json.dumps({"schemaVersion": 2, "manifests": entries}).encode(), **more)
+        return self.put(media_types.INDEX, json.dumps({"schemaVersion": 2, "manifests": entries}).encode(), **more)
 
 
 def named(name: str) -> dict[str, Any]:
@@ -100,7 +101,7 @@ async def test_entries_without_a_name_are_not_images_but_the_index_may_be(node: 
     made = Made()
     archive = layout([made.image(b"x")], made.blobs)
     await imported(archive, node, ImageStore("whole:1", references=(NAMED,)))
-    assert [(i.name, i.target.media_type) for i in node.images.values()] == [("whole:1", manifests.INDEX)]
+    assert [(i.name, i.target.media_type) for i in node.images.values()] == [("whole:1", media_types.INDEX)]
 
 
 async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(node: MemoryNode) -> None:
@@ -196,7 +197,7 @@ async def test_what_is_for_other_platforms_is_left_out_where_only_wanted_images_
     made, told, there = Made(), Told(), Platform("linux", "s390x")
     said, unsaid = made.image(b"there", platform=there, **named("said:1")), {k: v for k, v in made.image(b"there", platform=there, **named("unsaid:1")).items() if k != "platform"}
     inner = made.index(made.image(b"a", platform=there), made.image(b"b", platform=Platform("linux", "arm", "v7")), made.image(b"c", platform=Platform("unknown", "unknown")), **named("inner:1"))
-    artifact = made.put(manifests.MANIFEST, json.dumps({"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}).encode(), **named("artifact:1"))
+    artifact = made.put(media_types.MANIFEST, json.dumps({"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}).encode(), **named("artifact:1"))
     entries = [said, made.image(b"here", **named("here:1")), unsaid, inner, made.index(made.image(b"a", platform=there), made.image(b"here"), **named("multi:1")), artifact,
                made.image(b"d", platform=Platform("unknown", "unknown"), **named("attest:1"))]
     prefix = Reference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True)
@@ -231,7 +232,7 @@ async def test_an_artifact_type_that_is_a_configs_makes_no_artifact(node: Memory
     made = Made()
     node.diff_ids = {digest_of(b"layer"): digest_of(b"layer")}
     store = ImageStore(platforms=(HERE,), references=(NAMED,), unpacks=(Unpacking(HERE),), only_wanted=True)
-    await imported(layout([made.image(b"layer", artifactType=manifests.CONFIG, **named("crane:1"))], made.blobs), node, store)
+    await imported(layout([made.image(b"layer", artifactType=media_types.CONFIG, **named("crane:1"))], made.blobs), node, store)
     assert list(node.images) == ["crane:1"]
     assert node.applied == [digest_of(b"layer")]
 
@@ -250,9 +251,9 @@ async def test_what_docker_saves_gets_the_manifest_that_containerd_makes_of_it(n
     target = node.images["docker.io/library/box:1"].target
     assert target.annotations == {references.IMAGE_NAME: "docker.io/library/box:1", references.REF_NAME: "1"}
     assert node.images["example.com/x/y:2"].target.digest == target.digest
-    layer = f'{{"mediaType":"{manifests.DOCKER_LAYER}","digest":"{digest_of(b"layer")}","size":5}}'
+    layer = f'{{"mediaType":"{media_types.DOCKER_LAYER}","digest":"{digest_of(b"layer")}","size":5}}'
     assert node.blobs[target.digest].decode() == (
-        f'{{"schemaVersion":2,"mediaType":"{manifests.DOCKER_MANIFEST}","config":{{"mediaType":"{manifests.DOCKER_CONFIG}","digest":"{digest_of(CONFIG)}",'
+        f'{{"schemaVersion":2,"mediaType":"{media_types.DOCKER_MANIFEST}","config":{{"mediaType":"{media_types.DOCKER_CONFIG}","digest":"{digest_of(CONFIG)}",'
         f'"size":{len(CONFIG)}}},"layers":[{layer},{layer}]}}')
     index = next(d for d, labels in node.labels.items() if labels.get("containerd.io/gc.ref.content.m.1"))
     assert node.blobs[index].startswith(b'{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.docker.distribution.manifest.v2+json"')
@@ -276,13 +277,13 @@ async def test_a_zstd_archive_has_a_window_as_zstd_takes_it(node: MemoryNode, wi
 async def test_dockers_compressed_layers_are_called_so(node: MemoryNode, packed: Any) -> None:
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": packed(b"layer")}), node)
     manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
-    assert manifest["layers"][0]["mediaType"] == manifests.DOCKER_LAYER_GZIP
+    assert manifest["layers"][0]["mediaType"] == media_types.DOCKER_LAYER_GZIP
 
 
 async def test_layers_are_compressed_on_demand(node: MemoryNode) -> None:
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer" * 99}), node, force_compress=True)
     layer, = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])["layers"]
-    assert layer["mediaType"] == manifests.DOCKER_LAYER_GZIP
+    assert layer["mediaType"] == media_types.DOCKER_LAYER_GZIP
     assert gzip.decompress(node.blobs[layer["digest"]]) == b"layer" * 99
     assert node.labels[layer["digest"]] == {"containerd.io/uncompressed": digest_of(b"layer" * 99)}
 
@@ -292,7 +293,7 @@ async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode
     known = node.put(gzip.compress(b"layer", mtime=0), {"containerd.io/uncompressed": digest_of(b"layer")})
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer"}), node)
     manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
-    assert manifest["layers"] == [{"mediaType": manifests.DOCKER_LAYER_GZIP, "digest": known, "size": len(node.blobs[known])}]
+    assert manifest["layers"] == [{"mediaType": media_types.DOCKER_LAYER_GZIP, "digest": known, "size": len(node.blobs[known])}]
 
 
 @pytest.mark.parametrize(("archive", "why"), [
@@ -420,7 +421,7 @@ async def test_layers_are_unpacked_where_the_destination_says_so(node: MemoryNod
     made = Made()
     node.diff_ids = {digest_of(b"low"): digest_of(b"low"), digest_of(b"top"): digest_of(b"top")}
     await imported(layout([made.image(b"low", b"top", **named("a:1"))], made.blobs), node, ImageStore(unpacks=(Unpacking(HERE, "snap"),), references=(NAMED,)))
-    chain = manifests.chain_ids([digest_of(b"low"), digest_of(b"top")])
+    chain = digests.chain_ids([digest_of(b"low"), digest_of(b"top")])
     assert list(node.snapshots["snap"].committed) == chain
     config = next(d for d, labels in node.labels.items() if "containerd.io/gc.ref.snapshot.snap" in labels)
     assert node.labels[config]["containerd.io/gc.ref.snapshot.snap"] == chain[-1]
@@ -433,7 +434,7 @@ async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> N
     for data in made.blobs.values():
         node.put(data)
     for name, target in images.items():
-        await node.store(Image(name.replace("_", ":"), *manifests.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(manifests.INDEX, name, 0))))
+        await node.store(Image(name.replace("_", ":"), *manifests.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(media_types.INDEX, name, 0))))
 
 
 async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:
@@ -488,8 +489,8 @@ async def test_an_index_comes_with_the_wanted_platforms(node: MemoryNode) -> Non
 async def test_non_distributable_layers_stay_where_they_are_on_demand(node: MemoryNode) -> None:
     made = Made()
     foreign = made.put("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", b"foreign")
-    config = made.put(manifests.CONFIG, CONFIG)
-    await stored(node, made, a_1=made.put(manifests.MANIFEST, json.dumps({"config": config, "layers": [foreign]}).encode()))
+    config = made.put(media_types.CONFIG, CONFIG)
+    await stored(node, made, a_1=made.put(media_types.MANIFEST, json.dumps({"config": config, "layers": [foreign]}).encode()))
     assert digest_of(b"foreign") in blobs_in(await exported(node, "a:1"))
     assert digest_of(b"foreign") not in blobs_in(await exported(node, "a:1", skip_non_distributable=True))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from services.images import names
-from services.images.documents.manifests import MANIFEST, Descriptor
 from services.images.transfer import ImageStore, Reference
 from services.kit import errors
 from services.oci import references
+from services.oci.descriptors import Descriptor
+from services.oci.media_types import MANIFEST
 
 HEX = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 DIGEST = f"sha256:{HEX}"

@@ -18,7 +18,6 @@ from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.images import logs_stream, streaming_server, transfer_server
 from services.images import transfer_convert as convert
 from services.images.distribution.progress import Tracker
-from services.images.documents.manifests import MANIFEST, Descriptor
 from services.images.layers.unpacker import Unpacker
 from services.images.logs_stream import PENDING, Shown
 from services.images.node.leases_remote import Leases
@@ -28,6 +27,8 @@ from services.images.transfer_server import TransferServicer
 from services.kit import any as kit_any
 from services.kit import errors, rpc
 from services.kit.rpc import NAMESPACE, Call
+from services.oci.descriptors import Descriptor
+from services.oci.media_types import MANIFEST
 from services.oci.platforms import Platform
 from services.snapshots.diff.workers import Appliers
 

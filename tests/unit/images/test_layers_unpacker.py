@@ -14,20 +14,22 @@ from typing import Any
 import pytest
 
 from services.images.documents import manifests
-from services.images.documents.manifests import Descriptor
 from services.images.layers.unpacker import Origin, Unpacker
 from services.images.transfer import Applied, BegunAnew, How, LateError, Unpacking
 from services.kit import errors
+from services.oci import digests, media_types
+from services.oci.descriptors import Descriptor
+from services.oci.digests import digest_of
 from services.oci.platforms import Platform, default
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Mount
 from tests.support import turns
-from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter, digest_of
+from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter
 
 LAYERS = [Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest_of(b"z" + name), 10, {"containerd.io/snapshot/x": "y", "other": "z"})
           for name in (b"one", b"two", b"three")]
 DIFF_IDS = [digest_of(name) for name in (b"one", b"two", b"three")]
-CHAIN = manifests.chain_ids(DIFF_IDS)
+CHAIN = digests.chain_ids(DIFF_IDS)
 SNAP = (Unpacking(default(), "snap"),)
 
 
@@ -70,7 +72,7 @@ class Arriving:
 
 def config(node: MemoryNode, platform: Platform = default(), **rootfs: Any) -> Descriptor:
     document = json.dumps({**manifests.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": DIFF_IDS, **rootfs}}).encode()
-    return Descriptor(manifests.CONFIG, node.put(document), len(document))
+    return Descriptor(media_types.CONFIG, node.put(document), len(document))
 
 
 async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, snap: MemorySnapshotter) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from services.content.store import Digest
 from services.images.documents import manifests
 from services.images.registry import descriptor, failure, mirrors
 from services.images.registry.auth import Authorizer, _Bearer
@@ -22,6 +21,7 @@ from services.images.registry.proxy import proxy_for
 from services.images.registry.reference import Reference
 from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
+from services.oci.digests import Digest
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from deploy.samples import Image, digest_of, image
-from services.content.store import Digest
+from deploy.samples import Image, image
 from services.images.registry import Client, Descriptor
 from services.images.registry.fetch import Body
+from services.oci.digests import Digest, digest_of
 
 LAYER = bytes(range(256)) * 4096  # 1 MiB
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"

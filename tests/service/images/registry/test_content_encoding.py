@@ -11,10 +11,10 @@ import pytest
 import zstandard
 from aiohttp import web
 
-from deploy.samples import digest_of
 from services.images.registry import Hosts, Registry
 from services.images.registry.content_encoding import Decoder, Undecodable, codings
 from services.kit import errors
+from services.oci.digests import digest_of
 from tests.fake_registry import Auth, FakeRegistry, Fault, Serve, cut, encoded, status, then
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, certs, described, fetched, small_image

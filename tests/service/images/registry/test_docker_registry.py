@@ -9,10 +9,10 @@ import pytest
 
 from deploy.samples import Registry as DockerRegistry
 from deploy.samples import image, index
-from services.content.store import Digest
 from services.images.registry import Descriptor, Pushed, Registry
 from services.images.registry.descriptor import OCI_INDEX
 from services.kit import errors
+from services.oci.digests import Digest
 from tests.service.images.registry.pulls import LAYER, described, fetched
 from tests.service.images.registry.test_push import source
 

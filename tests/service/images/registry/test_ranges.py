@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from services.content.store import Digest
 from services.images.concurrency.budget import Budget
 from services.images.distribution.fetcher import PART, Fetcher
-from services.images.documents import manifests
 from services.images.node.ingest import FileLanding
 from services.images.registry import Descriptor, Hosts, NoParts, Reference, Registry
 from services.images.registry.fetch import SLICES
 from services.images.registry.mirrors import RANGES_REST, MirrorMemory
+from services.oci import descriptors, digests
+from services.oci.digests import Digest
 from tests.fake_registry import FakeRegistry, closed_ranges_only, cut, no_ranges, odd_parts, sliced, status
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, LAYER_TYPE, certs, described, fetched, small_image
@@ -188,7 +188,7 @@ class LandingNode:
         self.landed: bytes | None = None
 
     @contextlib.asynccontextmanager
-    async def landing(self, descriptor: manifests.Descriptor) -> AsyncIterator[FileLanding]:
+    async def landing(self, descriptor: descriptors.Descriptor) -> AsyncIterator[FileLanding]:
         async def commit(labels: Mapping[str, str]) -> None:
             self.landed = self.path.read_bytes()
 
@@ -201,7 +201,7 @@ class LandingNode:
 
 
 async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> None:
-    descriptor = manifests.Descriptor(LAYER_TYPE, manifests.digest_of(node.data), len(node.data))
+    descriptor = descriptors.Descriptor(LAYER_TYPE, digests.digest_of(node.data), len(node.data))
     await Fetcher(Budget()).fetch(node, registry.client(), Reference.parse(name), descriptor, {}, 0)  # type: ignore[arg-type]
 
 

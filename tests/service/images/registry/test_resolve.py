@@ -10,10 +10,10 @@ import pytest
 from aiohttp import web
 
 from deploy.samples import index
-from services.content.store import Digest
 from services.images.registry import Hosts, Reference, Registry
 from services.images.registry.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from services.kit import errors
+from services.oci.digests import Digest
 from tests.fake_registry import Authority, FakeRegistry, endless, redirect, status
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK

@@ -1,0 +1,42 @@
+"""Descriptors: how OCI's documents, and containerd's messages, name a blob."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from services.oci.digests import digest_of
+from services.oci.media_types import IN_TOTO, is_index, is_known_config, is_layer, is_manifest
+from services.oci.platforms import Platform
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A blob as a document names it."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+    data: bytes = b""
+    """The blob itself, where its document brings it along."""
+    artifact_type: str = ""
+
+    def annotated(self, annotations: Mapping[str, str]) -> Descriptor:
+        """The same with these annotations too."""
+        return replace(self, annotations={**self.annotations, **annotations}) if annotations else self
+
+    @property
+    def brought(self) -> bytes | None:
+        """The blob, if its document brings it along."""
+        return self.data if self.data and len(self.data) == self.size and digest_of(self.data) == self.digest else None
+
+    @property
+    def ref(self) -> str:
+        """The name by which clients know the transfer of this blob: ``layer-sha256:...``."""
+        named = self.annotations.get("org.opencontainers.image.ref.name")
+        key = self.digest if named is None else f"{named}@{self.digest}"
+        kinds = (("manifest", is_manifest), ("index", is_index), ("layer", is_layer), ("config", is_known_config), ("attestation", lambda t: t == IN_TOTO))
+        return next((f"{kind}-{key}" for kind, test in kinds if test(self.media_type)), f"unknown-{key}")

@@ -1,0 +1,57 @@
+"""Digests, which name blobs by their bytes, and the chain ids that are made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+ALGORITHMS: Mapping[str, int] = {"sha256": 64, "sha384": 96, "sha512": 128}
+"""Digest algorithms that containerd accepts, and the number of hex digits of each."""
+
+CANONICAL = "sha256"
+"""The algorithm where nobody asked for another."""
+
+_SHAPE = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
+_HEX = re.compile(r"[a-f0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A checked ``sha256:hex`` name (or sha384, sha512); holding one means it is well formed."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The digest that ``text`` names; ValueError says in containerd's words why it names none."""
+        algorithm, _, encoded = text.partition(":")
+        if not algorithm or not encoded:
+            raise ValueError("invalid checksum digest format")
+        digits = ALGORITHMS.get(algorithm)
+        if digits is None:
+            raise ValueError("unsupported digest algorithm" if _SHAPE.fullmatch(text) else "invalid checksum digest format")
+        if len(encoded) != digits:
+            raise ValueError("invalid checksum digest length")
+        if not _HEX.fullmatch(encoded):
+            raise ValueError("invalid checksum digest format")
+        return cls(algorithm, encoded)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+def digest_of(data: bytes) -> str:
+    """``sha256:HEX`` of ``data``."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def chain_ids(diff_ids: Iterable[str]) -> list[str]:
+    """The name of each layer together with those below it: the digest of the chain id below, a space, and the diff id."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+    return chain
