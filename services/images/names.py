@@ -1,13 +1,23 @@
-"""Under which names an image store keeps an image, and which images it means as a source."""
+"""Under which names an image store keeps an image, and which images it means as a source.
+
+Archives name an image by annotations of its descriptor: containerd's own has the full reference, OCI's often only a tag, which is then put behind a prefix that the importer chose.
+"""
 
 from __future__ import annotations
 
 import datetime
+import re
+from collections.abc import Callable, Mapping
 
 from services.images.transfer import Image, ImageStore, Node
 from services.kit import errors
-from services.oci import references
 from services.oci.descriptors import Descriptor
+
+IMAGE_NAME = "io.containerd.image.name"
+"""containerd's annotation: the full reference."""
+
+REF_NAME = "org.opencontainers.image.ref.name"
+"""OCI's annotation: a reference, or only a tag."""
 
 
 def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
@@ -16,7 +26,7 @@ def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
     for reference in store.references:
         if not reference.is_prefix:
             continue
-        name = references.of_annotations(target.annotations, references.behind(reference.name, strict=not reference.allow_overwrite))
+        name = of_annotations(target.annotations, behind(reference.name, strict=not reference.allow_overwrite))
         if name:
             images.append(name)
         if reference.add_digest and not (name and reference.skip_named_digest):
@@ -59,3 +69,42 @@ async def stored(images: list[Image], node: Node) -> list[Image]:
     if not images:
         raise errors.NotFound("no image name found")
     return [await node.store(image) for image in images]
+
+
+# ---------------------------------------------------------------------------------------------- annotations
+
+
+def for_oci(name: str) -> str:
+    """What OCI's annotation says of an image of this name: its tag, or, where it has none, the whole name."""
+    host, slash, rest = name.partition("/")
+    if not slash or not host or "://" in name:
+        return name
+    found = re.search("[:@]", rest)
+    if found is None or found[0] == "@":
+        return name
+    return rest[found.end():] or name
+
+
+def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
+    """Tags become ``PREFIX:TAG``, full references stay; ``strict``: those that do not begin with the prefix become ""."""
+    def name(reference: str) -> str:
+        if not prefix:
+            return ""
+        if any(c in reference for c in "/:@"):
+            begins = reference.startswith(prefix) and reference[len(prefix):len(prefix) + 1] in ("", "/", ":", "@")
+            return "" if strict and not begins else reference
+        return f"{prefix}:{reference}"
+
+    return name
+
+
+def of_annotations(annotations: Mapping[str, str], name: Callable[[str], str]) -> str:
+    """The name that an archive gives to an image, as ``name`` (of :func:`behind`) turns it; "" if there is none that may be used.
+
+    containerd's annotation is used as it is or not at all.
+    """
+    full = annotations.get(IMAGE_NAME)
+    if full:
+        return full if name(full) == full else ""
+    reference = annotations.get(REF_NAME)
+    return name(reference) if reference else ""

@@ -18,7 +18,7 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
-DOCKER_SCHEMA_1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+SCHEMA_1 = (DOCKER_SCHEMA_1, "application/vnd.docker.distribution.manifest.v1+prettyjws")
 IN_TOTO = "application/vnd.in-toto+json"
 
 _INDEXES = frozenset({INDEX, DOCKER_INDEX})
@@ -37,6 +37,11 @@ def is_index(media_type: str) -> bool:
 
 def is_manifest(media_type: str) -> bool:
     return media_type in _MANIFESTS
+
+
+def is_root(media_type: str) -> bool:
+    """A manifest or an index: what a name can resolve to, and what lives under ``manifests/`` in a registry."""
+    return media_type in _MANIFESTS or media_type in _INDEXES
 
 
 def is_config(media_type: str) -> bool:

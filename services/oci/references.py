@@ -1,22 +1,83 @@
-"""Names of images: Docker's short ones and their full forms, and the names that archives give to what is in them.
+"""References: the names of images, ``HOST/REPOSITORY[:TAG][@DIGEST]``.
 
-A *reference* is ``DOMAIN/PATH[:TAG][@DIGEST]``. People write it short ("busybox"); images are stored under the full form
-("docker.io/library/busybox:latest"). Archives name an image by annotations of its descriptor: containerd's own has the full reference,
-OCI's often only a tag, which is then put behind a prefix that the importer chose.
+A :class:`Reference` is given in full, as ``ctr`` and the transfer service want it: nothing is added to ``busybox``, since guessing the host is how one gets somebody else's
+image. The *host* names a namespace; which machines serve it (``docker.io`` is at registry-1.docker.io, a mirror may be asked first) is for the registry client's configuration.
+With both a tag and a digest the digest decides.
+
+People write references short, as Docker does ("busybox"), and images are stored under the full form ("docker.io/library/busybox:latest"): :func:`normalized`, :func:`complete` and
+:func:`familiar` are the ways between them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 from services.kit import errors
+from services.oci.digests import Digest
 
-IMAGE_NAME = "io.containerd.image.name"
-"""containerd's annotation: the full reference."""
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+_PATH_COMPONENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._~-]*[A-Za-z0-9_-])?")
+_ANY_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_OBJECT = re.compile(r"[:@]")
+_EXAMPLE = "give it in full, such as docker.io/library/busybox:latest"
 
-REF_NAME = "org.opencontainers.image.ref.name"
-"""OCI's annotation: a reference, or only a tag."""
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A parsed reference; ``str()`` gives it back."""
+
+    host: str
+    repository: str
+    tag: str = ""
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The reference that ``text`` is; InvalidArgument says what is wrong with it."""
+
+        def refuse(why: str) -> errors.InvalidArgument:
+            return errors.InvalidArgument(f'reference "{text}": {why}')
+
+        if "://" in text:
+            raise refuse("it is a URL; leave out the scheme")
+        host, slash, path = text.partition("/")
+        if not slash or not path:
+            raise refuse(f"no repository; {_EXAMPLE}")
+        parsed = _HOST.fullmatch(host)
+        if parsed is None or int(parsed["port"] or 1) not in range(1, 65536):
+            raise refuse(f'"{host}" is not a host; {_EXAMPLE}')
+        split = _OBJECT.search(path)
+        repository, rest = (path[: split.start()], path[split.start():]) if split else (path, "")
+        for component in repository.split("/"):
+            if not _PATH_COMPONENT.fullmatch(component):
+                raise refuse(f'"{repository}" is not the name of a repository')
+        before, at, named = rest.partition("@")
+        tag = before.removeprefix(":")
+        if before and not _ANY_TAG.fullmatch(tag):
+            raise refuse(f'"{tag}" is not a tag')
+        try:
+            return cls(host, repository, tag, Digest.parse(named) if at else None)
+        except ValueError as error:
+            raise refuse(f'"{named}": {error}') from None
+
+    @property
+    def target(self) -> str:
+        """What to ask the registry for: the digest if there is one, else the tag; InvalidArgument without either."""
+        if self.digest is None and not self.tag:
+            raise errors.InvalidArgument(f'reference "{self}": neither a tag nor a digest: object required')
+        return str(self.digest or self.tag)
+
+    def at(self, digest: Digest) -> Self:
+        """The same, pinned to ``digest``."""
+        return replace(self, digest=digest)
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.repository}" + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+# ---------------------------------------------------------------------------------------------- Docker's short forms
 
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
@@ -72,39 +133,3 @@ def familiar(reference: str) -> str:
     if not tag and not digest:
         tag = "latest"
     return name + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
-
-
-def for_oci(name: str) -> str:
-    """What OCI's annotation says of an image of this name: its tag, or, where it has none, the whole name."""
-    host, slash, rest = name.partition("/")
-    if not slash or not host or "://" in name:
-        return name
-    found = re.search("[:@]", rest)
-    if found is None or found[0] == "@":
-        return name
-    return rest[found.end():] or name
-
-
-def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
-    """Tags become ``PREFIX:TAG``, full references stay; ``strict``: those that do not begin with the prefix become ""."""
-    def name(reference: str) -> str:
-        if not prefix:
-            return ""
-        if any(c in reference for c in "/:@"):
-            begins = reference.startswith(prefix) and reference[len(prefix):len(prefix) + 1] in ("", "/", ":", "@")
-            return "" if strict and not begins else reference
-        return f"{prefix}:{reference}"
-
-    return name
-
-
-def of_annotations(annotations: Mapping[str, str], name: Callable[[str], str]) -> str:
-    """The name that an archive gives to an image, as ``name`` (of :func:`behind`) turns it; "" if there is none that may be used.
-
-    containerd's annotation is used as it is or not at all.
-    """
-    full = annotations.get(IMAGE_NAME)
-    if full:
-        return full if name(full) == full else ""
-    reference = annotations.get(REF_NAME)
-    return name(reference) if reference else ""

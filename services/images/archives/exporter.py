@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from services.images import names
 from services.images.concurrency import threads
+from services.images.distribution.sources import SOURCE
 from services.images.documents import blobs, manifests
 from services.images.documents.graph import Walk
 from services.images.transfer import ExportStream, ImageStore, Node, Progress, Report, Sink
@@ -24,9 +25,6 @@ from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest
 
 log = logging.getLogger(__name__)
-
-SOURCE = "containerd.io/distribution.source"
-"""Labels of a blob: where it can be fetched."""
 
 _PIECE = 1 << 20
 _OCTAL_LIMIT = 1 << 33
@@ -59,7 +57,7 @@ async def exported(source: ImageStore, destination: ExportStream, node: Node, re
     """Write the source's images to the archive. NotFound for an image, for one of its documents or layers, or where an index has nothing for the platform."""
     report(Progress("Exporting"))
     with tracing.span("images.export"):
-        targets = [image.target.annotated({references.IMAGE_NAME: image.name, references.REF_NAME: references.for_oci(image.name)})
+        targets = [image.target.annotated({names.IMAGE_NAME: image.name, names.REF_NAME: names.for_oci(image.name)})
                    for image in await names.looked_up(source, node)]
         records = await _Archive(destination, node).records(targets)
         await written(records, destination.sink, node)
@@ -86,7 +84,7 @@ class _Archive:
             try:
                 labels = (await self._node.info(target.digest)).labels
             except errors.NotFound as error:
-                log.warning("%s is not exported: %s", target.annotations.get(references.IMAGE_NAME), error)
+                log.warning("%s is not exported: %s", target.annotations.get(names.IMAGE_NAME), error)
                 continue
             entries.append(target.annotated({key: value for key, value in labels.items() if key.startswith(SOURCE)}))
         for entry in entries:
@@ -115,7 +113,7 @@ class _Archive:
             chosen = self._chosen[entry.digest]
         else:
             raise errors.InvalidArgument("only manifests may be exported")
-        self._docker[chosen].names.append(entry.annotations[references.IMAGE_NAME])
+        self._docker[chosen].names.append(entry.annotations[names.IMAGE_NAME])
 
     async def _index(self, entry: Descriptor) -> str:
         """All manifests of an index that are wanted; the answer is the digest of the one that fits best."""

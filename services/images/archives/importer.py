@@ -336,7 +336,7 @@ async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor
     manifest = await written(manifests.encoded(document), media_types.DOCKER_MANIFEST, node)
     manifest = replace(manifest, platform=(await config_of(node, config)).platform)
     full = [references.normalized(reference) for reference in found.get("RepoTags") or []]
-    return [manifest.annotated({references.IMAGE_NAME: n, references.REF_NAME: references.for_oci(n)}) for n in full] or [manifest]
+    return [manifest.annotated({names.IMAGE_NAME: n, names.REF_NAME: names.for_oci(n)}) for n in full] or [manifest]
 
 
 async def _docker_layers(files: Sequence[str], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:

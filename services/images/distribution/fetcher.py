@@ -18,14 +18,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from services.images.concurrency.budget import STREAMS, Budget
 from services.images.concurrency.gather import together
 from services.images.concurrency.keyed_locks import Turns
-from services.images.distribution.sources import asked
-from services.images.registry import Body, Client, NoParts, Reference, WrongBytes
+from services.images.registry import Body, Client, NoParts, WrongBytes
 from services.images.transfer import Landing, Node
 from services.kit import errors
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
-from services.oci import media_types
 from services.oci.descriptors import Descriptor
+from services.oci.references import Reference
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +92,11 @@ class Fetcher:
     async def _all_of(self, client: Client, reference: Reference, descriptor: Descriptor, number: int) -> AsyncIterator[bytes]:
         if (brought := descriptor.brought) is not None:
             yield brought
-        elif media_types.is_manifest(descriptor.media_type) or media_types.is_index(descriptor.media_type):
+        elif descriptor.is_root:
             async with self.budget.document():
-                yield await client.manifest(reference, asked(descriptor))
+                yield await client.manifest(reference, descriptor)
         else:
-            async with self.budget.layer(number), self.budget.connection(number), client.fetch(reference, asked(descriptor), 0, descriptor.size) as body:
+            async with self.budget.layer(number), self.budget.connection(number), client.fetch(reference, descriptor, 0, descriptor.size) as body:
                 async for chunk in body:
                     yield bytes(chunk)
 
@@ -157,9 +156,9 @@ class _Fetching:
         descriptor = self._descriptor
         if (brought := descriptor.brought) is not None:
             return brought
-        if media_types.is_manifest(descriptor.media_type) or media_types.is_index(descriptor.media_type):
+        if descriptor.is_root:
             async with self._budget.document():
-                return await self._client.manifest(self._reference, asked(descriptor))
+                return await self._client.manifest(self._reference, descriptor)
         return None
 
     async def _fetched(self, offset: int) -> None:
@@ -200,7 +199,7 @@ class _Fetching:
     async def _part(self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False) -> None:
         """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there. ``part_only``: NoParts from a host that sends whole blobs."""
         descriptor, landing = self._descriptor, self._landing
-        async with self._budget.connection(self._number), self._client.fetch(self._reference, asked(descriptor), start, end - start, part_only=part_only) as body:
+        async with self._budget.connection(self._number), self._client.fetch(self._reference, descriptor, start, end - start, part_only=part_only) as body:
             self._bodies.append(body)
             answered(body)
             async with landing.lane(start) as lane:

@@ -19,20 +19,21 @@ from services.images import names, registry
 from services.images.concurrency.budget import Gate
 from services.images.concurrency.gather import for_each, together
 from services.images.concurrency.stagger import wave
+from services.images.distribution.client import client_of
 from services.images.distribution.fetcher import Begun, Fetcher, nobody_follows
 from services.images.distribution.progress import Tracker
-from services.images.distribution.sources import client_of, resolved, with_source
+from services.images.distribution.sources import with_source
 from services.images.distribution.verifiers import Verifier
 from services.images.documents.graph import LAYERS, Graph
 from services.images.documents.legacy import converted
 from services.images.layers.unpacker import Origin, Unpacker, parts
 from services.images.node.ingest import FileLanding
-from services.images.registry import Reference
 from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.oci import media_types
 from services.oci.descriptors import Descriptor
+from services.oci.references import Reference
 
 _WALKED, _BEGUN = 16, 128
 """Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests, of which its registry may have none, neither opens as many ingests nor
@@ -62,7 +63,7 @@ class RegistryPuller:
             client = client_of(self._registry, source)
             try:
                 async with self._fetcher.budget.document():
-                    root = resolved(await client.resolve(reference))
+                    root = await client.resolve(reference)
             except errors.NodeError as error:
                 raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
             await self._verifier.verify(source.reference, root)

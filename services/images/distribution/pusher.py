@@ -15,14 +15,16 @@ from services.images import registry
 from services.images.concurrency import threads
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import together
+from services.images.distribution.client import client_of
 from services.images.distribution.progress import Tracker
-from services.images.distribution.sources import asked, client_of, mountable
+from services.images.distribution.sources import mountable
 from services.images.documents.graph import Walk
-from services.images.registry import Client, Pushed, Reference
+from services.images.registry import Client, Pushed
 from services.images.transfer import ImageStore, Node, Progress, Registry, Report
 from services.kit import errors, tracing
 from services.oci import media_types, platforms
 from services.oci.descriptors import Descriptor
+from services.oci.references import Reference
 
 MOUNTS = 3
 """Other repositories that are tried for a blob: each costs a request, and the first, whose name is most alike, is nearly always right."""
@@ -45,7 +47,7 @@ class RegistryPusher:
         with tracing.span("images.push", reference=destination.reference):
             image = await node.image(source.name)
             root = image.target
-            reference, digest = Reference.parse(destination.reference), asked(root).digest
+            reference, digest = Reference.parse(destination.reference), root.checked()
             if reference.digest not in (None, digest):
                 raise errors.InvalidArgument(f"{destination.reference}: the image {image.name} has another digest, {digest}")
             reference = reference.at(digest)  # so that the tag is the root's, and no other manifest's
@@ -129,16 +131,16 @@ class _Push:
 
         try:
             async with self._budget.upload(number):
-                how = await self._client.push_blob(self._reference, asked(descriptor), read, mount_from=mountable(labels, self._reference, MOUNTS))
+                how = await self._client.push_blob(self._reference, descriptor, read, mount_from=mountable(labels, self._reference, MOUNTS))
         finally:
             self._moving.pop(descriptor.ref, None)
         self._finished(descriptor, tracker, existed=how is not Pushed.UPLOADED)
 
     async def _document(self, descriptor: Descriptor, tracker: Tracker) -> None:
         async with self._budget.document():
-            existed = await self._client.exists(self._reference, asked(descriptor))
+            existed = await self._client.exists(self._reference, descriptor)
             if not existed:
-                await self._client.push_manifest(self._reference, asked(descriptor), await self._node.document(descriptor))
+                await self._client.push_manifest(self._reference, descriptor, await self._node.document(descriptor))
         self._finished(descriptor, tracker, existed=existed)
 
     def _finished(self, descriptor: Descriptor, tracker: Tracker, *, existed: bool) -> None:

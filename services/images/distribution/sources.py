@@ -1,55 +1,19 @@
-"""From a transfer's words to the registry client's: which hosts, whose credentials; descriptors; and where a blob came from, as its labels tell it."""
+"""Where blobs came from: labels that say in which repositories of a host they are, so that a push may mount them from there."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from services.images import registry, transfer
-from services.images.archives.exporter import SOURCE
-from services.images.registry import Client, Credentials, Hosts, Reference
-from services.images.registry.http_debug import NOBODY, Watch
-from services.kit import errors
-from services.oci.descriptors import Descriptor
-from services.oci.digests import Digest
+from services.oci.references import Reference
 
 log = logging.getLogger(__name__)
 
-_URLS = 16
-"""Other places of a foreign layer that are tried; there is mostly one."""
+SOURCE = "containerd.io/distribution.source"
+"""Labels with this prefix and a host; containerd's. Exported manifests keep them."""
+
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
-
-
-def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
-    """A client for one transfer. Credentials are the request's only: the node's own (docker's, the CRI plugin's) are not for whoever may call Transfer, as in containerd."""
-    ask = end.credentials
-
-    async def source(host: str) -> Credentials | None:
-        assert ask is not None
-        given = await ask(host, ())
-        return Credentials(given.username, given.secret, given.header)
-
-    return process.client(source if ask is not None else None, headers=end.headers, hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
-                          default_scheme=end.default_scheme, watch=Watch(end.show_requests, end.show_connections) if end.show_requests or end.show_connections else NOBODY)
-
-
-def asked(descriptor: Descriptor) -> registry.Descriptor:
-    """A descriptor as the client takes it; InvalidArgument for one whose digest is none."""
-    try:
-        digest = Digest.parse(descriptor.digest)
-    except ValueError as error:
-        raise errors.InvalidArgument(f"digest {descriptor.digest!r}: {error}") from None
-    return registry.Descriptor(digest, descriptor.media_type, descriptor.size, descriptor.urls[:_URLS], descriptor.annotations)
-
-
-def resolved(descriptor: registry.Descriptor) -> Descriptor:
-    """The other way round, of what a name was resolved to."""
-    return Descriptor(descriptor.media_type, str(descriptor.digest), descriptor.size)
-
-
-# ---------------------------------------------------------------------------------------------- where a blob is from
 
 
 def source_key(reference: Reference) -> str:

@@ -11,7 +11,7 @@
 
 From the bottom up:
 
-    reference.py, descriptor.py    what is asked for
+    media_types.py                 what is asked for
     ../registry_timeouts.py        every number that is a time or a count, with its reason; not here, since whoever reads settings needs no HTTP
     host.py, hosts_toml.py, cri_config.py, hosts.py    where it is asked for: certs.d, config.toml, defaults; config_check.py looks at them all
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
@@ -29,13 +29,11 @@ where a host redirects; pauses between tries grow and are random; a manifest of 
 
 from services.images.registry.client import Client, Registry
 from services.images.registry.credentials import Credentials, DockerConfig, Source, first_of
-from services.images.registry.descriptor import Descriptor
 from services.images.registry.fetch import Body, NoParts, WrongBytes
 from services.images.registry.hosts import Hosts
 from services.images.registry.mirrors import MirrorMemory, MirrorState
 from services.images.registry.push import Pushed
-from services.images.registry.reference import Reference
 from services.images.registry_timeouts import Retry, Timeouts
 
-__all__ = ["Body", "Client", "Credentials", "Descriptor", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "NoParts", "Pushed", "Reference", "Registry", "Retry",
+__all__ = ["Body", "Client", "Credentials", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "NoParts", "Pushed", "Registry", "Retry",
            "Source", "Timeouts", "WrongBytes", "first_of"]

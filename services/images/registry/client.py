@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self
 
 from services.images.registry.credentials import Source
-from services.images.registry.descriptor import Descriptor
 from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
 from services.images.registry.fetch import Fetch
 from services.images.registry.host import TLS, Capability, is_address
@@ -16,11 +15,16 @@ from services.images.registry.hosts import Hosts
 from services.images.registry.http_debug import NOBODY, Watch
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.push import Push, Pushed, Read
-from services.images.registry.reference import Reference
 from services.images.registry.resolve import manifest, resolve
 from services.images.registry.transport import Sessions
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
+from services.oci.descriptors import Descriptor
+from services.oci.media_types import is_non_distributable
+from services.oci.references import Reference
+
+_URLS = 16
+"""Other places of a foreign layer that are tried; there is mostly one."""
 
 
 class Registry:
@@ -96,8 +100,8 @@ class Client:
         places: list[Place] = [each for each in await self._of(reference) if Capability.PULL in each.can]
         if descriptor.urls:
             session = await self._registry.sessions.of(TLS())
-            urls = [ForeignUrl(url, session, self._registry.timeouts, self._watch) for url in descriptor.urls if is_address(url)]
-            places = [*urls, *places] if descriptor.is_foreign else [*places, *urls]
+            urls = [ForeignUrl(url, session, self._registry.timeouts, self._watch) for url in descriptor.urls[:_URLS] if is_address(url)]
+            places = [*urls, *places] if is_non_distributable(descriptor.media_type) else [*places, *urls]
         if not places:
             raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may be pulled from")
         return places

@@ -14,14 +14,14 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from services.images.registry.auth import TOKEN_LIMIT, Authorizer
 from services.images.registry.credentials import Source
-from services.images.registry.descriptor import Descriptor
 from services.images.registry.failure import Blame, Failure, answered
 from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, same_host
 from services.images.registry.http_debug import NOBODY, Watch
-from services.images.registry.reference import Reference
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
 from services.images.registry_timeouts import Timeouts
 from services.kit import errors
+from services.oci.descriptors import Descriptor
+from services.oci.references import Reference
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PATH = "/%:@+~"

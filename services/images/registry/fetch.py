@@ -25,16 +25,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 
-from services.images.registry.descriptor import Descriptor
 from services.images.registry.endpoint import Place
 from services.images.registry.failover import Tries
 from services.images.registry.failure import Blame, Failure, combined
 from services.images.registry.mirrors import MirrorMemory
-from services.images.registry.reference import Reference
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
 from services.kit.tracing import span
+from services.oci.descriptors import Descriptor
+from services.oci.references import Reference
 
 AFTER_THE_END = 1.0
 """Seconds for which a body of unstated length may take to end when all expected bytes are there."""
@@ -101,6 +101,7 @@ class Fetch:
     def __init__(self, reference: Reference, descriptor: Descriptor, offset: int, length: int | None,
                  places: Callable[[], Awaitable[Sequence[Place]]], memory: MirrorMemory,
                  timeouts: Timeouts, retry: Retry, *, part_only: bool = False) -> None:
+        descriptor.checked()
         self.descriptor = descriptor
         self.offset = offset
         self._reference = reference
@@ -120,7 +121,7 @@ class Fetch:
         self._failed_over_ranges: set[str] = set()
         self._waited = 0.0
         self._keys: list[str] = []
-        self._span = span("registry.fetch", digest=str(descriptor.digest), offset=offset)
+        self._span = span("registry.fetch", digest=descriptor.digest, offset=offset)
         self.body = Body(self)
 
     async def __aenter__(self) -> Body:

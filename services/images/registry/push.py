@@ -13,16 +13,17 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from services.images.registry.descriptor import MANIFEST_LIMIT, Descriptor
 from services.images.registry.endpoint import Endpoint, push_scopes
 from services.images.registry.failover import Tries
 from services.images.registry.failure import Blame, Failure
+from services.images.registry.media_types import MANIFEST_LIMIT
 from services.images.registry.mirrors import MirrorMemory
-from services.images.registry.reference import Reference
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import errors
 from services.kit.tracing import span
+from services.oci.descriptors import Descriptor
+from services.oci.references import Reference
 
 Read = Callable[[int], AsyncIterator[bytes]]
 """A blob's bytes from an offset on; called again where an upload has to go on."""
@@ -51,7 +52,7 @@ class Push:
 
     async def exists(self, descriptor: Descriptor) -> bool:
         """Whether the repository has it; a manifest under the reference's tag, if that is to name it."""
-        path = self._path(descriptor)
+        digest, path = descriptor.checked(), self._path(descriptor)
 
         async def asked(endpoint: Endpoint) -> bool:
             try:
@@ -60,18 +61,18 @@ class Push:
                 if failure.status == 404:
                     return False
                 raise
-            by_digest, said = path.endswith(str(descriptor.digest)), answer.headers.get("Docker-Content-Digest")
+            by_digest, said = path.endswith(descriptor.digest), answer.headers.get("Docker-Content-Digest")
             if answer.method == "GET" and not by_digest and not said:
                 data = await answer.read(MANIFEST_LIMIT)
-                said = f"{descriptor.digest.algorithm}:{hashlib.new(descriptor.digest.algorithm, data).hexdigest()}"
+                said = f"{digest.algorithm}:{hashlib.new(digest.algorithm, data).hexdigest()}"
             answer.release()  # which also ends the answer of a GET
-            return by_digest or said == str(descriptor.digest)
+            return by_digest or said == descriptor.digest
 
         return await self._tries(descriptor).run(asked)
 
     async def blob(self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0) -> Pushed:
         """See that the repository has a blob. ``piece`` is how many bytes one request may have; 0 for all."""
-        with span("registry.push", digest=str(descriptor.digest), bytes=descriptor.size) as traced:
+        with span("registry.push", digest=descriptor.digest, bytes=descriptor.size) as traced:
             how = await self._blob(descriptor, read, mount_from, piece)
             traced.set(host=self._endpoint.name, how=how.value)
             return how
@@ -85,7 +86,7 @@ class Push:
                                          headers={"Content-Type": descriptor.media_type, "Content-Length": str(len(data))})
             _check_digest(answer, descriptor)
 
-        with span("registry.push", digest=str(descriptor.digest), bytes=len(data)) as traced:
+        with span("registry.push", digest=descriptor.digest, bytes=len(data)) as traced:
             await self._tries(descriptor).run(put)
             traced.set(host=self._endpoint.name)
 
@@ -116,7 +117,7 @@ class Push:
     def _path(self, descriptor: Descriptor) -> str:
         if not descriptor.is_root:
             return f"blobs/{descriptor.digest}"
-        named = self._reference.tag and self._reference.digest in (None, descriptor.digest)
+        named = self._reference.tag and self._reference.digest in (None, descriptor.checked())
         return f"manifests/{self._reference.tag if named else descriptor.digest}"
 
     def _tries(self, descriptor: Descriptor) -> Tries[Endpoint]:
@@ -140,7 +141,7 @@ class _Upload:
 
     async def mounted(self, repository: str) -> bool:
         """Whether the blob could be had from another repository of the host; if not, an upload may be open now."""
-        query = [("mount", str(self._descriptor.digest)), ("from", repository)]
+        query = [("mount", self._descriptor.digest), ("from", repository)]
         try:
             answer = await self._posted(query, push_scopes(self._reference, repository))
         except Failure as failure:
@@ -250,5 +251,5 @@ class _Upload:
 def _check_digest(answer: Answer, descriptor: Descriptor) -> None:
     answer.release()
     said = answer.headers.get("Docker-Content-Digest", "")
-    if said and said != str(descriptor.digest):
+    if said and said != descriptor.digest:
         raise Failure(answer.host, f"stored {descriptor} as {said[:100]}", kind=errors.FailedPrecondition, status=answer.status)

@@ -8,18 +8,20 @@ from collections.abc import Sequence
 
 from services.images.documents.manifests import media_type_in
 from services.images.documents.parser import read
-from services.images.registry.descriptor import ACCEPT, MANIFEST_LIMIT, ROOTS, SCHEMA_1, Descriptor, media_type_of, why_no_root
 from services.images.registry.endpoint import Endpoint, pull_scopes
 from services.images.registry.failover import Tries
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import Capability
+from services.images.registry.media_types import ACCEPT, MANIFEST_LIMIT, media_type_of, why_no_root
 from services.images.registry.mirrors import MirrorMemory
-from services.images.registry.reference import Reference
 from services.images.registry.transport import Answer
 from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
 from services.kit.tracing import span
+from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest
+from services.oci.media_types import SCHEMA_1, is_root
+from services.oci.references import Reference
 
 
 async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry) -> Descriptor:
@@ -36,7 +38,7 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: M
     with span("registry.resolve", reference=str(reference)) as traced:
         tries = Tries(str(reference), able, memory, retry)
         found, host = await tries.run(lambda endpoint: _asked(endpoint, reference, target))
-        traced.set(digest=str(found.digest), host=host, attempts=tries.attempts)
+        traced.set(digest=found.digest, host=host, attempts=tries.attempts)
         return found
 
 
@@ -45,6 +47,7 @@ async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequ
 
     FailedPrecondition where they are others, ResourceExhausted where they are too many; both only if no host has the right ones.
     """
+    descriptor.checked()
     able = [each for each in endpoints if Capability.PULL in each.can]
 
     async def got(endpoint: Endpoint) -> tuple[bytes, str]:
@@ -55,7 +58,7 @@ async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequ
         await _verify(data, descriptor, answer.host)
         return data, answer.host
 
-    with span("registry.manifest", digest=str(descriptor.digest)) as traced:
+    with span("registry.manifest", digest=descriptor.digest) as traced:
         tries = Tries(f"{reference.host}/{reference.repository}: manifest {descriptor.digest}", able, memory, retry)
         data, host = await tries.run(got)
         traced.set(host=host, attempts=tries.attempts, bytes=len(data))
@@ -76,16 +79,16 @@ async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple
                 digest = Digest.parse(said)
             except ValueError as error:
                 raise Failure(answer.host, f'its Docker-Content-Digest "{said[:100]}": {error}', kind=errors.FailedPrecondition, status=200) from None
-        if digest is not None and answer.length and not answer.codings and media_type in (*ROOTS, *SCHEMA_1):
+        if digest is not None and answer.length and not answer.codings and (media_type in SCHEMA_1 or is_root(media_type)):
             _check_size(answer.length, f"manifest {target}", answer.host)
             _check_root(media_type, reference, answer.host)
-            return Descriptor(digest, media_type, answer.length), answer.host
+            return Descriptor(media_type, str(digest), answer.length), answer.host
         answer = await endpoint.send("GET", url, headers={"Accept": ACCEPT}, scopes=scopes)
     data = await _body(answer, f"manifest {target}")
     said = media_type_of(answer.headers.get("Content-Type", ""))
     media_type = await _media_type(data, said, reference, answer.host)
     digest = reference.digest or Digest("sha256", await _hashed("sha256", data))
-    found = Descriptor(digest, media_type, len(data))
+    found = Descriptor(media_type, str(digest), len(data))
     await _verify(data, found, answer.host)
     return found, answer.host
 
@@ -97,9 +100,9 @@ async def _media_type(data: bytes, said: str, reference: Reference, host: str) -
     except gojson.Malformed as error:
         _check_root(said, reference, host)
         raise Failure(host, f"{reference} is not an image manifest: {error}", kind=errors.Unimplemented, status=200) from None
-    if said in ROOTS and not inside:
+    if is_root(said) and not inside:
         raise Failure(host, f"{reference} is not an image manifest: it has neither layers nor manifests", kind=errors.Unimplemented, status=200)
-    media_type = said if said in ROOTS and inside not in SCHEMA_1 else inside or said
+    media_type = said if is_root(said) and inside not in SCHEMA_1 else inside or said
     _check_root(media_type, reference, host)
     return media_type
 
@@ -136,9 +139,10 @@ async def _verify(data: bytes, descriptor: Descriptor, host: str) -> None:
     if descriptor.size and len(data) != descriptor.size:
         raise Failure(host, f"manifest {descriptor.digest} has {len(data)} bytes; {descriptor.size} are expected", kind=errors.FailedPrecondition, status=200,
                       blame=Blame.TROUBLE)
-    found = await _hashed(descriptor.digest.algorithm, data)
-    if found != descriptor.digest.hex:
-        raise Failure(host, f"manifest {descriptor.digest} has other content, with the digest {descriptor.digest.algorithm}:{found}",
+    expected = descriptor.checked()
+    found = await _hashed(expected.algorithm, data)
+    if found != expected.hex:
+        raise Failure(host, f"manifest {descriptor.digest} has other content, with the digest {expected.algorithm}:{found}",
                       kind=errors.FailedPrecondition, status=200, blame=Blame.TROUBLE)
 
 

@@ -17,9 +17,9 @@ from services.images.concurrency.keyed_locks import Turns
 from services.images.distribution.sources import mountable, source_key, with_source
 from services.images.documents import blobs
 from services.images.node.ingest import BATCH, FileLanding
-from services.images.registry import Reference
 from services.kit import errors
 from services.oci.digests import Digest
+from services.oci.references import Reference
 from tests.support import turns
 
 # ---------------------------------------------------------------------------------------------- budget

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import zstandard
 
+from services.images import names
 from services.images.archives import exporter, importer
 from services.images.documents import manifests
 from services.images.layers.unpacker import Unpacker
 from services.images.transfer import ExportStream, Image, ImageStore, ImportStream, Reference, Unpacking
 from services.kit import errors
-from services.oci import digests, media_types, references
+from services.oci import digests, media_types
 from services.oci.descriptors import Descriptor
 from services.oci.digests import digest_of
 from services.oci.platforms import Platform, default
@@ -57,7 +58,7 @@ class Made:
 
 
 def named(name: str) -> dict[str, Any]:
-    return {"annotations": {references.IMAGE_NAME: name}}
+    return {"annotations": {names.IMAGE_NAME: name}}
 
 
 async def read(archive: bytes, node: MemoryNode) -> importer.Contents:
@@ -249,7 +250,7 @@ async def test_what_docker_saves_gets_the_manifest_that_containerd_makes_of_it(n
     entry = {"Config": "c.json", "RepoTags": ["box:1", "example.com/x/y:2"], "Layers": ["a/layer.tar", "b/layer.tar"]}
     await imported(docker([entry], {"c.json": CONFIG, "a/layer.tar": b"layer", "b/layer.tar": "../a/layer.tar"}), node)
     target = node.images["docker.io/library/box:1"].target
-    assert target.annotations == {references.IMAGE_NAME: "docker.io/library/box:1", references.REF_NAME: "1"}
+    assert target.annotations == {names.IMAGE_NAME: "docker.io/library/box:1", names.REF_NAME: "1"}
     assert node.images["example.com/x/y:2"].target.digest == target.digest
     layer = f'{{"mediaType":"{media_types.DOCKER_LAYER}","digest":"{digest_of(b"layer")}","size":5}}'
     assert node.blobs[target.digest].decode() == (
@@ -463,7 +464,7 @@ async def test_an_archive_has_what_its_images_refer_to(node: MemoryNode) -> None
     assert files["oci-layout"] == b'{"imageLayoutVersion":"1.0.0"}'
     index = json.loads(files["index.json"])
     assert [(m["digest"], m["annotations"]) for m in index["manifests"]] == [
-        (image["digest"], {"containerd.io/distribution.source.r.io": "a", references.IMAGE_NAME: name, references.REF_NAME: name}) for name in ("a:1", "b:1")]
+        (image["digest"], {"containerd.io/distribution.source.r.io": "a", names.IMAGE_NAME: name, names.REF_NAME: name}) for name in ("a:1", "b:1")]
     config = json.loads(node.blobs[image["digest"]])["config"]["digest"]
     assert json.loads(files["manifest.json"]) == [
         {"Config": f"blobs/sha256/{config[7:]}", "RepoTags": ["a:1", "b:1"], "Layers": [f"blobs/sha256/{digest_of(b'layer')[7:]}"]}]

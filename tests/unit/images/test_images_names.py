@@ -1,4 +1,4 @@
-"""Names of images."""
+"""Names of images: those that archives bring along, and those under which they are stored."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import pytest
 
 from services.images import names
 from services.images.transfer import ImageStore, Reference
-from services.kit import errors
-from services.oci import references
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import MANIFEST
 
@@ -15,65 +13,32 @@ HEX = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 DIGEST = f"sha256:{HEX}"
 
 
-@pytest.mark.parametrize(("given", "full", "short"), [
-    ("busybox", "docker.io/library/busybox:latest", "busybox:latest"),
-    ("busybox:1", "docker.io/library/busybox:1", "busybox:1"),
-    ("docker.io/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
-    ("index.docker.io/library/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
-    ("me/app", "docker.io/me/app:latest", "me/app:latest"),
-    ("docker.io/library/distros/x:1", "docker.io/library/distros/x:1", "library/distros/x:1"),
-    ("localhost/x:1", "localhost/x:1", "localhost/x:1"),
-    ("localhost:5000/a/b:1", "localhost:5000/a/b:1", "localhost:5000/a/b:1"),
-    ("[::1]:5000/x", "[::1]:5000/x:latest", "[::1]:5000/x:latest"),
-    ("UPPER/x:1", "UPPER/x:1", "UPPER/x:1"),
-    (f"busybox@{DIGEST}", f"docker.io/library/busybox@{DIGEST}", f"busybox@{DIGEST}"),
-    (f"busybox:1@{DIGEST}", f"docker.io/library/busybox@{DIGEST}", f"busybox:1@{DIGEST}"),
-])
-def test_short_and_full_forms(given: str, full: str, short: str) -> None:
-    assert references.normalized(given) == full
-    assert references.familiar(given) == short
-
-
-def test_the_complete_form_keeps_both_the_tag_and_the_digest() -> None:
-    """Without either the tag is "latest"."""
-    digest = "sha256:" + "a" * 64
-    for given, complete in (("box", "docker.io/library/box:latest"), ("box:1", "docker.io/library/box:1"), (f"a/box@{digest}", f"docker.io/a/box@{digest}"),
-                            (f"10.0.0.1:5000/a/box:1@{digest}", f"10.0.0.1:5000/a/box:1@{digest}")):
-        assert references.complete(given) == complete
-
-
-@pytest.mark.parametrize("given", ["", "Busybox", "a b", "x:", "x@sha256:12", HEX, "a//b", "-a/b.c/"])
-def test_what_is_no_reference(given: str) -> None:
-    with pytest.raises(errors.InvalidArgument):
-        references.normalized(given)
-
-
 @pytest.mark.parametrize(("name", "said"), [
     ("docker.io/library/busybox:1", "1"), ("localhost:5000/x:2", "2"), (f"docker.io/library/x@{DIGEST}", f"docker.io/library/x@{DIGEST}"),
     (f"docker.io/library/x:1@{DIGEST}", f"1@{DIGEST}"), ("busybox:1", "busybox:1"), ("docker.io/library/x", "docker.io/library/x"), ("", ""),
 ])
 def test_ocis_annotation_is_the_tag(name: str, said: str) -> None:
-    assert references.for_oci(name) == said
+    assert names.for_oci(name) == said
 
 
 @pytest.mark.parametrize(("annotations", "strict", "name"), [
     ({}, False, ""),
-    ({references.REF_NAME: "1.0"}, True, "my.io/x:1.0"),
-    ({references.REF_NAME: "my.io/x:2"}, True, "my.io/x:2"),
-    ({references.REF_NAME: "my.io/xy:2"}, True, ""),
-    ({references.REF_NAME: "my.io/xy:2"}, False, "my.io/xy:2"),
-    ({references.IMAGE_NAME: "my.io/x/y:2", references.REF_NAME: "2"}, True, "my.io/x/y:2"),
-    ({references.IMAGE_NAME: "other.io/x:2", references.REF_NAME: "2"}, True, ""),
-    ({references.IMAGE_NAME: "other.io/x:2"}, False, "other.io/x:2"),
-    ({references.IMAGE_NAME: "tag"}, False, ""),
+    ({names.REF_NAME: "1.0"}, True, "my.io/x:1.0"),
+    ({names.REF_NAME: "my.io/x:2"}, True, "my.io/x:2"),
+    ({names.REF_NAME: "my.io/xy:2"}, True, ""),
+    ({names.REF_NAME: "my.io/xy:2"}, False, "my.io/xy:2"),
+    ({names.IMAGE_NAME: "my.io/x/y:2", names.REF_NAME: "2"}, True, "my.io/x/y:2"),
+    ({names.IMAGE_NAME: "other.io/x:2", names.REF_NAME: "2"}, True, ""),
+    ({names.IMAGE_NAME: "other.io/x:2"}, False, "other.io/x:2"),
+    ({names.IMAGE_NAME: "tag"}, False, ""),
 ])
 def test_names_that_an_archive_brings_along(annotations: dict[str, str], strict: bool, name: str) -> None:
     """Tags get the prefix, full names stay, strictly only those that begin with it; containerd's own name is never changed."""
-    assert references.of_annotations(annotations, references.behind("my.io/x", strict=strict)) == name
+    assert names.of_annotations(annotations, names.behind("my.io/x", strict=strict)) == name
 
 
 def entry(**annotations: str) -> Descriptor:
-    return Descriptor(MANIFEST, DIGEST, 1, {getattr(references, key): value for key, value in annotations.items()})
+    return Descriptor(MANIFEST, DIGEST, 1, {getattr(names, key): value for key, value in annotations.items()})
 
 
 @pytest.mark.parametrize(("flags", "given", "stored"), [

@@ -1,4 +1,4 @@
-"""The parts of the registry client that need no registry: references, challenges, failures, what is remembered, proxies."""
+"""The parts of the registry client that need no registry: challenges, failures, what is remembered, proxies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.images.documents import manifests
-from services.images.registry import descriptor, failure, mirrors
+from services.images.registry import failure, mirrors
 from services.images.registry.auth import Authorizer, _Bearer
 from services.images.registry.challenge import Challenge, parse
 from services.images.registry.failover import Tries
@@ -18,50 +18,11 @@ from services.images.registry.failure import Blame, Failure, combined, explanati
 from services.images.registry.host import same_host
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.proxy import proxy_for
-from services.images.registry.reference import Reference
 from services.images.registry_timeouts import Retry
 from services.kit import errors, gojson
-from services.oci.digests import Digest
+from services.oci import media_types
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
-
-
-@pytest.mark.parametrize(("text", "host", "repository", "tag", "digest"), [
-    ("docker.io/library/busybox:latest", "docker.io", "library/busybox", "latest", ""),
-    (f"127.0.0.1:5000/a/b:tag@{DIGEST}", "127.0.0.1:5000", "a/b", "tag", DIGEST),
-    (f"[::1]:5000/a@{DIGEST}", "[::1]:5000", "a", "", DIGEST),
-    ("localhost/x", "localhost", "x", "", ""),
-    ("ghcr.io/Some/Name__x.y-z:V1_2.3-4", "ghcr.io", "Some/Name__x.y-z", "V1_2.3-4", ""),
-])
-def test_references(text: str, host: str, repository: str, tag: str, digest: str) -> None:
-    """Parsed, and printed as they were."""
-    reference = Reference.parse(text)
-    assert (reference.host, reference.repository, reference.tag, str(reference.digest or "")) == (host, repository, tag, digest)
-    assert str(reference) == text
-
-
-@pytest.mark.parametrize(("text", "words"), [
-    ("busybox:latest", "no repository; give it in full, such as docker.io/library/busybox:latest"),
-    ("https://docker.io/library/busybox", "it is a URL; leave out the scheme"),
-    ("", "no repository"), ("/x:1", "is not a host"), ("h ost/x:1", "is not a host"), ("me@host/x:1", "is not a host"), ("h:99999/x", "is not a host"),
-    ("docker.io/a//b:1", "is not the name of a repository"), ("docker.io/../b:1", "is not the name of a repository"), ("docker.io/a?b:1", "not the name"),
-    ("docker.io/a b", "not the name"), ("docker.io/:1", "not the name"),
-    ("docker.io/a:", "is not a tag"), ("docker.io/a:b:c", "is not a tag"), ("docker.io/a:1/b", "is not a tag"), ("docker.io/a:" + "x" * 129, "is not a tag"),
-    ("docker.io/a@sha256:abc", "invalid checksum digest length"), ("docker.io/a@", "invalid checksum digest format"),
-])
-def test_what_is_no_reference(text: str, words: str) -> None:
-    """The error has the reference and what is wrong with it."""
-    with pytest.raises(errors.InvalidArgument, match=words) as raised:
-        Reference.parse(text)
-    assert str(raised.value).startswith(f'reference "{text}": ')
-
-
-def test_the_digest_decides() -> None:
-    """Of a tag and a digest."""
-    reference = Reference.parse(f"h/x:1@{DIGEST}")
-    assert reference.target == DIGEST
-    assert Reference.parse("h/x:1").target == "1"
-    assert Reference.parse("h/x:1").at(Digest.parse(DIGEST)) == reference
 
 
 @pytest.mark.parametrize(("headers", "found"), [
@@ -109,8 +70,8 @@ def test_explanations() -> None:
 
 
 @pytest.mark.parametrize(("data", "media_type"), [
-    (b'{"schemaVersion":1}', descriptor.SCHEMA_1[0]), (b'{"MediaType":"a/b"}', "a/b"), (b'{"manifests":[]}', descriptor.OCI_INDEX),
-    (b'{"layers":[],"config":{},"x":' + b"[" * 5000 + b"]" * 5000 + b"}", descriptor.OCI_MANIFEST), (b'{"layers":[]}', ""),
+    (b'{"schemaVersion":1}', media_types.SCHEMA_1[0]), (b'{"MediaType":"a/b"}', "a/b"), (b'{"manifests":[]}', media_types.INDEX),
+    (b'{"layers":[],"config":{},"x":' + b"[" * 5000 + b"]" * 5000 + b"}", media_types.MANIFEST), (b'{"layers":[]}', ""),
 ])
 def test_what_a_manifest_says_of_itself(data: bytes, media_type: str) -> None:
     """However odd it is."""

@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 
 from deploy.samples import Image, image
-from services.images.registry import Client, Descriptor
+from services.images.registry import Client
 from services.images.registry.fetch import Body
-from services.oci.digests import Digest, digest_of
+from services.oci.descriptors import Descriptor
+from services.oci.digests import digest_of
 
 LAYER = bytes(range(256)) * 4096  # 1 MiB
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -21,7 +22,7 @@ def small_image() -> Image:
 
 def described(data: bytes, media_type: str = LAYER_TYPE, **more: object) -> Descriptor:
     """A blob's descriptor."""
-    return Descriptor(Digest.parse(digest_of(data)), media_type, len(data), **more)  # type: ignore[arg-type]
+    return Descriptor(media_type, digest_of(data), len(data), **more)  # type: ignore[arg-type]
 
 
 async def fetched(client: Client, reference: str, descriptor: Descriptor, offset: int = 0, length: int | None = None) -> tuple[bytes, Body]:

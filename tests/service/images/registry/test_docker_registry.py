@@ -9,10 +9,10 @@ import pytest
 
 from deploy.samples import Registry as DockerRegistry
 from deploy.samples import image, index
-from services.images.registry import Descriptor, Pushed, Registry
-from services.images.registry.descriptor import OCI_INDEX
+from services.images.registry import Pushed, Registry
 from services.kit import errors
-from services.oci.digests import Digest
+from services.oci.descriptors import Descriptor
+from services.oci.media_types import INDEX
 from tests.service.images.registry.pulls import LAYER, described, fetched
 from tests.service.images.registry.test_push import source
 
@@ -25,17 +25,17 @@ async def test_pull(registry: DockerRegistry, quick: Registry) -> None:
     name = await asyncio.to_thread(registry.push, what, "pulled:1")
     client = quick.client()
     root = await client.resolve(name)
-    assert (str(root.digest), root.media_type) == (what.digest, OCI_INDEX)
+    assert (root.digest, root.media_type) == (what.digest, INDEX)
     child = json.loads(await client.manifest(name, root))["manifests"][0]
-    manifest = json.loads(await client.manifest(name, Descriptor(Digest.parse(child["digest"]), child["mediaType"], child["size"])))
+    manifest = json.loads(await client.manifest(name, Descriptor(child["mediaType"], child["digest"], child["size"])))
     for each in (manifest["config"], *manifest["layers"]):
         expected = what.blobs[each["digest"]]
-        descriptor = Descriptor(Digest.parse(each["digest"]), each["mediaType"], each["size"])
+        descriptor = Descriptor(each["mediaType"], each["digest"], each["size"])
         blob, body = await fetched(client, name, descriptor)
         assert (blob, body.ranges) == (expected, True)
         assert (await fetched(client, name, descriptor, 5, 20))[0] == expected[5:25]
     with pytest.raises(errors.NotFound, match="manifest unknown"):
-        await client.manifest(name, described(b"{}", OCI_INDEX))
+        await client.manifest(name, described(b"{}", INDEX))
     with pytest.raises(errors.NotFound):
         await client.resolve(f"{registry.host}/absent:1")
 
@@ -53,7 +53,7 @@ async def test_push(registry: DockerRegistry, quick: Registry, piece: int) -> No
             assert await client.push_blob(name, described(data), source(data)) is Pushed.EXISTED
             mounted = await client.push_blob(f"{registry.host}/mounted/{piece}:1", described(data), source(data), mount_from=[f"pushed/{piece}"])
             assert mounted is Pushed.MOUNTED
-    root = described(what.blobs[what.digest], OCI_INDEX)
+    root = described(what.blobs[what.digest], INDEX)
     for data in sorted(manifests, key=lambda each: b'"manifests"' in each):
         media_type = json.loads(data)["mediaType"]
         await client.push_manifest(f"{name}@{root.digest}", described(data, media_type), data)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.images.registry import Descriptor, Hosts, Registry, Retry
+from services.images.registry import Hosts, Registry, Retry
 from services.kit import errors
+from services.oci.descriptors import Descriptor
 from tests.fake_registry import FakeRegistry, cut, endless, hang_up, redirect, silent, slow, status
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK
@@ -58,7 +59,7 @@ async def test_at_the_end_there_is_nothing_to_fetch(quick: Registry, fake: FakeR
 
 async def test_a_blob_of_unknown_size(quick: Registry, name: str) -> None:
     """Without a size in the descriptor the server's is believed."""
-    blob, body = await fetched(quick.client(), name, Descriptor(LAYER_DESCRIPTOR.digest, LAYER_DESCRIPTOR.media_type), 10, 100)
+    blob, body = await fetched(quick.client(), name, Descriptor(LAYER_DESCRIPTOR.media_type, LAYER_DESCRIPTOR.digest, 0), 10, 100)
     assert (blob, body.size) == (LAYER[10:110], len(LAYER))
 
 
@@ -254,7 +255,7 @@ async def test_a_foreign_layer_comes_from_its_url(quick: Registry, fake: FakeReg
     other.add_blob("files", base)
     layer = described(base, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
     urls = ("ftp://example.invalid/x", f"{other.url}/v2/files/blobs/{layer.digest}")
-    layer = Descriptor(layer.digest, layer.media_type, layer.size, urls)
+    layer = Descriptor(layer.media_type, layer.digest, layer.size, urls=urls)
     blob, body = await fetched(quick.client(headers={"X-Mine": "1"}), name, layer)
     assert (blob, body.host) == (base, other.host)
     assert "X-Mine" not in other.seen[0].headers

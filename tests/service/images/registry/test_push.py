@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.images.registry import Credentials, Pushed, Registry
-from services.images.registry.descriptor import OCI_MANIFEST
 from services.images.registry.push import Read
 from services.kit import errors
+from services.oci.media_types import MANIFEST
 from tests.fake_registry import Auth, FakeRegistry, deaf, hang_up, redirect, status, taking
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, certs, described, small_image
@@ -64,15 +64,15 @@ async def test_an_image(quick: Registry, fake: FakeRegistry, name: str) -> None:
     image = small_image()
     client = quick.client()
     manifest = image.blobs[image.digest]
-    root = described(manifest, OCI_MANIFEST)
+    root = described(manifest, MANIFEST)
     assert not await client.exists(name, root)
     for data in image.blobs.values():
         if data is not manifest:
             await client.push_blob(name, described(data), source(data))
     await client.push_manifest(name, root, manifest)
     assert await client.exists(name, root)
-    assert fake.manifests["mine/box", "1"] == (OCI_MANIFEST, manifest)
-    child = described(b'{"schemaVersion":2}', OCI_MANIFEST)
+    assert fake.manifests["mine/box", "1"] == (MANIFEST, manifest)
+    child = described(b'{"schemaVersion":2}', MANIFEST)
     await client.push_manifest(f"{name}@{root.digest}", child, b'{"schemaVersion":2}')
     assert ("mine/box", str(child.digest)) in fake.manifests
     assert fake.manifests["mine/box", "1"][1] == manifest
@@ -91,7 +91,7 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name
         fake.inject("manifest", untold, times=1 << 30)
     image, client = small_image(), quick.client()
     manifest = image.blobs[image.digest]
-    root = described(manifest, OCI_MANIFEST)
+    root = described(manifest, MANIFEST)
     assert not await client.exists(name, root)
     for data in image.blobs.values():
         if data is not manifest:
@@ -99,7 +99,7 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name
     await client.push_manifest(name, root, manifest)
     assert await client.exists(name, root)
     assert await client.exists(f"{fake.host}/mine/box@{root.digest}", root)
-    assert not await client.exists(name, described(b"another", OCI_MANIFEST))
+    assert not await client.exists(name, described(b"another", MANIFEST))
     assert (await client.resolve(name)).digest == root.digest
 
 

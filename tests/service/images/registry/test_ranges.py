@@ -12,11 +12,12 @@ import pytest
 from services.images.concurrency.budget import Budget
 from services.images.distribution.fetcher import PART, Fetcher
 from services.images.node.ingest import FileLanding
-from services.images.registry import Descriptor, Hosts, NoParts, Reference, Registry
+from services.images.registry import Hosts, NoParts, Registry
 from services.images.registry.fetch import SLICES
 from services.images.registry.mirrors import RANGES_REST, MirrorMemory
-from services.oci import descriptors, digests
-from services.oci.digests import Digest
+from services.oci.descriptors import Descriptor
+from services.oci.digests import Digest, digest_of
+from services.oci.references import Reference
 from tests.fake_registry import FakeRegistry, closed_ranges_only, cut, no_ranges, odd_parts, sliced, status
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, LAYER_TYPE, certs, described, fetched, small_image
@@ -133,7 +134,7 @@ async def test_both_ends_of_a_range_are_given(quick: Registry, fake: FakeRegistr
 async def test_a_part_of_a_blob_of_unknown_size(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """Its end is not known, so no range has one: the whole is asked for, where no length is given."""
     fake.inject("blob", closed_ranges_only(), times=ALWAYS)
-    unknown = Descriptor(LAYER_DESCRIPTOR.digest, LAYER_TYPE)
+    unknown = Descriptor(LAYER_TYPE, LAYER_DESCRIPTOR.digest, 0)
     assert (await fetched(quick.client(), name, unknown, 1_000_000))[0] == LAYER[1_000_000:]
     assert (await fetched(quick.client(), name, unknown, 1_000_000, 1 << 20))[0] == LAYER[1_000_000:]
     assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [(None, 200), ("bytes=1000000-2048575", 416), (None, 200)]
@@ -188,7 +189,7 @@ class LandingNode:
         self.landed: bytes | None = None
 
     @contextlib.asynccontextmanager
-    async def landing(self, descriptor: descriptors.Descriptor) -> AsyncIterator[FileLanding]:
+    async def landing(self, descriptor: Descriptor) -> AsyncIterator[FileLanding]:
         async def commit(labels: Mapping[str, str]) -> None:
             self.landed = self.path.read_bytes()
 
@@ -201,7 +202,7 @@ class LandingNode:
 
 
 async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> None:
-    descriptor = descriptors.Descriptor(LAYER_TYPE, digests.digest_of(node.data), len(node.data))
+    descriptor = Descriptor(LAYER_TYPE, digest_of(node.data), len(node.data))
     await Fetcher(Budget()).fetch(node, registry.client(), Reference.parse(name), descriptor, {}, 0)  # type: ignore[arg-type]
 
 

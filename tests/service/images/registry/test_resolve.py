@@ -10,10 +10,11 @@ import pytest
 from aiohttp import web
 
 from deploy.samples import index
-from services.images.registry import Hosts, Reference, Registry
-from services.images.registry.descriptor import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from services.images.registry import Hosts, Registry
 from services.kit import errors
 from services.oci.digests import Digest
+from services.oci.media_types import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST
+from services.oci.references import Reference
 from tests.fake_registry import Authority, FakeRegistry, endless, redirect, status
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK
@@ -29,13 +30,13 @@ async def test_a_tag_and_a_digest(quick: Registry, fake: FakeRegistry) -> None:
     name = fake.add(index(image), "box:1")
     client = quick.client()
     root = await client.resolve(name)
-    assert (root.media_type, root.size) == (OCI_INDEX, len(fake.manifests["box", "1"][1]))
+    assert (root.media_type, root.size) == (INDEX, len(fake.manifests["box", "1"][1]))
     assert await client.resolve(f"{fake.host}/box@{root.digest}") == root
     assert await client.resolve(f"{fake.host}/box:nonsense@{root.digest}") == root
     assert [each.method for each in fake.seen] == ["HEAD"] * 3
 
 
-@pytest.mark.parametrize("media_type", [DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST])
+@pytest.mark.parametrize("media_type", [DOCKER_MANIFEST, DOCKER_INDEX, MANIFEST])
 async def test_media_types(quick: Registry, fake: FakeRegistry, media_type: str) -> None:
     """Docker's schema 2 is as good as OCI's."""
     fake.add(small_image(), "box:1")
@@ -62,10 +63,10 @@ async def test_a_manifest_by_its_own_words(quick: Registry, fake: FakeRegistry) 
     """A registry that knows no media types is no obstacle: the manifest says what it is."""
     fake.add(small_image(), "box:1")
     fake.manifests["box", "1"] = ("application/octet-stream", fake.manifests["box", "1"][1])
-    assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == OCI_MANIFEST
+    assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == MANIFEST
     bare = {k: v for k, v in json.loads(fake.manifests["box", "1"][1]).items() if k != "mediaType"}
     fake.manifests["box", "1"] = ("application/json", json.dumps(bare).encode())
-    assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == OCI_MANIFEST
+    assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == MANIFEST
 
 
 async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry) -> None:
@@ -96,9 +97,9 @@ SCHEMA_1 = b'{"schemaVersion": 1, "name": "box", "tag": "1", "fsLayers": []}'
 
 
 NO_MANIFESTS = [
-    ("text/html", HTML), ("text/plain", HTML), ("application/json", HTML), (OCI_MANIFEST, HTML), (DOCKER_MANIFEST, b""), (OCI_MANIFEST, b"{}"), (OCI_MANIFEST, b"[1]"),
-    ("application/octet-stream", b"\x1f\x8b\x08\x00"), ("application/json", b'{"errors": []}'), (OCI_INDEX, b"[" * 50_000), ("application/json", b'{"schemaVersion": "2", "layers": []}'),
-    ("application/vnd.docker.distribution.manifest.v1+prettyjws", SCHEMA_1), ("text/plain", SCHEMA_1), ("application/json", SCHEMA_1), (OCI_MANIFEST, SCHEMA_1)]
+    ("text/html", HTML), ("text/plain", HTML), ("application/json", HTML), (MANIFEST, HTML), (DOCKER_MANIFEST, b""), (MANIFEST, b"{}"), (MANIFEST, b"[1]"),
+    ("application/octet-stream", b"\x1f\x8b\x08\x00"), ("application/json", b'{"errors": []}'), (INDEX, b"[" * 50_000), ("application/json", b'{"schemaVersion": "2", "layers": []}'),
+    ("application/vnd.docker.distribution.manifest.v1+prettyjws", SCHEMA_1), ("text/plain", SCHEMA_1), ("application/json", SCHEMA_1), (MANIFEST, SCHEMA_1)]
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["HEAD", "no HEAD"])
@@ -148,7 +149,7 @@ async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) 
     name = fake.add(small_image(), "box:1")
     root = await quick.client().resolve(name)
     huge = b" " * 100_000_000
-    fake.manifests["box", "1"] = (OCI_MANIFEST, huge)
+    fake.manifests["box", "1"] = (MANIFEST, huge)
     with within(5), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes; no more than 4194304 are taken"):
         await quick.client().resolve(name)
     fake.head = False
@@ -175,7 +176,7 @@ async def test_a_403_is_explained(quick: Registry, fake: FakeRegistry) -> None:
 async def test_a_malformed_digest_of_the_server(quick: Registry, fake: FakeRegistry) -> None:
     """Named with the host."""
     fake.add(small_image(), "box:1")
-    fake.inject("manifest", status(200, Docker_Content_Digest="md5:x", Content_Type=OCI_MANIFEST), times=5)
+    fake.inject("manifest", status(200, Docker_Content_Digest="md5:x", Content_Type=MANIFEST), times=5)
     with within(5), pytest.raises(errors.FailedPrecondition, match=f'{fake.host}: its Docker-Content-Digest "md5:x"'):
         await quick.client().resolve(f"{fake.host}/box:1")
 

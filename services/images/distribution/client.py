@@ -1,0 +1,22 @@
+"""The registry client of one transfer: its hosts, its headers, and the credentials that its caller answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.images import registry, transfer
+from services.images.registry import Client, Credentials, Hosts
+from services.images.registry.http_debug import NOBODY, Watch
+
+
+def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
+    """A client for one transfer. Credentials are the request's only: the node's own (docker's, the CRI plugin's) are not for whoever may call Transfer, as in containerd."""
+    ask = end.credentials
+
+    async def source(host: str) -> Credentials | None:
+        assert ask is not None
+        given = await ask(host, ())
+        return Credentials(given.username, given.secret, given.header)
+
+    return process.client(source if ask is not None else None, headers=end.headers, hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
+                          default_scheme=end.default_scheme, watch=Watch(end.show_requests, end.show_connections) if end.show_requests or end.show_connections else NOBODY)

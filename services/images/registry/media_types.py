@@ -1,0 +1,23 @@
+"""Which media types are asked for, and taken, as what a name stands for."""
+
+from __future__ import annotations
+
+from services.oci.media_types import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST, SCHEMA_1, is_root
+
+ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_INDEX}, {MANIFEST}, {INDEX}, */*"
+"""The Accept header for a name, in containerd's order."""
+
+MANIFEST_LIMIT = 4 << 20
+"""The largest manifest that is taken. One of 128 layers has 32 KiB; what is large belongs into blobs, and a registry must not fill our memory."""
+
+
+def media_type_of(content_type: str) -> str:
+    """The media type in a Content-Type header."""
+    return content_type.partition(";")[0].strip()
+
+
+def why_no_root(media_type: str) -> str:
+    """Why something of this media type is not an image's manifest or index; "" if it may be one."""
+    if media_type in SCHEMA_1:
+        return f"is an image of Docker's schema 1, which nobody supports any more; rebuild it as {DOCKER_MANIFEST} or {MANIFEST}"
+    return "" if is_root(media_type) else f'has the media type "{media_type}", which is neither an image manifest nor an index'
