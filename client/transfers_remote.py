@@ -22,6 +22,7 @@ from services.images.transfer import AskCredentials, Credentials, ExportStream, 
 from services.kit import any as kit_any
 from services.kit import errors, loops
 from services.kit.rpc import ONLY_WANTED, VERIFY, Channel, Stream
+from services.oci.convert import platform_to_pb
 
 _Messages = Stream[any_pb2.Any, any_pb2.Any]
 """What Streaming carries: of what kind each message is, its own bytes say."""
@@ -108,7 +109,7 @@ class _Open:
                 alive = [0]
                 self._talks.append(_Talk(_receive(stream, end.sink, alive), vital=True, alive=alive))
                 return importexport_pb2.ImageExportStream(
-                    stream=name, media_type=end.media_type, platforms=map(convert.platform_to_pb, end.platforms), all_platforms=end.all_platforms,
+                    stream=name, media_type=end.media_type, platforms=map(platform_to_pb, end.platforms), all_platforms=end.all_platforms,
                     skip_compatibility_manifest=end.skip_docker_manifest, skip_non_distributable=end.skip_non_distributable)
 
     async def run(self, transfer: Any, *more: _Talk) -> None:

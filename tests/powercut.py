@@ -28,8 +28,8 @@ from services.content.remote import RemoteStore
 from services.kit import errors
 from services.kit.rpc import Channel
 from services.oci.digests import Digest, chain_ids, digest_of
+from services.oci.mounts import Mount
 from services.snapshots.remote import RemoteSnapshotter
-from services.snapshots.store import Mount
 from tests.fake_registry import FakeRegistry
 from tests.pulls import Client
 from tests.support import Node, eventually

@@ -27,9 +27,10 @@ from typing import NamedTuple, Protocol
 
 from services.content.store import Info
 from services.oci.descriptors import Descriptor
+from services.oci.mounts import Mount
 from services.oci.platforms import Platform
 from services.snapshots.diff.inherit import Unnamed
-from services.snapshots.store import Mount, Snapshotter
+from services.snapshots.store import Snapshotter
 
 UNCOMPRESSED = "containerd.io/uncompressed"
 """Label of a compressed layer's blob: its diff id."""

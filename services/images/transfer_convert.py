@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from api.containerd.services.images.v1 import images_pb2
-from api.containerd.types.descriptor_pb2 import Descriptor as PbDescriptor
-from api.containerd.types.mount_pb2 import Mount as PbMount
-from api.containerd.types.platform_pb2 import Platform as PbPlatform
 from api.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
 from services.images.transfer import Credentials, Image, ImageStore, Progress, Reference, Unpacking
 from services.kit import errors
-from services.oci.descriptors import Descriptor
-from services.oci.platforms import Platform
-from services.snapshots.store import Mount
-
-
-def descriptor_to_pb(descriptor: Descriptor) -> PbDescriptor:
-    return PbDescriptor(media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size, annotations=descriptor.annotations)
-
-
-def descriptor_from_pb(message: PbDescriptor) -> Descriptor:
-    return Descriptor(message.media_type, message.digest, message.size, dict(message.annotations))
-
-
-def platform_to_pb(platform: Platform) -> PbPlatform:
-    return PbPlatform(os=platform.os, architecture=platform.architecture, variant=platform.variant, os_version=platform.os_version,
-                      os_features=platform.os_features)
-
-
-def platform_from_pb(message: PbPlatform) -> Platform:
-    return Platform(message.os, message.architecture, message.variant, message.os_version, tuple(message.os_features))
+from services.oci.convert import descriptor_from_pb, descriptor_to_pb, platform_from_pb, platform_to_pb
 
 
 def image_to_pb(image: Image) -> images_pb2.Image:
@@ -39,10 +15,6 @@ def image_to_pb(image: Image) -> images_pb2.Image:
 
 def image_from_pb(message: images_pb2.Image) -> Image:
     return Image(message.name, descriptor_from_pb(message.target), dict(message.labels))
-
-
-def mounts_to_pb(mounts: Iterable[Mount]) -> list[PbMount]:
-    return [PbMount(type=m.type, source=m.source, target=m.target, options=m.options) for m in mounts]
 
 
 def progress_to_pb(progress: Progress) -> progress_pb2.Progress:

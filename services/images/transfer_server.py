@@ -39,6 +39,7 @@ from services.images.transfer import (
 from services.kit import any as kit_any
 from services.kit import errors, logs, rpc, tracing
 from services.kit.rpc import Call
+from services.oci.convert import platform_from_pb
 from services.snapshots.diff.workers import Appliers
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class TransferServicer:
             case "containerd.types.transfer.ImageExportStream":
                 wanted = unpacked(value, importexport_pb2.ImageExportStream)
                 return ExportStream(
-                    self._sink(wanted.stream, call, held), wanted.media_type, tuple(map(convert.platform_from_pb, wanted.platforms)),
+                    self._sink(wanted.stream, call, held), wanted.media_type, tuple(map(platform_from_pb, wanted.platforms)),
                     wanted.all_platforms, wanted.skip_compatibility_manifest, wanted.skip_non_distributable)
         return None
 

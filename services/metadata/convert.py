@@ -8,7 +8,6 @@ from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyPb
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.events import container_pb2, content_pb2, image_pb2, namespace_pb2, snapshot_pb2
 from api.containerd.services.containers.v1 import containers_pb2
@@ -19,6 +18,7 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.types import descriptor_pb2
 from api.splitd.records.v1 import records_pb2
 from services.kit.any import pack
+from services.kit.timestamps import time_from_pb, time_to_pb
 from services.metadata.store import (
     Blob,
     Collected,
@@ -37,18 +37,6 @@ from services.metadata.store import (
     Resource,
     Snapshot,
 )
-
-# -- times, in nanoseconds since the epoch
-
-
-def time_to_pb(nanoseconds: int) -> Timestamp:
-    seconds, nanos = divmod(nanoseconds, 10**9)
-    return Timestamp(seconds=seconds, nanos=nanos)
-
-
-def time_from_pb(stamp: Timestamp) -> int:
-    return stamp.seconds * 10**9 + stamp.nanos
-
 
 # -- Any
 

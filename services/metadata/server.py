@@ -24,6 +24,7 @@ from api.splitd.records.v1 import records_pb2 as pb
 from api.splitd.records.v1 import records_stubs
 from services.kit import errors
 from services.kit.rpc import Call, Pieces, Servicer, shielded
+from services.kit.timestamps import time_from_pb
 from services.metadata import convert
 from services.metadata.containers import Containers
 from services.metadata.content import Content, finish_commit
@@ -304,7 +305,7 @@ class RecordsServicer:
 
 
 def _epoch(request: Any) -> int | None:
-    return convert.time_from_pb(request.source_date_epoch) if request.HasField("source_date_epoch") else None
+    return time_from_pb(request.source_date_epoch) if request.HasField("source_date_epoch") else None
 
 
 class Metadata:

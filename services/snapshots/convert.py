@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
-from api.containerd.types.mount_pb2 import Mount as PbMount
-from services.snapshots.store import Info, Kind, Mount, Usage
+from services.snapshots.store import Info, Kind, Usage
 
 
 def info_to_pb(info: Info) -> pb.Info:
@@ -28,11 +26,3 @@ def usage_to_pb(usage: Usage) -> pb.UsageResponse:
 
 def usage_from_pb(message: pb.UsageResponse) -> Usage:
     return Usage(message.size, message.inodes)
-
-
-def mounts_to_pb(mounts: Iterable[Mount]) -> list[PbMount]:
-    return [PbMount(type=m.type, source=m.source, target=m.target, options=m.options) for m in mounts]
-
-
-def mounts_from_pb(messages: Iterable[PbMount]) -> list[Mount]:
-    return [Mount(m.type, m.source, tuple(m.options), m.target) for m in messages]

@@ -31,10 +31,11 @@ from typing import ClassVar, Self, TypeVar
 from services.kit import damage, errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
+from services.oci.mounts import Mount
 from services.snapshots import disk
 from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.soundness import Soundness
-from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
+from services.snapshots.store import Info, Kind, Usage, kept_labels, updated_labels
 from services.snapshots.tree import Row, Rows, Tree, row_of
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from services.oci.mounts import Mount
 from services.snapshots import disk
 from services.snapshots.directories import DirectorySnapshotter
-from services.snapshots.store import Kind, Mount
+from services.snapshots.store import Kind
 from services.snapshots.tree import Row
 
 

@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.kit import errors
+from services.oci.mounts import Mount
 from services.snapshots import disk, kernel
 from services.snapshots.directories import DirectorySnapshotter
-from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Info, Kind, Mount
+from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Info, Kind
 from services.snapshots.tree import Row
 
 log = logging.getLogger(__name__)

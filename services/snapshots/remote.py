@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit.rpc import Channel
+from services.oci.convert import mounts_from_pb
+from services.oci.mounts import Mount
 from services.snapshots import convert
-from services.snapshots.store import Info, Mount, Usage
+from services.snapshots.store import Info, Usage
 
 LONG = 600.0
 """Seconds that a call may take which copies, measures or removes a tree."""
@@ -35,15 +37,15 @@ class RemoteSnapshotter:
         return convert.usage_from_pb(await self._client.Usage(pb.UsageRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG))
 
     async def mounts(self, key: str) -> list[Mount]:
-        return convert.mounts_from_pb((await self._client.Mounts(pb.MountsRequest(snapshotter=self._name, key=key), headers=self._headers)).mounts)
+        return mounts_from_pb((await self._client.Mounts(pb.MountsRequest(snapshotter=self._name, key=key), headers=self._headers)).mounts)
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.PrepareSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
-        return convert.mounts_from_pb((await self._client.Prepare(request, headers=self._headers, timeout=LONG, together=True)).mounts)
+        return mounts_from_pb((await self._client.Prepare(request, headers=self._headers, timeout=LONG, together=True)).mounts)
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.ViewSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
-        return convert.mounts_from_pb((await self._client.View(request, headers=self._headers, timeout=LONG)).mounts)
+        return mounts_from_pb((await self._client.View(request, headers=self._headers, timeout=LONG)).mounts)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         request = pb.CommitSnapshotRequest(snapshotter=self._name, name=name, key=key, labels=labels, parent=parent)

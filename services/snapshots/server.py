@@ -9,6 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit.rpc import Call
+from services.oci.convert import mounts_to_pb
 from services.snapshots import convert
 from services.snapshots.store import Snapshotter
 
@@ -26,14 +27,14 @@ class SnapshotsServicer:
 
     async def Prepare(self, request: pb.PrepareSnapshotRequest, call: Call) -> pb.PrepareSnapshotResponse:
         mounts = await self._snapshotter.prepare(request.key, request.parent, dict(request.labels))
-        return pb.PrepareSnapshotResponse(mounts=convert.mounts_to_pb(mounts))
+        return pb.PrepareSnapshotResponse(mounts=mounts_to_pb(mounts))
 
     async def View(self, request: pb.ViewSnapshotRequest, call: Call) -> pb.ViewSnapshotResponse:
         mounts = await self._snapshotter.view(request.key, request.parent, dict(request.labels))
-        return pb.ViewSnapshotResponse(mounts=convert.mounts_to_pb(mounts))
+        return pb.ViewSnapshotResponse(mounts=mounts_to_pb(mounts))
 
     async def Mounts(self, request: pb.MountsRequest, call: Call) -> pb.MountsResponse:
-        return pb.MountsResponse(mounts=convert.mounts_to_pb(await self._snapshotter.mounts(request.key)))
+        return pb.MountsResponse(mounts=mounts_to_pb(await self._snapshotter.mounts(request.key)))
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
         await self._snapshotter.commit(request.name, request.key, dict(request.labels), request.parent)

@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.kit import errors, filters
+from services.oci.mounts import Mount
 
 UID_MAPPING = "containerd.io/snapshot/uidmapping"
 GID_MAPPING = "containerd.io/snapshot/gidmapping"
@@ -86,17 +87,6 @@ class Usage:
 
     size: int = 0
     inodes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """An argument list for mount(2)."""
-
-    type: str
-    source: str
-    options: tuple[str, ...] = ()
-    target: str = ""
-    """Below the mount point; empty for the mount point itself."""
 
 
 def kept_labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError
 from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors, tar
 from services.kit.any import unpack
+from services.oci.descriptors import Descriptor
 from services.tasks import convert
-from services.tasks.store import Container, Descriptor, Node, Opaque
+from services.tasks.store import Container, Node, Opaque
 
 IMAGE = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 CONFIG = "application/vnd.containerd.container.checkpoint.config.v1+proto"

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from services.kit import errors, shims, threads
 from services.kit.identifiers import quoted
-from services.tasks.store import IO, Mount, Opaque
+from services.oci.mounts import Mount
+from services.tasks.store import IO, Opaque
 
 STAT_SECONDS = 5.0
 """For looking at the paths of stdio, which a client chooses: one may be on a network file system that does not answer."""

@@ -6,20 +6,20 @@ from collections.abc import Iterable
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.containerd.runtime.task.v3 import shim_pb2 as shim
 from api.containerd.services.containers.v1 import containers_pb2
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
-from api.containerd.types import descriptor_pb2, introspection_pb2, metrics_pb2, mount_pb2
+from api.containerd.types import introspection_pb2, metrics_pb2
 from api.containerd.types.runc.options import oci_pb2
 from api.containerd.types.task import task_pb2
 from services.kit import gojson
 from services.kit.any import unpack
 from services.kit.gojson import BOOLEAN, Optional, Struct
-from services.tasks.store import IO, Container, CreateOptions, Descriptor, Exit, Metric, Mount, Opaque, Process, ProcessInfo, Status
+from services.kit.timestamps import time_from_pb, time_to_pb
+from services.oci.convert import descriptor_from_pb, descriptor_to_pb, mounts_from_pb, mounts_to_pb
+from services.tasks.store import IO, Container, CreateOptions, Exit, Metric, Opaque, Process, ProcessInfo, Status
 
-_SECOND = 1_000_000_000
 _STATUSES = frozenset(s.value for s in Status)
 
 
@@ -33,29 +33,8 @@ def opaque_from_pb(value: Any, *, present: bool = True) -> Opaque | None:
     return Opaque(value.type_url, value.value) if present else None
 
 
-def time_to_pb(nanoseconds: int | None) -> Timestamp | None:
-    """Go's zero time (the year 1) included."""
-    return None if nanoseconds is None else Timestamp(seconds=nanoseconds // _SECOND, nanos=nanoseconds % _SECOND)
-
-
-def time_from_pb(value: Timestamp, *, present: bool = True) -> int | None:
-    return value.seconds * _SECOND + value.nanos if present else None
-
-
-def mounts_to_pb(mounts: Iterable[Mount]) -> list[mount_pb2.Mount]:
-    return [mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options) for m in mounts]
-
-
-def mounts_from_pb(mounts: Iterable[mount_pb2.Mount]) -> tuple[Mount, ...]:
-    return tuple(Mount(m.type, m.source, m.target, tuple(m.options)) for m in mounts)
-
-
-def descriptor_to_pb(value: Descriptor) -> descriptor_pb2.Descriptor:
-    return descriptor_pb2.Descriptor(media_type=value.media_type, digest=value.digest, size=value.size, annotations=dict(value.annotations))
-
-
-def descriptor_from_pb(value: descriptor_pb2.Descriptor) -> Descriptor:
-    return Descriptor(value.media_type, value.digest, value.size, dict(value.annotations))
+def _exited_at(message: task_pb2.Process | shim.StateResponse | pb.DeleteResponse | shim.DeleteResponse | pb.WaitResponse | shim.WaitResponse) -> int | None:
+    return time_from_pb(message.exited_at) if message.HasField("exited_at") else None
 
 
 def create_to_pb(name: str, options: CreateOptions) -> pb.CreateTaskRequest:
@@ -68,7 +47,7 @@ def create_to_pb(name: str, options: CreateOptions) -> pb.CreateTaskRequest:
 
 def create_from_pb(request: pb.CreateTaskRequest) -> CreateOptions:
     return CreateOptions(
-        io=IO(request.stdin, request.stdout, request.stderr, request.terminal), rootfs=mounts_from_pb(request.rootfs),
+        io=IO(request.stdin, request.stdout, request.stderr, request.terminal), rootfs=tuple(mounts_from_pb(request.rootfs)),
         checkpoint=descriptor_from_pb(request.checkpoint) if request.HasField("checkpoint") else None,
         options=opaque_from_pb(request.options, present=request.HasField("options")), runtime=request.runtime_path)
 
@@ -82,14 +61,14 @@ def process_to_pb(value: Process) -> task_pb2.Process:
 
 def process_from_pb(value: task_pb2.Process) -> Process:
     return Process(value.id, value.pid, Status(value.status), IO(value.stdin, value.stdout, value.stderr, value.terminal),
-                   value.exit_status, time_from_pb(value.exited_at, present=value.HasField("exited_at")))
+                   value.exit_status, _exited_at(value))
 
 
 def process_from_shim(name: str, state: shim.StateResponse) -> Process:
     """What a shim says of the process ``name``; a status of the future is UNKNOWN."""
     status = Status(state.status) if state.status in _STATUSES else Status.UNKNOWN
     return Process(name, state.pid, status, IO(state.stdin, state.stdout, state.stderr, state.terminal),
-                   state.exit_status, time_from_pb(state.exited_at, present=state.HasField("exited_at")))
+                   state.exit_status, _exited_at(state))
 
 
 def pids_to_pb(values: Iterable[ProcessInfo]) -> pb.ListPidsResponse:
@@ -105,7 +84,7 @@ def metric_to_pb(value: Metric) -> metrics_pb2.Metric:
 
 
 def metric_from_pb(value: metrics_pb2.Metric) -> Metric:
-    return Metric(value.id, time_from_pb(value.timestamp) or 0, opaque_from_pb(value.data, present=value.HasField("data")))
+    return Metric(value.id, time_from_pb(value.timestamp), opaque_from_pb(value.data, present=value.HasField("data")))
 
 
 def delete_to_pb(value: Exit, exec_id: str = "") -> pb.DeleteResponse:
@@ -114,7 +93,7 @@ def delete_to_pb(value: Exit, exec_id: str = "") -> pb.DeleteResponse:
 
 def delete_from_pb(value: pb.DeleteResponse | shim.DeleteResponse) -> Exit:
     """Of the API or of a shim, which have the same fields for this."""
-    return Exit(value.exit_status, time_from_pb(value.exited_at, present=value.HasField("exited_at")), value.pid)
+    return Exit(value.exit_status, _exited_at(value), value.pid)
 
 
 def wait_to_pb(value: Exit) -> pb.WaitResponse:
@@ -123,7 +102,7 @@ def wait_to_pb(value: Exit) -> pb.WaitResponse:
 
 def wait_from_pb(value: pb.WaitResponse | shim.WaitResponse, pid: int = 0) -> Exit:
     """Of the API or of a shim; neither says the pid."""
-    return Exit(value.exit_status, time_from_pb(value.exited_at, present=value.HasField("exited_at")), pid)
+    return Exit(value.exit_status, _exited_at(value), pid)
 
 
 def container_from_pb(value: containers_pb2.Container) -> Container:

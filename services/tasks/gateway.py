@@ -19,8 +19,12 @@ from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from api.grpc.health.v1 import health_pb2, health_stubs
 from services.kit import errors, loops, rpc
 from services.kit.publisher import Publisher
+from services.kit.timestamps import time_to_pb
+from services.oci.convert import mounts_from_pb
+from services.oci.descriptors import Descriptor
+from services.oci.mounts import Mount
 from services.tasks import convert
-from services.tasks.store import Container, Descriptor, Exit, Mount
+from services.tasks.store import Container, Exit
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ class Gateway:
 
     async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
         response = await self._snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=key), headers={rpc.NAMESPACE: namespace})
-        return convert.mounts_from_pb(response.mounts)
+        return tuple(mounts_from_pb(response.mounts))
 
     async def write_blob(self, namespace: str, lease: str, ref: str, media_type: str, file: BinaryIO) -> Descriptor:
         headers: dict[str, str | bytes] = {rpc.NAMESPACE: namespace, **({rpc.LEASE: lease} if lease else {})}
@@ -89,11 +93,11 @@ class Gateway:
             await asyncio.to_thread(file.write, message.data)
 
     def exited(self, namespace: str, name: str, exec_id: str, how: Exit) -> None:
-        event = events.TaskExit(container_id=name, id=exec_id or name, pid=how.pid, exit_status=how.status, exited_at=convert.time_to_pb(how.at))
+        event = events.TaskExit(container_id=name, id=exec_id or name, pid=how.pid, exit_status=how.status, exited_at=time_to_pb(how.at))
         self._publisher.publish(namespace, "/tasks/exit", event)
 
     def deleted(self, namespace: str, name: str, how: Exit) -> None:
-        event = events.TaskDelete(container_id=name, pid=how.pid, exit_status=how.status, exited_at=convert.time_to_pb(how.at))
+        event = events.TaskDelete(container_id=name, pid=how.pid, exit_status=how.status, exited_at=time_to_pb(how.at))
         self._publisher.publish(namespace, "/tasks/delete", event)
 
     @contextlib.asynccontextmanager

@@ -35,26 +35,14 @@ from typing import Any, Self, TypeVar
 from services.kit import errors, filters, identifiers, loops, rpc, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
+from services.oci.descriptors import Descriptor
 from services.tasks import checkpoint, checks, dead_shim, fifos
 from services.tasks import spec as specs
 from services.tasks.bundle import TASKS, Address, Bundle
 from services.tasks.config import Config
 from services.tasks.convert import exec_id_of
 from services.tasks.shim import Connection, Environment, Program, Programs, check_id_mapped_mounts, with_runc_root
-from services.tasks.store import (
-    IO,
-    Container,
-    CreateOptions,
-    Descriptor,
-    Exit,
-    Metric,
-    Node,
-    Opaque,
-    Process,
-    ProcessInfo,
-    Status,
-    task_not_found,
-)
+from services.tasks.store import IO, Container, CreateOptions, Exit, Metric, Node, Opaque, Process, ProcessInfo, Status, task_not_found
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

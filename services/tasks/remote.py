@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit import rpc
+from services.oci.convert import descriptor_from_pb
+from services.oci.descriptors import Descriptor
 from services.tasks import convert
-from services.tasks.store import IO, CreateOptions, Descriptor, Exit, Metric, Opaque, Process, ProcessInfo
+from services.tasks.store import IO, CreateOptions, Exit, Metric, Opaque, Process, ProcessInfo
 
 _LONG = 120.0
 
@@ -66,7 +68,7 @@ class RemoteTasks:
     async def checkpoint(self, namespace: str, name: str, options: Opaque | None, *, lease: str = "") -> Sequence[Descriptor]:
         request = pb.CheckpointTaskRequest(container_id=name, options=convert.opaque_to_pb(options))
         headers = _of(namespace) | ({rpc.LEASE: lease} if lease else {})
-        return [convert.descriptor_from_pb(d) for d in (await self._client.Checkpoint(request, headers=headers, timeout=_LONG)).descriptors]
+        return [descriptor_from_pb(d) for d in (await self._client.Checkpoint(request, headers=headers, timeout=_LONG)).descriptors]
 
     async def update(self, namespace: str, name: str, resources: Opaque | None, annotations: Mapping[str, str]) -> None:
         request = pb.UpdateTaskRequest(container_id=name, resources=convert.opaque_to_pb(resources), annotations=dict(annotations))

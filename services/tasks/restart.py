@@ -22,13 +22,14 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from services.kit import errors, loops
+from services.oci.mounts import Mount
 from services.tasks import spec as specs
 from services.tasks.nodestart import NodeStart
-from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Node, Status, Tasks
+from services.tasks.store import IO, Container, CreateOptions, Exit, Node, Status, Tasks
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ class RestartMonitor:
             raise errors.InvalidArgument(f"unable to resolve rootfs mounts without snapshotter on container {container.id}")
         mounts = await self._node.mounts(namespace, container.snapshotter, container.snapshot_key)
         label = (spec.get("linux") or {}).get("mountLabel", "")
-        return tuple(replace(m, options=(*m.options, f'context="{label}"')) for m in mounts) if label else mounts
+        return tuple(m._replace(options=(*m.options, f'context="{label}"')) for m in mounts) if label else mounts
 
 
 def _spec(container: Container) -> dict[str, Any]:

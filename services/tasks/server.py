@@ -7,6 +7,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit.rpc import Call
+from services.oci.convert import descriptor_to_pb
 from services.tasks import convert
 from services.tasks.store import IO, Tasks
 
@@ -72,7 +73,7 @@ class TasksServicer:
     async def Checkpoint(self, request: pb.CheckpointTaskRequest, call: Call) -> pb.CheckpointTaskResponse:
         options = convert.opaque_from_pb(request.options, present=request.HasField("options"))
         descriptors = await self._tasks.checkpoint(call.namespace, request.container_id, options, lease=call.lease)
-        return pb.CheckpointTaskResponse(descriptors=[convert.descriptor_to_pb(d) for d in descriptors])
+        return pb.CheckpointTaskResponse(descriptors=[descriptor_to_pb(d) for d in descriptors])
 
     async def Update(self, request: pb.UpdateTaskRequest, call: Call) -> Empty:
         resources = convert.opaque_from_pb(request.resources, present=request.HasField("resources"))

@@ -29,9 +29,11 @@ from services.kit import cgroups, errors, rpc, tracing, ttrpc
 from services.kit.any import type_name
 from services.kit.identifiers import quoted
 from services.kit.version import VERSION
+from services.oci.convert import mounts_to_pb
+from services.oci.mounts import Mount
 from services.tasks import checks, convert
 from services.tasks.bundle import Address, Bundle, address_of
-from services.tasks.store import IO, Exit, Mount, Opaque, Process, ProcessInfo
+from services.tasks.store import IO, Exit, Opaque, Process, ProcessInfo
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +320,7 @@ class Connection:
         return response.shim_pid, response.task_pid
 
     async def create(self, bundle: Path, rootfs: Sequence[Mount], io: IO, checkpoint: str, options: Opaque | None, timeout: float) -> int:
-        request = pb.CreateTaskRequest(id=self._id, bundle=str(bundle), rootfs=convert.mounts_to_pb(rootfs), stdin=io.stdin, stdout=io.stdout,
+        request = pb.CreateTaskRequest(id=self._id, bundle=str(bundle), rootfs=mounts_to_pb(rootfs), stdin=io.stdin, stdout=io.stdout,
                                        stderr=io.stderr, terminal=io.terminal, checkpoint=checkpoint, options=convert.opaque_to_pb(options))
         return int((await self._call("Create", request, pb.CreateTaskResponse, timeout)).pid)
 

@@ -30,6 +30,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
+from services.oci.descriptors import Descriptor
+from services.oci.mounts import Mount
+
 
 class Status(enum.IntEnum):
     """Where a process is in its life; the numbers are the API's."""
@@ -51,16 +54,6 @@ class Opaque:
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
-    """A mount of a root filesystem, as a snapshotter described it."""
-
-    type: str
-    source: str
-    target: str = ""
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class IO:
     """Where a process reads and writes: paths of FIFOs, or URIs (``binary://``, ``file://``), as its shim understands them; empty for nothing."""
 
@@ -68,16 +61,6 @@ class IO:
     stdout: str = ""
     stderr: str = ""
     terminal: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """A blob by its digest."""
-
-    media_type: str
-    digest: str
-    size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

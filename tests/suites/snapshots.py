@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from services.kit import errors
-from services.snapshots.store import GID_MAPPING, UID_MAPPING, Info, Kind, Mount, Snapshotter, Usage
+from services.oci.mounts import Mount
+from services.snapshots.store import GID_MAPPING, UID_MAPPING, Info, Kind, Snapshotter, Usage
 
 ROOTED = {"containerd.io/gc.root": "suite"}
 """Labels that keep the collector away, where there is one."""

@@ -22,8 +22,9 @@ import pytest
 from api.containerd.types.runc.options import oci_pb2
 from services.kit import errors
 from services.kit.any import pack
+from services.oci.descriptors import Descriptor
 from services.tasks.bundle import TASKS
-from services.tasks.store import IO, CreateOptions, Descriptor, Opaque, Status, Tasks
+from services.tasks.store import IO, CreateOptions, Opaque, Status, Tasks
 from tests.suites.tasks_node import NS, FakeGateway, alive, contained, gone, output
 from tests.support import eventually_async, freeze, mounts_below, processes_naming
 

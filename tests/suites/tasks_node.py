@@ -26,7 +26,8 @@ from api.containerd.services.ttrpc.events.v1 import events_stubs as ttrpc_events
 from api.containerd.types import mount_pb2
 from services.kit import errors, filters, rpc, ttrpc
 from services.kit.any import type_name
-from services.tasks.store import IO, Mount
+from services.oci.mounts import Mount
+from services.tasks.store import IO
 from tests.support import eventually, eventually_async, processes_naming
 
 NS = "acc"
@@ -107,7 +108,7 @@ class FakeGateway:
     @property
     def mount(self) -> Mount:
         """The root filesystem as a snapshotter would describe it."""
-        return Mount("bind", str(self.rootfs), "", ("rbind", "rw"))
+        return Mount("bind", str(self.rootfs), ("rbind", "rw"))
 
     def topics(self, name: str) -> list[str]:
         """Topics of the events about a container, in their order."""

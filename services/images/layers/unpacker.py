@@ -37,9 +37,10 @@ from services.oci import platforms
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, chain_ids
 from services.oci.media_types import is_config, is_layer
+from services.oci.mounts import Mount
 from services.oci.platforms import OnlySystem
 from services.snapshots.diff.inherit import Unnamed
-from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Mount, Snapshotter
+from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Snapshotter
 
 log = logging.getLogger(__name__)
 

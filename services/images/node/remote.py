@@ -26,14 +26,14 @@ from services.images.node.leases_remote import Leases
 from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing, LateError
 from services.kit import errors, rpc, tracing
 from services.kit.identifiers import quoted
+from services.oci.convert import descriptor_to_pb, mounts_to_pb
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest
+from services.oci.mounts import Mount
 from services.snapshots.diff import media
-from services.snapshots.diff import mounts as workers_mounts
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
-from services.snapshots.store import Mount
 
 T = TypeVar("T")
 
@@ -221,9 +221,9 @@ class RemoteNode:
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
         if not self._here:
-            request = diff_pb2.ApplyRequest(diff=convert.descriptor_to_pb(layer), mounts=convert.mounts_to_pb(mounts))
+            request = diff_pb2.ApplyRequest(diff=descriptor_to_pb(layer), mounts=mounts_to_pb(mounts))
             return Applied((await self._diff.Apply(request, headers=self.headers, timeout=None)).applied.digest)
-        target, detect = list(map(_for_worker, mounts)), media.may_be_compressed(layer.media_type)
+        target, detect = list(mounts), media.may_be_compressed(layer.media_type)
         with tracing.span("images.apply", digest=layer.digest, size=layer.size, arriving=landing is not None):
             if landing is None:
                 async with self.reading(layer.digest) as blob:
@@ -254,10 +254,6 @@ class RemoteNode:
         except OSError as error:
             where = os.fsencode(error.filename or "").lstrip(b"/").decode("utf-8", "backslashreplace")
             raise errors.Unknown(f"directory {quoted(where)}: {errors.words(error)}") from None
-
-
-def _for_worker(mount: Mount) -> workers_mounts.Mount:
-    return workers_mounts.Mount(mount.type, mount.source, mount.target, mount.options)
 
 
 _SNAPSHOTTER, _DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1"

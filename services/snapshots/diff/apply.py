@@ -34,10 +34,11 @@ import sys
 import time
 
 from services.kit import inflate, tar
+from services.oci.mounts import Mount
 from services.snapshots.diff import mounts, standstill, stream
 from services.snapshots.diff.extract import EntryError, Unpacker
 from services.snapshots.diff.mounted import Mounted
-from services.snapshots.diff.mounts import Mount, MountError
+from services.snapshots.diff.mounts import MountError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 
+from services.oci.mounts import Mount
 from services.snapshots.diff import mounts
 
 HELPERS = {"fuse.": "mount.fuse", "fuse3.": "mount.fuse3"}
@@ -43,7 +44,7 @@ class Keeper:
         theirs.close()
         self._line.settimeout(_MOUNTING)
 
-    def mount(self, mount: mounts.Mount, target: str) -> None:
+    def mount(self, mount: Mount, target: str) -> None:
         """Have the helper mount it. MountError with what it says."""
         kind = next(kind for kind in HELPERS if mount.type.startswith(kind))
         command = [HELPERS[kind], mount.source, target, *(word for option in mount.options for word in ("-o", option)), "-t", mount.type.removeprefix(kind)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from services.oci.mounts import Mount
 from services.snapshots.diff.mounts import (
     BIND,
     DIRSYNC,
@@ -20,7 +21,6 @@ from services.snapshots.diff.mounts import (
     REMOUNT,
     STRICTATIME,
     SYNCHRONOUS,
-    Mount,
     MountError,
     mount,
     unmount_all,
@@ -62,7 +62,7 @@ class Mounted:
 
             options = [o for o in m.options if o not in ("loop", "direct-io")]
             with attached(m.source, read_only=read_only_option(options), direct="direct-io" in m.options) as device:
-                _mount_one(Mount(m.type, device, m.target, options), target)
+                _mount_one(Mount(m.type, device, tuple(options), m.target), target)
             return
         if not m.type.startswith(("fuse.", "fuse3.")):
             _mount_one(m, target)
@@ -106,7 +106,7 @@ def read_only_option(options: Iterable[str]) -> bool:
 
 def _mount_one(m: Mount, target: str) -> None:
     flags, data = 0, []
-    options = [o for o in m.options if o not in ("volatile", "fsync=volatile")] if m.type == "overlay" else m.options
+    options = [o for o in m.options if o not in ("volatile", "fsync=volatile")] if m.type == "overlay" else list(m.options)
     cwd = ""
     if m.type == "overlay" and sum(len(os.fsencode(o)) for o in options) > OPTIONS_LIMIT - _ROOM:
         cwd, options = _compact(options)

@@ -1,4 +1,4 @@
-"""Mounts as values, and the system calls that workers need: a mount namespace of their own, mount, syncfs. :mod:`~services.snapshots.diff.mounted` makes the mounts.
+"""The system calls that workers need: a mount namespace of their own, mount, syncfs; and mounts as arguments. :mod:`~services.snapshots.diff.mounted` makes the mounts.
 
 A worker mounts in its own namespace, so nothing it mounts outlives it, however it ends. Small and quick to import, since each worker does.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+
+from services.oci.mounts import Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,22 +33,6 @@ class MountError(Exception):
     """A mount that cannot be made; the text is for the client."""
 
 
-class Mount:
-    """containerd.types.Mount."""
-
-    __slots__ = ("options", "source", "target", "type")
-
-    def __init__(self, type: str, source: str, target: str = "", options: Iterable[str] = ()) -> None:  # noqa: A002
-        self.type = type
-        self.source = source
-        self.target = target
-        self.options = list(options)
-
-    def option(self, name: str) -> str:
-        """The value of the last option ``name=value``, or an empty string."""
-        return next((o[len(name) + 1:] for o in reversed(self.options) if o.startswith(f"{name}=")), "")
-
-
 def to_arguments(mounts: Iterable[Mount]) -> list[str]:
     """Mounts as arguments of a program; :func:`from_arguments` reads them."""
     found: list[str] = []
@@ -61,7 +47,7 @@ def from_arguments(arguments: Sequence[str]) -> list[Mount]:
     at = 0
     while at < len(arguments):
         end = at + 5 + int(arguments[at + 4])
-        found.append(Mount(arguments[at + 1], arguments[at + 2], arguments[at + 3], arguments[at + 5:end]))
+        found.append(Mount(arguments[at + 1], arguments[at + 2], tuple(arguments[at + 5:end]), arguments[at + 3]))
         at = end
     return found
 
@@ -71,13 +57,13 @@ def read_only(mounts: Iterable[Mount]) -> list[Mount]:
     found = []
     for m in mounts:
         if m.type != "overlay":
-            found.append(Mount(m.type, m.source, m.target, [*(o for o in m.options if o not in ("ro", "rw")), "ro"]))
+            found.append(Mount(m.type, m.source, (*(o for o in m.options if o not in ("ro", "rw")), "ro"), m.target))
             continue
         upper = m.option("upperdir")
         options = [o for o in m.options if not o.startswith(("upperdir=", "workdir=", "uidmap=", "gidmap="))]
         if upper:
             options = [f"lowerdir={upper}:{o[9:]}" if o.startswith("lowerdir=") else o for o in options]
-        found.append(Mount(m.type, m.source, m.target, options))
+        found.append(Mount(m.type, m.source, tuple(options), m.target))
     return found
 
 

@@ -14,19 +14,20 @@ import base64
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from api.containerd.services.diff.v1 import diff_pb2 as pb
 from api.containerd.services.diff.v1 import diff_stubs
-from api.containerd.types import descriptor_pb2, mount_pb2
+from api.containerd.types import descriptor_pb2
 from services.content import blobs_remote as blobs
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.kit.rpc import Call
 from services.oci import media_types
+from services.oci.convert import mounts_from_pb
 from services.snapshots.diff import media, workers
-from services.snapshots.diff.mounts import Mount, read_only, to_arguments
+from services.snapshots.diff.mounts import read_only, to_arguments
 
 UNCOMPRESSED = "containerd.io/uncompressed"
 """Label of a compressed layer: its diff id."""
@@ -57,7 +58,7 @@ class DiffServicer:
             async with contextlib.AsyncExitStack() as held:
                 with _explained("failed to get reader from content store"):
                     file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
-                applied = await self._appliers.apply(_mounts(request.mounts), file, detect=media.may_be_compressed(layer.media_type), sync=request.sync_fs)
+                applied = await self._appliers.apply(mounts_from_pb(request.mounts), file, detect=media.may_be_compressed(layer.media_type), sync=request.sync_fs)
         return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media_types.LAYER, digest=applied.diff_id, size=applied.size))
 
     async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
@@ -72,10 +73,10 @@ class DiffServicer:
                 async with contextlib.AsyncExitStack() as held:
                     with _explained("failed to open writer"):
                         ingest = await held.enter_async_context(self._blobs.writing(ref, headers))
-                    left = to_arguments(_mounts(request.left))
+                    left = to_arguments(mounts_from_pb(request.left))
                     digest, size, diff_id = await workers.run(
                         "compare", compression, bound, str(self._left), str(self._right), str(len(left)), *left,
-                        *to_arguments(read_only(_mounts(request.right))), file=ingest.fd, started=ingest.started)
+                        *to_arguments(read_only(mounts_from_pb(request.right))), file=ingest.fd, started=ingest.started)
                     fault("diff.before-commit")
                     if compression != "plain":
                         labels[UNCOMPRESSED] = diff_id
@@ -91,10 +92,6 @@ class DiffServicer:
                 with _explained("error setting uncompressed label"):
                     await self._blobs.label(digest, UNCOMPRESSED, diff_id, headers)
         return pb.DiffResponse(diff=descriptor_pb2.Descriptor(media_type=media_type, digest=digest, size=info.size))
-
-
-def _mounts(found: Iterable[mount_pb2.Mount]) -> list[Mount]:
-    return [Mount(m.type, m.source, m.target, m.options) for m in found]
 
 
 def _unique_ref() -> str:

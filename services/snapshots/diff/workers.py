@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from services.kit import errors, kept, loops, pipes, tracing
+from services.oci.mounts import Mount
 from services.snapshots import programs
 from services.snapshots.diff import standstill
 from services.snapshots.diff.inherit import Unnamed
-from services.snapshots.diff.mounts import Mount, to_arguments
+from services.snapshots.diff.mounts import to_arguments
 
 _IDLE = 10.0
 """Seconds without work after which the program that unpacks ends: it takes 10 MB, and 40 ms to start."""
@@ -25,7 +26,7 @@ _IDLE = 10.0
 _ENDING = 2.0
 """Seconds for one that takes no more requests to end, so that its end can be told."""
 
-_FILES = ("services/__init__.py", "services/snapshots/__init__.py", "services/snapshots/diff/*.py", *(f"services/kit/{name}.py" for name in ("__init__", "inflate", "tar")))
+_FILES = ("services/__init__.py", "services/snapshots/__init__.py", "services/snapshots/diff/*.py", "services/oci/__init__.py", "services/oci/mounts.py", *(f"services/kit/{name}.py" for name in ("__init__", "inflate", "tar")))
 """What our programs import of ours, and no more: each file costs half a millisecond at the start of a service."""
 
 _TRACED = ("services/kit/*.py", "services/wire/*.py")

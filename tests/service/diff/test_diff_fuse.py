@@ -13,7 +13,8 @@ import pytest
 
 from api.containerd.types import mount_pb2
 from services.kit import errors
-from services.snapshots.diff.mounts import Mount, to_arguments
+from services.oci.mounts import Mount
+from services.snapshots.diff.mounts import to_arguments
 from services.snapshots.diff.workers import Appliers, run
 from tests.suites.diff_layers import BASE
 from tests.suites.diff_sides import Side, bind, differences, tree
@@ -32,7 +33,7 @@ def overlay(place: Path) -> Mount:
     """A mount that fuse-overlayfs serves, as a worker is told it."""
     for name in ("lower", "upper", "work"):
         (place / name).mkdir()
-    return Mount("fuse3.fuse-overlayfs", "overlay", "", [f"{name}dir={place / name}" for name in ("lower", "upper", "work")])
+    return Mount("fuse3.fuse-overlayfs", "overlay", tuple(f"{name}dir={place / name}" for name in ("lower", "upper", "work")))
 
 
 def fuse(side: Side, kind: str = "fuse3.fuse-overlayfs") -> list[mount_pb2.Mount]:
@@ -131,7 +132,7 @@ async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
                 await asyncio.wait_for(work, 60)
             eventually(lambda: not served(place), "the program is left", 10)
             (place / "plain").mkdir()
-            assert (await appliers.apply([Mount("bind", str(place / "plain"), "", ["rw", "rbind"])], blob.fileno(), detect=True)).size
+            assert (await appliers.apply([Mount("bind", str(place / "plain"), ("rw", "rbind"))], blob.fileno(), detect=True)).size
     finally:
         await appliers.aclose()
 
@@ -144,7 +145,7 @@ async def test_a_comparison_that_stands_still_is_killed(cancelled: bool, place: 
     served_here = overlay(place)
     for number in range(2000):
         (place / "upper" / str(number)).write_bytes(bytes(1 << 16))
-    left = to_arguments([Mount("bind", str(place / "nothing"), "", ["ro", "rbind"])])
+    left = to_arguments([Mount("bind", str(place / "nothing"), ("ro", "rbind"))])
     with (place / "layer").open("wb") as layer:
         work = asyncio.ensure_future(run("compare", "plain", "-", str(place / "left"), str(place / "right"), str(len(left)), *left, *to_arguments([served_here]),
                                          file=layer.fileno(), started=lambda: None, limit=600.0 if cancelled else 2.0))

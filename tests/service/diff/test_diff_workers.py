@@ -21,9 +21,9 @@ import pytest_asyncio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.kit import errors, tracing
+from services.oci.mounts import Mount
 from services.snapshots.diff import workers
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
-from services.snapshots.diff.mounts import Mount
 from services.snapshots.diff.paths import Resolver
 from services.snapshots.diff.workers import Applied, Appliers, Growth
 from tests.suites.diff_layers import BASE
@@ -53,7 +53,7 @@ async def appliers(place: Path) -> AsyncIterator[Appliers]:
 
 
 def onto(root: Path) -> list[Mount]:
-    return [Mount("bind", str(root), "", ["rw", "rbind"])]
+    return [Mount("bind", str(root), ("rw", "rbind"))]
 
 
 class Blob:
@@ -253,7 +253,7 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
 async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Appliers, place: Path) -> None:
     """Where a directory of the first hands its group down, files of the second have the owners that it says all the same."""
     (place / "upper").mkdir()
-    overlay = Mount("overlay", "overlay", "", [f"upperdir={place}/upper", f"workdir={place}/work", f"lowerdir={place}/root"])
+    overlay = Mount("overlay", "overlay", (f"upperdir={place}/upper", f"workdir={place}/work", f"lowerdir={place}/root"))
     for layer in (tar(directory(b"d/", 0o2755, gid=7)), tar(reg(b"d/f", b"1", mode=0o644))):
         (place / "blob").write_bytes(layer)
         with (place / "blob").open("rb") as file:
@@ -476,7 +476,7 @@ async def main():
     for path in (place / "services").rglob("*.py"):
         path.write_text("raise SystemExit('this is the new code')")
     shutil.rmtree(place / "services/kit")
-    bind = lambda name: [mounts.Mount("bind", str(place / name), "", ["rw", "rbind"])]
+    bind = lambda name: [mounts.Mount("bind", str(place / name), ("rw", "rbind"))]
     with open(place / "layer", "rb") as blob:
         applied = await appliers.apply(bind("root"), blob.fileno(), detect=True)
     with open(place / "made", "wb") as made:

@@ -16,9 +16,10 @@ import zstandard
 
 from services.kit import errors
 from services.kit.inflate import CompressionError
+from services.oci.mounts import Mount
 from services.snapshots.diff import media, stream
 from services.snapshots.diff.mounted import _compact, _target, read_only_option
-from services.snapshots.diff.mounts import OPTIONS_LIMIT, Mount, MountError, from_arguments, mount, read_only, to_arguments
+from services.snapshots.diff.mounts import OPTIONS_LIMIT, MountError, from_arguments, mount, read_only, to_arguments
 from services.snapshots.diff.paths import Resolver, clean, cleaned
 from tests.support import TOP
 
@@ -50,7 +51,7 @@ def test_links_are_resolved_below_a_directory(tmp_path: Path) -> None:
 
 def test_mounts_are_arguments_and_back() -> None:
     """Whatever is in their fields."""
-    given = [Mount("bind", "/a b", "", ["rw", "rbind"]), Mount("overlay", "overlay", "/sub", ["lowerdir=/x:/y", "mount", ""]), Mount("", "")]
+    given = [Mount("bind", "/a b", ("rw", "rbind")), Mount("overlay", "overlay", ("lowerdir=/x:/y", "mount", ""), "/sub"), Mount("", "")]
     got = from_arguments(to_arguments(given))
     assert [(m.type, m.source, m.target, m.options) for m in got] == [(m.type, m.source, m.target, m.options) for m in given]
 
@@ -66,7 +67,7 @@ def test_a_target_below_the_mount_point_leaves_nothing_open(tmp_path: Path) -> N
     """A worker makes many mounts, and lives on."""
     (tmp_path / "link").symlink_to("/there")
     before = os.listdir("/proc/self/fd")
-    assert _target(Mount("bind", "/x", "link/below"), str(tmp_path)) == f"{tmp_path}/there/below"
+    assert _target(Mount("bind", "/x", (), "link/below"), str(tmp_path)) == f"{tmp_path}/there/below"
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -78,10 +79,10 @@ def test_the_last_of_ro_and_rw_counts(options: list[str], wanted: bool) -> None:
 
 def test_read_only_mounts() -> None:
     """An overlay's upper directory becomes its topmost lower one; others get ro once."""
-    overlay, = read_only([Mount("overlay", "overlay", "", ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "uidmap=0:1:2"])])
-    assert overlay.options == ["index=off", "lowerdir=/u:/a:/b"]
-    bind, = read_only([Mount("bind", "/x", "", ["rw", "ro", "rbind"])])
-    assert bind.options == ["rbind", "ro"]
+    overlay, = read_only([Mount("overlay", "overlay", ("index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "uidmap=0:1:2"))])
+    assert overlay.options == ("index=off", "lowerdir=/u:/a:/b")
+    bind, = read_only([Mount("bind", "/x", ("rw", "ro", "rbind"))])
+    assert bind.options == ("rbind", "ro")
 
 
 def test_long_options_are_made_relative() -> None:

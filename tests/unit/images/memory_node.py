@@ -16,9 +16,10 @@ from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Landing,
 from services.kit import errors
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, digest_of
+from services.oci.mounts import Mount
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Info as Snapshot
-from services.snapshots.store import Kind, Mount
+from services.snapshots.store import Kind
 
 
 def tar_of(files: Mapping[str, bytes | str]) -> bytes:

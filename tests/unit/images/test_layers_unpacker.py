@@ -20,9 +20,9 @@ from services.kit import errors
 from services.oci import digests, media_types
 from services.oci.descriptors import Descriptor
 from services.oci.digests import digest_of
+from services.oci.mounts import Mount
 from services.oci.platforms import Platform, default
 from services.snapshots.diff.inherit import Unnamed
-from services.snapshots.store import Mount
 from tests.support import turns
 from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter
 

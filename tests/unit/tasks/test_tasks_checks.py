@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.kit import errors
+from services.oci.mounts import Mount
 from services.tasks import checks
-from services.tasks.store import IO, Mount, Opaque
+from services.tasks.store import IO, Opaque
 from tests.support import eventually_async
 
 RUNC, OTHER = "/usr/bin/containerd-shim-runc-v2", "/usr/bin/containerd-shim-other-v1"
@@ -40,7 +41,7 @@ def shim(directory: Path, version: str) -> str:
 
 async def test_mounts_with_mapped_ids_are_for_shims_that_make_them(tmp_path: Path) -> None:
     """From containerd 2.0 on. Its version is asked once, and again when it is another file; other mounts, and shims of others, are not looked at."""
-    plain, mapped = Mount("overlay", "overlay", "", ("lowerdir=/a:/b",)), Mount("overlay", "overlay", "", ("uidmap=0:1000:10", "gidmap=0:1000:10", "lowerdir=/a"))
+    plain, mapped = Mount("overlay", "overlay", ("lowerdir=/a:/b",)), Mount("overlay", "overlay", ("uidmap=0:1000:10", "gidmap=0:1000:10", "lowerdir=/a"))
     program = shim(tmp_path, "1.6.20~ds1")
     await checks.mounts(program, [plain])
     assert not (tmp_path / "asked").exists()

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from services.kit import errors
+from services.oci.mounts import Mount
 from services.tasks import restart
 from services.tasks.nodestart import NodeStart
 from services.tasks.restart import COUNT, LOG_PATH, LOG_URI, POLICY, STATUS, STOPPED, Policy, RestartMonitor, decide
-from services.tasks.store import IO, Container, CreateOptions, Exit, Mount, Opaque, Process, Status
+from services.tasks.store import IO, Container, CreateOptions, Exit, Opaque, Process, Status
 from tests.support import eventually_async
 
 
@@ -121,7 +122,7 @@ class FakeNode:
         self.labels.append(label)
 
     async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
-        return (Mount("bind", f"/{snapshotter}/{key}", "", ("rbind",)),)
+        return (Mount("bind", f"/{snapshotter}/{key}", ("rbind",)),)
 
 
 def container(name: str, labels: dict[str, str], **spec: Any) -> Container:
@@ -138,7 +139,7 @@ async def test_a_stopped_task_is_made_anew() -> None:
         await eventually_async(lambda: _running(tasks, "c"))
     assert node.labels == [("n", "c", COUNT, "5")]
     assert tasks.created == [("n", "c", CreateOptions(
-        io=IO("", "binary:///logger", "binary:///logger", terminal=True), rootfs=(Mount("bind", "/native/c-key", "", ("rbind", 'context="a:b"')),)))]
+        io=IO("", "binary:///logger", "binary:///logger", terminal=True), rootfs=(Mount("bind", "/native/c-key", ("rbind", 'context="a:b"')),)))]
 
 
 async def _asked(tasks: FakeTasks) -> bool:
