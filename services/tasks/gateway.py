@@ -17,11 +17,13 @@ from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.namespaces.v1 import namespaces_pb2, namespaces_stubs
 from api.containerd.services.snapshots.v1 import snapshots_pb2, snapshots_stubs
 from api.grpc.health.v1 import health_pb2, health_stubs
+from services.content.remote import RemoteStore
 from services.kit import errors, loops, rpc
 from services.kit.publisher import Publisher
 from services.kit.timestamps import time_to_pb
 from services.oci.convert import mounts_from_pb
 from services.oci.descriptors import Descriptor
+from services.oci.digests import CANONICAL, Digest
 from services.oci.mounts import Mount
 from services.tasks import convert
 from services.tasks.store import Container, Exit
@@ -35,6 +37,7 @@ class Gateway:
     """A :class:`services.tasks.store.Node`."""
 
     def __init__(self, channel: rpc.Channel, publisher: Publisher) -> None:
+        self._channel = channel
         self._publisher = publisher
         self._containers = channel.client(containers_stubs.CONTAINERS)
         self._namespaces = channel.client(namespaces_stubs.NAMESPACES)
@@ -70,23 +73,21 @@ class Gateway:
         return tuple(mounts_from_pb(response.mounts))
 
     async def write_blob(self, namespace: str, lease: str, ref: str, media_type: str, file: BinaryIO) -> Descriptor:
-        headers: dict[str, str | bytes] = {rpc.NAMESPACE: namespace, **({rpc.LEASE: lease} if lease else {})}
-        digest, size = hashlib.sha256(), 0
+        store = RemoteStore(self._channel, {rpc.NAMESPACE: namespace, **({rpc.LEASE: lease} if lease else {})})
+        hashing, size = hashlib.sha256(), 0
+        writer = await store.writer(ref)
         try:
-            async with self._content.Write(headers=headers) as stream:
-                while piece := await asyncio.to_thread(file.read, _PIECE):
-                    digest.update(piece)
-                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=ref, offset=size, data=piece))
-                    size += len(piece)
-                    await stream.receive()
-                name = f"sha256:{digest.hexdigest()}"
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref=ref, offset=size, total=size, expected=name))
-                await stream.done_sending()
-                while await stream.receive() is not None:
-                    pass
-        except errors.AlreadyExists:
-            name = f"sha256:{digest.hexdigest()}"
-        return Descriptor(media_type, name, size)
+            await writer.truncate()  # it may be the ref of one that failed
+            while piece := await asyncio.to_thread(file.read, _PIECE):
+                hashing.update(piece)
+                size += len(piece)
+                await writer.write(piece)
+            digest = Digest(CANONICAL, hashing.hexdigest())
+            with contextlib.suppress(errors.AlreadyExists):
+                await writer.commit(size, digest)
+        finally:
+            await writer.close()
+        return Descriptor(media_type, str(digest), size)
 
     async def read_blob(self, namespace: str, digest: str, file: BinaryIO) -> None:
         async for message in self._content.Read(content_pb2.ReadContentRequest(digest=digest), headers={rpc.NAMESPACE: namespace}):

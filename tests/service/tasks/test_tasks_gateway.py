@@ -1,0 +1,45 @@
+"""What tasks writes to content, as a checkpoint is: over the content process, in the gateway's place."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.content.remote import RemoteStore
+from services.kit import rpc
+from services.kit.publisher import Publisher
+from services.oci.digests import Digest, digest_of
+from services.tasks.gateway import Gateway
+from tests.support import ServiceProcess, short_directory
+
+TYPE = "application/vnd.containerd.container.checkpoint.config.v1+proto"
+DATA = os.urandom((3 << 20) + 7)
+
+
+@pytest.fixture
+async def channel() -> AsyncIterator[rpc.Channel]:
+    with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as running:
+        async with rpc.Channel(running.sockets[0], "content") as channel:
+            yield channel
+
+
+async def test_a_blob_is_written(channel: rpc.Channel) -> None:
+    """In pieces, or with nothing in it; one that is there already is as good."""
+    gateway, store = Gateway(channel, Publisher(channel)), RemoteStore(channel)
+    for data in (DATA, b"", DATA):
+        descriptor = await gateway.write_blob("default", "", "/checkpoint", TYPE, io.BytesIO(data))
+        assert (descriptor.media_type, descriptor.digest, descriptor.size) == (TYPE, digest_of(data), len(data))
+        assert b"".join([piece async for piece in store.read(Digest.parse(descriptor.digest))]) == data
+    assert not await store.list_statuses()
+
+
+async def test_what_an_attempt_left_behind_is_no_part_of_the_next(channel: rpc.Channel) -> None:
+    """It has the same ref."""
+    left = await RemoteStore(channel).writer("/checkpoint")
+    await left.write(b"of one that failed")
+    await left.close()
+    descriptor = await Gateway(channel, Publisher(channel)).write_blob("default", "", "/checkpoint", TYPE, io.BytesIO(DATA))
+    assert (descriptor.digest, descriptor.size) == (digest_of(DATA), len(DATA))
