@@ -33,11 +33,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
             database = Database(transactions)
             soundness = Soundness(directory / "metadata.db", database)
-            transactions.damaged = soundness.damaged
+            transactions.file.damaged = soundness.damaged
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
             collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish, soundness.checked, configuration.foreign(file))
             try:
-                await soundness.begin(transactions.lost, transactions.noted)
+                await soundness.begin(transactions.file.lost, transactions.file.noted)
                 await metadata.intents.index()
                 async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server, soundness.said(server):
                     await process.until_signal()

@@ -1,9 +1,8 @@
 """Transactions in one SQLite file: the embedded life, durable when ``write`` returns.
 
-WAL with synchronous=FULL: a commit is one append and one fsync. All work runs in the loop's thread, where a read of cached pages costs less than a
+Commits are grouped (``kit/sqlite.py``). All work runs in the loop's thread, where a read of cached pages costs less than a
 hop to another one; only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that comes meanwhile is gathered, and
-the next commit takes what of it some milliseconds allow: so fifty writers at once wait for two fsyncs, not for fifty. Each work is a
-savepoint of its own within that, and none of them is answered before the commit is done, failures included (what they saw might not have lasted).
+the next commit takes what of it some milliseconds allow: so fifty writers at once wait for two fsyncs, not for fifty.
 A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL), and without the thread; the next fsync of the log is its too.
 
 When nobody has written for some seconds, free pages are given back (``freeing``), in steps that writers come between.
@@ -24,19 +23,24 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from services.kit import damage, errors, loops, wal
+from services.kit import errors, loops, wal
+from services.kit.sqlite import File, Layout, Work, answer, reading, run, undo
 from services.metadata import freeing
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_VERSION = 1
-"""Of the file's layout; in its user_version."""
+_LAYOUT = Layout(
+    version=1,
+    tables=("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",),
+    # The second one is of the log; a long one, which slow readers make, would be kept for ever.
+    pragmas=("cache_size = -8192", f"journal_size_limit = {wal.SIZE}"),
+    prepare=freeing.prepare,
+    convert=freeing.convert)
 _LARGEST_VALUE = 32 << 10
 """Bytes of a value and its key that are remembered: clients choose how large they are."""
 _VALUES = 256
@@ -163,13 +167,7 @@ class _Remembered:
             self._connection.execute("ROLLBACK")
 
 
-@dataclass(slots=True)
-class _Waiting:
-    work: Callable[[Transaction], Any]
-    future: asyncio.Future[Any]
-    lasting: bool
-    result: Any = None
-    error: BaseException | None = None
+_Waiting = Work[_Rows]
 
 
 class _Queue:
@@ -214,30 +212,13 @@ class SqliteTransactions:
 
     def __init__(self, path: Path, caller: Callable[[], str] = str, *, quiet: float = 10.0) -> None:
         """``quiet``: seconds without a write after which free pages are given back."""
+        self.file = File(path, "metadata store", _LAYOUT)
+        """What it is kept in: what was lost of it, and who is told of damage."""
+        self._writer, self._reader = self.file.writer, self.file.reader
         self._path = path
         self._quiet = quiet
         self._timer: asyncio.TimerHandle | None = None
         self._wrote = 0.0
-        self.damaged: Callable[[str], None] = log.error
-        """Told of pages that are not what they were; what was asked for is refused with the same words."""
-        wal.take_back(path)
-        self._log = damage.Log(path)
-        try:
-            self._writer = _connect(path)
-            try:
-                _prepare(self._writer, path)
-                self.lost = self._log.lost(self._writer)
-                """What the log has lost; "" if nothing. To be told again at the next start, if it is not ``noted``."""
-                if not self.lost:
-                    freeing.convert(self._writer, path)
-                wal.make_room(path)
-                self._reader = _connect(path)
-            except BaseException:
-                self._writer.close()
-                raise
-        except sqlite3.Error as error:
-            what = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
-            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{what}") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._idle: list[sqlite3.Connection] = []
@@ -255,43 +236,31 @@ class SqliteTransactions:
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
 
-    def noted(self) -> None:
-        """What was ``lost`` is written down where it lasts."""
-        self._log.noted()
-
     def view(self, work: Callable[[Reader], T]) -> T:
         try:
             if self._in_flight:
-                with _snapshot(self._reader) as rows:
-                    return work(rows)
+                with reading(self._reader):
+                    return work(_Rows(self._reader))
             reader = _Remembered(self._reader, self._values)
             try:
                 return work(reader)
             finally:
                 reader.close()
         except sqlite3.DatabaseError as error:
-            raise self._refusal(error) from None
-
-    def _refusal(self, error: sqlite3.Error) -> Exception:
-        """What is answered in its place."""
-        if not damage.is_damage(error):
-            return error
-        refusal = errors.DataLoss(f"metadata store: {self._path} is damaged: {error}: {damage.WHAT_TO_DO}")
-        self.damaged(str(refusal))
-        return refusal
+            raise self.file.met(error) from None
 
     def snapshot(self) -> Snapshot:
-        return _Snapshot(self._idle.pop() if self._idle else _connect(self._path), self._idle, self._refusal)
+        return _Snapshot(self._idle.pop() if self._idle else self.file.connect(), self._idle, self.file.met)
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         def run() -> T:
-            with contextlib.closing(_connect(self._path)) as connection, _snapshot(connection) as rows:
-                return work(rows)
+            with contextlib.closing(self.file.connect()) as connection, reading(connection):
+                return work(_Rows(connection))
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._long, run)
         except sqlite3.DatabaseError as error:
-            raise self._refusal(error) from None
+            raise self.file.met(error) from None
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[list[Key]]:
@@ -321,9 +290,7 @@ class SqliteTransactions:
             await self._committing
         self._thread.shutdown()
         self._long.shutdown()
-        with wal.kept(self._path):
-            for connection in (*self._idle, self._reader, self._writer):
-                connection.close()
+        self.file.close(*self._idle)
 
     async def _commit_all(self) -> None:
         try:
@@ -348,20 +315,20 @@ class SqliteTransactions:
 
     async def _give_back(self) -> None:
         """Give free pages back until somebody writes."""
-        run = asyncio.get_running_loop().run_in_executor
+        in_thread = asyncio.get_running_loop().run_in_executor
         try:
             self._wait_for_disk(True)
             left = before = freeing.spare(self._writer)
             while left and not self._queue and not self._closed:
-                await run(self._thread, freeing.give_back, self._writer)
+                await in_thread(self._thread, freeing.give_back, self._writer)
                 had, left = left, freeing.spare(self._writer)
                 if left >= had:
                     break
             if before and not left:
-                await run(self._thread, freeing.end, self._writer)
+                await in_thread(self._thread, freeing.end, self._writer)
                 log.info("%s gave back %d pages", self._path, before)
         except sqlite3.Error as error:
-            log.warning("%s keeps its free pages: %s", self._path, self._refusal(error))
+            log.warning("%s keeps its free pages: %s", self._path, self.file.met(error))
         finally:
             self._committing = loops.vital("the commits", self._commit_all()) if self._queue else None
 
@@ -383,9 +350,8 @@ class SqliteTransactions:
                 self._writer.execute("COMMIT")
         except Exception as error:  # whatever it is: those who wait must hear of it
             log.error("the metadata store cannot write %s: %s", self._path, error, exc_info=not isinstance(error, (sqlite3.Error, OSError)))
-            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
-                self._writer.execute("ROLLBACK")
-            refusal = self._refusal(error) if isinstance(error, sqlite3.Error) else error
+            undo(self._writer)
+            refusal = self.file.met(error) if isinstance(error, sqlite3.Error) else error
             # Where not even a transaction can be begun, nobody's work can be done.
             for waiting in batch or self._queue.take_all():
                 if not waiting.future.done():
@@ -393,13 +359,7 @@ class SqliteTransactions:
             return waited
         finally:
             self._uncommitted.clear()
-        for waiting in batch:
-            if waiting.future.done():  # its caller was cancelled; what it wrote stays
-                continue
-            if waiting.error is not None:
-                waiting.future.set_exception(waiting.error)
-            else:
-                waiting.future.set_result(waiting.result)
+        answer(batch)
         return waited
 
     def _wait_for_disk(self, lasting: bool) -> None:
@@ -424,58 +384,14 @@ class SqliteTransactions:
             if waiting.future.cancelled():  # nothing was begun: as if never asked
                 continue
             rows = _Rows(self._writer)
-            self._writer.execute("SAVEPOINT work")
-            try:
-                waiting.result = waiting.work(rows)
-            except sqlite3.Error:
-                raise
-            except Exception as error:
-                waiting.error = error
-                if rows.wrote:
-                    self._writer.execute("ROLLBACK TO work")
-            else:
-                if rows.cleared:
-                    self._values.clear()
-                for key in rows.wrote:
-                    self._values.pop(key, None)
-                wrote = wrote or bool(rows.wrote)
-                for noted in (self._uncommitted, *self._watches):
-                    noted.extend(rows.put_keys)
-            self._writer.execute("RELEASE work")
+            run(waiting, rows, self._writer)
+            if waiting.error is not None:
+                continue
+            if rows.cleared:
+                self._values.clear()
+            for key in rows.wrote:
+                self._values.pop(key, None)
+            wrote = wrote or bool(rows.wrote)
+            for noted in (self._uncommitted, *self._watches):
+                noted.extend(rows.put_keys)
         return wrote
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # The loop's thread and the one that commits take turns on the writing connection, never both at once.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32)
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -8192")
-        connection.execute(f"PRAGMA journal_size_limit = {wal.SIZE}")  # of the log; a long one, which slow readers make, would be kept for ever
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    freeing.prepare(connection)
-    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise errors.FailedPrecondition(f"{path}: this filesystem has no shared memory for SQLite's WAL")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _VERSION):
-        raise errors.FailedPrecondition(f"{path} has layout {version}, this splitd knows {_VERSION}")
-    if version == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("COMMIT")
-
-
-@contextlib.contextmanager
-def _snapshot(connection: sqlite3.Connection) -> Iterator[_Rows]:
-    connection.execute("BEGIN")
-    try:
-        yield _Rows(connection)
-    finally:
-        connection.execute("ROLLBACK")

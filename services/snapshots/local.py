@@ -71,10 +71,10 @@ class LocalSnapshotter(ABC):
         if _is_empty(root / "metadata.db") and any(map(_id_in, self.names())):  # noted before there is one, which tells nothing of that
             self._hold(f"{root}/metadata.db is new, though there are snapshots")
         self._tree = Tree(root / "metadata.db", self.soundness.damaged)
-        if self._tree.lost:
-            self._hold(self._tree.lost)
+        if self._tree.file.lost:
+            self._hold(self._tree.file.lost)
             if not self._unnoted:
-                self._tree.noted()
+                self._tree.file.noted()
         for made in (root, root.parent):
             disk.sync_directory(str(made))
         self._sync = FilesystemSync(str(root), self._doubt)

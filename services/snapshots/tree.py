@@ -1,12 +1,8 @@
 """The records of a snapshotter: which snapshots there are, in one SQLite file, durable when ``write`` returns.
 
-All changes run in one thread of their own, in the order in which they were asked for. What was asked for while the disk was busy is one *batch*: each
-piece of work is a savepoint in the batch's transaction, and one commit (WAL, synchronous=FULL: one fsync) makes all of it durable. Work may also
-touch the disk beside the database, such as making a snapshot's directory; it says with :meth:`Rows.sync_first` which directories must be on disk
+All changes run in one thread of their own, in the order in which they were asked for, and commits are grouped (``kit/sqlite.py``): what was asked for while the disk was busy is one
+*batch*. Work may also touch the disk beside the database, such as making a snapshot's directory; it says with :meth:`Rows.sync_first` which directories must be on disk
 before its rows are, and each of those is fsynced once in a batch.
-
-No work is answered before its batch is committed, failures included: what they saw might not have lasted. Reading has a connection of its own
-and never waits.
 
     metadata.db        table "snapshots", a row for each; -wal and -shm beside it are SQLite's own
 """
@@ -21,20 +17,17 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
+from services.kit.sqlite import File, Layout, Work, answer, reading, run, undo
 from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-_VERSION = 1
-"""Of the file's layout; in its user_version."""
 
 _SCHEMA = """
 CREATE TABLE snapshots (
@@ -48,6 +41,8 @@ CREATE TABLE snapshots (
     size INTEGER NOT NULL DEFAULT 0,       -- usage of a committed one
     inodes INTEGER NOT NULL DEFAULT 0
 )"""
+
+_LAYOUT = Layout(version=1, tables=(_SCHEMA, "CREATE INDEX children ON snapshots (parent)"), pragmas=("foreign_keys = ON",))
 
 _SELECT = """
 SELECT s.id, s.key, s.parent, coalesce(p.key, ''), s.kind, s.created_at, s.updated_at, s.labels, s.size, s.inodes
@@ -148,12 +143,7 @@ def _dump(labels: Mapping[str, str]) -> str:
     return json.dumps(dict(labels), ensure_ascii=False, separators=(",", ":"))
 
 
-@dataclass(slots=True)
-class _Work:
-    run: Callable[[Rows], Any]
-    future: asyncio.Future[Any]
-    result: Any = None
-    error: BaseException | None = None
+_Work = Work[Rows]
 
 
 class Tree:
@@ -161,56 +151,29 @@ class Tree:
 
     def __init__(self, path: Path, damaged: Callable[[str], None] = log.error) -> None:
         """``damaged`` is told, in the loop's thread, of pages that are not what they were; what was asked for is refused with the same words."""
-        self._path = path
-        self._damaged = damaged
-        wal.take_back(path)
-        self._log = damage.Log(path)
-        try:
-            self._writer = _connect(path)
-            try:
-                _prepare(self._writer, path)
-                self.lost = self._log.lost(self._writer)
-                """What its log has lost; "" if nothing. To be told again at the next start, if it is not ``noted``."""
-                wal.make_room(path)
-                self._reader = _connect(path)
-            except BaseException:
-                self._writer.close()
-                raise
-        except sqlite3.Error as error:
-            what = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
-            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{what}") from None
+        self.file = File(path, "snapshot records", _LAYOUT, damaged)
+        """What they are kept in, and what was lost of it."""
+        self._writer, self._reader = self.file.writer, self.file.reader
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    def noted(self) -> None:
-        """What was ``lost`` is written down where it lasts."""
-        self._log.noted()
 
     def last_id(self) -> int:
         """The highest id that a snapshot ever had."""
         try:
             row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
         except sqlite3.DatabaseError as error:
-            raise self._refusal(error) from None
+            raise self.file.refusal(error) from None
         return 0 if row is None else int(row[0])
 
     def view(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work`` on the records as they are now; it is short and changes nothing."""
-        self._reader.execute("BEGIN")
         try:
-            return work(Rows(self._reader))
+            with reading(self._reader):
+                return work(Rows(self._reader))
         except sqlite3.DatabaseError as error:
-            if isinstance(refusal := self._refusal(error), errors.DataLoss):
-                self._damaged(str(refusal))
-            raise refusal from None
-        finally:
-            self._reader.execute("ROLLBACK")
-
-    def _refusal(self, error: sqlite3.Error) -> Exception:
-        """What is answered in its place."""
-        return errors.DataLoss(f"snapshot records: {self._path} is damaged: {error}: {damage.WHAT_TO_DO}") if damage.is_damage(error) else error
+            raise self.file.met(error) from None
 
     async def write(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work``, run in the tree's thread, once what it changed is durable.
@@ -222,7 +185,7 @@ class Tree:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._thread = loops.thread(f"tree {self._path.parent.name}", self._run, vital=True)
+            self._thread = loops.thread(f"tree {self.file.path.parent.name}", self._run, vital=True)
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Work(work, future))
         return await future
@@ -235,9 +198,7 @@ class Tree:
         if self._thread is not None:
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
-        with wal.kept(self._path):
-            self._reader.close()
-            self._writer.close()
+        self.file.close()
 
     # ---------------------------------------------------------------- the thread
 
@@ -259,18 +220,17 @@ class Tree:
                 failure = self._failure(error)
                 for work in batch:
                     work.error = failure
-            self._loop.call_soon_threadsafe(_answer, batch)
+            self._loop.call_soon_threadsafe(answer, batch)
             if last:
                 return
 
     def _failure(self, error: Exception) -> errors.NodeError:
         """Undo a batch that could not be committed, and what to tell those who asked for it."""
-        log.error("the snapshot records %s cannot be written: %s", self._path, error)
-        with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
-            self._writer.execute("ROLLBACK")
-        if isinstance(error, sqlite3.Error) and isinstance(refusal := self._refusal(error), errors.DataLoss):
+        log.error("the snapshot records %s cannot be written: %s", self.file.path, error)
+        undo(self._writer)
+        if isinstance(error, sqlite3.Error) and isinstance(refusal := self.file.refusal(error), errors.DataLoss):
             assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._damaged, str(refusal))
+            self._loop.call_soon_threadsafe(self.file.damaged, str(refusal))
             return refusal
         return wal.failure(error, "snapshot records")
 
@@ -280,16 +240,9 @@ class Tree:
         to_sync: set[str] = set()
         for work in batch:
             rows = Rows(self._writer)
-            self._writer.execute("SAVEPOINT work")
-            try:
-                work.result = work.run(rows)
+            run(work, rows, self._writer)
+            if work.error is None:
                 to_sync |= rows.to_sync
-            except sqlite3.Error:
-                raise
-            except Exception as error:
-                work.error = error
-                self._writer.execute("ROLLBACK TO work")
-            self._writer.execute("RELEASE work")
         if self._writer.total_changes == before:
             self._writer.execute("ROLLBACK")
             return
@@ -298,39 +251,3 @@ class Tree:
         fault("snapshots.before-row")
         self._writer.execute("COMMIT")
         fault("snapshots.after-row")
-
-
-def _answer(batch: list[_Work]) -> None:
-    for work in batch:
-        if work.future.done():  # its caller was cancelled; what it changed stays
-            continue
-        if work.error is not None:
-            work.future.set_exception(work.error)
-        else:
-            work.future.set_result(work.result)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # The writing connection is made here and used in the tree's thread; the reading one is the loop's.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32)
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise errors.FailedPrecondition(f"{path}: this filesystem has no shared memory for SQLite's WAL")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _VERSION):
-        raise errors.FailedPrecondition(f"{path} has layout {version}, this splitd knows {_VERSION}")
-    if version == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(_SCHEMA)
-        connection.execute("CREATE INDEX children ON snapshots (parent)")
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("COMMIT")

@@ -83,7 +83,7 @@ def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> N
         # what it wrote together is together: the last 50, in both halves, and nothing older
         assert {int(n) for who, n in pairs if who == name} == set(range(max(1, found - 49), found + 1))
     assert all(len(halves) == 2 and halves[0] == halves[1] for halves in pairs.values())
-    assert not store.lost
+    assert not store.file.lost
     assert store._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     store._writer.close()
     store._reader.close()

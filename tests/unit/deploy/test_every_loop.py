@@ -26,7 +26,6 @@ from client.progress import Tally
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.images.distribution.progress import Tracker
-from services.images.documents.manifests import MANIFEST, Descriptor
 from services.images.node.leases_remote import Leases
 from services.images.transfer import Progress
 from services.kit import errors, loops, memory, sockets
@@ -35,6 +34,8 @@ from services.metadata import schema
 from services.metadata.gc import Collector, Config
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.memory import MemoryTransactions
+from services.oci.descriptors import Descriptor
+from services.oci.media_types import MANIFEST
 from services.tasks.gateway import Gateway
 from services.tasks.nodestart import NodeStart
 from services.tasks.restart import STOPPED, RestartMonitor

@@ -40,7 +40,7 @@ ALLOWED = {
         "deploy/containers.py",
     ],
     # One life of metadata's store is SQLite, and nothing above its interface may know; a snapshotter's tree is kept in a file of it.
-    "sqlite3": ["services/metadata/sqlite.py", "services/metadata/freeing.py", "services/kit/damage.py", "services/kit/salvage.py", "services/snapshots/tree.py"],
+    "sqlite3": ["services/kit/sqlite.py", "services/metadata/sqlite.py", "services/metadata/freeing.py", "services/kit/damage.py", "services/kit/salvage.py", "services/snapshots/tree.py"],
     # HTTP: one module makes requests, one times them; the rest of the registry client sees their answers.
     "aiohttp": ["services/images/registry/transport.py", "services/images/registry/trace.py", "services/images/registry/response_parser.py"],
     "yarl": ["services/images/registry/transport.py"],

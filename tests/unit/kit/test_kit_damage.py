@@ -44,8 +44,8 @@ async def opened(path: Path, *, noted: bool = True) -> tuple[str, int]:
     store = SqliteTransactions(path)
     try:
         if noted:
-            store.noted()
-        return store.lost, len(store.view(lambda tx: list(tx.scan(("n",)))))
+            store.file.noted()
+        return store.file.lost, len(store.view(lambda tx: list(tx.scan(("n",)))))
     finally:
         await store.close()
 
@@ -194,7 +194,7 @@ async def test_damaged_pages_are_refused_in_clear_words(crashed: Path) -> None:
         data[page * 4096:page * 4096 + 200] = b"\xff" * 200
     crashed.write_bytes(data)
     store, said = SqliteTransactions(crashed), list[str]()
-    store.damaged = said.append
+    store.file.damaged = said.append
     with pytest.raises(errors.DataLoss, match=r"metadata store: .*left.db is damaged: .*: see docs/damaged-database.md"):
         store.view(lambda tx: list(tx.scan(())))
     with pytest.raises(errors.DataLoss, match="is damaged"):

@@ -120,7 +120,7 @@ async def test_a_start_that_ends_before_it_holds_anything_leaves_that_to_the_nex
     data[32 + (damage.committed(left / "metadata.db") // 2) * (24 + 4096) + 900] ^= 4
     (left / "metadata.db-wal").write_bytes(data)
     tree = Tree(left / "metadata.db")
-    assert tree.lost
+    assert tree.file.lost
     await tree.close()
     before = _directories(left)
     async with NativeSnapshotter(left) as snapshotter:

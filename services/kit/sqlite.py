@@ -1,0 +1,174 @@
+"""One SQLite file in which a service keeps its records: how it is opened, found to be whole or not, written in groups, and closed.
+
+WAL with synchronous=FULL: a commit is one append to the log and one fsync. So work that comes while the disk is busy is *grouped*: each piece of it is a savepoint of its own in one transaction,
+and one commit makes all of it durable. None of it is answered before that commit is done, failures included: what they saw might not have lasted.
+
+Which thread does it is its owner's choice: metadata's work is short and runs in the event loop, and only the commit leaves it (``services/metadata/sqlite.py``);
+a snapshotter's work makes directories, too, and has a thread for all of it (``services/snapshots/tree.py``). Reading has a connection of its own and never waits for writers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any, Generic, TypeVar
+
+from services.kit import damage, errors, wal
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What is in a file."""
+
+    version: int
+    """In the file's user_version. A file of another one is refused."""
+    tables: tuple[str, ...]
+    """Statements that make them, in a new file."""
+    pragmas: tuple[str, ...] = ()
+    """``NAME = VALUE``, of each connection."""
+    prepare: Callable[[Connection], None] = lambda _: None
+    """Called first of all; the file may be new and empty."""
+    convert: Callable[[Connection, Path], None] = lambda _, __: None
+    """Called when all is there and the log has lost nothing, before anybody reads or writes."""
+
+
+class File:
+    """The file at ``path``, made if it is not there; FailedPrecondition if it cannot be used. ``what`` names its records in messages. Used by one process (``kit.process.owned``)."""
+
+    def __init__(self, path: Path, what: str, layout: Layout, damaged: Callable[[str], None] = log.error) -> None:
+        self.path = path
+        self.what = what
+        self.damaged = damaged
+        """Told, in the event loop's thread, of pages that are not what they were; what was asked for is refused with the same words."""
+        self._layout = layout
+        wal.take_back(path)
+        self._log = damage.Log(path)
+        try:
+            self.writer = self.connect()
+            try:
+                self._prepare()
+                self.lost = self._log.lost(self.writer)
+                """What the log has lost; "" if nothing. To be told again at the next start, if it is not ``noted``."""
+                if not self.lost:
+                    layout.convert(self.writer, path)
+                wal.make_room(path)
+                self.reader = self.connect()
+            except BaseException:
+                self.writer.close()
+                raise
+        except sqlite3.Error as error:
+            advice = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
+            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{advice}") from None
+
+    def noted(self) -> None:
+        """What was ``lost`` is written down where it lasts."""
+        self._log.noted()
+
+    def connect(self) -> Connection:
+        """One more connection. Threads may take turns on it, but not use it at once."""
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32)
+        try:
+            for pragma in ("synchronous = FULL", *self._layout.pragmas):
+                connection.execute(f"PRAGMA {pragma}")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self) -> None:
+        connection, layout = self.writer, self._layout
+        layout.prepare(connection)
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise errors.FailedPrecondition(f"{self.path}: this filesystem has no shared memory for SQLite's WAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, layout.version):
+            raise errors.FailedPrecondition(f"{self.path} has layout {version}, this splitd knows {layout.version}")
+        if version == 0:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in layout.tables:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {layout.version}")
+            connection.execute("COMMIT")
+
+    def refusal(self, error: sqlite3.Error) -> Exception:
+        """What is answered in the place of ``error``: DataLoss, if pages are not what they were."""
+        return errors.DataLoss(f"{self.what}: {self.path} is damaged: {error}: {damage.WHAT_TO_DO}") if damage.is_damage(error) else error
+
+    def met(self, error: sqlite3.Error) -> Exception:
+        """The same, and ``damaged`` is told."""
+        refusal = self.refusal(error)
+        if isinstance(refusal, errors.DataLoss):
+            self.damaged(str(refusal))
+        return refusal
+
+    def close(self, *others: Connection) -> None:
+        """Close all connections, ``others`` first; the log keeps its room."""
+        with wal.kept(self.path):
+            for connection in (*others, self.reader, self.writer):
+                connection.close()
+
+
+@contextlib.contextmanager
+def reading(connection: Connection) -> Iterator[None]:
+    """While it lasts ``connection`` sees the state of one instant."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")  # ends what still reads, too
+
+
+# ---------------------------------------------------------------------------------------------- grouped commits
+
+
+@dataclass(slots=True)
+class Work(Generic[R]):
+    """A piece of work on the rows ``R`` of an open transaction, and what came of it."""
+
+    run: Callable[[R], Any]
+    future: asyncio.Future[Any]
+    lasting: bool = True
+    """Its commit waits for the disk."""
+    result: Any = None
+    error: BaseException | None = None
+
+
+def run(work: Work[R], rows: R, connection: Connection) -> None:
+    """Do it, as a savepoint in the transaction that ``connection`` has open: what raises has changed nothing. SQLite's own errors are the whole group's, and are raised."""
+    before = connection.total_changes
+    connection.execute("SAVEPOINT work")
+    try:
+        work.result = work.run(rows)
+    except sqlite3.Error:
+        raise
+    except Exception as error:
+        work.error = error
+        if connection.total_changes != before:
+            connection.execute("ROLLBACK TO work")
+    connection.execute("RELEASE work")
+
+
+def undo(connection: Connection) -> None:
+    """Roll back what could not be committed; SQLite may have done so already."""
+    with contextlib.suppress(sqlite3.Error):
+        connection.execute("ROLLBACK")
+
+
+def answer(group: Iterable[Work[Any]]) -> None:
+    """Tell those who wait for the work of a group, in the event loop's thread. Whoever was cancelled is told nothing; what his work changed stays."""
+    for work in group:
+        if work.future.done():
+            continue
+        if work.error is not None:
+            work.future.set_exception(work.error)
+        else:
+            work.future.set_result(work.result)
