@@ -105,23 +105,31 @@ class _Rows:
 class _Snapshot(_Rows):
     """A state on a connection of its own, which goes back to ``idle`` when it is closed."""
 
-    __slots__ = ("_idle", "_refusal")
+    __slots__ = ("_idle", "_reading", "_refusal")
 
     def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection], refusal: Callable[[sqlite3.Error], Exception]) -> None:
         super().__init__(connection)
         self._refusal = refusal
         self._idle = idle
+        self._reading: set[sqlite3.Cursor] = set()
         connection.execute("BEGIN")
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
         try:
-            for key, value in self._select(prefix, after, limit):
-                yield decode(key), value
+            cursor = self._select(prefix, after, limit)
+            self._reading.add(cursor)
+            try:
+                for key, value in cursor:
+                    yield decode(key), value
+            finally:
+                self._reading.discard(cursor)
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from None
 
     def close(self) -> None:
-        self._connection.execute("ROLLBACK")  # ends what still reads, too
+        for cursor in self._reading:  # a scan whose generator somebody still has would keep the state
+            cursor.close()
+        self._connection.execute("ROLLBACK")
         if len(self._idle) < _IDLE:
             self._idle.append(self._connection)
         else:
