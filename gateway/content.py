@@ -317,6 +317,8 @@ class _Write:
         self._total = opening.total
         self._promised = bool(opening.expected or opening.total)
         self._stream: Stream | None = None
+        self._opened = False
+        """The raw store has heard of it."""
         self._committing = False
 
     async def __aenter__(self) -> _Write:
@@ -388,6 +390,7 @@ class _Write:
         return answer
 
     async def _open(self) -> None:
+        self._opened = True
         channel = await self._content.ready(self._call)
         self._stream = channel.stream(WRITE, with_headers(self._call))  # the client's deadline ends our handler, but not a commit
 
@@ -419,7 +422,7 @@ class _Write:
             down.total = self._total
             down.ClearField("labels")  # labels are the record's
             if self._stream is None:
-                await self._reopen()
+                await (self._reopen() if self._opened else self._open())  # a commit that is a Write's first message opens the raw one, too
             try:
                 answer.ParseFromString(await self._exchange(down.SerializeToString(), patient=True))
             except errors.NodeError as error:
