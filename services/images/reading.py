@@ -42,7 +42,7 @@ _MEMORY = 1 << 30
 _NICE = 10
 
 _FILES = ("services/__init__.py", "services/content/__init__.py", "services/content/store.py", *(f"services/images/{name}.py" for name in ("__init__", "oci", "platforms", "reading")),
-          *(f"services/kit/{name}.py" for name in ("__init__", "errors", "filters", "gojson", "identifiers", "kept", "regexp", "slices")))
+          *(f"services/kit/{name}.py" for name in ("__init__", "errors", "filters", "gojson", "identifiers", "kept", "memory", "regexp", "slices")))
 """What it imports of ours."""
 
 

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import config, errors, logs, loops, rpc, settings, stacks, tracing, version
+from services.kit import config, errors, logs, loops, memory, rpc, settings, stacks, tracing, version
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.slices import SLICE
@@ -110,7 +110,7 @@ def run(name: str, serve: Serve) -> None:
         tracing.setup(name)
         many_files()
         _less_garbage_collection()
-        _few_arenas()
+        memory.few_arenas()
         _short_waits()
         _keep(file, node, name)
         fault(f"{name}.start")
@@ -155,7 +155,7 @@ def _less_garbage_collection() -> None:
 
 
 async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:
-    giving = loops.start("giving back memory", _give_back_memory)
+    giving = loops.start("giving back memory", memory.give_back)
     try:
         await serve(file, node)
     finally:
@@ -163,67 +163,11 @@ async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None
         await rpc.shielded_work_done(3.0)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-_M_ARENA_MAX = -8
-
-
-def _few_arenas() -> None:
-    """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL nearly whenever they allocate."""
-    _libc.mallopt(_M_ARENA_MAX, 2)
-
-
 def _short_waits() -> None:
     """The loop waits so long, at most, for a thread that computes, each time it has waited for anything; by default 5 ms."""
     sys.setswitchinterval(SLICE)
 
 
-_LOOK, _LOOK_AGAIN = 5.0, 15.0
-_GROWN = 4 << 20
-_LARGE = 48 << 20
-"""What a process has grown by that has, or had, much to do: then it has so many objects that a look for cycles among them all may take 100 ms and more."""
-_IDLE = 0.1
-"""Of the time, what a process uses of a processor that has nothing to do."""
-
-
-async def _give_back_memory() -> None:
-    """Return to the kernel what was freed, once a burst is over: Python's free lists and glibc keep it, and half of what 5,000 connections took would stay ours for ever.
-
-    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens. A large
-    process looks for cycles only when it is idle, and once for each second that it worked: a failed call's frames are often one, with all that they hold.
-    """
-    least, pause, frozen, looked = _resident(), _LOOK, 0, 0.0
-    while True:
-        worked = time.process_time()
-        await asyncio.sleep(pause)
-        idle = time.process_time() - worked < _IDLE * pause
-        pause = _LOOK
-        if _resident() > least + _GROWN:
-            start = time.monotonic()
-            if _resident() <= least + _LARGE:
-                gc.collect()
-                if idle and len(sys.modules) != frozen:  # what stays is not looked through again if modules are among it, which are most of it; not what calls have in their hands
-                    gc.freeze()
-                    frozen = len(sys.modules)
-            elif idle and time.process_time() > looked + 1:
-                gc.unfreeze()
-                gc.collect()
-                looked, frozen = time.process_time(), 0
-            else:
-                gc.freeze()  # hides them all, and costs nothing
-                gc.collect()  # empties the free lists
-                gc.unfreeze()
-                frozen = 0
-            _libc.malloc_trim(0)
-            pause = min(max(pause, 1000 * (time.monotonic() - start)), _LOOK_AGAIN)
-        least = min(least, _resident())
-
-
-def _resident() -> int:
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
-
-
 def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent dies (PR_SET_PDEATHSIG), for worker programs."""
-    _libc.prctl(1, signal.SIGTERM, 0, 0, 0)
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)

@@ -17,6 +17,7 @@ from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.types import descriptor_pb2
 from api.splitd.records.v1 import records_pb2
+from services.kit import memory
 from services.kit.any import pack
 from services.metadata.store import (
     Blob,
@@ -53,6 +54,7 @@ class Remembering(Generic[V, M]):
         self._largest = largest
         self._size = size
         self._made: dict[V, M] = {}
+        memory.when_idle(self._made.clear)
 
     def __call__(self, value: V) -> M:
         """What ``make`` made of it."""

@@ -344,6 +344,17 @@ class SqliteTransactions:
             if self._timer is None and not self._closed:
                 self._timer = asyncio.get_running_loop().call_later(self._quiet, self._rest)
 
+    def shrink(self) -> None:
+        """Free the pages and values that are kept because they may be read again: up to 8 MiB for each connection. What is in use stays."""
+        if self._closed:
+            return
+        self._values.clear()
+        idle = [self._reader, *self._idle]
+        if self._committing is None:
+            idle.append(self._writer)
+        for connection in idle:
+            connection.execute("PRAGMA shrink_memory")
+
     def _rest(self) -> None:
         """It may be that nobody has written for a while."""
         loop = asyncio.get_running_loop()

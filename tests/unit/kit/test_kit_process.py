@@ -2,85 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import sys
-import weakref
-from collections.abc import Iterator
-
-import pytest
 
 from services.kit import process
 from services.kit.slices import SLICE
-
-
-class Clock:
-    """Time, what a process has used of a processor, and how much of it is resident, for :func:`process._give_back_memory`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.resident, self.used, self.looks = 20 << 20, 0.0, 0
-        self.share: list[float] = []
-        """Of each pause to come, what the process works; it ends after the last."""
-        monkeypatch.setattr(process, "_resident", lambda: self.resident)
-        monkeypatch.setattr(process.time, "process_time", lambda: self.used)
-        monkeypatch.setattr(process.asyncio, "sleep", self._sleep)
-
-    async def _sleep(self, seconds: float) -> None:
-        if not self.share:
-            raise asyncio.CancelledError
-        self.used += seconds * self.share.pop(0)
-
-    def run(self, *share: float) -> None:
-        self.share = list(share)
-        work = process._give_back_memory()
-        with pytest.raises(asyncio.CancelledError):
-            work.send(None)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    yield Clock(monkeypatch)
-    gc.unfreeze()
-
-
-class Cycle:
-    """What only a look for cycles frees."""
-
-    def __init__(self) -> None:
-        self.me = self
-
-
-def grown(clock: Clock, by: int, monkeypatch: pytest.MonkeyPatch, *share: float) -> weakref.ref[Cycle]:
-    """A process that grows while it has a cycle in its hands, which it lets go; works ``share`` of each pause then."""
-    kept = [Cycle()]
-    found = weakref.ref(kept[0])
-    first, clock.resident = clock.resident, clock.resident + by
-    monkeypatch.setattr(process, "_resident", lambda seen=iter([first]): next(seen, clock.resident))  # type: ignore[misc]
-    gc.disable()
-    try:
-        kept.clear()
-        clock.run(*share)
-    finally:
-        gc.enable()
-    return found
-
-
-@pytest.mark.parametrize(("by", "share", "freed"), [
-    (5 << 20, [0.9], True),
-    (100 << 20, [0.9, 0.9], False),  # a look among so much takes 100 ms, and somebody waits for an answer
-    (100 << 20, [0.9, 0.01], True),
-    (5 << 20, [0.01], True),
-])
-def test_cycles_are_looked_for_when_there_is_time(clock: Clock, monkeypatch: pytest.MonkeyPatch, by: int, share: list[float], freed: bool) -> None:
-    assert (grown(clock, by, monkeypatch, *share)() is None) == freed
-
-
-def test_what_was_loaded_is_looked_through_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look for cycles among all that a process has loaded takes 40 ms of its loop; it stays loaded, so the next looks pass over it. What calls have in their hands does not."""
-    grown(clock, 5 << 20, monkeypatch, 0.9)
-    assert gc.get_freeze_count() == 0
-    grown(clock, 5 << 20, monkeypatch, 0.01)
-    assert gc.get_freeze_count() > 1000
 
 
 def test_a_loop_does_not_wait_long_for_a_thread() -> None:

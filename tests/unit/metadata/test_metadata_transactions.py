@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _sqlite3
 import asyncio
+import ctypes
 import random
 import shutil
 import sqlite3
@@ -42,6 +44,22 @@ def test_encoded_keys_sort_as_tuples_and_come_back() -> None:
     keys = {tuple("".join(rng.choices("\0\1ab\x7fÿ", k=rng.randrange(4))) for _ in range(rng.randrange(1, 4))) for _ in range(2000)}
     ordered = sorted(keys, key=lambda key: [part.encode() for part in key])
     assert [decode(data) for data in sorted(map(encode, keys))] == ordered
+
+
+async def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
+    """SQLite keeps up to 8 MiB of them for each connection, long after whoever had so much is gone; what is there stays there."""
+    used = ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    before = used()
+    for n in range(100):
+        await store.write(lambda tx, n=n: tx.put(("a", str(n)), bytes(64 << 10)))  # type: ignore[misc]
+    assert len(store.view(lambda tx: list(tx.scan(("a",))))) == 100
+    assert used() > before + (8 << 20)
+    store.shrink()
+    assert used() < before + (1 << 20)
+    assert store.view(lambda tx: tx.get(("a", "7"))) == bytes(64 << 10)
+    await store.close()
+    store.shrink()
 
 
 async def test_a_database_is_what_it_was(tmp_path: Path) -> None:

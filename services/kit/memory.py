@@ -1,0 +1,87 @@
+"""Memory that a process took for a burst and does not need afterwards: how little of it stays.
+
+Python's free lists and glibc keep what was freed, and caches are full of what was asked for once. :func:`give_back` returns it, :func:`when_idle` is how caches hear that it is time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_M_ARENA_MAX = -8
+
+_LOOK, _LOOK_AGAIN = 5.0, 15.0
+_GROWN = 4 << 20
+_LARGE = 48 << 20
+"""What a process has grown by that has, or had, much to do: then it has so many objects that a look for cycles among them all may take 100 ms and more."""
+_IDLE = 0.1
+"""Of the time, what a process uses of a processor that has nothing to do."""
+_PASSES = 2
+"""How often caches are told after a burst: one may drop at the second time what was not in use since the first."""
+
+_caches: list[Callable[[], None]] = []
+
+
+def when_idle(drop: Callable[[], None]) -> None:
+    """Call ``drop``, in the loop's thread, when the process has grown and has little to do now: it frees what is not in use. It must be quick."""
+    _caches.append(drop)
+
+
+def few_arenas() -> None:
+    """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL nearly whenever they allocate."""
+    _libc.mallopt(_M_ARENA_MAX, 2)
+
+
+async def give_back() -> None:
+    """Return to the kernel what was freed, once a burst is over: half of what 5,000 connections took would stay ours for ever.
+
+    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens. A large
+    process looks for cycles only when it is idle, and once for each second that it worked: a failed call's frames are often one, with all that they hold.
+    """
+    least, pause, frozen, looked = _resident(), _LOOK, 0, 0.0
+    settled, passes = least, 0
+    while True:
+        worked = time.process_time()
+        await asyncio.sleep(pause)
+        idle = time.process_time() - worked < _IDLE * pause
+        pause = _LOOK
+        if _resident() > least + _GROWN:
+            start = time.monotonic()
+            if _resident() > settled + _GROWN:
+                passes = _PASSES
+            dropped = idle and passes > 0
+            if dropped:
+                passes -= 1
+                for drop in _caches:
+                    drop()
+            if _resident() <= least + _LARGE:
+                gc.collect()
+                if idle and len(sys.modules) != frozen:  # what stays is not looked through again if modules are among it, which are most of it; not what calls have in their hands
+                    gc.freeze()
+                    frozen = len(sys.modules)
+            elif idle and time.process_time() > looked + 1:
+                gc.unfreeze()
+                gc.collect()
+                looked, frozen = time.process_time(), 0
+            else:
+                gc.freeze()  # hides them all, and costs nothing
+                gc.collect()  # empties the free lists
+                gc.unfreeze()
+                frozen = 0
+            _libc.malloc_trim(0)
+            if dropped:
+                settled = _resident()
+            pause = min(max(pause, 1000 * (time.monotonic() - start)), _LOOK_AGAIN)
+        least = min(least, _resident())
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
