@@ -34,7 +34,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             memory.when_idle(transactions.shrink)
             database = Database(transactions)
             soundness = Soundness(directory / "metadata.db", database)
-            transactions.damaged = soundness.damaged
+            transactions.damaged = database.damaged = soundness.damaged
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
             collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish, soundness.checked, configuration.foreign(file))
             try:

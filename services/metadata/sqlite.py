@@ -215,7 +215,7 @@ class _Queue:
 
 
 class SqliteTransactions:
-    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used. Used in one event loop, by one process (``kit.process.owned``).
+    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is damaged. Used in one event loop, by one process (``kit.process.owned``).
 
     ``caller`` says on whose behalf a write is made.
     """
@@ -227,7 +227,7 @@ class SqliteTransactions:
         self._timer: asyncio.TimerHandle | None = None
         self._wrote = 0.0
         self.damaged: Callable[[str], None] = log.error
-        """Told of pages that are not what they were; what was asked for is refused with the same words."""
+        """Told of pages and values that are not what they were; what was asked for is refused with the same words."""
         wal.take_back(path)
         self._log = damage.Log(path)
         try:
@@ -244,8 +244,7 @@ class SqliteTransactions:
                 self._writer.close()
                 raise
         except sqlite3.Error as error:
-            what = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
-            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{what}") from None
+            raise damage.unusable(path, error) from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._long = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._idle: list[sqlite3.Connection] = []
@@ -279,6 +278,9 @@ class SqliteTransactions:
                 reader.close()
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from None
+        except errors.DataLoss as error:
+            self.damaged(str(error))
+            raise
 
     def _refusal(self, error: sqlite3.Error) -> Exception:
         """What is answered in its place."""
@@ -300,6 +302,9 @@ class SqliteTransactions:
             return await asyncio.get_running_loop().run_in_executor(self._long, run)
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from None
+        except errors.DataLoss as error:
+            self.damaged(str(error))
+            raise
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[list[Key]]:
@@ -413,6 +418,8 @@ class SqliteTransactions:
         finally:
             self._uncommitted.clear()
         for waiting in batch:
+            if isinstance(waiting.error, errors.DataLoss):
+                self.damaged(str(waiting.error))
             if waiting.future.done():  # its caller was cancelled; what it wrote stays
                 continue
             if waiting.error is not None:

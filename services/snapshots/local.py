@@ -36,7 +36,7 @@ from services.snapshots import disk
 from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.soundness import Soundness
 from services.snapshots.store import Info, Kind, Mount, Usage, kept_labels, updated_labels
-from services.snapshots.tree import Row, Rows, Tree, row_of
+from services.snapshots.tree import Row, Rows, Tree
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,10 @@ class LocalSnapshotter(ABC):
     """Whether a commit may bring the parent."""
 
     def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
-        """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone."""
+        """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone.
+
+        DataLoss if its records are damaged so that it cannot begin with them, OSError as it comes.
+        """
         self.root = root
         self._directory = str(root / "snapshots")
         self._sync_commit = sync_commit
@@ -77,12 +80,16 @@ class LocalSnapshotter(ABC):
             self._hold(self._tree.lost)
             if not self._unnoted:
                 self._tree.noted()
-        for made in (root, root.parent):
-            disk.sync_directory(str(made))
+        try:
+            for made in (root, root.parent):
+                disk.sync_directory(str(made))
+            self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, os.listdir(self._directory))]) + 1)
+        except BaseException:
+            self._tree.give_up()
+            raise
         self._sync = FilesystemSync(self._directory, self._doubt)
         self._doubtful = 0
         """The highest id there was when files could not be written to the disk: whose they were is not known."""
-        self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, os.listdir(self._directory))]) + 1)
         self._staged: set[str] = set()
         """Names in ``snapshots`` of what is being made before its record is asked for."""
         self._believed = False
@@ -451,7 +458,7 @@ class LocalSnapshotter(ABC):
         for number, columns in enumerate(self._tree.view(Rows.all)):
             if number % 100 == 99:
                 await asyncio.sleep(0)  # other calls have their turn
-            row = row_of(columns)
+            row = self._tree.row(columns)
             if wanted.match(row.info.field):
                 yield self.shown(row)
 

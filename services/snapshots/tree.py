@@ -81,7 +81,7 @@ class Rows:
         return None if row is None else _row(*row)
 
     def all(self) -> list[tuple[Any, ...]]:
-        """Every snapshot, ordered by key, each to be made a Row by :func:`row_of`: that takes longer than reading, and need not be done at once."""
+        """Every snapshot, ordered by key, each to be made a Row by :meth:`Tree.row`: that takes longer than reading, and need not be done at once."""
         return self._execute(_SELECT + "ORDER BY s.key").fetchall()
 
     def ids(self) -> set[int]:
@@ -121,11 +121,6 @@ class Rows:
         self.to_sync.add(directory)
 
 
-def row_of(columns: tuple[Any, ...]) -> Row:
-    """A Row of what :meth:`Rows.all` answered."""
-    return _row(*columns)
-
-
 def readable(columns: Sequence[Any]) -> bool:
     """Whether a row of the table is a record: of what is read of damaged pages not all is."""
     number, key, parent, kind, created_at, updated_at, labels, size, inodes = columns
@@ -160,7 +155,7 @@ class Tree:
     """The records in ``path``, made if it is not there. Used in one event loop, by one process (``kit.process.owned``)."""
 
     def __init__(self, path: Path, damaged: Callable[[str], None] = log.error) -> None:
-        """``damaged`` is told, in the loop's thread, of pages that are not what they were; what was asked for is refused with the same words."""
+        """DataLoss if it is damaged, FailedPrecondition if it cannot be used. ``damaged`` is told, in the loop's thread, of pages and records that are not what they were; what was asked for is refused with the same words."""
         self._path = path
         self._damaged = damaged
         wal.take_back(path)
@@ -177,8 +172,7 @@ class Tree:
                 self._writer.close()
                 raise
         except sqlite3.Error as error:
-            what = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
-            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{what}") from None
+            raise damage.unusable(path, error) from None
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"tree {path.parent.name}", daemon=True)
         self._closed = False
@@ -189,7 +183,7 @@ class Tree:
         self._log.noted()
 
     def last_id(self) -> int:
-        """The highest id that a snapshot ever had."""
+        """The highest id that a snapshot ever had; DataLoss if the page that tells it is damaged."""
         try:
             row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
         except sqlite3.DatabaseError as error:
@@ -205,8 +199,19 @@ class Tree:
             if isinstance(refusal := self._refusal(error), errors.DataLoss):
                 self._damaged(str(refusal))
             raise refusal from None
+        except errors.DataLoss as error:
+            self._damaged(str(error))
+            raise
         finally:
             self._reader.execute("ROLLBACK")
+
+    def row(self, columns: tuple[Any, ...]) -> Row:
+        """A Row of what :meth:`Rows.all` answered."""
+        try:
+            return _row(*columns)
+        except errors.DataLoss as error:
+            self._damaged(str(error))
+            raise
 
     def _refusal(self, error: sqlite3.Error) -> Exception:
         """What is answered in its place."""
@@ -226,6 +231,12 @@ class Tree:
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Work(work, future))
         return await future
+
+    def give_up(self) -> None:
+        """Close what nobody has used."""
+        self._closed = True
+        self._reader.close()
+        self._writer.close()
 
     async def close(self) -> None:
         """Finish what was asked for. May be called again."""
@@ -259,9 +270,20 @@ class Tree:
                 failure = self._failure(error)
                 for work in batch:
                     work.error = failure
-            self._loop.call_soon_threadsafe(_answer, batch)
+            self._loop.call_soon_threadsafe(self._answer, batch)
             if last:
                 return
+
+    def _answer(self, batch: list[_Work]) -> None:
+        for work in batch:
+            if isinstance(work.error, errors.DataLoss):
+                self._damaged(str(work.error))
+            if work.future.done():  # its caller was cancelled; what it changed stays
+                continue
+            if work.error is not None:
+                work.future.set_exception(work.error)
+            else:
+                work.future.set_result(work.result)
 
     def _failure(self, error: Exception) -> errors.NodeError:
         """Undo a batch that could not be committed, and what to tell those who asked for it."""
@@ -269,8 +291,6 @@ class Tree:
         with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
             self._writer.execute("ROLLBACK")
         if isinstance(error, sqlite3.Error) and isinstance(refusal := self._refusal(error), errors.DataLoss):
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._damaged, str(refusal))
             return refusal
         return wal.failure(error, "snapshot records")
 
@@ -298,16 +318,6 @@ class Tree:
         fault("snapshots.before-row")
         self._writer.execute("COMMIT")
         fault("snapshots.after-row")
-
-
-def _answer(batch: list[_Work]) -> None:
-    for work in batch:
-        if work.future.done():  # its caller was cancelled; what it changed stays
-            continue
-        if work.error is not None:
-            work.future.set_exception(work.error)
-        else:
-            work.future.set_result(work.result)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from services.kit import errors
+from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.transactions import Transaction, Transactions, decode, encode
@@ -85,9 +86,25 @@ def test_what_is_no_database_is_said_so(tmp_path: Path, content: bytes) -> None:
     """With its path; it is left as it is."""
     path = tmp_path / "metadata.db"
     path.write_bytes(content)
-    with pytest.raises(errors.FailedPrecondition, match=f"{path} cannot be used: "):
+    with pytest.raises(errors.DataLoss, match=f"{path} cannot be used: "):
         SqliteTransactions(path)
     assert path.read_bytes() == content
+
+
+async def test_damaged_values_are_told_of(tmp_path: Path) -> None:
+    """To SQLite they are values like others: whoever reads one as a record tells the store's owner, however it was read."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    said = list[str]()
+    store.damaged = said.append
+    await store.write(lambda tx: tx.put((schema.IMAGES.name, "space", "a"), b"{"))
+    for expected, reading in enumerate((store.read, store.write), 1):
+        with pytest.raises(errors.DataLoss, match="the record image space a is damaged"):
+            await reading(lambda tx: schema.IMAGES.get(tx, "space", "a"))
+        assert len(said) == expected
+    with pytest.raises(errors.DataLoss) as refused:
+        store.view(lambda tx: schema.IMAGES.get(tx, "space", "a"))
+    assert said[2:] == [str(refused.value)]
+    await store.close()
 
 
 async def test_commits_are_grouped(tmp_path: Path) -> None:
