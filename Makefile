@@ -95,7 +95,7 @@ peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## ot
 .PHONY: fuzz
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/dev ## what is nearly right against our gRPC and JSON, and the collector among clients, for SECONDS=600, from SEED (a new one each time)
-	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz $(ARGS)
+	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz --timeout $$(($(SECONDS) + 300)) $(ARGS)
 
 .PHONY: hostile
 hostile: SECONDS ?= 300
