@@ -11,7 +11,8 @@ from services.images import registry, transfer
 from services.images.exporting import SOURCE
 from services.images.oci import Descriptor
 from services.images.registry import Client, Credentials, Hosts, Reference
-from services.images.registry.watching import NOBODY, Watch
+from services.images.registry.silence import Silence
+from services.images.registry.watching import Watch
 from services.kit import errors
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
         return Credentials(given.username, given.secret, given.header)
 
     return process.client(source if ask is not None else None, headers=end.headers, hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
-                          default_scheme=end.default_scheme, watch=Watch(end.show_requests, end.show_connections) if end.show_requests or end.show_connections else NOBODY)
+                          default_scheme=end.default_scheme, watch=Watch(end.show_requests, end.show_connections, Silence()))
 
 
 def asked(descriptor: Descriptor) -> registry.Descriptor:

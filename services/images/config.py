@@ -9,7 +9,7 @@ from typing import Any
 
 from services.images import budget, fetching, graph, platforms, verifying
 from services.images.platforms import Platform
-from services.images.timeouts import Timeouts
+from services.images.timeouts import Retry, Timeouts
 from services.kit import settings
 from services.kit.settings import Seconds
 
@@ -74,6 +74,8 @@ class Config:
     verifier: verifying.Config = field(default_factory=verifying.Config)
 
     timeouts: Timeouts = field(default_factory=Timeouts)
+
+    retry: Retry = field(default_factory=Retry)
 
     def __post_init__(self) -> None:
         for key in ("connections", "downloads", "uploads", "streams", "unpacks", "layers", "largest"):

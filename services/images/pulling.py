@@ -23,7 +23,7 @@ from services.images.fetching import Begun, Fetcher, nobody_follows
 from services.images.graph import LAYERS, Graph
 from services.images.landing import FileLanding
 from services.images.oci import Descriptor
-from services.images.progress import Tracker
+from services.images.progress import Tracker, telling_of
 from services.images.registry import Reference
 from services.images.together import for_each, together
 from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
@@ -59,28 +59,32 @@ class RegistryPuller:
         with tracing.span("images.pull", reference=source.reference):
             reference = Reference.parse(source.reference)
             client = client_of(self._registry, source)
-            try:
-                async with self._fetcher.budget.document():
-                    root = resolved(await client.resolve(reference))
-            except errors.NodeError as error:
-                raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
-            await self._verifier.verify(source.reference, root)
-            report(Progress(f"Pulling from {source}"))
-            report(Progress("fetching image content", source.reference, descriptor=root))
-            graph = Graph(node, destination, self._layers)
-            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted, verify=destination.verify)
-            tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
-            async with tracker.running():
+            async with telling_of(client.silence, report) as told:
+                await self._pull(client, reference, source, destination, node, wanted, told)
+
+    async def _pull(self, client: registry.Client, reference: Reference, source: Registry, destination: ImageStore, node: Node, wanted: Sequence[Unpacking], report: Report) -> None:
+        try:
+            async with self._fetcher.budget.document():
+                root = resolved(await client.resolve(reference))
+        except errors.NodeError as error:
+            raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
+        await self._verifier.verify(source.reference, root)
+        report(Progress(f"Pulling from {source}"))
+        report(Progress("fetching image content", source.reference, descriptor=root))
+        graph = Graph(node, destination, self._layers)
+        pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted, verify=destination.verify)
+        tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
+        async with tracker.running():
+            await pull.walk(root, tracker)
+            if graph.only_indexes:
+                raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
+            if graph.has_octet_stream:
+                root = await converted(node, root)
                 await pull.walk(root, tracker)
-                if graph.only_indexes:
-                    raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
-                if graph.has_octet_stream:
-                    root = await converted(node, root)
-                    await pull.walk(root, tracker)
-            fault("images.pulled")
-            saved = [Progress("saved", image.name, descriptor=image.target) for image in await names.stored(names.of_root(destination, root), node)]
-            for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):  # again: ctr shows a status with the next event that has a name
-                report(each)
+        fault("images.pulled")
+        saved = [Progress("saved", image.name, descriptor=image.target) for image in await names.stored(names.of_root(destination, root), node)]
+        for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):  # again: ctr shows a status with the next event that has a name
+            report(each)
 
 
 class _Pull:
