@@ -16,8 +16,8 @@ What subscribers are promised:
 - One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports exits that nobody
   forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is dropped, and so is a second TaskDelete.
 
-A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the subscriber's own call matches it, one such match in a
-turn of the loop, so that many subscribers with large filters delay each other and nobody else.
+A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the subscriber's own call matches it, one such match after the
+other and a slice of it in a turn of the loop, so that many subscribers with large filters delay each other and nobody else.
 
 Topics, namespaces and filters are checked as containerd does, in its words (containerd's core/events/exchange).
 """
@@ -201,6 +201,7 @@ class Exchange:
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
         self._exits = _Exits(clock)
         self._fields = _Fields()
+        self._costly = _Costly()
 
     @property
     def subscribers(self) -> int:
@@ -242,7 +243,7 @@ class Exchange:
 
         Fields: ``namespace``, ``topic``, and ``event.`` with a field of containerd's event types.
         """
-        subscription = Subscription(_Matcher(wanted, self._fields), self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
+        subscription = Subscription(_Matcher(wanted, self._fields, self._costly), self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
         self._subscriptions[subscription] = None
         if self._clock() < self._replay_until:
             for event in list(self._replay):
@@ -351,8 +352,6 @@ class _Fields:
     """The fields of the envelope that was asked for last. Its event is decoded once for all filters, and only if a path leads into it."""
 
     def __init__(self) -> None:
-        self.turn = asyncio.Lock()
-        """held by the one that matches a costly filter"""
         self._envelope: Envelope | None = None
         self._event: Message | None = None
         self._found: dict[tuple[str, ...], tuple[str, bool]] = {}
@@ -376,12 +375,22 @@ class _Fields:
         return "", False
 
 
+class _Costly:
+    """What the matches share that take long: the turn, the slices, and the fields, which others would replace between two slices."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.lane = Lane()
+        self.fields = _Fields()
+
+
 class _Matcher:
     """The filters of one subscriber."""
 
-    def __init__(self, wanted: filters.Filter, fields: _Fields) -> None:
+    def __init__(self, wanted: filters.Filter, fields: _Fields, costly: _Costly) -> None:
         self._wanted = wanted
         self._fields = fields
+        self._costly = costly
         self.cost = wanted.cost
 
     def matches(self, envelope: Envelope) -> bool:
@@ -389,10 +398,10 @@ class _Matcher:
         return self._wanted.match(lambda path: self._fields.of(envelope, path))
 
     async def matches_in_turn(self, envelope: Envelope) -> bool:
-        """The same when no other costly filter is being matched in this turn of the loop."""
-        async with self._fields.turn:
-            await asyncio.sleep(0)
-            return self.matches(envelope)
+        """The same when no other costly filter is being matched, in slices."""
+        async with self._costly.turn:
+            await self._costly.lane.turn()
+            return await self._costly.lane.through(self._wanted.matching(lambda path: self._costly.fields.of(envelope, path)))
 
 
 def message_field(message: Message, path: Sequence[str]) -> tuple[str, bool]:

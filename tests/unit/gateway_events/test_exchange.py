@@ -15,7 +15,7 @@ from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_pb
 from api.containerd.types.event_pb2 import Envelope
 from gateway import events
 from gateway.events import Exchange, Subscription
-from services.kit import errors, filters, rpc
+from services.kit import errors, filters, rpc, slices
 from services.kit.any import pack
 from services.kit.rpc import Call
 from services.kit.wire.server import WireServer
@@ -253,6 +253,22 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
         expected = [f"/t{n}" for n in range(20) if n % 2] + ["/last"]
         for subscription in (one, other):
             assert [(await anext(subscription)).topic for _ in expected] == expected
+
+
+async def test_a_costly_match_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand conditions take milliseconds: the loop turns between them, and events that others publish meanwhile do not disturb it."""
+    monkeypatch.setattr(slices, "SLICE", 0.0)
+    exchange, turns = Exchange(replay_seconds=0), 0
+    wanted = filters.parse([f"labels.x{n}" for n in range(1000)] + ['topic=="/last",event.container_id!=x'])
+    with exchange.subscribe(wanted) as subscription:
+        publish(exchange, "/last", task_pb2.TaskOOM(container_id="a" * 10_000))
+        found = asyncio.ensure_future(anext(subscription))
+        while not found.done():
+            turns += 1
+            publish(exchange, "/other", task_pb2.TaskOOM(container_id="x"))
+            await asyncio.sleep(0)
+        assert found.result().topic == "/last"
+    assert turns > 1000
 
 
 async def test_a_field_of_an_event_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
