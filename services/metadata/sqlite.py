@@ -43,6 +43,8 @@ _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
 _BATCH = 0.01
 """Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
+_TURN = 0.002
+"""Seconds of them without the loop's other work: those who only read are not kept waiting by those who write."""
 _IDLE = 2
 """Connections for snapshots that are kept when nobody uses them."""
 _CHECKPOINT = 1000
@@ -395,7 +397,7 @@ class SqliteTransactions:
         batch: list[_Waiting] = []
         try:
             self._wait_for_disk(self._queue.first().lasting)
-            if not self._run(batch):
+            if not await self._run(batch):
                 self._writer.execute("ROLLBACK")
             elif self._lasting:
                 self._in_flight = waited = True
@@ -435,14 +437,21 @@ class SqliteTransactions:
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting
 
-    def _run(self, batch: list[_Waiting]) -> bool:
+    async def _run(self, batch: list[_Waiting]) -> bool:
         """Run what waits in one open transaction, the first of it at least and no more when :data:`_BATCH` is over or what must last would not, and note it in ``batch``;
-        whether there is anything to commit.
+        whether there is anything to commit. The loop turns meanwhile; who reads then sees what is committed.
         """
         self._writer.execute("BEGIN IMMEDIATE")
         wrote = False
-        end = time.perf_counter() + _BATCH
-        while self._queue and (not batch or time.perf_counter() < end):
+        turn = begun = time.perf_counter()
+        while self._queue and (not batch or time.perf_counter() < begun + _BATCH):
+            if batch and time.perf_counter() > turn + _TURN:
+                self._in_flight = True
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    self._in_flight = False
+                turn = time.perf_counter()
             if self._queue.first().lasting > self._lasting:
                 break
             waiting = self._queue.take()

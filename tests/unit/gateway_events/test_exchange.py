@@ -259,7 +259,7 @@ async def test_a_costly_match_is_made_in_slices(monkeypatch: pytest.MonkeyPatch)
     """Two thousand conditions take milliseconds: the loop turns between them, and events that others publish meanwhile do not disturb it."""
     monkeypatch.setattr(slices, "SLICE", 0.0)
     exchange, turns = Exchange(replay_seconds=0), 0
-    wanted = filters.parse([f"labels.x{n}" for n in range(1000)] + ['topic=="/last",event.container_id!=x'])
+    wanted = filters.parse([f"labels.x{n}" for n in range(150)] + ['topic=="/last",event.container_id!=x'])
     with exchange.subscribe(wanted) as subscription:
         publish(exchange, "/last", task_pb2.TaskOOM(container_id="a" * 10_000))
         found = asyncio.ensure_future(anext(subscription))
@@ -268,7 +268,7 @@ async def test_a_costly_match_is_made_in_slices(monkeypatch: pytest.MonkeyPatch)
             publish(exchange, "/other", task_pb2.TaskOOM(container_id="x"))
             await asyncio.sleep(0)
         assert found.result().topic == "/last"
-    assert turns > 1000
+    assert turns > 150
 
 
 async def test_a_field_of_an_event_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

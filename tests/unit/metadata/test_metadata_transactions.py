@@ -8,13 +8,14 @@ import ctypes
 import random
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from services.kit import errors
-from services.metadata import schema
+from services.metadata import schema, sqlite
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.transactions import Transaction, Transactions, decode, encode
@@ -45,6 +46,27 @@ def test_encoded_keys_sort_as_tuples_and_come_back() -> None:
     keys = {tuple("".join(rng.choices("\0\1ab\x7fÿ", k=rng.randrange(4))) for _ in range(rng.randrange(1, 4))) for _ in range(2000)}
     ordered = sorted(keys, key=lambda key: [part.encode() for part in key])
     assert [decode(data) for data in sorted(map(encode, keys))] == ordered
+
+
+async def test_readers_come_between_writers(tmp_path: Path) -> None:
+    """What one commit takes of what waits may be milliseconds of work. Who reads meanwhile sees what is committed, and nothing else later."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    await store.write(lambda tx: tx.put(("a",), b"before"))
+    ran: list[bytes] = []
+
+    def slow(tx: Transaction) -> None:
+        tx.put(("a",), b"after")
+        time.sleep(sqlite._TURN * 1.5)
+        ran.append(b"")
+
+    writing = asyncio.gather(*(store.write(slow) for _ in range(3)))
+    seen = []
+    while not writing.done():
+        seen.append((len(ran), store.view(lambda tx: tx.get(("a",)))))
+        await asyncio.sleep(0)
+    assert (1, b"before") in seen
+    assert store.view(lambda tx: tx.get(("a",))) == b"after"
+    await store.close()
 
 
 async def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
