@@ -416,15 +416,12 @@ class _Write:
             request = await self._digested(request)
 
         async def commit(intent: records_pb.Intent) -> tuple[str, int]:
-            down = pb.WriteContentRequest()
-            down.CopyFrom(request)
-            down.ref, down.expected = intent.raw_ref, self._expected
-            down.total = self._total
-            down.ClearField("labels")  # labels are the record's
+            request.ref, request.expected, request.total = intent.raw_ref, self._expected, self._total  # not of a copy: it may have megabytes
+            request.ClearField("labels")  # labels are the record's
             if self._stream is None:
                 await (self._reopen() if self._opened else self._open())  # a commit that is a Write's first message opens the raw one, too
             try:
-                answer.ParseFromString(await self._exchange(down.SerializeToString(), patient=True))
+                answer.ParseFromString(await self._exchange(request.SerializeToString(), patient=True))
             except errors.NodeError as error:
                 await self._close()
                 if self._promised and isinstance(error, errors.FailedPrecondition):
