@@ -68,6 +68,8 @@ EXIT_SECONDS = 600.0
 
 EXIT_NAMES: Final = 256
 """Characters of a container's and an exec's id together. No task has more than 152; what anybody else says of longer ones is not remembered."""
+EXIT_BYTES: Final = 4 * EXIT_NAMES + 256
+"""Of an event: one that is larger has longer names, and is not looked into."""
 
 EVENT_FILES = frozenset(module.DESCRIPTOR.name for module in (
     container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2))
@@ -303,7 +305,7 @@ class _Exits:
     def seen_before(self, envelope: Envelope) -> bool:
         """Whether the envelope is an exit that was here before; remembers it otherwise."""
         kind = _LIFE.get(type_name(envelope.event))
-        if kind is None:
+        if kind is None or envelope.event.ByteSize() > EXIT_BYTES:
             return False
         try:
             event = kind.FromString(envelope.event.value)

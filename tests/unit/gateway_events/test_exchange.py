@@ -231,12 +231,23 @@ async def test_memory_of_exits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(exchange._exits._exits) == 3
 
 
-async def test_exits_of_impossible_names_are_not_remembered() -> None:
+async def test_an_exit_of_the_longest_names_is_one_event() -> None:
+    """As long as names may be, in characters that take four bytes."""
+    exchange = Exchange(replay_seconds=0)
+    ended = exit_of(7, 100 * SECOND, "\U0001f433" * 128)
+    with exchange.subscribe() as subscription:
+        for _ in range(2):
+            publish(exchange, "/tasks/exit", ended)
+        assert await waiting(subscription) == ["/tasks/exit"]
+
+
+@pytest.mark.parametrize("length", [200, 1_000_000])
+async def test_exits_of_impossible_names_are_not_remembered(length: int) -> None:
     """Anybody may publish an exit; one whose ids no container has costs no memory, and goes to subscribers each time."""
     exchange = Exchange(replay_seconds=0)
     with exchange.subscribe() as subscription:
         for _ in range(2):
-            publish(exchange, "/tasks/exit", exit_of(7, 100 * SECOND, "c" * 1_000_000))
+            publish(exchange, "/tasks/exit", exit_of(7, 100 * SECOND, "c" * length))
         assert await waiting(subscription) == ["/tasks/exit"] * 2
     assert not exchange._exits._exits
 
