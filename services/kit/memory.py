@@ -17,12 +17,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _M_ARENA_MAX = -8
 
-_LOOK, _LOOK_AGAIN = 5.0, 15.0
+_LOOK, _LOOK_AGAIN = 5.0, 10.0
 _GROWN = 4 << 20
 _LARGE = 48 << 20
 """What a process has grown by that has, or had, much to do: then it has so many objects that a look for cycles among them all may take 100 ms and more."""
 _IDLE = 0.1
-"""Of the time, what a process uses of a processor that has nothing to do."""
+"""Of the time, what a process uses of a processor that has little to do."""
+_RESTING = 0.02
+"""And what one that has nothing to do. Beside strangers that keep two processors busy, images uses 0.05, with its hands full of their documents."""
 _PASSES = 2
 """How often caches are told after a burst: one may drop at the second time what was not in use since the first."""
 
@@ -43,14 +45,16 @@ async def give_back() -> None:
     """Return to the kernel what was freed, once a burst is over: half of what 5,000 connections took would stay ours for ever.
 
     It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens. A large
-    process looks for cycles only when it is idle, and once for each second that it worked: a failed call's frames are often one, with all that they hold.
+    process looks for cycles only when it is idle, and any looks among all that it has only when it rests, or once for each second that it worked: a failed call's frames are often a cycle, with all
+    that they hold.
     """
     least, pause, frozen, looked = _resident(), _LOOK, 0, 0.0
     settled, passes = least, 0
     while True:
         worked = time.process_time()
         await asyncio.sleep(pause)
-        idle = time.process_time() - worked < _IDLE * pause
+        share = (time.process_time() - worked) / pause
+        idle, resting = share < _IDLE, share < _RESTING
         pause = _LOOK
         if _resident() > least + _GROWN:
             start = time.monotonic()
@@ -61,11 +65,13 @@ async def give_back() -> None:
                 passes -= 1
                 for drop in _caches:
                     drop()
-            if _resident() <= least + _LARGE:
+            if resting and (time.process_time() > looked + 1 or len(sys.modules) != frozen):
+                gc.unfreeze()
                 gc.collect()
-                if idle and len(sys.modules) != frozen:  # what stays is not looked through again if modules are among it, which are most of it; not what calls have in their hands
-                    gc.freeze()
-                    frozen = len(sys.modules)
+                gc.freeze()  # what stays, most of it modules, is not looked through again soon; calls have nothing in their hands that could be a cycle later
+                looked, frozen = time.process_time(), len(sys.modules)
+            elif _resident() <= least + _LARGE:
+                gc.collect()
             elif idle and time.process_time() > looked + 1:
                 gc.unfreeze()
                 gc.collect()

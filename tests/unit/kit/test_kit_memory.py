@@ -81,6 +81,24 @@ def test_what_was_loaded_is_looked_through_once(clock: Clock, monkeypatch: pytes
     assert gc.get_freeze_count() > 1000
 
 
+def test_what_was_in_use_at_a_look_is_freed_later(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a process rests, it may still hold what is garbage once it has worked on; while it works a little, nothing that it has is taken for what stays."""
+    grown(clock, 5 << 20, monkeypatch, 0.05)
+    assert gc.get_freeze_count() == 0
+    kept = [Cycle()]
+    found = weakref.ref(kept[0])
+    at = iter((clock.resident - (5 << 20),))
+    monkeypatch.setattr(memory, "_resident", lambda: next(at, clock.resident))
+    collected = []
+    monkeypatch.setattr(memory._libc, "malloc_trim", lambda _: (collected.append(found() is None), kept.clear()))
+    gc.disable()
+    try:
+        clock.run(0.01, 0.9, 0.01)
+    finally:
+        gc.enable()
+    assert collected == [False, False, True]
+
+
 def test_caches_hear_of_a_burst_that_is_over(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice, so that they can tell what is in use; not while the process works, and not again before it has grown once more."""
     told: list[int] = []
