@@ -68,6 +68,10 @@ install-systemd: run-machine install ## let systemd start the node at boot (spli
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	echo "installed; now: systemctl enable --now splitd"
 
+.PHONY: deb
+deb: ## a Debian package in dist/: splitd below /opt/splitd, the command, its man page, the unit (for systemd) and /etc/default/splitd
+	@deploy/deb
+
 ##-- development
 
 .PHONY: test
@@ -95,7 +99,7 @@ peers-check: $(VENV)/dev test-machine peers $(PEERS)/more $(PEERS)/nerdctl ## ot
 .PHONY: fuzz
 fuzz: SECONDS ?= 600
 fuzz: $(VENV)/dev ## what is nearly right against our gRPC and JSON, and the collector among clients, for SECONDS=600, from SEED (a new one each time)
-	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz $(ARGS)
+	@FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$${SEED:-$$RANDOM$$RANDOM} $(PYTEST) tests/fuzz --timeout $$(($(SECONDS) + 300)) $(ARGS)
 
 .PHONY: hostile
 hostile: SECONDS ?= 300

@@ -44,8 +44,11 @@ def lines(tally: Tally, title: str, now: float, columns: int, rows: int) -> list
     Where there is no room for all parts those are left out that are over, then those that wait.
     """
     found = [f"{escaped(title)}  {duration(now - tally.started)}"]
+    host, seconds = tally.silent
+    if host:
+        found.append(f"{escaped(host)} has been silent for {seconds} s")
     if parts := tally.rows:
-        shown = _chosen(parts, max(1, rows - 4))
+        shown = _chosen(parts, max(1, rows - 4 - bool(host)))
         found += [_part(part, now, columns) for part in shown]
         if left := len(parts) - len(shown):
             found.append(f"and {left} more")

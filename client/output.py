@@ -5,7 +5,8 @@ A line of JSON is one object, ended by a newline. As long as the transfer goes o
     {"name": "layer-sha256:...", "digest": "sha256:...", "stage": "downloading", "bytes": 1048576, "total": 4194304, "rate": 524288.0}
 
 ``bytes`` are those of the stage and never fewer than before within it; ``total`` is 0 where it is not known; ``rate`` is in bytes a second. The stages are waiting, downloading (or uploading;
-sending or receiving for an archive), downloaded, extracting, done; or exists, for what was there already: here, in the registry, or in another repository of it. The last line has the ``outcome``:
+sending or receiving for an archive), downloaded, extracting, done; or exists, for what was there already: here, in the registry, or in another repository of it. A line without a name says which host
+has been ``silent`` for how many ``seconds``, while the transfer waits for it. The last line has the ``outcome``:
 done, failed (with the ``error``), or cancelled. That of a pull has as ``otherPlatforms`` what a manifest is for that is for none of those wanted. That of an import lists the ``images`` that it stored, and as ``notImported`` those for other ``platforms``.
 """
 
@@ -22,10 +23,12 @@ from typing import Any, Protocol, TextIO
 from client import bars
 from client.progress import Part, Tally
 from client.screen import Screen
-from client.shown import say
+from client.shown import complain, say
 from services.kit import loops
 
 FRAME_SECONDS = 0.1
+SILENT_SECONDS = 10
+"""From one line about a host that is silent to the next."""
 
 
 class Output(Protocol):
@@ -39,6 +42,10 @@ class Output(Protocol):
         """A part of it has changed."""
         ...
 
+    def silent(self, host: str, seconds: int) -> None:
+        """It waits for ``host``, from which nothing has come for so long."""
+        ...
+
     def ended(self, outcome: Mapping[str, Any]) -> None:
         """How it ended, for programs."""
         ...
@@ -49,11 +56,12 @@ class Output(Protocol):
 
 
 class Lines:
-    """Only what it came to; with ``quiet`` not even that."""
+    """Only what it came to, and on standard error whom it waits for; with ``quiet`` not even that."""
 
     def __init__(self, file: TextIO, *, quiet: bool = False) -> None:
         self._file = file
         self._quiet = quiet
+        self._silent = ("", 0)
 
     @contextlib.asynccontextmanager
     async def running(self, tally: Tally) -> AsyncIterator[None]:
@@ -61,6 +69,18 @@ class Lines:
 
     def changed(self, part: Part) -> None:
         pass
+
+    def silent(self, host: str, seconds: int) -> None:
+        if not self._quiet and self._is_news(host, seconds):
+            complain(f"{host} has been silent for {seconds} s, and is waited for")
+
+    def _is_news(self, host: str, seconds: int) -> bool:
+        """Whether another line about it is due."""
+        said, at = self._silent
+        if said == host and at <= seconds < at + SILENT_SECONDS:
+            return False
+        self._silent = host, seconds
+        return True
 
     def ended(self, outcome: Mapping[str, Any]) -> None:
         pass
@@ -80,6 +100,10 @@ class Json(Lines):
     def changed(self, part: Part) -> None:
         self._put({"name": part.name, "digest": part.digest, "stage": str(part.stage), "bytes": part.bytes, "total": part.total,
                    "rate": round(part.rate_at(self._clock()), 1)})
+
+    def silent(self, host: str, seconds: int) -> None:
+        if self._is_news(host, seconds):
+            self._put({"silent": host, "seconds": seconds})
 
     def ended(self, outcome: Mapping[str, Any]) -> None:
         self._put(outcome)
@@ -109,6 +133,9 @@ class Bars(Lines):
                 yield
         finally:
             self._screen.finish(bars.final(tally, self._size()[0]))
+
+    def silent(self, host: str, seconds: int) -> None:
+        pass  # the tally knows
 
     def _draw(self, tally: Tally) -> None:
         columns, rows = self._size()

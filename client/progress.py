@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.images.transfer import LEFT_OUT, Progress
+from services.images.transfer import LEFT_OUT, SILENT, Progress
 
 RATE_SECONDS = 3.0
 """A rate is that of the last so many seconds."""
@@ -121,6 +121,8 @@ class Tally:
         self.root = ""
         """The digest of what is transferred, once it is known."""
         self.rate = Rate()
+        self.silent = ("", 0)
+        """The host that is waited for though nothing comes from it, and for how many seconds; "" if there is none."""
         self.begun = begun
         self._complete = complete
 
@@ -147,6 +149,8 @@ class Tally:
             self.root = event.descriptor.digest
             if event.event == "saved":
                 self.saved[event.name] = self.root
+        if not event.name:
+            self.silent = (event.parents[0], event.progress) if event.event.startswith(SILENT) and event.parents else ("", 0)
         if event.event.startswith(LEFT_OUT):
             self.left_out[event.name] = event.event.removeprefix(LEFT_OUT)
         stage = self._complete if event.event == "complete" else _EVENTS.get(event.event)

@@ -183,9 +183,13 @@ async def channel(here: Place) -> AsyncIterator[rpc.Channel]:
 
 
 def _listening(here: Place) -> bool:
+    """Whether somebody listens at the node's socket; it does not wait for one whose queue is full, as of a process that was stopped."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(str(here.socket))
+        except BlockingIOError:
+            return True
         except PermissionError:
             raise Failure(f"{here.socket}: permission denied: run this as root (sudo)") from None
         except OSError:
@@ -233,6 +237,8 @@ async def shown(output: outputs.Output, tally: Tally, subject: Mapping[str, Any]
     def report(event: Progress) -> None:
         if (part := tally.take(event, time.monotonic())) is not None:
             output.changed(part)
+        if tally.silent[0] and not event.name:
+            output.silent(*tally.silent)
 
     try:
         async with output.running(tally):

@@ -319,6 +319,8 @@ class _Write:
         self._total = opening.total
         self._promised = bool(opening.expected or opening.total)
         self._stream: Stream[bytes, bytes] | None = None
+        self._opened = False
+        """The raw store has heard of it."""
         self._committing = False
 
     async def __aenter__(self) -> _Write:
@@ -390,6 +392,7 @@ class _Write:
         return answer
 
     async def _open(self) -> None:
+        self._opened = True
         channel = await self._content.ready(self._call)
         self._stream = channel.stream(WRITE, with_headers(self._call))  # the client's deadline ends our handler, but not a commit
 
@@ -415,15 +418,12 @@ class _Write:
             request = await self._digested(request)
 
         async def commit(intent: records_pb.Intent) -> tuple[str, int]:
-            down = pb.WriteContentRequest()
-            down.CopyFrom(request)
-            down.ref, down.expected = intent.raw_ref, self._expected
-            down.total = self._total
-            down.ClearField("labels")  # labels are the record's
+            request.ref, request.expected, request.total = intent.raw_ref, self._expected, self._total  # not of a copy: it may have megabytes
+            request.ClearField("labels")  # labels are the record's
             if self._stream is None:
-                await self._reopen()
+                await (self._reopen() if self._opened else self._open())  # a commit that is a Write's first message opens the raw one, too
             try:
-                answer.ParseFromString(await self._exchange(down.SerializeToString(), patient=True))
+                answer.ParseFromString(await self._exchange(request.SerializeToString(), patient=True))
             except errors.NodeError as error:
                 await self._close()
                 if self._promised and isinstance(error, errors.FailedPrecondition):

@@ -16,8 +16,8 @@ What subscribers are promised:
 - One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports exits that nobody
   forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is dropped, and so is a second TaskDelete.
 
-A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the subscriber's own call matches it, one such match in a
-turn of the loop, so that many subscribers with large filters delay each other and nobody else.
+A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the subscriber's own call matches it, one such match after the
+other and a slice of it in a turn of the loop, so that many subscribers with large filters delay each other and nobody else.
 
 Topics, namespaces and filters are checked as containerd does, in its words (containerd's core/events/exchange).
 """
@@ -69,6 +69,8 @@ EXIT_SECONDS = 600.0
 
 EXIT_NAMES: Final = 256
 """Characters of a container's and an exec's id together. No task has more than 152; what anybody else says of longer ones is not remembered."""
+EXIT_BYTES: Final = 4 * EXIT_NAMES + 256
+"""Of an event: one that is larger has longer names, and is not looked into."""
 
 EVENT_FILES = frozenset(module.DESCRIPTOR.name for module in (
     container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2))
@@ -202,6 +204,7 @@ class Exchange:
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
         self._exits = _Exits(clock)
         self._fields = _Fields()
+        self._costly = _Costly()
 
     @property
     def subscribers(self) -> int:
@@ -243,7 +246,7 @@ class Exchange:
 
         Fields: ``namespace``, ``topic``, and ``event.`` with a field of containerd's event types.
         """
-        subscription = Subscription(_Matcher(wanted, self._fields), self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
+        subscription = Subscription(_Matcher(wanted, self._fields, self._costly), self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
         self._subscriptions[subscription] = None
         if self._clock() < self._replay_until:
             for event in list(self._replay):
@@ -303,7 +306,7 @@ class _Exits:
     def seen_before(self, envelope: Envelope) -> bool:
         """Whether the envelope is an exit that was here before; remembers it otherwise."""
         kind = _LIFE.get(type_name(envelope.event))
-        if kind is None:
+        if kind is None or envelope.event.ByteSize() > EXIT_BYTES:
             return False
         try:
             event = kind.FromString(envelope.event.value)
@@ -352,8 +355,6 @@ class _Fields:
     """The fields of the envelope that was asked for last. Its event is decoded once for all filters, and only if a path leads into it."""
 
     def __init__(self) -> None:
-        self.turn = asyncio.Lock()
-        """held by the one that matches a costly filter"""
         self._envelope: Envelope | None = None
         self._event: Message | None = None
         self._found: dict[tuple[str, ...], tuple[str, bool]] = {}
@@ -377,12 +378,22 @@ class _Fields:
         return "", False
 
 
+class _Costly:
+    """What the matches share that take long: the turn, the slices, and the fields, which others would replace between two slices."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.lane = Lane()
+        self.fields = _Fields()
+
+
 class _Matcher:
     """The filters of one subscriber."""
 
-    def __init__(self, wanted: filters.Filter, fields: _Fields) -> None:
+    def __init__(self, wanted: filters.Filter, fields: _Fields, costly: _Costly) -> None:
         self._wanted = wanted
         self._fields = fields
+        self._costly = costly
         self.cost = wanted.cost
 
     def matches(self, envelope: Envelope) -> bool:
@@ -390,10 +401,10 @@ class _Matcher:
         return self._wanted.match(lambda path: self._fields.of(envelope, path))
 
     async def matches_in_turn(self, envelope: Envelope) -> bool:
-        """The same when no other costly filter is being matched in this turn of the loop."""
-        async with self._fields.turn:
-            await asyncio.sleep(0)
-            return self.matches(envelope)
+        """The same when no other costly filter is being matched, in slices."""
+        async with self._costly.turn:
+            await self._costly.lane.turn()
+            return await self._costly.lane.through(self._wanted.matching(lambda path: self._costly.fields.of(envelope, path)))
 
 
 def message_field(message: Message, path: Sequence[str]) -> tuple[str, bool]:

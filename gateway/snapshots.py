@@ -29,7 +29,8 @@ from services.kit.rpc import Call, shielded
 
 SERVICE = snapshots_stubs.SNAPSHOTS
 _REF = "containerd.io/snapshot.ref"
-_NUMBERS_SKIPPED = 1000
+_NUMBERS_SKIPPED = 10
+"""New names of one snapshot that a backend may say it has. Only those of a database that was lost are there, and each of them had this very name under another number."""
 _MOUNTS = 256
 """Snapshots of a snapshotter whose mounts are kept."""
 
@@ -77,13 +78,16 @@ class SnapshotsServicer:
         return await self._numbered(lambda: self._create_once(request, call, upstream, view), upstream)
 
     async def _numbered(self, attempt: Callable[[], Awaitable[T]], upstream: Upstream) -> T:
-        """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip its number, as often as it takes."""
+        """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip its number, a few times."""
+        said = ""
         for _ in range(_NUMBERS_SKIPPED):
             try:
                 return await attempt()
             except _NumberTakenError as taken:
                 log.warning("%s: a number that this metadata store never gave out is taken: %s", upstream.name, taken)
-        raise errors.FailedPrecondition(f"{upstream.name} holds snapshots of a metadata store that is not this one")
+                said = str(taken)
+        raise errors.FailedPrecondition(f"{upstream.name} says of {_NUMBERS_SKIPPED} new names, one after the other, that it has them ({said}): "
+                                        "it holds snapshots of many other metadata stores, or does not look at names")
 
     async def _create_once(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
         intent = await self._records.call("BeginSnapshot", records_pb.BeginSnapshotRequest(

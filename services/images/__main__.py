@@ -42,7 +42,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
             Publisher(gateway).running() as publisher,
             Leases(gateway).running() as leases,
-            Registry(hosts, timeouts=config.timeouts) as registry,
+            Registry(hosts, timeouts=config.timeouts, retry=config.retry) as registry,
             rpc.serving(node.state / "images.sock", [
                 ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
                 RegistriesServicer(registry.memory),

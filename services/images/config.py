@@ -10,7 +10,7 @@ from typing import Any
 from services.images.concurrency import budget
 from services.images.distribution import fetcher, verifiers
 from services.images.documents import graph
-from services.images.registry_timeouts import Timeouts
+from services.images.registry_timeouts import Retry, Timeouts
 from services.kit import settings
 from services.kit.settings import Seconds
 from services.oci import platforms
@@ -77,6 +77,8 @@ class Config:
     verifier: verifiers.Config = field(default_factory=verifiers.Config)
 
     timeouts: Timeouts = field(default_factory=Timeouts)
+
+    retry: Retry = field(default_factory=Retry)
 
     def __post_init__(self) -> None:
         for key in ("connections", "downloads", "uploads", "streams", "unpacks", "layers", "largest"):

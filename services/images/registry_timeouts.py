@@ -53,22 +53,30 @@ class Retry:
     """How often, and after what pause, the list of hosts is gone through again; what has been received counts as a fresh start."""
 
     rounds: int = 6
-    """With the pauses below about 8 s of trouble are outlasted: the restart of a registry, a failover."""
+    """With the pauses below about 8 s of trouble are outlasted: the restart of a registry, a failover. One that takes connections and says nothing is waited for so many times ``timeouts.stall``, three minutes
+    in all; the pull says meanwhile for whom it waits."""
 
-    first: float = 0.25
+    first: Seconds = 0.25
     """The first pause; each further one is twice as long."""
 
-    longest: float = 8.0
+    longest: Seconds = 8.0
     """No pause is longer, unless the server asks for it."""
 
-    longest_asked: float = 60.0
+    longest_asked: Seconds = 60.0
     """A Retry-After is obeyed up to here."""
 
-    hopeless: float = 300.0
+    hopeless: Seconds = 300.0
     """A server that asks for more than this is not waited for at all: its limit is counted in hours, and the user should know at once."""
 
     progress: int = 256 * 1024
     """Bytes of a body that count as a fresh start; fewer do not, or a server that sends one at a time would be asked for ever."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds: {self.rounds} is less than one")
+        for key in ("first", "longest", "longest_asked", "hopeless", "progress"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be less than nothing")
 
     def pause(self, rounds: int, asked: float | None) -> float:
         """Seconds before the next round, ``rounds`` having failed: half fixed and half random, so that many nodes do not come back at once."""

@@ -164,6 +164,9 @@ class ExportStream:
 LEFT_OUT = "not imported: for "
 """How the event of an image of an archive begins that was left out (``ImageStore.only_wanted``); its platforms follow."""
 
+SILENT = "waiting for "
+"""How the event of a transfer begins that waits for a host from which nothing comes: ``parents`` has the host, ``progress`` the seconds, and there is no name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

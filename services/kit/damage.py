@@ -9,6 +9,7 @@ Damaged pages are found by whoever reads them, or by :func:`quick_check`, which 
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import logging
 import os
@@ -85,13 +86,13 @@ class Log:
     """
 
     def __init__(self, database: Path) -> None:
-        """FailedPrecondition if the disk does not give it back."""
+        """DataLoss if the disk does not give it back."""
         self._database = database
         self._earlier = self._kept()
         try:
             self._committed = committed(database)
         except OSError as error:
-            raise errors.FailedPrecondition(f"{database} cannot be used: its log cannot be read: {errors.words(error)}: {WHAT_TO_DO}") from None
+            raise errors.DataLoss(f"{database} cannot be used: its log cannot be read: {errors.words(error)}: {WHAT_TO_DO}") from None
         if self._committed < 0:
             self._keep()
 
@@ -169,9 +170,23 @@ def _synced(path: Path) -> None:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error says that pages are not what they were, or that the disk does not give them back."""
+    """Whether an error says that pages, or what is written in them, are not what they were, or that the disk does not give them back."""
+    if isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8"):  # Python's own words, without a code
+        return True
     code = getattr(error, "sqlite_errorcode", 0)
     return code in _UNREADABLE or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def unusable(database: Path, error: sqlite3.Error) -> errors.NodeError:
+    """What is said of a database that cannot be opened: DataLoss if it is damaged, else FailedPrecondition."""
+    if is_damage(error):
+        return errors.DataLoss(f"{database} cannot be used: {error}: {WHAT_TO_DO}")
+    return errors.FailedPrecondition(f"{database} cannot be used: {error}")
+
+
+def is_disk(error: OSError) -> bool:
+    """Whether a system call says that the disk, or its filesystem, does not give back what was written."""
+    return error.errno in (errno.EIO, errno.EUCLEAN)
 
 
 def quick_check(database: Path) -> str:

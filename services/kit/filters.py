@@ -23,13 +23,13 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
 from services.kit import errors, regexp
-from services.kit.slices import Lane
+from services.kit.slices import Lane, Steps
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +73,56 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """``alternatives`` of selectors that must all match; no alternatives match everything."""
+    """``alternatives`` of selectors that must all match; no alternatives match everything.
+
+    Of the same conditions one is asked, and what are values of one field are looked up together: ``name==a``, ``name==b`` and two thousand more take as long as one.
+    """
 
     alternatives: tuple[tuple[Selector, ...], ...] = ()
+    _values: Mapping[tuple[str, ...], set[str]] = field(init=False, compare=False, repr=False)
+    """By field, what it may be, of the alternatives that say no more than that."""
+    _others: Collection[tuple[Selector, ...]] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        values: dict[tuple[str, ...], set[str]] = {}
+        others: dict[tuple[Selector, ...], None] = {}
+        for selectors in self.alternatives:
+            different = tuple(dict.fromkeys(selectors))
+            if len(different) == 1 and different[0].operator == "==":
+                values.setdefault(different[0].path, set()).add(different[0].value)
+            else:
+                others[different] = None
+        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "_others", tuple(others))
 
     @property
     def cost(self) -> int:
         """What a match costs at worst for each character of a field, in steps of some nanoseconds: those of its selectors and regular expressions."""
-        return sum(1 + (selector.expression.size if selector.expression else 0) for selectors in self.alternatives for selector in selectors)
+        return len(self._values) + sum(1 + (selector.expression.size if selector.expression else 0) for selectors in self._others for selector in selectors)
 
     def match(self, adaptor: Adaptor) -> bool:
         """Whether the thing behind ``adaptor`` is selected."""
-        return not self.alternatives or any(all(s.match(adaptor) for s in selectors) for selectors in self.alternatives)
+        return not self.alternatives or self._is_value(adaptor) or any(all(s.match(adaptor) for s in selectors) for selectors in self._others)
+
+    def matching(self, adaptor: Adaptor) -> Steps[bool]:
+        """:meth:`match`, one condition at a time."""
+        if not self.alternatives or self._is_value(adaptor):
+            return True
+        for selectors in self._others:
+            for selector in selectors:
+                yield
+                if not selector.match(adaptor):
+                    break
+            else:
+                return True
+        return False
+
+    def _is_value(self, adaptor: Adaptor) -> bool:
+        for path, values in self._values.items():
+            value, present = adaptor(path)
+            if present and value in values:
+                return True
+        return False
 
     def __call__(self, adaptor: Adaptor) -> bool:
         return self.match(adaptor)

@@ -110,7 +110,7 @@ def run(name: str, serve: Serve) -> None:
         tracing.setup(name)
         many_files()
         _less_garbage_collection()
-        _few_arenas()
+        memory.few_arenas()
         _short_waits()
         _keep(file, node, name)
         fault(f"{name}.start")
@@ -162,16 +162,6 @@ async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None
         await rpc.shielded_work_done(3.0)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-_M_ARENA_MAX = -8
-
-
-def _few_arenas() -> None:
-    """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL nearly whenever they allocate."""
-    _libc.mallopt(_M_ARENA_MAX, 2)
-
-
 def _short_waits() -> None:
     """The loop waits so long, at most, for a thread that computes, each time it has waited for anything; by default 5 ms."""
     sys.setswitchinterval(SLICE)
@@ -179,4 +169,4 @@ def _short_waits() -> None:
 
 def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent dies (PR_SET_PDEATHSIG), for worker programs."""
-    _libc.prctl(1, signal.SIGTERM, 0, 0, 0)
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)

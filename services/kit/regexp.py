@@ -12,6 +12,7 @@ RE2 is loaded with the first expression, since it costs a process 3 MB.
 from __future__ import annotations
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from functools import cache, lru_cache
 from itertools import chain
 from types import ModuleType
 from typing import Any
+
+from services.kit import memory
 
 EXPRESSION = 5 << 10
 """Characters of an expression. Go has no such limit. RE2 needs some 20 ms to compile the worst of that size, in which the process answers nobody."""
@@ -87,6 +90,10 @@ def _valid(text: str) -> bytes:
 
 _cache: OrderedDict[bytes, tuple[Any, int, int]] = OrderedDict()
 _cached_bytes = 0
+_used: set[bytes] = set()
+"""Of the cache, what was wanted since :func:`forget_unused` was called last."""
+_looking = threading.Lock()
+"""Held by whoever looks into the cache, or changes it: some match in threads."""
 _MEMORY = (256 << 10, 2 << 20)
 """What RE2 may use for an expression: a quarter of it for the program, most of the rest for states. The second is for programs that the first has no room for."""
 
@@ -102,29 +109,48 @@ def _re2() -> ModuleType:
 def _compiled(source: bytes) -> tuple[Any, int]:
     """RE2's form and the size of its program."""
     global _cached_bytes
-    known = _cache.get(source)
-    if known is not None:
-        _cache.move_to_end(source)
-        return known[0], known[1]
+    with _looking:
+        known = _cache.get(source)
+        if known is not None:
+            _cache.move_to_end(source)
+            _used.add(source)
+            return known[0], known[1]
     re2 = _re2()
-    for memory in _MEMORY:
+    for bound in _MEMORY:
         options = re2.Options()
-        options.max_mem, options.log_errors, options.never_capture = memory, False, True
+        options.max_mem, options.log_errors, options.never_capture = bound, False, True
         try:
             compiled = re2.compile(source, options)
             break
         except re2.error as error:
-            if memory == _MEMORY[-1]:
+            if bound == _MEMORY[-1]:
                 why = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
                 words = "expression too large" if "too large" in why else "expression nests too deeply" if "deep" in why else why
                 raise ValueError(f"error parsing regexp: {words}") from None
         finally:
             re2.purge()  # its own cache knows no bytes
-    _cache[source] = (compiled, compiled.programsize, memory)
-    _cached_bytes += memory
-    while _cached_bytes > CACHE_BYTES:
-        _cached_bytes -= _cache.popitem(last=False)[1][2]
+    with _looking:
+        if source not in _cache:  # else another thread was faster
+            _cached_bytes += bound
+        _cache[source] = (compiled, compiled.programsize, bound)
+        _used.add(source)
+        while _cached_bytes > CACHE_BYTES:
+            oldest, (*_, its) = _cache.popitem(last=False)
+            _used.discard(oldest)
+            _cached_bytes -= its
     return compiled, compiled.programsize
+
+
+def forget_unused() -> None:
+    """Free the compiled expressions that were not wanted since this was called last: what one costly List left behind is tens of megabytes."""
+    global _cached_bytes
+    with _looking:
+        for source in [source for source in _cache if source not in _used]:
+            _cached_bytes -= _cache.pop(source)[2]
+        _used.clear()
+
+
+memory.when_idle(forget_unused)
 
 
 @dataclass(slots=True)

@@ -42,13 +42,13 @@ class Layout:
 
 
 class File:
-    """The file at ``path``, made if it is not there; FailedPrecondition if it cannot be used. ``what`` names its records in messages. Used by one process (``kit.process.owned``)."""
+    """The file at ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is damaged. ``what`` names its records in messages. Used by one process (``kit.process.owned``)."""
 
     def __init__(self, path: Path, what: str, layout: Layout, damaged: Callable[[str], None] = log.error) -> None:
         self.path = path
         self.what = what
         self.damaged = damaged
-        """Told, in the event loop's thread, of pages that are not what they were; what was asked for is refused with the same words."""
+        """Told, in the event loop's thread, of pages and records that are not what they were; what was asked for is refused with the same words."""
         self._layout = layout
         wal.take_back(path)
         self._log = damage.Log(path)
@@ -66,8 +66,7 @@ class File:
                 self.writer.close()
                 raise
         except sqlite3.Error as error:
-            advice = f": {damage.WHAT_TO_DO}" if damage.is_damage(error) else ""
-            raise errors.FailedPrecondition(f"{path} cannot be used: {error}{advice}") from None
+            raise damage.unusable(path, error) from None
 
     def noted(self) -> None:
         """What was ``lost`` is written down where it lasts."""
@@ -109,6 +108,18 @@ class File:
         if isinstance(refusal, errors.DataLoss):
             self.damaged(str(refusal))
         return refusal
+
+    def answer(self, group: Iterable[Work[Any]]) -> None:
+        """Tell those who wait for the work of a group, in the event loop's thread. Whoever was cancelled is told nothing; what his work changed stays."""
+        for work in group:
+            if isinstance(work.error, errors.DataLoss):
+                self.damaged(str(work.error))
+            if work.future.done():
+                continue
+            if work.error is not None:
+                work.future.set_exception(work.error)
+            else:
+                work.future.set_result(work.result)
 
     def close(self, *others: Connection) -> None:
         """Close all connections, ``others`` first; the log keeps its room."""
@@ -161,14 +172,3 @@ def undo(connection: Connection) -> None:
     """Roll back what could not be committed; SQLite may have done so already."""
     with contextlib.suppress(sqlite3.Error):
         connection.execute("ROLLBACK")
-
-
-def answer(group: Iterable[Work[Any]]) -> None:
-    """Tell those who wait for the work of a group, in the event loop's thread. Whoever was cancelled is told nothing; what his work changed stays."""
-    for work in group:
-        if work.future.done():
-            continue
-        if work.error is not None:
-            work.future.set_exception(work.error)
-        else:
-            work.future.set_result(work.result)

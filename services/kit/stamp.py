@@ -20,21 +20,29 @@ class StampServicer:
 
     SERVICE = stamp_stubs.STAMP
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, lost: str = "") -> None:
+        """With ``lost`` nobody is told whose it is, so that nobody removes anything: DataLoss says why."""
+        self._lost = lost
         self._root = root
         self._path = root / "store-id"
         self._setting = asyncio.Lock()
 
     async def Get(self, request: pb.GetRequest, call: Call) -> pb.GetResponse:
+        self._check()
         return pb.GetResponse(store_id=await asyncio.to_thread(self._get))
 
     async def Set(self, request: pb.SetRequest, call: Call) -> pb.SetResponse:
         """The same id again changes nothing, another one is refused, unless it is said what it replaces."""
+        self._check()
         if not request.store_id:
             raise errors.InvalidArgument("store id must not be empty")
         async with self._setting:
             await asyncio.to_thread(self._set, request.store_id, request.replaces)
         return pb.SetResponse()
+
+    def _check(self) -> None:
+        if self._lost:
+            raise errors.DataLoss(self._lost)
 
     def _get(self) -> str:
         try:

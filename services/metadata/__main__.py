@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from services.kit import process, rpc, settings
+from services.kit import memory, process, rpc, settings
 from services.kit.publisher import Publisher
 from services.metadata import config as configuration
 from services.metadata.backends import RemoteBackends
@@ -31,9 +31,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 publisher.publish(event.namespace, event.topic, event_to_pb(event))
 
             transactions = SqliteTransactions(directory / "metadata.db", rpc.caller)
+            memory.when_idle(transactions.shrink)
             database = Database(transactions)
             soundness = Soundness(directory / "metadata.db", database)
-            transactions.file.damaged = soundness.damaged
+            transactions.file.damaged = database.damaged = soundness.damaged
             metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
             collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish, soundness.checked, configuration.foreign(file))
             try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyPb
 from google.protobuf.message import Message
@@ -17,6 +16,7 @@ from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.snapshots.v1 import snapshots_pb2
 from api.containerd.types import descriptor_pb2
 from api.splitd.records.v1 import records_pb2
+from services.kit import memory
 from services.kit.any import pack
 from services.kit.timestamps import time_from_pb, time_to_pb
 from services.metadata.store import (
@@ -38,6 +38,40 @@ from services.metadata.store import (
     Snapshot,
 )
 
+V = TypeVar("V", bound=Hashable)
+M = TypeVar("M")
+
+
+class Remembering(Generic[V, M]):
+    """``make``, of which the last ``count`` results are remembered, but for those whose ``size`` is more than ``largest``: clients choose how large a record is.
+
+    A result is not to be changed: the next caller gets the same one. Its size is looked at when it is made: to look each time costs as much as all else in a list.
+    """
+
+    def __init__(self, make: Callable[[V], M], count: int, largest: int, size: Callable[[M], int]) -> None:
+        self._make = make
+        self._count = count
+        self._largest = largest
+        self._size = size
+        self._made: dict[V, M] = {}
+        memory.when_idle(self._made.clear)
+
+    def __call__(self, value: V) -> M:
+        """What ``make`` made of it."""
+        found = self._made.get(value)
+        if found is None:
+            found = self._make(value)
+            if self._size(found) <= self._largest:
+                if len(self._made) >= self._count:
+                    del self._made[next(iter(self._made))]
+                self._made[value] = found
+        return found
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self._made)
+
+
 # -- Any
 
 
@@ -56,18 +90,6 @@ def opaque_from_pb(message: Any, name: str) -> Opaque | None:
 # -- containers
 
 
-_REMEMBERED = 256 << 10
-"""Bytes of a container's spec, options and extensions with which it is remembered: clients choose how large they are."""
-
-
-def container_to_pb(container: Container) -> containers_pb2.Container:
-    """Not to be changed: the next caller gets the same one."""
-    opaque = (container.spec, container.runtime_options, *container.extensions.values())
-    small = sum(len(each.value) for each in opaque if each is not None) <= _REMEMBERED
-    return _container_to_pb(container) if small else _container_to_pb.__wrapped__(container)
-
-
-@lru_cache(64)
 def _container_to_pb(container: Container) -> containers_pb2.Container:
     return containers_pb2.Container(
         id=container.id,
@@ -82,6 +104,9 @@ def _container_to_pb(container: Container) -> containers_pb2.Container:
         extensions={name: AnyPb(type_url=o.type_url, value=o.value) for name, o in container.extensions.items()},
         sandbox=container.sandbox,
     )
+
+
+container_to_pb = Remembering(_container_to_pb, 64, 256 << 10, containers_pb2.Container.ByteSize)
 
 
 def container_from_pb(message: containers_pb2.Container) -> Container:
@@ -102,21 +127,7 @@ def container_from_pb(message: containers_pb2.Container) -> Container:
 # -- images
 
 
-_IMAGE_REMEMBERED = 8 << 10
-"""Characters of an image's texts with which it is remembered: most have some hundred."""
-
-
 def image_to_pb(image: Image) -> images_pb2.Image:
-    """Not to be changed: the next caller gets the same one."""
-    size = len(image.name) + len(image.digest) + len(image.media_type)
-    for texts in (image.labels, image.annotations):
-        if texts:
-            size += sum(map(len, texts)) + sum(map(len, texts.values()))
-    return _image_to_pb(image) if size <= _IMAGE_REMEMBERED else _image_to_pb.__wrapped__(image)
-
-
-@lru_cache(1024)  # listed often, and costs more than all else in it
-def _image_to_pb(image: Image) -> images_pb2.Image:
     return images_pb2.Image(
         name=image.name,
         labels=image.labels,
@@ -124,6 +135,14 @@ def _image_to_pb(image: Image) -> images_pb2.Image:
         created_at=time_to_pb(image.created),
         updated_at=time_to_pb(image.updated),
     )
+
+
+def _image_answer(image: Image) -> bytes:
+    return images_pb2.GetImageResponse(image=image_to_pb(image)).SerializeToString()
+
+
+image_answer = Remembering(_image_answer, 1024, 8 << 10, len)
+"""The serialized answer to Get. It is that to a List of this image alone, too (both have their images in field 1), and one behind the other they are that of many."""
 
 
 def image_from_pb(message: images_pb2.Image) -> Image:

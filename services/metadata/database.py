@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from services.metadata.store import Change, Collector, Namespace, Raw, Resource
 from services.metadata.transactions import Key, Reader, Transaction, Transactions
 from services.metadata.walks import Walks
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -47,6 +49,8 @@ class Database:
         self.collector: Collector | None = None
         self.released: Callable[[], None] = lambda: None
         """Told when an operator says that nothing is to be held back from the collector any more."""
+        self.damaged: Callable[[str], None] = log.error
+        """Told of values that are not what they were, where this reads them; what the store reads it tells itself."""
         self.patience = patience
         self.started = time.time_ns()
         """When this process began: intents from before may belong to nobody."""
@@ -77,7 +81,11 @@ class Database:
         piece = self.lane.slice()
         with self._walks.over((table.name, *prefix)) as walk:
             for key, value in walk:
-                record = table.decode(key[1:], value)
+                try:
+                    record = table.decode(key[1:], value)
+                except errors.DataLoss as error:
+                    self.damaged(str(error))
+                    raise
                 if (wanted is None or wanted.match(partial(field, record))) and (one := make(key[1:], record)) is not None:
                     made.append(one)
                 if piece.over():

@@ -40,7 +40,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from services.kit import damage, errors
+from services.kit import damage, errors, memory
 from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
 from services.metadata.transactions import Key, Reader, Transaction, decode
 
@@ -134,6 +134,7 @@ _REMEMBERED = 16 << 20
 def _remembering(count: int, decode: Callable[[Key, bytes], V]) -> Callable[[Key, bytes], V]:
     """``decode`` that remembers what it made of the last ``count`` values, but for those that are more than their share of the bytes."""
     remembered = lru_cache(count)(decode)
+    memory.when_idle(remembered.cache_clear)
     largest = _REMEMBERED // count
     return lambda key, value: remembered(key, value) if len(value) <= largest else decode(key, value)
 

@@ -270,11 +270,11 @@ class RecordsServicer:
 
     # -- images
 
-    async def GetImage(self, request: images_pb.GetImageRequest, call: Call) -> images_pb.GetImageResponse:
-        return images_pb.GetImageResponse(image=convert.image_to_pb(self._images.get(call.namespace, request.name)))
+    async def GetImage(self, request: images_pb.GetImageRequest, call: Call) -> Pieces:
+        return Pieces((convert.image_answer(self._images.get(call.namespace, request.name)),))
 
     async def ListImages(self, request: images_pb.ListImagesRequest, call: Call) -> Pieces:
-        return await whole(self._images.select(call.namespace, request.filters, convert.image_to_pb), lambda some: images_pb.ListImagesResponse(images=some))
+        return Pieces([b"".join(some) async for some in self._images.select(call.namespace, request.filters, convert.image_answer)])
 
     async def CreateImage(self, request: images_pb.CreateImageRequest, call: Call) -> images_pb.CreateImageResponse:
         image = await self._images.create(call.namespace, call.lease, convert.image_from_pb(request.image), _epoch(request))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.kit import errors, loops, wal
-from services.kit.sqlite import File, Layout, Work, answer, reading, run, undo
+from services.kit.sqlite import File, Layout, Work, reading, run, undo
 from services.metadata import freeing
 from services.metadata.transactions import Key, Reader, Snapshot, Transaction, decode, encode, span
 
@@ -47,6 +47,8 @@ _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
 _BATCH = 0.01
 """Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
+_TURN = 0.002
+"""Seconds of them without the loop's other work: those who only read are not kept waiting by those who write."""
 _IDLE = 2
 """Connections for snapshots that are kept when nobody uses them."""
 _CHECKPOINT = 1000
@@ -109,23 +111,31 @@ class _Rows:
 class _Snapshot(_Rows):
     """A state on a connection of its own, which goes back to ``idle`` when it is closed."""
 
-    __slots__ = ("_idle", "_refusal")
+    __slots__ = ("_idle", "_reading", "_refusal")
 
     def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection], refusal: Callable[[sqlite3.Error], Exception]) -> None:
         super().__init__(connection)
         self._refusal = refusal
         self._idle = idle
+        self._reading: set[sqlite3.Cursor] = set()
         connection.execute("BEGIN")
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
         try:
-            for key, value in self._select(prefix, after, limit):
-                yield decode(key), value
+            cursor = self._select(prefix, after, limit)
+            self._reading.add(cursor)
+            try:
+                for key, value in cursor:
+                    yield decode(key), value
+            finally:
+                self._reading.discard(cursor)
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from None
 
     def close(self) -> None:
-        self._connection.execute("ROLLBACK")  # ends what still reads, too
+        for cursor in self._reading:  # a scan whose generator somebody still has would keep the state
+            cursor.close()
+        self._connection.execute("ROLLBACK")
         if len(self._idle) < _IDLE:
             self._idle.append(self._connection)
         else:
@@ -205,7 +215,7 @@ class _Queue:
 
 
 class SqliteTransactions:
-    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used. Used in one event loop, by one process (``kit.process.owned``).
+    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is damaged. Used in one event loop, by one process (``kit.process.owned``).
 
     ``caller`` says on whose behalf a write is made.
     """
@@ -248,6 +258,9 @@ class SqliteTransactions:
                 reader.close()
         except sqlite3.DatabaseError as error:
             raise self.file.met(error) from None
+        except errors.DataLoss as error:
+            self.file.damaged(str(error))
+            raise
 
     def snapshot(self) -> Snapshot:
         return _Snapshot(self._idle.pop() if self._idle else self.file.connect(), self._idle, self.file.met)
@@ -261,6 +274,9 @@ class SqliteTransactions:
             return await asyncio.get_running_loop().run_in_executor(self._long, run)
         except sqlite3.DatabaseError as error:
             raise self.file.met(error) from None
+        except errors.DataLoss as error:
+            self.file.damaged(str(error))
+            raise
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[list[Key]]:
@@ -303,6 +319,17 @@ class SqliteTransactions:
             if self._timer is None and not self._closed:
                 self._timer = asyncio.get_running_loop().call_later(self._quiet, self._rest)
 
+    def shrink(self) -> None:
+        """Free the pages and values that are kept because they may be read again: up to 8 MiB for each connection. What is in use stays."""
+        if self._closed:
+            return
+        self._values.clear()
+        idle = [self._reader, *self._idle]
+        if self._committing is None:
+            idle.append(self._writer)
+        for connection in idle:
+            connection.execute("PRAGMA shrink_memory")
+
     def _rest(self) -> None:
         """It may be that nobody has written for a while."""
         loop = asyncio.get_running_loop()
@@ -338,7 +365,7 @@ class SqliteTransactions:
         batch: list[_Waiting] = []
         try:
             self._wait_for_disk(self._queue.first().lasting)
-            if not self._run(batch):
+            if not await self._run(batch):
                 self._writer.execute("ROLLBACK")
             elif self._lasting:
                 self._in_flight = waited = True
@@ -359,7 +386,7 @@ class SqliteTransactions:
             return waited
         finally:
             self._uncommitted.clear()
-        answer(batch)
+        self.file.answer(batch)
         return waited
 
     def _wait_for_disk(self, lasting: bool) -> None:
@@ -369,14 +396,21 @@ class SqliteTransactions:
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT if lasting else 0}")
             self._lasting = lasting
 
-    def _run(self, batch: list[_Waiting]) -> bool:
+    async def _run(self, batch: list[_Waiting]) -> bool:
         """Run what waits in one open transaction, the first of it at least and no more when :data:`_BATCH` is over or what must last would not, and note it in ``batch``;
-        whether there is anything to commit.
+        whether there is anything to commit. The loop turns meanwhile; who reads then sees what is committed.
         """
         self._writer.execute("BEGIN IMMEDIATE")
         wrote = False
-        end = time.perf_counter() + _BATCH
-        while self._queue and (not batch or time.perf_counter() < end):
+        turn = begun = time.perf_counter()
+        while self._queue and (not batch or time.perf_counter() < begun + _BATCH):
+            if batch and time.perf_counter() > turn + _TURN:
+                self._in_flight = True
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    self._in_flight = False
+                turn = time.perf_counter()
             if self._queue.first().lasting > self._lasting:
                 break
             waiting = self._queue.take()

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
+from services.kit import damage, errors
+
 Key = tuple[str, ...]
 T = TypeVar("T")
 
@@ -115,11 +117,14 @@ def encode(key: Key) -> bytes:
 
 
 def decode(data: bytes) -> Key:
-    """The key that was encoded as ``data``."""
-    if b"\0\xff" not in data:
-        return tuple(data.decode().split("\0")[:-1])
-    parts = data.replace(b"\0\xff", b"\xff").split(b"\0")[:-1]
-    return tuple(part.replace(b"\xff", b"\0").decode() for part in parts)
+    """The key that was encoded as ``data``; DataLoss if none was."""
+    try:
+        if b"\0\xff" not in data:
+            return tuple(data.decode().split("\0")[:-1])
+        parts = data.replace(b"\0\xff", b"\xff").split(b"\0")[:-1]
+        return tuple(part.replace(b"\xff", b"\0").decode() for part in parts)
+    except UnicodeDecodeError as error:
+        raise errors.DataLoss(f"metadata store: the key {data[:100]!r} is damaged ({error.reason}): {damage.WHAT_TO_DO}") from None
 
 
 def span(prefix: Key, after: Key | None) -> tuple[bytes, bytes]:

@@ -46,7 +46,7 @@ class Walks:
 class Walk:
     """One of them: keys and values in order."""
 
-    __slots__ = ("_after", "_prefix", "_rows", "_snapshot", "_timer", "_walks")
+    __slots__ = ("_after", "_found", "_prefix", "_rows", "_snapshot", "_timer", "_walks")
 
     def __init__(self, walks: Walks, prefix: Key) -> None:
         self._walks = walks
@@ -55,6 +55,7 @@ class Walk:
         self._snapshot: Snapshot | None = None
         self._rows: Iterator[tuple[Key, bytes]] = iter(())
         self._timer: asyncio.TimerHandle | None = None
+        self._found = self._reading()
 
     def __enter__(self) -> Walk:
         return self
@@ -62,17 +63,25 @@ class Walk:
     def __exit__(self, *exc: object) -> None:
         self.let_go()
 
-    def __iter__(self) -> Walk:
-        return self
+    def __iter__(self) -> Iterator[tuple[Key, bytes]]:
+        return self._found
 
     def __next__(self) -> tuple[Key, bytes]:
-        if self._snapshot is None:
-            self._snapshot = self._walks.snapshot(self)
-            self._rows = self._snapshot.scan(self._prefix, after=self._after)
-            self._timer = asyncio.get_running_loop().call_later(KEPT, self.let_go)
-        row = next(self._rows)
-        self._after = row[0]
-        return row
+        return next(self._found)
+
+    def _reading(self) -> Iterator[tuple[Key, bytes]]:
+        rows = None
+        while rows is not self._rows:  # else these were all
+            if self._snapshot is None:
+                self._snapshot = self._walks.snapshot(self)
+                self._rows = self._snapshot.scan(self._prefix, after=self._after)
+                self._timer = asyncio.get_running_loop().call_later(KEPT, self.let_go)
+            rows = self._rows
+            for row in rows:
+                self._after = row[0]
+                yield row
+                if rows is not self._rows:  # the state is lost
+                    break
 
     def let_go(self) -> None:
         """Give the state back."""

@@ -36,7 +36,7 @@ from services.snapshots import disk
 from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.soundness import Soundness
 from services.snapshots.store import Info, Kind, Usage, kept_labels, updated_labels
-from services.snapshots.tree import Row, Rows, Tree, row_of
+from services.snapshots.tree import Row, Rows, Tree
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,10 @@ class LocalSnapshotter(ABC):
     """Whether a commit may bring the parent."""
 
     def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
-        """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone."""
+        """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone.
+
+        DataLoss if its records are damaged so that it cannot begin with them, OSError as it comes.
+        """
         self.root = root
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
@@ -75,12 +78,16 @@ class LocalSnapshotter(ABC):
             self._hold(self._tree.file.lost)
             if not self._unnoted:
                 self._tree.file.noted()
-        for made in (root, root.parent):
-            disk.sync_directory(str(made))
+        try:
+            for made in (root, root.parent):
+                disk.sync_directory(str(made))
+            self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, self.names())]) + 1)
+        except BaseException:
+            self._tree.give_up()
+            raise
         self._sync = FilesystemSync(str(root), self._doubt)
         self._doubtful = 0
         """The highest id there was when files could not be written to the disk: whose they were is not known."""
-        self._ids = itertools.count(max([self._tree.last_id(), *map(_id_in, self.names())]) + 1)
         self._staged: set[str] = set()
         """Names of what is being made before its record is asked for."""
         self._believed = False
@@ -98,7 +105,7 @@ class LocalSnapshotter(ABC):
         """Look at the machine, finish what a crash interrupted, and begin to remove what it left behind."""
         await self.start()
         with contextlib.suppress(errors.NodeError):  # damaged records: whoever reads them next is told
-            await self._frozen([row.id for row in map(row_of, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED])
+            await self._frozen([row.id for row in map(self._tree.row, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED])
         self._sweep()
         return self
 
@@ -471,7 +478,7 @@ class LocalSnapshotter(ABC):
         for number, columns in enumerate(self._tree.view(Rows.all)):
             if number % 100 == 99:
                 await asyncio.sleep(0)  # other calls have their turn
-            row = row_of(columns)
+            row = self._tree.row(columns)
             if wanted.match(row.info.field):
                 yield self.shown(row)
 

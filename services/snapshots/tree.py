@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
-from services.kit.sqlite import File, Layout, Work, answer, reading, run, undo
+from services.kit.sqlite import File, Layout, Work, reading, run, undo
 from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
 
@@ -76,7 +76,7 @@ class Rows:
         return None if row is None else _row(*row)
 
     def all(self) -> list[tuple[Any, ...]]:
-        """Every snapshot, ordered by key, each to be made a Row by :func:`row_of`: that takes longer than reading, and need not be done at once."""
+        """Every snapshot, ordered by key, each to be made a Row by :meth:`Tree.row`: that takes longer than reading, and need not be done at once."""
         return self._execute(_SELECT + "ORDER BY s.key").fetchall()
 
     def ids(self) -> set[int]:
@@ -116,11 +116,6 @@ class Rows:
         self.to_sync.add(directory)
 
 
-def row_of(columns: tuple[Any, ...]) -> Row:
-    """A Row of what :meth:`Rows.all` answered."""
-    return _row(*columns)
-
-
 def readable(columns: Sequence[Any]) -> bool:
     """Whether a row of the table is a record: of what is read of damaged pages not all is."""
     number, key, parent, kind, created_at, updated_at, labels, size, inodes = columns
@@ -150,7 +145,7 @@ class Tree:
     """The records in ``path``, made if it is not there. Used in one event loop, by one process (``kit.process.owned``)."""
 
     def __init__(self, path: Path, damaged: Callable[[str], None] = log.error) -> None:
-        """``damaged`` is told, in the loop's thread, of pages that are not what they were; what was asked for is refused with the same words."""
+        """DataLoss if it is damaged, FailedPrecondition if it cannot be used. ``damaged`` is told, in the loop's thread, of pages and records that are not what they were; what was asked for is refused with the same words."""
         self.file = File(path, "snapshot records", _LAYOUT, damaged)
         """What they are kept in, and what was lost of it."""
         self._writer, self._reader = self.file.writer, self.file.reader
@@ -160,7 +155,7 @@ class Tree:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def last_id(self) -> int:
-        """The highest id that a snapshot ever had."""
+        """The highest id that a snapshot ever had; DataLoss if the page that tells it is damaged."""
         try:
             row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
         except sqlite3.DatabaseError as error:
@@ -174,6 +169,17 @@ class Tree:
                 return work(Rows(self._reader))
         except sqlite3.DatabaseError as error:
             raise self.file.met(error) from None
+        except errors.DataLoss as error:
+            self.file.damaged(str(error))
+            raise
+
+    def row(self, columns: tuple[Any, ...]) -> Row:
+        """A Row of what :meth:`Rows.all` answered."""
+        try:
+            return _row(*columns)
+        except errors.DataLoss as error:
+            self.file.damaged(str(error))
+            raise
 
     async def write(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work``, run in the tree's thread, once what it changed is durable.
@@ -189,6 +195,11 @@ class Tree:
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Work(work, future))
         return await future
+
+    def give_up(self) -> None:
+        """Close what nobody has used."""
+        self._closed = True
+        self.file.close()
 
     async def close(self) -> None:
         """Finish what was asked for. May be called again."""
@@ -220,7 +231,7 @@ class Tree:
                 failure = self._failure(error)
                 for work in batch:
                     work.error = failure
-            self._loop.call_soon_threadsafe(answer, batch)
+            self._loop.call_soon_threadsafe(self.file.answer, batch)
             if last:
                 return
 
@@ -229,8 +240,6 @@ class Tree:
         log.error("the snapshot records %s cannot be written: %s", self.file.path, error)
         undo(self._writer)
         if isinstance(error, sqlite3.Error) and isinstance(refusal := self.file.refusal(error), errors.DataLoss):
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self.file.damaged, str(refusal))
             return refusal
         return wal.failure(error, "snapshot records")
 

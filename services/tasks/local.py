@@ -7,6 +7,9 @@ deletion are published, its bundle goes. A shim that does not answer is asked ag
 No task is forgotten before its processes are dead, whatever its shim's program does (:mod:`services.tasks.dead_shim`). Where they cannot be ended, the task is shown
 as UNKNOWN, its name stays taken, and its exit untold; it is tried again with growing pauses, at once when it is killed or deleted, and at the next start.
 
+Nor is one that is there at a start, and of which it cannot be found out what has become, as its bundle is not to be read or no process can be started: it is shown as UNKNOWN too, and looked at again
+in the same way.
+
 How exits are learnt. One Wait per process is outstanding at its shim, whoever and how many wait here. The shim itself sends the exit's event; this service
 publishes it only where that may have got lost: exits found when it starts, exits while the gateway was away, those of the dead, and the last ones of 2.x
 shims. (The gateway drops the second of two.) That a task's exit was seen is remembered by a file STATE/tasks/exits/NAMESPACE:ID, so that the next start does not report it again.
@@ -182,6 +185,30 @@ class _Task:
         self.died.set()
 
 
+class _Doubt:
+    """A task that was found at the start, as long as it is not known what has become of it."""
+
+    __slots__ = ("hurried", "tried", "trouble", "trying")
+
+    def __init__(self) -> None:
+        self.trouble = ""
+        """Why not; empty until it was looked at once."""
+        self.trying = False
+        """It is being looked at in this moment."""
+        self.hurried = asyncio.Event()
+        self.tried = asyncio.Event()
+        """Set when it was looked at once more, and then another one takes its place."""
+
+    def again(self) -> None:
+        """It was looked at, with whatever result."""
+        tried, self.tried = self.tried, asyncio.Event()
+        tried.set()
+
+
+class _DoubtfulError(errors.FailedPrecondition):
+    """What became of a task cannot be found out."""
+
+
 class LocalTasks:
     """A :class:`services.tasks.store.Tasks` of real shims, below a root and a state directory. Use as ``async with``: entering finds the shims that run.
 
@@ -205,7 +232,9 @@ class LocalTasks:
         self._creating: set[tuple[str, str]] = set()
         """... and which of them are being created."""
         self._loading: dict[tuple[str, str], Bundle] = {}
-        """What was found at the start, and is still asked what has become of it."""
+        """What was found at the start, and is still asked what has become of it ..."""
+        self._doubts: dict[tuple[str, str], _Doubt] = {}
+        """... and that in vain so far: it is shown as UNKNOWN, and its name is taken."""
         self._background = loops.Tasks()
         self._exits = state / "tasks" / "exits"
         self._sightings = state / "tasks" / "sightings"
@@ -255,7 +284,7 @@ class LocalTasks:
         if key not in self._tasks and key in self._busy:
             # A deletion may be in its last steps. Of two creations one wins, and the other finds the task, or its turn.
             await self._busy[key].wait()
-        if key in self._tasks or key in self._busy:
+        if key in self._tasks or key in self._busy or key in self._doubts:
             raise errors.AlreadyExists(f"task {name}")
         abandoned = asyncio.Event()
         claim = self._claim(key, creating=True)
@@ -656,22 +685,62 @@ class LocalTasks:
     async def _load(self) -> None:
         """Find the shims that run. Those that answer are known when this returns; slow ones soon after, and until then their names are taken."""
         limit = asyncio.Semaphore(self._config.load_parallel)
-
-        async def one(bundle: Bundle, claim: contextlib.AbstractContextManager[None]) -> None:
-            with claim:
-                try:
-                    async with limit:
-                        await self._load_bundle(bundle)
-                except Exception as error:
-                    log.error("task %s/%s is not known here, though it may run: %s", bundle.namespace, bundle.id, error, exc_info=not isinstance(error, errors.NodeError))
-                finally:
-                    del self._loading[bundle.namespace, bundle.id]
-
         self._loading = {(bundle.namespace, bundle.id): bundle for bundle in self._bundles()}
-        jobs = [self._spawn(one(bundle, self._claim(key))) for key, bundle in self._loading.items()]
-        if jobs:
-            await asyncio.wait(jobs, timeout=2.0)
+        looked = []
+        for key, bundle in self._loading.items():
+            doubt = _Doubt()
+            looked.append(doubt.tried)
+            self._spawn(self._load_one(bundle, doubt, self._claim(key), limit))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                for tried in looked:
+                    await tried.wait()
         await asyncio.to_thread(self._remove_orphans)
+
+    async def _load_one(self, bundle: Bundle, doubt: _Doubt, claim: contextlib.AbstractContextManager[None], limit: asyncio.Semaphore) -> None:
+        """Find out what became of a task, however often that must be tried: one that nobody knows of runs on, and another would be started beside it."""
+        key, pause, attempts = (bundle.namespace, bundle.id), _AGAIN, 0
+        try:
+            while True:
+                doubt.trying = True
+                try:
+                    with claim:
+                        async with limit:
+                            await self._load_bundle(bundle)
+                    return
+                except Exception as error:
+                    if key in self._tasks:
+                        log.exception("task %s/%s is known again, but not all of it", *key)
+                        return
+                    doubt.trouble = str(error)
+                    attempts += 1
+                    log.log(logging.WARNING if attempts <= 3 else logging.DEBUG, "task %s/%s: what became of it cannot be found out: %s; next try within %g s", *key, error, pause,
+                            exc_info=attempts == 1 and not isinstance(error, (errors.NodeError, OSError)))
+                finally:
+                    doubt.trying = False
+                self._doubts[key] = doubt
+                doubt.again()
+                claim = contextlib.nullcontext()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(doubt.hurried.wait(), pause)
+                doubt.hurried.clear()
+                pause = min(pause * 2, _AGAIN_AT_MOST)
+        finally:
+            del self._loading[key]
+            self._doubts.pop(key, None)
+            doubt.again()
+
+    async def _look_again(self, key: tuple[str, str]) -> None:
+        """Look now at a task of which it is not known what has become, and wait for that."""
+        doubt = self._doubts.get(key)
+        if doubt is None:
+            return
+        doubt.hurried.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * (self._config.load_timeout + self._config.cleanup_timeout + _ENDING)):
+                for _ in range(1 + doubt.trying):  # a look that began earlier tells nothing of now
+                    if self._doubts.get(key) is doubt:
+                        await doubt.tried.wait()
 
     def _bundles(self) -> list[Bundle]:
         found = []
@@ -705,7 +774,19 @@ class LocalTasks:
         seen = dead_shim.read(self._sighting(bundle))
         task = _Task(bundle, self._program_of(bundle, seen))
         task.seen = seen
-        if seen is None and not any(bundle.path.iterdir()):
+        try:
+            await self._load_task(task)
+        except BaseException:
+            if self._tasks.get((task.namespace, task.name)) is not task:  # it is to be looked at anew
+                connection, task.connection = task.connection, None
+                if connection is not None:
+                    await connection.close()
+                task.close()
+            raise
+
+    async def _load_task(self, task: _Task) -> None:
+        bundle = task.bundle
+        if task.seen is None and not any(bundle.path.iterdir()):
             await self._forget(task)
             return
         self._mend(task)
@@ -853,6 +934,8 @@ class LocalTasks:
         if key not in self._tasks and (key in self._creating or key in self._loading) and (busy := self._busy.get(key)) is not None:
             await busy.wait()
         task = self._tasks.get(key)
+        if task is None and (doubt := self._doubts.get(key)) is not None:
+            raise _DoubtfulError(f"task {name}: it may run, and what became of it cannot be found out: {doubt.trouble}")
         if task is None:
             # The absence of a container comes first. That is only about the error's words, and clients ask for a task that they
             # have just deleted (ctr run twice): two hops less each time.
@@ -905,6 +988,7 @@ class LocalTasks:
         return pid
 
     async def delete(self, namespace: str, name: str) -> Exit:
+        await self._look_again((namespace, name))
         task = await self._find(namespace, name)
         if task.dying:
             with _prefixed("failed to delete task: "):
@@ -957,7 +1041,12 @@ class LocalTasks:
         return how
 
     async def get(self, namespace: str, name: str, exec_id: str = "") -> Process:
-        task = await self._find(namespace, name)
+        try:
+            task = await self._find(namespace, name)
+        except _DoubtfulError:
+            if exec_id:
+                raise
+            return Process(name, 0, Status.UNKNOWN)
         if task.dying and not exec_id:
             return await self._last_state(task)
         return await self._converse(task, lambda c: c.state(exec_id, self._config.state_timeout))
@@ -987,6 +1076,7 @@ class LocalTasks:
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
         # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the same-named container of another node on
         # this machine shares; where SIGKILL of the init is enough (its pid namespace goes with it) nobody else's processes are to be killed.
+        await self._look_again((namespace, name))
         task = await self._find(namespace, name)
         if task.dying:
             await self._hurry(task)
@@ -1078,6 +1168,8 @@ class LocalTasks:
             await asyncio.to_thread(shutil.rmtree, image, ignore_errors=True)
 
     async def wait(self, namespace: str, name: str, exec_id: str = "") -> Exit:
+        while (doubt := self._doubts.get((namespace, name))) is not None:
+            await doubt.tried.wait()
         task = await self._find(namespace, name)
         process = task.watched(exec_id)
         if process.exit is not None:

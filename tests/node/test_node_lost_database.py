@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
@@ -80,6 +82,39 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
         said = node.splitd("up", "--timeout", "600", ok=False).stderr
         assert "metadata cannot run" in said
         assert "docs/damaged-database.md" in said
+    finally:
+        node.clear()
+
+
+def test_a_snapshotter_whose_database_is_not_to_be_read(place: Path) -> None:
+    """It alone is out of use: ``up``, ``status`` and its clients' errors name the file and what to do, nothing of it is collected, and the other snapshotter works."""
+    node = Node(place)
+    snapshots = node.root / "snapshots/overlayfs"
+    try:
+        node.up()
+        for key in ("kept", "removed"):
+            node.ctr("snapshots", "prepare", key)
+        node.down()
+        with contextlib.closing(sqlite3.connect(snapshots / "metadata.db")) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # of a log that has the page SQLite would take it
+        whole = (snapshots / "metadata.db").read_bytes()
+        (snapshots / "metadata.db").write_bytes(b"\xff" * 100 + whole[100:])
+        words = f"snapshotter overlayfs is out of use: {snapshots}/metadata.db cannot be used: "
+        said = node.splitd("up", ok=False).stderr
+        assert f"snapshots is not healthy: {words}" in said
+        assert "docs/damaged-database.md" in said
+        assert {each["name"]: words in each["trouble"] for each in node.status()["services"] if not each["healthy"]} == {"snapshots": True}
+        assert words in node.ctr("snapshots", "prepare", "more", ok=False).stderr
+        node.ctr("snapshots", "--snapshotter", "native", "prepare", "works")
+        node.ctr("snapshots", "rm", "removed")
+        node.ctr("leases", "create", "--id", "lease")
+        node.ctr("leases", "delete", "--sync", "lease")
+        assert len(list((snapshots / "snapshots").iterdir())) == 2
+        (snapshots / "metadata.db").write_bytes(whole)
+        node.splitd("restart", "snapshots")
+        node.wait_healthy()
+        eventually(lambda: len(list((snapshots / "snapshots").iterdir())) == 1, "what was removed meanwhile stays")
+        assert str(snapshots) in node.out("snapshots", "mounts", "/mnt", "kept")
     finally:
         node.clear()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
+import json
 import os
 import re
 import time
@@ -128,6 +129,20 @@ def mirrors(directory: Path, *urls: str, more: str = "") -> Path:
 
 
 # ---------------------------------------------------------------------------------------------- what passes
+
+
+async def test_a_silent_registry_is_named_while_it_is_waited_for(node: Node) -> None:
+    """``splitd pull`` says so on standard error, and among its JSON; it goes on when the registry does."""
+    async with FakeRegistry() as registry:
+        references = [registry.add(runnable(), f"box:{number}") for number in (1, 2)]
+        registry.inject("manifests", silent(7.0), times=2)
+        plain, as_json = await asyncio.gather(
+            asyncio.to_thread(node.splitd, "pull", "--plain-http", "-n", "silent", references[0]),
+            asyncio.to_thread(node.splitd, "pull", "--plain-http", "-n", "silent", "--json", references[1]))
+    assert f"splitd: {registry.host} has been silent for 5 s, and is waited for" in plain.stderr
+    lines = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert {"silent": registry.host, "seconds": 5} in lines
+    assert lines[-1]["outcome"] == "done"
 
 
 async def test_a_token_that_expires_in_the_middle(case: Case) -> None:

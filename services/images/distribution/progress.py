@@ -5,6 +5,8 @@ A *job* is a blob, known by its ref (``layer-sha256:...``), below the document t
 - ``waiting`` as soon as it is known, or ``already exists`` if nothing is to be done for it;
 - ``downloading`` (or ``uploading``) with the bytes so far, as long as they grow; ``complete`` once it is there;
 - ``extracting`` and ``extracted`` for layers that are unpacked.
+
+And of the transfer as a whole, each second: for whom it waits, if nothing has come from him for some (:func:`telling_of`).
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.images.transfer import Progress, Report
+from services.images.registry.silence import Silence
+from services.images.transfer import SILENT, Progress, Report
 from services.kit import errors, loops
 from services.oci.descriptors import Descriptor
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.3
+SILENT_AFTER, SILENT_INTERVAL = 5.0, 1.0
+"""Seconds of a host's silence after which that is told, and then how often."""
 
 Active = Callable[[], Awaitable[Mapping[str, tuple[int, int]]]]
 """Bytes so far and in all of what is under way, by ref."""
@@ -38,6 +43,41 @@ class _Job:
     progress: int = 0
     unpacked: int = -1
     """Bytes of a layer that are unpacked; -1 before that begins. It may begin while the layer is still downloading."""
+
+
+@contextlib.asynccontextmanager
+async def telling_of(silence: Silence | None, report: Report, *, after: float = SILENT_AFTER, interval: float = SILENT_INTERVAL) -> AsyncIterator[Report]:
+    """While the block lasts, tell of a host that is waited for and has been silent for some seconds, and for how long. Its other events go through what is given: the last of them without a name is told again
+    when the host says something, since clients show it until there is another.
+    """
+    status = ""
+
+    def through(event: Progress) -> None:
+        nonlocal status
+        if not event.name:
+            status = event.event
+        report(event)
+
+    told = False
+
+    async def tick() -> None:
+        assert silence is not None
+        nonlocal told
+        while True:
+            await asyncio.sleep(interval)
+            host, seconds = silence.longest()
+            if seconds >= after:
+                report(Progress(f"{SILENT}{host}, silent for {seconds:.0f} s", parents=(host,), progress=round(seconds)))
+                told = True
+            elif told:
+                report(Progress(status))
+                told = False
+
+    if silence is None:
+        yield report
+        return
+    async with loops.running("the telling of silent hosts", tick):
+        yield through
 
 
 class Tracker:

@@ -21,7 +21,7 @@ from services.images.concurrency.gather import for_each, together
 from services.images.concurrency.stagger import wave
 from services.images.distribution.client import client_of
 from services.images.distribution.fetcher import Begun, Fetcher, nobody_follows
-from services.images.distribution.progress import Tracker
+from services.images.distribution.progress import Tracker, telling_of
 from services.images.distribution.sources import with_source
 from services.images.distribution.verifiers import Verifier
 from services.images.documents.graph import LAYERS, Graph
@@ -61,28 +61,32 @@ class RegistryPuller:
         with tracing.span("images.pull", reference=source.reference):
             reference = Reference.parse(source.reference)
             client = client_of(self._registry, source)
-            try:
-                async with self._fetcher.budget.document():
-                    root = await client.resolve(reference)
-            except errors.NodeError as error:
-                raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
-            await self._verifier.verify(source.reference, root)
-            report(Progress(f"Pulling from {source}"))
-            report(Progress("fetching image content", source.reference, descriptor=root))
-            graph = Graph(node, destination, self._layers)
-            pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted, verify=destination.verify)
-            tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
-            async with tracker.running():
+            async with telling_of(client.silence, report) as told:
+                await self._pull(client, reference, source, destination, node, wanted, told)
+
+    async def _pull(self, client: registry.Client, reference: Reference, source: Registry, destination: ImageStore, node: Node, wanted: Sequence[Unpacking], report: Report) -> None:
+        try:
+            async with self._fetcher.budget.document():
+                root = await client.resolve(reference)
+        except errors.NodeError as error:
+            raise type(error).verbatim(f"failed to resolve image: {error}", error.trailers) from None
+        await self._verifier.verify(source.reference, root)
+        report(Progress(f"Pulling from {source}"))
+        report(Progress("fetching image content", source.reference, descriptor=root))
+        graph = Graph(node, destination, self._layers)
+        pull = _Pull(self._fetcher, self._unpacker, client, reference, node, graph, wanted, verify=destination.verify)
+        tracker = Tracker(source.reference, "downloading", report, pull.active, pull.done)
+        async with tracker.running():
+            await pull.walk(root, tracker)
+            if graph.only_indexes:
+                raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
+            if graph.has_octet_stream:
+                root = await converted(node, root)
                 await pull.walk(root, tracker)
-                if graph.only_indexes:
-                    raise errors.NotFound.verbatim(f"{reference}: index {root.digest} has no manifests")
-                if graph.has_octet_stream:
-                    root = await converted(node, root)
-                    await pull.walk(root, tracker)
-            fault("images.pulled")
-            saved = [Progress("saved", image.name, descriptor=image.target) for image in await names.stored(names.of_root(destination, root), node)]
-            for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):  # again: ctr shows a status with the next event that has a name
-                report(each)
+        fault("images.pulled")
+        saved = [Progress("saved", image.name, descriptor=image.target) for image in await names.stored(names.of_root(destination, root), node)]
+        for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):  # again: ctr shows a status with the next event that has a name
+            report(each)
 
 
 class _Pull:

@@ -16,7 +16,7 @@ from services.images.concurrency import threads
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import together
 from services.images.distribution.client import client_of
-from services.images.distribution.progress import Tracker
+from services.images.distribution.progress import Tracker, telling_of
 from services.images.distribution.sources import mountable
 from services.images.documents.graph import Walk
 from services.images.registry import Client, Pushed
@@ -53,10 +53,12 @@ class RegistryPusher:
             reference = reference.at(digest)  # so that the tag is the root's, and no other manifest's
             report(Progress(f"Pushing to {destination}"))
             report(Progress("pushing content", image.name, descriptor=root))
-            push = _Push(client_of(self._registry, destination), reference, node, self._budget, platforms.wanted(source.platforms))
-            tracker = Tracker(image.name, "uploading", report, push.active, push.done)
-            async with tracker.running():
-                await push.run(root, tracker)
+            client = client_of(self._registry, destination)
+            push = _Push(client, reference, node, self._budget, platforms.wanted(source.platforms))
+            async with telling_of(client.silence, report) as told:
+                tracker = Tracker(image.name, "uploading", told, push.active, push.done)
+                async with tracker.running():
+                    await push.run(root, tracker)
             pushed = Progress("pushed content", image.name, descriptor=root)
             for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):  # again: ctr shows a status with the next event that has a name
                 report(each)

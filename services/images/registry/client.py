@@ -70,6 +70,8 @@ class Client:
         self._headers = headers
         self._scheme = default_scheme
         self._watch = watch
+        self.silence = watch.silence
+        """Who is waited for, if that was to be known."""
         self._endpoints: dict[str, list[Endpoint]] = {}
         self._making = asyncio.Lock()
 

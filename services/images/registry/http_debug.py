@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
+from services.images.registry.silence import Silence
+
 Show = Callable[[str], None]
 """Takes lines of text, which end in newlines. Never waits and never fails."""
 
@@ -29,10 +31,12 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is shown of a transfer's requests: the requests with their answers, and the connections they went through."""
+    """What is shown of a transfer's requests: the requests with their answers, the connections they went through, and for whom they wait."""
 
     requests: Show | None = None
     connections: Show | None = None
+    silence: Silence | None = None
+    """Told who is waited for."""
 
 
 NOBODY = Watch()
@@ -46,6 +50,7 @@ class Exchange:
         self._private = private
         """Its answer's body is nobody's business."""
         self._number = next(_numbers) if watch is not NOBODY else 0
+        self.silence = watch.silence
 
     def request(self, method: str, url: str, headers: Iterable[tuple[str, str]], *, body: bool) -> None:
         """It is sent."""

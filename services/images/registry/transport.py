@@ -7,11 +7,12 @@ are kept and used again. :meth:`Session.exchange` makes one request, follows not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from services.images.registry.http_debug import NOBODY, Exchange, Watch
 from services.images.registry.proxy import proxy_for
 from services.images.registry.response_head import HEAD_LIMIT, HEADERS
 from services.images.registry.response_parser import Answers
+from services.images.registry.silence import Silence
 from services.images.registry.trace import TimedContext, Timings, note_peer, trace_config
 from services.images.registry_timeouts import Timeouts
 from services.kit import errors
@@ -59,6 +61,7 @@ class Answer:
         self._response = response
         self._exchange = exchange
         self._stall = stall
+        self._silence = exchange.silence
         self.host = host
         self.method = response.method
         """Of the request."""
@@ -95,7 +98,8 @@ class Answer:
     async def _arrived(self) -> bytes:
         content = self._response.content
         while not content.at_eof():  # of an answer that has no body (204, 304) readchunk() would say for ever that a chunk of nothing has ended
-            data, ends = await content.readchunk()  # readany() would copy all that has arrived into one piece
+            with waited_for(self._silence, self.host):
+                data, ends = await content.readchunk()  # readany() would copy all that has arrived into one piece
             if data or not ends:
                 return data
         return b""
@@ -141,6 +145,32 @@ class Answer:
         self._response.close()
 
 
+@contextlib.contextmanager
+def waited_for(silence: Silence | None, host: str) -> Iterator[None]:
+    """Something of ``host`` is waited for as long as the block lasts."""
+    if silence is None:
+        yield
+        return
+    silence.asked(host)
+    came = False
+    try:
+        yield
+        came = True
+    finally:
+        silence.over(host, came=came)
+
+
+def _taken(body: Any, silence: Silence, host: str) -> Any:
+    """A request's body: that more of it is wanted is a sign of life."""
+    async def taken() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(body):
+            async for chunk in body:
+                silence.heard(host)
+                yield chunk
+
+    return taken() if isinstance(body, AsyncGenerator) else body
+
+
 class Session:
     """One way to connect."""
 
@@ -167,11 +197,12 @@ class Session:
         exchange.request(method, url, headers, body=body is not None)
         with span("registry.request", **{"http.request.method": method, "server.address": parts.netloc, "url.path": parts.path}) as traced:
             try:
-                async with timings.deadline:
-                    response = await self._http.request(
-                        method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False,
-                        ssl=self._foreign if foreign else self._own, timeout=aiohttp.ClientTimeout(total=None, sock_read=stall),
-                        trace_request_ctx=timings, **({} if proxy is None else _proxy(proxy)))
+                with waited_for(watch.silence, parts.netloc):
+                    async with timings.deadline:
+                        response = await self._http.request(
+                            method, URL(url, encoded=True), headers=headers, data=body if watch.silence is None else _taken(body, watch.silence, parts.netloc), allow_redirects=False,
+                            ssl=self._foreign if foreign else self._own, timeout=aiohttp.ClientTimeout(total=None, sock_read=stall),
+                            trace_request_ctx=timings, **({} if proxy is None else _proxy(proxy)))
                 traced.set(**{"http.response.status_code": response.status})
                 exchange.answer(response.status, response.reason or "", response.headers)
                 return Answer(response, parts.netloc, stall, exchange)

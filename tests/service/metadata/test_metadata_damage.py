@@ -83,6 +83,34 @@ async def test_damaged_pages(place: Path) -> None:
                 await channel.client(CONTAINERS).List(containers_pb2.ListContainersRequest(), headers=headers("damage"))
 
 
+@pytest.mark.parametrize("how", ["List", "Update"])
+async def test_a_damaged_value(place: Path, how: str) -> None:
+    """To SQLite its page is whole, so a check of all pages finds nothing: whoever meets it is told which record it is, the process is not healthy, and nothing is collected."""
+    config = place / "config.toml"
+    config.write_text(NO_COLLECTION)
+    socket = place / "state" / "metadata.sock"
+    with ServiceProcess("services.metadata", place / "root", place / "state", config=config) as process:
+        await filled(socket, 3)
+        process.stop()
+        path = place / "root" / "metadata" / "metadata.db"
+        data = bytearray(path.read_bytes())
+        at = data.rindex(b'"filler"')
+        data[at] ^= 4
+        path.write_bytes(data)
+        process.start()
+        async with Channel(socket) as channel:
+            client = channel.client(CONTAINERS)
+            with pytest.raises(errors.DataLoss, match=r"the record container damage c\d is damaged .* docs/damaged-database.md"):
+                if how == "List":
+                    await client.List(containers_pb2.ListContainersRequest(), headers=headers("damage"))
+                else:
+                    for number in range(3):
+                        await client.Update(containers_pb2.UpdateContainerRequest(container=container(f"c{number}")), headers=headers("damage"))
+            serves, why = await kit_health.check(channel, "", 5.0)
+            assert (serves, "the record container damage c" in why) == (False, True)
+        await eventually_async(lambda: asyncio.sleep(0, "is damaged" in splitd("gc", "--root", place / "root", "--state", place / "state").stdout), "nothing is held back")
+
+
 async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> None:
     """Records are gone from it, and nothing in it says so: nothing at all is collected until an operator says otherwise, over a restart."""
     config = place / "config.toml"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import pytest
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
+from api.splitd.removals.v1 import removals_pb2, removals_stubs
 from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
 from services.kit import errors
+from services.kit import health as kit_health
 from services.kit.rpc import Channel
 from services.snapshots.remote import RemoteSnapshotter
 from services.snapshots.store import Kind, Snapshotter
@@ -21,6 +25,8 @@ from services.snapshots.tree import Tree
 from tests.suites.snapshots import SnapshotterSuite, mkdir, mounted, write
 from tests.support import ServiceProcess, eventually, health, short_directory
 
+STAMP = stamp_stubs.STAMP
+REMOVALS = removals_stubs.REMOVALS
 SOCKETS = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
 
 
@@ -55,9 +61,8 @@ async def test_each_socket_answers_health(process: ServiceProcess, socket: str) 
 async def test_the_stamp_is_kept(place: Path) -> None:
     """Each snapshotter has a stamp of its own, which outlives the process and is not changed for another."""
     process = started(place)
-    stamp = stamp_stubs.STAMP
     async with Channel(place / "s" / SOCKETS[0]) as overlay, Channel(place / "s" / SOCKETS[1]) as native:
-        client = overlay.client(stamp)
+        client = overlay.client(STAMP)
         assert (await client.Get(stamp_pb2.GetRequest())).store_id == ""
         with pytest.raises(errors.InvalidArgument):
             await client.Set(stamp_pb2.SetRequest())
@@ -70,9 +75,42 @@ async def test_the_stamp_is_kept(place: Path) -> None:
         with pytest.raises(errors.FailedPrecondition, match="one"):
             await client.Set(stamp_pb2.SetRequest(store_id="two"))
         await native.wait_connected(10)
-        assert (await native.client(stamp).Get(stamp_pb2.GetRequest())).store_id == ""
+        assert (await native.client(STAMP).Get(stamp_pb2.GetRequest())).store_id == ""
     assert process.stop() == 0
     assert (place / "r" / "snapshots" / "overlayfs" / "store-id").read_text() == "one\n"
+
+
+async def test_a_database_that_is_none_stops_no_other(place: Path) -> None:
+    """Its snapshotter refuses everything, by name and with what to do, and nobody is told whose it is, so that nothing of it is collected. The others serve; and so does it once its database is mended."""
+    process = started(place)
+    async with Channel(place / "s" / SOCKETS[0]) as overlay, Channel(place / "s" / SOCKETS[1]) as native:
+        broken, stamp, removals = RemoteSnapshotter(overlay, snapshotter="overlayfs"), overlay.client(STAMP), overlay.client(REMOVALS)
+        await broken.prepare("kept")
+        assert process.stop() == 0
+        path = place / "r" / "snapshots" / "overlayfs" / "metadata.db"
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # of a log that has the page SQLite would take it
+        whole = path.read_bytes()
+        path.write_bytes(b"\xff" * 100 + whole[100:])
+        process.start()
+        await native.wait_connected(10)
+        await overlay.wait_connected(10)
+        await RemoteSnapshotter(native, snapshotter="native").prepare("works")
+        assert await health(place / "s" / SOCKETS[1]) == 1
+        serves, why = await kit_health.check(overlay, "", 5.0)
+        assert (serves, "overlayfs is out of use" in why) == (False, True)
+        for call in (broken.stat("kept"), broken.usage("kept"), broken.mounts("kept"), broken.prepare("a"), broken.view("a"), broken.commit("a", "kept"), broken.update("kept", {}),
+                     broken.remove("kept"), broken.cleanup(), anext(broken.list()), stamp.Get(stamp_pb2.GetRequest()), stamp.Set(stamp_pb2.SetRequest(store_id="another's")),
+                     removals.Remove(removals_pb2.RemoveRequest())):
+            with pytest.raises(errors.DataLoss, match=rf"snapshotter overlayfs is out of use: {path} cannot be used: .*: see docs/damaged-database.md"):
+                await call
+        assert process.stop() == 0
+        path.write_bytes(whole)
+        process.start()
+        await overlay.wait_connected(10)
+        assert (await broken.stat("kept")).kind is Kind.ACTIVE
+        assert await health(place / "s" / SOCKETS[0]) == 1
+    assert process.stop() == 0
 
 
 async def test_the_contract_on_the_wire(process: ServiceProcess) -> None:

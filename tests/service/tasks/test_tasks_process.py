@@ -199,6 +199,39 @@ async def test_shim_that_died_while_it_was_away(service: Service) -> None:
         await service.tasks.get(NS, "d")
 
 
+async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -> None:
+    """It is UNKNOWN, not forgotten: nobody creates it anew, killing and deleting look at it again at once and say what is in the way; once that is gone it is there as ever, pid, exit and all."""
+    tasks, node = service.tasks, service.node
+    pid = await start(tasks, node, "u", "sleep", "100")
+    other = await start(tasks, node, "other", "sleep", "100")
+    await service.kill()
+    program = node.state / TASKS / NS / "u" / "shim-binary-path"
+    words = program.read_text()
+    program.unlink()
+    program.mkdir()  # as unreadable as a file on a bad disk
+    await service.again()
+    await service.answering()
+    await listed_as(tasks, {"other": Status.RUNNING, "u": Status.UNKNOWN})
+    assert (await tasks.get(NS, "u")).status is Status.UNKNOWN
+    with pytest.raises(errors.AlreadyExists, match="^task u: already exists$"):
+        await tasks.create(NS, "u", CreateOptions(rootfs=(node.mount,)))
+    for refused in (tasks.kill(NS, "u", "", signal.SIGKILL, everything=True), tasks.delete(NS, "u"), tasks.pids(NS, "u")):
+        with pytest.raises(errors.FailedPrecondition, match="task u: it may run, and what became of it cannot be found out: .*shim-binary-path"):
+            await refused
+    assert alive(pid)
+    assert (await tasks.get(NS, "other")).pid == other
+    waiting = asyncio.create_task(tasks.wait(NS, "u"))
+    program.rmdir()
+    program.write_text(words)
+    await tasks.kill(NS, "u", "", signal.SIGKILL, everything=False)
+    assert (await asyncio.wait_for(waiting, 15)).status == 137
+    await gone(pid)
+    await in_status(tasks, "u", Status.STOPPED)
+    assert (await tasks.delete(NS, "u")).pid == pid
+    await end(tasks, "other")
+    assert len(node.exits("u")) == 1
+
+
 @pytest.mark.parametrize("runtime", runtimes())
 async def test_what_a_dead_shim_left_is_shown_until_it_is_gone(service: Service, place: Path, runtime: str) -> None:
     """While its program's delete hangs the task is UNKNOWN, is not created anew, and nothing of it is told; deleting it cleans up."""

@@ -40,6 +40,16 @@ def test_before_anything_is_known_there_is_the_title() -> None:
     assert bars.lines(Tally(0.0), "pulling box", 75.0, 80, 24) == ["pulling box  1m15s"]
 
 
+def test_who_is_silent_stands_below_the_title() -> None:
+    """Until there is something else to say."""
+    made = tally(*LAYERS)
+    made.take(Progress("waiting for r.test, silent for 12 s", parents=("r.test\n",), progress=12), 1.0)
+    assert bars.lines(made, "pulling box", 1.0, 80, 24)[:2] == ["pulling box  1.0 s", r"r.test\n has been silent for 12 s"]
+    assert len(bars.lines(made, "pulling box", 1.0, 80, 4)) <= 3
+    made.take(Progress("Pulling from r.test"), 1.0)
+    assert bars.lines(made, "pulling box", 1.0, 80, 24) == bars.lines(tally(*LAYERS), "pulling box", 1.0, 80, 24)
+
+
 @pytest.mark.parametrize("columns", [1, 2, 20, 59, 60, 69, 70, 71, 80, 120, 1000])
 def test_no_line_reaches_the_last_column(columns: int) -> None:
     """A terminal would go on with it in the next line."""

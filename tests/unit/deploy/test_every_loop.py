@@ -25,8 +25,9 @@ from client.output import Bars
 from client.progress import Tally
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
-from services.images.distribution.progress import Tracker
+from services.images.distribution.progress import Tracker, telling_of
 from services.images.node.leases_remote import Leases
+from services.images.registry.silence import Silence
 from services.images.transfer import Progress
 from services.kit import errors, loops, memory, sockets
 from services.kit.publisher import Publisher
@@ -273,7 +274,7 @@ async def giving_back_memory(place: Path) -> AsyncIterator[Works]:
         trimmed.clear()
         await eventually_async(given, "nothing is given back")
 
-    async with memory.giving_back(look=0.005, resident=lambda: resident, trim=trimmed.set, used=lambda: 0.0):
+    async with memory.giving_back(look=0.005, resident=lambda: resident, trim=trimmed.set, used=time.perf_counter):  # which never rests, and so looks for no cycles
         yield works
 
 
@@ -341,6 +342,20 @@ async def telling_progress(place: Path) -> AsyncIterator[Works]:
 
     async with Tracker("image:1", "downloading", told.append, under_way, done, interval=0.005).running() as tracker:
         tracker.add(layer)
+        yield works
+
+
+@loop("the telling of silent hosts")
+async def telling_silence(place: Path) -> AsyncIterator[Works]:
+    told: list[Progress] = []
+    silence = Silence()
+    silence.asked("registry:1")
+
+    async def works() -> None:
+        told.clear()
+        await eventually_async(lambda: asyncio.sleep(0, told), "nobody is told who is silent")
+
+    async with telling_of(silence, told.append, after=0.0, interval=0.005):
         yield works
 
 

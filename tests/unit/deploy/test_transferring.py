@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 
 from deploy import transferring
 from deploy.failure import Failure
+from deploy.place import Place
 from services.kit import errors
 
 
@@ -22,3 +26,17 @@ def test_what_is_kept_is_said_where_a_service_went_away() -> None:
         transferring.run(failing(errors.Unavailable("failed to resolve: registry.test: 503 Service Unavailable")), "the same command goes on")
     with pytest.raises(errors.Unavailable):
         transferring.run(failing(stopped))
+
+
+async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that was stopped, and whose queue is full: a blocking connect would wait for ever, and not hear Ctrl-C."""
+    monkeypatch.setattr(transferring, "PATIENCE", 0.2)
+    here = Place(place / "root", place / "state", None)
+    here.state.mkdir()
+    with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as waiting:
+        deaf.bind(str(here.socket))
+        deaf.listen(0)
+        waiting.connect(str(here.socket))
+        with pytest.raises(Failure, match="does not answer"):
+            async with transferring.channel(here):
+                pass

@@ -10,7 +10,7 @@ import pytest
 
 from api.containerd.services.images.v1.images_pb2 import ListImagesRequest
 from services.kit import errors, filters, regexp
-from services.kit.slices import Lane
+from services.kit.slices import Lane, at_once
 
 CONTAINERS: dict[str, dict[str, str]] = {
     "web": {"image": "docker.io/library/nginx:1", "team": "blue", "io.cri-containerd.kind": "sandbox"},
@@ -124,6 +124,26 @@ def test_a_request_is_bounded(sources: list[str], message: str) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
         filters.parse(sources)
     assert str(caught.value) == f"{message}: invalid argument"
+
+
+def test_each_condition_is_asked_once() -> None:
+    """A client may repeat one two thousand times, or name two thousand values: neither takes longer than one does, and what is selected is the same."""
+    many = [f"id==x{n}" for n in range(2000)]
+    assert selected(*many) == set()
+    assert selected(*many, "id==db", "labels.team==blue") == {"db", "web"}
+    assert selected("id==db,id==db", 'labels.nothing==""') == {"db"}
+    assert filters.parse([*many, "id==db"]).cost == 1
+    assert filters.parse([",".join(["labels.team"] * 2000)]).cost == 1
+    assert filters.parse(["id~=(a+)+$"] * 64).cost == filters.parse(["id~=(a+)+$"]).cost
+    assert filters.parse(["id==a", "id!=b,id==c", "labels.team"]).cost == 4
+
+
+@pytest.mark.parametrize("sources", [[], ["id==db"], ["id==x", "id~=^w,labels.team"], ["labels.none", "id!=db,image~=nginx"], ["labels.none"], ["id==x", ""]])
+def test_a_match_in_slices_is_the_same(sources: list[str]) -> None:
+    """For events, of which a match may take long."""
+    wanted = filters.parse(sources)
+    for name in CONTAINERS:
+        assert at_once(wanted.matching(adaptor(name))) == wanted.match(adaptor(name))
 
 
 def test_the_work_of_a_match_is_shared() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_what_is_compiled_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [regexp.compile(f"x{n}y") for n in range(20)]
     assert len(regexp._cache) <= 4
     assert all(expression.found_in(f"x{n}y") for n, expression in enumerate(kept))
+
+
+def test_what_is_not_in_use_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that it is called: what was not matched since the last time. It is compiled again when it is matched."""
+    monkeypatch.setattr(regexp, "_cache", OrderedDict())
+    monkeypatch.setattr(regexp, "_cached_bytes", 0)
+    once, often = regexp.compile("x{1000}once"), regexp.compile("often")
+    regexp.forget_unused()
+    assert often.found_in("often")
+    regexp.forget_unused()
+    assert len(regexp._cache) == 1
+    assert once.found_in("x" * 1000 + "once")
+    for _ in range(2):
+        regexp.forget_unused()
+    assert not regexp._cache
+    assert regexp._cached_bytes == 0
+    assert often.found_in("often")
 
 
 def test_re2_is_loaded_when_it_is_needed() -> None:

@@ -15,7 +15,7 @@ from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_pb
 from api.containerd.types.event_pb2 import Envelope
 from gateway import events
 from gateway.events import Exchange, Subscription
-from services.kit import errors, filters, rpc
+from services.kit import errors, filters, rpc, slices
 from services.kit.any import pack
 from services.kit.rpc import Call
 from services.wire.server import WireServer
@@ -231,12 +231,23 @@ async def test_memory_of_exits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(exchange._exits._exits) == 3
 
 
-async def test_exits_of_impossible_names_are_not_remembered() -> None:
+async def test_an_exit_of_the_longest_names_is_one_event() -> None:
+    """As long as names may be, in characters that take four bytes."""
+    exchange = Exchange(replay_seconds=0)
+    ended = exit_of(7, 100 * SECOND, "\U0001f433" * 128)
+    with exchange.subscribe() as subscription:
+        for _ in range(2):
+            publish(exchange, "/tasks/exit", ended)
+        assert await waiting(subscription) == ["/tasks/exit"]
+
+
+@pytest.mark.parametrize("length", [200, 1_000_000])
+async def test_exits_of_impossible_names_are_not_remembered(length: int) -> None:
     """Anybody may publish an exit; one whose ids no container has costs no memory, and goes to subscribers each time."""
     exchange = Exchange(replay_seconds=0)
     with exchange.subscribe() as subscription:
         for _ in range(2):
-            publish(exchange, "/tasks/exit", exit_of(7, 100 * SECOND, "c" * 1_000_000))
+            publish(exchange, "/tasks/exit", exit_of(7, 100 * SECOND, "c" * length))
         assert await waiting(subscription) == ["/tasks/exit"] * 2
     assert not exchange._exits._exits
 
@@ -253,6 +264,22 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
         expected = [f"/t{n}" for n in range(20) if n % 2] + ["/last"]
         for subscription in (one, other):
             assert [(await anext(subscription)).topic for _ in expected] == expected
+
+
+async def test_a_costly_match_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand conditions take milliseconds: the loop turns between them, and events that others publish meanwhile do not disturb it."""
+    monkeypatch.setattr(slices, "SLICE", 0.0)
+    exchange, turns = Exchange(replay_seconds=0), 0
+    wanted = filters.parse([f"labels.x{n}" for n in range(150)] + ['topic=="/last",event.container_id!=x'])
+    with exchange.subscribe(wanted) as subscription:
+        publish(exchange, "/last", task_pb2.TaskOOM(container_id="a" * 10_000))
+        found = asyncio.ensure_future(anext(subscription))
+        while not found.done():
+            turns += 1
+            publish(exchange, "/other", task_pb2.TaskOOM(container_id="x"))
+            await asyncio.sleep(0)
+        assert found.result().topic == "/last"
+    assert turns > 150
 
 
 async def test_a_field_of_an_event_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

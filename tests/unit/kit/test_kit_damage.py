@@ -159,7 +159,7 @@ async def test_a_log_that_the_disk_does_not_give_back_is_named(crashed: Path, mo
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "pread", broken)
-    with pytest.raises(errors.FailedPrecondition, match=r"left.db cannot be used: its log cannot be read: input/output error: see docs/damaged-database.md"):
+    with pytest.raises(errors.DataLoss, match=r"left.db cannot be used: its log cannot be read: input/output error: see docs/damaged-database.md"):
         SqliteTransactions(crashed)
 
 

@@ -1,4 +1,4 @@
-"""What each process does to become small again."""
+"""What a process gives back when it has done much and has little to do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,27 @@ class Cycle:
         self.me = self
 
 
+class Sizes:
+    """What is resident of a process: at first, and ever after."""
+
+    def __init__(self, grown_by: int = 5 << 20) -> None:
+        self._then = 20 << 20
+        self._grown_by = grown_by
+
+    def __call__(self) -> int:
+        found, self._then = self._then, (20 << 20) + self._grown_by
+        return found
+
+
+def run(resident: Sizes, *share: float, **how: Any) -> None:
+    """A process that works ``share`` of each pause."""
+    clock = Clock()
+    clock.share = list(share)
+    work = memory.give_back(resident=resident, used=lambda: clock.used, sleep=clock.sleep, **how)
+    with pytest.raises(asyncio.CancelledError):
+        work.send(None)
+
+
 @pytest.fixture(autouse=True)
 def thawed() -> Iterator[None]:
     yield
@@ -43,14 +65,10 @@ def grown(by: int, *share: float) -> weakref.ref[Cycle]:
     """A process that grows while it has a cycle in its hands, which it lets go; works ``share`` of each pause then."""
     kept = [Cycle()]
     found = weakref.ref(kept[0])
-    first, clock = [20 << 20], Clock()
-    clock.share = list(share)
     gc.disable()
     try:
         kept.clear()
-        work = memory.give_back(resident=lambda: first.pop() if first else (20 << 20) + by, used=lambda: clock.used, sleep=clock.sleep)
-        with pytest.raises(asyncio.CancelledError):
-            work.send(None)
+        run(Sizes(by), *share)
     finally:
         gc.enable()
     return found
@@ -72,3 +90,35 @@ def test_what_was_loaded_is_looked_through_once() -> None:
     assert gc.get_freeze_count() == 0
     grown(5 << 20, 0.01)
     assert gc.get_freeze_count() > 1000
+
+
+def test_what_was_in_use_at_a_look_is_freed_later() -> None:
+    """While a process rests, it may still hold what is garbage once it has worked on; while it works a little, nothing that it has is taken for what stays."""
+    grown(5 << 20, 0.05)
+    assert gc.get_freeze_count() == 0
+    kept = [Cycle()]
+    found = weakref.ref(kept[0])
+    sizes, collected = Sizes(), list[bool]()
+
+    def trim() -> None:
+        collected.append(found() is None)
+        kept.clear()
+
+    gc.disable()
+    try:
+        run(sizes, 0.01, 0.9, 0.01, trim=trim)
+    finally:
+        gc.enable()
+    assert collected == [False, False, True]
+
+
+@pytest.mark.parametrize(("grown_by", "share", "told"), [
+    (0, [0.01], 0),  # it has not grown
+    (10 << 20, [0.9, 0.9], 0),  # it works
+    (10 << 20, [0.9, 0.01, 0.01, 0.01, 0.01], 2),
+])
+def test_caches_hear_of_a_burst_that_is_over(grown_by: int, share: list[float], told: int) -> None:
+    """Twice, so that they can tell what is in use; not while the process works, and not again before it has grown once more."""
+    heard = list[str]()
+    run(Sizes(grown_by), *share, caches=[lambda: heard.append("drop")])
+    assert len(heard) == told

@@ -11,7 +11,7 @@ from sqlite3 import Connection
 import pytest
 
 from services.kit import errors
-from services.kit.sqlite import File, Layout, Work, answer, reading, run, undo
+from services.kit.sqlite import File, Layout, Work, reading, run, undo
 
 LAYOUT = Layout(version=3, tables=("CREATE TABLE t (x TEXT PRIMARY KEY)", "CREATE INDEX other ON t (x)"), pragmas=("cache_size = -77",))
 
@@ -64,7 +64,7 @@ async def test_a_group_is_answered_as_one(file: File) -> None:
     assert not group[0].future.done()
     assert not rows(file.reader)
     file.writer.execute("COMMIT")
-    answer(group)
+    file.answer(group)
     assert rows(file.reader) == ["a", "c"]
     assert await group[0].future == 1
     for failed in (group[1], group[3]):

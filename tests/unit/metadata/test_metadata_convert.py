@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from api.containerd.services.images.v1 import images_pb2
+from api.containerd.services.leases.v1.leases_pb2 import Lease
 from services.metadata import convert
-from services.metadata.store import Image
+from services.metadata.convert import Remembering
+from services.metadata.store import Container, Image, Opaque
 
 
 def test_only_small_images_are_remembered() -> None:
     """How large a record is its client chooses: a thousand of a megabyte must not stay."""
-    convert._image_to_pb.cache_clear()
     small = Image(name="small", digest="sha256:" + "a" * 64, media_type="x", size=1, labels={"a": "b"})
     for large in (Image(name="n" * 10_000, digest="d", media_type="x", size=1), Image(name="n", digest="d", media_type="x", size=1, labels={"l" * 5000: "v" * 5000}),
                   Image(name="n", digest="d", media_type="x", size=1, annotations={str(n): "v" * 100 for n in range(100)})):
-        assert convert.image_to_pb(large).name == large.name
-    assert convert.image_to_pb(small) is convert.image_to_pb(small)
-    assert convert._image_to_pb.cache_info().currsize == 1
+        assert convert.image_answer(large) == convert.image_answer(large)
+        assert convert.image_answer(large) is not convert.image_answer(large)
+    assert convert.image_answer(small) is convert.image_answer(small)
+
+
+def test_the_answer_of_one_image_is_a_part_of_a_list() -> None:
+    """So what is remembered of an image serves both."""
+    images = [Image(name=name, digest="sha256:" + "a" * 64, media_type="x", size=1) for name in ("first", "second")]
+    assert images_pb2.GetImageResponse.FromString(convert.image_answer(images[0])).image == convert.image_to_pb(images[0])
+    listed = images_pb2.ListImagesResponse.FromString(b"".join(map(convert.image_answer, images)))
+    assert list(listed.images) == [convert.image_to_pb(image) for image in images]
+
+
+def test_a_container_with_a_large_spec_is_not_remembered() -> None:
+    """A client may have megabytes in its specs."""
+    small, large = (Container(id="c", spec=Opaque("spec", b"x" * size)) for size in (1000, 300 << 10))
+    assert convert.container_to_pb(small) is convert.container_to_pb(small)
+    assert convert.container_to_pb(large) is not convert.container_to_pb(large)
+
+
+def test_the_oldest_are_forgotten() -> None:
+    """So many are remembered and no more."""
+    remembering = Remembering(lambda name: Lease(id=name), 2, 100, Lease.ByteSize)
+    first, second = remembering("first"), remembering("second")
+    assert remembering("second") is second
+    assert remembering("first") is first
+    remembering("third")
+    assert len(remembering) == 2
+    assert remembering("second") is second
+    assert remembering("first") is not first

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import _sqlite3
 import asyncio
+import ctypes
 import random
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from services.kit import errors
+from services.metadata import schema, sqlite
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.transactions import Transaction, Transactions, decode, encode
@@ -44,6 +48,43 @@ def test_encoded_keys_sort_as_tuples_and_come_back() -> None:
     assert [decode(data) for data in sorted(map(encode, keys))] == ordered
 
 
+async def test_readers_come_between_writers(tmp_path: Path) -> None:
+    """What one commit takes of what waits may be milliseconds of work. Who reads meanwhile sees what is committed, and nothing else later."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    await store.write(lambda tx: tx.put(("a",), b"before"))
+    ran: list[bytes] = []
+
+    def slow(tx: Transaction) -> None:
+        tx.put(("a",), b"after")
+        time.sleep(sqlite._TURN * 1.5)
+        ran.append(b"")
+
+    writing = asyncio.gather(*(store.write(slow) for _ in range(3)))
+    seen = []
+    while not writing.done():
+        seen.append((len(ran), store.view(lambda tx: tx.get(("a",)))))
+        await asyncio.sleep(0)
+    assert (1, b"before") in seen
+    assert store.view(lambda tx: tx.get(("a",))) == b"after"
+    await store.close()
+
+
+async def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
+    """SQLite keeps up to 8 MiB of them for each connection, long after whoever had so much is gone; what is there stays there."""
+    used = ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    before = used()
+    for n in range(100):
+        await store.write(lambda tx, n=n: tx.put(("a", str(n)), bytes(64 << 10)))  # type: ignore[misc]
+    assert len(store.view(lambda tx: list(tx.scan(("a",))))) == 100
+    assert used() > before + (8 << 20)
+    store.shrink()
+    assert used() < before + (1 << 20)
+    assert store.view(lambda tx: tx.get(("a", "7"))) == bytes(64 << 10)
+    await store.close()
+    store.shrink()
+
+
 async def test_a_database_is_what_it_was(tmp_path: Path) -> None:
     """Closed and opened again; and a file of a layout from the future is refused."""
     path = tmp_path / "metadata.db"
@@ -67,9 +108,25 @@ def test_what_is_no_database_is_said_so(tmp_path: Path, content: bytes) -> None:
     """With its path; it is left as it is."""
     path = tmp_path / "metadata.db"
     path.write_bytes(content)
-    with pytest.raises(errors.FailedPrecondition, match=f"{path} cannot be used: "):
+    with pytest.raises(errors.DataLoss, match=f"{path} cannot be used: "):
         SqliteTransactions(path)
     assert path.read_bytes() == content
+
+
+async def test_damaged_values_are_told_of(tmp_path: Path) -> None:
+    """To SQLite they are values like others: whoever reads one as a record tells the store's owner, however it was read."""
+    store = SqliteTransactions(tmp_path / "metadata.db")
+    said = list[str]()
+    store.file.damaged = said.append
+    await store.write(lambda tx: tx.put((schema.IMAGES.name, "space", "a"), b"{"))
+    for expected, reading in enumerate((store.read, store.write), 1):
+        with pytest.raises(errors.DataLoss, match="the record image space a is damaged"):
+            await reading(lambda tx: schema.IMAGES.get(tx, "space", "a"))
+        assert len(said) == expected
+    with pytest.raises(errors.DataLoss) as refused:
+        store.view(lambda tx: schema.IMAGES.get(tx, "space", "a"))
+    assert said[2:] == [str(refused.value)]
+    await store.close()
 
 
 async def test_commits_are_grouped(tmp_path: Path) -> None:

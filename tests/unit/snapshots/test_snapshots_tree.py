@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import shutil
 import sqlite3
@@ -16,6 +18,7 @@ import pytest
 
 from services.kit import errors
 from services.snapshots import disk
+from services.snapshots.broken import begun
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 from services.snapshots.store import Info, Kind, Usage
@@ -118,7 +121,7 @@ async def test_a_database_that_is_none(place: Path) -> None:
     """A containerd's own bolt file, or a newer layout, is left alone with a reason."""
     bolt = b"\0" * 16 + b"\xed\xda\x0c\xed" + b"\0" * 8000
     (place / "metadata.db").write_bytes(bolt)
-    with pytest.raises(errors.FailedPrecondition, match=r"metadata.db cannot be used: file is not a database"):
+    with pytest.raises(errors.DataLoss, match=r"metadata.db cannot be used: file is not a database"):
         Tree(place / "metadata.db")
     assert (place / "metadata.db").read_bytes() == bolt
     newer = sqlite3.connect(place / "newer.db")
@@ -158,6 +161,61 @@ async def test_damaged_pages(place: Path) -> None:
         held.unlink()
         await snapshotter.cleanup()
         assert len(os.listdir(place / "o" / "snapshots")) == 30
+
+
+@pytest.mark.parametrize("column", ["labels = '{\"a\": '", "kind = 9", "labels = cast(x'ff' AS TEXT)"])
+@pytest.mark.parametrize("how", ["stat", "list", "update"])
+async def test_a_damaged_record(place: Path, column: str, how: str) -> None:
+    """To SQLite its page is whole. Whoever reads it is told, and so are health and those who would remove what no record knows."""
+    said = list[str]()
+
+    class Server:
+        def ail(self, trouble: str = "") -> None:
+            said.append(trouble)
+
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        snapshotter.soundness.told_by(Server())
+        await snapshotter.prepare("other")
+        await snapshotter.prepare("k")
+        snapshotter._tree._writer.execute(f"UPDATE snapshots SET {column} WHERE key = 'k'")
+        for _ in range(2):
+            with pytest.raises(errors.DataLoss, match="docs/damaged-database.md"):
+                if how == "stat":
+                    await snapshotter.stat("k")
+                elif how == "list":
+                    [info async for info in snapshotter.list()]
+                else:
+                    await snapshotter.update("k", {})
+        assert len(said) == 1
+        assert (place / "o" / "held").read_text().strip() == said[0]
+        assert (await snapshotter.stat("other")).name == "other"
+
+
+async def test_a_disk_that_gives_nothing_back(place: Path) -> None:
+    """A snapshotter whose start the disk refuses is out of use, and the process goes on; what may pass, such as a full disk, ends the process, which is started again."""
+    def failing(code: int) -> OverlaySnapshotter:
+        raise OSError(code, os.strerror(code), str(place))
+
+    async with contextlib.AsyncExitStack() as stack:
+        broken = await begun("overlayfs", lambda _: failing(errno.EIO), place, stack)
+        with pytest.raises(errors.DataLoss, match=f"snapshotter overlayfs is out of use: {place}: input/output error: see docs/damaged-database.md"):
+            await broken.stat("k")
+        with pytest.raises(OSError, match="No space left"):
+            await begun("overlayfs", lambda _: failing(errno.ENOSPC), place, stack)
+
+
+async def test_what_a_start_has_opened_is_closed_where_it_fails(place: Path) -> None:
+    """The page that tells the last number may be the damaged one: nothing is left open, and nothing runs."""
+    async with OverlaySnapshotter(place / "o") as snapshotter:
+        await snapshotter.prepare("k")
+        connection = snapshotter._tree._writer
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_sequence'").fetchone()
+    data = bytearray((place / "o" / "metadata.db").read_bytes())
+    data[(page - 1) * 4096:(page - 1) * 4096 + 100] = b"\xff" * 100
+    (place / "o" / "metadata.db").write_bytes(data)
+    with pytest.raises(errors.DataLoss, match="metadata.db is damaged: .* docs/damaged-database.md"):
+        OverlaySnapshotter(place / "o")
+    assert not [name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}") and os.readlink(f"/proc/self/fd/{name}").startswith(f"{place}/o")]
 
 
 async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

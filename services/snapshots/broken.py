@@ -1,0 +1,82 @@
+"""What is served in the place of a snapshotter that cannot start, such as one whose database is not to be read: a refusal that says why.
+
+The others of the process serve. Nothing of this one is removed: whoever would (the collector) asks whose it is first, and is refused that too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from services.kit import damage, errors
+from services.oci.mounts import Mount
+from services.snapshots.local import LocalSnapshotter
+from services.snapshots.store import Info, Usage
+
+log = logging.getLogger(__name__)
+
+
+class BrokenSnapshotter:
+    """A ``Snapshotter`` that does nothing: every method raises DataLoss with :attr:`words`."""
+
+    def __init__(self, name: str, why: errors.DataLoss | OSError) -> None:
+        """``why`` is what its start raised."""
+        words = str(why) if isinstance(why, errors.DataLoss) else f"{errors.words_of_path(why)}: {damage.WHAT_TO_DO}"
+        self.words = f"snapshotter {name} is out of use: {words.removesuffix(f': {errors.DataLoss.suffix}')}"
+        """Why it cannot be used, and what to do."""
+
+    async def stat(self, key: str) -> Info:
+        self._refuse()
+
+    async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
+        self._refuse()
+
+    async def usage(self, key: str) -> Usage:
+        self._refuse()
+
+    async def mounts(self, key: str) -> list[Mount]:
+        self._refuse()
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        self._refuse()
+
+    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        self._refuse()
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        self._refuse()
+
+    async def remove(self, key: str) -> None:
+        self._refuse()
+
+    async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
+        self._refuse()
+
+    async def cleanup(self) -> None:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise errors.DataLoss(self.words)
+
+    # last, since its name hides the type's
+
+    async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
+        self._refuse()
+        yield  # an iterator, as the others' is
+
+
+async def begun(name: str, kind: Callable[[Path], LocalSnapshotter], root: Path, stack: contextlib.AsyncExitStack) -> LocalSnapshotter | BrokenSnapshotter:
+    """The snapshotter in ``root``, which ``stack`` closes; where what it has on the disk is not to be read, what refuses in its place. Errors that may pass are raised: the process is started again."""
+    try:
+        return await stack.enter_async_context(kind(root))
+    except errors.DataLoss as error:
+        broken = BrokenSnapshotter(name, error)
+    except OSError as error:
+        if not damage.is_disk(error):
+            raise
+        broken = BrokenSnapshotter(name, error)
+    log.error("%s", broken.words)
+    return broken

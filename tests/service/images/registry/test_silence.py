@@ -1,0 +1,72 @@
+"""Of a registry that says nothing it is known since when, wherever in a request that happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from deploy.samples import digest_of
+from services.images.registry import Registry
+from services.images.registry.http_debug import Watch
+from services.images.registry.silence import Silence
+from services.kit import errors
+from tests.fake_registry import FakeRegistry, deaf, redirect, silent
+from tests.service.images.registry.pulls import LAYER, described, fetched, small_image
+from tests.support import eventually_async
+
+pytestmark = pytest.mark.once
+
+
+async def seen(silence: Silence, host: str, work: asyncio.Future[object]) -> None:
+    """``host`` is found silent, and when all is over nobody is."""
+    await eventually_async(lambda: asyncio.sleep(0, silence.longest()[0] == host and silence.longest()[1] > 0.1), "its silence is not seen")
+    await work
+    assert silence.longest() == ("", 0.0)
+
+
+@pytest.mark.parametrize("after", [0, 1000])
+async def test_of_a_layer(quick: Registry, other: FakeRegistry, after: int) -> None:
+    """Before its first byte, and behind some; whoever was redirected to, it is that one."""
+    async with FakeRegistry() as front:
+        silence = Silence()
+        front.add_blob("box", LAYER)
+        other.add_blob("box", LAYER)
+        front.inject("blobs", redirect(f"{other.url}/v2/box/blobs/{digest_of(LAYER)}"), times=100)
+        other.inject("blobs", silent(0.5, after), times=1)
+        client = quick.client(watch=Watch(silence=silence))
+        work = asyncio.ensure_future(fetched(client, f"{front.host}/box:1", described(LAYER)))
+        await seen(silence, other.host, work)
+
+
+async def test_of_a_name(quick: Registry, other: FakeRegistry) -> None:
+    """The first request of a pull."""
+    silence = Silence()
+    reference = other.add(small_image(), "box:1")
+    other.inject("manifests", silent(0.5), times=1)
+    await seen(silence, other.host, asyncio.ensure_future(quick.client(watch=Watch(silence=silence)).resolve(reference)))
+
+
+async def test_of_a_push(quick: Registry, other: FakeRegistry) -> None:
+    """That more is taken is a sign of life; after the last byte there is none until the answer."""
+    silence = Silence()
+    other.inject("uploads", deaf(0.5), times=1, method="PUT")
+
+    async def read(offset: int) -> AsyncIterator[bytes]:
+        yield LAYER[offset:]
+
+    client = quick.client(watch=Watch(silence=silence))
+    work = asyncio.ensure_future(client.push_blob(f"{other.host}/box:1", described(LAYER), read))
+    await seen(silence, other.host, work)
+
+
+async def test_of_one_that_is_given_up(quick: Registry, other: FakeRegistry) -> None:
+    """All attempts are one silence."""
+    silence = Silence()
+    reference = other.add(small_image(), "box:1")
+    other.inject("manifests", silent(60), times=100)
+    with pytest.raises(errors.Unavailable, match="no answer"):
+        await quick.client(watch=Watch(silence=silence)).resolve(reference)
+    host, seconds = silence.longest()
+    assert (host, seconds > 4 * 0.6) == (other.host, True)

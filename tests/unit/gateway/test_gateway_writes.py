@@ -1,0 +1,83 @@
+"""What a Write asks of the raw store."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from api.containerd.services.content.v1 import content_pb2 as pb
+from api.splitd.records.v1 import records_pb2 as records_pb
+from gateway.content import ContentServicer, _Write
+from services.kit import errors
+from services.kit.rpc import Call
+
+DIGEST = "sha256:" + "a" * 64
+
+
+class Raw:
+    """A raw store: its own channel and stream. It dies once over the first message that has one of the actions ``dies``."""
+
+    def __init__(self, *dies: int) -> None:
+        self.name = "content"
+        self.heard: list[tuple[int, str, str]] = []
+        self._dies = list(dies)
+        self._answer: pb.WriteContentResponse | None = None
+
+    async def ready(self, call: Call) -> Raw:
+        return self
+
+    def stream(self, method: str, headers: object) -> Raw:
+        return self
+
+    async def send(self, message: bytes) -> None:
+        request = pb.WriteContentRequest.FromString(message)
+        self.heard.append((request.action, request.ref, request.expected))
+        if request.action in self._dies:
+            self._dies.remove(request.action)
+            raise errors.Disconnected("the raw store died")
+        self._answer = pb.WriteContentResponse(action=request.action, digest=DIGEST, offset=5)
+
+    async def receive(self) -> bytes | None:
+        answer, self._answer = self._answer, None
+        return None if answer is None else answer.SerializeToString()
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+
+async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
+    """A Write of these messages, tried again as often as the raw store dies."""
+
+    async def commit(call: Call, ref: str, size: int, expected: str, labels: object, raw_commit: Any) -> tuple[str, int]:
+        while True:
+            try:
+                return cast("tuple[str, int]", await raw_commit(records_pb.Intent(raw_ref="raw")))
+            except errors.Disconnected:
+                continue
+
+    async def received(stream: Raw) -> bytes | None:
+        return await stream.receive()
+
+    servicer = cast("ContentServicer", SimpleNamespace(_content=raw, commit=commit, received=received))
+    async with _Write(servicer, Call("/Write", {}), records_pb.Ingest(ref="r", raw_ref="raw"), messages[0]) as write:
+        for message in messages:
+            answer = pb.WriteContentResponse.FromString(await write.answer(message))
+    assert (answer.action, answer.digest, answer.offset) == (pb.COMMIT, DIGEST, 5)
+
+
+STAT, COMMIT = pb.WriteContentRequest(action=pb.STAT, ref="r"), pb.WriteContentRequest(action=pb.COMMIT, ref="r", data=b"12345", expected=DIGEST)
+RAW_STAT, RAW_COMMIT = (pb.STAT, "raw", ""), (pb.COMMIT, "raw", DIGEST)
+
+
+@pytest.mark.parametrize(("raw", "messages", "heard"), [
+    (Raw(), [COMMIT], [RAW_COMMIT]),
+    (Raw(), [STAT, COMMIT], [RAW_STAT, RAW_COMMIT]),
+    (Raw(pb.COMMIT), [COMMIT], [RAW_COMMIT, RAW_STAT, RAW_COMMIT]),
+    (Raw(pb.COMMIT), [STAT, COMMIT], [RAW_STAT, RAW_COMMIT, RAW_STAT, RAW_COMMIT]),
+], ids=["a commit alone", "after an opening", "a commit alone, of a store that dies", "after an opening, of a store that dies"])
+async def test_a_commit_opens_the_raw_write(raw: Raw, messages: list[pb.WriteContentRequest], heard: list[tuple[int, str, str]]) -> None:
+    """Where it is the first message, nothing is asked before it: a small blob takes one message. After a death the raw store is opened with a question, as ever."""
+    await committed(raw, *messages)
+    assert raw.heard == heard
