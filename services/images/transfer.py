@@ -32,14 +32,11 @@ from services.oci.platforms import Platform
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Snapshotter
 
-UNCOMPRESSED = "containerd.io/uncompressed"
-"""Label of a compressed layer's blob: its diff id."""
-
 # ---------------------------------------------------------------------------------------------- ends
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ImageReference:
     """One more name of an image that is stored or looked up; the flags count for prefixes only."""
 
     name: str
@@ -73,7 +70,7 @@ class ImageStore:
     """Manifests and configs of the other platforms too."""
     manifest_limit: int = 0
     """Of an index, so many manifests; 0: all that are wanted."""
-    references: tuple[Reference, ...] = ()
+    references: tuple[ImageReference, ...] = ()
     unpacks: tuple[Unpacking, ...] = ()
     only_wanted: bool = False
     """Of an archive store the images for these platforms, and neither others nor its index; those left out are told as :data:`LEFT_OUT`. containerd stores records of all, and collects

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
-from services.kit.sqlite import File, Layout, Work, answer, reading, run, undo
+from services.kit.sqlite import File, Layout, Work, answer, run, undo
 from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
 
@@ -169,11 +169,13 @@ class Tree:
 
     def view(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work`` on the records as they are now; it is short and changes nothing."""
+        self._reader.execute("BEGIN")
         try:
-            with reading(self._reader):
-                return work(Rows(self._reader))
+            return work(Rows(self._reader))
         except sqlite3.DatabaseError as error:
             raise self.file.met(error) from None
+        finally:
+            self._reader.execute("ROLLBACK")
 
     async def write(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work``, run in the tree's thread, once what it changed is durable.

@@ -29,7 +29,7 @@ from services.images.concurrency.stagger import wave
 from services.images.documents.blobs import config_of
 from services.images.documents.manifests import Config
 from services.images.layers.chain import Chain
-from services.images.transfer import UNCOMPRESSED, BegunAnew, Ingest, LateError, Node, Unpacking
+from services.images.transfer import BegunAnew, Ingest, LateError, Node, Unpacking
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
@@ -40,6 +40,7 @@ from services.oci.media_types import is_config, is_layer
 from services.oci.mounts import Mount
 from services.oci.platforms import OnlySystem
 from services.snapshots.diff.inherit import Unnamed
+from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Snapshotter
 
 log = logging.getLogger(__name__)

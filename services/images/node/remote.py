@@ -24,7 +24,7 @@ from services.images.concurrency import threads
 from services.images.documents.manifests import DOCUMENT_LIMIT
 from services.images.node.ingest import FileIngest, SharedIngest, StreamIngest
 from services.images.node.leases_remote import Leases
-from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Ingest, LateError
+from services.images.transfer import Applied, BegunAnew, How, Image, Ingest, LateError
 from services.kit import errors, rpc, tracing
 from services.kit.identifiers import quoted
 from services.oci.convert import descriptor_to_pb, mounts_to_pb
@@ -33,6 +33,7 @@ from services.oci.digests import Digest
 from services.oci.mounts import Mount
 from services.snapshots.diff import media
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
+from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 

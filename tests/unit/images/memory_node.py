@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from services.content.store import Info
-from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Ingest, Progress
+from services.images.transfer import Applied, How, Image, Ingest, Progress
 from services.kit import errors
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, digest_of
 from services.oci.mounts import Mount
 from services.snapshots.diff.inherit import Unnamed
+from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.store import Info as Snapshot
 from services.snapshots.store import Kind
 

@@ -22,7 +22,7 @@ from services.images.layers.unpacker import Unpacker
 from services.images.logs_stream import PENDING, LogsStream
 from services.images.node.leases_remote import Leases
 from services.images.streaming_server import BLOCK, WINDOW, ByteSink, ByteSource, StreamingServicer, Streams
-from services.images.transfer import Credentials, ImageStore, Progress, Reference, Registry, Unpacking
+from services.images.transfer import Credentials, ImageReference, ImageStore, Progress, Registry, Unpacking
 from services.images.transfer_server import TransferServicer
 from services.kit import any as kit_any
 from services.kit import errors, rpc
@@ -349,7 +349,7 @@ async def transfer(made: TransferServicer, source: Any, destination: Any, progre
 
 
 STORE = ImageStore("a:1", {"l": "v"}, (Platform("linux", "arm", "v7", "1", ("f",)),), True, 3, (
-    Reference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True), Reference("q")), (Unpacking(Platform("linux", "amd64"), "s"),))
+    ImageReference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True), ImageReference("q")), (Unpacking(Platform("linux", "amd64"), "s"),))
 
 
 async def test_a_pull_gets_what_the_client_said(streams: Streams) -> None:
