@@ -6,7 +6,8 @@ from api.containerd.services.images.v1 import images_pb2
 from api.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
 from services.images.transfer import Credentials, Image, ImageReference, ImageStore, Progress, Unpacking
 from services.kit import errors
-from services.oci.convert import descriptor_from_pb, descriptor_to_pb, platform_from_pb, platform_to_pb
+from services.oci.descriptors_convert import descriptor_from_pb, descriptor_to_pb
+from services.oci.platforms_convert import platform_from_pb, platform_to_pb
 
 
 def image_to_pb(image: Image) -> images_pb2.Image:

@@ -39,7 +39,7 @@ from services.images.transfer import (
 from services.kit import any as kit_any
 from services.kit import errors, logs, rpc, tracing
 from services.kit.rpc import Call
-from services.oci.convert import platform_from_pb
+from services.oci.platforms_convert import platform_from_pb
 from services.snapshots.diff.workers import Appliers
 
 log = logging.getLogger(__name__)

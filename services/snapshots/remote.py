@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit.rpc import Channel
-from services.oci.convert import mounts_from_pb
 from services.oci.mounts import Mount
+from services.oci.mounts_convert import mounts_from_pb
 from services.snapshots import convert
 from services.snapshots.store import Info, Usage
 

@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
 from services.kit.rpc import Call
-from services.oci.convert import mounts_to_pb
+from services.oci.mounts_convert import mounts_to_pb
 from services.snapshots import convert
 from services.snapshots.store import Snapshotter
 

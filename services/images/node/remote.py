@@ -27,10 +27,11 @@ from services.images.node.leases_remote import Leases
 from services.images.transfer import Applied, BegunAnew, How, Image, Ingest, LateError
 from services.kit import errors, rpc, tracing
 from services.kit.identifiers import quoted
-from services.oci.convert import descriptor_to_pb, mounts_to_pb
 from services.oci.descriptors import Descriptor
+from services.oci.descriptors_convert import descriptor_to_pb
 from services.oci.digests import Digest
 from services.oci.mounts import Mount
+from services.oci.mounts_convert import mounts_to_pb
 from services.snapshots.diff import media
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
 from services.snapshots.diff.media import UNCOMPRESSED

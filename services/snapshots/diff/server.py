@@ -25,7 +25,7 @@ from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.kit.rpc import Call
 from services.oci import media_types
-from services.oci.convert import mounts_from_pb
+from services.oci.mounts_convert import mounts_from_pb
 from services.snapshots.diff import media, workers
 from services.snapshots.diff.mounts import read_only, to_arguments
 
