@@ -1,4 +1,4 @@
-"""The snapshots process: the snapshotters below ROOT/snapshots, each on STATE/snapshots-NAME.sock, and Diff on STATE/diff.sock."""
+"""The snapshots process: the snapshotters below ROOT/snapshots, each on STATE/snapshots-NAME.sock, Diff on STATE/diff.sock, and which snapshotters there are on STATE/snapshots.sock."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from services.kit.removals import RemovalsServicer
 from services.kit.stamp import StampServicer
 from services.snapshots.config import Config
 from services.snapshots.diff.server import DiffServicer
-from services.snapshots.local import LocalSnapshotter
-from services.snapshots.native import NativeSnapshotter
-from services.snapshots.overlay import OverlaySnapshotter
-from services.snapshots.server import SnapshotsServicer
+from services.snapshots.server import SnapshotsServicer, SnapshottersServicer
+from services.snapshots.snapshotters import SNAPSHOTTERS
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
@@ -21,19 +19,16 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     top = node.root / "snapshots"
     node.state.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
-        for name in ("overlayfs", "native", "diff"):
+        for name in (*(each.NAME for each in SNAPSHOTTERS), "diff"):
             stack.enter_context(process.owned(top / name))
-        snapshotters: list[LocalSnapshotter] = [
-            OverlaySnapshotter(top / "overlayfs", mount_options=config.overlayfs.mount_options, upperdir_label=config.overlayfs.upperdir_label,
-                               sync_commit=config.sync_commit, sync_remove=config.sync_remove),
-            NativeSnapshotter(top / "native", sync_commit=config.sync_commit, sync_remove=config.sync_remove),
-        ]
+        snapshotters = [each(top / each.NAME, getattr(config, each.NAME, None), sync_commit=config.sync_commit, sync_remove=config.sync_remove) for each in SNAPSHOTTERS]
         for snapshotter in snapshotters:
             await stack.enter_async_context(snapshotter)
         for snapshotter in snapshotters:
             servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(snapshotter.root), RemovalsServicer(snapshotter.remove_all)]
             server = await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{snapshotter.NAME}.sock", servicers, grace=config.grace, relayed=True))
             snapshotter.soundness.told_by(server)
+        await stack.enter_async_context(rpc.serving(node.state / "snapshots.sock", [SnapshottersServicer(snapshotters)], grace=config.grace))
         diff = DiffServicer(node.state / "internal.sock", top / "diff")
         stack.push_async_callback(diff.close)
         await stack.enter_async_context(rpc.serving(node.state / "diff.sock", [diff], grace=config.grace, relayed=True))

@@ -25,8 +25,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from services.kit import damage, errors, filters, loops, tracing
 from services.kit.faults import fault
@@ -35,12 +36,14 @@ from services.oci.mounts import Mount
 from services.snapshots import disk
 from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.soundness import Soundness
-from services.snapshots.store import Info, Kind, Usage, kept_labels, updated_labels
+from services.snapshots.store import REBASE, About, Info, Kind, Usage, kept_labels, updated_labels
 from services.snapshots.tree import Row, Rows, Tree, row_of
 
 log = logging.getLogger(__name__)
 
 HELD = "held"
+LONGEST_NAME = 9
+"""Characters of a snapshotter's name: a part of its socket's, of which ``splitd up`` must know that it fits below any STATE that it takes."""
 T = TypeVar("T")
 
 
@@ -53,16 +56,25 @@ def failing_to(words: str) -> Iterator[None]:
         raise type(error).verbatim(f"{words}: {error}", error.trailers) from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoSettings:
+    """Of a snapshotter that has none of its own."""
+
+
 class LocalSnapshotter(ABC):
     """A ``Snapshotter`` in ``root``, which its owner has locked (``kit.process.owned``). Use as ``async with``."""
 
     NAME: ClassVar[str]
-    REBASES: ClassVar[bool] = False
-    """Whether a commit may bring the parent."""
+    """What clients call it: lower case letters and digits, :data:`LONGEST_NAME` at most."""
+    PLATFORMS: ClassVar[tuple[str, ...]] = ()
+    """What its files are for, as ``os/architecture[/variant]``; none: this machine."""
+    Settings: ClassVar[type[Any]] = NoSettings
+    """The dataclass of its settings, table [snapshots.NAME]."""
 
-    def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
-        """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone."""
+    def __init__(self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+        """``settings`` are of the class ``Settings``; None: all defaults. ``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone."""
         self.root = root
+        self.settings = self.Settings() if settings is None else settings
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
         self._unnoted = ""
@@ -113,13 +125,26 @@ class LocalSnapshotter(ABC):
                 await self._emptying
         await self._sync.aclose()
 
+    async def about(self) -> About:
+        """What it says of itself."""
+        return About(self.NAME, self.PLATFORMS, {"root": str(self.root)}, tuple(self.capabilities()), await self.trouble())
+
+    async def _check(self) -> None:
+        if trouble := await self.trouble():
+            raise errors.FailedPrecondition(f"snapshotter {self.NAME} does not work on this machine: {trouble}")
+
     # ---------------------------------------------------------------- what a snapshotter decides
 
     async def start(self) -> None:  # noqa: B027 - not every one has anything to find out
         """Find out what the machine can do."""
 
-    async def check(self) -> None:  # noqa: B027 - or can fail to
-        """FailedPrecondition with the reason where this snapshotter cannot work on this machine."""
+    async def trouble(self) -> str:
+        """Why it cannot work on this machine as it is now; an empty string where it can."""
+        return ""
+
+    def capabilities(self) -> Sequence[str]:
+        """What clients may ask of it (:data:`store.REBASE`, :data:`store.REMAP_IDS`, ...), once it was started."""
+        return ()
 
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -201,7 +226,7 @@ class LocalSnapshotter(ABC):
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         if not key:
             raise errors.InvalidArgument("snapshot key must not be empty")
-        await self.check()
+        await self._check()
         number = next(self._ids)
         name = f"new-{number}"
         broken: list[str] = []
@@ -274,7 +299,7 @@ class LocalSnapshotter(ABC):
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         if not name:
             raise errors.InvalidArgument("snapshot name must not be empty")
-        if parent and not self.REBASES:
+        if parent and REBASE not in self.capabilities():
             raise errors.Unimplemented(f"rebase of snapshot {key} by snapshotter {self.NAME}")
         below = self._committing.get(parent)
         written = asyncio.get_running_loop().create_future()
