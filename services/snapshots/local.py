@@ -33,7 +33,7 @@ from services.kit import damage, errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.oci.mounts import Mount
-from services.snapshots import disk
+from services.snapshots import disk, kernel
 from services.snapshots.durable import FilesystemSync, Synced
 from services.snapshots.soundness import Soundness
 from services.snapshots.store import REBASE, About, Info, Kind, Usage, kept_labels, updated_labels
@@ -68,12 +68,16 @@ class LocalSnapshotter(ABC):
     """What clients call it: lower case letters and digits, :data:`LONGEST_NAME` at most."""
     PLATFORMS: ClassVar[tuple[str, ...]] = ()
     """What its files are for, as ``os/architecture[/variant]``; none: this machine."""
+    FILESYSTEM: ClassVar[str] = ""
+    """The only file system that its root may be on, as the kernel calls it; "": any."""
     Settings: ClassVar[type[Any]] = NoSettings
     """The dataclass of its settings, table [snapshots.NAME]."""
 
     def __init__(self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
         """``settings`` are of the class ``Settings``; None: all defaults. ``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone."""
         self.root = root
+        self.disk = kernel.disk_of(root)
+        """The file system that ``root`` is on."""
         self.settings = self.Settings() if settings is None else settings
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
@@ -109,6 +113,8 @@ class LocalSnapshotter(ABC):
     async def __aenter__(self) -> Self:
         """Look at the machine, finish what a crash interrupted, and begin to remove what it left behind."""
         await self.start()
+        if trouble := self._elsewhere():
+            log.info("snapshotter %s does not work here: %s", self.NAME, trouble)
         with contextlib.suppress(errors.NodeError):  # damaged records: whoever reads them next is told
             await self._frozen([row.id for row in map(row_of, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED])
         self._sweep()
@@ -140,7 +146,12 @@ class LocalSnapshotter(ABC):
 
     async def trouble(self) -> str:
         """Why it cannot work on this machine as it is now; an empty string where it can."""
-        return ""
+        return self._elsewhere()
+
+    def _elsewhere(self) -> str:
+        if self.FILESYSTEM in ("", self.disk.type):
+            return ""
+        return f"path {self.root} ({self.disk.type}) must be a {self.FILESYSTEM} filesystem to be used with the {self.NAME} snapshotter"
 
     def capabilities(self) -> Sequence[str]:
         """What clients may ask of it (:data:`store.REBASE`, :data:`store.REMAP_IDS`, ...), once it was started."""
