@@ -38,15 +38,18 @@ class Snapshotters:
         while True:
             await self._came.wait()
             self._came.clear()
-            while self._upstream.up:
-                try:
-                    await self._ask()
-                    break
-                except errors.Unimplemented:  # of an older release, whose own are those that are known
-                    break
-                except errors.NodeError as error:
-                    log.warning("the snapshots service does not say which snapshotters it has: %s", error)
-                    await asyncio.sleep(_PATIENCE)
+            if not self._upstream.up:
+                continue
+            try:
+                await self._ask()
+            except errors.Unimplemented:  # of an older release, whose own are those that are known
+                continue
+            except BaseException as error:
+                self._came.set()
+                if not isinstance(error, errors.NodeError):
+                    raise
+                log.warning("the snapshots service does not say which snapshotters it has: %s", error)
+                await asyncio.sleep(_PATIENCE)
 
     async def now(self, call: Call) -> Sequence[About]:
         """What they say of themselves; what they said last, if their service is away."""
@@ -60,9 +63,9 @@ class Snapshotters:
     async def _ask(self) -> None:
         found = await snapshotters(self._upstream.channel, _PATIENCE)
         if found != self._known:
-            self._known = found
             try:
                 await asyncio.to_thread(announced.keep, self._root, found)
             except OSError as error:
                 log.error("which snapshotters there are cannot be kept: %s", errors.words_of_path(error))
+            self._known = found
         self._routes.know([each.name for each in found], heard=True)

@@ -53,13 +53,15 @@ def started(disks: Callable[[str], Path | None]) -> Iterator[Started]:
         yield once
 
 
+@pytest.fixture(scope="module", params=[pytest.param(STORE, marks=pytest.mark.once), pytest.param(PROCESS, marks=pytest.mark.once), pytest.param(GATEWAY, marks=pytest.mark.node),
+                                        pytest.param(CONTAINERD, marks=pytest.mark.once)])
+def life(request: pytest.FixtureRequest) -> str:
+    """One after the other."""
+    return str(request.param)
+
+
 class EveryLife(SnapshotterSuite):
     """Of the snapshotter ``name``."""
-
-    @pytest.fixture(scope="class", params=[
-        pytest.param(STORE, marks=pytest.mark.once), pytest.param(PROCESS, marks=pytest.mark.once), pytest.param(GATEWAY, marks=pytest.mark.node), pytest.param(CONTAINERD, marks=pytest.mark.once)])
-    def life(self, request: pytest.FixtureRequest) -> str:
-        return str(request.param)
 
     @pytest.fixture
     async def snapshotter(self, life: str, started: Started, place: Path) -> AsyncIterator[Snapshotter]:
