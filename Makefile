@@ -16,7 +16,7 @@ PEERS := $(VENV)/peers
 PYTEST := $(BIN)/python -m pytest
 STRANGERS := tests/fuzz tests/hostile tests/peers/test_crane.py
 # What proves the second transport: the kit, the gateway and one service behind it, and a node whose calls cross every process.
-GRPCIO := tests/service/kit tests/service/gateway tests/service/events tests/service/content \
+GRPCIO := tests/service/kit tests/service/gateway tests/service/events tests/service/content tests/service/snapshots/test_snapshotters.py \
 	$(addprefix tests/node/test_node_,api.py snapshots.py writes.py pulls.py transfers.py killed_processes.py)
 
 .PHONY: help

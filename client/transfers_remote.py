@@ -22,7 +22,7 @@ from services.images.transfer import AskCredentials, Credentials, ExportStream, 
 from services.kit import any as kit_any
 from services.kit import errors, loops
 from services.kit.rpc import ONLY_WANTED, VERIFY, Channel, Stream
-from services.oci.convert import platform_to_pb
+from services.oci.platforms_convert import platform_to_pb
 
 _Messages = Stream[any_pb2.Any, any_pb2.Any]
 """What Streaming carries: of what kind each message is, its own bytes say."""

@@ -205,12 +205,16 @@ def _comment(docs: str) -> str:
 
 
 def _docs(cls: type[Any]) -> dict[str, str]:
-    """The docstring below each field of a dataclass."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(node, ast.ClassDef)
+    """The docstring below each field of a dataclass, inherited ones too."""
     found: dict[str, str] = {f.name: "" for f in dataclasses.fields(cls)}
-    for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
-            found[statement.target.id] = inspect.cleandoc(after.value.value)
+    for each in reversed(cls.__mro__[:-1]):
+        try:
+            (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        except OSError:  # made by make_dataclass, of others that were written
+            continue
+        assert isinstance(node, ast.ClassDef)
+        for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(after, ast.Expr)
+                    and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
+                found[statement.target.id] = inspect.cleandoc(after.value.value)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from api.splitd.registries.v1 import registries_pb2, registries_stubs
@@ -17,6 +17,8 @@ from gateway.config import ProxyPlugin
 from services.kit import errors, health, rpc
 
 REGISTRIES = registries_stubs.REGISTRIES
+SNAPSHOTS = "snapshots"
+"""The process whose upstreams are more than its own: its snapshotters, which it announces."""
 PATIENCE = 3.0
 """Seconds for an answer; a process that takes longer is not healthy."""
 
@@ -93,9 +95,10 @@ def of_node(place: Place) -> list[Health]:
 
 async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
     others = frozenset(_upstream(name, plugin) for name, plugin in running.proxies(place).items())
+    snapshotters = [f"snapshots.{name}" for name in running.snapshotters(place)]
     processes = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
     async with rpc.Channel(place.socket, "gateway") as gateway:
-        answers = await asyncio.gather(*(_trouble(place, p, gateway, others) for p in processes))
+        answers = await asyncio.gather(*(_trouble(place, p, gateway, [each for each in (*p.upstreams, *(snapshotters if p.name == SNAPSHOTS else ())) if each not in others]) for p in processes))
         runs = dict(zip((p.name for p in processes), await asyncio.gather(*(_runs(place, p) for p in processes)), strict=True))
     troubles = dict(zip((p.name for p in processes), answers, strict=True))
     return [Health(s, pss(s.pid), _and_silence(troubles[name].words, s) if name in troubles else _state_trouble(s), runs.get(name), name in troubles and troubles[name].lasting)
@@ -128,13 +131,13 @@ class _Trouble:
     lasting: bool = False
 
 
-async def _trouble(place: Place, process: Process, gateway: rpc.Channel, others: Collection[str]) -> _Trouble:
-    """What is wrong with a process that runs: its own health first, then what the gateway says of it, but of ``others``, where somebody else's service stands in its place."""
+async def _trouble(place: Place, process: Process, gateway: rpc.Channel, upstreams: Iterable[str]) -> _Trouble:
+    """What is wrong with a process that runs: its own health first, then what the gateway says of its ``upstreams``."""
     for name in process.sockets:
         async with rpc.Channel(place.state / name, process.name) as channel:
             if (trouble := await _check(channel, "", f"{name} ")).words:
                 return trouble
-    for upstream in (each for each in process.upstreams if each not in others):
+    for upstream in upstreams:
         if (trouble := await _check(gateway, upstream, f"the gateway says: {upstream} ")).words:
             # A gateway that is away is its own trouble, not that of each process.
             return _Trouble() if trouble.words.endswith(ABSENT) and process.name != "gateway" else trouble

@@ -8,7 +8,8 @@ from pathlib import Path
 from deploy import configuration
 from deploy.place import ETC, Place
 from deploy.processes import NAMES, PROCESSES, STOP_SECONDS, Process
-from gateway.config import Config, ProxyPlugin
+from gateway import announced
+from gateway.config import ProxyPlugin
 from services.kit import errors, settings
 
 SUPERVISORD = "supervisord"
@@ -64,8 +65,8 @@ def proxies(here: Place) -> dict[str, ProxyPlugin]:
 
 
 def snapshotters(here: Place) -> tuple[str, ...]:
-    """Our own snapshotters, as the gateway was started with them."""
-    return settings.load(Config, _read(here, "gateway"), "gateway").snapshotters
+    """Our own snapshotters, as the snapshots service announced them to the gateway."""
+    return tuple(each.name for each in announced.kept(here.root))
 
 
 def stop_seconds(here: Place, process: Process) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from gateway.config import Config, ProxyPlugin
+from gateway.config import ProxyPlugin, load
 from gateway.content import ContentServicer
 from gateway.events import EventsServicer, Exchange, TtrpcEventsServicer
 from gateway.health import NodeHealth
@@ -14,32 +14,43 @@ from gateway.records import Records
 from gateway.relay import Relay
 from gateway.routes import Routes
 from gateway.snapshots import SnapshotsServicer
+from gateway.snapshotters import Snapshotters
+from gateway.upstream import Upstream
 from services.kit import loops, process, rpc, settings, ttrpc
 from services.kit.health import HealthServicer
-from services.snapshots.config import Config as Snapshots
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
-    config = settings.load(Config, file, "gateway")
+    config = load(file)
     proxies = {name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})}
     routes = Routes(node.state, config, proxies)
     exchange = Exchange(subscribers_bytes=config.subscribers_bytes)
-    records = Records(routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters)
+    snapshotters = Snapshotters(routes, node.root)
+    records = Records(routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters, known=routes.known)
+    routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
     content = ContentServicer(routes, records, config)
     health = NodeHealth(routes)
     servicers: list[rpc.Servicer] = [
         content,
         SnapshotsServicer(routes, records, config),
         EventsServicer(exchange),
-        IntrospectionServicer(node, health, routes.snapshotters, proxies, settings.load(Snapshots, file, "snapshots").overlayfs.mount_options),
+        IntrospectionServicer(node, health, snapshotters.now, proxies),
         HealthServicer(health),
     ]
     relay = {internal: Relay(routes, config, internal=internal, coordinated=content.coordinated, joined=content.joined) for internal in (False, True)}
     with process.owned(node.root / "gateway"), process.owned(node.state / "gateway"):
         async with AsyncExitStack() as stack:
+            watches = loops.Tasks()
+            stack.push_async_callback(watches.cancel)
+
+            def watched(upstream: Upstream) -> None:
+                watches.keep(loops.start(f"the watch of service {upstream.name}", upstream.watch))
+
+            routes.added.append(watched)
             for upstream in routes.upstreams.values():
-                await stack.enter_async_context(loops.running(f"the watch of service {upstream.name}", upstream.watch))
+                watched(upstream)
+            await stack.enter_async_context(loops.running("the snapshotters' announcements", snapshotters.follow))
             internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]
             await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True))
             await stack.enter_async_context(ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)]))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from services.kit import settings
 from services.kit.settings import Seconds
+
+_GONE = {"snapshotters": "the snapshots service says which snapshotters it has"}
+"""Keys of earlier releases, which ``splitd config default`` printed, and why they mean nothing any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +31,6 @@ class Config:
     """A Read or Write whose raw store is silent for this long ends with UNAVAILABLE; a commit may take longer."""
     subscribers_bytes: int = 64 << 20
     """Of events that wait for subscribers which do not read them, for all together: beyond it the one is cut off that is furthest behind."""
-    snapshotters: tuple[str, ...] = ("overlayfs", "native")
-    """Snapshotters of the snapshots service; more come from [proxy_plugins]."""
 
     def __post_init__(self) -> None:
         if self.subscribers_bytes < 1:
@@ -51,3 +54,15 @@ class ProxyPlugin:
     def __post_init__(self) -> None:
         if not self.address.removeprefix("unix://").startswith("/"):
             raise ValueError(f"address: {self.address!r} is not an absolute path")
+
+
+def load(file: settings.File) -> Config:
+    """The settings in ``file``, without what meant something to earlier releases."""
+    table = file.tables.get("gateway", {})
+    ours = {key: value for key, value in table.items() if key not in _GONE} if isinstance(table, dict) else table
+    return settings.load(Config, settings.File(file.path, {**file.tables, "gateway": ours}), "gateway")
+
+
+def check(file: settings.File) -> Iterator[tuple[str, str]]:
+    """What ``splitd config check`` finds beside that :func:`load` takes the file."""
+    yield from (("warning", f"config file {file.path}: [gateway] {key} means nothing any more: {why}") for key, why in _GONE.items() if key in file.tables.get("gateway", {}))

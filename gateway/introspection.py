@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,14 @@ from api.containerd.services.introspection.v1 import introspection_stubs
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
 from api.containerd.types.platform_pb2 import Platform
 from gateway.config import ProxyPlugin
-from gateway.machine import Checked, Programs
+from gateway.machine import Programs
 from services.kit import any as kit_any
 from services.kit import errors, filters, opt
 from services.kit.rpc import Call
 from services.kit.settings import Node
 from services.kit.slices import Lane
 from services.oci import platforms
-from services.snapshots import kernel
+from services.snapshots.store import REMAP_IDS, About
 
 SKIP = "skip plugin"
 """Clients tell a plugin that was not started on purpose from a broken one by these words at the end of its error."""
@@ -55,12 +55,14 @@ class Row:
     id: str
     upstream: str = ""
     requires: tuple[str, ...] = ()
-    platform: str = ""
-    """``os/architecture[/variant]`` of what is tied to one; containerd shows "-" for the others."""
+    platforms: tuple[str, ...] = ()
+    """``os/architecture[/variant]`` of what is tied to some; containerd shows "-" for the others."""
     exports: Mapping[str, str] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
     check: str = ""
     """The check of the machine that it depends on."""
+    trouble: str = ""
+    """Why it cannot work on this machine, as it says itself."""
 
 
 CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE, GRPC, INTERNAL, MONITOR, STREAMING, TRANSFER, VERIFIER = (f"io.containerd.{name}" for name in (
@@ -68,8 +70,8 @@ CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE
     "internal.v1", "monitor.container.v1", "streaming.v1", "transfer.v1", "image-verifier.v1"))
 
 
-def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin], overlay_options: Sequence[str] = ()) -> list[Row]:
-    """The plugins of a node, those that others require first. ``overlay_options`` are those that overlays are configured to have.
+def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyPlugin]) -> list[Row]:
+    """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service, each of which a proxy plugin of its name takes the place of.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
@@ -78,23 +80,23 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
     content = next((name for name, proxy in proxies.items() if proxy.type == "content"), "")
     differ = next((name for name, proxy in proxies.items() if proxy.type == "diff"), "")
 
-    def own_snapshotter(name: str) -> Row:
-        what = _overlayfs(overlay_options) if name == "overlayfs" else Snapshotter()
-        return Row(SNAPSHOTTER, name, f"snapshots.{name}", platform=here, exports={"root": str(root / "snapshots" / name)},
-                   capabilities=what.capabilities, check=what.check)
+    def own(about: About) -> Row:
+        return Row(SNAPSHOTTER, about.name, f"snapshots.{about.name}", platforms=tuple(about.platforms) or (here,), exports=about.exports, capabilities=tuple(about.capabilities),
+                   check="shim", trouble=about.trouble)
 
     def proxied(kind: str, name: str, upstream: str, requires: tuple[str, ...] = ()) -> Row:
         proxy = proxies[name]
-        return Row(kind, name, upstream, requires, proxy.platform or here, {**proxy.exports, "address": proxy.address}, proxy.capabilities)
+        return Row(kind, name, upstream, requires, (proxy.platform or here,), {**proxy.exports, "address": proxy.address}, proxy.capabilities)
 
     return [
         proxied(CONTENT, content, "content") if content else Row(CONTENT, "content", "content", exports={"root": str(root / "content")}),
         Row(INTERNAL, "opt", exports={"path": str(opt.directory(root))}),
         Row(EVENT, "exchange"),
-        *(proxied(SNAPSHOTTER, name, f"snapshots.{name}") if name in proxies else own_snapshotter(name) for name in snapshotters),
+        *(proxied(SNAPSHOTTER, each.name, f"snapshots.{each.name}") if each.name in proxies else own(each) for each in snapshotters),
+        *(proxied(SNAPSHOTTER, name, f"snapshots.{name}") for name, proxy in proxies.items() if proxy.type == "snapshot" and name not in {each.name for each in snapshotters}),
         Row(METADATA, "bolt", "metadata", (CONTENT, EVENT, SNAPSHOTTER), exports={"policy": "shared", "path": str(root / "metadata" / "metadata.db")}),
         Row(GC, "scheduler", "metadata", (METADATA,)),
-        proxied(DIFFER, differ, "diff", (METADATA,)) if differ else Row(DIFFER, "walking", "diff", (METADATA,), here),
+        proxied(DIFFER, differ, "diff", (METADATA,)) if differ else Row(DIFFER, "walking", "diff", (METADATA,), (here,)),
         Row(LEASE, "manager", "metadata", (METADATA, GC)),
         Row(SERVICE, "containers-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "content-service", "content", (METADATA,)),
@@ -105,7 +107,7 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
         Row(SERVICE, "namespaces-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "snapshots-service", "metadata", (METADATA,)),
         Row(SHIM, "manager", "tasks", (EVENT, METADATA), check="runtime"),
-        Row(RUNTIME, "task", "tasks", (SHIM,), here, check="runtime"),
+        Row(RUNTIME, "task", "tasks", (SHIM,), (here,), check="runtime"),
         Row(SERVICE, "tasks-service", "tasks", (EVENT, RUNTIME, METADATA)),
         Row(MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")),
         Row(STREAMING, "manager", "images", (METADATA,)),
@@ -122,41 +124,18 @@ def rows(node: Node, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlu
     ]
 
 
-REMAP_IDS = "remap-ids"
-"""Capability of a snapshotter: the ids of what it mounts may be mapped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshotter:
-    """What is particular to a snapshotter of our own snapshots service."""
-
-    check: str = ""
-    capabilities: tuple[str, ...] = ()
-    """Clients decide by them how to unpack and to map ids."""
-
-
-def _overlayfs(options: Sequence[str]) -> Snapshotter:
-    """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped by mounts or not at all.
-
-    Mounts with mapped ids need a kernel and a shim that can make them: of the latter the servicer asks, each time, since it may be replaced while the node is up.
-    Where overlays are mounted with userxattr, whoever unpacks a layer without its parent would not see that, and would mark opaque directories for other overlays.
-    """
-    mapping = (REMAP_IDS,) if kernel.supports_idmapped_overlay() else ()
-    rebases = not kernel.in_user_namespace() and "userxattr" not in options
-    return Snapshotter("overlay", (*mapping, "only-remap-ids", *(("rebase",) if rebases else ())))
-
-
 class IntrospectionServicer:
-    """Describes the node at ``node``, whose services' health ``probe`` knows; ``proxies`` are somebody else's services in it, by their names."""
+    """Describes the node at ``node``, whose services' health ``probe`` knows; ``snapshotters`` answers what those of the snapshots service say of themselves; ``proxies`` are somebody else's services in it, by their names."""
 
     SERVICE = introspection_stubs.INTROSPECTION
 
-    def __init__(self, node: Node, probe: Probe, snapshotters: Sequence[str], proxies: Mapping[str, ProxyPlugin] = {}, overlay_options: Sequence[str] = ()) -> None:
-        self._rows = rows(node, snapshotters, proxies, overlay_options)
+    def __init__(self, node: Node, probe: Probe, snapshotters: Callable[[Call], Awaitable[Sequence[About]]], proxies: Mapping[str, ProxyPlugin] = {}) -> None:
+        self._node = node
+        self._snapshotters = snapshotters
+        self._proxies = proxies
         self._probe = probe
         self._programs = Programs(node.root)
         opt.make(node.root)
-        self._overlay = Checked(lambda: _overlay_trouble(node.root / "snapshots"))
         self._uuid_file = node.root / "gateway" / "uuid"
         self._lane = Lane()
         self._uuid = ""
@@ -165,11 +144,11 @@ class IntrospectionServicer:
     async def Plugins(self, request: pb.PluginsRequest, call: Call) -> pb.PluginsResponse:
         """The rows that match any filter; fields are type and id."""
         wanted = await filters.parsed(request.filters, self._lane)
-        return pb.PluginsResponse(plugins=[await self._plugin(row, call) for row in self._rows if wanted.match(partial(_field, row))])
+        return pb.PluginsResponse(plugins=[await self._plugin(row, call) for row in await self._rows(call) if wanted.match(partial(_field, row))])
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, call: Call) -> pb.PluginInfoResponse:
         """One row; with options, of the runtime plugin, also what the runtime named there says of itself."""
-        row = next((r for r in self._rows if (r.type, r.id) == (request.type, request.id)), None)
+        row = next((r for r in await self._rows(call) if (r.type, r.id) == (request.type, request.id)), None)
         if row is None:
             raise errors.NotFound.verbatim(f"plugin {request.type}.{request.id} not found: not found")
         response = pb.PluginInfoResponse(plugin=await self._plugin(row, call))
@@ -196,32 +175,28 @@ class IntrospectionServicer:
                 self._uuid = await asyncio.to_thread(kept_uuid, self._uuid_file)
         return pb.ServerResponse(uuid=self._uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
 
+    async def _rows(self, call: Call) -> list[Row]:
+        return rows(self._node, await self._snapshotters(call), self._proxies)
+
     async def _plugin(self, row: Row, call: Call) -> pb.Plugin:
         error = await self._trouble(row, call)
         capabilities = row.capabilities
-        if REMAP_IDS in capabilities and row.check == "overlay" and not await self._programs.maps_ids():
+        if REMAP_IDS in capabilities and row.check == "shim" and not await self._programs.maps_ids():
             capabilities = tuple(each for each in capabilities if each != REMAP_IDS)
         return pb.Plugin(
-            type=row.type, id=row.id, requires=row.requires, platforms=[_platform(row.platform)] if row.platform else [],
+            type=row.type, id=row.id, requires=row.requires, platforms=map(_platform, row.platforms),
             exports=row.exports, capabilities=capabilities,
             init_err=None if error is None else Status(code=error.code, message=str(error)))
 
     async def _trouble(self, row: Row, call: Call) -> errors.NodeError | None:
         """What keeps a plugin from working: the machine first, since it explains why the service may be away."""
-        if row.check == "overlay" and (trouble := await self._overlay.trouble()):
-            return errors.Unknown(f"{trouble}: {SKIP}")
         if row.check == "runtime" and (trouble := self._programs.runtime_trouble()):
             return errors.Unknown(trouble)
         if row.upstream:
             healthy, trouble = await self._probe.state(row.upstream, call)
             if not healthy:
                 return errors.Unavailable(trouble)
-        return None
-
-
-async def _overlay_trouble(directory: Path) -> str:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return await kernel.overlay_trouble(directory)
+        return errors.Unknown(f"{row.trouble}: {SKIP}") if row.trouble else None
 
 
 def _platform(text: str) -> Platform:

@@ -8,31 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from services.kit import errors, opt, shims
 from services.kit.identifiers import quoted
-
-
-class Checked:
-    """The answer of a check that takes a moment: made once, and again after ``retry`` seconds while something is wrong."""
-
-    def __init__(self, check: Callable[[], Awaitable[str]], *, retry: float = 30.0) -> None:
-        self._check = check
-        self._retry = retry
-        self._lock = asyncio.Lock()
-        self._answer = ""
-        self._again: float | None = 0.0
-
-    async def trouble(self) -> str:
-        """What is wrong, or an empty string."""
-        async with self._lock:
-            if self._again is not None and time.monotonic() >= self._again:
-                self._answer = await self._check()
-                self._again = time.monotonic() + self._retry if self._answer else None
-            return self._answer
 
 
 class Programs:

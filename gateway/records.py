@@ -35,6 +35,10 @@ _REPEATED = frozenset({"OpenIngest", "GetIngest", "ListIngests", "BeginCommitIng
 when the gateway announces itself to the next metadata."""
 
 
+async def _at_once() -> None:
+    return
+
+
 class Publish(Protocol):
     """Where events go."""
 
@@ -46,7 +50,9 @@ class Publish(Protocol):
 class Records:
     """Records for one gateway, as ``incarnation``."""
 
-    def __init__(self, metadata: Upstream, events: Publish, *, content: str, snapshotters: Sequence[str]) -> None:
+    def __init__(self, metadata: Upstream, events: Publish, *, content: str, snapshotters: Sequence[str], known: Callable[[], Awaitable[None]] = _at_once) -> None:
+        """``known`` returns once it is known which snapshotters there are (:meth:`snapshotters`), or need not be waited for any longer: metadata is not told of a gateway before."""
+        self._known = known
         self._metadata = metadata
         self._client = metadata.channel.client(SERVICE)
         self._events = events
@@ -66,7 +72,14 @@ class Records:
         """Say who we are, each time metadata comes up."""
         self._tasks.start("the announcement of this gateway", self._connect())
 
+    def snapshotters(self, names: Sequence[str]) -> None:
+        """There are others now: metadata is told so."""
+        self._hello.snapshotters[:] = names
+        if self._metadata.up:
+            self._announce()
+
     async def _connect(self) -> None:
+        await self._known()
         while self._metadata.up:
             self._hello.open.SetInParent()
             self._hello.open.ids[:] = sorted(self._open)

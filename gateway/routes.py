@@ -6,7 +6,9 @@ what the gateway coordinates itself is not in the table but in its servicers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from api.containerd.services.containers.v1 import containers_pb2
@@ -23,6 +25,7 @@ from gateway.config import Config, ProxyPlugin
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.kit import errors
+from services.kit.rpc import Call
 
 SERVICES: Mapping[str, str] = {
     module.DESCRIPTOR.services_by_name[service].full_name: upstream
@@ -41,32 +44,58 @@ SERVICES: Mapping[str, str] = {
 }
 """gRPC service to the upstream that its calls are relayed to. The modules are named, so that the relay finds the arity of their methods."""
 
-PROGRAMS: Mapping[str, str] = {"metadata": "metadata", "content": "content", "diff": "snapshots", "images": "images", "tasks": "tasks"}
-"""Upstream to its program under supervisord; snapshotters of ours are in "snapshots"."""
+PROGRAMS: Mapping[str, str] = {"metadata": "metadata", "content": "content", "snapshots": "snapshots", "diff": "snapshots", "images": "images", "tasks": "tasks"}
+"""Upstream to its program under supervisord; "snapshots" says which snapshotters it has, and each of them is an upstream too (:meth:`Routes.know`)."""
 
 
 class Routes:
     """The upstreams of a node, by name."""
 
     def __init__(self, state: Path, config: Config, proxies: Mapping[str, ProxyPlugin]) -> None:
-        supervision = Supervision(state / "supervisor.sock")
+        self._supervision = Supervision(state / "supervisor.sock")
+        self._state = state
+        self._hold = config.hold
         self.upstreams: dict[str, Upstream] = {}
-
-        def add(name: str, address: Path | str, program: str) -> None:
-            self.upstreams[name] = Upstream(name, address, program, supervision, hold=config.hold)
-
+        self.added: list[Callable[[Upstream], None]] = []
+        """Told of each upstream that is added from now on."""
+        self.changed: list[Callable[[], None]] = []
+        """Told when other snapshotters are known."""
         for name, program in PROGRAMS.items():
-            add(name, state / f"{name}.sock", program)
-        self.snapshotters: list[str] = list(config.snapshotters)
-        for name in config.snapshotters:
-            add(f"snapshots.{name}", state / f"snapshots-{name}.sock", "snapshots")
+            self._add(name, state / f"{name}.sock", program)
+        self._foreign: list[str] = []
         for name, proxy in proxies.items():
             if proxy.type == "snapshot":
-                add(f"snapshots.{name}", proxy.address, "")
-                if name not in self.snapshotters:
-                    self.snapshotters.append(name)
+                self._add(f"snapshots.{name}", proxy.address, "")
+                self._foreign.append(name)
             else:
-                add(proxy.type, proxy.address, "")
+                self._add(proxy.type, proxy.address, "")
+        self.snapshotters: tuple[str, ...] = tuple(self._foreign)
+        """Their names, those of the snapshots service first, as far as they are known."""
+        self._known, self._heard = asyncio.Event(), asyncio.Event()
+
+    def _add(self, name: str, address: Path | str, program: str) -> None:
+        self.upstreams[name] = upstream = Upstream(name, address, program, self._supervision, hold=self._hold)
+        for told in self.added:
+            told(upstream)
+
+    def know(self, names: Sequence[str], *, heard: bool = False) -> None:
+        """These are the snapshotters of the snapshots service; ``heard``: it says so itself, now. Those that a proxy plugin takes the place of stay the plugin's."""
+        for name in names:
+            if name not in self._foreign and f"snapshots.{name}" not in self.upstreams:
+                self._add(f"snapshots.{name}", self._state / f"snapshots-{name}.sock", "snapshots")
+        before, self.snapshotters = self.snapshotters, (*names, *(name for name in self._foreign if name not in names))
+        self._known.set()
+        if heard:
+            self._heard.set()
+        if before != self.snapshotters:
+            for told in self.changed:
+                told()
+
+    async def known(self) -> None:
+        """Return once it is known which snapshotters there are, or when the snapshots service had the time to say so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._hold):
+                await self._known.wait()
 
     def __getitem__(self, name: str) -> Upstream:
         return self.upstreams[name]
@@ -86,11 +115,17 @@ class Routes:
             raise errors.NotFound(f"backend {name}")
         return upstream
 
-    def snapshotter(self, name: str) -> Upstream:
-        """The backend of a snapshotter, as clients name it; the error is containerd's."""
-        upstream = self.upstreams.get(f"snapshots.{name}")
+    async def snapshotter(self, name: str, call: Call) -> Upstream:
+        """The backend of a snapshotter, as clients name it; the error is containerd's. Unavailable where the snapshots service has yet to say which it has."""
         if not name:
             raise errors.InvalidArgument("snapshotter argument missing")
-        if upstream is None:
+        if name not in self.snapshotters and not self._heard.is_set() and (self["snapshots"].up or not self._known.is_set()):
+            await self["snapshots"].ready(call)
+            try:
+                async with asyncio.timeout(self._hold):
+                    await self._heard.wait()
+            except TimeoutError:
+                raise errors.Unavailable("service snapshots has not said yet which snapshotters it has") from None
+        if name not in self.snapshotters:
             raise errors.InvalidArgument(f"snapshotter not loaded: {name}")
-        return upstream
+        return self.upstreams[f"snapshots.{name}"]

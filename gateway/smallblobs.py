@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
+from services.oci.digests import ALGORITHMS
+
 LARGEST = 64 << 10
 """Bytes of a blob that is kept: manifests have up to some 10 KB, configurations of large images some 50."""
 LIMIT = 4 << 20
@@ -45,4 +47,4 @@ class SmallBlobs:
 
 def _is(digest: str, data: bytes) -> bool:
     algorithm, _, encoded = digest.partition(":")
-    return algorithm in ("sha256", "sha384", "sha512") and hashlib.new(algorithm, data).hexdigest() == encoded
+    return algorithm in ALGORITHMS and hashlib.new(algorithm, data).hexdigest() == encoded

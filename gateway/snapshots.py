@@ -55,9 +55,13 @@ class SnapshotsServicer:
         self._mounts: dict[str, OrderedDict[str, Sequence[Any]]] = {}
         """By backend and raw key; only of those that are ours."""
         for upstream in routes.upstreams.values():
-            if upstream.name.startswith("snapshots.") and upstream.program:
-                self._mounts[upstream.name] = OrderedDict()
-                upstream.on_connect.append(self._mounts[upstream.name].clear)  # its options may be others now
+            self._added(upstream)
+        routes.added.append(self._added)
+
+    def _added(self, upstream: Upstream) -> None:
+        if upstream.name.startswith("snapshots.") and upstream.program:
+            self._mounts[upstream.name] = OrderedDict()
+            upstream.on_connect.append(self._mounts[upstream.name].clear)  # its options may be others now
 
     def _client(self, upstream: Upstream) -> snapshots_stubs.Snapshots:
         if upstream.name not in self._clients:
@@ -71,7 +75,7 @@ class SnapshotsServicer:
         return pb.ViewSnapshotResponse(mounts=await self._create(request, call, view=True))
 
     async def _create(self, request: Any, call: Call, *, view: bool) -> Sequence[Any]:
-        upstream = self._routes.snapshotter(request.snapshotter)
+        upstream = await self._routes.snapshotter(request.snapshotter, call)
         return await shielded(self._create_shielded(request, call, upstream, view))
 
     async def _create_shielded(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
@@ -144,7 +148,7 @@ class SnapshotsServicer:
         raise errors.NotFound(f'target snapshot "{intent.target}" in backend')
 
     async def Commit(self, request: pb.CommitSnapshotRequest, call: Call) -> Empty:
-        upstream = self._routes.snapshotter(request.snapshotter)
+        upstream = await self._routes.snapshotter(request.snapshotter, call)
         return await shielded(self._numbered(lambda: self._commit_once(request, call, upstream), upstream))
 
     async def _commit_once(self, request: pb.CommitSnapshotRequest, call: Call, upstream: Upstream) -> Empty:
@@ -194,14 +198,14 @@ class SnapshotsServicer:
         return answer
 
     async def Remove(self, request: pb.RemoveSnapshotRequest, call: Call) -> Empty:
-        self._routes.snapshotter(request.snapshotter)
+        await self._routes.snapshotter(request.snapshotter, call)
         finished = await self._records.call("RemoveSnapshot", records_pb.ResolveSnapshotRequest(
             snapshotter=request.snapshotter, key=request.key), call)
         self._records.publish(finished)
         return Empty()
 
     async def Update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
-        upstream = self._routes.snapshotter(request.snapshotter)
+        upstream = await self._routes.snapshotter(request.snapshotter, call)
         updated = await self._records.call("UpdateSnapshot", request, call)
         if updated.raw_labels or updated.raw_mask.paths:
             down = pb.UpdateSnapshotRequest(snapshotter=request.snapshotter, update_mask=updated.raw_mask,
@@ -210,12 +214,12 @@ class SnapshotsServicer:
         return pb.UpdateSnapshotResponse(info=updated.info)
 
     async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
-        upstream = self._routes.snapshotter(request.snapshotter)
+        upstream = await self._routes.snapshotter(request.snapshotter, call)
         await self._ask(upstream, "Cleanup", request, call)
         return Empty()
 
     async def _resolve(self, request: Any, call: Call) -> tuple[Upstream, str]:
-        upstream = self._routes.snapshotter(request.snapshotter)
+        upstream = await self._routes.snapshotter(request.snapshotter, call)
         found = await self._records.call("ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call)
         return upstream, found.raw_key
 

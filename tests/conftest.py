@@ -7,15 +7,16 @@ from tests import steady
 steady.install()  # before anything takes time.monotonic for a default
 
 import collections
+import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deploy.samples import Registry, busybox_image
-from tests.support import TOP, Node, short_directory
+from tests.support import TOP, Node, loop_disk, short_directory
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -74,6 +75,20 @@ def place() -> Iterator[Path]:
     """A short directory of the test's own (sockets fit below it), unmounted and removed afterwards."""
     with short_directory() as directory:
         yield directory
+
+
+@pytest.fixture(scope="session")
+def disks() -> Iterator[Callable[[str], Path | None]]:
+    """Answers a directory on a file system of the kind that is asked for, on a loop device of its own, and None for "", any kind."""
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Path | None] = {"": None}
+
+        def disk(kind: str) -> Path | None:
+            if kind not in found:
+                found[kind] = stack.enter_context(loop_disk(kind))
+            return found[kind]
+
+        yield disk
 
 
 @pytest.fixture(scope="session")

@@ -99,13 +99,26 @@ def remove(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def short_directory() -> Iterator[Path]:
-    """A new directory whose path leaves room for socket names (107 bytes), gone afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix="sp", dir=os.environ.get("SPLITD_TEST_DIR", "/tmp")))
+def short_directory(on: Path | None = None) -> Iterator[Path]:
+    """A new directory whose path leaves room for socket names (107 bytes), gone afterwards; ``on`` another disk than the other tests'."""
+    directory = Path(tempfile.mkdtemp(prefix="sp", dir=on or os.environ.get("SPLITD_TEST_DIR", "/tmp")))
     try:
         yield directory
     finally:
         remove(directory)
+
+
+@contextlib.contextmanager
+def loop_disk(filesystem: str) -> Iterator[Path]:
+    """An empty file system of this kind on a loop device, mounted; gone afterwards, the device too."""
+    with short_directory() as directory:
+        image, at = directory / "image", directory / "d"
+        with image.open("wb") as file:
+            file.truncate(4 << 30)
+        at.mkdir()
+        subprocess.run([f"mkfs.{filesystem}", "-q", str(image)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["mount", "-t", filesystem, "-o", "loop", str(image), str(at)], check=True)
+        yield at
 
 
 def listening(path: Path) -> bool:

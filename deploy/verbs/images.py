@@ -17,7 +17,7 @@ from client.progress import Tally
 from client.shown import complain, say, table
 from deploy import place, transferring
 from deploy.failure import Failure
-from services.images.transfer import LEFT_OUT, ExportStream, ImageStore, ImportStream, Progress, Reference
+from services.images.transfer import LEFT_OUT, ExportStream, ImageReference, ImageStore, ImportStream, Progress
 from services.kit import errors
 
 HELP = "list the node's images, inspect, remove, tag, export and import them"
@@ -193,7 +193,7 @@ def export(arguments: argparse.Namespace) -> int:
             async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
                 with files.replaced(arguments.file) as fd:
                     sink = files.Sink(fd, name, lambda count: report(Progress("receiving", name, progress=count)))
-                    await client.transfers.transfer(ImageStore(references=tuple(map(Reference, names))),
+                    await client.transfers.transfer(ImageStore(references=tuple(map(ImageReference, names))),
                                                     ExportStream(sink, platforms=wanted, all_platforms=arguments.all_platforms), report)
                 return {}
 
@@ -208,7 +208,7 @@ def import_images(arguments: argparse.Namespace) -> int:
     wanted = transferring.wanted_platforms(arguments)
     unpacks = transferring.unpackings(arguments, wanted)
     prefix = arguments.base_name or f"import-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    names = Reference(prefix, is_prefix=True, allow_overwrite=not arguments.base_name, add_digest=True, skip_named_digest=True)
+    names = ImageReference(prefix, is_prefix=True, allow_overwrite=not arguments.base_name, add_digest=True, skip_named_digest=True)
     name = "standard input" if arguments.file == "-" else arguments.file
     output = transferring.output(arguments, f"importing {name}")
     here = place.find(arguments)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from client.shown import say
 from deploy import place, supervision
@@ -16,26 +18,28 @@ from services.snapshots import tree
 
 HELP = "put a new database, of what can be read, in the place of one whose pages are damaged; the node must be down (see docs/damaged-database.md)"
 
-OF = {
-    "metadata": ("metadata", "metadata.db.damaged", schema.readable),
-    "overlayfs": ("snapshots/overlayfs", "held", tree.readable),
-    "native": ("snapshots/native", "held", tree.readable),
-}
-"""For each database, where it is below the root, the file there by which its service knows that records may be lost, and what is a record."""
+METADATA = "metadata"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("database", choices=sorted(OF), metavar="DATABASE", help=f"whose: {', '.join(OF)} (of a snapshotter)")
+    parser.add_argument("database", metavar="DATABASE", help="whose: metadata, or a snapshotter's, such as overlayfs")
+
+
+def _databases(root: Path) -> dict[str, tuple[Path, str, Callable[[Sequence[Any]], bool]]]:
+    """For each database that is there, its file, the file beside it by which its service knows that records may be lost, and what is a record."""
+    found = {METADATA: (root / "metadata/metadata.db", "metadata.db.damaged", schema.readable),
+             **{path.parent.name: (path, "held", tree.readable) for path in sorted((root / "snapshots").glob("*/metadata.db"))}}
+    return {name: each for name, each in found.items() if each[0].exists()}
 
 
 def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
     if supervision.is_up(here):
         raise Failure(f"the node at {here.state} is up: {here.hint('down')} first; containers go on running")
-    folder, note, sound = OF[arguments.database]
-    path = here.root / folder / "metadata.db"
-    if not path.exists():
-        raise Failure(f"{path} is not there")
+    databases = _databases(here.root)
+    if arguments.database not in databases:
+        raise Failure(f"{here.root} has no database of {arguments.database}: {', '.join(databases) or 'it has none'}")
+    path, note, sound = databases[arguments.database]
     aside, new = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"), path.with_name(f"{path.name}.salvaged")
     for suffix in ("", "-journal"):
         Path(f"{new}{suffix}").unlink(missing_ok=True)

@@ -13,7 +13,7 @@ PENDING = 1 << 20
 """Bytes that wait for a client; beyond them, text is left out."""
 
 
-class Shown:
+class LogsStream:
     """Takes text for a client, which gets it at once if it can; a :data:`~services.images.transfer.Show`. To be closed."""
 
     def __init__(self, sink: ByteSink) -> None:

@@ -32,14 +32,11 @@ from services.oci.platforms import Platform
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Snapshotter
 
-UNCOMPRESSED = "containerd.io/uncompressed"
-"""Label of a compressed layer's blob: its diff id."""
-
 # ---------------------------------------------------------------------------------------------- ends
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ImageReference:
     """One more name of an image that is stored or looked up; the flags count for prefixes only."""
 
     name: str
@@ -73,7 +70,7 @@ class ImageStore:
     """Manifests and configs of the other platforms too."""
     manifest_limit: int = 0
     """Of an index, so many manifests; 0: all that are wanted."""
-    references: tuple[Reference, ...] = ()
+    references: tuple[ImageReference, ...] = ()
     unpacks: tuple[Unpacking, ...] = ()
     only_wanted: bool = False
     """Of an archive store the images for these platforms, and neither others nor its index; those left out are told as :data:`LEFT_OUT`. containerd stores records of all, and collects
@@ -215,14 +212,14 @@ class Filling(Protocol):
 
 
 class Lane(Protocol):
-    """Bytes on their way to a landing."""
+    """Bytes on their way to an ingest."""
 
     async def write(self, data: bytes) -> None:
         """The next bytes. ResourceExhausted if the disk is full."""
         ...
 
 
-class Landing(Protocol):
+class Ingest(Protocol):
     """A blob being fetched: an ingest of which ``offset`` bytes are there without a gap, of this or an earlier attempt; ``received`` counts those beyond it too.
 
     ``lanes``: whether bytes may come in several places at once; else all come on one, from ``offset`` on.
@@ -309,7 +306,7 @@ class Node(Protocol):
         """A blob to be made. What was not committed at the end of the block is gone."""
         ...
 
-    def landing(self, descriptor: Descriptor) -> AbstractAsyncContextManager[Landing]:
+    def ingest(self, descriptor: Descriptor) -> AbstractAsyncContextManager[Ingest]:
         """Where a blob is fetched to; AlreadyExists, with the blob held by the lease, if it is there. Waits while another process writes it.
 
         What was not committed at the end of the block can be resumed within a day, whatever becomes of the lease, or of this process.
@@ -344,8 +341,8 @@ class Node(Protocol):
         """Layers will be applied in a moment."""
         ...
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
-        """Unpack a layer onto mounts. ``landing`` is where its blob arrives, if it is not there: it is read as it comes, or BegunAnew.
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False) -> Applied:
+        """Unpack a layer onto mounts. ``ingest`` is where its blob arrives, if it is not there: it is read as it comes, or BegunAnew.
 
         ``alone``: there is one mount, a bind, of a snapshot without a parent, which it will get when it is committed; :meth:`inherit` comes before that.
         """

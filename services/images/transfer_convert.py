@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from api.containerd.services.images.v1 import images_pb2
 from api.containerd.types.transfer import imagestore_pb2, progress_pb2, registry_pb2
-from services.images.transfer import Credentials, Image, ImageStore, Progress, Reference, Unpacking
+from services.images.transfer import Credentials, Image, ImageReference, ImageStore, Progress, Unpacking
 from services.kit import errors
-from services.oci.convert import descriptor_from_pb, descriptor_to_pb, platform_from_pb, platform_to_pb
+from services.oci.descriptors_convert import descriptor_from_pb, descriptor_to_pb
+from services.oci.platforms_convert import platform_from_pb, platform_to_pb
 
 
 def image_to_pb(image: Image) -> images_pb2.Image:
@@ -31,7 +32,7 @@ def progress_from_pb(message: progress_pb2.Progress) -> Progress:
 def store_from_pb(message: imagestore_pb2.ImageStore) -> ImageStore:
     return ImageStore(
         message.name, dict(message.labels), tuple(map(platform_from_pb, message.platforms)), message.all_metadata, message.manifest_limit,
-        tuple(Reference(r.name, r.is_prefix, r.allow_overwrite, r.add_digest, r.skip_named_digest) for r in message.extra_references),
+        tuple(ImageReference(r.name, r.is_prefix, r.allow_overwrite, r.add_digest, r.skip_named_digest) for r in message.extra_references),
         tuple(Unpacking(platform_from_pb(u.platform), u.snapshotter) for u in message.unpacks))
 
 

@@ -19,7 +19,7 @@ from services.images import transfer_convert as convert
 from services.images.archives import exporter, importer
 from services.images.documents.graph import LAYERS
 from services.images.layers.unpacker import Unpacker
-from services.images.logs_stream import Shown
+from services.images.logs_stream import LogsStream
 from services.images.node.leases_remote import Leases
 from services.images.node.remote import RemoteNode
 from services.images.streaming_server import ByteSink, ByteSource, Stream, Streams, unpacked
@@ -39,7 +39,7 @@ from services.images.transfer import (
 from services.kit import any as kit_any
 from services.kit import errors, logs, rpc, tracing
 from services.kit.rpc import Call
-from services.oci.convert import platform_from_pb
+from services.oci.platforms_convert import platform_from_pb
 from services.snapshots.diff.workers import Appliers
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class TransferServicer:
     def _show(self, message: registry_pb2.OCIRegistry, call: Call, held: contextlib.AsyncExitStack) -> Show:
         """Where requests are shown: on the client's stream, or, without one, in the log."""
         if message.resolver.logs_stream:
-            shown = Shown(ByteSink(self._stream(message.resolver.logs_stream, call)))
+            shown = LogsStream(ByteSink(self._stream(message.resolver.logs_stream, call)))
             held.push_async_callback(shown.close)
             return shown
 

@@ -155,7 +155,6 @@ class Work(Generic[R]):
 
 def run(work: Work[R], rows: R, connection: Connection) -> None:
     """Do it, as a savepoint in the transaction that ``connection`` has open: what raises has changed nothing. SQLite's own errors are the whole group's, and are raised."""
-    before = connection.total_changes
     connection.execute("SAVEPOINT work")
     try:
         work.result = work.run(rows)
@@ -163,8 +162,7 @@ def run(work: Work[R], rows: R, connection: Connection) -> None:
         raise
     except Exception as error:
         work.error = error
-        if connection.total_changes != before:
-            connection.execute("ROLLBACK TO work")
+        connection.execute("ROLLBACK TO work")
     connection.execute("RELEASE work")
 
 

@@ -12,23 +12,9 @@ from services.kit.identifiers import quoted
 from services.metadata import schema
 from services.metadata.database import Database, check_lease, check_not_sweeping, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_no_blob_sweeping, check_unclaimed, connected, open_intent
-from services.metadata.store import (
-    Blob,
-    Event,
-    Finished,
-    Gateway,
-    Ingest,
-    Intent,
-    Labels,
-    Outcome,
-    Raw,
-    Resource,
-    digest_problem,
-    masked,
-    present,
-    validate_labels,
-)
+from services.metadata.store import Blob, Event, Finished, Gateway, Ingest, Intent, Labels, Outcome, Raw, Resource, masked, present, validate_labels
 from services.metadata.transactions import Reader, Transaction
+from services.oci.digests import digest_problem
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
 from services.metadata.database import Database, ensure_namespace, hold, release
-from services.metadata.store import Image, Labels, Resource, digest_problem, masked, present, validate_labels
+from services.metadata.store import Image, Labels, Resource, masked, present, validate_labels
 from services.metadata.transactions import Transaction
+from services.oci.digests import digest_problem
 
 T = TypeVar("T")
 

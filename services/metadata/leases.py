@@ -12,8 +12,9 @@ from services.kit import errors, filters
 from services.kit.identifiers import quoted
 from services.metadata import schema
 from services.metadata.database import Database, ensure_namespace
-from services.metadata.store import Labels, Lease, Resource, digest_problem, present
+from services.metadata.store import Labels, Lease, Resource, present
 from services.metadata.transactions import Reader, Transaction
+from services.oci.digests import digest_problem
 
 T = TypeVar("T")
 

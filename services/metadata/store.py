@@ -18,7 +18,6 @@ Words of containerd's: a *lease* holds *resources* (content, ingests, images, sn
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -344,8 +343,6 @@ class Backends(Protocol):
 # ---------------------------------------------------------------------------------------------- what is valid
 
 _LABEL_SIZE = 4096
-_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
-_HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 
 
 def validate_labels(labels: Labels, of: str) -> None:
@@ -356,18 +353,6 @@ def validate_labels(labels: Labels, of: str) -> None:
             shown = key.encode()[:64].decode(errors="replace")
             raise errors.InvalidArgument(
                 f"{of}: label key and value length ({total} bytes) greater than maximum size ({_LABEL_SIZE} bytes), key: {shown}")
-
-
-def digest_problem(digest: str) -> str:
-    """Why ``digest`` is none, in the words of containerd's digest library; empty if it is one."""
-    algorithm, _, encoded = digest.partition(":")
-    if not algorithm or not encoded:
-        return "invalid checksum digest format"
-    if algorithm not in _HEX_LENGTH:
-        return "unsupported digest algorithm" if _DIGEST.fullmatch(digest) else "invalid checksum digest format"
-    if len(encoded) != _HEX_LENGTH[algorithm]:
-        return "invalid checksum digest length"
-    return "" if re.fullmatch(r"[a-f0-9]+", encoded) else "invalid checksum digest format"
 
 
 def present(labels: Labels) -> dict[str, str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from services.kit import errors
 from services.oci.digests import Digest, digest_of
 from services.oci.media_types import IN_TOTO, is_index, is_known_config, is_layer, is_manifest, is_root
-from services.oci.platforms import Platform
+
+if TYPE_CHECKING:
+    from services.oci.platforms import Platform  # which few need who have descriptors
 
 
 @dataclass(frozen=True, slots=True)

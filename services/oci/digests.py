@@ -28,20 +28,26 @@ class Digest:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The digest that ``text`` names; ValueError says in containerd's words why it names none."""
+        if why := digest_problem(text):
+            raise ValueError(why)
         algorithm, _, encoded = text.partition(":")
-        if not algorithm or not encoded:
-            raise ValueError("invalid checksum digest format")
-        digits = ALGORITHMS.get(algorithm)
-        if digits is None:
-            raise ValueError("unsupported digest algorithm" if _SHAPE.fullmatch(text) else "invalid checksum digest format")
-        if len(encoded) != digits:
-            raise ValueError("invalid checksum digest length")
-        if not _HEX.fullmatch(encoded):
-            raise ValueError("invalid checksum digest format")
         return cls(algorithm, encoded)
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
+
+
+def digest_problem(text: str) -> str:
+    """Why ``text`` is no digest, in the words of containerd's digest library; "" if it is one."""
+    algorithm, _, encoded = text.partition(":")
+    if not algorithm or not encoded:
+        return "invalid checksum digest format"
+    digits = ALGORITHMS.get(algorithm)
+    if digits is None:
+        return "unsupported digest algorithm" if _SHAPE.fullmatch(text) else "invalid checksum digest format"
+    if len(encoded) != digits:
+        return "invalid checksum digest length"
+    return "" if _HEX.fullmatch(encoded) else "invalid checksum digest format"
 
 
 def digest_of(data: bytes) -> str:

@@ -14,7 +14,8 @@ from typing import NoReturn
 from services.kit import damage, errors
 from services.oci.mounts import Mount
 from services.snapshots.local import LocalSnapshotter
-from services.snapshots.store import Info, Usage
+from services.snapshots.soundness import Server
+from services.snapshots.store import About, Info, Usage
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,19 @@ class BrokenSnapshotter:
 
     def __init__(self, name: str, why: errors.DataLoss | OSError) -> None:
         """``why`` is what its start raised."""
+        self.name = name
         words = str(why) if isinstance(why, errors.DataLoss) else f"{errors.words_of_path(why)}: {damage.WHAT_TO_DO}"
         self.words = f"snapshotter {name} is out of use: {words.removesuffix(f': {errors.DataLoss.suffix}')}"
         """Why it cannot be used, and what to do."""
+
+    def told_by(self, *servers: Server) -> None:
+        """The health of ``servers`` says so."""
+        for server in servers:
+            server.ail(self.words)
+
+    async def about(self) -> About:
+        """Its name, and why it cannot work."""
+        return About(self.name, trouble=self.words)
 
     async def stat(self, key: str) -> Info:
         self._refuse()

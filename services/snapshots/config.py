@@ -1,24 +1,16 @@
-"""Settings of the snapshots service: table [snapshots]."""
+"""Settings of the snapshots service: table [snapshots], with a table for each snapshotter that has some of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 
 from services.kit.settings import Seconds
+from services.snapshots.snapshotters import SNAPSHOTTERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overlayfs:
-    """The snapshotter overlayfs; the keys are containerd's."""
-
-    mount_options: tuple[str, ...] = ()
-    """Options added to each overlay, not to binds; ``index`` and ``userxattr`` are added where the kernel wants them, unless they are here."""
-    upperdir_label: bool = False
-    """Show each snapshot's directory as its label containerd.io/snapshot/overlay.upperdir."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Common:
     """The snapshots service: filesystems made of layers, and their diffs."""
 
     sync_commit: bool = True
@@ -28,4 +20,9 @@ class Config:
     """A removal returns when the files are gone, not when the snapshot is."""
     grace: Seconds = 5.0
     """How long calls may go on after the service was told to stop."""
-    overlayfs: Overlayfs = field(default_factory=Overlayfs)
+
+
+Config: type[Common] = dataclasses.make_dataclass(
+    "Config", [(each.NAME, each.Settings, dataclasses.field(default_factory=each.Settings)) for each in SNAPSHOTTERS if dataclasses.fields(each.Settings)],
+    bases=(Common,), namespace={"__module__": __name__, "__doc__": Common.__doc__}, frozen=True, slots=True, kw_only=True)
+"""With a field for each snapshotter that has settings, by its name."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
-from services.snapshots.store import Info, Kind, Usage
+from api.splitd.snapshotters.v1 import snapshotters_pb2
+from services.snapshots.store import About, Info, Kind, Usage
 
 
 def info_to_pb(info: Info) -> pb.Info:
@@ -26,3 +27,11 @@ def usage_to_pb(usage: Usage) -> pb.UsageResponse:
 
 def usage_from_pb(message: pb.UsageResponse) -> Usage:
     return Usage(message.size, message.inodes)
+
+
+def about_to_pb(about: About) -> snapshotters_pb2.Snapshotter:
+    return snapshotters_pb2.Snapshotter(name=about.name, platforms=about.platforms, exports=about.exports, capabilities=about.capabilities, trouble=about.trouble)
+
+
+def about_from_pb(message: snapshotters_pb2.Snapshotter) -> About:
+    return About(message.name, tuple(message.platforms), dict(message.exports), tuple(message.capabilities), message.trouble)

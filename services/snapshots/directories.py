@@ -14,6 +14,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from services.snapshots import disk
 from services.snapshots.local import LocalSnapshotter
@@ -24,10 +25,10 @@ from services.snapshots.tree import Row, Rows
 class DirectorySnapshotter(LocalSnapshotter):
     """Directories below ``root/snapshots``: found by listing it, kept by a rename, measured by a walk, discarded by ``rm``."""
 
-    def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+    def __init__(self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
         self.directory = str(root / "snapshots")
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        super().__init__(root, sync_commit=sync_commit, sync_remove=sync_remove)
+        super().__init__(root, settings, sync_commit=sync_commit, sync_remove=sync_remove)
 
     def at(self, name: str) -> str:
         """The path of a thing."""

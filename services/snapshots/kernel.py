@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from services.kit import errors
 
@@ -64,6 +65,32 @@ def supports_d_type(directory: Path) -> bool:
         finally:
             _libc.closedir(handle)
     return True
+
+
+class Disk(NamedTuple):
+    """What is mounted somewhere: the kind of the file system, and its source, such as a device."""
+
+    type: str
+    source: str
+
+
+def disk_of(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> Disk:
+    """What ``directory``, which exists, is on: of the mounts at or above it the deepest, and of those there the last."""
+    place = os.path.realpath(directory)
+    found, depth = Disk("", ""), -1
+    for line in mountinfo.read_bytes().splitlines():
+        fields, _, more = line.partition(b" - ")
+        point = _unescaped(fields.split(b" ")[4])
+        inside = point in ("/", place) or place.startswith(f"{point}/")
+        if inside and len(point) >= depth:
+            kind, source = more.split(b" ")[:2]
+            found, depth = Disk(_unescaped(kind), _unescaped(source)), len(point)
+    return found
+
+
+def _unescaped(word: bytes) -> str:
+    """A word of mountinfo, whose blanks, line ends and backslashes are octal."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), word))
 
 
 def on_tmpfs(directory: Path) -> bool:

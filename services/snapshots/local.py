@@ -25,22 +25,25 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from services.kit import damage, errors, filters, loops, tracing
 from services.kit.faults import fault
 from services.kit.slices import Lane
 from services.oci.mounts import Mount
-from services.snapshots import disk
+from services.snapshots import disk, kernel
 from services.snapshots.durable import FilesystemSync, Synced
-from services.snapshots.soundness import Soundness
-from services.snapshots.store import Info, Kind, Usage, kept_labels, updated_labels
+from services.snapshots.soundness import Server, Soundness
+from services.snapshots.store import REBASE, About, Info, Kind, Usage, kept_labels, updated_labels
 from services.snapshots.tree import Row, Rows, Tree
 
 log = logging.getLogger(__name__)
 
 HELD = "held"
+LONGEST_NAME = 9
+"""Characters of a snapshotter's name: a part of its socket's, of which ``splitd up`` must know that it fits below any STATE that it takes."""
 T = TypeVar("T")
 
 
@@ -53,19 +56,32 @@ def failing_to(words: str) -> Iterator[None]:
         raise type(error).verbatim(f"{words}: {error}", error.trailers) from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoSettings:
+    """Of a snapshotter that has none of its own."""
+
+
 class LocalSnapshotter(ABC):
     """A ``Snapshotter`` in ``root``, which its owner has locked (``kit.process.owned``). Use as ``async with``."""
 
     NAME: ClassVar[str]
-    REBASES: ClassVar[bool] = False
-    """Whether a commit may bring the parent."""
+    """What clients call it: lower case letters and digits, :data:`LONGEST_NAME` at most."""
+    PLATFORMS: ClassVar[tuple[str, ...]] = ()
+    """What its files are for, as ``os/architecture[/variant]``; none: this machine."""
+    FILESYSTEM: ClassVar[str] = ""
+    """The only file system that its root may be on, as the kernel calls it; "": any."""
+    Settings: ClassVar[type[Any]] = NoSettings
+    """The dataclass of its settings, table [snapshots.NAME]."""
 
-    def __init__(self, root: Path, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
-        """``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone.
+    def __init__(self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+        """``settings`` are of the class ``Settings``; None: all defaults. ``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone.
 
         DataLoss if its records are damaged so that it cannot begin with them, OSError as it comes.
         """
         self.root = root
+        self.disk = kernel.disk_of(root)
+        """The file system that ``root`` is on."""
+        self.settings = self.Settings() if settings is None else settings
         self._sync_commit = sync_commit
         self._sync_remove = sync_remove
         self._unnoted = ""
@@ -104,6 +120,8 @@ class LocalSnapshotter(ABC):
     async def __aenter__(self) -> Self:
         """Look at the machine, finish what a crash interrupted, and begin to remove what it left behind."""
         await self.start()
+        if trouble := self._elsewhere():
+            log.info("snapshotter %s does not work here: %s", self.NAME, trouble)
         with contextlib.suppress(errors.NodeError):  # damaged records: whoever reads them next is told
             await self._frozen([row.id for row in map(self._tree.row, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED])
         self._sweep()
@@ -120,13 +138,35 @@ class LocalSnapshotter(ABC):
                 await self._emptying
         await self._sync.aclose()
 
+    def told_by(self, *servers: Server) -> None:
+        """From here on the health of ``servers`` says when its records are damaged."""
+        self.soundness.told_by(*servers)
+
+    async def about(self) -> About:
+        """What it says of itself."""
+        return About(self.NAME, self.PLATFORMS, {"root": str(self.root)}, tuple(self.capabilities()), await self.trouble())
+
+    async def _check(self) -> None:
+        if trouble := await self.trouble():
+            raise errors.FailedPrecondition(f"snapshotter {self.NAME} does not work on this machine: {trouble}")
+
     # ---------------------------------------------------------------- what a snapshotter decides
 
     async def start(self) -> None:  # noqa: B027 - not every one has anything to find out
         """Find out what the machine can do."""
 
-    async def check(self) -> None:  # noqa: B027 - or can fail to
-        """FailedPrecondition with the reason where this snapshotter cannot work on this machine."""
+    async def trouble(self) -> str:
+        """Why it cannot work on this machine as it is now; an empty string where it can."""
+        return self._elsewhere()
+
+    def _elsewhere(self) -> str:
+        if self.FILESYSTEM in ("", self.disk.type):
+            return ""
+        return f"path {self.root} ({self.disk.type}) must be a {self.FILESYSTEM} filesystem to be used with the {self.NAME} snapshotter"
+
+    def capabilities(self) -> Sequence[str]:
+        """What clients may ask of it (:data:`store.REBASE`, :data:`store.REMAP_IDS`, ...), once it was started."""
+        return ()
 
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -208,7 +248,7 @@ class LocalSnapshotter(ABC):
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         if not key:
             raise errors.InvalidArgument("snapshot key must not be empty")
-        await self.check()
+        await self._check()
         number = next(self._ids)
         name = f"new-{number}"
         broken: list[str] = []
@@ -281,7 +321,7 @@ class LocalSnapshotter(ABC):
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         if not name:
             raise errors.InvalidArgument("snapshot name must not be empty")
-        if parent and not self.REBASES:
+        if parent and REBASE not in self.capabilities():
             raise errors.Unimplemented(f"rebase of snapshot {key} by snapshotter {self.NAME}")
         below = self._committing.get(parent)
         written = asyncio.get_running_loop().create_future()

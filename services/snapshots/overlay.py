@@ -10,18 +10,20 @@ A snapshot without a parent, or a view of a single layer, is mounted as a bind: 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.kit import errors
 from services.oci.mounts import Mount
 from services.snapshots import disk, kernel
 from services.snapshots.directories import DirectorySnapshotter
-from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Info, Kind
+from services.snapshots.store import GID_MAPPING, ONLY_REMAP_IDS, REBASE, REMAP_IDS, UID_MAPPING, UPPERDIR, Info, Kind
 from services.snapshots.tree import Row
 
 log = logging.getLogger(__name__)
@@ -31,22 +33,31 @@ _AGAIN = 10.0
 """Seconds after which a kernel that could not mount an overlay is asked again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlayfs:
+    """The snapshotter overlayfs; the keys are containerd's."""
+
+    mount_options: tuple[str, ...] = ()
+    """Options added to each overlay, not to binds; ``index`` and ``userxattr`` are added where the kernel wants them, unless they are here."""
+    upperdir_label: bool = False
+    """Show each snapshot's directory as its label containerd.io/snapshot/overlay.upperdir."""
+
+
 class OverlaySnapshotter(DirectorySnapshotter):
     """A ``Snapshotter`` of overlays below ``root``."""
 
     NAME = "overlayfs"
-    REBASES = True
+    Settings = Overlayfs
 
-    def __init__(self, root: Path, *, mount_options: Sequence[str] = (), upperdir_label: bool = False, sync_commit: bool = True,
-                 sync_remove: bool = False) -> None:
-        """``mount_options`` are added to each overlay; ``upperdir_label`` shows each snapshot's directory as a label."""
-        super().__init__(root, sync_commit=sync_commit, sync_remove=sync_remove)
-        self._configured = tuple(mount_options)
-        self._upperdir_label = upperdir_label
+    def __init__(self, root: Path, settings: Overlayfs | None = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+        super().__init__(root, settings, sync_commit=sync_commit, sync_remove=sync_remove)
+        self._configured: tuple[str, ...] = self.settings.mount_options
         self._options = self._configured
         self._remaps = kernel.supports_idmapped_overlay()
+        self._marks = not kernel.in_user_namespace()
         self._trouble = ""
         self._checked = 0.0
+        self._asking = asyncio.Lock()
 
     async def start(self) -> None:
         self._trouble = await kernel.overlay_trouble(self.root)
@@ -55,11 +66,20 @@ class OverlaySnapshotter(DirectorySnapshotter):
             log.error("snapshotter overlayfs does not work: %s", self._trouble)
         self._options = await mount_options(self.root, self._configured)  # after the trial, which loads the module
 
-    async def check(self) -> None:
-        if self._trouble and time.monotonic() > self._checked + _AGAIN:
-            await self.start()
+    async def trouble(self) -> str:
         if self._trouble:
-            raise errors.FailedPrecondition(f"snapshotter overlayfs does not work on this machine: {self._trouble}")
+            async with self._asking:
+                if self._trouble and time.monotonic() > self._checked + _AGAIN:
+                    await self.start()
+        return self._trouble
+
+    def capabilities(self) -> Sequence[str]:
+        """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped by mounts or not at all.
+
+        Where overlays are mounted with userxattr, whoever unpacks a layer without its parent would not see that, and would mark opaque directories for other overlays.
+        """
+        rebases = self._marks and "userxattr" not in self._options
+        return (*((REMAP_IDS,) if self._remaps else ()), ONLY_REMAP_IDS, *((REBASE,) if rebases else ()))
 
     def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
         directory = self.at(name)
@@ -97,7 +117,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         return "failed to get active mount" if doing == "mount" else f"failed to {doing} snapshot {key}"
 
     def shown(self, row: Row) -> Info:
-        if not self._upperdir_label:
+        if not self.settings.upperdir_label:
             return row.info
         info = row.info
         return Info(info.name, info.kind, info.created_at, info.updated_at, info.parent, {**info.labels, UPPERDIR: self.changes(row.id)})

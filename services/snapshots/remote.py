@@ -1,16 +1,19 @@
-"""A Snapshotter in another process."""
+"""A Snapshotter in another process, and which a snapshots service has."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
+from google.protobuf.empty_pb2 import Empty
+
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
+from api.splitd.snapshotters.v1 import snapshotters_stubs
 from services.kit.rpc import Channel
-from services.oci.convert import mounts_from_pb
 from services.oci.mounts import Mount
+from services.oci.mounts_convert import mounts_from_pb
 from services.snapshots import convert
-from services.snapshots.store import Info, Usage
+from services.snapshots.store import About, Info, Usage
 
 LONG = 600.0
 """Seconds that a call may take which copies, measures or removes a tree."""
@@ -61,3 +64,9 @@ class RemoteSnapshotter:
 
     async def cleanup(self) -> None:
         await self._client.Cleanup(pb.CleanupRequest(snapshotter=self._name), headers=self._headers, timeout=LONG)
+
+
+async def snapshotters(channel: Channel, timeout: float) -> tuple[About, ...]:
+    """Those of the snapshots service behind ``channel``, within ``timeout`` seconds; Unimplemented by one of a release that does not tell."""
+    response = await channel.client(snapshotters_stubs.SNAPSHOTTERS).List(Empty(), timeout=timeout)
+    return tuple(convert.about_from_pb(each) for each in response.snapshotters)

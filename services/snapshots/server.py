@@ -1,17 +1,19 @@
-"""A Snapshotter served as containerd.services.snapshots.v1.Snapshots."""
+"""A Snapshotter served as containerd.services.snapshots.v1.Snapshots; and which there are, as splitd.snapshotters.v1.Snapshotters."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
 from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from api.containerd.services.snapshots.v1 import snapshots_stubs
+from api.splitd.snapshotters.v1 import snapshotters_pb2, snapshotters_stubs
 from services.kit.rpc import Call
-from services.oci.convert import mounts_to_pb
+from services.oci.mounts_convert import mounts_to_pb
 from services.snapshots import convert
-from services.snapshots.store import Snapshotter
+from services.snapshots.store import About, Snapshotter
 
 _BLOCK = 100
 """Snapshots in one message of a List."""
@@ -67,3 +69,23 @@ class SnapshotsServicer:
     async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
         await self._snapshotter.cleanup()
         return Empty()
+
+
+class Described(Protocol):
+    """What says of itself what it is."""
+
+    async def about(self) -> About:
+        """As it is now."""
+        ...
+
+
+class SnapshottersServicer:
+    """The snapshotters of this process."""
+
+    SERVICE = snapshotters_stubs.SNAPSHOTTERS
+
+    def __init__(self, snapshotters: Sequence[Described]) -> None:
+        self._snapshotters = snapshotters
+
+    async def List(self, request: Empty, call: Call) -> snapshotters_pb2.ListResponse:
+        return snapshotters_pb2.ListResponse(snapshotters=[convert.about_to_pb(await each.about()) for each in self._snapshotters])

@@ -27,15 +27,15 @@ class Soundness:
     def __init__(self, path: Path, hold: Callable[[str], None]) -> None:
         self._path = path
         self._hold = hold
-        self._server: Server | None = None
+        self._servers: tuple[Server, ...] = ()
         self._found = ""
         self._checking: asyncio.Task[None] | None = None
 
-    def told_by(self, server: Server) -> None:
-        """From here on ``server``'s health says what is found, and what was found before."""
-        self._server = server
+    def told_by(self, *servers: Server) -> None:
+        """From here on the health of ``servers`` says what is found, and what was found before."""
+        self._servers = servers
         if self._found:
-            server.ail(self._found)
+            self._tell(self._found)
 
     async def checked(self) -> bool:
         """Check all pages, in a thread; whether they are what they were, as far as is known. A check that is broken off says nothing."""
@@ -63,5 +63,8 @@ class Soundness:
         self._found = why
         log.error("%s", why)
         self._hold(why)
-        if self._server is not None:
-            self._server.ail(why)
+        self._tell(why)
+
+    def _tell(self, why: str) -> None:
+        for server in self._servers:
+            server.ail(why)

@@ -81,6 +81,23 @@ class Info:
         return "", False
 
 
+REBASE, REMAP_IDS, ONLY_REMAP_IDS = "rebase", "remap-ids", "only-remap-ids"
+"""Capabilities, which containerd's clients know: a commit may bring the parent; the ids of what is mounted may be mapped; and in no other way."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a snapshotter says of itself, for the rows of the node's plugins."""
+
+    name: str
+    platforms: Sequence[str] = ()
+    """As ``os/architecture[/variant]``; none: that of the machine."""
+    exports: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Sequence[str] = ()
+    trouble: str = ""
+    """Why it cannot work on this machine as it is now; empty where it can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a snapshot takes without its parents: bytes of allocated blocks, and inodes; hard links count once."""
@@ -142,7 +159,7 @@ class Snapshotter(Protocol):
         """Make the active snapshot ``key`` a committed one called ``name``, with these labels.
 
         ``parent`` rebases it: a snapshot that was prepared without a parent gets this one, so that the layers of an image can be
-        unpacked side by side (of containerd's snapshotters, overlayfs says that it can: capability ``rebase``). AlreadyExists for a
+        unpacked side by side (of containerd's snapshotters, overlayfs says that it can: capability :data:`REBASE`; of one that cannot it is Unimplemented). AlreadyExists for a
         name that is taken, FailedPrecondition for a view or a committed key, InvalidArgument to change a parent.
         """
         ...

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
-from services.kit.sqlite import File, Layout, Work, reading, run, undo
+from services.kit.sqlite import File, Layout, Work, run, undo
 from services.snapshots.disk import sync_directory
 from services.snapshots.store import Info, Kind, Usage
 
@@ -164,14 +164,16 @@ class Tree:
 
     def view(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work`` on the records as they are now; it is short and changes nothing."""
+        self._reader.execute("BEGIN")
         try:
-            with reading(self._reader):
-                return work(Rows(self._reader))
+            return work(Rows(self._reader))
         except sqlite3.DatabaseError as error:
             raise self.file.met(error) from None
         except errors.DataLoss as error:
             self.file.damaged(str(error))
             raise
+        finally:
+            self._reader.execute("ROLLBACK")
 
     def row(self, columns: tuple[Any, ...]) -> Row:
         """A Row of what :meth:`Rows.all` answered."""

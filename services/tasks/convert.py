@@ -17,7 +17,8 @@ from services.kit import gojson
 from services.kit.any import unpack
 from services.kit.gojson import BOOLEAN, Optional, Struct
 from services.kit.timestamps import time_from_pb, time_to_pb
-from services.oci.convert import descriptor_from_pb, descriptor_to_pb, mounts_from_pb, mounts_to_pb
+from services.oci.descriptors_convert import descriptor_from_pb, descriptor_to_pb
+from services.oci.mounts_convert import mounts_from_pb, mounts_to_pb
 from services.tasks.store import IO, Container, CreateOptions, Exit, Metric, Opaque, Process, ProcessInfo, Status
 
 _STATUSES = frozenset(s.value for s in Status)

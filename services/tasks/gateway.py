@@ -21,10 +21,10 @@ from services.content.remote import RemoteStore
 from services.kit import errors, loops, rpc
 from services.kit.publisher import Publisher
 from services.kit.timestamps import time_to_pb
-from services.oci.convert import mounts_from_pb
 from services.oci.descriptors import Descriptor
 from services.oci.digests import CANONICAL, Digest
 from services.oci.mounts import Mount
+from services.oci.mounts_convert import mounts_from_pb
 from services.tasks import convert
 from services.tasks.store import Container, Exit
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit import rpc
-from services.oci.convert import descriptor_from_pb
 from services.oci.descriptors import Descriptor
+from services.oci.descriptors_convert import descriptor_from_pb
 from services.tasks import convert
 from services.tasks.store import IO, CreateOptions, Exit, Metric, Opaque, Process, ProcessInfo
 

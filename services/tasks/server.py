@@ -7,7 +7,7 @@ from google.protobuf.empty_pb2 import Empty
 from api.containerd.services.tasks.v1 import tasks_pb2 as pb
 from api.containerd.services.tasks.v1 import tasks_stubs
 from services.kit.rpc import Call
-from services.oci.convert import descriptor_to_pb
+from services.oci.descriptors_convert import descriptor_to_pb
 from services.tasks import convert
 from services.tasks.store import IO, Tasks
 

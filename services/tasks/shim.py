@@ -29,8 +29,8 @@ from services.kit import cgroups, errors, rpc, tracing, ttrpc
 from services.kit.any import type_name
 from services.kit.identifiers import quoted
 from services.kit.version import VERSION
-from services.oci.convert import mounts_to_pb
 from services.oci.mounts import Mount
+from services.oci.mounts_convert import mounts_to_pb
 from services.tasks import checks, convert
 from services.tasks.bundle import Address, Bundle, address_of
 from services.tasks.store import IO, Exit, Opaque, Process, ProcessInfo

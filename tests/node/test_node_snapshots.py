@@ -1,39 +1,19 @@
-"""The snapshotter suite on a whole node, gateway, metadata and snapshots between the suite and the disk; and the mounts that the gateway keeps."""
+"""The mounts that the gateway keeps."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from services.kit import errors
 from services.kit.rpc import NAMESPACE, Channel
 from services.snapshots.remote import RemoteSnapshotter
-from services.snapshots.store import Snapshotter
-from tests.suites.snapshots import SnapshotterSuite
 from tests.support import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
-
-
-class OnNode(SnapshotterSuite):
-    namespaced = True
-
-    @pytest.fixture
-    async def snapshotter(self, node: Node) -> AsyncIterator[Snapshotter]:
-        async with Channel(node.socket, "gateway") as channel:
-            yield RemoteSnapshotter(channel, snapshotter=self.name, headers={NAMESPACE: "suite"})
-
-
-class TestOverlay(OnNode):
-    pass
-
-
-class TestNative(OnNode):
-    name = "native"
 
 
 async def test_mounts_are_what_the_snapshotter_says_and_only_of_what_is_recorded(node: Node) -> None:

@@ -35,11 +35,12 @@ from services.images.documents import manifests, parser
 from services.images.documents.blobs import config_of, write, written
 from services.images.documents.graph import LAYERS, Graph
 from services.images.layers.unpacker import Unpacker, parts
-from services.images.transfer import LEFT_OUT, UNCOMPRESSED, Filling, ImageStore, ImportStream, Node, Progress, Report
+from services.images.transfer import LEFT_OUT, Filling, ImageStore, ImportStream, Node, Progress, Report
 from services.kit import errors, inflate, loops, tar, tracing
 from services.kit.identifiers import quoted
 from services.oci import digests, media_types, platforms, references
 from services.oci.descriptors import Descriptor
+from services.snapshots.diff.media import UNCOMPRESSED
 
 T = TypeVar("T")
 Run = Callable[..., Any]

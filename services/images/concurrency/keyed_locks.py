@@ -1,4 +1,4 @@
-"""Of several that want to do the same thing at once, one does it, and the others wait and look again."""
+"""A lock for each key: of several that want to do the same thing at once, one does it, and the others wait and look again."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import contextlib
 from collections.abc import AsyncIterator, Hashable
 
 
-class Turns:
-    """One turn at a time for each key."""
+class KeyedLocks:
+    """Locks that are there while somebody wants them."""
 
     def __init__(self) -> None:
-        self._turns: dict[Hashable, _Turn] = {}
+        self._locks: dict[Hashable, _Counted] = {}
 
     @contextlib.asynccontextmanager
-    async def alone(self, key: Hashable) -> AsyncIterator[None]:
+    async def held(self, key: Hashable) -> AsyncIterator[None]:
         """The block runs when no other's block of the same key does; in the order of asking."""
-        turn = self._turns.setdefault(key, _Turn())
-        turn.wanted += 1
+        counted = self._locks.setdefault(key, _Counted())
+        counted.wanted += 1
         try:
-            async with turn.lock:
+            async with counted.lock:
                 yield
         finally:
-            turn.wanted -= 1
-            if not turn.wanted:
-                del self._turns[key]
+            counted.wanted -= 1
+            if not counted.wanted:
+                del self._locks[key]
 
 
-class _Turn:
-    """Whose turn it is, and how many want one."""
+class _Counted:
+    """A lock, and how many want it."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()

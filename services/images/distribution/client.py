@@ -6,7 +6,7 @@ from pathlib import Path
 
 from services.images import registry, transfer
 from services.images.registry import Client, Credentials, Hosts
-from services.images.registry.http_debug import Watch
+from services.images.registry.http_debug import HttpDebug
 from services.images.registry.silence import Silence
 
 
@@ -20,4 +20,4 @@ def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
         return Credentials(given.username, given.secret, given.header)
 
     return process.client(source if ask is not None else None, headers=end.headers, hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
-                          default_scheme=end.default_scheme, watch=Watch(end.show_requests, end.show_connections, Silence()))
+                          default_scheme=end.default_scheme, watch=HttpDebug(end.show_requests, end.show_connections, Silence()))

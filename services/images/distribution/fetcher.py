@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from services.images.concurrency.budget import STREAMS, Budget
 from services.images.concurrency.gather import together
-from services.images.concurrency.keyed_locks import Turns
+from services.images.concurrency.keyed_locks import KeyedLocks
 from services.images.registry import Body, Client, NoParts, WrongBytes
-from services.images.transfer import Landing, Node
+from services.images.transfer import Ingest, Node
 from services.kit import errors
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
@@ -41,11 +41,11 @@ LARGEST = 1 << 40
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that no header may have."""
 
-Begun = Callable[[Landing], None]
+Begun = Callable[[Ingest], None]
 """Told where a blob lands, once what was there from an earlier attempt is hashed."""
 
 
-def nobody_follows(_: Landing) -> None:
+def nobody_follows(_: Ingest) -> None:
     """The ``Begun`` of blobs that are looked at when they are there."""
 
 
@@ -58,7 +58,7 @@ class Fetcher:
         """Bytes so far and in all of what is being fetched, by digest."""
         self.streams = streams
         self._most = most
-        self._turns = Turns()
+        self._locks = KeyedLocks()
 
     async def fetch(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, labels: Mapping[str, str], number: int,
                     begun: Begun = nobody_follows) -> bool:
@@ -69,11 +69,11 @@ class Fetcher:
             raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size {descriptor.size} (limit {self._most})")
         if _CONTROL.search(descriptor.media_type):  # which the request names
             raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: {quoted(descriptor.media_type[:100])} is no media type")
-        async with self._turns.alone(descriptor.digest):
+        async with self._locks.held(descriptor.digest):
             try:
-                async with node.landing(descriptor) as landing:
-                    begun(landing)
-                    await _Fetching(self, client, reference, descriptor, landing, number).run(labels)
+                async with node.ingest(descriptor) as ingest:
+                    begun(ingest)
+                    await _Fetching(self, client, reference, descriptor, ingest, number).run(labels)
             except errors.AlreadyExists:
                 return False
             finally:
@@ -82,7 +82,7 @@ class Fetcher:
 
     async def mend(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str) -> None:
         """Fetch a blob that is recorded, and whose file is not what it should be. DataLoss if it is not to be had."""
-        async with self._turns.alone(descriptor.digest):
+        async with self._locks.held(descriptor.digest):
             log.error("blob %s: %s: it is fetched again from %s", descriptor.digest, trouble, reference.host)
             try:
                 await node.replace(descriptor, self._all_of(client, reference, descriptor, number))
@@ -104,27 +104,27 @@ class Fetcher:
 class _Fetching:
     """One blob on its way."""
 
-    def __init__(self, fetcher: Fetcher, client: Client, reference: Reference, descriptor: Descriptor, landing: Landing, number: int) -> None:
+    def __init__(self, fetcher: Fetcher, client: Client, reference: Reference, descriptor: Descriptor, ingest: Ingest, number: int) -> None:
         self._fetcher = fetcher
         self._budget = fetcher.budget
         self._client = client
         self._reference = reference
         self._descriptor = descriptor
-        self._landing = landing
+        self._ingest = ingest
         self._number = number
         self._bodies: list[Body] = []
-        """What came since the landing began."""
+        """What came since the ingest began."""
 
     async def run(self, labels: Mapping[str, str]) -> None:
-        landing, size = self._landing, self._descriptor.size
-        known = await self._known() if landing.offset < size else None
+        ingest, size = self._ingest, self._descriptor.size
+        known = await self._known() if ingest.offset < size else None
         for left in reversed(range(TRIES)):
-            begun = landing.offset
+            begun = ingest.offset
             self._bodies.clear()
             if known is not None:
                 if begun:
-                    await landing.restart()
-                async with landing.lane(0) as lane:
+                    await ingest.restart()
+                async with ingest.lane(0) as lane:
                     await lane.write(known)
             elif begun < size:
                 try:
@@ -132,15 +132,15 @@ class _Fetching:
                 except WrongBytes:
                     if not left:
                         raise
-                    await landing.restart()
+                    await ingest.restart()
                     continue
             try:
-                await landing.commit(labels)
+                await ingest.commit(labels)
                 return
             except errors.FailedPrecondition as error:
                 if not begun:
                     self._distrust(str(error))
-                await landing.restart()
+                await ingest.restart()
                 if not left:
                     hosts = ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts)) or self._reference.host
                     raise errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}") from None
@@ -165,7 +165,7 @@ class _Fetching:
         """Fetch all from ``offset`` on."""
         size = self._descriptor.size
         async with self._budget.layer(self._number):
-            if not self._landing.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
+            if not self._ingest.lanes or self._fetcher.streams == 1 or size - offset < LARGE:
                 await self._part(offset, size)
                 return
             parts = range(offset, size, PART)  # no list of them: the size is only what a stranger says
@@ -193,17 +193,17 @@ class _Fetching:
             try:
                 await together(stream(not number) for number in range(self._fetcher.streams))
             except NoParts:
-                await self._landing.shorten()
-                await self._part(self._landing.offset, size)
+                await self._ingest.shorten()
+                await self._part(self._ingest.offset, size)
 
     async def _part(self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False) -> None:
         """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there. ``part_only``: NoParts from a host that sends whole blobs."""
-        descriptor, landing = self._descriptor, self._landing
+        descriptor, ingest = self._descriptor, self._ingest
         async with self._budget.connection(self._number), self._client.fetch(self._reference, descriptor, start, end - start, part_only=part_only) as body:
             self._bodies.append(body)
             answered(body)
-            async with landing.lane(start) as lane:
+            async with ingest.lane(start) as lane:
                 async for chunk in body:
                     await lane.write(chunk)
-                    self._fetcher.moving[descriptor.digest] = (landing.received, descriptor.size)
+                    self._fetcher.moving[descriptor.digest] = (ingest.received, descriptor.size)
                     fault("images.fetching")

@@ -27,8 +27,8 @@ from services.images.distribution.verifiers import Verifier
 from services.images.documents.graph import LAYERS, Graph
 from services.images.documents.legacy import converted
 from services.images.layers.unpacker import Origin, Unpacker, parts
-from services.images.node.ingest import FileLanding
-from services.images.transfer import ImageStore, Landing, Node, Progress, Registry, Report, Unpacking
+from services.images.node.ingest import FileIngest
+from services.images.transfer import ImageStore, Ingest, Node, Progress, Registry, Report, Unpacking
 from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.oci import media_types
@@ -151,7 +151,7 @@ class _Pull:
 
         async def fetched(number: int, turn: int) -> None:
             await wave(turn)
-            await self._fetch(layers[number], tracker, number, lambda landing: blobs.lands(number, landing))
+            await self._fetch(layers[number], tracker, number, lambda ingest: blobs.arrives(number, ingest))
             blobs.arrived(number)
 
         async def fetching() -> None:
@@ -191,7 +191,7 @@ class _Arriving:
     def __init__(self, count: int) -> None:
         self.lowest: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """The lowest layer that is wanted, once it is known."""
-        self._landings: list[FileLanding | None] = [None] * count
+        self._ingests: list[FileIngest | None] = [None] * count
         self._begun = [asyncio.Event() for _ in range(count)]
         self._there = [asyncio.Event() for _ in range(count)]
 
@@ -199,11 +199,11 @@ class _Arriving:
         if not self.lowest.done():
             self.lowest.set_result(number)
 
-    def lands(self, number: int, landing: Landing) -> None:
+    def arrives(self, number: int, ingest: Ingest) -> None:
         """A blob begins to arrive."""
-        if isinstance(landing, FileLanding):
-            landing.keep()
-            self._landings[number] = landing
+        if isinstance(ingest, FileIngest):
+            ingest.keep()
+            self._ingests[number] = ingest
             self._begun[number].set()
 
     def arrived(self, number: int) -> None:
@@ -212,28 +212,28 @@ class _Arriving:
         self._there[number].set()
 
     def close(self) -> None:
-        """Let go of landings that nobody read."""
-        for number in range(len(self._landings)):
+        """Let go of ingests that nobody read."""
+        for number in range(len(self._ingests)):
             self._let_go(number)
 
     def _let_go(self, number: int) -> None:
-        landing, self._landings[number] = self._landings[number], None
-        if landing is not None:
-            landing.let_go()
+        ingest, self._ingests[number] = self._ingests[number], None
+        if ingest is not None:
+            ingest.let_go()
 
     async def begun(self, number: int) -> None:
         await self._begun[number].wait()
 
     @contextlib.asynccontextmanager
-    async def landing(self, number: int) -> AsyncIterator[FileLanding | None]:
-        landing = self._landings[number]
-        if landing is not None and landing.closed:  # given up; another attempt makes it, or none
+    async def ingest(self, number: int) -> AsyncIterator[FileIngest | None]:
+        ingest = self._ingests[number]
+        if ingest is not None and ingest.closed:  # given up; another attempt makes it, or none
             self._let_go(number)
-            landing = None
-        if landing is None:
+            ingest = None
+        if ingest is None:
             await self._there[number].wait()
         try:
-            yield landing
+            yield ingest
         finally:
             self._let_go(number)
 

@@ -24,12 +24,12 @@ from typing import NamedTuple, Protocol
 
 from services.images.concurrency.budget import Budget
 from services.images.concurrency.gather import together
-from services.images.concurrency.keyed_locks import Turns
+from services.images.concurrency.keyed_locks import KeyedLocks
 from services.images.concurrency.stagger import wave
 from services.images.documents.blobs import config_of
 from services.images.documents.manifests import Config
 from services.images.layers.chain import Chain
-from services.images.transfer import UNCOMPRESSED, BegunAnew, Landing, LateError, Node, Unpacking
+from services.images.transfer import BegunAnew, Ingest, LateError, Node, Unpacking
 from services.kit import errors, rpc, tracing
 from services.kit.faults import fault
 from services.kit.identifiers import quoted
@@ -40,6 +40,7 @@ from services.oci.media_types import is_config, is_layer
 from services.oci.mounts import Mount
 from services.oci.platforms import OnlySystem
 from services.snapshots.diff.inherit import Unnamed
+from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.store import GID_MAPPING, UID_MAPPING, UPPERDIR, Snapshotter
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Blobs(Protocol):
         """Returns when the blob has begun to arrive, or is there."""
         ...
 
-    def landing(self, number: int) -> AbstractAsyncContextManager[Landing | None]:
+    def ingest(self, number: int) -> AbstractAsyncContextManager[Ingest | None]:
         """Where a blob lands that has begun to arrive, or has landed; for the block, and for one block only. None if it is there, and is to be read from the store."""
         ...
 
@@ -113,7 +114,7 @@ class There:
         return
 
     @contextlib.asynccontextmanager
-    async def landing(self, number: int) -> AsyncIterator[None]:
+    async def ingest(self, number: int) -> AsyncIterator[None]:
         yield
 
     async def there(self, number: int) -> None:
@@ -131,7 +132,7 @@ class Unpacker:
     def __init__(self, budget: Budget | None = None, supported: Sequence[Unpacking] = ()) -> None:
         self._budget = budget or Budget()
         self._supported = supported
-        self._turns = Turns()
+        self._locks = KeyedLocks()
 
     def accepted(self, wanted: Sequence[Unpacking]) -> list[Unpacking]:
         """Of the unpackings that a client wants, those for what this machine runs, with their snapshotters. InvalidArgument if it wants only others."""
@@ -174,7 +175,7 @@ class Unpacker:
             if how.wants_origin and origin is not None:
                 layers = origin.told(layers)
             span.set(snapshotter=name, follows=how.follows, side_by_side=how.side_by_side)
-            stack = _Stack(node, name, node.snapshotter(name), how.follows, blobs or There(), extracting or _unheard, self._turns, self._budget,
+            stack = _Stack(node, name, node.snapshotter(name), how.follows, blobs or There(), extracting or _unheard, self._locks, self._budget,
                            [_Layer(number, *each) for number, each in enumerate(zip(layers, what.diff_ids, chain, ["", *chain[:-1]], strict=True))])
             await (stack.side_by_side() if how.side_by_side and len(chain) > 1 else stack.in_order())
             fault("images.unpacked")
@@ -225,7 +226,7 @@ class _Stack:
     """Layers may be read while they arrive."""
     blobs: Blobs
     extracting: Extracting
-    turns: Turns
+    locks: KeyedLocks
     budget: Budget
     layers: Sequence[_Layer]
     made: dict[int, _Made] = field(default_factory=dict)
@@ -245,14 +246,14 @@ class _Stack:
     async def in_order(self) -> None:
         """Each when the one below it is committed."""
         for layer in self.layers:
-            async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
+            async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
                 await _Extraction(self, layer).run()
 
     async def side_by_side(self) -> None:
         """All that are missing at once, as far as the budget goes; those upon one that is there."""
         first = await self._missing()
         if first:  # taken under the lease; or made again, if it has gone meanwhile
-            async with self.turns.alone((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
+            async with self.locks.held((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
                 await _Extraction(self, self.layers[first - 1]).run()
         if first == len(self.layers):
             return
@@ -263,7 +264,7 @@ class _Stack:
 
     async def _chained(self, layer: _Layer, chain: Chain, turn: int) -> None:
         await wave(turn)
-        async with self.turns.alone((self.node.namespace, self.name, layer.chain_id)):
+        async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
             await _Extraction(self, layer, chain).run(alone=turn > 0)
 
     async def _missing(self) -> int:
@@ -373,8 +374,8 @@ class _Extraction:
         async with self._stack.budget.unpacking(self._layer.number):
             self._stack.extracting(layer, 0)
             try:
-                async with blobs.landing(self._layer.number) as landing:
-                    applied = await self._node.apply(layer, mounts, landing=landing, alone=alone)
+                async with blobs.ingest(self._layer.number) as ingest:
+                    applied = await self._node.apply(layer, mounts, ingest=ingest, alone=alone)
             except errors.NodeError as error:
                 what = f"{layer.media_type} {layer.digest}"
                 raise _explained(error, f"failed to extract layer ({what}) to {self._stack.name} as {quoted(self._key)}") from None

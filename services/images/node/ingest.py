@@ -1,10 +1,10 @@
 """Where a blob lands that is fetched: the file of an ingest, or, where content is served by a foreign store, its stream.
 
 A file is written and hashed by threads, a batch at a time, while the event loop receives the next: so neither the disk nor the hashing holds up other transfers. Bytes come on *lanes*, each
-from where it begins on: several connections may bring parts of one blob. What is there without a gap, from the first byte on, is the landing's *offset*; it is hashed as it grows, and whoever follows
-the landing may read so far. What is in the file from an earlier attempt is hashed first. A blob is durable when its commit has returned; the content service sees to that.
+from where it begins on: several connections may bring parts of one blob. What is there without a gap, from the first byte on, is the ingest's *offset*; it is hashed as it grows, and whoever follows
+the ingest may read so far. What is in the file from an earlier attempt is hashed first. A blob is durable when its commit has returned; the content service sees to that.
 
-A landing that is left before its commit keeps its offset: the file is cut there. If the process dies instead, the file may have gaps. They are holes, in which a filesystem has no data, and the
+An ingest that is left before its commit keeps its offset: the file is cut there. If the process dies instead, the file may have gaps. They are holes, in which a filesystem has no data, and the
 next attempt goes on before the first of them.
 """
 
@@ -30,7 +30,7 @@ BATCH = 1 << 20
 _PIECES = 512
 """So many pieces go into one system call; the kernel takes 1024."""
 
-_POOL = ThreadPoolExecutor(8, "landing")
+_POOL = ThreadPoolExecutor(8, "ingest")
 """Of its own, so that hashing a large ingest again does not hold up small work in the common one."""
 
 _NEWS = 4096
@@ -47,11 +47,11 @@ class Following:
     news: int
     size: int
     broken: bool = False
-    """The landing began anew, or was given up: there will be no more news, and what was read may be wrong."""
+    """The ingest began anew, or was given up: there will be no more news, and what was read may be wrong."""
 
 
-class FileLanding:
-    """A landing in the open and locked file ``fd``, which becomes its own. ``commit`` makes the file, which is closed and right, the blob."""
+class FileIngest:
+    """An ingest in the open and locked file ``fd``, which becomes its own. ``commit`` makes the file, which is closed and right, the blob."""
 
     lanes = True
     """Whether bytes may come in several places at once."""
@@ -187,7 +187,7 @@ class FileLanding:
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[Following]:
-        """The landing, which is not closed, for another process to read while it grows."""
+        """The ingest, which is not closed, for another process to read while it grows."""
         teller = _Teller(os.dup(self._reading), self._size)
         self._followers.append(teller)
         teller.tell(self.offset)
@@ -260,7 +260,7 @@ class FileLanding:
 
 
 class Lane:
-    """Bytes on their way to a landing, in order from ``at`` on; ``store`` writes a batch of them."""
+    """Bytes on their way to an ingest, in order from ``at`` on; ``store`` writes a batch of them."""
 
     def __init__(self, store: Callable[[int, list[bytes]], asyncio.Task[None]], at: int) -> None:
         self.at = at
@@ -271,7 +271,7 @@ class Lane:
         self._storing: asyncio.Task[None] | None = None
 
     async def write(self, data: bytes) -> None:
-        """Take more bytes; earlier ones may still be on their way to the file. Errors as :meth:`FileLanding.lane` has them."""
+        """Take more bytes; earlier ones may still be on their way to the file. Errors as :meth:`FileIngest.lane` has them."""
         self._batch.append(data)
         self._waiting += len(data)
         self.at += len(data)
@@ -284,7 +284,7 @@ class Lane:
         self._batch, self._waiting = [], 0
 
     async def _stored(self) -> None:
-        """Wait for what is being written; cancelled, it goes on and is waited for when the landing is closed."""
+        """Wait for what is being written; cancelled, it goes on and is waited for when the ingest is closed."""
         if self._storing is not None:
             storing, self._storing = self._storing, None
             await asyncio.shield(storing)
@@ -332,8 +332,8 @@ class _Teller:
         os.close(self.following.blob)
 
 
-class StreamLanding:
-    """A landing in a store that has streams only. It hashes, and says at the commit what is wrong."""
+class StreamIngest:
+    """An ingest in a store that has streams only. It hashes, and says at the commit what is wrong."""
 
     lanes = False
 
@@ -378,8 +378,8 @@ class StreamLanding:
         await self._writer.close()
 
 
-class SharedLanding:
-    """A landing that needs no bytes, since another namespace has the blob; its commit is all there is to do."""
+class SharedIngest:
+    """An ingest that needs no bytes, since another namespace has the blob; its commit is all there is to do."""
 
     lanes = False
 

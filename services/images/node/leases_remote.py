@@ -2,7 +2,7 @@
 
 A lease that is left behind holds blobs and half-made snapshots until it expires, a day later. So each carries a label with the *incarnation* of the process that made it, a UUID that
 is new at each start, and a process that starts ends those of all others, in all namespaces. They are dead: a metadata database belongs to one node, which runs one images process at a
-time (``__main__.py`` holds the lock on its directory). What a dead one was fetching is no lease's (``RemoteNode.landing``), so it can be gone on with.
+time (``__main__.py`` holds the lock on its directory). What a dead one was fetching is no lease's (``RemoteNode.ingest``), so it can be gone on with.
 """
 
 from __future__ import annotations

@@ -15,23 +15,26 @@ from typing import TypeVar
 from api.containerd.services.diff.v1 import diff_pb2, diff_stubs
 from api.containerd.services.images.v1 import images_pb2, images_stubs
 from api.containerd.services.introspection.v1 import introspection_pb2, introspection_stubs
-from services.content.blobs_remote import Blobs, Ingest, locked
+from services.content import blobs_remote
+from services.content.blobs_remote import Blobs, locked
 from services.content.remote import RemoteFiles, RemoteStore, RemoteWriter
 from services.content.store import Info
 from services.images import transfer_convert as convert
 from services.images.concurrency import threads
 from services.images.documents.manifests import DOCUMENT_LIMIT
-from services.images.node.ingest import FileLanding, SharedLanding, StreamLanding
+from services.images.node.ingest import FileIngest, SharedIngest, StreamIngest
 from services.images.node.leases_remote import Leases
-from services.images.transfer import UNCOMPRESSED, Applied, BegunAnew, How, Image, Landing, LateError
+from services.images.transfer import Applied, BegunAnew, How, Image, Ingest, LateError
 from services.kit import errors, rpc, tracing
 from services.kit.identifiers import quoted
-from services.oci.convert import descriptor_to_pb, mounts_to_pb
 from services.oci.descriptors import Descriptor
+from services.oci.descriptors_convert import descriptor_to_pb
 from services.oci.digests import Digest
 from services.oci.mounts import Mount
+from services.oci.mounts_convert import mounts_to_pb
 from services.snapshots.diff import media
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
+from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.diff.workers import Appliers, Growth
 from services.snapshots.remote import RemoteSnapshotter
 
@@ -131,20 +134,20 @@ class RemoteNode:
             await self._blobs.abort(ref, self.headers)
 
     @contextlib.asynccontextmanager
-    async def landing(self, descriptor: Descriptor) -> AsyncIterator[FileLanding | StreamLanding | SharedLanding]:
+    async def ingest(self, descriptor: Descriptor) -> AsyncIterator[FileIngest | StreamIngest | SharedIngest]:
         digest, ref, size = _digest(descriptor.digest), descriptor.ref, descriptor.size
-        landing = await self._when_unlocked(ref, lambda: self._landing(ref, digest, size))
+        ingest = await self._when_unlocked(ref, lambda: self._ingest(ref, digest, size))
         try:
-            if isinstance(landing, FileLanding):
-                await landing.resumed()
-            yield landing
+            if isinstance(ingest, FileIngest):
+                await ingest.resumed()
+            yield ingest
         finally:
-            await landing.close()
-            if not landing.committed and not landing.resumable:
+            await ingest.close()
+            if not ingest.committed and not ingest.resumable:
                 await rpc.shielded(self._given_up(ref))
 
-    async def _landing(self, ref: str, digest: Digest, size: int) -> FileLanding | StreamLanding | SharedLanding:
-        """A landing whose ingest is not the lease's: it has a day of its own, whatever becomes of the lease and of this process. The blob is the lease's, by the commit."""
+    async def _ingest(self, ref: str, digest: Digest, size: int) -> FileIngest | StreamIngest | SharedIngest:
+        """An ingest that is not the lease's: it has a day of its own, whatever becomes of the lease and of this process. The blob is the lease's, by the commit."""
         async def commit(labels: Mapping[str, str]) -> None:
             await self._files.commit(ref, size, digest, labels, computed=True)
 
@@ -157,8 +160,8 @@ class RemoteNode:
             async def opened() -> RemoteWriter:
                 return await self._store.writer(ref, size, digest)
 
-            return StreamLanding(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))  # it takes a moment until an ended stream has unlocked it
-        return FileLanding(locked(begun.path, ref), digest, size, commit) if begun.path else SharedLanding(size, commit)
+            return StreamIngest(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))  # it takes a moment until an ended stream has unlocked it
+        return FileIngest(locked(begun.path, ref), digest, size, commit) if begun.path else SharedIngest(size, commit)
 
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
         """What ``begin`` gives; while another process writes the ref it is waited for, as long as that gets on."""
@@ -219,18 +222,18 @@ class RemoteNode:
         if self._here:
             self._appliers.expect()
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False) -> Applied:
         if not self._here:
             request = diff_pb2.ApplyRequest(diff=descriptor_to_pb(layer), mounts=mounts_to_pb(mounts))
             return Applied((await self._diff.Apply(request, headers=self.headers, timeout=None)).applied.digest)
         target, detect = list(mounts), media.may_be_compressed(layer.media_type)
-        with tracing.span("images.apply", digest=layer.digest, size=layer.size, arriving=landing is not None):
-            if landing is None:
+        with tracing.span("images.apply", digest=layer.digest, size=layer.size, arriving=ingest is not None):
+            if ingest is None:
                 async with self.reading(layer.digest) as blob:
                     applied = await self._appliers.apply(target, blob, detect=detect, alone=alone)
             else:
-                assert isinstance(landing, FileLanding)
-                with landing.followed() as following:
+                assert isinstance(ingest, FileIngest)
+                with ingest.followed() as following:
                     try:
                         applied = await self._appliers.apply(target, following.blob, detect=detect, alone=alone, growth=Growth(following.news, following.size))
                     except errors.NodeError:
@@ -268,7 +271,7 @@ _STANDSTILL = 30.0
 
 
 class _Filling:
-    def __init__(self, ingest: Ingest) -> None:
+    def __init__(self, ingest: blobs_remote.Ingest) -> None:
         self._ingest = ingest
         self.fd = ingest.fd
         self.committed = False

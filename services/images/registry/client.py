@@ -12,7 +12,7 @@ from services.images.registry.endpoint import Endpoint, ForeignUrl, Place
 from services.images.registry.fetch import Fetch
 from services.images.registry.host import TLS, Capability, is_address
 from services.images.registry.hosts import Hosts
-from services.images.registry.http_debug import NOBODY, Watch
+from services.images.registry.http_debug import UNSEEN, HttpDebug
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.push import Push, Pushed, Read
 from services.images.registry.resolve import manifest, resolve
@@ -39,7 +39,7 @@ class Registry:
         self.sessions = Sessions(timeouts)
 
     def client(self, source: Source | None = None, *, headers: Mapping[str, str] | Iterable[tuple[str, str]] = (), hosts: Hosts | None = None,
-               default_scheme: str = "", plain_http: bool = False, watch: Watch = NOBODY) -> Client:
+               default_scheme: str = "", plain_http: bool = False, watch: HttpDebug = UNSEEN) -> Client:
         """A client for one transfer. ``source`` says who we are (:mod:`.credentials`); ``headers`` go to every configured host; ``hosts`` in place of the process's;
         ``watch`` is shown the requests.
         """
@@ -63,7 +63,7 @@ class Client:
     """Reads from registries and writes to them. References are given in full, as text or parsed. Tokens are kept for as long as the client is."""
 
     def __init__(self, registry: Registry, hosts: Hosts, source: Source | None, headers: tuple[tuple[str, str], ...], default_scheme: str,
-                 watch: Watch) -> None:
+                 watch: HttpDebug) -> None:
         self._registry = registry
         self._hosts = hosts
         self._source = source

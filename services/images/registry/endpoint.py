@@ -16,7 +16,7 @@ from services.images.registry.auth import TOKEN_LIMIT, Authorizer
 from services.images.registry.credentials import Source
 from services.images.registry.failure import Blame, Failure, answered
 from services.images.registry.host import Capability, Host, is_address, name_and_port, origin, same_host
-from services.images.registry.http_debug import NOBODY, Watch
+from services.images.registry.http_debug import UNSEEN, HttpDebug
 from services.images.registry.transport import ERROR_BODY, USER_AGENT, Answer, Session
 from services.images.registry_timeouts import Timeouts
 from services.kit import errors
@@ -58,7 +58,7 @@ class Endpoint:
     """``host``, for the namespace ``namespace``. ``followed``: another host can be asked after it, so that it has less time."""
 
     def __init__(self, host: Host, session: Session, *, namespace: str, source: Source | None, headers: Iterable[tuple[str, str]] = (),
-                 timeouts: Timeouts, followed: bool = False, watch: Watch = NOBODY) -> None:
+                 timeouts: Timeouts, followed: bool = False, watch: HttpDebug = UNSEEN) -> None:
         self.name = host.host
         self.key = host.key
         self.can: Capability = host.capabilities
@@ -190,7 +190,7 @@ class Endpoint:
 class ForeignUrl:
     """One of a descriptor's ``urls``: somebody else's server, which is told nothing but what we want."""
 
-    def __init__(self, url: str, session: Session, timeouts: Timeouts, watch: Watch = NOBODY) -> None:
+    def __init__(self, url: str, session: Session, timeouts: Timeouts, watch: HttpDebug = UNSEEN) -> None:
         self._url = url
         scheme, name, _ = origin(url)
         self.name = urlsplit(url).netloc

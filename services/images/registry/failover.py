@@ -21,7 +21,7 @@ P = TypeVar("P", bound=Place)
 T = TypeVar("T")
 
 
-class Tries(Generic[P]):
+class Failover(Generic[P]):
     """Attempts at one thing, which ``what`` names. The last of ``places`` is the origin: the one that knows best."""
 
     def __init__(self, what: str, places: Sequence[P], memory: MirrorMemory, retry: Retry) -> None:

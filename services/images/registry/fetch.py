@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 
 from services.images.registry.endpoint import Place
-from services.images.registry.failover import Tries
+from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure, combined
 from services.images.registry.mirrors import MirrorMemory
 from services.images.registry.transport import Answer
@@ -112,7 +112,7 @@ class Fetch:
         self._retry = retry
         self._what = f"{reference.host}/{reference.repository}: {descriptor}"
         self._places = places
-        self._tries: Tries[Place] = Tries(self._what, (), memory, retry)
+        self._tries: Failover[Place] = Failover(self._what, (), memory, retry)
         self._place: Place | None = None
         self._answer: Answer | None = None
         self._at = offset
@@ -130,7 +130,7 @@ class Fetch:
             raise errors.OutOfRange(f"{self.descriptor}: offset {offset} of {size} bytes")
         self._span.__enter__()
         try:
-            self._tries = Tries(self._what, await self._places(), self._memory, self._retry)
+            self._tries = Failover(self._what, await self._places(), self._memory, self._retry)
             if size:
                 self.body.end = size if self._length is None else min(size, offset + self._length)
             if not size or self.body.end > offset:

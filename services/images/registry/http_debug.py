@@ -30,7 +30,7 @@ _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class HttpDebug:
     """What is shown of a transfer's requests: the requests with their answers, the connections they went through, and for whom they wait."""
 
     requests: Show | None = None
@@ -39,17 +39,17 @@ class Watch:
     """Told who is waited for."""
 
 
-NOBODY = Watch()
+UNSEEN = HttpDebug()
 
 
 class Exchange:
     """One request, to be shown to ``watch``; its lines begin with its number, since others are under way."""
 
-    def __init__(self, watch: Watch, *, private: bool) -> None:
+    def __init__(self, watch: HttpDebug, *, private: bool) -> None:
         self._watch = watch
         self._private = private
         """Its answer's body is nobody's business."""
-        self._number = next(_numbers) if watch is not NOBODY else 0
+        self._number = next(_numbers) if watch is not UNSEEN else 0
         self.silence = watch.silence
 
     def request(self, method: str, url: str, headers: Iterable[tuple[str, str]], *, body: bool) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from services.images.registry.endpoint import Endpoint, push_scopes
-from services.images.registry.failover import Tries
+from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.media_types import MANIFEST_LIMIT
 from services.images.registry.mirrors import MirrorMemory
@@ -120,8 +120,8 @@ class Push:
         named = self._reference.tag and self._reference.digest in (None, descriptor.checked())
         return f"manifests/{self._reference.tag if named else descriptor.digest}"
 
-    def _tries(self, descriptor: Descriptor) -> Tries[Endpoint]:
-        return Tries(f"{self._reference.host}/{self._reference.repository}: push of {descriptor}", [self._endpoint], self._memory, self._retry)
+    def _tries(self, descriptor: Descriptor) -> Failover[Endpoint]:
+        return Failover(f"{self._reference.host}/{self._reference.repository}: push of {descriptor}", [self._endpoint], self._memory, self._retry)
 
 
 class _Upload:

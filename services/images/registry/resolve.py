@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from services.images.documents.manifests import media_type_in
 from services.images.documents.parser import read
 from services.images.registry.endpoint import Endpoint, pull_scopes
-from services.images.registry.failover import Tries
+from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import Capability
 from services.images.registry.media_types import ACCEPT, MANIFEST_LIMIT, media_type_of, why_no_root
@@ -36,7 +36,7 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: M
         raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may {'be pulled from' if reference.digest else 'resolve a tag'}")
     target = reference.target
     with span("registry.resolve", reference=str(reference)) as traced:
-        tries = Tries(str(reference), able, memory, retry)
+        tries = Failover(str(reference), able, memory, retry)
         found, host = await tries.run(lambda endpoint: _asked(endpoint, reference, target))
         traced.set(digest=found.digest, host=host, attempts=tries.attempts)
         return found
@@ -59,7 +59,7 @@ async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequ
         return data, answer.host
 
     with span("registry.manifest", digest=descriptor.digest) as traced:
-        tries = Tries(f"{reference.host}/{reference.repository}: manifest {descriptor.digest}", able, memory, retry)
+        tries = Failover(f"{reference.host}/{reference.repository}: manifest {descriptor.digest}", able, memory, retry)
         data, host = await tries.run(got)
         traced.set(host=host, attempts=tries.attempts, bytes=len(data))
         return data, host

@@ -23,7 +23,7 @@ from yarl import URL
 from services.images.registry import content_encoding
 from services.images.registry.failure import Blame, Failure
 from services.images.registry.host import TLS
-from services.images.registry.http_debug import NOBODY, Exchange, Watch
+from services.images.registry.http_debug import UNSEEN, Exchange, HttpDebug
 from services.images.registry.proxy import proxy_for
 from services.images.registry.response_head import HEAD_LIMIT, HEADERS
 from services.images.registry.response_parser import Answers
@@ -181,7 +181,7 @@ class Session:
         self._http: aiohttp.ClientSession | None = None
 
     async def exchange(self, method: str, url: str, *, headers: Iterable[tuple[str, str]], body: Any = None, connect: float, stall: float, foreign: bool = False,
-                       watch: Watch = NOBODY, private: bool = False) -> Answer:
+                       watch: HttpDebug = UNSEEN, private: bool = False) -> Answer:
         """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.
 
         ``connect`` and ``stall`` are seconds, as in :class:`Timeouts`; ``foreign``: we do not show our client certificate; ``private``: the answer's body is not

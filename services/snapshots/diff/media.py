@@ -1,9 +1,12 @@
-"""Layer media types: which may be unpacked and how, which can be made."""
+"""Layer media types: which may be unpacked and how, which can be made; and the label that says what is in a compressed one."""
 
 from __future__ import annotations
 
 from services.kit import errors
 from services.oci.media_types import DOCKER_LAYERS, LAYER, LAYER_GZIP, LAYER_NON_DISTRIBUTABLE, LAYER_ZSTD
+
+UNCOMPRESSED = "containerd.io/uncompressed"
+"""Label of a layer's blob: its diff id, the digest of what it is without compression."""
 
 _OCI = frozenset((LAYER, LAYER_NON_DISTRIBUTABLE))
 

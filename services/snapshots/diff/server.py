@@ -25,12 +25,9 @@ from services.kit import errors, tracing
 from services.kit.faults import fault
 from services.kit.rpc import Call
 from services.oci import media_types
-from services.oci.convert import mounts_from_pb
+from services.oci.mounts_convert import mounts_from_pb
 from services.snapshots.diff import media, workers
 from services.snapshots.diff.mounts import read_only, to_arguments
-
-UNCOMPRESSED = "containerd.io/uncompressed"
-"""Label of a compressed layer: its diff id."""
 
 
 class DiffServicer:
@@ -79,7 +76,7 @@ class DiffServicer:
                         *to_arguments(read_only(mounts_from_pb(request.right))), file=ingest.fd, started=ingest.started)
                     fault("diff.before-commit")
                     if compression != "plain":
-                        labels[UNCOMPRESSED] = diff_id
+                        labels[media.UNCOMPRESSED] = diff_id
                     with _explained("failed to commit"), contextlib.suppress(errors.AlreadyExists):
                         await ingest.commit(digest, int(size), labels)
             except BaseException:
@@ -88,9 +85,9 @@ class DiffServicer:
                 raise
             with _explained("failed to get info from content store"):
                 info = await self._blobs.info(digest, headers)
-            if compression != "plain" and UNCOMPRESSED not in info.labels:
+            if compression != "plain" and media.UNCOMPRESSED not in info.labels:
                 with _explained("error setting uncompressed label"):
-                    await self._blobs.label(digest, UNCOMPRESSED, diff_id, headers)
+                    await self._blobs.label(digest, media.UNCOMPRESSED, diff_id, headers)
         return pb.DiffResponse(diff=descriptor_pb2.Descriptor(media_type=media_type, digest=digest, size=info.size))
 
 

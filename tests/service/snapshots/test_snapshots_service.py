@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +19,17 @@ from api.splitd.stamp.v1 import stamp_pb2, stamp_stubs
 from services.kit import errors
 from services.kit import health as kit_health
 from services.kit.rpc import Channel
-from services.snapshots.remote import RemoteSnapshotter
-from services.snapshots.store import Kind, Snapshotter
+from services.snapshots.remote import RemoteSnapshotter, snapshotters
+from services.snapshots.snapshotters import SNAPSHOTTERS
+from services.snapshots.store import Kind
 from services.snapshots.tree import Tree
-from tests.suites.snapshots import SnapshotterSuite, mkdir, mounted, write
+from tests.suites.snapshots import mkdir, mounted, write
 from tests.support import ServiceProcess, eventually, health, short_directory
 
 STAMP = stamp_stubs.STAMP
 REMOVALS = removals_stubs.REMOVALS
-SOCKETS = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
+NAMES = [each.NAME for each in SNAPSHOTTERS]
+SOCKETS = (*(f"snapshots-{name}.sock" for name in NAMES), "snapshots.sock", "diff.sock")
 
 
 def started(directory: Path, **env: str) -> ServiceProcess:
@@ -40,22 +42,21 @@ def process() -> Iterator[ServiceProcess]:
         yield running
 
 
-class TestServedOverlay(SnapshotterSuite):
-    @pytest.fixture
-    async def snapshotter(self, process: ServiceProcess) -> AsyncIterator[Snapshotter]:
-        async with Channel(process.state / f"snapshots-{self.name}.sock") as channel:
-            yield RemoteSnapshotter(channel, snapshotter="whatever a proxy calls it")
-
-
-class TestServedNative(TestServedOverlay):
-    name = "native"
-
-
 @pytest.mark.parametrize("socket", SOCKETS)
 async def test_each_socket_answers_health(process: ServiceProcess, socket: str) -> None:
     """Every socket is served, to its owner alone."""
     assert await health(process.state / socket) == 1
     assert (process.state / socket).stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_process_says_which_snapshotters_it_has(process: ServiceProcess) -> None:
+    """Each with its root, what it can do, and why it cannot work here; on a socket of that name."""
+    async with Channel(process.state / "snapshots.sock") as channel:
+        found = await snapshotters(channel, 10)
+    assert [each.name for each in found] == NAMES
+    assert [each.exports for each in found] == [{"root": str(process.root / "snapshots" / name)} for name in NAMES]
+    assert {each.name: set(each.capabilities) - {"remap-ids"} for each in found if each.capabilities} == {"overlayfs": {"only-remap-ids", "rebase"}}
+    assert not [each.name for each in found if each.trouble and each.name in ("overlayfs", "native")]
 
 
 async def test_the_stamp_is_kept(place: Path) -> None:
@@ -193,13 +194,14 @@ class Crashing:
         eventually(lambda: self.names() == self.recorded(), f"{self.names()} is not {self.recorded()}")
 
 
-@pytest.fixture(params=["overlayfs", "native"])
-def crashing(place: Path, request: pytest.FixtureRequest) -> Iterator[Crashing]:
-    crash = Crashing(place, request.param)
-    try:
-        yield crash
-    finally:
-        crash.process.kill()
+@pytest.fixture(params=SNAPSHOTTERS, ids=NAMES)
+def crashing(request: pytest.FixtureRequest, disks: Callable[[str], Path | None]) -> Iterator[Crashing]:
+    with short_directory(disks(request.param.FILESYSTEM)) as place:
+        crash = Crashing(place, request.param.NAME)
+        try:
+            yield crash
+        finally:
+            crash.process.kill()
 
 
 async def dies(work: object) -> None:

@@ -21,8 +21,12 @@ import pytest
 
 from api.containerd.services.leases.v1 import leases_pb2
 from api.containerd.services.namespaces.v1 import namespaces_pb2
+from api.splitd.snapshotters.v1 import snapshotters_pb2
 from client.output import Bars
 from client.progress import Tally
+from gateway.config import Config as GatewaySettings
+from gateway.routes import Routes
+from gateway.snapshotters import Snapshotters
 from gateway.supervision import Supervision
 from gateway.upstream import Upstream
 from services.images.distribution.progress import Tracker, telling_of
@@ -237,6 +241,32 @@ async def watching_a_service(place: Path) -> AsyncIterator[Works]:
         assert seen == [True]
 
     async with loops.running("the watch of service metadata", upstream.watch):
+        yield works
+
+
+@loop("the snapshotters' announcements")
+async def hearing_of_snapshotters(place: Path) -> AsyncIterator[Works]:
+    (place / "gateway").mkdir()
+    routes = Routes(place, GatewaySettings(), {})
+    upstream = routes["snapshots"]
+    announced: list[str] = []
+
+    async def listed(request: object, **how: Any) -> snapshotters_pb2.ListResponse:
+        await asyncio.sleep(0)
+        return snapshotters_pb2.ListResponse(snapshotters=[snapshotters_pb2.Snapshotter(name=name) for name in announced])
+
+    upstream.channel = Channel(List=listed)  # type: ignore[assignment]
+    upstream._up.set()
+    followed = Snapshotters(routes, place)
+    names = map("s{}".format, itertools.count())
+
+    async def works() -> None:
+        announced[:] = [next(names)]
+        for told in upstream.on_connect:
+            told()
+        await eventually_async(lambda: asyncio.sleep(0, list(routes.snapshotters) == announced), "it is not heard")
+
+    async with loops.running("the snapshotters' announcements", followed.follow):
         yield works
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,18 @@ from google.protobuf.empty_pb2 import Empty
 
 from api.containerd.services.introspection.v1 import introspection_pb2 as pb
 from api.containerd.types.introspection_pb2 import RuntimeInfo, RuntimeRequest
-from gateway import machine
 from gateway.config import ProxyPlugin
 from gateway.introspection import IntrospectionServicer, kept_uuid
 from services.kit import errors, rpc
 from services.kit.any import pack, unpack
 from services.kit.rpc import Call
 from services.kit.settings import Node
+from services.snapshots.store import About
 from tests.peer import containerd
 from tests.suites import introspection as suite
 from tests.support import short_directory
 
-SNAPSHOTTERS = ("overlayfs", "native")
+SNAPSHOTTERS = (About("overlayfs", exports={"root": "/r/snapshots/overlayfs"}, capabilities=("remap-ids", "only-remap-ids", "rebase")), About("native"))
 CALL = Call("", {})
 
 
@@ -38,8 +36,11 @@ class Probe:
         return name not in self.down, self.down.get(name, "")
 
 
-def servicer(place: Path, probe: Probe | None = None, **proxies: ProxyPlugin) -> IntrospectionServicer:
-    return IntrospectionServicer(Node(place / "root", place / "state"), probe or Probe(), [*SNAPSHOTTERS, *(p for p in proxies if p not in SNAPSHOTTERS)], proxies)
+def servicer(place: Path, probe: Probe | None = None, snapshotters: Sequence[About] = SNAPSHOTTERS, **proxies: ProxyPlugin) -> IntrospectionServicer:
+    async def announced(call: Call) -> Sequence[About]:
+        return snapshotters
+
+    return IntrospectionServicer(Node(place / "root", place / "state"), probe or Probe(), announced, proxies)
 
 
 async def states(of: IntrospectionServicer) -> dict[str, tuple[int, str]]:
@@ -104,28 +105,17 @@ async def test_foreign_services_have_rows_of_their_own(place: Path) -> None:
     """With what their configuration says; one that takes the place of ours takes its row."""
     stargz = ProxyPlugin(type="snapshot", address="/run/stargz.sock", exports={"root": "/var/lib/stargz"}, capabilities=("rebase",))
     other = ProxyPlugin(type="snapshot", address="/run/o.sock", platform="linux/arm64/v8")
-    introspection = IntrospectionServicer(Node(place / "root", place / "state"), Probe(), [*SNAPSHOTTERS, "stargz"], {
-        "stargz": stargz, "native": other, "store": ProxyPlugin(type="content", address="/run/c.sock")})
+    introspection = servicer(place, stargz=stargz, native=other, store=ProxyPlugin(type="content", address="/run/c.sock"))
     found = {(row.type.split(".")[2], row.id): row for row in (await introspection.Plugins(pb.PluginsRequest(), CALL)).plugins}
     assert [name for kind, name in found if kind == "snapshotter"] == ["overlayfs", "native", "stargz"]
     assert [name for kind, name in found if kind == "content"] == ["store"]
     assert "rebase" in found["snapshotter", "overlayfs"].capabilities
-    assert dict(found["snapshotter", "overlayfs"].exports) == {"root": str(place / "root/snapshots/overlayfs")}
+    assert dict(found["snapshotter", "overlayfs"].exports) == {"root": "/r/snapshots/overlayfs"}
     row = found["snapshotter", "stargz"]
     assert (dict(row.exports), list(row.capabilities)) == ({"root": "/var/lib/stargz", "address": "/run/stargz.sock"}, ["rebase"])
     [platform] = found["snapshotter", "native"].platforms
     assert (platform.os, platform.architecture, platform.variant) == ("linux", "arm64", "v8")
     assert dict(found["snapshotter", "native"].exports) == {"address": "/run/o.sock"}
-
-
-@pytest.mark.root
-async def test_overlays_with_userxattr_are_not_chained_afterwards(place: Path) -> None:
-    """Whoever unpacks a layer without its parent does not see which xattrs such an overlay looks at."""
-    node = Node(place / "root", place / "state")
-    for options, rebases in (((), True), (("userxattr",), False)):
-        introspection = IntrospectionServicer(node, Probe(), SNAPSHOTTERS, overlay_options=options)
-        response = await introspection.Plugins(pb.PluginsRequest(filters=["id==overlayfs"]), CALL)
-        assert ("rebase" in response.plugins[0].capabilities) == rebases
 
 
 @pytest.mark.root
@@ -144,34 +134,15 @@ async def test_ids_are_mapped_by_mounts_where_the_shim_can(place: Path) -> None:
         assert await capabilities("native") == ["remap-ids"]
 
 
-async def test_a_machine_that_cannot_mount_overlays_skips_overlayfs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the reason, and the words by which clients tell "skip" from "error"; it is tried once, not for every request."""
-    tried = place / "tried"
-    (place / "bin").mkdir()
-    program(place / "bin/unshare", f"#!/bin/sh\necho x >> {tried}\necho 'mount: unknown filesystem type overlay.' >&2\nexit 32\n")
-    monkeypatch.setenv("PATH", f"{place}/bin:{os.environ['PATH']}")
-    introspection = servicer(place)
-    for _ in range(3):
-        found = await states(introspection)
-        assert found["snapshotter overlayfs"] == (2, "failed to mount overlay: mount: unknown filesystem type overlay.: skip plugin")
-        assert "snapshotter native" not in found
-    assert tried.read_text() == "x\n"
-
-
-async def test_a_check_that_failed_is_made_again_later() -> None:
-    """Not at once, and no more once it was well."""
-    answers = ["broken", "", "never asked"]
-
-    async def check() -> str:
-        return answers.pop(0)
-
-    checked = machine.Checked(check, retry=0.05)
-    assert [await checked.trouble(), await checked.trouble()] == ["broken", "broken"]
-    async with asyncio.timeout(5):
-        while await checked.trouble():
-            await asyncio.sleep(0.01)
-    assert await checked.trouble() == ""
-    assert answers == ["never asked"]
+@pytest.mark.root
+async def test_a_snapshotter_that_cannot_work_here_is_skipped(place: Path) -> None:
+    """With its reason, and the words by which clients tell "skip" from "error"; while its service is away it is that which is said."""
+    what = [About("overlayfs", trouble="failed to mount overlay: mount: unknown filesystem type overlay."), About("odd", ("linux/riscv64", "linux/arm/v7"))]
+    introspection = servicer(place, snapshotters=what)
+    assert await states(introspection) == {"snapshotter overlayfs": (2, "failed to mount overlay: mount: unknown filesystem type overlay.: skip plugin")}
+    assert await states(servicer(place, Probe(**{"snapshots.overlayfs": "away"}), what)) == {"snapshotter overlayfs": (14, "away: unavailable")}
+    [odd] = (await introspection.Plugins(pb.PluginsRequest(filters=["id==odd"]), CALL)).plugins
+    assert [(each.os, each.architecture, each.variant) for each in odd.platforms] == [("linux", "riscv64", ""), ("linux", "arm", "v7")]
 
 
 async def test_a_missing_runtime_is_an_error_that_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

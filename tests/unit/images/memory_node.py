@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from services.content.store import Info
-from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Landing, Progress
+from services.images.transfer import Applied, How, Image, Ingest, Progress
 from services.kit import errors
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, digest_of
 from services.oci.mounts import Mount
 from services.snapshots.diff.inherit import Unnamed
+from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.store import Info as Snapshot
 from services.snapshots.store import Kind
 
@@ -217,7 +218,7 @@ class MemoryNode:
     async def unpacks(self, snapshotter: str) -> How:
         return self.how
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, landing: Landing | None = None, alone: bool = False) -> Applied:
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False) -> Applied:
         if layer.digest not in self.diff_ids:
             raise errors.NotFound(f"content digest {layer.digest}")
         self.applied.append(layer.digest)

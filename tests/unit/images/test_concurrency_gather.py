@@ -59,8 +59,9 @@ async def test_the_first_failure_ends_the_others() -> None:
 
     async def wait() -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
+            await asyncio.sleep(0)
             ended.append("cancelled")
 
     with pytest.raises(errors.NotFound):

@@ -9,7 +9,7 @@ import pytest
 from services.images.documents import manifests
 from services.images.documents.manifests import Config
 from services.kit import errors
-from services.oci import digests, media_types
+from services.oci import media_types
 from services.oci.descriptors import Descriptor
 from services.oci.platforms import Platform
 
@@ -133,14 +133,6 @@ def test_kinds_of_layers(media_type: str, layer: bool, foreign: bool) -> None:
 def test_refs_say_what_is_transferred(media_type: str, annotations: dict[str, str], ref: str) -> None:
     """ctr shows them, and groups by them."""
     assert Descriptor(media_type, D[1], 1, annotations).ref == ref
-
-
-def test_chain_ids_are_ocis() -> None:
-    chain = digests.chain_ids(D[1:4])
-    assert chain[0] == D[1]
-    assert chain[1] == digests.digest_of(f"{D[1]} {D[2]}".encode())
-    assert chain[2] == digests.digest_of(f"{chain[1]} {D[3]}".encode())
-    assert not digests.chain_ids([])
 
 
 def test_a_config_says_for_what_it_is() -> None:

@@ -19,7 +19,7 @@ from services.images import names
 from services.images.archives import exporter, importer
 from services.images.documents import manifests
 from services.images.layers.unpacker import Unpacker
-from services.images.transfer import ExportStream, Image, ImageStore, ImportStream, Reference, Unpacking
+from services.images.transfer import ExportStream, Image, ImageReference, ImageStore, ImportStream, Unpacking
 from services.kit import errors
 from services.oci import digests, media_types
 from services.oci.descriptors import Descriptor
@@ -29,7 +29,7 @@ from tests.suites.diff_tars import block, long_name, pax, reg, symlink, tar
 from tests.unit.images.memory_node import MemoryNode, MemorySink, Told, layout, pieces, tar_of
 
 HERE = default()
-NAMED = Reference("prefix", is_prefix=True, allow_overwrite=True)
+NAMED = ImageReference("prefix", is_prefix=True, allow_overwrite=True)
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
@@ -201,7 +201,7 @@ async def test_what_is_for_other_platforms_is_left_out_where_only_wanted_images_
     artifact = made.put(media_types.MANIFEST, json.dumps({"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}).encode(), **named("artifact:1"))
     entries = [said, made.image(b"here", **named("here:1")), unsaid, inner, made.index(made.image(b"a", platform=there), made.image(b"here"), **named("multi:1")), artifact,
                made.image(b"d", platform=Platform("unknown", "unknown"), **named("attest:1"))]
-    prefix = Reference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True)
+    prefix = ImageReference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True)
     await imported(layout(entries, made.blobs), node, ImageStore(platforms=(HERE,), references=(prefix,), only_wanted=True), told)
     assert list(node.images) == ["here:1", "multi:1", "artifact:1"]
     assert [(each.event, each.name) for each in told if each.event.startswith("not imported")] == [
@@ -224,7 +224,7 @@ async def test_an_archive_without_names_is_stored_by_digests(node: MemoryNode, s
     entries = [made.image(b"x"), made.image(b"y")]
     archive = layout(entries, made.blobs)
     index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
-    await imported(archive, node, ImageStore(references=(Reference("p", is_prefix=True, add_digest=True, skip_named_digest=skip),)))
+    await imported(archive, node, ImageStore(references=(ImageReference("p", is_prefix=True, add_digest=True, skip_named_digest=skip),)))
     assert list(node.images) == [f"p@{digest_of(index)}", *(f"p@{entry['digest']}" for entry in entries)]
 
 
@@ -440,7 +440,7 @@ async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> N
 
 async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:
     sink, told = MemorySink(), Told()
-    await exporter.exported(ImageStore(references=tuple(map(Reference, names))), ExportStream(sink, **wanted), node, told)
+    await exporter.exported(ImageStore(references=tuple(map(ImageReference, names))), ExportStream(sink, **wanted), node, told)
     assert told.events() == [("Exporting", ""), ("Completed export", "")]
     with tarfile.open(fileobj=io.BytesIO(sink.data)) as tar:
         members = tar.getmembers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.images import names
-from services.images.transfer import ImageStore, Reference
+from services.images.transfer import ImageReference, ImageStore
 from services.oci.descriptors import Descriptor
 from services.oci.media_types import MANIFEST
 
@@ -52,7 +52,7 @@ def entry(**annotations: str) -> Descriptor:
 ])
 def test_entries_of_an_archive_are_stored_under(flags: dict[str, bool], given: Descriptor, stored: list[str]) -> None:
     """The prefix's names; full references are for the whole."""
-    store = ImageStore(labels={"a": "b"}, references=(Reference("p", is_prefix=True, **flags), Reference("full:1")))
+    store = ImageStore(labels={"a": "b"}, references=(ImageReference("p", is_prefix=True, **flags), ImageReference("full:1")))
     images = names.of_archive(store, given)
     assert [image.name for image in images] == stored
     assert all(image.target == given and image.labels == {"a": "b"} for image in images)
@@ -60,7 +60,7 @@ def test_entries_of_an_archive_are_stored_under(flags: dict[str, bool], given: D
 
 def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first() -> None:
     """So deleting the main image deletes those that were only made beside it."""
-    store = ImageStore("main:1", {"a": "b"}, references=(Reference("full:1"), Reference("p", is_prefix=True), Reference("d", is_prefix=True, add_digest=True)))
+    store = ImageStore("main:1", {"a": "b"}, references=(ImageReference("full:1"), ImageReference("p", is_prefix=True), ImageReference("d", is_prefix=True, add_digest=True)))
     main, *others = names.of_root(store, entry())
     assert (main.name, main.labels) == ("main:1", {"a": "b"})
     assert [image.name for image in others] == ["full:1", f"d@{DIGEST}"]
@@ -72,5 +72,5 @@ def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first(
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_whole_without_a_name_is_stored_by_its_digest(skip: bool) -> None:
     """As by containerd since 2.3: a digest is a name, whether or not digests of what has a name are skipped."""
-    (image,) = names.of_root(ImageStore(references=(Reference("p", is_prefix=True), Reference("d", is_prefix=True, add_digest=True, skip_named_digest=skip))), entry())
+    (image,) = names.of_root(ImageStore(references=(ImageReference("p", is_prefix=True), ImageReference("d", is_prefix=True, add_digest=True, skip_named_digest=skip))), entry())
     assert (image.name, image.labels) == (f"d@{DIGEST}", {})

@@ -19,10 +19,10 @@ from services.images import logs_stream, streaming_server, transfer_server
 from services.images import transfer_convert as convert
 from services.images.distribution.progress import Tracker
 from services.images.layers.unpacker import Unpacker
-from services.images.logs_stream import PENDING, Shown
+from services.images.logs_stream import PENDING, LogsStream
 from services.images.node.leases_remote import Leases
 from services.images.streaming_server import BLOCK, WINDOW, ByteSink, ByteSource, StreamingServicer, Streams
-from services.images.transfer import Credentials, ImageStore, Progress, Reference, Registry, Unpacking
+from services.images.transfer import Credentials, ImageReference, ImageStore, Progress, Registry, Unpacking
 from services.images.transfer_server import TransferServicer
 from services.kit import any as kit_any
 from services.kit import errors, rpc
@@ -271,7 +271,7 @@ async def test_a_sink_whose_client_goes_away_fails(streams: Streams) -> None:
 async def test_text_is_shown_at_once_and_the_stream_ends_with_the_transfer(streams: Streams) -> None:
     """Not when a block is full."""
     async with Client(streams, "logs") as client:
-        shown = Shown(ByteSink(streams.get("ns", "logs")))
+        shown = LogsStream(ByteSink(streams.get("ns", "logs")))
         client.send(WindowUpdate(update=BLOCK))
         shown("one\n")
         assert (await client.get(Data)).data == b"one\n"
@@ -285,7 +285,7 @@ async def test_text_is_shown_at_once_and_the_stream_ends_with_the_transfer(strea
 async def test_a_slow_client_misses_text_and_is_told_how_much(streams: Streams) -> None:
     """So much waits for it, and no more."""
     async with Client(streams, "logs") as client:
-        shown = Shown(ByteSink(streams.get("ns", "logs")))
+        shown = LogsStream(ByteSink(streams.get("ns", "logs")))
         line = "x" * (PENDING // 4 - 1) + "\n"
         for _ in range(7):
             shown(line)
@@ -305,7 +305,7 @@ async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing(streams
     monkeypatch.setattr(logs_stream, "DRAIN_SECONDS", 0.05)
     for leave in (False, True):
         async with Client(streams, "logs") as client:
-            shown = Shown(ByteSink(streams.get("ns", "logs")))
+            shown = LogsStream(ByteSink(streams.get("ns", "logs")))
             shown("text\n")
             if leave:
                 await client.leave()
@@ -349,7 +349,7 @@ async def transfer(made: TransferServicer, source: Any, destination: Any, progre
 
 
 STORE = ImageStore("a:1", {"l": "v"}, (Platform("linux", "arm", "v7", "1", ("f",)),), True, 3, (
-    Reference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True), Reference("q")), (Unpacking(Platform("linux", "amd64"), "s"),))
+    ImageReference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True), ImageReference("q")), (Unpacking(Platform("linux", "amd64"), "s"),))
 
 
 async def test_a_pull_gets_what_the_client_said(streams: Streams) -> None:

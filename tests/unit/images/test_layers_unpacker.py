@@ -66,7 +66,7 @@ class Arriving:
         await self.there(number)
 
     @contextlib.asynccontextmanager
-    async def landing(self, number: int) -> AsyncIterator[None]:
+    async def ingest(self, number: int) -> AsyncIterator[None]:
         yield
 
 

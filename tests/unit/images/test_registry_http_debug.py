@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from services.images.registry.http_debug import BODY_LIMIT, NOBODY, Exchange, Watch, address
+from services.images.registry.http_debug import BODY_LIMIT, UNSEEN, Exchange, HttpDebug, address
 
 
 def shown(private: bool = False) -> tuple[Exchange, list[str]]:
     lines = list[str]()
-    return Exchange(Watch(lambda text: lines.extend(text.splitlines())), private=private), lines
+    return Exchange(HttpDebug(lambda text: lines.extend(text.splitlines())), private=private), lines
 
 
 @pytest.mark.parametrize(("url", "text"), [
@@ -60,7 +60,7 @@ def test_bodies_are_shown_if_they_are_text_and_nobodys_secret() -> None:
 def test_connections_are_shown_by_their_phases() -> None:
     """And only to who asked for them."""
     lines = list[str]()
-    exchange = Exchange(Watch(connections=lines.append), private=False)
+    exchange = Exchange(HttpDebug(connections=lines.append), private=False)
     exchange.request("GET", "https://r.test", [], body=False)
     exchange.answer(200, "OK", {})
     exchange.failed("x")
@@ -68,6 +68,6 @@ def test_connections_are_shown_by_their_phases() -> None:
     exchange.connection("r.test", "192.0.2.1:443", {"dns": 0.001, "first_byte": 0.25}, reused=False)
     exchange.connection("r.test", "", {}, reused=False)
     assert [line.partition("= ")[2] for line in lines] == ["connection to r.test at 192.0.2.1:443: new; dns 1.0 ms, first byte 250.0 ms\n", "connection to r.test: no answer\n"]
-    quiet = Exchange(NOBODY, private=False)
+    quiet = Exchange(UNSEEN, private=False)
     quiet.connection("r.test", "", {}, reused=True)
     quiet.failed("x")

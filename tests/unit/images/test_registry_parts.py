@@ -13,7 +13,7 @@ from services.images.documents import manifests
 from services.images.registry import failure, mirrors
 from services.images.registry.auth import Authorizer, _Bearer
 from services.images.registry.challenge import Challenge, parse
-from services.images.registry.failover import Tries
+from services.images.registry.failover import Failover
 from services.images.registry.failure import Blame, Failure, combined, explanation, retry_after
 from services.images.registry.host import same_host
 from services.images.registry.mirrors import MirrorMemory
@@ -181,7 +181,7 @@ async def test_the_order_of_hosts() -> None:
     async def run() -> str:
         asked.clear()
         with pytest.raises(errors.NotFound) as raised:
-            await Tries("x", places, memory, Retry(rounds=2, first=0.01)).run(act)  # type: ignore[type-var]
+            await Failover("x", places, memory, Retry(rounds=2, first=0.01)).run(act)  # type: ignore[type-var]
         return "".join(asked) + "|" + str(raised.value)
 
     assert await run() == "abc|x: a: 404; b: 404; c: 404: not found"
@@ -207,7 +207,7 @@ async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
         return place.name
 
     async with asyncio.timeout(2):
-        assert await Tries("x", places, MirrorMemory(), Retry(first=0.01)).run(act) == "b"  # type: ignore[type-var]
+        assert await Failover("x", places, MirrorMemory(), Retry(first=0.01)).run(act) == "b"  # type: ignore[type-var]
     assert asked == ["a", "b", "b", "b"]
     assert b.name == "b"
 
@@ -221,7 +221,7 @@ async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> Non
         raise Failure(place.name, "429 Too Many Requests", transient=True, blame=Blame.TROUBLE, status=429)
 
     with pytest.raises(errors.NodeError):
-        await Tries("x", [place], memory, Retry(rounds=mirrors.TROUBLES, first=0.001)).run(act)  # type: ignore[type-var]
+        await Failover("x", [place], memory, Retry(rounds=mirrors.TROUBLES, first=0.001)).run(act)  # type: ignore[type-var]
     (found,) = memory.snapshot()
     assert (found.state, found.last_error) == ("busy", "429 Too Many Requests")
     assert memory.rests(place.key)

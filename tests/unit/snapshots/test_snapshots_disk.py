@@ -198,3 +198,16 @@ def test_root_of_a_user_namespace(uid: str | None, gid: str | None, root: tuple[
     """The mapping of 0, in whichever part of the map it is; an absent map is the identity."""
     labels = {label: value for label, value in ((UID_MAPPING, uid), (GID_MAPPING, gid)) if value is not None}
     assert mapped_root(labels) == root
+
+
+def test_the_disk_of_a_directory_is_the_deepest_mount_above_it(tmp_path: Path) -> None:
+    """Of several at one place the last; blanks in its name are octal."""
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a b")
+    mountinfo = tmp_path / "mountinfo"
+    escaped = str(tmp_path).replace(" ", "\\040")
+    mountinfo.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:30 / {escaped}/a\\040b rw,nosuid shared:2 - xfs /dev/sdb rw\n"
+                         f"3 1 0:31 /sub {escaped}/a\\040b rw master:1 - btrfs /dev/mapper/x\\040y rw,subvolid=5\n4 1 0:32 / {escaped}/a rw - tmpfs none rw\n")
+    for place in (tmp_path / "a b", tmp_path / "link"):
+        assert kernel.disk_of(place, mountinfo) == ("btrfs", "/dev/mapper/x y")
+    assert kernel.disk_of(tmp_path, mountinfo) == ("ext4", "/dev/sda1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,17 @@ import pytest
 from services.kit import damage, errors
 from services.snapshots import local
 from services.snapshots.native import NativeSnapshotter
-from services.snapshots.overlay import OverlaySnapshotter
-from services.snapshots.store import Snapshotter
 from services.snapshots.tree import Tree
-from tests.suites.snapshots import SnapshotterSuite
 
 
-class TestLocalOverlay(SnapshotterSuite):
-    @pytest.fixture
-    async def snapshotter(self, place: Path) -> AsyncIterator[Snapshotter]:
-        async with OverlaySnapshotter(place / "o") as snapshotter:
-            yield snapshotter
-
-
-class TestLocalNative(SnapshotterSuite):
-    name = "native"
-
-    @pytest.fixture
-    async def snapshotter(self, place: Path) -> AsyncIterator[Snapshotter]:
-        async with NativeSnapshotter(place / "n") as snapshotter:
-            yield snapshotter
+async def test_a_commit_brings_no_parent_where_that_is_not_said(place: Path) -> None:
+    """A copy of another parent would be needed."""
+    async with NativeSnapshotter(place / "n") as snapshotter:
+        for name in ("below", "above"):
+            await snapshotter.prepare(f"{name}-key")
+        await snapshotter.commit("below", "below-key")
+        with pytest.raises(errors.Unimplemented, match="^rebase of snapshot above-key by snapshotter native: not implemented$"):
+            await snapshotter.commit("above", "above-key", parent="below")
 
 
 async def test_many_are_removed_in_one_call(place: Path) -> None:

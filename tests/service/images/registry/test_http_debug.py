@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.images.registry import Credentials, Registry
-from services.images.registry.http_debug import Watch
+from services.images.registry.http_debug import HttpDebug
 from tests.fake_registry import Auth, FakeRegistry
 from tests.service.images.registry.pulls import LAYER, dead_port, described, fetched, small_image
 
@@ -28,7 +28,7 @@ async def test_a_pull_is_shown_without_its_secrets(quick: Registry, guarded: Fak
     box, text, connections = small_image(), list[str](), list[str]()
     guarded.add_blob("box", LAYER)
     reference = guarded.add(box, "box:1")
-    client = quick.client(source, headers={"X-Key": "my-key"}, watch=Watch(text.append, connections.append))
+    client = quick.client(source, headers={"X-Key": "my-key"}, watch=HttpDebug(text.append, connections.append))
     await client.manifest(reference, await client.resolve(reference))
     await fetched(client, reference, described(LAYER))
     shown = "".join(text)
@@ -52,6 +52,6 @@ async def test_a_request_without_an_answer_is_shown_too(quick: Registry) -> None
     text, connections = list[str](), list[str]()
     host = f"127.0.0.1:{await dead_port()}"
     with pytest.raises(Exception, match="Connection refused"):
-        await quick.client(watch=Watch(text.append, connections.append)).resolve(f"{host}/box:1")
+        await quick.client(watch=HttpDebug(text.append, connections.append)).resolve(f"{host}/box:1")
     assert "< no answer: no connection: Connection refused\n" in "".join(text)
     assert f"connection to {host} at {host}: no answer; connect " in connections[0]

@@ -11,7 +11,7 @@ import pytest
 
 from services.images.concurrency.budget import Budget
 from services.images.distribution.fetcher import PART, Fetcher
-from services.images.node.ingest import FileLanding
+from services.images.node.ingest import FileIngest
 from services.images.registry import Hosts, NoParts, Registry
 from services.images.registry.fetch import SLICES
 from services.images.registry.mirrors import RANGES_REST, MirrorMemory
@@ -180,7 +180,7 @@ async def test_a_part_alone(quick: Registry, fake: FakeRegistry, name: str) -> N
 # ---------------------------------------------------------------------------------------------- a large layer
 
 
-class LandingNode:
+class IngestingNode:
     """A node with room for one blob, which may have arrived in part."""
 
     def __init__(self, path: Path, data: bytes) -> None:
@@ -189,19 +189,19 @@ class LandingNode:
         self.landed: bytes | None = None
 
     @contextlib.asynccontextmanager
-    async def landing(self, descriptor: Descriptor) -> AsyncIterator[FileLanding]:
+    async def ingest(self, descriptor: Descriptor) -> AsyncIterator[FileIngest]:
         async def commit(labels: Mapping[str, str]) -> None:
             self.landed = self.path.read_bytes()
 
-        landing = FileLanding(os.open(self.path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit)
+        ingest = FileIngest(os.open(self.path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit)
         try:
-            await landing.resumed()
-            yield landing
+            await ingest.resumed()
+            yield ingest
         finally:
-            await landing.close()
+            await ingest.close()
 
 
-async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> None:
+async def layer_fetched(registry: Registry, name: str, node: IngestingNode) -> None:
     descriptor = Descriptor(LAYER_TYPE, digest_of(node.data), len(node.data))
     await Fetcher(Budget()).fetch(node, registry.client(), Reference.parse(name), descriptor, {}, 0)  # type: ignore[arg-type]
 
@@ -210,7 +210,7 @@ async def layer_fetched(registry: Registry, name: str, node: LandingNode) -> Non
 async def test_a_large_layer_comes_whole_where_parts_are_wrong(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, content_range: str) -> None:
     """Once: the first part tells."""
     fake.inject("blob", odd_parts(content_range), times=ALWAYS)
-    node = LandingNode(tmp_path / "blob", LARGE)
+    node = IngestingNode(tmp_path / "blob", LARGE)
     with within(20):
         await layer_fetched(quick, large, node)
     assert node.landed == LARGE
@@ -226,7 +226,7 @@ async def test_a_large_layer_comes_whole_where_there_are_no_parts(quick: Registr
         fake.inject("blob", no_ranges(code), times=2)
     fake.inject("blob", cut(20 << 20))
     fake.inject("blob", no_ranges(code) if code != 200 else cut(48 << 20), times=ALWAYS if code != 200 else 1)
-    node = LandingNode(tmp_path / "blob", LARGE)
+    node = IngestingNode(tmp_path / "blob", LARGE)
     node.path.write_bytes(LARGE[:1_000_000])
     with within(20):
         await layer_fetched(quick, large, node)
@@ -242,7 +242,7 @@ async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry
         return await (status(400)(request, serve) if refuse else serve())
 
     fake.inject("blob", first_only, times=ALWAYS)
-    node = LandingNode(tmp_path / "blob", LARGE)
+    node = IngestingNode(tmp_path / "blob", LARGE)
     with within(20):
         await layer_fetched(quick, large, node)
     assert node.landed == LARGE
@@ -260,7 +260,7 @@ async def test_a_host_without_parts_takes_over(fake: FakeRegistry, other: FakeRe
 
     other.inject("blob", two_parts, times=ALWAYS)
     hosts = Hosts((certs(tmp_path / "certs", "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\n'),))
-    node = LandingNode(tmp_path / "blob", LARGE)
+    node = IngestingNode(tmp_path / "blob", LARGE)
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
         with within(20):
             await layer_fetched(registry, "images.test/box:1", node)

@@ -9,7 +9,7 @@ import pytest
 
 from deploy.samples import digest_of
 from services.images.registry import Registry
-from services.images.registry.http_debug import Watch
+from services.images.registry.http_debug import HttpDebug
 from services.images.registry.silence import Silence
 from services.kit import errors
 from tests.fake_registry import FakeRegistry, deaf, redirect, silent
@@ -35,7 +35,7 @@ async def test_of_a_layer(quick: Registry, other: FakeRegistry, after: int) -> N
         other.add_blob("box", LAYER)
         front.inject("blobs", redirect(f"{other.url}/v2/box/blobs/{digest_of(LAYER)}"), times=100)
         other.inject("blobs", silent(0.5, after), times=1)
-        client = quick.client(watch=Watch(silence=silence))
+        client = quick.client(watch=HttpDebug(silence=silence))
         work = asyncio.ensure_future(fetched(client, f"{front.host}/box:1", described(LAYER)))
         await seen(silence, other.host, work)
 
@@ -45,7 +45,7 @@ async def test_of_a_name(quick: Registry, other: FakeRegistry) -> None:
     silence = Silence()
     reference = other.add(small_image(), "box:1")
     other.inject("manifests", silent(0.5), times=1)
-    await seen(silence, other.host, asyncio.ensure_future(quick.client(watch=Watch(silence=silence)).resolve(reference)))
+    await seen(silence, other.host, asyncio.ensure_future(quick.client(watch=HttpDebug(silence=silence)).resolve(reference)))
 
 
 async def test_of_a_push(quick: Registry, other: FakeRegistry) -> None:
@@ -56,7 +56,7 @@ async def test_of_a_push(quick: Registry, other: FakeRegistry) -> None:
     async def read(offset: int) -> AsyncIterator[bytes]:
         yield LAYER[offset:]
 
-    client = quick.client(watch=Watch(silence=silence))
+    client = quick.client(watch=HttpDebug(silence=silence))
     work = asyncio.ensure_future(client.push_blob(f"{other.host}/box:1", described(LAYER), read))
     await seen(silence, other.host, work)
 
@@ -67,6 +67,6 @@ async def test_of_one_that_is_given_up(quick: Registry, other: FakeRegistry) -> 
     reference = other.add(small_image(), "box:1")
     other.inject("manifests", silent(60), times=100)
     with pytest.raises(errors.Unavailable, match="no answer"):
-        await quick.client(watch=Watch(silence=silence)).resolve(reference)
+        await quick.client(watch=HttpDebug(silence=silence)).resolve(reference)
     host, seconds = silence.longest()
     assert (host, seconds > 4 * 0.6) == (other.host, True)

@@ -14,7 +14,7 @@ from tests.fake_registry import FakeRegistry, Fault, cut, encoded, endless, then
 from tests.fake_registry import other as instead
 from tests.service.images.registry.conftest import HASTY, QUICK
 from tests.service.images.registry.pulls import LAYER, certs
-from tests.service.images.registry.test_ranges import LARGE, LandingNode, layer_fetched
+from tests.service.images.registry.test_ranges import LARGE, IngestingNode, layer_fetched
 from tests.support import within
 
 pytestmark = pytest.mark.once
@@ -46,7 +46,7 @@ async def test_a_mirror_with_wrong_bytes(fake: FakeRegistry, other: FakeRegistry
         registry.add_blob("box", data)
     fake.inject("blob", WRONG[what](fake, data), times=ALWAYS)
     hosts = Hosts((certs(tmp_path, "images.test", f'server = "{other.url}"\n[host."{fake.url}"]\n'),))
-    node = LandingNode(tmp_path / "blob", data)
+    node = IngestingNode(tmp_path / "blob", data)
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
         with within(20):
             await layer_fetched(registry, "images.test/box:1", node)

@@ -1,0 +1,71 @@
+"""The snapshotters of the snapshots service, as it announces them, followed for as long as the gateway lives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway import announced
+from gateway.routes import Routes
+from services.kit import errors
+from services.kit.rpc import Call
+from services.snapshots.remote import snapshotters
+from services.snapshots.store import About
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 5.0
+"""Seconds for an announcement, and until it is asked for again."""
+
+
+class Snapshotters:
+    """Asks the upstream ``snapshots`` whenever it comes, tells ``routes``, and keeps the answer below ``root``."""
+
+    def __init__(self, routes: Routes, root: Path) -> None:
+        self._routes = routes
+        self._root = root
+        self._upstream = routes["snapshots"]
+        self._came = asyncio.Event()
+        self._upstream.on_connect.append(self._came.set)
+        self._known = announced.kept(root)
+        if self._known:
+            routes.know([each.name for each in self._known])
+
+    async def follow(self) -> None:
+        """Ask each time the service comes; for :func:`services.kit.loops.lasting`."""
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            if not self._upstream.up:
+                continue
+            try:
+                await self._ask()
+            except errors.Unimplemented:  # of an older release, whose own are those that are known
+                continue
+            except BaseException as error:
+                self._came.set()
+                if not isinstance(error, errors.NodeError):
+                    raise
+                log.warning("the snapshots service does not say which snapshotters it has: %s", error)
+                await asyncio.sleep(_PATIENCE)
+
+    async def now(self, call: Call) -> Sequence[About]:
+        """What they say of themselves; what they said last, if their service is away."""
+        if self._upstream.is_ready():
+            try:
+                await self._ask()
+            except errors.NodeError as error:
+                log.warning("the snapshots service does not say how its snapshotters are: %s", error)
+        return self._known
+
+    async def _ask(self) -> None:
+        found = await snapshotters(self._upstream.channel, _PATIENCE)
+        if found != self._known:
+            try:
+                await asyncio.to_thread(announced.keep, self._root, found)
+            except OSError as error:
+                log.error("which snapshotters there are cannot be kept: %s", errors.words_of_path(error))
+            self._known = found
+        self._routes.know([each.name for each in found], heard=True)

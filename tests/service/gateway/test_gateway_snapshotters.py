@@ -1,0 +1,122 @@
+"""Which snapshotters the gateway knows: as the snapshots service announces them, is away, or never was there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config, ProxyPlugin
+from gateway.routes import Routes
+from gateway.snapshotters import Snapshotters
+from gateway.upstream import Upstream
+from services.kit import errors, rpc
+from services.kit.rpc import Call
+from services.snapshots.server import SnapshottersServicer
+from services.snapshots.store import About
+from tests.support import eventually_async
+
+CALL = Call("", {})
+OVERLAY, NATIVE, BLOCK = (About(name, exports={"root": f"/{name}"}) for name in ("overlayfs", "native", "block"))
+
+
+class Described:
+    def __init__(self, about: About) -> None:
+        self._about = about
+
+    async def about(self) -> About:
+        return self._about
+
+
+def service(place: Path, *abouts: About) -> contextlib.AbstractAsyncContextManager[object]:
+    """The snapshots service, as far as it announces."""
+    return rpc.serving(place / "snapshots.sock", [SnapshottersServicer([Described(each) for each in abouts])])
+
+
+@contextlib.asynccontextmanager
+async def gateway(place: Path, hold: float = 5.0, **proxies: ProxyPlugin) -> AsyncIterator[tuple[Routes, Snapshotters]]:
+    """What of a gateway knows the snapshotters, its state in ``place`` and its root too."""
+    (place / "gateway").mkdir(exist_ok=True)
+    routes = Routes(place, Config(hold=hold), proxies)
+    watches: list[asyncio.Task[None]] = []
+
+    def watched(upstream: Upstream) -> None:
+        watches.append(asyncio.create_task(upstream.watch()))
+
+    snapshotters = Snapshotters(routes, place)
+    routes.added.append(watched)
+    for upstream in routes.upstreams.values():
+        watched(upstream)
+    watches.append(asyncio.create_task(snapshotters.follow()))
+    try:
+        yield routes, snapshotters
+    finally:
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+
+async def test_a_node_that_starts_waits_for_the_first_announcement(place: Path) -> None:
+    """A call that comes before it is held; then what was not announced is not loaded."""
+    async with gateway(place) as (routes, snapshotters):
+        early = asyncio.create_task(routes.snapshotter("native", CALL))
+        await asyncio.sleep(0)
+        async with service(place, OVERLAY, NATIVE):
+            assert (await early).name == "snapshots.native"
+            assert routes.snapshotters == ("overlayfs", "native")
+            with pytest.raises(errors.InvalidArgument, match="^snapshotter not loaded: btrfs: invalid argument$"):
+                await routes.snapshotter("btrfs", CALL)
+            with pytest.raises(errors.InvalidArgument, match="argument missing"):
+                await routes.snapshotter("", CALL)
+            assert await snapshotters.now(CALL) == (OVERLAY, NATIVE)
+
+
+async def test_without_any_announcement_nothing_is_called_unknown(place: Path) -> None:
+    """The service that could say so is named."""
+    async with gateway(place, hold=0.05) as (routes, _):
+        with pytest.raises(errors.Unavailable, match="^service snapshots is not reachable"):
+            await routes.snapshotter("overlayfs", CALL)
+
+
+async def test_a_snapshotter_that_is_down_is_down_and_not_unknown(place: Path) -> None:
+    """After a start of the gateway too, by what it kept."""
+    async with service(place, OVERLAY), gateway(place) as (routes, _):
+        await routes.snapshotter("overlayfs", CALL)
+    async with gateway(place, hold=0.05) as (routes, snapshotters):
+        upstream = await routes.snapshotter("overlayfs", CALL)
+        with pytest.raises(errors.Unavailable, match="^service snapshots.overlayfs is not reachable"):
+            await upstream.ready(CALL)
+        with pytest.raises(errors.InvalidArgument, match="not loaded: native"):
+            await routes.snapshotter("native", CALL)
+        assert await snapshotters.now(CALL) == (OVERLAY,)
+
+
+async def test_another_release_may_have_others(place: Path) -> None:
+    """One that comes is there at once, one that is announced no more is not loaded; metadata is told."""
+    told: list[tuple[str, ...]] = []
+    async with gateway(place) as (routes, snapshotters):
+        routes.changed.append(lambda: told.append(routes.snapshotters))
+        async with service(place, OVERLAY, NATIVE):
+            await routes.snapshotter("native", CALL)
+        async with service(place, OVERLAY, BLOCK):
+            async def heard() -> bool:
+                return "block" in routes.snapshotters
+
+            await eventually_async(heard)
+            assert (await routes.snapshotter("block", CALL)).name == "snapshots.block"
+            with pytest.raises(errors.InvalidArgument, match="not loaded: native"):
+                await routes.snapshotter("native", CALL)
+            assert await snapshotters.now(CALL) == (OVERLAY, BLOCK)
+    assert told == [("overlayfs", "native"), ("overlayfs", "block")]
+
+
+async def test_a_proxy_plugin_takes_the_place_of_ours(place: Path) -> None:
+    """By its name; another stands beside ours."""
+    proxies = {"native": ProxyPlugin(type="snapshot", address="/run/n.sock"), "stargz": ProxyPlugin(type="snapshot", address="/run/s.sock")}
+    async with service(place, OVERLAY, NATIVE), gateway(place, **proxies) as (routes, _):
+        await routes.snapshotter("overlayfs", CALL)
+        assert routes.snapshotters == ("overlayfs", "native", "stargz")
+        assert [routes[f"snapshots.{name}"].address for name in ("native", "stargz")] == ["/run/n.sock", "/run/s.sock"]

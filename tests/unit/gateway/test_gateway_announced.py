@@ -1,0 +1,38 @@
+"""What the gateway keeps of the snapshots service's announcement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway import announced
+from services.snapshots.store import About
+
+ABOUTS = (About("overlayfs", (), {"root": "/r/snapshots/overlayfs"}, ("rebase",)), About("odd", ("linux/arm/v7",), {}, (), "no such module"))
+
+
+def test_an_announcement_is_kept(tmp_path: Path) -> None:
+    """All of it, the newest."""
+    (tmp_path / "gateway").mkdir()
+    announced.keep(tmp_path, ABOUTS[:1])
+    announced.keep(tmp_path, ABOUTS)
+    assert announced.kept(tmp_path) == ABOUTS
+
+
+def test_before_the_first_announcement_stores_tell_which_there_are(tmp_path: Path) -> None:
+    """As after an upgrade from a release that kept none; a directory of another kind is no snapshotter's."""
+    assert announced.kept(tmp_path) == ()
+    for name in ("native", "diff"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+    (tmp_path / "snapshots/native/metadata.db").touch()
+    assert announced.kept(tmp_path) == (About("native", exports={"root": f"{tmp_path}/snapshots/native"}),)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[{}]", '[{"name": 1}]', '[{"name": "a", "platforms": [1], "exports": {}, "capabilities": [], "trouble": ""}]', " " * (2 << 20)])
+def test_what_is_damaged_is_announced_anew(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It keeps no gateway from starting, and the log says so."""
+    (tmp_path / "gateway").mkdir()
+    (tmp_path / "gateway/snapshotters.json").write_text(text)
+    assert announced.kept(tmp_path) == ()
+    assert "snapshotters.json is not what was kept" in caplog.text

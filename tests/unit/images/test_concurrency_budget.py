@@ -1,0 +1,50 @@
+"""How many connections, layers and uploads there are at once, and who goes first."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.images.concurrency.budget import Budget, Gate
+from tests.support import turns
+
+
+async def test_the_lowest_layer_goes_first_whoever_came_before() -> None:
+    """And of equals the one that came first."""
+    gate, order = Gate(1), list[str]()
+
+    async def enter(name: str, rank: int) -> None:
+        async with gate.entered(rank):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(enter("first", 9), enter("high", 5), enter("low", 0), enter("low too", 0), enter("middle", 3))
+    assert order == ["first", "low", "low too", "middle", "high"]
+
+
+async def test_a_place_is_not_lost_by_who_does_not_want_it_any_more() -> None:
+    """Cancelled while it waits, and cancelled in the moment in which it is given the place."""
+    gate = Gate(1)
+    entered = asyncio.Event()
+
+    async def wait() -> None:
+        async with gate.entered(0):
+            entered.set()
+
+    async with gate.entered(0):
+        early, given, last = (asyncio.ensure_future(wait()) for _ in range(3))
+        await turns()
+        early.cancel()
+        await turns()
+    given.cancel()  # the place is its, and it has not run yet
+    await last
+    assert entered.is_set()
+    assert given.cancelled()
+    async with asyncio.timeout(10), gate.entered(0):
+        pass
+
+
+async def test_documents_pass_beside_layers() -> None:
+    """As long as there are connections."""
+    budget = Budget(connections=2, layers=1)
+    async with budget.layer(0), budget.connection(0), asyncio.timeout(10), budget.document():
+        pass

@@ -1,0 +1,201 @@
+"""Where the bytes of a fetched blob land: in order or not, followed, resumed, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from services.images.documents import blobs
+from services.images.node.ingest import BATCH, FileIngest
+from services.kit import errors
+from services.oci.digests import Digest
+
+DATA = os.urandom(3 * BATCH + 12345)
+
+
+def ingest_of(path: Path, data: bytes = DATA, committed: list[bytes] | None = None) -> FileIngest:
+    async def commit(_: Mapping[str, str]) -> None:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if committed is not None:
+            committed.append(path.read_bytes())
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return FileIngest(fd, Digest("sha256", hashlib.sha256(data).hexdigest()), len(data), commit)
+
+
+async def write(ingest: FileIngest, data: bytes, piece: int = 70_000, at: int | None = None) -> None:
+    async with ingest.lane(ingest.offset if at is None else at) as lane:
+        for start in range(0, len(data), piece):
+            await lane.write(data[start:start + piece])
+
+
+async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) -> None:
+    """In pieces of any size."""
+    committed = list[bytes]()
+    ingest = ingest_of(tmp_path / "data", committed=committed)
+    await write(ingest, DATA)
+    assert ingest.offset == ingest.received == len(DATA)
+    await ingest.commit({})
+    assert committed == [DATA]
+    await ingest.close()
+
+
+async def test_bytes_land_in_any_order(tmp_path: Path) -> None:
+    """Several lanes at once, and those that come first are the last; what is there without a gap is the offset."""
+    committed = list[bytes]()
+    ingest = ingest_of(tmp_path / "data", committed=committed)
+    third, middle = 2 * BATCH, BATCH // 2
+    await write(ingest, DATA[third:], at=third)
+    assert (ingest.offset, ingest.received) == (0, len(DATA) - third)
+    await asyncio.gather(write(ingest, DATA[:middle], at=0), write(ingest, DATA[middle:BATCH], 1000, at=middle))
+    assert ingest.offset == BATCH
+    await write(ingest, DATA[BATCH:third])
+    assert ingest.offset == len(DATA)
+    await ingest.commit({})
+    assert committed == [DATA]
+    await ingest.close()
+
+
+async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
+    """All bytes that were taken are in the file, also those of a batch that was not full; what lies beyond a gap is not."""
+    first = ingest_of(tmp_path / "data")
+    await write(first, DATA[:1_500_000])
+    await write(first, DATA[2_000_000:], at=2_000_000)
+    await first.close()
+    committed = list[bytes]()
+    second = ingest_of(tmp_path / "data", committed=committed)
+    await second.resumed()
+    assert second.offset == 1_500_000
+    await write(second, DATA[1_500_000:])
+    await second.commit({})
+    assert committed == [DATA]
+    await second.close()
+
+
+async def test_what_landed_before_is_kept_by_whoever_leaves_while_it_is_hashed(tmp_path: Path) -> None:
+    """Cancelled before the offset is known, for the second time perhaps."""
+    (tmp_path / "data").write_bytes(DATA[:1_500_000])
+    ingest = ingest_of(tmp_path / "data")
+    resuming = asyncio.ensure_future(ingest.resumed())
+    await asyncio.sleep(0)
+    resuming.cancel()
+    await asyncio.wait((resuming,))
+    assert resuming.cancelled()
+    assert (ingest.offset, ingest.resumable) == (0, 1_500_000)
+    await ingest.close()
+    assert (tmp_path / "data").read_bytes() == DATA[:1_500_000]
+
+
+async def test_whoever_is_killed_leaves_gaps_that_are_found(tmp_path: Path) -> None:
+    """A file with a hole is gone on with before it; the block in which the hole begins may be half empty."""
+    with (tmp_path / "data").open("wb") as file:
+        file.write(DATA[:1_500_000])
+        file.seek(2 * BATCH)
+        file.write(DATA[2 * BATCH:])
+    committed = list[bytes]()
+    ingest = ingest_of(tmp_path / "data", committed=committed)
+    await ingest.resumed()
+    assert 1_500_000 - 2 * 65536 <= ingest.offset <= 1_500_000
+    await write(ingest, DATA[ingest.offset:])
+    await ingest.commit({})
+    assert committed == [DATA]
+    await ingest.close()
+
+
+async def test_other_bytes_are_not_committed_and_can_be_dropped(tmp_path: Path) -> None:
+    """A wrong digest, too few bytes; and more than there can be are dropped at once."""
+    (tmp_path / "data").write_bytes(bytes(len(DATA) + 1))
+    committed = list[bytes]()
+    ingest = ingest_of(tmp_path / "data", committed=committed)
+    await ingest.resumed()
+    assert ingest.offset == 0
+    await write(ingest, bytes(len(DATA)))
+    with pytest.raises(errors.FailedPrecondition, match="its bytes have the digest"):
+        await ingest.commit({})
+    await ingest.restart()
+    await write(ingest, DATA[:-1])
+    with pytest.raises(errors.FailedPrecondition, match="bytes instead of"):
+        await ingest.commit({})
+    await write(ingest, DATA[-1:])
+    await ingest.commit({})
+    assert committed == [DATA]
+    await ingest.close()
+
+
+async def test_an_ingest_can_be_followed(tmp_path: Path) -> None:
+    """News of what is there without a gap, and a file to read that from, also when it is a blob already."""
+    ingest = ingest_of(tmp_path / "data")
+    await write(ingest, DATA[:BATCH])
+    with ingest.followed() as early:
+        await write(ingest, DATA[2 * BATCH:], at=2 * BATCH)
+        await write(ingest, DATA[BATCH:2 * BATCH])
+        news = os.read(early.news, 1000)
+        told = [int.from_bytes(news[at:at + 8], "little") for at in range(0, len(news), 8)]
+        assert told[0] == BATCH
+        assert told == sorted(told)
+        assert told[-1] == early.size == len(DATA)
+        await ingest.commit({})
+        with ingest.followed() as late:
+            assert int.from_bytes(os.read(late.news, 8), "little") == len(DATA)
+            assert os.pread(late.blob, len(DATA), 0) == os.pread(early.blob, len(DATA), 0) == DATA
+    await ingest.close()
+    assert ingest.closed
+    assert not early.broken
+
+
+async def test_an_ingest_is_kept_for_who_will_follow_it(tmp_path: Path) -> None:
+    """Once it is a blob, until it is let go of; one that was given up is not."""
+    ingest, lost = (ingest_of(tmp_path / name) for name in ("data", "lost"))
+    for each in (ingest, lost):
+        each.keep()
+    await write(ingest, DATA)
+    await ingest.commit({})
+    for each in (ingest, lost):
+        await each.close()
+    assert (ingest.closed, lost.closed) == (False, True)
+    with ingest.followed() as late:
+        assert os.pread(late.blob, len(DATA), 0) == DATA
+    ingest.let_go()
+    lost.let_go()
+    assert ingest.closed
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_followers_are_told_that_an_ingest_begins_anew_or_ends(restarted: bool, tmp_path: Path) -> None:
+    """Their news end, and they know that what they read may be wrong."""
+    ingest = ingest_of(tmp_path / "data")
+    with ingest.followed() as following:
+        await write(ingest, DATA[:BATCH])
+        await (ingest.restart() if restarted else ingest.close())
+        assert following.broken
+        while os.read(following.news, 8):
+            pass
+    await ingest.close()
+
+
+async def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    """As ResourceExhausted, and nothing hangs at the close."""
+    ingest = FileIngest(os.open("/dev/full", os.O_RDWR), Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0))
+    with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
+        await write(ingest, DATA)
+    await ingest.close()
+
+
+async def test_a_disk_that_fails_is_not_told_to_be_full(tmp_path: Path) -> None:
+    """Unknown, as containerd: who sees RESOURCE_EXHAUSTED makes room, which does not help here."""
+    refusing = os.memfd_create("refusing", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(refusing, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
+    with pytest.raises(errors.Unknown, match="operation not permitted"):
+        blobs.write(refusing, DATA)
+    ingest = FileIngest(refusing, Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0))
+    with pytest.raises(errors.Unknown, match=f"writing sha256:{'0' * 64}: operation not permitted"):
+        await write(ingest, DATA)
+    await ingest.close()
