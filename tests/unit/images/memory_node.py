@@ -18,7 +18,7 @@ from services.images.transfer import UNCOMPRESSED, Applied, How, Image, Landing,
 from services.kit import errors
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.store import Info as Snapshot
-from services.snapshots.store import Kind, Mount
+from services.snapshots.store import Kind, Mount, Usage
 
 
 def digest_of(data: bytes) -> str:
@@ -103,6 +103,13 @@ class MemorySnapshotter:
         self.makes: set[str] = set()
         """Chain ids that it makes by itself, as stargz does."""
         self.read_only = False
+        self.lost: set[str] = set()
+        """Committed names that are recorded only."""
+
+    async def usage(self, key: str) -> Usage:
+        if key in self.lost or key not in self.committed:
+            raise errors.NotFound(f"snapshot {key} is recorded, and snap does not have it")
+        return Usage()
 
     async def stat(self, key: str) -> Snapshot:
         if key not in self.committed:
