@@ -36,12 +36,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache
+from itertools import islice
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Generic, TypeVar
 
 from services.kit import damage, errors, memory
-from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
+from services.kit.slices import Steps
+from services.metadata.store import SOME, Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
 from services.metadata.transactions import Key, Reader, Transaction, decode
 
 V = TypeVar("V")
@@ -259,6 +262,43 @@ def put_blob(tx: Transaction, namespace: str, blob: Blob, encoded: bytes | None 
     tx.put((BLOBS.name, namespace, blob.digest), BLOBS.encode(blob) if encoded is None else encoded)
     OWNERS.put(tx, blob.digest, namespace, value=None)
     NAMED.put(tx, *Raw(blob.backend, "blob", blob.digest), value=None)
+
+
+LARGE = 64 << 10
+"""Bytes of a record that is read and written bit by bit where others wait: that of a manifest with thousands of layers, each a label, has megabytes."""
+_LABELS = '"labels":{'
+
+
+def encoding_blob(blob: Blob) -> Steps[bytes]:
+    """``BLOBS.encode``, in steps."""
+    bare, labels = BLOBS.encode(replace(blob, labels={})).decode(), iter(blob.labels.items())
+    parts: list[str] = []
+    while some := dict(islice(labels, SOME)):
+        parts.append(_dumps(some)[1:-1])
+        yield
+    return f"{bare[:-1]},{_LABELS}{','.join(parts)}}}}}".encode() if parts else bare.encode()
+
+
+def reading_blob(key: Key, value: bytes) -> Steps[Blob]:
+    """``BLOBS.read``, in steps; what is not as ``encode`` writes it is read in one."""
+    try:
+        text = value.decode()
+        before, found, _ = text.partition(_LABELS)  # the text of a string has no bare quote
+        if not found:
+            return BLOBS.decode(key, value)
+        at = len(before) + len(found)
+        labels: dict[str, str] = {}
+        while text[at] == '"':
+            name, at = scanstring(text, at + 1)
+            if text[at:at + 2] != ':"':
+                raise ValueError("a label without a value")
+            labels[name], at = scanstring(text, at + 2)
+            at += text[at] == ","
+            if not len(labels) % SOME:
+                yield
+        return replace(BLOBS.decode(key, f"{before}{_LABELS}{text[at:]}".encode()), labels=labels)
+    except (ValueError, IndexError) as error:
+        raise _damaged("blob", key, error) from None
 
 
 def delete_blob(tx: Transaction, namespace: str, digest: str) -> None:

@@ -41,7 +41,7 @@ _LARGEST_VALUE = 32 << 10
 """Bytes of a value and its key that are remembered: clients choose how large they are."""
 _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
-_BATCH = 0.01
+_BATCH = 0.004
 """Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
 _TURN = 0.002
 """Seconds of them without the loop's other work: those who only read are not kept waiting by those who write."""

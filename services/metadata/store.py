@@ -24,10 +24,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from services.kit import errors
+from services.kit.slices import Steps, at_once
 
 Labels = Mapping[str, str]
 Nanoseconds = int
 """A time, since the epoch."""
+SOME = 500
+"""Labels in a step of what is done bit by bit: a manifest of thousands of layers has as many."""
 
 # ---------------------------------------------------------------------------------------------- values
 
@@ -375,13 +378,10 @@ def present(labels: Labels) -> dict[str, str]:
     return {key: value for key, value in labels.items() if value}
 
 
-def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> tuple[dict[str, str], list[str]]:
-    """Labels after an update with a field mask, and the paths that are not about them.
-
-    ``labels`` replaces all of them, ``labels.KEY`` sets one (an absent or empty value removes it).
-    """
+def masking(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> Steps[tuple[dict[str, str], list[str]]]:
+    """:func:`masked`, in steps."""
     result, rest = dict(old), []
-    for path in paths:
+    for number, path in enumerate(paths, 1):
         if path == prefix:
             result = dict(new)
         elif path.startswith(prefix + "."):
@@ -389,4 +389,14 @@ def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels
             result[key] = new.get(key, "")
         else:
             rest.append(path)
+        if not number % SOME:
+            yield
     return result, rest
+
+
+def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> tuple[dict[str, str], list[str]]:
+    """Labels after an update with a field mask, and the paths that are not about them.
+
+    ``labels`` replaces all of them, ``labels.KEY`` sets one (an absent or empty value removes it).
+    """
+    return at_once(masking(old, new, paths, prefix))
