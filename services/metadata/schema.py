@@ -16,6 +16,7 @@
     answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel, until when.
                                                       IDs of intents begin with the time of their beginning, so the oldest come first
     sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
+    removing    BACKEND DIGEST                        blobs that it is removing in one call, each on a line. DIGEST: the first of them
     named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known to be gone.
                                                       All that a sweep of a foreign store may remove. Whatever comes to name it writes this
     held                                              why only what is known here is collected, until an operator says otherwise (``gc/guard.py``)
@@ -235,6 +236,7 @@ INTENTS = _json("intent", Intent, "id", remembered=256)
 CLAIMS = _nothing("claim")
 ANSWERS = _json("answer", Answer)
 SWEEPING = _json("sweeping", Mark)
+REMOVING: Table[str] = Table("removing", lambda value: value.encode(), lambda _key, value: value.decode())
 NAMED = _nothing("named")
 HELD = _json("held", Held)
 CHECKED: Table[int] = Table("checked", lambda value: b"%d" % value, lambda _key, value: int(value))
@@ -473,9 +475,38 @@ def set_marks(tx: Transaction, raws: Sequence[Raw], mark: Mark) -> None:
     tx.put_many([((SWEEPING.name, *raw), value) for raw in raws])
 
 
+def mark_together(tx: Transaction, backend: str, digests: Sequence[str]) -> None:
+    """The same of blobs that are removed in one call, in one row: to write one for each and to remove it again costs as much as to remove their records."""
+    REMOVING.put(tx, backend, digests[0], value="".join(f"{digest}\n" for digest in digests))
+
+
+def is_marked(tx: Reader, raw: Raw) -> bool:
+    """Whether the collector is removing it."""
+    return SWEEPING.has(tx, *raw) or (raw.kind == "blob" and any(f"{raw.name}\n" in digests for _, digests in REMOVING.scan(tx, raw.backend)))
+
+
+def marked(tx: Reader, backend: str) -> Iterator[Raw]:
+    """All that it is removing there."""
+    for _, digests in REMOVING.scan(tx, backend):
+        yield from (Raw(backend, "blob", digest) for digest in digests.splitlines())
+    yield from (Raw(*key) for key, _ in SWEEPING.scan(tx, backend))  # type: ignore[arg-type]
+
+
 def clear_marks(tx: Transaction, raws: Sequence[Raw], *, gone: bool) -> None:
     """The collector is through with them; ``gone``: the backend does not have them any more."""
-    tx.delete_many([(SWEEPING.name, *raw) for raw in raws])
+    together = set[str]()
+    for backend in {raw.backend for raw in raws if raw.kind == "blob"}:
+        over = {raw.name for raw in raws}
+        for (_, first), digests in REMOVING.scan(tx, backend):
+            there = digests.splitlines()
+            if left := [digest for digest in there if digest not in over]:
+                if len(left) == len(there):
+                    continue
+                mark_together(tx, backend, left)
+            if left[:1] != [first]:
+                REMOVING.delete(tx, backend, first)
+            together.update(there)
+    tx.delete_many([(SWEEPING.name, *raw) for raw in raws if raw.name not in together])
     if gone:
         tx.delete_many([(NAMED.name, *raw) for raw in raws])
 
