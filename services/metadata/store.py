@@ -8,7 +8,7 @@ namespaces that have a record of it.
 An *intent* is the record of something begun that takes a raw call between two transactions here: a commit of content, the making and the commit of a snapshot.
 It is written before the raw call, and ends as records (finish) or as nothing (cancel). An *incarnation* is one life of the gateway; intents name theirs.
 
-A *mark* says that the collector is removing a raw thing just now (``sweeping``). It is set in the transaction that saw that no record and no intent
+A *mark* says that the collector is removing a raw thing just now (``sweeping``, ``removing``). It is set in the transaction that saw that no record and no intent
 names the thing, and taken off when the raw call is over. Who would make a record of such a thing, or an intent that names it, waits
 until the mark is gone: this takes the place of a lock over all of it.
 

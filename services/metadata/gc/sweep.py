@@ -16,6 +16,11 @@ listed each time: its victims are what is known and named no more.
 Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a mark lost in a power cut is of a thing that nobody names,
 and a removal that was under way in a store of ours ended with it. In a foreign one, which may be elsewhere, it may still happen: there each mark lasts.
 
+Of many dead records, those of blobs in a store of ours, the sweep need not wait for the last one: sweeps of what is nobody's already (:meth:`Sweeper.ask_for_some`) go beside their removal. The
+first mark of each makes what was removed until then last.
+
+Blobs that go in one call have one mark together, a row with all their digests.
+
 A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for again; as long as the
 answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead process left.
 
