@@ -213,9 +213,7 @@ class Collector:
         self._pace.collected(time.monotonic(), time.monotonic() - started)
         self._look_at = time.monotonic() + _LOOK if self._written else None
         self._expect(found.wake)
-        if sweeps or waiting:
-            self._later(self._watch(sweeps, waiting, started))
-        self._later(self._delete_left([*found.records.left, *(node for node in found.order if node.type == "lease")]))
+        self._later(self._end(sweeps, waiting, started, [*found.records.left, *(node for node in found.order if node.type == "lease")]))
 
     def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
         """Nothing is collected, and whoever waits is told why."""
@@ -255,6 +253,11 @@ class Collector:
         if spared:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
         return found
+
+    async def _end(self, sweeps: Sequence[tuple[str, asyncio.Task[Swept]]], waiting: list[asyncio.Future[Collected]], started: float, leases: Sequence[Node]) -> None:
+        """What is left to do of a collection: for those who wait first."""
+        await self._watch(sweeps, waiting, started)
+        await self._delete_left(leases)
 
     async def _delete_left(self, leases: Sequence[Node]) -> None:
         """Remove, bit by bit, what is left of the resources of ``leases`` that are no more. What fails is done by the next collection."""
