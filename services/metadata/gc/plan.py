@@ -102,9 +102,9 @@ def knowing(tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: S
             of[raw.backend].add(raw)
         if not number % STEP:
             yield
-    for number, (key, _) in enumerate(schema.NAMED.scan(tx)):
-        if key not in used and key[0] in idle:
-            idle[key[0]].append(Raw(*key))  # type: ignore[arg-type]
+    for number, (key, _) in enumerate(tx.scan((schema.NAMED.name,))):  # the most numerous rows
+        if (raw := Raw._make(key[1:])) not in used and raw.backend in idle:
+            idle[raw.backend].append(raw)
         if not number % STEP:
             yield
     return {backend: Known(uses_of(backend, of[backend], intents), tuple(idle[backend])) for backend in idle}
