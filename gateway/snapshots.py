@@ -122,7 +122,7 @@ class SnapshotsServicer:
             except errors.NotFound as error:
                 if not intent.raw_parent:
                     raise
-                raise errors.NotFound.verbatim(f"snapshot {request.parent} is recorded, and {upstream.name} does not have it (docs/damaged-database.md): {error}") from None
+                raise _lost(upstream, request.parent, error) from None
 
         mounts = await self._records.outcome(intent, call, upstream, attempt, created)
         finish = records_pb.FinishRequest(intent=intent.id)
@@ -181,7 +181,7 @@ class SnapshotsServicer:
         upstream, raw = await self._resolve(request, call)
         if upstream.name in self._mounts and raw in self._mounts[upstream.name]:
             return pb.MountsResponse(mounts=self._mounts[upstream.name][raw])
-        answer: pb.MountsResponse = await self._ask(upstream, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=raw), call)
+        answer: pb.MountsResponse = await self._ask(upstream, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=raw), call, request.key)
         self._keep(upstream, raw, list(answer.mounts))
         return answer
 
@@ -194,7 +194,7 @@ class SnapshotsServicer:
 
     async def Usage(self, request: pb.UsageRequest, call: Call) -> pb.UsageResponse:
         upstream, raw = await self._resolve(request, call)
-        answer: pb.UsageResponse = await self._ask(upstream, "Usage", pb.UsageRequest(snapshotter=request.snapshotter, key=raw), call)
+        answer: pb.UsageResponse = await self._ask(upstream, "Usage", pb.UsageRequest(snapshotter=request.snapshotter, key=raw), call, request.key)
         return answer
 
     async def Remove(self, request: pb.RemoveSnapshotRequest, call: Call) -> Empty:
@@ -210,7 +210,7 @@ class SnapshotsServicer:
         if updated.raw_labels or updated.raw_mask.paths:
             down = pb.UpdateSnapshotRequest(snapshotter=request.snapshotter, update_mask=updated.raw_mask,
                                             info=pb.Info(name=updated.raw_key, labels=updated.raw_labels))
-            await self._ask(upstream, "Update", down, call)
+            await self._ask(upstream, "Update", down, call, request.info.name)
         return pb.UpdateSnapshotResponse(info=updated.info)
 
     async def Cleanup(self, request: pb.CleanupRequest, call: Call) -> Empty:
@@ -223,13 +223,20 @@ class SnapshotsServicer:
         found = await self._records.call("ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call)
         return upstream, found.raw_key
 
-    async def _ask(self, upstream: Upstream, method: str, request: Any, call: Call) -> Any:
-        """A raw call that may be repeated."""
+    async def _ask(self, upstream: Upstream, method: str, request: Any, call: Call, name: str = "") -> Any:
+        """A raw call that may be repeated; about the snapshot ``name``."""
         for attempt in (1, 2):
             await upstream.ready(call)
             try:
                 return await getattr(self._client(upstream), method)(request, headers=with_headers(call), timeout=self._timeout)
+            except errors.NotFound as error:  # of what metadata has just resolved
+                raise _lost(upstream, name, error) from None
             except errors.Disconnected:
                 if attempt == 2:
                     raise
         raise AssertionError
+
+
+def _lost(upstream: Upstream, name: str, error: errors.NotFound) -> errors.NodeError:
+    """What a backend says of a snapshot that is recorded."""
+    return errors.NotFound.verbatim(f"snapshot {name} is recorded, and {upstream.name} does not have it (docs/damaged-database.md): {error}") if name else error

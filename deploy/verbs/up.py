@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         if services:
             raise supervision.not_up(here)
         _refuse_another_root(here, moved=arguments.moved)
+        _refuse_containers_of_another_root(here)
         if arguments.moved and here.root.exists():
             supervision.claim_root(here, moved=True)
         if arguments.foreground:
@@ -79,6 +80,17 @@ def _refuse_another_root(here: Place, *, moved: bool) -> None:
     if last is not None and not moved and _is_empty(here.root):
         raise Failure(f"the node at {here.state} was last started with root {here.root}, and nothing is there: mount it if it is a disk's, or say where it went (--root DIR --moved); "
                       "--moved alone begins with an empty one")
+
+
+def _refuse_containers_of_another_root(here: Place) -> None:
+    """Containers that run have their files below the root that they were started with: below another they would be shown as its own, and write where nobody looks."""
+    last = place.last_started(here.state)
+    if last is None or place.same(last.root, here.root) or not last.root.exists():
+        return
+    found = sorted(f"{bundle.parent.name}/{bundle.name}" for bundle in here.bundles.glob("*/*") if bundle.is_dir() and not bundle.name.startswith("."))
+    if found:
+        raise Failure(f"containers run whose files are below {last.root}, not {here.root} ({', '.join(found[:5])}{f' and {len(found) - 5} more' if len(found) > 5 else ''}): "
+                      f"{here.hint(f'up --root {last.root}')} and {here.hint('down --containers')} first")
 
 
 def _is_empty(root: Path) -> bool:

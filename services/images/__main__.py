@@ -32,7 +32,7 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     budget = Budget(config.connections, config.downloads, config.uploads, config.unpacks)
     streams = Streams()
     unpacker = Unpacker(budget, [Unpacking(each.parsed, each.snapshotter) for each in config.unpack_config])
-    with process.owned(node.state / "images"), parser.available():
+    with process.owned(node.state / "images"), parser.available(rpc.caller):
         scratch = node.state / "images" / "unpack"
         scratch.mkdir(mode=0o700, exist_ok=True)
         appliers = Appliers(str(scratch))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -25,7 +26,9 @@ class Lane:
     """The long work of one process, one piece behind the other."""
 
     def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[Callable[[], bool]] = deque()
+        """Each goes on with a piece of work, and says whether there was any."""
+        self._scheduled = False
         self._end: float | None = None
         """Of the slice of this turn, on the clock; None as long as there is none."""
 
@@ -57,21 +60,42 @@ class Lane:
 
     async def turn(self) -> None:
         """Wait for the next turn of the loop that is nobody else's."""
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._next)
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(waiter)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def go_on() -> bool:
+            if waiter.done():  # its caller was cancelled
+                return False
+            waiter.set_result(None)
+            return True
+
+        self._queue(go_on)
         await waiter
 
-    def _next(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():  # else its caller was cancelled
-                waiter.set_result(None)
-                break
-        if self._waiting:
+    def later(self, work: Callable[[], None]) -> None:
+        """Have ``work`` done in that turn: for what is no coroutine. It is to look at :meth:`end` now and then."""
+        def go_on() -> bool:
+            work()
+            return True
+
+        self._queue(go_on)
+
+    def _queue(self, go_on: Callable[[], bool]) -> None:
+        self._waiting.append(go_on)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._waiting and not self._scheduled:
+            self._scheduled = True
             asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._scheduled = False
+        try:
+            while self._waiting:
+                if self._waiting.popleft()():
+                    break
+        finally:
+            self._schedule()
 
 
 class Slice:
@@ -91,6 +115,18 @@ class Slice:
         """Let them; go on with a new slice."""
         await self._lane.turn()
         self._end = self._lane.end()
+
+
+_lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = WeakKeyDictionary()
+
+
+def lane() -> Lane:
+    """That of this loop, for work of no service's own: what connections bring."""
+    loop = asyncio.get_running_loop()
+    found = _lanes.get(loop)
+    if found is None:
+        found = _lanes[loop] = Lane()
+    return found
 
 
 def at_once(steps: Steps[T]) -> T:

@@ -5,14 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TypeVar
 
 from services.kit import errors, filters
 from services.kit.identifiers import quoted
+from services.kit.slices import Steps, at_once
 from services.metadata import schema
 from services.metadata.database import Database, check_lease, check_not_sweeping, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_no_blob_sweeping, check_unclaimed, connected, open_intent
-from services.metadata.store import Blob, Event, Finished, Gateway, Ingest, Intent, Labels, Outcome, Raw, Resource, masked, present, validate_labels
+from services.metadata.store import (
+    SOME,
+    Blob,
+    Event,
+    Finished,
+    Gateway,
+    Ingest,
+    Intent,
+    Labels,
+    Outcome,
+    Raw,
+    Resource,
+    masking,
+    present,
+    validate_labels,
+)
 from services.metadata.transactions import Reader, Transaction
 from services.oci.digests import digest_problem
 
@@ -34,11 +51,21 @@ class Content:
 
     # -- blobs
 
-    def info(self, namespace: str, digest: str) -> Blob:
-        """NotFound; InvalidArgument if it is no digest."""
+    async def info(self, namespace: str, digest: str) -> Blob:
+        """NotFound; InvalidArgument if it is no digest. Of one with thousands of labels it is read bit by bit."""
         if digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
-        return self._database.view(lambda tx: _blob(tx, namespace, digest))
+        value = self._raw(namespace, digest)
+        if len(value) <= schema.LARGE:
+            return schema.BLOBS.decode((namespace, digest), value)
+        return await self._database.lane.through(schema.reading_blob((namespace, digest), value))
+
+    def _raw(self, namespace: str, digest: str) -> bytes:
+        """The record as it is written; NotFound."""
+        value = self._database.view(lambda tx: schema.BLOBS.raw(tx, namespace, digest))
+        if value is None:
+            raise errors.NotFound(f"content digest {digest}")
+        return value
 
     def resolve(self, namespace: str, digest: str) -> Blob:
         """As ``info``, but for those who want the bytes."""
@@ -68,17 +95,13 @@ class Content:
         return await self._database.write(work)
 
     async def _update_many(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob | None:
-        """As ``update``, of a manifest with thousands of layers, say: others come between the steps, of which each takes some milliseconds. None if somebody else changed the
-        blob meanwhile.
-        """
-        piece = self._database.lane.slice()
-        before = self._database.view(lambda tx: schema.BLOBS.raw(tx, namespace, digest))
-        old = self._database.view(lambda tx: _blob(tx, namespace, digest))
-        await piece.next()
-        blob = _updated(old, labels, paths)
-        await piece.next()
-        after = schema.BLOBS.encode(blob)
-        await piece.next()
+        """As ``update``, of a manifest with thousands of layers, say, bit by bit. None if somebody else changed the blob meanwhile."""
+        lane = self._database.lane
+        before = self._raw(namespace, digest)
+        await lane.turn()  # the request was read in this one
+        old = await lane.through(schema.reading_blob((namespace, digest), before))
+        blob = await lane.through(_updating(old, labels, paths))
+        after = await lane.through(schema.encoding_blob(blob))
 
         def work(tx: Transaction) -> Blob | None:
             if schema.BLOBS.raw(tx, namespace, digest) != before:
@@ -235,11 +258,21 @@ def _committed(tx: Transaction, namespace: str, lease: str, ref: str, raw_ref: s
 
 def _updated(old: Blob, labels: Labels, paths: Sequence[str]) -> Blob:
     """``old`` with the labels of ``paths``, or all where there are none. InvalidArgument."""
-    new, rest = masked(old.labels, labels, paths or ("labels",))
+    return at_once(_updating(old, labels, paths))
+
+
+def _updating(old: Blob, labels: Labels, paths: Sequence[str]) -> Steps[Blob]:
+    """:func:`_updated`, in steps."""
+    new, rest = yield from masking(old.labels, labels, paths or ("labels",))
     if rest:
         raise errors.InvalidArgument(f"cannot update {quoted(rest[0])} field on content info {quoted(old.digest)}")
-    validate_labels(new, "info.Labels")
-    return replace(old, labels=present(new), updated=time.time_ns())
+    kept: dict[str, str] = {}
+    left = iter(new.items())
+    while some := dict(islice(left, SOME)):
+        validate_labels(some, "info.Labels")
+        kept.update(present(some))
+        yield
+    return replace(old, labels=kept, updated=time.time_ns())
 
 
 def _blob(tx: Reader, namespace: str, digest: str) -> Blob:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyPb
@@ -18,8 +20,10 @@ from api.containerd.types import descriptor_pb2
 from api.splitd.records.v1 import records_pb2
 from services.kit import memory
 from services.kit.any import pack
+from services.kit.slices import Steps
 from services.kit.timestamps import time_from_pb, time_to_pb
 from services.metadata.store import (
+    SOME,
     Blob,
     Collected,
     Container,
@@ -172,6 +176,16 @@ def resource_from_pb(message: leases_pb2.Resource) -> Resource:
 def info_to_pb(blob: Blob) -> contents_pb2.Info:
     return contents_pb2.Info(digest=blob.digest, size=blob.size, labels=blob.labels,
                              created_at=time_to_pb(blob.created), updated_at=time_to_pb(blob.updated))
+
+
+def info_pieces(blob: Blob, message: Callable[[contents_pb2.Info], Message]) -> Steps[list[bytes]]:
+    """``message`` of an info with thousands of labels, serialized, in steps: one behind the other, messages with some of the labels each are one with all."""
+    pieces = [message(info_to_pb(replace(blob, labels={}))).SerializeToString()]
+    labels = iter(blob.labels.items())
+    while some := dict(islice(labels, SOME)):
+        pieces.append(message(contents_pb2.Info(labels=some)).SerializeToString())
+        yield
+    return pieces
 
 
 def blob_to_pb(blob: Blob) -> records_pb2.Blob:

@@ -223,5 +223,5 @@ def release(tx: Transaction, namespace: str, lease: str, resource: Resource) -> 
 
 def check_not_sweeping(tx: Reader, raw: Raw) -> None:
     """Busy while the collector is removing it."""
-    if schema.SWEEPING.has(tx, *raw):
+    if schema.is_marked(tx, raw):
         raise Busy(f"{'content' if raw.kind == 'blob' else raw.kind} {raw.name} is being removed by the collector", raw)

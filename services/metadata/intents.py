@@ -297,5 +297,6 @@ def check_no_blob_sweeping(tx: Reader, backend: str, digest: str) -> None:
     if digest:
         check_not_sweeping(tx, Raw(backend, "blob", digest))
         return
-    for (_, _, marked), _ in schema.SWEEPING.scan(tx, backend, "blob", limit=1):
-        raise Busy("content of an unknown digest is being removed by the collector", Raw(backend, "blob", marked))
+    for raw in schema.marked(tx, backend):
+        if raw.kind == "blob":
+            raise Busy("content of an unknown digest is being removed by the collector", raw)

@@ -16,6 +16,7 @@
     answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel, until when.
                                                       IDs of intents begin with the time of their beginning, so the oldest come first
     sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
+    removing    BACKEND DIGEST                        blobs that it is removing in one call, each on a line. DIGEST: the first of them
     named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known to be gone.
                                                       All that a sweep of a foreign store may remove. Whatever comes to name it writes this
     held                                              why only what is known here is collected, until an operator says otherwise (``gc/guard.py``)
@@ -36,12 +37,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache
+from itertools import islice
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Generic, TypeVar
 
 from services.kit import damage, errors, memory
-from services.metadata.store import Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
+from services.kit.slices import Steps
+from services.metadata.store import SOME, Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
 from services.metadata.transactions import Key, Reader, Transaction, decode
 
 V = TypeVar("V")
@@ -232,6 +236,7 @@ INTENTS = _json("intent", Intent, "id", remembered=256)
 CLAIMS = _nothing("claim")
 ANSWERS = _json("answer", Answer)
 SWEEPING = _json("sweeping", Mark)
+REMOVING: Table[str] = Table("removing", lambda value: value.encode(), lambda _key, value: value.decode())
 NAMED = _nothing("named")
 HELD = _json("held", Held)
 CHECKED: Table[int] = Table("checked", lambda value: b"%d" % value, lambda _key, value: int(value))
@@ -259,6 +264,43 @@ def put_blob(tx: Transaction, namespace: str, blob: Blob, encoded: bytes | None 
     tx.put((BLOBS.name, namespace, blob.digest), BLOBS.encode(blob) if encoded is None else encoded)
     OWNERS.put(tx, blob.digest, namespace, value=None)
     NAMED.put(tx, *Raw(blob.backend, "blob", blob.digest), value=None)
+
+
+LARGE = 64 << 10
+"""Bytes of a record that is read and written bit by bit where others wait: that of a manifest with thousands of layers, each a label, has megabytes."""
+_LABELS = '"labels":{'
+
+
+def encoding_blob(blob: Blob) -> Steps[bytes]:
+    """``BLOBS.encode``, in steps."""
+    bare, labels = BLOBS.encode(replace(blob, labels={})).decode(), iter(blob.labels.items())
+    parts: list[str] = []
+    while some := dict(islice(labels, SOME)):
+        parts.append(_dumps(some)[1:-1])
+        yield
+    return f"{bare[:-1]},{_LABELS}{','.join(parts)}}}}}".encode() if parts else bare.encode()
+
+
+def reading_blob(key: Key, value: bytes) -> Steps[Blob]:
+    """``BLOBS.read``, in steps; what is not as ``encode`` writes it is read in one."""
+    try:
+        text = value.decode()
+        before, found, _ = text.partition(_LABELS)  # the text of a string has no bare quote
+        if not found:
+            return BLOBS.decode(key, value)
+        at = len(before) + len(found)
+        labels: dict[str, str] = {}
+        while text[at] == '"':
+            name, at = scanstring(text, at + 1)
+            if text[at:at + 2] != ':"':
+                raise ValueError("a label without a value")
+            labels[name], at = scanstring(text, at + 2)
+            at += text[at] == ","
+            if not len(labels) % SOME:
+                yield
+        return replace(BLOBS.decode(key, f"{before}{_LABELS}{text[at:]}".encode()), labels=labels)
+    except (ValueError, IndexError) as error:
+        raise _damaged("blob", key, error) from None
 
 
 def delete_blob(tx: Transaction, namespace: str, digest: str) -> None:
@@ -433,9 +475,38 @@ def set_marks(tx: Transaction, raws: Sequence[Raw], mark: Mark) -> None:
     tx.put_many([((SWEEPING.name, *raw), value) for raw in raws])
 
 
+def mark_together(tx: Transaction, backend: str, digests: Sequence[str]) -> None:
+    """The same of blobs that are removed in one call, in one row: to write one for each and to remove it again costs as much as to remove their records."""
+    REMOVING.put(tx, backend, digests[0], value="".join(f"{digest}\n" for digest in digests))
+
+
+def is_marked(tx: Reader, raw: Raw) -> bool:
+    """Whether the collector is removing it."""
+    return SWEEPING.has(tx, *raw) or (raw.kind == "blob" and any(f"{raw.name}\n" in digests for _, digests in REMOVING.scan(tx, raw.backend)))
+
+
+def marked(tx: Reader, backend: str) -> Iterator[Raw]:
+    """All that it is removing there."""
+    for _, digests in REMOVING.scan(tx, backend):
+        yield from (Raw(backend, "blob", digest) for digest in digests.splitlines())
+    yield from (Raw(*key) for key, _ in SWEEPING.scan(tx, backend))  # type: ignore[arg-type]
+
+
 def clear_marks(tx: Transaction, raws: Sequence[Raw], *, gone: bool) -> None:
     """The collector is through with them; ``gone``: the backend does not have them any more."""
-    tx.delete_many([(SWEEPING.name, *raw) for raw in raws])
+    together = set[str]()
+    for backend in {raw.backend for raw in raws if raw.kind == "blob"}:
+        over = {raw.name for raw in raws}
+        for (_, first), digests in REMOVING.scan(tx, backend):
+            there = digests.splitlines()
+            if left := [digest for digest in there if digest not in over]:
+                if len(left) == len(there):
+                    continue
+                mark_together(tx, backend, left)
+            if left[:1] != [first]:
+                REMOVING.delete(tx, backend, first)
+            together.update(there)
+    tx.delete_many([(SWEEPING.name, *raw) for raw in raws if raw.name not in together])
     if gone:
         tx.delete_many([(NAMED.name, *raw) for raw in raws])
 

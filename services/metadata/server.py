@@ -24,6 +24,7 @@ from api.splitd.records.v1 import records_pb2 as pb
 from api.splitd.records.v1 import records_stubs
 from services.kit import errors
 from services.kit.rpc import Call, Pieces, Servicer, shielded
+from services.kit.slices import Lane
 from services.kit.timestamps import time_from_pb
 from services.metadata import convert
 from services.metadata.containers import Containers
@@ -35,7 +36,7 @@ from services.metadata.intents import Intents
 from services.metadata.leases import Leases
 from services.metadata.namespaces import Namespaces
 from services.metadata.snapshots import Snapshots, finish_commit_snapshot, finish_snapshot, inherited
-from services.metadata.store import Backends, Event
+from services.metadata.store import SOME, Backends, Blob, Event
 
 T = TypeVar("T", bound=Message)
 
@@ -158,15 +159,21 @@ class ContentServicer:
 
     SERVICE = content_stubs.CONTENT
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: Content, lane: Lane) -> None:
         self._content = content
+        self._lane = lane
 
-    async def Info(self, request: content_pb.InfoRequest, call: Call) -> content_pb.InfoResponse:
-        return content_pb.InfoResponse(info=convert.info_to_pb(self._content.info(call.namespace, request.digest)))
+    async def Info(self, request: content_pb.InfoRequest, call: Call) -> content_pb.InfoResponse | Pieces:
+        blob = await self._content.info(call.namespace, request.digest)
+        return await self._many(blob, content_pb.InfoResponse) if len(blob.labels) > SOME else content_pb.InfoResponse(info=convert.info_to_pb(blob))
 
-    async def Update(self, request: content_pb.UpdateRequest, call: Call) -> content_pb.UpdateResponse:
+    async def Update(self, request: content_pb.UpdateRequest, call: Call) -> content_pb.UpdateResponse | Pieces:
         blob = await self._content.update(call.namespace, request.info.digest, dict(request.info.labels), request.update_mask.paths)
-        return content_pb.UpdateResponse(info=convert.info_to_pb(blob))
+        return await self._many(blob, content_pb.UpdateResponse) if len(blob.labels) > SOME else content_pb.UpdateResponse(info=convert.info_to_pb(blob))
+
+    async def _many(self, blob: Blob, message: Callable[..., Message]) -> Pieces:
+        """The answer with a blob of thousands of labels."""
+        return Pieces(await self._lane.through(convert.info_pieces(blob, lambda info: message(info=info))))
 
     async def List(self, request: content_pb.ListContentRequest, call: Call) -> AsyncIterator[content_pb.ListContentResponse]:
         async for batch in batches(self._content.select(call.namespace, request.filters, convert.info_to_pb)):
@@ -320,7 +327,7 @@ class Metadata:
             NamespacesServicer(Namespaces(database, publish)),
             ContainersServicer(Containers(database, publish)),
             LeasesServicer(Leases(database)),
-            ContentServicer(content),
+            ContentServicer(content, database.lane),
             SnapshotsServicer(snapshots),
             RecordsServicer(database, content, snapshots, Images(database), self.intents),
         ]

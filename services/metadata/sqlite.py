@@ -45,7 +45,7 @@ _LARGEST_VALUE = 32 << 10
 """Bytes of a value and its key that are remembered: clients choose how large they are."""
 _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
-_BATCH = 0.01
+_BATCH = 0.004
 """Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
 _TURN = 0.002
 """Seconds of them without the loop's other work: those who only read are not kept waiting by those who write."""
@@ -56,6 +56,9 @@ _CHECKPOINT = 1000
 
 _PUT = "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != excluded.value"
 _DELETE = "DELETE FROM records WHERE key = ?"
+_SOME = 128
+"""Keys that one statement deletes: in many at a time each costs a quarter less, and Python's other threads are let in less often."""
+_DELETE_SOME = f"DELETE FROM records WHERE key IN ({','.join('?' * _SOME)})"  # noqa: S608 - nothing but question marks
 
 
 class _Rows:
@@ -97,7 +100,11 @@ class _Rows:
 
     def delete_many(self, keys: Sequence[Key]) -> None:
         self.wrote.update(keys)
-        self._connection.executemany(_DELETE, [(encode(key),) for key in keys])
+        encoded = [encode(key) for key in keys]
+        whole = len(encoded) - len(encoded) % _SOME
+        for start in range(0, whole, _SOME):
+            self._execute(_DELETE_SOME, encoded[start:start + _SOME])
+        self._connection.executemany(_DELETE, [(key,) for key in encoded[whole:]])
 
     def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
         self.wrote.add(prefix)

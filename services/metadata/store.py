@@ -8,7 +8,7 @@ namespaces that have a record of it.
 An *intent* is the record of something begun that takes a raw call between two transactions here: a commit of content, the making and the commit of a snapshot.
 It is written before the raw call, and ends as records (finish) or as nothing (cancel). An *incarnation* is one life of the gateway; intents name theirs.
 
-A *mark* says that the collector is removing a raw thing just now (``sweeping``). It is set in the transaction that saw that no record and no intent
+A *mark* says that the collector is removing a raw thing just now (``sweeping``, ``removing``). It is set in the transaction that saw that no record and no intent
 names the thing, and taken off when the raw call is over. Who would make a record of such a thing, or an intent that names it, waits
 until the mark is gone: this takes the place of a lock over all of it.
 
@@ -23,10 +23,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from services.kit import errors
+from services.kit.slices import Steps, at_once
 
 Labels = Mapping[str, str]
 Nanoseconds = int
 """A time, since the epoch."""
+SOME = 500
+"""Labels in a step of what is done bit by bit: a manifest of thousands of layers has as many."""
 
 # ---------------------------------------------------------------------------------------------- values
 
@@ -360,13 +363,10 @@ def present(labels: Labels) -> dict[str, str]:
     return {key: value for key, value in labels.items() if value}
 
 
-def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> tuple[dict[str, str], list[str]]:
-    """Labels after an update with a field mask, and the paths that are not about them.
-
-    ``labels`` replaces all of them, ``labels.KEY`` sets one (an absent or empty value removes it).
-    """
+def masking(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> Steps[tuple[dict[str, str], list[str]]]:
+    """:func:`masked`, in steps."""
     result, rest = dict(old), []
-    for path in paths:
+    for number, path in enumerate(paths, 1):
         if path == prefix:
             result = dict(new)
         elif path.startswith(prefix + "."):
@@ -374,4 +374,14 @@ def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels
             result[key] = new.get(key, "")
         else:
             rest.append(path)
+        if not number % SOME:
+            yield
     return result, rest
+
+
+def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> tuple[dict[str, str], list[str]]:
+    """Labels after an update with a field mask, and the paths that are not about them.
+
+    ``labels`` replaces all of them, ``labels.KEY`` sets one (an absent or empty value removes it).
+    """
+    return at_once(masking(old, new, paths, prefix))

@@ -712,9 +712,9 @@ class LocalTasks:
                     if key in self._tasks:
                         log.exception("task %s/%s is known again, but not all of it", *key)
                         return
-                    doubt.trouble = str(error)
+                    doubt.trouble = errors.words_of_path(error) if isinstance(error, OSError) else str(error)
                     attempts += 1
-                    log.log(logging.WARNING if attempts <= 3 else logging.DEBUG, "task %s/%s: what became of it cannot be found out: %s; next try within %g s", *key, error, pause,
+                    log.log(logging.WARNING if attempts <= 3 else logging.DEBUG, "task %s/%s: what became of it cannot be found out: %s; next try within %g s", *key, doubt.trouble, pause,
                             exc_info=attempts == 1 and not isinstance(error, (errors.NodeError, OSError)))
                 finally:
                     doubt.trying = False

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+from services.kit.slices import lane
 from services.wire.connection import Connection
 from services.wire.events import Closed, Data, Drained, Event, GoingAway, Opened, Pong, Ready, Reset, Roomier, Trailers
 from services.wire.frames import Code
@@ -25,9 +26,7 @@ log = logging.getLogger(__name__)
 _JOIN = 32 << 10
 """Pieces that are together no longer than this are copied into one: cheaper than a vector of them."""
 _TURN = 16
-"""Frames that are dealt with before the clock is looked at ..."""
-_SLICE = 0.002
-"""... and the seconds after which others come first."""
+"""Frames that are dealt with before the clock is looked at."""
 _SLOW = 0.02
 """Seconds for which a peer that resets very many streams is not read, before the next of them."""
 _LINGER = 5.0
@@ -67,6 +66,7 @@ class Link(asyncio.Protocol):
         self.limits = limits
         self.connection = Connection(client=client, limits=limits)
         self.loop = asyncio.get_running_loop()
+        self._lane = lane()
         self.transport: asyncio.Transport | None = None
         self.lost = False
         self.ready = False
@@ -144,16 +144,16 @@ class Link(asyncio.Protocol):
             self.flush()
 
     def _take_more(self) -> None:
-        """A peer that has sent very much at once gets its slice of time, then the others' come."""
-        end = time.monotonic() + _SLICE
-        while self.connection.more and not self.connection.slowed and time.monotonic() < end:
+        """A peer that has sent very much at once gets a slice of time; it is one for all such peers of the process, who take turns."""
+        end = self._lane.end()
+        while self.connection.more and not self.connection.slowed and time.perf_counter() < end:
             self._tell(self.connection.receive(b"", _TURN))
 
     def _hold(self) -> None:
         assert self.transport is not None
         self._held = True
         self.transport.pause_reading()
-        self.loop.call_soon(self._go_on)
+        self._lane.later(self._go_on)
 
     def _slow_down(self) -> None:
         """Read nothing for a moment: what the peer sends meanwhile is the socket's, and others are served."""

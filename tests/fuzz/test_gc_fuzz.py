@@ -184,7 +184,7 @@ class World:
     def _removing(self, raw: Raw) -> None:
         """A raw thing goes now."""
         def check(tx: Reader) -> None:
-            assert schema.SWEEPING.has(tx, *raw), f"{raw} goes without a mark"
+            assert schema.is_marked(tx, raw), f"{raw} goes without a mark"
             used = plan.uses(tx, raw.backend)
             if any(snapshot.parent == raw.name for snapshot in self.raws.snapshots.values()):
                 return  # its backend refuses
@@ -407,7 +407,7 @@ class World:
         """What a full look calls living is left, and nothing else."""
         assert not list(schema.INTENTS.scan(tx))
         assert not list(schema.CLAIMS.scan(tx))
-        assert not list(schema.SWEEPING.scan(tx))
+        assert not any(list(schema.marked(tx, backend)) for backend in (CONTENT, OVERLAY))
         assert mark(everything(tx), self.now).dead == []
         for backend in (CONTENT, OVERLAY):
             listing = Listing(backend, frozenset(r.name for r in self.raws.blobs if r.backend == backend), frozenset(r.name for r in self.raws.ingests if r.backend == backend),

@@ -136,6 +136,9 @@ def test_a_snapshotter_that_lost_its_database_removes_nothing(place: Path, regis
         assert "metadata.db is new, though there are snapshots" in node.splitd("gc").stdout
         assert [each["what"] for each in node.status()["held_back"]] == ["snapshots.overlayfs"]
         assert "docs/damaged-database.md" in node.ctr("run", "--rm", reference, "other", "true", ok=False).stderr
+        said = node.splitd("pull", "--plain-http", reference, ok=False).stderr
+        assert "is recorded, and snapshots.overlayfs does not have it" in said
+        assert "splitd gc --release" in said
         assert written.read_text() == "precious\n"
         assert "2 snapshots that their snapshotter has lost are no longer recorded" in node.splitd("gc", "--release").stdout
         eventually(lambda: not written.exists(), "what nobody knows stays")

@@ -57,6 +57,23 @@ def test_up_starts_the_same_node_by_its_state_alone(home: Path) -> None:
         splitd("down", "--state", home / "state")
 
 
+def test_another_root_is_not_given_the_containers_of_this_one(home: Path) -> None:
+    """A restore beside containers that run would show them as its own, and they would write below the old root. Where that is gone, nobody can stop them there."""
+    up(home)
+    splitd("down", "--state", home / "state")
+    bundle = home / "state" / "io.containerd.runtime.v2.task" / "default" / "box"
+    bundle.mkdir(parents=True)
+    restored = home / "restored"
+    shutil.copytree(home / "root", restored)
+    try:
+        done = up(home, "--root", restored, "--moved", ok=False)
+        assert f"containers run whose files are below {home}/root, not {restored} (default/box): " in done.stderr
+        assert f"up --root {home}/root --state {home}/state and " in done.stderr
+        assert f"down --containers --state {home}/state first" in done.stderr
+    finally:
+        bundle.rmdir()
+
+
 @pytest.mark.parametrize("more", ["flag", "environment", "file"])
 def test_another_root_is_refused_with_both_named(home: Path, more: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever says it; and nothing is made of it."""

@@ -135,13 +135,13 @@ async def test_a_silent_registry_is_named_while_it_is_waited_for(node: Node) -> 
     """``splitd pull`` says so on standard error, and among its JSON; it goes on when the registry does."""
     async with FakeRegistry() as registry:
         references = [registry.add(runnable(), f"box:{number}") for number in (1, 2)]
-        registry.inject("manifests", silent(7.0), times=2)
+        registry.inject("manifests", silent(9.0), times=2)
         plain, as_json = await asyncio.gather(
             asyncio.to_thread(node.splitd, "pull", "--plain-http", "-n", "silent", references[0]),
             asyncio.to_thread(node.splitd, "pull", "--plain-http", "-n", "silent", "--json", references[1]))
-    assert f"splitd: {registry.host} has been silent for 5 s, and is waited for" in plain.stderr
+    assert re.search(rf"^splitd: {re.escape(registry.host)} has been silent for \d+ s, and is waited for$", plain.stderr, re.MULTILINE)
     lines = [json.loads(line) for line in as_json.stdout.splitlines()]
-    assert {"silent": registry.host, "seconds": 5} in lines
+    assert {line["silent"] for line in lines if "silent" in line} == {registry.host}
     assert lines[-1]["outcome"] == "done"
 
 

@@ -1,4 +1,4 @@
-"""Large documents are read by a program of their own, one after the other.
+"""Large documents are read by a program of their own, one after the other, of each client in turn.
 
 Whoever reads JSON holds the interpreter: for tens of milliseconds where the document has megabytes, in a thread too, and everybody else's calls wait. And of what is made of it, in millions of
 small objects, so little stays that it keeps nearly all of the memory. A program takes both with it: it runs beside its service, after all that is in a hurry, and ends when there is nothing to read.
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
+from services.images.concurrency.fair_queue import FairQueue
 from services.kit import errors, gojson, kept
 
 P = ParamSpec("P")
@@ -41,7 +42,8 @@ _MEMORY = 1 << 30
 
 _NICE = 10
 
-_FILES = ("services/__init__.py", "services/images/__init__.py", *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser")),
+_FILES = ("services/__init__.py", "services/images/__init__.py", *(f"services/images/concurrency/{name}.py" for name in ("__init__", "fair_queue")),
+          *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser")),
           *(f"services/oci/{name}.py" for name in ("__init__", "descriptors", "digests", "media_types", "platforms")),
           *(f"services/kit/{name}.py" for name in ("__init__", "errors", "gojson", "identifiers", "kept")))
 """What it imports of ours."""
@@ -53,7 +55,8 @@ async def read(document: bytes, parse: Callable[Concatenate[bytes, P], T], *argu
         return await gojson.apart(len(document), lambda: parse(document, *arguments, **named))
     loop = asyncio.get_running_loop()
     try:
-        return cast("T", await loop.run_in_executor(_THREAD, _PROGRAM.read, parse, (document, *arguments), named))
+        async with _QUEUE.turn(_caller()):
+            return cast("T", await loop.run_in_executor(_THREAD, _PROGRAM.read, parse, (document, *arguments), named))
     finally:
         loop.call_later(_IDLE, _THREAD.submit, _PROGRAM.rest, _PROGRAM.read_so_far)
 
@@ -132,8 +135,13 @@ class Program:
 
 
 @contextlib.contextmanager
-def available() -> Iterator[None]:
-    """Around what the service does: the program has the code of now, and none is left when the block ends, whatever it reads: the end of the process would wait for it."""
+def available(caller: Callable[[], str] = str) -> Iterator[None]:
+    """Around what the service does: the program has the code of now, and none is left when the block ends, whatever it reads: the end of the process would wait for it.
+
+    ``caller`` says for whom something is read.
+    """
+    global _caller
+    _caller = caller
     kept.archive(_FILES)
     try:
         yield
@@ -143,6 +151,8 @@ def available() -> Iterator[None]:
 
 _THREAD = ThreadPoolExecutor(1, "reading")
 _PROGRAM = Program()
+_QUEUE = FairQueue()
+_caller: Callable[[], str] = str
 
 
 # ---------------------------------------------------------------------------------------------- the program

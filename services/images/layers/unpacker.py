@@ -248,6 +248,8 @@ class _Stack:
         for layer in self.layers:
             async with self.locks.held((self.node.namespace, self.name, layer.chain_id)):
                 await _Extraction(self, layer).run()
+        if self.layers:
+            await self._check_kept(self.layers[-1])
 
     async def side_by_side(self) -> None:
         """All that are missing at once, as far as the budget goes; those upon one that is there."""
@@ -255,12 +257,24 @@ class _Stack:
         if first:  # taken under the lease; or made again, if it has gone meanwhile
             async with self.locks.held((self.node.namespace, self.name, self.layers[first - 1].chain_id)):
                 await _Extraction(self, self.layers[first - 1]).run()
+            await self._check_kept(self.layers[first - 1])
         if first == len(self.layers):
             return
         self.blobs.wanted(first)
         self.node.expect()
         chain = Chain(first, len(self.layers))
         await together([chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))])
+
+    async def _check_kept(self, layer: _Layer) -> None:
+        """FailedPrecondition if a layer that was there, by the records, is not: its snapshotter has lost it. Those below it are there if it is."""
+        if layer.number in self.made:
+            return
+        try:
+            await self.snapshotter.usage(layer.chain_id)
+        except errors.NotFound as error:
+            raise errors.FailedPrecondition(f"layer {layer.descriptor.digest}: {error}: splitd gc --release forgets what was lost, then pull again") from None
+        except errors.Unimplemented:
+            return
 
     async def _chained(self, layer: _Layer, chain: Chain, turn: int) -> None:
         await wave(turn)

@@ -99,7 +99,11 @@ def reading(tx: Reader) -> Steps[Everything]:
     yield from _read(found.leases, ((Node("lease", key[0], key[1]), lease) for key, lease in schema.LEASES.scan(tx)))
     yield from _read(found.snapshots, ((Node("snapshot", key[0], key[2], key[1]), snapshot) for key, snapshot in schema.SNAPSHOTS.scan(tx)))
     yield from _read(found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx)))
-    yield from _read(found.blobs, ((Node("content", key[0], key[1]), Bytes(backend, labels)) for key, backend, labels in schema.backends_and_labels(tx)))
+    plain: dict[str, Bytes] = {}
+    for number, (key, backend, labels) in enumerate(schema.backends_and_labels(tx)):  # the most numerous records, of which most have no labels
+        found.blobs[Node("content", key[0], key[1])] = Bytes(backend, labels) if labels else plain.get(backend) or plain.setdefault(backend, Bytes(backend, labels))
+        if not number % STEP:
+            yield
     yield from _read(found.images, ((Node("image", key[0], key[1]), image) for key, image in schema.IMAGES.scan(tx)))
     yield from _read(found.containers, ((Node("container", key[0], key[1]), container) for key, container in schema.CONTAINERS.scan(tx)))
     found.intents.extend(intent for _, intent in schema.INTENTS.scan(tx))

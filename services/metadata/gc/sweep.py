@@ -16,6 +16,11 @@ listed each time: its victims are what is known and named no more.
 Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a mark lost in a power cut is of a thing that nobody names,
 and a removal that was under way in a store of ours ended with it. In a foreign one, which may be elsewhere, it may still happen: there each mark lasts.
 
+Of many dead records, those of blobs in a store of ours, the sweep need not wait for the last one: sweeps of what is nobody's already (:meth:`Sweeper.ask_for_some`) go beside their removal. The
+first mark of each makes what was removed until then last.
+
+Blobs that go in one call have one mark together, a row with all their digests.
+
 A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for again; as long as the
 answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead process left.
 
@@ -78,6 +83,8 @@ class Swept:
     removed: list[Raw] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     """With why, as ``Collected.failed`` has them."""
+    undone: bool = False
+    """Some things could not be swept by themselves: ask for all."""
     postponed: bool = False
     """The backend could not be asked, or not all of it could be decided: to be swept again without being asked for."""
 
@@ -134,14 +141,16 @@ class _Found:
     written: MutableSequence[Key]
     """What was written since, until ``noting`` ends."""
     noting: contextlib.ExitStack
+    some: bool = False
+    """What is idle by ``known`` may go already, and nothing else: records of other things that are not in use are being removed still."""
 
     @classmethod
-    def of(cls, database: Database, known: plan.Known | None, before: Sequence[Key] = ()) -> _Found:
+    def of(cls, database: Database, known: plan.Known | None, before: Sequence[Key] = (), *, some: bool = False) -> _Found:
         """``before``: what was written until now."""
         noting = contextlib.ExitStack()
         written = noting.enter_context(database.transactions.watch())
         written[:0] = before
-        return cls(known, written, noting)
+        return cls(known, written, noting, some)
 
 
 class Sweeper:
@@ -169,7 +178,19 @@ class Sweeper:
         self._everything = self._everything or everything
         if self._found is not None:
             self._found.noting.close()  # older than this
+            if self._found.some and self._found.known is not None and known is not None:
+                known = known.with_idle(self._found.known.idle)
         self._found = _Found.of(self._database, known, written) if known is not None else None
+        return self._turns.ask()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be asked for some things: it does nothing, and all that it has is known."""
+        return not self._everything and not self._turns.busy
+
+    def ask_for_some(self, known: plan.Known, written: Sequence[Key]) -> asyncio.Task[Swept]:
+        """A sweep of no more than what is idle by ``known``, which is to be :attr:`ready`. It may be :attr:`Swept.undone`."""
+        self._found = _Found.of(self._database, known, written, some=True)
         return self._turns.ask()
 
     async def close(self) -> None:
@@ -212,6 +233,9 @@ class Sweeper:
             stamp = await self._stores.stamp(self.backend)
             if not everything and stamp == self._store_id and not self.backend.startswith("snapshots.") and self._database.view(guard.held) is None:
                 view = self._idle(known)
+            elif found.some:
+                swept.undone = True
+                return False
             else:
                 listing = await self._stores.list(self.backend)
                 if self._unseen and stamp == self._store_id:
@@ -230,7 +254,7 @@ class Sweeper:
             if not await self._act(view, Spared(view.listing, found.written), swept):
                 return False
         well = view.ownership in _OURS and not swept.failed and not swept.postponed
-        if well and view.unnoted:
+        if well and view.unnoted and not found.some:
             await self._database.transactions.write(lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False)
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
             try:
@@ -272,7 +296,7 @@ class Sweeper:
         own = ownership in _OURS
         found = [] if ownership == "nothing" else plan.victims(listing, used, once, own=own)
         deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
-        marked = [Raw(*key) for key, _ in schema.SWEEPING.scan(tx, self.backend)]  # type: ignore[arg-type]
+        marked = list(schema.marked(tx, self.backend))
         listed, going = listing.raws(), set(found)
         return _View(listing, ownership, [raw for raw in known.idle if raw not in listed], found, marked, frozenset(raw for raw in marked if raw not in going),
                      frozenset(raw for raw in marked if raw not in listed and raw not in used.raws), deferred, reason, sign,
@@ -331,6 +355,11 @@ class Sweeper:
         staying = {raw for raw in batch if raw in spared or (held is not None and (held.damaged or not schema.NAMED.has(tx, *raw)))}
         schema.clear_marks(tx, sorted(staying), gone=False)  # of an earlier sweep, it may be
         chosen = [raw for raw in batch if raw not in staying]
+        if view.marked:
+            schema.clear_marks(tx, chosen, gone=False)  # each has one
+        if self._together and chosen and all(raw.kind == "blob" for raw in chosen):
+            schema.mark_together(tx, self.backend, [raw.name for raw in chosen])
+            return chosen, sorted(staying)
         for reference, some in view.by_reference(chosen).items():
             schema.set_marks(tx, some, Mark(since=now, reference=reference))
         return chosen, sorted(staying)
@@ -422,6 +451,11 @@ class Sweeper:
                     self._ended(raw, error, unmarking, swept)
                 return not isinstance(error, errors.Unavailable)
             self._together = True
+            if not any(outcomes):  # as nearly always
+                fault("gc.mid-sweep")
+                swept.removed.extend(chosen)
+                unmarking.add(*chosen, gone=True)
+                return True
             for raw, outcome in zip(chosen, outcomes, strict=True):
                 if isinstance(outcome, errors.NotFound):
                     self._ended(raw, attempt > 1, unmarking, swept)  # by our first attempt, then
@@ -478,12 +512,13 @@ class _Unmarking:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: list[tuple[Raw, bool]] = []
+        self._waiting: dict[bool, list[Raw]] = {True: [], False: []}
+        """By whether they are gone."""
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, raw: Raw, *, gone: bool) -> None:
-        """The removal of ``raw`` is over; ``gone``: the backend does not have it any more."""
-        self._waiting.append((raw, gone))
+    def add(self, *raws: Raw, gone: bool) -> None:
+        """The removal of ``raws`` is over; ``gone``: the backend does not have them any more."""
+        self._waiting[gone].extend(raws)
         if self._task is None or self._task.done():
             if self._task is not None and not self._task.cancelled():
                 self._task.exception()  # what failed is tried again now
@@ -495,17 +530,18 @@ class _Unmarking:
             await self._task
 
     async def _run(self) -> None:
-        while self._waiting:
-            taken, self._waiting = self._waiting, []
+        while any(self._waiting.values()):
+            taken, self._waiting = self._waiting, {True: [], False: []}
 
-            def work(tx: Transaction, taken: list[tuple[Raw, bool]] = taken) -> None:
-                for over in (True, False):
-                    schema.clear_marks(tx, [raw for raw, gone in taken if gone is over], gone=over)
+            def work(tx: Transaction, taken: dict[bool, list[Raw]] = taken) -> None:
+                for gone, raws in taken.items():
+                    schema.clear_marks(tx, raws, gone=gone)
 
             fault("gc.before-unmark")
             try:
                 await self._database.transactions.write(work, lasting=False)  # a mark that is there again is resolved by the next sweep
             except BaseException:
-                self._waiting[:0] = taken
+                for gone, raws in taken.items():
+                    self._waiting[gone][:0] = raws
                 raise
-            self._database.wake(*(raw for raw, _ in taken))
+            self._database.wake(*taken[True], *taken[False])

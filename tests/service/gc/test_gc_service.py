@@ -273,6 +273,31 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes
     assert (client.directories(), client.directories("native")) == (2, 0)
 
 
+@pytest.mark.parametrize("point", ["gc.after-records", "gc.mid-sweep", "gc.before-unmark"])
+async def test_killed_while_hundreds_go_it_goes_on_where_it_was(processes: Processes, client: Client, point: str) -> None:
+    """The same where blobs go by the hundred, and while records are still being removed: what is written anew is there, and stays."""
+    await client.collect()
+    lease = await client.lease("keep")
+    kept = await client.write(b"kept", lease=lease)
+    many = await client.lease("many")
+    garbage = [digest for start in range(0, 600, 50)
+               for digest in await asyncio.gather(*(client.write(b"one of many %d" % n, lease=many) for n in range(start, start + 50)))]
+    processes.fault(point)
+    asking = asyncio.ensure_future(client.unlease(many, sync=True))
+    await asyncio.to_thread(processes.metadata.wait)
+    await asyncio.wait((asking,))
+    assert asking.exception() is not None
+    processes.metadata.start()
+    await client.ready()
+    numbers = range(0, 600, 40)
+    again = await asyncio.wait_for(asyncio.gather(*(client.write(b"one of many %d" % n, lease=lease) for n in numbers)), 30)
+    assert again == [garbage[n] for n in numbers]
+    await client.collect()
+    assert await client.raw_blobs() == {kept, *again}
+    for number, digest in zip(numbers, again, strict=True):
+        assert await client.read(digest) == b"one of many %d" % number
+
+
 async def test_killed_at_random_nothing_is_lost_or_left(processes: Processes, client: Client) -> None:
     """Ten times kill -9 at some moment of collections: what the lease holds is there, and in the end nothing else."""
     lease = await client.lease("keep")

@@ -134,7 +134,7 @@ class World:
         return {_short(node) for node in self.marking(now).dead}
 
     def marks(self) -> set[Raw]:
-        return {Raw(*key) for key, _ in schema.SWEEPING.scan(self.transactions._state)}  # type: ignore[arg-type]
+        return {raw for backend in (CONTENT, OVERLAY) for raw in schema.marked(self.transactions._state, backend)}
 
     def named(self) -> set[Raw]:
         return {Raw(*key) for key, _ in schema.NAMED.scan(self.transactions._state)}  # type: ignore[arg-type]

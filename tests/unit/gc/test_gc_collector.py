@@ -23,7 +23,7 @@ from services.metadata.gc.turns import Turns
 from services.metadata.intents import check_no_blob_sweeping
 from services.metadata.leases import Leases
 from services.metadata.sqlite import SqliteTransactions
-from services.metadata.store import Event, Gateway, Image, Lease, Mark, Raw
+from services.metadata.store import Blob, Event, Gateway, Image, Lease, Mark, Raw
 from tests.support import eventually_async
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
 
@@ -402,6 +402,103 @@ async def test_marks_of_a_dead_process_are_resolved(world: World, stores: Memory
     assert world.marks() == set()
     assert recorded in stores
     assert base in stores
+
+
+async def test_marks_of_many_blobs_that_a_dead_process_left_are_resolved(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """As those of single ones, whatever became of each of the blobs that were to go in one call."""
+    there, gone, recorded = blob(1), blob(2), world.blob(3, {"gc.root": "x"})
+    for raw in (there, recorded):
+        stores.add(raw)
+    world._write(lambda tx: schema.mark_together(tx, CONTENT, [raw.name for raw in (there, gone, recorded)]))
+    assert world.marks() == {there, gone, recorded}
+    assert (await collector.collect()).removed == (f"content {digest(1)}",)
+    assert world.marks() == set()
+    assert recorded in stores
+
+
+async def test_of_many_blobs_that_go_in_one_call_each_is_marked(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+    """Whoever wants one of them waits until the call is over, then it is gone; one that was not removed is unmarked like the others, and stays named."""
+    await collector.collect()
+    raws = [world.blob(number) for number in range(100)]
+    for raw in raws:
+        stores.add(raw)
+    waiting: list[asyncio.Task[None]] = []
+
+    async def look(method: str, name: str) -> None:
+        if (method, name) == ("remove", digest(80)):
+            for number in (70, 90):
+                assert blob(number) in world.marks()
+                waiting.append(asyncio.create_task(world.database.write(lambda tx, number=number: check_no_blob_sweeping(tx, CONTENT, digest(number)))))
+            await asyncio.sleep(0.01)
+            assert not any(task.done() for task in waiting)
+            raise errors.Internal("it is read-only")
+
+    stores.together = True
+    stores.before = look
+    assert len((await collector.collect(everything=False)).removed) == 99
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert stores.blobs == world.named() == {blob(80)}
+    assert world.marks() == set()
+
+
+# ------------------------------------------------------------------------------------------ what goes early
+
+
+async def test_blobs_go_while_records_are_being_removed(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content store has something to do before the last record is gone; each blob goes after all of its own records."""
+    monkeypatch.setattr(collector_module, "_BATCH", 4)
+    await collector.collect()
+    for number in range(200):
+        stores.add(world.blob(number))
+        if not number % 3:
+            world.blob(number, ns="other")
+    left: list[int] = []
+
+    async def look(method: str, name: str) -> None:
+        if method == "remove":
+            records = {key[1] for key, _ in schema.BLOBS.scan(world.transactions._state)}
+            assert name not in records
+            left.append(len(records))
+
+    stores.before = look
+    assert sorted((await collector.collect(everything=False)).removed) == [f"content {digest(number)}" for number in range(200)]
+    assert left[0] > 0
+    assert not stores.blobs
+    assert world.marks() == world.named() == set()
+
+
+async def test_a_blob_that_is_wanted_after_its_record_went_stays(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that would go early."""
+    monkeypatch.setattr(collector_module, "_BATCH", 4)
+    await collector.collect()
+    for number in range(40):
+        stores.add(world.blob(number))
+    again = list[int]()
+
+    async def written(method: str, _name: str) -> None:
+        if method == "stamp" and not again:
+            for number in range(40):
+                if not schema.BLOBS.has(world.transactions._state, "ns", digest(number)):
+                    again.append(number)
+                    await world.database.write(lambda tx, number=number: schema.put_blob(tx, "ns", Blob(digest=digest(number), size=1, backend=CONTENT)))
+
+    stores.before = written
+    await collector.collect(everything=False)
+    assert again
+    assert stores.blobs == world.named() == {blob(number) for number in again}
+
+
+async def test_a_store_that_became_anothers_is_asked_for_all(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was to go early does not, and who waits is told why."""
+    monkeypatch.setattr(collector_module, "_BATCH", 4)
+    await collector.collect()
+    for number in range(40):
+        stores.add(world.blob(number))
+    stores.stamps[CONTENT] = "another"
+    done = await collector.collect(everything=False)
+    assert done.removed == ()
+    assert any("belongs to another metadata store" in failure for failure in done.failed)
+    assert len(stores.blobs) == 40
 
 
 # ------------------------------------------------------------------------------------------ whose a raw store is

@@ -20,7 +20,7 @@ from services.oci.mounts import Mount
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.store import Info as Snapshot
-from services.snapshots.store import Kind
+from services.snapshots.store import Kind, Usage
 
 
 def tar_of(files: Mapping[str, bytes | str]) -> bytes:
@@ -101,6 +101,13 @@ class MemorySnapshotter:
         self.makes: set[str] = set()
         """Chain ids that it makes by itself, as stargz does."""
         self.read_only = False
+        self.lost: set[str] = set()
+        """Committed names that are recorded only."""
+
+    async def usage(self, key: str) -> Usage:
+        if key in self.lost or key not in self.committed:
+            raise errors.NotFound(f"snapshot {key} is recorded, and snap does not have it")
+        return Usage()
 
     async def stat(self, key: str) -> Snapshot:
         if key not in self.committed:

@@ -117,6 +117,19 @@ async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemoryS
     assert node.applied == [layer.digest for layer in LAYERS[1:]]
 
 
+@pytest.mark.parametrize("there", [1, 3])
+async def test_what_its_snapshotter_has_lost_is_not_said_to_be_there(node: MemoryNode, snap: MemorySnapshotter, there: int) -> None:
+    """The records say so; a container of it could not start. The refusal names the verb that forgets them."""
+    for number in range(there):
+        snap.committed[CHAIN[number]] = (CHAIN[number - 1] if number else "", {})
+        snap.lost.add(CHAIN[number])
+    if there == 1:
+        node.how = node.how._replace(side_by_side=True)  # in order, the layer above cannot be begun
+    with pytest.raises(errors.FailedPrecondition, match=f"layer {LAYERS[there - 1].digest}: snapshot {CHAIN[there - 1]} is recorded, and snap does not have it.*: splitd gc --release forgets what was lost, then pull"):
+        await Unpacker().unpack(node, config(node), LAYERS, SNAP)
+    assert not node.applied
+
+
 async def test_a_snapshotter_may_make_the_layer_itself(node: MemoryNode, snap: MemorySnapshotter) -> None:
     """stargz commits the target and says that it exists."""
     node.how = node.how._replace(side_by_side=False)  # no such one rebases

@@ -53,3 +53,32 @@ async def test_who_is_cancelled_takes_nobodys_turn() -> None:
     async with asyncio.timeout(10):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError, type(None)] * 5
+
+
+async def test_work_without_a_coroutine_takes_turns_too() -> None:
+    """One piece in a turn, also where it asks for its next one at once; what fails holds up nobody."""
+    lane, turn = Lane(), [0]
+    counter = asyncio.ensure_future(counting(turn))
+    seen: list[int] = []
+    done = asyncio.Event()
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context.get("exception")))
+
+    def again() -> None:
+        seen.append(turn[0])
+        if len(seen) < 20:
+            lane.later(again)
+        else:
+            done.set()
+
+    def failing() -> None:
+        raise ValueError("this one")
+
+    lane.later(failing)
+    lane.later(again)
+    lane.later(again)
+    async with asyncio.timeout(10):
+        await done.wait()
+    counter.cancel()
+    assert len(set(seen)) == len(seen)
+    assert [type(each) for each in failed] == [ValueError]

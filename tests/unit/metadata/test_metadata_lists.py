@@ -181,3 +181,30 @@ async def test_an_answer_in_pieces_is_one_message(monkeypatch: pytest.MonkeyPatc
     found = await leases.ListResources(leases_pb2.ListResourcesRequest(id="l"), headers=headers("n"))
     assert [(resource.type, resource.id) for resource in found.resources] == [("images", f"{number:02}") for number in range(50)]
     await local.close()
+
+
+async def test_a_blob_of_thousands_of_labels_leaves_room_for_others() -> None:
+    """A manifest of 20,000 layers has as many: the loop turns while it is told, and while it is changed, and the answers are whole."""
+    local = LocalMetadata(MemoryTransactions())
+    labels = {f"containerd.io/gc.ref.content.l.{number}": digest(number) for number in range(20_000)}
+    await local.database.write(lambda tx: schema.put_blob(tx, "n", Blob(digest=digest(0), size=1, backend="content", labels={"other": "label"})))
+    content = local.client(content_stubs.CONTENT)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    turning = asyncio.ensure_future(others())
+    update = content_pb2.UpdateRequest(info=content_pb2.Info(digest=digest(0), labels=labels), update_mask={"paths": [f"labels.{key}" for key in labels]})
+    updated = await content.Update(update, headers=headers("n"))
+    changing, turns = turns, 0
+    told = await content.Info(content_pb2.InfoRequest(digest=digest(0)), headers=headers("n"))
+    turning.cancel()
+    assert dict(updated.info.labels) == dict(told.info.labels) == {**labels, "other": "label"}
+    assert (told.info.digest, told.info.size) == (digest(0), 1)
+    assert changing >= 10
+    assert turns >= 10
+    await local.close()

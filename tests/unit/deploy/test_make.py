@@ -1,4 +1,4 @@
-"""``make clean`` leaves the environment alone that a node runs from, on any machine."""
+"""``make clean`` leaves the environment alone that a node runs from, on any machine; ``make fuzz`` takes the time it is told."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ def test_clean_needs_no_procps_to_see_that_a_node_runs(tmp_path: Path) -> None:
         process.communicate(b"\n")
     assert clean().returncode == 0
     assert not python.parent.exists()
+
+
+def test_fuzz_is_given_the_time_that_it_is_to_take() -> None:
+    """A test has two minutes otherwise, and would be ended in the middle of 40."""
+    said = subprocess.run(["make", "-n", "fuzz", "SECONDS=4000"], cwd=TOP, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "FUZZ_SECONDS=4000 " in said
+    assert "tests/fuzz --timeout $((4000 + 300))" in said

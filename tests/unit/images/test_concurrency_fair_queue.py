@@ -1,0 +1,69 @@
+"""Who comes when several want the same thing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.images.concurrency.fair_queue import FairQueue
+from services.images.documents import parser
+from tests.support import eventually_async
+
+
+async def test_callers_take_turns() -> None:
+    """One who wants something a hundred times does not keep waiting who wants it once; of one's own the order is kept, and who gave up is passed over."""
+    queue, done = FairQueue(), list[str]()
+    first = asyncio.Event()
+
+    async def work(who: str, what: str) -> None:
+        async with queue.turn(who):
+            done.append(what)
+            await (first.wait() if what == "first" else asyncio.sleep(0))
+
+    tasks = [asyncio.ensure_future(work(*each)) for each in (("a", "first"), ("a", "a1"), ("a", "a2"), ("a", "gives up"), ("a", "a3"), ("b", "b1"), ("c", "gives up"), ("b", "b2"))]
+    await asyncio.sleep(0)
+    for task in (tasks[3], tasks[6]):
+        task.cancel()
+    first.set()
+    await asyncio.wait(tasks)
+    assert done == ["first", "a1", "b1", "a2", "b2", "a3"]
+    async with queue.turn("d"):  # nobody has it any more
+        pass
+
+
+async def test_a_turn_that_comes_too_late_is_the_next_ones() -> None:
+    """Cancelled in the moment in which it was given the turn."""
+    queue, ran = FairQueue(), asyncio.Event()
+
+    async def wait(then: asyncio.Event) -> None:
+        async with queue.turn("a"):
+            then.set()
+
+    async with queue.turn("a"):
+        late = asyncio.ensure_future(wait(asyncio.Event()))
+        after = asyncio.ensure_future(wait(ran))
+        await asyncio.sleep(0)
+    late.cancel()
+    await asyncio.wait((late, after))
+    assert late.cancelled()
+    assert ran.is_set()
+
+
+async def test_documents_of_each_client_are_read_in_turn() -> None:
+    """A stranger's hundred large documents do not come before another's one."""
+    who, read = "stranger", list[bytes]()
+
+    async def reads(document: bytes) -> None:
+        read.append(await parser.read(document.ljust(parser.LARGE), bytes.strip))
+
+    with parser.available(lambda: who):
+        tasks = [asyncio.ensure_future(reads(b"stranger's %d" % n)) for n in range(5)]
+        await asyncio.sleep(0)
+        who = "other"
+        tasks.append(asyncio.ensure_future(reads(b"other's")))
+
+        async def all_done() -> bool:
+            return all(task.done() for task in tasks)
+
+        await eventually_async(all_done, "documents are not read")
+    assert read.index(b"other's") <= 2
+    assert [each for each in read if each != b"other's"] == [b"stranger's %d" % n for n in range(5)]
