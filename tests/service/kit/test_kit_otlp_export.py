@@ -296,8 +296,8 @@ async def test_what_is_no_grpc_server_is_a_failure(answer: bytes, environ: Calla
 
 PROCESS = """
 import sys
-from services.kit import tracing
-tracing.setup("test")
+from services.kit import exporting, tracing
+exporting.begin("test")
 with tracing.span("outer"), tracing.span("inner"):
     pass
 tracing.shutdown()
