@@ -75,7 +75,8 @@ class BtrfsSnapshotter(DirectorySnapshotter):
             fcntl.ioctl(above, _SUBVOL_CREATE_V2, bytearray(_ARGS_V2.pack(0, os.fsencode(name))))
         os.chmod(path, _MODE)  # whatever the umask is
         if kind is Kind.VIEW:
-            _freeze(path)
+            with _opened(path) as fd:
+                _freeze(fd)
         return True
 
     def changes(self, number: int) -> str:
@@ -91,7 +92,8 @@ class BtrfsSnapshotter(DirectorySnapshotter):
     async def freeze(self, numbers: Sequence[int]) -> None:
         def each() -> None:
             for number in numbers:
-                _freeze(self.path(number))
+                with _opened(self.path(number)) as fd:
+                    _freeze(fd)
 
         if numbers:
             await asyncio.to_thread(each)
@@ -122,8 +124,8 @@ class _Subvolume(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(directory: str) -> Iterator[int]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _opened(directory: str, above: int | None = None) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
         yield fd
     finally:
@@ -136,13 +138,12 @@ def _snapshot(source: str, target: str) -> None:
         fcntl.ioctl(above, _SNAP_CREATE_V2, bytearray(_ARGS_V2.pack(fd, os.fsencode(os.path.basename(target)))))
 
 
-def _freeze(path: str, *, read_only: bool = True) -> None:
-    """Make a subvolume read-only for everybody, also where it is mounted already; or writable again."""
-    with _opened(path) as fd:
-        (flags,) = struct.unpack("=Q", fcntl.ioctl(fd, _SUBVOL_GETFLAGS, bytes(8)))
-        wanted = flags | _READ_ONLY if read_only else flags & ~_READ_ONLY
-        if flags != wanted:
-            fcntl.ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("=Q", wanted))
+def _freeze(fd: int, *, read_only: bool = True) -> None:
+    """Make an open subvolume read-only for everybody, also where it is mounted already; or writable again."""
+    (flags,) = struct.unpack("=Q", fcntl.ioctl(fd, _SUBVOL_GETFLAGS, bytes(8)))
+    wanted = flags | _READ_ONLY if read_only else flags & ~_READ_ONLY
+    if flags != wanted:
+        fcntl.ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("=Q", wanted))
 
 
 def _info(path: str) -> _Subvolume:
@@ -157,7 +158,7 @@ def _destroyed(directory: str, name: str) -> bool:
     """Whether the subvolume ``name`` is gone, with those that somebody made in it; its blocks are freed in the background. False if it is none, or the kernel keeps it, which the log explains."""
     try:
         with _opened(directory) as above:
-            _destroy(above, f"{directory}/{name}")
+            _destroy(above, name)
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -167,8 +168,9 @@ def _destroyed(directory: str, name: str) -> bool:
     return True
 
 
-def _destroy(above: int, path: str) -> None:
-    arguments = bytearray(_ARGS.pack(0, os.fsencode(os.path.basename(path))))
+def _destroy(above: int, name: str) -> None:
+    """Remove the subvolume ``name`` of an open directory. By open directories, so that nobody who still writes there can lead it elsewhere by a link."""
+    arguments = bytearray(_ARGS.pack(0, os.fsencode(name)))
     try:
         fcntl.ioctl(above, _SNAP_DESTROY, arguments)
     except OSError as error:
@@ -176,12 +178,12 @@ def _destroy(above: int, path: str) -> None:
             raise
     else:
         return
-    _freeze(path, read_only=False)
-    for place, directories, _ in os.walk(path):
-        for inner in [each for each in directories if os.lstat(f"{place}/{each}").st_ino == _FIRST_INODE]:
+    with _opened(name, above) as fd:
+        _freeze(fd, read_only=False)
+    for _, directories, _, fd in os.fwalk(name, dir_fd=above):
+        for inner in [each for each in directories if os.stat(each, dir_fd=fd, follow_symlinks=False).st_ino == _FIRST_INODE]:
             directories.remove(inner)
-            with _opened(place) as there:
-                _destroy(there, f"{place}/{inner}")
+            _destroy(fd, inner)
     fcntl.ioctl(above, _SNAP_DESTROY, arguments)
 
 
