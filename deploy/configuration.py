@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from deploy.processes import PROCESSES, Process
-from services.kit import errors, settings, tracing
+from services.kit import errors, exporting, settings
 
 ENTRIES = {"proxy_plugins": "gateway.config:ProxyPlugin"}
 """Tables of named entries, ``[proxy_plugins.NAME]``, each entry of the class."""
@@ -76,7 +76,7 @@ class _Watched(dict[str, Any]):
 
 def check(path: Path | None) -> Checked:
     """All that is wrong with a file, not only the first thing; and with the variables OTEL_..., which a node has from the environment."""
-    found = Checked(troubles=list(tracing.check()))
+    found = Checked(troubles=list(exporting.check()))
     try:
         file = settings.read(path)
     except errors.NodeError as error:

@@ -29,11 +29,11 @@ TAKEN = ("containerd.sock", "containerd.sock.ttrpc", *(name for process in PROCE
 """The sockets in STATE that a node makes, in the place of what is there."""
 
 
-def refuse(here: Place, chosen: dict[str, str]) -> None:
+def refuse(here: Place, chosen: dict[str, str], *, ending: float = ENDING_SECONDS) -> None:
     """A Failure of one line where ``here`` is another containerd's; nothing is written before.
 
     ``chosen`` tells for "root" and "state" where the operator chose them, such as ``--root`` or ``root in /etc/containerd/config.toml``.
-    A socket that answers while no supervisord of the node runs is waited for, 5 s.
+    A socket that answers while no supervisord of the node runs is waited for, ``ending`` seconds.
     """
     found: dict[str, str] = {}
     if (here.root / METADATA).exists():
@@ -43,7 +43,7 @@ def refuse(here: Place, chosen: dict[str, str]) -> None:
     server = _server(here.state)
     if not (found or server) or supervision.is_up(here):
         return
-    end = time.monotonic() + ENDING_SECONDS
+    end = time.monotonic() + ending
     while server and not found and time.monotonic() < end:
         time.sleep(0.05)
         server = _server(here.state)

@@ -297,12 +297,15 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(place: Place) -> Iterator[int | None]:
-    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already, or one that was removed."""
+def claimed(place: Place, looked: float = LOOKED_SECONDS) -> Iterator[int | None]:
+    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already, or one that was removed.
+
+    Whoever only looks may have it for ``looked`` seconds.
+    """
     place.state.mkdir(parents=True, exist_ok=True, mode=0o711)
     fd = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        yield fd if not pid_of(place) and wait(lambda: _try_lock(fd, fcntl.LOCK_EX), LOOKED_SECONDS, 0.01) else None
+        yield fd if not pid_of(place) and wait(lambda: _try_lock(fd, fcntl.LOCK_EX), looked, 0.01) else None
     finally:
         os.close(fd)
 

@@ -192,7 +192,7 @@ class Exchange:
     """All events of the node. Its methods are synchronous and belong to the gateway's event loop."""
 
     def __init__(self, *, queue_events: int = QUEUE_EVENTS, queue_bytes: int = QUEUE_BYTES, subscribers_bytes: int = SUBSCRIBERS_BYTES,
-                 replay_seconds: float = REPLAY_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+                 replay_seconds: float = REPLAY_SECONDS, exits: int = EXITS, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = (queue_events, queue_bytes)
         self._most = subscribers_bytes
         self._backlog = _Backlog()
@@ -202,7 +202,7 @@ class Exchange:
         self._replay: deque[Published] = deque()
         self._replay_bytes = 0
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
-        self._exits = _Exits(clock)
+        self._exits = _Exits(clock, exits)
         self._fields = _Fields()
         self._costly = _Costly()
 
@@ -298,8 +298,9 @@ class _Exits:
     remembered exit ends the memory of it. One that is older was only delivered late, and does not.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], most: int) -> None:
         self._clock = clock
+        self._most = most
         self._exits: OrderedDict[tuple[str, str, str, int], tuple[float, int]] = OrderedDict()
         """(namespace, container, exec, pid): when it came in, and when the process ended, in nanoseconds since 1970"""
 
@@ -330,7 +331,7 @@ class _Exits:
             self._exits.popitem(last=False)
         if key in self._exits:
             return True
-        if len(self._exits) >= EXITS:
+        if len(self._exits) >= self._most:
             self._exits.popitem(last=False)
         self._exits[key] = (now, ended)
         return False

@@ -50,9 +50,15 @@ class Publish(Protocol):
 class Records:
     """Records for one gateway, as ``incarnation``."""
 
-    def __init__(self, metadata: Upstream, events: Publish, *, content: str, snapshotters: Sequence[str], known: Callable[[], Awaitable[None]] = _at_once) -> None:
-        """``known`` returns once it is known which snapshotters there are (:meth:`snapshotters`), or need not be waited for any longer: metadata is not told of a gateway before."""
+    def __init__(self, metadata: Upstream, events: Publish, *, content: str, snapshotters: Sequence[str], known: Callable[[], Awaitable[None]] = _at_once,
+                 pause: float = _PAUSE, full: float = _FULL) -> None:
+        """``known`` returns once it is known which snapshotters there are (:meth:`snapshotters`), or need not be waited for any longer: metadata is not told of a gateway before.
+
+        The end of an intent is told again after ``pause`` seconds, then longer ones; whoever waits for it is told of a ``full`` disk after so many.
+        """
         self._known = known
+        self._pause = pause
+        self._full = full
         self._metadata = metadata
         self._client = metadata.channel.client(SERVICE)
         self._events = events
@@ -146,7 +152,7 @@ class Records:
     async def _until_answered(self, name: str, request: Any, call: Call, *, alone: bool = False) -> Any:
         """Repeat it until metadata answers. Where its disk is full, whoever waits is told so soon, and it is repeated ``alone``."""
         headers = call.passed_on()
-        begun, pause, said = time.monotonic(), _PAUSE, ""
+        begun, pause, said = time.monotonic(), self._pause, ""
         while True:
             try:
                 return await getattr(self._client, name)(request, headers=headers, timeout=30.0)
@@ -157,7 +163,7 @@ class Records:
                 if str(error) != said:
                     log.warning("%s of an intent is repeated: %s", name, error)
                 said = str(error)
-                if isinstance(error, errors.ResourceExhausted) and not alone and passed > _FULL:
+                if isinstance(error, errors.ResourceExhausted) and not alone and passed > self._full:
                     self._tasks.start(f"{name} of an intent", self._told_alone(name, request, call))
                     raise
                 await asyncio.sleep(pause)

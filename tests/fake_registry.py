@@ -63,6 +63,7 @@ class Auth:
     """The status with which a POST for a token is answered: 404 for a server that knows only GET."""
     realm: str = ""
     tokens: dict[str, tuple[float, set[str]]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
 
 
 class FakeRegistry:
@@ -211,7 +212,7 @@ class FakeRegistry:
             wanted.add(f"repository:{source}:pull")
         if not given:
             return self._unauthorized(challenge)
-        if until < time.monotonic():
+        if until < auth.clock():
             return self._unauthorized(challenge + ',error="invalid_token"')
         return None if wanted <= scopes else self._unauthorized(challenge + ',error="insufficient_scope"')
 
@@ -236,7 +237,7 @@ class FakeRegistry:
             return web.json_response({"errors": [{"code": "UNAUTHORIZED", "message": "incorrect username or password"}]}, status=401)
         token = uuid.uuid4().hex
         granted = {f"{scope.rsplit(':', 1)[0]}:{action}" for scope in scopes for action in scope.rsplit(":", 1)[1].split(",")}
-        auth.tokens[token] = (time.monotonic() + auth.seconds, granted)
+        auth.tokens[token] = (auth.clock() + auth.seconds, granted)
         told = auth.seconds if auth.told is None else auth.told
         return web.json_response({"token": token, **({"expires_in": told} if told else {})})
 

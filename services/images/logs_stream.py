@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 
-from services.images.streaming_server import DRAIN_SECONDS, ByteSink
+from services.images.streaming_server import ByteSink
 from services.kit import errors, loops
 
 PENDING = 1 << 20
@@ -44,7 +44,7 @@ class LogsStream:
         self._closed = True
         self._changed.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
+            async with asyncio.timeout(self._sink.drain):
                 await asyncio.wait((self._sending,))
         self._sending.cancel()
         await asyncio.wait((self._sending,))

@@ -48,9 +48,11 @@ DRAIN_SECONDS = 1.0
 class Stream:
     """One open stream, as the service sees it."""
 
-    def __init__(self, namespace: str, name: str) -> None:
+    def __init__(self, namespace: str, name: str, drain: float = DRAIN_SECONDS) -> None:
+        """Its client may take ``drain`` seconds for the last bytes."""
         self.namespace = namespace
         self.name = name
+        self.drain = drain
         self._received: deque[Any] = deque()
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
@@ -89,13 +91,13 @@ class Stream:
             self._put(message)
 
     async def finish(self) -> None:
-        """End the stream once the transport has what was sent, or after :data:`DRAIN_SECONDS`.
+        """End the stream once the transport has what was sent, or after :attr:`drain` seconds.
 
         Progress has no end of its own: ctr shows what reached it before the answer of its Transfer.
         """
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_SECONDS):
+                async with asyncio.timeout(self.drain):
                     while (self._sent or self._passing) and not self._over:
                         self._room.clear()
                         await self._room.wait()
@@ -156,7 +158,9 @@ class Stream:
 class Streams:
     """The open streams, by namespace and id."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, drain: float = DRAIN_SECONDS) -> None:
+        self.drain = drain
+        """Seconds that a client may take for the last bytes of a stream."""
         self._open: dict[tuple[str, str], Stream] = {}
 
     def __len__(self) -> int:
@@ -194,7 +198,7 @@ class StreamingServicer:
         first = await anext(requests, None)
         if first is None:
             return
-        stream = Stream(call.optional_namespace, unpacked(first, pb.StreamInit).id)
+        stream = Stream(call.optional_namespace, unpacked(first, pb.StreamInit).id, self._streams.drain)
         with self._streams.registered(stream):
             taking = loops.task(f"what the client sends on stream {stream.name}", stream.take(requests))
             try:
@@ -253,6 +257,7 @@ class ByteSink:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self.drain = stream.drain
         self._block = bytearray()
         self._sent = 0
         self._allowed = 0
@@ -270,12 +275,12 @@ class ByteSink:
                 await self.flush()
 
     async def close(self) -> None:
-        """Returns when the client has taken all, or after :data:`DRAIN_SECONDS` without."""
+        """Returns when the client has taken all, or after :attr:`Stream.drain` seconds without."""
         try:
             if self._lost is None:
                 await self.flush()
                 with contextlib.suppress(TimeoutError, errors.NodeError):
-                    async with asyncio.timeout(DRAIN_SECONDS):
+                    async with asyncio.timeout(self.drain):
                         await self._allowance(BLOCK)
         finally:
             self.abandon()

@@ -62,7 +62,9 @@ class TransferServicer:
     SERVICE = transfer_stubs.TRANSFER
 
     def __init__(self, gateway: rpc.Channel, leases: Leases, streams: Streams, appliers: Appliers, unpacker: Unpacker, puller: Puller | None = None,
-                 pusher: Pusher | None = None, layers: int = LAYERS) -> None:
+                 pusher: Pusher | None = None, layers: int = LAYERS, *, answer: float = ANSWER_SECONDS) -> None:
+        """A client has ``answer`` seconds to answer a question."""
+        self._answer = answer
         self._gateway = gateway
         self._leases = leases
         self._appliers = appliers
@@ -137,7 +139,7 @@ class TransferServicer:
         if resolver.auth_stream:
             stream = self._stream(resolver.auth_stream, call)
             held.callback(stream.close)
-            ask = _Questions(stream, message.reference).ask
+            ask = _Questions(stream, message.reference, self._answer).ask
         show = self._show(message, call, held) if resolver.http_debug != registry_pb2.DISABLED else None
         return Registry(
             message.reference, dict(resolver.headers), resolver.host_dir, resolver.default_scheme, ask,
@@ -225,7 +227,8 @@ def _told(source: End | None, destination: End | None, call: Call) -> Iterator[N
 class _Questions:
     """Credentials asked for on a stream: a question, an answer, one after the other."""
 
-    def __init__(self, stream: Stream, reference: str) -> None:
+    def __init__(self, stream: Stream, reference: str, seconds: float) -> None:
+        self._seconds = seconds
         self._stream = stream
         self._reference = reference
         self._turn = asyncio.Lock()
@@ -234,7 +237,7 @@ class _Questions:
         """See ``AskCredentials``."""
         async with self._turn:
             try:
-                async with asyncio.timeout(ANSWER_SECONDS):
+                async with asyncio.timeout(self._seconds):
                     await self._stream.send(registry_pb2.AuthRequest(host=host, reference=self._reference, wwwauthenticate=challenges))
                     answer = await self._stream.receive()
             except TimeoutError:

@@ -68,6 +68,8 @@ class Call:
     """Metadata to send before the first response; what is added later is not sent."""
     trailing: list[tuple[str, str | bytes]] = field(default_factory=list)
     """Metadata to send with the status."""
+    size: int = 0
+    """Bytes of its messages so far, both ways, where its transport sees them."""
 
     @property
     def namespace(self) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 
-from services.kit import chosen, errors, tracing
+from services.kit import chosen, errors, observer
 from services.kit.call import TOGETHER, UNARY, Arity, Headers, method_path, time_limit
+from services.kit.observer import Observed
 from services.kit.transport import CarriedStream, Carrier, Pings, same
 
 T = TypeVar("T")
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 class Stream(Generic[Sent, Got]):
     """An open streaming call to another process, that sends and receives messages of these types. Use as ``async with``; leaving it early cancels the call."""
 
-    __slots__ = ("_carried", "_decode", "_encode", "_ended", "_span")
+    __slots__ = ("_carried", "_decode", "_encode", "_ended", "_observed", "_size")
 
-    def __init__(self, carried: CarriedStream, span: tracing.Span, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> None:
+    def __init__(self, carried: CarriedStream, observed: Observed, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> None:
         self._carried = carried
-        self._span = span
+        self._observed = observed
+        self._size = 0
         self._encode = encode
         self._decode = decode
         self._ended = False
@@ -48,18 +50,19 @@ class Stream(Generic[Sent, Got]):
         if not self._ended:
             self._ended = True
             self._carried.cancel()
-            self._span.end()
+            self._observed.left(self._size)
 
     def _failed(self, error: errors.NodeError) -> None:
         if not self._ended:
             self._ended = True
-            self._span.status(error.code, str(error))
-            self._span.end()
+            self._observed.ended(error.code, str(error), self._size)
 
     async def send(self, message: Sent) -> None:
         """Send one message; if the call has ended, raise what it ended with."""
         try:
-            await self._carried.send(self._encode(message))
+            data = self._encode(message)
+            self._size += len(data)
+            await self._carried.send(data)
         except errors.NodeError as error:
             self._failed(error)
             raise
@@ -80,11 +83,12 @@ class Stream(Generic[Sent, Got]):
             self._failed(error)
             raise
         if message is not None:
+            self._size += len(message)
             decoded: Got = self._decode(message)
             return decoded
         if not self._ended:
             self._ended = True
-            self._span.end()
+            self._observed.ended(0, "", self._size)
         return None
 
     async def leading(self) -> Headers:
@@ -176,14 +180,15 @@ class Channel:
     async def unary(self, path: str, request: Any, headers: Headers, timeout: float | None,
                     encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same, *, together: bool = False) -> Any:
         """One unary call. ``timeout`` in seconds, None for no limit. ``together``: it may go with others of this turn of the loop, see ``kit.many``."""
-        with tracing.client_span(path) as span:
-            try:
-                if (together or TOGETHER.get()) and self._pings != "never":
-                    return decode(await self._gathered().unary(path, encode(request), tuple(headers.items()), span.headers(), timeout))
-                return decode(await self.carrier.unary(path, encode(request), (*headers.items(), *span.headers()), timeout))
-            except errors.NodeError as error:
-                span.status(error.code, str(error))
-                raise
+        with observer.Calling(path, headers) as call:
+            sent = encode(request)
+            call.size = len(sent)
+            if (together or TOGETHER.get()) and self._pings != "never":
+                received = await self._gathered().unary(path, sent, tuple(headers.items()), call.headers, timeout)
+            else:
+                received = await self.carrier.unary(path, sent, (*headers.items(), *call.headers), timeout)
+            call.size += len(received)
+            return decode(received)
 
     def _gathered(self) -> Gathering:
         if self._gathering is None:
@@ -195,8 +200,8 @@ class Channel:
     def stream(self, path: str, headers: Headers, timeout: float | None = None,
                encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same) -> Stream[Any, Any]:
         """Open a streaming call of any arity: on the wire all four are the same."""
-        span = tracing.client_span(path)
-        return Stream(self.carrier.stream(path, (*headers.items(), *span.headers()), timeout), span, encode, decode)
+        observed = observer.began("client", path, headers)
+        return Stream(self.carrier.stream(path, (*headers.items(), *observed.headers()), timeout), observed, encode, decode)
 
 
 @dataclass(slots=True)

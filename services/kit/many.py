@@ -79,6 +79,7 @@ class ManyServicer:
             if method is None or method.arity != UNARY:
                 raise errors.Unimplemented(f"{one.method} among many")
             response = method.whole(await method.handler(method.decode(one.request), inner))
+            inner.size = len(one.request) + len(response)
         failure = answering.failure
         if failure is None:
             return pb.Answer(call=number, response=response)

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from services.kit import config, errors, logs, memory, rpc, settings, stacks, tracing, version
+from services.kit import config, errors, exporting, logs, memory, rpc, settings, stacks, tracing, version
 from services.kit.faults import fault
 from services.kit.heartbeat import SOCKET, Heartbeat
 from services.kit.slices import SLICE
@@ -107,7 +107,7 @@ def run(name: str, serve: Serve) -> None:
         rpc.choose(grpc.transport)
         rpc.load()
         limits.configure(grpc.limits)
-        tracing.setup(name)
+        exporting.begin(name)
         many_files()
         _less_garbage_collection()
         memory.few_arenas()

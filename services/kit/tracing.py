@@ -1,11 +1,11 @@
 """Traces: a server and a client span for each hop, W3C trace context from one process to the next.
 
-This module makes spans, :mod:`services.kit.otlp` exports them, and no other knows OpenTelemetry. It happens only when the standard variables say where
+This module makes spans, :mod:`services.kit.otlp` exports them (:mod:`services.kit.exporting`), and no other knows OpenTelemetry. It happens only when the standard variables say where
 (``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, unless ``OTEL_SDK_DISABLED`` or ``OTEL_TRACES_EXPORTER=none``);
 otherwise the SDK is not even imported (5 MB a process) and the caller's ``traceparent`` is passed on as it came, so that a node which
 does not trace does not break the trace of those around it.
 
-Three levels: the hops, which ``kit.rpc`` and ``kit.ttrpc`` trace by themselves; :func:`span` around an operation or a phase worth a
+Three levels: the hops, of which this is the first listener (:mod:`services.kit.observer`); :func:`span` around an operation or a phase worth a
 line in a trace; nothing on pure code. Programs started by a service find its context in the environment (:func:`environment`), and
 continue it with :func:`setup`, which reads it back.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -32,9 +32,10 @@ _incoming: contextvars.ContextVar[tuple[tuple[str, str], ...]] = contextvars.Con
 _HEADERS = ("traceparent", "tracestate")
 
 
-def setup(service: str, *, exporter: Any = None) -> None:
+def setup(service: str, collector: Callable[[], Any] | None = None, *, exporter: Any = None) -> None:
     """Begin tracing as ``service`` (``content``: the span's ``service.name`` is ``splitd-content``) if the environment asks for it.
 
+    ``collector`` makes the exporter that the environment describes; without it nothing is exported, and nothing traced.
     An environment that cannot be followed is logged: the process serves all the same, and nothing is traced.
     ``exporter`` is for tests: an OpenTelemetry SpanExporter to use whatever the environment says. Trace context in the
     environment (``TRACEPARENT``) becomes the parent of what this process does.
@@ -43,16 +44,16 @@ def setup(service: str, *, exporter: Any = None) -> None:
     parent = tuple((k, os.environ[k.upper()]) for k in _HEADERS if os.environ.get(k.upper()))
     if parent:
         _incoming.set(parent)
-    if exporter is None and not _wanted():
-        return
     if exporter is not None:
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
         _provider = _made(service)
         _provider.add_span_processor(SimpleSpanProcessor(exporter))
+    elif collector is None or not _wanted():
+        return
     else:
         try:
-            provider, exporting = _made(service), _exporting()
+            provider, exporting = _made(service), collector()
             _add(provider, exporting)
         except Exception as error:  # whatever the SDK and its plugins find wrong with the environment
             log.error("nothing is traced: %s", _reason(error))
@@ -65,7 +66,7 @@ def setup(service: str, *, exporter: Any = None) -> None:
         context.attach(_extract(dict(parent)))
 
 
-def check() -> Iterator[str]:
+def check(collector: Callable[[], Any]) -> Iterator[str]:
     """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than wanted."""
     yield from batching.read(os.environ)[1]
     if not _wanted():
@@ -75,7 +76,7 @@ def check() -> Iterator[str]:
     logging.getLogger("opentelemetry").addHandler(listening)
     try:
         _made("check")
-        _exporting().shutdown()
+        collector().shutdown()
     except Exception as error:
         said.append(f"nothing is traced: {_reason(error)}")
     finally:
@@ -100,12 +101,6 @@ def _made(service: str) -> Any:
 
     name = os.environ.get("OTEL_SERVICE_NAME", f"splitd-{service}")
     return TracerProvider(shutdown_on_exit=False, resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}))
-
-
-def _exporting() -> Any:
-    from services.kit import otlp
-
-    return otlp.configured()
 
 
 def _add(provider: Any, exporter: Any) -> None:
@@ -211,89 +206,106 @@ class Span:
         return tuple(carrier.items())
 
 
-_NO_SPAN = Span()
-
-
 def _extract(headers: Mapping[str, Any]) -> Any:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     return TraceContextTextMapPropagator().extract({k: str(headers[k]) for k in _HEADERS if k in headers})
 
 
-class ServerSpan:
-    """Around a handler, as a context manager: continues the caller's trace."""
+class Hop:
+    """A call as traces have it (``kit.observer.Observed``); this one is for where nobody traces, and has only the caller's context to pass on."""
 
-    __slots__ = ("_headers", "_method", "_span", "_token")
+    __slots__ = ("_headers", "_token")
+    inside = False
 
-    def __init__(self, method: str, headers: Mapping[str, str | bytes]) -> None:
-        self._method = method
+    def __init__(self, headers: tuple[tuple[str, str], ...] = (), token: contextvars.Token[tuple[tuple[str, str], ...]] | None = None) -> None:
         self._headers = headers
-        self._span: Span | None = None
-        self._token: contextvars.Token[tuple[tuple[str, str], ...]] | None = None
+        self._token = token
 
-    def __enter__(self) -> Span:
-        if _tracer is None:
-            self._token = None
-            if "traceparent" in self._headers or _incoming.get():
-                self._token = _incoming.set(tuple((k, str(self._headers[k])) for k in _HEADERS if k in self._headers))
-            return _NO_SPAN
-        from opentelemetry.trace import SpanKind
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """W3C headers for the callee."""
+        return self._headers
 
-        self._span = Span(_tracer.start_span(self._method.lstrip("/"), context=_extract(self._headers), kind=SpanKind.SERVER,
-                                             attributes=_rpc_attributes(self._method)))
-        return self._span.__enter__()
+    def enter(self) -> None:
+        """What this task does from here on is part of the call."""
 
-    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        if self._span is not None:
-            self._span.__exit__(kind, error, tb)
-        elif self._token is not None:
+    def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
+        """It has ended, with the status that the caller gets."""
+        if self._token is not None:
             with suppress(ValueError):  # a generator closed from another context: its context goes with it
                 _incoming.reset(self._token)
 
+    def left(self, size: int = 0) -> None:
+        """Whoever made it waits for its end no longer."""
 
-class RelaySpans:
-    """The two spans of a call that passes through, outside of any task: the server's, and under it the client's."""
 
-    __slots__ = ("_client", "_server")
+_NO_HOP = Hop()
 
-    def __init__(self, method: str, headers: Mapping[str, str | bytes]) -> None:
-        from opentelemetry import trace
+
+class _Spans:
+    """The same with its spans: a server's, a client's, or both of a call that passes through, the client's under the server's."""
+
+    __slots__ = ("_inner", "_outer", "_token")
+    inside = True
+
+    def __init__(self, side: str, method: str, headers: Mapping[str, str | bytes]) -> None:
+        from opentelemetry import context, trace
         from opentelemetry.trace import SpanKind
 
         name, attributes = method.lstrip("/"), _rpc_attributes(method)
-        self._server = Span(_tracer.start_span(name, context=_extract(headers), kind=SpanKind.SERVER, attributes=attributes))
-        self._client = Span(_tracer.start_span(name, context=trace.set_span_in_context(self._server._otel), kind=SpanKind.CLIENT, attributes=attributes))
-
-    def attach(self) -> None:
-        """What this task does from here on is part of the call."""
-        from opentelemetry import context, trace
-
-        context.attach(trace.set_span_in_context(self._server._otel))
+        self._token = self._inner = None
+        if side == "client":
+            self._outer = Span(_tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes))
+            return
+        self._outer = Span(_tracer.start_span(name, context=_extract(headers), kind=SpanKind.SERVER, attributes=attributes))
+        inside = trace.set_span_in_context(self._outer._otel)
+        if side == "server":
+            self._token = context.attach(inside)
+        else:
+            self._inner = Span(_tracer.start_span(name, context=inside, kind=SpanKind.CLIENT, attributes=attributes))
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """W3C headers for the upstream."""
-        return self._client.headers()
+        return (self._inner or self._outer).headers()
 
-    def end(self, code: int = 0, message: str = "") -> None:
-        """Both end, with the status that the caller gets."""
-        for span in (self._client, self._server):
-            if code:
-                span.status(code, message)
-            span.end()
+    def enter(self) -> None:
+        from opentelemetry import context, trace
+
+        context.attach(trace.set_span_in_context(self._outer._otel))
+
+    def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
+        if self._token is not None:
+            from opentelemetry import context
+
+            context.detach(self._token)
+        for span in (self._inner, self._outer):
+            if span is not None:
+                if defect is not None:
+                    span.exception(defect)
+                elif code:
+                    span.status(code, message)
+                span.end()
+
+    def left(self, size: int = 0) -> None:
+        self._outer.end()
 
 
-def enabled() -> bool:
-    """Whether spans are made; if not, callers' trace headers are to be passed on as they came."""
-    return _tracer is not None
+def began(side: str, method: str, headers: Mapping[str, str | bytes]) -> Hop | _Spans:
+    """A call begins: of ``kit.observer``, which says what ``side`` is and what becomes of the answer."""
+    if _tracer is not None:
+        return _Spans(side, method, headers)
+    if side == "client":
+        passed = _incoming.get()
+        return Hop(passed) if passed else _NO_HOP
+    if side == "server":
+        if "traceparent" in headers or _incoming.get():
+            return Hop(token=_incoming.set(_came(headers)))
+    elif "traceparent" in headers or "tracestate" in headers:
+        return Hop(_came(headers))
+    return _NO_HOP
 
 
-def client_span(method: str) -> Span:
-    """A call to another process; a context manager, or ended by ``end()``."""
-    if _tracer is None:
-        return Span(headers=_incoming.get())
-    from opentelemetry.trace import SpanKind
-
-    return Span(_tracer.start_span(method.lstrip("/"), kind=SpanKind.CLIENT, attributes=_rpc_attributes(method)))
+def _came(headers: Mapping[str, str | bytes]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(headers[name])) for name in _HEADERS if name in headers)
 
 
 def span(name: str, **attributes: str | float | bool) -> Span:

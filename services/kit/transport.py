@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from google.protobuf import message_factory
 
-from services.kit import errors, logs, loops, tracing
+from services.kit import errors, logs, loops, observer
 from services.kit.call import CURRENT, RAW, STOPPING, STREAMS, Arity, Call, Headers, Metadata, Pieces, Servicer, method_path
 from services.kit.relays import Coordinated, Relay
 
@@ -123,12 +123,12 @@ class Server:
 
 
 class Answering:
-    """Around each handler, in its task: the current Call, the server span, and what it raises as ``failure``, the error to answer.
+    """Around each handler, in its task: the current Call, who observes it, and what it raises as ``failure``, the error to answer.
 
     A cancellation is the transport's to explain, but for the one by a server that stops.
     """
 
-    __slots__ = ("_call", "_long", "_server", "_span", "_task", "_token", "_tracing", "failure")
+    __slots__ = ("_call", "_long", "_observed", "_server", "_task", "_token", "failure")
 
     def __init__(self, server: Server, call: Call, *, long: bool) -> None:
         self._server = server
@@ -142,43 +142,38 @@ class Answering:
         self._task = task
         self._server.running[task] = (self._call.method, self._long)
         self._token = CURRENT.set(self._call)
-        self._tracing = tracing.ServerSpan(self._call.method, self._call.headers)
-        self._span = self._tracing.__enter__()
+        self._observed = observer.began("server", self._call.method, self._call.headers)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
-        method = self._call.method
-        handled = True
+        call = self._call
+        handled, code, said, defect = True, 0, "", None
         if error is None:
             pass
         elif isinstance(error, errors.NodeError):
             # A copy: the error itself knows the frames that it came through, this handler's among them, and what they have, such as a document of megabytes, would stay until a look for cycles.
-            self._fails(error, type(error).verbatim(str(error), error.trailers))
+            code, said, self.failure = error.code, str(error), type(error).verbatim(str(error), error.trailers)
+            logs.failed(call.method, call.optional_namespace, error)
         elif isinstance(error, asyncio.CancelledError):
-            self._span.status(errors.Cancelled.code, "cancelled")
+            code, said = errors.Cancelled.code, "cancelled"
             if self._server.draining:
-                self.failure = errors.Unavailable(f"{method}: the service is stopping", trailers=((STOPPING, "1"),))
+                self.failure = errors.Unavailable(f"{call.method}: the service is stopping", trailers=((STOPPING, "1"),))
             else:
                 handled = False
-        elif (failure := errors.of_machine(error, method)) is not None:
-            self._fails(failure, failure)
+        elif (failure := errors.of_machine(error, call.method)) is not None:
+            code, said, self.failure = failure.code, str(failure), failure
+            logs.failed(call.method, call.optional_namespace, failure)
         elif isinstance(error, Exception):
-            log.error("%s failed unexpectedly", method, exc_info=error)
-            self._span.exception(error)
-            self.failure = errors.defect(method)
-        else:
-            handled = False
-        self._tracing.__exit__(None, None, None)
+            log.error("%s failed unexpectedly", call.method, exc_info=error)
+            code, said, defect, self.failure = errors.Internal.code, str(error), error, errors.defect(call.method)
+        else:  # such as GeneratorExit, where a transport closes the generator of a client that is gone
+            handled, code, said = False, errors.Cancelled.code, "cancelled"
+        self._observed.ended(code, said, call.size, defect)
         # The task may have ended in another context (a closed generator); resetting is then neither possible nor needed.
         with contextlib.suppress(ValueError):
             CURRENT.reset(self._token)
         self._server.running.pop(self._task, None)
         return handled
-
-    def _fails(self, error: errors.NodeError, failure: errors.NodeError) -> None:
-        self.failure = failure
-        self._span.status(error.code, str(error))
-        logs.failed(self._call.method, self._call.optional_namespace, error)
 
 
 # ---------------------------------------------------------------------------------------------- calling

@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from api.ttrpc import ttrpc_pb2 as pb
-from services.kit import errors, logs, loops, sockets, tracing
+from services.kit import errors, logs, loops, observer, sockets
 from services.kit.call import CURRENT, NAMESPACE, Call, Servicer, method_path, time_limit
 
 log = logging.getLogger(__name__)
@@ -164,14 +164,12 @@ class Channel(_Frames):
     async def unary(self, path: str, request: Any, headers: Mapping[str, str | bytes], timeout: float | None,
                     encode: Any = None, decode: Any = None) -> Any:
         """One call of ``/package.Service/Method``, as ``kit.rpc.Channel.unary``: ``timeout`` in seconds, None for no limit."""
-        with tracing.client_span(path) as span:
-            try:
-                payload = request if encode is None else encode(request)
-                answer = await self._call(path, payload, {**headers, **dict(span.headers())}, timeout)
-            except errors.NodeError as error:
-                span.status(error.code, str(error))
-                raise
-            return answer if decode is None else decode(answer)
+        with observer.Calling(path, headers) as call:
+            sent = request if encode is None else encode(request)
+            call.size = len(sent)
+            received = await self._call(path, sent, {**headers, **dict(call.headers)}, timeout)
+            call.size += len(received)
+            return received if decode is None else decode(received)
 
     async def _call(self, path: str, payload: bytes, headers: Mapping[str, str | bytes], timeout: float | None) -> bytes:
         if self.transport is None or self.closed:
@@ -295,32 +293,44 @@ class Server:
         if _NAMESPACE in headers:
             headers[NAMESPACE] = headers.pop(_NAMESPACE)
         path = f"/{request.service}/{request.method}"
-        with tracing.ServerSpan(path, headers) as span:
-            try:
-                found = self.methods.get((request.service, request.method))
-                if found is None:
-                    what = f"method {request.method}" if request.service in self.services else f"service {request.service}"
-                    raise errors.Unimplemented.verbatim(what)
-                handler, decode, encode = found
-                try:
-                    message = decode(request.payload)
-                except DecodeError as error:
-                    raise errors.Internal(f"ttrpc: error unmarshalling payload: {error}") from None
-                left = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
-                call = Call(path, headers, None if left is None else time.monotonic() + left)
-                CURRENT.set(call)  # each request is a task of its own, so nobody else sees it
-                async with asyncio.timeout(left):
-                    result: bytes = encode(await handler(message, call))
-                    return result
-            except Exception as error:
-                failure = error if isinstance(error, errors.NodeError) else errors.DeadlineExceeded() if isinstance(error, TimeoutError) else errors.of_machine(error, path)
-                if failure is None:
-                    log.exception("%s failed unexpectedly", path)
-                    span.exception(error)
-                    raise errors.defect(path) from None
-                span.status(failure.code, str(failure))
-                logs.failed(path, str(headers.get(NAMESPACE, "")), failure)
-                raise failure from None
+        call = Call(path, headers)
+        observed = observer.began("server", path, headers)
+        try:
+            result = await self._answer(request, call)
+        except Exception as error:
+            failure = error if isinstance(error, errors.NodeError) else errors.DeadlineExceeded() if isinstance(error, TimeoutError) else errors.of_machine(error, path)
+            if failure is None:
+                log.exception("%s failed unexpectedly", path)
+                observed.ended(errors.Internal.code, str(error), call.size, error)
+                raise errors.defect(path) from None
+            observed.ended(failure.code, str(failure), call.size)
+            logs.failed(path, str(headers.get(NAMESPACE, "")), failure)
+            raise failure from None
+        except BaseException:  # its client is gone
+            observed.ended(errors.Cancelled.code, "cancelled", call.size)
+            raise
+        observed.ended(0, "", call.size)
+        return result
+
+    async def _answer(self, request: pb.Request, call: Call) -> bytes:
+        found = self.methods.get((request.service, request.method))
+        if found is None:
+            what = f"method {request.method}" if request.service in self.services else f"service {request.service}"
+            raise errors.Unimplemented.verbatim(what)
+        handler, decode, encode = found
+        call.size = len(request.payload)
+        try:
+            message = decode(request.payload)
+        except DecodeError as error:
+            raise errors.Internal(f"ttrpc: error unmarshalling payload: {error}") from None
+        left = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
+        if left is not None:
+            call.deadline = time.monotonic() + left
+        CURRENT.set(call)  # each request is a task of its own, so nobody else sees it
+        async with asyncio.timeout(left):
+            result: bytes = encode(await handler(message, call))
+        call.size += len(result)
+        return result
 
 
 def _failure(error: errors.NodeError) -> pb.Response:

@@ -34,18 +34,18 @@ def _set(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
 
 
-def convert(connection: sqlite3.Connection, path: Path) -> None:
-    """Make a database from before one that can give pages back, unless it is too large; what stands in the way is logged."""
+def convert(connection: sqlite3.Connection, path: Path, *, largest: int = _LARGEST, times: int = _TIMES) -> None:
+    """Make a database from before one that can give pages back, unless more than ``largest`` bytes of it are in use or there is no room for ``times`` as many; what stands in the way is logged."""
     try:
         if _value(connection, "auto_vacuum") == _INCREMENTAL:
             return
         used = (_value(connection, "page_count") - _value(connection, "freelist_count")) * _value(connection, "page_size")
-        if used > _LARGEST:
+        if used > largest:
             log.warning("%s keeps its free pages: with %d MiB in use it is too large to be written anew at a start; while the node is down: sqlite3 %s "
                         "'PRAGMA auto_vacuum = 2; VACUUM'", path, used >> 20, path)
             return
-        if (free := _free(path)) < _TIMES * used:
-            log.warning("%s keeps its free pages: to be written anew it takes %d MiB of room, of which there are %d; the next start tries it again", path, _TIMES * used >> 20, free >> 20)
+        if (free := _free(path)) < times * used:
+            log.warning("%s keeps its free pages: to be written anew it takes %d MiB of room, of which there are %d; the next start tries it again", path, times * used >> 20, free >> 20)
             return
         _set(connection)
         try:

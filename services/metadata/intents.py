@@ -44,7 +44,10 @@ Finisher = Callable[[Transaction, Intent, Outcome], "Finished | errors.NodeError
 class Intents:
     """The open intents, and the gateway that opens them. ``finishers`` know what each operation becomes."""
 
-    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, finishers: Mapping[Operation, Finisher]) -> None:
+    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, finishers: Mapping[Operation, Finisher], *,
+                 answer_kept: float = ANSWER_KEPT) -> None:
+        """``answer_kept``: seconds for which the answer of an intent that has ended is remembered."""
+        self._answer_kept = answer_kept
         self._database = database
         self._publish = publish
         self._backends = backends
@@ -174,7 +177,7 @@ class Intents:
     def _end(self, tx: Transaction, intent: Intent, how: str, detail: dict[str, Any] | None) -> Answer:
         now = time.time_ns()
         schema.delete_intent(tx, intent)
-        answer = Answer(ended=how, until=now + ANSWER_KEPT * 10**9, detail=detail)
+        answer = Answer(ended=how, until=now + int(self._answer_kept * 10**9), detail=detail)
         schema.ANSWERS.put(tx, intent.id, value=answer)
         for (old,), kept in schema.ANSWERS.scan(tx, limit=4):
             if kept.until >= now:  # the oldest come first

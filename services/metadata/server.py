@@ -32,7 +32,7 @@ from services.metadata.content import Content, finish_commit
 from services.metadata.database import Database
 from services.metadata.gc import guard
 from services.metadata.images import Images
-from services.metadata.intents import Intents
+from services.metadata.intents import ANSWER_KEPT, Intents
 from services.metadata.leases import Leases
 from services.metadata.namespaces import Namespaces
 from services.metadata.snapshots import Snapshots, finish_commit_snapshot, finish_snapshot, inherited
@@ -46,15 +46,15 @@ _BATCH_BYTES = 1 << 20
 """The same in bytes, but for the last info: one may have a megabyte of labels."""
 
 
-async def batches(found: AsyncIterator[list[T]]) -> AsyncIterator[list[T]]:
-    """What was ``found``, in messages' pieces."""
+async def batches(found: AsyncIterator[list[T]], most: int = _BATCH_BYTES) -> AsyncIterator[list[T]]:
+    """What was ``found``, in messages' pieces, of about ``most`` bytes each."""
     batch: list[T] = []
     size = 0
     async for some in found:
         for one in some:
             batch.append(one)
             size += one.ByteSize()
-            if len(batch) == _BATCH or size >= _BATCH_BYTES:
+            if len(batch) == _BATCH or size >= most:
                 yield batch
                 batch, size = [], 0
     if batch:
@@ -318,11 +318,11 @@ def _epoch(request: Any) -> int | None:
 class Metadata:
     """All of it over one database: what the process serves."""
 
-    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, *, shared: bool = True) -> None:
+    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, *, shared: bool = True, answer_kept: float = ANSWER_KEPT) -> None:
         content = Content(database, shared=shared)
         snapshots = Snapshots(database)
         self.intents = Intents(database, publish, backends, {
-            "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot})
+            "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot}, answer_kept=answer_kept)
         self.servicers: list[Servicer] = [
             NamespacesServicer(Namespaces(database, publish)),
             ContainersServicer(Containers(database, publish)),

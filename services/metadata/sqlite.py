@@ -34,7 +34,7 @@ from services.metadata.transactions import Key, Reader, Snapshot, Transaction, d
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_LAYOUT = Layout(
+LAYOUT = Layout(
     version=1,
     tables=("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",),
     # The second one is of the log; a long one, which slow readers make, would be kept for ever.
@@ -227,9 +227,9 @@ class SqliteTransactions:
     ``caller`` says on whose behalf a write is made.
     """
 
-    def __init__(self, path: Path, caller: Callable[[], str] = str, *, quiet: float = 10.0) -> None:
+    def __init__(self, path: Path, caller: Callable[[], str] = str, *, quiet: float = 10.0, layout: Layout = LAYOUT) -> None:
         """``quiet``: seconds without a write after which free pages are given back."""
-        self.file = File(path, "metadata store", _LAYOUT)
+        self.file = File(path, "metadata store", layout)
         """What it is kept in: what was lost of it, and who is told of damage."""
         self._writer, self._reader = self.file.writer, self.file.reader
         self._path = path

@@ -21,7 +21,10 @@ KEPT = 10.0
 class Walks:
     """The walks over one store."""
 
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: Transactions, *, most: int = WALKS, kept: float = KEPT) -> None:
+        """``most`` have a state of their own at once, each for ``kept`` seconds."""
+        self.kept = kept
+        self._most = most
         self._transactions = transactions
         self._open: dict[Walk, None] = {}
         """Those with a state, the oldest first."""
@@ -32,7 +35,7 @@ class Walks:
 
     def snapshot(self, walk: Walk) -> Snapshot:
         """A state for ``walk``."""
-        if len(self._open) >= WALKS:
+        if len(self._open) >= self._most:
             next(iter(self._open)).let_go()
         snapshot = self._transactions.snapshot()
         self._open[walk] = None
@@ -75,7 +78,7 @@ class Walk:
             if self._snapshot is None:
                 self._snapshot = self._walks.snapshot(self)
                 self._rows = self._snapshot.scan(self._prefix, after=self._after)
-                self._timer = asyncio.get_running_loop().call_later(KEPT, self.let_go)
+                self._timer = asyncio.get_running_loop().call_later(self._walks.kept, self.let_go)
             rows = self._rows
             for row in rows:
                 self._after = row[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.snapshots.btrfs import BtrfsSnapshotter
 from services.snapshots.local import LocalSnapshotter
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
@@ -9,5 +10,6 @@ from services.snapshots.overlay import OverlaySnapshotter
 SNAPSHOTTERS: tuple[type[LocalSnapshotter], ...] = (
     OverlaySnapshotter,
     NativeSnapshotter,
+    BtrfsSnapshotter,
 )
 """In the order in which clients list them."""

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.kit import errors, shims, threads
@@ -59,39 +59,6 @@ async def mounts(program: str, rootfs: Sequence[Mount]) -> None:
         raise errors.FailedPrecondition(f"the root file system's {mapped.type} mount has ids mapped: {trouble}")
 
 
-async def stdio(program: str, io: IO) -> None:
-    """Whatever is a path is that of a FIFO, a file or a device. Shims of runc want all outputs or none; a terminal has one, and a URI is both."""
-    if of_runc(program) and not io.stdout and (io.stdin or io.stderr or io.terminal):
-        raise errors.InvalidArgument("stdout is required where there is a terminal, stdin or stderr")
-    if of_runc(program) and io.stdout and not io.stderr and not io.terminal and not _SCHEME.match(io.stdout):
-        raise errors.InvalidArgument("stderr is required beside stdout, unless there is a terminal")
-    paths = {field: path for field, path in (("stdin", io.stdin), ("stdout", io.stdout), ("stderr", io.stderr))
-             if path and ((field == "stdin" and of_runc(program)) or not _SCHEME.match(path))}
-    if not paths:
-        return
-    named = ", ".join(f"{field} {quoted(path)}" for field, path in paths.items())
-    if not (free := _free).acquire(blocking=False):
-        raise errors.Unavailable(f"{named}: {STATS} looks at other paths have had no answer from their file systems yet")
-
-    def look() -> None:
-        try:
-            _are_there(paths)
-        finally:
-            free.release()
-
-    try:
-        async with asyncio.timeout(STAT_SECONDS):
-            await threads.apart("stdio", look)
-    except TimeoutError:
-        raise errors.DeadlineExceeded(f"{named}: no answer from the file system") from None
-    except RuntimeError as error:  # no more threads: nobody looked
-        free.release()
-        raise errors.Unavailable(f"{named}: {error}") from None
-
-
-_free = threading.BoundedSemaphore(STATS)
-
-
 def _are_there(paths: dict[str, str]) -> None:
     for field, path in paths.items():
         if not path.startswith("/"):
@@ -103,3 +70,40 @@ def _are_there(paths: dict[str, str]) -> None:
             raise errors.InvalidArgument(f"{field} {quoted(path)}: {why}") from None
         if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
             raise errors.InvalidArgument(f"{field} {quoted(path)}: not a FIFO, file or device")
+
+
+_free = threading.BoundedSemaphore(STATS)
+
+
+async def stdio(program: str, io: IO, *, seconds: float = STAT_SECONDS, free: threading.BoundedSemaphore = _free,
+                are_there: Callable[[dict[str, str]], object] = _are_there) -> None:
+    """Whatever is a path is that of a FIFO, a file or a device. Shims of runc want all outputs or none; a terminal has one, and a URI is both.
+
+    ``are_there`` looks, for at most ``seconds`` of ours; ``free`` is for how many such looks there is room.
+    """
+    if of_runc(program) and not io.stdout and (io.stdin or io.stderr or io.terminal):
+        raise errors.InvalidArgument("stdout is required where there is a terminal, stdin or stderr")
+    if of_runc(program) and io.stdout and not io.stderr and not io.terminal and not _SCHEME.match(io.stdout):
+        raise errors.InvalidArgument("stderr is required beside stdout, unless there is a terminal")
+    paths = {field: path for field, path in (("stdin", io.stdin), ("stdout", io.stdout), ("stderr", io.stderr))
+             if path and ((field == "stdin" and of_runc(program)) or not _SCHEME.match(path))}
+    if not paths:
+        return
+    named = ", ".join(f"{field} {quoted(path)}" for field, path in paths.items())
+    if not free.acquire(blocking=False):
+        raise errors.Unavailable(f"{named}: {STATS} looks at other paths have had no answer from their file systems yet")
+
+    def look() -> None:
+        try:
+            are_there(paths)
+        finally:
+            free.release()
+
+    try:
+        async with asyncio.timeout(seconds):
+            await threads.apart("stdio", look)
+    except TimeoutError:
+        raise errors.DeadlineExceeded(f"{named}: no answer from the file system") from None
+    except RuntimeError as error:  # no more threads: nobody looked
+        free.release()
+        raise errors.Unavailable(f"{named}: {error}") from None

@@ -92,8 +92,9 @@ def decide(labels: Mapping[str, str], status: Status | None, exit_status: int) -
 class RestartMonitor:
     """Looks after the containers of a node's tasks while :meth:`running`."""
 
-    def __init__(self, node: Node, interval: float = 10.0, *, delay: float = 1.0, start: NodeStart | None = None) -> None:
-        """``start`` says whether the node has just been started; without it it has not."""
+    def __init__(self, node: Node, interval: float = 10.0, *, delay: float = 1.0, ending: float = ENDING, start: NodeStart | None = None) -> None:
+        """A task that is killed has ``ending`` seconds to end. ``start`` says whether the node has just been started; without it it has not."""
+        self._ending = ending
         self._node = node
         self._start_of_node = start
         self._interval = interval or 10.0
@@ -240,9 +241,9 @@ class RestartMonitor:
     async def _ended(self, namespace: str, name: str) -> None:
         assert self._tasks is not None
         try:
-            await asyncio.wait_for(self._tasks.wait(namespace, name), ENDING)
+            await asyncio.wait_for(self._tasks.wait(namespace, name), self._ending)
         except TimeoutError:
-            raise errors.DeadlineExceeded(f"it was killed, and has not ended within {ENDING:g} s") from None
+            raise errors.DeadlineExceeded(f"it was killed, and has not ended within {self._ending:g} s") from None
 
     async def _start(self, namespace: str, container: Container) -> None:
         assert self._tasks is not None

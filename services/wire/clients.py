@@ -99,16 +99,18 @@ class Client(Account):
 
     def _pace(self) -> None:
         self._pacing = False
-        self._release()  # it may have read
-        waiting = self._waiting
-        if waiting and not self._moving:
-            for _ in range(min(_PACED, len(waiting))):
-                if self.reads:
-                    self._start_next(waiting)
-        self._moving = False
-        if waiting:
-            self._pacing = True
-            self._loop.call_later(_PACE, self._pace)
+        try:
+            self._release()  # it may have read
+            waiting = self._waiting
+            if waiting and not self._moving:
+                for _ in range(min(_PACED, len(waiting))):
+                    if self.reads:
+                        self._start_next(waiting)
+            self._moving = False
+        finally:  # one that cannot be started does not keep the others waiting
+            if self._waiting:
+                self._pacing = True
+                self._loop.call_later(_PACE, self._pace)
 
     def gone(self) -> None:
         """Its connection is: nothing is started any more."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from google.protobuf.message import DecodeError
 
-from services.kit import errors, logs, loops, tracing
+from services.kit import errors, logs, loops, observer
 from services.kit.call import CURRENT, NAMESPACE, STOPPING, UNARY, Arity, Call
 from services.kit.relays import Answers, Meaning, Relay, Route
 from services.kit.transport import Method, Methods
@@ -42,7 +42,6 @@ _ANY = 1 << 30
 """Drained is told at every step."""
 _OWN = frozenset({b"te", b"content-type", b"grpc-encoding", b"grpc-accept-encoding", b"user-agent"})
 """Headers of the transport that go on, as they are true of the messages that go on."""
-_TRACE = ("traceparent", "tracestate")
 
 
 class Plan:
@@ -57,9 +56,8 @@ class Plan:
         """Whether it takes one request, which is to come within a time and a size."""
         self.counted = arity == UNARY and not long
         own = [pair for pair in head.pairs if pair[0] in _OWN]
-        trace = [] if tracing.enabled() else [(name, head.headers[name]) for name in _TRACE if name in head.headers]
         pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", head.path.encode()), (b":authority", (head.authority or "localhost").encode())]
-        self.block = headers.block([*pseudo, *own, *headers.metadata([*route.headers.items(), *trace])])
+        self.block = headers.block([*pseudo, *own, *headers.metadata(route.headers.items())])
         self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
         """With the route's own timeout, which is most calls'."""
         question = route.question
@@ -83,8 +81,8 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_asked", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_part", "_plan",
-                 "_reader", "_server", "_spans", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head", "over", "working")
+    __slots__ = ("_admitted", "_answered", "_asked", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_observed", "_part", "_plan",
+                 "_reader", "_server", "_size", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head", "over", "working")
 
     def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
         self.head = head
@@ -112,7 +110,8 @@ class Passage:
         self._task: asyncio.Task[None] | None = None
         self._reader: asyncio.Future[None] | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._spans: tracing.RelaySpans | None = None
+        self._observed = observer.began("relay", head.path, head.headers)
+        self._size = 0
         self._asked: Unary | None = None
         self._up: _Upstream | None = None
         self._up_link: ClientLink | None = None
@@ -141,8 +140,6 @@ class Passage:
         if self.head.problem:
             self.fail(errors.Internal(self.head.problem))
             return
-        if tracing.enabled():
-            self._spans = tracing.RelaySpans(self.head.path, self.head.headers)
         route = self._plan.route
         limit = self.head.timeout
         if route.timeout is not None and (limit is None or route.timeout < limit):
@@ -171,7 +168,7 @@ class Passage:
     def _ask(self) -> bool:
         """Ask what the route's question is, if this is a call like most; whether it was asked."""
         question = self._plan.route.question
-        if question is None or not self._ended or self._spans is not None or self.head.encoding or not question.ready():
+        if question is None or not self._ended or self._observed.inside or self.head.encoding or not question.ready():
             return False
         found = messages.whole(self._early, self._link.limits.message)
         if found is None:
@@ -213,8 +210,7 @@ class Passage:
     async def _prepare(self, delay: float = 0.0) -> None:
         route, call = self._plan.route, self._call()
         CURRENT.set(call)
-        if self._spans is not None:
-            self._spans.attach()
+        self._observed.enter()
         try:
             if not self._admitted:
                 assert route.admit is not None
@@ -247,6 +243,7 @@ class Passage:
         connection.send_head(stream, HEAD)
         for answer in answers:
             connection.send(stream, messages.prefix(answer), answer)
+            self._size += len(answer)
         connection.send_tail(stream, OK)
         self._link.flush()  # it is complete: another turn of the loop brings nothing
         self._finish(0, "")
@@ -270,8 +267,9 @@ class Passage:
             block = self._plan.limited + self._link.name
         else:
             block = self._plan.block + self._link.name + headers.timeout(max(limit or 0.0, 0.001))
-        if self._spans is not None:
-            block += headers.block(headers.metadata(self._spans.headers()))
+        along = self._observed.headers()
+        if along:
+            block += headers.block(headers.metadata(along))
         self._up = _Upstream(self)
         self._up_link = link
         self._up_stream = stream = link.open(self._up, block)
@@ -299,6 +297,7 @@ class Passage:
             return
         self._ended = end
         size = len(chunk)
+        self._size += size
         if self._kept is not None:
             self._kept += chunk
             if len(self._kept) > _KEPT:
@@ -377,7 +376,9 @@ class Passage:
 
     def answer_data(self, chunk: Chunk) -> None:
         self._heard = True
-        self._up_debt += len(chunk)
+        size = len(chunk)
+        self._size += size
+        self._up_debt += size
         self._link.connection.send(self._stream, chunk)
         self._link.flush_soon()
         self.on_drained()
@@ -462,8 +463,7 @@ class Passage:
         if self._up_stream is not None:
             self._up_stream.owner = None
         self._stream.owner = self._up = None  # whoever holds each other is freed only when somebody looks for cycles
-        if self._spans is not None:
-            self._spans.end(code, message)
+        self._observed.ended(code, message, self._size)
         client_of(self._stream).ended(self)
         self._link.on_idle()
 

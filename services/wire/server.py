@@ -100,10 +100,14 @@ class WireServer(Server):
             other.leave("too many connections")
 
     def _sweep(self) -> None:
+        self._sweeping = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
         now = time.monotonic()
         for link in list(self.links):
-            link.sweep(now)
-        self._sweeping = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
+            try:
+                link.sweep(now)
+            except Exception:  # of this one: the others' are bounded all the same
+                log.exception("a connection could not be looked at, and is ended")
+                link.abort("an internal error")
 
     async def close(self, grace: float) -> None:
         if self._sweeping is not None:

@@ -263,6 +263,7 @@ class ServerCall:
             finally:
                 self._reader = None
         message = self._messages.popleft()
+        self.call.size += len(message)
         self._waiting -= len(message) + MESSAGE_COST
         if self._withheld and self._waiting < HIGH_WATER:
             self.link.consumed(self.stream, self._withheld)
@@ -282,7 +283,11 @@ class ServerCall:
         try:
             answer = None
             with Answering(self.link.server, call, long=method.long) as answering:
-                argument = self if request is self else self._decoded(request)
+                if request is self:
+                    argument = self
+                else:
+                    call.size = len(request)
+                    argument = self._decoded(request)
                 if method.arity.server_stream:
                     async with aclosing(method.handler(argument, call)) as responses:
                         async for response in responses:
@@ -291,6 +296,7 @@ class ServerCall:
                                 await self._room()
                 else:
                     answer = method.whole(await method.handler(argument, call))
+                    call.size += len(answer)
         except asyncio.CancelledError:
             if not self.over:  # nobody's doing but the handler's own
                 self.fail(errors.Cancelled())
@@ -305,7 +311,9 @@ class ServerCall:
         if self.over:
             return False
         self._send_head()
-        self.link.connection.send(self.stream, messages.PREFIX.pack(0, sum(map(len, pieces))), *pieces)
+        size = sum(map(len, pieces))
+        self.call.size += size
+        self.link.connection.send(self.stream, messages.PREFIX.pack(0, size), *pieces)
         self.link.flush_soon()
         return self.stream.queued > self._high
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.introspection import SKIP
 from services.kit import errors, rpc
 from services.kit.rpc import Channel
 from tests.suites import events as events_suite
@@ -44,7 +45,7 @@ async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Chann
 
     async def broken() -> dict[str, tuple[int, str]]:
         return {f"{row.type} {row.id}": (row.init_err.code, row.init_err.message)
-                for row in await introspection_suite.plugins(client) if row.HasField("init_err")}
+                for row in await introspection_suite.plugins(client) if row.HasField("init_err") and not row.init_err.message.endswith(SKIP)}
 
     async def well() -> bool:
         return not await broken()

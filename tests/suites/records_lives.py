@@ -92,11 +92,11 @@ class RawStandIn:
 class LocalMetadata:
     """All services over a store, in this process, and what they published."""
 
-    def __init__(self, transactions: Transactions, *, shared: bool = True, patience: float = 20.0) -> None:
+    def __init__(self, transactions: Transactions, *, shared: bool = True, patience: float = 20.0, **limits: Any) -> None:
         self.events: list[Event] = []
         self.raw = RawStandIn()
         self.database = Database(transactions, patience=patience)
-        self.metadata = Metadata(self.database, self.events.append, self.raw, shared=shared)
+        self.metadata = Metadata(self.database, self.events.append, self.raw, shared=shared, **limits)
         self._servicers = {s.SERVICE.full_name: s for s in self.metadata.servicers}
 
     def client(self, service: ServiceDescriptor) -> LocalClient:

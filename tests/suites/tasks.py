@@ -613,7 +613,7 @@ class TasksSuite:
         """Fifty cancelled waits leave the task alone; the next is answered."""
         await start(tasks, node, "w", "sleep", "100")
         waits = [asyncio.create_task(tasks.wait(NS, "w")) for _ in range(50)]
-        await asyncio.sleep(0.1)
+        await tasks.get(NS, "w")  # a call after them was answered: they have come
         for one in waits:
             one.cancel()
         await asyncio.gather(*waits, return_exceptions=True)

@@ -77,7 +77,7 @@ class Contents:
     """The version of an OCI layout."""
     docker: list[dict[str, Any]] | None = None
     """``manifest.json``."""
-    room: int = field(default_factory=lambda: NAMES_LIMIT)
+    room: int = NAMES_LIMIT
     """Bytes of names that may still come."""
 
     def takes(self, *names: str) -> None:
@@ -149,9 +149,9 @@ def _mismatch(entries: Sequence[Descriptor], destination: ImageStore) -> str:
 # ---------------------------------------------------------------------------------------------- the tar
 
 
-async def read(source: ImportStream, node: Node) -> Contents:
-    """Make every file of the archive a blob."""
-    contents = Contents()
+async def read(source: ImportStream, node: Node, *, room: int = NAMES_LIMIT) -> Contents:
+    """Make every file of the archive a blob. ResourceExhausted if what is remembered of their names takes more than ``room`` bytes."""
+    contents = Contents(room=room)
     unique = base64.urlsafe_b64encode(os.urandom(6)).decode()
     async with _in_thread(source.source) as (file, run):
         archive: _Archive = await run(_Archive, file, not source.media_type)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -30,7 +31,10 @@ _URLS = 16
 class Registry:
     """All registries, for a process. A context manager; or :meth:`close` it."""
 
-    def __init__(self, hosts: Hosts = Hosts(), *, timeouts: Timeouts = Timeouts(), retry: Retry = Retry(), memory: MirrorMemory | None = None) -> None:
+    def __init__(self, hosts: Hosts = Hosts(), *, timeouts: Timeouts = Timeouts(), retry: Retry = Retry(), memory: MirrorMemory | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` says, in seconds, when a token is replaced."""
+        self.clock = clock
         self.hosts = hosts
         self.timeouts = timeouts
         self.retry = retry
@@ -133,7 +137,7 @@ class Client:
             if reference.host not in self._endpoints:
                 hosts = self._hosts.of(reference.host, self._scheme)
                 self._endpoints[reference.host] = [
-                    Endpoint(host, await self._registry.sessions.of(host.tls), namespace=reference.host, source=self._source, headers=self._headers,
+                    Endpoint(host, await self._registry.sessions.of(host.tls), namespace=reference.host, source=self._source, headers=self._headers, clock=self._registry.clock,
                              timeouts=self._registry.timeouts, followed=number < len(hosts) - 1, watch=self._watch)
                     for number, host in enumerate(hosts)]
             return self._endpoints[reference.host]

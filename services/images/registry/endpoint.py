@@ -8,6 +8,7 @@ request has failed. A token server gets the credentials that the host asked for 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
@@ -58,7 +59,7 @@ class Endpoint:
     """``host``, for the namespace ``namespace``. ``followed``: another host can be asked after it, so that it has less time."""
 
     def __init__(self, host: Host, session: Session, *, namespace: str, source: Source | None, headers: Iterable[tuple[str, str]] = (),
-                 timeouts: Timeouts, followed: bool = False, watch: HttpDebug = UNSEEN) -> None:
+                 timeouts: Timeouts, followed: bool = False, watch: HttpDebug = UNSEEN, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = host.host
         self.key = host.key
         self.can: Capability = host.capabilities
@@ -71,7 +72,7 @@ class Endpoint:
         self._watch = watch
         self._connect = host.dial_timeout or (timeouts.mirror_connect if followed else timeouts.connect)
         self._stall = timeouts.mirror_stall if followed else timeouts.stall
-        self._authorizer = Authorizer(host.host, source, self._ask)
+        self._authorizer = Authorizer(host.host, source, self._ask, clock)
 
     def url(self, reference: Reference, path: str, query: Iterable[tuple[str, str]] = ()) -> str:
         """The URL of ``path`` (``blobs/sha256:...``) in the reference's repository."""

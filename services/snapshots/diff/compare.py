@@ -44,9 +44,9 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1)  # the stack goes into the log of the service, and the worker goes on
     sys.setrecursionlimit(20_000)
     if traced := any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ):
-        from services.kit import tracing
+        from services.kit import exporting, tracing
 
-        tracing.setup("compare")
+        exporting.begin("compare")
     arguments = sys.argv[7:]
     try:
         if traced:

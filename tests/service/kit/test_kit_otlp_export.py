@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from services.kit import errors, otlp, rpc
-from tests.support import TOP, within
+from tests.support import TOP, eventually_async, within
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 OK, FAILED = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
@@ -59,6 +59,18 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 async def export(exporter: otlp.Exporter, *names: str) -> Any:
     """From a thread, as the SDK does."""
     return await asyncio.to_thread(exporter.export, spans(*names))
+
+
+def pausing(exporter: Any) -> threading.Event:
+    """Set when it has tried in vain, and waits to try again."""
+    paused, pause = threading.Event(), exporter._pause
+
+    def noted(seconds: float) -> None:
+        paused.set()
+        pause(seconds)
+
+    exporter._pause = noted
+    return paused
 
 
 # ---------------------------------------------------------------------------------------------- gRPC
@@ -242,8 +254,9 @@ async def test_a_collector_that_comes_late_gets_the_spans(transport: str, place:
     """It is asked for again within the timeout."""
     environ(ENDPOINT=f"unix:{place / 'traces.sock'}")
     exporter = otlp.configured()
+    paused = pausing(exporter)
     exporting = asyncio.ensure_future(export(exporter, "one"))
-    await asyncio.sleep(0.2)
+    await asyncio.to_thread(paused.wait, 15)
     async with serving(place / "traces.sock") as (collector, _):
         assert await exporting is OK
         assert collector.names == ["one"]
@@ -254,8 +267,9 @@ async def test_the_end_of_a_process_waits_for_no_pause(place: Path, environ: Cal
     """Whatever waits is tried once more at once; what comes after is tried once."""
     environ(ENDPOINT=f"unix:{place / 'nobody.sock'}", TIMEOUT=60)
     exporter = otlp.configured()
+    paused = pausing(exporter)
     exporting = asyncio.ensure_future(export(exporter, "one"))
-    await asyncio.sleep(0.2)
+    await asyncio.to_thread(paused.wait, 15)
     exporter.finish(3)
     async with asyncio.timeout(1):
         assert await exporting is FAILED
@@ -296,8 +310,8 @@ async def test_what_is_no_grpc_server_is_a_failure(answer: bytes, environ: Calla
 
 PROCESS = """
 import sys
-from services.kit import tracing
-tracing.setup("test")
+from services.kit import exporting, tracing
+exporting.begin("test")
 with tracing.span("outer"), tracing.span("inner"):
     pass
 tracing.shutdown()
@@ -344,7 +358,7 @@ class HttpCollector(http.server.ThreadingHTTPServer):
         self.names: list[str] = []
         self.requests: list[tuple[str, Any]] = []
         self.answers: list[tuple[int, dict[str, str]]] = []
-        self.connections = 0
+        self.connections = self.closed = 0
         self.hang = threading.Event()
         self.hang.set()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -355,6 +369,10 @@ class HttpCollector(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away."""
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.closed += 1
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -448,7 +466,7 @@ async def test_http_notices_that_it_was_hung_up_on(receiver: HttpCollector) -> N
     exporter = otlp.configured()
     receiver.answers = [(200, {"connection": "close"})]
     assert await export(exporter, "one") is OK
-    await asyncio.sleep(0.1)
+    await eventually_async(lambda: asyncio.sleep(0, receiver.closed), "the connection is not ended")
     with within(0.4):  # less than the shortest pause
         assert await export(exporter, "two") is OK
     assert (receiver.names, receiver.connections) == (["one", "two"], 2)

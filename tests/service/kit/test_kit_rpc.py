@@ -279,10 +279,10 @@ async def test_a_socket_path_that_the_kernel_would_cut_is_refused() -> None:
 
 async def test_shielded_work_ends_though_its_caller_does_not_wait() -> None:
     """Cancellation ends the waiting, not the work."""
-    done = asyncio.Event()
+    go, done = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
-        await asyncio.sleep(0.05)
+        await go.wait()
         done.set()
 
     waiting = asyncio.ensure_future(rpc.shielded(work()))
@@ -290,6 +290,8 @@ async def test_shielded_work_ends_though_its_caller_does_not_wait() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+    assert not done.is_set()
+    go.set()
     await asyncio.wait_for(done.wait(), 5)
 
 

@@ -87,3 +87,8 @@ class TestOverlayfs(EveryLife):
 class TestNative(EveryLife):
     """A copy of another parent would be needed to rebase."""
     name = "native"
+
+
+class TestBtrfs(EveryLife):
+    """It copies as native does, and counts what was changed."""
+    name = "btrfs"

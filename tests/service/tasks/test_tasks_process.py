@@ -114,7 +114,7 @@ async def test_sigterm_leaves_the_shims_alone(service: Service) -> None:
     """A service that is stopped politely ends within seconds, waits outstanding or not, and containers run on."""
     pid = await start(service.tasks, service.node, "p", "sleep", "100")
     waiting = asyncio.create_task(service.tasks.wait(NS, "p"))
-    await asyncio.sleep(0.1)
+    await service.tasks.get(NS, "p")  # a call after it was answered: the wait has come
     assert await asyncio.to_thread(service.process.stop) == 0
     with pytest.raises(errors.Unavailable):
         await waiting

@@ -49,16 +49,15 @@ def test_a_gateway_that_is_ending_is_waited_for(here: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["containerd.sock.ttrpc", "content.sock"])
-def test_any_socket_that_a_node_would_take_counts(name: str, here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_socket_that_a_node_would_take_counts(name: str, here: Place) -> None:
     """One line says who serves it, also where that one accepts nobody; unless it is a node's that is up."""
-    monkeypatch.setattr(foreign, "ENDING_SECONDS", 0.1)
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(str(here.state / name))
         theirs.listen(64)
         with pytest.raises(Failure, match=rf"^{re.escape(str(here.state / name))} is served by \S+ \(pid {os.getpid()}\), not by this node: choose another state \(--state\)$"):
-            foreign.refuse(here, CHOSEN)
+            foreign.refuse(here, CHOSEN, ending=0.1)
         theirs.listen(0)  # of those that have come, it takes none
         with pytest.raises(Failure, match="is served by somebody who accepts no connections"):
-            foreign.refuse(here, CHOSEN)
+            foreign.refuse(here, CHOSEN, ending=0.1)
         with supervision.claimed(here):
-            foreign.refuse(here, CHOSEN)
+            foreign.refuse(here, CHOSEN, ending=0.1)

@@ -95,6 +95,12 @@ def test_calls_have_one_face() -> None:
     assert not strays
 
 
+def test_calls_are_heard_of_in_one_place() -> None:
+    """What carries calls tells services.kit.observer, and knows none of those who listen."""
+    carriers = [*(TOP / "services/wire").glob("*.py"), *(TOP / "services/kit" / f"{name}.py" for name in ("transport", "channel", "grpcio", "many", "ttrpc"))]
+    assert not [path.name for path in carriers if "services.kit.tracing" in imports(path)]
+
+
 def test_a_store_module_imports_no_other_life_and_no_wire() -> None:
     """Arrows point to store.py; nothing points back."""
     strays = []
@@ -173,7 +179,7 @@ def test_every_dependency_is_used() -> None:
     assert not {name for name, module in names.items() if not any(m == module or m.startswith(f"{module}.") for m in used)}
 
 
-AT_THE_START = {("services/kit/rpc.py", "serving"), ("services/kit/chosen.py", "carrier"), ("services/kit/chosen.py", "server"), ("services/kit/channel.py", "_gathered"), ("services/kit/tracing.py", "_exporting"),
+AT_THE_START = {("services/kit/rpc.py", "serving"), ("services/kit/chosen.py", "carrier"), ("services/kit/chosen.py", "server"), ("services/kit/channel.py", "_gathered"), ("services/kit/exporting.py", "_collector"),
                 ("services/images/config.py", "check"),  # of `splitd config check`
                 # In workers, whose code is kept (services/kit/kept.py).
                 ("services/snapshots/diff/compare.py", "main"), ("services/snapshots/diff/mounted.py", "_target"), ("services/snapshots/diff/mounted.py", "_mount")}

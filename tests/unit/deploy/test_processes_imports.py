@@ -31,7 +31,7 @@ def test_a_program_does_without_grpc_and_opentelemetry(module: str) -> None:
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_are_exported_without_grpc(protocol: str) -> None:
     """Whatever the collector speaks."""
-    there = loaded("from services.kit import tracing; tracing.setup('x'); tracing.span('y').end(); tracing.shutdown()",
+    there = loaded("from services.kit import exporting, tracing; exporting.begin('x'); tracing.span('y').end(); tracing.shutdown()",
                    OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
     assert "opentelemetry" in there
     assert not there & {"grpc", "requests"}

@@ -117,15 +117,14 @@ def test_a_node_in_a_container_is_another(tmp_path: Path, *, inside: bool) -> No
             process.kill()
 
 
-def test_who_only_looks_stops_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_only_looks_stops_no_start(tmp_path: Path) -> None:
     """For a moment he has the lock too, as every other who asks whether a node is up."""
-    monkeypatch.setattr(supervision, "LOOKED_SECONDS", 30.0)
     here = Place(tmp_path / "root", tmp_path / "state", None)
     here.state.mkdir()
     with here.lock.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN)).start()
-        with supervision.claimed(here) as lock:
+        with supervision.claimed(here, looked=30.0) as lock:
             assert lock is not None
 
 

@@ -42,19 +42,17 @@ class Metadata:
     def publish(self, namespace: str, topic: str, event: Any) -> None:
         self.published.append(topic)
 
-    def records(self) -> records.Records:
-        return records.Records(self, self, content="content", snapshotters=())  # type: ignore[arg-type]
+    def records(self, **seconds: float) -> records.Records:
+        return records.Records(self, self, content="content", snapshotters=(), **seconds)  # type: ignore[arg-type]
 
 
 FINISHED = pb.Finished(events=[pb.Event(namespace="n", topic="/snapshot/prepare")])
 
 
-async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(caplog: pytest.LogCaptureFixture) -> None:
     """Not after ten minutes, in which a client without a deadline hangs; when there is room again the intent ends, and its events come."""
-    monkeypatch.setattr(records, "_PAUSE", 0.01)
-    monkeypatch.setattr(records, "_FULL", 0.05)
     metadata = Metadata(FULL)
-    told = metadata.records()
+    told = metadata.records(pause=0.01, full=0.05)
     with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
         await asyncio.wait_for(told.finish(pb.FinishRequest(intent="i"), Call("m", {})), 10)
     await eventually_async(lambda: asyncio.sleep(0, told._open == {"i"}), "the intent is not among those that are open")

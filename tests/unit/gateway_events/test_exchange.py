@@ -220,10 +220,9 @@ async def test_a_restart_with_the_same_pid_exits_again(started: int, wanted: lis
         assert await waiting(subscription) == wanted
 
 
-async def test_memory_of_exits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_of_exits_is_bounded() -> None:
     """The oldest is forgotten first."""
-    monkeypatch.setattr(events, "EXITS", 3)
-    exchange = Exchange(replay_seconds=0)
+    exchange = Exchange(replay_seconds=0, exits=3)
     with exchange.subscribe() as subscription:
         for n in (1, 2, 3, 4, 2, 1):
             publish(exchange, f"/{n}", exit_of(n, SECOND))

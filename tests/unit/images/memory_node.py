@@ -7,20 +7,22 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from services.content.store import Info
 from services.images.transfer import Applied, How, Image, Ingest, Progress
-from services.kit import errors
+from services.kit import errors, filters
+from services.kit.slices import Lane
 from services.oci.descriptors import Descriptor
 from services.oci.digests import Digest, digest_of
 from services.oci.mounts import Mount
 from services.snapshots.diff.inherit import Unnamed
 from services.snapshots.diff.media import UNCOMPRESSED
 from services.snapshots.store import Info as Snapshot
-from services.snapshots.store import Kind, Usage
+from services.snapshots.store import Kind, Usage, kept_labels, updated_labels
 
 
 def tar_of(files: Mapping[str, bytes | str]) -> bytes:
@@ -93,53 +95,106 @@ class MemoryFilling:
 
 
 class MemorySnapshotter:
-    """Committed names and active keys; an application is noted by the key's mount."""
+    """A ``Snapshotter`` of records: committed names and active keys with their parents and labels. An application is noted by the key's mount."""
 
     def __init__(self) -> None:
         self.committed: dict[str, tuple[str, Mapping[str, str]]] = {}
         self.active: dict[str, tuple[str, Mapping[str, str]]] = {}
+        """Views too."""
+        self.views: set[str] = set()
+        self.times: dict[str, tuple[int, int]] = {}
+        """Created, updated."""
         self.makes: set[str] = set()
         """Chain ids that it makes by itself, as stargz does."""
         self.read_only = False
         self.lost: set[str] = set()
         """Committed names that are recorded only."""
 
+    def _info(self, key: str) -> Snapshot:
+        kind = Kind.COMMITTED if key in self.committed else Kind.VIEW if key in self.views else Kind.ACTIVE
+        parent, labels = self._there(key)
+        return Snapshot(key, kind, *self.times.get(key, (0, 0)), parent, dict(labels))
+
+    def _there(self, key: str) -> tuple[str, Mapping[str, str]]:
+        found = self.committed.get(key) or self.active.get(key)
+        if found is None:
+            raise errors.NotFound(f"snapshot {key}")
+        return found
+
+    async def stat(self, key: str) -> Snapshot:
+        return self._info(key)
+
+    async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Snapshot]:
+        wanted = await filters.parsed(sources, Lane())
+        for info in [self._info(key) for key in sorted((*self.committed, *self.active))]:
+            if wanted.match(info.field):
+                yield info
+
+    async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Snapshot:
+        parent, current = self._there(key)
+        (self.committed if key in self.committed else self.active)[key] = parent, updated_labels(key, current, labels, paths)
+        self.times[key] = self.times.get(key, (0, 0))[0], time.time_ns()
+        return self._info(key)
+
     async def usage(self, key: str) -> Usage:
-        if key in self.lost or key not in self.committed:
+        self._there(key)
+        if key in self.lost:
             raise errors.NotFound(f"snapshot {key} is recorded, and snap does not have it")
         return Usage()
 
-    async def stat(self, key: str) -> Snapshot:
-        if key not in self.committed:
-            raise errors.NotFound(f"snapshot {key}")
-        return Snapshot(key, Kind.COMMITTED, 0, 0, *self.committed[key])
+    async def mounts(self, key: str) -> Sequence[Mount]:
+        self._there(key)
+        if key in self.committed:
+            raise errors.FailedPrecondition(f"requested snapshot {key} not active or view")
+        parent, _ = self.active[key]
+        if key in self.views:
+            return [Mount("bind", parent or key, ("ro",))]
+        return [Mount("bind", key, ("ro",) if self.read_only else ("rw",))]
 
-    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        target = (labels or {})["containerd.io/snapshot.ref"]
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> Sequence[Mount]:
+        return await self._made(key, parent, labels)
+
+    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> Sequence[Mount]:
+        await self._made(key, parent, labels)
+        self.views.add(key)
+        return await self.mounts(key)
+
+    async def _made(self, key: str, parent: str, labels: Mapping[str, str] | None) -> Sequence[Mount]:
+        target = (labels or {}).get("containerd.io/snapshot.ref", "")
         if target in self.makes:
             self.committed.setdefault(target, (parent, labels or {}))
         if target in self.committed:
             raise errors.AlreadyExists(f"snapshot {target}")
         if parent and parent not in self.committed:
-            raise errors.NotFound(f"snapshot {parent}")
-        self.active[key] = (parent, labels or {})
-        return [Mount("bind", key, ("ro",) if self.read_only else ("rw",))]
+            self._there(parent)
+            raise errors.InvalidArgument(f'parent "{parent}" is not committed snapshot')
+        if key in self.committed or key in self.active:
+            raise errors.AlreadyExists(f"snapshot {key}")
+        self.active[key] = (parent, kept_labels(labels or {}))
+        self.times[key] = (time.time_ns(),) * 2
+        return await self.mounts(key)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
-        if name in self.committed:
+        if name in self.committed or name in self.active:
             raise errors.AlreadyExists(f"snapshot {name}")
+        own, _ = self._there(key)
+        if key not in self.active or key in self.views:
+            raise errors.FailedPrecondition(f'snapshot "{key}" is not active')
         if parent and parent not in self.committed:
             raise errors.NotFound(f"snapshot {parent}")
-        self.committed[name] = (self.active.pop(key)[0] or parent, labels or {})
-
-    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        assert parent in self.committed
-        self.active[key] = (parent, labels or {})
-        return [Mount("bind", parent, ("ro",))]
+        del self.active[key]
+        self.committed[name] = (own or parent, kept_labels(labels or {}))
+        self.times[name] = (time.time_ns(),) * 2
 
     async def remove(self, key: str) -> None:
-        if self.active.pop(key, None) is None:
-            raise errors.NotFound(f"snapshot {key}")
+        self._there(key)
+        if any(parent == key for parent, _ in (*self.committed.values(), *self.active.values())):
+            raise errors.FailedPrecondition("cannot remove snapshot with child")
+        (self.committed if key in self.committed else self.active).pop(key)
+        self.views.discard(key)
+
+    async def cleanup(self) -> None:
+        """There is nothing but the records."""
 
 
 class MemoryNode:

@@ -61,8 +61,8 @@ def named(name: str) -> dict[str, Any]:
     return {"annotations": {names.IMAGE_NAME: name}}
 
 
-async def read(archive: bytes, node: MemoryNode) -> importer.Contents:
-    return await importer.read(ImportStream(pieces(archive)), node)
+async def read(archive: bytes, node: MemoryNode, **limits: int) -> importer.Contents:
+    return await importer.read(ImportStream(pieces(archive)), node, **limits)
 
 
 async def imported(archive: bytes | AsyncIterator[bytes], node: MemoryNode, store: ImageStore | None = None, told: Told | None = None, **stream: Any) -> None:
@@ -363,13 +363,12 @@ async def test_a_sparse_file_is_whole_and_has_an_end(node: MemoryNode) -> None:
         await read(tar(sparse(9_000_000_000_000_000)), node)
 
 
-async def test_no_more_is_remembered_than_fits(node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_is_remembered_than_fits(node: MemoryNode) -> None:
     """A hundred thousand links take a few kilobytes, compressed."""
-    monkeypatch.setattr(importer, "NAMES_LIMIT", 10_000)
     few, many = (tar(*(symlink(b"%d" % n, b"x") for n in range(count))) for count in (40, 60))
-    assert len((await read(few, node)).links) == 40
+    assert len((await read(few, node, room=10_000)).links) == 40
     with pytest.raises(errors.ResourceExhausted, match="too many files"):
-        await read(many, node)
+        await read(many, node, room=10_000)
 
 
 async def test_names_that_are_not_utf_8_are_names(node: MemoryNode) -> None:

@@ -15,7 +15,7 @@ from api.containerd.services.transfer.v1 import transfer_pb2 as pb
 from api.containerd.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from api.containerd.types.transfer.progress_pb2 import Progress as PbProgress
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
-from services.images import logs_stream, streaming_server, transfer_server
+from services.images import streaming_server
 from services.images import transfer_convert as convert
 from services.images.distribution.progress import Tracker
 from services.images.layers.unpacker import Unpacker
@@ -157,16 +157,15 @@ async def test_a_stream_is_finished_when_what_was_offered_is_passed_on(streams: 
         await finishing
 
 
-async def test_a_client_that_takes_no_progress_or_goes_away_holds_no_transfer_up(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming_server, "DRAIN_SECONDS", 0.05)
+async def test_a_client_that_takes_no_progress_or_goes_away_holds_no_transfer_up() -> None:
+    hasty, patient = Streams(drain=0.05), Streams(drain=60)
     async with asyncio.timeout(5):
-        async with Client(streams, "a"):
-            stream = streams.get("ns", "a")
+        async with Client(hasty, "a"):
+            stream = hasty.get("ns", "a")
             stream.offer(WindowUpdate())
             await stream.finish()
-        monkeypatch.setattr(streaming_server, "DRAIN_SECONDS", 60)
-        async with Client(streams, "b"):
-            stream = streams.get("ns", "b")
+        async with Client(patient, "b"):
+            stream = patient.get("ns", "b")
             stream.offer(WindowUpdate())
             finishing = asyncio.ensure_future(stream.finish())
         await finishing
@@ -243,8 +242,8 @@ async def test_a_sink_is_closed_when_the_client_has_all(streams: Streams, size: 
         assert receiver.ended
 
 
-async def test_a_client_that_takes_no_more_does_not_hold_the_end_up(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming_server, "DRAIN_SECONDS", 0.05)
+async def test_a_client_that_takes_no_more_does_not_hold_the_end_up() -> None:
+    streams = Streams(drain=0.05)
     async with Client(streams, "a") as client:
         sink = ByteSink(streams.get("ns", "a"))
         client.send(WindowUpdate(update=10))
@@ -300,9 +299,9 @@ async def test_a_slow_client_misses_text_and_is_told_how_much(streams: Streams) 
         await shown.close()
 
 
-async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_takes_nothing_or_goes_away_ends_the_showing() -> None:
     """The transfer waits a moment for the one, and for the other not at all."""
-    monkeypatch.setattr(logs_stream, "DRAIN_SECONDS", 0.05)
+    streams = Streams(drain=0.05)
     for leave in (False, True):
         async with Client(streams, "logs") as client:
             shown = LogsStream(ByteSink(streams.get("ns", "logs")))
@@ -335,9 +334,9 @@ class Pulls:
         self.asked.append((source, destination))
 
 
-def servicer(streams: Streams, pulls: Pulls | None = None) -> TransferServicer:
+def servicer(streams: Streams, pulls: Pulls | None = None, **seconds: float) -> TransferServicer:
     gateway = rpc.Channel("/nowhere")
-    return TransferServicer(gateway, Leases(gateway), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls)
+    return TransferServicer(gateway, Leases(gateway), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls, **seconds)
 
 
 CALL: Mapping[str, str] = {NAMESPACE: "ns", rpc.LEASE: "mine"}
@@ -384,12 +383,11 @@ def test_kinds_of_credentials(answer: dict[str, Any], credentials: Credentials) 
     assert convert.credentials_from_pb(registry_pb2.AuthResponse(**answer)) == credentials
 
 
-async def test_a_client_that_does_not_answer_a_question_ends_it(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer_server, "ANSWER_SECONDS", 0.05)
+async def test_a_client_that_does_not_answer_a_question_ends_it(streams: Streams) -> None:
     registry = registry_pb2.OCIRegistry(reference="r", resolver=registry_pb2.RegistryResolver(auth_stream="auth"))
     async with Client(streams, "auth"):
         with pytest.raises(errors.DeadlineExceeded, match="credentials for r.io: the client does not answer"):
-            await transfer(servicer(streams, Pulls()), registry, imagestore_pb2.ImageStore())
+            await transfer(servicer(streams, Pulls(), answer=0.05), registry, imagestore_pb2.ImageStore())
     async with Client(streams, "auth") as client:
         client.done_sending()
         with pytest.raises(errors.Cancelled):

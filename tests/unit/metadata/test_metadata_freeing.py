@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from services.kit import wal
 from services.metadata import freeing
 from services.metadata.database import Database
-from services.metadata.sqlite import SqliteTransactions
+from services.metadata.sqlite import LAYOUT, SqliteTransactions
 from services.metadata.store import Change
 from services.metadata.transactions import Transaction, encode
 from tests.support import eventually_async
@@ -88,15 +90,14 @@ async def test_a_database_from_before_is_made_one_that_gives_back(place: Path) -
     await store.close()
 
 
-async def test_a_large_database_from_before_stays_as_it_is(place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_large_database_from_before_stays_as_it_is(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No start takes minutes for that; the log says how it can be done."""
     path = place / "m.db"
     old = sqlite3.connect(path, isolation_level=None)
     old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
     old.execute("PRAGMA user_version = 1")
     old.close()
-    monkeypatch.setattr(freeing, "_LARGEST", 4096)
-    store = SqliteTransactions(path, quiet=0.0)
+    store = SqliteTransactions(path, quiet=0.0, layout=replace(LAYOUT, convert=functools.partial(freeing.convert, largest=4096)))
     try:
         await store.write(fill)
         await store.write(lambda tx: tx.delete_all(("many",)))
@@ -140,10 +141,8 @@ async def test_the_collector_hears_of_a_deletion_whose_caller_went_away(place: P
 
 @pytest.mark.root
 @pytest.mark.parametrize("seen", [True, False])
-async def test_a_database_from_before_takes_no_disk_away(place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, seen: bool) -> None:
+async def test_a_database_from_before_takes_no_disk_away(place: Path, caplog: pytest.LogCaptureFixture, *, seen: bool) -> None:
     """Where there is too little room to write it anew it stays as it is, and so does the room: also if that is seen when it is used up only."""
-    if not seen:
-        monkeypatch.setattr(freeing, "_TIMES", 0)
     place.joinpath("small").mkdir()
     path = place / "small" / "m.db"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(path.parent)], check=True)
@@ -155,7 +154,7 @@ async def test_a_database_from_before_takes_no_disk_away(place: Path, monkeypatc
         old.executemany("INSERT INTO records VALUES (?, ?)", [(encode(("many", str(number))), _VALUE) for number in range(_MANY)])
         old.close()
         (path.parent / "fill").write_bytes(bytes(freeing._free(path) - (12 << 20)))
-        store = SqliteTransactions(path)
+        store = SqliteTransactions(path, layout=LAYOUT if seen else replace(LAYOUT, convert=functools.partial(freeing.convert, times=0)))
         assert freeing._free(path) >= (12 << 20) - wal.SIZE - (1 << 20)
         assert store.view(lambda tx: len(list(tx.scan(("many",))))) == _MANY
         await store.close()

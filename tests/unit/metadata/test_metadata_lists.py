@@ -62,11 +62,10 @@ async def test_a_walk_that_lost_its_state_goes_on_behind_its_last_record(store: 
         assert rest(walk) == ["b", "c", "d"]
 
 
-async def test_few_walks_have_a_state_of_their_own(store: Transactions, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_walks_have_a_state_of_their_own(store: Transactions) -> None:
     """The one that has had it longest gives it up; all come to their end."""
-    monkeypatch.setattr(walks, "WALKS", 2)
     await put(store, "a", "b", "c")
-    everybody = Walks(store)
+    everybody = Walks(store, most=2)
     three = [everybody.over(("t",)) for _ in range(3)]
     for walk in three:
         next(walk)
@@ -90,9 +89,8 @@ async def test_a_walk_that_gets_no_state_takes_nobodys_place(store: Transactions
     assert not everybody._open
 
 
-async def test_a_state_is_not_kept_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_state_is_not_kept_for_long(tmp_path: Path) -> None:
     """Else the log of a store whose reader sleeps would grow without end."""
-    monkeypatch.setattr(walks, "KEPT", 0.05)
     store = SqliteTransactions(tmp_path / "metadata.db")
     await put(store, "a", "b", "c")
 
@@ -102,7 +100,7 @@ async def test_a_state_is_not_kept_for_long(tmp_path: Path, monkeypatch: pytest.
         other.close()
         return not busy
 
-    with Walks(store).over(("t",)) as walk:
+    with Walks(store, kept=0.05).over(("t",)) as walk:
         next(walk)
         await put(store, "d")
         assert not forgotten()
@@ -144,7 +142,7 @@ async def test_a_long_list_leaves_room_for_others(store: Transactions) -> None:
     assert turns >= 50
 
 
-async def test_messages_of_a_streamed_list_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_messages_of_a_streamed_list_are_bounded() -> None:
     """A hundred infos, as in containerd; fewer where they are large, since clients take 16 MiB at most."""
     local = LocalMetadata(MemoryTransactions())
 
@@ -153,16 +151,17 @@ async def test_messages_of_a_streamed_list_are_bounded(monkeypatch: pytest.Monke
             schema.put_blob(tx, "n", Blob(digest=digest(number), size=1, backend="content", labels={"x": "y" * 4000}))
 
     await local.database.write(work)
-    content = local.client(content_stubs.CONTENT)
+    found = [answer async for answer in local.client(content_stubs.CONTENT).List(content_pb2.ListContentRequest(), headers=headers("n"))]
+    assert [len(answer.info) for answer in found] == [100, 100, 50]
+    infos = [info for answer in found for info in answer.info]
+    assert [info.digest for info in infos] == sorted(digest(number) for number in range(250))
 
-    async def sizes() -> list[int]:
-        found = [answer async for answer in content.List(content_pb2.ListContentRequest(), headers=headers("n"))]
-        assert [info.digest for answer in found for info in answer.info] == sorted(digest(number) for number in range(250))
-        return [len(answer.info) for answer in found]
+    async def pieces() -> AsyncIterator[list[content_pb2.Info]]:
+        yield infos
 
-    assert await sizes() == [100, 100, 50]
-    monkeypatch.setattr(server, "_BATCH_BYTES", 40_000)
-    assert await sizes() == [10] * 25
+    smaller = [piece async for piece in server.batches(pieces(), most=40_000)]
+    assert [len(piece) for piece in smaller] == [10] * 25
+    assert [info for piece in smaller for info in piece] == infos
     await local.close()
 
 

@@ -49,11 +49,11 @@ async def sweeping(local: LocalMetadata, raw: Raw, reference: str = "") -> Calla
     return over
 
 
-async def waits(call: Awaitable[object], over: Callable[[], Awaitable[None]]) -> object:
+async def waits(local: LocalMetadata, call: Awaitable[object], over: Callable[[], Awaitable[None]]) -> object:
     """The call is answered when ``over`` was done, and not before."""
     task = asyncio.ensure_future(call)
-    done, _ = await asyncio.wait([task], timeout=0.1)
-    assert not done
+    await eventually_async(lambda: asyncio.sleep(0, task.done() or local.database._asleep), "it neither waits nor ends")
+    assert not task.done()
     await over()
     return await task
 
@@ -62,14 +62,14 @@ async def test_a_commit_waits_for_the_sweep_of_its_blob(local: LocalMetadata, wo
     """Else the collector would take the bytes that the commit has just found or made."""
     await world.open("r")
     over = await sweeping(local, Raw("content", "blob", digest(1)))
-    await waits(world.begin_commit("r", digest(1)), over)
+    await waits(local, world.begin_commit("r", digest(1)), over)
 
 
 async def test_a_commit_of_an_unknown_digest_waits_for_all_sweeps_of_blobs(local: LocalMetadata, world: World) -> None:
     """It may be any of them."""
     await world.open("r")
     over = await sweeping(local, Raw("content", "blob", digest(1)))
-    await waits(world.begin_commit("r"), over)
+    await waits(local, world.begin_commit("r"), over)
 
 
 async def test_a_finish_waits_for_the_sweep_of_its_blob(local: LocalMetadata, world: World) -> None:
@@ -77,14 +77,14 @@ async def test_a_finish_waits_for_the_sweep_of_its_blob(local: LocalMetadata, wo
     await world.open("r")
     intent = await world.begin_commit("r")
     over = await sweeping(local, Raw("content", "blob", digest(1)))
-    await waits(world.finish(intent, digest(1), 3), over)
+    await waits(local, world.finish(intent, digest(1), 3), over)
 
 
 async def test_a_prepare_waits_for_the_sweep_of_its_target(local: LocalMetadata, world: World) -> None:
     """The backend might offer it; other targets do not matter."""
     over = await sweeping(local, Raw("snapshots.overlayfs", "snapshot", "x"), reference="target")
     await world.begin_snapshot("k1", labels={REF: "other"})
-    await waits(world.begin_snapshot("k2", labels={REF: "target"}), over)
+    await waits(local, world.begin_snapshot("k2", labels={REF: "target"}), over)
 
 
 async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
@@ -274,9 +274,10 @@ async def test_what_was_named_is_remembered(local: LocalMetadata, world: World) 
             ("snapshots.overlayfs", "snapshot", committed.raw_name), ("snapshots.overlayfs", "snapshot", "theirs")} <= named
 
 
-async def test_answers_are_forgotten_in_the_end(local: LocalMetadata, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_answers_are_forgotten_in_the_end() -> None:
     """Some with each new one."""
-    monkeypatch.setattr("services.metadata.intents.ANSWER_KEPT", -1)
+    local = LocalMetadata(MemoryTransactions(), answer_kept=-1)
+    world = await World(Life(local)).begin()
     for number in range(20):
         await world.snapshot(str(number))
     assert local.database.view(lambda tx: len(list(schema.ANSWERS.scan(tx)))) <= 1

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from deploy.processes import SOCKETS
 from services.kit import damage, errors
 from services.snapshots import local
 from services.snapshots.native import NativeSnapshotter
+from services.snapshots.snapshotters import SNAPSHOTTERS
 from services.snapshots.tree import Tree
+
+
+def test_names_of_snapshotters_are_short() -> None:
+    """Each is part of a socket's name, and all differ."""
+    names = [each.NAME for each in SNAPSHOTTERS]
+    assert len({*names}) == len(names)
+    assert all(re.fullmatch(f"[a-z0-9]{{1,{local.LONGEST_NAME}}}", name) for name in names)
+    assert f"snapshots-{'x' * local.LONGEST_NAME}.sock" in {re.sub("[0-9]{9}", "x" * 9, name) for name in SOCKETS}, "what splitd up reckons with"
 
 
 async def test_a_commit_brings_no_parent_where_that_is_not_said(place: Path) -> None:

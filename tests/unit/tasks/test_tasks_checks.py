@@ -101,29 +101,27 @@ async def test_stdio_that_is_not(io: IO, message: str) -> None:
     assert str(caught.value) == f"{message}: invalid argument"
 
 
-async def test_a_file_system_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_system_that_does_not_answer() -> None:
     """Costs the one who named it. Looks that hang are bounded, and take no thread that others need; when they end there is room again."""
-    release = threading.Event()
-    real = checks._are_there
-    monkeypatch.setattr(checks, "STAT_SECONDS", 0.05)
-    monkeypatch.setattr(checks, "_free", threading.BoundedSemaphore(2))
-    monkeypatch.setattr(checks, "_are_there", lambda paths: release.wait(20))
+    release, free = threading.Event(), threading.BoundedSemaphore(2)
+
+    async def hangs(io: IO) -> None:
+        await checks.stdio(RUNC, io, seconds=0.05, free=free, are_there=lambda paths: release.wait(20))
+
     try:
         with pytest.raises(errors.DeadlineExceeded, match='stdout "/dead/x", stderr "/dead/y": no answer from the file system'):
-            await checks.stdio(RUNC, IO("", "/dead/x", "/dead/y"))
+            await hangs(IO("", "/dead/x", "/dead/y"))
         with pytest.raises(errors.DeadlineExceeded):
-            await checks.stdio(RUNC, IO("", "/dead/x", "/dead/y"))
+            await hangs(IO("", "/dead/x", "/dead/y"))
         with pytest.raises(errors.Unavailable, match='stdout "/dev/null", stderr "/dev/null": .* looks at other paths have had no answer'):
-            await checks.stdio(RUNC, IO("", "/dev/null", "/dev/null"))
+            await hangs(IO("", "/dev/null", "/dev/null"))
         assert not [thread for thread in threading.enumerate() if thread.name == "stdio" and not thread.daemon]
     finally:
         release.set()
-    monkeypatch.setattr(checks, "_are_there", real)
-    monkeypatch.setattr(checks, "STAT_SECONDS", 20.0)
 
     async def there() -> bool:
         try:
-            await checks.stdio(RUNC, IO("", "/dev/null", "/dev/null"))
+            await checks.stdio(RUNC, IO("", "/dev/null", "/dev/null"), free=free)
         except errors.Unavailable:
             return False
         return True

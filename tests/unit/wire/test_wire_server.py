@@ -394,3 +394,26 @@ async def test_a_server_that_stops_drains() -> None:
     assert [f.kind for f in served.transport.frames()] == [HEADERS, DATA, HEADERS]
     assert served.transport.closed
     await served.gone()
+
+
+async def test_a_connection_that_cannot_be_looked_at_is_ended_and_the_others_are_looked_at_again() -> None:
+    """A fault of ours in one of them would take the bounds from all."""
+    served = Served()
+    other, _ = served.connect()
+    looks = 0
+
+    def look(now: float) -> None:
+        nonlocal looks
+        looks += 1
+
+    def fails(now: float) -> None:
+        raise ZeroDivisionError("unthought of")
+
+    served.link.sweep, other.sweep = fails, look  # type: ignore[method-assign]
+    for _ in range(2):
+        served.server._sweep()
+        assert served.server._sweeping is not None, "there is no next look"
+        served.server._sweeping.cancel()
+    assert looks == 2
+    assert served.transport.is_closing()
+    assert served.server.links == {other}
