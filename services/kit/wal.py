@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SIZE = 1100 * (4096 + 24) + 32
 """Frames for the 1000 pages after which SQLite checkpoints, and for the transaction that gets there."""
+_PIECE = 1 << 16
+"""Bytes that are written at once: malloc keeps what was freed of a larger piece, once a few of them were."""
 
 
 _HEADER = 32
@@ -84,7 +86,8 @@ def make_room(database: Path) -> None:
         try:
             size = os.fstat(fd).st_size
             if size < SIZE:
-                os.pwrite(fd, bytes(SIZE - size), size)  # not fallocate: blocks that were never written are the journal's matter again
+                for at in range(size, SIZE, _PIECE):
+                    os.pwrite(fd, bytes(min(_PIECE, SIZE - at)), at)  # not fallocate: blocks that were never written are the journal's matter again
                 os.fsync(fd)
         finally:
             os.close(fd)
