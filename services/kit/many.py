@@ -94,6 +94,39 @@ def _failure(answer: pb.Answer) -> errors.NodeError:
 # ---------------------------------------------------------------------------------------------- calling
 
 
+class _UnderWay:
+    """The calls of this process that were asked together and have no answer yet; entered by each of them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next: asyncio.Event | None = None
+        """Somebody waits for the next answer."""
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._count -= 1
+        if self._next is not None:
+            self._next.set()
+            self._next = None
+
+    async def answered(self) -> None:
+        await asyncio.sleep(0)  # whatever else begins in this turn of the loop has asked then
+        if self._count:
+            if self._next is None:
+                self._next = asyncio.Event()
+            await self._next.wait()
+
+
+_under_way = _UnderWay()
+
+
+async def answered() -> None:
+    """Returns when the first of the calls that are asked together now, or were before, has its answer; soon, where there are none. All who wait go on in the same turn of the loop."""
+    await _under_way.answered()
+
+
 @dataclass(slots=True, eq=False)
 class _Asked:
     path: str
@@ -116,6 +149,10 @@ class Gathering:
 
     async def unary(self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None) -> bytes:
         """One of them. Its errors are those of ``Carrier.unary``."""
+        with _under_way:
+            return await self._unary(path, request, headers, trace, timeout)
+
+    async def _unary(self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None) -> bytes:
         if not self._known:
             return await self._carrier.unary(path, request, (*headers, *trace), timeout)
         loop = asyncio.get_running_loop()

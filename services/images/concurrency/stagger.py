@@ -1,19 +1,17 @@
-"""Beginning many things at once without waiting for all of them: a few first, the others together right after.
+"""Beginning many things at once without waiting for all of them: a few first, the others together once one of those is under way.
 
 What begins together goes to a process as one call (``kit.many``), which is cheap, but one that is answered for the first only when it has been looked at among all the others.
 """
 
 from __future__ import annotations
 
-import asyncio
+from services.kit import many
 
 _FIRST = 8
 """As many as are fetched at once, by default."""
-_BEHIND = 0.003
-"""Seconds: enough for the first to be on their way."""
 
 
 async def wave(number: int) -> None:
-    """Returns when the thing of that number, of those that begin now, is to begin: with its wave."""
+    """Returns when the thing of that number, of those that begin now, is to begin: with its wave. The second comes when a call of the first has its answer."""
     if number >= _FIRST:
-        await asyncio.sleep(_BEHIND)
+        await many.answered()

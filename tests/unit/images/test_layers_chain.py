@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from services.images.concurrency.stagger import wave
 from services.images.layers.chain import Chain
 from services.kit import errors
 
@@ -131,18 +130,3 @@ async def test_without_a_chain_a_commit_is_made_at_once() -> None:
     chain.complete(5)
     await chain.commit(5, commits.of(5))
     assert commits.begun == [5]
-
-
-async def test_the_first_begin_before_the_others() -> None:
-    """The others together."""
-    begun: list[int] = []
-
-    async def begin(number: int) -> None:
-        await wave(number)
-        begun.append(number)
-
-    waiting = asyncio.gather(*map(begin, reversed(range(20))))
-    await turns()
-    assert sorted(begun) == list(range(8))
-    await waiting
-    assert sorted(begun) == list(range(20))

@@ -1,0 +1,60 @@
+"""Things that begin in waves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from services.images.concurrency.stagger import wave
+from services.kit.many import Gathering
+
+
+class Carrier:
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def unary(self, *request: Any) -> bytes:
+        await self.go.wait()
+        return b""
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_the_first_begin_before_the_others() -> None:
+    """The others together, once one of the first has its answer, whichever it is."""
+    begun: list[int] = []
+    carrier = Carrier()
+    calls = Gathering(carrier)  # type: ignore[arg-type]
+
+    async def begin(number: int) -> None:
+        await wave(number)
+        begun.append(number)
+        if number == 3:
+            await calls.unary("/splitd.Test/Begin", b"", (), (), None)
+
+    waiting = asyncio.gather(*map(begin, reversed(range(20))))
+    await turns()
+    assert sorted(begun) == list(range(8))
+    carrier.go.set()
+    await asyncio.wait_for(waiting, 15)
+    assert sorted(begun) == list(range(20))
+
+
+async def test_nobody_waits_for_an_answer_that_never_comes() -> None:
+    """Where the first ask nothing, as they wait for somebody else's work on the same layers, the others begin."""
+    await asyncio.wait_for(asyncio.gather(*map(wave, range(20))), 15)
+    carrier = Carrier()
+    calls = Gathering(carrier)  # type: ignore[arg-type]
+    asked = asyncio.ensure_future(calls.unary("/splitd.Test/Begin", b"", (), (), None))
+    waiting = asyncio.ensure_future(wave(8))
+    await turns()
+    assert not waiting.done()
+    asked.cancel()
+    await asyncio.wait_for(waiting, 15)
+    carrier.go.set()
+    await asyncio.wait((asked,))
