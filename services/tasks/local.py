@@ -464,7 +464,9 @@ class LocalTasks:
                 if (address := _address(task)) is None:
                     break
                 await self._connect(task, address, 2.0)
-            except (errors.NodeError, OSError, ValueError) as error:
+            except Exception as error:  # whatever it is, the task has to be followed again
+                if not isinstance(error, errors.NodeError | OSError | ValueError):
+                    log.exception("connecting to the shim of %s", task)
                 if not task.has_pid and _nobody_listens(error):
                     break
                 with contextlib.suppress(TimeoutError):
@@ -489,6 +491,8 @@ class LocalTasks:
                 return
             except errors.NodeError as error:
                 log.debug("shim of %s: %s", task, error)
+            except Exception:  # such as no more descriptors; a shim that is not known is not mourned
+                log.exception("asking the shim of %s for its pid", task)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 

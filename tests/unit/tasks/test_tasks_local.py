@@ -7,12 +7,13 @@ import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from services.kit import errors
 from services.tasks import dead_shim, local
-from services.tasks.bundle import Bundle
+from services.tasks.bundle import Address, Bundle
 from services.tasks.store import Exit
 
 
@@ -54,3 +55,35 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, mon
     assert task.attempts == 1
     assert task.gone
     assert not bundle.path.exists()
+
+
+async def test_a_shim_is_followed_again_whatever_fails_at_first(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its connection was lost, and there are no descriptors for a moment: nobody else would hear of its death."""
+    tasks = local.LocalTasks(place / "root", place / "state", SimpleNamespace())  # type: ignore[arg-type]
+    bundle = Bundle.of(place / "root", place / "state", "ns", "c")
+    bundle.create(None)
+    bundle.write_address(Address("ttrpc", "unix:///nowhere", 3))
+    task = local._Task(bundle, SimpleNamespace(path="/bin/shim"))  # type: ignore[arg-type]
+    failing = [OSError(errno.EMFILE, "too many open files"), ZeroDivisionError("unthought of")]
+
+    async def connect_pids(_timeout: float) -> tuple[int, int]:
+        if len(failing) == 1:
+            raise failing.pop()
+        return os.getpid(), 0
+
+    async def connect(task: Any, *_: object) -> None:
+        if len(failing) == 2:
+            raise failing.pop()
+        task.connection = SimpleNamespace(connect_pids=connect_pids)
+
+    tasks._connect = connect  # type: ignore[method-assign]
+    try:
+        await asyncio.wait_for(tasks._recover(task), 15)
+        assert task.has_pid
+        assert task.shim_pid == os.getpid()
+        assert not failing
+    finally:
+        await tasks._background.cancel()
+        task.close()
+    assert "connecting to the shim of" in caplog.text
+    assert "for its pid" in caplog.text
