@@ -65,9 +65,9 @@ async def give_back(*, look: float = _LOOK, resident: Callable[[], int] = _resid
                     caches: Sequence[Callable[[], None]] = _caches) -> None:
     """Return to the kernel what was freed, once a burst is over: half of what 5,000 connections took would stay ours for ever.
 
-    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens. A large
-    process looks for cycles only when it is idle, and any looks among all that it has only when it rests, or once for each second that it worked: a failed call's frames are often a cycle, with all
-    that they hold.
+    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens. A
+    process looks for cycles only when it is idle, since that takes 40 ms and more, and any looks among all that it has only when it rests, or once for each second that it worked: a failed call's
+    frames are often a cycle, with all that they hold.
     """
     least, pause, frozen, looked = resident(), look, 0, 0.0
     settled, passes = least, 0
@@ -91,7 +91,7 @@ async def give_back(*, look: float = _LOOK, resident: Callable[[], int] = _resid
                 gc.collect()
                 gc.freeze()  # what stays, most of it modules, is not looked through again soon; calls have nothing in their hands that could be a cycle later
                 looked, frozen = used(), len(sys.modules)
-            elif resident() <= least + _LARGE:
+            elif idle and resident() <= least + _LARGE:
                 gc.collect()
             elif idle and used() > looked + 1:
                 gc.unfreeze()
