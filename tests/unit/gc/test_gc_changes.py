@@ -60,7 +60,8 @@ def change(world: World, rng: random.Random) -> None:
         case 9:
             world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}", parent=f"s{other}")
         case _:
-            table, name = rng.choice([(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))])
+            records: list[tuple[schema.Table[Any], str]] = [(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))]
+            table, name = rng.choice(records)
             world._write(lambda tx: table.delete(tx, "ns", name))
 
 

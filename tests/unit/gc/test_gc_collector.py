@@ -430,7 +430,7 @@ async def test_of_many_blobs_that_go_in_one_call_each_is_marked(world: World, st
         if (method, name) == ("remove", digest(80)):
             for number in (70, 90):
                 assert blob(number) in world.marks()
-                waiting.append(asyncio.create_task(world.database.write(lambda tx, number=number: check_no_blob_sweeping(tx, CONTENT, digest(number)))))
+                waiting.append(asyncio.create_task(world.database.write(lambda tx, number=number: check_no_blob_sweeping(tx, CONTENT, digest(number)))))  # type: ignore[misc]
             await asyncio.sleep(0.01)
             assert not any(task.done() for task in waiting)
             raise errors.Internal("it is read-only")
@@ -482,7 +482,7 @@ async def test_a_blob_that_is_wanted_after_its_record_went_stays(world: World, s
             for number in range(40):
                 if not schema.BLOBS.has(world.transactions._state, "ns", digest(number)):
                     again.append(number)
-                    await world.database.write(lambda tx, number=number: schema.put_blob(tx, "ns", Blob(digest=digest(number), size=1, backend=CONTENT)))
+                    await world.database.write(lambda tx, number=number: schema.put_blob(tx, "ns", Blob(digest=digest(number), size=1, backend=CONTENT)))  # type: ignore[misc]
 
     stores.before = written
     await collector.collect(everything=False)
@@ -993,7 +993,7 @@ async def test_a_turn_that_never_came_keeps_nobody_from_asking_again() -> None:
     await asyncio.wait([lost])
     again = turns.ask()
     go_on.set()
-    assert await asyncio.wait_for(asyncio.gather(first, again), 15) == [True, True]
+    assert all(await asyncio.wait_for(asyncio.gather(first, again), 15))
 
 
 # ------------------------------------------------------------------------------------------ traces
@@ -1015,7 +1015,7 @@ async def test_a_collection_can_be_seen(world: World, stores: MemoryRawStores, s
     found = {(s.name, s.attributes.get("backend")): s.attributes for s in spans.get_finished_spans()}
     assert found[("gc.mark", None)] == {"records": 1, "dead": 1}
     assert found[("gc.sweep", CONTENT)] == {"backend": CONTENT, "removed": 1, "failed": 0, "postponed": False}
-    assert found[("gc.sweep", OVERLAY)]["removed"] == 0
+    assert (found[("gc.sweep", OVERLAY)] or {})["removed"] == 0
 
 
 async def test_a_call_of_many_removals_that_nobody_knows_the_end_of_keeps_their_marks(world: World, stores: MemoryRawStores, collector: Collector) -> None:

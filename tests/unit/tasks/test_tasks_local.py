@@ -38,7 +38,7 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, mon
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
     (bundle.path / "init.pid").write_text("7")
-    tasks = local.LocalTasks(place / "root", place / "state", node)  # type: ignore[arg-type]
+    tasks = local.LocalTasks(place / "root", place / "state", node)
     for directory in (tasks._sightings, tasks._exits, tasks._checkpoints):
         directory.mkdir(parents=True)
     task = local._Task(bundle, SimpleNamespace(path="/bin/shim", delete=delete))  # type: ignore[arg-type]
