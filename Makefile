@@ -126,7 +126,8 @@ powercut: $(VENV)/dev test-machine ## power cuts in the middle of pulls, commits
 .PHONY: check
 check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
 	@$(BIN)/ruff check .
-	$(BIN)/mypy services gateway deploy client bench
+	$(BIN)/mypy services gateway deploy client bench tests
+	$(BIN)/mypy --scripts-are-modules scripts/build_nerdctl scripts/compare_api scripts/protos
 	$(BIN)/python scripts/protos --check
 	$(BIN)/python scripts/compare_api
 	$(PYTEST) tests/unit/deploy/test_imports.py

@@ -245,11 +245,14 @@ async def arriving(pulling: asyncio.Future[Any], client: Client, digest: str, at
 class Pulling(Protocol):
     """A pull under way."""
 
-    ended: asyncio.Future[str]
-    """What the user is told in the end; "" if all is well."""
+    @property
+    def ended(self) -> asyncio.Future[str]:
+        """What the user is told in the end; "" if all is well."""
+        ...
 
     def interrupt(self) -> None:
         """What ^C does."""
+        ...
 
 
 class CtrPulling:

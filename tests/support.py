@@ -33,7 +33,7 @@ TOP = Path(__file__).resolve().parent.parent
 # ------------------------------------------------------------------------------------------ waiting
 
 
-def eventually(condition: Callable[[], T], why: str = "", seconds: float = 15.0) -> T:
+def eventually(condition: Callable[[], T | None], why: str = "", seconds: float = 15.0) -> T:
     """The first true answer of ``condition``, asked every 20 ms; an AssertionError with ``why`` when the time is over.
 
     An AssertionError or OSError that it raises counts as not yet, and is part of the final message.
@@ -51,7 +51,7 @@ def eventually(condition: Callable[[], T], why: str = "", seconds: float = 15.0)
         time.sleep(0.02)
 
 
-async def eventually_async(condition: Callable[[], Awaitable[T]], why: str = "", seconds: float = 15.0) -> T:
+async def eventually_async(condition: Callable[[], Awaitable[T | None]], why: str = "", seconds: float = 15.0) -> T:
     """As :func:`eventually`, for a coroutine function."""
     end = time.monotonic() + seconds
     while True:

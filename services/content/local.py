@@ -11,7 +11,7 @@ import contextvars
 import datetime
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -148,7 +148,7 @@ class LocalStore:
         blobs = self._disk.deletions()
         return await self._submit(removed)
 
-    async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
+    async def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncGenerator[bytes, None]:
         self._readers += 1
         most, count = self._piece, 0
         blob = ahead = None

@@ -131,7 +131,7 @@ class Channel:
             self._opened = chosen.carrier()(self.address, self.name, self._pings)
         return self._opened
 
-    async def __aenter__(self) -> Channel:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -199,12 +199,12 @@ def ingest_to_pb(ingest: Ingest) -> records_pb2.Ingest:
 
 # -- snapshots
 
-KINDS_TO_PB: Mapping[Kind, int] = {"view": snapshots_pb2.VIEW, "active": snapshots_pb2.ACTIVE, "committed": snapshots_pb2.COMMITTED}
+KINDS_TO_PB: Mapping[Kind, snapshots_pb2.Kind] = {"view": snapshots_pb2.VIEW, "active": snapshots_pb2.ACTIVE, "committed": snapshots_pb2.COMMITTED}
 KINDS_FROM_PB: Mapping[int, Kind] = {number: kind for kind, number in KINDS_TO_PB.items()}
 
 
 def snapshot_to_pb(snapshot: Snapshot) -> snapshots_pb2.Info:
-    return snapshots_pb2.Info(name=snapshot.name, parent=snapshot.parent, kind=KINDS_TO_PB[snapshot.kind], labels=snapshot.labels,  # type: ignore[arg-type]
+    return snapshots_pb2.Info(name=snapshot.name, parent=snapshot.parent, kind=KINDS_TO_PB[snapshot.kind], labels=snapshot.labels,
                               created_at=time_to_pb(snapshot.created), updated_at=time_to_pb(snapshot.updated))
 
 

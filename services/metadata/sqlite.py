@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from services.kit import errors, loops, wal
 from services.kit.sqlite import File, Layout, Work, reading, run, undo
@@ -184,7 +184,7 @@ class _Remembered:
             self._connection.execute("ROLLBACK")
 
 
-_Waiting = Work[_Rows]
+_Waiting: TypeAlias = "Work[_Rows]"  # not called: typing takes a microsecond for that
 
 
 class _Queue:
@@ -298,7 +298,7 @@ class SqliteTransactions:
         if self._closed:
             raise errors.Unavailable("metadata store: closed")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(work, loop.create_future(), lasting)
+        waiting: _Waiting = Work(work, loop.create_future(), lasting)
         self._queue.add(self._caller(), waiting)
         if self._committing is None:
             self._committing = loops.vital("the commits", self._commit_all())

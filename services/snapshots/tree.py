@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from services.kit import damage, errors, loops, wal
 from services.kit.faults import fault
@@ -138,7 +138,7 @@ def _dump(labels: Mapping[str, str]) -> str:
     return json.dumps(dict(labels), ensure_ascii=False, separators=(",", ":"))
 
 
-_Work = Work[Rows]
+_Work: TypeAlias = "Work[Rows]"
 
 
 class Tree:
@@ -195,7 +195,7 @@ class Tree:
             self._loop = loop
             self._thread = loops.thread(f"tree {self.file.path.parent.name}", self._run, vital=True)
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Work(work, future))
+        self._queue.put(Work(work, future))
         return await future
 
     def give_up(self) -> None:

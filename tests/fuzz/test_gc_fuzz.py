@@ -28,6 +28,7 @@ from services.metadata.database import Database
 from services.metadata.gc import Collector, Config, changes, collector, plan, sweep
 from services.metadata.gc import mark as gc_mark
 from services.metadata.gc.mark import Node, everything, mark
+from services.metadata.gc.measures import Measures
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
 from services.metadata.images import Images
@@ -157,6 +158,9 @@ class Asked:
         return "committed"
 
 
+SMALL = Measures(records=2, victims=2, snapshots=2, together=3, snapshots_together=3, retry=3600.0)
+
+
 class World:
     """Clients, the gateway and the raw stores, in one."""
 
@@ -175,7 +179,7 @@ class World:
         self.containers = Containers(self.database, events)
         self.intents = Intents(self.database, events, Asked(raws), {
             "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot})
-        self.collector = Collector(self.database, raws, Config(startup_delay=3600), events)
+        self.collector = Collector(self.database, raws, Config(startup_delay=3600), events, measures=SMALL)
         self.collector.lane = Slow(chance)
         raws.removing = self._removing
 
@@ -438,9 +442,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(collector, "_bury", checked_bury)
     monkeypatch.setattr(sweep.Sweeper, "_mark", checked_marks)
-    for module, name, value in ((collector, "_BATCH", 2), (changes, "STEP", 2), (gc_mark, "STEP", 2), (plan, "STEP", 2), (collector, "PORTION", 3), (sweep, "PORTION", 3),
-                                (sweep, "_BATCH", 2), (sweep, "_SNAPSHOT_BATCH", 2), (sweep, "_TOGETHER", 3), (sweep, "_SNAPSHOTS_TOGETHER", 3), (sweep, "_FORGOTTEN", 2),
-                                (collector, "_RETRY", 3600.0)):
+    for module, name, value in ((changes, "STEP", 2), (gc_mark, "STEP", 2), (plan, "STEP", 2), (collector, "PORTION", 3), (sweep, "PORTION", 3),
+                                (sweep, "_FORGOTTEN", 2)):
         monkeypatch.setattr(module, name, value)
 
 

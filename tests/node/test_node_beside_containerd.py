@@ -86,7 +86,7 @@ def test_its_socket_alone_is_refused_too(peer: Peer) -> None:
 def test_with_directories_of_its_own_a_node_runs_beside_it(peer: Peer) -> None:
     """The rest of containerd's file is taken; its address is said to have no effect."""
     with short_directory() as directory:
-        where = ["--config", peer.config, "--root", directory / "r", "--state", directory / "s"]
+        where: list[str | Path] = ["--config", peer.config, "--root", directory / "r", "--state", directory / "s"]
         done = splitd("up", *where)
         try:
             assert f"the node is up: {directory}/s/containerd.sock" in done.stdout

@@ -98,7 +98,7 @@ def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None
 
 def test_down_needs_no_file(configured: Node, config: Path) -> None:
     """Told by its state, or by the file that its node was started with, however broken that is now. Exit code 0, and not a word of the file."""
-    for where in (["--state", configured.state], ["--config", config]):
+    for where in (("--state", configured.state), ("--config", config)):
         config.write_text(f"state = '{configured.state}'\nroot = '{configured.root}'\n")
         configured.up()
         config.write_text("grace = [")

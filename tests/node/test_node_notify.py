@@ -25,7 +25,7 @@ def test_systemd_is_told_when_the_node_listens_and_when_it_ends() -> None:
             before.bind(str(node.socket))
         systemd.bind(str(directory / "notify"))
         systemd.settimeout(60)
-        command = [sys.executable, "-m", "deploy", "up", "--foreground", "--root", node.root, "--state", node.state]
+        command: list[str | Path] = [sys.executable, "-m", "deploy", "up", "--foreground", "--root", node.root, "--state", node.state]
         with subprocess.Popen(command, cwd=TOP, env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as supervisord:
             try:
                 assert systemd.recv(100) == b"READY=1"

@@ -1,4 +1,4 @@
-"""The mounts that the gateway keeps."""
+"""What the gateway keeps of snapshotters: their mounts, and which there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from services.kit import errors
 from services.kit.rpc import NAMESPACE, Channel
 from services.snapshots.remote import RemoteSnapshotter
-from tests.support import Node
+from tests.support import Node, eventually
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
 
@@ -37,3 +37,17 @@ async def test_mounts_are_what_the_snapshotter_says_and_only_of_what_is_recorded
             with pytest.raises(errors.NodeError):
                 await ours.mounts(name)
         await ours.remove("c")
+
+
+def test_a_snapshotter_whose_service_is_stopped_is_not_unknown(node: Node) -> None:
+    """By what a gateway that was started meanwhile has kept: UNAVAILABLE, in its row of the plugins too. One that never was there is not loaded."""
+    node.splitd("down", "snapshots")
+    try:
+        before = node.kill("gateway")
+        eventually(lambda: node.pid("gateway") not in (0, before) and node.ctr("version", ok=None).returncode == 0, "the gateway is not back")
+        assert "service snapshots.native is stopped" in node.ctr("snapshots", "--snapshotter", "native", "prepare", "k", ok=False).stderr
+        assert "snapshotter not loaded: nosuch" in node.ctr("snapshots", "--snapshotter", "nosuch", "prepare", "k", ok=False).stderr
+        assert [row.split()[-1] for row in node.out("plugins", "ls").splitlines() if row.split()[1] == "native"] == ["error"]
+    finally:
+        node.splitd("up")
+    assert [row.split()[-1] for row in node.out("plugins", "ls").splitlines() if row.split()[1] == "native"] == ["ok"]

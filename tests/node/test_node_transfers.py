@@ -66,7 +66,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: directory / name for name in made}
 
 
-async def state(channel: Channel, namespace: str) -> tuple[dict[str, object], dict[str, dict[str, str]], dict[str, str]]:
+async def state(channel: Channel, namespace: str) -> tuple[dict[str, tuple[str, str, dict[str, str]]], dict[str, dict[str, str]], dict[str, str]]:
     """What is there: images, labels of the blobs that they keep, snapshots."""
     client = suite.Transfers(channel, namespace)
     images = {n: (i.target.digest, i.target.media_type, dict(i.labels)) for n, i in (await client.images()).items()}

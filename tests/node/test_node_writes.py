@@ -16,7 +16,7 @@ import pytest
 from api.containerd.services.content.v1 import content_pb2 as pb
 from api.containerd.services.content.v1 import content_stubs
 from services.kit import errors
-from services.kit.rpc import Channel, Client
+from services.kit.rpc import Channel
 from tests.support import Node, eventually_async, freeze, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
@@ -25,7 +25,7 @@ HEADERS = {"containerd-namespace": "writes"}
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
 
 
-def client(channel: Channel) -> Client:
+def client(channel: Channel) -> content_stubs.Content:
     return channel.client(content_stubs.CONTENT)
 
 

@@ -109,9 +109,9 @@ def sides(*client: str, env: Mapping[str, str] | None = None) -> Iterator[Sides]
         try:
             node.up()
             with containerd(there, a_containerd()) as socket:
-                found = [Side("splitd", node.socket, here / "c"), Side("containerd", socket, there / "c")]
-                for side in found:
+                ours, theirs = Side("splitd", node.socket, here / "c"), Side("containerd", socket, there / "c")
+                for side in (ours, theirs):
                     side.directory.mkdir()
-                yield Sides(*found, client, env or {})
+                yield Sides(ours, theirs, client, env or {})
         finally:
             node.clear()

@@ -600,7 +600,7 @@ class FilesSuite:
 
 
 @contextlib.contextmanager
-def _locked(path: str):  # type: ignore[no-untyped-def]
+def _locked(path: str):
     """The file as its writer holds it."""
     fd = os.open(path, os.O_RDWR)
     try:

@@ -9,9 +9,10 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,8 @@ class Side:
     """A Diff service and the content it works on. ``place`` is a directory for its trees."""
 
     name: str
-    diff: rpc.Client
-    content: rpc.Client
+    diff: diff_stubs.Diff
+    content: content_stubs.Content
     place: Path
 
     async def write(self, data: bytes) -> str:
@@ -115,7 +116,7 @@ class Containerd:
 async def ours(directory: Path, place: Path, *, files: bool = True) -> AsyncIterator[Side]:
     """Our service in this process, and in the gateway's place a content service of ours; without ``files`` it has streams only."""
     store = LocalStore(directory / "content")
-    servicers = [ContentServicer(store), *([LocalFilesServicer(store.files)] if files else [])]
+    servicers: list[rpc.Servicer] = [ContentServicer(store), *([LocalFilesServicer(store.files)] if files else [])]
     servicer = DiffServicer(directory / "internal.sock", directory / "scratch")
     async with rpc.serving(directory / "internal.sock", servicers, grace=1), rpc.serving(directory / "diff.sock", [servicer], grace=1), \
             rpc.Channel(directory / "diff.sock") as diff, rpc.Channel(directory / "internal.sock") as content:
@@ -201,7 +202,7 @@ def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
     return [f"{os.fsdecode(name)}: {one.get(name)} != {other.get(name)}" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 
-async def outcome(work) -> tuple[str, object]:
+async def outcome(work: Awaitable[object]) -> tuple[str, Any]:
     """``("ok", result)``, or ``("refused", error)``. A side that is not there has not refused."""
     try:
         return "ok", await work

@@ -32,6 +32,10 @@ class LeasesSuite:
     async def create(self, leases: Any, namespace: str, id_: str = "", **labels: str) -> pb.Lease:
         return (await leases.Create(pb.CreateRequest(id=id_, labels=labels), headers=headers(namespace))).lease
 
+    async def resources(self, leases: Any, namespace: str, lease: str) -> list[tuple[str, str]]:
+        found = (await leases.ListResources(pb.ListResourcesRequest(id=lease), headers=headers(namespace))).resources
+        return [(r.type, r.id) for r in found]
+
     async def list(self, leases: Any, namespace: str, *filters: str) -> list[pb.Lease]:
         return list((await leases.List(pb.ListRequest(filters=filters), headers=headers(namespace))).leases)
 
@@ -40,10 +44,6 @@ class LeasesSuite:
 
     async def remove(self, leases: Any, namespace: str, lease: str, type_: str, id_: str) -> None:
         await leases.DeleteResource(pb.DeleteResourceRequest(id=lease, resource=pb.Resource(type=type_, id=id_)), headers=headers(namespace))
-
-    async def resources(self, leases: Any, namespace: str, lease: str) -> list[tuple[str, str]]:
-        found = (await leases.ListResources(pb.ListResourcesRequest(id=lease), headers=headers(namespace))).resources
-        return [(r.type, r.id) for r in found]
 
     async def test_without_an_id_one_is_chosen(self, leases: Any, namespace: str) -> None:
         """Another each time."""

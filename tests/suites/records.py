@@ -66,8 +66,11 @@ class World:
         self.namespace = new_namespace()
         self.lease = lease
         self.incarnation = str(uuid.uuid4())
-        self.records, self.content, self.snapshots, self.leases, self.namespaces = map(
-            life.client, (RECORDS, CONTENT, SNAPSHOTS, LEASES, NAMESPACES))
+        self.records = life.client(RECORDS)
+        self.content = life.client(CONTENT)
+        self.snapshots = life.client(SNAPSHOTS)
+        self.leases = life.client(LEASES)
+        self.namespaces = life.client(NAMESPACES)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -108,7 +108,7 @@ class TransactionsSuite:
         with store.watch() as written:
             await store.write(lambda tx: tx.put_many([(key, b"v") for key in keys]))
             assert store.view(lambda tx: [tx.get(key) for key in keys]) == [b"v"] * 5
-            assert await store.write(lambda tx: (tx.delete_many([*keys[:3], ("none",)]), tx.get(keys[0]))[1]) is None
+            assert await store.write(lambda tx: (tx.delete_many([*keys[:3], ("none",)]), tx.get(keys[0]))[1]) is None  # type: ignore[func-returns-value]
             assert store.view(lambda tx: [tx.get(key) for key in keys]) == [None] * 3 + [b"v"] * 2
             assert list(written) == []
 

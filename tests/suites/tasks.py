@@ -167,9 +167,9 @@ class TasksSuite:
         node.add("idle", "true")
         for verb in (tasks.start, tasks.get, tasks.delete, tasks.pause, tasks.resume, tasks.pids, tasks.wait):
             with pytest.raises(errors.NotFound, match=r'^container "none" in namespace "acc": not found$'):
-                await verb(NS, "none")  # type: ignore[operator]
+                await verb(NS, "none")
             with pytest.raises(errors.NotFound, match=r"^task idle not found$"):
-                await verb(NS, "idle")  # type: ignore[operator]
+                await verb(NS, "idle")
 
     async def test_bundle_is_laid_out_as_containerds(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """config.json is the spec byte for byte; rootfs, work, log, shim-binary-path, bootstrap.json and the shim's files are where tools look."""
@@ -294,7 +294,7 @@ class TasksSuite:
         assert (how.status, how.pid) == (9, pid)
         for verb in (tasks.get, tasks.start, tasks.wait, tasks.delete_process):
             with pytest.raises(errors.NotFound):
-                await verb(NS, "x", "e1")  # type: ignore[operator]
+                await verb(NS, "x", "e1")
         with pytest.raises(errors.InvalidArgument, match=r"^exec id cannot be empty$"):
             await tasks.exec(NS, "x", "", exec_spec("true"), IO())
         with pytest.raises(errors.InvalidArgument, match=r"^invalid exec id a b: identifier"):
@@ -325,7 +325,7 @@ class TasksSuite:
             await tasks.update(NS, "q", Opaque("x", b""), {})
         for verb in (tasks.get, tasks.start, tasks.wait, tasks.delete_process):
             with pytest.raises(errors.NotFound):
-                await verb(NS, "q", "e")  # type: ignore[operator]
+                await verb(NS, "q", "e")
         with pytest.raises(errors.InvalidArgument, match="^exec id cannot be empty$"):
             await tasks.delete_process(NS, "q", "")
         assert (await tasks.get(NS, "q")).pid == pid
@@ -575,7 +575,7 @@ class TasksSuite:
 
     async def test_grouped_tasks_share_a_shim(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """Deleting one of a group leaves the shim to the other; deleting the last ends it; killed, it takes all of the group with it."""
-        group = {"annotations": {"io.containerd.runc.v2.group": "g1"}}
+        group: dict[str, Any] = {"annotations": {"io.containerd.runc.v2.group": "g1"}}
         await start(tasks, node, "g1", "sleep", "100", runtime=runtime, **group)
         pid = await start(tasks, node, "g2", "sleep", "100", runtime=runtime, **group)
         shim = shim_of(node, "g1")
@@ -656,11 +656,11 @@ class TasksSuite:
     @pytest.mark.parametrize("removed", [False, True], ids=["", "removed"])
     async def test_a_create_that_waits_for_fifos_is_undone_when_it_is_given_up(self, tasks: Tasks, node: FakeGateway, runtime: str, *, removed: bool) -> None:
         """Its client is killed before it opened them, and perhaps removed them: the name is free within 5 s, and nothing is left."""
-        paths = [node.state / f"f.{stream}" for stream in ("in", "out", "err")]
+        stdin, stdout, stderr = paths = [node.state / f"f.{stream}" for stream in ("in", "out", "err")]
         for path in paths:
             os.mkfifo(path)
         node.add("f", "sleep", "100", runtime=runtime)
-        making = asyncio.create_task(tasks.create(NS, "f", CreateOptions(io=IO(*map(str, paths)), rootfs=(node.mount,))))
+        making = asyncio.create_task(tasks.create(NS, "f", CreateOptions(io=IO(str(stdin), str(stdout), str(stderr)), rootfs=(node.mount,))))
         await eventually_async(lambda: asyncio.sleep(0, (node.state / TASKS / NS / "f/init.pid").exists()), "runc does not make it")
         _, pending = await asyncio.wait({making}, timeout=0.5)
         assert pending, "the shim does not wait for its FIFOs"

@@ -152,7 +152,7 @@ class _Containers(_Part):
     async def List(self, request, call):
         wanted = filters.parse(request.filters)
         found = [r for (ns, _), r in self.gateway.records.items() if ns == call.namespace and wanted.match(
-            lambda path, r=r: filters.of_map(path[1:], r.labels) if path[0] == "labels" else ("", False))]
+            lambda path, r=r: filters.of_map(path[1:], r.labels) if path[0] == "labels" else ("", False))]  # type: ignore[misc]
         return containers_pb2.ListContainersResponse(containers=found)
 
     async def Update(self, request, call):

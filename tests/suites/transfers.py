@@ -345,7 +345,7 @@ class TransferSuite:
         for source in ("one", "two"):
             await client.transfer(store(name=f"example.com/{source}:1"), store(name="example.com/tag:1", labels={"from": source}))
         found = (await client.images())["example.com/tag:1"]
-        assert (found.target.digest, found.labels) == (two.digest, {"from": "two"})
+        assert (found.target.digest, dict(found.labels)) == (two.digest, {"from": "two"})
         with pytest.raises(errors.NotFound, match='image "example.com/none:1": not found'):
             await client.transfer(store(name="example.com/none:1"), store(name="example.com/tag:1"))
 

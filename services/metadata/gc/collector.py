@@ -20,6 +20,7 @@ from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import PORTION, ordering, revived, touched
 from services.metadata.gc.config import Config
 from services.metadata.gc.mark import Everything, Marking, Node, expires, marking, reading
+from services.metadata.gc.measures import Measures
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
@@ -27,14 +28,6 @@ from services.metadata.store import Change, Collected, Event, Nanoseconds, Raw
 from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
-
-_BATCH = 256
-"""Dead records that go in one transaction: some two milliseconds, in which nobody else is answered; each transaction may have to wait until somebody's is on the disk."""
-_RETRY = 1.0
-_RETRY_LIMIT = 30.0
-"""Seconds until a postponed sweep is tried again: first, and at most. Each time twice as long."""
-_LOOK = 1.0
-"""Seconds after a write at which to look whether something new expires earlier than all that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +49,9 @@ class Collector:
     """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. Runs while :meth:`running` lasts."""
 
     def __init__(self, database: Database, stores: RawStores, config: Config, publish: Callable[[Event], None], ready: Callable[[], Awaitable[None]] | None = None,
-                 foreign: Collection[str] = ()) -> None:
+                 foreign: Collection[str] = (), measures: Measures = Measures()) -> None:
         """``ready`` is waited for before the first collection; ``foreign`` are the backends that are other people's services."""
+        self._measures = measures
         self._foreign = frozenset(foreign)
         self._ready = ready
         self._database = database
@@ -90,7 +84,7 @@ class Collector:
         now = time.monotonic()
         before = (self._pace.due(), self._look_at)
         if self._look_at is None:
-            self._look_at = now + _LOOK
+            self._look_at = now + self._measures.look
         self._pace.changed(now, deletion=change == "deletion")
         if before != (self._pace.due(), self._look_at):
             self._changed.set()
@@ -211,7 +205,7 @@ class Collector:
             self._fail(waiting, error if isinstance(error, errors.NodeError) else errors.Internal("garbage collection failed, see the log of metadata"))
             return
         self._pace.collected(time.monotonic(), time.monotonic() - started)
-        self._look_at = time.monotonic() + _LOOK if self._written else None
+        self._look_at = time.monotonic() + self._measures.look if self._written else None
         self._expect(found.wake)
         self._watchers.start("the end of a collection", self._end(sweeps, waiting, started, [*found.records.left, *(node for node in found.order if node.type == "lease")]))
 
@@ -232,8 +226,8 @@ class Collector:
             trace.set(records=found.size, dead=found.dead)
             early = None if every else self._early(found)
             known, living, spared = 0, set[Node](), set[Node]()
-            for start in range(0, len(found.order), _BATCH):
-                batch = found.order[start:start + _BATCH]
+            for start in range(0, len(found.order), self._measures.records):
+                batch = found.order[start:start + self._measures.records]
                 while len(written) - known > PORTION:
                     looked = await self._database.transactions.write(
                         lambda tx, known=known, living=living: _bury(tx, found, [], written[known:known + PORTION], living))  # type: ignore[misc]
@@ -273,7 +267,7 @@ class Collector:
     def _early(self, found: _Found) -> _Early | None:
         """What of the content can go before all records are gone; None where there is too little, or too little is known."""
         backend, known = next(((name, known) for name, known in found.known.items() if not name.startswith("snapshots.")), ("", None))
-        if known is None or backend not in self._sweepers or len(found.order) <= _BATCH or known.uses.every_blob:
+        if known is None or backend not in self._sweepers or len(found.order) <= self._measures.records or known.uses.every_blob:
             return None
         records = found.records
         return _Early(self._sweepers[backend], known, plan.Freeing(
@@ -289,7 +283,7 @@ class Collector:
                 left = left.without_idle(early.taken)
             if every or left.idle:
                 if backend not in self._sweepers:
-                    self._sweepers[backend] = Sweeper(backend, self._database, self._stores, self._store_id, foreign=backend in self._foreign)
+                    self._sweepers[backend] = Sweeper(backend, self._database, self._stores, self._store_id, foreign=backend in self._foreign, measures=self._measures)
                 yield backend, self._sweepers[backend].ask(left, written, everything=every)
 
     async def _watch(self, sweeps: Sequence[tuple[str, asyncio.Task[Swept]]], waiting: list[asyncio.Future[Collected]], started: float) -> None:
@@ -298,7 +292,7 @@ class Collector:
         failed: list[str] = []
         try:
             for backend, sweep in sweeps:
-                swept = await self._swept(backend, sweep, first=_RETRY)
+                swept = await self._swept(backend, sweep, first=self._measures.retry)
                 removed.extend(title(raw) for raw in swept.removed)
                 failed.extend(swept.failed)
         except BaseException:
@@ -325,7 +319,7 @@ class Collector:
         try:
             while True:
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, _RETRY_LIMIT)
+                pause = min(pause * 2, self._measures.retry_limit)
                 try:
                     swept = await asyncio.shield(self._sweepers[backend].ask())
                 except Exception:

@@ -3,7 +3,7 @@
     take what the collector found in the records: what is named, and what once was            } from here on what is written is noted
     is the raw store ours (its stamp)?
     list what it has: what nobody names are victims. What once was named and is not there is gone
-    mark some victims, up to :data:`_TOGETHER`, but those that came to be named since
+    mark some victims, up to ``Measures.together``, but those that came to be named since
     remove them, while the next are marked                                                   } while there are victims
     unmark them
     let the snapshotter clean up
@@ -52,6 +52,7 @@ from services.metadata import schema
 from services.metadata.database import Database
 from services.metadata.gc import guard, plan
 from services.metadata.gc.changes import PORTION, Spared
+from services.metadata.gc.measures import Measures
 from services.metadata.gc.raw import Listing, RawStores
 from services.metadata.gc.turns import Turns
 from services.metadata.store import Mark, Nanoseconds, Raw
@@ -59,16 +60,10 @@ from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
 
-_BATCH, _SNAPSHOT_BATCH = 64, 16
-"""Victims that are marked at a time; whoever wants one of them waits for as many removals at most. A snapshot's may take a second."""
-_TOGETHER, _SNAPSHOTS_TOGETHER = 512, 128
-"""The same where a backend takes many in one call: some milliseconds of its disk's."""
 _FORGOTTEN = 256
 """Things that are not there any more whose names are forgotten at a time."""
 _ATTEMPTS = 2
 """Times to ask for the removal of one thing while the outcome is not known; then it stays marked until the next sweep."""
-_BESIDE = 5.0
-"""Seconds for the snapshotters to be looked at."""
 _UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
 
 Ownership = Literal["own", "new", "taken", "named", "nothing"]
@@ -156,8 +151,9 @@ class _Found:
 class Sweeper:
     """Sweeps ``backend``; one sweep at a time."""
 
-    def __init__(self, backend: str, database: Database, stores: RawStores, store_id: str, *, foreign: bool = False) -> None:
+    def __init__(self, backend: str, database: Database, stores: RawStores, store_id: str, *, foreign: bool = False, measures: Measures = Measures()) -> None:
         self.backend = backend
+        self._measures = measures
         self._foreign = foreign
         self._database = database
         self._stores = stores
@@ -267,7 +263,7 @@ class Sweeper:
         """Look for signs in the snapshotters that are ours. As long as one does not answer, no blob goes that is not known."""
         gateway = self._database.view(schema.GATEWAY.get)
         try:
-            async with asyncio.timeout(_BESIDE):
+            async with asyncio.timeout(self._measures.beside):
                 for backend in gateway.backends() if gateway is not None else ():
                     if not backend.startswith("snapshots.") or await self._stores.stamp(backend) != self._store_id:
                         continue
@@ -413,8 +409,9 @@ class Sweeper:
     def _batch(self, victims: Sequence[Raw], start: int) -> list[Raw]:
         """Those that go next, all of them snapshots or none."""
         snapshots = victims[start].kind == "snapshot"
-        most = (_SNAPSHOTS_TOGETHER if snapshots else _TOGETHER) if self._together else (_SNAPSHOT_BATCH if snapshots else _BATCH)
-        return [raw for raw in victims[start:start + most] if (raw.kind == "snapshot") is snapshots]
+        most, together = self._measures, self._together
+        count = (most.snapshots_together if snapshots else most.together) if together else (most.snapshots if snapshots else most.victims)
+        return [raw for raw in victims[start:start + count] if (raw.kind == "snapshot") is snapshots]
 
     async def _catch_up(self, spared: Spared) -> None:
         """Look at what was written, some at a time, until little is left for the next transaction."""

@@ -91,7 +91,7 @@ class TestContainerd(ContentSuite):
             pytest.skip("this containerd writes no sha512")
         await super().test_sha512(store, at_opening)
 
-    async def test_wrong_digest(self, store: Store) -> None:
+    async def test_wrong_digest(self, store: Store) -> None:  # type: ignore[override]
         """containerd keeps an ingest whose bytes are wrong, so that the next attempt goes on with them; we remove it."""
         async with opened(store, "w") as writer:
             await writer.write(b"other bytes")

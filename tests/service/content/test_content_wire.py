@@ -35,7 +35,7 @@ async def channel(service: ServiceProcess) -> AsyncIterator[rpc.Channel]:
 
 
 @pytest.fixture
-def content(channel: rpc.Channel) -> rpc.Client:
+def content(channel: rpc.Channel) -> content_stubs.Content:
     return channel.client(content_stubs.CONTENT)
 
 
@@ -44,13 +44,15 @@ def ref() -> str:
     return str(uuid.uuid4())
 
 
-async def exchange(content: rpc.Client, *requests: pb.WriteContentRequest) -> list[pb.WriteContentResponse]:
+async def exchange(content: content_stubs.Content, *requests: pb.WriteContentRequest) -> list[pb.WriteContentResponse]:
     """One Write call: each request answered before the next is sent."""
-    answers = []
+    answers: list[pb.WriteContentResponse] = []
     async with content.Write() as stream:
         for request in requests:
             await stream.send(request)
-            answers.append(await stream.receive())
+            answer = await stream.receive()
+            assert answer is not None, "the call has ended"
+            answers.append(answer)
         await stream.done_sending()
         assert await stream.receive() is None
     return answers
@@ -66,41 +68,41 @@ async def exchange(content: rpc.Client, *requests: pb.WriteContentRequest) -> li
     ("Delete", pb.DeleteContentRequest(digest=":abc"), "invalid checksum digest format"),
     ("ListStatuses", pb.ListStatusesRequest(filters=["ref="]), 'filters: parse error: [ref >|=|< ]: unsupported operator "=": invalid argument'),
 ])
-async def test_invalid_unary(content: rpc.Client, method: str, request_: Any, words: str) -> None:
+async def test_invalid_unary(content: content_stubs.Content, method: str, request_: Any, words: str) -> None:
     """A malformed digest or filter is INVALID_ARGUMENT, in containerd's words."""
     with pytest.raises(errors.InvalidArgument) as caught:
         await getattr(content, method)(request_)
     assert str(caught.value) == words
 
 
-async def test_invalid_read(content: rpc.Client) -> None:
+async def test_invalid_read(content: content_stubs.Content) -> None:
     """Read names the malformed digest and the reason."""
     with pytest.raises(errors.InvalidArgument) as caught:
         [_ async for _ in content.Read(pb.ReadContentRequest(digest="a{b}:"))]
     assert str(caught.value) == "a{b}:: invalid checksum digest format"
 
 
-async def test_status_words(content: rpc.Client) -> None:
+async def test_status_words(content: content_stubs.Content) -> None:
     """The status of no ingest names its ref."""
     with pytest.raises(errors.NotFound) as caught:
         await content.Status(pb.StatusRequest(ref="nobody's"))
     assert str(caught.value) == 'could not get status for ref "nobody\'s": reference nobody\'s: not found'
 
 
-async def test_read_messages(content: rpc.Client, channel: rpc.Channel) -> None:
+async def test_read_messages(content: content_stubs.Content, channel: rpc.Channel) -> None:
     """Messages carry 1 MiB, offsets count from the first byte that is read; a negative offset or size is none."""
     data = bytes_of(3 * CHUNK)
     digest = await put(RemoteStore(channel), data)
     found = [(m.offset, len(m.data)) async for m in content.Read(pb.ReadContentRequest(digest=str(digest), offset=10))]
     assert found == [(0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, CHUNK - 10)]
-    found = [m.data async for m in content.Read(pb.ReadContentRequest(digest=str(digest), offset=-1, size=-1))]
-    assert b"".join(found) == data
+    whole = [m.data async for m in content.Read(pb.ReadContentRequest(digest=str(digest), offset=-1, size=-1))]
+    assert b"".join(whole) == data
     with pytest.raises(errors.OutOfRange) as caught:
         [_ async for _ in content.Read(pb.ReadContentRequest(digest=str(digest), offset=len(data) + 1))]
     assert str(caught.value) == f"read past object length {len(data)} bytes"
 
 
-async def test_list_pages(content: rpc.Client, channel: rpc.Channel) -> None:
+async def test_list_pages(content: content_stubs.Content, channel: rpc.Channel) -> None:
     """List sends up to 100 blobs in a message."""
     for n in range(130):
         await put(RemoteStore(channel), b"%d" % n, labels={"page": "yes"})
@@ -108,14 +110,14 @@ async def test_list_pages(content: rpc.Client, channel: rpc.Channel) -> None:
     assert pages == [100, 30]
 
 
-async def test_write_in_one_message(content: rpc.Client, ref: str) -> None:
+async def test_write_in_one_message(content: content_stubs.Content, ref: str) -> None:
     """A COMMIT may bring all bytes, as the only message; it is answered with offset and digest, and ends the call."""
     data = bytes_of(100)
     [answer] = await exchange(content, pb.WriteContentRequest(action=pb.COMMIT, ref=ref, data=data, total=100, expected=str(digest_of(data))))
     assert (answer.action, answer.offset, answer.digest) == (pb.COMMIT, 100, str(digest_of(data)))
 
 
-async def test_write_answers(content: rpc.Client, ref: str) -> None:
+async def test_write_answers(content: content_stubs.Content, ref: str) -> None:
     """STAT tells times, total, offset and digest; WRITE the offset after it and the digest so far; offset 0 begins anew."""
     stat, one, two, anew, again = await exchange(
         content,
@@ -135,7 +137,7 @@ async def test_write_answers(content: rpc.Client, ref: str) -> None:
 
 
 @pytest.mark.parametrize("action", [pb.WRITE, pb.COMMIT])
-async def test_write_at_another_offset(content: rpc.Client, ref: str, action: int) -> None:
+async def test_write_at_another_offset(content: content_stubs.Content, ref: str, action: pb.WriteAction) -> None:
     """A write or commit that is not at the ingest's offset is OUT_OF_RANGE and says both; nothing is lost."""
     with pytest.raises(errors.OutOfRange) as caught:
         await exchange(content, pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=b"abc"), pb.WriteContentRequest(action=action, offset=2, data=b"x"))
@@ -144,14 +146,14 @@ async def test_write_at_another_offset(content: rpc.Client, ref: str, action: in
     assert (stat.offset, stat.digest) == (3, str(digest_of(b"abc")))
 
 
-async def test_write_without_ref(content: rpc.Client) -> None:
+async def test_write_without_ref(content: content_stubs.Content) -> None:
     """The first message names the ref."""
     with pytest.raises(errors.InvalidArgument) as caught:
         await exchange(content, pb.WriteContentRequest(action=pb.STAT))
     assert str(caught.value) == "first message must have a reference"
 
 
-async def test_write_with_malformed_expectation(content: rpc.Client, ref: str) -> None:
+async def test_write_with_malformed_expectation(content: content_stubs.Content, ref: str) -> None:
     """A malformed expected digest is INVALID_ARGUMENT at the opening."""
     with pytest.raises(errors.InvalidArgument) as caught:
         await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref, expected="md5:abc"))
@@ -159,7 +161,7 @@ async def test_write_with_malformed_expectation(content: rpc.Client, ref: str) -
                                  "unsupported digest algorithm: invalid argument")
 
 
-async def test_blob_that_came_meanwhile(content: rpc.Client, channel: rpc.Channel, ref: str) -> None:
+async def test_blob_that_came_meanwhile(content: content_stubs.Content, channel: rpc.Channel, ref: str) -> None:
     """A message that expects a blob which another writer has made since is ALREADY_EXISTS, and the ingest is removed."""
     data = bytes_of(100)
     async with content.Write() as stream:
@@ -174,7 +176,7 @@ async def test_blob_that_came_meanwhile(content: rpc.Client, channel: rpc.Channe
         await content.Status(pb.StatusRequest(ref=ref))
 
 
-async def test_locked_words(content: rpc.Client, ref: str) -> None:
+async def test_locked_words(content: content_stubs.Content, ref: str) -> None:
     """Whoever comes second is told, as by containerd, since when the ref has had a writer."""
     async with content.Write() as stream:
         await stream.send(pb.WriteContentRequest(action=pb.STAT, ref=ref))
@@ -183,7 +185,7 @@ async def test_locked_words(content: rpc.Client, ref: str) -> None:
             await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref))
 
 
-async def test_half_closed(content: rpc.Client, ref: str) -> None:
+async def test_half_closed(content: content_stubs.Content, ref: str) -> None:
     """A client that stops sending leaves a resumable ingest, unlocked when its call ends; one that sends nothing at all is no error."""
     await exchange(content, pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=b"abc"))
     [stat] = await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref))
@@ -191,7 +193,7 @@ async def test_half_closed(content: rpc.Client, ref: str) -> None:
     assert await exchange(content) == []
 
 
-async def test_large_messages(content: rpc.Client, ref: str) -> None:
+async def test_large_messages(content: content_stubs.Content, ref: str) -> None:
     """Clients of containerd 2 write 8 MiB at once."""
     data = bytes_of(8 << 20)
     _, answer = await exchange(content, pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=data),
@@ -223,7 +225,7 @@ async def test_one_process_a_directory() -> None:
     """A directory has one content process: a second one waits for it, and serves when it is gone."""
     with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as first:
         socket = directory / "s2/content.sock"
-        command = [sys.executable, "-m", "services.content", "--root", directory / "r", "--state", directory / "s2"]
+        command: list[str | Path] = [sys.executable, "-m", "services.content", "--root", directory / "r", "--state", directory / "s2"]
         second = subprocess.Popen(command, cwd=TOP, stderr=subprocess.DEVNULL)
         try:
             eventually(lambda: _waits_for_flock(second.pid), "the second process does not come to the directory")

@@ -6,17 +6,18 @@ import asyncio
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.suites import diff_layers
-from tests.suites.diff_sides import Side, bind, differences, outcome, overlay, tree
+from tests.suites.diff_sides import Node, Side, bind, differences, outcome, overlay, tree
 from tests.suites.diff_tars import Case
 
 pytestmark = [pytest.mark.root, pytest.mark.once]
 
 
-async def unpacked(side: Side, case: Case, target: str) -> tuple[str, object, dict]:
+async def unpacked(side: Side, case: Case, target: str) -> tuple[str, Any, dict[bytes, Node]]:
     """What becomes of a case's layer on a target of one kind: the outcome, and the tree if it was accepted."""
     root = side.directory(target)
     if target == "plain":

@@ -83,8 +83,8 @@ async def test_a_layer_goes_through_the_program(kind: str, sides: tuple[Side, Si
         files = tree(side.place / "upper")
         for each in [each for top in ("lower", "upper") for each in (side.place / top).rglob("*") if each.is_dir()]:
             os.utime(each, (1e9, 1e9))  # some are of the moment in which they were made
-        diff = await side.make(bind(side.place / "lower", "ro"), mounts, media_type="application/vnd.oci.image.layer.v1.tar")
-        made.append((applied, files, entries(await side.read(diff.digest))))
+        layer = await side.make(bind(side.place / "lower", "ro"), mounts, media_type="application/vnd.oci.image.layer.v1.tar")
+        made.append((applied, files, entries(await side.read(layer.digest))))
     (ours, files, diff), (theirs, right, same) = made
     assert diff
     assert ours == theirs

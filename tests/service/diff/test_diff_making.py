@@ -169,9 +169,9 @@ def trees(side: Side, change: Callable[[Path], None], before: Callable[[Path], N
     for root in (left, right):
         for directory, directories, names in os.walk(os.fsencode(root)):
             for name in (*names, *directories):  # links to directories are among the latter
-                path = directory + b"/" + name
-                if os.lstat(path).st_mtime > OLD + 100 and not os.lstat(path).st_mtime > 4 * 10**9:
-                    os.utime(path, (OLD, OLD), follow_symlinks=False)
+                each = directory + b"/" + name
+                if os.lstat(each).st_mtime > OLD + 100 and not os.lstat(each).st_mtime > 4 * 10**9:
+                    os.utime(each, (OLD, OLD), follow_symlinks=False)
     return left, right
 
 

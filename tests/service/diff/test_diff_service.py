@@ -352,7 +352,7 @@ async def test_a_service_that_dies_before_the_commit_leaves_an_ingest_only(place
     (place / "state").mkdir()
     store = LocalStore(place / "content")
     request = pb.DiffRequest(left=bind(left), right=bind(right), ref="again")
-    servicers = [ContentServicer(store), LocalFilesServicer(store.files)]
+    servicers: list[rpc.Servicer] = [ContentServicer(store), LocalFilesServicer(store.files)]
     async with rpc.serving(place / "state/internal.sock", servicers, grace=0), rpc.Channel(place / "state/internal.sock") as internal:
         service = await asyncio.to_thread(ServiceProcess, "services.snapshots", place / "r", place / "state", sockets=("diff.sock",), env={"SPLITD_FAULTS": str(faults)})
         try:
@@ -378,6 +378,7 @@ async def test_two_writers_of_a_ref(side: Side) -> None:
     """A ref that another holds is UNAVAILABLE and names the ref; an abandoned ingest of the ref is begun anew."""
     left, right = side.directory("left"), side.directory("right")
     (right / "f").write_bytes(os.urandom(100))
+    assert isinstance(side.content, rpc.Client)
     begun = await side.content._channel.client(localfiles_stubs.LOCAL_FILES).Begin(files_pb.BeginRequest(ref="taken"), headers=HEADERS)
     import fcntl
 

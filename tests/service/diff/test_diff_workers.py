@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.kit import errors, tracing
+from services.kit import errors, kept, tracing
 from services.oci.mounts import Mount
 from services.snapshots.diff import workers
 from services.snapshots.diff.inherit import HandsDownError, LinkError, Unnamed, inherit
@@ -493,7 +493,7 @@ async def test_a_program_that_cannot_be_started_says_so_in_one_sentence(place: P
     """What it is started from is gone altogether: not "Broken pipe", and the next layer tries anew."""
     appliers = Appliers(str(place))
     with monkeypatch.context() as broken, (place / "layer").open("w+b") as blob:
-        broken.setattr(workers.kept, "search_path", lambda *_: str(place))
+        broken.setattr(kept, "search_path", lambda *_: str(place))
         for _ in range(2):
             with pytest.raises(errors.Internal, match=r"^the apply worker cannot be started: its program ended with exit code 1, see the service's log"):
                 await appliers.apply(onto(place / "root"), blob.fileno(), detect=True)

@@ -24,6 +24,7 @@ from services.kit import errors, rpc
 from services.wire import frames, limits, messages
 from services.wire.events import Data, GoingAway, Ready, Trailers
 from services.wire.limits import Limits
+from services.wire.server import WireServer
 from tests.support import eventually_async, within
 
 IMAGES = images_stubs.IMAGES
@@ -116,7 +117,7 @@ async def test_headers_and_trailers_pass_but_for_the_transports_own(place: Path)
     images = Images()
     async with rpc.serving(place / "images.sock", [images]), gateway(place) as channel:
         client = channel.client(IMAGES)
-        headers = {"containerd-namespace": "n", "containerd-lease": "l", "x-own": "1", "data-bin": b"\x00\xff"}
+        headers: dict[str, str | bytes] = {"containerd-namespace": "n", "containerd-lease": "l", "x-own": "1", "data-bin": b"\x00\xff"}
         answer = await client.Get(images_pb2.GetImageRequest(name="a"), headers=headers)
         assert answer.image.name == "a"
         assert {k: images.calls[0].headers[k] for k in headers} == headers
@@ -273,6 +274,7 @@ async def test_resets_are_counted_where_they_come_in(place: Path) -> None:
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True) as server, gateway(place) as channel:
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
+        assert isinstance(server, WireServer)
         links = set(server.links)
         for count in range(500, 3001, 500):
             with Raw(place / "g.sock") as raw:
@@ -364,6 +366,7 @@ async def test_large_answers_that_a_client_does_not_take_keep_nobody_from_theirs
                 await asyncio.to_thread(raw.until, lambda raw: raw.of(Data))
             for _ in range(5):
                 assert len((await client.Get(images_pb2.GetImageRequest(name="big"))).image.name) == BIG
+            assert isinstance(server, WireServer)
             (link,) = server.links
             assert sum(stream.queued for stream in link.connection.streams.values()) <= len(deaf) * (Limits().untaken + BIG)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ def service(place: Path, *abouts: About) -> contextlib.AbstractAsyncContextManag
 
 
 @contextlib.asynccontextmanager
-async def gateway(place: Path, hold: float = 5.0, **proxies: ProxyPlugin) -> AsyncIterator[tuple[Routes, Snapshotters]]:
+async def gateway(place: Path, proxies: Mapping[str, ProxyPlugin] = {}, *, hold: float = 5.0) -> AsyncIterator[tuple[Routes, Snapshotters]]:
     """What of a gateway knows the snapshotters, its state in ``place`` and its root too."""
     (place / "gateway").mkdir(exist_ok=True)
     routes = Routes(place, Config(hold=hold), proxies)
@@ -116,7 +116,7 @@ async def test_another_release_may_have_others(place: Path) -> None:
 async def test_a_proxy_plugin_takes_the_place_of_ours(place: Path) -> None:
     """By its name; another stands beside ours."""
     proxies = {"native": ProxyPlugin(type="snapshot", address="/run/n.sock"), "stargz": ProxyPlugin(type="snapshot", address="/run/s.sock")}
-    async with service(place, OVERLAY, NATIVE), gateway(place, **proxies) as (routes, _):
+    async with service(place, OVERLAY, NATIVE), gateway(place, proxies) as (routes, _):
         await routes.snapshotter("overlayfs", CALL)
         assert routes.snapshotters == ("overlayfs", "native", "stargz")
         assert [routes[f"snapshots.{name}"].address for name in ("native", "stargz")] == ["/run/n.sock", "/run/s.sock"]

@@ -92,7 +92,7 @@ async def test_what_cannot_be_started_blocks(tmp_path: Path) -> None:
     """A file that is not executable, a directory, a program without an interpreter."""
     for name, words, make in (("a", "Permission denied", lambda: program(tmp_path, "a", "exit 0", 0o644)), ("b", "Permission denied", (tmp_path / "b").mkdir),
                               ("c", "No such file or directory", lambda: (tmp_path / "c").symlink_to("/absent")),
-                              ("d", "Exec format error", lambda: ((tmp_path / "d").write_text("exit 0"), (tmp_path / "d").chmod(0o755)))):
+                              ("d", "Exec format error", lambda: ((tmp_path / "d").write_text("exit 0"), (tmp_path / "d").chmod(0o755)))):  # type: ignore[func-returns-value]
         make()
         said = await refused(tmp_path)
         assert said.startswith(f"{NO_JUDGEMENT}failed to call verifier {name} (runtime ")

@@ -54,7 +54,7 @@ class Counted(rpc.Channel):
             self.carried.append(path.rpartition("/")[2])
             return stream(path, *args)
 
-        carrier.unary, carrier.stream = noted_unary, noted_stream  # type: ignore[method-assign]
+        carrier.unary, carrier.stream = noted_unary, noted_stream  # type: ignore[method-assign, assignment]
 
 
 @contextlib.asynccontextmanager

@@ -71,7 +71,7 @@ def test_a_program_that_unpacks_layers_tells_where_it_is_and_goes_on(place: Path
     log = place / "log"
     with ours, theirs, log.open("wb") as errors:
         with subprocess.Popen([sys.executable, "-S", "-P", "-c", "from services.snapshots.diff.apply import main; main()", str(os.getpid()), str(place), "600"],
-                              stdin=theirs, stderr=errors, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), *(p for p in sys.path if p)])}) as program:
+                              stdin=theirs.fileno(), stderr=errors, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), *(p for p in sys.path if p)])}) as program:
             try:
                 eventually(lambda: _takes(program.pid, signal.SIGUSR1), "it does not begin")
                 program.send_signal(signal.SIGUSR1)

@@ -77,9 +77,9 @@ def test_the_database_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> N
     pairs: dict[tuple[str, str], list[bytes]] = {}
     for (_, name, number, _), value in store.view(lambda tx: list(tx.scan(("pair",)))):
         pairs.setdefault((name, number), []).append(value)
-    for name, number in acknowledged.items():
+    for name, least in acknowledged.items():
         found = int(store.view(lambda tx, n=name: tx.get(("last", n))) or b"0")  # type: ignore[misc]
-        assert found >= number, name
+        assert found >= least, name
         # what it wrote together is together: the last 50, in both halves, and nothing older
         assert {int(n) for who, n in pairs if who == name} == set(range(max(1, found - 49), found + 1))
     assert all(len(halves) == 2 and halves[0] == halves[1] for halves in pairs.values())

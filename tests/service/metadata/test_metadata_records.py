@@ -72,7 +72,13 @@ class Life:
         return self._channel.client(service)
 
     def published(self, namespace: str) -> list[tuple[str, Message]]:
-        return [(e.topic, kit_any.unpack(e.event, _EVENTS[e.topic])) for e in self._stand_in.events if e.namespace == namespace]
+        found: list[tuple[str, Message]] = []
+        for envelope in self._stand_in.events:
+            if envelope.namespace == namespace:
+                event = kit_any.unpack(envelope.event, _EVENTS[envelope.topic])
+                assert event is not None, f"{envelope.topic} is of another type"
+                found.append((envelope.topic, event))
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ class TestLocal(TasksSuite):
 
     async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(self, tasks: LocalTasks, node: FakeGateway) -> None:
         """In a group it lives on, for the others."""
-        group = {"annotations": {"io.containerd.runc.v2.group": "g"}}
+        group: dict[str, Any] = {"annotations": {"io.containerd.runc.v2.group": "g"}}
         await start(tasks, node, "g", "sleep", "100", **group)
         await eventually_async(lambda: asyncio.sleep(0, tasks._tasks[NS, "g"].has_pid), "its shim is not known")
         before = len(tasks._background)

@@ -312,7 +312,7 @@ async def giving_back_memory(place: Path) -> AsyncIterator[Works]:
 async def collecting(place: Path) -> AsyncIterator[Works]:
     world = gc_graphs.World()
     stores = MemoryRawStores(content=(store_id := await world.database.store_id()), snapshots_overlayfs=store_id)
-    stores.before = late(lambda method, name: asyncio.sleep(0))  # type: ignore[assignment]
+    stores.before = late(lambda method, name: asyncio.sleep(0))
     collector = Collector(world.database, stores, Config(startup_delay=3600.0), lambda event: None)
     world.database.collector = collector
     numbers = itertools.count(1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from supervisor import loggers
 
-from deploy.inside import logs
 from deploy.inside.logs import LogFile
 
 
@@ -19,7 +20,7 @@ class Log:
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, most: int = 0, backups: int = 0) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(logs.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
         self.path, self.sizes = path, (most, backups)
         self.begin()
 
@@ -139,7 +140,7 @@ def test_a_log_that_cannot_be_rotated_goes_on_until_it_has_twice_its_size(log: L
         raise OSError(5, os.strerror(5))
 
     with monkeypatch.context() as broken:
-        broken.setattr(logs.os, "replace", refuse)
+        broken.setattr(os, "replace", refuse)
         for _ in range(5):
             log.write("12345678\n")
             log.now += 2
@@ -159,6 +160,6 @@ def test_standard_error_that_is_gone_is_no_trouble(log: Log, monkeypatch: pytest
         def flush(self) -> None:
             raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(logs.sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
     shutil.rmtree(log.path.parent)
     log.write("lost\n")

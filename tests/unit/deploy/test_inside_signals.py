@@ -32,7 +32,7 @@ def test_sigusr1_has_it_write_its_stack_and_go_on(tmp_path: Path) -> None:
         eventually(lambda: "started with pid" in (tmp_path / "supervisord.log").read_text())
         for times in (1, 2):
             process.send_signal(signal.SIGUSR1)
-            eventually(lambda times=times: said.read_text().count("in runforever") == times)
+            eventually(lambda times=times: said.read_text().count("in runforever") == times)  # type: ignore[misc]
         assert process.poll() is None
     finally:
         process.terminate()

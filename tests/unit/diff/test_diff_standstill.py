@@ -43,7 +43,7 @@ def test_a_worker_that_waits_for_its_blob_shows_life() -> None:
         for _ in range(3):
             before = standstill._signs(program.pid)
             assert before is not None
-            eventually(lambda before=before: standstill._signs(program.pid) != before, "it shows no life")
+            eventually(lambda before=before: standstill._signs(program.pid) != before, "it shows no life")  # type: ignore[misc]
 
 
 def test_a_process_that_is_gone_does_not_stand_still() -> None:

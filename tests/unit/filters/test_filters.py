@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -191,7 +192,7 @@ def test_reading_at_the_bounds_goes_in_small_steps(sources: list[str]) -> None:
     reading, most = filters._reading(sources), 0
     while True:
         calls = counted(lambda: next(reading, None))
-        if reading.gi_frame is None:
+        if inspect.getgeneratorstate(reading) == inspect.GEN_CLOSED:
             break
         most = max(most, calls)
     assert most < 4 * filters.SELECTORS

@@ -72,8 +72,8 @@ async def test_pieces_are_read_once_the_file_is_open(blobs: OpenBlobs, located: 
     blobs.open("a", len(DATA), located)
     await ended(blobs)
     for offset, size in ((0, 10), (1000, 2000), (len(DATA) - 5, 100), (len(DATA), 10)):
-        assert blobs.read("a", offset, size) == DATA[offset:offset + size]
-        assert blobs.read("a", offset, size, b"head") == b"head" + DATA[offset:offset + size]
+        assert blobs.read("a", offset, size) == bytearray(DATA[offset:offset + size])
+        assert blobs.read("a", offset, size, b"head") == bytearray(b"head" + DATA[offset:offset + size])
     blobs.open("a", len(DATA), located)
     assert located.asked == ["a"]
     assert (blobs.size("a"), blobs.read("b", 0, 10), blobs.size("b")) == (len(DATA), None, 0)
@@ -88,7 +88,7 @@ async def test_a_deleted_blob_is_not_read_and_not_kept(blobs: OpenBlobs, located
     assert blobs.read("a", 0, 10) is None
     assert files() == before
     assert await opened(blobs, located)
-    assert blobs.read("a", 0, 10) == DATA[::-1][:10]
+    assert blobs.read("a", 0, 10) == bytearray(DATA[::-1][:10])
 
 
 async def test_what_is_not_the_blobs_file_is_not_opened(blobs: OpenBlobs, located: Located) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -38,7 +39,7 @@ def publish(exchange: Exchange, topic: str, event: Message | None = None, timest
 
 async def waiting(subscription: Subscription) -> list[str]:
     """The topics that can be read without waiting."""
-    found = []
+    found: list[str] = []
     while True:
         step = asyncio.ensure_future(anext(subscription))
         await asyncio.sleep(0)
@@ -68,7 +69,7 @@ async def test_a_subscriber_gets_what_comes_after_it() -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"queue_events": 10}, {"queue_bytes": 400}])
-async def test_a_subscriber_that_does_not_read_is_cut_off(bounds: dict[str, int]) -> None:
+async def test_a_subscriber_that_does_not_read_is_cut_off(bounds: dict[str, Any]) -> None:
     """It is told so, holds no memory meanwhile, and the others miss nothing."""
     exchange = Exchange(replay_seconds=0, **bounds)
     slow, quick = exchange.subscribe(), exchange.subscribe()

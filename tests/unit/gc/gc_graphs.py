@@ -56,23 +56,25 @@ class World:
 
     def snapshot(self, name: str, parent: str = "", labels: Mapping[str, str] | None = None, ns: str = "ns", snapshotter: str = "overlayfs",
                  kind: str = "committed") -> Raw:
+        raw = ""
+
         def work(tx: Transaction) -> None:
             nonlocal raw
             raw = schema.raw_name(tx, ns, name)
             schema.put_snapshot(tx, ns, snapshotter, Snapshot(name=name, raw_key=raw, backend=f"snapshots.{snapshotter}", kind=kind, parent=parent,  # type: ignore[arg-type]
                                                               labels=self._labels(labels)))
 
-        raw = ""
         self._write(work)
         return Raw(f"snapshots.{snapshotter}", "snapshot", raw)
 
     def ingest(self, ref: str, expires: int = 0, expected: str = "", ns: str = "ns", *, shared: bool = False) -> Raw:
+        raw = ""
+
         def work(tx: Transaction) -> None:
             nonlocal raw
             raw = schema.raw_name(tx, ns, ref)
             schema.put_ingest(tx, ns, Ingest(ref=ref, raw_ref=raw, backend=CONTENT, expected=expected, expires=expires, shared=shared))
 
-        raw = ""
         self._write(work)
         return Raw(CONTENT, "ingest", raw)
 

@@ -14,9 +14,9 @@ from services.metadata.gc import mark as mark_module
 from services.metadata.gc.changes import Spared
 from services.metadata.gc.collector import _bury, _examining, _Found
 from services.metadata.gc.mark import STEP, Node, everything, mark
+from services.metadata.gc.measures import Measures
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.gc.raw import Listing
-from services.metadata.gc.sweep import _BATCH
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Reader
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, World, digest, stamp
@@ -60,7 +60,8 @@ def change(world: World, rng: random.Random) -> None:
         case 9:
             world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}", parent=f"s{other}")
         case _:
-            table, name = rng.choice([(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))])
+            records: list[tuple[schema.Table[Any], str]] = [(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))]
+            table, name = rng.choice(records)
             world._write(lambda tx: table.delete(tx, "ns", name))
 
 
@@ -153,10 +154,10 @@ async def test_what_a_collection_looks_at_in_its_transactions_is_what_it_removes
             world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}")
         async with Collector(world.database, stores, Config(startup_delay=0), lambda event: None).running() as collector:
             await collector.collect()  # the stores become ours
-            for number in range(2 * _BATCH):
+            for number in range(2 * Measures().victims):
                 stores.add(world.blob(number))
             before = store.rows
-            assert len((await collector.collect()).removed) == 2 * _BATCH
+            assert len((await collector.collect()).removed) == 2 * Measures().victims
             assert not [raw for raw in stores.blobs if Raw(CONTENT, "blob", digest(1)) == raw]
         return store.rows - before
 

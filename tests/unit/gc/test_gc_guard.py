@@ -12,7 +12,7 @@ from services.kit import errors
 from services.metadata import schema
 from services.metadata.gc import Collector, Config, guard
 from services.metadata.gc import collector as collector_module
-from services.metadata.gc import sweep as sweep_module
+from services.metadata.gc.measures import Measures
 from services.metadata.gc.memory import MemoryRawStores
 from services.metadata.store import Gateway, Held, Raw
 from services.metadata.transactions import Transaction
@@ -33,8 +33,14 @@ async def stores(world: World) -> MemoryRawStores:
 
 
 @pytest.fixture
-async def collector(world: World, stores: MemoryRawStores) -> AsyncIterator[Collector]:
-    async with Collector(world.database, stores, QUIET, lambda _: None).running() as running:
+def measures() -> Measures:
+    """The usual ones; a test that wants others is parametrized with them."""
+    return Measures()
+
+
+@pytest.fixture
+async def collector(world: World, stores: MemoryRawStores, measures: Measures) -> AsyncIterator[Collector]:
+    async with Collector(world.database, stores, QUIET, lambda _: None, measures=measures).running() as running:
         yield running
 
 
@@ -79,9 +85,9 @@ async def test_it_outlives_the_process_and_what_is_known_goes_meanwhile(world: W
     assert BLOB in stores
 
 
-async def test_a_sign_that_comes_during_a_sweep_counts(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("measures", [Measures(victims=1)], ids=["small"])
+async def test_a_sign_that_comes_during_a_sweep_counts(world: World, stores: MemoryRawStores, collector: Collector) -> None:
     """What was found to be nobody's before it, and was not yet removed, is judged by it: what was never named here stays."""
-    monkeypatch.setattr(sweep_module, "_BATCH", 1)
     unknown, known = [Raw(CONTENT, "blob", digest(n)) for n in range(1, 5)], world.blob(9)
     for raw in (*unknown, known):
         stores.add(raw)
@@ -96,10 +102,9 @@ async def test_a_sign_that_comes_during_a_sweep_counts(world: World, stores: Mem
 
 
 @pytest.mark.parametrize("when", ["before", "while records are buried", "during a sweep"])
+@pytest.mark.parametrize("measures", [Measures(victims=1, records=1)], ids=["small"])
 async def test_by_a_damaged_database_nothing_is_collected(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """An image's record that was on a lost page named blobs whose own records are there, or not, and what says that they were once named: all stay, until an operator says otherwise."""
-    monkeypatch.setattr(sweep_module, "_BATCH", 1)
-    monkeypatch.setattr(collector_module, "_BATCH", 1)
     blobs = [world.blob(n) for n in range(1, 5)]
     for raw in blobs:
         stores.add(raw)
@@ -127,6 +132,7 @@ async def test_by_a_damaged_database_nothing_is_collected(world: World, stores: 
     assert (len(records), len(stores.blobs)) == {"before": (4, 4), "while records are buried": (3, 4), "during a sweep": (0, 3)}[when]
     assert "damaged" in " ".join((await collector.collect()).failed), collected
     monkeypatch.undo()
+    stores.before = None
     await guard.release(world.database)
     await collector.collect()
     assert not stores.blobs
@@ -152,10 +158,9 @@ async def test_the_first_reason_stays(world: World) -> None:
     assert reason(world) == "first"
 
 
-async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(world: World, stores: MemoryRawStores, collector: Collector,
-                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("measures", [Measures(beside=0.01)], ids=["small"])
+async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(world: World, stores: MemoryRawStores, collector: Collector) -> None:
     """Blobs have no numbers: while a snapshotter is away, or does not answer, those that are known go, and no other."""
-    monkeypatch.setattr(sweep_module, "_BESIDE", 0.01)
     known = world.blob(1)
     stores.add(known)
     stores.add(BLOB)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.content.store import Info
+from services.images.node.ingest import FileIngest
 from services.images.transfer import Applied, How, Image, Ingest, Progress
 from services.kit import errors, filters
 from services.kit.slices import Lane
@@ -232,6 +233,18 @@ class MemoryNode:
     async def info(self, digest: str) -> Info:
         return Info(Digest.parse(digest), len(self._there(digest)), 0, 0, self.labels[digest])
 
+    async def trouble(self, descriptor: Descriptor, *, verify: bool) -> str:
+        data = self.blobs.get(descriptor.digest)
+        if data is None or digest_of(data) == descriptor.digest:
+            return ""
+        return f"{len(data)} other bytes"
+
+    async def replace(self, descriptor: Descriptor, pieces: AsyncIterator[bytes]) -> None:
+        data = b"".join([piece async for piece in pieces])
+        if digest_of(data) != descriptor.digest:
+            raise errors.FailedPrecondition(f"the bytes are not those of {descriptor.digest}")
+        self.blobs[descriptor.digest] = data
+
     async def document(self, descriptor: Descriptor) -> bytes:
         return self._there(descriptor.digest)
 
@@ -254,6 +267,23 @@ class MemoryNode:
         finally:
             if filling.fd >= 0:
                 filling.filled()
+
+    @contextlib.asynccontextmanager
+    async def ingest(self, descriptor: Descriptor) -> AsyncIterator[FileIngest]:
+        if descriptor.digest in self.blobs:
+            raise errors.AlreadyExists(f"content {descriptor.digest}")
+        path = self.directory / f"ingest-{descriptor.digest[7:]}"
+
+        async def commit(labels: Mapping[str, str]) -> None:
+            self.put(path.read_bytes(), labels)
+            path.unlink()
+
+        ingest = FileIngest(os.open(path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit)
+        try:
+            await ingest.resumed()
+            yield ingest
+        finally:
+            await ingest.close()
 
     async def label(self, digest: str, labels: Mapping[str, str]) -> None:
         self._there(digest)

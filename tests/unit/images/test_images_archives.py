@@ -337,6 +337,7 @@ async def test_a_header_of_gigabytes_is_refused_at_once(node: MemoryNode, kind: 
     """As by Go: a megabyte is the most."""
     header = block(b"huge", kind, size=3 << 30)
     zeros = gzip.compress(bytes(1 << 20))
+    sent = 0
 
     async def source() -> AsyncIterator[bytes]:
         yield gzip.compress(layout([], {})[:1024] + header)
@@ -345,7 +346,6 @@ async def test_a_header_of_gigabytes_is_refused_at_once(node: MemoryNode, kind: 
             sent += 1
             yield zeros
 
-    sent = 0
     with pytest.raises(errors.Unknown, match=r'^archive/tar: header field too long \(after "oci-layout"\)$'):
         await imported(source(), node)
     assert sent < 2000  # what is under way to the thread
@@ -434,7 +434,8 @@ async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> N
     for data in made.blobs.values():
         node.put(data)
     for name, target in images.items():
-        await node.store(Image(name.replace("_", ":"), *manifests.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(media_types.INDEX, name, 0))))
+        (found,) = manifests.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(media_types.INDEX, name, 0))
+        await node.store(Image(name.replace("_", ":"), found))
 
 
 async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:

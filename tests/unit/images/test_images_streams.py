@@ -334,7 +334,7 @@ class Pulls:
         self.asked.append((source, destination))
 
 
-def servicer(streams: Streams, pulls: Pulls | None = None, **seconds: float) -> TransferServicer:
+def servicer(streams: Streams, pulls: Pulls | None = None, **seconds: Any) -> TransferServicer:
     gateway = rpc.Channel("/nowhere")
     return TransferServicer(gateway, Leases(gateway), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls, **seconds)
 

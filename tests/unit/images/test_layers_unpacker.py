@@ -54,7 +54,7 @@ class Arriving:
 
     def __init__(self, available: Callable[[int], Awaitable[None]]) -> None:
         self.lowest: int | None = None
-        self.there = available
+        self._available = available
 
     def wanted(self, number: int) -> None:
         if self.lowest is None:
@@ -63,7 +63,10 @@ class Arriving:
     async def begun(self, number: int) -> None:
         assert self.lowest is not None
         assert number >= self.lowest
-        await self.there(number)
+        await self._available(number)
+
+    async def there(self, number: int) -> None:
+        await self._available(number)
 
     @contextlib.asynccontextmanager
     async def ingest(self, number: int) -> AsyncIterator[None]:
@@ -195,7 +198,7 @@ async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | 
     prepare, commit, keys = snap.prepare, snap.commit, dict[str, str]()
     theirs = {"lowest": 0, "below": 1}.get(by_another or "")
 
-    async def noted(key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+    async def noted(key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> Sequence[Mount]:
         target = (labels or {})["containerd.io/snapshot.ref"]
         if theirs is not None and target == CHAIN[theirs]:
             snap.committed[target] = ("", {})

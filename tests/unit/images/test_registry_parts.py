@@ -263,8 +263,8 @@ async def test_a_large_answer_of_a_token_server_is_read_apart(monkeypatch: pytes
         return read(*arguments, **named)
 
     monkeypatch.setattr(gojson, "read", reading)
-    for body in (b'{"token":"t"}', b'{"x":[' + b"1," * 100_000 + b'1],"token":"t"}'):
-        async def ask(method: str, url: str, headers: dict[str, str], _: bytes | None, answer: bytes = body) -> tuple[int, str, Any, bytes]:
+    for given in (b'{"token":"t"}', b'{"x":[' + b"1," * 100_000 + b'1],"token":"t"}'):
+        async def ask(method: str, url: str, headers: dict[str, str], body: bytes | None, answer: bytes = given) -> tuple[int, str, Any, bytes]:
             return 200, "OK", {}, answer
 
         token = await Authorizer("registry.test", None, ask)._fetched(_Bearer("https://auth.test/token", "registry.test", ()), ())

@@ -26,7 +26,7 @@ async def crashed(tmp_path: Path) -> Path:
     running, left = tmp_path / "running.db", tmp_path / "left.db"
     store = SqliteTransactions(running)
     for number in range(20):
-        await store.write(lambda tx, number=number: tx.put(("n", str(number)), b"x" * 3000))
+        await store.write(lambda tx, number=number: tx.put(("n", str(number)), b"x" * 3000))  # type: ignore[misc]
     for suffix in ("", "-wal"):
         shutil.copyfile(f"{running}{suffix}", f"{left}{suffix}")
     await store.close()
@@ -168,7 +168,7 @@ def test_what_the_disk_does_not_give_back_is_damage() -> None:
     found = {}
     for name in ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_BUSY"):
         error = sqlite3.OperationalError("disk I/O error")
-        error.sqlite_errorcode = getattr(sqlite3, name)  # type: ignore[misc]
+        error.sqlite_errorcode = getattr(sqlite3, name)
         found[name] = damage.is_damage(error)
     assert list(found.values()) == [True] * 4 + [False] * 3
 

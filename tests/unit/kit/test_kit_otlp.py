@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ class Refusing:
 @pytest.mark.parametrize(("chance", "times"), [(0.0, [0, 0.4, 1.2]), (0.5, [0, 0.5, 1.5]), (1.0, [0, 0.6, 1.8])])
 def test_pauses_grow_until_the_time_is_over(chance: float, times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second, then one, each give or take a fifth; two more would be over after 2.8 s at the least, which is too late for a timeout of 2.5."""
-    monkeypatch.setattr(otlp.random, "uniform", lambda least, most: least + (most - least) * chance)
+    monkeypatch.setattr(random, "uniform", lambda least, most: least + (most - least) * chance)
     collector = Refusing()
     exporter = otlp.Exporter(collector, 2.5, clock=lambda: collector.now, pause=collector.pause)
     assert exporter.export([]) is SpanExportResult.FAILURE

@@ -32,7 +32,7 @@ async def records(path: Path, count: int) -> list[bytes]:
     """A metadata database, which is closed, and the numbers of its records in their order."""
     store = SqliteTransactions(path)
     for start in range(0, count, 100):
-        await store.write(lambda tx, start=start: [tx.put(("n", f"{number:05}"), b"%d" % number + bytes(300)) for number in range(start, start + 100)])
+        await store.write(lambda tx, start=start: [tx.put(("n", f"{number:05}"), b"%d" % number + bytes(300)) for number in range(start, start + 100)])  # type: ignore[misc]
     await store.close()
     return [b"%d" % number for number in range(count)]
 
@@ -77,7 +77,7 @@ async def test_snapshots_whose_parents_are_lost_are_left_out(tmp_path: Path) -> 
         parent = number - 1 if number % 10 != 1 else None
         row = Row(number, parent, Info(f"k{number}", Kind.COMMITTED, 1, 2, labels={"filler": "x" * 200}), Usage())
         await tree.write(lambda rows, row=row: rows.insert(row))  # type: ignore[misc]
-    await tree.write(lambda rows: [rows.delete(found) for number in (1000,) if (found := rows.get(f"k{number}"))])
+    await tree.write(lambda rows: [rows.delete(found) for number in (1000,) if (found := rows.get(f"k{number}"))])  # type: ignore[func-returns-value]
     await tree.close()
     spoil(old, range(30, 33))
     saved = salvage(old, new, readable)["snapshots"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import tarfile
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_headers_written_are_read_back(seed: int) -> None:
     """By our reader and by tarfile, whatever does not fit into ustar's fields."""
     rng = random.Random(seed)
     name = b"/".join(b"".join(rng.choice((b"a", b"bb", "ü".encode())) for _ in range(rng.randint(1, 40))) for _ in range(rng.randint(1, 9)))
-    fields = {"mode": rng.randint(0, 0o7777), "uid": rng.choice((0, 2097151, 2097152, 1 << 31)), "gid": rng.choice((7, 1 << 21)),
+    fields: dict[str, Any] = {"mode": rng.randint(0, 0o7777), "uid": rng.choice((0, 2097151, 2097152, 1 << 31)), "gid": rng.choice((7, 1 << 21)),
               "modified": rng.choice((0, 1 << 30, 1 << 33, -5)), "linkname": rng.choice((b"", b"x" * 100, b"y" * 101, "é".encode()))}
     records = rng.choice(({}, {tar.XATTR + b"security.capability": bytes(range(20))}))
     data = tarwrite.header(name, tar.SYMLINK, records=records, **fields)

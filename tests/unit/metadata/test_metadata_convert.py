@@ -36,7 +36,7 @@ def test_a_container_with_a_large_spec_is_not_remembered() -> None:
 
 def test_the_oldest_are_forgotten() -> None:
     """So many are remembered and no more."""
-    remembering = Remembering(lambda name: Lease(id=name), 2, 100, Lease.ByteSize)
+    remembering = Remembering[str, Lease](lambda name: Lease(id=name), 2, 100, Lease.ByteSize)
     first, second = remembering("first"), remembering("second")
     assert remembering("second") is second
     assert remembering("first") is first

@@ -63,7 +63,7 @@ async def test_a_log_that_somebody_made_long_becomes_short_again(place: Path) ->
             await store.write(lambda tx: tx.delete_all(("many",)))
     assert log.stat().st_size > 4 * wal.SIZE
     for number in range(3):
-        await store.write(lambda tx, number=number: tx.put(("kept", str(number)), b"x"))
+        await store.write(lambda tx, number=number: tx.put(("kept", str(number)), b"x"))  # type: ignore[misc]
     assert log.stat().st_size <= wal.SIZE
     await store.close()
     assert log.stat().st_size <= wal.SIZE

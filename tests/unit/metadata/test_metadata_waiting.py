@@ -20,6 +20,7 @@ from services.metadata import schema
 from services.metadata.memory import MemoryTransactions
 from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Change, Collected, Kind, Mark, Raw
+from services.metadata.transactions import Transaction
 from tests.suites.records import REF, World, digest, refused
 from tests.suites.records_lives import LocalMetadata, headers
 from tests.support import eventually_async
@@ -128,7 +129,7 @@ async def test_an_intent_that_nobody_knows_of_is_resolved_in_the_end(local: Loca
     """Though its gateway lives: when it is older than the gateway's patience."""
     intent = await world.begin_snapshot("k")
 
-    def age(tx: schema.Transaction) -> None:
+    def age(tx: Transaction) -> None:
         found = schema.INTENTS.get(tx, intent.id)
         assert found is not None
         schema.INTENTS.put(tx, intent.id, value=replace(found, begun=found.begun - 21 * 60 * 10**9))

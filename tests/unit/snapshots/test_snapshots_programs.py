@@ -25,7 +25,7 @@ async def test_one_that_stands_still_is_given_up() -> None:
 async def test_one_that_ends_is_heard() -> None:
     """What the work returns, or raises."""
     process = await asyncio.create_subprocess_exec("echo", "a", stdout=asyncio.subprocess.PIPE)
-    assert await programs.watched("echo", process, process.communicate(), 60) == (b"a\n", None)
+    assert (await programs.watched("echo", process, process.communicate(), 60))[0] == b"a\n"
 
     async def fails() -> None:
         raise errors.NotFound("x")

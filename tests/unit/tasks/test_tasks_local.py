@@ -38,7 +38,7 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, mon
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
     (bundle.path / "init.pid").write_text("7")
-    tasks = local.LocalTasks(place / "root", place / "state", node)  # type: ignore[arg-type]
+    tasks = local.LocalTasks(place / "root", place / "state", node)
     for directory in (tasks._sightings, tasks._exits, tasks._checkpoints):
         directory.mkdir(parents=True)
     task = local._Task(bundle, SimpleNamespace(path="/bin/shim", delete=delete))  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, mon
 
 async def test_a_shim_is_followed_again_whatever_fails_at_first(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its connection was lost, and there are no descriptors for a moment: nobody else would hear of its death."""
-    tasks = local.LocalTasks(place / "root", place / "state", SimpleNamespace())  # type: ignore[arg-type]
+    tasks = local.LocalTasks(place / "root", place / "state", SimpleNamespace())
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
     bundle.write_address(Address("ttrpc", "unix:///nowhere", 3))
@@ -76,7 +76,7 @@ async def test_a_shim_is_followed_again_whatever_fails_at_first(place: Path, cap
             raise failing.pop()
         task.connection = SimpleNamespace(connect_pids=connect_pids)
 
-    tasks._connect = connect  # type: ignore[method-assign]
+    tasks._connect = connect  # type: ignore[method-assign, assignment]
     try:
         await asyncio.wait_for(tasks._recover(task), 15)
         assert task.has_pid

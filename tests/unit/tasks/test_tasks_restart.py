@@ -237,7 +237,8 @@ async def test_a_container_that_cannot_be_changed_holds_up_no_other(tmp_path: Pa
     """One damaged record at the start of a node: the others are looked after all the same, and those always to run may."""
     node, tasks = FakeNode(container("bad", {STOPPED: "true"}), container("good", {STOPPED: "true"})), FakeTasks()
 
-    async def set_label(namespace: str, name: str, key: str, value: str) -> None:
+    async def set_label(*label: str) -> None:
+        namespace, name, key, value = label
         if name == "bad":
             raise errors.DataLoss("metadata store: the record container n bad is damaged")
         node.labels.append((namespace, name, key, value))

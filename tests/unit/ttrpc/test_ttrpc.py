@@ -6,6 +6,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import empty_pb2
@@ -70,7 +71,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, ttrpc_pb2.Response]
     return stream, ttrpc_pb2.Response.FromString(await reader.readexactly(length))
 
 
-def request(method: str = "State", service: str = "containerd.task.v2.Task", payload: bytes = b"", **fields: int) -> bytes:
+def request(method: str = "State", service: str = "containerd.task.v2.Task", payload: bytes = b"", **fields: Any) -> bytes:
     return ttrpc_pb2.Request(service=service, method=method, payload=payload, **fields).SerializeToString()
 
 
@@ -122,7 +123,7 @@ async def test_many_calls_at_once_on_one_connection(served: tuple[Task, Path]) -
     """200 calls at once each get their own answer, while one waits for ever."""
     async with ttrpc.Channel(served[1]) as channel:
         client = channel.client(TASK)
-        waiting = asyncio.create_task(client.Wait(shim_pb2.WaitRequest(), timeout=None))
+        waiting = asyncio.ensure_future(client.Wait(shim_pb2.WaitRequest(), timeout=None))
         answers = await asyncio.gather(*(client.State(shim_pb2.StateRequest(id=str(i))) for i in range(200)))
         assert [a.id for a in answers] == [str(i) for i in range(200)]
         assert not waiting.done()
@@ -145,7 +146,7 @@ async def test_closed_connection_fails_every_call(served: tuple[Task, Path]) -> 
     ended: list[int] = []
     channel = ttrpc.Channel(path, on_close=lambda: ended.append(1))
     client = channel.client(TASK)
-    waiting = [asyncio.create_task(client.Wait(shim_pb2.WaitRequest(), timeout=None)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(client.Wait(shim_pb2.WaitRequest(), timeout=None)) for _ in range(3)]
     await asyncio.wait_for(task.started.wait(), 5)
     await channel.close()
     for one in waiting:
@@ -162,7 +163,7 @@ async def test_server_going_away_is_noticed(place: Path) -> None:
     task = Task()
     async with ttrpc.serving(place / "t.sock", [task], grace=0.1):
         channel = ttrpc.Channel(place / "t.sock")
-        waiting = asyncio.create_task(channel.client(TASK).Wait(shim_pb2.WaitRequest(), timeout=None))
+        waiting = asyncio.ensure_future(channel.client(TASK).Wait(shim_pb2.WaitRequest(), timeout=None))
         await asyncio.wait_for(task.started.wait(), 5)
     with pytest.raises(errors.Unavailable, match="ttrpc: closed"):
         await waiting

@@ -36,7 +36,7 @@ class Peer:
         while True:
             while self.events:
                 event = self.events.pop(0)
-                if isinstance(event, kind) and (not end or event.end):  # type: ignore[union-attr]
+                if isinstance(event, kind) and (not end or event.end):
                     return event
                 if isinstance(event, Data):
                     self.connection.consumed(event.stream, len(event.chunk))
@@ -47,7 +47,7 @@ class Peer:
 
     def request(self) -> Stream:
         """A whole request has come."""
-        stream: Stream = self.until(Data, end=True).stream  # type: ignore[union-attr]
+        stream: Stream = self.until(Data, end=True).stream
         return stream
 
     def answer(self, stream: Stream, message: bytes) -> None:
@@ -182,7 +182,7 @@ def test_an_answer_may_come_before_the_request_is_complete(peers: Scripts) -> No
     """A refusal of a message that is larger than the windows: the rest is not sent, and the connection goes on."""
 
     def script(peer: Peer) -> None:
-        stream = peer.until(Opened).stream  # type: ignore[union-attr]
+        stream = peer.until(Opened).stream
         peer.connection.send_tail(stream, answers.HEAD + headers.status(8, "too large"))
         peer.flush()
         peer.answer(peer.request(), b"two")
@@ -198,7 +198,7 @@ def test_an_answer_counts_though_the_peer_hung_up_behind_it(peers: Scripts) -> N
     """Even where there is no one left to take what we still send: the answer has been sent, and is read."""
 
     def script(peer: Peer) -> None:
-        stream = peer.until(Opened).stream  # type: ignore[union-attr]
+        stream = peer.until(Opened).stream
         peer.connection.send_tail(stream, answers.HEAD + headers.status(8, "too large"))
         peer.flush()
 

@@ -302,7 +302,7 @@ async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pyte
 
     now = [0.0]
     ticks: list[Any] = []
-    loop = type("Loop", (), {"time": lambda self: now[0], "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args)) or True})()
+    loop = type("Loop", (), {"time": lambda self: now[0], "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args)) or True})()  # type: ignore[func-returns-value]
     deadlines = Deadlines(loop)
     for name in ("bad", "good"):
         deadlines.add(Item(name), 2.0)
@@ -345,7 +345,7 @@ class Passing:
 
             def route(self, call: rpc.Call) -> rpc.Route:
                 return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats, admit=None if answers is None else admit,
-                                 question=None if meaning is None else rpc.Question(upstream.channel, "/ask", {"who": "n"}, 30.0, lambda: True, ask))  # type: ignore[arg-type]
+                                 question=None if meaning is None else rpc.Question(upstream.channel, "/ask", {"who": "n"}, 30.0, lambda: True, ask))
 
         self.name = "upstream"
         self.channel: Any = self
@@ -397,7 +397,7 @@ async def test_an_answer_that_needs_no_upstream() -> None:
 async def test_a_question_whose_answer_settles_a_call() -> None:
     """It is all that the upstream hears of it; the client has its answer in one turn."""
     heard: list[bytes] = []
-    passing = Passing(answers=[], meaning=lambda answer: heard.append(answer) or [b"one", bytearray(b"two")])
+    passing = Passing(answers=[], meaning=lambda answer: heard.append(answer) or [b"one", bytearray(b"two")])  # type: ignore[func-returns-value]
     for number in (1, 3):
         passing.down.call(number, PATH, b"question")
         await turns()
@@ -533,8 +533,9 @@ async def test_what_is_kept_for_another_try_is_no_more_than_its_bytes() -> None:
     passing.down.call(1, PATH, end=False)
     passing.down.feed(*[data(1, b"x")] * 200)
     passage = next(iter(passing.down.server.passages))
+    assert isinstance(passage._kept, bytearray)
+    assert isinstance(passage._early, bytearray)
     assert (len(passage._kept), len(passage._early)) == (200, 200)
-    assert (type(passage._kept), type(passage._early)) == (bytearray, bytearray)
     await passing.gone()
 
 

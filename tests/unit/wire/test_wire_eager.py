@@ -198,7 +198,7 @@ async def test_a_timeout_that_begins_after_the_first_step(start: Start) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_task_group_that_begins_in_the_first_step(start: Start, fails: bool) -> None:
     """It waits for its tasks; one that fails ends the others and the block."""
-    seen = []
+    seen: list[int | str] = []
 
     async def child(number: int) -> None:
         await asyncio.sleep(0)

@@ -135,9 +135,9 @@ def test_pieces_are_joined_and_cut_by_windows_only() -> None:
     got = b""
     for _ in range(30):
         wire.feed(word(WINDOW_UPDATE, 1, 999))
-        (frame,) = wire.sent() or [None]
-        if frame is None:
+        if not (sent := wire.sent()):
             break
+        (frame,) = sent
         got += frame.payload
     assert got == whole[:len(got)]
     assert len(got) == len(whole)

@@ -136,7 +136,7 @@ async def test_what_cannot_be_decoded(quick: Registry, fake: FakeRegistry, other
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
     assert len(fake.asked("GET", "/blobs/")) == 1
     other.add_blob("box", LAYER)
-    hosts = Hosts([certs(tmp_path, other.host, f'server = "{other.url}"\n[host."{fake.url}"]\n')])
+    hosts = Hosts((certs(tmp_path, other.host, f'server = "{other.url}"\n[host."{fake.url}"]\n'),))
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
         with within(5):
             assert (await fetched(registry.client(), f"{other.host}/box:1", LAYER_DESCRIPTOR))[0] == LAYER

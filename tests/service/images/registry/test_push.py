@@ -83,7 +83,7 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name
     """What is there is asked for by GET: blobs, and manifests by digest and by tag; where the answer has no digest, its body has."""
     fake.head = False
     if not told:
-        async def untold(request, serve):  # type: ignore[no-untyped-def]
+        async def untold(request, serve):
             answer = await serve()
             answer.headers.pop("Docker-Content-Digest", None)
             return answer

@@ -237,7 +237,7 @@ async def test_a_large_layer_comes_whole_where_there_are_no_parts(quick: Registr
 async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path) -> None:
     """The rest comes on one connection: the whole once, and not once for each part."""
 
-    async def first_only(request, serve):  # type: ignore[no-untyped-def]
+    async def first_only(request, serve):
         refuse = not request.headers.get("Range", "bytes=0-").startswith("bytes=0-")
         return await (status(400)(request, serve) if refuse else serve())
 
@@ -255,7 +255,7 @@ async def test_a_host_without_parts_takes_over(fake: FakeRegistry, other: FakeRe
     other.add_blob("box", LARGE)
     fake.ranges = False
 
-    async def two_parts(request, serve):  # type: ignore[no-untyped-def]
+    async def two_parts(request, serve):
         return await (serve() if int(request.headers["Range"].removeprefix("bytes=").split("-")[0]) < 2 * PART else status(404)(request, serve))
 
     other.inject("blob", two_parts, times=ALWAYS)

@@ -111,7 +111,7 @@ async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeR
         other.manifests["box", str(tag)] = answer
     other.head = head
 
-    async def untold(request, serve):  # type: ignore[no-untyped-def]
+    async def untold(request, serve):
         answer = await serve()
         answer.headers.pop("Docker-Content-Digest", None)
         return answer
@@ -136,7 +136,7 @@ async def test_an_answer_without_a_body(quick: Registry, fake: FakeRegistry, cod
     """Is no manifest, and is read to its end, which is there at once."""
     fake.add(small_image(), "box:1")
 
-    async def nothing(request, serve):  # type: ignore[no-untyped-def]
+    async def nothing(request, serve):
         return web.Response(status=code)
 
     fake.inject("manifest", nothing, times=100)

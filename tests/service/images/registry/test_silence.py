@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from deploy.samples import digest_of
 from services.images.registry import Registry
 from services.images.registry.http_debug import HttpDebug
 from services.images.registry.silence import Silence
 from services.kit import errors
+from services.oci.digests import digest_of
 from tests.fake_registry import FakeRegistry, deaf, redirect, silent
 from tests.service.images.registry.pulls import LAYER, described, fetched, small_image
 from tests.support import eventually_async
@@ -19,7 +20,7 @@ from tests.support import eventually_async
 pytestmark = pytest.mark.once
 
 
-async def seen(silence: Silence, host: str, work: asyncio.Future[object]) -> None:
+async def seen(silence: Silence, host: str, work: asyncio.Future[Any]) -> None:
     """``host`` is found silent, and when all is over nobody is."""
     await eventually_async(lambda: asyncio.sleep(0, silence.longest()[0] == host and silence.longest()[1] > 0.1), "its silence is not seen")
     await work

@@ -42,8 +42,8 @@ WRONG: dict[str, Callable[[FakeRegistry, bytes], Fault]] = {
                          ids=[*WRONG, "in parts: more", "in parts: half of them, and then none"])
 async def test_a_mirror_with_wrong_bytes(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, what: str, data: bytes) -> None:
     """In one piece and in parts: what came is dropped, and the blob is right."""
-    for registry in (fake, other):
-        registry.add_blob("box", data)
+    for each in (fake, other):
+        each.add_blob("box", data)
     fake.inject("blob", WRONG[what](fake, data), times=ALWAYS)
     hosts = Hosts((certs(tmp_path, "images.test", f'server = "{other.url}"\n[host."{fake.url}"]\n'),))
     node = IngestingNode(tmp_path / "blob", data)
