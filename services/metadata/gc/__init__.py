@@ -1,7 +1,7 @@
 """The collector: takes what nobody needs, records first, then the raw things that no record names.
 
 Every record is reached from a *root* (:mod:`.mark` says what those are) or it is *dead*. A collection removes the dead records, some at a time. Then each backend
-is *swept*, content already meanwhile: the raw things that neither a record nor an open intent names are removed there (:mod:`.sweep`). The two are apart, so
+is *swept*: the raw things that neither a record nor an open intent names are removed there (:mod:`.sweep`). The two are apart, so
 that a backend which hangs or is away postpones its own sweep and nothing else.
 
 containerd holds one lock over marking, sweeping and the backends' calls. Here nobody waits for a collection, but for the one raw thing that is being removed just

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, MutableSequence, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableSequence, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from services.kit import errors, loops
@@ -24,7 +24,7 @@ from services.metadata.gc.measures import Measures
 from services.metadata.gc.pace import Pace
 from services.metadata.gc.raw import RawStores
 from services.metadata.gc.sweep import Sweeper, Swept, title
-from services.metadata.store import Change, Collected, Event, Nanoseconds, Raw
+from services.metadata.store import Change, Collected, Event, Nanoseconds
 from services.metadata.transactions import Key, Reader, Transaction
 
 log = logging.getLogger(__name__)
@@ -182,14 +182,13 @@ class Collector:
         every, self._all = self._all, False
         self._pace.begun()
         started = time.monotonic()
-        sweeps: list[tuple[str, asyncio.Task[Swept]]] = []
         try:
             if (held := self._database.view(guard.held)) is not None and held.damaged:
                 self._held(waiting, held.reason, started)
                 return
             if not self._store_id:
                 self._store_id = await self._database.store_id()
-            found = await self._collect_records(sweeps, every=every)
+            found, sweeps = await self._collect_records(every=every)
         except asyncio.CancelledError:
             self._fail(waiting, errors.Unavailable("the collector has ended"))
             raise
@@ -198,8 +197,6 @@ class Collector:
                 log.error("garbage collection failed: %s", error)
             else:
                 log.exception("garbage collection failed")
-            if sweeps:
-                self._watchers.start("the wait for sweeps", self._watch(sweeps, [], started))
             self._all = self._all or every
             self._pace.failed(time.monotonic())
             self._fail(waiting, error if isinstance(error, errors.NodeError) else errors.Internal("garbage collection failed, see the log of metadata"))
@@ -218,13 +215,12 @@ class Collector:
             if not future.done():
                 future.set_result(Collected(failed=(reason,), seconds=time.monotonic() - started))
 
-    async def _collect_records(self, sweeps: list[tuple[str, asyncio.Task[Swept]]], *, every: bool) -> _Found:
-        """Remove the dead records, and begin the ``sweeps``. They are looked for bit by bit; what removes them, some at a time, looks only at what was written meanwhile."""
+    async def _collect_records(self, *, every: bool) -> tuple[_Found, dict[str, asyncio.Task[Swept]]]:
+        """Remove the dead records, and begin the sweeps. They are looked for bit by bit; what removes them, some at a time, looks only at what was written meanwhile."""
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
             with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
                 found = await self.lane.through(_examining(snapshot))
             trace.set(records=found.size, dead=found.dead)
-            early = None if every else self._early(found)
             known, living, spared = 0, set[Node](), set[Node]()
             for start in range(0, len(found.order), self._measures.records):
                 batch = found.order[start:start + self._measures.records]
@@ -239,16 +235,13 @@ class Collector:
                 known, living, spared = known + buried.known, buried.living, spared | buried.spared
                 for event in buried.events:
                     self._publish(event)
-                if early is not None:
-                    early.freeing.gone(node.key for node in batch if node.type == "content" and node not in buried.spared)
-                    sweeps.extend(early.begin(written))
             self._written[:] = written  # the look had all else
-            sweeps.extend(self._begin_sweeps(found, spared, written, early, every=every))
+            sweeps = self._begin_sweeps(found, spared, written, every=every)
         if spared:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
-        return found
+        return found, sweeps
 
-    async def _end(self, sweeps: Sequence[tuple[str, asyncio.Task[Swept]]], waiting: list[asyncio.Future[Collected]], started: float, leases: Sequence[Node]) -> None:
+    async def _end(self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float, leases: Sequence[Node]) -> None:
         """What is left to do of a collection: for those who wait first."""
         await self._watch(sweeps, waiting, started)
         await self._delete_left(leases)
@@ -264,34 +257,24 @@ class Collector:
 
     # -- sweeps
 
-    def _early(self, found: _Found) -> _Early | None:
-        """What of the content can go before all records are gone; None where there is too little, or too little is known."""
-        backend, known = next(((name, known) for name, known in found.known.items() if not name.startswith("snapshots.")), ("", None))
-        if known is None or backend not in self._sweepers or len(found.order) <= self._measures.records or known.uses.every_blob:
-            return None
-        records = found.records
-        return _Early(self._sweepers[backend], known, plan.Freeing(
-            known, (node.key for node in found.order if node.type == "content" and records.blobs[node].backend == backend),
-            (raw for node in found.order if node.type == "ingest" for raw in records.ingests[node].raws())))
-
-    def _begin_sweeps(self, found: _Found, spared: set[Node], written: Sequence[Key], early: _Early | None, *, every: bool) -> Iterator[tuple[str, asyncio.Task[Swept]]]:
-        """Of the backends that have something which nobody names any more; or of all, of ``every``thing in them. What is ``spared`` is in use after all, what went ``early`` is done."""
+    def _begin_sweeps(self, found: _Found, spared: set[Node], written: Sequence[Key], *, every: bool) -> dict[str, asyncio.Task[Swept]]:
+        """Of the backends that have something which nobody names any more; or of all, of ``every``thing in them. What is ``spared`` is in use after all."""
         used = set(found.records.raws(spared)) if spared else set()
+        sweeps = {}
         for backend, known in found.known.items():
             left = known.without(raw for raw in used if raw.backend == backend) if used else known
-            if early is not None and backend == early.sweeper.backend:
-                left = left.without_idle(early.taken)
             if every or left.idle:
                 if backend not in self._sweepers:
                     self._sweepers[backend] = Sweeper(backend, self._database, self._stores, self._store_id, foreign=backend in self._foreign, measures=self._measures)
-                yield backend, self._sweepers[backend].ask(left, written, everything=every)
+                sweeps[backend] = self._sweepers[backend].ask(left, written, everything=every)
+        return sweeps
 
-    async def _watch(self, sweeps: Sequence[tuple[str, asyncio.Task[Swept]]], waiting: list[asyncio.Future[Collected]], started: float) -> None:
+    async def _watch(self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float) -> None:
         """Tell those who wait what the sweeps did, and repeat the postponed ones."""
         removed: list[str] = []
         failed: list[str] = []
         try:
-            for backend, sweep in sweeps:
+            for backend, sweep in sweeps.items():
                 swept = await self._swept(backend, sweep, first=self._measures.retry)
                 removed.extend(title(raw) for raw in swept.removed)
                 failed.extend(swept.failed)
@@ -306,8 +289,6 @@ class Collector:
     async def _swept(self, backend: str, sweep: asyncio.Task[Swept], *, first: float) -> Swept:
         try:
             swept = await asyncio.shield(sweep)
-            if swept.undone:
-                swept = await asyncio.shield(self._sweepers[backend].ask())
         except Exception as error:
             log.exception("the sweep of backend %s failed", backend)
             swept = Swept(failed=[f"backend {backend}: {error}"], postponed=True)
@@ -337,25 +318,6 @@ class Collector:
 
 
 # ---------------------------------------------------------------------------------------------- pieces
-
-
-@dataclass(slots=True)
-class _Early:
-    """Sweeps of content that begin while records are still being removed: the disk, and the process that has it, need not wait for the last of them."""
-
-    sweeper: Sweeper
-    known: plan.Known
-    freeing: plan.Freeing
-    taken: set[Raw] = field(default_factory=set)
-    """What they were asked for."""
-
-    def begin(self, written: Sequence[Key]) -> Iterator[tuple[str, asyncio.Task[Swept]]]:
-        """One of what is nobody's by now, unless the last is not over."""
-        if not self.sweeper.ready:
-            return
-        if some := self.freeing.take():
-            self.taken.update(some)
-            yield self.sweeper.backend, self.sweeper.ask_for_some(replace(self.known, idle=some), written)
 
 
 def _examining(tx: Reader) -> Steps[_Found]:

@@ -8,7 +8,6 @@ metadata store once named. A snapshot goes before its parent.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -50,15 +49,6 @@ class Known:
         """The same, but that these turned out to be in use."""
         used = self.uses.raws | set(raws)
         return Known(replace(self.uses, raws=used), tuple(raw for raw in self.idle if raw not in used))
-
-
-    def with_idle(self, raws: Iterable[Raw]) -> Known:
-        """The same, but that these are idle, and may be some of those that are."""
-        return replace(self, idle=tuple(sorted({*self.idle, *raws})))
-
-    def without_idle(self, raws: AbstractSet[Raw]) -> Known:
-        """The same, but for these, of which somebody else has taken care."""
-        return replace(self, idle=tuple(raw for raw in self.idle if raw not in raws)) if raws else self
 
 
 def uses_of(backend: str, raws: AbstractSet[Raw], intents: Iterable[Intent]) -> Uses:
@@ -108,31 +98,6 @@ def knowing(tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: S
         if not number % STEP:
             yield
     return {backend: Known(uses_of(backend, of[backend], intents), tuple(idle[backend])) for backend in idle}
-
-
-class Freeing:
-    """The blobs of ``backend`` that come to be nobody's while dead records of theirs are removed bit by bit: of those that are idle by ``known``, each with the last of its ``records``, which are
-    given by their digests. What is ``named`` by other dead records, too, is left out.
-    """
-
-    def __init__(self, known: Known, records: Iterable[str], named: Iterable[Raw]) -> None:
-        self._left = Counter(records)
-        self._idle = {raw.name: raw for raw in known.idle if raw.kind == "blob"}
-        for raw in named:
-            self._idle.pop(raw.name, None)
-        self._freed: list[Raw] = []
-
-    def gone(self, digests: Iterable[str]) -> None:
-        """A record of each of these is removed."""
-        for digest in digests:
-            self._left[digest] -= 1
-            if not self._left[digest] and (raw := self._idle.pop(digest, None)) is not None:
-                self._freed.append(raw)
-
-    def take(self) -> tuple[Raw, ...]:
-        """What is nobody's, and was not taken before."""
-        freed, self._freed = self._freed, []
-        return tuple(sorted(freed))
 
 
 def known_of(tx: Reader, backend: str) -> Known:

@@ -16,9 +16,6 @@ listed each time: its victims are what is known and named no more.
 Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a mark lost in a power cut is of a thing that nobody names,
 and a removal that was under way in a store of ours ended with it. In a foreign one, which may be elsewhere, it may still happen: there each mark lasts.
 
-Of many dead records, those of blobs in a store of ours, the sweep need not wait for the last one: sweeps of what is nobody's already (:meth:`Sweeper.ask_for_some`) go beside their removal. The
-first mark of each makes what was removed until then last.
-
 Blobs that go in one call have one mark together, a row with all their digests.
 
 A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for again; as long as the
@@ -78,8 +75,6 @@ class Swept:
     removed: list[Raw] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     """With why, as ``Collected.failed`` has them."""
-    undone: bool = False
-    """Some things could not be swept by themselves: ask for all."""
     postponed: bool = False
     """The backend could not be asked, or not all of it could be decided: to be swept again without being asked for."""
 
@@ -136,16 +131,14 @@ class _Found:
     written: MutableSequence[Key]
     """What was written since, until ``noting`` ends."""
     noting: contextlib.ExitStack
-    some: bool = False
-    """What is idle by ``known`` may go already, and nothing else: records of other things that are not in use are being removed still."""
 
     @classmethod
-    def of(cls, database: Database, known: plan.Known | None, before: Sequence[Key] = (), *, some: bool = False) -> _Found:
+    def of(cls, database: Database, known: plan.Known | None, before: Sequence[Key] = ()) -> _Found:
         """``before``: what was written until now."""
         noting = contextlib.ExitStack()
         written = noting.enter_context(database.transactions.watch())
         written[:0] = before
-        return cls(known, written, noting, some)
+        return cls(known, written, noting)
 
 
 class Sweeper:
@@ -174,19 +167,7 @@ class Sweeper:
         self._everything = self._everything or everything
         if self._found is not None:
             self._found.noting.close()  # older than this
-            if self._found.some and self._found.known is not None and known is not None:
-                known = known.with_idle(self._found.known.idle)
         self._found = _Found.of(self._database, known, written) if known is not None else None
-        return self._turns.ask()
-
-    @property
-    def ready(self) -> bool:
-        """Whether it may be asked for some things: it does nothing, and all that it has is known."""
-        return not self._everything and not self._turns.busy
-
-    def ask_for_some(self, known: plan.Known, written: Sequence[Key]) -> asyncio.Task[Swept]:
-        """A sweep of no more than what is idle by ``known``, which is to be :attr:`ready`. It may be :attr:`Swept.undone`."""
-        self._found = _Found.of(self._database, known, written, some=True)
         return self._turns.ask()
 
     async def close(self) -> None:
@@ -229,9 +210,6 @@ class Sweeper:
             stamp = await self._stores.stamp(self.backend)
             if not everything and stamp == self._store_id and not self.backend.startswith("snapshots.") and self._database.view(guard.held) is None:
                 view = self._idle(known)
-            elif found.some:
-                swept.undone = True
-                return False
             else:
                 listing = await self._stores.list(self.backend)
                 if self._unseen and stamp == self._store_id:
@@ -250,7 +228,7 @@ class Sweeper:
             if not await self._act(view, Spared(view.listing, found.written), swept):
                 return False
         well = view.ownership in _OURS and not swept.failed and not swept.postponed
-        if well and view.unnoted and not found.some:
+        if well and view.unnoted:
             await self._database.transactions.write(lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False)
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
             try:

@@ -25,11 +25,6 @@ class Turns(Generic[T]):
             self._next = loops.task("a turn", self._turn(self._running))
         return self._next
 
-    @property
-    def busy(self) -> bool:
-        """Whether a run is under way, or asked for."""
-        return any(task is not None and not task.done() for task in (self._running, self._next))
-
     async def _turn(self, before: asyncio.Task[T] | None) -> T:
         if before is not None:
             await asyncio.wait([before])

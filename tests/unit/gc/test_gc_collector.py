@@ -22,7 +22,7 @@ from services.metadata.gc.turns import Turns
 from services.metadata.intents import check_no_blob_sweeping
 from services.metadata.leases import Leases
 from services.metadata.sqlite import SqliteTransactions
-from services.metadata.store import Blob, Event, Gateway, Image, Lease, Mark, Raw
+from services.metadata.store import Event, Gateway, Image, Lease, Mark, Raw
 from tests.support import eventually_async
 from tests.unit.gc.gc_graphs import CONTENT, HOUR, NOW, OVERLAY, SECOND, World, digest, stamp
 
@@ -441,66 +441,6 @@ async def test_of_many_blobs_that_go_in_one_call_each_is_marked(world: World, st
     await asyncio.wait_for(asyncio.gather(*waiting), 5)
     assert stores.blobs == world.named() == {blob(80)}
     assert world.marks() == set()
-
-
-# ------------------------------------------------------------------------------------------ what goes early
-
-
-@pytest.mark.parametrize("measures", [Measures(records=4)], ids=["small"])
-async def test_blobs_go_while_records_are_being_removed(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """The content store has something to do before the last record is gone; each blob goes after all of its own records."""
-    await collector.collect()
-    for number in range(200):
-        stores.add(world.blob(number))
-        if not number % 3:
-            world.blob(number, ns="other")
-    left: list[int] = []
-
-    async def look(method: str, name: str) -> None:
-        if method == "remove":
-            records = {key[1] for key, _ in schema.BLOBS.scan(world.transactions._state)}
-            assert name not in records
-            left.append(len(records))
-
-    stores.before = look
-    assert sorted((await collector.collect(everything=False)).removed) == [f"content {digest(number)}" for number in range(200)]
-    assert left[0] > 0
-    assert not stores.blobs
-    assert world.marks() == world.named() == set()
-
-
-@pytest.mark.parametrize("measures", [Measures(records=4)], ids=["small"])
-async def test_a_blob_that_is_wanted_after_its_record_went_stays(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """Also one that would go early."""
-    await collector.collect()
-    for number in range(40):
-        stores.add(world.blob(number))
-    again = list[int]()
-
-    async def written(method: str, _name: str) -> None:
-        if method == "stamp" and not again:
-            for number in range(40):
-                if not schema.BLOBS.has(world.transactions._state, "ns", digest(number)):
-                    again.append(number)
-                    await world.database.write(lambda tx, number=number: schema.put_blob(tx, "ns", Blob(digest=digest(number), size=1, backend=CONTENT)))  # type: ignore[misc]
-
-    stores.before = written
-    await collector.collect(everything=False)
-    assert again
-    assert stores.blobs == world.named() == {blob(number) for number in again}
-
-
-@pytest.mark.parametrize("measures", [Measures(records=4)], ids=["small"])
-async def test_a_store_that_became_anothers_is_asked_for_all(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """What was to go early does not, and who waits is told why."""
-    await collector.collect()
-    for number in range(40):
-        stores.add(world.blob(number))
-    stores.stamps[CONTENT] = "another"
-    done = await collector.collect(everything=False)
-    assert done.removed == ()
-    assert any("belongs to another metadata store" in failure for failure in done.failed)
-    assert len(stores.blobs) == 40
 
 
 # ------------------------------------------------------------------------------------------ whose a raw store is
