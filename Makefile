@@ -125,12 +125,13 @@ powercut: $(VENV)/dev test-machine ## power cuts in the middle of pulls, commits
 
 .PHONY: check
 check: $(VENV)/dev test-machine ## ruff, mypy, generated modules fresh, our API equal to containerd's, import rules
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ." >&2; exit 1; }
+	$(BIN)/ruff check .
 	$(BIN)/mypy services gateway deploy client bench tests
 	$(BIN)/mypy --scripts-are-modules scripts/build_nerdctl scripts/compare_api scripts/protos
 	$(BIN)/python scripts/protos --check
 	$(BIN)/python scripts/compare_api
-	$(PYTEST) tests/unit/deploy/test_imports.py
+	$(PYTEST) $(addprefix tests/unit/deploy/test_,imports.py circles.py loops.py)
 
 .PHONY: bench
 bench: $(VENV)/dev bench-machine peers ## side by side with Debian's containerd; needs root, takes an hour; ARGS=--pulls: only pulls, ARGS='--against CHECKOUT': with an older build, ARGS=--help: more

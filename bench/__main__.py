@@ -1,9 +1,12 @@
 """``make bench``: daemons beside each other, the same work in turn, medians and ratios.
 
-    python -m bench [--only WORD] [--rounds N] [--scratch DIR] [--json FILE] [--containerd2 DIR] [--dockerd DIR]
-    python -m bench --pulls [--only WORD]    only the pulls by the daemons themselves (bench/pulls.py), which take half an hour of the whole
-    python -m bench --calls [--rounds N]     what one ``ctr run`` asks for, and what each call takes (docs/what-a-run-costs.md)
-    python -m bench --against CHECKOUT       this build beside an older one, and that beside itself (bench/against.py): what has become slower?
+python -m bench [--only WORD] [--rounds N] [--scratch DIR] [--json FILE] [--containerd2 DIR] [--dockerd DIR]
+python -m bench --pulls [--only WORD]    only the pulls by the daemons themselves (bench/pulls.py), which take half an
+hour of the whole
+python -m bench --calls [--rounds N]     what one ``ctr run`` asks for, and what each call takes
+(docs/what-a-run-costs.md)
+python -m bench --against CHECKOUT       this build beside an older one, and that beside itself (bench/against.py): what
+has become slower?
 """
 
 from __future__ import annotations
@@ -23,41 +26,83 @@ from bench import against, peers, pulls, side_by_side
 from deploy.samples import Registry
 from services.kit import errors
 
-NEEDED = {"containerd": "containerd", "ctr": "containerd", "runc": "runc", "mkfs.xfs": "xfsprogs", "docker-registry": "docker-registry",
-          "debootstrap": "debootstrap", "pigz": "pigz", "busybox": "busybox-static"}
+NEEDED = {
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "mkfs.xfs": "xfsprogs",
+    "docker-registry": "docker-registry",
+    "debootstrap": "debootstrap",
+    "pigz": "pigz",
+    "busybox": "busybox-static",
+}
 ROUNDS = 5
 
 
 def main() -> int:
     """Measure, print; 0 unless something could not run, or is worse than the build that it was measured against."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}; with --against {against.ROUNDS}, and no fewer")
-    parser.add_argument("--scratch", type=Path, default=Path(os.environ.get("BENCH_DIR", "/var/tmp/splitd-bench")), help="kept: the images are made here once")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path(os.environ.get("BENCH_DIR", "/var/tmp/splitd-bench")),
+        help="kept: the images are made here once",
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--calls", action="store_true", help="instead: the calls of a run, one by one, and the processor time of each process")
+    mode.add_argument(
+        "--calls",
+        action="store_true",
+        help="instead: the calls of a run, one by one, and the processor time of each process",
+    )
     mode.add_argument("--pulls", action="store_true", help="only the pulls by the daemons themselves")
-    mode.add_argument("--against", type=Path, metavar="CHECKOUT", help="instead: this build beside that of another clone of this repository, with the .venv "
-                      "there or, where none is, with this one; exit 1 where a row is worse by more than 3 %% and by more than the old build differs from itself")
-    parser.add_argument("--containerd2", type=Path, metavar="DIR", default=os.environ.get("BENCH_CONTAINERD2") or None,
-                        help="where containerd 2 and its ctr are (or BENCH_CONTAINERD2); default: the first in PATH")
-    parser.add_argument("--dockerd", type=Path, metavar="DIR", default=os.environ.get("BENCH_DOCKERD") or None,
-                        help="where dockerd of 24 or newer and its client are (or BENCH_DOCKERD); default: the first in PATH")
+    mode.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="instead: this build beside that of another clone of this repository, with the .venv "
+        "there or, where none is, with this one; exit 1 where a row is worse by more than 3 %% and by more than the "
+        "old build differs from itself",
+    )
+    parser.add_argument(
+        "--containerd2",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get("BENCH_CONTAINERD2") or None,
+        help="where containerd 2 and its ctr are (or BENCH_CONTAINERD2); default: the first in PATH",
+    )
+    parser.add_argument(
+        "--dockerd",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get("BENCH_DOCKERD") or None,
+        help="where dockerd of 24 or newer and its client are (or BENCH_DOCKERD); default: the first in PATH",
+    )
     options = parser.parse_args()
     missing = sorted({package for program, package in NEEDED.items() if not shutil.which(program)})
     if os.geteuid() or missing:
-        print("bench: must run as root" if os.geteuid() else f"bench: apt-get install {' '.join(missing)}", file=sys.stderr)
+        print(
+            "bench: must run as root" if os.geteuid() else f"bench: apt-get install {' '.join(missing)}",
+            file=sys.stderr,
+        )
         return 2
     least = against.ROUNDS if options.against else 1
     options.rounds = options.rounds if options.rounds is not None else max(least, ROUNDS)
     if options.rounds < least:
         parser.error(f"--rounds {options.rounds}: at least {least}")
     if options.pulls and not pulls.wanted(options.only):
-        parser.error(f"--only {options.only}: no pull is called so; there are: {'; '.join(row.name for row in pulls.ROWS)}")
+        parser.error(
+            f"--only {options.only}: no pull is called so; there are: {'; '.join(row.name for row in pulls.ROWS)}"
+        )
     if options.against and not (options.against / "deploy/__main__.py").exists():
         parser.error(f"--against {options.against}: no checkout of splitd")
-    if options.containerd2 is not None and ((peers.version(options.containerd2) or (0, 0)) < (2, 0) or not (options.containerd2 / "ctr").exists()):
+    if options.containerd2 is not None and (
+        (peers.version(options.containerd2) or (0, 0)) < (2, 0) or not (options.containerd2 / "ctr").exists()
+    ):
         parser.error(f"--containerd2 {options.containerd2}: no containerd 2 with its ctr there")
     options.scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

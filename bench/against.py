@@ -1,8 +1,9 @@
 """This build beside an older one, the *old*: what has become slower?
 
-Three nodes run at once: one of this build and two of the old. In each round every row is measured on each of them in turn, and whoever is first takes turns too.
-A row is *worse* where this build's median is worse than the old one's by more than :data:`BOUND`, and by more than the old build differs from itself: from node to
-node, and, of the figures of both its nodes, from one half to the other (in 99 of 100 ways to halve them).
+Three nodes run at once: one of this build and two of the old. In each round every row is measured on each of them in
+turn, and whoever is first takes turns too. A row is *worse* where this build's median is worse than the old one's by
+more than :data:`BOUND`, and by more than the old build differs from itself: from node to node, and, of the figures of
+both its nodes, from one half to the other (in 99 of 100 ways to halve them).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of a row: this build's median to the old one's; how much worse that is, and how much the old build differs from itself, as parts of one."""
+    """Of a row: this build's median to the old one's; how much worse that is, and how much the old build differs
+    from itself, as parts of one.
+    """
 
     ratio: float
     worse_by: float
@@ -80,25 +83,41 @@ def _halves(figures: Sequence[float]) -> float:
 
 
 def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Start the three nodes below ``mounts``, until ``stack`` ends; measure and print what is wanted. In each row ``worse`` says whether it is."""
+    """Start the three nodes below ``mounts``, until ``stack`` ends; measure and print what is wanted. In each row
+    ``worse`` says whether it is.
+    """
     box = f"{registry.host}/bench-box:1"
     big = f"{registry.host}/bench:1"
     programs = options.containerd2 or peers.containerd_2()
     rows = [row for row in _rows(box, big, programs) if options.only in row.name]
     if not rows:
-        raise RuntimeError(f"--only {options.only}: no row is called so; there are: {'; '.join(row.name for row in _rows(box, big, programs))}")
+        raise RuntimeError(
+            f"--only {options.only}: no row is called so; there are: "
+            f"{'; '.join(row.name for row in _rows(box, big, programs))}"
+        )
     if programs is None and options.only in NODE_PULL:
-        print("no containerd 2 with its ctr in PATH, and no --containerd2 DIR: pulls are driven by the client, as ctr 1.6 does it, not by the node", flush=True)
+        print(
+            (
+                "no containerd 2 with its ctr in PATH, and no --containerd2 DIR: pulls are driven by the client, as "
+                "ctr "
+                "1.6 does it, not by the node"
+            ),
+            flush=True,
+        )
     if any(row.needs == big for row in rows):
         print("making the bench image, or taking the one made before", file=sys.stderr)
         registry.push(bench_image(options.scratch / "image"), "bench:1")
-    nodes = [_node(stack, name, checkout, options.scratch / f"{short}.xfs", mounts / short)
-             for name, checkout, short in ((NEW, peers.TOP, "n"), (OLD, options.against, "o"), (AGAIN, options.against, "a"))]
+    nodes = [
+        _node(stack, name, checkout, options.scratch / f"{short}.xfs", mounts / short)
+        for name, checkout, short in ((NEW, peers.TOP, "n"), (OLD, options.against, "o"), (AGAIN, options.against, "a"))
+    ]
     if any(row.needs == box for row in rows):
         registry.push(busybox_image(), "bench-box:1")
         for node in nodes:
             measures.ctr(node, "images", "pull", "--plain-http", box)
-    print(f"new: {_commit(peers.TOP)}; old: {_commit(options.against)} of {options.against}; medians of {options.rounds}")
+    print(
+        f"new: {_commit(peers.TOP)}; old: {_commit(options.against)} of {options.against}; medians of {options.rounds}"
+    )
     print(f"{'':42}" + "".join(f"{node.name:>15}" for node in nodes) + f"{'ratio':>9}{'noise':>9}", flush=True)
     return [_measured(row, nodes, options.rounds) for row in rows]
 
@@ -106,16 +125,27 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
 def _rows(box: str, big: str, programs: Path | None) -> list[Row]:
     found = []
     for which in measures.UNARY:
-        found += [Row(f"{which} p50", "ms", partial(measures.unary_p50, which=which), times=3),
-                  Row(f"{which} x16", "calls/s", partial(measures.unary_rate, which=which), more=True, times=3)]
-    found += [Row("ctr run --rm true", "s", lambda p: measures.run(p, box), needs=box, times=4),
-              Row("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), needs=box),
-              Row("pull by the client, bench image", "s", lambda p: measures.pull(p, big), needs=big),
-              Row("pull by the client, beside 100 MB/s", "s", lambda p: measures.pull_beside_writer(p, big), needs=big)]
+        found += [
+            Row(f"{which} p50", "ms", partial(measures.unary_p50, which=which), times=3),
+            Row(f"{which} x16", "calls/s", partial(measures.unary_rate, which=which), more=True, times=3),
+        ]
+    found += [
+        Row("ctr run --rm true", "s", lambda p: measures.run(p, box), needs=box, times=4),
+        Row("20 x ctr run at once", "s", lambda p: measures.run_many(p, box), needs=box),
+        Row("pull by the client, bench image", "s", lambda p: measures.pull(p, big), needs=big),
+        Row("pull by the client, beside 100 MB/s", "s", lambda p: measures.pull_beside_writer(p, big), needs=big),
+    ]
     if programs is not None:
         ctr = str(programs / "ctr")
-        found += [Row(NODE_PULL, "s", lambda p: measures.pull(dataclasses.replace(p, ctr=ctr), big), needs=big),
-                  Row("pull by the node, beside 100 MB/s", "s", lambda p: measures.pull_beside_writer(dataclasses.replace(p, ctr=ctr), big), needs=big)]
+        found += [
+            Row(NODE_PULL, "s", lambda p: measures.pull(dataclasses.replace(p, ctr=ctr), big), needs=big),
+            Row(
+                "pull by the node, beside 100 MB/s",
+                "s",
+                lambda p: measures.pull_beside_writer(dataclasses.replace(p, ctr=ctr), big),
+                needs=big,
+            ),
+        ]
     return found
 
 
@@ -134,10 +164,16 @@ def _measured(row: Row, nodes: Sequence[Peer], rounds: int) -> dict[str, object]
             figures[node.name].append(row.work(node))
     found = verdict(figures[NEW], figures[OLD], figures[AGAIN], more=row.more)
     cells = "".join(f"{statistics.median(figures[node.name]):15.3f}" for node in nodes)
-    print(f"{row.name + ', ' + row.unit:42}{cells}{found.ratio:9.3f}{found.noise:8.1%}" + (f"   worse by {found.worse_by:.1%}" if found.worse else ""), flush=True)
+    print(
+        f"{row.name + ', ' + row.unit:42}{cells}{found.ratio:9.3f}{found.noise:8.1%}"
+        + (f"   worse by {found.worse_by:.1%}" if found.worse else ""),
+        flush=True,
+    )
     return {"name": row.name, "unit": row.unit, "figures": figures, **dataclasses.asdict(found), "worse": found.worse}
 
 
 def _commit(checkout: Path) -> str:
-    said = subprocess.run(["git", "-C", str(checkout), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["git", "-C", str(checkout), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     return said.stdout.strip() or "no commit"

@@ -1,7 +1,8 @@
 """What others pay for a client that has very much: ``--only beside``.
 
-Version, Images.Get and a small Write of one client, one after the other, while another one has ten thousand open Writes and Prepares, lists 24,000 blobs again and again, or
-writes and reads the labels of an image of thousands of layers. The other is a process of its own (``python -m bench.beside SOCKET LOAD``), in a namespace of its own.
+Version, Images.Get and a small Write of one client, one after the other, while another one has ten thousand open Writes
+and Prepares, lists 24,000 blobs again and again, or writes and reads the labels of an image of thousands of layers. The
+other is a process of its own (``python -m bench.beside SOCKET LOAD``), in a namespace of its own.
 """
 
 from __future__ import annotations
@@ -50,9 +51,20 @@ def rows(table: Table, peers: list[Peer]) -> None:
             continue
         found = {peer.name: (_measured(peer), _loaded(peer, load)) for peer in peers}
         for name in wanted:
-            table.add(_row(name, load), "p99 ms", {peer: [loaded[name][1]] for peer, (_, loaded) in found.items()}, aim=f"<= {MOST_MS} ms; alone: " + ", ".join(
-                f"{peer} {alone[name][1]:.1f} (x {loaded[name][1] / alone[name][1]:.1f}; p50 {alone[name][0]:.1f} -> {loaded[name][0]:.1f})"
-                for peer, (alone, loaded) in found.items()))
+            table.add(
+                _row(name, load),
+                "p99 ms",
+                {peer: [loaded[name][1]] for peer, (_, loaded) in found.items()},
+                aim=f"<= {MOST_MS} ms; alone: "
+                + ", ".join(
+                    (
+                        f"{peer} {alone[name][1]:.1f} (x {loaded[name][1] / alone[name][1]:.1f}; p50 "
+                        f"{alone[name][0]:.1f} "
+                        f"-> {loaded[name][0]:.1f})"
+                    )
+                    for peer, (alone, loaded) in found.items()
+                ),
+            )
 
 
 def _row(name: str, load: str) -> str:
@@ -71,7 +83,9 @@ def _loaded(peer: Peer, load: str) -> dict[str, tuple[float, float]]:
 @contextlib.contextmanager
 def _running(socket: Path, load: str) -> Iterator[None]:
     """The other client, once it has what it needs."""
-    with subprocess.Popen([sys.executable, "-m", "bench.beside", str(socket), load], cwd=TOP, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.beside", str(socket), load], cwd=TOP, stdout=subprocess.PIPE, text=True
+    ) as other:
         try:
             assert other.stdout is not None
             if other.stdout.readline().strip() != _READY:
@@ -95,14 +109,20 @@ async def _version(channel: Channel) -> None:
 
 
 async def _get(channel: Channel) -> None:
-    await of(channel, images_pb2, "Images").Get(images_pb2.GetImageRequest(name="bench-beside"), headers=HEADERS, timeout=None)
+    await of(channel, images_pb2, "Images").Get(
+        images_pb2.GetImageRequest(name="bench-beside"), headers=HEADERS, timeout=None
+    )
 
 
 async def _write(channel: Channel) -> None:
     await blob(channel, os.urandom(1024) * 64, HEADERS, {})
 
 
-CALLS: dict[str, Callable[[Channel], Awaitable[None]]] = {"Version": _version, "Images.Get": _get, "Write of 64 KiB": _write}
+CALLS: dict[str, Callable[[Channel], Awaitable[None]]] = {
+    "Version": _version,
+    "Images.Get": _get,
+    "Write of 64 KiB": _write,
+}
 
 
 async def _measure(socket: Path) -> dict[str, tuple[float, float]]:
@@ -114,9 +134,16 @@ async def _measure(socket: Path) -> dict[str, tuple[float, float]]:
         with contextlib.suppress(errors.AlreadyExists):
             target = descriptor_pb2.Descriptor(media_type="text/plain", digest=digest_of(b"bench-beside"), size=12)
             await of(channels[0], images_pb2, "Images").Create(
-                images_pb2.CreateImageRequest(image=images_pb2.Image(name="bench-beside", target=target)), headers=HEADERS)
-        taken = await asyncio.gather(*(_again(call, channel) for call, channel in zip(CALLS.values(), channels, strict=True)))
-    return {name: (statistics.median(times), sorted(times)[len(times) * 99 // 100]) for name, times in zip(CALLS, taken, strict=True)}
+                images_pb2.CreateImageRequest(image=images_pb2.Image(name="bench-beside", target=target)),
+                headers=HEADERS,
+            )
+        taken = await asyncio.gather(
+            *(_again(call, channel) for call, channel in zip(CALLS.values(), channels, strict=True))
+        )
+    return {
+        name: (statistics.median(times), sorted(times)[len(times) * 99 // 100])
+        for name, times in zip(CALLS, taken, strict=True)
+    }
 
 
 async def _again(call: Callable[[Channel], Awaitable[None]], channel: Channel) -> list[float]:
@@ -132,8 +159,14 @@ async def _again(call: Callable[[Channel], Awaitable[None]], channel: Channel) -
 async def blob(channel: Channel, data: bytes, headers: dict[str, str], labels: dict[str, str]) -> None:
     digest = digest_of(data)
     async with of(channel, content_pb2, "Content").Write(headers=headers) as stream:
-        for request in (content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=f"bench-{digest}", total=len(data), expected=digest),
-                        content_pb2.WriteContentRequest(action=content_pb2.COMMIT, data=data, total=len(data), expected=digest, labels=labels)):
+        for request in (
+            content_pb2.WriteContentRequest(
+                action=content_pb2.STAT, ref=f"bench-{digest}", total=len(data), expected=digest
+            ),
+            content_pb2.WriteContentRequest(
+                action=content_pb2.COMMIT, data=data, total=len(data), expected=digest, labels=labels
+            ),
+        ):
             await stream.send(request)
             await stream.receive()
 
@@ -147,13 +180,19 @@ async def _opens(channels: list[Channel], ready: Callable[[], None]) -> None:
 
     async def write(number: int) -> None:
         stream = of(channels[number % len(channels)], content_pb2, "Content").Write(headers=_NAMESPACE)
-        await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=f"open-{number}", total=1 << 20, data=b"x" * 1000))
+        await stream.send(
+            content_pb2.WriteContentRequest(
+                action=content_pb2.WRITE, ref=f"open-{number}", total=1 << 20, data=b"x" * 1000
+            )
+        )
         await stream.receive()
         streams.append(stream)
 
     async def prepare(number: int) -> None:
         request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="native", key=f"open-{os.getpid()}-{number}")
-        await of(channels[number % len(channels)], snapshots_pb2, "Snapshots").Prepare(request, headers=_NAMESPACE, timeout=None)
+        await of(channels[number % len(channels)], snapshots_pb2, "Snapshots").Prepare(
+            request, headers=_NAMESPACE, timeout=None
+        )
 
     for start in range(0, OPEN, 500):
         await asyncio.gather(*(write(number) for number in range(start, start + 500)))
@@ -166,6 +205,7 @@ async def _opens(channels: list[Channel], ready: Callable[[], None]) -> None:
 
 async def _lists(channels: list[Channel], ready: Callable[[], None]) -> None:
     """Lists, one after the other, of blobs that a former round may have left."""
+
     async def written(number: int) -> None:
         with contextlib.suppress(errors.AlreadyExists):
             await blob(channels[number % len(channels)], b"%d" % number, _NAMESPACE, ROOTED)
@@ -174,7 +214,9 @@ async def _lists(channels: list[Channel], ready: Callable[[], None]) -> None:
         await asyncio.gather(*(written(number) for number in range(start, start + 64)))
     ready()
     while True:
-        async for _ in of(channels[0], content_pb2, "Content").List(content_pb2.ListContentRequest(), headers=_NAMESPACE):
+        async for _ in of(channels[0], content_pb2, "Content").List(
+            content_pb2.ListContentRequest(), headers=_NAMESPACE
+        ):
             pass
 
 
@@ -203,7 +245,8 @@ LOADS: dict[str, Callable[[list[Channel], Callable[[], None]], Awaitable[None]]]
 
 async def _main(socket: Path, load: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        # without pings: grpc-go, when it has had nothing to say for seconds (10,000 Prepares wait for one disk), ends the connection of who pings more than twice
+        # without pings: grpc-go, when it has had nothing to say for seconds (10,000 Prepares wait for one disk), ends
+        # the connection of who pings more than twice
         channels = [await stack.enter_async_context(Channel(socket, pings="never")) for _ in range(_CONNECTIONS)]
         await LOADS[load](channels, lambda: print(_READY, flush=True))
 

@@ -1,8 +1,8 @@
 """What ``ctr run --rm IMAGE true`` asks for, call by call, and what each call takes: ``python -m bench --calls``.
 
-A relay stands between ctr and the daemon and notes each call, in the order in which they came, and the time to its answer. It adds the same to each
-call of either daemon (a millisecond or so): so the sums are no run's time, but the differences are the daemons'. Beside it, the processor time that a run takes in each
-process, without the relay.
+A relay stands between ctr and the daemon and notes each call, in the order in which they came, and the time to its
+answer. It adds the same to each call of either daemon (a millisecond or so): so the sums are no run's time, but the
+differences are the daemons'. Beside it, the processor time that a run takes in each process, without the relay.
 """
 
 from __future__ import annotations
@@ -86,11 +86,14 @@ def calls(both: list[Peer], reference: str, scratch: Path, rounds: int) -> None:
 
 def processor_time(peer: Peer, reference: str, rounds: int) -> None:
     """Print what a run takes of a processor in each of the daemon's processes, one run after another and 20 at once."""
-    for name, count, work in (("one by one", rounds, lambda: [measures.run(peer, reference) for _ in range(rounds)]),
-                              ("20 at once", 20, lambda: measures.run_many(peer, reference))):
+    for name, count, work in (
+        ("one by one", rounds, lambda: [measures.run(peer, reference) for _ in range(rounds)]),
+        ("20 at once", 20, lambda: measures.run_many(peer, reference)),
+    ):
         before = {pid: _used(pid) for pid in peer.pids()}
         work()
-        time.sleep(2)  # not a wait for anything: what a run leaves to do behind it, such as a collection, is its cost too
+        # not a wait for anything: what a run leaves to do behind it, such as a collection, is its cost too
+        time.sleep(2)
         print(f"{peer.name}, {name}, ms of processor time a run:")
         for pid, start in before.items():
             spent = (_used(pid) - start) * _TICK / count

@@ -1,7 +1,9 @@
-"""What a synchronous delete of a lease takes that is the last to hold thousands of blobs or snapshots, and what others pay meanwhile: ``--only victims``.
+"""What a synchronous delete of a lease takes that is the last to hold thousands of blobs or snapshots, and what others
+pay meanwhile: ``--only victims``.
 
-The blobs are of 100 bytes, the snapshots empty: what is measured is the collection, not the disk. While it runs, another client reads a blob of 32 KiB, lists 100 containers and writes
-blobs of 4 KiB, one call after the other on a connection each.
+The blobs are of 100 bytes, the snapshots empty: what is measured is the collection, not the disk. While it runs,
+another client reads a blob of 32 KiB, lists 100 containers and writes blobs of 4 KiB, one call after the other on a
+connection each.
 """
 
 from __future__ import annotations
@@ -53,12 +55,30 @@ def rows(table: Table, both: list[Peer]) -> None:
         found = {peer.name: [asyncio.run(_delete(peer.socket, FEW)) for _ in range(ROUNDS)] for peer in both}
         table.add(name, "s", {peer: [seconds for seconds, _ in each] for peer, each in found.items()}, "<= 1.0")
         for call, row in others.items():
-            table.add(row, "ms", {peer: [p99[call] for _, p99 in each] for peer, each in found.items()}, f"ours <= {MOST_MS} ms")
+            table.add(
+                row,
+                "ms",
+                {peer: [p99[call] for _, p99 in each] for peer, each in found.items()},
+                f"ours <= {MOST_MS} ms",
+            )
     if table.wanted(name := f"delete with {SNAPSHOTS:,} victims, snapshots"):
-        table.add(name, "s", {peer.name: [asyncio.run(_delete(peer.socket, SNAPSHOTS, _snapshot))[0] for _ in range(ROUNDS)] for peer in both}, "<= 1.0")
+        table.add(
+            name,
+            "s",
+            {
+                peer.name: [asyncio.run(_delete(peer.socket, SNAPSHOTS, _snapshot))[0] for _ in range(ROUNDS)]
+                for peer in both
+            },
+            "<= 1.0",
+        )
     if table.wanted(name := f"{MANY:,} victims to {FEW:,}, on tmpfs"):
         growth, p99 = _growth()
-        table.alone(name, "x", growth, f"<= {GROWTH}; p99 meanwhile: " + ", ".join(f"{call} {ms:.1f} ms" for call, ms in p99.items()))
+        table.alone(
+            name,
+            "x",
+            growth,
+            f"<= {GROWTH}; p99 meanwhile: " + ", ".join(f"{call} {ms:.1f} ms" for call, ms in p99.items()),
+        )
 
 
 def _growth() -> tuple[float, dict[str, float]]:
@@ -79,7 +99,9 @@ async def _snapshot(channel: Channel, headers: dict[str, str]) -> None:
     await of(channel, snapshots_pb2, "Snapshots").Prepare(request, headers=headers, timeout=None)
 
 
-async def _delete(socket: Path, victims: int, make: Callable[[Channel, dict[str, str]], Awaitable[None]] = _blob) -> tuple[float, dict[str, float]]:
+async def _delete(
+    socket: Path, victims: int, make: Callable[[Channel, dict[str, str]], Awaitable[None]] = _blob
+) -> tuple[float, dict[str, float]]:
     """Seconds of the delete, and of each call of the others p99 in milliseconds."""
     async with contextlib.AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(Channel(socket)) for _ in range(_CONNECTIONS)]
@@ -87,10 +109,15 @@ async def _delete(socket: Path, victims: int, make: Callable[[Channel, dict[str,
         await leases.Create(leases_pb2.CreateRequest(id=_LEASE), headers=HEADERS)
         held = {**HEADERS, "containerd-lease": _LEASE}
         for start in range(0, victims, _AT_ONCE):
-            await asyncio.gather(*(make(channels[n % _CONNECTIONS], held) for n in range(start, min(start + _AT_ONCE, victims))))
+            await asyncio.gather(
+                *(make(channels[n % _CONNECTIONS], held) for n in range(start, min(start + _AT_ONCE, victims)))
+            )
         await _others(channels[0])
         ended = asyncio.Event()
-        calling = [asyncio.create_task(_again(call, await stack.enter_async_context(Channel(socket)), ended)) for call in CALLS.values()]
+        calling = [
+            asyncio.create_task(_again(call, await stack.enter_async_context(Channel(socket)), ended))
+            for call in CALLS.values()
+        ]
         begun = time.perf_counter()
         await leases.Delete(leases_pb2.DeleteRequest(id=_LEASE, sync=True), headers=HEADERS, timeout=None)
         seconds = time.perf_counter() - begun
@@ -119,12 +146,16 @@ async def _others(channel: Channel) -> None:
 
 
 async def _read(channel: Channel) -> None:
-    async for _ in of(channel, content_pb2, "Content").Read(content_pb2.ReadContentRequest(digest=digest_of(_READ)), headers=_OTHERS):
+    async for _ in of(channel, content_pb2, "Content").Read(
+        content_pb2.ReadContentRequest(digest=digest_of(_READ)), headers=_OTHERS
+    ):
         pass
 
 
 async def _list(channel: Channel) -> None:
-    await of(channel, containers_pb2, "Containers").List(containers_pb2.ListContainersRequest(), headers=_OTHERS, timeout=None)
+    await of(channel, containers_pb2, "Containers").List(
+        containers_pb2.ListContainersRequest(), headers=_OTHERS, timeout=None
+    )
 
 
 async def _write(channel: Channel) -> None:

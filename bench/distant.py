@@ -1,9 +1,11 @@
-"""A registry that is far away: a relay on loopback that adds a round trip's time and lets only so many bytes per second pass, all connections together.
+"""A registry that is far away: a relay on loopback that adds a round trip's time and lets only so many bytes per second
+pass, all connections together.
 
     python -m bench.distant PORT [--round-trip SECONDS] [--rate BYTES]     relays to 127.0.0.1:PORT; prints its own port
 
-What a client sends arrives half a round trip later, what it is sent too; a new connection takes a round trip more, as TCP's does. The bytes to the client share a link of the rate:
-connections take turns on it, so that a small document does not wait behind all of a layer. It is a process of its own, which ends with its standard input.
+What a client sends arrives half a round trip later, what it is sent too; a new connection takes a round trip more, as
+TCP's does. The bytes to the client share a link of the rate: connections take turns on it, so that a small document
+does not wait behind all of a layer. It is a process of its own, which ends with its standard input.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from bench.peers import TOP
 ROUND_TRIP = 0.02
 RATE = 100e6
 WINDOW = 1 << 21
-"""Bytes of a connection that may be under way: what a receive buffer of Linux's usual size lets a sender send ahead. At 20 ms it is no limit below 200 MB/s."""
+"""Bytes of a connection that may be under way: what a receive buffer of Linux's usual size lets a sender send
+ahead. At 20 ms it is no limit below 200 MB/s.
+"""
 _LATE = 0.005
 """Seconds of the link that may be made up for, since timers are late by a millisecond or so: 500 KB at 100 MB/s."""
 
@@ -63,7 +67,9 @@ class Link:
 
 
 class Pipe:
-    """One direction of a connection. What is fed leaves over ``link``, ``delay`` seconds later and not before ``earliest``; an end, None, too."""
+    """One direction of a connection. What is fed leaves over ``link``, ``delay`` seconds later and not before
+    ``earliest``; an end, None, too.
+    """
 
     def __init__(self, link: Link, delay: float, earliest: float, source: asyncio.Transport) -> None:
         self._loop = asyncio.get_running_loop()
@@ -124,7 +130,9 @@ class Pipe:
 
 
 class _Side(asyncio.Protocol):
-    """One socket of a connection: what it receives goes into ``out``, which waits for the other side; ``into`` writes to it."""
+    """One socket of a connection: what it receives goes into ``out``, which waits for the other side; ``into``
+    writes to it.
+    """
 
     into: Pipe | None = None
 
@@ -158,7 +166,9 @@ class _Side(asyncio.Protocol):
 
 
 async def relay(port: int, round_trip: float, rate: float) -> asyncio.Server:
-    """Listen on a free loopback port and relay to ``port``. ``round_trip`` in seconds, ``rate`` in bytes per second to the clients."""
+    """Listen on a free loopback port and relay to ``port``. ``round_trip`` in seconds, ``rate`` in bytes per second
+    to the clients.
+    """
     loop = asyncio.get_running_loop()
     down, up = Link(rate), Link(math.inf)
     connecting: set[asyncio.Task[None]] = set()
@@ -204,7 +214,9 @@ async def _serve(port: int, round_trip: float, rate: float) -> None:
 
 def main() -> None:
     """Run as a program."""
-    parser = argparse.ArgumentParser(prog="bench.distant", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench.distant", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("port", type=int)
     parser.add_argument("--round-trip", type=float, default=ROUND_TRIP)
     parser.add_argument("--rate", type=float, default=RATE)

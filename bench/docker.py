@@ -1,6 +1,8 @@
-"""``docker save`` through dockerd with its images in containerd: thousands of Reads of 32 KiB, one after the other, which is how dockerd reads a layer.
+"""``docker save`` through dockerd with its images in containerd: thousands of Reads of 32 KiB, one after the other,
+which is how dockerd reads a layer.
 
-dockerd's image store is containerd's only where it is told so, since its version 24: Debian 12 has an older one, so the row needs another (``--dockerd DIR``, or the first in PATH).
+dockerd's image store is containerd's only where it is told so, since its version 24: Debian 12 has an older one, so the
+row needs another (``--dockerd DIR``, or the first in PATH).
 """
 
 from __future__ import annotations
@@ -35,19 +37,31 @@ class Docker:
 
     def run(self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> None:
         """A command of docker; its output is not kept, its error is the benchmark's."""
-        done = subprocess.run([self.client, "--host", f"unix://{self.socket}", *arguments], stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                              check=False)
+        done = subprocess.run(
+            [self.client, "--host", f"unix://{self.socket}", *arguments],
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise RuntimeError(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
 
 
 def programs(directory: Path | None) -> tuple[str, str] | None:
     """dockerd of 24 or newer and its client: those in ``directory`` (DIR, DIR/usr/sbin and DIR/usr/bin), or in PATH."""
-    path = os.pathsep.join(str(directory / below) for below in (".", "usr/sbin", "usr/bin")) if directory is not None else None
+    path = (
+        os.pathsep.join(str(directory / below) for below in (".", "usr/sbin", "usr/bin"))
+        if directory is not None
+        else None
+    )
     dockerd, client = shutil.which("dockerd", path=path), shutil.which("docker", path=path)
     if not dockerd or not client:
         return None
-    said = re.search(r"version (\d+)\.", subprocess.run([dockerd, "--version"], capture_output=True, text=True, check=False).stdout)
+    said = re.search(
+        r"version (\d+)\.", subprocess.run([dockerd, "--version"], capture_output=True, text=True, check=False).stdout
+    )
     return (dockerd, client) if said and int(said[1]) >= 24 else None
 
 
@@ -58,8 +72,24 @@ def dockerd(peer: Peer, found: tuple[str, str], directory: Path) -> Iterator[Doc
     directory.mkdir(parents=True)
     socket, config, log = directory / "d.sock", directory / "config.json", directory / "log"
     config.write_text(json.dumps({"features": {"containerd-snapshotter": True}, "userland-proxy": False}))
-    command = [daemon, "--config-file", str(config), "--containerd", str(peer.socket), "--data-root", str(directory / "root"), "--exec-root", str(directory / "exec"),
-               "--pidfile", str(directory / "pid"), "--host", f"unix://{socket}", "--bridge=none", "--iptables=false", "--ip6tables=false"]
+    command = [
+        daemon,
+        "--config-file",
+        str(config),
+        "--containerd",
+        str(peer.socket),
+        "--data-root",
+        str(directory / "root"),
+        "--exec-root",
+        str(directory / "exec"),
+        "--pidfile",
+        str(directory / "pid"),
+        "--host",
+        f"unix://{socket}",
+        "--bridge=none",
+        "--iptables=false",
+        "--ip6tables=false",
+    ]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:

@@ -1,6 +1,8 @@
-"""A client that misbehaves: HTTP/2 on a plain socket, frame by frame, from this thread. For the loads of ``bench.load`` and of tests/node/test_node_under_load.py.
+"""A client that misbehaves: HTTP/2 on a plain socket, frame by frame, from this thread. For the loads of ``bench.load``
+and of tests/node/test_node_under_load.py.
 
-It says only what it is told to say (and acknowledges SETTINGS and pings when it reads), and reads only when it is told to.
+It says only what it is told to say (and acknowledges SETTINGS and pings when it reads), and reads only when it is told
+to.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Raw:
     """One connection; a context manager that closes it."""
 
     def __init__(self, path: Path | None, *, greet: bool = True, window: int | None = None) -> None:
-        """``greet``: with preface and SETTINGS, in which ``window`` is what each stream may send us. Without a path it says nothing to anybody."""
+        """``greet``: with preface and SETTINGS, in which ``window`` is what each stream may send us. Without a path
+        it says nothing to anybody.
+        """
         self.socket = socket.socket(socket.AF_UNIX)
         if path is not None:
             self.socket.connect(str(path))
@@ -105,7 +109,11 @@ class Raw:
 
     def statuses(self) -> list[Head]:
         """How calls ended, as far as they have: their trailers."""
-        return [event.head for event in self.events if isinstance(event, Trailers) or (isinstance(event, Opened) and event.end)]
+        return [
+            event.head
+            for event in self.events
+            if isinstance(event, Trailers) or (isinstance(event, Opened) and event.end)
+        ]
 
     def close(self) -> None:
         self.socket.close()

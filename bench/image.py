@@ -1,8 +1,9 @@
 """The images that are pulled, each made once into a directory and kept.
 
-The bench image has eight layers such as real images have, 360 MB compressed, 710 MB and 32,000 files unpacked: a Debian base (debootstrap), packages on top of it (python3, perl, git and
-what they need, as a layer of what changed), 20,000 small files, one file of 200 MiB that compresses to half, and four layers of a few small files. It takes minutes to make. The others are made of it
-or of files from a generator with a fixed seed.
+The bench image has eight layers such as real images have, 360 MB compressed, 710 MB and 32,000 files unpacked: a Debian
+base (debootstrap), packages on top of it (python3, perl, git and what they need, as a layer of what changed), 20,000
+small files, one file of 200 MiB that compresses to half, and four layers of a few small files. It takes minutes to
+make. The others are made of it or of files from a generator with a fixed seed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _PACKAGES = ("python3", "perl", "git")
 
 
 def bench_image(directory: Path) -> Image:
-    """The image, from ``directory`` if it was made there before. Needs debootstrap and pigz, and Debian's mirror as apt has it."""
+    """The image, from ``directory`` if it was made there before. Needs debootstrap and pigz, and Debian's mirror as
+    apt has it.
+    """
     return _kept(directory, _bench_layers(directory))
 
 
@@ -39,7 +42,9 @@ def zstd_image(directory: Path, of: Image) -> Image:
 
 
 def one_layer(directory: Path) -> Image:
-    """One layer of 1 GiB, 0.7 GB compressed: what a model or a CUDA runtime looks like, 172 files of 6 MiB on average of which the half is packed already."""
+    """One layer of 1 GiB, 0.7 GB compressed: what a model or a CUDA runtime looks like, 172 files of 6 MiB on
+    average of which the half is packed already.
+    """
     return _kept(directory, (_mixed(random.Random(11), 1 << 30, 12 << 20, "opt/cuda") for _ in range(1)))
 
 
@@ -61,14 +66,28 @@ def _kept(directory: Path, layers: Iterable[bytes], compression: str = "gzip") -
 
 def _make(kept: Path, blobs: Path, tars: Iterable[bytes], compression: str) -> None:
     layers = [_put(blobs, raw, compression) for raw in tars]
-    config = _store(blobs, json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]},
-    }).encode())
-    root = _store(blobs, json.dumps({
-        "schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": CONFIG, **config},
-        "layers": [{"mediaType": f"{LAYER}+{compression}", **descriptor} for descriptor, _ in layers],
-    }).encode())
+    config = _store(
+        blobs,
+        json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
+                "rootfs": {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]},
+            }
+        ).encode(),
+    )
+    root = _store(
+        blobs,
+        json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": {"mediaType": CONFIG, **config},
+                "layers": [{"mediaType": f"{LAYER}+{compression}", **descriptor} for descriptor, _ in layers],
+            }
+        ).encode(),
+    )
     kept.write_text(json.dumps(root))
 
 
@@ -76,13 +95,20 @@ def _bench_layers(directory: Path) -> Iterator[bytes]:
     base, full = directory / "base", directory / "full"
     for path in (base, full):
         shutil.rmtree(path, ignore_errors=True)
-    subprocess.run(["debootstrap", "--variant=minbase", "bookworm", str(base), *_mirror()], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", "bookworm", str(base), *_mirror()], check=True, stdout=subprocess.DEVNULL
+    )
     subprocess.run(["cp", "-a", str(base), str(full)], check=True)
     shutil.copy("/etc/resolv.conf", full / "etc/resolv.conf")
     for source in (Path("/etc/apt/apt.conf.d")).glob("*proxy*"):
         shutil.copy(source, full / "etc/apt/apt.conf.d")
-    subprocess.run(["chroot", str(full), "apt-get", "install", "-qq", "-y", "--no-install-recommends", *_PACKAGES], check=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    subprocess.run(
+        ["chroot", str(full), "apt-get", "install", "-qq", "-y", "--no-install-recommends", *_PACKAGES],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+    )
     yield from _layers(base, full, random.Random(7))  # the same image each time
     shutil.rmtree(base)
     shutil.rmtree(full)
@@ -90,7 +116,9 @@ def _bench_layers(directory: Path) -> Iterator[bytes]:
 
 def _mirror() -> list[str]:
     """The mirror that this machine's apt uses, so that debootstrap uses it too."""
-    policy = subprocess.run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"], capture_output=True, text=True, check=True).stdout
+    policy = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"], capture_output=True, text=True, check=True
+    ).stdout
     return next(([line.split()[0]] for line in policy.splitlines() if line.endswith(" bookworm")), [])
 
 
@@ -106,7 +134,10 @@ def _layers(base: Path, full: Path, generator: random.Random) -> Iterator[bytes]
 
     yield _tree(base, None)
     yield _tree(full, base)
-    yield _files((f"srv/app/node_modules/p{i // 40:03d}/lib/f{i % 40}.js", text(generator.randint(200, 6000))) for i in range(20_000))
+    yield _files(
+        (f"srv/app/node_modules/p{i // 40:03d}/lib/f{i % 40}.js", text(generator.randint(200, 6000)))
+        for i in range(20_000)
+    )
     yield _files([("opt/model.bin", b"".join(generator.randbytes(1 << 19) + text(1 << 19) for _ in range(200)))])
     for k in range(4):
         yield _files((f"etc/app/conf{k}.d/x{j}.conf", text(3000)) for j in range(20))
@@ -144,16 +175,19 @@ def _files(files: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def _mixed(generator: random.Random, size: int, largest: int, directory: str) -> bytes:
-    """A tar of about ``size`` bytes in files of up to ``largest``. Pieces of 64 KiB: half of them random, as what is packed already; half text, which compresses to two fifths."""
+    """A tar of about ``size`` bytes in files of up to ``largest``. Pieces of 64 KiB: half of them random, as what
+    is packed already; half text, which compresses to two fifths.
+    """
     words = [f"{generator.getrandbits(40):x}".encode() for _ in range(5000)]
-    text = b" ".join(generator.choice(words) for _ in range(1 << 20))  # 11 MiB; no window of gzip or zstd is as large, so where pieces overlap is not noticed
+    # 11 MiB; no window of gzip or zstd is as large, so where pieces overlap is not noticed
+    text = b" ".join(generator.choice(words) for _ in range(1 << 20))
     piece = 1 << 16
 
     def data(size: int) -> bytes:
         parts = []
         for _ in range(0, size, piece):
             at = generator.randrange(len(text) - piece)
-            parts.append(generator.randbytes(piece) if generator.random() < 0.5 else text[at:at + piece])
+            parts.append(generator.randbytes(piece) if generator.random() < 0.5 else text[at : at + piece])
         return b"".join(parts)[:size]
 
     def files() -> Iterator[tuple[str, bytes]]:

@@ -1,6 +1,8 @@
-"""What others pay for a client that does too much: Version's p99 while a load is on, as a multiple of what it is without, for both daemons by the same client.
+"""What others pay for a client that does too much: Version's p99 while a load is on, as a multiple of what it is
+without, for both daemons by the same client.
 
-The loads are those of tests/node/test_node_under_load.py, which tells what becomes of the clients that make them (``bench.hostile``).
+The loads are those of tests/node/test_node_under_load.py, which tells what becomes of the clients that make them
+(``bench.hostile``).
 """
 
 from __future__ import annotations
@@ -148,7 +150,9 @@ def _resets(count: int) -> bytes:
         return b"".join(raw.connection.take())
 
 
-LOADS: dict[str, tuple[Callable[[Peer, str], AbstractContextManager[None]], Callable[[Peer], AbstractContextManager[object]]]] = {
+LOADS: dict[
+    str, tuple[Callable[[Peer, str], AbstractContextManager[None]], Callable[[Peer], AbstractContextManager[object]]]
+] = {
     "with 5,000 idle connections": (_nothing, _connections),
     "with 1,000 open Waits": (_task, _waits),
     "with a flood of resets": (_nothing, _flood),

@@ -1,6 +1,8 @@
-"""What is measured: each function does a piece of work on one peer and returns its figure; the unit is in its docstring's first word.
+"""What is measured: each function does a piece of work on one peer and returns its figure; the unit is in its
+docstring's first word.
 
-The client is the same for both, so a ratio compares servers plus one client: grpc-go's for what is short (bench/caller), ctr where a user would use it, else our own.
+The client is the same for both, so a ratio compares servers plus one client: grpc-go's for what is short
+(bench/caller), ctr where a user would use it, else our own.
 """
 
 from __future__ import annotations
@@ -53,8 +55,13 @@ class Unary:
 
 async def _a_container(channel: Channel) -> None:
     client = _client(channel, containers_pb2, "Containers")
-    container = containers_pb2.Container(id="bench", image="bench", runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2"))
-    container.spec.type_url, container.spec.value = "types.containerd.io/opencontainers/runtime-spec/1/Spec", b'{"ociVersion":"1.0.2"}' * 200
+    container = containers_pb2.Container(
+        id="bench", image="bench", runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2")
+    )
+    container.spec.type_url, container.spec.value = (
+        "types.containerd.io/opencontainers/runtime-spec/1/Spec",
+        b'{"ociVersion":"1.0.2"}' * 200,
+    )
     with contextlib.suppress(errors.AlreadyExists):
         await client.Create(containers_pb2.CreateContainerRequest(container=container), headers=HEADERS)
 
@@ -63,9 +70,15 @@ async def _a_hundred_images(channel: Channel) -> None:
     client = _client(channel, images_pb2, "Images")
     for i in range(100):
         image = images_pb2.Image(name=f"localhost/bench/image-{i}:latest", labels={"a": "b", "c": "d"})
-        image.target.media_type, image.target.digest, image.target.size = "application/vnd.oci.image.index.v1+json", f"sha256:{i:064d}", 1000
+        image.target.media_type, image.target.digest, image.target.size = (
+            "application/vnd.oci.image.index.v1+json",
+            f"sha256:{i:064d}",
+            1000,
+        )
         with contextlib.suppress(errors.AlreadyExists):
-            await client.Create(images_pb2.CreateImageRequest(image=image), headers={"containerd-namespace": "bench-images"})
+            await client.Create(
+                images_pb2.CreateImageRequest(image=image), headers={"containerd-namespace": "bench-images"}
+            )
 
 
 _PIECES = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() * (_MIB // 32) for i in range(4))
@@ -75,18 +88,34 @@ _PIECES_DIGEST = f"sha256:{hashlib.sha256(_PIECES).hexdigest()}"
 async def _a_blob(channel: Channel) -> None:
     with contextlib.suppress(errors.AlreadyExists):
         async with _client(channel, content_pb2, "Content").Write(headers=HEADERS) as stream:
-            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref="bench-pieces", data=_PIECES, total=len(_PIECES), expected=_PIECES_DIGEST,
-                                                              labels=ROOTED))
+            await stream.send(
+                content_pb2.WriteContentRequest(
+                    action=content_pb2.COMMIT,
+                    ref="bench-pieces",
+                    data=_PIECES,
+                    total=len(_PIECES),
+                    expected=_PIECES_DIGEST,
+                    labels=ROOTED,
+                )
+            )
             await stream.receive()
 
 
 UNARY = {
     "Version": Unary("/containerd.services.version.v1.Version/Version"),
-    "Containers.Get": Unary("/containerd.services.containers.v1.Containers/Get", containers_pb2.GetContainerRequest(id="bench").SerializeToString(),
-                            prepare=_a_container),
-    "content read of 32 KiB": Unary("/containerd.services.content.v1.Content/Read",
-                                    content_pb2.ReadContentRequest(digest=_PIECES_DIGEST, offset=_MIB, size=32 << 10).SerializeToString(), prepare=_a_blob),
-    "Images.List of 100": Unary("/containerd.services.images.v1.Images/List", namespace="bench-images", prepare=_a_hundred_images),
+    "Containers.Get": Unary(
+        "/containerd.services.containers.v1.Containers/Get",
+        containers_pb2.GetContainerRequest(id="bench").SerializeToString(),
+        prepare=_a_container,
+    ),
+    "content read of 32 KiB": Unary(
+        "/containerd.services.content.v1.Content/Read",
+        content_pb2.ReadContentRequest(digest=_PIECES_DIGEST, offset=_MIB, size=32 << 10).SerializeToString(),
+        prepare=_a_blob,
+    ),
+    "Images.List of 100": Unary(
+        "/containerd.services.images.v1.Images/List", namespace="bench-images", prepare=_a_hundred_images
+    ),
 }
 
 
@@ -100,12 +129,29 @@ def _calls(peer: Peer, which: str, clients: int, calls: int) -> dict[str, float]
                 await prepare(channel)
 
         asyncio.run(prepared())
-    return caller(peer, "-method", call.method, "-request", call.request.hex(), "-namespace", call.namespace, "-clients", str(clients), "-calls", str(calls))
+    return caller(
+        peer,
+        "-method",
+        call.method,
+        "-request",
+        call.request.hex(),
+        "-namespace",
+        call.namespace,
+        "-clients",
+        str(clients),
+        "-calls",
+        str(calls),
+    )
 
 
 def caller(peer: Peer, *arguments: str) -> dict[str, float]:
     """What grpc-go measures (bench/caller): the same fast client for both sides."""
-    done = subprocess.run([str(Path(sys.prefix) / "peers/caller"), "-socket", str(peer.socket), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(Path(sys.prefix) / "peers/caller"), "-socket", str(peer.socket), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"{peer.name}: {done.stderr.strip()}")
     found: dict[str, float] = json.loads(done.stdout)
@@ -136,13 +182,26 @@ def content_write(peer: Peer) -> float:
             client = _client(channel, content_pb2, "Content")
             start = time.perf_counter()
             async with client.Write(headers=HEADERS) as stream:
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=digest, total=BLOB_MIB * _MIB, expected=digest))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.STAT, ref=digest, total=BLOB_MIB * _MIB, expected=digest
+                    )
+                )
                 await stream.receive()
                 for i, chunk in enumerate(chunks):
-                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=chunk))
+                    await stream.send(
+                        content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=chunk)
+                    )
                     await stream.receive()
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=BLOB_MIB * _MIB, expected=digest,
-                                                                  offset=BLOB_MIB * _MIB, labels=ROOTED))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.COMMIT,
+                        total=BLOB_MIB * _MIB,
+                        expected=digest,
+                        offset=BLOB_MIB * _MIB,
+                        labels=ROOTED,
+                    )
+                )
                 await stream.receive()
             seconds = time.perf_counter() - start
             await client.Delete(content_pb2.DeleteContentRequest(digest=digest), headers=HEADERS)
@@ -167,19 +226,37 @@ def content_read(peer: Peer) -> float:
         async with Channel(peer.socket) as channel:
             client = _client(channel, content_pb2, "Content")
             async with client.Write(headers=HEADERS) as stream:
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="bench-read", total=size * _MIB, expected=digest))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.STAT, ref="bench-read", total=size * _MIB, expected=digest
+                    )
+                )
                 await stream.receive()
                 for i in range(size):
-                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=piece(i)))
+                    await stream.send(
+                        content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * _MIB, data=piece(i))
+                    )
                     await stream.receive()
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=size * _MIB, offset=size * _MIB, expected=digest,
-                                                                  labels=ROOTED))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.COMMIT, total=size * _MIB, offset=size * _MIB, expected=digest, labels=ROOTED
+                    )
+                )
                 await stream.receive()
 
     with contextlib.suppress(errors.AlreadyExists):  # from an earlier round
         asyncio.run(written())
     request = content_pb2.ReadContentRequest(digest=digest).SerializeToString().hex()
-    found = caller(peer, "-stream", "-method", "/containerd.services.content.v1.Content/Read", "-request", request, "-namespace", NAMESPACE)
+    found = caller(
+        peer,
+        "-stream",
+        "-method",
+        "/containerd.services.content.v1.Content/Read",
+        "-request",
+        request,
+        "-namespace",
+        NAMESPACE,
+    )
     if found["bytes"] < size * _MIB:
         raise RuntimeError(f"{peer.name} answered {found['bytes']:.0f} of {size * _MIB} bytes")
     return size * _MIB / 1e6 / found["seconds"]
@@ -196,8 +273,13 @@ def snapshot_rate(peer: Peer, count: int = 100) -> float:
             client = _client(channel, snapshots_pb2, "Snapshots")
             start = time.perf_counter()
             for i in range(count):
-                await client.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"bench-{i}", labels=ROOTED), headers=HEADERS)
-                await client.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter="overlayfs", key=f"bench-{i}"), headers=HEADERS)
+                await client.Prepare(
+                    snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=f"bench-{i}", labels=ROOTED),
+                    headers=HEADERS,
+                )
+                await client.Remove(
+                    snapshots_pb2.RemoveSnapshotRequest(snapshotter="overlayfs", key=f"bench-{i}"), headers=HEADERS
+                )
             return count / (time.perf_counter() - start)
 
     return asyncio.run(measure())
@@ -212,7 +294,9 @@ def command(peer: Peer, *arguments: str) -> list[str]:
 
 def ctr(peer: Peer, *arguments: str) -> str:
     """Run ctr; its output. Its error is the benchmark's."""
-    done = subprocess.run(command(peer, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(peer, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{peer.name}: ctr {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
@@ -243,9 +327,13 @@ with open(sys.argv[1], "wb", buffering=0) as file:
 
 
 def pull_beside_writer(peer: Peer, reference: str) -> float:
-    """s: as :func:`pull`, while a program writes 100 MB/s to the same filesystem, as a container may: a syncfs waits for that too."""
+    """s: as :func:`pull`, while a program writes 100 MB/s to the same filesystem, as a container may: a syncfs
+    waits for that too.
+    """
     file = peer.socket.parent.parent / "written"
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(file)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(file)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as writer:
         try:
             assert writer.stdout is not None
             writer.stdout.readline()
@@ -266,12 +354,17 @@ def run(peer: Peer, reference: str) -> float:
 def run_many(peer: Peer, reference: str, count: int = 20) -> float:
     """s: as many of those at once."""
     start = time.perf_counter()
-    each = [subprocess.Popen(command(peer, "run", "--rm", reference, f"bench-{peer.name}-{i}", "true"), stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for i in range(count)]
+    each = [
+        subprocess.Popen(
+            command(peer, "run", "--rm", reference, f"bench-{peer.name}-{i}", "true"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(count)
+    ]
     for process in each:
         _, stderr = process.communicate(timeout=120)
         if process.returncode:
             raise RuntimeError(f"{peer.name}: ctr run: {stderr.decode().strip()}")
     return time.perf_counter() - start
-
-

@@ -1,4 +1,6 @@
-"""The daemons that are compared: Debian's containerd, containerd 2 where there is one, and a node, each with a root of its own on a loop-mounted xfs."""
+"""The daemons that are compared: Debian's containerd, containerd 2 where there is one, and a node, each with a root
+of its own on a loop-mounted xfs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ TOP = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A daemon under test: its name, its socket, what names its processes on their command lines, and the ctr that drives it."""
+    """A daemon under test: its name, its socket, what names its processes on their command lines, and the ctr that
+    drives it.
+    """
 
     name: str
     socket: Path
@@ -43,7 +47,9 @@ class Peer:
         total = 0
         for pid in self.pids():
             with contextlib.suppress(OSError):
-                line = next(x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:"))
+                line = next(
+                    x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:")
+                )
                 total += int(line.split()[1]) * 1024
         return total / 1e6
 
@@ -81,7 +87,9 @@ def tmpfs(size_gib: int = 4) -> Iterator[Path]:
 
 
 def version(directory: Path | None = None) -> tuple[int, int] | None:
-    """Major and minor of the containerd in ``directory``, or of that in PATH; None where none is that says its version."""
+    """Major and minor of the containerd in ``directory``, or of that in PATH; None where none is that says its
+    version.
+    """
     program = shutil.which("containerd", path=str(directory) if directory is not None else None)
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout if program else ""
     found = re.search(r" v?(\d+)\.(\d+)\.", said)
@@ -102,13 +110,23 @@ def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
     state = directory / "state"
     state.mkdir()
     socket, config = state / "c.sock", directory / "config.toml"
-    cri = ["io.containerd.grpc.v1.cri"] if programs is None else ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
-    config.write_text(f'version = 2\nroot = "{directory}/root"\nstate = "{state}"\ndisabled_plugins = {cri}\n'
-                      f'[grpc]\naddress = "{socket}"\n')
+    cri = (
+        ["io.containerd.grpc.v1.cri"]
+        if programs is None
+        else ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+    )
+    config.write_text(
+        f'version = 2\nroot = "{directory}/root"\nstate = "{state}"\ndisabled_plugins = {cri}\n'
+        f'[grpc]\naddress = "{socket}"\n'
+    )
     path = os.environ["PATH"] if programs is None else f"{programs}:{os.environ['PATH']}"
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen([str(programs / "containerd") if programs else "containerd", "-c", str(config)], stdout=log, stderr=log,
-                                   env={**os.environ, "PATH": path})
+        process = subprocess.Popen(
+            [str(programs / "containerd") if programs else "containerd", "-c", str(config)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PATH": path},
+        )
     try:
         _wait(socket, directory / "log")
         yield Peer("containerd", socket, (str(config),), str(programs / "ctr") if programs else "ctr")
@@ -119,16 +137,26 @@ def containerd(directory: Path, programs: Path | None = None) -> Iterator[Peer]:
 
 @contextlib.contextmanager
 def splitd(directory: Path, checkout: Path = TOP) -> Iterator[Peer]:
-    """A node, by ``splitd up`` of a clone of this repository, with the .venv there or else with this one. Its state is on the same file system as its root."""
+    """A node, by ``splitd up`` of a clone of this repository, with the .venv there or else with this one. Its state
+    is on the same file system as its root.
+    """
     where = ["--root", str(directory / "root"), "--state", str(directory / "state")]
     theirs = checkout.resolve() / ".venv/bin/python"
     python = str(theirs) if theirs.exists() else sys.executable
     environment = {**os.environ, "SPLITD_NODES": str(directory / "nodes")}  # what is remembered of it goes with it
     try:
-        subprocess.run([python, "-m", "deploy", "up", *where], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [python, "-m", "deploy", "up", *where], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL
+        )
         yield Peer("splitd", directory / "state/containerd.sock", (str(directory / "state"),))
     finally:
-        subprocess.run([python, "-m", "deploy", "down", "--containers", *where], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [python, "-m", "deploy", "down", "--containers", *where],
+            cwd=checkout,
+            env=environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def _wait(socket: Path, log: Path) -> None:

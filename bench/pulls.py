@@ -1,8 +1,9 @@
 """Pulls: what ``ctr images pull`` takes on each daemon, cold, from one registry on loopback.
 
-splitd and containerd 2 pull themselves, asked by the same ctr (Transfer); with Debian's containerd 1.6 its ctr fetches. Each row is an image and a way to it. In each round every daemon in turn pulls
-once and removes what it pulled, and what it still has then is an error. The wall clock and the processor time are those of the same pulls; the memory is that of further ones, because to
-look at it takes processor time too.
+splitd and containerd 2 pull themselves, asked by the same ctr (Transfer); with Debian's containerd 1.6 its ctr fetches.
+Each row is an image and a way to it. In each round every daemon in turn pulls once and removes what it pulled, and what
+it still has then is an error. The wall clock and the processor time are those of the same pulls; the memory is that of
+further ones, because to look at it takes processor time too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ FAILED = float("nan")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is pulled: the image's name, whether it is far away, how many clients ask at once; and the aim, ours to theirs."""
+    """What is pulled: the image's name, whether it is far away, how many clients ask at once; and the aim, ours to
+    theirs.
+    """
 
     name: str
     image: str
@@ -71,9 +74,17 @@ def wanted(only: str) -> list[Row]:
 
 
 def rows(peers: Sequence[Peer], registry: Registry, scratch: Path, only: str, rounds: int) -> list[dict[str, object]]:
-    """Measure and print them; ours is the last of ``peers``. The answer is all figures; those that could not be taken are None, with the reason under ``failed``."""
+    """Measure and print them; ours is the last of ``peers``. The answer is all figures; those that could not be
+    taken are None, with the reason under ``failed``.
+    """
     *others, ours = peers
-    print(f"{'':62}" + "".join(f"{peer.name:>16}" for peer in peers) + "".join(f"{'to ' + peer.name.split()[-1]:>9}" for peer in others) + "   aim", flush=True)
+    print(
+        f"{'':62}"
+        + "".join(f"{peer.name:>16}" for peer in peers)
+        + "".join(f"{'to ' + peer.name.split()[-1]:>9}" for peer in others)
+        + "   aim",
+        flush=True,
+    )
     found = []
     for row in wanted(only):
         reference = _pushed(registry, row.image, scratch)
@@ -85,7 +96,9 @@ def rows(peers: Sequence[Peer], registry: Registry, scratch: Path, only: str, ro
     return found
 
 
-def _row(row: Row, others: Sequence[Peer], ours: Peer, registry: Registry, reference: str, rounds: int) -> dict[str, object]:
+def _row(
+    row: Row, others: Sequence[Peer], ours: Peer, registry: Registry, reference: str, rounds: int
+) -> dict[str, object]:
     peers = [*others, ours]
     pulled: dict[str, list[Pull]] = {peer.name: [] for peer in peers}
     peaks: dict[str, list[Mapping[str, float]]] = {peer.name: [] for peer in peers}
@@ -105,23 +118,44 @@ def _row(row: Row, others: Sequence[Peer], ours: Peer, registry: Registry, refer
             except RuntimeError as error:
                 failed[peer.name] = str(error)
     medians = {peer.name: _medians(pulled[peer.name]) for peer in peers}
-    record: dict[str, object] = {"name": row.name, "rounds": rounds, "aim": row.aim, "failed": failed,
-                                 "pulls": {name: [dataclasses.asdict(pull) for pull in each] for name, each in pulled.items()}, "peaks": peaks}
+    record: dict[str, object] = {
+        "name": row.name,
+        "rounds": rounds,
+        "aim": row.aim,
+        "failed": failed,
+        "pulls": {name: [dataclasses.asdict(pull) for pull in each] for name, each in pulled.items()},
+        "peaks": peaks,
+    }
     done = [peer for peer in peers if peer.name not in failed]
 
     def line(what: str, figures: Mapping[str, float], aim: str, digits: int = 2) -> None:
         cells = "".join(f"{figures[p.name]:16.{digits}f}" if p.name in figures else f"{'-':>16}" for p in peers)
-        ratios = {p.name: figures[ours.name] / figures[p.name] for p in others if p.name in figures and ours.name in figures}
-        print(f"{row.name + ', ' + what:62}{cells}" + "".join(f"{ratios[p.name]:9.2f}" if p.name in ratios else f"{'-':>9}" for p in others) + f"   {aim}", flush=True)
+        ratios = {
+            p.name: figures[ours.name] / figures[p.name] for p in others if p.name in figures and ours.name in figures
+        }
+        print(
+            f"{row.name + ', ' + what:62}{cells}"
+            + "".join(f"{ratios[p.name]:9.2f}" if p.name in ratios else f"{'-':>9}" for p in others)
+            + f"   {aim}",
+            flush=True,
+        )
         record[what] = {"medians": dict(figures), "ratios": ratios}
 
     line("s", {p.name: medians[p.name][0] for p in done}, f"<= {row.aim}")
     line("s of a processor", {p.name: medians[p.name][1] for p in done}, "")
     for group in dict.fromkeys(group for p in done for group in peaks[p.name][0]):
-        line(f"{group}, peak MB", {p.name: max(each[group] for each in peaks[p.name]) for p in done if group in peaks[p.name][0]},
-             f"< {MEMORY_AIM}" if group == IMAGES else "", digits=0)
+        line(
+            f"{group}, peak MB",
+            {p.name: max(each[group] for each in peaks[p.name]) for p in done if group in peaks[p.name][0]},
+            f"< {MEMORY_AIM}" if group == IMAGES else "",
+            digits=0,
+        )
     for peer in done:
-        print(f"  {peer.name}, s of a processor: " + ", ".join(f"{who} {seconds:.2f}" for who, seconds in medians[peer.name][2].items() if seconds >= 0.01), flush=True)
+        print(
+            f"  {peer.name}, s of a processor: "
+            + ", ".join(f"{who} {seconds:.2f}" for who, seconds in medians[peer.name][2].items() if seconds >= 0.01),
+            flush=True,
+        )
     for name, why in failed.items():
         print(f"  {name} failed: {why}", flush=True)
     return record
@@ -132,8 +166,11 @@ def _medians(pulls: Sequence[Pull]) -> tuple[float, float, dict[str, float]]:
     if not pulls:
         return FAILED, FAILED, {}
     parts = {who: statistics.median(pull.parts.get(who, 0.0) for pull in pulls) for pull in pulls for who in pull.parts}
-    return (statistics.median(pull.seconds for pull in pulls), statistics.median(pull.processor for pull in pulls),
-            dict(sorted(parts.items(), key=lambda part: -part[1])))
+    return (
+        statistics.median(pull.seconds for pull in pulls),
+        statistics.median(pull.processor for pull in pulls),
+        dict(sorted(parts.items(), key=lambda part: -part[1])),
+    )
 
 
 # ------------------------------------------------------------------------------------------ one pull
@@ -152,8 +189,16 @@ def _pull(peer: Peer, registry: Registry, reference: str, clients: int) -> Pull:
 
 def _ctr(peer: Peer, reference: str, clients: int) -> None:
     """As many ``ctr images pull`` at once, until the last has ended."""
-    each = [subprocess.Popen(command(peer, "images", "pull", "--plain-http", reference), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE, text=True) for _ in range(clients)]
+    each = [
+        subprocess.Popen(
+            command(peer, "images", "pull", "--plain-http", reference),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(clients)
+    ]
     said = [process.communicate()[1] for process in each]
     wrong = [stderr.strip() for process, stderr in zip(each, said, strict=True) if process.returncode]
     if wrong:
@@ -180,7 +225,10 @@ def _gone(peer: Peer) -> None:
         if not blobs and not snapshots:
             return
         if time.monotonic() > end:
-            raise RuntimeError(f"not cold: {len(blobs)} blobs and {len(snapshots)} snapshots are still there {GONE:.0f} s after the removal of the image")
+            raise RuntimeError(
+                f"not cold: {len(blobs)} blobs and {len(snapshots)} snapshots are still there {GONE:.0f} s after the "
+                "removal of the image"
+            )
         time.sleep(0.2)
 
 
@@ -191,7 +239,9 @@ IMAGES = "images and its workers"
 
 
 def _peak(peer: Peer, reference: str, clients: int) -> Mapping[str, float]:
-    """The most that groups of its processes have, in MB, during a pull. A node's workers are all that is no service (a child of supervisord), but for shims."""
+    """The most that groups of its processes have, in MB, during a pull. A node's workers are all that is no service
+    (a child of supervisord), but for shims.
+    """
     names = {pid: usage.name(pid) for pid in peer.pids()}
     supervisors = {pid for pid, name in names.items() if name == "deploy.inside"}
 
@@ -199,7 +249,11 @@ def _peak(peer: Peer, reference: str, clients: int) -> Mapping[str, float]:
         return usage.below(names, there)
 
     def images(there: Mapping[int, Process]) -> Collection[int]:
-        others = {pid for pid, process in there.items() if process.parent in supervisors and names.get(pid) != "services.images"}
+        others = {
+            pid
+            for pid, process in there.items()
+            if process.parent in supervisors and names.get(pid) != "services.images"
+        }
         return usage.below(names, there) - others - supervisors
 
     with usage.Peak({WHOLE: whole} | ({IMAGES: images} if peer.name == OURS else {})) as peak:
@@ -214,7 +268,8 @@ def _pushed(registry: Registry, name: str, scratch: Path) -> str:
     """The reference of an image that the registry has from an earlier time, or is given now."""
     reference = f"{name}-image:1"
     kept = scratch / ("image" if name == "bench" else name)
-    if not (kept / "image.json").exists() or registry.http("GET", f"/v2/{name}-image/tags/list")[0] != 200:  # a tag comes last
+    # a tag comes last
+    if not (kept / "image.json").exists() or registry.http("GET", f"/v2/{name}-image/tags/list")[0] != 200:
         print(f"  making the image {name}, or taking the one made before, for the registry", flush=True)
         registry.push(IMAGE[name](scratch), reference)
     return f"{registry.host}/{reference}"

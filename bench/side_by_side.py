@@ -26,7 +26,9 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     if options.only in CLIENT_PULL and not options.calls and not options.pulls:
         print("making the bench image, or taking the one made before", file=sys.stderr)
         image = bench_image(options.scratch / "image")
-    theirs = stack.enter_context(peers.containerd(stack.enter_context(peers.xfs(options.scratch / "c.xfs", mounts / "c"))))
+    theirs = stack.enter_context(
+        peers.containerd(stack.enter_context(peers.xfs(options.scratch / "c.xfs", mounts / "c")))
+    )
     ours = stack.enter_context(peers.splitd(stack.enter_context(peers.xfs(options.scratch / "s.xfs", mounts / "s"))))
     time.sleep(5)  # not a wait for anything: memory is read from daemons that rest
     both = [theirs, ours]
@@ -38,9 +40,20 @@ def compare(stack: ExitStack, registry: Registry, mounts: Path, options: argpars
     table = Table(both, options.only, options.rounds)
     table.measure("idle memory", "MB PSS", Peer.pss_mb, rounds=1, aim="ours <= 160 MB")
     for which in measures.UNARY:
-        table.measure(f"{which} p50", "ms", partial(measures.unary_p50, which=which), rounds=2 * options.rounds, aim=P50_AIMS.get(which, ""))
-        table.measure(f"{which} x16", "calls/s", partial(measures.unary_rate, which=which), rounds=2 * options.rounds,
-                      aim=">= 0.6" if which == "Version" else "")
+        table.measure(
+            f"{which} p50",
+            "ms",
+            partial(measures.unary_p50, which=which),
+            rounds=2 * options.rounds,
+            aim=P50_AIMS.get(which, ""),
+        )
+        table.measure(
+            f"{which} x16",
+            "calls/s",
+            partial(measures.unary_rate, which=which),
+            rounds=2 * options.rounds,
+            aim=">= 0.6" if which == "Version" else "",
+        )
     table.measure("content write", "MB/s", measures.content_write, rounds=3, aim=">= 0.5")
     table.measure("content read of 1 GiB", "MB/s", measures.content_read, aim=">= 0.9")
     table.measure("snapshot prepare+remove", "pairs/s", measures.snapshot_rate)
@@ -77,13 +90,21 @@ def _docker(stack: ExitStack, table: Table, both: list[Peer], options: argparse.
         return
     found = docker.programs(options.dockerd)
     if found is None:
-        print("no dockerd of 24 or newer with its client in PATH, and no --dockerd DIR: docker save is not measured", flush=True)
+        print(
+            "no dockerd of 24 or newer with its client in PATH, and no --dockerd DIR: docker save is not measured",
+            flush=True,
+        )
         return
-    over = {peer.name: stack.enter_context(docker.dockerd(peer, found, peer.socket.parent.parent / "docker")) for peer in both}
+    over = {
+        peer.name: stack.enter_context(docker.dockerd(peer, found, peer.socket.parent.parent / "docker"))
+        for peer in both
+    }
     table.measure(docker.SAVE, "s", lambda p: docker.save(over[p.name]), aim="<= 1.3")
 
 
-def _pulls(stack: ExitStack, both: list[Peer], registry: Registry, mounts: Path, options: argparse.Namespace) -> list[dict[str, object]]:
+def _pulls(
+    stack: ExitStack, both: list[Peer], registry: Registry, mounts: Path, options: argparse.Namespace
+) -> list[dict[str, object]]:
     """The rows of ``bench.pulls`` that are wanted."""
     if not pulls.wanted(options.only):
         return []
@@ -91,9 +112,18 @@ def _pulls(stack: ExitStack, both: list[Peer], registry: Registry, mounts: Path,
     programs: Path | None = options.containerd2 or peers.containerd_2()
     others = [dataclasses.replace(theirs, name=_named(peers.version()))]
     if programs is None:
-        print("no containerd 2 with its ctr in PATH, and no --containerd2 DIR: it is not compared, and splitd's pulls are driven by the client, as ctr 1.6 does it", flush=True)
+        print(
+            (
+                "no containerd 2 with its ctr in PATH, and no --containerd2 DIR: it is not compared, and splitd's "
+                "pulls "
+                "are driven by the client, as ctr 1.6 does it"
+            ),
+            flush=True,
+        )
     else:
-        second = stack.enter_context(peers.containerd(stack.enter_context(peers.xfs(options.scratch / "c2.xfs", mounts / "d")), programs))
+        second = stack.enter_context(
+            peers.containerd(stack.enter_context(peers.xfs(options.scratch / "c2.xfs", mounts / "d")), programs)
+        )
         others.append(dataclasses.replace(second, name=_named(peers.version(programs))))
         ours = dataclasses.replace(ours, ctr=second.ctr)
     return pulls.rows([*others, ours], registry, options.scratch, options.only, options.rounds)

@@ -20,7 +20,9 @@ class Table:
         """Whether a row was asked for."""
         return self._only in name
 
-    def measure(self, name: str, unit: str, work: Callable[[Peer], float], *, rounds: int | None = None, aim: str = "") -> None:
+    def measure(
+        self, name: str, unit: str, work: Callable[[Peer], float], *, rounds: int | None = None, aim: str = ""
+    ) -> None:
         """Run ``work`` on both in turn, ``rounds`` times; print the row."""
         if not self.wanted(name):
             return
@@ -39,4 +41,13 @@ class Table:
         """Print a row of what was measured, and keep it."""
         theirs, ours = (statistics.median(figures[peer.name]) for peer in self._both)
         print(f"{name + ', ' + unit:34}{theirs:14.2f}{ours:14.2f}{ours / theirs:9.2f}   {aim}", flush=True)
-        self.rows.append({"name": name, "unit": unit, "containerd": figures["containerd"], "splitd": figures["splitd"], "ratio": ours / theirs, "aim": aim})
+        self.rows.append(
+            {
+                "name": name,
+                "unit": unit,
+                "containerd": figures["containerd"],
+                "splitd": figures["splitd"],
+                "ratio": ours / theirs,
+                "aim": aim,
+            }
+        )

@@ -19,7 +19,9 @@ INTERVAL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process: its parent, and in seconds the processor time (user and system) of itself and of the children that it has waited for."""
+    """A process: its parent, and in seconds the processor time (user and system) of itself and of the children that
+    it has waited for.
+    """
 
     parent: int
     own: float
@@ -29,7 +31,9 @@ class Process:
     def parse(cls, stat: str) -> Self:
         """From ``/proc/PID/stat``, whose second field may hold anything, parentheses and spaces too."""
         fields = stat.rpartition(")")[2].split()
-        return cls(int(fields[1]), (int(fields[11]) + int(fields[12])) * _TICK, (int(fields[13]) + int(fields[14])) * _TICK)
+        return cls(
+            int(fields[1]), (int(fields[11]) + int(fields[12])) * _TICK, (int(fields[13]) + int(fields[14])) * _TICK
+        )
 
 
 def processes() -> dict[int, Process]:
@@ -62,13 +66,18 @@ def pss(pids: Iterable[int]) -> float:
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
-            line = next((x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:")), "Pss: 0 kB")
+            line = next(
+                (x for x in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:")),
+                "Pss: 0 kB",
+            )
             total += int(line.split()[1]) * 1024
     return total / 1e6
 
 
 class Spent:
-    """Processor time of a daemon, by process, from this moment on. What starts below its processes is counted with the process that it is below, as its children's."""
+    """Processor time of a daemon, by process, from this moment on. What starts below its processes is counted with
+    the process that it is below, as its children's.
+    """
 
     def __init__(self, peer: Peer) -> None:
         self._names = {pid: name(pid) for pid in peer.pids()}
@@ -83,12 +92,16 @@ class Spent:
                 workers -= below(workers & self._names.keys(), there)  # those have names of their own
                 found[who] = found.get(who, 0.0) + there[pid].own
                 children = f"{who}'s children"
-                found[children] = found.get(children, 0.0) + there[pid].reaped + sum(there[w].own + there[w].reaped for w in workers)
+                found[children] = (
+                    found.get(children, 0.0) + there[pid].reaped + sum(there[w].own + there[w].reaped for w in workers)
+                )
         return found
 
     def since(self) -> dict[str, float]:
         """Seconds by process, without those that took none."""
-        return {who: spent for who, now in self._all().items() if (spent := now - self._before.get(who, 0.0)) > _TICK / 2}
+        return {
+            who: spent for who, now in self._all().items() if (spent := now - self._before.get(who, 0.0)) > _TICK / 2
+        }
 
 
 class Peak:

@@ -54,12 +54,12 @@ def lines(tally: Tally, title: str, now: float, columns: int, rows: int) -> list
             found.append(f"and {left} more")
         if len(parts) > 1:
             found.append(_total(tally, now, columns))
-    return [line[:columns - 1].rstrip() for line in found[-max(1, rows - 1):]]
+    return [line[: columns - 1].rstrip() for line in found[-max(1, rows - 1) :]]
 
 
 def final(tally: Tally, columns: int) -> list[str]:
     """Every part as it stands, without rates."""
-    return [_part(part, tally.started, columns)[:columns - 1].rstrip() for part in tally.rows]
+    return [_part(part, tally.started, columns)[: columns - 1].rstrip() for part in tally.rows]
 
 
 def _chosen(parts: list[Part], room: int) -> list[Part]:

@@ -1,6 +1,8 @@
-"""Archives as files: read and written in pieces, so that a pipe whose other end does nothing holds up nobody who wants to end.
+"""Archives as files: read and written in pieces, so that a pipe whose other end does nothing holds up nobody who wants
+to end.
 
-What can be polled (a pipe, a socket) is waited for by the event loop and used only when that does not block; what cannot (a file on disk) is used in a thread, where it ends soon.
+What can be polled (a pipe, a socket) is waited for by the event loop and used only when that does not block; what
+cannot (a file on disk) is used in a thread, where it ends soon.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def opened(name: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def replaced(name: str) -> Iterator[int]:
-    """A descriptor to write the file to, which has its name, and is on disk, only once the block succeeds; - is standard output. What is no regular file is written as it is."""
+    """A descriptor to write the file to, which has its name, and is on disk, only once the block succeeds; - is
+    standard output. What is no regular file is written as it is.
+    """
     if name == "-":
         yield sys.stdout.fileno()
         return
@@ -108,7 +112,7 @@ class Sink:
             with _naming(self._name):
                 if self._polled:
                     await _ready(self._fd, loop.add_writer, loop.remove_writer)
-                    written = os.write(self._fd, view[:select.PIPE_BUF])  # so many a pipe that is ready takes at once
+                    written = os.write(self._fd, view[: select.PIPE_BUF])  # so many a pipe that is ready takes at once
                 else:
                     written = await to_thread(os.write, self._fd, view)
             view = view[written:]

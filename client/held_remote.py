@@ -18,7 +18,9 @@ class RemoteHeld:
         self._records = metadata.client(_RECORDS)
 
     async def held(self, seconds: float = UNARY_TIMEOUT) -> tuple[str, float]:
-        """Why and since when (seconds since the epoch) what the database does not know is held back; "" if nothing is. ``seconds`` for the answer."""
+        """Why and since when (seconds since the epoch) what the database does not know is held back; "" if nothing
+        is. ``seconds`` for the answer.
+        """
         found = await self._records.GetHeld(Empty(), timeout=seconds)
         return found.reason, found.since / 1e9
 

@@ -1,6 +1,8 @@
-"""The images of a node, for a client: their records, and what is there of each, for which platforms, and unpacked by which snapshotters.
+"""The images of a node, for a client: their records, and what is there of each, for which platforms, and unpacked by
+which snapshotters.
 
-What is there is told by the content of the namespace, which is listed once for all images, and by their documents. Nothing is asked of registries.
+What is there is told by the content of the namespace, which is listed once for all images, and by their documents.
+Nothing is asked of registries.
 """
 
 from __future__ import annotations
@@ -86,8 +88,8 @@ class Images:
         self._content = RemoteStore(channel, headers)
 
     async def find(self, name: str, *others: str) -> str:
-        """The name under which there is an image: ``name`` itself, whatever it looks like, the full form of it, or one of ``others``. NotFound names the full form;
-        InvalidArgument where there is none.
+        """The name under which there is an image: ``name`` itself, whatever it looks like, the full form of it, or one
+        of ``others``. NotFound names the full form; InvalidArgument where there is none.
         """
         if name and await self._is_there(name):
             return name
@@ -105,8 +107,12 @@ class Images:
         return True
 
     async def delete(self, name: str, *, sync: bool) -> None:
-        """Delete a record; with ``sync`` return when what only it kept is collected, however long that takes. NotFound."""
-        await self._images.Delete(images_pb2.DeleteImageRequest(name=name, sync=sync), headers=self._headers, timeout=None if sync else -1.0)
+        """Delete a record; with ``sync`` return when what only it kept is collected, however long that takes.
+        NotFound.
+        """
+        await self._images.Delete(
+            images_pb2.DeleteImageRequest(name=name, sync=sync), headers=self._headers, timeout=None if sync else -1.0
+        )
 
     async def names(self) -> list[str]:
         """The names of all, in their order."""
@@ -136,11 +142,20 @@ class Images:
             await self._walk(image.target, blobs, found)
         except errors.NodeError as error:
             trouble = str(error)
-        return Described(image, record.created_at.ToNanoseconds(), record.updated_at.ToNanoseconds(), sum(found.blobs.values()), tuple(found.variants),
-                         tuple(found.offered), trouble)
+        return Described(
+            image,
+            record.created_at.ToNanoseconds(),
+            record.updated_at.ToNanoseconds(),
+            sum(found.blobs.values()),
+            tuple(found.variants),
+            tuple(found.offered),
+            trouble,
+        )
 
     async def _walk(self, root: Descriptor, blobs: Mapping[str, Info], found: _Found) -> None:
-        """All below ``root``, as its documents name it. Whoever may write to the node made them: so it does not recurse, and meets no more than a transfer would."""
+        """All below ``root``, as its documents name it. Whoever may write to the node made them: so it does not
+        recurse, and meets no more than a transfer would.
+        """
         left, met = [root], 1
         while left:
             descriptor = left.pop()
@@ -154,13 +169,19 @@ class Images:
             if (met := met + len(children)) > manifests.REFERENCES:
                 raise errors.ResourceExhausted(f"too many descriptors (limit {manifests.REFERENCES})")
             if media_types.is_index(descriptor.media_type):
-                found.offered += [child.platform for child in children if child.platform is not None and _is_real(child.platform)]
+                found.offered += [
+                    child.platform for child in children if child.platform is not None and _is_real(child.platform)
+                ]
             left += reversed(children)
             config = next((child for child in children if media_types.is_config(child.media_type)), None)
             if media_types.is_manifest(descriptor.media_type) and config is not None:
-                found.variants.append(await self._variant(descriptor, config, [child for child in children if child is not config], blobs))
+                found.variants.append(
+                    await self._variant(descriptor, config, [child for child in children if child is not config], blobs)
+                )
 
-    async def _variant(self, manifest: Descriptor, config: Descriptor, layers: list[Descriptor], blobs: Mapping[str, Info]) -> Variant:
+    async def _variant(
+        self, manifest: Descriptor, config: Descriptor, layers: list[Descriptor], blobs: Mapping[str, Info]
+    ) -> Variant:
         absent = frozenset(each.digest for each in (config, *layers) if each.digest not in blobs)
         platform, unpacked = manifest.platform or Platform(), list[str]()
         if config.digest not in absent:
@@ -188,7 +209,9 @@ class Images:
 
 
 def full_name(name: str) -> str:
-    """The full form of a name (``docker.io/library/busybox:latest`` of ``busybox``), of a tag and a digest with the digest alone; InvalidArgument names what is none."""
+    """The full form of a name (``docker.io/library/busybox:latest`` of ``busybox``), of a tag and a digest with the
+    digest alone; InvalidArgument names what is none.
+    """
     return _of_name(references.normalized, name)
 
 
@@ -206,7 +229,9 @@ def _of_name(form: Callable[[str], str], name: str) -> str:
 
 def platforms_of(variants: Iterable[Variant]) -> list[str]:
     """The platforms of what is usable, in their order."""
-    return list(dict.fromkeys(str(variant.platform) for variant in variants if variant.usable and _is_real(variant.platform)))
+    return list(
+        dict.fromkeys(str(variant.platform) for variant in variants if variant.usable and _is_real(variant.platform))
+    )
 
 
 def _is_real(platform: Platform) -> bool:

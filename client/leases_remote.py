@@ -1,8 +1,9 @@
-"""What is held in a namespace that no image holds: leases, and blobs that have been begun. And our own leases, which keep the parts of a pull that did not end well, so that the next one
-goes on with them.
+"""What is held in a namespace that no image holds: leases, and blobs that have been begun. And our own leases, which
+keep the parts of a pull that did not end well, so that the next one goes on with them.
 
-A node holds the parts of a transfer by a lease of its own, which ends with the transfer: layers that had arrived whole are then collected. So a pull has a lease of the client's, labelled with what is
-pulled. It goes when the pull succeeds, with those that earlier pulls of the same left behind; else it stays, and expires in a day.
+A node holds the parts of a transfer by a lease of its own, which ends with the transfer: layers that had arrived whole
+are then collected. So a pull has a lease of the client's, labelled with what is pulled. It goes when the pull succeeds,
+with those that earlier pulls of the same left behind; else it stays, and expires in a day.
 """
 
 from __future__ import annotations
@@ -62,16 +63,33 @@ class Leases:
     async def list(self) -> list[Held]:
         """All, the oldest first, but for those that end meanwhile."""
         found = []
-        for lease in sorted((await self._leases.List(leases_pb2.ListRequest(), headers=self._headers)).leases, key=lambda lease: lease.created_at.ToNanoseconds()):
+        for lease in sorted(
+            (await self._leases.List(leases_pb2.ListRequest(), headers=self._headers)).leases,
+            key=lambda lease: lease.created_at.ToNanoseconds(),
+        ):
             with contextlib.suppress(errors.NotFound):
-                holds = await self._leases.ListResources(leases_pb2.ListResourcesRequest(id=lease.id), headers=self._headers)
-                found.append(Held(lease.id, lease.created_at.ToNanoseconds(), lease.labels.get(_EXPIRE, ""), lease.labels.get(_PULL, ""),
-                                  _PULL in lease.labels and _runs(lease.labels.get(_PID, "")), tuple((each.type, each.id) for each in holds.resources)))
+                holds = await self._leases.ListResources(
+                    leases_pb2.ListResourcesRequest(id=lease.id), headers=self._headers
+                )
+                found.append(
+                    Held(
+                        lease.id,
+                        lease.created_at.ToNanoseconds(),
+                        lease.labels.get(_EXPIRE, ""),
+                        lease.labels.get(_PULL, ""),
+                        _PULL in lease.labels and _runs(lease.labels.get(_PID, "")),
+                        tuple((each.type, each.id) for each in holds.resources),
+                    )
+                )
         return found
 
     async def delete(self, lease: str, *, sync: bool) -> None:
-        """Delete a lease; with ``sync`` return when what only it held is collected, however long that takes. NotFound."""
-        await self._leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=sync), headers=self._headers, timeout=None if sync else -1.0)
+        """Delete a lease; with ``sync`` return when what only it held is collected, however long that takes.
+        NotFound.
+        """
+        await self._leases.Delete(
+            leases_pb2.DeleteRequest(id=lease, sync=sync), headers=self._headers, timeout=None if sync else -1.0
+        )
 
     async def sizes(self) -> dict[str, int]:
         """Bytes of each blob, by digest."""
@@ -97,10 +115,16 @@ class Leases:
 
 
 @contextlib.asynccontextmanager
-async def kept(channel: Channel, headers: Mapping[str, str | bytes], reference: str) -> AsyncIterator[Mapping[str, str | bytes]]:
-    """The headers with which to pull ``reference``: what the block has the node make is collected only after a day, unless an image refers to it, or the block succeeds."""
+async def kept(
+    channel: Channel, headers: Mapping[str, str | bytes], reference: str
+) -> AsyncIterator[Mapping[str, str | bytes]]:
+    """The headers with which to pull ``reference``: what the block has the node make is collected only after a day,
+    unless an image refers to it, or the block succeeds.
+    """
     leases = channel.client(LEASES)
-    before = await leases.List(leases_pb2.ListRequest(filters=[f"labels.{quoted(_PULL)}=={quoted(reference)}"]), headers=headers)
+    before = await leases.List(
+        leases_pb2.ListRequest(filters=[f"labels.{quoted(_PULL)}=={quoted(reference)}"]), headers=headers
+    )
     until = datetime.datetime.now(datetime.UTC) + KEPT
     labels = {_EXPIRE: until.strftime("%Y-%m-%dT%H:%M:%SZ"), _PULL: reference, _PID: str(os.getpid())}
     own = f"splitd-pull-{os.getpid()}-{os.urandom(4).hex()}"
@@ -108,7 +132,8 @@ async def kept(channel: Channel, headers: Mapping[str, str | bytes], reference: 
     try:
         yield {**headers, LEASE: own}
     except BaseException:
-        with contextlib.suppress(errors.NodeError):  # that of the block is the one to be told; and the lease ends by itself
+        # that of the block is the one to be told; and the lease ends by itself
+        with contextlib.suppress(errors.NodeError):
             holds = await leases.ListResources(leases_pb2.ListResourcesRequest(id=own), headers=headers)
             if all(resource.type == "ingests" for resource in holds.resources):  # which live a day by themselves
                 await _delete(leases, own, headers)

@@ -2,12 +2,16 @@
 
 A line of JSON is one object, ended by a newline. As long as the transfer goes on each tells of a part that changed::
 
-    {"name": "layer-sha256:...", "digest": "sha256:...", "stage": "downloading", "bytes": 1048576, "total": 4194304, "rate": 524288.0}
+    {"name": "layer-sha256:...", "digest": "sha256:...", "stage": "downloading", "bytes": 1048576, "total": 4194304,
+        "rate": 524288.0}
 
-``bytes`` are those of the stage and never fewer than before within it; ``total`` is 0 where it is not known; ``rate`` is in bytes a second. The stages are waiting, downloading (or uploading;
-sending or receiving for an archive), downloaded, extracting, done; or exists, for what was there already: here, in the registry, or in another repository of it. A line without a name says which host
-has been ``silent`` for how many ``seconds``, while the transfer waits for it. The last line has the ``outcome``:
-done, failed (with the ``error``), or cancelled. That of a pull has as ``otherPlatforms`` what a manifest is for that is for none of those wanted. That of an import lists the ``images`` that it stored, and as ``notImported`` those for other ``platforms``.
+``bytes`` are those of the stage and never fewer than before within it; ``total`` is 0 where it is not known; ``rate``
+is in bytes a second. The stages are waiting, downloading (or uploading; sending or receiving for an archive),
+downloaded, extracting, done; or exists, for what was there already: here, in the registry, or in another repository of
+it. A line without a name says which host has been ``silent`` for how many ``seconds``, while the transfer waits for it.
+The last line has the ``outcome``: done, failed (with the ``error``), or cancelled. That of a pull has as
+``otherPlatforms`` what a manifest is for that is for none of those wanted. That of an import lists the ``images`` that
+it stored, and as ``notImported`` those for other ``platforms``.
 """
 
 from __future__ import annotations
@@ -98,8 +102,16 @@ class Json(Lines):
         self._clock = clock
 
     def changed(self, part: Part) -> None:
-        self._put({"name": part.name, "digest": part.digest, "stage": str(part.stage), "bytes": part.bytes, "total": part.total,
-                   "rate": round(part.rate_at(self._clock()), 1)})
+        self._put(
+            {
+                "name": part.name,
+                "digest": part.digest,
+                "stage": str(part.stage),
+                "bytes": part.bytes,
+                "total": part.total,
+                "rate": round(part.rate_at(self._clock()), 1),
+            }
+        )
 
     def silent(self, host: str, seconds: int) -> None:
         if self._is_news(host, seconds):

@@ -1,7 +1,9 @@
-"""What is known of a transfer while it goes on, from the events that the node tells (``services/images/distribution/progress.py``).
+"""What is known of a transfer while it goes on, from the events that the node tells
+(``services/images/distribution/progress.py``).
 
-A transfer has *parts*: blobs, each known by its ref (``layer-sha256:...``), or the one archive that is imported or exported. A part goes through its *stages* in their order and never back,
-whatever order events come in, and its bytes never become fewer within a stage.
+A transfer has *parts*: blobs, each known by its ref (``layer-sha256:...``), or the one archive that is imported or
+exported. A part goes through its *stages* in their order and never back, whatever order events come in, and its bytes
+never become fewer within a stage.
 """
 
 from __future__ import annotations
@@ -36,10 +38,25 @@ class Stage(enum.StrEnum):
 MOVING = frozenset({Stage.DOWNLOADING, Stage.UPLOADING, Stage.SENDING, Stage.RECEIVING})
 """Stages in which bytes move between the node and others."""
 
-_RANKS = {Stage.WAITING: 0, **dict.fromkeys(MOVING, 1), Stage.DOWNLOADED: 2, Stage.EXISTS: 2, Stage.EXTRACTING: 3, Stage.DONE: 4}
+_RANKS = {
+    Stage.WAITING: 0,
+    **dict.fromkeys(MOVING, 1),
+    Stage.DOWNLOADED: 2,
+    Stage.EXISTS: 2,
+    Stage.EXTRACTING: 3,
+    Stage.DONE: 4,
+}
 
-_EVENTS = {"waiting": Stage.WAITING, "downloading": Stage.DOWNLOADING, "uploading": Stage.UPLOADING, "sending": Stage.SENDING, "receiving": Stage.RECEIVING,
-           "already exists": Stage.EXISTS, "extracting": Stage.EXTRACTING, "extracted": Stage.DONE}
+_EVENTS = {
+    "waiting": Stage.WAITING,
+    "downloading": Stage.DOWNLOADING,
+    "uploading": Stage.UPLOADING,
+    "sending": Stage.SENDING,
+    "receiving": Stage.RECEIVING,
+    "already exists": Stage.EXISTS,
+    "extracting": Stage.EXTRACTING,
+    "extracted": Stage.DONE,
+}
 """``complete`` is missing: after a download there may be more to do."""
 
 
@@ -108,7 +125,8 @@ class Part:
 class Tally:
     """The parts of one transfer, since ``now`` (seconds of any clock that goes on).
 
-    ``complete`` is the stage of a part that is there; ``begun`` has the bytes of parts that an earlier attempt left, by name.
+    ``complete`` is the stage of a part that is there; ``begun`` has the bytes of parts that an earlier attempt left, by
+    name.
     """
 
     def __init__(self, now: float, complete: Stage = Stage.DONE, begun: Mapping[str, int] = {}) -> None:
@@ -150,7 +168,9 @@ class Tally:
             if event.event == "saved":
                 self.saved[event.name] = self.root
         if not event.name:
-            self.silent = (event.parents[0], event.progress) if event.event.startswith(SILENT) and event.parents else ("", 0)
+            self.silent = (
+                (event.parents[0], event.progress) if event.event.startswith(SILENT) and event.parents else ("", 0)
+            )
         if event.event.startswith(LEFT_OUT):
             self.left_out[event.name] = event.event.removeprefix(LEFT_OUT)
         stage = self._complete if event.event == "complete" else _EVENTS.get(event.event)
@@ -158,8 +178,12 @@ class Tally:
             return None
         part = self.parts.get(event.name)
         if part is None:
-            part = self.parts[event.name] = Part(event.name, event.descriptor.digest if event.descriptor is not None else "", total=event.total,
-                                                 begun=self.begun.get(event.name, 0))
+            part = self.parts[event.name] = Part(
+                event.name,
+                event.descriptor.digest if event.descriptor is not None else "",
+                total=event.total,
+                begun=self.begun.get(event.name, 0),
+            )
             changed = True
         else:
             changed = False
@@ -172,7 +196,9 @@ class Tally:
         return part if changed or before != (part.stage, part.bytes, part.total) else None
 
     def finish(self, now: float) -> list[Part]:
-        """The transfer succeeded, so every part is there; those that this changes. The node may have had no time to tell of all of them."""
+        """The transfer succeeded, so every part is there; those that this changes. The node may have had no time to
+        tell of all of them.
+        """
         changed = [part for part in self.parts.values() if not part.is_over]
         for part in changed:
             self._enter(part, Stage.DONE, part.total, part.total)

@@ -1,7 +1,9 @@
 """Lines at the bottom of a terminal that are redrawn in place.
 
-The cursor rests below them, at the start of a line. A frame is one write that changes only the lines which differ, with the cursor hidden while it moves; between frames the terminal is as
-any command leaves it, so that there is nothing to restore whatever ends this process. The escape sequences are those that every terminal since the VT100 has, but for the hiding.
+The cursor rests below them, at the start of a line. A frame is one write that changes only the lines which differ, with
+the cursor hidden while it moves; between frames the terminal is as any command leaves it, so that there is nothing to
+restore whatever ends this process. The escape sequences are those that every terminal since the VT100 has, but for the
+hiding.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ _HIDE, _SHOW, _CLEAR_LINE_END, _CLEAR_BELOW = "\x1b[?25l", "\x1b[?25h", "\x1b[K"
 
 
 class Screen:
-    """``write`` takes text for the terminal. Lines are fewer than its rows, each shorter than its columns: the caller sees to it."""
+    """``write`` takes text for the terminal. Lines are fewer than its rows, each shorter than its columns: the
+    caller sees to it.
+    """
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -20,7 +24,9 @@ class Screen:
         self._size = (0, 0)
 
     def draw(self, lines: Sequence[str], columns: int, rows: int) -> None:
-        """Show these lines in place of those before. In a terminal whose size has changed all are drawn anew: it may have wrapped or lost some of them."""
+        """Show these lines in place of those before. In a terminal whose size has changed all are drawn anew: it
+        may have wrapped or lost some of them.
+        """
         resized = self._size not in ((0, 0), (columns, rows))
         self._size = (columns, rows)
         if resized:

@@ -1,8 +1,10 @@
 r"""What people are shown: everything that this project's commands print goes through here, but for JSON.
 
-Names, labels, digests and messages come from images, registries and other clients of the node. One with an escape sequence would set a terminal's title, clear it, or type into it;
-one with a new line would be a line of ours; one with a bidirectional override would read as another name. So each such character is shown as its escape (``\x1b``, ``\u202e``), and what
-is a line here is one line there. Backslashes stay: what is shown is for eyes, ``--json`` is for programs.
+Names, labels, digests and messages come from images, registries and other clients of the node. One with an escape
+sequence would set a terminal's title, clear it, or type into it; one with a new line would be a line of ours; one with
+a bidirectional override would read as another name. So each such character is shown as its escape (``\x1b``,
+``\u202e``), and what is a line here is one line there. Backslashes stay: what is shown is for eyes, ``--json`` is for
+programs.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from collections.abc import Sequence
 from typing import TextIO
 
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
-"""Unicode's categories of controls, of formats (bidirectional ones, soft hyphens, tags), of surrogates, and of separators of lines and paragraphs."""
+"""Unicode's categories of controls, of formats (bidirectional ones, soft hyphens, tags), of surrogates, and of
+separators of lines and paragraphs.
+"""
 
 LONGEST = 512
 """Characters of a cell that are shown: a name that a registry can have, with tag and digest, has fewer."""
@@ -30,7 +34,9 @@ def _character(char: str) -> str:
     if unicodedata.category(char) not in _UNSEEN:
         return char
     code = ord(char)
-    return {"\n": r"\n", "\r": r"\r", "\t": r"\t"}.get(char) or (rf"\x{code:02x}" if code < 0x100 else rf"\u{code:04x}" if code < 0x10000 else rf"\U{code:08x}")
+    return {"\n": r"\n", "\r": r"\r", "\t": r"\t"}.get(char) or (
+        rf"\x{code:02x}" if code < 0x100 else rf"\u{code:04x}" if code < 0x10000 else rf"\U{code:08x}"
+    )
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
@@ -45,7 +51,9 @@ def complain(*lines: str) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of as many cells each, in columns. One long cell makes its row longer, and not the others: a stranger's name may have megabytes."""
+    """Print rows of as many cells each, in columns. One long cell makes its row longer, and not the others: a
+    stranger's name may have megabytes.
+    """
     shown = [[escaped(cell if len(cell) <= LONGEST else f"{cell[:LONGEST]}...") for cell in row] for row in rows]
     widths = [min(max(map(len, column)), WIDEST) for column in zip(*shown, strict=True)]
     for row in shown:
@@ -53,7 +61,9 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def page(text: str) -> None:
-    """Print text of many lines, such as a log. New lines and tabs stay, and there is none at its end that it has not itself."""
+    """Print text of many lines, such as a log. New lines and tabs stay, and there is none at its end that it has
+    not itself.
+    """
     sys.stdout.write("\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n")))
     sys.stdout.flush()
 

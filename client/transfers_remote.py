@@ -1,4 +1,6 @@
-"""Transfers made by a node, for a client: the ends of ``services/images/transfer.py`` with their streams, which this side opens, and the events that the node tells meanwhile."""
+"""Transfers made by a node, for a client: the ends of ``services/images/transfer.py`` with their streams, which
+this side opens, and the events that the node tells meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from api.containerd.services.transfer.v1 import transfer_pb2, transfer_stubs
 from api.containerd.types.transfer import importexport_pb2, progress_pb2, registry_pb2
 from api.containerd.types.transfer.streaming_pb2 import Data, WindowUpdate
 from services.images import transfer_convert as convert
-from services.images.transfer import AskCredentials, Credentials, ExportStream, ImageStore, ImportStream, Registry, Report, Sink, unheard
+from services.images.transfer import (
+    AskCredentials,
+    Credentials,
+    ExportStream,
+    ImageStore,
+    ImportStream,
+    Registry,
+    Report,
+    Sink,
+    unheard,
+)
 from services.kit import any as kit_any
 from services.kit import errors, loops
 from services.kit.rpc import ONLY_WANTED, VERIFY, Channel, Stream
@@ -50,15 +62,25 @@ class Transfers:
         self._transfer = channel.client(TRANSFER)
 
     async def transfer(self, source: End, destination: End, report: Report = unheard) -> None:
-        """Make one; its failure is the node's, or that of whoever gives an archive's bytes, takes them, or knows credentials. Cancelling this cancels it in the node."""
+        """Make one; its failure is the node's, or that of whoever gives an archive's bytes, takes them, or knows
+        credentials. Cancelling this cancels it in the node.
+        """
         async with contextlib.AsyncExitStack() as held:
             open_ = _Open(self._streaming, self._headers, held)
-            request = transfer_pb2.TransferRequest(source=kit_any.pack(await open_.end(source)), destination=kit_any.pack(await open_.end(destination)))
+            request = transfer_pb2.TransferRequest(
+                source=kit_any.pack(await open_.end(source)), destination=kit_any.pack(await open_.end(destination))
+            )
             progress, request.options.progress_stream = await open_.stream("progress")
             headers = self._headers
             if isinstance(destination, ImageStore):
-                headers = {**headers, **({ONLY_WANTED: "1"} if destination.only_wanted else {}), **({VERIFY: "1"} if destination.verify else {})}
-            await open_.run(self._transfer.Transfer(request, headers=headers, timeout=None), _Talk(_listen(progress, report)))
+                headers = {
+                    **headers,
+                    **({ONLY_WANTED: "1"} if destination.only_wanted else {}),
+                    **({VERIFY: "1"} if destination.verify else {}),
+                }
+            await open_.run(
+                self._transfer.Transfer(request, headers=headers, timeout=None), _Talk(_listen(progress, report))
+            )
 
 
 @dataclass(slots=True)
@@ -95,7 +117,9 @@ class _Open:
             case ImageStore():
                 return convert.store_to_pb(end)
             case Registry():
-                resolver = registry_pb2.RegistryResolver(headers=end.headers, host_dir=end.host_dir, default_scheme=end.default_scheme)
+                resolver = registry_pb2.RegistryResolver(
+                    headers=end.headers, host_dir=end.host_dir, default_scheme=end.default_scheme
+                )
                 if end.credentials is not None:
                     stream, resolver.auth_stream = await self.stream("auth")
                     self._talks.append(_Talk(_answer(stream, end.credentials)))
@@ -103,19 +127,27 @@ class _Open:
             case ImportStream():
                 stream, name = await self.stream("import")
                 self._talks.append(_Talk(_send(stream, end.source)))
-                return importexport_pb2.ImageImportStream(stream=name, media_type=end.media_type, force_compress=end.force_compress)
+                return importexport_pb2.ImageImportStream(
+                    stream=name, media_type=end.media_type, force_compress=end.force_compress
+                )
             case ExportStream():
                 stream, name = await self.stream("export")
                 alive = [0]
                 self._talks.append(_Talk(_receive(stream, end.sink, alive), vital=True, alive=alive))
                 return importexport_pb2.ImageExportStream(
-                    stream=name, media_type=end.media_type, platforms=map(platform_to_pb, end.platforms), all_platforms=end.all_platforms,
-                    skip_compatibility_manifest=end.skip_docker_manifest, skip_non_distributable=end.skip_non_distributable)
+                    stream=name,
+                    media_type=end.media_type,
+                    platforms=map(platform_to_pb, end.platforms),
+                    all_platforms=end.all_platforms,
+                    skip_compatibility_manifest=end.skip_docker_manifest,
+                    skip_non_distributable=end.skip_non_distributable,
+                )
 
     async def run(self, transfer: Any, *more: _Talk) -> None:
         """The call, and what is said on the streams meanwhile.
 
-        What the node says to a stream that it closes it says again, and better, as the transfer's own failure: so a stream's counts only if the transfer succeeds.
+        What the node says to a stream that it closes it says again, and better, as the transfer's own failure: so a
+        stream's counts only if the transfer succeeds.
         """
         call = loops.task("a transfer", transfer)
         talking = {loops.task("a stream of a transfer", talk.work): talk for talk in (*self._talks, *more)}
@@ -139,7 +171,9 @@ class _Open:
 
 
 async def _ended(task: asyncio.Future[Any], talk: _Talk) -> None:
-    """Let a talk end by itself, since a stream may have more to say than its transfer; one that is not vital is not waited for beyond a moment."""
+    """Let a talk end by itself, since a stream may have more to say than its transfer; one that is not vital is not
+    waited for beyond a moment.
+    """
     while not task.done():
         before = talk.alive[0]
         await asyncio.wait((task,), timeout=_LAST_WORDS)
@@ -161,7 +195,9 @@ async def _listen(stream: _Messages, report: Report) -> None:
 async def _answer(stream: _Messages, credentials: AskCredentials) -> None:
     while (value := await stream.receive()) is not None:
         question = kit_any.unpack(value, registry_pb2.AuthRequest)
-        known = await credentials(question.host, list(question.wwwauthenticate)) if question is not None else Credentials()
+        known = (
+            await credentials(question.host, list(question.wwwauthenticate)) if question is not None else Credentials()
+        )
         await stream.send(kit_any.pack(convert.credentials_to_pb(known)))
 
 
@@ -176,10 +212,10 @@ async def _send(stream: _Messages, source: AsyncIterator[bytes]) -> None:
                     return
                 update = kit_any.unpack(value, WindowUpdate)
                 allowed += update.update if update is not None else 0
-            piece = view[:min(allowed, _BLOCK)]
+            piece = view[: min(allowed, _BLOCK)]
             await stream.send(kit_any.pack(Data(data=bytes(piece))))
             allowed -= len(piece)
-            view = view[len(piece):]
+            view = view[len(piece) :]
     await stream.done_sending()
 
 

@@ -1,6 +1,8 @@
-"""What the TAB key completes of the splitd command: argcomplete asks the command itself, whose parser knows its verbs and options, and the node the names of its images.
+"""What the TAB key completes of the splitd command: argcomplete asks the command itself, whose parser knows its verbs
+and options, and the node the names of its images.
 
-The shell's script (``splitd completion bash``) starts the command with variables of argcomplete's at each TAB. What cannot be found out quickly is not completed, without a word.
+The shell's script (``splitd completion bash``) starts the command with variables of argcomplete's at each TAB. What
+cannot be found out quickly is not completed, without a word.
 """
 
 from __future__ import annotations
@@ -48,8 +50,12 @@ def _teach(parser: argparse.ArgumentParser) -> None:
 
 def _images(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
     """The names of the node's images."""
+
     async def names() -> list[str]:
-        async with asyncio.timeout(PATIENCE), transferring.connected(place.find(parsed_args), parsed_args.namespace) as client:
+        async with (
+            asyncio.timeout(PATIENCE),
+            transferring.connected(place.find(parsed_args), parsed_args.namespace) as client,
+        ):
             return await client.images.names()
 
     return _quietly(names)
@@ -57,7 +63,10 @@ def _images(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
 
 def _leases(parsed_args: argparse.Namespace, **_: object) -> Collection[str]:
     async def names() -> list[str]:
-        async with asyncio.timeout(PATIENCE), transferring.connected(place.find(parsed_args), parsed_args.namespace) as client:
+        async with (
+            asyncio.timeout(PATIENCE),
+            transferring.connected(place.find(parsed_args), parsed_args.namespace) as client,
+        ):
             return [lease.lease for lease in await client.leases.list()]
 
     return _quietly(names)
@@ -74,6 +83,9 @@ COMPLETERS: dict[Any, Callable[..., Any]] = {
     "SERVICE": lambda **_: (*NAMES, "supervisord"),
     "SHELL": lambda **_: SHELLS,
     "VERB": lambda **_: VERBS,
-    "REF": _images, "SRC": _images, "LEASE": _leases,
-    "FILE": FilesCompleter(), "DIR": DirectoriesCompleter(),
+    "REF": _images,
+    "SRC": _images,
+    "LEASE": _leases,
+    "FILE": FilesCompleter(),
+    "DIR": DirectoriesCompleter(),
 }

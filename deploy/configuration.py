@@ -1,8 +1,8 @@
 """The configuration file as a whole: every table of every process, printed, checked and resolved.
 
-Processes read only their own tables (services/kit/settings.py); this module knows all of them, out of the table of processes. Where a config.py has a
-function ``load(file)``, it reads keys of containerd's own tables too, and is asked instead. Where it has ``check(file)``, that looks at what one value alone does not show, such as
-other files.
+Processes read only their own tables (services/kit/settings.py); this module knows all of them, out of the table of
+processes. Where a config.py has a function ``load(file)``, it reads keys of containerd's own tables too, and is asked
+instead. Where it has ``check(file)``, that looks at what one value alone does not show, such as other files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ QUIET = frozenset({"version"})
 
 @dataclass(slots=True)
 class Checked:
-    """What is to be said of a file: errors, which keep a node from starting, troubles, of which something will fail, and warnings."""
+    """What is to be said of a file: errors, which keep a node from starting, troubles, of which something will
+    fail, and warnings.
+    """
 
     errors: list[str] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -75,7 +77,9 @@ class _Watched(dict[str, Any]):
 
 
 def check(path: Path | None) -> Checked:
-    """All that is wrong with a file, not only the first thing; and with the variables OTEL_..., which a node has from the environment."""
+    """All that is wrong with a file, not only the first thing; and with the variables OTEL_..., which a node has
+    from the environment.
+    """
     found = Checked(troubles=list(exporting.check()))
     try:
         file = settings.read(path)
@@ -83,7 +87,9 @@ def check(path: Path | None) -> Checked:
         found.errors.append(_words(error))
         return found
     where = f"config file {file.path}:"
-    known = {table.partition(".")[0] for table, _ in tables() if table and table not in settings.FOREIGN_TABLES} | set(ENTRIES)
+    known = {table.partition(".")[0] for table, _ in tables() if table and table not in settings.FOREIGN_TABLES} | set(
+        ENTRIES
+    )
     theirs: dict[str, _Watched] = {}
     readable: dict[str, Any] = {}
     for name, value in file.tables.items():
@@ -111,7 +117,11 @@ def check(path: Path | None) -> Checked:
         if not values.asked & set(values):
             found.warnings.append(f"{where} [{name}] is containerd's and means nothing here")
         else:
-            found.warnings += [f'{where} [{name}] "{key}" is containerd\'s and means nothing here' for key, value in values.items() if value and key not in values.asked]
+            found.warnings += [
+                f'{where} [{name}] "{key}" is containerd\'s and means nothing here'
+                for key, value in values.items()
+                if value and key not in values.asked
+            ]
     return found
 
 
@@ -136,11 +146,14 @@ def _words(error: errors.NodeError) -> str:
 
 def grace(process: Process, file: settings.File) -> float:
     """Seconds that a process gives its calls to end when it is stopped; 0 where its settings do not say."""
-    return max((float(getattr(load(_class(where), file, table), "grace", 0.0)) for table, where in process.config), default=0.0)
+    return max(
+        (float(getattr(load(_class(where), file, table), "grace", 0.0)) for table, where in process.config), default=0.0
+    )
 
 
 def text(file: settings.File, *, comments: bool, files: Mapping[str, settings.File] | None = None, **top: Path) -> str:
-    """The configuration that ``file`` amounts to, as TOML; ``files`` are other ones for single tables, and ``top`` overrides keys of the top level.
+    """The configuration that ``file`` amounts to, as TOML; ``files`` are other ones for single tables, and ``top``
+    overrides keys of the top level.
 
     With ``comments`` each key is explained.
     """
@@ -191,7 +204,10 @@ def literal(value: Any, hint: Any = None) -> str:
         return f"{{{', '.join(f'{_key(k)} = {literal(v)}' for k, v in value.items())}}}" if value else "{}"
     if dataclasses.is_dataclass(value):
         hints = get_type_hints(type(value), include_extras=True)
-        return f"{{{', '.join(f'{_key(f.name)} = {literal(getattr(value, f.name), hints[f.name])}' for f in dataclasses.fields(value))}}}"
+        fields = (
+            f"{_key(f.name)} = {literal(getattr(value, f.name), hints[f.name])}" for f in dataclasses.fields(value)
+        )
+        return f"{{{', '.join(fields)}}}"
     return str(value)
 
 
@@ -214,7 +230,12 @@ def _docs(cls: type[Any]) -> dict[str, str]:
             continue
         assert isinstance(node, ast.ClassDef)
         for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
-            if (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and isinstance(after, ast.Expr)
-                    and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
                 found[statement.target.id] = inspect.cleandoc(after.value.value)
     return found

@@ -30,11 +30,14 @@ class _Task:
 
 
 async def stop_all(address: Path, grace: float, bundles: Path) -> int:
-    """SIGTERM to every task of every namespace, SIGKILL to what is left after ``grace`` seconds, then delete them; how many there were.
+    """SIGTERM to every task of every namespace, SIGKILL to what is left after ``grace`` seconds, then delete them; how
+    many there were.
 
-    Namespaces are those that metadata knows and those that have ``bundles``: a task runs on where the records of its container are lost, or cannot be read.
+    Namespaces are those that metadata knows and those that have ``bundles``: a task runs on where the records of its
+    container are lost, or cannot be read.
 
-    Until none is left: the restart monitor may start one again meanwhile. FailedPrecondition names those that would not end, and why; they keep no others running.
+    Until none is left: the restart monitor may start one again meanwhile. FailedPrecondition names those that would not
+    end, and why; they keep no others running.
     """
     async with rpc.Channel(address, "gateway") as channel:
         tasks, namespaces = channel.client(TASKS), channel.client(NAMESPACES)
@@ -44,18 +47,27 @@ async def stop_all(address: Path, grace: float, bundles: Path) -> int:
             found = await _list(tasks, namespaces, bundles)
             if not found:
                 return len(stopped)
-            troubles.update(zip(found, await asyncio.gather(*(_trouble(tasks, task, grace) for task in found)), strict=True))
+            troubles.update(
+                zip(found, await asyncio.gather(*(_trouble(tasks, task, grace) for task in found)), strict=True)
+            )
             stopped.update(found)
         if left := await _list(tasks, namespaces, bundles):
-            raise errors.FailedPrecondition("still running: " + ", ".join(
-                f"{task.namespace}/{task.container}" + (f" ({why})" if (why := troubles.get(task)) else "") for task in left))
+            raise errors.FailedPrecondition(
+                "still running: "
+                + ", ".join(
+                    f"{task.namespace}/{task.container}" + (f" ({why})" if (why := troubles.get(task)) else "")
+                    for task in left
+                )
+            )
         return len(stopped)
 
 
 async def _list(tasks: tasks_stubs.Tasks, namespaces: namespaces_stubs.Namespaces, bundles: Path) -> list[_Task]:
     names = {path.name for path in bundles.glob("*") if path.is_dir() and not path.name.startswith(".")}
     try:
-        names |= {namespace.name for namespace in (await namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces}
+        names |= {
+            namespace.name for namespace in (await namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces
+        }
     except errors.NodeError as error:
         complain(f"only namespaces that have tasks are looked at: {error}")
     found = []

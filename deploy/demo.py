@@ -1,8 +1,8 @@
 """``make demo``: the main job of a node, shown without the internet.
 
-Builds a small image from Debian's busybox-static, serves it from Debian's docker-registry on loopback, pulls it with Debian's ctr through the node, runs a
-container with runc, and prints each step with what it did and how long it took. A node that is up is used and left up; otherwise one is started in a
-temporary directory, and taken away again.
+Builds a small image from Debian's busybox-static, serves it from Debian's docker-registry on loopback, pulls it with
+Debian's ctr through the node, runs a container with runc, and prints each step with what it did and how long it took. A
+node that is up is used and left up; otherwise one is started in a temporary directory, and taken away again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ def main() -> None:
     try:
         if os.geteuid() != 0:
             raise Failure("the demo starts containers: run it as root (sudo)")
-        with _node(parser.parse_args()) as socket, tempfile.TemporaryDirectory(prefix="splitd-demo") as directory, Registry(Path(directory)) as registry:
+        with (
+            _node(parser.parse_args()) as socket,
+            tempfile.TemporaryDirectory(prefix="splitd-demo") as directory,
+            Registry(Path(directory)) as registry,
+        ):
             show(socket, registry)
     except (Failure, MissingProgramError) as failure:
         print(f"demo: {failure}", file=sys.stderr)
@@ -71,11 +75,25 @@ def show(socket: Path, registry: Registry) -> None:
     size = sum(len(blob) for blob in image.blobs.values())
     print(f"\nan image of {size / (1 << 20):.1f} MiB is at {reference}\n")
     try:
-        _run("1. pull it: ctr fetches, content keeps the bytes, snapshots unpacks the layer, images and metadata record it",
-             [*ctr, "images", "pull", "--plain-http", reference], tail=3)
+        _run(
+            (
+                "1. pull it: ctr fetches, content keeps the bytes, snapshots unpacks the layer, images and metadata "
+                "record "
+                "it"
+            ),
+            [*ctr, "images", "pull", "--plain-http", reference],
+            tail=3,
+        )
         _run("2. what the node has now", [*ctr, "images", "ls", f"name=={reference}"])
-        _run("3. run it: tasks starts containerd-shim-runc-v2, which starts runc", [*ctr, "run", "--rm", reference, CONTAINER])
-        _run("4. and an exit code comes back", [*ctr, "run", "--rm", reference, CONTAINER, "sh", "-c", "exit 3"], expected=3)
+        _run(
+            "3. run it: tasks starts containerd-shim-runc-v2, which starts runc",
+            [*ctr, "run", "--rm", reference, CONTAINER],
+        )
+        _run(
+            "4. and an exit code comes back",
+            [*ctr, "run", "--rm", reference, CONTAINER, "sh", "-c", "exit 3"],
+            expected=3,
+        )
     finally:
         subprocess.run([*ctr, "images", "rm", "--sync", reference], check=False, capture_output=True)
         subprocess.run([*ctr, "namespaces", "rm", NAMESPACE], check=False, capture_output=True)
@@ -87,7 +105,8 @@ def _run(title: str, command: Sequence[str], *, tail: int = 0, expected: int = 0
     begun = time.monotonic()
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     seconds = time.monotonic() - begun
-    lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip() and "\x1b" not in line]  # progress bars
+    # progress bars
+    lines = [line for line in done.stdout.replace("\r", "\n").splitlines() if line.strip() and "\x1b" not in line]
     for line in lines[-tail:] if tail else lines:
         print(f"   {line}")
     print(f"   ({seconds:.2f} s, exit code {done.returncode})\n")

@@ -1,4 +1,6 @@
-"""What an operator is told when something is wrong: the one exception that a verb ends with, and what to say of a mistyped word."""
+"""What an operator is told when something is wrong: the one exception that a verb ends with, and what to say of a
+mistyped word.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,21 @@ class Failure(Exception):
 
 
 LIKENESS = 0.7
-"""From here on two words are taken for one and its mistyping: below it is `ps` and `push`, above it `donw` and `down`."""
+"""From here on two words are taken for one and its mistyping: below it is `ps` and `push`, above it `donw` and
+`down`.
+"""
 
 
 def mistyped(word: str, known: list[str], what: str, meant: str = "") -> str:
-    """What to say of a word that is none of those known; ``meant`` is what it stands for, where that is known, with why behind a colon."""
-    near, _, why = meant.partition(": ") if meant else (next(iter(difflib.get_close_matches(word, known, 1, LIKENESS)), ""), "", "")
-    return f"{what} {word!r} is not known{f', did you mean {near!r}?' if near else ''}{f' {why}' if why else ''} ({', '.join(known)})"
+    """What to say of a word that is none of those known; ``meant`` is what it stands for, where that is known, with
+    why behind a colon.
+    """
+    near, _, why = (
+        meant.partition(": ")
+        if meant
+        else (next(iter(difflib.get_close_matches(word, known, 1, LIKENESS)), ""), "", "")
+    )
+    return (
+        f"{what} {word!r} is not known{f', did you mean {near!r}?' if near else ''}{f' {why}' if why else ''} "
+        f"({', '.join(known)})"
+    )

@@ -1,7 +1,7 @@
 """What belongs to another containerd: a node takes none of its directories and none of its sockets.
 
-A configuration brought along from containerd names containerd's own root, state and address. A node started with it would put its folders among containerd's,
-take containerd's socket and show its tasks; so it is not started.
+A configuration brought along from containerd names containerd's own root, state and address. A node started with it
+would put its folders among containerd's, take containerd's socket and show its tasks; so it is not started.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ TAKEN = ("containerd.sock", "containerd.sock.ttrpc", *(name for process in PROCE
 def refuse(here: Place, chosen: dict[str, str], *, ending: float = ENDING_SECONDS) -> None:
     """A Failure of one line where ``here`` is another containerd's; nothing is written before.
 
-    ``chosen`` tells for "root" and "state" where the operator chose them, such as ``--root`` or ``root in /etc/containerd/config.toml``.
-    A socket that answers while no supervisord of the node runs is waited for, ``ending`` seconds.
+    ``chosen`` tells for "root" and "state" where the operator chose them, such as ``--root`` or ``root in
+    /etc/containerd/config.toml``. A socket that answers while no supervisord of the node runs is waited for, ``ending``
+    seconds.
     """
     found: dict[str, str] = {}
     if (here.root / METADATA).exists():
@@ -50,7 +51,9 @@ def refuse(here: Place, chosen: dict[str, str], *, ending: float = ENDING_SECOND
     if server:
         found["state"] = server
     if found:
-        raise Failure(f"{'; '.join(found.values())}: choose {' and '.join(f'another {what} ({chosen[what]})' for what in found)}")
+        raise Failure(
+            f"{'; '.join(found.values())}: choose {' and '.join(f'another {what} ({chosen[what]})' for what in found)}"
+        )
 
 
 def _kept(state: Path) -> Path | None:
@@ -63,7 +66,10 @@ def _kept(state: Path) -> Path | None:
 
 def _server(state: Path) -> str:
     """A socket that the node would take though somebody serves it, and who; "" if there is none."""
-    return next((f"{state / name} is served by {who}, not by this node" for name in TAKEN if (who := _answering(state / name))), "")
+    return next(
+        (f"{state / name} is served by {who}, not by this node" for name in TAKEN if (who := _answering(state / name))),
+        "",
+    )
 
 
 def _answering(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""The health of a node: supervisord's word for each process, the process's own answer, and the gateway's view of it. And that of the registries it asks."""
+"""The health of a node: supervisord's word for each process, the process's own answer, and the gateway's view of
+it. And that of the registries it asks.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +73,16 @@ async def _proxied(place: Place) -> list[Proxied]:
     async with rpc.Channel(place.socket, "gateway") as gateway:
         answers = await asyncio.gather(*(_check(gateway, upstream, "") for upstream in upstreams.values()))
     troubles = dict(zip(found, answers, strict=True))
-    return [Proxied(name, plugin.type, plugin.address, plugin.type != "snapshot" or name in ours,
-                    "does not answer the gateway" if troubles[name].words not in ("", ABSENT) else "") for name, plugin in found.items()]
+    return [
+        Proxied(
+            name,
+            plugin.type,
+            plugin.address,
+            plugin.type != "snapshot" or name in ours,
+            "does not answer the gateway" if troubles[name].words not in ("", ABSENT) else "",
+        )
+        for name, plugin in found.items()
+    ]
 
 
 def away(place: Place) -> list[Proxied]:
@@ -98,11 +108,35 @@ async def _of_node(place: Place, statuses: dict[str, Status]) -> list[Health]:
     snapshotters = [f"snapshots.{name}" for name in running.snapshotters(place)]
     processes = [p for p in PROCESSES if statuses[p.name].state == RUNNING]
     async with rpc.Channel(place.socket, "gateway") as gateway:
-        answers = await asyncio.gather(*(_trouble(place, p, gateway, [each for each in (*p.upstreams, *(snapshotters if p.name == SNAPSHOTS else ())) if each not in others]) for p in processes))
-        runs = dict(zip((p.name for p in processes), await asyncio.gather(*(_runs(place, p) for p in processes)), strict=True))
+        answers = await asyncio.gather(
+            *(
+                _trouble(
+                    place,
+                    p,
+                    gateway,
+                    [
+                        each
+                        for each in (*p.upstreams, *(snapshotters if p.name == SNAPSHOTS else ()))
+                        if each not in others
+                    ],
+                )
+                for p in processes
+            )
+        )
+        runs = dict(
+            zip((p.name for p in processes), await asyncio.gather(*(_runs(place, p) for p in processes)), strict=True)
+        )
     troubles = dict(zip((p.name for p in processes), answers, strict=True))
-    return [Health(s, pss(s.pid), _and_silence(troubles[name].words, s) if name in troubles else _state_trouble(s), runs.get(name), name in troubles and troubles[name].lasting)
-            for name, s in statuses.items()]
+    return [
+        Health(
+            s,
+            pss(s.pid),
+            _and_silence(troubles[name].words, s) if name in troubles else _state_trouble(s),
+            runs.get(name),
+            name in troubles and troubles[name].lasting,
+        )
+        for name, s in statuses.items()
+    ]
 
 
 async def _runs(place: Place, process: Process) -> tuple[str, str] | None:
@@ -115,8 +149,14 @@ async def _runs(place: Place, process: Process) -> tuple[str, str] | None:
 
 
 def _and_silence(trouble: str, status: Status) -> str:
-    """What is wrong, and what the watchdog has to say of it: a process that answers is not silent, however late its last beat is."""
-    return f"{trouble} (its loop has been silent for {status.watched.silent:.0f} s)" if trouble and status.watched.silent else trouble
+    """What is wrong, and what the watchdog has to say of it: a process that answers is not silent, however late its
+    last beat is.
+    """
+    return (
+        f"{trouble} (its loop has been silent for {status.watched.silent:.0f} s)"
+        if trouble and status.watched.silent
+        else trouble
+    )
 
 
 def _state_trouble(status: Status) -> str:
@@ -161,7 +201,9 @@ async def _check(channel: rpc.Channel, service: str, prefix: str) -> _Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """A registry or mirror as the images service remembers it; times are seconds since the epoch, ``throughput`` is bytes a second (0: not measured)."""
+    """A registry or mirror as the images service remembers it; times are seconds since the epoch, ``throughput`` is
+    bytes a second (0: not measured).
+    """
 
     host: str
     state: str
@@ -190,7 +232,20 @@ async def _registries(place: Place) -> list[Registry] | None:
             response = await channel.client(REGISTRIES).List(registries_pb2.ListRequest(), timeout=PATIENCE)
         except errors.NodeError:
             return None
-    return [Registry(h.address, h.state, h.since, h.failures, h.last_error, h.throughput, h.rests_until, h.ranges_refused, h.ranges_refused_until) for h in response.hosts]
+    return [
+        Registry(
+            h.address,
+            h.state,
+            h.since,
+            h.failures,
+            h.last_error,
+            h.throughput,
+            h.rests_until,
+            h.ranges_refused,
+            h.ranges_refused_until,
+        )
+        for h in response.hosts
+    ]
 
 
 _DEATHS = 3
@@ -198,7 +253,9 @@ _DEATHS = 3
 
 
 def wait(place: Place, seconds: float, only: set[str] | None = None) -> list[Health]:
-    """Ask until all processes (or ``only`` these) are healthy, or those that are not will not be, by their own words or as they cannot start, or the time is over; the last answers."""
+    """Ask until all processes (or ``only`` these) are healthy, or those that are not will not be, by their own
+    words or as they cannot start, or the time is over; the last answers.
+    """
     end = time.monotonic() + seconds
     ended: dict[str, int] = {}
     while True:

@@ -1,6 +1,8 @@
-"""What a node does not remove since records of it may have been lost: unknown blobs and snapshots (metadata's collector), and directories of unknown snapshots (snapshotters).
+"""What a node does not remove since records of it may have been lost: unknown blobs and snapshots (metadata's
+collector), and directories of unknown snapshots (snapshotters).
 
-The latter is a file below the root, which the snapshotter writes and an operator removes; its service looks at it whenever it would remove something.
+The latter is a file below the root, which the snapshotter writes and an operator removes; its service looks at it
+whenever it would remove something.
 """
 
 from __future__ import annotations
@@ -51,11 +53,16 @@ def known(place: Place) -> list[HeldBack]:
 
 def of_snapshotters(place: Place) -> list[HeldBack]:
     """What their files say, whether they run or not."""
-    return [HeldBack(f"snapshots.{path.parent.name}", path.read_text().strip(), path.stat().st_mtime) for path in _files(place)]
+    return [
+        HeldBack(f"snapshots.{path.parent.name}", path.read_text().strip(), path.stat().st_mtime)
+        for path in _files(place)
+    ]
 
 
 def release(place: Place) -> int:
-    """All of it may go, and goes now; so do the records of snapshots that their snapshotter lost, in whose way nobody could unpack an image again. How many these were."""
+    """All of it may go, and goes now; so do the records of snapshots that their snapshotter lost, in whose way
+    nobody could unpack an image again. How many these were.
+    """
     return asyncio.run(_release(place))
 
 
@@ -67,7 +74,9 @@ async def _release(place: Place) -> int:
         name = path.parent.name
         async with rpc.Channel(place.socket, "gateway") as gateway:
             for namespace in await Namespaces(gateway).names():
-                lost += await _without_lost(RemoteSnapshotter(gateway, snapshotter=name, headers={rpc.NAMESPACE: namespace}))
+                lost += await _without_lost(
+                    RemoteSnapshotter(gateway, snapshotter=name, headers={rpc.NAMESPACE: namespace})
+                )
         path.unlink()  # last, so that what failed until here is done by the same command
         async with rpc.Channel(place.state / f"snapshots-{name}.sock", f"snapshots.{name}") as channel:
             await RemoteSnapshotter(channel).cleanup()

@@ -1,4 +1,6 @@
-"""The log files of a node as they are read: the last lines of one, or of several in the order of time, and what is appended, over rotations."""
+"""The log files of a node as they are read: the last lines of one, or of several in the order of time, and what is
+appended, over rotations.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)[.,](\d{3})")
 
 
 def last(path: Path, lines: int, end: int | None = None) -> list[str]:
-    """The last lines of the log, or of its first ``end`` bytes, from the rotated file before it too if it is short; none of a log that is not there."""
+    """The last lines of the log, or of its first ``end`` bytes, from the rotated file before it too if it is short;
+    none of a log that is not there.
+    """
     found: list[str] = []
     for each, until in ((path, end), (path.with_name(path.name + ".1"), None)):
         if len(found) < lines and each.exists():
@@ -38,7 +42,9 @@ def _tail(path: Path, lines: int, end: int | None) -> list[str]:
 
 
 def in_order(logs: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]]:
-    """The lines of several logs, each with the name of its log, in the order of time. A line that names no time, such as one of a traceback, stays behind the one before it."""
+    """The lines of several logs, each with the name of its log, in the order of time. A line that names no time,
+    such as one of a traceback, stays behind the one before it.
+    """
     dated: list[tuple[str, str, str]] = []
     for name, lines in logs:
         moment = ""
@@ -50,7 +56,9 @@ def in_order(logs: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]]
 
 
 class Follower:
-    """What is appended to a log from now on. The file may be rotated, and need not be there yet; ``position`` is where it ended."""
+    """What is appended to a log from now on. The file may be rotated, and need not be there yet; ``position`` is
+    where it ended.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

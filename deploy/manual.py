@@ -1,4 +1,6 @@
-"""The man page of the splitd command, splitd(8), made of its parser and of the docstrings that stand here, so that it says what the command does."""
+"""The man page of the splitd command, splitd(8), made of its parser and of the docstrings that stand here, so that
+it says what the command does.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ ENVIRONMENT = {
     "CONTAINERD_NAMESPACE": "the namespace where -n does not say it",
     "SPLITD_LOG": "for up: the level from which the node logs, such as DEBUG",
     "SPLITD_DEBUG": "1 shows the traceback of a defect of this command",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "for up: where a collector of OpenTelemetry's traces listens; its other variables mean what they mean elsewhere",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": (
+        "for up: where a collector of OpenTelemetry's traces listens; its other variables mean what they mean elsewhere"
+    ),
 }
 FILES = {
     str(place.ETC): "the configuration, if it exists; splitd config default prints every setting with its explanation",
@@ -32,17 +36,30 @@ FILES = {
 
 def page(top: argparse.ArgumentParser) -> str:
     """The page, in the language of man(7)."""
-    return "\n".join([
-        f'.TH "{_text(top.prog.upper())}" "8" "" "{_text(top.prog)} {version.SPLITD}" "System Administration"',
-        ".SH NAME", f"{_text(top.prog)} \\- {_text(_summary(top))}",
-        ".SH SYNOPSIS", f"\\fB{_text(top.prog)}\\fR \\fIVERB\\fR [\\fIOPTION\\fR...]",
-        ".SH DESCRIPTION", _text(top.description or ""),
-        ".SH VERBS", *_verbs(top),
-        ".SH OPTIONS OF EVERY VERB", *_options(_common()),
-        ".SH EXIT STATUS", *_pairs(EXIT_STATUS),
-        ".SH ENVIRONMENT", *_pairs(ENVIRONMENT),
-        ".SH FILES", *_pairs(FILES),
-    ]) + "\n"
+    return (
+        "\n".join(
+            [
+                f'.TH "{_text(top.prog.upper())}" "8" "" "{_text(top.prog)} {version.SPLITD}" "System Administration"',
+                ".SH NAME",
+                f"{_text(top.prog)} \\- {_text(_summary(top))}",
+                ".SH SYNOPSIS",
+                f"\\fB{_text(top.prog)}\\fR \\fIVERB\\fR [\\fIOPTION\\fR...]",
+                ".SH DESCRIPTION",
+                _text(top.description or ""),
+                ".SH VERBS",
+                *_verbs(top),
+                ".SH OPTIONS OF EVERY VERB",
+                *_options(_common()),
+                ".SH EXIT STATUS",
+                *_pairs(EXIT_STATUS),
+                ".SH ENVIRONMENT",
+                *_pairs(ENVIRONMENT),
+                ".SH FILES",
+                *_pairs(FILES),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _summary(top: argparse.ArgumentParser) -> str:
@@ -79,7 +96,11 @@ def _usage(action: argparse.Action) -> str:
     """``[--lines N]``, ``REF``, ``[SERVICE...]``"""
     if not action.option_strings:
         many = "..." if action.nargs in ("*", "+") else ""
-        return f"[{_name(action)}{many}]" if action.nargs in ("*", "?") or not action.required else f"{_name(action)}{many}"
+        return (
+            f"[{_name(action)}{many}]"
+            if action.nargs in ("*", "?") or not action.required
+            else f"{_name(action)}{many}"
+        )
     return f"[\\fB{_text(action.option_strings[-1])}\\fR{f' {_name(action)}' if action.nargs != 0 else ''}]"
 
 
@@ -89,10 +110,16 @@ def _name(action: argparse.Action) -> str:
 
 def _options(actions: list[argparse.Action]) -> Iterator[str]:
     for action in actions:
-        if action.help in (None, argparse.SUPPRESS) or isinstance(action, (argparse._SubParsersAction, argparse._HelpAction)):
+        if action.help in (None, argparse.SUPPRESS) or isinstance(
+            action, (argparse._SubParsersAction, argparse._HelpAction)
+        ):
             continue
         words = ", ".join(f"\\fB{_text(each)}\\fR" for each in action.option_strings)
-        yield from (".TP", " ".join(filter(None, (words, _name(action) if action.nargs != 0 else ""))), _text(action.help or ""))
+        yield from (
+            ".TP",
+            " ".join(filter(None, (words, _name(action) if action.nargs != 0 else ""))),
+            _text(action.help or ""),
+        )
 
 
 def _pairs(pairs: dict[str, str]) -> Iterator[str]:

@@ -1,6 +1,8 @@
-"""What each node of this machine was last started with, kept where it survives a reboot: a small file for each state directory, since STATE itself is memory on most machines.
+"""What each node of this machine was last started with, kept where it survives a reboot: a small file for each state
+directory, since STATE itself is memory on most machines.
 
-So ``splitd up --state DIR`` starts the same node again, and ``splitd logs --state DIR`` finds its logs, without being told root and configuration.
+So ``splitd up --state DIR`` starts the same node again, and ``splitd logs --state DIR`` finds its logs, without being
+told root and configuration.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from pathlib import Path
 from deploy.failure import Failure
 
 NODES = Path("/var/lib/splitd.nodes")
-"""Beside the default root, not in it: it speaks of nodes with other roots too. The environment's SPLITD_NODES is stronger; tests have a directory of their own."""
+"""Beside the default root, not in it: it speaks of nodes with other roots too. The environment's SPLITD_NODES is
+stronger; tests have a directory of their own.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +36,43 @@ class Remembered:
 
 
 def of(state: Path) -> Remembered | None:
-    """How the node at ``state`` was last started; None if none ever was. A Failure names a file that cannot be understood."""
+    """How the node at ``state`` was last started; None if none ever was. A Failure names a file that cannot be
+    understood.
+    """
     path = _path(state)
     try:
         values = json.loads(path.read_text())
-        return Remembered(Path(values["root"]), Path(values["config"]) if values["config"] else None, bool(values["root_given"]), bool(values["config_given"]))
+        return Remembered(
+            Path(values["root"]),
+            Path(values["config"]) if values["config"] else None,
+            bool(values["root_given"]),
+            bool(values["config_given"]),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
-        raise Failure(f"{path}, which says how the node at {state} was started, cannot be understood: remove it, and say --root and --config") from None
+        raise Failure(
+            f"{path}, which says how the node at {state} was started, cannot be understood: remove it, and say --root "
+            "and --config"
+        ) from None
 
 
 def keep(state: Path, node: Remembered) -> None:
-    """Remember; it is on the disk when this returns. Nothing is written where that is remembered already, so that a full disk stops no start after a reboot. OSError."""
+    """Remember; it is on the disk when this returns. Nothing is written where that is remembered already, so that a
+    full disk stops no start after a reboot. OSError.
+    """
     with contextlib.suppress(Failure):
         if of(state) == node:
             return
     path = _path(state)
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {"state": str(state), "root": str(node.root), "config": str(node.config) if node.config else None, "root_given": node.root_given, "config_given": node.config_given}
+    values = {
+        "state": str(state),
+        "root": str(node.root),
+        "config": str(node.config) if node.config else None,
+        "root_given": node.root_given,
+        "config_given": node.config_given,
+    }
     temporary = path.with_suffix(".new")
     try:
         with temporary.open("w") as file:
@@ -74,7 +96,9 @@ def forget(state: Path) -> None:
 
 
 def state_of(config: Path) -> Path | None:
-    """The state directory of the one node that was last started with this file, where the file itself can no longer say it; None if there is none, or several."""
+    """The state directory of the one node that was last started with this file, where the file itself can no longer
+    say it; None if there is none, or several.
+    """
     found = []
     for path in sorted(_nodes().glob("*.json")):
         try:

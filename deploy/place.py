@@ -1,8 +1,9 @@
 """Where a node lives: its root, its state directory, its configuration, and the paths that follow from them.
 
-Each of the first two comes from the flag, else the environment (SPLITD_ROOT, SPLITD_STATE), else the configuration file, else the default. What a running node
-was started with is kept in STATE/node.json, and, for the time after a reboot, by :mod:`deploy.memory`: so ``splitd logs --state DIR`` finds the logs, and ``splitd up --state DIR``
-starts the same node, without being told root and configuration again.
+Each of the first two comes from the flag, else the environment (SPLITD_ROOT, SPLITD_STATE), else the configuration
+file, else the default. What a running node was started with is kept in STATE/node.json, and, for the time after a
+reboot, by :mod:`deploy.memory`: so ``splitd logs --state DIR`` finds the logs, and ``splitd up --state DIR`` starts the
+same node, without being told root and configuration again.
 """
 
 from __future__ import annotations
@@ -99,9 +100,24 @@ def program() -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which node is meant; every verb has them."""
-    parser.add_argument("--root", metavar="DIR", help="what survives a reboot (default: $SPLITD_ROOT, that of this state the last time, the configuration, /var/lib/splitd)")
-    parser.add_argument("--state", metavar="DIR", help="sockets and what belongs to this boot (default: $SPLITD_STATE, the configuration, /run/splitd)")
-    parser.add_argument("--config", metavar="FILE", help=f"the TOML file (default: $SPLITD_CONFIG, that of this state the last time, {ETC} if it exists)")
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help=(
+            "what survives a reboot (default: $SPLITD_ROOT, that of this state the last time, the configuration, "
+            "/var/lib/splitd)"
+        ),
+    )
+    parser.add_argument(
+        "--state",
+        metavar="DIR",
+        help="sockets and what belongs to this boot (default: $SPLITD_STATE, the configuration, /run/splitd)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"the TOML file (default: $SPLITD_CONFIG, that of this state the last time, {ETC} if it exists)",
+    )
 
 
 def config_file(arguments: argparse.Namespace) -> Path | None:
@@ -138,7 +154,9 @@ def chosen(arguments: argparse.Namespace, here: Place) -> dict[str, str]:
 
 
 def find(arguments: argparse.Namespace) -> Place:
-    """The node that the arguments and the environment mean: as it runs, or was last started. Its configuration is not read where it need not be, and may be wrong."""
+    """The node that the arguments and the environment mean: as it runs, or was last started. Its configuration is
+    not read where it need not be, and may be wrong.
+    """
     config = config_file(arguments)
     state = _state(arguments, config)
     root = given_root(arguments)
@@ -148,7 +166,9 @@ def find(arguments: argparse.Namespace) -> Place:
 
 
 def to_start(arguments: argparse.Namespace) -> tuple[Place, memory.Remembered]:
-    """The node that ``splitd up`` is to start, and what is to be remembered of it: what the operator does not name is as it was the last time."""
+    """The node that ``splitd up`` is to start, and what is to be remembered of it: what the operator does not name
+    is as it was the last time.
+    """
     config, root = given_config(arguments), given_root(arguments)
     given = config is not None
     state = _state(arguments, config_file(arguments), broken_ok=False)
@@ -172,7 +192,13 @@ def _state(arguments: argparse.Namespace, config: Path | None, *, broken_ok: boo
         return _absolute(load_node(config).state)
     except Failure:
         known = memory.state_of(config) if config is not None and broken_ok else None
-        if known is None and broken_ok and config == ETC and given_config(arguments) is None and recall(settings.STATE) is not None:
+        if (
+            known is None
+            and broken_ok
+            and config == ETC
+            and given_config(arguments) is None
+            and recall(settings.STATE) is not None
+        ):
             known = settings.STATE  # started before the file was there
         if known is None:
             raise
@@ -192,7 +218,9 @@ def recall(state: Path) -> Place | None:
 
 
 def last_started(state: Path) -> memory.Remembered | None:
-    """How the node at ``state`` was last started; None if none was. One before 0.2 wrote it into STATE only, and not what of it was named."""
+    """How the node at ``state`` was last started; None if none was. One before 0.2 wrote it into STATE only, and
+    not what of it was named.
+    """
     if (known := memory.of(state)) is not None or (last := recall(state)) is None:
         return known
     try:
@@ -226,13 +254,24 @@ def same(one: Path, other: Path) -> bool:
 
 def check(place: Place) -> None:
     """Refuse paths that cannot work, each with its reason."""
-    for what, path in (("root", place.root), ("state", place.state), ("configuration", place.config), ("installation", TOP)):
+    for what, path in (
+        ("root", place.root),
+        ("state", place.state),
+        ("configuration", place.config),
+        ("installation", TOP),
+    ):
         # Spaces and percent signs are quoted; supervisord has no way to quote these.
         if path is not None and (bad := sorted({c for c in str(path) if c in "'\"\\;#" or not c.isprintable()})):
-            raise Failure(f"the {what} path {str(path)!r} has {' '.join(map(repr, bad))} in it, which supervisord cannot take: choose another")
+            raise Failure(
+                f"the {what} path {str(path)!r} has {' '.join(map(repr, bad))} in it, which supervisord cannot take: "
+                "choose another"
+            )
     longest = max(SOCKETS, key=len)
     length = len(os.fsencode(place.state / longest))
     if length > 107:
-        raise Failure(f"the state directory {place.state} is {length - 107} bytes too long: socket paths end at 107 bytes, and {longest} must fit in it")
+        raise Failure(
+            f"the state directory {place.state} is {length - 107} bytes too long: socket paths end at 107 bytes, and "
+            f"{longest} must fit in it"
+        )
     if place.root == place.state:
         raise Failure(f"root and state are both {place.root}: choose two directories")

@@ -1,4 +1,6 @@
-"""What a node that is up runs with: the configuration file as each process read it when it was started, in STATE/config. The file itself may have changed since, or be new."""
+"""What a node that is up runs with: the configuration file as each process read it when it was started, in
+STATE/config. The file itself may have changed since, or be new.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +33,40 @@ def differences(here: Place) -> list[str]:
     now = here.config.read_bytes()
     old = [name for name in NAMES if (kept := _path(here, name)).exists() and kept.read_bytes() != now]
     if old:
-        found.append(f"{here.config} has changed since {', '.join(old)} read it: {here.hint('restart ' + ' '.join(old))}")
+        found.append(
+            f"{here.config} has changed since {', '.join(old)} read it: {here.hint('restart ' + ' '.join(old))}"
+        )
     return found
 
 
 def of_the_node(here: Place) -> list[str]:
     """Those that only ``splitd down``, then ``splitd up``, does away with."""
     if here.config is None:
-        return [f"{ETC} is newer than the node, which runs with defaults: it is read after splitd down, then splitd up"] if ETC.exists() else []
+        return (
+            [f"{ETC} is newer than the node, which runs with defaults: it is read after splitd down, then splitd up"]
+            if ETC.exists()
+            else []
+        )
     try:
         if _given_to_supervisord(_read(here, SUPERVISORD)) == _given_to_supervisord(settings.read(here.config)):
             return []
     except errors.NodeError as error:
         return [str(error).removesuffix(f": {error.suffix}")]
-    return [f"{here.config} has other values for the node as a whole (root, state, oom_score, [cgroup], [watchdog], grace) than it runs with: they are read after splitd down, then splitd up"]
+    return [
+        (
+            f"{here.config} has other values for the node as a whole (root, state, oom_score, [cgroup], [watchdog], "
+            "grace) "
+            "than it runs with: they are read after splitd down, then splitd up"
+        )
+    ]
 
 
 def _given_to_supervisord(file: settings.File) -> object:
     """What supervisord is given."""
     tables = file.tables
-    return [tables.get(name) for name in ("root", "state", "oom_score", "cgroup", "watchdog")] + [configuration.grace(process, file) for process in PROCESSES]
+    return [tables.get(name) for name in ("root", "state", "oom_score", "cgroup", "watchdog")] + [
+        configuration.grace(process, file) for process in PROCESSES
+    ]
 
 
 def keep(here: Place) -> None:
@@ -61,7 +77,9 @@ def keep(here: Place) -> None:
 def proxies(here: Place) -> dict[str, ProxyPlugin]:
     """Other people's services that the gateway was started with, by name."""
     file = _read(here, "gateway")
-    return {name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})}
+    return {
+        name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})
+    }
 
 
 def snapshotters(here: Place) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Small container images made from nothing, and a registry on loopback to pull them from; for the demo and for tests.
 
-An image here is a dictionary of blobs and the descriptor of its root. Layers are made by :func:`tar_of` from a list of entries, so that a test says
-what is in a layer in a few lines::
+An image here is a dictionary of blobs and the descriptor of its root. Layers are made by :func:`tar_of` from a list of
+entries, so that a test says what is in a layer in a few lines::
 
     with Registry(directory) as registry:
         reference = registry.push(busybox_image(), "box:1")       # 127.0.0.1:PORT/box:1
@@ -29,8 +29,11 @@ from services.oci import platforms
 from services.oci.digests import digest_of
 from services.oci.media_types import CONFIG, INDEX, LAYER, MANIFEST
 
-APPLETS = tuple("sh ls cat echo sleep true false ps top env mount hostname id date dd touch mkdir rm stat wc tty readlink kill trap seq test head grep"
-                " yes tr cut sort nc ip".split())
+APPLETS = tuple(
+    "sh ls cat echo sleep true false ps top env mount hostname id date dd touch mkdir rm stat wc tty readlink kill "
+    "trap seq test head grep"
+    " yes tr cut sort nc ip".split()
+)
 
 
 class MissingProgramError(Exception):
@@ -49,7 +52,11 @@ class Image:
     @property
     def descriptor(self) -> dict[str, Any]:
         """The root as an OCI descriptor."""
-        found: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": len(self.blobs[self.digest])}
+        found: dict[str, Any] = {
+            "mediaType": self.media_type,
+            "digest": self.digest,
+            "size": len(self.blobs[self.digest]),
+        }
         if self.architecture:
             found["platform"] = {"architecture": self.architecture, "os": "linux"}
         return found
@@ -61,7 +68,9 @@ class Image:
 
 
 def tar_of(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
-    """A tar of (name, what): ``data``, ``type`` (of tarfile), ``mode``, ``uid``, ``gid``, ``link``, ``dev``, ``xattrs``, ``mtime``, all optional."""
+    """A tar of (name, what): ``data``, ``type`` (of tarfile), ``mode``, ``uid``, ``gid``, ``link``, ``dev``,
+    ``xattrs``, ``mtime``, all optional.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, what in entries:
@@ -79,7 +88,9 @@ def tar_of(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
     return buffer.getvalue()
 
 
-def image(layers: Sequence[bytes], *, cmd: Sequence[str] = ("sh",), env: Sequence[str] = (), architecture: str = "") -> Image:
+def image(
+    layers: Sequence[bytes], *, cmd: Sequence[str] = ("sh",), env: Sequence[str] = (), architecture: str = ""
+) -> Image:
     """An image of uncompressed ``layers``, gzipped, for this machine's architecture unless another is named."""
     architecture = architecture or platforms.default().architecture
     blobs: dict[str, bytes] = {}
@@ -89,15 +100,26 @@ def image(layers: Sequence[bytes], *, cmd: Sequence[str] = ("sh",), env: Sequenc
         return {"digest": digest_of(data), "size": len(data)}
 
     descriptors = [{"mediaType": LAYER + "+gzip", **put(gzip.compress(raw, 6, mtime=0))} for raw in layers]
-    config = put(json.dumps({
-        "architecture": architecture, "os": "linux",
-        "config": {"Cmd": list(cmd), "Env": ["PATH=/bin", *env]},
-        "rootfs": {"type": "layers", "diff_ids": [digest_of(raw) for raw in layers]},
-    }).encode())
-    root = put(json.dumps({
-        "schemaVersion": 2, "mediaType": MANIFEST,
-        "config": {"mediaType": CONFIG, **config}, "layers": descriptors,
-    }).encode())
+    config = put(
+        json.dumps(
+            {
+                "architecture": architecture,
+                "os": "linux",
+                "config": {"Cmd": list(cmd), "Env": ["PATH=/bin", *env]},
+                "rootfs": {"type": "layers", "diff_ids": [digest_of(raw) for raw in layers]},
+            }
+        ).encode()
+    )
+    root = put(
+        json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": {"mediaType": CONFIG, **config},
+                "layers": descriptors,
+            }
+        ).encode()
+    )
     return Image(MANIFEST, root["digest"], blobs, architecture)
 
 
@@ -118,13 +140,17 @@ def busybox_layer() -> bytes:
     except OSError:
         raise MissingProgramError("busybox is not there: apt-get install busybox-static") from None
     folder = {"type": tarfile.DIRTYPE}
-    return tar_of([
-        ("bin", folder), ("bin/busybox", {"data": busybox, "mode": 0o755}),
-        *((f"bin/{name}", {"type": tarfile.SYMTYPE, "link": "busybox"}) for name in APPLETS),
-        *((name, folder) for name in ("etc", "proc", "sys", "dev", "root", "var")),
-        ("tmp", {"type": tarfile.DIRTYPE, "mode": 0o1777}),
-        ("etc/passwd", {"data": b"root:x:0:0:root:/root:/bin/sh\n"}), ("etc/group", {"data": b"root:x:0:\n"}),
-    ])
+    return tar_of(
+        [
+            ("bin", folder),
+            ("bin/busybox", {"data": busybox, "mode": 0o755}),
+            *((f"bin/{name}", {"type": tarfile.SYMTYPE, "link": "busybox"}) for name in APPLETS),
+            *((name, folder) for name in ("etc", "proc", "sys", "dev", "root", "var")),
+            ("tmp", {"type": tarfile.DIRTYPE, "mode": 0o1777}),
+            ("etc/passwd", {"data": b"root:x:0:0:root:/root:/bin/sh\n"}),
+            ("etc/group", {"data": b"root:x:0:\n"}),
+        ]
+    )
 
 
 def busybox_image(*more: bytes, cmd: Sequence[str] = ("sh",), env: Sequence[str] = ()) -> Image:
@@ -144,12 +170,22 @@ class Registry:
         self.host = f"127.0.0.1:{self.port}"  # a minimal Debian cannot resolve localhost
         directory.mkdir(parents=True, exist_ok=True)
         self.config = directory / "registry.json"  # YAML reads JSON
-        self.config.write_text(json.dumps({
-            "version": 0.1, "log": {"level": "error"},
-            "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}, "delete": {"enabled": True}},
-            "http": {"addr": f"127.0.0.1:{self.port}"},
-        }))
-        self._process = subprocess.Popen(["docker-registry", "serve", str(self.config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.config.write_text(
+            json.dumps(
+                {
+                    "version": 0.1,
+                    "log": {"level": "error"},
+                    "storage": {
+                        "filesystem": {"rootdirectory": str(directory / "registry")},
+                        "delete": {"enabled": True},
+                    },
+                    "http": {"addr": f"127.0.0.1:{self.port}"},
+                }
+            )
+        )
+        self._process = subprocess.Popen(
+            ["docker-registry", "serve", str(self.config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         end = time.monotonic() + 15
         while self.http("GET", "/v2/")[0] != 200:
             if time.monotonic() > end or self._process.poll() is not None:
@@ -160,7 +196,9 @@ class Registry:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -168,10 +206,14 @@ class Registry:
         self._process.terminate()
         self._process.wait()
 
-    def http(self, method: str, path: str, data: bytes | None = None, content_type: str = "application/octet-stream") -> tuple[int, dict[str, str], bytes]:
+    def http(
+        self, method: str, path: str, data: bytes | None = None, content_type: str = "application/octet-stream"
+    ) -> tuple[int, dict[str, str], bytes]:
         """One request: status (0: no answer), headers, body. ``path`` may be a whole URL."""
         url = path if path.startswith("http") else f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": content_type} if data is not None else {})
+        request = urllib.request.Request(
+            url, data=data, method=method, headers={"Content-Type": content_type} if data is not None else {}
+        )
         try:
             with urllib.request.urlopen(request, timeout=20) as response:
                 return response.status, dict(response.headers), response.read()

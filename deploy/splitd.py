@@ -1,7 +1,7 @@
 """The operator's command: ``splitd VERB ...``.
 
-One file for each verb in deploy/verbs. Whatever goes wrong is one line on standard error and an exit code that is not zero: 1 failed, 2 mistyped,
-3 no node is up, 130 interrupted. SPLITD_DEBUG=1 shows the traceback of a defect.
+One file for each verb in deploy/verbs. Whatever goes wrong is one line on standard error and an exit code that is not
+zero: 1 failed, 2 mistyped, 3 no node is up, 130 interrupted. SPLITD_DEBUG=1 shows the traceback of a defect.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ class Verb(Protocol):
 
 
 ELSEWHERE = {
-    "start": "up", "stop": "down", "load": "images import", "save": "images export", "rmi": "images remove",
+    "start": "up",
+    "stop": "down",
+    "load": "images import",
+    "save": "images export",
+    "rmi": "images remove",
     **{word: f"images {word}" for word in ("inspect", "remove", "rm", "tag", "export", "import", "list", "ls")},
     **dict.fromkeys(("ps", "top"), "status: Containers are shown by a client, such as ctr tasks ls"),
     **dict.fromkeys(("run", "exec", "kill"), "ctr run: Containers are started by a client, such as ctr"),
@@ -57,8 +61,16 @@ class Parser(argparse.ArgumentParser):
 
 def parser(names: Sequence[str] = VERBS) -> Parser:
     """The command line of these verbs."""
-    top = Parser(prog="splitd", description="Run a splitd node, containerd's API from separate processes under supervisord, and move its images.", allow_abbrev=False)
-    top.add_argument("--version", action="version", version=f"splitd {version.SPLITD} (speaks containerd {version.CONTAINERD})")
+    top = Parser(
+        prog="splitd",
+        description=(
+            "Run a splitd node, containerd's API from separate processes under supervisord, and move its images."
+        ),
+        allow_abbrev=False,
+    )
+    top.add_argument(
+        "--version", action="version", version=f"splitd {version.SPLITD} (speaks containerd {version.CONTAINERD})"
+    )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
     for name in names:
         verb = loaded(name)
@@ -74,9 +86,17 @@ def run(words: list[str]) -> int:
     if verb is None and not {"-h", "--help", "--version"} & set(words):
         parser().print_help()
         return 2
-    if verb is not None and verb not in VERBS and (not words[0].startswith("-") or words[0] in ("--root", "--state", "--config")):
+    if (
+        verb is not None
+        and verb not in VERBS
+        and (not words[0].startswith("-") or words[0] in ("--root", "--state", "--config"))
+    ):
         late = words[0].startswith("-")
-        complain("say the verb first, then its options: splitd up --state DIR" if late else mistyped(verb, list(VERBS), "verb", ELSEWHERE.get(verb, "")))
+        complain(
+            "say the verb first, then its options: splitd up --state DIR"
+            if late
+            else mistyped(verb, list(VERBS), "verb", ELSEWHERE.get(verb, ""))
+        )
         return 2
     arguments = parser((verb,) if verb in words[:1] else VERBS).parse_args(words)
     return loaded(arguments.verb).run(arguments)

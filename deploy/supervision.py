@@ -1,6 +1,7 @@
 """supervisord: its configuration made from the template, its start, and its answers.
 
-supervisord keeps the node's processes running and does nothing else; what it knows is asked over XML-RPC on STATE/supervisor.sock.
+supervisord keeps the node's processes running and does nothing else; what it knows is asked over XML-RPC on
+STATE/supervisor.sock.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from services.kit import cgroups, config, settings, supervisor
 
 TEMPLATE = Path(__file__).with_name("supervisord.conf")
 OPEN_FILES = 16384
-"""Files that a process may open, if the machine allows so many. supervisord closes each number in the child it forks, so more costs time at each start."""
+"""Files that a process may open, if the machine allows so many. supervisord closes each number in the child it
+forks, so more costs time at each start.
+"""
 
 RUNNING = "RUNNING"
 
@@ -40,9 +43,26 @@ _INSIDE = b"deploy.inside"
 LOOKED_SECONDS = 0.2
 """How long others may have the node's lock who only look whether it is up, as ``splitd status`` does."""
 
-PASSED_ON = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
+PASSED_ON = frozenset(
+    {
+        "PATH",
+        "HOME",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    }
+)
 PASSED_ON_PREFIXES = ("OTEL_", "SPLITD_", "GRPC_", "SSL_CERT_", "LC_")
-"""What the environment of `splitd up` gives to the node; what else an operator's shell has is not the node's business."""
+"""What the environment of `splitd up` gives to the node; what else an operator's shell has is not the node's
+business.
+"""
 
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Added to PATH where it lacks them: runc is in /usr/sbin, which a user's PATH has not."""
@@ -50,7 +70,9 @@ SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/s
 
 def environment(caller: Mapping[str, str]) -> dict[str, str]:
     """The node's environment, out of the caller's."""
-    chosen = {k: v for k, v in caller.items() if k in PASSED_ON or (k.startswith(PASSED_ON_PREFIXES) and k != cgroups.BACK)}
+    chosen = {
+        k: v for k, v in caller.items() if k in PASSED_ON or (k.startswith(PASSED_ON_PREFIXES) and k != cgroups.BACK)
+    }
     path = [p for p in chosen.get("PATH", "").split(":") if p]
     chosen["PATH"] = ":".join([*path, *(p for p in SYSTEM_PATH if p not in path)])
     chosen["PYTHONUNBUFFERED"] = "1"
@@ -62,25 +84,42 @@ def render(place: Place) -> str:
     head, _, program = TEMPLATE.read_text().partition("[program:$name]")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     values = {
-        "top": _escaped(TOP), "state": _escaped(place.state), "logs": _escaped(place.logs),
+        "top": _escaped(TOP),
+        "state": _escaped(place.state),
+        "logs": _escaped(place.logs),
         "minfds": str(OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)),
     }
     file = settings.read(place.config)
     watchdog = settings.load(config.Watchdog, file, "watchdog")
-    values |= {"watchdog": _escaped(place.watchdog_socket), "silence": str(watchdog.silence or math.inf), "start": str(watchdog.start if watchdog.silence else math.inf),
-               "beat": str(watchdog.beat)}
+    values |= {
+        "watchdog": _escaped(place.watchdog_socket),
+        "silence": str(watchdog.silence or math.inf),
+        "start": str(watchdog.start if watchdog.silence else math.inf),
+        "beat": str(watchdog.beat),
+    }
     text = string.Template(head).substitute(values)
     for priority, process in enumerate(PROCESSES):
-        text += string.Template("[program:$name]" + program).substitute({
-            **values,
-            "name": process.name, "module": process.module, "priority": str(100 + priority), "stop_seconds": str(stop_seconds(process, file)),
-            "setpriv": _escaped(_argument(shutil.which("setpriv", path=os.pathsep.join(SYSTEM_PATH)) or "setpriv")),
-            "python": _escaped(_argument(sys.executable)),
-            "config": _escaped(f" --config {_argument(place.config)}") if place.config else "",
-            "root": _escaped(_argument(place.root)), "state": _escaped(_argument(place.state)),
-            "log": _escaped(_escaped(place.log(process.name))),  # supervisord expands this one twice
-            "top": values["top"],
-        }) + "\n"
+        text += (
+            string.Template("[program:$name]" + program).substitute(
+                {
+                    **values,
+                    "name": process.name,
+                    "module": process.module,
+                    "priority": str(100 + priority),
+                    "stop_seconds": str(stop_seconds(process, file)),
+                    "setpriv": _escaped(
+                        _argument(shutil.which("setpriv", path=os.pathsep.join(SYSTEM_PATH)) or "setpriv")
+                    ),
+                    "python": _escaped(_argument(sys.executable)),
+                    "config": _escaped(f" --config {_argument(place.config)}") if place.config else "",
+                    "root": _escaped(_argument(place.root)),
+                    "state": _escaped(_argument(place.state)),
+                    "log": _escaped(_escaped(place.log(process.name))),  # supervisord expands this one twice
+                    "top": values["top"],
+                }
+            )
+            + "\n"
+        )
     return text
 
 
@@ -145,24 +184,46 @@ class Supervisor:
         for process in PROCESSES:
             info = infos.get(process.name)
             if info is None:
-                found[process.name] = Status(process.name, "ABSENT", 0, 0.0, 0, "this node was started by a splitd without it: down, then up", Watched())
+                found[process.name] = Status(
+                    process.name,
+                    "ABSENT",
+                    0,
+                    0.0,
+                    0,
+                    "this node was started by a splitd without it: down, then up",
+                    Watched(),
+                )
                 continue
             running = info["statename"] == RUNNING
             ended, watched = seen.get(process.name, (0, Watched()))
-            found[process.name] = Status(process.name, info["statename"], info["pid"] if running else 0, float(info["now"] - info["start"]) if running else 0.0,
-                                         ended, info["spawnerr"], watched)
+            found[process.name] = Status(
+                process.name,
+                info["statename"],
+                info["pid"] if running else 0,
+                float(info["now"] - info["start"]) if running else 0.0,
+                ended,
+                info["spawnerr"],
+                watched,
+            )
         return found
 
     def _seen(self) -> dict[str, tuple[int, Watched]]:
-        """What our code inside supervisord has seen of each process: how often it ended by itself, and what the watchdog knows."""
+        """What our code inside supervisord has seen of each process: how often it ended by itself, and what the
+        watchdog knows.
+        """
         try:
             infos = self._call("watchdog.getStatus")
         except Unknown:
             return {}  # this node was started by a splitd without a watchdog
-        return {info["name"]: (info["ended"], Watched(info["silent"], info["killed"], info["why"], info["at"])) for info in infos}
+        return {
+            info["name"]: (info["ended"], Watched(info["silent"], info["killed"], info["why"], info["at"]))
+            for info in infos
+        }
 
     def code(self) -> str:
-        """The digest of what of ours it runs (``version.supervisors``); "" of one that was started by a splitd which did not note it."""
+        """The digest of what of ours it runs (``version.supervisors``); "" of one that was started by a splitd
+        which did not note it.
+        """
         try:
             return str(self._call("watchdog.getCode"))
         except Unknown:
@@ -189,13 +250,18 @@ class Supervisor:
                 raise Unknown(f"supervisord knows no {method}") from None
             if fault.faultCode == 70:
                 raise NotRunning(f"{arguments[0]} is not running") from None
-            raise Failure(f"supervisord refused {method} {' '.join(map(str, arguments))}: {fault.faultString}") from None
+            raise Failure(
+                f"supervisord refused {method} {' '.join(map(str, arguments))}: {fault.faultString}"
+            ) from None
         except PermissionError:
             raise Failure(f"{self._place.supervisor_socket} is not yours: run this as root (sudo)") from None
         except (FileNotFoundError, ConnectionRefusedError):
             if pid := pid_of(self._place):
-                raise Unreachable(f"supervisord (pid {pid}) runs, and nobody listens at {self._place.supervisor_socket}, which it makes again within a second if it was removed: "
-                                  f"see {self._place.hint('logs supervisord')}; {self._place.hint('down')} ends it all the same") from None
+                raise Unreachable(
+                    f"supervisord (pid {pid}) runs, and nobody listens at {self._place.supervisor_socket}, which it "
+                    "makes again within a second if it was removed: "
+                    f"see {self._place.hint('logs supervisord')}; {self._place.hint('down')} ends it all the same"
+                ) from None
             raise not_up(self._place) from None
         except supervisor.ERRORS as error:
             raise Failure(f"supervisord at {self._place.supervisor_socket} does not answer: {error!r}") from None
@@ -206,7 +272,9 @@ _AGAIN = 3.0
 
 
 def reached(place: Place) -> Supervisor:
-    """The supervisord of a node, which answers; one whose socket was just removed is waited for. Failures as of any call."""
+    """The supervisord of a node, which answers; one whose socket was just removed is waited for. Failures as of any
+    call.
+    """
     end = time.monotonic() + _AGAIN
     supervisor = Supervisor(place)
     while True:
@@ -298,7 +366,8 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 @contextlib.contextmanager
 def claimed(place: Place, looked: float = LOOKED_SECONDS) -> Iterator[int | None]:
-    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already, or one that was removed.
+    """The node's lock, as a file descriptor that supervisord inherits; None if a supervisord has it already, or one
+    that was removed.
 
     Whoever only looks may have it for ``looked`` seconds.
     """
@@ -333,10 +402,17 @@ def claim_root(place: Place, *, moved: bool = False) -> None:
         try:
             if not _try_lock(fd, fcntl.LOCK_EX):
                 theirs = recall(other)
-                if theirs is None or not theirs.root.exists() or same(theirs.root, place.root):  # one that is gone was renamed below its node
-                    raise Failure(f"the root {place.root} is in use by the node at {other}: choose another root, or splitd down --state {other} first")
+                # one that is gone was renamed below its node
+                if theirs is None or not theirs.root.exists() or same(theirs.root, place.root):
+                    raise Failure(
+                        f"the root {place.root} is in use by the node at {other}: choose another root, or splitd down "
+                        f"--state {other} first"
+                    )
                 if not moved:
-                    raise Failure(f"the root {place.root} is a copy of {theirs.root}, which the node at {other} is using: --moved makes the copy this node's own")
+                    raise Failure(
+                        f"the root {place.root} is a copy of {theirs.root}, which the node at {other} is using: "
+                        "--moved makes the copy this node's own"
+                    )
         finally:
             os.close(fd)
     if owner(place.root) != place.state:  # a full disk would leave nothing in it
@@ -346,27 +422,46 @@ def claim_root(place: Place, *, moved: bool = False) -> None:
 def prepare(place: Place) -> list[str]:
     """Write what supervisord reads; the answer is its command line."""
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    place.root.chmod(0o700)  # images may hold programs with set-user-id bits, and secrets: nobody but root goes in (CVE-2024-25621)
+    # images may hold programs with set-user-id bits, and secrets: nobody but root goes in (CVE-2024-25621)
+    place.root.chmod(0o700)
     claim_root(place)
     place.supervisord_conf.write_text(render(place))
     running.keep(place)
     place.remember()
     score = load_node(place.config).oom_score
     group = settings.load(config.Cgroup, settings.read(place.config), "cgroup").path
-    return [*([sys.executable, "-m", "services.kit.cgroups", group] if group else []), *(["choom", "-n", str(score), "--"] if score else []),
-            sys.executable, "-m", _INSIDE.decode(), "-c", str(place.supervisord_conf)]
+    return [
+        *([sys.executable, "-m", "services.kit.cgroups", group] if group else []),
+        *(["choom", "-n", str(score), "--"] if score else []),
+        sys.executable,
+        "-m",
+        _INSIDE.decode(),
+        "-c",
+        str(place.supervisord_conf),
+    ]
 
 
 def start(place: Place, lock: int, seconds: float) -> None:
     """Start supervisord in a session of its own, and wait until it answers."""
     said = place.state / "supervisord.out"
     with said.open("wb") as out:
-        process = subprocess.Popen([*prepare(place), "--silent"], cwd=TOP, env=environment(os.environ), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                   pass_fds=(lock,), start_new_session=True)
+        process = subprocess.Popen(
+            [*prepare(place), "--silent"],
+            cwd=TOP,
+            env=environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            pass_fds=(lock,),
+            start_new_session=True,
+        )
     wait(lambda: process.poll() is not None or answers(place), seconds)
     if process.poll() is not None or not answers(place):
         lines = said.read_text(errors="replace").strip().splitlines()
-        raise Failure(f"supervisord did not start: {lines[-1] if lines else f'exit code {process.poll()}'} (see {place.logs / 'supervisord.log'})")
+        raise Failure(
+            f"supervisord did not start: {lines[-1] if lines else f'exit code {process.poll()}'} (see "
+            f"{place.logs / 'supervisord.log'})"
+        )
 
 
 def become(place: Place, lock: int) -> None:

@@ -1,4 +1,6 @@
-"""What ``splitd pull``, ``push`` and ``images`` have in common: the node's API as a client of a namespace, and a transfer that is shown and can be interrupted."""
+"""What ``splitd pull``, ``push`` and ``images`` have in common: the node's API as a client of a namespace, and a
+transfer that is shown and can be interrupted.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,12 @@ PATIENCE = 10.0
 
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--namespace", metavar="NAME", help="containerd's namespace (default: $CONTAINERD_NAMESPACE, else default)")
+    parser.add_argument(
+        "-n",
+        "--namespace",
+        metavar="NAME",
+        help="containerd's namespace (default: $CONTAINERD_NAMESPACE, else default)",
+    )
 
 
 def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
@@ -48,7 +55,9 @@ def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentP
 
     def action(name: str, help_: str, *aliases: str) -> argparse.ArgumentParser:
         # What the parser above has is not set again to its default by an action that does not name it.
-        one = made.add_parser(name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        one = made.add_parser(
+            name, aliases=aliases, help=help_, description=help_, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        )
         add_namespace(one)
         place.add_arguments(one)
         return one
@@ -62,18 +71,35 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def add_platforms(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--platform", action="append", default=[], metavar="OS/ARCH", help=f"for this platform; may be repeated (default: {default})")
+    parser.add_argument(
+        "--platform",
+        action="append",
+        default=[],
+        metavar="OS/ARCH",
+        help=f"for this platform; may be repeated (default: {default})",
+    )
 
 
 def add_unpacking(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-unpack", action="store_true", default=False, help="keep the layers as they are; a container needs them unpacked")
+    parser.add_argument(
+        "--no-unpack",
+        action="store_true",
+        default=False,
+        help="keep the layers as they are; a container needs them unpacked",
+    )
     parser.add_argument("--snapshotter", default="", metavar="NAME", help="unpack with this one (default: the node's)")
 
 
 def add_registry(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", metavar="NAME[:PASSWORD]", help="who the registry is told we are; the password is asked for if it is not given")
+    parser.add_argument(
+        "--user",
+        metavar="NAME[:PASSWORD]",
+        help="who the registry is told we are; the password is asked for if it is not given",
+    )
     parser.add_argument("--plain-http", action="store_true", help="the registry speaks http, not https")
-    parser.add_argument("--hosts-dir", metavar="DIR", help="where HOST/hosts.toml files are (default: as the node is configured)")
+    parser.add_argument(
+        "--hosts-dir", metavar="DIR", help="where HOST/hosts.toml files are (default: as the node is configured)"
+    )
 
 
 def output(arguments: argparse.Namespace, title: str, *, to_stderr: bool = False) -> outputs.Output:
@@ -100,7 +126,9 @@ def wanted_platforms(arguments: argparse.Namespace) -> tuple[Platform, ...]:
 
 
 def unpackings(arguments: argparse.Namespace, wanted: Sequence[Platform]) -> tuple[Unpacking, ...]:
-    """What is to be unpacked of the platforms wanted (none: all): those for this machine's system, since a node refuses to be asked for others only."""
+    """What is to be unpacked of the platforms wanted (none: all): those for this machine's system, since a node
+    refuses to be asked for others only.
+    """
     if arguments.no_unpack:
         if arguments.snapshotter:
             raise Failure("--no-unpack and --snapshotter contradict each other: choose one", 2)
@@ -183,7 +211,9 @@ async def channel(here: Place) -> AsyncIterator[rpc.Channel]:
 
 
 def _listening(here: Place) -> bool:
-    """Whether somebody listens at the node's socket; it does not wait for one whose queue is full, as of a process that was stopped."""
+    """Whether somebody listens at the node's socket; it does not wait for one whose queue is full, as of a process
+    that was stopped.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -204,7 +234,10 @@ _SUFFIX = re.compile(r": unavailable(?=\)|$)")
 
 
 def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
-    """Do ``work``, which Ctrl-C (or SIGTERM, or SIGHUP) cancels: a Failure that says so, and ``resumed``: what is kept of it. So it is where a service of the node went away meanwhile."""
+    """Do ``work``, which Ctrl-C (or SIGTERM, or SIGHUP) cancels: a Failure that says so, and ``resumed``: what is
+    kept of it. So it is where a service of the node went away meanwhile.
+    """
+
     async def guarded() -> T:
         task, loop = loops.task("a transfer", work), asyncio.get_running_loop()
         caught: list[signal.Signals] = []
@@ -229,11 +262,20 @@ def run(work: Coroutine[Any, Any, T], resumed: str = "") -> T:
     return asyncio.run(guarded())
 
 
-# ---------------------------------------------------------------------------------------------- a transfer that is shown
+# ---------------------------------------------------------------------------------------------- a transfer that is
+# shown
 
 
-async def shown(output: outputs.Output, tally: Tally, subject: Mapping[str, Any], work: Callable[[Callable[[Progress], None]], Awaitable[Mapping[str, Any]]]) -> Mapping[str, Any]:
-    """Do ``work``, which is given where events go, and show it on ``output``; what it answers, completed by ``subject`` and the figures, is the outcome."""
+async def shown(
+    output: outputs.Output,
+    tally: Tally,
+    subject: Mapping[str, Any],
+    work: Callable[[Callable[[Progress], None]], Awaitable[Mapping[str, Any]]],
+) -> Mapping[str, Any]:
+    """Do ``work``, which is given where events go, and show it on ``output``; what it answers, completed by
+    ``subject`` and the figures, is the outcome.
+    """
+
     def report(event: Progress) -> None:
         if (part := tally.take(event, time.monotonic())) is not None:
             output.changed(part)
@@ -253,7 +295,14 @@ async def shown(output: outputs.Output, tally: Tally, subject: Mapping[str, Any]
         output.ended({"outcome": "failed", **subject, "error": str(error)})
         raise
     seconds = max(ended - tally.started, 0.001)
-    outcome = {"outcome": "done", **subject, **found, "bytes": tally.moved, "seconds": round(seconds, 3), "rate": round(tally.moved / seconds, 1)}
+    outcome = {
+        "outcome": "done",
+        **subject,
+        **found,
+        "bytes": tally.moved,
+        "seconds": round(seconds, 3),
+        "rate": round(tally.moved / seconds, 1),
+    }
     output.ended(outcome)
     return outcome
 
@@ -275,4 +324,8 @@ def layers(outcome: Mapping[str, Any]) -> str:
     said = f"{count} layer{'' if count == 1 else 's'}"
     if not existing:
         return said
-    return f"{said}, {'all' if existing == count and count > 1 else existing} of them there already" if count > 1 else f"{said}, there already"
+    return (
+        f"{said}, {'all' if existing == count and count > 1 else existing} of them there already"
+        if count > 1
+        else f"{said}, there already"
+    )

@@ -1,4 +1,6 @@
-"""The gateway as a process: containerd.sock for clients, internal.sock for the node's own processes, containerd.sock.ttrpc for shims."""
+"""The gateway as a process: containerd.sock for clients, internal.sock for the node's own processes,
+containerd.sock.ttrpc for shims.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ from services.kit.health import HealthServicer
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal."""
     config = load(file)
-    proxies = {name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})}
+    proxies = {
+        name: settings.load(ProxyPlugin, file, f"proxy_plugins.{name}") for name in file.tables.get("proxy_plugins", {})
+    }
     routes = Routes(node.state, config, proxies)
     exchange = Exchange(subscribers_bytes=config.subscribers_bytes)
     snapshotters = Snapshotters(routes, node.root)
-    records = Records(routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters, known=routes.known)
+    records = Records(
+        routes["metadata"], exchange, content="content", snapshotters=routes.snapshotters, known=routes.known
+    )
     routes.changed.append(lambda: records.snapshotters(routes.snapshotters))
     content = ContentServicer(routes, records, config)
     health = NodeHealth(routes)
@@ -38,7 +44,10 @@ async def serve(file: settings.File, node: settings.Node) -> None:
         IntrospectionServicer(node, health, snapshotters.now, proxies),
         HealthServicer(health),
     ]
-    relay = {internal: Relay(routes, config, internal=internal, coordinated=content.coordinated, joined=content.joined) for internal in (False, True)}
+    relay = {
+        internal: Relay(routes, config, internal=internal, coordinated=content.coordinated, joined=content.joined)
+        for internal in (False, True)
+    }
     with process.owned(node.root / "gateway"), process.owned(node.state / "gateway"):
         async with AsyncExitStack() as stack:
             watches = loops.Tasks()
@@ -52,8 +61,12 @@ async def serve(file: settings.File, node: settings.Node) -> None:
                 watched(upstream)
             await stack.enter_async_context(loops.running("the snapshotters' announcements", snapshotters.follow))
             internal: list[rpc.Servicer] = [*servicers, LocalFilesServicer(routes, records, content.commit)]
-            await stack.enter_async_context(rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True))
-            await stack.enter_async_context(ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)]))
+            await stack.enter_async_context(
+                rpc.serving(node.state / "internal.sock", internal, relay=relay[True], relayed=True)
+            )
+            await stack.enter_async_context(
+                ttrpc.serving(node.state / "containerd.sock.ttrpc", [TtrpcEventsServicer(exchange)])
+            )
             await stack.enter_async_context(rpc.serving(node.state / "containerd.sock", servicers, relay=relay[False]))
             await process.until_signal()
 

@@ -2,8 +2,9 @@
 
     ROOT/gateway/snapshotters.json    the last announcement
 
-So a snapshotter whose service is down is one that is down, not one that there is not; and what was never announced is unknown. Before the first announcement of a node, and after the first start of
-a release that keeps it, those are known whose stores are there.
+So a snapshotter whose service is down is one that is down, not one that there is not; and what was never announced is
+unknown. Before the first announcement of a node, and after the first start of a release that keeps it, those are known
+whose stores are there.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ _MOST = 1 << 20
 
 
 def kept(root: Path) -> tuple[About, ...]:
-    """What was announced last to the gateway of the node at ``root``; none if nothing was. What cannot be read is as if it were not there: it is announced again."""
+    """What was announced last to the gateway of the node at ``root``; none if nothing was. What cannot be read is
+    as if it were not there: it is announced again.
+    """
     path = _path(root)
     try:
         if path.stat().st_size > _MOST:
             raise ValueError(f"it has more than {_MOST} bytes")
         return tuple(_about(each) for each in json.loads(path.read_bytes()))
     except FileNotFoundError:
-        return tuple(About(path.parent.name, exports={"root": str(path.parent)}) for path in sorted((root / "snapshots").glob("*/metadata.db")))
+        return tuple(
+            About(path.parent.name, exports={"root": str(path.parent)})
+            for path in sorted((root / "snapshots").glob("*/metadata.db"))
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.warning("%s is not what was kept: %s", path, error)
         return ()
@@ -59,7 +65,13 @@ def _path(root: Path) -> Path:
 
 def _about(found: dict[str, object]) -> About:
     name, platforms, exports, capabilities, trouble = (found[each.name] for each in dataclasses.fields(About))
-    if not (isinstance(name, str) and isinstance(trouble, str) and isinstance(platforms, list) and isinstance(capabilities, list) and isinstance(exports, dict)
-            and all(isinstance(word, str) for word in (*platforms, *capabilities, *exports, *exports.values()))):
+    if not (
+        isinstance(name, str)
+        and isinstance(trouble, str)
+        and isinstance(platforms, list)
+        and isinstance(capabilities, list)
+        and isinstance(exports, dict)
+        and all(isinstance(word, str) for word in (*platforms, *capabilities, *exports, *exports.values()))
+    ):
         raise ValueError(f"{found!r:.200} is no snapshotter")
     return About(name, tuple(platforms), exports, tuple(capabilities), trouble)

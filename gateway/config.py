@@ -30,7 +30,9 @@ class Config:
     stall: Seconds = 60.0
     """A Read or Write whose raw store is silent for this long ends with UNAVAILABLE; a commit may take longer."""
     subscribers_bytes: int = 64 << 20
-    """Of events that wait for subscribers which do not read them, for all together: beyond it the one is cut off that is furthest behind."""
+    """Of events that wait for subscribers which do not read them, for all together: beyond it the one is cut off
+    that is furthest behind.
+    """
 
     def __post_init__(self) -> None:
         if self.subscribers_bytes < 1:
@@ -65,4 +67,8 @@ def load(file: settings.File) -> Config:
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
     """What ``splitd config check`` finds beside that :func:`load` takes the file."""
-    yield from (("warning", f"config file {file.path}: [gateway] {key} means nothing any more: {why}") for key, why in _GONE.items() if key in file.tables.get("gateway", {}))
+    yield from (
+        ("warning", f"config file {file.path}: [gateway] {key} means nothing any more: {why}")
+        for key, why in _GONE.items()
+        if key in file.tables.get("gateway", {})
+    )

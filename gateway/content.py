@@ -1,8 +1,11 @@
 """Content: the raw store's bytes joined with metadata's records.
 
-Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob; the bytes of a small one are then
-here (:mod:`gateway.smallblobs`), those of a piece of a large one may be (:mod:`gateway.openblobs`), of any other the raw stream is passed through unparsed. A Write is opened under the raw ref that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an
-intent first, the raw commit second, a record third. A raw store that dies in the middle of a Write is waited for and the write goes on at the offset that it acknowledged.
+Info, List and Update are metadata's alone and are relayed. A Read asks metadata whether the namespace has the blob; the
+bytes of a small one are then here (:mod:`gateway.smallblobs`), those of a piece of a large one may be
+(:mod:`gateway.openblobs`), of any other the raw stream is passed through unparsed. A Write is opened under the raw ref
+that metadata gives it; its messages pass one by one, since each is answered before the next; its commit is an intent
+first, the raw commit second, a record third. A raw store that dies in the middle of a Write is waited for and the write
+goes on at the offset that it acknowledged.
 """
 
 from __future__ import annotations
@@ -49,14 +52,26 @@ class Commit:
         self._raw = self._content.channel.client(SERVICE)
         self._records = records
 
-    async def __call__(self, call: Call, ref: str, size: int, expected: str, labels: Mapping[str, str],
-                       raw_commit: Callable[[records_pb.Intent], Awaitable[tuple[str, int]]]) -> tuple[str, int]:
+    async def __call__(
+        self,
+        call: Call,
+        ref: str,
+        size: int,
+        expected: str,
+        labels: Mapping[str, str],
+        raw_commit: Callable[[records_pb.Intent], Awaitable[tuple[str, int]]],
+    ) -> tuple[str, int]:
         """Commit ``ref`` by ``raw_commit``, which answers digest and size; to be run shielded.
 
         A raw store that has the blob already is as good as one that takes it now: the bytes are the same.
         """
-        intent = await self._records.call("BeginCommitIngest", records_pb.BeginCommitIngestRequest(
-            incarnation=self._records.incarnation, ref=ref, size=size, expected=expected, labels=labels), call)
+        intent = await self._records.call(
+            "BeginCommitIngest",
+            records_pb.BeginCommitIngestRequest(
+                incarnation=self._records.incarnation, ref=ref, size=size, expected=expected, labels=labels
+            ),
+            call,
+        )
         if intent.HasField("finished"):
             self._records.publish(intent.finished)
             return intent.finished.digest, intent.finished.size
@@ -73,7 +88,8 @@ class Commit:
 
         async def happened() -> tuple[str, int] | None:
             if not expected:
-                return None  # the digest was the raw store's to say; the retry, or the ingest that is still there, will tell
+                # the digest was the raw store's to say; the retry, or the ingest that is still there, will tell
+                return None
             try:
                 info = (await self._raw.Info(pb.InfoRequest(digest=expected), headers=headers)).info
             except errors.NotFound:
@@ -86,7 +102,9 @@ class Commit:
 
 
 class ContentServicer:
-    """The methods of containerd.services.content.v1.Content that need both. Of the streaming ones Write is ``coordinated``, and Read ``joined``."""
+    """The methods of containerd.services.content.v1.Content that need both. Of the streaming ones Write is
+    ``coordinated``, and Read ``joined``.
+    """
 
     SERVICE = SERVICE
 
@@ -125,7 +143,9 @@ class ContentServicer:
         if ingest.shared:
             return pb.StatusResponse(status=_shared_status(ingest))
         await self._content.ready(call)
-        answer: pb.StatusResponse = await self._raw.Status(pb.StatusRequest(ref=ingest.raw_ref), headers=with_headers(call))
+        answer: pb.StatusResponse = await self._raw.Status(
+            pb.StatusRequest(ref=ingest.raw_ref), headers=with_headers(call)
+        )
         answer.status.ref = ingest.ref
         return answer
 
@@ -145,15 +165,19 @@ class ContentServicer:
         if raw:
             await self._content.ready(call)
         refs = list(raw)
-        for start in range(0, len(refs), _TOGETHER):  # others may have thousands: what they have is not looked through for these
-            some = {ref: raw[ref] for ref in refs[start:start + _TOGETHER]}
+        # others may have thousands: what they have is not looked through for these
+        for start in range(0, len(refs), _TOGETHER):
+            some = {ref: raw[ref] for ref in refs[start : start + _TOGETHER]}
             pieces.append(pb.ListStatusesResponse(statuses=await self._statuses(some, call)).SerializeToString())
         return Pieces(pieces)
 
     async def _statuses(self, raw: Mapping[str, str], call: Call) -> Sequence[pb.Status]:
         """Of these ingests; those that ended meanwhile are left out."""
         headers, found = with_headers(call), []
-        answers = await asyncio.gather(*(self._raw.Status(pb.StatusRequest(ref=raw_ref), headers=headers) for raw_ref in raw), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(self._raw.Status(pb.StatusRequest(ref=raw_ref), headers=headers) for raw_ref in raw),
+            return_exceptions=True,
+        )
         for ref, answer in zip(raw.values(), answers, strict=True):
             if isinstance(answer, errors.NotFound):
                 continue
@@ -165,7 +189,13 @@ class ContentServicer:
 
     def read(self, call: Call) -> Route:
         """Content.Read: from memory, or the raw stream, once metadata has said that the namespace has the blob."""
-        return Route(self._content, with_headers(call), stall=self._config.stall, admit=self._admit_read, question=self._records.question("ResolveBlob", call, self._ask))
+        return Route(
+            self._content,
+            with_headers(call),
+            stall=self._config.stall,
+            admit=self._admit_read,
+            question=self._records.question("ResolveBlob", call, self._ask),
+        )
 
     def _ask(self, request: bytes) -> tuple[bytes, Meaning, Callable[[], None]]:
         wanted = pb.ReadContentRequest.FromString(request)
@@ -175,14 +205,21 @@ class ContentServicer:
             nonlocal piece
             piece = self._ahead(wanted)
 
-        return (records_pb.ResolveBlobRequest(digest=wanted.digest).SerializeToString(),
-                lambda answer: self._read(wanted, records_pb.Blob.FromString(answer), piece), ahead)
+        return (
+            records_pb.ResolveBlobRequest(digest=wanted.digest).SerializeToString(),
+            lambda answer: self._read(wanted, records_pb.Blob.FromString(answer), piece),
+            ahead,
+        )
 
     def _ahead(self, wanted: pb.ReadContentRequest) -> bytearray | None:
         """The piece that is wanted, read while metadata looks whether it may be."""
         left = self._open.size(wanted.digest) - max(wanted.offset, 0)
         size = min(wanted.size, left)
-        return self._open.read(wanted.digest, max(wanted.offset, 0), size, _before(size)) if size > 0 and wanted.size <= LARGEST else None
+        return (
+            self._open.read(wanted.digest, max(wanted.offset, 0), size, _before(size))
+            if size > 0 and wanted.size <= LARGEST
+            else None
+        )
 
     async def _admit_read(self, request: bytes, call: Call) -> Answers | None:
         wanted = pb.ReadContentRequest.FromString(request)
@@ -193,8 +230,12 @@ class ContentServicer:
             return None if data is None else _of_small(wanted, data)
         return found
 
-    def _read(self, wanted: pb.ReadContentRequest, blob: records_pb.Blob, ahead: bytearray | None = None) -> Answers | Literal[False] | None:
-        """The answers, as far as what is in memory tells: False for a small blob which is to be had first, None if they are the content service's."""
+    def _read(
+        self, wanted: pb.ReadContentRequest, blob: records_pb.Blob, ahead: bytearray | None = None
+    ) -> Answers | Literal[False] | None:
+        """The answers, as far as what is in memory tells: False for a small blob which is to be had first, None if
+        they are the content service's.
+        """
         start = max(wanted.offset, 0)
         if not blob.size or start > blob.size:
             return None
@@ -204,7 +245,9 @@ class ContentServicer:
         return False if data is None else _of_small(wanted, data)
 
     def _piece(self, blob: records_pb.Blob, start: int, size: int, ahead: bytearray | None) -> Answers | None:
-        """A piece of a large blob, which was read ``ahead``, or if it is to be had without the content service, which must be there: who stops it expects its Reads to say so."""
+        """A piece of a large blob, which was read ``ahead``, or if it is to be had without the content service,
+        which must be there: who stops it expects its Reads to say so.
+        """
         if not 0 < size <= LARGEST or not self._content.is_ready():
             return None
         if ahead is not None:
@@ -220,7 +263,9 @@ class ContentServicer:
         return str((await self._files.Locate(files_pb.LocateRequest(digest=digest), timeout=self._config.stall)).path)
 
     async def _small_blob(self, blob: records_pb.Blob, call: Call) -> bytes | None:
-        """All of a small blob; None where the raw store has other bytes than the digest says, which are for whoever reads them to find out."""
+        """All of a small blob; None where the raw store has other bytes than the digest says, which are for whoever
+        reads them to find out.
+        """
         found = self._small.get(blob.digest)
         if found is not None:
             return found
@@ -236,7 +281,9 @@ class ContentServicer:
         return whole if self._small.put(blob.digest, whole) else None
 
     async def reset(self, raw_ref: str, call: Call) -> None:
-        """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw store does with them."""
+        """Bytes are not what the opening of their Write promised: the next attempt starts clean, whatever the raw
+        store does with them.
+        """
         try:
             await self._raw.Abort(pb.AbortRequest(ref=raw_ref), headers=with_headers(call))
         except errors.NodeError as error:
@@ -250,7 +297,9 @@ class ContentServicer:
                 message: bytes | None = await stream.receive()
                 return message
         except TimeoutError:
-            raise errors.Unavailable(f"service {self._content.name} has been silent for {self._config.stall:g}s") from None
+            raise errors.Unavailable(
+                f"service {self._content.name} has been silent for {self._config.stall:g}s"
+            ) from None
 
     async def write(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Content.Write: see :class:`_Write`."""
@@ -260,8 +309,13 @@ class ContentServicer:
         opening = pb.WriteContentRequest.FromString(first)
         if not opening.ref:
             raise errors.InvalidArgument("first message must have a reference")
-        ingest = await self._records.call("OpenIngest", records_pb.OpenIngestRequest(
-            incarnation=self._records.incarnation, ref=opening.ref, total=opening.total, expected=opening.expected), call)
+        ingest = await self._records.call(
+            "OpenIngest",
+            records_pb.OpenIngestRequest(
+                incarnation=self._records.incarnation, ref=opening.ref, total=opening.total, expected=opening.expected
+            ),
+            call,
+        )
         if ingest.shared:
             writer: _Write | _SharedWrite = _SharedWrite(self, call, ingest)
         else:
@@ -278,7 +332,9 @@ class ContentServicer:
                     yield await writer.answer(message)
 
     async def _reachable(self, call: Call) -> None:
-        """Clients retry UNAVAILABLE for ever when they open a Write; after a long outage tell them so that they stop."""
+        """Clients retry UNAVAILABLE for ever when they open a Write; after a long outage tell them so that they
+        stop.
+        """
         try:
             await self._content.ready(call)
         except errors.Unavailable as error:
@@ -289,8 +345,9 @@ class ContentServicer:
 
 def _of_small(wanted: pb.ReadContentRequest, data: bytes) -> Answers:
     start = max(wanted.offset, 0)
-    part = data[start:start + wanted.size if wanted.size > 0 else None]
-    return [pb.ReadContentResponse(data=part).SerializeToString()] if part else []  # its offset counts from the first byte sent, as in containerd
+    part = data[start : start + wanted.size if wanted.size > 0 else None]
+    # its offset counts from the first byte sent, as in containerd
+    return [pb.ReadContentResponse(data=part).SerializeToString()] if part else []
 
 
 @lru_cache(64)
@@ -302,7 +359,8 @@ def _before(size: int) -> bytes:
 def is_plain_write(request: bytes) -> bool:
     """Whether a serialized WriteContentRequest is a WRITE of data that names no ref: action 1, then offset or data.
 
-    Such a message, the bulk of a Write, is passed on unparsed; one written in another order is parsed, which costs only time.
+    Such a message, the bulk of a Write, is passed on unparsed; one written in another order is parsed, which costs only
+    time.
     """
     return len(request) > 2 and request[:2] == b"\x08\x01" and request[2] in (0x28, 0x32)
 
@@ -310,7 +368,9 @@ def is_plain_write(request: bytes) -> bool:
 class _Write:
     """One open Write: the raw stream under it, replaced when the raw store dies."""
 
-    def __init__(self, servicer: ContentServicer, call: Call, ingest: records_pb.Ingest, opening: pb.WriteContentRequest) -> None:
+    def __init__(
+        self, servicer: ContentServicer, call: Call, ingest: records_pb.Ingest, opening: pb.WriteContentRequest
+    ) -> None:
         self._servicer = servicer
         self._content: Upstream = servicer._content
         self._call = call
@@ -334,7 +394,9 @@ class _Write:
         await self._close()
 
     async def _let_go(self) -> None:
-        """Wait for the raw store's end of a Write that its client has ended: who is told that it is over may open the ref again at once, as in containerd."""
+        """Wait for the raw store's end of a Write that its client has ended: who is told that it is over may open
+        the ref again at once, as in containerd.
+        """
         if self._stream is not None:
             try:
                 await self._stream.done_sending()
@@ -358,7 +420,8 @@ class _Write:
             return await shielded(self._commit_to_the_end(request))
         down = pb.WriteContentRequest()
         down.CopyFrom(request)
-        down.ref, down.expected = self._ingest.raw_ref, ""  # the raw opening carries no digest: the policy has been applied already
+        # the raw opening carries no digest: the policy has been applied already
+        down.ref, down.expected = self._ingest.raw_ref, ""
         return await self.relay(down.SerializeToString())
 
     async def relay(self, request: bytes) -> bytes:
@@ -372,7 +435,9 @@ class _Write:
             if message.action == pb.STAT or offset == message.offset:
                 answer = await self._exchange(request)
             elif offset == message.offset + len(message.data):
-                return pb.WriteContentResponse(action=message.action, offset=offset, total=self._total).SerializeToString()
+                return pb.WriteContentResponse(
+                    action=message.action, offset=offset, total=self._total
+                ).SerializeToString()
             else:
                 raise
         return answer
@@ -394,7 +459,8 @@ class _Write:
     async def _open(self) -> None:
         self._opened = True
         channel = await self._content.ready(self._call)
-        self._stream = channel.stream(WRITE, with_headers(self._call))  # the client's deadline ends our handler, but not a commit
+        # the client's deadline ends our handler, but not a commit
+        self._stream = channel.stream(WRITE, with_headers(self._call))
 
     async def _reopen(self) -> int:
         """A new raw stream on the same ingest; the offset it has."""
@@ -418,10 +484,12 @@ class _Write:
             request = await self._digested(request)
 
         async def commit(intent: records_pb.Intent) -> tuple[str, int]:
-            request.ref, request.expected, request.total = intent.raw_ref, self._expected, self._total  # not of a copy: it may have megabytes
+            # not of a copy: it may have megabytes
+            request.ref, request.expected, request.total = intent.raw_ref, self._expected, self._total
             request.ClearField("labels")  # labels are the record's
             if self._stream is None:
-                await (self._reopen() if self._opened else self._open())  # a commit that is a Write's first message opens the raw one, too
+                # a commit that is a Write's first message opens the raw one, too
+                await (self._reopen() if self._opened else self._open())
             try:
                 answer.ParseFromString(await self._exchange(request.SerializeToString(), patient=True))
             except errors.NodeError as error:
@@ -431,14 +499,16 @@ class _Write:
                 raise
             return answer.digest, answer.offset
 
-        digest, size = await self._servicer.commit(self._call, self._ingest.ref, self._total, self._expected, dict(request.labels), commit)
+        digest, size = await self._servicer.commit(
+            self._call, self._ingest.ref, self._total, self._expected, dict(request.labels), commit
+        )
         answer.action, answer.digest, answer.offset = pb.COMMIT, digest, size
         answer.total = self._total or size
         return answer.SerializeToString()
 
     async def _digested(self, request: pb.WriteContentRequest) -> pb.WriteContentRequest:
-        """The commit of a client that does not say a digest, with the one that the raw writer has so far: an intent that knows what will come out of it holds up
-        no sweep, and a raw store that has the blob already is no failure.
+        """The commit of a client that does not say a digest, with the one that the raw writer has so far: an intent
+        that knows what will come out of it holds up no sweep, and a raw store that has the blob already is no failure.
         """
         before = pb.WriteContentRequest(action=pb.STAT, ref=self._ingest.raw_ref, total=self._total)
         if request.data:  # a commit may bring the last bytes
@@ -467,14 +537,30 @@ class _SharedWrite:
     async def answer(self, request: pb.WriteContentRequest) -> bytes:
         ingest = self._ingest
         if request.data or (request.action != pb.STAT and request.offset not in (0, ingest.size)):
-            raise errors.OutOfRange(f"write @{request.offset} of {ingest.ref}: all {ingest.size} bytes of {ingest.expected} are there already")
-        answer = pb.WriteContentResponse(action=request.action, offset=ingest.size, total=ingest.size, digest=ingest.expected,
-                                         started_at=ingest.started_at, updated_at=ingest.started_at)
+            raise errors.OutOfRange(
+                f"write @{request.offset} of {ingest.ref}: all {ingest.size} bytes of {ingest.expected} are there "
+                "already"
+            )
+        answer = pb.WriteContentResponse(
+            action=request.action,
+            offset=ingest.size,
+            total=ingest.size,
+            digest=ingest.expected,
+            started_at=ingest.started_at,
+            updated_at=ingest.started_at,
+        )
         if request.action == pb.COMMIT:
-            async def nothing_raw(intent: records_pb.Intent) -> tuple[str, int]:
-                raise errors.Internal(f"ingest {ingest.ref} is shared, and metadata wants a raw commit of {intent.raw_ref}")
 
-            await shielded(self._servicer.commit(self._call, ingest.ref, request.total, request.expected, dict(request.labels), nothing_raw))
+            async def nothing_raw(intent: records_pb.Intent) -> tuple[str, int]:
+                raise errors.Internal(
+                    f"ingest {ingest.ref} is shared, and metadata wants a raw commit of {intent.raw_ref}"
+                )
+
+            await shielded(
+                self._servicer.commit(
+                    self._call, ingest.ref, request.total, request.expected, dict(request.labels), nothing_raw
+                )
+            )
         return answer.SerializeToString()
 
     async def relay(self, request: bytes) -> bytes:
@@ -483,7 +569,14 @@ class _SharedWrite:
 
 def _shared_status(ingest: records_pb.Ingest) -> pb.Status:
     started = ingest.started_at if ingest.HasField("started_at") else Timestamp(seconds=int(time.time()))
-    return pb.Status(ref=ingest.ref, offset=ingest.size, total=ingest.size, expected=ingest.expected, started_at=started, updated_at=started)
+    return pb.Status(
+        ref=ingest.ref,
+        offset=ingest.size,
+        total=ingest.size,
+        expected=ingest.expected,
+        started_at=started,
+        updated_at=started,
+    )
 
 
 def _field(ingest: records_pb.Ingest, path: Sequence[str]) -> tuple[str, bool]:

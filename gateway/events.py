@@ -1,23 +1,27 @@
 """The exchange: every event of the node comes in here and goes out to all who subscribed.
 
-An *envelope* is an event with its time, namespace and *topic* (``/tasks/exit``). Publishers are clients and our own services (Publish), the
-publishers of events that happened elsewhere (Forward; shims do so over ttrpc), and the gateway itself for what it coordinates
-(:meth:`Exchange.publish`). Nothing here waits for anybody: publishing appends to the queues of those who want the event and returns, so that a
-shim's Forward is answered at once and a slow subscriber stalls nobody.
+An *envelope* is an event with its time, namespace and *topic* (``/tasks/exit``). Publishers are clients and our own
+services (Publish), the publishers of events that happened elsewhere (Forward; shims do so over ttrpc), and the gateway
+itself for what it coordinates (:meth:`Exchange.publish`). Nothing here waits for anybody: publishing appends to the
+queues of those who want the event and returns, so that a shim's Forward is answered at once and a slow subscriber
+stalls nobody.
 
 What subscribers are promised:
 
 - Events in the order of their coming, each that matches, as long as they keep reading.
-- One who does not, so that more than :data:`QUEUE_EVENTS` events or :data:`QUEUE_BYTES` bytes wait for it, is cut off with RESOURCE_EXHAUSTED. What it
-  received until then has no gap.
-- All together have a bound too (:data:`SUBSCRIBERS_BYTES`): beyond it the one is cut off that is furthest behind. An event is kept once, however many it waits for.
-- One who comes within :data:`REPLAY_SECONDS` of the gateway's start first gets what was published since: whoever was subscribed when the
-  last gateway died, and comes back, has missed only what happened while there was none.
-- One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports exits that nobody
-  forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is dropped, and so is a second TaskDelete.
+- One who does not, so that more than :data:`QUEUE_EVENTS` events or :data:`QUEUE_BYTES` bytes wait for it, is cut off
+  with RESOURCE_EXHAUSTED. What it received until then has no gap.
+- All together have a bound too (:data:`SUBSCRIBERS_BYTES`): beyond it the one is cut off that is furthest behind. An
+  event is kept once, however many it waits for.
+- One who comes within :data:`REPLAY_SECONDS` of the gateway's start first gets what was published since: whoever was
+  subscribed when the last gateway died, and comes back, has missed only what happened while there was none.
+- One exit of a process is one event: shims retry a Forward whose answer they missed, and the tasks service reports
+  exits that nobody forwarded as far as it can tell. A second TaskExit of the same namespace, container, exec and pid is
+  dropped, and so is a second TaskDelete.
 
-A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the subscriber's own call matches it, one such match after the
-other and a slice of it in a turn of the loop, so that many subscribers with large filters delay each other and nobody else.
+A filter is matched where the event is published, unless that could take long (:data:`MATCHED_AT_ONCE`): then the
+subscriber's own call matches it, one such match after the other and a slice of it in a turn of the loop, so that many
+subscribers with large filters delay each other and nobody else.
 
 Topics, namespaces and filters are checked as containerd does, in its words (containerd's core/events/exchange).
 """
@@ -39,7 +43,15 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
-from api.containerd.events import container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2
+from api.containerd.events import (
+    container_pb2,
+    content_pb2,
+    image_pb2,
+    namespace_pb2,
+    sandbox_pb2,
+    snapshot_pb2,
+    task_pb2,
+)
 from api.containerd.services.events.v1 import events_pb2, events_stubs
 from api.containerd.services.ttrpc.events.v1 import events_pb2 as ttrpc_events_pb2
 from api.containerd.services.ttrpc.events.v1 import events_stubs as ttrpc_events_stubs
@@ -55,30 +67,44 @@ QUEUE_EVENTS = 16384
 QUEUE_BYTES = 16 << 20
 SUBSCRIBERS_BYTES = 64 << 20
 EVENT_COST: Final = 1024
-"""Bytes that an event which waits for somebody counts besides its own, which are there twice: as they were taken, and as they are sent."""
+"""Bytes that an event which waits for somebody counts besides its own, which are there twice: as they were taken,
+and as they are sent.
+"""
 PLACE_COST: Final = 16
 """Bytes that its place in a subscriber's queue counts."""
 
 MATCHED_AT_ONCE = 64 << 10
-"""The most that a filter's cost times the bytes of an event may be for a match in the publisher's call: 1 ms at worst, and a few microseconds for filters in use."""
+"""The most that a filter's cost times the bytes of an event may be for a match in the publisher's call: 1 ms at
+worst, and a few microseconds for filters in use.
+"""
 
 REPLAY_SECONDS = 5.0
 EXITS: Final = 16384
 EXIT_SECONDS = 600.0
-"""How many exits are remembered, and for how long: far more than a shim's 21 s of retries, and short enough for a pid to be used again."""
+"""How many exits are remembered, and for how long: far more than a shim's 21 s of retries, and short enough for a
+pid to be used again.
+"""
 
 EXIT_NAMES: Final = 256
-"""Characters of a container's and an exec's id together. No task has more than 152; what anybody else says of longer ones is not remembered."""
+"""Characters of a container's and an exec's id together. No task has more than 152; what anybody else says of
+longer ones is not remembered.
+"""
 EXIT_BYTES: Final = 4 * EXIT_NAMES + 256
 """Of an event: one that is larger has longer names, and is not looked into."""
 
-EVENT_FILES = frozenset(module.DESCRIPTOR.name for module in (
-    container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2))
-"""Files whose messages a filter can look into (``event.container_id``); containerd generates accessors for these only."""
+EVENT_FILES = frozenset(
+    module.DESCRIPTOR.name
+    for module in (container_pb2, content_pb2, image_pb2, namespace_pb2, sandbox_pb2, snapshot_pb2, task_pb2)
+)
+"""Files whose messages a filter can look into (``event.container_id``); containerd generates accessors for these
+only.
+"""
 
 
 class Published:
-    """An event as it is kept, one for all subscribers; its envelope must not be changed. ``number``: they are counted as they come."""
+    """An event as it is kept, one for all subscribers; its envelope must not be changed. ``number``: they are
+    counted as they come.
+    """
 
     __slots__ = ("_data", "envelope", "number", "size", "waiting")
 
@@ -116,9 +142,13 @@ class _Backlog:
 
 
 class Subscription:
-    """One subscriber's queue. An async iterator of envelopes, which belong to all subscribers and must not be changed."""
+    """One subscriber's queue. An async iterator of envelopes, which belong to all subscribers and must not be
+    changed.
+    """
 
-    def __init__(self, matcher: _Matcher, backlog: _Backlog, forget: Callable[[Subscription], None], events: int, size: int) -> None:
+    def __init__(
+        self, matcher: _Matcher, backlog: _Backlog, forget: Callable[[Subscription], None], events: int, size: int
+    ) -> None:
         self._matcher = matcher
         self._backlog = backlog
         self._forget = forget
@@ -143,7 +173,9 @@ class Subscription:
         return self._matcher.cost * event.size > MATCHED_AT_ONCE
 
     def behind(self) -> tuple[float, int]:
-        """How far it is behind the others, to be compared: by its oldest event, then by how much waits. The least is the furthest."""
+        """How far it is behind the others, to be compared: by its oldest event, then by how much waits. The least
+        is the furthest.
+        """
         return (self._queue[0].number, -self._bytes) if self._queue else (math.inf, 0)
 
     def cut_off(self, why: str = "") -> None:
@@ -191,8 +223,16 @@ class Subscription:
 class Exchange:
     """All events of the node. Its methods are synchronous and belong to the gateway's event loop."""
 
-    def __init__(self, *, queue_events: int = QUEUE_EVENTS, queue_bytes: int = QUEUE_BYTES, subscribers_bytes: int = SUBSCRIBERS_BYTES,
-                 replay_seconds: float = REPLAY_SECONDS, exits: int = EXITS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        queue_events: int = QUEUE_EVENTS,
+        queue_bytes: int = QUEUE_BYTES,
+        subscribers_bytes: int = SUBSCRIBERS_BYTES,
+        replay_seconds: float = REPLAY_SECONDS,
+        exits: int = EXITS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._limit = (queue_events, queue_bytes)
         self._most = subscribers_bytes
         self._backlog = _Backlog()
@@ -212,7 +252,9 @@ class Exchange:
         return len(self._subscriptions)
 
     def publish(self, namespace: str, topic: str, event: Any, timestamp: int | None = None) -> None:
-        """Publish an event that happened now, or at ``timestamp`` (nanoseconds since 1970). InvalidArgument for a bad namespace or topic."""
+        """Publish an event that happened now, or at ``timestamp`` (nanoseconds since 1970). InvalidArgument for a
+        bad namespace or topic.
+        """
         envelope = Envelope(namespace=namespace, topic=topic, event=event)
         envelope.timestamp.FromNanoseconds(time.time_ns() if timestamp is None else timestamp)
         self.forward(envelope)
@@ -239,14 +281,21 @@ class Exchange:
         """Who is furthest behind leaves, as long as too much waits for all together."""
         while self._backlog.bytes > self._most:
             furthest = min(self._subscriptions, key=Subscription.behind)
-            furthest.cut_off(f", and more than {self._most} bytes for all subscribers, of whom it is the furthest behind")
+            furthest.cut_off(
+                f", and more than {self._most} bytes for all subscribers, of whom it is the furthest behind"
+            )
 
     def subscribe(self, wanted: filters.Filter = filters.ALWAYS) -> Subscription:
         """Events from now on that the filter wants; to be used in a ``with`` statement.
 
         Fields: ``namespace``, ``topic``, and ``event.`` with a field of containerd's event types.
         """
-        subscription = Subscription(_Matcher(wanted, self._fields, self._costly), self._backlog, lambda s: self._subscriptions.pop(s, None), *self._limit)
+        subscription = Subscription(
+            _Matcher(wanted, self._fields, self._costly),
+            self._backlog,
+            lambda s: self._subscriptions.pop(s, None),
+            *self._limit,
+        )
         self._subscriptions[subscription] = None
         if self._clock() < self._replay_until:
             for event in list(self._replay):
@@ -294,8 +343,8 @@ def _wrong_topic(topic: str) -> str:
 class _Exits:
     """The exits of late, to tell a report that comes a second time.
 
-    A container that is started again may, once in many thousand times, get the pid that it had: a TaskStart that is younger than the
-    remembered exit ends the memory of it. One that is older was only delivered late, and does not.
+    A container that is started again may, once in many thousand times, get the pid that it had: a TaskStart that is
+    younger than the remembered exit ends the memory of it. One that is older was only delivered late, and does not.
     """
 
     def __init__(self, clock: Callable[[], float], most: int) -> None:
@@ -316,10 +365,15 @@ class _Exits:
         if len(event.container_id) + len(getattr(event, "id", "")) > EXIT_NAMES:
             return False
         if isinstance(event, task_pb2.TaskExit):
-            return self._exit((envelope.namespace, event.container_id, event.id, event.pid),
-                              (event.exited_at if event.HasField("exited_at") else envelope.timestamp).ToNanoseconds())
+            return self._exit(
+                (envelope.namespace, event.container_id, event.id, event.pid),
+                (event.exited_at if event.HasField("exited_at") else envelope.timestamp).ToNanoseconds(),
+            )
         if isinstance(event, task_pb2.TaskDelete):
-            return self._exit((envelope.namespace, event.container_id, _DELETED + event.id, event.pid), envelope.timestamp.ToNanoseconds())
+            return self._exit(
+                (envelope.namespace, event.container_id, _DELETED + event.id, event.pid),
+                envelope.timestamp.ToNanoseconds(),
+            )
         name = event.exec_id if isinstance(event, task_pb2.TaskExecStarted) else event.container_id
         for ended in (name, _DELETED):
             self._start((envelope.namespace, event.container_id, ended, event.pid), envelope.timestamp.ToNanoseconds())
@@ -343,23 +397,31 @@ class _Exits:
 
 
 _DELETED = "\0"
-"""In the place of an exec id, which cannot begin so: the task's deletion, which shims of containerd 2.x lose when they end too soon after it."""
+"""In the place of an exec id, which cannot begin so: the task's deletion, which shims of containerd 2.x lose when
+they end too soon after it.
+"""
 
 _LIFE: dict[str, type[task_pb2.TaskExit | task_pb2.TaskDelete | task_pb2.TaskStart | task_pb2.TaskExecStarted]] = {
-    kind.DESCRIPTOR.full_name: kind for kind in (task_pb2.TaskExit, task_pb2.TaskDelete, task_pb2.TaskStart, task_pb2.TaskExecStarted)}
+    kind.DESCRIPTOR.full_name: kind
+    for kind in (task_pb2.TaskExit, task_pb2.TaskDelete, task_pb2.TaskStart, task_pb2.TaskExecStarted)
+}
 
 
 # ---------------------------------------------------------------------------------------------- filters
 
 
 class _Fields:
-    """The fields of the envelope that was asked for last. Its event is decoded once for all filters, and only if a path leads into it."""
+    """The fields of the envelope that was asked for last. Its event is decoded once for all filters, and only if a
+    path leads into it.
+    """
 
     def __init__(self) -> None:
         self._envelope: Envelope | None = None
         self._event: Message | None = None
         self._found: dict[tuple[str, ...], tuple[str, bool]] = {}
-        """By path, what was asked for: protobuf makes a new string each time, maybe of a megabyte, and a filter may ask two thousand times."""
+        """By path, what was asked for: protobuf makes a new string each time, maybe of a megabyte, and a filter may
+        ask two thousand times.
+        """
 
     def of(self, envelope: Envelope, path: Sequence[str]) -> tuple[str, bool]:
         """The value of a field path in an envelope, and whether it is there."""
@@ -380,7 +442,9 @@ class _Fields:
 
 
 class _Costly:
-    """What the matches share that take long: the turn, the slices, and the fields, which others would replace between two slices."""
+    """What the matches share that take long: the turn, the slices, and the fields, which others would replace
+    between two slices.
+    """
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
@@ -405,11 +469,15 @@ class _Matcher:
         """The same when no other costly filter is being matched, in slices."""
         async with self._costly.turn:
             await self._costly.lane.turn()
-            return await self._costly.lane.through(self._wanted.matching(lambda path: self._costly.fields.of(envelope, path)))
+            return await self._costly.lane.through(
+                self._wanted.matching(lambda path: self._costly.fields.of(envelope, path))
+            )
 
 
 def message_field(message: Message, path: Sequence[str]) -> tuple[str, bool]:
-    """The value of a field path in an event. Strings and booleans have one, labels by their key, messages through their fields; numbers have none."""
+    """The value of a field path in an event. Strings and booleans have one, labels by their key, messages through
+    their fields; numbers have none.
+    """
     descriptor = message.DESCRIPTOR
     field = descriptor.fields_by_name.get(path[0]) if path and descriptor.file.name in EVENT_FILES else None
     if field is None:
@@ -465,7 +533,9 @@ class EventsServicer:
         return Empty()
 
     async def Subscribe(self, request: events_pb2.SubscribeRequest, call: Call) -> AsyncIterator[Pieces]:
-        """All events of all namespaces that match any of the filters, until the caller goes. A bad filter is Unknown, as it is in containerd."""
+        """All events of all namespaces that match any of the filters, until the caller goes. A bad filter is
+        Unknown, as it is in containerd.
+        """
         try:
             wanted = await filters.parsed(request.filters, self._lane)
         except errors.NodeError as error:

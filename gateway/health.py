@@ -1,4 +1,6 @@
-"""The node's health, computed when asked: "" is the gateway itself (dockerd waits on it), every upstream and every gRPC service has an entry of its own."""
+"""The node's health, computed when asked: "" is the gateway itself (dockerd waits on it), every upstream and every
+gRPC service has an entry of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ _COORDINATED: Mapping[str, tuple[str, ...]] = {
 }
 """Services that need more than the upstream they are relayed to."""
 
-_OWN = ("", "gateway", "containerd.services.events.v1.Events", "containerd.services.introspection.v1.Introspection", "containerd.services.version.v1.Version")
+_OWN = (
+    "",
+    "gateway",
+    "containerd.services.events.v1.Events",
+    "containerd.services.introspection.v1.Introspection",
+    "containerd.services.version.v1.Version",
+)
 
 
 class NodeHealth(Mapping[str, int]):
@@ -43,7 +51,9 @@ class NodeHealth(Mapping[str, int]):
         return len(list(iter(self)))
 
     async def state(self, name: str, call: Call) -> tuple[bool, str]:
-        """Whether an upstream is healthy, and why not. One that is away is waited for as if ``call`` went there: a node that starts is not broken."""
+        """Whether an upstream is healthy, and why not. One that is away is waited for as if ``call`` went there: a
+        node that starts is not broken.
+        """
         upstream = self._routes[name]
         try:
             await upstream.ready(call)

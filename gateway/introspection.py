@@ -1,9 +1,10 @@
 """containerd.services.introspection.v1: what this node is made of, and in which state each part is.
 
-containerd lists its plugins; clients look for some of them by type and id, and for what these *export* (``opt``: its path) or are *capable* of
-(``restart``: its policies). This node has processes in their place, so a row here stands for what a process does under containerd's name for it, and its state is
-the state of now: ``error`` with UNAVAILABLE where its process stays away, ``skip`` or ``error`` with the reason where this machine lacks what it needs. What the node has not (other snapshotters,
-CRI, sandboxes) has no row.
+containerd lists its plugins; clients look for some of them by type and id, and for what these *export* (``opt``: its
+path) or are *capable* of (``restart``: its policies). This node has processes in their place, so a row here stands for
+what a process does under containerd's name for it, and its state is the state of now: ``error`` with UNAVAILABLE where
+its process stays away, ``skip`` or ``error`` with the reason where this machine lacks what it needs. What the node has
+not (other snapshotters, CRI, sandboxes) has no row.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Probe(Protocol):
     """Who knows the health of the services behind the gateway."""
 
     async def state(self, name: str, call: Call) -> tuple[bool, str]:
-        """Whether an upstream can be used, and why not; one that comes back in the time that any call would be held for it can."""
+        """Whether an upstream can be used, and why not; one that comes back in the time that any call would be held
+        for it can.
+        """
         ...
 
 
@@ -65,13 +68,49 @@ class Row:
     """Why it cannot work on this machine, as it says itself."""
 
 
-CONTENT, SNAPSHOTTER, METADATA, DIFFER, EVENT, GC, LEASE, RUNTIME, SHIM, SERVICE, GRPC, INTERNAL, MONITOR, STREAMING, TRANSFER, VERIFIER = (f"io.containerd.{name}" for name in (
-    "content.v1", "snapshotter.v1", "metadata.v1", "differ.v1", "event.v1", "gc.v1", "lease.v1", "runtime.v2", "shim.v1", "service.v1", "grpc.v1",
-    "internal.v1", "monitor.container.v1", "streaming.v1", "transfer.v1", "image-verifier.v1"))
+(
+    CONTENT,
+    SNAPSHOTTER,
+    METADATA,
+    DIFFER,
+    EVENT,
+    GC,
+    LEASE,
+    RUNTIME,
+    SHIM,
+    SERVICE,
+    GRPC,
+    INTERNAL,
+    MONITOR,
+    STREAMING,
+    TRANSFER,
+    VERIFIER,
+) = (
+    f"io.containerd.{name}"
+    for name in (
+        "content.v1",
+        "snapshotter.v1",
+        "metadata.v1",
+        "differ.v1",
+        "event.v1",
+        "gc.v1",
+        "lease.v1",
+        "runtime.v2",
+        "shim.v1",
+        "service.v1",
+        "grpc.v1",
+        "internal.v1",
+        "monitor.container.v1",
+        "streaming.v1",
+        "transfer.v1",
+        "image-verifier.v1",
+    )
+)
 
 
 def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyPlugin]) -> list[Row]:
-    """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service, each of which a proxy plugin of its name takes the place of.
+    """The plugins of a node, those that others require first. ``snapshotters`` are those of the snapshots service, each
+    of which a proxy plugin of its name takes the place of.
 
     ``metadata.v1 bolt`` is SQLite here; clients know the metadata store by that id.
     """
@@ -81,22 +120,55 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
     differ = next((name for name, proxy in proxies.items() if proxy.type == "diff"), "")
 
     def own(about: About) -> Row:
-        return Row(SNAPSHOTTER, about.name, f"snapshots.{about.name}", platforms=tuple(about.platforms) or (here,), exports=about.exports, capabilities=tuple(about.capabilities),
-                   check="shim", trouble=about.trouble)
+        return Row(
+            SNAPSHOTTER,
+            about.name,
+            f"snapshots.{about.name}",
+            platforms=tuple(about.platforms) or (here,),
+            exports=about.exports,
+            capabilities=tuple(about.capabilities),
+            check="shim",
+            trouble=about.trouble,
+        )
 
     def proxied(kind: str, name: str, upstream: str, requires: tuple[str, ...] = ()) -> Row:
         proxy = proxies[name]
-        return Row(kind, name, upstream, requires, (proxy.platform or here,), {**proxy.exports, "address": proxy.address}, proxy.capabilities)
+        return Row(
+            kind,
+            name,
+            upstream,
+            requires,
+            (proxy.platform or here,),
+            {**proxy.exports, "address": proxy.address},
+            proxy.capabilities,
+        )
 
     return [
-        proxied(CONTENT, content, "content") if content else Row(CONTENT, "content", "content", exports={"root": str(root / "content")}),
+        proxied(CONTENT, content, "content")
+        if content
+        else Row(CONTENT, "content", "content", exports={"root": str(root / "content")}),
         Row(INTERNAL, "opt", exports={"path": str(opt.directory(root))}),
         Row(EVENT, "exchange"),
-        *(proxied(SNAPSHOTTER, each.name, f"snapshots.{each.name}") if each.name in proxies else own(each) for each in snapshotters),
-        *(proxied(SNAPSHOTTER, name, f"snapshots.{name}") for name, proxy in proxies.items() if proxy.type == "snapshot" and name not in {each.name for each in snapshotters}),
-        Row(METADATA, "bolt", "metadata", (CONTENT, EVENT, SNAPSHOTTER), exports={"policy": "shared", "path": str(root / "metadata" / "metadata.db")}),
+        *(
+            proxied(SNAPSHOTTER, each.name, f"snapshots.{each.name}") if each.name in proxies else own(each)
+            for each in snapshotters
+        ),
+        *(
+            proxied(SNAPSHOTTER, name, f"snapshots.{name}")
+            for name, proxy in proxies.items()
+            if proxy.type == "snapshot" and name not in {each.name for each in snapshotters}
+        ),
+        Row(
+            METADATA,
+            "bolt",
+            "metadata",
+            (CONTENT, EVENT, SNAPSHOTTER),
+            exports={"policy": "shared", "path": str(root / "metadata" / "metadata.db")},
+        ),
         Row(GC, "scheduler", "metadata", (METADATA,)),
-        proxied(DIFFER, differ, "diff", (METADATA,)) if differ else Row(DIFFER, "walking", "diff", (METADATA,), (here,)),
+        proxied(DIFFER, differ, "diff", (METADATA,))
+        if differ
+        else Row(DIFFER, "walking", "diff", (METADATA,), (here,)),
         Row(LEASE, "manager", "metadata", (METADATA, GC)),
         Row(SERVICE, "containers-service", "metadata", (EVENT, METADATA)),
         Row(SERVICE, "content-service", "content", (METADATA,)),
@@ -109,27 +181,48 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
         Row(SHIM, "manager", "tasks", (EVENT, METADATA), check="runtime"),
         Row(RUNTIME, "task", "tasks", (SHIM,), (here,), check="runtime"),
         Row(SERVICE, "tasks-service", "tasks", (EVENT, RUNTIME, METADATA)),
-        Row(MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")),
+        Row(
+            MONITOR, "restart", "tasks", (EVENT, SERVICE), capabilities=("no", "always", "on-failure", "unless-stopped")
+        ),
         Row(STREAMING, "manager", "images", (METADATA,)),
         Row(VERIFIER, "bindir", "images"),
         Row(TRANSFER, "local", "images", (LEASE, METADATA, DIFFER, VERIFIER, SNAPSHOTTER)),
         Row(GRPC, "streaming", "images", (STREAMING,)),
         Row(GRPC, "transfer", "images", (TRANSFER, STREAMING)),
-        *(Row(GRPC, name, upstream, (needs,)) for name, upstream, needs in (
-            ("containers", "metadata", SERVICE), ("content", "metadata", SERVICE), ("diff", "diff", SERVICE), ("events", "", EVENT),
-            ("images", "images", SERVICE), ("introspection", "", SERVICE), ("leases", "metadata", LEASE), ("namespaces", "metadata", SERVICE),
-            ("snapshots", "metadata", SERVICE), ("tasks", "tasks", SERVICE))),
+        *(
+            Row(GRPC, name, upstream, (needs,))
+            for name, upstream, needs in (
+                ("containers", "metadata", SERVICE),
+                ("content", "metadata", SERVICE),
+                ("diff", "diff", SERVICE),
+                ("events", "", EVENT),
+                ("images", "images", SERVICE),
+                ("introspection", "", SERVICE),
+                ("leases", "metadata", LEASE),
+                ("namespaces", "metadata", SERVICE),
+                ("snapshots", "metadata", SERVICE),
+                ("tasks", "tasks", SERVICE),
+            )
+        ),
         Row(GRPC, "version"),
         Row(GRPC, "healthcheck"),
     ]
 
 
 class IntrospectionServicer:
-    """Describes the node at ``node``, whose services' health ``probe`` knows; ``snapshotters`` answers what those of the snapshots service say of themselves; ``proxies`` are somebody else's services in it, by their names."""
+    """Describes the node at ``node``, whose services' health ``probe`` knows; ``snapshotters`` answers what those
+    of the snapshots service say of themselves; ``proxies`` are somebody else's services in it, by their names.
+    """
 
     SERVICE = introspection_stubs.INTROSPECTION
 
-    def __init__(self, node: Node, probe: Probe, snapshotters: Callable[[Call], Awaitable[Sequence[About]]], proxies: Mapping[str, ProxyPlugin] = {}) -> None:
+    def __init__(
+        self,
+        node: Node,
+        probe: Probe,
+        snapshotters: Callable[[Call], Awaitable[Sequence[About]]],
+        proxies: Mapping[str, ProxyPlugin] = {},
+    ) -> None:
         self._node = node
         self._snapshotters = snapshotters
         self._proxies = proxies
@@ -144,7 +237,11 @@ class IntrospectionServicer:
     async def Plugins(self, request: pb.PluginsRequest, call: Call) -> pb.PluginsResponse:
         """The rows that match any filter; fields are type and id."""
         wanted = await filters.parsed(request.filters, self._lane)
-        return pb.PluginsResponse(plugins=[await self._plugin(row, call) for row in await self._rows(call) if wanted.match(partial(_field, row))])
+        return pb.PluginsResponse(
+            plugins=[
+                await self._plugin(row, call) for row in await self._rows(call) if wanted.match(partial(_field, row))
+            ]
+        )
 
     async def PluginInfo(self, request: pb.PluginInfoRequest, call: Call) -> pb.PluginInfoResponse:
         """One row; with options, of the runtime plugin, also what the runtime named there says of itself."""
@@ -165,7 +262,9 @@ class IntrospectionServicer:
             try:
                 response.extra.CopyFrom(kit_any.pack(RuntimeInfo.FromString(answer)))
             except DecodeError:
-                raise errors.Unknown(f"failed to unmarshal stdout from [{wanted.runtime_path} -info] into *types.RuntimeInfo") from None
+                raise errors.Unknown(
+                    f"failed to unmarshal stdout from [{wanted.runtime_path} -info] into *types.RuntimeInfo"
+                ) from None
         return response
 
     async def Server(self, request: Empty, call: Call) -> pb.ServerResponse:
@@ -184,9 +283,14 @@ class IntrospectionServicer:
         if REMAP_IDS in capabilities and row.check == "shim" and not await self._programs.maps_ids():
             capabilities = tuple(each for each in capabilities if each != REMAP_IDS)
         return pb.Plugin(
-            type=row.type, id=row.id, requires=row.requires, platforms=map(_platform, row.platforms),
-            exports=row.exports, capabilities=capabilities,
-            init_err=None if error is None else Status(code=error.code, message=str(error)))
+            type=row.type,
+            id=row.id,
+            requires=row.requires,
+            platforms=map(_platform, row.platforms),
+            exports=row.exports,
+            capabilities=capabilities,
+            init_err=None if error is None else Status(code=error.code, message=str(error)),
+        )
 
     async def _trouble(self, row: Row, call: Call) -> errors.NodeError | None:
         """What keeps a plugin from working: the machine first, since it explains why the service may be away."""
@@ -213,7 +317,9 @@ def _field(row: Row, path: Sequence[str]) -> tuple[str, bool]:
 
 
 def kept_uuid(path: Path) -> str:
-    """The UUID in ``path``; a new one, durable before it is answered, if there is none. Internal if the file holds something else."""
+    """The UUID in ``path``; a new one, durable before it is answered, if there is none. Internal if the file holds
+    something else.
+    """
     try:
         text = path.read_text().strip()
     except FileNotFoundError:

@@ -1,4 +1,6 @@
-"""LocalFiles on the internal socket: the content service's files by path, for namespaces that have them (design: control goes through the gateway, bulk bytes by file)."""
+"""LocalFiles on the internal socket: the content service's files by path, for namespaces that have them (design:
+control goes through the gateway, bulk bytes by file).
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,19 @@ class LocalFilesServicer:
         return answer
 
     async def Begin(self, request: pb.BeginRequest, call: Call) -> pb.BeginResponse:
-        ingest = await self._records.call("OpenIngest", records_pb.OpenIngestRequest(
-            incarnation=self._records.incarnation, ref=request.ref, total=request.total, expected=request.expected), call)
+        ingest = await self._records.call(
+            "OpenIngest",
+            records_pb.OpenIngestRequest(
+                incarnation=self._records.incarnation, ref=request.ref, total=request.total, expected=request.expected
+            ),
+            call,
+        )
         if ingest.shared:
             return pb.BeginResponse()
         await self._content.ready(call)
-        answer: pb.BeginResponse = await self._raw.Begin(pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=with_headers(call))
+        answer: pb.BeginResponse = await self._raw.Begin(
+            pb.BeginRequest(ref=ingest.raw_ref, total=request.total), headers=with_headers(call)
+        )
         return answer
 
     async def Commit(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
@@ -44,8 +53,13 @@ class LocalFilesServicer:
 
     async def _commit_shielded(self, request: pb.CommitRequest, call: Call) -> pb.CommitResponse:
         async def commit(intent: records_pb.Intent) -> tuple[str, int]:
-            done = await self._raw.Commit(pb.CommitRequest(ref=intent.raw_ref, size=request.size, digest=request.digest, computed=request.computed),
-                                          headers=with_headers(call), timeout=None)
+            done = await self._raw.Commit(
+                pb.CommitRequest(
+                    ref=intent.raw_ref, size=request.size, digest=request.digest, computed=request.computed
+                ),
+                headers=with_headers(call),
+                timeout=None,
+            )
             return done.digest, done.size
 
         digest, size = await self._commit(call, request.ref, request.size, request.digest, dict(request.labels), commit)

@@ -31,7 +31,11 @@ class Programs:
     def runtime_trouble(self) -> str:
         """Why the default runtime cannot run containers."""
         if not self.which("containerd-shim-runc-v2"):
-            return 'runtime "io.containerd.runc.v2" binary not installed "containerd-shim-runc-v2": it is in Debian\'s package containerd'
+            return (
+                'runtime "io.containerd.runc.v2" binary not installed "containerd-shim-runc-v2": it is in '
+                "Debian's "
+                "package containerd"
+            )
         if not self.which("runc"):
             return 'exec: "runc": executable file not found in $PATH: it is in Debian\'s package runc'
         return ""
@@ -42,29 +46,48 @@ class Programs:
         return shim is None or not await shims.id_mapping_trouble(shim, self.environment())
 
     def shim(self, runtime: str) -> str:
-        """The binary of a runtime: an absolute path as it is, ``io.containerd.runc.v2`` as containerd-shim-runc-v2. Errors are containerd's."""
+        """The binary of a runtime: an absolute path as it is, ``io.containerd.runc.v2`` as containerd-shim-runc-v2.
+        Errors are containerd's.
+        """
         if not runtime:
             raise errors.Unknown("failed to resolve runtime path: no runtime name")
         if runtime.startswith("/"):
             if not os.path.exists(runtime):
-                raise errors.Unknown(f"failed to resolve runtime path: invalid custom binary path: stat {runtime}: no such file or directory")
+                raise errors.Unknown(
+                    f"failed to resolve runtime path: invalid custom binary path: stat {runtime}: no such file or "
+                    "directory"
+                )
             return runtime
         parts = runtime.split(".")
         if "/" in runtime or len(parts) < 2 or not parts[0]:
-            raise errors.Unknown(f"failed to resolve runtime path: invalid runtime name {runtime}, correct runtime name should be either format like "
-                                 "`io.containerd.runc.v2` or a full path to the binary")
+            raise errors.Unknown(
+                f"failed to resolve runtime path: invalid runtime name {runtime}, correct runtime name should be "
+                "either format like "
+                "`io.containerd.runc.v2` or a full path to the binary"
+            )
         binary = f"containerd-shim-{parts[-2]}-{parts[-1]}"
         found = self.which(binary)
         if found is None:
-            raise errors.Unknown(f"failed to resolve runtime path: runtime {quoted(runtime)} binary not installed {quoted(binary)}: file does not exist")
+            raise errors.Unknown(
+                f"failed to resolve runtime path: runtime {quoted(runtime)} binary not installed {quoted(binary)}: "
+                "file does not exist"
+            )
         return found
 
     async def shim_info(self, runtime: str, options: bytes) -> bytes:
-        """What the shim of ``runtime`` says of itself (containerd.types.RuntimeInfo) when started with ``-info``; shims have this from containerd 2.0 on."""
+        """What the shim of ``runtime`` says of itself (containerd.types.RuntimeInfo) when started with ``-info``;
+        shims have this from containerd 2.0 on.
+        """
         binary = self.shim(runtime)
         try:
-            process = await asyncio.create_subprocess_exec(binary, "-info", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                                                           stderr=asyncio.subprocess.PIPE, env=self.environment())
+            process = await asyncio.create_subprocess_exec(
+                binary,
+                "-info",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self.environment(),
+            )
         except OSError as error:
             raise errors.Unknown(f"failed to run [{binary} -info]: {error.strerror}") from None
         try:
@@ -76,5 +99,8 @@ class Programs:
             if process.returncode is None:
                 process.kill()
         if process.returncode:
-            raise errors.Unknown(f"failed to run [{binary} -info]: exit status {process.returncode} (stderr: {quoted(err.decode(errors='replace'))})")
+            raise errors.Unknown(
+                f"failed to run [{binary} -info]: exit status {process.returncode} (stderr: "
+                f"{quoted(err.decode(errors='replace'))})"
+            )
         return out

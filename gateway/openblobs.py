@@ -1,11 +1,15 @@
-"""Files of blobs that clients read piece by piece, open in the gateway: bulk bytes go by file (design), so a piece need not come through the content service.
+"""Files of blobs that clients read piece by piece, open in the gateway: bulk bytes go by file (design), so a piece need
+not come through the content service.
 
-``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. Metadata is asked each time whether the namespace has the blob, and while it looks the piece is read; where its file
-is, the content service is asked once for many Reads, behind the first of them, which is answered as any other. A piece is taken only if the kernel has it in memory (RWF_NOWAIT): the
-loop never waits for a disk. What is not there is the content service's to read, in its threads, after which the kernel has it, and what follows.
+``docker save`` reads a layer in thousands of pieces of 32 KiB, each a Read of its own. Metadata is asked each time
+whether the namespace has the blob, and while it looks the piece is read; where its file is, the content service is
+asked once for many Reads, behind the first of them, which is answered as any other. A piece is taken only if the kernel
+has it in memory (RWF_NOWAIT): the loop never waits for a disk. What is not there is the content service's to read, in
+its threads, after which the kernel has it, and what follows.
 
-A blob that was deleted is not read any more, and its file is closed after a moment, so that the disk gets its space back. All are closed when the content service comes back:
-it may be another one, with its files elsewhere, or with none. One that offers no LocalFiles is not asked again, nor one whose file system cannot say what is in memory (tmpfs).
+A blob that was deleted is not read any more, and its file is closed after a moment, so that the disk gets its space
+back. All are closed when the content service comes back: it may be another one, with its files elsewhere, or with none.
+One that offers no LocalFiles is not asked again, nor one whose file system cannot say what is in memory (tmpfs).
 """
 
 from __future__ import annotations
@@ -77,14 +81,16 @@ class OpenBlobs:
             return None
         wanted = max(min(size, file.size - offset), 0)
         piece = bytearray(len(before) + wanted)
-        piece[:len(before)] = before
+        piece[: len(before)] = before
         try:
             if not os.fstat(file.fd).st_nlink:  # deleted, and if it is there again then as another file
                 self._close(digest)
                 return None
             file.used = asyncio.get_running_loop().time()
             self._files.move_to_end(digest)
-            return piece if os.preadv(file.fd, [memoryview(piece)[len(before):]], offset, self._flags) == wanted else None
+            return (
+                piece if os.preadv(file.fd, [memoryview(piece)[len(before) :]], offset, self._flags) == wanted else None
+            )
         except BlockingIOError:
             return None
         except OSError as error:  # if the disk is broken, the content service says how
@@ -95,7 +101,12 @@ class OpenBlobs:
 
     def open(self, digest: str, size: int, locate: Locate) -> None:
         """Have the file of a blob of so many bytes, soon."""
-        if self._offered and digest not in self._files and digest not in self._opening and len(self._opening) < self._limit:
+        if (
+            self._offered
+            and digest not in self._files
+            and digest not in self._opening
+            and len(self._opening) < self._limit
+        ):
             self._opening[digest] = task = loops.aside(f"the opening of {digest}", self._open(digest, size, locate))
             task.add_done_callback(lambda _: self._opened(digest, task))
 

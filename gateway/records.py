@@ -1,8 +1,9 @@
 """metadata's Records as the gateway uses them: begin, do the raw call, finish.
 
-An intent is open from Begin until metadata has heard Finish or Cancel, whatever happens in between: to the client (the whole runs under
-``rpc.shielded``), to metadata (the answer is repeated until it arrives), to the raw service (an unknown outcome is asked for, never guessed). Only this
-process's own death leaves an intent behind; its incarnation, a new UUID at each start, lets metadata see that.
+An intent is open from Begin until metadata has heard Finish or Cancel, whatever happens in between: to the client (the
+whole runs under ``rpc.shielded``), to metadata (the answer is repeated until it arrives), to the raw service (an
+unknown outcome is asked for, never guessed). Only this process's own death leaves an intent behind; its incarnation, a
+new UUID at each start, lets metadata see that.
 """
 
 from __future__ import annotations
@@ -25,14 +26,28 @@ T = TypeVar("T")
 
 SERVICE = records_stubs.RECORDS
 _PATIENCE = 600.0
-"""Seconds for which an answer is repeated to a metadata service that is away; after that its next start with another gateway resolves the intent."""
+"""Seconds for which an answer is repeated to a metadata service that is away; after that its next start with
+another gateway resolves the intent.
+"""
 
 
 _PAUSE, _FULL = 0.1, 1.0
 """Seconds until an answer is repeated, at first; and for which a caller waits for room on metadata's disk."""
-_REPEATED = frozenset({"OpenIngest", "GetIngest", "ListIngests", "BeginCommitIngest", "ResolveBlob", "BeginSnapshot", "BeginCommitSnapshot", "ResolveSnapshot"})
-"""Calls that are asked again where metadata's death interrupted them: those that change nothing, and those that begin, since an intent whose answer was lost is resolved
-when the gateway announces itself to the next metadata."""
+_REPEATED = frozenset(
+    {
+        "OpenIngest",
+        "GetIngest",
+        "ListIngests",
+        "BeginCommitIngest",
+        "ResolveBlob",
+        "BeginSnapshot",
+        "BeginCommitSnapshot",
+        "ResolveSnapshot",
+    }
+)
+"""Calls that are asked again where metadata's death interrupted them: those that change nothing, and those that begin,
+since an intent whose answer was lost is resolved when the gateway announces itself to the next metadata.
+"""
 
 
 async def _at_once() -> None:
@@ -50,11 +65,22 @@ class Publish(Protocol):
 class Records:
     """Records for one gateway, as ``incarnation``."""
 
-    def __init__(self, metadata: Upstream, events: Publish, *, content: str, snapshotters: Sequence[str], known: Callable[[], Awaitable[None]] = _at_once,
-                 pause: float = _PAUSE, full: float = _FULL) -> None:
-        """``known`` returns once it is known which snapshotters there are (:meth:`snapshotters`), or need not be waited for any longer: metadata is not told of a gateway before.
+    def __init__(
+        self,
+        metadata: Upstream,
+        events: Publish,
+        *,
+        content: str,
+        snapshotters: Sequence[str],
+        known: Callable[[], Awaitable[None]] = _at_once,
+        pause: float = _PAUSE,
+        full: float = _FULL,
+    ) -> None:
+        """``known`` returns once it is known which snapshotters there are (:meth:`snapshotters`), or need not be waited
+        for any longer: metadata is not told of a gateway before.
 
-        The end of an intent is told again after ``pause`` seconds, then longer ones; whoever waits for it is told of a ``full`` disk after so many.
+        The end of an intent is told again after ``pause`` seconds, then longer ones; whoever waits for it is told of a
+        ``full`` disk after so many.
         """
         self._known = known
         self._pause = pause
@@ -100,9 +126,18 @@ class Records:
                 return
             await asyncio.sleep(0.2)
 
-    def question(self, name: str, call: Call, ask: Callable[[bytes], tuple[bytes, Callable[[bytes], Any], Callable[[], None]]]) -> Question:
+    def question(
+        self, name: str, call: Call, ask: Callable[[bytes], tuple[bytes, Callable[[bytes], Any], Callable[[], None]]]
+    ) -> Question:
         """A Records call as the question of a route: as :meth:`call`, where nothing has to be waited for."""
-        return Question(self._metadata.channel, method_path(SERVICE.methods_by_name[name]), call.passed_on(), 30.0, self._is_ready, ask)
+        return Question(
+            self._metadata.channel,
+            method_path(SERVICE.methods_by_name[name]),
+            call.passed_on(),
+            30.0,
+            self._is_ready,
+            ask,
+        )
 
     def _is_ready(self) -> bool:
         return self._metadata.is_ready() and self._connected.is_set()
@@ -150,7 +185,9 @@ class Records:
             self._events.publish(event.namespace, event.topic, event.event)
 
     async def _until_answered(self, name: str, request: Any, call: Call, *, alone: bool = False) -> Any:
-        """Repeat it until metadata answers. Where its disk is full, whoever waits is told so soon, and it is repeated ``alone``."""
+        """Repeat it until metadata answers. Where its disk is full, whoever waits is told so soon, and it is
+        repeated ``alone``.
+        """
         headers = call.passed_on()
         begun, pause, said = time.monotonic(), self._pause, ""
         while True:
@@ -181,13 +218,20 @@ class Records:
         finally:
             self._open.discard(request.intent)
 
-    async def outcome(self, intent: pb.Intent, call: Call, backend: Upstream, attempt: Callable[[], Awaitable[T]],
-                      happened: Callable[[], Awaitable[T | None]]) -> T:
+    async def outcome(
+        self,
+        intent: pb.Intent,
+        call: Call,
+        backend: Upstream,
+        attempt: Callable[[], Awaitable[T]],
+        happened: Callable[[], Awaitable[T | None]],
+    ) -> T:
         """The result of a raw call under ``intent``, or its error with the intent cancelled.
 
-        ``attempt`` makes the call; ``happened`` asks the raw service afterwards: the result if the operation took effect, None if it did not. Where the service went away or did
-        not answer in time, it is waited for and asked; if nothing happened the call is made once more. While the service stays away the
-        caller gets UNAVAILABLE, and the asking goes on without it.
+        ``attempt`` makes the call; ``happened`` asks the raw service afterwards: the result if the operation took
+        effect, None if it did not. Where the service went away or did not answer in time, it is waited for and asked;
+        if nothing happened the call is made once more. While the service stays away the caller gets UNAVAILABLE, and
+        the asking goes on without it.
         """
         try:
             try:
@@ -207,8 +251,12 @@ class Records:
             await self.cancel(intent.id, call)
             raise
 
-    async def _settle(self, intent: pb.Intent, call: Call, backend: Upstream, happened: Callable[[], Awaitable[Any]]) -> None:
-        """Ask until the outcome is known, then close the intent. Nobody waits for the result, so what took effect is as good as not: it is finished."""
+    async def _settle(
+        self, intent: pb.Intent, call: Call, backend: Upstream, happened: Callable[[], Awaitable[Any]]
+    ) -> None:
+        """Ask until the outcome is known, then close the intent. Nobody waits for the result, so what took effect
+        is as good as not: it is finished.
+        """
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             try:

@@ -1,7 +1,8 @@
-"""What needs no coordination passes through unread: here it is decided to whom, for how long, and whether it may be asked twice.
+"""What needs no coordination passes through unread: here it is decided to whom, for how long, and whether it may be
+asked twice.
 
-A read that its service's death interrupted is asked again, once the service is back; so is a Wait, as often as it takes. Anything else that was under way
-answers UNAVAILABLE: only its caller can know whether to repeat it.
+A read that its service's death interrupted is asked again, once the service is back; so is a Wait, as often as it
+takes. Anything else that was under way answers UNAVAILABLE: only its caller can know whether to repeat it.
 """
 
 from __future__ import annotations
@@ -16,29 +17,56 @@ from gateway.routes import Routes
 from services.kit import errors
 from services.kit.rpc import LONG, RAW, STREAMS, UNARY, Arity, Call, Coordinated, Route
 
-READS = frozenset({"Get", "List", "ListStream", "Info", "Stat", "Status", "ListStatuses", "Usage", "Mounts", "ListPids", "ListResources", "Metrics", "Version", "Check"})
+READS = frozenset(
+    {
+        "Get",
+        "List",
+        "ListStream",
+        "Info",
+        "Stat",
+        "Status",
+        "ListStatuses",
+        "Usage",
+        "Mounts",
+        "ListPids",
+        "ListResources",
+        "Metrics",
+        "Version",
+        "Check",
+    }
+)
 """Methods that change nothing, so that an interrupted one may be asked again."""
 
-UNBOUNDED = frozenset({
-    "/containerd.services.tasks.v1.Tasks/Wait",
-    "/containerd.services.images.v1.Images/Delete",  # sync: as long as a collection takes
-    "/containerd.services.leases.v1.Leases/Delete",
-    "/containerd.services.diff.v1.Diff/Apply",
-    "/containerd.services.diff.v1.Diff/Diff",
-    "/containerd.services.transfer.v1.Transfer/Transfer",
-    "/splitd.records.v1.Records/Collect",
-})
+UNBOUNDED = frozenset(
+    {
+        "/containerd.services.tasks.v1.Tasks/Wait",
+        "/containerd.services.images.v1.Images/Delete",  # sync: as long as a collection takes
+        "/containerd.services.leases.v1.Leases/Delete",
+        "/containerd.services.diff.v1.Diff/Apply",
+        "/containerd.services.diff.v1.Diff/Diff",
+        "/containerd.services.transfer.v1.Transfer/Transfer",
+        "/splitd.records.v1.Records/Collect",
+    }
+)
 """Unary calls that last as long as they last: only keepalive ends them."""
 
 
 class Relay:
     """``internal`` is whether this is the socket of our own processes, which may make raw calls.
 
-    ``coordinated`` are the streaming methods that the gateway answers message by message; ``joined`` those that it decides about, and then relays.
+    ``coordinated`` are the streaming methods that the gateway answers message by message; ``joined`` those that it
+    decides about, and then relays.
     """
 
-    def __init__(self, routes: Routes, config: Config, *, internal: bool, coordinated: Mapping[str, Coordinated] = {},
-                 joined: Mapping[str, Callable[[Call], Route]] = {}) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        config: Config,
+        *,
+        internal: bool,
+        coordinated: Mapping[str, Coordinated] = {},
+        joined: Mapping[str, Callable[[Call], Route]] = {},
+    ) -> None:
         self._routes = routes
         self._config = config
         self._internal = internal

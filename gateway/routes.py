@@ -1,7 +1,7 @@
 """Who serves what: one table of services, one of backends.
 
-A *backend* is a raw service: one that knows no namespaces ("content", "snapshots.overlayfs"). A *route* leads a gRPC service to the process that answers it;
-what the gateway coordinates itself is not in the table but in its servicers.
+A *backend* is a raw service: one that knows no namespaces ("content", "snapshots.overlayfs"). A *route* leads a gRPC
+service to the process that answers it; what the gateway coordinates itself is not in the table but in its servicers.
 """
 
 from __future__ import annotations
@@ -42,10 +42,21 @@ SERVICES: Mapping[str, str] = {
         (transfer_pb2, "Transfer", "images"),
     )
 }
-"""gRPC service to the upstream that its calls are relayed to. The modules are named, so that the relay finds the arity of their methods."""
+"""gRPC service to the upstream that its calls are relayed to. The modules are named, so that the relay finds the
+arity of their methods.
+"""
 
-PROGRAMS: Mapping[str, str] = {"metadata": "metadata", "content": "content", "snapshots": "snapshots", "diff": "snapshots", "images": "images", "tasks": "tasks"}
-"""Upstream to its program under supervisord; "snapshots" says which snapshotters it has, and each of them is an upstream too (:meth:`Routes.know`)."""
+PROGRAMS: Mapping[str, str] = {
+    "metadata": "metadata",
+    "content": "content",
+    "snapshots": "snapshots",
+    "diff": "snapshots",
+    "images": "images",
+    "tasks": "tasks",
+}
+"""Upstream to its program under supervisord; "snapshots" says which snapshotters it has, and each of them is an
+upstream too (:meth:`Routes.know`).
+"""
 
 
 class Routes:
@@ -79,7 +90,9 @@ class Routes:
             told(upstream)
 
     def know(self, names: Sequence[str], *, heard: bool = False) -> None:
-        """These are the snapshotters of the snapshots service; ``heard``: it says so itself, now. Those that a proxy plugin takes the place of stay the plugin's."""
+        """These are the snapshotters of the snapshots service; ``heard``: it says so itself, now. Those that a
+        proxy plugin takes the place of stay the plugin's.
+        """
         for name in names:
             if name not in self._foreign and f"snapshots.{name}" not in self.upstreams:
                 self._add(f"snapshots.{name}", self._state / f"snapshots-{name}.sock", "snapshots")
@@ -92,7 +105,9 @@ class Routes:
                 told()
 
     async def known(self) -> None:
-        """Return once it is known which snapshotters there are, or when the snapshots service had the time to say so."""
+        """Return once it is known which snapshotters there are, or when the snapshots service had the time to say
+        so.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._hold):
                 await self._known.wait()
@@ -116,10 +131,16 @@ class Routes:
         return upstream
 
     async def snapshotter(self, name: str, call: Call) -> Upstream:
-        """The backend of a snapshotter, as clients name it; the error is containerd's. Unavailable where the snapshots service has yet to say which it has."""
+        """The backend of a snapshotter, as clients name it; the error is containerd's. Unavailable where the
+        snapshots service has yet to say which it has.
+        """
         if not name:
             raise errors.InvalidArgument("snapshotter argument missing")
-        if name not in self.snapshotters and not self._heard.is_set() and (self["snapshots"].up or not self._known.is_set()):
+        if (
+            name not in self.snapshotters
+            and not self._heard.is_set()
+            and (self["snapshots"].up or not self._known.is_set())
+        ):
             await self["snapshots"].ready(call)
             try:
                 async with asyncio.timeout(self._hold):

@@ -1,7 +1,8 @@
 """The bytes of small blobs, kept by the gateway: manifests and configurations, which clients read over and over.
 
-``ctr run`` reads ten such blobs, each a hop to metadata (may the namespace have it?) and another one to the raw store. A blob's digest says what its
-bytes are, for ever: so the second hop need not be made again. Whether a namespace has the blob is asked each time, and is never remembered here.
+``ctr run`` reads ten such blobs, each a hop to metadata (may the namespace have it?) and another one to the raw store.
+A blob's digest says what its bytes are, for ever: so the second hop need not be made again. Whether a namespace has the
+blob is asked each time, and is never remembered here.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Snapshots: each operation of a raw snapshotter joined with its record.
 
 Stat and List are metadata's alone and are relayed. Everything else resolves the client's key to the raw one
-(``NAMESPACE/NUMBER/KEY``) and calls the snapshotter; what creates does so under an intent. Removal takes only the record: the collector
-removes the raw snapshot, as containerd does.
+(``NAMESPACE/NUMBER/KEY``) and calls the snapshotter; what creates does so under an intent. Removal takes only the
+record: the collector removes the raw snapshot, as containerd does.
 
-How a snapshot of one of our own snapshotters is mounted never changes, and a raw key means one snapshot for ever. So the mounts that it answered are kept, as long as
-its process lives: clients ask for them twice more in each ``ctr run``. Whether the namespace has the snapshot is asked each time.
+How a snapshot of one of our own snapshotters is mounted never changes, and a raw key means one snapshot for ever. So
+the mounts that it answered are kept, as long as its process lives: clients ask for them twice more in each ``ctr run``.
+Whether the namespace has the snapshot is asked each time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from services.kit.rpc import Call, shielded
 SERVICE = snapshots_stubs.SNAPSHOTS
 _REF = "containerd.io/snapshot.ref"
 _NUMBERS_SKIPPED = 10
-"""New names of one snapshot that a backend may say it has. Only those of a database that was lost are there, and each of them had this very name under another number."""
+"""New names of one snapshot that a backend may say it has. Only those of a database that was lost are there, and
+each of them had this very name under another number.
+"""
 _MOUNTS = 256
 """Snapshots of a snapshotter whose mounts are kept."""
 
@@ -82,7 +85,9 @@ class SnapshotsServicer:
         return await self._numbered(lambda: self._create_once(request, call, upstream, view), upstream)
 
     async def _numbered(self, attempt: Callable[[], Awaitable[T]], upstream: Upstream) -> T:
-        """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip its number, a few times."""
+        """A raw key is new: one that the backend has all the same was given out by a database that was lost. Skip
+        its number, a few times.
+        """
         said = ""
         for _ in range(_NUMBERS_SKIPPED):
             try:
@@ -90,24 +95,48 @@ class SnapshotsServicer:
             except _NumberTakenError as taken:
                 log.warning("%s: a number that this metadata store never gave out is taken: %s", upstream.name, taken)
                 said = str(taken)
-        raise errors.FailedPrecondition(f"{upstream.name} says of {_NUMBERS_SKIPPED} new names, one after the other, that it has them ({said}): "
-                                        "it holds snapshots of many other metadata stores, or does not look at names")
+        raise errors.FailedPrecondition(
+            f"{upstream.name} says of {_NUMBERS_SKIPPED} new names, one after the other, that it has them ({said}): "
+            "it holds snapshots of many other metadata stores, or does not look at names"
+        )
 
     async def _create_once(self, request: Any, call: Call, upstream: Upstream, view: bool) -> Sequence[Any]:
-        intent = await self._records.call("BeginSnapshot", records_pb.BeginSnapshotRequest(
-            incarnation=self._records.incarnation, snapshotter=request.snapshotter, key=request.key, parent=request.parent,
-            view=view, labels=request.labels), call)
+        intent = await self._records.call(
+            "BeginSnapshot",
+            records_pb.BeginSnapshotRequest(
+                incarnation=self._records.incarnation,
+                snapshotter=request.snapshotter,
+                key=request.key,
+                parent=request.parent,
+                view=view,
+                labels=request.labels,
+            ),
+            call,
+        )
         client, headers = self._client(upstream), with_headers(call)
 
         async def create() -> Sequence[Any]:
-            names = {"snapshotter": request.snapshotter, "key": intent.raw_key, "parent": intent.raw_parent, "labels": intent.raw_labels}
+            names = {
+                "snapshotter": request.snapshotter,
+                "key": intent.raw_key,
+                "parent": intent.raw_parent,
+                "labels": intent.raw_labels,
+            }
             if view:
-                return list((await client.View(pb.ViewSnapshotRequest(**names), headers=headers, timeout=self._timeout)).mounts)
-            return list((await client.Prepare(pb.PrepareSnapshotRequest(**names), headers=headers, timeout=self._timeout)).mounts)
+                return list(
+                    (await client.View(pb.ViewSnapshotRequest(**names), headers=headers, timeout=self._timeout)).mounts
+                )
+            return list(
+                (
+                    await client.Prepare(pb.PrepareSnapshotRequest(**names), headers=headers, timeout=self._timeout)
+                ).mounts
+            )
 
         async def created() -> Sequence[Any] | None:
             try:
-                found = await client.Mounts(pb.MountsRequest(snapshotter=request.snapshotter, key=intent.raw_key), headers=headers)
+                found = await client.Mounts(
+                    pb.MountsRequest(snapshotter=request.snapshotter, key=intent.raw_key), headers=headers
+                )
             except errors.NotFound:
                 return None
             return list(found.mounts)
@@ -133,13 +162,23 @@ class SnapshotsServicer:
         await self._records.finish(finish, call)  # of what was adopted metadata says ALREADY_EXISTS
         return mounts or ()
 
-    async def _target(self, snapshotter: str, intent: records_pb.Intent, call: Call, client: snapshots_stubs.Snapshots) -> pb.Info:
-        """The committed snapshot that the backend made for the intent's target; the intent is cancelled if there is none."""
-        wanted = pb.ListSnapshotsRequest(snapshotter=snapshotter, filters=[f'labels."{_REF}"=={intent.target},parent=="{intent.raw_parent}"'])
+    async def _target(
+        self, snapshotter: str, intent: records_pb.Intent, call: Call, client: snapshots_stubs.Snapshots
+    ) -> pb.Info:
+        """The committed snapshot that the backend made for the intent's target; the intent is cancelled if there is
+        none.
+        """
+        wanted = pb.ListSnapshotsRequest(
+            snapshotter=snapshotter, filters=[f'labels."{_REF}"=={intent.target},parent=="{intent.raw_parent}"']
+        )
         try:
             async for response in client.List(wanted, headers=with_headers(call)):
                 for info in response.info:  # a snapshotter need not respect filters
-                    if info.kind == pb.COMMITTED and info.labels.get(_REF) == intent.target and info.parent == intent.raw_parent:
+                    if (
+                        info.kind == pb.COMMITTED
+                        and info.labels.get(_REF) == intent.target
+                        and info.parent == intent.raw_parent
+                    ):
                         return info
         except errors.NodeError:
             await self._records.cancel(intent.id, call)
@@ -152,23 +191,42 @@ class SnapshotsServicer:
         return await shielded(self._numbered(lambda: self._commit_once(request, call, upstream), upstream))
 
     async def _commit_once(self, request: pb.CommitSnapshotRequest, call: Call, upstream: Upstream) -> Empty:
-        intent = await self._records.call("BeginCommitSnapshot", records_pb.BeginCommitSnapshotRequest(
-            incarnation=self._records.incarnation, snapshotter=request.snapshotter, name=request.name, key=request.key,
-            labels=request.labels, parent=request.parent), call)
+        intent = await self._records.call(
+            "BeginCommitSnapshot",
+            records_pb.BeginCommitSnapshotRequest(
+                incarnation=self._records.incarnation,
+                snapshotter=request.snapshotter,
+                name=request.name,
+                key=request.key,
+                labels=request.labels,
+                parent=request.parent,
+            ),
+            call,
+        )
         client, headers = self._client(upstream), with_headers(call)
 
         async def commit() -> bool:
             try:
-                await client.Commit(pb.CommitSnapshotRequest(snapshotter=request.snapshotter, name=intent.raw_name, key=intent.raw_key,
-                                                             labels=intent.raw_labels, parent=intent.raw_parent),
-                                    headers=headers, timeout=self._timeout)
+                await client.Commit(
+                    pb.CommitSnapshotRequest(
+                        snapshotter=request.snapshotter,
+                        name=intent.raw_name,
+                        key=intent.raw_key,
+                        labels=intent.raw_labels,
+                        parent=intent.raw_parent,
+                    ),
+                    headers=headers,
+                    timeout=self._timeout,
+                )
             except errors.AlreadyExists as error:  # of a name that has a new number: not what a client means by it
                 raise _NumberTakenError(str(error)) from None
             return True
 
         async def committed() -> bool | None:
             try:
-                await client.Stat(pb.StatSnapshotRequest(snapshotter=request.snapshotter, key=intent.raw_name), headers=headers)
+                await client.Stat(
+                    pb.StatSnapshotRequest(snapshotter=request.snapshotter, key=intent.raw_name), headers=headers
+                )
             except errors.NotFound:
                 return None
             return True
@@ -181,7 +239,9 @@ class SnapshotsServicer:
         upstream, raw = await self._resolve(request, call)
         if upstream.name in self._mounts and raw in self._mounts[upstream.name]:
             return pb.MountsResponse(mounts=self._mounts[upstream.name][raw])
-        answer: pb.MountsResponse = await self._ask(upstream, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=raw), call, request.key)
+        answer: pb.MountsResponse = await self._ask(
+            upstream, "Mounts", pb.MountsRequest(snapshotter=request.snapshotter, key=raw), call, request.key
+        )
         self._keep(upstream, raw, list(answer.mounts))
         return answer
 
@@ -194,13 +254,16 @@ class SnapshotsServicer:
 
     async def Usage(self, request: pb.UsageRequest, call: Call) -> pb.UsageResponse:
         upstream, raw = await self._resolve(request, call)
-        answer: pb.UsageResponse = await self._ask(upstream, "Usage", pb.UsageRequest(snapshotter=request.snapshotter, key=raw), call, request.key)
+        answer: pb.UsageResponse = await self._ask(
+            upstream, "Usage", pb.UsageRequest(snapshotter=request.snapshotter, key=raw), call, request.key
+        )
         return answer
 
     async def Remove(self, request: pb.RemoveSnapshotRequest, call: Call) -> Empty:
         await self._routes.snapshotter(request.snapshotter, call)
-        finished = await self._records.call("RemoveSnapshot", records_pb.ResolveSnapshotRequest(
-            snapshotter=request.snapshotter, key=request.key), call)
+        finished = await self._records.call(
+            "RemoveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call
+        )
         self._records.publish(finished)
         return Empty()
 
@@ -208,8 +271,11 @@ class SnapshotsServicer:
         upstream = await self._routes.snapshotter(request.snapshotter, call)
         updated = await self._records.call("UpdateSnapshot", request, call)
         if updated.raw_labels or updated.raw_mask.paths:
-            down = pb.UpdateSnapshotRequest(snapshotter=request.snapshotter, update_mask=updated.raw_mask,
-                                            info=pb.Info(name=updated.raw_key, labels=updated.raw_labels))
+            down = pb.UpdateSnapshotRequest(
+                snapshotter=request.snapshotter,
+                update_mask=updated.raw_mask,
+                info=pb.Info(name=updated.raw_key, labels=updated.raw_labels),
+            )
             await self._ask(upstream, "Update", down, call, request.info.name)
         return pb.UpdateSnapshotResponse(info=updated.info)
 
@@ -220,7 +286,9 @@ class SnapshotsServicer:
 
     async def _resolve(self, request: Any, call: Call) -> tuple[Upstream, str]:
         upstream = await self._routes.snapshotter(request.snapshotter, call)
-        found = await self._records.call("ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call)
+        found = await self._records.call(
+            "ResolveSnapshot", records_pb.ResolveSnapshotRequest(snapshotter=request.snapshotter, key=request.key), call
+        )
         return upstream, found.raw_key
 
     async def _ask(self, upstream: Upstream, method: str, request: Any, call: Call, name: str = "") -> Any:
@@ -228,7 +296,9 @@ class SnapshotsServicer:
         for attempt in (1, 2):
             await upstream.ready(call)
             try:
-                return await getattr(self._client(upstream), method)(request, headers=with_headers(call), timeout=self._timeout)
+                return await getattr(self._client(upstream), method)(
+                    request, headers=with_headers(call), timeout=self._timeout
+                )
             except errors.NotFound as error:  # of what metadata has just resolved
                 raise _lost(upstream, name, error) from None
             except errors.Disconnected:
@@ -239,4 +309,10 @@ class SnapshotsServicer:
 
 def _lost(upstream: Upstream, name: str, error: errors.NotFound) -> errors.NodeError:
     """What a backend says of a snapshot that is recorded."""
-    return errors.NotFound.verbatim(f"snapshot {name} is recorded, and {upstream.name} does not have it (docs/damaged-database.md): {error}") if name else error
+    return (
+        errors.NotFound.verbatim(
+            f"snapshot {name} is recorded, and {upstream.name} does not have it (docs/damaged-database.md): {error}"
+        )
+        if name
+        else error
+    )

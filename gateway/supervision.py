@@ -1,6 +1,7 @@
 """What supervisord says of a process: whether it was stopped on purpose.
 
-Asked only when a service is not there. The gateway must also run without a supervisor (in tests, in the foreground): no answer means not stopped.
+Asked only when a service is not there. The gateway must also run without a supervisor (in tests, in the foreground): no
+answer means not stopped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One service behind the gateway, which may be down.
 
-A call to it first asks :meth:`Upstream.ready`: at once where the service is connected; where it went away a moment ago the call is held until it is
-back, for ``hold`` seconds after the loss or the call's deadline, whichever is first; where it was stopped on purpose, or has been away for longer, the call fails at
-once with UNAVAILABLE and the service's name. So a sick service costs its own callers little and nobody else anything.
+A call to it first asks :meth:`Upstream.ready`: at once where the service is connected; where it went away a moment ago
+the call is held until it is back, for ``hold`` seconds after the loss or the call's deadline, whichever is first; where
+it was stopped on purpose, or has been away for longer, the call fails at once with UNAVAILABLE and the service's name.
+So a sick service costs its own callers little and nobody else anything.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Upstream:
         return f"service {self.name} is not reachable since {self.down_seconds:.1f}s"
 
     async def watch(self) -> None:
-        """Keep the connection, and know whether it is there; for :func:`services.kit.loops.lasting`. Cancelled, it closes the connection."""
+        """Keep the connection, and know whether it is there; for :func:`services.kit.loops.lasting`. Cancelled, it
+        closes the connection.
+        """
         try:
             async for connected in self.channel.connections():
                 if connected and not self.up:
@@ -91,7 +94,9 @@ class Upstream:
             end = min(end, call.deadline - 0.05)
         while not self.is_ready():
             if await self._stopped_on_purpose():
-                raise errors.Unavailable(f"service {self.name} is stopped (start it with: splitd restart {self.program})")
+                raise errors.Unavailable(
+                    f"service {self.name} is stopped (start it with: splitd restart {self.program})"
+                )
             left = end - time.monotonic()
             if left <= 0:
                 raise errors.Unavailable(f"service {self.name} is not reachable since {self.down_seconds:.0f}s")

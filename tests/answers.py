@@ -1,4 +1,5 @@
-"""Answers of HTTP servers that are not as they should be, byte by byte, and what Go's net/http makes of each: what it takes, we take; what it refuses, we refuse.
+"""Answers of HTTP servers that are not as they should be, byte by byte, and what Go's net/http makes of each: what it
+takes, we take; what it refuses, we refuse.
 
 Judged by Go 1.26.8: ``tests/peers/test_nethttp.py`` asks the Go of the machine again.
 """
@@ -28,11 +29,22 @@ CASES = [
     Case("plain", OK + BODY),
     Case("length beside chunked", OK + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n" + CHUNKS),
     Case("chunked, then a wrong length", OK + b"Transfer-Encoding: chunked\r\nContent-Length: 9\r\n" + CHUNKS),
-    Case("chunked beside a length that is none", OK + b"Transfer-Encoding: chunked\r\nContent-Length: x\r\n" + CHUNKS, None),
+    Case(
+        "chunked beside a length that is none",
+        OK + b"Transfer-Encoding: chunked\r\nContent-Length: x\r\n" + CHUNKS,
+        None,
+    ),
     Case("two equal lengths", OK + b"Content-Length: 4\r\nContent-Length: 4\r\n\r\nbody"),
-    Case("three equal lengths, with blanks", OK + b"Content-Length: 4\r\nContent-length:4 \r\ncontent-length:\t4\r\n\r\nbody"),
+    Case(
+        "three equal lengths, with blanks",
+        OK + b"Content-Length: 4\r\nContent-length:4 \r\ncontent-length:\t4\r\n\r\nbody",
+    ),
     Case("two lengths", OK + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nbody", None),
-    Case("two lengths beside chunked", OK + b"Content-Length: 4\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n" + CHUNKS, None),
+    Case(
+        "two lengths beside chunked",
+        OK + b"Content-Length: 4\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n" + CHUNKS,
+        None,
+    ),
     Case("two equal lengths of other digits", OK + b"Content-Length: 4\r\nContent-Length: 04\r\n\r\nbody", None),
     Case("a list of lengths", OK + b"Content-Length: 4, 4\r\n\r\nbody", None),
     Case("a length with zeros", OK + b"Content-Length: 0004\r\n\r\nbody"),
@@ -52,8 +64,14 @@ CASES = [
     Case("identity", OK + b"Transfer-Encoding: identity\r\n" + BODY, None),
     Case("chunked in HTTP/1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n" + BODY),
     Case("more than the chunks", OK + b"Transfer-Encoding: chunked\r\n" + CHUNKS + b"more"),
-    Case("chunks with extensions and blanks", OK + b"Transfer-Encoding: chunked\r\n\r\n2;a=b\r\nbo\r\n2 \r\ndy\r\n0\r\n\r\n"),
-    Case("chunks and trailers", OK + b"Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 1\r\n\r\n"),
+    Case(
+        "chunks with extensions and blanks",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n2;a=b\r\nbo\r\n2 \r\ndy\r\n0\r\n\r\n",
+    ),
+    Case(
+        "chunks and trailers",
+        OK + b"Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 1\r\n\r\n",
+    ),
     Case("a trailer that may not be", OK + b"Trailer: Content-Length\r\nTransfer-Encoding: chunked\r\n" + CHUNKS, None),
     Case("chunks without an end", OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n", None),
     # ------------------------------------------------------------------------------------ answers without a body
@@ -105,7 +123,10 @@ CASES = [
     Case("an empty answer", b"", None),
     Case("no HTTP", b"220 mail.test ESMTP\r\n", None),
     Case("100 before", b"HTTP/1.1 100 Continue\r\n\r\n" + OK + BODY),
-    Case("103 before, with headers and a length", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Length: 3\r\n\r\n" + OK + BODY),
+    Case(
+        "103 before, with headers and a length",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nContent-Length: 3\r\n\r\n" + OK + BODY,
+    ),
 ]
 
 BEYOND = [

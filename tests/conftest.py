@@ -43,12 +43,17 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def in_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where there is room, the directories of unit and service tests are in memory: what they ask does not depend on the disk, for which they waited half of their time.
+    """Where there is room, the directories of unit and service tests are in memory: what they ask does not depend on
+    the disk, for which they waited half of their time.
 
     Whole nodes, killed ones too, are on the disk; and so is all of it if SPLITD_TEST_DIR says where.
     """
     with pytest.MonkeyPatch.context() as environment:
-        if ON_DISK.isdisjoint(request.path.relative_to(TOP / "tests").parts) and "SPLITD_TEST_DIR" not in os.environ and _room(MEMORY) > ROOM:
+        if (
+            ON_DISK.isdisjoint(request.path.relative_to(TOP / "tests").parts)
+            and "SPLITD_TEST_DIR" not in os.environ
+            and _room(MEMORY) > ROOM
+        ):
             environment.setenv("SPLITD_TEST_DIR", MEMORY)
         yield
 
@@ -79,7 +84,9 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def disks() -> Iterator[Callable[[str], Path | None]]:
-    """Answers a directory on a file system of the kind that is asked for, on a loop device of its own, and None for "", any kind."""
+    """Answers a directory on a file system of the kind that is asked for, on a loop device of its own, and None for
+    "", any kind.
+    """
     with contextlib.ExitStack() as stack:
         found: dict[str, Path | None] = {"": None}
 
@@ -110,7 +117,9 @@ async def fake() -> AsyncIterator[FakeRegistry]:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    """A node that is up, shared by a file's tests; its containers are stopped and its directories removed afterwards."""
+    """A node that is up, shared by a file's tests; its containers are stopped and its directories removed
+    afterwards.
+    """
     with short_directory() as directory:
         running = Node(directory)
         try:

@@ -9,7 +9,8 @@
         ...
         registry.seen                                                 # every request with its headers
 
-Or for other programs: ``python -m tests.fake_registry [--cut N] [--slow BYTES] [--status CODE]`` prints what to pull, and serves until it is killed.
+Or for other programs: ``python -m tests.fake_registry [--cut N] [--slow BYTES] [--status CODE]`` prints what to pull,
+and serves until it is killed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Seen:
 
 @dataclass
 class Auth:
-    """What must be shown: a token of our own token server (``bearer``), or user and password. Tokens hold for ``seconds``; ``told`` is what the server says of that."""
+    """What must be shown: a token of our own token server (``bearer``), or user and password. Tokens hold for
+    ``seconds``; ``told`` is what the server says of that.
+    """
 
     scheme: str = "bearer"
     user: str = ""
@@ -69,8 +72,16 @@ class Auth:
 class FakeRegistry:
     """A registry on a loopback ``address``; an async context manager. ``tls`` is a server's context."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, auth: Auth | None = None, ranges: bool = True, relative: bool = False, head: bool = True,
-                 address: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | None = None,
+        auth: Auth | None = None,
+        ranges: bool = True,
+        relative: bool = False,
+        head: bool = True,
+        address: str = "127.0.0.1",
+    ) -> None:
         self.address = address
         self.tls = tls
         self.auth = auth
@@ -135,7 +146,9 @@ class FakeRegistry:
         return digest
 
     def inject(self, where: str, fault: Fault, *, times: int = 1, method: str = "") -> None:
-        """Answer the next ``times`` requests of a kind (``manifest``, ``blob``, ``upload``, ``token``, or part of a path) by ``fault``."""
+        """Answer the next ``times`` requests of a kind (``manifest``, ``blob``, ``upload``, ``token``, or part of a
+        path) by ``fault``.
+        """
         self._faults.append([where, fault, times, method])
 
     def heal(self) -> None:
@@ -217,7 +230,11 @@ class FakeRegistry:
         return None if wanted <= scopes else self._unauthorized(challenge + ',error="insufficient_scope"')
 
     def _unauthorized(self, challenge: str) -> web.Response:
-        return web.json_response({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}, status=401, headers={"WWW-Authenticate": challenge})
+        return web.json_response(
+            {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]},
+            status=401,
+            headers={"WWW-Authenticate": challenge},
+        )
 
     async def _token(self, request: web.Request) -> web.Response:
         auth = self.auth
@@ -227,16 +244,25 @@ class FakeRegistry:
                 return web.json_response({}, status=auth.post)
             form = await request.post()
             scopes = str(form.get("scope", "")).split()
-            right = (form.get("username"), form.get("password")) == (auth.user, auth.password) if form.get("grant_type") == "password" else \
-                form.get("refresh_token") == auth.identity
+            right = (
+                (form.get("username"), form.get("password")) == (auth.user, auth.password)
+                if form.get("grant_type") == "password"
+                else form.get("refresh_token") == auth.identity
+            )
         else:
             scopes = [part for each in request.query.getall("scope", []) for part in each.split()]
             given = request.headers.get("Authorization", "")
-            right = given == ("Basic " + base64.b64encode(f"{auth.user}:{auth.password}".encode()).decode() if auth.user else "")
+            right = given == (
+                "Basic " + base64.b64encode(f"{auth.user}:{auth.password}".encode()).decode() if auth.user else ""
+            )
         if not right:
-            return web.json_response({"errors": [{"code": "UNAUTHORIZED", "message": "incorrect username or password"}]}, status=401)
+            return web.json_response(
+                {"errors": [{"code": "UNAUTHORIZED", "message": "incorrect username or password"}]}, status=401
+            )
         token = uuid.uuid4().hex
-        granted = {f"{scope.rsplit(':', 1)[0]}:{action}" for scope in scopes for action in scope.rsplit(":", 1)[1].split(",")}
+        granted = {
+            f"{scope.rsplit(':', 1)[0]}:{action}" for scope in scopes for action in scope.rsplit(":", 1)[1].split(",")
+        }
         auth.tokens[token] = (auth.clock() + auth.seconds, granted)
         told = auth.seconds if auth.told is None else auth.told
         return web.json_response({"token": token, **({"expires_in": told} if told else {})})
@@ -253,13 +279,17 @@ class FakeRegistry:
             return web.Response(status=405)
         found = self.manifests.get((repository, name))
         if found is None:
-            return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}, status=404)
+            return web.json_response(
+                {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}, status=404
+            )
         media_type, data = found
         return web.Response(body=data, content_type=media_type, headers={"Docker-Content-Digest": digest_of(data)})
 
     async def _blob(self, request: web.Request, repository: str, digest: str) -> web.StreamResponse:
         if digest not in self.repositories.get(repository, ()) or digest not in self.blobs:
-            return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "blob unknown to registry"}]}, status=404)
+            return web.json_response(
+                {"errors": [{"code": "BLOB_UNKNOWN", "message": "blob unknown to registry"}]}, status=404
+            )
         if request.method == "HEAD" and not self.head:
             return web.Response(status=405)
         data = self.blobs[digest]
@@ -271,7 +301,9 @@ class FakeRegistry:
             if start >= len(data):
                 return web.Response(status=416)
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-            return web.Response(status=206, body=data[start:end], headers=headers, content_type="application/octet-stream")
+            return web.Response(
+                status=206, body=data[start:end], headers=headers, content_type="application/octet-stream"
+            )
         return web.Response(body=data, headers=headers, content_type="application/octet-stream")
 
     # -- what is written
@@ -282,12 +314,16 @@ class FakeRegistry:
             mount, source = request.query.get("mount", ""), request.query.get("from", "")
             if mount and mount in self.repositories.get(source, ()):
                 self.repositories.setdefault(repository, set()).add(mount)
-                return web.Response(status=201, headers={"Location": f"/v2/{repository}/blobs/{mount}", "Docker-Content-Digest": mount})
+                return web.Response(
+                    status=201, headers={"Location": f"/v2/{repository}/blobs/{mount}", "Docker-Content-Digest": mount}
+                )
             name = uuid.uuid4().hex
             self.uploads[name] = bytearray()
             return self._where(202, repository, name)
         if name not in self.uploads:
-            return web.json_response({"errors": [{"code": "BLOB_UPLOAD_UNKNOWN", "message": "blob upload unknown to registry"}]}, status=404)
+            return web.json_response(
+                {"errors": [{"code": "BLOB_UPLOAD_UNKNOWN", "message": "blob upload unknown to registry"}]}, status=404
+            )
         if request.method == "GET":
             return self._where(204, repository, name)
         if (said := request.headers.get("Content-Range")) and int(said.partition("-")[0]) != len(self.uploads[name]):
@@ -299,9 +335,14 @@ class FakeRegistry:
         digest = request.query["digest"]
         data = bytes(self.uploads.pop(name))
         if digest_of(data) != digest:
-            return web.json_response({"errors": [{"code": "DIGEST_INVALID", "message": "provided digest did not match uploaded content"}]}, status=400)
+            return web.json_response(
+                {"errors": [{"code": "DIGEST_INVALID", "message": "provided digest did not match uploaded content"}]},
+                status=400,
+            )
         self.add_blob(repository, data)
-        return web.Response(status=201, headers={"Location": f"/v2/{repository}/blobs/{digest}", "Docker-Content-Digest": digest})
+        return web.Response(
+            status=201, headers={"Location": f"/v2/{repository}/blobs/{digest}", "Docker-Content-Digest": digest}
+        )
 
     def _where(self, status: int, repository: str, name: str) -> web.Response:
         location = f"/v2/{repository}/blobs/uploads/{name}?_state=a%2Fb%3D"
@@ -328,7 +369,11 @@ def status(code: int, **headers: str) -> Fault:
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         said = {"errors": [{"code": "TROUBLE", "message": "injected"}]}
-        return web.Response(body=json.dumps(said).encode(), status=code, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        return web.Response(
+            body=json.dumps(said).encode(),
+            status=code,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
 
     return fault
 
@@ -343,7 +388,9 @@ def says(body: str) -> Fault:
 
 
 def cut(after: int, *, seconds: float = 0.05) -> Fault:
-    """The right answer, and the connection lost after so many bytes of its body, ``seconds`` later: what was written leaves before that."""
+    """The right answer, and the connection lost after so many bytes of its body, ``seconds`` later: what was
+    written leaves before that.
+    """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -403,7 +450,11 @@ def odd_parts(content_range: str, content_type: str = "application/octet-stream"
         if right.status != 206:
             return right
         assert isinstance(right, web.Response)
-        return web.Response(status=206, body=right.body, headers={"Content-Type": content_type, **({"Content-Range": content_range} if content_range else {})})
+        return web.Response(
+            status=206,
+            body=right.body,
+            headers={"Content-Type": content_type, **({"Content-Range": content_range} if content_range else {})},
+        )
 
     return fault
 
@@ -422,24 +473,39 @@ def closed_ranges_only() -> Fault:
 
 
 def encoded(registry: FakeRegistry, coding: str, encode: Callable[[bytes], bytes], *, parts: bool = False) -> Fault:
-    """What was asked for as ``encode`` makes it, with a Content-Encoding. ``parts``: where a range is asked for, that of the encoded bytes (an object store that was given them so); else all of them."""
+    """What was asked for as ``encode`` makes it, with a Content-Encoding. ``parts``: where a range is asked for,
+    that of the encoded bytes (an object store that was given them so); else all of them.
+    """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
         if right.status not in (200, 206):
             return right
         assert isinstance(right, web.Response)
-        whole = registry.blobs[urllib.parse.unquote(request.path).rpartition("/")[2]] if right.status == 206 else right.body
+        whole = (
+            registry.blobs[urllib.parse.unquote(request.path).rpartition("/")[2]] if right.status == 206 else right.body
+        )
         assert isinstance(whole, bytes)
         data = encode(whole)
-        headers = {"Content-Type": right.headers["Content-Type"], "Content-Encoding": coding,
-                   **{name: right.headers[name] for name in ("Docker-Content-Digest", "Accept-Ranges") if name in right.headers}}
+        headers = {
+            "Content-Type": right.headers["Content-Type"],
+            "Content-Encoding": coding,
+            **{
+                name: right.headers[name]
+                for name in ("Docker-Content-Digest", "Accept-Ranges")
+                if name in right.headers
+            },
+        }
         if parts and (wanted := request.headers.get("Range")):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             if int(first) >= len(data):
                 return web.Response(status=416)
-            part = data[int(first):int(last) + 1]
-            return web.Response(status=206, body=part, headers={**headers, "Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"})
+            part = data[int(first) : int(last) + 1]
+            return web.Response(
+                status=206,
+                body=part,
+                headers={**headers, "Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"},
+            )
         return web.Response(body=data, headers=headers)
 
     return fault
@@ -455,7 +521,9 @@ def then(first: Fault, second: Fault) -> Fault:
 
 
 def sliced(most: int, aligned: int = 1) -> Fault:
-    """Parts of ``most`` bytes at most, which begin at a multiple of ``aligned``; less than was asked for, as some content delivery networks do."""
+    """Parts of ``most`` bytes at most, which begin at a multiple of ``aligned``; less than was asked for, as some
+    content delivery networks do.
+    """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
@@ -467,8 +535,11 @@ def sliced(most: int, aligned: int = 1) -> Fault:
         first = int(where.partition("-")[0])
         cut_off = first % aligned
         whole = bytes(cut_off) + right.body  # what is before the part is no matter: it is dropped
-        part = whole[:most + cut_off]
-        headers = {**right.headers, "Content-Range": f"bytes {first - cut_off}-{first - cut_off + len(part) - 1}/{total}"}
+        part = whole[: most + cut_off]
+        headers = {
+            **right.headers,
+            "Content-Range": f"bytes {first - cut_off}-{first - cut_off + len(part) - 1}/{total}",
+        }
         headers.pop("Content-Length", None)
         return web.Response(status=206, body=part, headers=headers)
 
@@ -476,14 +547,23 @@ def sliced(most: int, aligned: int = 1) -> Fault:
 
 
 def odd_http() -> Fault:
-    """The right answer as servers write it that only Go understands: two lengths, a blank before a colon, a large header, a body for HEAD too."""
+    """The right answer as servers write it that only Go understands: two lengths, a blank before a colon, a large
+    header, a body for HEAD too.
+    """
 
     async def fault(request: web.Request, serve: Serve) -> web.StreamResponse:
         right = await serve()
         assert isinstance(right, web.Response)
         body = right.body if isinstance(right.body, bytes) else b""
-        lines = [f"HTTP/1.1 {right.status} {right.reason}", *(f"{name}: {value}" for name, value in right.headers.items() if name != "Content-Length"),
-                 *[f"Content-Length: {len(body)}"] * 2, "X-Odd : 1", "X-Large: " + "x" * 50_000, "", ""]
+        lines = [
+            f"HTTP/1.1 {right.status} {right.reason}",
+            *(f"{name}: {value}" for name, value in right.headers.items() if name != "Content-Length"),
+            *[f"Content-Length: {len(body)}"] * 2,
+            "X-Odd : 1",
+            "X-Large: " + "x" * 50_000,
+            "",
+            "",
+        ]
         assert request.transport is not None
         request.transport.write("\r\n".join(lines).encode() + body)
         request.transport.close()
@@ -523,7 +603,7 @@ def slow(rate: float, piece: int = 1024) -> Fault:
         answer.content_length = len(right.body)
         await answer.prepare(request)
         for at in range(0, len(right.body), piece):
-            await answer.write(right.body[at: at + piece])
+            await answer.write(right.body[at : at + piece])
             await asyncio.sleep(piece / rate)
         return answer
 
@@ -601,16 +681,63 @@ class Authority:
         self.directory = directory
         self.certificate = directory / "ca.crt"
         directory.mkdir(parents=True, exist_ok=True)
-        self._openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=a test's authority",
-                      "-keyout", "ca.key", "-out", "ca.crt", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign")
+        self._openssl(
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=a test's authority",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.crt",
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
+        )
 
     def issue(self, name: str) -> tuple[Path, Path]:
         """A certificate and its key, for this machine's loopback."""
-        self._openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        self._openssl(
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            f"/CN={name}",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+        )
         extensions = self.directory / "extensions"
         extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions",
-                      "-out", f"{name}.crt")
+        self._openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            "extensions",
+            "-out",
+            f"{name}.crt",
+        )
         return self.directory / f"{name}.crt", self.directory / f"{name}.key"
 
     def server(self, *, clients: bool = False) -> ssl.SSLContext:
@@ -630,7 +757,9 @@ class Authority:
 
 
 async def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.fake_registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fake_registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cut", type=int, metavar="N", help="the first blob's connection is lost after N bytes")
     parser.add_argument("--slow", type=float, metavar="BYTES", help="blobs come at so many bytes a second")
     parser.add_argument("--status", type=int, metavar="CODE", help="the first request for a blob is answered so")

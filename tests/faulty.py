@@ -1,8 +1,8 @@
 """A loop in which everything fails once: each wait of it, and of the tasks that it makes, raises when it is over.
 
-:func:`failing` replaces the event loop's task factory while a block lasts, so the code that is tested knows nothing of it.
-A place is where a coroutine waits: the functions and lines from the loop's own down to the innermost. The pause after a
-failure (``kit.loops``) takes no time.
+:func:`failing` replaces the event loop's task factory while a block lasts, so the code that is tested knows nothing of
+it. A place is where a coroutine waits: the functions and lines from the loop's own down to the innermost. The pause
+after a failure (``kit.loops``) takes no time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Failures:
 
 @contextlib.contextmanager
 def failing(name: str, error: Callable[[], Exception]) -> Iterator[Failures]:
-    """While the block lasts, loops whose name matches the pattern ``name`` begin with an ``error`` of each place's own."""
+    """While the block lasts, loops whose name matches the pattern ``name`` begin with an ``error`` of each place's
+    own.
+    """
     found = Failures(error)
     faulty: set[asyncio.Task[Any]] = set()
 
@@ -56,7 +58,9 @@ def failing(name: str, error: Callable[[], Exception]) -> Iterator[Failures]:
 
 
 def _is_loop(coroutine: Any, name: str) -> bool:
-    return getattr(coroutine, "cr_code", None) is loops.lasting.__code__ and fnmatch(coroutine.cr_frame.f_locals["name"], name)
+    return getattr(coroutine, "cr_code", None) is loops.lasting.__code__ and fnmatch(
+        coroutine.cr_frame.f_locals["name"], name
+    )
 
 
 def _running(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
@@ -93,7 +97,10 @@ class _Faulty(Coroutine[Any, Any, Any]):
     def _pauses(self) -> bool:
         """Whether it is the runner of loops itself that waits."""
         inner = getattr(self._coroutine, "cr_await", None)
-        return getattr(self._coroutine, "cr_code", None) is loops.lasting.__code__ and getattr(inner, "cr_code", None) is asyncio.sleep.__code__
+        return (
+            getattr(self._coroutine, "cr_code", None) is loops.lasting.__code__
+            and getattr(inner, "cr_code", None) is asyncio.sleep.__code__
+        )
 
     def _where(self) -> Place:
         found, coroutine = [], self._coroutine

@@ -1,4 +1,6 @@
-"""Debian's own containerd, started beside the tests: a suite that passes on it says what containerd does, not what we think it does."""
+"""Debian's own containerd, started beside the tests: a suite that passes on it says what containerd does, not what
+we think it does.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ import pytest
 from tests.support import eventually, listening, remove
 
 PROGRAMS = os.environ.get("SPLITD_TEST_CONTAINERD2", "")
-"""A directory with ``ctr`` and ``containerd`` of containerd 2, where they are not the machine's own (Debian 12 has 1.6)."""
+"""A directory with ``ctr`` and ``containerd`` of containerd 2, where they are not the machine's own (Debian 12 has
+1.6).
+"""
 
 
 def program2(name: str) -> str:
@@ -34,12 +38,19 @@ def program(name: str) -> str:
 
 def _beside(program: str) -> dict[str, str]:
     """An environment in which the shim is the one beside ``program``, if there is one."""
-    return {**os.environ, "PATH": f"{os.path.dirname(program)}:{os.environ['PATH']}"} if "/" in program else dict(os.environ)
+    return (
+        {**os.environ, "PATH": f"{os.path.dirname(program)}:{os.environ['PATH']}"}
+        if "/" in program
+        else dict(os.environ)
+    )
 
 
 @contextlib.contextmanager
-def containerd(directory: Path, program: str = "containerd", *, more: str = "", socket: Path | None = None) -> Iterator[Path]:
-    """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is not installed.
+def containerd(
+    directory: Path, program: str = "containerd", *, more: str = "", socket: Path | None = None
+) -> Iterator[Path]:
+    """The socket of a containerd that keeps everything below ``directory``; the test is skipped where the program is
+    not installed.
 
     ``more`` is added to its configuration; ``socket`` is where it listens, if that is not DIRECTORY/c.sock.
     """
@@ -47,9 +58,12 @@ def containerd(directory: Path, program: str = "containerd", *, more: str = "", 
         pytest.skip(f"{program} is not installed")
     socket = socket or directory / "c.sock"
     config = directory / "config.toml"
-    config.write_text(f'version = 2\nroot = "{directory}/r"\nstate = "{directory}/s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                      f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{socket}.ttrpc"\n'
-                      f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory}/opt"\n{more}')
+    config.write_text(
+        f'version = 2\nroot = "{directory}/r"\nstate = "{directory}/s"\ndisabled_plugins = '
+        '["io.containerd.grpc.v1.cri"]\n'
+        f'[grpc]\naddress = "{socket}"\n[ttrpc]\naddress = "{socket}.ttrpc"\n'
+        f'[plugins."io.containerd.internal.v1.opt"]\npath = "{directory}/opt"\n{more}'
+    )
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log, env=_beside(program))
     try:

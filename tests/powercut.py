@@ -1,6 +1,8 @@
-"""A disk that loses its power: an XFS in a file, shut down as it is, without its log; and a workload that remembers what it was answered.
+"""A disk that loses its power: an XFS in a file, shut down as it is, without its log; and a workload that remembers
+what it was answered.
 
-``XFS_IOC_GOINGDOWN`` stops a mounted XFS at once: nothing that was only in memory reaches the file any more, and mounting it again replays the log, as after a power cut.
+``XFS_IOC_GOINGDOWN`` stops a mounted XFS at once: nothing that was only in memory reaches the file any more, and
+mounting it again replays the log, as after a power cut.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ Files = Mapping[str, bytes]
 
 
 def possible() -> str:
-    """"", or why there can be no such disk here."""
+    """ "", or why there can be no such disk here."""
     if not Path("/dev/loop-control").exists():
         return "no loop devices here"
     if shutil.which("mkfs.xfs") is None:
@@ -52,7 +54,9 @@ def possible() -> str:
 
 
 class Disk:
-    """A disk of its own, mounted on ``directory``/disk. Whoever made the directory unmounts it (``tests.support.remove``)."""
+    """A disk of its own, mounted on ``directory``/disk. Whoever made the directory unmounts it
+    (``tests.support.remove``).
+    """
 
     def __init__(self, directory: Path, size: int = 4 << 30) -> None:
         self._file = directory / "disk.xfs"
@@ -76,9 +80,19 @@ class Disk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Once nobody uses it; in no mount namespace either, such as a worker's of some other node that began meanwhile: else it would be mounted again as it is, shut down."""
-        eventually(lambda: subprocess.run(["umount", str(self.top)], check=False, capture_output=True).returncode == 0, "the disk is busy")
-        eventually(lambda: not subprocess.run(["losetup", "--associated", str(self._file)], check=True, capture_output=True).stdout, "another mount namespace has the disk")
+        """Once nobody uses it; in no mount namespace either, such as a worker's of some other node that began
+        meanwhile: else it would be mounted again as it is, shut down.
+        """
+        eventually(
+            lambda: subprocess.run(["umount", str(self.top)], check=False, capture_output=True).returncode == 0,
+            "the disk is busy",
+        )
+        eventually(
+            lambda: (
+                not subprocess.run(["losetup", "--associated", str(self._file)], check=True, capture_output=True).stdout
+            ),
+            "another mount namespace has the disk",
+        )
 
 
 class Machine:
@@ -110,7 +124,9 @@ class Machine:
 
 @dataclass
 class Acknowledged:
-    """What a node was asked for and has answered, so that it must be so. What was asked for and not answered may be or not, and is in ``doubt``."""
+    """What a node was asked for and has answered, so that it must be so. What was asked for and not answered may be
+    or not, and is in ``doubt``.
+    """
 
     images: dict[str, tuple[str, Sequence[Files], Sequence[str]]] = field(default_factory=dict)
     """By name: its digest, each layer's files and the layers' chain ids."""
@@ -135,7 +151,10 @@ class Workload:
     async def until_cut(self, channel: Channel, cut: Callable[[], None], seconds: float) -> None:
         """Work until the power is cut after so many seconds. A call that fails before that is an error."""
         client = Client(channel, "power")
-        going = [asyncio.ensure_future(self._repeated(each, client, channel)) for each in (self._pull, self._pull, self._delete, self._lease, self._blob, self._commit)]
+        going = [
+            asyncio.ensure_future(self._repeated(each, client, channel))
+            for each in (self._pull, self._pull, self._delete, self._lease, self._blob, self._commit)
+        ]
         done, _ = await asyncio.wait(going, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
@@ -144,7 +163,9 @@ class Workload:
             task.cancel()
         await asyncio.wait(going)
 
-    async def _repeated(self, work: Callable[[Client, Channel], Coroutine[Any, Any, None]], client: Client, channel: Channel) -> None:
+    async def _repeated(
+        self, work: Callable[[Client, Channel], Coroutine[Any, Any, None]], client: Client, channel: Channel
+    ) -> None:
         while True:
             await work(client, channel)
             self.known.answers += 1
@@ -158,11 +179,22 @@ class Workload:
     def _offered(self) -> tuple[str, tuple[str, Sequence[Files], Sequence[str]]]:
         """A new image in the registry, of files of every size."""
         unique = uuid.uuid4().hex
-        layers: list[Files] = [{f"{unique}/{layer}/{n}": self._generator.randbytes(1 + self._generator.choice((100, 5_000, 70_000)) * n // 12) for n in range(12)}
-                               for layer in range(3)]
+        layers: list[Files] = [
+            {
+                f"{unique}/{layer}/{n}": self._generator.randbytes(
+                    1 + self._generator.choice((100, 5_000, 70_000)) * n // 12
+                )
+                for n in range(12)
+            }
+            for layer in range(3)
+        ]
         tars = [tar_of([(name, {"data": data}) for name, data in files.items()]) for files in layers]
         box = image(tars)
-        return self._registry.add(box, f"{unique}:1"), (box.digest, layers, chain_ids([digest_of(each) for each in tars]))
+        return self._registry.add(box, f"{unique}:1"), (
+            box.digest,
+            layers,
+            chain_ids([digest_of(each) for each in tars]),
+        )
 
     async def _delete(self, client: Client, _: Channel) -> None:
         await asyncio.sleep(0.3)
@@ -176,7 +208,9 @@ class Workload:
 
     async def _lease(self, client: Client, channel: Channel) -> None:
         leases = channel.client(leases_stubs.LEASES)
-        self.known.leases.add((await leases.Create(leases_pb2.CreateRequest(id=uuid.uuid4().hex), headers=client.headers)).lease.id)
+        self.known.leases.add(
+            (await leases.Create(leases_pb2.CreateRequest(id=uuid.uuid4().hex), headers=client.headers)).lease.id
+        )
         await asyncio.sleep(0.02)
 
     async def _blob(self, client: Client, channel: Channel) -> None:
@@ -205,7 +239,9 @@ class Workload:
     # -------------------------------------------------------------------------------------- afterwards
 
     async def lost(self, channel: Channel, node: Node) -> list[str]:
-        """What was answered and is not so; and what images are that were in doubt, once they are pulled again: the pull must not take files for there that are not."""
+        """What was answered and is not so; and what images are that were in doubt, once they are pulled again: the
+        pull must not take files for there that are not.
+        """
         client = Client(channel, "power")
         await client.collect()
         found = [f"{reference} came back" for reference in self.known.gone & set(await client.images())]
@@ -239,7 +275,9 @@ async def _blob_lost(channel: Channel, client: Client, digest: str, data: bytes)
 
 
 async def _snapshot_lost(channel: Channel, client: Client, name: str, layers: Sequence[Files]) -> list[str]:
-    """Files of a committed snapshot that are missing, empty or wrong. ``layers``: its own and those below it, the lowest first."""
+    """Files of a committed snapshot that are missing, empty or wrong. ``layers``: its own and those below it, the
+    lowest first.
+    """
     snapshotter = RemoteSnapshotter(channel, snapshotter="overlayfs", headers=client.headers)
     key = uuid.uuid4().hex
     try:
@@ -252,7 +290,10 @@ async def _snapshot_lost(channel: Channel, client: Client, name: str, layers: Se
             path = Path(directory, file)
             there = path.read_bytes() if path.exists() else None
             if there != data:
-                found.append(f"snapshot {name}: {file} has {'no file' if there is None else f'{len(there)} bytes'}, {len(data)} were written")
+                found.append(
+                    f"snapshot {name}: {file} has {'no file' if there is None else f'{len(there)} bytes'}, {len(data)} "
+                    "were written"
+                )
     await snapshotter.remove(key)
     return found
 

@@ -1,4 +1,6 @@
-"""What tests of pulls share: images that no other test has, in every compression, and clients that pull them by Transfer: our own, and ctr of containerd 2 where there is one."""
+"""What tests of pulls share: images that no other test has, in every compression, and clients that pull them by
+Transfer: our own, and ctr of containerd 2 where there is one.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,16 @@ def made(layers: int = 2, kib: int = 300) -> Image:
 
 
 def marked(kib: int = 600) -> bytes:
-    """A layer that no other test has: ``/mark``, which says so, and so many KiB beside it that do not become smaller."""
+    """A layer that no other test has: ``/mark``, which says so, and so many KiB beside it that do not become
+    smaller.
+    """
     return tar_of([("mark", {"data": uuid.uuid4().hex.encode()}), ("data", {"data": os.urandom(kib << 10)})])
 
 
 def runnable(layers: int = 1, kib: int = 600) -> Image:
-    """Busybox, and ``layers`` above it that no other test has: ``/mark`` shows that they are there. The layers of busybox are the same for all tests, so a node fetches them once."""
+    """Busybox, and ``layers`` above it that no other test has: ``/mark`` shows that they are there. The layers of
+    busybox are the same for all tests, so a node fetches them once.
+    """
     return busybox_image(*(marked(kib) for _ in range(layers)))
 
 
@@ -89,9 +95,11 @@ def gzipped(raw: bytes) -> Layer:
 
 
 def estargz(raw: bytes) -> Layer:
-    """A tar as eStargz: each file is a gzip member of its own, then a table of contents, the file ``stargz.index.json``, and a footer that says where that begins.
+    """A tar as eStargz: each file is a gzip member of its own, then a table of contents, the file
+    ``stargz.index.json``, and a footer that says where that begins.
 
-    To everybody else it is gzip with one file more, which is why its diff id is another than the tar's. (stargz-snapshotter, docs/estargz.md.)
+    To everybody else it is gzip with one file more, which is why its diff id is another than the tar's.
+    (stargz-snapshotter, docs/estargz.md.)
     """
     blob, plain, toc = b"", b"", []
     landmark = [(".no.prefetch.landmark", tarfile.REGTYPE, b"\xf0")]
@@ -101,20 +109,44 @@ def estargz(raw: bytes) -> Layer:
         at = len(blob)
         blob += gzip.compress(body, 6, mtime=0) if data else b""
         plain += header + body
-        toc.append({"name": name, "type": "dir" if kind == tarfile.DIRTYPE else "reg", "mode": 0o755 if kind == tarfile.DIRTYPE else 0o644, "size": len(data),
-                    **({"offset": at, "digest": digest_of(data), "chunkDigest": digest_of(data)} if data else {})})
+        toc.append(
+            {
+                "name": name,
+                "type": "dir" if kind == tarfile.DIRTYPE else "reg",
+                "mode": 0o755 if kind == tarfile.DIRTYPE else 0o644,
+                "size": len(data),
+                **({"offset": at, "digest": digest_of(data), "chunkDigest": digest_of(data)} if data else {}),
+            }
+        )
     index = json.dumps({"version": 1, "entries": toc}).encode()
     last = _entry("stargz.index.json", tarfile.REGTYPE, index) + index + bytes(-len(index) % 512) + bytes(1024)
     plain += last
     extra = b"SG" + struct.pack("<H", 22) + b"%016xSTARGZ" % len(blob)
     blob += gzip.compress(last, 6, mtime=0)
-    blob += b"\x1f\x8b\x08\x04" + bytes(4) + b"\x00\xff" + struct.pack("<H", len(extra)) + extra + b"\x01\x00\x00\xff\xff" + bytes(8)
-    return Layer(blob, LAYER + "+gzip", plain, {
-        "containerd.io/snapshot/stargz/toc.digest": digest_of(index), "io.containers.estargz.uncompressed-size": str(len(plain))})
+    blob += (
+        b"\x1f\x8b\x08\x04"
+        + bytes(4)
+        + b"\x00\xff"
+        + struct.pack("<H", len(extra))
+        + extra
+        + b"\x01\x00\x00\xff\xff"
+        + bytes(8)
+    )
+    return Layer(
+        blob,
+        LAYER + "+gzip",
+        plain,
+        {
+            "containerd.io/snapshot/stargz/toc.digest": digest_of(index),
+            "io.containers.estargz.uncompressed-size": str(len(plain)),
+        },
+    )
 
 
 def zstd_chunked(raw: bytes) -> Layer:
-    """A tar as zstd:chunked: each file is a zstd frame of its own, then the table of contents and a footer in skippable frames, which a decompressor passes over. (containers/storage.)"""
+    """A tar as zstd:chunked: each file is a zstd frame of its own, then the table of contents and a footer in
+    skippable frames, which a decompressor passes over. (containers/storage.)
+    """
     compressor, blob, plain, toc = zstandard.ZstdCompressor(), b"", b"", []
 
     def skippable(data: bytes) -> bytes:
@@ -126,8 +158,15 @@ def zstd_chunked(raw: bytes) -> Layer:
         start = len(blob)
         blob += compressor.compress(body) if data else b""
         plain += header + body
-        toc.append({"name": name, "type": "dir" if kind == tarfile.DIRTYPE else "reg", "mode": 0o755 if kind == tarfile.DIRTYPE else 0o644, "size": len(data),
-                    **({"offset": start, "endOffset": len(blob), "digest": digest_of(data)} if data else {})})
+        toc.append(
+            {
+                "name": name,
+                "type": "dir" if kind == tarfile.DIRTYPE else "reg",
+                "mode": 0o755 if kind == tarfile.DIRTYPE else 0o644,
+                "size": len(data),
+                **({"offset": start, "endOffset": len(blob), "digest": digest_of(data)} if data else {}),
+            }
+        )
     blob += compressor.compress(bytes(1024))
     plain += bytes(1024)
     table = json.dumps({"version": 1, "entries": toc}).encode()
@@ -135,9 +174,15 @@ def zstd_chunked(raw: bytes) -> Layer:
     at = len(blob) + 8
     blob += skippable(manifest)
     blob += skippable(struct.pack("<QQQQQQQ", at, len(manifest), len(table), 1, 0, 0, 0) + b"GNUlInUx")
-    return Layer(blob, LAYER + "+zstd", plain, {
-        "io.github.containers.zstd-chunked.manifest-checksum": digest_of(manifest),
-        "io.github.containers.zstd-chunked.manifest-position": f"{at}:{len(manifest)}:{len(table)}:1"})
+    return Layer(
+        blob,
+        LAYER + "+zstd",
+        plain,
+        {
+            "io.github.containers.zstd-chunked.manifest-checksum": digest_of(manifest),
+            "io.github.containers.zstd-chunked.manifest-position": f"{at}:{len(manifest)}:{len(table)}:1",
+        },
+    )
 
 
 def _files(raw: bytes) -> Iterable[tuple[str, bytes, bytes]]:
@@ -151,19 +196,47 @@ def _files(raw: bytes) -> Iterable[tuple[str, bytes, bytes]]:
 def _entry(name: str, kind: bytes, data: bytes) -> bytes:
     """The header of a file in a tar."""
     entry = tarfile.TarInfo(name)
-    entry.type, entry.size, entry.mode, entry.mtime = kind, len(data), 0o755 if kind == tarfile.DIRTYPE else 0o644, 1_600_000_000
+    entry.type, entry.size, entry.mode, entry.mtime = (
+        kind,
+        len(data),
+        0o755 if kind == tarfile.DIRTYPE else 0o644,
+        1_600_000_000,
+    )
     return entry.tobuf(tarfile.USTAR_FORMAT)
 
 
 def image_of(layers: Sequence[Layer]) -> Image:
     """An image of layers that are compressed already."""
-    config = json.dumps({"architecture": MACHINE, "os": "linux", "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
-                         "rootfs": {"type": "layers", "diff_ids": [digest_of(layer.raw) for layer in layers]}}).encode()
-    root = json.dumps({
-        "schemaVersion": 2, "mediaType": MANIFEST, "config": {"mediaType": CONFIG, "digest": digest_of(config), "size": len(config)},
-        "layers": [{"mediaType": layer.media_type, "digest": digest_of(layer.data), "size": len(layer.data), **({"annotations": layer.annotations} if layer.annotations else {})}
-                   for layer in layers]}).encode()
-    return Image(MANIFEST, digest_of(root), {digest_of(data): data for data in (config, root, *(layer.data for layer in layers))}, MACHINE)
+    config = json.dumps(
+        {
+            "architecture": MACHINE,
+            "os": "linux",
+            "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer.raw) for layer in layers]},
+        }
+    ).encode()
+    root = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": digest_of(config), "size": len(config)},
+            "layers": [
+                {
+                    "mediaType": layer.media_type,
+                    "digest": digest_of(layer.data),
+                    "size": len(layer.data),
+                    **({"annotations": layer.annotations} if layer.annotations else {}),
+                }
+                for layer in layers
+            ],
+        }
+    ).encode()
+    return Image(
+        MANIFEST,
+        digest_of(root),
+        {digest_of(data): data for data in (config, root, *(layer.data for layer in layers))},
+        MACHINE,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- our own client
@@ -176,12 +249,29 @@ class Client(Transfers):
     def namespace(self) -> str:
         return str(self.headers["containerd-namespace"])
 
-    async def pull(self, reference: str, *, name: str = "", unpack: bool = True, told: list[Progress] | None = None, platforms: tuple[Platform, ...] = (HERE,),
-                   auth: str = "", hosts: Path | None = None, **store: Any) -> None:
-        await self.transfer(self.registry(reference, auth, hosts), imagestore_pb2.ImageStore(
-            name=name or reference, unpacks=[UNPACK] if unpack else [], platforms=platforms, **store), told=told)
+    async def pull(
+        self,
+        reference: str,
+        *,
+        name: str = "",
+        unpack: bool = True,
+        told: list[Progress] | None = None,
+        platforms: tuple[Platform, ...] = (HERE,),
+        auth: str = "",
+        hosts: Path | None = None,
+        **store: Any,
+    ) -> None:
+        await self.transfer(
+            self.registry(reference, auth, hosts),
+            imagestore_pb2.ImageStore(
+                name=name or reference, unpacks=[UNPACK] if unpack else [], platforms=platforms, **store
+            ),
+            told=told,
+        )
 
-    async def push(self, name: str, reference: str, *, told: list[Progress] | None = None, auth: str = "", **store: Any) -> None:
+    async def push(
+        self, name: str, reference: str, *, told: list[Progress] | None = None, auth: str = "", **store: Any
+    ) -> None:
         await self.transfer(imagestore_pb2.ImageStore(name=name, **store), self.registry(reference, auth), told=told)
 
     async def offset(self, ref: str) -> int:
@@ -194,7 +284,9 @@ class Client(Transfers):
         await self._leases.Delete(leases_pb2.DeleteRequest(id=lease, sync=True), headers=self.headers, timeout=30)
 
     async def end_own_leases(self) -> None:
-        """Delete the leases that are not the node's: ctr 2 makes one for each pull, and leaves it to expire when it is interrupted."""
+        """Delete the leases that are not the node's: ctr 2 makes one for each pull, and leaves it to expire when it
+        is interrupted.
+        """
         for lease, labels in (await self.leases()).items():
             if INCARNATION not in labels:
                 await self._leases.Delete(leases_pb2.DeleteRequest(id=lease), headers=self.headers)
@@ -202,7 +294,9 @@ class Client(Transfers):
     @staticmethod
     def registry(reference: str, auth: str = "", hosts: Path | None = None) -> registry_pb2.OCIRegistry:
         """``hosts`` is a directory with hosts.toml files."""
-        return registry_pb2.OCIRegistry(reference=reference, resolver=registry_pb2.RegistryResolver(auth_stream=auth, host_dir=str(hosts or "")))
+        return registry_pb2.OCIRegistry(
+            reference=reference, resolver=registry_pb2.RegistryResolver(auth_stream=auth, host_dir=str(hosts or ""))
+        )
 
 
 @contextlib.asynccontextmanager
@@ -211,10 +305,15 @@ async def answering(client: Client, user: str, password: str) -> AsyncIterator[t
     hosts: list[str] = []
 
     async with client.stream("auth") as (name, stream):
+
         async def answer() -> None:
             while (question := await stream.receive()) is not None:
                 hosts.append(registry_pb2.AuthRequest.FromString(question.value).host)
-                await stream.send(kit_any.pack(registry_pb2.AuthResponse(authType=registry_pb2.CREDENTIALS, username=user, secret=password)))
+                await stream.send(
+                    kit_any.pack(
+                        registry_pb2.AuthResponse(authType=registry_pb2.CREDENTIALS, username=user, secret=password)
+                    )
+                )
 
         task = asyncio.ensure_future(answer())
         try:
@@ -231,6 +330,7 @@ def gets(registry: FakeRegistry, digest: str) -> list[Mapping[str, str]]:
 
 async def arriving(pulling: asyncio.Future[Any], client: Client, digest: str, at_least: int) -> None:
     """Until so many bytes of a layer are there; a pull that fails meanwhile says why."""
+
     async def there() -> bool:
         if pulling.done():
             raise RuntimeError(f"the pull is over: {pulling.exception() or pulling.result()}")
@@ -258,10 +358,17 @@ class Pulling(Protocol):
 class CtrPulling:
     """``ctr images pull`` of containerd 2, on a node."""
 
-    def __init__(self, node: Node, program: str, namespace: str, reference: str, *, hosts: Path | None = None, user: str = "") -> None:
+    def __init__(
+        self, node: Node, program: str, namespace: str, reference: str, *, hosts: Path | None = None, user: str = ""
+    ) -> None:
         more = [*(["--hosts-dir", str(hosts)] if hosts else []), *(["--user", user] if user else [])]
-        self._process = subprocess.Popen([program, "-a", str(node.socket), "-n", namespace, "images", "pull", *more, reference],
-                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [program, "-a", str(node.socket), "-n", namespace, "images", "pull", *more, reference],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.ended = asyncio.ensure_future(asyncio.to_thread(self._end))
 
     def _end(self) -> str:
@@ -298,7 +405,9 @@ class OwnPulling:
 
 
 def pulling(node: Node, client: Client, reference: str, *, hosts: Path | None = None, user: str = "") -> Pulling:
-    """Begin to pull, into the client's namespace: by ctr of containerd 2 where there is one. ``hosts`` is a directory with hosts.toml files, ``user`` is ``NAME:PASSWORD``."""
+    """Begin to pull, into the client's namespace: by ctr of containerd 2 where there is one. ``hosts`` is a
+    directory with hosts.toml files, ``user`` is ``NAME:PASSWORD``.
+    """
     if program := program2("ctr"):
         return CtrPulling(node, program, client.namespace, reference, hosts=hosts, user=user)
     return OwnPulling(client, reference, hosts=hosts, user=user)
@@ -315,11 +424,25 @@ async def check_pulled(node: Node, client: Client, reference: str, box: Image) -
         algorithm, _, name = digest.partition(":")
         found = (node.root / "content/blobs" / algorithm / name).read_bytes()
         assert hashlib.new(algorithm, found).hexdigest() == name, digest
-    await asyncio.to_thread(node.ctr, "run", "--rm", reference, f"c{uuid.uuid4().hex[:8]}", "grep", "-qE", "^[0-9a-f]{32}$", "/mark", namespace=client.namespace)
+    await asyncio.to_thread(
+        node.ctr,
+        "run",
+        "--rm",
+        reference,
+        f"c{uuid.uuid4().hex[:8]}",
+        "grep",
+        "-qE",
+        "^[0-9a-f]{32}$",
+        "/mark",
+        namespace=client.namespace,
+    )
 
 
 async def check_nothing_left(node: Node, channel: Channel, client: Client, *, resumable: bool = False) -> None:
-    """After a collection there is nothing but what images keep: no leases, ingests (unless they are ``resumable``), half-made snapshots, and on the disk nothing that no record names."""
+    """After a collection there is nothing but what images keep: no leases, ingests (unless they are ``resumable``),
+    half-made snapshots, and on the disk nothing that no record names.
+    """
+
     async def unleased() -> bool:
         return not await client.leases()
 
@@ -332,11 +455,21 @@ async def check_nothing_left(node: Node, channel: Channel, client: Client, *, re
         spaces = await channel.client(namespaces_stubs.NAMESPACES).List(namespaces_pb2.ListNamespacesRequest())
         everybody = [Client(channel, space.name) for space in spaces.namespaces]
         blobs = {digest for each in everybody for digest in await each.blobs()}
-        spare = [path.name for path in (node.root / "content/blobs").glob("*/*") if f"{path.parent.name}:{path.name}" not in blobs]
+        spare = [
+            path.name
+            for path in (node.root / "content/blobs").glob("*/*")
+            if f"{path.parent.name}:{path.name}" not in blobs
+        ]
         assert not spare, f"blobs: {spare}"
-        ingests, recorded = len(list((node.root / "content/ingest").glob("*"))), sum([len(await each.ingests()) for each in everybody])
+        ingests, recorded = (
+            len(list((node.root / "content/ingest").glob("*"))),
+            sum([len(await each.ingests()) for each in everybody]),
+        )
         assert ingests <= recorded, f"{ingests} ingests, {recorded} recorded"
-        directories, recorded = len(list((node.root / "snapshots/overlayfs/snapshots").iterdir())), sum([len(await each.snapshots()) for each in everybody])
+        directories, recorded = (
+            len(list((node.root / "snapshots/overlayfs/snapshots").iterdir())),
+            sum([len(await each.snapshots()) for each in everybody]),
+        )
         assert directories == recorded, f"{directories} snapshot directories, {recorded} recorded"
         own = [path.name for path in (node.root / "images").glob("*")]
         assert not own, f"images has left {own}"

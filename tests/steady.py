@@ -1,12 +1,14 @@
 """A clock for tests that stands still while the machine does.
 
-A virtual machine may stop for seconds, with all that runs on it. Then a timeout of half a second is over though nothing had the time to happen, and a test that
-says "at once" or "not before" is wrong about code that is right. Installed in the place of ``time.monotonic``, which our code, asyncio's timers and the tests'
-own measurements all ask, this clock leaves those seconds out: what takes long because somebody waits or works still takes long on it, what takes long because
-nobody ran does not.
+A virtual machine may stop for seconds, with all that runs on it. Then a timeout of half a second is over though nothing
+had the time to happen, and a test that says "at once" or "not before" is wrong about code that is right. Installed in
+the place of ``time.monotonic``, which our code, asyncio's timers and the tests' own measurements all ask, this clock
+leaves those seconds out: what takes long because somebody waits or works still takes long on it, what takes long
+because nobody ran does not.
 
-It knows by a thread that wakes every 20 ms: if nobody has looked at the clock for longer than 0.1 s, not even that thread, then no thread of this process
-could run, and the rest does not count. Other processes, and what the kernel waits for (sockets' own timeouts, locks), have the machine's time.
+It knows by a thread that wakes every 20 ms: if nobody has looked at the clock for longer than 0.1 s, not even that
+thread, then no thread of this process could run, and the rest does not count. Other processes, and what the kernel
+waits for (sockets' own timeouts, locks), have the machine's time.
 """
 
 from __future__ import annotations

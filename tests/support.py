@@ -68,7 +68,9 @@ async def eventually_async(condition: Callable[[], Awaitable[T | None]], why: st
 
 @contextlib.contextmanager
 def within(seconds: float, at_least: float = 0.0) -> Iterator[None]:
-    """What is inside takes no longer (by the steady clock: a machine that stops takes no time), and no shorter (by the machine's own)."""
+    """What is inside takes no longer (by the steady clock: a machine that stops takes no time), and no shorter (by
+    the machine's own).
+    """
     begun, really = time.monotonic(), time.perf_counter()
     yield
     took, all_of_it = time.monotonic() - begun, time.perf_counter() - really
@@ -100,7 +102,9 @@ def remove(directory: Path) -> None:
 
 @contextlib.contextmanager
 def short_directory(on: Path | None = None) -> Iterator[Path]:
-    """A new directory whose path leaves room for socket names (107 bytes), gone afterwards; ``on`` another disk than the other tests'."""
+    """A new directory whose path leaves room for socket names (107 bytes), gone afterwards; ``on`` another disk
+    than the other tests'.
+    """
     directory = Path(tempfile.mkdtemp(prefix="sp", dir=on or os.environ.get("SPLITD_TEST_DIR", "/tmp")))
     try:
         yield directory
@@ -140,11 +144,15 @@ async def health(path: Path, service: str = "") -> int:
 
 
 def freeze(pid: int) -> None:
-    """SIGSTOP a process, and wait until none of its threads runs: the signal takes a moment to reach them all, in which one may still answer."""
+    """SIGSTOP a process, and wait until none of its threads runs: the signal takes a moment to reach them all, in
+    which one may still answer.
+    """
     os.kill(pid, signal.SIGSTOP)
 
     def stopped() -> bool:
-        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+        return all(
+            stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+        )
 
     eventually(stopped, f"process {pid} does not stop")
 
@@ -155,11 +163,21 @@ def freeze(pid: int) -> None:
 class ServiceProcess:
     """``python -m MODULE --root ROOT --state STATE``, started at once and on its own; a context manager that ends it.
 
-    ``sockets`` are names below the state directory that must accept connections before the constructor returns. The log goes to ``STATE/MODULE.log``.
+    ``sockets`` are names below the state directory that must accept connections before the constructor returns. The log
+    goes to ``STATE/MODULE.log``.
     """
 
-    def __init__(self, module: str, root: Path, state: Path, *, sockets: tuple[str, ...] = (), config: Path | None = None,
-                 env: Mapping[str, str] | None = None, seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        module: str,
+        root: Path,
+        state: Path,
+        *,
+        sockets: tuple[str, ...] = (),
+        config: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 20.0,
+    ) -> None:
         self.module, self.root, self.state, self.config = module, root, state, config
         self.sockets = [state / name for name in sockets or (module.rpartition(".")[2] + ".sock",)]
         self.env = {**os.environ, "PYTHONPATH": str(TOP), **(env or {})}
@@ -174,7 +192,9 @@ class ServiceProcess:
         if self.config is not None:
             command += ["--config", str(self.config)]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=TOP, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, cwd=TOP, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
         def up() -> bool:
             assert self._process is not None
@@ -229,19 +249,30 @@ class ServiceProcess:
 # ------------------------------------------------------------------------------------------ a node
 
 
-def splitd(*arguments: str | Path, env: Mapping[str, str] | None = None, seconds: float = 90.0,
-           ok: bool | None = True) -> subprocess.CompletedProcess[str]:
+def splitd(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, seconds: float = 90.0, ok: bool | None = True
+) -> subprocess.CompletedProcess[str]:
     """The splitd command; with ``ok`` True its exit code must be 0, with False it must not."""
     command = [sys.executable, "-m", "deploy", *map(str, arguments)]
-    done = subprocess.run(command, cwd=TOP, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=seconds, check=False)
+    done = subprocess.run(
+        command,
+        cwd=TOP,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
     _expect(command, done, ok)
     return done
 
 
 def _expect(command: list[str], done: subprocess.CompletedProcess[Any], ok: bool | None) -> None:
     if ok is not None and ok != (done.returncode == 0):
-        raise AssertionError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout!s}{done.stderr!s}")
+        raise AssertionError(
+            f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout!s}{done.stderr!s}"
+        )
 
 
 class Node:
@@ -251,14 +282,17 @@ class Node:
         self.root, self.state = directory / "root", directory / "state"
         self.socket = self.state / "containerd.sock"
         self.env = dict(env or {})
-        if "SPLITD_NODES" not in os.environ:  # a program's node, such as a measurement's: pytest has a directory for all of its own
+        # a program's node, such as a measurement's: pytest has a directory for all of its own
+        if "SPLITD_NODES" not in os.environ:
             self.env.setdefault("SPLITD_NODES", str(directory / "nodes"))
         self.config: Path | None = None
         if config:
             self.config = directory / "config.toml"
             self.config.write_text(config)
 
-    def splitd(self, verb: str, *arguments: str, ok: bool | None = True, seconds: float = 90.0) -> subprocess.CompletedProcess[str]:
+    def splitd(
+        self, verb: str, *arguments: str, ok: bool | None = True, seconds: float = 90.0
+    ) -> subprocess.CompletedProcess[str]:
         """A verb of the splitd command for this node."""
         where: list[str | Path] = ["--root", self.root, "--state", self.state]
         if self.config is not None:
@@ -282,8 +316,13 @@ class Node:
         return self.pids()[service]
 
     def pids(self) -> dict[str, int]:
-        """Every service's process id; 0 where it does not run. Of supervisord itself: a splitd command takes half a second, and tests ask often."""
-        return {name: status.pid for name, status in Supervisor(Place(self.root, self.state, self.config)).processes().items()}
+        """Every service's process id; 0 where it does not run. Of supervisord itself: a splitd command takes half a
+        second, and tests ask often.
+        """
+        return {
+            name: status.pid
+            for name, status in Supervisor(Place(self.root, self.state, self.config)).processes().items()
+        }
 
     def with_grpc(self) -> list[str]:
         """The services whose process has imported grpc: its library is mapped."""
@@ -300,12 +339,27 @@ class Node:
         """Until every service runs and reports health."""
         eventually(lambda: self.status()["healthy"], "the node is not healthy", seconds)
 
-    def ctr(self, *arguments: object, namespace: str = "default", ok: bool | None = True, program: str = "ctr",
-            stdin: str | bytes | None = None, seconds: float = 120.0, text: bool = True) -> subprocess.CompletedProcess[Any]:
+    def ctr(
+        self,
+        *arguments: object,
+        namespace: str = "default",
+        ok: bool | None = True,
+        program: str = "ctr",
+        stdin: str | bytes | None = None,
+        seconds: float = 120.0,
+        text: bool = True,
+    ) -> subprocess.CompletedProcess[Any]:
         """ctr on this node; with ``ok`` True its exit code must be 0, with False it must not."""
         command = [program, "-a", str(self.socket), "-n", namespace, *map(str, arguments)]
-        done = subprocess.run(command, input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL, capture_output=True,
-                              text=text, timeout=seconds, check=False)
+        done = subprocess.run(
+            command,
+            input=stdin,
+            stdin=None if stdin is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=text,
+            timeout=seconds,
+            check=False,
+        )
         _expect(command, done, ok)
         return done
 

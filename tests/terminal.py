@@ -1,4 +1,6 @@
-"""A program on a terminal that understands escape sequences, as its user sees it. For tests, which poll what is shown."""
+"""A program on a terminal that understands escape sequences, as its user sees it. For tests, which poll what is
+shown.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from tests.support import TOP, eventually
 class Terminal:
     """``command``, started on a terminal of so many columns and rows."""
 
-    def __init__(self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, columns: int = 90, rows: int = 24) -> None:
+    def __init__(
+        self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, columns: int = 90, rows: int = 24
+    ) -> None:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.output = b""
@@ -42,6 +46,7 @@ class Terminal:
 
     def until(self, seen: Callable[[list[str]], object], why: str, seconds: float = 60.0) -> list[str]:
         """The lines, once they are as ``seen`` wants."""
+
         def now() -> list[str]:
             lines = self.lines
             assert seen(lines), "\n" + "\n".join(lines)

@@ -1,4 +1,6 @@
-"""HTTP/2 as a peer speaks it, for tests: frames built and read without the code that they test, and connections joined in memory."""
+"""HTTP/2 as a peer speaks it, for tests: frames built and read without the code that they test, and connections
+joined in memory.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,14 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITIZED = 1, 1, 4, 8, 32
 
-REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/splitd.Test/Say"), (":authority", "localhost"), ("te", "trailers"),
-           ("content-type", "application/grpc")]
+REQUEST = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/splitd.Test/Say"),
+    (":authority", "localhost"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
 RESPONSE = [(":status", "200"), ("content-type", "application/grpc")]
 OK = [("grpc-status", "0")]
 
@@ -32,29 +40,53 @@ class Frame(NamedTuple):
     payload: bytes
 
     def __bytes__(self) -> bytes:
-        return struct.pack(">I", len(self.payload))[1:] + struct.pack(">BBI", self.kind, self.flags, self.stream) + self.payload
+        return (
+            struct.pack(">I", len(self.payload))[1:]
+            + struct.pack(">BBI", self.kind, self.flags, self.stream)
+            + self.payload
+        )
 
     def number(self, at: int = 0) -> int:
         """A 32-bit number of the payload."""
-        return int.from_bytes(self.payload[at:at + 4], "big")
+        return int.from_bytes(self.payload[at : at + 4], "big")
 
 
 def parse(data: bytes) -> tuple[list[Frame], bytes]:
     """The frames of ``data``, and what is left of an incomplete one."""
     frames, at = [], 0
     while len(data) - at >= 9:
-        length = int.from_bytes(data[at:at + 3], "big")
+        length = int.from_bytes(data[at : at + 3], "big")
         if len(data) - at < 9 + length:
             break
-        frames.append(Frame(data[at + 3], data[at + 4], int.from_bytes(data[at + 5:at + 9], "big") & 0x7FFF_FFFF, data[at + 9:at + 9 + length]))
+        frames.append(
+            Frame(
+                data[at + 3],
+                data[at + 4],
+                int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFF_FFFF,
+                data[at + 9 : at + 9 + length],
+            )
+        )
         at += 9 + length
     return frames, data[at:]
 
 
 def settings(**values: int) -> bytes:
-    """SETTINGS, by name: header_table_size, enable_push, max_concurrent_streams, initial_window_size, max_frame_size, max_header_list_size."""
-    names = ("header_table_size", "enable_push", "max_concurrent_streams", "initial_window_size", "max_frame_size", "max_header_list_size")
-    return bytes(Frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", names.index(name) + 1, value) for name, value in values.items())))
+    """SETTINGS, by name: header_table_size, enable_push, max_concurrent_streams, initial_window_size,
+    max_frame_size, max_header_list_size.
+    """
+    names = (
+        "header_table_size",
+        "enable_push",
+        "max_concurrent_streams",
+        "initial_window_size",
+        "max_frame_size",
+        "max_header_list_size",
+    )
+    return bytes(
+        Frame(
+            SETTINGS, 0, 0, b"".join(struct.pack(">HI", names.index(name) + 1, value) for name, value in values.items())
+        )
+    )
 
 
 def word(kind: int, stream: int, value: int) -> bytes:
@@ -76,6 +108,7 @@ def grpc(message: bytes, flag: int = 0) -> bytes:
 
 def literal(fields: Iterable[tuple[str | bytes, str | bytes]]) -> bytes:
     """A header block of literals without indexing: it means the same at any time."""
+
     def string(value: str | bytes) -> bytes:
         raw = value.encode() if isinstance(value, str) else value
         if len(raw) < 127:
@@ -91,7 +124,9 @@ def literal(fields: Iterable[tuple[str | bytes, str | bytes]]) -> bytes:
 
 def headers(stream: int, block: bytes | None = None, *, end: bool = False, whole: bool = True) -> bytes:
     """HEADERS; of a usual request, if nothing else is said."""
-    return bytes(Frame(HEADERS, END_STREAM * end | END_HEADERS * whole, stream, literal(REQUEST) if block is None else block))
+    return bytes(
+        Frame(HEADERS, END_STREAM * end | END_HEADERS * whole, stream, literal(REQUEST) if block is None else block)
+    )
 
 
 class Wire:
@@ -163,7 +198,7 @@ class Pipe:
         step = self.piece or len(out) or 1
         events: list[Event] = []
         for at in range(0, len(out), step):
-            events += receiver.receive(out[at:at + step])
+            events += receiver.receive(out[at : at + step])
         return events
 
 
@@ -222,7 +257,9 @@ class Transport(asyncio.Transport):
 
 
 def deliver(link: Any, payload: bytes) -> None:
-    """Bytes come in as the loop brings them: in no task. Their handlers' first steps are done when this returns, however many slices of time that took."""
+    """Bytes come in as the loop brings them: in no task. Their handlers' first steps are done when this returns,
+    however many slices of time that took.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     asyncio.tasks._leave_task(loop, task)

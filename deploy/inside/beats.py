@@ -1,4 +1,5 @@
-"""The watchdog's ears, eyes and hands inside supervisord: the socket that processes send their beats to, supervisord's own table of processes, /proc.
+"""The watchdog's ears, eyes and hands inside supervisord: the socket that processes send their beats to, supervisord's
+own table of processes, /proc.
 
 Over XML-RPC ``watchdog.getStatus`` tells what it knows.
 """
@@ -53,7 +54,9 @@ class Proc:
 
 
 class Beats:
-    """What supervisord's loop watches: the socket at ``path``. The loop asks :meth:`readable` at each turn, which is when the watchdog looks."""
+    """What supervisord's loop watches: the socket at ``path``. The loop asks :meth:`readable` at each turn, which
+    is when the watchdog looks.
+    """
 
     def __init__(self, supervisord: Any, path: str, limits: Limits) -> None:
         self._supervisord = supervisord
@@ -110,7 +113,10 @@ class Beats:
                     yield Child(name, process.pid, process.get_state() == ProcessStates.STOPPING)
 
     def _process(self, name: str) -> Any:
-        return next((group.processes[name] for group in self._supervisord.process_groups.values() if name in group.processes), None)
+        return next(
+            (group.processes[name] for group in self._supervisord.process_groups.values() if name in group.processes),
+            None,
+        )
 
     def _say(self, name: str, words: str) -> None:
         """Into supervisord's log and into the process's own, where its stacks will be."""
@@ -126,11 +132,22 @@ class Beats:
             self._supervisord.options.logger.critical(f"watchdog: {error!r}")
 
     def status(self) -> list[dict[str, Any]]:
-        """Of each process: how often it ended by itself, how long it has been silent (0.0 if no longer than it may), how many of its name were killed, and of the last why and when."""
+        """Of each process: how often it ended by itself, how long it has been silent (0.0 if no longer than it
+        may), how many of its name were killed, and of the last why and when.
+        """
         found = []
         for name in sorted({name for group in self._supervisord.process_groups.values() for name in group.processes}):
             kills = self._watchdog.kills.get(name, Kills())
-            found.append({"name": name, "ended": self._ended.get(name, 0), "silent": round(self._watchdog.late(name), 1), "killed": kills.count, "why": kills.why, "at": kills.at})
+            found.append(
+                {
+                    "name": name,
+                    "ended": self._ended.get(name, 0),
+                    "silent": round(self._watchdog.late(name), 1),
+                    "killed": kills.count,
+                    "why": kills.why,
+                    "at": kills.at,
+                }
+            )
         return found
 
 
@@ -150,7 +167,9 @@ class Interface:
 
 
 def make(supervisord: Any, *, socket: str, silence: str, start: str, beat: str) -> Interface:
-    """Called by supervisord once its options are read, before it starts anything; the last three are seconds, ``inf`` where nobody is watched."""
+    """Called by supervisord once its options are read, before it starts anything; the last three are seconds,
+    ``inf`` where nobody is watched.
+    """
     beats = Beats(supervisord, socket, Limits(float(silence), float(start), float(beat)))
     supervisord.options.get_socket_map()[beats.socket.fileno()] = beats
     events.subscribe(events.ProcessStateExitedEvent, beats.ended)

@@ -1,8 +1,9 @@
 """supervisord's log files, its own and those of its processes, on a disk that may be full or broken.
 
-supervisord's own handlers take that badly: an error while a log is rotated ends supervisord, or closes the pipe of the process whose log it is; a log that cannot be opened keeps its
-process from being started again; each line that cannot be written puts a traceback on standard error. Here a line that cannot be written is lost. What was lost is told in the log, as
-soon as it can be written again, and once in a while on standard error.
+supervisord's own handlers take that badly: an error while a log is rotated ends supervisord, or closes the pipe of the
+process whose log it is; a log that cannot be opened keeps its process from being started again; each line that cannot
+be written puts a traceback on standard error. Here a line that cannot be written is lost. What was lost is told in the
+log, as soon as it can be written again, and once in a while on standard error.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ _losses: dict[str, Loss] = {}
 
 
 class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
-    """What supervisord's ``FileHandler`` and ``RotatingFileHandler`` are, without their exceptions. ``maxBytes`` 0: it is not rotated."""
+    """What supervisord's ``FileHandler`` and ``RotatingFileHandler`` are, without their exceptions. ``maxBytes`` 0:
+    it is not rotated.
+    """
 
     def __init__(self, filename: str, mode: str = "ab", maxBytes: int = 0, backupCount: int = 0) -> None:  # noqa: N803 (supervisord's names)
         super().__init__()
@@ -50,7 +53,8 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
         self.mode = mode
         self._most = maxBytes
         self._backups = backupCount
-        self._file: FileIO | None = None  # not a number: nobody closes the log of a process that has ended, but the garbage collector
+        # not a number: nobody closes the log of a process that has ended, but the garbage collector
+        self._file: FileIO | None = None
         self._loss = _losses.setdefault(filename, Loss())
         self._written(b"")
 
@@ -58,7 +62,11 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
 
     def emit(self, record: Any) -> None:
         """Write a record, which is the bytes of a process or a message of supervisord's."""
-        message = record.msg if isinstance(record.msg, bytes) and self.fmt == "%(message)s" else (self.fmt % record.asdict()).encode("utf-8", "backslashreplace")
+        message = (
+            record.msg
+            if isinstance(record.msg, bytes) and self.fmt == "%(message)s"
+            else (self.fmt % record.asdict()).encode("utf-8", "backslashreplace")
+        )
         if not self._written(message):
             self._loss.count += len(message)
 
@@ -92,7 +100,14 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
         try:
             file = self._opened(len(message))
             if self._loss.count:
-                _write(file, f"\n{time.strftime('%Y-%m-%dT%H:%M:%S')} WARNING {self._loss.count} bytes of this log were lost: {self._loss.why}\n".encode())
+                _write(
+                    file,
+                    (
+                        f"\n{time.strftime('%Y-%m-%dT%H:%M:%S')} WARNING {self._loss.count} bytes of this log were "
+                        "lost: "
+                        f"{self._loss.why}\n"
+                    ).encode(),
+                )
                 self._loss.count = 0
             _write(file, message)
         except OSError as error:
@@ -107,7 +122,9 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
         return True
 
     def _opened(self, length: int) -> FileIO:
-        """The file, with room for so many bytes: rotated, where it is too large. One that cannot be rotated may have twice the size."""
+        """The file, with room for so many bytes: rotated, where it is too large. One that cannot be rotated may
+        have twice the size.
+        """
         if self._file is None:
             self._file = FileIO(self.baseFilename, "a")
         found = os.fstat(self._file.fileno())
@@ -137,7 +154,7 @@ class LogFile(loggers.Handler):  # type: ignore[misc]  # supervisor has no types
 def _write(file: FileIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[file.write(view):]
+        view = view[file.write(view) :]
 
 
 def complain(words: str) -> None:
@@ -147,7 +164,9 @@ def complain(words: str) -> None:
 
 
 def _unwritten(_: Any) -> None:
-    """In the place of ``Handler.handleError``, which prints a traceback where perhaps nothing can be printed: a terminal that is gone."""
+    """In the place of ``Handler.handleError``, which prints a traceback where perhaps nothing can be printed: a
+    terminal that is gone.
+    """
 
 
 def install() -> None:

@@ -1,7 +1,8 @@
 """Tells systemd when the node can be called: sd_notify(3), from supervisord, which is the unit's main process.
 
-It is ready when the gateway of this supervisord listens on containerd.sock: what else has not begun by then is waited for by its callers. One that ends is STOPPING.
-Without NOTIFY_SOCKET, as on a terminal, nobody is told. What supervisord starts must not have that variable: runc would take the socket for its container's.
+It is ready when the gateway of this supervisord listens on containerd.sock: what else has not begun by then is waited
+for by its callers. One that ends is STOPPING. Without NOTIFY_SOCKET, as on a terminal, nobody is told. What supervisord
+starts must not have that variable: runc would take the socket for its container's.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ class Ready:
             except OSError:
                 return False
             pid, _, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        return any(group.processes[GATEWAY].pid == pid for group in self._supervisord.process_groups.values() if GATEWAY in group.processes)
+        return any(
+            group.processes[GATEWAY].pid == pid
+            for group in self._supervisord.process_groups.values()
+            if GATEWAY in group.processes
+        )
 
     def _tell(self, word: str) -> bool:
         """False, and a line in supervisord's log, if it could not be told; it is tried again."""

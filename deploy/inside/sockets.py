@@ -1,4 +1,6 @@
-"""supervisord's own sockets in STATE, made again if somebody removed them (services/kit/sockets.py is the same for the services): no ``splitd`` command would reach it any more."""
+"""supervisord's own sockets in STATE, made again if somebody removed them (services/kit/sockets.py is the same for
+the services): no ``splitd`` command would reach it any more.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,16 @@ class Kept:
         return False
 
     def _listening(self) -> list[tuple[socket.socket, Path]]:
-        """The XML-RPC servers', which supervisord binds under another name and links to this one, and the watchdog's."""
-        servers = [(server.socket, Path(config["file"])) for config, server in getattr(self._supervisord.options, "httpservers", ())]
-        others = [each.socket for each in self._supervisord.options.get_socket_map().values() if isinstance(each, Beats)]
+        """The XML-RPC servers', which supervisord binds under another name and links to this one, and the
+        watchdog's.
+        """
+        servers = [
+            (server.socket, Path(config["file"]))
+            for config, server in getattr(self._supervisord.options, "httpservers", ())
+        ]
+        others = [
+            each.socket for each in self._supervisord.options.get_socket_map().values() if isinstance(each, Beats)
+        ]
         return servers + [(each, Path(os.fsdecode(each.getsockname()))) for each in others]
 
     def _look(self, listening: socket.socket, path: Path) -> None:
@@ -63,7 +72,9 @@ def again(listening: socket.socket, path: Path) -> None:
     mask = os.umask(0o077 if listening.type == socket.SOCK_STREAM else 0o177)  # as they were made
     try:
         with socket.socket(socket.AF_UNIX, listening.type | socket.SOCK_NONBLOCK) as new:
-            new.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, listening.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED))
+            new.setsockopt(
+                socket.SOL_SOCKET, socket.SO_PASSCRED, listening.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
+            )
             new.bind(str(path))
             if listening.type == socket.SOCK_STREAM:
                 new.listen(1024)

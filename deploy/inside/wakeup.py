@@ -1,10 +1,12 @@
 """Wakes supervisord when one of its processes ends, so that it is started again at once.
 
-supervisord waits in poll(2) for up to a second. Since Python 3.5 (PEP 475) a signal does not end that wait, so SIGCHLD is noticed only when it is over,
-and what follows from it one round later: a killed service came back up to two seconds late, and a node took that long for each service that it stopped.
-Here the signal writes to a pipe (``signal.set_wakeup_fd``) that supervisord's loop reads.
+supervisord waits in poll(2) for up to a second. Since Python 3.5 (PEP 475) a signal does not end that wait, so SIGCHLD
+is noticed only when it is over, and what follows from it one round later: a killed service came back up to two seconds
+late, and a node took that long for each service that it stopped. Here the signal writes to a pipe
+(``signal.set_wakeup_fd``) that supervisord's loop reads.
 
-supervisord loads this by its one means for code of ours inside it, the ``[rpcinterface:...]`` section; no RPC comes with it.
+supervisord loads this by its one means for code of ours inside it, the ``[rpcinterface:...]`` section; no RPC comes
+with it.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""Which process hangs, and what is done about it. No clock, no process and no socket is known here: :mod:`deploy.inside.beats` brings them.
+"""Which process hangs, and what is done about it. No clock, no process and no socket is known here:
+:mod:`deploy.inside.beats` brings them.
 
 A process gives signs of life while its loop turns. Of the time since the last one only that counts in which
 
-- the watchdog itself ran on time: after a suspend, a pause of the virtual machine or a stop of supervisord nobody is behind but the watchdog;
+- the watchdog itself ran on time: after a suspend, a pause of the virtual machine or a stop of supervisord nobody is
+  behind but the watchdog;
 - the process was not stopped (state T, or t under a debugger): whoever stopped it begins the time anew;
 - supervisord was not stopping it: that has its own end (``stopwaitsecs``).
 
-When too much of it is over, the process is asked for its stacks (SIGUSR1), and killed (SIGKILL) :data:`WRITING` seconds later, unless it shows life; supervisord
-starts it again. One that waits in the kernel (state D) cannot be killed: it is reported, and looked at again. The process is a child of the one that looks, which has not
-waited for it yet, so its pid cannot be another's.
+When too much of it is over, the process is asked for its stacks (SIGUSR1), and killed (SIGKILL) :data:`WRITING` seconds
+later, unless it shows life; supervisord starts it again. One that waits in the kernel (state D) cannot be killed: it is
+reported, and looked at again. The process is a child of the one that looks, which has not waited for it yet, so its pid
+cannot be another's.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ WRITING = 2.0
 """Seconds that a process gets to write its stacks before it is killed."""
 
 _BEYOND = ("D", "Z", "X")
-"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot: supervisord hears of the death when that one is over."""
+"""States in which a signal changes nothing. Z is a main thread that has died while another thread cannot:
+supervisord hears of the death when that one is over.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,9 @@ class Watched:
 
 @dataclass(slots=True)
 class Kills:
-    """What was done to the processes of one name: how many were killed, and of the last why, and when (seconds since the epoch)."""
+    """What was done to the processes of one name: how many were killed, and of the last why, and when (seconds
+    since the epoch).
+    """
 
     count: int = 0
     why: str = ""
@@ -84,7 +91,9 @@ class Kills:
 
 @dataclass(slots=True)
 class Watchdog:
-    """Told of each sign of life, and asked to :meth:`look` once a second. ``say`` gets what it does, for the logs: the name of the process, and a sentence."""
+    """Told of each sign of life, and asked to :meth:`look` once a second. ``say`` gets what it does, for the logs:
+    the name of the process, and a sentence.
+    """
 
     limits: Limits
     kernel: Kernel
@@ -102,7 +111,9 @@ class Watchdog:
                 one.serving, one.quiet, one.asked, one.reported = serving, 0.0, None, False
 
     def look(self, now: float, wall: float, children: Iterable[Child]) -> None:
-        """Judge all processes that there are, at ``now`` on a monotonic clock, which is ``wall`` in seconds since the epoch."""
+        """Judge all processes that there are, at ``now`` on a monotonic clock, which is ``wall`` in seconds since
+        the epoch.
+        """
         passed = 0.0 if self._looked is None else now - self._looked
         self._looked = now
         there = {child.name: child for child in children}
@@ -139,16 +150,35 @@ class Watchdog:
         elif state in _BEYOND:
             if not one.reported:
                 one.reported = True
-                where = f"waits in the kernel ({self.kernel.waits_in(one.pid) or 'state D'}), where nothing can end it: not killed"
-                self.say(name, f"pid {one.pid} has not answered for {one.quiet:.0f} s and {where if state == 'D' else 'is dead, but a thread of it still waits in the kernel'}")
+                where = (
+                    f"waits in the kernel ({self.kernel.waits_in(one.pid) or 'state D'}), where nothing can end "
+                    "it: not killed"
+                )
+                self.say(
+                    name,
+                    (
+                        f"pid {one.pid} has not answered for {one.quiet:.0f} s and "
+                        f"{where if state == 'D' else 'is dead, but a thread of it still waits in the kernel'}"
+                    ),
+                )
         elif one.asked is None:
             one.asked = one.quiet
-            self.say(name, f"pid {one.pid} has not {'answered' if one.serving else 'begun to serve, nor ended,'} for {one.quiet:.0f} s: its stacks follow in its log, then it is killed")
+            self.say(
+                name,
+                (
+                    f"pid {one.pid} has not {'answered' if one.serving else 'begun to serve, nor ended,'} for "
+                    f"{one.quiet:.0f} s: its stacks follow in its log, then it is killed"
+                ),
+            )
             self.kernel.signal(one.pid, signal.SIGUSR1)
         elif one.quiet >= one.asked + WRITING:
             known = self.kills.setdefault(name, Kills())
             known.count, known.at = known.count + 1, wall
-            known.why = f"no answer for {one.quiet:.0f} s" if one.serving else f"did not serve, or end, within {one.quiet:.0f} s"
+            known.why = (
+                f"no answer for {one.quiet:.0f} s"
+                if one.serving
+                else f"did not serve, or end, within {one.quiet:.0f} s"
+            )
             self.say(name, f"pid {one.pid} is killed: {known.why}")
             self.kernel.signal(one.pid, signal.SIGKILL)
             one.quiet, one.asked = 0.0, None

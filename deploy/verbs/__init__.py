@@ -1,4 +1,20 @@
 """One file for each verb of the splitd command: HELP, arguments(parser), run(arguments)."""
 
-VERBS = ("up", "down", "restart", "status", "logs", "config", "pull", "push", "images", "leases", "gc", "salvage", "version", "help", "completion")
+VERBS = (
+    "up",
+    "down",
+    "restart",
+    "status",
+    "logs",
+    "config",
+    "pull",
+    "push",
+    "images",
+    "leases",
+    "gc",
+    "salvage",
+    "version",
+    "help",
+    "completion",
+)
 """In the order in which the help has them."""

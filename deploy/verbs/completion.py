@@ -1,4 +1,6 @@
-"""``splitd completion SHELL``: what a shell reads so that TAB completes verbs, options, services and the names of images."""
+"""``splitd completion SHELL``: what a shell reads so that TAB completes verbs, options, services and the names of
+images.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,10 @@ from client import shown
 from deploy import completion
 from deploy.failure import Failure, mistyped
 
-HELP = 'print what a shell reads to complete this command, as in: eval "$(splitd completion bash)"; make install installs it'
+HELP = (
+    'print what a shell reads to complete this command, as in: eval "$(splitd completion bash)"; make install '
+    "installs it"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

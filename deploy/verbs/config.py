@@ -1,4 +1,6 @@
-"""``splitd config default|check|dump``: the configuration file explained, checked, and as it takes effect: what runs, of a node that is up."""
+"""``splitd config default|check|dump``: the configuration file explained, checked, and as it takes effect: what
+runs, of a node that is up.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,24 @@ ACTIONS = ("default", "check", "dump")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", metavar="ACTION", help="default: every table, commented; check: errors and warnings; dump: what a node that is up runs with, else what takes effect")
+    parser.add_argument(
+        "action",
+        nargs="?",
+        metavar="ACTION",
+        help=(
+            "default: every table, commented; check: errors and warnings; dump: what a node that is up runs with, "
+            "else what takes effect"
+        ),
+    )
     parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     action = arguments.action
     if action not in ACTIONS:
-        raise Failure(mistyped(action, list(ACTIONS), "action") if action else f"say what to do: config {'|'.join(ACTIONS)}", 2)
+        raise Failure(
+            mistyped(action, list(ACTIONS), "action") if action else f"say what to do: config {'|'.join(ACTIONS)}", 2
+        )
     if arguments.file is not None:
         raise Failure(f"a file is named by --config: splitd config {action} --config {arguments.file}", 2)
     if action == "default":
@@ -35,7 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     here = place.find(arguments)
     up, given = supervision.is_up(here), place.given_config(arguments)
     if up and given not in (None, here.config):
-        say(f"warning: the node at {here.state} runs with configuration {here.config or 'defaults'}, not with this one", file=sys.stderr)
+        say(
+            f"warning: the node at {here.state} runs with configuration {here.config or 'defaults'}, not with this one",
+            file=sys.stderr,
+        )
     elif up:
         say(*(f"warning: {line}" for line in running.differences(here)), file=sys.stderr)
         page(running.text(here))
@@ -54,12 +69,18 @@ def _check(path: Path | None) -> int:
         complain(line)
     if found.errors or found.troubles:
         return 1
-    say(f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)" if path is None else f"{path} is good")
+    say(
+        f"no configuration file: all defaults ({place.ETC} does not exist; --config names another)"
+        if path is None
+        else f"{path} is good"
+    )
     return 0
 
 
 def refuse_errors(path: Path | None) -> None:
-    """A Failure with all of a configuration that keeps a node from starting; whatever else is wrong goes to standard error."""
+    """A Failure with all of a configuration that keeps a node from starting; whatever else is wrong goes to
+    standard error.
+    """
     found = configuration.check(path)
     for line in [*found.warnings, *found.troubles]:
         say(f"warning: {line}", file=sys.stderr)

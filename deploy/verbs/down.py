@@ -1,4 +1,6 @@
-"""``splitd down``: stop the node. Containers go on running, under their shims, and the next ``splitd up`` finds them again."""
+"""``splitd down``: stop the node. Containers go on running, under their shims, and the next ``splitd up`` finds
+them again.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,22 @@ HELP = "stop the node; containers go on running unless --containers is given"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("service", nargs="*", metavar="SERVICE", help=f"stop only these; they stay down until splitd up ({', '.join(NAMES)})")
-    parser.add_argument("--containers", action="store_true", help="stop the containers of all namespaces first, and delete their tasks")
-    parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="with --containers: from SIGTERM to SIGKILL (default 10)")
+    parser.add_argument(
+        "service",
+        nargs="*",
+        metavar="SERVICE",
+        help=f"stop only these; they stay down until splitd up ({', '.join(NAMES)})",
+    )
+    parser.add_argument(
+        "--containers", action="store_true", help="stop the containers of all namespaces first, and delete their tasks"
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="with --containers: from SIGTERM to SIGKILL (default 10)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,11 @@ from deploy.failure import Failure
 from deploy.place import Place
 from services.kit import errors
 
-HELP = "say whether things are held back that no record knows, as after a backup of a database was put back or its log was damaged; --release: remove them"
+HELP = (
+    "say whether things are held back that no record knows, as after a backup of a database was put back or its "
+    "log "
+    "was damaged; --release: remove them"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         _run(here, release=arguments.release)
     except errors.Unavailable as error:
-        raise (Failure(f"{error} (see {here.hint('status')})", 3) if supervision.is_up(here) else supervision.not_up(here)) from None
+        raise (
+            Failure(f"{error} (see {here.hint('status')})", 3) if supervision.is_up(here) else supervision.not_up(here)
+        ) from None
     return 0
 
 
@@ -33,11 +39,17 @@ def _run(here: Place, *, release: bool) -> None:
         say("nothing is held back: what nobody needs is collected")
         return
     for each in found:
-        say(f"{each.what}: held back since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(each.since))}: {each.reason}")
+        say(
+            f"{each.what}: held back since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(each.since))}: "
+            f"{each.reason}"
+        )
     if not release:
         say(f"this stays so until {here.hint('gc --release')}")
         return
     lost = held.release(here)
     say("released: it is being collected")
     if lost:
-        say(f"{lost} {'snapshot' if lost == 1 else 'snapshots'} that their snapshotter has lost are no longer recorded: pull the images again")
+        say(
+            f"{lost} {'snapshot' if lost == 1 else 'snapshots'} that their snapshotter has lost are no longer "
+            "recorded: pull the images again"
+        )

@@ -12,7 +12,11 @@ HELP = "say what splitd, or a verb and its action, does and takes"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="VERB", help="such as: images remove")
-    parser.add_argument("--man", action="store_true", help="all verbs, as a man page: splitd help --man | man -l - (make install installs it)")
+    parser.add_argument(
+        "--man",
+        action="store_true",
+        help="all verbs, as a man page: splitd help --man | man -l - (make install installs it)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

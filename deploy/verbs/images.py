@@ -28,9 +28,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: of list, export and import")
     action = transferring.actions(parser)
 
-    list_ = action("list", "name, digest, platforms, size and age of each, and whether it is unpacked (what is done without an action)", "ls")
+    list_ = action(
+        "list",
+        "name, digest, platforms, size and age of each, and whether it is unpacked (what is done without an action)",
+        "ls",
+    )
     list_.add_argument("--json", action="store_true", help="for programs")
-    inspect = action("inspect", "one image as JSON: its record, and for each platform its layers, what of them is there, and who has them unpacked")
+    inspect = action(
+        "inspect",
+        (
+            "one image as JSON: its record, and for each platform its layers, what of them is there, and who has them "
+            "unpacked"
+        ),
+    )
     inspect.add_argument("reference", metavar="REF")
     remove = action("remove", "remove images; what only they kept is collected", "rm")
     remove.add_argument("references", nargs="+", metavar="REF")
@@ -42,12 +52,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("file", metavar="FILE", help="- is standard output")
     export.add_argument("references", nargs="+", metavar="REF")
     transferring.add_platforms(export, "this machine's")
-    export.add_argument("--all-platforms", action="store_true", default=False, help="for every platform, all of which must be there")
-    import_ = action("import", "read the images of an archive, OCI's or of docker save, compressed or not, and unpack them")
+    export.add_argument(
+        "--all-platforms", action="store_true", default=False, help="for every platform, all of which must be there"
+    )
+    import_ = action(
+        "import", "read the images of an archive, OCI's or of docker save, compressed or not, and unpack them"
+    )
     import_.add_argument("file", metavar="FILE", help="- is standard input")
-    import_.add_argument("--base-name", default="", metavar="NAME", help="take only images of this name: a mere tag becomes NAME:TAG, what has no name NAME@DIGEST")
+    import_.add_argument(
+        "--base-name",
+        default="",
+        metavar="NAME",
+        help="take only images of this name: a mere tag becomes NAME:TAG, what has no name NAME@DIGEST",
+    )
     transferring.add_platforms(import_, "this machine's")
-    import_.add_argument("--all-platforms", action="store_true", default=False, help="for every platform that the archive has")
+    import_.add_argument(
+        "--all-platforms", action="store_true", default=False, help="for every platform that the archive has"
+    )
     transferring.add_unpacking(import_)
     for each in (export, import_):
         transferring.add_output(each)
@@ -78,8 +99,16 @@ def list_images(arguments: argparse.Namespace) -> int:
     now = time.time_ns()
     for image in images:
         unpacked = sorted({name for variant in image.variants for name in variant.unpacked})
-        rows.append((image.image.name, image.image.target.digest.partition(":")[2][:12], ",".join(platforms_of(image.variants)) or "-", bars.size(image.size),
-                     age(now - image.created_at), ",".join(unpacked) or "no"))
+        rows.append(
+            (
+                image.image.name,
+                image.image.target.digest.partition(":")[2][:12],
+                ",".join(platforms_of(image.variants)) or "-",
+                bars.size(image.size),
+                age(now - image.created_at),
+                ",".join(unpacked) or "no",
+            )
+        )
     table(rows)
     for image in images:
         if image.trouble:
@@ -101,23 +130,50 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def summary(image: Described) -> dict[str, Any]:
-    """An image as ``list --json`` has it: ``size`` in bytes, of what is there; ``created`` is when its record was made, in RFC 3339; ``unpacked`` names snapshotters."""
-    return {"name": image.image.name, "digest": image.image.target.digest, "platforms": platforms_of(image.variants), "size": image.size,
-            "created": timestamp(image.created_at), "unpacked": sorted({name for variant in image.variants for name in variant.unpacked}),
-            **({"trouble": image.trouble} if image.trouble else {})}
+    """An image as ``list --json`` has it: ``size`` in bytes, of what is there; ``created`` is when its record was
+    made, in RFC 3339; ``unpacked`` names snapshotters.
+    """
+    return {
+        "name": image.image.name,
+        "digest": image.image.target.digest,
+        "platforms": platforms_of(image.variants),
+        "size": image.size,
+        "created": timestamp(image.created_at),
+        "unpacked": sorted({name for variant in image.variants for name in variant.unpacked}),
+        **({"trouble": image.trouble} if image.trouble else {}),
+    }
 
 
 def detail(image: Described) -> dict[str, Any]:
     """An image as ``inspect`` has it: the summary, and all that is known."""
     target = image.image.target
-    return {**summary(image), "updated": timestamp(image.updated_at), "mediaType": target.media_type, "labels": dict(sorted(image.image.labels.items())),
-            "offered": list(dict.fromkeys(map(str, image.offered))), "manifests": [_manifest(variant) for variant in image.variants]}
+    return {
+        **summary(image),
+        "updated": timestamp(image.updated_at),
+        "mediaType": target.media_type,
+        "labels": dict(sorted(image.image.labels.items())),
+        "offered": list(dict.fromkeys(map(str, image.offered))),
+        "manifests": [_manifest(variant) for variant in image.variants],
+    }
 
 
 def _manifest(variant: Variant) -> dict[str, Any]:
-    return {"platform": str(variant.platform), "digest": variant.digest, "config": variant.config.digest, "unpacked": list(variant.unpacked), "usable": variant.usable,
-            "layers": [{"digest": layer.digest, "mediaType": layer.media_type, "size": layer.size, "present": layer.digest not in variant.absent}
-                       for layer in variant.layers]}
+    return {
+        "platform": str(variant.platform),
+        "digest": variant.digest,
+        "config": variant.config.digest,
+        "unpacked": list(variant.unpacked),
+        "usable": variant.usable,
+        "layers": [
+            {
+                "digest": layer.digest,
+                "mediaType": layer.media_type,
+                "size": layer.size,
+                "present": layer.digest not in variant.absent,
+            }
+            for layer in variant.layers
+        ],
+    }
 
 
 def timestamp(nanoseconds: int) -> str:
@@ -193,8 +249,11 @@ def export(arguments: argparse.Namespace) -> int:
             async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
                 with files.replaced(arguments.file) as fd:
                     sink = files.Sink(fd, name, lambda count: report(Progress("receiving", name, progress=count)))
-                    await client.transfers.transfer(ImageStore(references=tuple(map(ImageReference, names))),
-                                                    ExportStream(sink, platforms=wanted, all_platforms=arguments.all_platforms), report)
+                    await client.transfers.transfer(
+                        ImageStore(references=tuple(map(ImageReference, names))),
+                        ExportStream(sink, platforms=wanted, all_platforms=arguments.all_platforms),
+                        report,
+                    )
                 return {}
 
             return await transferring.shown(output, tally, {"file": name, "images": names}, work)
@@ -208,7 +267,9 @@ def import_images(arguments: argparse.Namespace) -> int:
     wanted = transferring.wanted_platforms(arguments)
     unpacks = transferring.unpackings(arguments, wanted)
     prefix = arguments.base_name or f"import-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    names = ImageReference(prefix, is_prefix=True, allow_overwrite=not arguments.base_name, add_digest=True, skip_named_digest=True)
+    names = ImageReference(
+        prefix, is_prefix=True, allow_overwrite=not arguments.base_name, add_digest=True, skip_named_digest=True
+    )
     name = "standard input" if arguments.file == "-" else arguments.file
     output = transferring.output(arguments, f"importing {name}")
     here = place.find(arguments)
@@ -221,7 +282,9 @@ def import_images(arguments: argparse.Namespace) -> int:
                 tally, total = Tally(time.monotonic()), files.size(fd)
 
                 async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
-                    source = files.pieces(fd, name, lambda count: report(Progress("sending", name, progress=count, total=total)))
+                    source = files.pieces(
+                        fd, name, lambda count: report(Progress("sending", name, progress=count, total=total))
+                    )
                     try:
                         store = ImageStore(platforms=wanted, references=(names,), unpacks=unpacks, only_wanted=True)
                         await client.transfers.transfer(ImportStream(source), store, report)
@@ -230,8 +293,12 @@ def import_images(arguments: argparse.Namespace) -> int:
                     if tally.left_out and not tally.saved:
                         first, *others = map(left_out, tally.left_out.items())
                         raise Failure(first, more=others)
-                    return {"images": [{"name": stored, "digest": digest} for stored, digest in tally.saved.items()],
-                            "notImported": [{"name": found, "platforms": platforms} for found, platforms in tally.left_out.items()]}
+                    return {
+                        "images": [{"name": stored, "digest": digest} for stored, digest in tally.saved.items()],
+                        "notImported": [
+                            {"name": found, "platforms": platforms} for found, platforms in tally.left_out.items()
+                        ],
+                    }
 
                 return await transferring.shown(output, tally, {"file": name}, work)
 
@@ -251,4 +318,10 @@ def left_out(image: tuple[str, str]) -> str:
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": list_images, "inspect": inspect, "remove": remove, "tag": tag, "export": export, "import": import_images}
+    "list": list_images,
+    "inspect": inspect,
+    "remove": remove,
+    "tag": tag,
+    "export": export,
+    "import": import_images,
+}

@@ -1,4 +1,6 @@
-"""``splitd leases ...``: what holds things of the node that no image holds, such as the parts of pulls that were interrupted; and its end."""
+"""``splitd leases ...``: what holds things of the node that no image holds, such as the parts of pulls that were
+interrupted; and its end.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs: of list")
     action = transferring.actions(parser)
 
-    list_ = action("list", "each lease: how old it is, when it expires, what it holds, and for which pull; and blobs that have been begun, which are kept for a day "
-                   "(what is done without an action)", "ls")
+    list_ = action(
+        "list",
+        "each lease: how old it is, when it expires, what it holds, and for which pull; and blobs that have been "
+        "begun, which are kept for a day "
+        "(what is done without an action)",
+        "ls",
+    )
     list_.add_argument("--json", action="store_true", help="for programs")
     remove = action("remove", "delete leases; what only they held is collected", "rm")
     remove.add_argument("leases", nargs="*", default=(), metavar="LEASE")
-    remove.add_argument("--interrupted", action="store_true", default=False, help="those of pulls by splitd that were interrupted, and blobs that were begun and that nobody writes; such a pull then begins anew")
+    remove.add_argument(
+        "--interrupted",
+        action="store_true",
+        default=False,
+        help=(
+            "those of pulls by splitd that were interrupted, and blobs that were begun and that nobody writes; such "
+            "a "
+            "pull then begins anew"
+        ),
+    )
     remove.add_argument("--sync", action="store_true", default=False, help="return when it is collected")
 
 
@@ -52,35 +68,90 @@ def _list(arguments: argparse.Namespace) -> int:
 
     leases, ingests, sizes = transferring.run(found())
     if arguments.json:
-        print(json.dumps({"leases": [summary(lease, sizes) for lease in leases], "ingests": [begun(ingest) for ingest in ingests]}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "leases": [summary(lease, sizes) for lease in leases],
+                    "ingests": [begun(ingest) for ingest in ingests],
+                },
+                indent=2,
+            )
+        )
         return 0
     now = time.time_ns()
-    table([("LEASE", "CREATED", "EXPIRES", "HOLDS", "PULL"),
-           *((lease.lease, age(now - lease.created_at), lease.expires or "never", held(lease, sizes), f"{lease.pull}{' (goes on)' if lease.running else ''}" or "-")
-             for lease in leases)])
+    table(
+        [
+            ("LEASE", "CREATED", "EXPIRES", "HOLDS", "PULL"),
+            *(
+                (
+                    lease.lease,
+                    age(now - lease.created_at),
+                    lease.expires or "never",
+                    held(lease, sizes),
+                    f"{lease.pull}{' (goes on)' if lease.running else ''}" or "-",
+                )
+                for lease in leases
+            ),
+        ]
+    )
     if ingests:
-        table([("INGEST", "BEGUN", "HAS", "OF"),
-               *((ingest.ref, age(now - ingest.started_at), bars.size(ingest.offset), bars.size(ingest.total) if ingest.total else "?") for ingest in ingests)])
+        table(
+            [
+                ("INGEST", "BEGUN", "HAS", "OF"),
+                *(
+                    (
+                        ingest.ref,
+                        age(now - ingest.started_at),
+                        bars.size(ingest.offset),
+                        bars.size(ingest.total) if ingest.total else "?",
+                    )
+                    for ingest in ingests
+                ),
+            ]
+        )
     return 0
 
 
 def begun(ingest: Status) -> dict[str, Any]:
-    """A blob that has been begun, as ``--json`` has it: ``bytes`` that have arrived of ``total``, which is null where it is not known."""
-    return {"ref": ingest.ref, "bytes": ingest.offset, "total": ingest.total or None, "started": timestamp(ingest.started_at), "updated": timestamp(ingest.updated_at)}
+    """A blob that has been begun, as ``--json`` has it: ``bytes`` that have arrived of ``total``, which is null
+    where it is not known.
+    """
+    return {
+        "ref": ingest.ref,
+        "bytes": ingest.offset,
+        "total": ingest.total or None,
+        "started": timestamp(ingest.started_at),
+        "updated": timestamp(ingest.updated_at),
+    }
 
 
 def summary(lease: Held, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A lease as ``--json`` has it: ``bytes`` are those of its blobs; ``expires`` and ``pull`` are null where it has none."""
-    return {"lease": lease.lease, "created": timestamp(lease.created_at), "expires": lease.expires or None, "pull": lease.pull or None, "running": lease.running,
-            "bytes": bytes_of(lease, sizes), "resources": [{"type": kind, "id": name} for kind, name in lease.resources]}
+    """A lease as ``--json`` has it: ``bytes`` are those of its blobs; ``expires`` and ``pull`` are null where it
+    has none.
+    """
+    return {
+        "lease": lease.lease,
+        "created": timestamp(lease.created_at),
+        "expires": lease.expires or None,
+        "pull": lease.pull or None,
+        "running": lease.running,
+        "bytes": bytes_of(lease, sizes),
+        "resources": [{"type": kind, "id": name} for kind, name in lease.resources],
+    }
 
 
 def held(lease: Held, sizes: Mapping[str, int]) -> str:
     """``3 blobs (12.0 MiB), 1 snapshot``"""
     counts = collections.Counter(kind.partition("/")[0] for kind, _ in lease.resources)
     words = {"content": "blob", "snapshots": "snapshot", "ingests": "ingest", "images": "image"}
-    return ", ".join(f"{count} {words.get(kind, kind)}{'' if count == 1 else 's'}" + (f" ({bars.size(bytes_of(lease, sizes))})" if kind == "content" else "")
-                     for kind, count in sorted(counts.items())) or "nothing"
+    return (
+        ", ".join(
+            f"{count} {words.get(kind, kind)}{'' if count == 1 else 's'}"
+            + (f" ({bars.size(bytes_of(lease, sizes))})" if kind == "content" else "")
+            for kind, count in sorted(counts.items())
+        )
+        or "nothing"
+    )
 
 
 def bytes_of(lease: Held, sizes: Mapping[str, int]) -> int:

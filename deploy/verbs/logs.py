@@ -1,4 +1,6 @@
-"""``splitd logs SERVICE``: what a service logged; supervisord's own log is "supervisord". Without a service, of each, and with -f of all in one, as it comes."""
+"""``splitd logs SERVICE``: what a service logged; supervisord's own log is "supervisord". Without a service, of
+each, and with -f of all in one, as it comes.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _follow(here: Place, names: Sequence[str], lines: int) -> None:
-    """Print the last lines, and what is appended until interrupted; of several logs in the order of time, each line with its service before it."""
+    """Print the last lines, and what is appended until interrupted; of several logs in the order of time, each line
+    with its service before it.
+    """
     width = max(map(len, names))
     followers = [(name, logfiles.Follower(here.log(name))) for name in names]
-    earlier = list(logfiles.in_order((name, logfiles.last(here.log(name), lines, follower.position)) for name, follower in followers))
-    found = earlier[len(earlier) - min(lines, len(earlier)):]
+    earlier = list(
+        logfiles.in_order(
+            (name, logfiles.last(here.log(name), lines, follower.position)) for name, follower in followers
+        )
+    )
+    found = earlier[len(earlier) - min(lines, len(earlier)) :]
     while True:
         _show([line if len(names) == 1 else f"{name.ljust(width)} | {line}" for name, line in found])
         while not (found := list(logfiles.in_order((name, list(follower.lines())) for name, follower in followers))):

@@ -16,7 +16,11 @@ HELP = "send an image to a registry; what the registry has is not sent again"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", metavar="REF", help="where to, such as registry.internal:5000/team/box:1; a digest behind it must be the image's")
+    parser.add_argument(
+        "reference",
+        metavar="REF",
+        help="where to, such as registry.internal:5000/team/box:1; a digest behind it must be the image's",
+    )
     parser.add_argument("--source", metavar="NAME", help="the image of the node to send (default: the one called REF)")
     transferring.add_platforms(parser, "all; the registry may refuse an index without the others")
     transferring.add_registry(parser)
@@ -34,15 +38,24 @@ def run(arguments: argparse.Namespace) -> int:
     async def push() -> Mapping[str, Any]:
         async with transferring.connected(here, arguments.namespace) as client:
             tagged = reference.partition("@")[0]  # whether the digest is that image's, the node says
-            source = await client.images.find(arguments.source or arguments.reference, *([] if arguments.source else [tagged]))
+            source = await client.images.find(
+                arguments.source or arguments.reference, *([] if arguments.source else [tagged])
+            )
             tally = Tally(time.monotonic())
 
             async def work(report: Callable[[Progress], None]) -> Mapping[str, Any]:
                 await client.transfers.transfer(ImageStore(source, platforms=wanted), destination, report)
-                return {"digest": tally.root, "layers": len(tally.rows), "existing": sum(part.existed for part in tally.rows)}
+                return {
+                    "digest": tally.root,
+                    "layers": len(tally.rows),
+                    "existing": sum(part.existed for part in tally.rows),
+                }
 
             return await transferring.shown(output, tally, {"reference": reference, "source": source}, work)
 
     outcome = transferring.run(push(), "layers that have been sent whole are not sent again by the same command")
-    output.said(f"pushed {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, {transferring.layers(outcome)}")
+    output.said(
+        f"pushed {transferring.with_digest(reference, outcome)}: {transferring.figures(outcome)}, "
+        f"{transferring.layers(outcome)}"
+    )
     return 0

@@ -21,8 +21,18 @@ HELP = "stop services and start them again, one after the other; containers do n
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("service", nargs="*", metavar="SERVICE", help=", ".join(NAMES))
-    parser.add_argument("--all", action="store_true", help="all that run, one after the other: what a node goes over to another release by")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait for each one's health (default 30)")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="all that run, one after the other: what a node goes over to another release by",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long to wait for each one's health (default 30)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,9 +67,14 @@ def _running(supervisor: supervision.Supervisor) -> list[str]:
 
 
 def _refuse_another_configuration(here: Place, given: Path | None) -> None:
-    """A service is started again with the file that its node was started with, if that is good; what of it is not read is said."""
+    """A service is started again with the file that its node was started with, if that is good; what of it is not
+    read is said.
+    """
     if given is not None and given != here.config:
-        raise Failure(f"the node at {here.state} runs with configuration {here.config or 'defaults'}, not {given}: {here.hint('down')}, then {here.hint(f'up --config {given}')}")
+        raise Failure(
+            f"the node at {here.state} runs with configuration {here.config or 'defaults'}, not {given}: "
+            f"{here.hint('down')}, then {here.hint(f'up --config {given}')}"
+        )
     found = configuration.check(here.config)
     if found.errors:
         raise Failure(f"nothing is restarted: {found.errors[0]}", more=found.errors[1:])

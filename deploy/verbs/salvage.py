@@ -16,7 +16,10 @@ from services.kit.salvage import salvage
 from services.metadata import schema
 from services.snapshots import tree
 
-HELP = "put a new database, of what can be read, in the place of one whose pages are damaged; the node must be down (see docs/damaged-database.md)"
+HELP = (
+    "put a new database, of what can be read, in the place of one whose pages are damaged; the node must be down "
+    "(see docs/damaged-database.md)"
+)
 
 METADATA = "metadata"
 
@@ -26,9 +29,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _databases(root: Path) -> dict[str, tuple[Path, str, Callable[[Sequence[Any]], bool]]]:
-    """For each database that is there, its file, the file beside it by which its service knows that records may be lost, and what is a record."""
-    found = {METADATA: (root / "metadata/metadata.db", "metadata.db.damaged", schema.readable),
-             **{path.parent.name: (path, "held", tree.readable) for path in sorted((root / "snapshots").glob("*/metadata.db"))}}
+    """For each database that is there, its file, the file beside it by which its service knows that records may be
+    lost, and what is a record.
+    """
+    found = {
+        METADATA: (root / "metadata/metadata.db", "metadata.db.damaged", schema.readable),
+        **{
+            path.parent.name: (path, "held", tree.readable)
+            for path in sorted((root / "snapshots").glob("*/metadata.db"))
+        },
+    }
     return {name: each for name, each in found.items() if each[0].exists()}
 
 
@@ -40,14 +50,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.database not in databases:
         raise Failure(f"{here.root} has no database of {arguments.database}: {', '.join(databases) or 'it has none'}")
     path, note, sound = databases[arguments.database]
-    aside, new = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"), path.with_name(f"{path.name}.salvaged")
+    aside, new = (
+        path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"),
+        path.with_name(f"{path.name}.salvaged"),
+    )
     for suffix in ("", "-journal"):
         Path(f"{new}{suffix}").unlink(missing_ok=True)
     try:
         found = salvage(path, new, sound)
     except errors.DataLoss as error:
         new.unlink(missing_ok=True)
-        raise Failure(f"{str(error).removesuffix(f': {error.suffix}')}; nothing was changed: see docs/damaged-database.md") from None
+        raise Failure(
+            f"{str(error).removesuffix(f': {error.suffix}')}; nothing was changed: see docs/damaged-database.md"
+        ) from None
     if not (path.parent / note).exists():  # before anything believes it to be whole
         (path.parent / note).write_text(f"{path} was made of what could be read of a damaged one\n")
     for suffix in ("", "-wal"):

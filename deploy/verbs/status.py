@@ -1,4 +1,6 @@
-"""``splitd status``: each process with its state, whether the node is healthy, and which registries are in trouble, for people and (``--json``) for programs."""
+"""``splitd status``: each process with its state, whether the node is healthy, and which registries are in trouble,
+for people and (``--json``) for programs.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,11 @@ from deploy.place import Place
 from deploy.verbs import up
 from services.kit import version
 
-HELP = ("state, pid, uptime, memory, health and restarts of each service and proxy plugin, and what registries do not answer; "
-        "exit code 0 only if all services, and the plugins in the place of one, are healthy, 3 if no node is up")
+HELP = (
+    "state, pid, uptime, memory, health and restarts of each service and proxy plugin, and what registries do not "
+    "answer; "
+    "exit code 0 only if all services, and the plugins in the place of one, are healthy, 3 if no node is up"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(describe(here, supervisor_pid, found, others, registries, held), indent=2))
     else:
         print_table(here, found, others)
-        say(*died(here, found), *revisions.differences(here, found, supervisor.code()), *killed(found), *kept(here, held), *troubled(registries or [], time.time()))
+        say(
+            *died(here, found),
+            *revisions.differences(here, found, supervisor.code()),
+            *killed(found),
+            *kept(here, held),
+            *troubled(registries or [], time.time()),
+        )
     return 0 if _healthy(found, others) else 1
 
 
@@ -51,22 +62,49 @@ def _healthy(found: list[health.Health], others: list[health.Proxied]) -> bool:
     return all(h.healthy for h in found) and all(p.healthy for p in others if p.in_place)
 
 
-def describe(here: Place, supervisor_pid: int, found: list[health.Health], others: list[health.Proxied], registries: list[health.Registry] | None,
-             held: list[heldback.HeldBack]) -> dict[str, object]:
-    """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are what is installed,
-    those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes, ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``, and of the last ``why`` and when (``at``, seconds since the epoch).
+def describe(
+    here: Place,
+    supervisor_pid: int,
+    found: list[health.Health],
+    others: list[health.Proxied],
+    registries: list[health.Registry] | None,
+    held: list[heldback.HeldBack],
+) -> dict[str, object]:
+    """The status as JSON has it; ``up`` false and no services where no node is up. ``version`` and ``revision`` are
+    what is installed, those of a service what it runs, null where it does not tell. ``memory`` is PSS in bytes,
+    ``uptime`` in seconds. ``watchdog`` is what that knows of the service: seconds of ``silent``, how many ``killed``,
+    and of the last ``why`` and when (``at``, seconds since the epoch).
 
-    ``database`` is metadata's, in bytes. ``held_back`` is of whom (``what``), why and since when (seconds since the epoch) what records do not know is not removed. ``proxy_plugins`` are other people's services; one that is ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the images service started, good ones too; null where that is not healthy.
+    ``database`` is metadata's, in bytes. ``held_back`` is of whom (``what``), why and since when (seconds since the
+    epoch) what records do not know is not removed. ``proxy_plugins`` are other people's services; one that is
+    ``in_place`` of ours must be healthy for the node to be. ``registries`` are those that the node has asked since the
+    images service started, good ones too; null where that is not healthy.
     """
     return {
-        "version": version.VERSION, "revision": version.installed(), "root": str(here.root), "state": str(here.state), "address": str(here.socket),
-        "up": supervisor_pid > 0, "healthy": supervisor_pid > 0 and _healthy(found, others),
+        "version": version.VERSION,
+        "revision": version.installed(),
+        "root": str(here.root),
+        "state": str(here.state),
+        "address": str(here.socket),
+        "up": supervisor_pid > 0,
+        "healthy": supervisor_pid > 0 and _healthy(found, others),
         "supervisord": {"pid": supervisor_pid, "memory": health.pss(supervisor_pid)} if supervisor_pid else None,
-        "services": [{
-            "name": h.status.name, "state": h.status.state, "pid": h.status.pid or None, "uptime": round(h.status.uptime, 1), "memory": h.memory,
-            "version": h.runs and h.runs[0], "revision": h.runs and h.runs[1], "healthy": h.healthy, "trouble": h.trouble, "restarts": h.status.restarts,
-            "watchdog": dataclasses.asdict(h.status.watched),
-        } for h in found],
+        "services": [
+            {
+                "name": h.status.name,
+                "state": h.status.state,
+                "pid": h.status.pid or None,
+                "uptime": round(h.status.uptime, 1),
+                "memory": h.memory,
+                "version": h.runs and h.runs[0],
+                "revision": h.runs and h.runs[1],
+                "healthy": h.healthy,
+                "trouble": h.trouble,
+                "restarts": h.status.restarts,
+                "watchdog": dataclasses.asdict(h.status.watched),
+            }
+            for h in found
+        ],
         "proxy_plugins": [{**dataclasses.asdict(p), "healthy": p.healthy} for p in others],
         "database": database(here),
         "held_back": [dataclasses.asdict(each) for each in held],
@@ -76,19 +114,34 @@ def describe(here: Place, supervisor_pid: int, found: list[health.Health], other
 
 def died(here: Place, found: list[health.Health]) -> list[str]:
     """A line for each service that ended by itself and is not well: its log's last word."""
-    return [f"{h.status.name} ended by itself {_times(h.status.restarts)};{line.removeprefix(' ')}" for h in found if h.status.restarts and not h.healthy
-            for line in up.last_words(here, h.status.name)]
+    return [
+        f"{h.status.name} ended by itself {_times(h.status.restarts)};{line.removeprefix(' ')}"
+        for h in found
+        if h.status.restarts and not h.healthy
+        for line in up.last_words(here, h.status.name)
+    ]
 
 
 def killed(found: list[health.Health]) -> list[str]:
     """A line for each service of which the watchdog has killed processes."""
-    return [f"{h.status.name} hung and was killed {_times(h.status.watched.killed)}, last at {_clock(h.status.watched.at)}: {h.status.watched.why}; "
-            "its stacks are in its log" for h in found if h.status.watched.killed]
+    return [
+        f"{h.status.name} hung and was killed {_times(h.status.watched.killed)}, last at "
+        f"{_clock(h.status.watched.at)}: {h.status.watched.why}; "
+        "its stacks are in its log"
+        for h in found
+        if h.status.watched.killed
+    ]
 
 
 def kept(here: Place, held: list[heldback.HeldBack]) -> list[str]:
     """A line for each who holds things back, which cost room until an operator says something."""
-    return [f"what {each.what} does not know is held back since {_clock(each.since)}: {each.reason}; see docs/damaged-database.md, then {here.hint('gc --release')}" for each in held]
+    return [
+        (
+            f"what {each.what} does not know is held back since {_clock(each.since)}: {each.reason}; see "
+            f"docs/damaged-database.md, then {here.hint('gc --release')}"
+        )
+        for each in held
+    ]
 
 
 def _times(count: int) -> str:
@@ -96,13 +149,30 @@ def _times(count: int) -> str:
 
 
 def troubled(registries: list[health.Registry], now: float) -> list[str]:
-    """A line for each registry or mirror that is not good, or that gives no parts. They do not make a node unhealthy: it asks others, or will try again."""
-    return [f"registry {each.host} is {each.state} for {_duration(max(now - each.since, 0))} (since {_clock(each.since)}): {each.last_error}; "
-            + (f"asked after all others for {_duration(each.rests_until - now)} (until {_clock(each.rests_until)})" if each.rests_until > now else "the next pull tries it")
-            for each in registries if each.state != "good"] + [
-            f"registry {each.host} refuses parts of blobs ({each.ranges_refused}): a layer comes whole, on one connection, and one that was cut from its first byte; "
-            f"parts are asked for again in {_duration(each.ranges_refused_until - now)} (at {_clock(each.ranges_refused_until)})"
-            for each in registries if each.ranges_refused_until > now]
+    """A line for each registry or mirror that is not good, or that gives no parts. They do not make a node
+    unhealthy: it asks others, or will try again.
+    """
+    return [
+        (
+            f"registry {each.host} is {each.state} for {_duration(max(now - each.since, 0))} (since "
+            f"{_clock(each.since)}): "
+            f"{each.last_error}; "
+        )
+        + (
+            f"asked after all others for {_duration(each.rests_until - now)} (until {_clock(each.rests_until)})"
+            if each.rests_until > now
+            else "the next pull tries it"
+        )
+        for each in registries
+        if each.state != "good"
+    ] + [
+        f"registry {each.host} refuses parts of blobs ({each.ranges_refused}): a layer comes whole, on one connection, "
+        "and one that was cut from its first byte; "
+        f"parts are asked for again in {_duration(each.ranges_refused_until - now)} (at "
+        f"{_clock(each.ranges_refused_until)})"
+        for each in registries
+        if each.ranges_refused_until > now
+    ]
 
 
 def _clock(moment: float) -> str:
@@ -111,9 +181,22 @@ def _clock(moment: float) -> str:
 
 def print_table(here: Place, found: list[health.Health], others: list[health.Proxied]) -> None:
     rows = [("SERVICE", "STATE", "PID", "UPTIME", "MEMORY", "RESTARTS", "HEALTH")]
-    rows += [(h.status.name, h.status.state, str(h.status.pid or "-"), _duration(h.status.uptime) if h.status.pid else "-",
-              f"{h.memory / (1 << 20):.1f} MiB" if h.memory else "-", str(h.status.restarts), h.trouble or "ok") for h in found]
-    rows += [(p.name, f"PROXY {p.kind}", "-", "-", "-", "-", f"{p.address} {p.trouble}" if p.trouble else "ok") for p in others]
+    rows += [
+        (
+            h.status.name,
+            h.status.state,
+            str(h.status.pid or "-"),
+            _duration(h.status.uptime) if h.status.pid else "-",
+            f"{h.memory / (1 << 20):.1f} MiB" if h.memory else "-",
+            str(h.status.restarts),
+            h.trouble or "ok",
+        )
+        for h in found
+    ]
+    rows += [
+        (p.name, f"PROXY {p.kind}", "-", "-", "-", "-", f"{p.address} {p.trouble}" if p.trouble else "ok")
+        for p in others
+    ]
     say(f"node {here.socket}, root {here.root}, installed {version.VERSION} (revision {version.installed()})")
     table(rows)
     if size := sum(database(here).values()):

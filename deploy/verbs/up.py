@@ -18,19 +18,28 @@ from services.kit import errors
 
 HELP = "start the node, or what of it is stopped, and wait until it is healthy"
 
-NEEDED = {
-    "setpriv": "util-linux",
-    "runc": "runc",
-    "containerd-shim-runc-v2": "containerd",
-}
+NEEDED = {"setpriv": "util-linux", "runc": "runc", "containerd-shim-runc-v2": "containerd"}
 """Programs that a node starts, and the Debian packages that have them."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("service", nargs="*", metavar="SERVICE", help=f"start only these again, on a node that is up ({', '.join(NAMES)})")
-    parser.add_argument("--foreground", action="store_true", help="stay in the foreground, for systemd: become supervisord")
-    parser.add_argument("--moved", action="store_true", help="the node's root has moved, or this root is a copy of another's: start with it all the same")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for health (default 60)")
+    parser.add_argument(
+        "service",
+        nargs="*",
+        metavar="SERVICE",
+        help=f"start only these again, on a node that is up ({', '.join(NAMES)})",
+    )
+    parser.add_argument(
+        "--foreground", action="store_true", help="stay in the foreground, for systemd: become supervisord"
+    )
+    parser.add_argument(
+        "--moved",
+        action="store_true",
+        help="the node's root has moved, or this root is a copy of another's: start with it all the same",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for health (default 60)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         here, remembered = place.to_start(arguments)
     except Failure:
-        config.refuse_errors(place.config_file(arguments))  # which says all that is wrong with the file, not the first thing
+        # which says all that is wrong with the file, not the first thing
+        config.refuse_errors(place.config_file(arguments))
         raise
     config.refuse_errors(here.config)
     place.check(here)
@@ -64,7 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _remember(here: Place, remembered: memory.Remembered) -> None:
-    """What the next ``splitd up`` need not be told. A node is no less up where that cannot be written, on a full disk for example."""
+    """What the next ``splitd up`` need not be told. A node is no less up where that cannot be written, on a full
+    disk for example.
+    """
     try:
         memory.keep(here.state, remembered)
     except OSError as error:
@@ -72,25 +84,42 @@ def _remember(here: Place, remembered: memory.Remembered) -> None:
 
 
 def _refuse_another_root(here: Place, *, moved: bool) -> None:
-    """Below another root there are other images and containers: nobody is to find those of a node gone because a word was forgotten."""
+    """Below another root there are other images and containers: nobody is to find those of a node gone because a
+    word was forgotten.
+    """
     last = place.last_started(here.state)
     if last is not None and not moved and not place.same(last.root, here.root):
-        raise Failure(f"the node at {here.state} was last started with root {last.root}, not {here.root}: --root {last.root} starts it again; "
-                      f"--moved starts it with {here.root}, from now on")
+        raise Failure(
+            f"the node at {here.state} was last started with root {last.root}, not {here.root}: --root {last.root} "
+            "starts it again; "
+            f"--moved starts it with {here.root}, from now on"
+        )
     if last is not None and not moved and _is_empty(here.root):
-        raise Failure(f"the node at {here.state} was last started with root {here.root}, and nothing is there: mount it if it is a disk's, or say where it went (--root DIR --moved); "
-                      "--moved alone begins with an empty one")
+        raise Failure(
+            f"the node at {here.state} was last started with root {here.root}, and nothing is there: mount it if it is "
+            "a disk's, or say where it went (--root DIR --moved); "
+            "--moved alone begins with an empty one"
+        )
 
 
 def _refuse_containers_of_another_root(here: Place) -> None:
-    """Containers that run have their files below the root that they were started with: below another they would be shown as its own, and write where nobody looks."""
+    """Containers that run have their files below the root that they were started with: below another they would be
+    shown as its own, and write where nobody looks.
+    """
     last = place.last_started(here.state)
     if last is None or place.same(last.root, here.root) or not last.root.exists():
         return
-    found = sorted(f"{bundle.parent.name}/{bundle.name}" for bundle in here.bundles.glob("*/*") if bundle.is_dir() and not bundle.name.startswith("."))
+    found = sorted(
+        f"{bundle.parent.name}/{bundle.name}"
+        for bundle in here.bundles.glob("*/*")
+        if bundle.is_dir() and not bundle.name.startswith(".")
+    )
     if found:
-        raise Failure(f"containers run whose files are below {last.root}, not {here.root} ({', '.join(found[:5])}{f' and {len(found) - 5} more' if len(found) > 5 else ''}): "
-                      f"{here.hint(f'up --root {last.root}')} and {here.hint('down --containers')} first")
+        raise Failure(
+            f"containers run whose files are below {last.root}, not {here.root} "
+            f"({', '.join(found[:5])}{f' and {len(found) - 5} more' if len(found) > 5 else ''}): "
+            f"{here.hint(f'up --root {last.root}')} and {here.hint('down --containers')} first"
+        )
 
 
 def _is_empty(root: Path) -> bool:
@@ -110,13 +139,18 @@ def _again(here: Place, services: set[str], arguments: argparse.Namespace) -> in
     """The node is up already: start what is stopped, and say so."""
     running = place.recall(here.state)
     if running is not None and running.root != here.root:
-        raise Failure(f"the node at {here.state} is up with root {running.root}, not {here.root}: splitd down first, or choose another state directory")
+        raise Failure(
+            f"the node at {here.state} is up with root {running.root}, not {here.root}: splitd down first, or choose "
+            "another state directory"
+        )
     if arguments.foreground:
         raise Failure(f"the node at {here.state} is up already: {here.hint('down')} first")
     supervisor = supervision.Supervisor(here)
     if not supervision.wait(lambda: supervision.answers(here), arguments.timeout):
         supervisor.pid()  # raises what is wrong
-    stopped = [s.name for s in supervisor.processes().values() if s.state not in (supervision.RUNNING, "STARTING", "ABSENT")]
+    stopped = [
+        s.name for s in supervisor.processes().values() if s.state not in (supervision.RUNNING, "STARTING", "ABSENT")
+    ]
     chosen = [name for name in stopped if not services or name in services]
     for name in chosen:
         supervisor.start(named(name))
@@ -133,7 +167,12 @@ def _report(here: Place, seconds: float, said: str) -> int:
         say(f"{said}: {here.socket}", f"  try  ctr -a {here.socket} version", f"       {here.hint('status')}")
         say(*revisions.differences(here, found, supervision.Supervisor(here).code()))
         away = health.away(here)
-        complain(*(f"{each.name}, which is in the place of our {each.kind} service, is away: {each.address} {each.trouble}" for each in away))
+        complain(
+            *(
+                f"{each.name}, which is in the place of our {each.kind} service, is away: {each.address} {each.trouble}"
+                for each in away
+            )
+        )
         return 1 if away else 0
     for each in sick:
         complain(f"{each.status.name} is not healthy: {each.trouble}")

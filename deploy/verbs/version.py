@@ -25,7 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     command = Version(version.VERSION, version.revision())
     node = asyncio.run(_of_node(here)) if supervision.is_up(here) else None
     if arguments.json:
-        print(json.dumps({"command": dataclasses.asdict(command), "node": dataclasses.asdict(node) if node else None}, indent=2))
+        print(
+            json.dumps(
+                {"command": dataclasses.asdict(command), "node": dataclasses.asdict(node) if node else None}, indent=2
+            )
+        )
         return 0
     say(f"command  {command}", f"node     {node or f'none is up at {here.state}'}")
     return 0

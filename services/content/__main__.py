@@ -17,8 +17,12 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     node.state.mkdir(parents=True, exist_ok=True)
     with process.owned(root):
         store = LocalStore(root, threads=config.threads)
-        servicers: list[rpc.Servicer] = [ContentServicer(store), LocalFilesServicer(store.files), StampServicer(root),
-                                         RemovalsServicer(store.remove_all)]
+        servicers: list[rpc.Servicer] = [
+            ContentServicer(store),
+            LocalFilesServicer(store.files),
+            StampServicer(root),
+            RemovalsServicer(store.remove_all),
+        ]
         async with rpc.serving(node.state / "content.sock", servicers, grace=config.grace, relayed=True):
             await process.until_signal()
         store.close()

@@ -1,7 +1,8 @@
-"""The caller's content, through the gateway, as open files: a blob to read, a blob to make by filling one. For services that handle whole blobs.
+"""The caller's content, through the gateway, as open files: a blob to read, a blob to make by filling one. For services
+that handle whole blobs.
 
-Bytes go by file (LocalFiles) wherever the content service offers it; a foreign one that does not is read and written by its streams, and what the
-reader or writer has as its file is then a pipe. It cannot tell.
+Bytes go by file (LocalFiles) wherever the content service offers it; a foreign one that does not is read and written by
+its streams, and what the reader or writer has as its file is then a pipe. It cannot tell.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Headers = Mapping[str, str | bytes]
 
 
 class Blobs:
-    """Content and LocalFiles on the gateway's internal socket. ``headers`` are the caller's: its namespace and lease."""
+    """Content and LocalFiles on the gateway's internal socket. ``headers`` are the caller's: its namespace and
+    lease.
+    """
 
     def __init__(self, gateway: rpc.Channel) -> None:
         self._gateway = gateway
@@ -35,7 +38,9 @@ class Blobs:
 
     @contextlib.asynccontextmanager
     async def reading(self, digest: str, headers: Headers) -> AsyncIterator[int]:
-        """A file descriptor with the blob's bytes, as long as the block lasts; NotFound unless the caller's namespace has it."""
+        """A file descriptor with the blob's bytes, as long as the block lasts; NotFound unless the caller's
+        namespace has it.
+        """
         await self._gateway.reached(_PATIENCE)
         try:
             located = await self._files.Locate(files_pb.LocateRequest(digest=digest), headers=headers)
@@ -57,7 +62,9 @@ class Blobs:
         async def pump() -> None:
             writer = await pipes.writer(write_end)
             try:
-                async for response in self._content.Read(pb.ReadContentRequest(digest=digest), headers=headers, timeout=None):
+                async for response in self._content.Read(
+                    pb.ReadContentRequest(digest=digest), headers=headers, timeout=None
+                ):
                     writer.write(response.data)
                     await writer.drain()
             except (BrokenPipeError, ConnectionResetError):
@@ -73,7 +80,9 @@ class Blobs:
 
     @contextlib.asynccontextmanager
     async def writing(self, ref: str, headers: Headers) -> AsyncIterator[Ingest]:
-        """An empty ingest to fill; it is open, and this process's, as long as the block lasts. Unavailable where another writes it."""
+        """An empty ingest to fill; it is open, and this process's, as long as the block lasts. Unavailable where
+        another writes it.
+        """
         await self._gateway.reached(_PATIENCE)
         try:
             begun = await self._files.Begin(files_pb.BeginRequest(ref=ref), headers=headers)
@@ -104,7 +113,9 @@ class Blobs:
 
 
 def locked(path: str, ref: str) -> int:
-    """The file of the ingest ``ref``, opened and locked; Unavailable where another has it. The lock belongs to what was opened here: a worker inherits it, and it ends with the worker."""
+    """The file of the ingest ``ref``, opened and locked; Unavailable where another has it. The lock belongs to what
+    was opened here: a worker inherits it, and it ends with the worker.
+    """
     taken = errors.Unavailable(f"ref {ref} locked by another writer")
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -121,7 +132,9 @@ def locked(path: str, ref: str) -> int:
 
 
 class Ingest:
-    """An ingest to fill: through ``fd``, which a worker inherits, or a thread uses, and this process then closes (``started``) before the commit."""
+    """An ingest to fill: through ``fd``, which a worker inherits, or a thread uses, and this process then closes
+    (``started``) before the commit.
+    """
 
     fd: int
 
@@ -149,8 +162,11 @@ class _FileIngest(Ingest):
         os.ftruncate(self.fd, 0)
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
-        await self._files.Commit(files_pb.CommitRequest(ref=self._ref, size=size, digest=digest, labels=labels, computed=True),
-                                 headers=self._headers, timeout=None)
+        await self._files.Commit(
+            files_pb.CommitRequest(ref=self._ref, size=size, digest=digest, labels=labels, computed=True),
+            headers=self._headers,
+            timeout=None,
+        )
 
 
 class _StreamedIngest(Ingest):
@@ -179,7 +195,9 @@ class _StreamedIngest(Ingest):
 
     async def commit(self, digest: str, size: int, labels: Mapping[str, str]) -> None:
         written = await self._pumping
-        await self._exchange(pb.WriteContentRequest(action=pb.COMMIT, offset=written, total=size, expected=digest, labels=labels))
+        await self._exchange(
+            pb.WriteContentRequest(action=pb.COMMIT, offset=written, total=size, expected=digest, labels=labels)
+        )
 
     async def close(self) -> None:
         await super().close()

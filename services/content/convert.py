@@ -16,8 +16,13 @@ def info_to_pb(info: Info) -> pb.Info:
 
 
 def info_from_pb(message: pb.Info) -> Info:
-    return Info(digest=digest_from_pb(message.digest), size=message.size, labels=dict(message.labels),
-                created_at=message.created_at.ToNanoseconds(), updated_at=message.updated_at.ToNanoseconds())
+    return Info(
+        digest=digest_from_pb(message.digest),
+        size=message.size,
+        labels=dict(message.labels),
+        created_at=message.created_at.ToNanoseconds(),
+        updated_at=message.updated_at.ToNanoseconds(),
+    )
 
 
 def status_to_pb(status: Status) -> pb.Status:
@@ -28,12 +33,20 @@ def status_to_pb(status: Status) -> pb.Status:
 
 
 def status_from_pb(message: pb.Status) -> Status:
-    return Status(ref=message.ref, offset=message.offset, total=message.total, expected=message.expected,
-                  started_at=message.started_at.ToNanoseconds(), updated_at=message.updated_at.ToNanoseconds())
+    return Status(
+        ref=message.ref,
+        offset=message.offset,
+        total=message.total,
+        expected=message.expected,
+        started_at=message.started_at.ToNanoseconds(),
+        updated_at=message.updated_at.ToNanoseconds(),
+    )
 
 
 def expected_from_pb(text: str) -> Digest | None:
-    """The digest that a writer expects, None where it expects none; InvalidArgument in the words of containerd's store."""
+    """The digest that a writer expects, None where it expects none; InvalidArgument in the words of containerd's
+    store.
+    """
     try:
         return Digest.parse(text) if text else None
     except ValueError as error:
@@ -49,7 +62,9 @@ def digest_from_pb(text: str) -> Digest:
 
 
 def read_response_head(offset: int, size: int) -> bytes:
-    """What stands before the data in a serialized ReadContentResponse with ``size`` bytes of them: field 1, the offset, and of field 2 tag and length."""
+    """What stands before the data in a serialized ReadContentResponse with ``size`` bytes of them: field 1, the
+    offset, and of field 2 tag and length.
+    """
     return pb.ReadContentResponse(offset=offset).SerializeToString() + b"\x12" + _varint(size)
 
 

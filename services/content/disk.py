@@ -12,9 +12,10 @@
         scratch/                        what is not yet, or not any more, one of these; emptied at each start
         store-id                        whose store this is (``stamp``)
 
-blobs and ingest are laid out as containerd lays out its own store, so that either can take over the other's. Durable are blobs, labels and the store id, each once the call
-that made it returns: data fsynced, renamed, directory fsynced. Ingests are not fsynced before that: after a power cut one has fewer bytes or wrong
-ones, is hashed again when it is resumed, and fails its commit at worst.
+blobs and ingest are laid out as containerd lays out its own store, so that either can take over the other's. Durable
+are blobs, labels and the store id, each once the call that made it returns: data fsynced, renamed, directory fsynced.
+Ingests are not fsynced before that: after a power cut one has fewer bytes or wrong ones, is hashed again when it is
+resumed, and fails its commit at worst.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def sync_directory(directory: str) -> None:
 
 
 class DirectorySync:
-    """As :func:`sync_directory`, from several threads: those that come while one is under way share the next, since an fsync covers all that was renamed before it began."""
+    """As :func:`sync_directory`, from several threads: those that come while one is under way share the next, since
+    an fsync covers all that was renamed before it began.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -121,7 +124,9 @@ def write_durably(path: str, data: bytes, temporary: str) -> None:
 
 
 def disk_error(error: OSError, what: str) -> errors.NodeError | OSError:
-    """A disk that is full, read-only or broken, as an answer that says what could not be done; any other failure as it is: it is a defect."""
+    """A disk that is full, read-only or broken, as an answer that says what could not be done; any other failure as
+    it is: it is a defect.
+    """
     return errors.of_machine(error, what) or error
 
 
@@ -193,7 +198,8 @@ class Disk:
             return self.info(digest)
 
     def publish(self, data: str, digest: Digest, labels: Mapping[str, str] | None) -> bool:
-        """Make the file ``data``, whose bytes are durable, the blob ``digest``; False if that was there already. Durable either way.
+        """Make the file ``data``, whose bytes are durable, the blob ``digest``; False if that was there already.
+        Durable either way.
 
         A blob that is there and has other bytes than its digest says is replaced.
         """
@@ -205,7 +211,8 @@ class Disk:
             if new:
                 with self._labelling:
                     if not damaged:
-                        self._replace_labels(digest, labels or None)  # None too: what an earlier blob of this digest left
+                        # None too: what an earlier blob of this digest left
+                        self._replace_labels(digest, labels or None)
                 fault("content.before-rename")
                 os.rename(data, target)
                 fault("content.after-rename")
@@ -213,7 +220,9 @@ class Disk:
         return new
 
     def _is_damaged(self, path: str, digest: Digest) -> bool:
-        """Whether a blob that is there is not what its name says. Who commits one that is there is rare: most are told before they write."""
+        """Whether a blob that is there is not what its name says. Who commits one that is there is rare: most are
+        told before they write.
+        """
         try:
             with open(path, "rb", buffering=0) as file:
                 found = hashlib.file_digest(file, digest.algorithm).hexdigest()
@@ -287,7 +296,8 @@ class Disk:
 
     def recover(self) -> None:
         """Remove what a crash left half made or half removed; before anybody is served."""
-        for left in os.scandir(os.path.join(self.root, "scratch")):  # emptied, not made anew: a full disk has no block for a directory
+        # emptied, not made anew: a full disk has no block for a directory
+        for left in os.scandir(os.path.join(self.root, "scratch")):
             if left.is_dir(follow_symlinks=False):
                 shutil.rmtree(left.path)
             else:
@@ -309,7 +319,9 @@ class Disk:
 
 
 class Deletions:
-    """Deletes blobs as :meth:`Disk.delete` does, for less: each directory is looked up once, and labels are looked for where there are any at all. A context manager."""
+    """Deletes blobs as :meth:`Disk.delete` does, for less: each directory is looked up once, and labels are looked
+    for where there are any at all. A context manager.
+    """
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -354,8 +366,13 @@ def _read_status(directory: str) -> Status:
         total = int(_read(directory, "total"))
     except (FileNotFoundError, ValueError):
         total = 0
-    return Status(ref, offset, total, started_at=parse_time(_read(directory, "startedat")),
-                  updated_at=max(data.st_mtime_ns, parse_time(_read(directory, "updatedat"))))
+    return Status(
+        ref,
+        offset,
+        total,
+        started_at=parse_time(_read(directory, "startedat")),
+        updated_at=max(data.st_mtime_ns, parse_time(_read(directory, "updatedat"))),
+    )
 
 
 def _read(directory: str, name: str) -> str:
@@ -371,13 +388,26 @@ def _write(directory: str, name: str, text: str) -> None:
 class Ingest:
     """An ingest whose file is open and locked. Used by one thread at a time; :meth:`close` in the end.
 
-    ``hashed`` is False where nobody asked for the digest of what was there already (a file that somebody else fills). ``promised``: the opening said what the
-    bytes would be, so that bytes which are not that are of no use to anybody; without a promise only the commit was wrong, and they are kept, as containerd does.
+    ``hashed`` is False where nobody asked for the digest of what was there already (a file that somebody else fills).
+    ``promised``: the opening said what the bytes would be, so that bytes which are not that are of no use to anybody;
+    without a promise only the commit was wrong, and they are kept, as containerd does.
     """
 
-    def __init__(self, disk: Disk, ref: str, total: int = 0, algorithm: str = CANONICAL, *, create: bool = True, hashed: bool = True,
-                 promised: bool = True, stop: threading.Event | None = None) -> None:
-        """Begin or resume; NotFound unless ``create``, Unavailable while another process holds the file. ``stop`` ends a long resumption, with Cancelled."""
+    def __init__(
+        self,
+        disk: Disk,
+        ref: str,
+        total: int = 0,
+        algorithm: str = CANONICAL,
+        *,
+        create: bool = True,
+        hashed: bool = True,
+        promised: bool = True,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Begin or resume; NotFound unless ``create``, Unavailable while another process holds the file. ``stop``
+        ends a long resumption, with Cancelled.
+        """
         self._disk = disk
         self.ref = ref
         self._promised = promised
@@ -392,7 +422,8 @@ class Ingest:
             elif total and not status.total:
                 _write(self._directory, "total", str(total))
             self.offset = status.offset
-            if create and os.fstat(self._fd).st_size > status.offset:  # beyond a gap, of a process that filled the file in several places and died
+            # beyond a gap, of a process that filled the file in several places and died
+            if create and os.fstat(self._fd).st_size > status.offset:
                 os.ftruncate(self._fd, status.offset)
             self.total = status.total or total
             self.started_at, self.updated_at = status.started_at, status.updated_at
@@ -434,7 +465,9 @@ class Ingest:
             return False
 
     def _resumable(self, total: int) -> Status | None:
-        """What is there, if it can be gone on with: containerd begins anew where it cannot be read or has another total."""
+        """What is there, if it can be gone on with: containerd begins anew where it cannot be read or has another
+        total.
+        """
         if not self._found:
             return None
         try:
@@ -443,7 +476,9 @@ class Ingest:
             log.warning("ingest %s begins anew: %s", self.ref, error)
             return None
         if status.ref != self.ref or (total and status.total and total != status.total):
-            log.warning("ingest %s begins anew: it has ref %s and total %d, not %d", self.ref, status.ref, status.total, total)
+            log.warning(
+                "ingest %s begins anew: it has ref %s and total %d, not %d", self.ref, status.ref, status.total, total
+            )
             return None
         return status
 
@@ -508,15 +543,23 @@ class Ingest:
         self._hash = hashlib.new(self._hash.name)
         self.updated_at = time.time_ns()
 
-    def commit(self, size: int, expected: Digest | None, labels: Mapping[str, str] | None, *, computed: bool = False) -> tuple[Digest, int]:
-        """Check and publish, and close in any case: see ``store.Writer.commit``. With ``computed`` the digest is believed where the size fits."""
+    def commit(
+        self, size: int, expected: Digest | None, labels: Mapping[str, str] | None, *, computed: bool = False
+    ) -> tuple[Digest, int]:
+        """Check and publish, and close in any case: see ``store.Writer.commit``. With ``computed`` the digest is
+        believed where the size fits.
+        """
         try:
             actual = os.fstat(self._fd).st_size
             self.offset = actual
             if size and size != actual:
                 self._failed()
                 raise errors.FailedPrecondition(f"unexpected commit size {actual}, expected {size}")
-            digest = expected if computed and expected and size else self._digest(expected.algorithm if expected else self._hash.name)
+            digest = (
+                expected
+                if computed and expected and size
+                else self._digest(expected.algorithm if expected else self._hash.name)
+            )
             if expected and digest != expected:
                 self._failed()
                 raise errors.FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
@@ -542,7 +585,9 @@ class Ingest:
             self._close_file()
 
     def _failed(self) -> None:
-        """The bytes are not what the commit says: a promise broken resets the ingest, else it stays to be gone on with."""
+        """The bytes are not what the commit says: a promise broken resets the ingest, else it stays to be gone on
+        with.
+        """
         if self._promised:
             self._disk.remove_ingest(self.ref)
         else:
@@ -568,53 +613,3 @@ class Ingest:
     def _close_file(self) -> None:
         fd, self._fd = self._fd, -1
         os.close(fd)
-
-
-class BlobReader:
-    """An open blob, read from front to back; closed by itself at the end. It reads on if the blob is deleted meanwhile."""
-
-    def __init__(self, path: str, digest: Digest, offset: int, size: int, most: int) -> None:
-        """NotFound; OutOfRange, in containerd's words, for an ``offset`` past the end. ``size`` 0 or too large is to the end."""
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise errors.NotFound(f"content {digest}") from None
-        length = os.fstat(self._fd).st_size
-        self._at = max(offset, 0)
-        if self._at > length:
-            os.close(self._fd)
-            raise errors.OutOfRange.verbatim(f"read past object length {length} bytes")
-        self.left = length - self._at
-        if 0 < size < self.left:
-            self.left = size
-        self._first: bytes | None = self.next(most)
-
-    def first(self) -> bytes:
-        """The first piece, once."""
-        piece, self._first = self._first, None
-        return piece or b""
-
-    def next(self, most: int) -> bytes:
-        """The next piece, of at most ``most`` bytes; empty at the end. After the last one, or a failure, the blob is closed."""
-        try:
-            piece = os.pread(self._fd, min(self.left, most), self._at) if self.left else b""
-            if not piece and self.left:
-                raise errors.DataLoss(f"a blob ended {self.left} bytes early")
-        except (OSError, errors.DataLoss):
-            self.close()
-            raise
-        self._at += len(piece)
-        self.left -= len(piece)
-        if not self.left:
-            self.close()
-        return piece
-
-    @property
-    def closed(self) -> bool:
-        return self._fd < 0
-
-    def close(self) -> None:
-        """May be called again. The last close of a deleted blob frees its bytes, which takes a while."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)

@@ -1,7 +1,8 @@
 """The content store on disk: ``disk`` behind a thread pool, and the lock on each ref.
 
-A write hashes and appends in one hop to a thread, a read fetches the next piece while the last one is being sent. What a thread has begun it finishes,
-whatever becomes of the call that asked for it; a ref is unlocked when the thread that works on it is done.
+A write hashes and appends in one hop to a thread, a read fetches the next piece while the last one is being sent. What
+a thread has begun it finishes, whatever becomes of the call that asked for it; a ref is unlocked when the thread that
+works on it is done.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from services.content.disk import BlobReader, Disk, Ingest, disk_error
+from services.content.blob_reader import BlobReader
+from services.content.disk import Disk, Ingest, disk_error
 from services.content.store import CHUNK, Begun, Info, Status, updated_labels
 from services.kit import errors, filters, loops, tracing
 from services.kit.slices import Lane
@@ -30,8 +32,9 @@ _BATCH = 100
 _PIECES = 32 << 20
 """Bytes of pieces for all readers together: up to 32 get whole ones at once, many begin with small ones ..."""
 _BRIEF = 4
-"""Threads in which files by path are begun and ingests given up: of a pull that begins a hundred at once each takes a part of a millisecond, for which the threads wait for each other, and
-the loop for them all."""
+"""Threads in which files by path are begun and ingests given up: of a pull that begins a hundred at once each takes a
+part of a millisecond, for which the threads wait for each other, and the loop for them all.
+"""
 _STEADY = 8
 """... which are doubled after so many: more than wait for a reader that never reads."""
 
@@ -61,7 +64,9 @@ class LocalStore:
     def _submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         return self._submit_to(self._pool, work, *args, **kwargs)
 
-    def _submit_to(self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    def _submit_to(
+        self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
         context = contextvars.copy_context()  # the span that the work is part of
 
         def run() -> T:
@@ -72,8 +77,12 @@ class LocalStore:
 
         return asyncio.get_running_loop().run_in_executor(pool, run)
 
-    async def _acquire(self, release: Callable[[T], object], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of ``work``, which holds something: whoever asked and is cancelled does not get it any more, so it is released."""
+    async def _acquire(
+        self, release: Callable[[T], object], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The result of ``work``, which holds something: whoever asked and is cancelled does not get it any more,
+        so it is released.
+        """
         future = self._submit(work, *args, **kwargs)
         try:
             return await asyncio.shield(future)
@@ -92,7 +101,9 @@ class LocalStore:
         return await self._submit(self._disk.info, digest)
 
     async def update(self, digest: Digest, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
-        return await self._submit(self._disk.update, digest, lambda current: updated_labels(digest, current, labels, paths))
+        return await self._submit(
+            self._disk.update, digest, lambda current: updated_labels(digest, current, labels, paths)
+        )
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
         wanted = await filters.parsed(sources, self._lane)
@@ -110,16 +121,18 @@ class LocalStore:
             return found
 
         for start in range(0, len(digests), _BATCH):
-            for info in await self._submit(described, digests[start:start + _BATCH]):
+            for info in await self._submit(described, digests[start : start + _BATCH]):
                 yield info
 
     async def delete(self, digest: Digest) -> None:
         await self._submit(self._disk.delete, digest)
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[Exception | None]:
-        """Blobs and ingests (by their kinds and names) in one hop: what became of each. One call after the other, also where a caller has given up meanwhile: it may ask again,
-        and then have made anew what the first is still about to remove.
+        """Blobs and ingests (by their kinds and names) in one hop: what became of each. One call after the other, also
+        where a caller has given up meanwhile: it may ask again, and then have made anew what the first is still about
+        to remove.
         """
+
         def remove(kind: str, name: str) -> None:
             if kind == "blob":
                 try:
@@ -153,7 +166,9 @@ class LocalStore:
         most, count = self._piece, 0
         blob = ahead = None
         try:
-            blob = await self._acquire(BlobReader.close, BlobReader, self._disk.blob_path(digest), digest, offset, size, most)
+            blob = await self._acquire(
+                BlobReader.close, BlobReader, self._disk.blob_path(digest), digest, offset, size, most
+            )
             pieces = [blob.first()]
             while pieces[0]:
                 count += 1
@@ -169,7 +184,9 @@ class LocalStore:
 
     @property
     def _piece(self) -> int:
-        """How long a new reader's pieces are: one that stops keeps some of them, and a thousand may. They grow as it reads on."""
+        """How long a new reader's pieces are: one that stops keeps some of them, and a thousand may. They grow as
+        it reads on.
+        """
         return max(min(CHUNK, _PIECES // max(self._readers, 1)), CHUNK // 16)
 
     async def _give_up(self, blob: BlobReader, ahead: asyncio.Future[bytes] | None) -> None:
@@ -201,7 +218,14 @@ class LocalStore:
 
         def opened() -> Ingest:
             self._refuse_existing(expected)
-            return Ingest(self._disk, ref, total, expected.algorithm if expected else CANONICAL, promised=expected is not None or total > 0, stop=stop)
+            return Ingest(
+                self._disk,
+                ref,
+                total,
+                expected.algorithm if expected else CANONICAL,
+                promised=expected is not None or total > 0,
+                stop=stop,
+            )
 
         self._lock(ref)
         future = self._submit(opened)
@@ -220,7 +244,10 @@ class LocalStore:
             raise errors.AlreadyExists(f"content {expected}")
 
     async def alone(self, ref: str, work: Callable[[], T], *, brief: bool = False) -> T:
-        """What ``work`` answers, run in a thread, one of the few that do ``brief`` work or of the many, while the ref is locked; it goes on, and keeps the lock, if the caller is cancelled."""
+        """What ``work`` answers, run in a thread, one of the few that do ``brief`` work or of the many, while the
+        ref is locked; it goes on, and keeps the lock, if the caller is cancelled.
+        """
+
         def done(future: asyncio.Future[T]) -> None:
             self._locked.pop(ref)
             future.cancelled() or future.exception()  # seen
@@ -295,7 +322,9 @@ class LocalWriter:
     async def truncate(self) -> None:
         await self._run(self._ingest.truncate)
 
-    async def commit(self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None) -> Digest:
+    async def commit(
+        self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None
+    ) -> Digest:
         try:
             with tracing.span("content.commit", ref=self._ingest.ref, size=self._ingest.offset):
                 digest, _ = await self._run(self._ingest.commit, size, expected, labels)
@@ -331,12 +360,21 @@ class LocalFiles:
 
         return await store.alone(ref, begun, brief=True)
 
-    async def commit(self, ref: str, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None, *,
-                     computed: bool = False) -> tuple[Digest, int]:
+    async def commit(
+        self,
+        ref: str,
+        size: int = 0,
+        expected: Digest | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        computed: bool = False,
+    ) -> tuple[Digest, int]:
         store = self._store
 
         def committed() -> tuple[Digest, int]:
-            return Ingest(store._disk, ref, create=False, hashed=False).commit(size, expected, labels, computed=computed)
+            return Ingest(store._disk, ref, create=False, hashed=False).commit(
+                size, expected, labels, computed=computed
+            )
 
         with tracing.span("content.commit", ref=ref, computed=computed) as span:
             done = await store.alone(ref, committed)

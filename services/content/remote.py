@@ -1,6 +1,7 @@
 """The content store in another process: ours, or any that speaks containerd's Content.
 
-``headers`` go with each call: through the gateway they say in whose namespace and under which lease (``containerd-namespace``, ``containerd-lease``).
+``headers`` go with each call: through the gateway they say in whose namespace and under which lease
+(``containerd-namespace``, ``containerd-lease``).
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class RemoteStore:
                 yield response.data
 
     async def status(self, ref: str) -> Status:
-        return convert.status_from_pb((await self._content.Status(pb.StatusRequest(ref=ref), headers=self._headers)).status)
+        return convert.status_from_pb(
+            (await self._content.Status(pb.StatusRequest(ref=ref), headers=self._headers)).status
+        )
 
     async def list_statuses(self, sources: Iterable[str] = ()) -> Sequence[Status]:
         response = await self._content.ListStatuses(pb.ListStatusesRequest(filters=sources), headers=self._headers)
@@ -85,7 +88,9 @@ class RemoteWriter:
 
     async def open(self, expected: str) -> None:
         """The first message. Of the expected digest only the opening tells."""
-        answer = await self._exchange(pb.WriteContentRequest(action=pb.STAT, ref=self._ref, total=self._total, expected=expected))
+        answer = await self._exchange(
+            pb.WriteContentRequest(action=pb.STAT, ref=self._ref, total=self._total, expected=expected)
+        )
         self.offset = answer.offset
 
     async def _exchange(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
@@ -104,11 +109,13 @@ class RemoteWriter:
 
     async def status(self) -> Status:
         answer = await self._exchange(pb.WriteContentRequest(action=pb.STAT))
-        return Status(self._ref, answer.offset, answer.total, answer.started_at.ToNanoseconds(), answer.updated_at.ToNanoseconds())
+        return Status(
+            self._ref, answer.offset, answer.total, answer.started_at.ToNanoseconds(), answer.updated_at.ToNanoseconds()
+        )
 
     async def write(self, data: bytes) -> None:
         for start in range(0, len(data), _MESSAGE):
-            piece = data if len(data) <= _MESSAGE else data[start:start + _MESSAGE]
+            piece = data if len(data) <= _MESSAGE else data[start : start + _MESSAGE]
             answer = await self._exchange(pb.WriteContentRequest(action=pb.WRITE, offset=self.offset, data=piece))
             self.offset = answer.offset
 
@@ -116,8 +123,12 @@ class RemoteWriter:
         """Only the next write or commit, at offset 0, makes the store do it."""
         self.offset = 0
 
-    async def commit(self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None) -> Digest:
-        request = pb.WriteContentRequest(action=pb.COMMIT, total=size, offset=self.offset, expected=str(expected or ""), labels=labels or {})
+    async def commit(
+        self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None
+    ) -> Digest:
+        request = pb.WriteContentRequest(
+            action=pb.COMMIT, total=size, offset=self.offset, expected=str(expected or ""), labels=labels or {}
+        )
         try:
             answer = await self._exchange(request)
         finally:
@@ -136,7 +147,9 @@ class RemoteWriter:
 
 
 class RemoteFiles:
-    """The ``Files`` of a store in another process of this node. Unimplemented where it is not splitd's: read and write by the Store then."""
+    """The ``Files`` of a store in another process of this node. Unimplemented where it is not splitd's: read and
+    write by the Store then.
+    """
 
     def __init__(self, channel: Channel, headers: Mapping[str, str | bytes] = {}) -> None:
         self._files = channel.client(localfiles_stubs.LOCAL_FILES)
@@ -151,8 +164,17 @@ class RemoteFiles:
         response = await self._files.Begin(request, headers=self._headers, together=True)
         return Begun(response.path, response.offset)
 
-    async def commit(self, ref: str, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None, *,
-                     computed: bool = False) -> tuple[Digest, int]:
-        request = files_pb.CommitRequest(ref=ref, size=size, digest=str(expected or ""), labels=labels or {}, computed=computed)
+    async def commit(
+        self,
+        ref: str,
+        size: int = 0,
+        expected: Digest | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        computed: bool = False,
+    ) -> tuple[Digest, int]:
+        request = files_pb.CommitRequest(
+            ref=ref, size=size, digest=str(expected or ""), labels=labels or {}, computed=computed
+        )
         response = await self._files.Commit(request, headers=self._headers, timeout=None)
         return convert.digest_from_pb(response.digest), response.size

@@ -91,7 +91,9 @@ class ContentServicer:
                 await piece.next()
         return Pieces((*pieces, pb.ListStatusesResponse(statuses=some).SerializeToString()))
 
-    async def Write(self, requests: AsyncIterator[pb.WriteContentRequest], call: Call) -> AsyncIterator[pb.WriteContentResponse]:
+    async def Write(
+        self, requests: AsyncIterator[pb.WriteContentRequest], call: Call
+    ) -> AsyncIterator[pb.WriteContentResponse]:
         """Each message is answered before the next is looked at; a commit ends the call."""
         opening = await anext(requests, None)
         if opening is None:
@@ -145,7 +147,9 @@ class _Write:
             await writer.write(data)
         if request.action == pb.COMMIT:
             await writer.commit(self._total, convert.expected_from_pb(self._expected), dict(request.labels))
-        return pb.WriteContentResponse(action=request.action, offset=writer.offset, digest=writer.digest, total=self._total)
+        return pb.WriteContentResponse(
+            action=request.action, offset=writer.offset, digest=writer.digest, total=self._total
+        )
 
     async def _refuse_existing(self) -> None:
         """A blob that came to exist since the opening: the client need not go on."""
@@ -162,7 +166,9 @@ class _Write:
 
     async def _stat(self) -> pb.WriteContentResponse:
         status = await self._writer.status()
-        answer = pb.WriteContentResponse(action=pb.STAT, offset=status.offset, total=self._total or status.total, digest=self._writer.digest)
+        answer = pb.WriteContentResponse(
+            action=pb.STAT, offset=status.offset, total=self._total or status.total, digest=self._writer.digest
+        )
         answer.started_at.FromNanoseconds(status.started_at)
         answer.updated_at.FromNanoseconds(status.updated_at)
         return answer
@@ -193,6 +199,11 @@ class LocalFilesServicer:
         return files_pb.BeginResponse(path=begun.path, offset=begun.offset)
 
     async def Commit(self, request: files_pb.CommitRequest, call: Call) -> files_pb.CommitResponse:
-        digest, size = await self._files.commit(request.ref, request.size, convert.expected_from_pb(request.digest), dict(request.labels),
-                                                computed=request.computed)
+        digest, size = await self._files.commit(
+            request.ref,
+            request.size,
+            convert.expected_from_pb(request.digest),
+            dict(request.labels),
+            computed=request.computed,
+        )
         return files_pb.CommitResponse(digest=str(digest), size=size)

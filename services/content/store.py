@@ -1,10 +1,11 @@
 """Content: blobs named by the digest of their bytes, and ingests, which are blobs still being written.
 
-This is the raw content service, a plain containerd content store (what containerd calls a content proxy plugin). It knows nothing of namespaces, leases or
-sharing; those are metadata's records, and the gateway joins the two.
+This is the raw content service, a plain containerd content store (what containerd calls a content proxy plugin). It
+knows nothing of namespaces, leases or sharing; those are metadata's records, and the gateway joins the two.
 
-Words. A *digest* is ``ALGORITHM:HEX`` of a blob's bytes, and its name. A *ref* is the name that a client gives to an ingest, so that it finds it
-again. An ingest has an *offset*, how many bytes it has, and may have a *total*, how many it is to have.
+Words. A *digest* is ``ALGORITHM:HEX`` of a blob's bytes, and its name. A *ref* is the name that a client gives to an
+ingest, so that it finds it again. An ingest has an *offset*, how many bytes it has, and may have a *total*, how many it
+is to have.
 
 A blob's life::
 
@@ -15,11 +16,13 @@ A blob's life::
     info, read, update     a blob never changes; its labels may
     delete                 it is gone; who still reads it reads on
 
-An ingest is invisible as a blob until it is committed, and a blob's bytes are durable before a commit returns. An ingest whose size or digest turns
-out wrong is removed, so that the next attempt begins at offset 0 and not with the same wrong bytes. A crash leaves ingests resumable: whoever opens one again
-gets the offset that is really there, and what is there is hashed again.
+An ingest is invisible as a blob until it is committed, and a blob's bytes are durable before a commit returns. An
+ingest whose size or digest turns out wrong is removed, so that the next attempt begins at offset 0 and not with the
+same wrong bytes. A crash leaves ingests resumable: whoever opens one again gets the offset that is really there, and
+what is there is hashed again.
 
-A writer may also fill an ingest as a file (:class:`Files`), for processes of the same node, and in several places at once: the offset then is what is there without a gap.
+A writer may also fill an ingest as a file (:class:`Files`), for processes of the same node, and in several places at
+once: the offset then is what is there without a gap.
 """
 
 from __future__ import annotations
@@ -73,16 +76,21 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An ingest to be filled as a file. An empty ``path`` means that no bytes are needed: commit at once (never so in a raw store)."""
+    """An ingest to be filled as a file. An empty ``path`` means that no bytes are needed: commit at once (never so
+    in a raw store).
+    """
 
     path: str
     offset: int
 
 
-def updated_labels(digest: Digest, current: Mapping[str, str], new: Mapping[str, str], paths: Sequence[str]) -> dict[str, str]:
+def updated_labels(
+    digest: Digest, current: Mapping[str, str], new: Mapping[str, str], paths: Sequence[str]
+) -> dict[str, str]:
     """A blob's labels after an Update with these field paths; without any, ``new`` replaces all of them.
 
-    ``labels.KEY`` sets one label, or removes it where ``new`` has it empty or not at all. Any other path is InvalidArgument: the rest of a blob never changes.
+    ``labels.KEY`` sets one label, or removes it where ``new`` has it empty or not at all. Any other path is
+    InvalidArgument: the rest of a blob never changes.
     """
     for path in paths:
         if path != "labels" and not path.startswith("labels."):
@@ -109,7 +117,9 @@ class Writer(Protocol):
 
     @property
     def digest(self) -> str:
-        """The digest of those bytes, by the algorithm that was expected at the opening, else sha256; after a commit the blob's."""
+        """The digest of those bytes, by the algorithm that was expected at the opening, else sha256; after a commit
+        the blob's.
+        """
         ...
 
     async def status(self) -> Status:
@@ -124,11 +134,14 @@ class Writer(Protocol):
         """Back to offset 0."""
         ...
 
-    async def commit(self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None) -> Digest:
+    async def commit(
+        self, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None
+    ) -> Digest:
         """Make the ingest a blob with ``labels``, and close the writer, whatever the outcome.
 
-        FailedPrecondition if the size (unless 0) or the digest is not as expected; where the opening named a total or a digest the ingest is then gone, so that
-        the next attempt starts clean, else its bytes stay for another commit. AlreadyExists if the store has the blob; the ingest is gone. Aborted if somebody aborted the ingest meanwhile.
+        FailedPrecondition if the size (unless 0) or the digest is not as expected; where the opening named a total or a
+        digest the ingest is then gone, so that the next attempt starts clean, else its bytes stay for another commit.
+        AlreadyExists if the store has the blob; the ingest is gone. Aborted if somebody aborted the ingest meanwhile.
         """
         ...
 
@@ -149,7 +162,9 @@ class Store(Protocol):
         ...
 
     def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
-        """All blobs that any of the filters selects (``kit.filters``), in the order of their digests; InvalidArgument for a malformed one."""
+        """All blobs that any of the filters selects (``kit.filters``), in the order of their digests;
+        InvalidArgument for a malformed one.
+        """
         ...
 
     async def delete(self, digest: Digest) -> None:
@@ -174,7 +189,8 @@ class Store(Protocol):
     async def writer(self, ref: str, total: int = 0, expected: Digest | None = None) -> Writer:
         """Begin an ingest or go on with it.
 
-        InvalidArgument without a ref, AlreadyExists if the store has a blob ``expected``, Unavailable while the ref has another writer.
+        InvalidArgument without a ref, AlreadyExists if the store has a blob ``expected``, Unavailable while the ref has
+        another writer.
         """
         ...
 
@@ -186,22 +202,33 @@ class Store(Protocol):
 class Files(Protocol):
     """A store's bytes as files, for processes of the same node: no stream is open, and nothing is copied.
 
-    Whoever fills an ingest's file holds an exclusive flock on it (without waiting: a failure means another writer) and has closed it before the
-    commit is asked for.
+    Whoever fills an ingest's file holds an exclusive flock on it (without waiting: a failure means another writer) and
+    has closed it before the commit is asked for.
     """
 
     async def locate(self, digest: Digest) -> tuple[str, int]:
-        """The path and size of a blob; NotFound. It must only be read, and may be unlinked at any time: open it at once."""
+        """The path and size of a blob; NotFound. It must only be read, and may be unlinked at any time: open it at
+        once.
+        """
         ...
 
     async def begin(self, ref: str, total: int = 0, expected: Digest | None = None) -> Begun:
         """As :meth:`Store.writer`, but the ingest's file is the caller's to lock and fill."""
         ...
 
-    async def commit(self, ref: str, size: int = 0, expected: Digest | None = None, labels: Mapping[str, str] | None = None, *,
-                     computed: bool = False) -> tuple[Digest, int]:
-        """As :meth:`Writer.commit`, of an ingest without a writer; the blob's digest and size. NotFound if there is no such ingest.
+    async def commit(
+        self,
+        ref: str,
+        size: int = 0,
+        expected: Digest | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        computed: bool = False,
+    ) -> tuple[Digest, int]:
+        """As :meth:`Writer.commit`, of an ingest without a writer; the blob's digest and size. NotFound if there is no
+        such ingest.
 
-        ``computed``: the caller has computed ``expected`` from all that is in the file. It is believed where ``size`` fits, else the file is read again.
+        ``computed``: the caller has computed ``expected`` from all that is in the file. It is believed where ``size``
+        fits, else the file is read again.
         """
         ...

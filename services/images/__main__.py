@@ -1,4 +1,6 @@
-"""The images service as a process: images.sock; calls metadata, publishes through the gateway, and transfers through it as any client."""
+"""The images service as a process: images.sock; calls metadata, publishes through the gateway, and transfers
+through it as any client.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,31 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             Publisher(gateway).running() as publisher,
             Leases(gateway).running() as leases,
             Registry(hosts, timeouts=config.timeouts, retry=config.retry) as registry,
-            rpc.serving(node.state / "images.sock", [
-                ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
-                RegistriesServicer(registry.memory),
-                StreamingServicer(streams),
-                TransferServicer(gateway, leases, streams, appliers, unpacker,
-                                 RegistryPuller(registry, Fetcher(budget, config.streams, config.largest), unpacker, Verifier(config.verifier), config.layers),
-                                 RegistryPusher(registry, budget), config.layers),
-            ], relayed=True),
+            rpc.serving(
+                node.state / "images.sock",
+                [
+                    ImagesServicer(ImageRecords(metadata, hold=config.hold), publisher),
+                    RegistriesServicer(registry.memory),
+                    StreamingServicer(streams),
+                    TransferServicer(
+                        gateway,
+                        leases,
+                        streams,
+                        appliers,
+                        unpacker,
+                        RegistryPuller(
+                            registry,
+                            Fetcher(budget, config.streams, config.largest),
+                            unpacker,
+                            Verifier(config.verifier),
+                            config.layers,
+                        ),
+                        RegistryPusher(registry, budget),
+                        config.layers,
+                    ),
+                ],
+                relayed=True,
+            ),
         ):
             await process.until_signal()
 

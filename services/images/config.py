@@ -40,7 +40,9 @@ class Unpack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The images service. What has a name of containerd's transfer plugin is also read from [plugins."io.containerd.transfer.v1.local"]."""
+    """The images service. What has a name of containerd's transfer plugin is also read from
+    [plugins."io.containerd.transfer.v1.local"].
+    """
 
     hold: Seconds = 5.0
     """A call made while the metadata service is away waits this long for it, or until its deadline."""
@@ -49,13 +51,17 @@ class Config:
     """Connections to registries that all pulls and pushes together have at once."""
 
     downloads: int = budget.LAYERS
-    """Layers that all pulls together fetch at once. containerd's max_concurrent_downloads, where 0 is as many as there are connections."""
+    """Layers that all pulls together fetch at once. containerd's max_concurrent_downloads, where 0 is as many as
+    there are connections.
+    """
 
     uploads: int = budget.UPLOADS
     """Layers that all pushes together send at once. containerd's max_concurrent_uploaded_layers, likewise."""
 
     streams: int = budget.STREAMS
-    """Parts of one large layer that come at once, where the registry gives parts; 1: every layer comes on one connection."""
+    """Parts of one large layer that come at once, where the registry gives parts; 1: every layer comes on one
+    connection.
+    """
 
     unpacks: int = budget.WORKERS
     """Layers that are unpacked at once. containerd's max_concurrent_unpacks, where 0 is no other number than ours."""
@@ -67,12 +73,14 @@ class Config:
     """Bytes that a blob may have which is pulled."""
 
     config_path: str = ""
-    """Directories (several with colons between) that have HOST/hosts.toml files, for requests that name none. "": those of the CRI plugin's table, or else
-    /etc/containerd/certs.d and /etc/docker/certs.d."""
+    """Directories (several with colons between) that have HOST/hosts.toml files, for requests that name none. "": those
+    of the CRI plugin's table, or else /etc/containerd/certs.d and /etc/docker/certs.d.
+    """
 
     unpack_config: tuple[Unpack, ...] = ()
-    """What clients may have unpacked, as {platform, snapshotter}; where they name no snapshotter: overlayfs if it is among those of the platform, else the first of them.
-    Empty: whatever they want that runs on this machine."""
+    """What clients may have unpacked, as {platform, snapshotter}; where they name no snapshotter: overlayfs if it is
+    among those of the platform, else the first of them. Empty: whatever they want that runs on this machine.
+    """
 
     verifier: verifiers.Config = field(default_factory=verifiers.Config)
 
@@ -107,7 +115,13 @@ class _Transfer:
     unpack_config: tuple[_Unpack, ...] = ()
 
 
-_THEIRS = {"downloads": "max_concurrent_downloads", "uploads": "max_concurrent_uploaded_layers", "unpacks": "max_concurrent_unpacks", "config_path": "config_path", "unpack_config": "unpack_config"}
+_THEIRS = {
+    "downloads": "max_concurrent_downloads",
+    "uploads": "max_concurrent_uploaded_layers",
+    "unpacks": "max_concurrent_unpacks",
+    "config_path": "config_path",
+    "unpack_config": "unpack_config",
+}
 """Our keys to the transfer plugin's."""
 
 
@@ -118,10 +132,14 @@ def load(file: settings.File) -> Config:
     verifier, _ = settings.load_plugin(verifiers.Config, file, verifiers.PLUGIN)
     found: dict[str, Any] = {
         "downloads": theirs.max_concurrent_downloads if theirs.max_concurrent_downloads > 0 else ours.connections,
-        "uploads": theirs.max_concurrent_uploaded_layers if theirs.max_concurrent_uploaded_layers > 0 else ours.connections,
+        "uploads": theirs.max_concurrent_uploaded_layers
+        if theirs.max_concurrent_uploaded_layers > 0
+        else ours.connections,
         "unpacks": theirs.max_concurrent_unpacks if theirs.max_concurrent_unpacks > 0 else ours.unpacks,
         "config_path": theirs.config_path,
-        "unpack_config": tuple(Unpack(platform=each.platform, snapshotter=each.snapshotter) for each in theirs.unpack_config),
+        "unpack_config": tuple(
+            Unpack(platform=each.platform, snapshotter=each.snapshotter) for each in theirs.unpack_config
+        ),
     }
     own = _said(file)
     taken = {key: found[key] for key, name in _THEIRS.items() if name in said and key not in own}
@@ -138,13 +156,19 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
 
 
 def _unused(file: settings.File) -> Iterator[str]:
-    """What in the tables of containerd's plugins has no effect: keys that mean nothing here, and those over which ours win."""
+    """What in the tables of containerd's plugins has no effect: keys that mean nothing here, and those over which
+    ours win.
+    """
     own = _said(file)
-    for plugin, keys, table in ((TRANSFER, _THEIRS, "images"), (verifiers.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifiers.Config)}, "images.verifier")):
+    for plugin, keys, table in (
+        (TRANSFER, _THEIRS, "images"),
+        (verifiers.PLUGIN, {each.name: each.name for each in dataclasses.fields(verifiers.Config)}, "images.verifier"),
+    ):
         over = own if table == "images" else own.get("verifier", {})
         ours_of = {name: key for key, name in keys.items()}
         for name, value in settings.plugin(file, plugin).items():
-            if name not in ours_of and value:  # zeros and empty tables are in every file that `containerd config default` began
+            # zeros and empty tables are in every file that `containerd config default` began
+            if name not in ours_of and value:
                 yield f'[plugins."{plugin}"] {name} is containerd\'s and means nothing here'
             elif name in ours_of and ours_of[name] in over:
                 yield f'[plugins."{plugin}"] {name} has no effect: [{table}] {ours_of[name]} is set, and wins'

@@ -1,4 +1,6 @@
-"""Text that a transfer shows to its client while it runs, on a stream of bytes; a slow client holds up nothing, and misses some."""
+"""Text that a transfer shows to its client while it runs, on a stream of bytes; a slow client holds up nothing, and
+misses some.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ PENDING = 1 << 20
 
 
 class LogsStream:
-    """Takes text for a client, which gets it at once if it can; a :data:`~services.images.transfer.Show`. To be closed."""
+    """Takes text for a client, which gets it at once if it can; a :data:`~services.images.transfer.Show`. To be
+    closed.
+    """
 
     def __init__(self, sink: ByteSink) -> None:
         self._sink = sink

@@ -1,6 +1,7 @@
 """Under which names an image store keeps an image, and which images it means as a source.
 
-Archives name an image by annotations of its descriptor: containerd's own has the full reference, OCI's often only a tag, which is then put behind a prefix that the importer chose.
+Archives name an image by annotations of its descriptor: containerd's own has the full reference, OCI's often only a
+tag, which is then put behind a prefix that the importer chose.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ REF_NAME = "org.opencontainers.image.ref.name"
 
 
 def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
-    """The images to make of one entry of an archive's index: named by its annotations, as far as the store's prefixes let them."""
+    """The images to make of one entry of an archive's index: named by its annotations, as far as the store's
+    prefixes let them.
+    """
     images = []
     for reference in store.references:
         if not reference.is_prefix:
@@ -35,9 +38,11 @@ def of_archive(store: ImageStore, target: Descriptor) -> list[Image]:
 
 
 def of_root(store: ImageStore, target: Descriptor) -> list[Image]:
-    """The images to make of what was transferred as a whole: the store's name, its full references, and its prefixes with the digest, where they add one.
+    """The images to make of what was transferred as a whole: the store's name, its full references, and its prefixes
+    with the digest, where they add one.
 
-    A prefix that skips the digest of what has a name adds it all the same: the name did not come from the prefix. (containerd since 2.3.)
+    A prefix that skips the digest of what has a name adds it all the same: the name did not come from the prefix.
+    (containerd since 2.3.)
     """
     images = [Image(store.name, target, store.labels)] if store.name else []
     for reference in store.references:
@@ -82,16 +87,19 @@ def for_oci(name: str) -> str:
     found = re.search("[:@]", rest)
     if found is None or found[0] == "@":
         return name
-    return rest[found.end():] or name
+    return rest[found.end() :] or name
 
 
 def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
-    """Tags become ``PREFIX:TAG``, full references stay; ``strict``: those that do not begin with the prefix become ""."""
+    """Tags become ``PREFIX:TAG``, full references stay; ``strict``: those that do not begin with the prefix become
+    "".
+    """
+
     def name(reference: str) -> str:
         if not prefix:
             return ""
         if any(c in reference for c in "/:@"):
-            begins = reference.startswith(prefix) and reference[len(prefix):len(prefix) + 1] in ("", "/", ":", "@")
+            begins = reference.startswith(prefix) and reference[len(prefix) : len(prefix) + 1] in ("", "/", ":", "@")
             return "" if strict and not begins else reference
         return f"{prefix}:{reference}"
 
@@ -99,7 +107,8 @@ def behind(prefix: str, *, strict: bool) -> Callable[[str], str]:
 
 
 def of_annotations(annotations: Mapping[str, str], name: Callable[[str], str]) -> str:
-    """The name that an archive gives to an image, as ``name`` (of :func:`behind`) turns it; "" if there is none that may be used.
+    """The name that an archive gives to an image, as ``name`` (of :func:`behind`) turns it; "" if there is none that
+    may be used.
 
     containerd's annotation is used as it is or not at all.
     """

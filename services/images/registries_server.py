@@ -18,6 +18,19 @@ class RegistriesServicer:
 
     async def List(self, request: pb.ListRequest, call: Call) -> pb.ListResponse:
         """All hosts."""
-        return pb.ListResponse(hosts=[pb.Host(
-            address=host.host, state=host.state, since=host.since, failures=host.failures, last_error=host.last_error, throughput=host.throughput,
-            rests_until=host.rests_until, ranges_refused=host.ranges_refused, ranges_refused_until=host.ranges_refused_until) for host in self._memory.snapshot()])
+        return pb.ListResponse(
+            hosts=[
+                pb.Host(
+                    address=host.host,
+                    state=host.state,
+                    since=host.since,
+                    failures=host.failures,
+                    last_error=host.last_error,
+                    throughput=host.throughput,
+                    rests_until=host.rests_until,
+                    ranges_refused=host.ranges_refused,
+                    ranges_refused_until=host.ranges_refused_until,
+                )
+                for host in self._memory.snapshot()
+            ]
+        )

@@ -17,8 +17,8 @@ _LIST = method_path(_RECORDS.methods_by_name["ListImages"])
 class ImageRecords:
     """metadata's Records service as the caller of ``call``, for what it keeps of images.
 
-    Messages are those of containerd's Images service and go through as they are. A call that is to be made while metadata is away waits for it first,
-    ``hold`` seconds at most, however often it is made.
+    Messages are those of containerd's Images service and go through as they are. A call that is to be made while
+    metadata is away waits for it first, ``hold`` seconds at most, however often it is made.
     """
 
     def __init__(self, channel: Channel, *, hold: float) -> None:
@@ -45,7 +45,12 @@ class ImageRecords:
     async def _listed(self, request: images_pb.ListImagesRequest, call: Call, patience: float) -> bytes:
         await self._there(call, patience)
         left = call.remaining()
-        answer: bytes = await self._channel.unary(_LIST, request.SerializeToString(), call.passed_on(), UNARY_TIMEOUT if left is None else min(left, UNARY_TIMEOUT))
+        answer: bytes = await self._channel.unary(
+            _LIST,
+            request.SerializeToString(),
+            call.passed_on(),
+            UNARY_TIMEOUT if left is None else min(left, UNARY_TIMEOUT),
+        )
         return answer
 
     async def change(self, method: str, request: Any, call: Call) -> Any:
@@ -55,7 +60,9 @@ class ImageRecords:
     async def collect(self, call: Call) -> None:
         """Collect what nobody needs any more, and return when it is done, however long that takes."""
         await self._there(call, time.monotonic() + self._hold)
-        await self._records.Collect(records_pb2.CollectRequest(known=True), headers=call.passed_on(), timeout=call.remaining())
+        await self._records.Collect(
+            records_pb2.CollectRequest(known=True), headers=call.passed_on(), timeout=call.remaining()
+        )
 
     async def _made(self, method: str, request: Any, call: Call, patience: float) -> Any:
         await self._there(call, patience)

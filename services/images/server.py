@@ -1,10 +1,12 @@
 """containerd.services.images.v1: what clients do with images.
 
-An *image* is a name (usually a reference such as ``docker.io/library/busybox:1.36``) for a *target*, the descriptor of a manifest or an index; with
-labels, and the times of its creation and last change. It is a root of the garbage collector: what its target refers to is kept.
+An *image* is a name (usually a reference such as ``docker.io/library/busybox:1.36``) for a *target*, the descriptor of
+a manifest or an index; with labels, and the times of its creation and last change. It is a root of the garbage
+collector: what its target refers to is kept.
 
-The records live in metadata, which checks them; here is what goes with a change: its event, published once the record has changed, and the
-collection that a synchronous Delete waits for. A change and its event belong together, so the caller's going away does not part them.
+The records live in metadata, which checks them; here is what goes with a change: its event, published once the record
+has changed, and the collection that a synchronous Delete waits for. A change and its event belong together, so the
+caller's going away does not part them.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class ImagesServicer:
     async def _create(self, request: pb.CreateImageRequest, call: Call) -> pb.CreateImageResponse:
         response: pb.CreateImageResponse = await self._records.change("CreateImage", request, call)
         image = response.image
-        self._publisher.publish(call.namespace, "/images/create", events.ImageCreate(name=image.name, labels=image.labels))
+        self._publisher.publish(
+            call.namespace, "/images/create", events.ImageCreate(name=image.name, labels=image.labels)
+        )
         return response
 
     async def Update(self, request: pb.UpdateImageRequest, call: Call) -> pb.UpdateImageResponse:
@@ -57,7 +61,9 @@ class ImagesServicer:
     async def _update(self, request: pb.UpdateImageRequest, call: Call) -> pb.UpdateImageResponse:
         response: pb.UpdateImageResponse = await self._records.change("UpdateImage", request, call)
         image = response.image
-        self._publisher.publish(call.namespace, "/images/update", events.ImageUpdate(name=image.name, labels=image.labels))
+        self._publisher.publish(
+            call.namespace, "/images/update", events.ImageUpdate(name=image.name, labels=image.labels)
+        )
         return response
 
     async def Delete(self, request: pb.DeleteImageRequest, call: Call) -> Empty:

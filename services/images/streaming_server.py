@@ -1,10 +1,11 @@
 """containerd.services.streaming.v1: streams of objects between a client and a transfer that is told their ids.
 
-A client opens a stream, names it by its first object, and then hands the id to Transfer, which finds the stream in :class:`Streams` and speaks on it what its purpose wants: progress events one
-way, questions for credentials and their answers, or bytes under flow control. A stream lasts until its transfer closes it or the client goes away.
+A client opens a stream, names it by its first object, and then hands the id to Transfer, which finds the stream in
+:class:`Streams` and speaks on it what its purpose wants: progress events one way, questions for credentials and their
+answers, or bytes under flow control. A stream lasts until its transfer closes it or the client goes away.
 
-*Bytes*: the receiver allows so many (WindowUpdate), the sender sends no more (Data). containerd's receivers allow 64 KiB at first, and as many again whenever less than
-that is left.
+*Bytes*: the receiver allows so many (WindowUpdate), the sender sends no more (Data). containerd's receivers allow 64
+KiB at first, and as many again whenever less than that is left.
 """
 
 from __future__ import annotations
@@ -251,8 +252,9 @@ class ByteSource:
 class ByteSink:
     """Bytes to a client: a :class:`~services.images.transfer.Sink`.
 
-    Messages end at multiples of :data:`BLOCK`. So the window update that follows the last block, which containerd's receivers send once they have passed it on, tells that the client has all of
-    it: a client whose transfer has returned may end at once, with bytes still on their way to its file.
+    Messages end at multiples of :data:`BLOCK`. So the window update that follows the last block, which containerd's
+    receivers send once they have passed it on, tells that the client has all of it: a client whose transfer has
+    returned may end at once, with bytes still on their way to its file.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -268,9 +270,9 @@ class ByteSink:
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            piece = view[:BLOCK - len(self._block)]
+            piece = view[: BLOCK - len(self._block)]
             self._block += piece
-            view = view[len(piece):]
+            view = view[len(piece) :]
             if len(self._block) == BLOCK:
                 await self.flush()
 
@@ -296,10 +298,10 @@ class ByteSink:
         self._block.clear()
         while data:
             await self._allowance(1)
-            piece = data[:self._allowed - self._sent]
+            piece = data[: self._allowed - self._sent]
             await self._stream.send(Data(data=bytes(piece)))
             self._sent += len(piece)
-            data = data[len(piece):]
+            data = data[len(piece) :]
 
     async def _allowance(self, bytes_: int) -> None:
         while self._allowed - self._sent < bytes_:

@@ -1,7 +1,8 @@
 """Transfers of images: from where to where, what is told meanwhile, and by whom it is done.
 
-A transfer has two *ends*: the :class:`ImageStore` (the node's images, some of them or one to be), a :class:`Registry`, an :class:`ImportStream` or an :class:`ExportStream`, which
-are archives whose bytes the client sends or takes. By their kinds a transfer is
+A transfer has two *ends*: the :class:`ImageStore` (the node's images, some of them or one to be), a :class:`Registry`,
+an :class:`ImportStream` or an :class:`ExportStream`, which are archives whose bytes the client sends or takes. By their
+kinds a transfer is
 
 ====================  ====================  ===========================================================
 from                  to                    is
@@ -14,8 +15,10 @@ ImageStore            ImageStore            a tag: the same target under another
 ImportStream          ExportStream          an echo: the same bytes
 ====================  ====================  ===========================================================
 
-A transfer acts as its caller, through :class:`Node`: in its namespace, and under a lease, so that nothing of it is collected before the image that refers to it is there. A caller without a
-lease is given one that lasts as long as the transfer, or, if the process dies, until its successor is there. What a transfer that fails has stored by then stays until it is collected.
+A transfer acts as its caller, through :class:`Node`: in its namespace, and under a lease, so that nothing of it is
+collected before the image that refers to it is there. A caller without a lease is given one that lasts as long as the
+transfer, or, if the process dies, until its successor is there. What a transfer that fails has stored by then stays
+until it is collected.
 """
 
 from __future__ import annotations
@@ -73,10 +76,13 @@ class ImageStore:
     references: tuple[ImageReference, ...] = ()
     unpacks: tuple[Unpacking, ...] = ()
     only_wanted: bool = False
-    """Of an archive store the images for these platforms, and neither others nor its index; those left out are told as :data:`LEFT_OUT`. containerd stores records of all, and collects
-    the contents of those that it did not want."""
+    """Of an archive store the images for these platforms, and neither others nor its index; those left out are told as
+    :data:`LEFT_OUT`. containerd stores records of all, and collects the contents of those that it did not want.
+    """
     verify: bool = False
-    """Of a pull look at all bytes of the blobs that are there, and not at their sizes only; at those of small ones it looks in any case."""
+    """Of a pull look at all bytes of the blobs that are there, and not at their sizes only; at those of small ones
+    it looks in any case.
+    """
 
     def __str__(self) -> str:
         return f"Local Image Store ({self.name})"
@@ -84,7 +90,9 @@ class ImageStore:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client answers for a host: a user's name and password, a refresh token (``secret`` alone), or a whole Authorization header. Or nothing."""
+    """What a client answers for a host: a user's name and password, a refresh token (``secret`` alone), or a whole
+    Authorization header. Or nothing.
+    """
 
     username: str = ""
     secret: str = ""
@@ -92,7 +100,9 @@ class Credentials:
 
 
 AskCredentials = Callable[[str, Sequence[str]], Awaitable[Credentials]]
-"""Asks the client: for a host, whose WWW-Authenticate headers may be given. One question at a time; DeadlineExceeded if the client never answers."""
+"""Asks the client: for a host, whose WWW-Authenticate headers may be given. One question at a time;
+DeadlineExceeded if the client never answers.
+"""
 
 
 Show = Callable[[str], None]
@@ -159,15 +169,21 @@ class ExportStream:
 # ---------------------------------------------------------------------------------------------- progress
 
 LEFT_OUT = "not imported: for "
-"""How the event of an image of an archive begins that was left out (``ImageStore.only_wanted``); its platforms follow."""
+"""How the event of an image of an archive begins that was left out (``ImageStore.only_wanted``); its platforms
+follow.
+"""
 
 SILENT = "waiting for "
-"""How the event of a transfer begins that waits for a host from which nothing comes: ``parents`` has the host, ``progress`` the seconds, and there is no name."""
+"""How the event of a transfer begins that waits for a host from which nothing comes: ``parents`` has the host,
+``progress`` the seconds, and there is no name.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An event of a transfer: of the thing ``name``, which is part of ``parents``; or of the transfer as a whole, where there is no name."""
+    """An event of a transfer: of the thing ``name``, which is part of ``parents``; or of the transfer as a whole,
+    where there is no name.
+    """
 
     event: str
     name: str = ""
@@ -220,7 +236,8 @@ class Lane(Protocol):
 
 
 class Ingest(Protocol):
-    """A blob being fetched: an ingest of which ``offset`` bytes are there without a gap, of this or an earlier attempt; ``received`` counts those beyond it too.
+    """A blob being fetched: an ingest of which ``offset`` bytes are there without a gap, of this or an earlier attempt;
+    ``received`` counts those beyond it too.
 
     ``lanes``: whether bytes may come in several places at once; else all come on one, from ``offset`` on.
     """
@@ -247,7 +264,9 @@ class Ingest(Protocol):
         ...
 
     async def commit(self, labels: Mapping[str, str]) -> None:
-        """Make it a blob. FailedPrecondition if size or digest are not what they should be: then :meth:`restart`. AlreadyExists if somebody else made it."""
+        """Make it a blob. FailedPrecondition if size or digest are not what they should be: then :meth:`restart`.
+        AlreadyExists if somebody else made it.
+        """
         ...
 
 
@@ -260,7 +279,8 @@ class LateError(Exception):
 
 
 class How(NamedTuple):
-    """How layers can be unpacked: ``follows``, while their blobs arrive; ``side_by_side``, alone, since the snapshotter can chain them afterwards.
+    """How layers can be unpacked: ``follows``, while their blobs arrive; ``side_by_side``, alone, since the snapshotter
+    can chain them afterwards.
 
     ``wants_origin``: the snapshotter may fetch layers by itself, when they are used, and so is told where they are.
     """
@@ -287,11 +307,15 @@ class Node(Protocol):
         ...
 
     async def trouble(self, descriptor: Descriptor, *, verify: bool) -> str:
-        """What is wrong with the file of a blob that is recorded: "" if nothing, or if it is not recorded, or another's content store has it. ``verify``: all its bytes are looked at."""
+        """What is wrong with the file of a blob that is recorded: "" if nothing, or if it is not recorded, or
+        another's content store has it. ``verify``: all its bytes are looked at.
+        """
         ...
 
     async def replace(self, descriptor: Descriptor, pieces: AsyncIterator[bytes]) -> None:
-        """Put these bytes in the place of a blob's file, for all namespaces that have it. FailedPrecondition if they are others than its digest says."""
+        """Put these bytes in the place of a blob's file, for all namespaces that have it. FailedPrecondition if
+        they are others than its digest says.
+        """
         ...
 
     async def document(self, descriptor: Descriptor) -> bytes:
@@ -307,9 +331,11 @@ class Node(Protocol):
         ...
 
     def ingest(self, descriptor: Descriptor) -> AbstractAsyncContextManager[Ingest]:
-        """Where a blob is fetched to; AlreadyExists, with the blob held by the lease, if it is there. Waits while another process writes it.
+        """Where a blob is fetched to; AlreadyExists, with the blob held by the lease, if it is there. Waits while
+        another process writes it.
 
-        What was not committed at the end of the block can be resumed within a day, whatever becomes of the lease, or of this process.
+        What was not committed at the end of the block can be resumed within a day, whatever becomes of the lease, or of
+        this process.
         """
         ...
 
@@ -341,15 +367,21 @@ class Node(Protocol):
         """Layers will be applied in a moment."""
         ...
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False) -> Applied:
-        """Unpack a layer onto mounts. ``ingest`` is where its blob arrives, if it is not there: it is read as it comes, or BegunAnew.
+    async def apply(
+        self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False
+    ) -> Applied:
+        """Unpack a layer onto mounts. ``ingest`` is where its blob arrives, if it is not there: it is read as it comes,
+        or BegunAnew.
 
-        ``alone``: there is one mount, a bind, of a snapshot without a parent, which it will get when it is committed; :meth:`inherit` comes before that.
+        ``alone``: there is one mount, a bind, of a snapshot without a parent, which it will get when it is committed;
+        :meth:`inherit` comes before that.
         """
         ...
 
     async def inherit(self, mounts: Sequence[Mount], below: Sequence[str], unnamed: Sequence[Unnamed]) -> None:
-        """Give directories of a layer that was unpacked alone onto ``mounts`` what they have in the layers ``below``, whose directories these are, topmost first; LateError if that is not enough."""
+        """Give directories of a layer that was unpacked alone onto ``mounts`` what they have in the layers
+        ``below``, whose directories these are, topmost first; LateError if that is not enough.
+        """
         ...
 
 

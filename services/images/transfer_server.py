@@ -1,4 +1,6 @@
-"""containerd.services.transfer.v1: the ends of a transfer read from the request, the transfer made by whoever does its kind, its progress sent on the client's stream."""
+"""containerd.services.transfer.v1: the ends of a transfer read from the request, the transfer made by whoever does
+its kind, its progress sent on the client's stream.
+"""
 
 from __future__ import annotations
 
@@ -50,19 +52,33 @@ ANSWER_SECONDS = 120.0
 """How long a client may think about a question for credentials."""
 
 LINGER_SECONDS = 5.0
-"""How long the stream of an import that failed stays open: a client that is still sending would report that, and not the failure."""
+"""How long the stream of an import that failed stays open: a client that is still sending would report that, and
+not the failure.
+"""
 
 
 class TransferServicer:
-    """Transfers through ``gateway``, each under one of ``leases``, of the clients whose streams are in ``streams``; ``appliers`` unpack layers.
+    """Transfers through ``gateway``, each under one of ``leases``, of the clients whose streams are in ``streams``;
+    ``appliers`` unpack layers.
 
     Without ``puller`` and ``pusher`` there are no pulls and pushes.
     """
 
     SERVICE = transfer_stubs.TRANSFER
 
-    def __init__(self, gateway: rpc.Channel, leases: Leases, streams: Streams, appliers: Appliers, unpacker: Unpacker, puller: Puller | None = None,
-                 pusher: Pusher | None = None, layers: int = LAYERS, *, answer: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self,
+        gateway: rpc.Channel,
+        leases: Leases,
+        streams: Streams,
+        appliers: Appliers,
+        unpacker: Unpacker,
+        puller: Puller | None = None,
+        pusher: Pusher | None = None,
+        layers: int = LAYERS,
+        *,
+        answer: float = ANSWER_SECONDS,
+    ) -> None:
         """A client has ``answer`` seconds to answer a question."""
         self._answer = answer
         self._gateway = gateway
@@ -79,11 +95,24 @@ class TransferServicer:
             report = self._report(request.options.progress_stream, call, held)
             source = self._end(request.source, call, held)
             destination = self._end(request.destination, call, held)
-            with (_told(source, destination, call),
-                  tracing.span("images.transfer", source=str(kit_any.type_name(request.source)), destination=str(kit_any.type_name(request.destination)))):
-                if not await self._transferred(source, destination, RemoteNode(self._gateway, self._leases, call.passed_on(), self._appliers), report):
+            with (
+                _told(source, destination, call),
+                tracing.span(
+                    "images.transfer",
+                    source=str(kit_any.type_name(request.source)),
+                    destination=str(kit_any.type_name(request.destination)),
+                ),
+            ):
+                if not await self._transferred(
+                    source,
+                    destination,
+                    RemoteNode(self._gateway, self._leases, call.passed_on(), self._appliers),
+                    report,
+                ):
                     raise errors.Unimplemented.verbatim(
-                        f"method Transfer not implemented for {request.source.type_url} to {request.destination.type_url}")
+                        f"method Transfer not implemented for {request.source.type_url} to "
+                        f"{request.destination.type_url}"
+                    )
         return Empty()
 
     async def _transferred(self, source: End | None, destination: End | None, node: RemoteNode, report: Report) -> bool:
@@ -116,21 +145,33 @@ class TransferServicer:
     # ------------------------------------------------------------------------------------------ what the request names
 
     def _end(self, value: Any, call: Call, held: contextlib.AsyncExitStack) -> End | None:
-        """An end of the transfer, its streams found; None for a type that is none. NotFound for a stream that is not open."""
+        """An end of the transfer, its streams found; None for a type that is none. NotFound for a stream that is
+        not open.
+        """
         match kit_any.type_name(value):
             case "containerd.types.transfer.ImageStore":
-                return replace(convert.store_from_pb(unpacked(value, imagestore_pb2.ImageStore)), only_wanted=rpc.ONLY_WANTED in call.headers,
-                               verify=rpc.VERIFY in call.headers)
+                return replace(
+                    convert.store_from_pb(unpacked(value, imagestore_pb2.ImageStore)),
+                    only_wanted=rpc.ONLY_WANTED in call.headers,
+                    verify=rpc.VERIFY in call.headers,
+                )
             case "containerd.types.transfer.OCIRegistry":
                 return self._registry(unpacked(value, registry_pb2.OCIRegistry), call, held)
             case "containerd.types.transfer.ImageImportStream":
                 archive = unpacked(value, importexport_pb2.ImageImportStream)
-                return ImportStream(self._source(archive.stream, call, held), archive.media_type, archive.force_compress)
+                return ImportStream(
+                    self._source(archive.stream, call, held), archive.media_type, archive.force_compress
+                )
             case "containerd.types.transfer.ImageExportStream":
                 wanted = unpacked(value, importexport_pb2.ImageExportStream)
                 return ExportStream(
-                    self._sink(wanted.stream, call, held), wanted.media_type, tuple(map(platform_from_pb, wanted.platforms)),
-                    wanted.all_platforms, wanted.skip_compatibility_manifest, wanted.skip_non_distributable)
+                    self._sink(wanted.stream, call, held),
+                    wanted.media_type,
+                    tuple(map(platform_from_pb, wanted.platforms)),
+                    wanted.all_platforms,
+                    wanted.skip_compatibility_manifest,
+                    wanted.skip_non_distributable,
+                )
         return None
 
     def _registry(self, message: registry_pb2.OCIRegistry, call: Call, held: contextlib.AsyncExitStack) -> Registry:
@@ -142,9 +183,14 @@ class TransferServicer:
             ask = _Questions(stream, message.reference, self._answer).ask
         show = self._show(message, call, held) if resolver.http_debug != registry_pb2.DISABLED else None
         return Registry(
-            message.reference, dict(resolver.headers), resolver.host_dir, resolver.default_scheme, ask,
+            message.reference,
+            dict(resolver.headers),
+            resolver.host_dir,
+            resolver.default_scheme,
+            ask,
             show_requests=show if resolver.http_debug in (registry_pb2.DEBUG, registry_pb2.BOTH) else None,
-            show_connections=show if resolver.http_debug in (registry_pb2.TRACE, registry_pb2.BOTH) else None)
+            show_connections=show if resolver.http_debug in (registry_pb2.TRACE, registry_pb2.BOTH) else None,
+        )
 
     def _show(self, message: registry_pb2.OCIRegistry, call: Call, held: contextlib.AsyncExitStack) -> Show:
         """Where requests are shown: on the client's stream, or, without one, in the log."""
@@ -210,7 +256,9 @@ def _what(source: End | None, destination: End | None) -> str:
 
 @contextlib.contextmanager
 def _told(source: End | None, destination: End | None, call: Call) -> Iterator[None]:
-    """The log has a line about a transfer that fails, whatever its error: an image that a registry has not is one too."""
+    """The log has a line about a transfer that fails, whatever its error: an image that a registry has not is one
+    too.
+    """
     what = f"{_what(source, destination)} in namespace {call.optional_namespace}"
     try:
         yield
@@ -238,7 +286,9 @@ class _Questions:
         async with self._turn:
             try:
                 async with asyncio.timeout(self._seconds):
-                    await self._stream.send(registry_pb2.AuthRequest(host=host, reference=self._reference, wwwauthenticate=challenges))
+                    await self._stream.send(
+                        registry_pb2.AuthRequest(host=host, reference=self._reference, wwwauthenticate=challenges)
+                    )
                     answer = await self._stream.receive()
             except TimeoutError:
                 self._stream.close()  # what comes now would be taken for the answer to the next question

@@ -1,6 +1,7 @@
 """google.protobuf.Any as containerd writes it: the type URL is the message's bare full name.
 
-Python's own ``Any.Pack`` puts ``type.googleapis.com/`` (or at least a slash) before it, which ctr 1.6 refuses, and ``Unpack`` wants it there.
+Python's own ``Any.Pack`` puts ``type.googleapis.com/`` (or at least a slash) before it, which ctr 1.6 refuses, and
+``Unpack`` wants it there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""How spans are gathered before they are sent: what the standard variables OTEL_BSP_* say, read here and not by the SDK.
+"""How spans are gathered before they are sent: what the standard variables OTEL_BSP_* say, read here and not by the
+SDK.
 
-The SDK raises over some values, and names no variable. MAX_QUEUE_SIZE is how many spans wait at most (2048), what comes then is lost;
-MAX_EXPORT_BATCH_SIZE how many are sent at once at most (512, and never more than may wait); SCHEDULE_DELAY the milliseconds from one batch to the next (5000);
-EXPORT_TIMEOUT those for a batch (30000), with which the SDK does nothing: OTEL_EXPORTER_OTLP_TIMEOUT is what counts.
+The SDK raises over some values, and names no variable. MAX_QUEUE_SIZE is how many spans wait at most (2048), what comes
+then is lost; MAX_EXPORT_BATCH_SIZE how many are sent at once at most (512, and never more than may wait);
+SCHEDULE_DELAY the milliseconds from one batch to the next (5000); EXPORT_TIMEOUT those for a batch (30000), with which
+the SDK does nothing: OTEL_EXPORTER_OTLP_TIMEOUT is what counts.
 """
 
 from __future__ import annotations
@@ -13,7 +15,12 @@ from dataclasses import dataclass
 _DAY = 86_400_000
 _QUEUE, _BATCH = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 
-VARIABLES = {_QUEUE: (2048, 1 << 20), _BATCH: (512, 1 << 20), "OTEL_BSP_SCHEDULE_DELAY": (5000, _DAY), "OTEL_BSP_EXPORT_TIMEOUT": (30_000, _DAY)}
+VARIABLES = {
+    _QUEUE: (2048, 1 << 20),
+    _BATCH: (512, 1 << 20),
+    "OTEL_BSP_SCHEDULE_DELAY": (5000, _DAY),
+    "OTEL_BSP_EXPORT_TIMEOUT": (30_000, _DAY),
+}
 """Each with its default (OpenTelemetry's) and the most that it may say."""
 
 
@@ -30,12 +37,16 @@ class Batching:
 
 
 def read(environment: Mapping[str, str]) -> tuple[Batching, list[str]]:
-    """What the environment says, and a line for each variable that cannot be taken as it is, with what is done in its place."""
+    """What the environment says, and a line for each variable that cannot be taken as it is, with what is done in
+    its place.
+    """
     wrong: list[str] = []
     values = {name: _value(name, environment.get(name, "").strip(), wrong) for name in VARIABLES}
     if values[_BATCH] > values[_QUEUE]:
         if environment.get(_BATCH, "").strip():
-            wrong.append(f"{_BATCH}={values[_BATCH]} is more than {_QUEUE}, {values[_QUEUE]}: batches have {values[_QUEUE]}")
+            wrong.append(
+                f"{_BATCH}={values[_BATCH]} is more than {_QUEUE}, {values[_QUEUE]}: batches have {values[_QUEUE]}"
+            )
         values[_BATCH] = values[_QUEUE]
     return Batching(*values.values()), wrong
 

@@ -6,7 +6,9 @@ import time
 
 
 class Bucket:
-    """A token bucket: ``burst`` tokens, ``rate`` more each second; what is given may fill it beyond the burst, up to ``most``."""
+    """A token bucket: ``burst`` tokens, ``rate`` more each second; what is given may fill it beyond the burst, up
+    to ``most``.
+    """
 
     __slots__ = ("_at", "_burst", "_most", "_rate", "_tokens")
 

@@ -1,4 +1,6 @@
-"""What a call is: its method, its headers, whose it is, and how long it may take. Handlers see nothing else of what carries it."""
+"""What a call is: its method, its headers, whose it is, and how long it may take. Handlers see nothing else of what
+carries it.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,18 @@ RAW = "splitd-raw"
 """Header of metadata's calls to a raw backend through the gateway; its value names the backend."""
 
 CLIENT = "splitd-client"
-"""Header of calls that a gateway relays: a number that tells its clients apart for a service that has but one connection for them. It means nothing beyond that connection."""
+"""Header of calls that a gateway relays: a number that tells its clients apart for a service that has but one
+connection for them. It means nothing beyond that connection.
+"""
 
 VERIFY = "splitd-verify"
-"""Header of a Transfer, with any value: a pull looks at all bytes of the blobs that are there (``ImageStore.verify``)."""
+"""Header of a Transfer, with any value: a pull looks at all bytes of the blobs that are there
+(``ImageStore.verify``).
+"""
 ONLY_WANTED = "splitd-only-wanted"
-"""Header of a Transfer, with any value: of an archive only the images for the platforms wanted become records (``ImageStore.only_wanted``), which containerd's API cannot say."""
+"""Header of a Transfer, with any value: of an archive only the images for the platforms wanted become records
+(``ImageStore.only_wanted``), which containerd's API cannot say.
+"""
 
 STOPPING = "splitd-stopping"
 """Trailer of calls that a service ended because it was told to stop: a relay asks its successor again."""
@@ -60,8 +68,9 @@ class Call:
     method: str
     """``/containerd.services.content.v1.Content/Info``"""
     headers: Headers
-    """By lower-case name; values of ``*-bin`` headers are bytes. Of a repeated one the first counts: Go's clients put a nested context's namespace
-    before the outer one's, and containerd takes the first."""
+    """By lower-case name; values of ``*-bin`` headers are bytes. Of a repeated one the first counts: Go's clients put a
+    nested context's namespace before the outer one's, and containerd takes the first.
+    """
     deadline: float | None = None
     """On the clock of ``time.monotonic``, in seconds; None where the client set none."""
     leading: list[tuple[str, str | bytes]] = field(default_factory=list)
@@ -73,7 +82,9 @@ class Call:
 
     @property
     def namespace(self) -> str:
-        """The caller's containerd namespace; FailedPrecondition without one, InvalidArgument for an impossible one, in containerd's words."""
+        """The caller's containerd namespace; FailedPrecondition without one, InvalidArgument for an impossible one,
+        in containerd's words.
+        """
         value = self.optional_namespace
         if not value:
             raise errors.FailedPrecondition("namespace is required")
@@ -102,19 +113,35 @@ class Call:
         return {k: v for k, v in self.headers.items() if k not in HOP_HEADERS}
 
 
-HOP_HEADERS = frozenset({"user-agent", "content-type", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "accept-encoding",
-                         "traceparent", "tracestate", CLIENT})
+HOP_HEADERS = frozenset(
+    {
+        "user-agent",
+        "content-type",
+        "te",
+        "grpc-timeout",
+        "grpc-encoding",
+        "grpc-accept-encoding",
+        "accept-encoding",
+        "traceparent",
+        "tracestate",
+        CLIENT,
+    }
+)
 """Headers of one hop, which the next one has of its own."""
 
 CURRENT: contextvars.ContextVar[Call | None] = contextvars.ContextVar("splitd_call", default=None)
 """What this task does, it does on behalf of this call."""
 
 TOGETHER: contextvars.ContextVar[bool] = contextvars.ContextVar("splitd_together", default=False)
-"""What this task calls, and what comes of it, goes together with what others call that do this in the same turn of the loop (``kit.many``)."""
+"""What this task calls, and what comes of it, goes together with what others call that do this in the same turn of
+the loop (``kit.many``).
+"""
 
 
 def caller() -> str:
-    """On whose behalf this task works, as far as there are several: the namespace of the current call, or an empty string."""
+    """On whose behalf this task works, as far as there are several: the namespace of the current call, or an empty
+    string.
+    """
     call = CURRENT.get()
     return "" if call is None else call.optional_namespace
 
@@ -127,7 +154,9 @@ class Servicer(Protocol):
 
 
 class Pieces(tuple[bytes, ...]):
-    """A serialized message that a handler answers as it is, in pieces, where building it would only copy a megabyte twice, or take a hundred milliseconds at once."""
+    """A serialized message that a handler answers as it is, in pieces, where building it would only copy a megabyte
+    twice, or take a hundred milliseconds at once.
+    """
 
     __slots__ = ()
 

@@ -1,9 +1,12 @@
-"""The control group that a node's processes are put into ([cgroup] path), and the way out of it for shims, which stay where they would be without.
+"""The control group that a node's processes are put into ([cgroup] path), and the way out of it for shims, which stay
+where they would be without.
 
-Cgroups as the kernel's documents tell them (admin-guide/cgroup-v1, cgroup-v2). As in containerd, the path is one below each hierarchy of v1, and made where it is missing; on a machine
-that has v2 alone it must exist, since whoever administers it says which controllers it has. A process is moved by writing into ``cgroup.procs``: 0 is the writer.
+Cgroups as the kernel's documents tell them (admin-guide/cgroup-v1, cgroup-v2). As in containerd, the path is one below
+each hierarchy of v1, and made where it is missing; on a machine that has v2 alone it must exist, since whoever
+administers it says which controllers it has. A process is moved by writing into ``cgroup.procs``: 0 is the writer.
 
-Whoever joins is told the files by which one goes back, a line each in :data:`BACK`, and its children are. As a program of our own: ``python -m services.kit.cgroups PATH COMMAND...``.
+Whoever joins is told the files by which one goes back, a line each in :data:`BACK`, and its children are. As a program
+of our own: ``python -m services.kit.cgroups PATH COMMAND...``.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ _LEAVE = f"""IFS='
 for procs in ${BACK}; do echo 0 > "$procs"; done 2>/dev/null
 unset {BACK} IFS
 exec "$@" """
-"""Of a place that is gone, or takes no processes any more, the kernel says so, and the shim stays with the services, as containerd's do."""
+"""Of a place that is gone, or takes no processes any more, the kernel says so, and the shim stays with the
+services, as containerd's do.
+"""
 
 
 def checked(path: str) -> str:
@@ -39,7 +44,9 @@ def leaving(environment: Mapping[str, str]) -> list[str]:
 
 
 def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")) -> list[str]:
-    """Put this process into the cgroup ``path`` of each hierarchy; the files by which one goes back. FailedPrecondition if it cannot be."""
+    """Put this process into the cgroup ``path`` of each hierarchy; the files by which one goes back.
+    FailedPrecondition if it cannot be.
+    """
     hierarchies = _hierarchies(mounts)
     back = []
     for line in own.read_text().splitlines():
@@ -53,7 +60,9 @@ def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = 
             if controllers:
                 _make(directory, top)
             elif not directory.is_dir():
-                raise errors.FailedPrecondition(f"[cgroup] path: {directory} is not there, and with cgroup v2 it must be")
+                raise errors.FailedPrecondition(
+                    f"[cgroup] path: {directory} is not there, and with cgroup v2 it must be"
+                )
             (directory / "cgroup.procs").write_text("0")
         except OSError as error:
             raise errors.FailedPrecondition(f"[cgroup] path: {directory}: {error.strerror}") from None
@@ -62,14 +71,20 @@ def join(path: str, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = 
 
 
 def _hierarchies(mounts: Path) -> dict[str, tuple[Path, str]]:
-    """Where each hierarchy is mounted, and which of its cgroups is there, by its controllers as /proc/PID/cgroup names them: v1's, or "" for v2 where that is all."""
+    """Where each hierarchy is mounted, and which of its cgroups is there, by its controllers as /proc/PID/cgroup
+    names them: v1's, or "" for v2 where that is all.
+    """
     found: dict[str, tuple[Path, str]] = {}
     for line in mounts.read_text().splitlines():
         mount, _, filesystem = line.partition(" - ")
         root, where = (part.encode().decode("unicode_escape") for part in mount.split()[3:5])
         kind, _, options = filesystem.split(" ", 2)
         if kind == "cgroup":
-            known = [o for o in options.split(",") if o not in ("rw", "ro", "xattr", "noprefix", "clone_children") and not o.startswith("release_agent=")]
+            known = [
+                o
+                for o in options.split(",")
+                if o not in ("rw", "ro", "xattr", "noprefix", "clone_children") and not o.startswith("release_agent=")
+            ]
             found[",".join(known)] = Path(where), root
         elif kind == "cgroup2" and where == "/sys/fs/cgroup":
             found[""] = Path(where), root

@@ -1,4 +1,6 @@
-"""Calls to another process: a :class:`Channel` to it, a :class:`Client` for each of its services, a :class:`Stream` for each call that is one."""
+"""Calls to another process: a :class:`Channel` to it, a :class:`Client` for each of its services, a :class:`Stream`
+for each call that is one.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ if TYPE_CHECKING:
 
 
 class Stream(Generic[Sent, Got]):
-    """An open streaming call to another process, that sends and receives messages of these types. Use as ``async with``; leaving it early cancels the call."""
+    """An open streaming call to another process, that sends and receives messages of these types. Use as ``async
+    with``; leaving it early cancels the call.
+    """
 
     __slots__ = ("_carried", "_decode", "_encode", "_ended", "_observed", "_size")
 
-    def __init__(self, carried: CarriedStream, observed: Observed, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> None:
+    def __init__(
+        self, carried: CarriedStream, observed: Observed, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]
+    ) -> None:
         self._carried = carried
         self._observed = observed
         self._size = 0
@@ -114,9 +120,11 @@ class Channel:
     """A connection to one process, which may be down and come back. Made once, closed with :meth:`close`."""
 
     def __init__(self, address: Path | str, name: str = "", *, pings: Pings = "calls") -> None:
-        """``pings`` says when a hung peer is noticed, within 2 s: "always", or during "calls" only, for servers of ours; "never" for others' servers.
+        """``pings`` says when a hung peer is noticed, within 2 s: "always", or during "calls" only, for servers of
+        ours; "never" for others' servers.
 
-        grpc-go takes pings of every second for abuse and ends the connection (too_many_pings); there, a call's own deadline must do.
+        grpc-go takes pings of every second for abuse and ends the connection (too_many_pings); there, a call's own
+        deadline must do.
         """
         self.address = str(address)
         self.name = name or Path(self.address).stem
@@ -146,7 +154,9 @@ class Channel:
     @overload
     def client(self, service: ServiceDescriptor) -> Any: ...
     def client(self, service: ServiceDescriptor) -> Any:
-        """Call a service's methods by their names: a :class:`Client`, of which the stubs beside the .proto file tell what each method takes and answers."""
+        """Call a service's methods by their names: a :class:`Client`, of which the stubs beside the .proto file
+        tell what each method takes and answers.
+        """
         return Client(self, service)
 
     def connected(self) -> bool:
@@ -154,7 +164,9 @@ class Channel:
         return self.carrier.connected()
 
     async def connections(self) -> AsyncIterator[bool]:
-        """Whether the peer is there: now, and again whenever that may have changed. Connects as long as it is iterated."""
+        """Whether the peer is there: now, and again whenever that may have changed. Connects as long as it is
+        iterated.
+        """
         state = self.connected()
         while True:
             yield state
@@ -164,7 +176,8 @@ class Channel:
         """Wait until the peer is there, for at most ``seconds``."""
         try:
             async with asyncio.timeout(seconds):
-                for _ in range(2):  # hear first what the kernel has to tell of a connection that was lost while this loop did not run
+                # hear first what the kernel has to tell of a connection that was lost while this loop did not run
+                for _ in range(2):
                     await asyncio.sleep(0)
                 while not self.connected():
                     await self.carrier.changed(False)
@@ -173,13 +186,26 @@ class Channel:
         return True
 
     async def reached(self, seconds: float) -> None:
-        """As :meth:`wait_connected`, but Disconnected, naming the peer, if it is not there in time: a call that was made all the same would wait for it once more."""
+        """As :meth:`wait_connected`, but Disconnected, naming the peer, if it is not there in time: a call that was
+        made all the same would wait for it once more.
+        """
         if not self.connected() and not await self.wait_connected(seconds):
             raise errors.Disconnected(f"service {self.name} is not reachable (nobody answers on {self.address})")
 
-    async def unary(self, path: str, request: Any, headers: Headers, timeout: float | None,
-                    encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same, *, together: bool = False) -> Any:
-        """One unary call. ``timeout`` in seconds, None for no limit. ``together``: it may go with others of this turn of the loop, see ``kit.many``."""
+    async def unary(
+        self,
+        path: str,
+        request: Any,
+        headers: Headers,
+        timeout: float | None,
+        encode: Callable[[Any], bytes] = same,
+        decode: Callable[[bytes], Any] = same,
+        *,
+        together: bool = False,
+    ) -> Any:
+        """One unary call. ``timeout`` in seconds, None for no limit. ``together``: it may go with others of this
+        turn of the loop, see ``kit.many``.
+        """
         with observer.Calling(path, headers) as call:
             sent = encode(request)
             call.size = len(sent)
@@ -197,11 +223,19 @@ class Channel:
             self._gathering = Gathering(self.carrier)
         return self._gathering
 
-    def stream(self, path: str, headers: Headers, timeout: float | None = None,
-               encode: Callable[[Any], bytes] = same, decode: Callable[[bytes], Any] = same) -> Stream[Any, Any]:
+    def stream(
+        self,
+        path: str,
+        headers: Headers,
+        timeout: float | None = None,
+        encode: Callable[[Any], bytes] = same,
+        decode: Callable[[bytes], Any] = same,
+    ) -> Stream[Any, Any]:
         """Open a streaming call of any arity: on the wire all four are the same."""
         observed = observer.began("client", path, headers)
-        return Stream(self.carrier.stream(path, (*headers.items(), *observed.headers()), timeout), observed, encode, decode)
+        return Stream(
+            self.carrier.stream(path, (*headers.items(), *observed.headers()), timeout), observed, encode, decode
+        )
 
 
 @dataclass(slots=True)
@@ -215,18 +249,22 @@ class _Bound:
 class Client:
     """The methods of one service in another process, by name.
 
-    A unary method is awaited: ``await client.Info(request)``. Any streaming one returns a :class:`Stream`; a server stream has had its request sent:
-    ``async for r in client.Read(request)``. Keyword arguments: ``headers`` to send (default: none; pass ``call.passed_on()`` to act as the caller), ``timeout``
-    in seconds, and of unary ones ``together`` (:meth:`Channel.unary`). A unary call without a timeout gets ``UNARY_TIMEOUT``, and in a handler no more than its caller has
-    left; ``timeout=None`` lifts the limit. Failures are raised as :mod:`services.kit.errors`.
+    A unary method is awaited: ``await client.Info(request)``. Any streaming one returns a :class:`Stream`; a server
+    stream has had its request sent: ``async for r in client.Read(request)``. Keyword arguments: ``headers`` to send
+    (default: none; pass ``call.passed_on()`` to act as the caller), ``timeout`` in seconds, and of unary ones
+    ``together`` (:meth:`Channel.unary`). A unary call without a timeout gets ``UNARY_TIMEOUT``, and in a handler no
+    more than its caller has left; ``timeout=None`` lifts the limit. Failures are raised as :mod:`services.kit.errors`.
     """
 
     def __init__(self, channel: Channel, service: ServiceDescriptor) -> None:
         self._channel = channel
         self._methods = {
-            m.name: _Bound(method_path(m), Arity(m.client_streaming, m.server_streaming),
-                           message_factory.GetMessageClass(m.input_type).SerializeToString,
-                           message_factory.GetMessageClass(m.output_type).FromString)
+            m.name: _Bound(
+                method_path(m),
+                Arity(m.client_streaming, m.server_streaming),
+                message_factory.GetMessageClass(m.input_type).SerializeToString,
+                message_factory.GetMessageClass(m.output_type).FromString,
+            )
             for m in service.methods
         }
         self._service = service
@@ -240,19 +278,32 @@ class Client:
         return call
 
     def _unary(self, bound: _Bound) -> Callable[..., Awaitable[Any]]:
-        async def unary(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = -1.0, together: bool = False) -> Any:
-            return await self._channel.unary(bound.path, request, headers, time_limit(timeout), bound.encode, bound.decode, together=together)
+        async def unary(
+            request: Any,
+            *,
+            headers: Mapping[str, str | bytes] = {},
+            timeout: float | None = -1.0,
+            together: bool = False,
+        ) -> Any:
+            return await self._channel.unary(
+                bound.path, request, headers, time_limit(timeout), bound.encode, bound.decode, together=together
+            )
 
         return unary
 
     def _streaming(self, bound: _Bound) -> Callable[..., Any]:
         if bound.arity.client_stream:
-            def open_stream(*, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None) -> Stream[Any, Any]:
+
+            def open_stream(
+                *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None
+            ) -> Stream[Any, Any]:
                 return self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode)
 
             return open_stream
 
-        async def responses(request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None) -> AsyncIterator[Any]:
+        async def responses(
+            request: Any, *, headers: Mapping[str, str | bytes] = {}, timeout: float | None = None
+        ) -> AsyncIterator[Any]:
             async with self._channel.stream(bound.path, headers, timeout, bound.encode, bound.decode) as stream:
                 await stream.send(request)
                 await stream.done_sending()

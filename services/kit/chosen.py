@@ -1,4 +1,6 @@
-"""Which transport this process has: the wire, or grpcio where ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT says so. The other one is not even imported."""
+"""Which transport this process has: the wire, or grpcio where ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT says
+so. The other one is not even imported.
+"""
 
 from __future__ import annotations
 

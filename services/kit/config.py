@@ -1,4 +1,6 @@
-"""Settings of what every process has: table [grpc], of whose other keys, containerd's, only the address is looked at, and tables [cgroup] and [watchdog]."""
+"""Settings of what every process has: table [grpc], of whose other keys, containerd's, only the address is looked
+at, and tables [cgroup] and [watchdog].
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ class Config:
     """How the node's processes speak gRPC, to clients and to each other."""
 
     transport: Literal["wire", "grpcio"] = "wire"
-    """Our own HTTP/2, or Google's library; the environment's SPLITD_GRPC_TRANSPORT is stronger. Both speak the same protocol."""
+    """Our own HTTP/2, or Google's library; the environment's SPLITD_GRPC_TRANSPORT is stronger. Both speak the same
+    protocol.
+    """
     limits: Limits = field(default_factory=Limits)
 
 
@@ -33,7 +37,9 @@ _SERVER = "io.containerd.server.v1.grpc"
 
 
 def check(file: settings.File) -> Iterator[tuple[str, str]]:
-    """Warn of a SPLITD_LOG that is no level, and of an address of containerd's that is not the node's: its socket is STATE/containerd.sock, whatever its owner has written."""
+    """Warn of a SPLITD_LOG that is no level, and of an address of containerd's that is not the node's: its socket
+    is STATE/containerd.sock, whatever its owner has written.
+    """
     _, trouble = logs.level()
     if trouble:
         yield "warning", trouble
@@ -42,7 +48,14 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
     where, table = (f'[plugins."{_SERVER}"]', server) if server else ("[grpc]", file.tables.get("grpc", {}))
     address = table.get("address", "")
     if address not in ("", str(node.state / "containerd.sock")):
-        yield "warning", f"config file {file.path}: {where} address {address!r} has no effect: the node listens at containerd.sock in its state directory, to which a symbolic link there can lead clients"
+        yield (
+            "warning",
+            (
+                f"config file {file.path}: {where} address {address!r} has no effect: the node listens at "
+                "containerd.sock "
+                "in its state directory, to which a symbolic link there can lead clients"
+            ),
+        )
     for key, value in server.items():
         if value and key != "address":
             yield "warning", f"config file {file.path}: {where} {key} is containerd's and means nothing here"
@@ -50,10 +63,14 @@ def check(file: settings.File) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cgroup:
-    """The control group of the node's processes, containerd's [cgroup]. Shims and containers are not in it: they stay where the node was started, or, if that is gone, are with the processes."""
+    """The control group of the node's processes, containerd's [cgroup]. Shims and containers are not in it: they
+    stay where the node was started, or, if that is gone, are with the processes.
+    """
 
     path: str = ""
-    """Such as /splitd, from the top of each hierarchy; it is made with cgroup v1, and must exist with v2. Empty: where the node is started. Read at splitd up."""
+    """Such as /splitd, from the top of each hierarchy; it is made with cgroup v1, and must exist with v2. Empty:
+    where the node is started. Read at splitd up.
+    """
 
     def __post_init__(self) -> None:
         cgroups.checked(self.path)
@@ -61,10 +78,14 @@ class Cgroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watchdog:
-    """What is done about a process of the node that hangs: it writes its stacks into its log, is killed, and is started again. supervisord does it."""
+    """What is done about a process of the node that hangs: it writes its stacks into its log, is killed, and is
+    started again. supervisord does it.
+    """
 
     silence: settings.Seconds = 30.0
-    """A process whose loop has not turned for this long hangs; "0s" watches nobody. Time in which the process is stopped, or supervisord itself does not run on time, does not count."""
+    """A process whose loop has not turned for this long hangs; "0s" watches nobody. Time in which the process is
+    stopped, or supervisord itself does not run on time, does not count.
+    """
     start: settings.Seconds = 300.0
     """The same for a process that does not serve yet, or no longer: a start may have much to recover."""
 
@@ -72,7 +93,10 @@ class Watchdog:
         if self.silence and self.silence < 1:
             raise ValueError(f"silence: {settings.format_duration(self.silence)} is less than 1s")
         if self.start < self.silence:
-            raise ValueError(f"start: {settings.format_duration(self.start)} is less than silence, {settings.format_duration(self.silence)}")
+            raise ValueError(
+                f"start: {settings.format_duration(self.start)} is less than silence, "
+                f"{settings.format_duration(self.silence)}"
+            )
 
     @property
     def beat(self) -> float:

@@ -1,8 +1,10 @@
 """Damage of the database: a log that ends too early, and pages that are not what they were.
 
-SQLite reads its log up to the first frame whose checksum is wrong, and takes that for the end: so it must after a power cut, where what follows was never answered. A flipped byte in the middle
-is the same to it, and hundreds of transactions behind that are gone without a word. Here the log is looked at before and after SQLite has: a commit behind its end is said, and nothing that
-this database does not know is removed (``services/metadata/gc/guard.py``, ``services/snapshots/local.py``). https://www.sqlite.org/walformat.html has the formats.
+SQLite reads its log up to the first frame whose checksum is wrong, and takes that for the end: so it must after a power
+cut, where what follows was never answered. A flipped byte in the middle is the same to it, and hundreds of transactions
+behind that are gone without a word. Here the log is looked at before and after SQLite has: a commit behind its end is
+said, and nothing that this database does not know is removed (``services/metadata/gc/guard.py``,
+``services/snapshots/local.py``). https://www.sqlite.org/walformat.html has the formats.
 
 Damaged pages are found by whoever reads them, or by :func:`quick_check`, which reads all.
 """
@@ -34,7 +36,8 @@ _UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlit
 
 
 def committed(database: Path) -> int:
-    """The frame of the last commit in the log of a database that is not open, by what the frames say of themselves; -1 if the log's own header is damaged, 0 without a log.
+    """The frame of the last commit in the log of a database that is not open, by what the frames say of themselves; -1
+    if the log's own header is damaged, 0 without a log.
 
     OSError where the disk does not give it back: it is not mapped, since that would be SIGBUS.
     """
@@ -47,10 +50,16 @@ def committed(database: Path) -> int:
         if len(head) < _HEADER.size or not any(head):
             return 0  # room for a log
         magic, _, page, _, one, two, *checksum = _HEADER.unpack(head)
-        if magic & ~1 != _MAGIC or not 512 <= page <= 65536 or _checksum(head[:24], big=bool(magic & 1)) != tuple(checksum):
+        if (
+            magic & ~1 != _MAGIC
+            or not 512 <= page <= 65536
+            or _checksum(head[:24], big=bool(magic & 1)) != tuple(checksum)
+        ):
             return -1
         last = 0
-        for number, at in enumerate(range(_HEADER.size, os.fstat(fd).st_size - _FRAME.size - page + 1, _FRAME.size + page), 1):
+        for number, at in enumerate(
+            range(_HEADER.size, os.fstat(fd).st_size - _FRAME.size - page + 1, _FRAME.size + page), 1
+        ):
             _, after, *salts, _, _ = _FRAME.unpack(os.pread(fd, _FRAME.size, at))
             if after and salts == [one, two]:
                 last = number
@@ -71,18 +80,21 @@ def _checksum(data: bytes, *, big: bool) -> tuple[int, int]:
 def read(connection: sqlite3.Connection) -> int:
     """The frames of the log that SQLite goes by.
 
-    SQLite is asked, though it writes them back to the database for that. The number is in -shm too, but whoever closes a file loses all locks that his process has on it
-    (POSIX): the next process that opens the database, to make a backup, would take it for a dead one's, and cut off -shm below our feet. https://www.sqlite.org/howtocorrupt.html, 2.2.
+    SQLite is asked, though it writes them back to the database for that. The number is in -shm too, but whoever closes
+    a file loses all locks that his process has on it (POSIX): the next process that opens the database, to make a
+    backup, would take it for a dead one's, and cut off -shm below our feet. https://www.sqlite.org/howtocorrupt.html,
+    2.2.
     """
     _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return int(frames)
 
 
 class Log:
-    """The log of a database that is about to be opened. One that has lost something is kept aside: SQLite writes over what it does not go by, which somebody may want to look at.
+    """The log of a database that is about to be opened. One that has lost something is kept aside: SQLite writes over
+    what it does not go by, which somebody may want to look at.
 
-    Until its owner has :meth:`noted` the loss it is kept as DATABASE-wal.lost-TIME: a start that ends before that, at whatever moment, leaves that to be found by the next. Then it is
-    DATABASE-wal.damaged-TIME.
+    Until its owner has :meth:`noted` the loss it is kept as DATABASE-wal.lost-TIME: a start that ends before that, at
+    whatever moment, leaves that to be found by the next. Then it is DATABASE-wal.damaged-TIME.
     """
 
     def __init__(self, database: Path) -> None:
@@ -92,12 +104,16 @@ class Log:
         try:
             self._committed = committed(database)
         except OSError as error:
-            raise errors.DataLoss(f"{database} cannot be used: its log cannot be read: {errors.words(error)}: {WHAT_TO_DO}") from None
+            raise errors.DataLoss(
+                f"{database} cannot be used: its log cannot be read: {errors.words(error)}: {WHAT_TO_DO}"
+            ) from None
         if self._committed < 0:
             self._keep()
 
     def lost(self, connection: sqlite3.Connection) -> str:
-        """What it has lost, now that ``connection`` has read, and not written; "" if nothing. A damaged one is begun anew."""
+        """What it has lost, now that ``connection`` has read, and not written; "" if nothing. A damaged one is
+        begun anew.
+        """
         what = self._found(connection)
         if what:
             if self._committed > 0:
@@ -134,13 +150,19 @@ class Log:
             return ""
         if 0 < self._committed <= frames:
             return ""
-        return f"frame {frames + 1} of its log is damaged, and there are commits up to frame {self._committed}" if self._committed > 0 else "the header of its log is damaged"
+        return (
+            f"frame {frames + 1} of its log is damaged, and there are commits up to frame {self._committed}"
+            if self._committed > 0
+            else "the header of its log is damaged"
+        )
 
     def _kept(self) -> list[Path]:
         return sorted(self._database.parent.glob(f"{self._database.name}-wal.lost-*"))
 
     def _keep(self) -> None:
-        """Once, however often a start is tried. Where there is no room for it an empty file says that there was one: what is left of the database is the more urgent."""
+        """Once, however often a start is tried. Where there is no room for it an empty file says that there was
+        one: what is left of the database is the more urgent.
+        """
         wal = Path(f"{self._database}-wal")
         kept = Path(f"{wal}.lost-{time.strftime('%Y%m%dT%H%M%S')}")
         try:
@@ -170,8 +192,11 @@ def _synced(path: Path) -> None:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error says that pages, or what is written in them, are not what they were, or that the disk does not give them back."""
-    if isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8"):  # Python's own words, without a code
+    """Whether an error says that pages, or what is written in them, are not what they were, or that the disk does
+    not give them back.
+    """
+    # Python's own words, without a code
+    if isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8"):
         return True
     code = getattr(error, "sqlite_errorcode", 0)
     return code in _UNREADABLE or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -190,9 +215,13 @@ def is_disk(error: OSError) -> bool:
 
 
 def quick_check(database: Path) -> str:
-    """What is wrong with the pages of a database; "" if nothing, or where that cannot be said. It blocks, for seconds where it is large."""
+    """What is wrong with the pages of a database; "" if nothing, or where that cannot be said. It blocks, for
+    seconds where it is large.
+    """
     try:
-        connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
+        connection = sqlite3.connect(
+            f"{database.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=2.0
+        )
         try:
             (first,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:

@@ -43,7 +43,9 @@ class NodeError(Exception):
 
 
 def _text(message: str) -> str:
-    """``message`` as UTF-8 can carry it: half of a surrogate pair, which stands for a byte of a name that is not text, is written out. grpcio would let the call hang, and protobuf refuse it."""
+    """``message`` as UTF-8 can carry it: half of a surrogate pair, which stands for a byte of a name that is not
+    text, is written out. grpcio would let the call hang, and protobuf refuse it.
+    """
     return message if message.isascii() else message.encode("utf-8", "backslashreplace").decode()
 
 
@@ -155,7 +157,9 @@ class Unavailable(NodeError):
 
 
 class Disconnected(Unavailable):
-    """The process asked went away, or is not there: what the call did, if anything, is not known. The wire says UNAVAILABLE."""
+    """The process asked went away, or is not there: what the call did, if anything, is not known. The wire says
+    UNAVAILABLE.
+    """
 
 
 class DataLoss(NodeError):
@@ -195,7 +199,9 @@ _OF_THE_MACHINE = FULL | {errno.EROFS, errno.EIO, errno.EUCLEAN, errno.ENOMEM, e
 
 
 def of_system(error: OSError, what: str) -> NodeError:
-    """A failed system call as an answer: what could not be done, and why. A full disk, or quota, is ResourceExhausted, all else Unknown, as in containerd."""
+    """A failed system call as an answer: what could not be done, and why. A full disk, or quota, is
+    ResourceExhausted, all else Unknown, as in containerd.
+    """
     why = f"{what}: {words_of_path(error)}"
     return ResourceExhausted(why) if is_full(error) else Unknown(why)
 
@@ -206,12 +212,16 @@ def is_full(error: OSError) -> bool:
 
 
 def of_machine(error: BaseException, what: str) -> NodeError | None:
-    """The same, of what the machine cannot do just now: a disk that is full, read-only or broken, memory or files used up. None for any other exception, which is a defect."""
+    """The same, of what the machine cannot do just now: a disk that is full, read-only or broken, memory or files
+    used up. None for any other exception, which is a defect.
+    """
     return of_system(error, what) if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE else None
 
 
 def defect(method: str) -> Internal:
-    """The answer where an exception that nobody expects ends a call: its words are the log's, where the caller of this puts them."""
+    """The answer where an exception that nobody expects ends a call: its words are the log's, where the caller of
+    this puts them.
+    """
     error = Internal(f"{method}: internal error, see the service's log")
     error.told = True
     return error

@@ -1,4 +1,5 @@
-"""Traces with their way to a collector: :mod:`services.kit.tracing` makes spans and knows no exporter, :mod:`services.kit.otlp` is the one that it is handed.
+"""Traces with their way to a collector: :mod:`services.kit.tracing` makes spans and knows no exporter,
+:mod:`services.kit.otlp` is the one that it is handed.
 
 OpenTelemetry's modules are imported only where the environment asks for traces.
 """
@@ -12,12 +13,16 @@ from services.kit import tracing
 
 
 def begin(service: str) -> None:
-    """Begin tracing as ``service``, if the environment asks for it (:func:`tracing.setup <services.kit.tracing.setup>`)."""
+    """Begin tracing as ``service``, if the environment asks for it (:func:`tracing.setup
+    <services.kit.tracing.setup>`).
+    """
     tracing.setup(service, _collector)
 
 
 def check() -> Iterator[str]:
-    """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than wanted."""
+    """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than
+    wanted.
+    """
     return tracing.check(_collector)
 
 

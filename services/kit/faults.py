@@ -1,8 +1,10 @@
 """Named points where a test may stop the process as a power cut, the OOM killer or a fault of ours would.
 
 A test makes the file ``$SPLITD_FAULTS/POINT`` (the directory is given to the whole node by the environment); the first
-process to reach the point removes the file and does what it says, so that its successor gets past it. An empty file: it dies by SIGKILL. ``hang``: it never returns.
-``hang-in-c``: nor does it ever let go of the GIL. ``sleep SECONDS``: it returns late. ``wait-in-kernel``: it is in state D until its child dies. Without the variable a point costs one comparison.
+process to reach the point removes the file and does what it says, so that its successor gets past it. An empty file: it
+dies by SIGKILL. ``hang``: it never returns. ``hang-in-c``: nor does it ever let go of the GIL. ``sleep SECONDS``: it
+returns late. ``wait-in-kernel``: it is in state D until its child dies. Without the variable a point costs one
+comparison.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def fault(point: str) -> None:
         case ["hang-in-c"]:
             import ctypes
 
-            mutex = ctypes.create_string_buffer(64)  # zeros are an unlocked pthread_mutex_t, which is not recursive: its second lock waits for ever
+            # zeros are an unlocked pthread_mutex_t, which is not recursive: its second lock waits for ever
+            mutex = ctypes.create_string_buffer(64)
             libc = ctypes.PyDLL(None)
             libc.pthread_mutex_lock(mutex)
             libc.pthread_mutex_lock(mutex)

@@ -8,14 +8,17 @@ A filter is a comma separated list of selectors, all of which must match; of sev
     labels.team                      it is present
     name==foo,labels.team            both
 
-A field path is names separated by dots, each a word or a quoted string; a value is a quoted string or runs to the next comma or
-blank. Quotes are ``"`` with Go's escapes, after ``~=`` also ``/`` and ``|``. As in containerd, a regular expression that does not compile matches nothing and is
-no error (the log has the reason, once for each request), and an absent field counts as empty for ``!=`` and ``~=``.
+A field path is names separated by dots, each a word or a quoted string; a value is a quoted string or runs to the next
+comma or blank. Quotes are ``"`` with Go's escapes, after ``~=`` also ``/`` and ``|``. As in containerd, a regular
+expression that does not compile matches nothing and is no error (the log has the reason, once for each request), and an
+absent field counts as empty for ``!=`` and ``~=``.
 
-Filters are read and matched in loops that serve everybody. So a request's are bounded: :data:`CHARACTERS`, :data:`SELECTORS`, :data:`EXPRESSIONS`, and the work of
-a regular expression by :mod:`services.kit.regexp`; and a service reads them in slices (:func:`parsed`).
+Filters are read and matched in loops that serve everybody. So a request's are bounded: :data:`CHARACTERS`,
+:data:`SELECTORS`, :data:`EXPRESSIONS`, and the work of a regular expression by :mod:`services.kit.regexp`; and a
+service reads them in slices (:func:`parsed`).
 
-Which fields a thing has is the caller's to say, by an *adaptor*: a function from a field path to its value and whether it is present.
+Which fields a thing has is the caller's to say, by an *adaptor*: a function from a field path to its value and whether
+it is present.
 """
 
 from __future__ import annotations
@@ -75,7 +78,8 @@ class Selector:
 class Filter:
     """``alternatives`` of selectors that must all match; no alternatives match everything.
 
-    Of the same conditions one is asked, and what are values of one field are looked up together: ``name==a``, ``name==b`` and two thousand more take as long as one.
+    Of the same conditions one is asked, and what are values of one field are looked up together: ``name==a``,
+    ``name==b`` and two thousand more take as long as one.
     """
 
     alternatives: tuple[tuple[Selector, ...], ...] = ()
@@ -97,12 +101,22 @@ class Filter:
 
     @property
     def cost(self) -> int:
-        """What a match costs at worst for each character of a field, in steps of some nanoseconds: those of its selectors and regular expressions."""
-        return len(self._values) + sum(1 + (selector.expression.size if selector.expression else 0) for selectors in self._others for selector in selectors)
+        """What a match costs at worst for each character of a field, in steps of some nanoseconds: those of its
+        selectors and regular expressions.
+        """
+        return len(self._values) + sum(
+            1 + (selector.expression.size if selector.expression else 0)
+            for selectors in self._others
+            for selector in selectors
+        )
 
     def match(self, adaptor: Adaptor) -> bool:
         """Whether the thing behind ``adaptor`` is selected."""
-        return not self.alternatives or self._is_value(adaptor) or any(all(s.match(adaptor) for s in selectors) for selectors in self._others)
+        return (
+            not self.alternatives
+            or self._is_value(adaptor)
+            or any(all(s.match(adaptor) for s in selectors) for selectors in self._others)
+        )
 
     def matching(self, adaptor: Adaptor) -> Steps[bool]:
         """:meth:`match`, one condition at a time."""
@@ -132,7 +146,8 @@ ALWAYS = Filter()
 
 
 def parse(sources: Iterable[str]) -> Filter:
-    """The filter that matches what any of ``sources`` matches; none of them, or an empty one among them, match everything.
+    """The filter that matches what any of ``sources`` matches; none of them, or an empty one among them, match
+    everything.
 
     InvalidArgument shows where a source is wrong, in containerd's words, or which limit they exceed.
     """
@@ -183,7 +198,9 @@ def _compiling(parsed: tuple[tuple[Selector, ...], ...]) -> Generator[None, None
     if len(patterns) > EXPRESSIONS:
         raise errors.InvalidArgument(f"filters: {len(patterns)} regular expressions, at most {EXPRESSIONS}")
     if sum(map(len, patterns)) > regexp.EXPRESSION:
-        raise errors.InvalidArgument(f"filters: regular expressions of {sum(map(len, patterns))} characters, at most {regexp.EXPRESSION}")
+        raise errors.InvalidArgument(
+            f"filters: regular expressions of {sum(map(len, patterns))} characters, at most {regexp.EXPRESSION}"
+        )
     steps = regexp.STEPS // len(patterns)
     expressions: dict[str, regexp.Expression | None] = {}
     for pattern in dict.fromkeys(patterns):
@@ -192,12 +209,19 @@ def _compiling(parsed: tuple[tuple[Selector, ...], ...]) -> Generator[None, None
         except ValueError as error:
             log.error("filter: %.1000s", error)
             expressions[pattern] = None
-    return tuple(tuple(replace(selector, expression=expressions[selector.value]) if selector.operator == "~=" else selector for selector in alternative)
-                 for alternative in parsed)
+    return tuple(
+        tuple(
+            replace(selector, expression=expressions[selector.value]) if selector.operator == "~=" else selector
+            for selector in alternative
+        )
+        for alternative in parsed
+    )
 
 
 def of_map(path: Sequence[str], values: Mapping[str, str]) -> tuple[str, bool]:
-    """The rest of a field path looked up as one name with dots: how ``labels.io.cri-containerd.kind`` finds its label. For adaptors."""
+    """The rest of a field path looked up as one name with dots: how ``labels.io.cri-containerd.kind`` finds its
+    label. For adaptors.
+    """
     key = ".".join(path)
     return (values[key], True) if key in values else ("", False)
 
@@ -234,7 +258,9 @@ class _Token:
 
 
 class _Parser:
-    """A recursive descent over one source. The scanner's state is ``at`` (next character) and ``wants_value`` (an operator came last)."""
+    """A recursive descent over one source. The scanner's state is ``at`` (next character) and ``wants_value`` (an
+    operator came last).
+    """
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -313,9 +339,9 @@ class _Parser:
     def _error(self, at: int, why: str) -> errors.InvalidArgument:
         where = self.source
         if at < len(where):
-            before, after = where[:at], where[at + 1:]
+            before, after = where[:at], where[at + 1 :]
             if len(where) > _SHOWN:  # an error travels in a header
-                before, after = before[-_SHOWN // 2:], after[:_SHOWN // 2]
+                before, after = before[-_SHOWN // 2 :], after[: _SHOWN // 2]
             where = f"{before} >|{where[at]}|< {after}"
         elif len(where) > _SHOWN:
             where = where[-_SHOWN:]
@@ -324,7 +350,7 @@ class _Parser:
     # ---------------------------------------------------------------- scanner
 
     def _peek(self) -> str:
-        return self.source[self.at:self.at + 1]
+        return self.source[self.at : self.at + 1]
 
     def _next(self) -> str:
         char = self._peek()
@@ -342,7 +368,7 @@ class _Parser:
             kind = self._scan_one()
         except _IllegalError as error:
             return _Token("illegal", start, str(error))
-        return _Token(kind, start, self.source[start:self.at])
+        return _Token(kind, start, self.source[start : self.at])
 
     def _scan_one(self) -> Literal["end", "quoted", "value", "field", "separator", "operator", "other"]:
         char = self._next()
@@ -375,7 +401,9 @@ class _Parser:
             self.at = found.end()
 
     def _scan_quoted(self, quote: str) -> None:
-        """To the closing quote. An illegal escape is reported only there, unless the literal never ends: the first reason found counts."""
+        """To the closing quote. An illegal escape is reported only there, unless the literal never ends: the first
+        reason found counts.
+        """
         why = ""
         try:
             self._skip(_LITERAL[quote])
@@ -425,9 +453,11 @@ _SIMPLE = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
 
 
 def _unquoted(text: str) -> str:
-    r"""The string that the inside of a quoted literal stands for; ValueError if it is out of range (the scanner has checked the syntax).
+    r"""The string that the inside of a quoted literal stands for; ValueError if it is out of range (the scanner has
+    checked the syntax).
 
-    ``\x`` and octal escapes are bytes, ``\u`` and ``\U`` characters. Bytes that are no UTF-8 become lone surrogates, equal to nothing a message can hold.
+    ``\x`` and octal escapes are bytes, ``\u`` and ``\U`` characters. Bytes that are no UTF-8 become lone surrogates,
+    equal to nothing a message can hold.
     """
     if "\\" not in text:
         return text

@@ -1,18 +1,24 @@
-"""JSON from outside, read by the rules of Go's encoding/json: registries, other clients and containerd itself write and read their documents by these.
+"""JSON from outside, read by the rules of Go's encoding/json: registries, other clients and containerd itself write and
+read their documents by these.
 
-A *shape* says what a document should be, as a Go type does: ``Struct({"size": INTEGER, "annotations": MapOf(TEXT)})``. :func:`read` gives dicts, lists, texts and numbers of that shape, and nothing else:
+A *shape* says what a document should be, as a Go type does: ``Struct({"size": INTEGER, "annotations": MapOf(TEXT)})``.
+:func:`read` gives dicts, lists, texts and numbers of that shape, and nothing else:
 
-- Names of a struct's fields match exactly, or else without regard to case; keys of maps are what they are. Fields that the shape does not have are skipped, whatever they are.
+- Names of a struct's fields match exactly, or else without regard to case; keys of maps are what they are. Fields that
+  the shape does not have are skipped, whatever they are.
 - Of a field that is there twice the last one wins: structs and maps are merged, of lists the elements, one by one.
 - ``null`` is no value: lists, maps and what is :class:`Optional` become None, anything else stays as it was.
 - An integer is one of 64 bits, written as one: 1.0 and 1e3 are none. ``NaN`` is no JSON.
 - What is no UTF-8, and half of a surrogate pair, becomes U+FFFD. A byte order mark is refused.
-- Arrays and objects are nested 10,000 deep at most. Nearly all documents are flatter than ``SHALLOW``: json's C scanner reads them, which recurses; the others are read here, without recursion.
+- Arrays and objects are nested 10,000 deep at most. Nearly all documents are flatter than ``SHALLOW``: json's C scanner
+  reads them, which recurses; the others are read here, without recursion.
 
-Beyond Go, a document has at most ``VALUES`` values: how many bytes it has its reader bounds, how long reading it takes depends on them.
+Beyond Go, a document has at most ``VALUES`` values: how many bytes it has its reader bounds, how long reading it takes
+depends on them.
 
-A field that is not there is not in the dict, or holds None: ``found.get("layers") or ()``. Where a number is out of range, a text is a list and the like, and where the document is no JSON, :class:`Malformed` says so
-in words that follow upon the name of the document: ``manifest sha256:...: layers[3].size: a string instead of an integer``.
+A field that is not there is not in the dict, or holds None: ``found.get("layers") or ()``. Where a number is out of
+range, a text is a list and the like, and where the document is no JSON, :class:`Malformed` says so in words that follow
+upon the name of the document: ``manifest sha256:...: layers[3].size: a string instead of an integer``.
 """
 
 from __future__ import annotations
@@ -56,7 +62,9 @@ class Malformed(ValueError):
 
     def within(self, place: str) -> Malformed:
         """The same, of a document in which this one is at ``place``: a name, or brackets."""
-        return Malformed(self.why, place + (self.where if not self.where or self.where.startswith("[") else f".{self.where}"))
+        return Malformed(
+            self.why, place + (self.where if not self.where or self.where.startswith("[") else f".{self.where}")
+        )
 
 
 class Shape(Protocol):
@@ -151,7 +159,9 @@ ANYTHING: Final = _Anything()
 
 
 class _Slice(list[Any]):
-    """A list that was longer once: Go keeps the elements ``beyond`` its end, and a longer list that comes later is laid over them."""
+    """A list that was longer once: Go keeps the elements ``beyond`` its end, and a longer list that comes later is
+    laid over them.
+    """
 
     beyond: list[Any]
 
@@ -182,7 +192,7 @@ class ListOf:
             raise error.within(f"[{index}]") from None
         if not laid:
             return []
-        laid.beyond = [*under[len(laid):]]
+        laid.beyond = [*under[len(laid) :]]
         return laid
 
 
@@ -266,7 +276,9 @@ def _quoted(key: str) -> str:
 
 
 def read(data: bytes, shape: Shape, *, mark: bool = False, first: bool = False) -> Any:
-    """The document ``data``, of this shape. ``mark``: it may begin with a byte order mark. ``first``: more may follow it, which is not read. Malformed."""
+    """The document ``data``, of this shape. ``mark``: it may begin with a byte order mark. ``first``: more may
+    follow it, which is not read. Malformed.
+    """
     if mark:
         data = data.removeprefix(b"\xef\xbb\xbf")
     if first:
@@ -274,8 +286,12 @@ def read(data: bytes, shape: Shape, *, mark: bool = False, first: bool = False) 
     return shape.take(None, _scanned(_decoded(data), first=first))
 
 
-def document(data: bytes, shape: Shape, what: str, kind: type[errors.NodeError] = errors.Unknown, *, first: bool = False) -> Any:
-    """As :func:`read`; an error of ``kind`` that begins with ``what``, the name of the document and of who served it."""
+def document(
+    data: bytes, shape: Shape, what: str, kind: type[errors.NodeError] = errors.Unknown, *, first: bool = False
+) -> Any:
+    """As :func:`read`; an error of ``kind`` that begins with ``what``, the name of the document and of who served
+    it.
+    """
     try:
         return read(data, shape, first=first)
     except Malformed as error:
@@ -283,7 +299,9 @@ def document(data: bytes, shape: Shape, what: str, kind: type[errors.NodeError] 
 
 
 async def apart(size: int, work: Callable[[], T]) -> T:
-    """What ``work`` makes of documents of so many bytes: at once, or, if they are large, in a thread, one after the other: nobody else waits, and of only one there are objects in memory."""
+    """What ``work`` makes of documents of so many bytes: at once, or, if they are large, in a thread, one after the
+    other: nobody else waits, and of only one there are objects in memory.
+    """
     if size < _LARGE:
         return work()
     return await asyncio.get_running_loop().run_in_executor(_POOL, work)
@@ -301,7 +319,8 @@ def _decoded(data: bytes) -> str:
     except UnicodeDecodeError:  # each byte of what is cut short counts in Go, so errors="replace" will not do
         text = _ESCAPED_BYTES.sub(lambda found: "\ufffd" * len(found[0]), data.decode(errors="surrogateescape"))
     if ("\\ud" in text or "\\uD" in text) and "\0" not in text:
-        text = _HALVES.sub(r"\\ufffd", text.replace("\\\\", "\0")).replace("\0", "\\\\")  # so that no backslash is one that is escaped
+        # so that no backslash is one that is escaped
+        text = _HALVES.sub(r"\\ufffd", text.replace("\\\\", "\0")).replace("\0", "\\\\")
     return text
 
 
@@ -312,7 +331,7 @@ _HALVES = re.compile(f"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")
 
 def _scanned(text: str, *, first: bool) -> Any:
     if first:
-        text = text[_SPACE.match(text).end():]  # type: ignore[union-attr]
+        text = text[_SPACE.match(text).end() :]  # type: ignore[union-attr]
     opened = text.count("[") + text.count("{")
     if opened > SHALLOW or opened + text.count(",") > VALUES:
         if text.count('"') - text.count('\\"') > 4 * VALUES:  # each value has a name, both in quotes
@@ -371,7 +390,11 @@ class _Strict(json.JSONDecoder):
         try:
             return super().raw_decode(s, idx)
         except _Constant:
-            raise json.JSONDecodeError("Expecting value", s, _WORD_OF_PYTHON.search(_STRINGS.sub(_blank, s)).start()) from None  # type: ignore[union-attr]
+            raise json.JSONDecodeError(
+                "Expecting value",
+                s,
+                _WORD_OF_PYTHON.search(_STRINGS.sub(_blank, s)).start(),  # type: ignore[union-attr]
+            ) from None
 
 
 _WORD_OF_PYTHON = re.compile("NaN|-?Infinity")
@@ -408,14 +431,14 @@ class _Scanner:
         open_: list[tuple[list[Any], bool]] = []
         """The arrays (their elements) and objects (their pairs) that we are within, the innermost last."""
         while True:
-            letter = text[at:at + 1]
+            letter = text[at : at + 1]
             if letter in ("[", "{") and letter:
                 if len(open_) >= DEPTH:
                     raise Malformed("exceeded max depth")
                 is_object = letter == "{"
                 open_.append(([], is_object))
                 at = space(at + 1)
-                if text[at:at + 1] != ("}" if is_object else "]"):
+                if text[at : at + 1] != ("}" if is_object else "]"):
                     if is_object:
                         at = self._name(at, open_[-1][0])
                     continue
@@ -429,7 +452,7 @@ class _Scanner:
                 else:
                     values.append(found)
                 at = space(at)
-                letter = text[at:at + 1]
+                letter = text[at : at + 1]
                 if letter == ",":
                     at = space(at + 1)
                     if is_object:
@@ -447,18 +470,18 @@ class _Scanner:
 
     def _name(self, at: int, pairs: list[Any]) -> int:
         """Put a name into ``pairs``; the answer is where its value begins."""
-        if self._text[at:at + 1] != '"':
+        if self._text[at : at + 1] != '"':
             raise _invalid(self._text, at)
         name, at = self._scalar(at)
         at = self._space(at)
-        if self._text[at:at + 1] != ":":
+        if self._text[at : at + 1] != ":":
             raise _invalid(self._text, at)
         pairs.append(name)
         return self._space(at + 1)
 
     def _scalar(self, at: int) -> tuple[Any, int]:
         text = self._text
-        if text[at:at + 1] == '"':
+        if text[at : at + 1] == '"':
             try:
                 return scanstring(text, at + 1, True)  # type: ignore[no-any-return]
             except json.JSONDecodeError as error:
@@ -474,4 +497,6 @@ class _Scanner:
 
 
 _WORDS = {"true": True, "false": False, "null": None}
-_SCALAR = re.compile(r"(?P<word>true|false|null)|(?P<other>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+))|(?P<integer>-?(?:0|[1-9][0-9]*))")
+_SCALAR = re.compile(
+    r"(?P<word>true|false|null)|(?P<other>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+))|(?P<integer>-?(?:0|[1-9][0-9]*))"
+)

@@ -1,6 +1,8 @@
-"""Calls carried by grpcio: the second transport, the oracle of the wire's tests, and the way back if someone finds a fault in it.
+"""Calls carried by grpcio: the second transport, the oracle of the wire's tests, and the way back if someone finds a
+fault in it.
 
-Nothing but ``kit.chosen`` imports this, and nothing else imports grpc: it takes 26 MB and 160 ms of every process that does.
+Nothing but ``kit.chosen`` imports this, and nothing else imports grpc: it takes 26 MB and 160 ms of every process that
+does.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioServer(Server):
-    """Servers of grpc.aio over our methods: one, and one more each time that the socket was removed, since one that has started listens nowhere else."""
+    """Servers of grpc.aio over our methods: one, and one more each time that the socket was removed, since one that
+    has started listens nowhere else.
+    """
 
     async def start(self) -> None:
         self._servers: list[grpc.aio.Server] = []
@@ -181,7 +185,7 @@ async def _abort(call: Call, context: Any, answering: Answering) -> None:
     """Outside of the span: grpcio aborts by an exception of its own."""
     error = answering.failure
     if error is not None:
-        await context.abort(_STATUS[error.code], str(error)[: ERROR_LIMIT], (*call.trailing, *error.trailers))
+        await context.abort(_STATUS[error.code], str(error)[:ERROR_LIMIT], (*call.trailing, *error.trailers))
 
 
 class _Relayed:
@@ -276,7 +280,11 @@ class GrpcioCarrier:
     def __init__(self, address: str, name: str, pings: Pings) -> None:
         self._name = name
         client = [o for o in _CLIENT if o[0] != "grpc.keepalive_time_ms"] if pings == "never" else _CLIENT
-        options = [*client, ("grpc.keepalive_permit_without_calls", int(pings == "always")), ("grpc.default_authority", "localhost")]
+        options = [
+            *client,
+            ("grpc.keepalive_permit_without_calls", int(pings == "always")),
+            ("grpc.default_authority", "localhost"),
+        ]
         self._channel = grpc.aio.insecure_channel(address if ":" in address else f"unix:{address}", options=options)
         self._methods: dict[tuple[str, bool], Any] = {}
 
@@ -295,7 +303,9 @@ class GrpcioCarrier:
 
     async def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float | None) -> bytes:
         try:
-            answer: bytes = await self._method(path, self._channel.unary_unary)(request, metadata=metadata, timeout=timeout)
+            answer: bytes = await self._method(path, self._channel.unary_unary)(
+                request, metadata=metadata, timeout=timeout
+            )
             return answer
         except grpc.RpcError as error:
             raise await self.error(error.code(), error.details(), error.trailing_metadata()) from None
@@ -311,7 +321,9 @@ class GrpcioCarrier:
         return method
 
     async def error(self, status: Any, details: str | None, trailing: Any) -> errors.NodeError:
-        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process, and comes when the channel has seen the loss, too."""
+        """A failed call as one of our errors; UNAVAILABLE of the transport's making names the process, and comes
+        when the channel has seen the loss, too.
+        """
         code: int = status.value[0]
         details = details or ""
         trailers = tuple((k, v) for k, v in trailing or ())
@@ -325,7 +337,9 @@ class GrpcioCarrier:
         return errors.from_status(code, details, trailers)
 
     async def _loss_seen(self) -> None:
-        """Wait until the channel is no longer READY: a call that is repeated while it still says so meets the same broken connection."""
+        """Wait until the channel is no longer READY: a call that is repeated while it still says so meets the same
+        broken connection.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOSS_SEEN):
                 await self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
@@ -334,18 +348,37 @@ class GrpcioCarrier:
 _LOSS_SEEN = 0.2
 """Seconds that a channel may take to see what one of its calls has seen; not all of them lose the connection."""
 
-_TRANSPORT = ("failed to connect", "Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "keepalive", "ping timeout", "recvmsg", "sendmsg",
-              "connections to all backends", "Stream removed", "transport", "Cancelling all calls", "Endpoint closing", "Channel closed", "RST_STREAM")
+_TRANSPORT = (
+    "failed to connect",
+    "Socket closed",
+    "Connection reset",
+    "Broken pipe",
+    "GOAWAY",
+    "keepalive",
+    "ping timeout",
+    "recvmsg",
+    "sendmsg",
+    "connections to all backends",
+    "Stream removed",
+    "transport",
+    "Cancelling all calls",
+    "Endpoint closing",
+    "Channel closed",
+    "RST_STREAM",
+)
 
 _SEND_FAILED = "Internal error from Core"
-"""What grpc.aio puts, with INTERNAL, in the place of the status of a call that ends just while a message is being sent."""
+"""What grpc.aio puts, with INTERNAL, in the place of the status of a call that ends just while a message is being
+sent.
+"""
 
 _STATUS_FOLLOWS = 1.0
 """Seconds in which the status of such a call comes after all, if it did not come before."""
 
 
 def _made_by_transport(details: str) -> bool:
-    # A peer's own message, which may tell of its trouble with a third process in the same words, ends in the suffix: that peer is there.
+    # A peer's own message, which may tell of its trouble with a third process in the same words, ends in the suffix:
+    # that peer is there.
     return not details.endswith(f": {errors.Unavailable.suffix}") and any(word in details for word in _TRANSPORT)
 
 
@@ -376,7 +409,8 @@ class _Stream:
     async def done_sending(self) -> None:
         try:
             await self._call.done_writing()
-        except (asyncio.InvalidStateError, cygrpc.InternalError, grpc.RpcError):  # the second where the call ends just now, as when the peer is killed
+        # the second where the call ends just now, as when the peer is killed
+        except (asyncio.InvalidStateError, cygrpc.InternalError, grpc.RpcError):
             await self._raise_status()
 
     async def receive(self) -> bytes | None:

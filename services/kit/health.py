@@ -1,6 +1,7 @@
 """grpc.health.v1.Health over a table of names and states.
 
-"" is the process as a whole; every service that it serves has an entry under its full name. Why one does not serve, and will not by itself, is told beside the answer, in a trailing header.
+"" is the process as a whole; every service that it serves has an entry under its full name. Why one does not serve, and
+will not by itself, is told beside the answer, in a trailing header.
 """
 
 from __future__ import annotations
@@ -55,12 +56,19 @@ class HealthServicer:
 
 
 async def check(channel: Channel, service: str, seconds: float) -> tuple[bool, str]:
-    """Whether a service in another process serves, and, if not, why it will not by itself ("" where that is not told). Errors as of any call."""
+    """Whether a service in another process serves, and, if not, why it will not by itself ("" where that is not
+    told). Errors as of any call.
+    """
     path = f"/{HealthServicer.SERVICE.full_name}/Check"
-    async with channel.stream(path, {}, seconds, pb.HealthCheckRequest.SerializeToString, pb.HealthCheckResponse.FromString) as asked:  # a stream's trailing headers can be had
+    # a stream's trailing headers can be had
+    async with channel.stream(
+        path, {}, seconds, pb.HealthCheckRequest.SerializeToString, pb.HealthCheckResponse.FromString
+    ) as asked:
         await asked.send(pb.HealthCheckRequest(service=service))
         await asked.done_sending()
         answer = await asked.receive()
         await asked.receive()
         told = asked.trailing().get(_TROUBLE, b"")
-    return answer is not None and answer.status == SERVING, told.decode(errors="replace") if isinstance(told, bytes) else ""
+    return answer is not None and answer.status == SERVING, told.decode(errors="replace") if isinstance(
+        told, bytes
+    ) else ""

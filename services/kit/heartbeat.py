@@ -1,7 +1,8 @@
 """A process tells its supervisor that its loop turns: a datagram every few seconds, sent by the loop itself.
 
-Who listens is the watchdog inside supervisord (deploy/inside; docs/adr/0007 says why it is there). The words are those of systemd's sd_notify. The kernel adds the sender's pid, so nobody
-speaks for another. Without a supervisor, as in tests, nobody hears it.
+Who listens is the watchdog inside supervisord (deploy/inside; docs/adr/0007 says why it is there). The words are those
+of systemd's sd_notify. The kernel adds the sender's pid, so nobody speaks for another. Without a supervisor, as in
+tests, nobody hears it.
 """
 
 from __future__ import annotations

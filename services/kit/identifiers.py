@@ -1,6 +1,7 @@
 """Identifiers: names of namespaces, containers and the like, safe as a component of a path.
 
-containerd's rule: runs of ASCII letters and digits joined by single ``.``, ``_`` or ``-``, at most 76 bytes. The messages are containerd's.
+containerd's rule: runs of ASCII letters and digits joined by single ``.``, ``_`` or ``-``, at most 76 bytes. The
+messages are containerd's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def validate(identifier: str) -> None:
     if not identifier:
         raise errors.InvalidArgument("identifier must not be empty")
     if len(identifier.encode()) > MAX_LENGTH:
-        raise errors.InvalidArgument(f"identifier {quoted(identifier)} greater than maximum length ({MAX_LENGTH} characters)")
+        raise errors.InvalidArgument(
+            f"identifier {quoted(identifier)} greater than maximum length ({MAX_LENGTH} characters)"
+        )
     if not _match(identifier):
         raise errors.InvalidArgument(f"identifier {quoted(identifier)} must match {PATTERN}")

@@ -1,6 +1,8 @@
-"""Compressed streams: which compression, told by the first bytes as containerd tells it, and what is inside. A stream that stops before its format ends is an error.
+"""Compressed streams: which compression, told by the first bytes as containerd tells it, and what is inside. A stream
+that stops before its format ends is an error.
 
-``isal`` inflates gzip at 1.5 to 2 times zlib's speed; zstandard is imported for zstd only. No module that takes long to import is used: a layer's worker starts for each layer.
+``isal`` inflates gzip at 1.5 to 2 times zlib's speed; zstandard is imported for zstd only. No module that takes long to
+import is used: a layer's worker starts for each layer.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ if TYPE_CHECKING:
 HEAD = 10
 """So many first bytes tell."""
 CHUNK = 1 << 18
-"""Bytes of what is read, and a quarter of what is inflated at once: it bounds the memory of whoever takes one chunk after the other."""
+"""Bytes of what is read, and a quarter of what is inflated at once: it bounds the memory of whoever takes one chunk
+after the other.
+"""
 ZSTD_PIECE = 1 << 9
 """Bytes inflated at once: all that they hold comes out at once, and four of them may hold 128 KiB."""
 
 WINDOW = 1 << 29
-"""Bytes of a zstd frame's window, which is the memory that it takes, however small it is: more than anybody uses, for a process that inflates one layer and ends."""
+"""Bytes of a zstd frame's window, which is the memory that it takes, however small it is: more than anybody uses,
+for a process that inflates one layer and ends.
+"""
 
 
 class CompressionError(Exception):
@@ -39,13 +45,16 @@ def compression_of(head: bytes) -> str | None:
     """By the first :data:`HEAD` bytes: gzip, zstd (a skippable frame counts), or None for what is not compressed."""
     if head.startswith(b"\x1f\x8b\x08"):
         return "gzip"
-    if head.startswith(b"\x28\xb5\x2f\xfd") or (len(head) >= 8 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (
+        len(head) >= 8 and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+    ):
         return "zstd"
     return None
 
 
 def inflated(source: Iterator[bytes], window: int = WINDOW) -> Iterator[bytes]:
-    """What is in a stream of chunks, inflated if it is compressed; CompressionError. The first chunks are read, and what must be imported is imported, before this returns.
+    """What is in a stream of chunks, inflated if it is compressed; CompressionError. The first chunks are read, and
+    what must be imported is imported, before this returns.
 
     ``window``: bytes of a zstd frame's, at most.
     """
@@ -69,7 +78,9 @@ def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(data: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    """Any number of members, one after the other. What follows the last and is none is ignored, as by pigz, which containerd runs where it is there."""
+    """Any number of members, one after the other. What follows the last and is none is ignored, as by pigz, which
+    containerd runs where it is there.
+    """
     from isal import isal_zlib
 
     def chunks(data: bytes) -> Iterator[bytes]:
@@ -110,7 +121,7 @@ def _unzstd(data: bytes, rest: Iterator[bytes], window: int) -> Iterator[bytes]:
         try:
             while data:
                 for start in range(0, len(data), ZSTD_PIECE):
-                    piece = data[start:start + ZSTD_PIECE]
+                    piece = data[start : start + ZSTD_PIECE]
                     while piece:
                         if frame.eof:
                             frame = decompressor.decompressobj()
@@ -124,7 +135,7 @@ def _unzstd(data: bytes, rest: Iterator[bytes], window: int) -> Iterator[bytes]:
                             made.clear()
                             size = 0
                             for at in range(0, len(out), 4 * CHUNK):
-                                yield out[at:at + 4 * CHUNK]
+                                yield out[at : at + 4 * CHUNK]
                 data = next(rest, b"")
             if not frame.eof:
                 raise CompressionError("unexpected EOF")

@@ -1,6 +1,8 @@
-"""The code of worker programs as their service was started with, in memory: an upgrade that replaces the files below a service that runs gives it no workers that speak otherwise.
+"""The code of worker programs as their service was started with, in memory: an upgrade that replaces the files below a
+service that runs gives it no workers that speak otherwise.
 
-Python imports from a zip archive as from a directory; this one has no name, and is found as a file of the process that runs from it.
+Python imports from a zip archive as from a directory; this one has no name, and is found as a file of the process that
+runs from it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _HEADER = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
 
 @functools.cache
 def archive(files: tuple[str, ...]) -> int:
-    """The file descriptor of the archive of ``files`` (patterns, below the directory that has ``services``), which whoever starts a worker gives it.
+    """The file descriptor of the archive of ``files`` (patterns, below the directory that has ``services``), which
+    whoever starts a worker gives it.
 
     It is made at the first call, which a service makes before it serves.
     """

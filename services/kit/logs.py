@@ -1,6 +1,8 @@
-"""What a process says on standard error, which its supervisor writes to its log file: how much, and a line for each call that fails.
+"""What a process says on standard error, which its supervisor writes to its log file: how much, and a line for each
+call that fails.
 
-SPLITD_LOG is the level of what is ours. Libraries stay at INFO: at DEBUG one of them alone writes a thousand lines for each of ours.
+SPLITD_LOG is the level of what is ours. Libraries stay at INFO: at DEBUG one of them alone writes a thousand lines for
+each of ours.
 """
 
 from __future__ import annotations
@@ -32,8 +34,12 @@ def configure() -> None:
     """Begin to log, at the level that SPLITD_LOG names; a name that is none is told and stops nobody."""
     name, trouble = level()
     wanted = logging.getLevelNamesMapping()[name]
-    logging.basicConfig(stream=sys.stderr, level=max(wanted, logging.INFO), format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
-                        datefmt="%Y-%m-%dT%H:%M:%S")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=max(wanted, logging.INFO),
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
     for ours in OURS:
         logging.getLogger(ours).setLevel(wanted)
     if trouble:
@@ -41,9 +47,15 @@ def configure() -> None:
 
 
 def shown(text: str, most: int = 2000) -> str:
-    """Text of a client's or a stranger's as part of one line: what is not printable escaped, no more than ``most`` characters of it."""
+    """Text of a client's or a stranger's as part of one line: what is not printable escaped, no more than ``most``
+    characters of it.
+    """
     cut = text[:most]
-    line = cut if cut.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cut)
+    line = (
+        cut
+        if cut.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cut)
+    )
     return line if len(text) <= most else f"{line}... ({len(text)} characters)"
 
 
@@ -51,8 +63,17 @@ def shown(text: str, most: int = 2000) -> str:
 
 _EXPECTED = frozenset({errors.Cancelled.code, errors.NotFound.code, errors.AlreadyExists.code})
 """Answers by which clients find out what is there, and the end of a call that its client ended: told at DEBUG."""
-_OF_THE_CALLER = frozenset({errors.InvalidArgument.code, errors.PermissionDenied.code, errors.FailedPrecondition.code, errors.Aborted.code,
-                            errors.OutOfRange.code, errors.Unimplemented.code, errors.Unauthenticated.code})
+_OF_THE_CALLER = frozenset(
+    {
+        errors.InvalidArgument.code,
+        errors.PermissionDenied.code,
+        errors.FailedPrecondition.code,
+        errors.Aborted.code,
+        errors.OutOfRange.code,
+        errors.Unimplemented.code,
+        errors.Unauthenticated.code,
+    }
+)
 """Told at INFO: the caller asked for what cannot be. All else is a WARNING."""
 
 
@@ -77,7 +98,9 @@ _lines = _Lines(100, 5.0)
 
 
 def failed(method: str, namespace: str, error: errors.NodeError) -> None:
-    """A line about a call that was answered with ``error``; not one for each if hundreds fail at once, but their number."""
+    """A line about a call that was answered with ``error``; not one for each if hundreds fail at once, but their
+    number.
+    """
     if error.told:
         return
     code = error.code
@@ -89,4 +112,11 @@ def failed(method: str, namespace: str, error: errors.NodeError) -> None:
         return
     if withheld:
         log.warning("%d more calls failed, of which nothing is told: they were too many", withheld)
-    log.log(severity, "%s%s failed: %s (%s)", shown(method, 200), f" in namespace {shown(namespace, 80)}" if namespace else "", shown(str(error)), errors.name(code))
+    log.log(
+        severity,
+        "%s%s failed: %s (%s)",
+        shown(method, 200),
+        f" in namespace {shown(namespace, 80)}" if namespace else "",
+        shown(str(error)),
+        errors.name(code),
+    )

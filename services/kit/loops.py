@@ -39,8 +39,14 @@ PAUSE, LONGEST = 1.0, 60.0
 # ---------------------------------------------------------------------------------------------- loops
 
 
-async def lasting(name: str, work: Callable[[], Awaitable[None]], *, pause: float = PAUSE, longest: float = LONGEST,
-                  sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+async def lasting(
+    name: str,
+    work: Callable[[], Awaitable[None]],
+    *,
+    pause: float = PAUSE,
+    longest: float = LONGEST,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
     """Do ``work``, which should never end, until cancelled.
 
     If it fails or ends, the log says so, and it begins anew after ``pause`` seconds: twice as many each time, up to
@@ -61,7 +67,9 @@ async def lasting(name: str, work: Callable[[], Awaitable[None]], *, pause: floa
         if own.cancelling():
             log.error("%s failed at its end", name, exc_info=failure)
             raise asyncio.CancelledError
-        log.error("%s %s, and begins anew in %g s", name, "ended" if failure is None else "failed", wait, exc_info=failure)
+        log.error(
+            "%s %s, and begins anew in %g s", name, "ended" if failure is None else "failed", wait, exc_info=failure
+        )
         del failure  # its traceback holds this frame
         await sleep(wait)
         wait = pause if loop.time() - begun > 2 * longest else min(2 * wait, longest)
@@ -87,7 +95,9 @@ async def running(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterat
 
 
 def task(name: str, work: Coroutine[Any, Any, T], *, context: contextvars.Context | None = None) -> asyncio.Task[T]:
-    """A task that its owner awaits: its failure is raised there. It runs in ``context``, or in a copy of the current one."""
+    """A task that its owner awaits: its failure is raised there. It runs in ``context``, or in a copy of the
+    current one.
+    """
     return asyncio.get_running_loop().create_task(work, name=name, context=context)
 
 
@@ -99,7 +109,9 @@ def aside(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 def vital(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task without which this process cannot go on, since others wait for what it does: its failure ends the process."""
+    """A task without which this process cannot go on, since others wait for what it does: its failure ends the
+    process.
+    """
     begun = task(name, work)
     begun.add_done_callback(_survived)
     return begun
@@ -154,7 +166,9 @@ def _survived(ended: asyncio.Task[Any]) -> None:
 
 
 def thread(name: str, work: Callable[[], object], *, vital: bool = False) -> threading.Thread:
-    """A thread that has begun, and for which the end of the process does not wait. If it is ``vital``, its failure ends the process."""
+    """A thread that has begun, and for which the end of the process does not wait. If it is ``vital``, its failure
+    ends the process.
+    """
 
     def run() -> None:
         try:

@@ -1,8 +1,11 @@
-"""Many small calls as one: calls that are made *together*, in one turn of the loop and to one process, go there as a single call (``api/splitd/many``).
+"""Many small calls as one: calls that are made *together*, in one turn of the loop and to one process, go there as a
+single call (``api/splitd/many``).
 
-A call between processes costs about as much as a transaction of metadata's, so a burst of some sixty (an image has as many layers) costs less in one. It spreads: what the handlers of such calls
-ask of further processes is asked together, too. Each call has its own answer, as soon as it is done, so that none waits for another's sake. What it does not have is an end of its own: cancelled,
-its answer is dropped, and its handler stops when all that it came with are cancelled, or their deadline, the latest of all, is over.
+A call between processes costs about as much as a transaction of metadata's, so a burst of some sixty (an image has as
+many layers) costs less in one. It spreads: what the handlers of such calls ask of further processes is asked together,
+too. Each call has its own answer, as soon as it is done, so that none waits for another's sake. What it does not have
+is an end of its own: cancelled, its answer is dropped, and its handler stops when all that it came with are cancelled,
+or their deadline, the latest of all, is over.
 """
 
 from __future__ import annotations
@@ -47,8 +50,13 @@ class ManyServicer:
             except asyncio.CancelledError:
                 if ending:
                     raise
-                done.append(pb.Answer(call=number, code=errors.Cancelled.code, message=f"{one.method}: {errors.Cancelled.suffix}"))
-            except Exception:  # of ours: else its caller, and all that wait for the end of the whole, would wait for ever
+                done.append(
+                    pb.Answer(
+                        call=number, code=errors.Cancelled.code, message=f"{one.method}: {errors.Cancelled.suffix}"
+                    )
+                )
+            # of ours: else its caller, and all that wait for the end of the whole, would wait for ever
+            except Exception:
                 log.exception("%s among many failed unexpectedly", one.method)
                 done.append(pb.Answer(call=number, code=errors.Internal.code, message=str(errors.defect(one.method))))
             more.set()
@@ -71,7 +79,9 @@ class ManyServicer:
 
     async def _answer(self, number: int, one: pb.Call, call: Call) -> pb.Answer:
         TOGETHER.set(True)
-        traced = {name: value for name, value in (("traceparent", one.traceparent), ("tracestate", one.tracestate)) if value}
+        traced = {
+            name: value for name, value in (("traceparent", one.traceparent), ("tracestate", one.tracestate)) if value
+        }
         inner = Call(one.method, {**call.headers, **traced}, call.deadline)
         response = b""
         with Answering(self.server, inner, long=False) as answering:
@@ -83,12 +93,19 @@ class ManyServicer:
         failure = answering.failure
         if failure is None:
             return pb.Answer(call=number, response=response)
-        trailers = [pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode()) for name, value in (*inner.trailing, *failure.trailers)]
+        trailers = [
+            pb.Trailer(name=name, value=value if isinstance(value, bytes) else value.encode())
+            for name, value in (*inner.trailing, *failure.trailers)
+        ]
         return pb.Answer(call=number, code=failure.code, message=str(failure), trailers=trailers)
 
 
 def _failure(answer: pb.Answer) -> errors.NodeError:
-    return errors.from_status(answer.code, answer.message, [(t.name, t.value if t.name.endswith("-bin") else t.value.decode()) for t in answer.trailers])
+    return errors.from_status(
+        answer.code,
+        answer.message,
+        [(t.name, t.value if t.name.endswith("-bin") else t.value.decode()) for t in answer.trailers],
+    )
 
 
 # ---------------------------------------------------------------------------------------------- calling
@@ -123,7 +140,9 @@ _under_way = _UnderWay()
 
 
 async def answered() -> None:
-    """Returns when the first of the calls that are asked together now, or were before, has its answer; soon, where there are none. All who wait go on in the same turn of the loop."""
+    """Returns when the first of the calls that are asked together now, or were before, has its answer; soon, where
+    there are none. All who wait go on in the same turn of the loop.
+    """
     await _under_way.answered()
 
 
@@ -147,12 +166,16 @@ class Gathering:
         self._known = True
         """The peer may know of ``Many``."""
 
-    async def unary(self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None) -> bytes:
+    async def unary(
+        self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None
+    ) -> bytes:
         """One of them. Its errors are those of ``Carrier.unary``."""
         with _under_way:
             return await self._unary(path, request, headers, trace, timeout)
 
-    async def _unary(self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None) -> bytes:
+    async def _unary(
+        self, path: str, request: bytes, headers: Metadata, trace: Sequence[tuple[str, str]], timeout: float | None
+    ) -> bytes:
         if not self._known:
             return await self._carrier.unary(path, request, (*headers, *trace), timeout)
         loop = asyncio.get_running_loop()
@@ -163,7 +186,9 @@ class Gathering:
         try:
             return await asked.answer
         finally:
-            del asked  # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the caller's frames hold
+            # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the caller's
+            # frames hold
+            del asked
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -194,7 +219,9 @@ class Gathering:
 
     async def _alone(self, headers: Metadata, asked: _Asked) -> None:
         try:
-            response = await self._carrier.unary(asked.path, asked.request, (*headers, *asked.trace.items()), asked.timeout)
+            response = await self._carrier.unary(
+                asked.path, asked.request, (*headers, *asked.trace.items()), asked.timeout
+            )
         except errors.NodeError as error:
             if not asked.answer.done():
                 asked.answer.set_exception(error)
@@ -208,7 +235,11 @@ class Gathering:
         limits = [each.timeout for each in asked if each.timeout is not None]
         stream = self._carrier.stream(_PATH, headers, max(limits) if len(limits) == len(asked) else None)
         try:
-            await stream.send(pb.MakeRequest(calls=[pb.Call(method=each.path, request=each.request, **each.trace) for each in asked]).SerializeToString())
+            await stream.send(
+                pb.MakeRequest(
+                    calls=[pb.Call(method=each.path, request=each.request, **each.trace) for each in asked]
+                ).SerializeToString()
+            )
             await stream.done_sending()
             while (message := await stream.receive()) is not None:
                 for answer in pb.MakeResponse.FromString(message).answers:

@@ -1,6 +1,7 @@
 """Memory that a process took for a burst and does not need afterwards: how little of it stays.
 
-Python's free lists and glibc keep what was freed, and caches are full of what was asked for once. :func:`give_back` returns it, :func:`when_idle` is how caches hear that it is time.
+Python's free lists and glibc keep what was freed, and caches are full of what was asked for once. :func:`give_back`
+returns it, :func:`when_idle` is how caches hear that it is time.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ _M_ARENA_MAX = -8
 _LOOK, _LOOK_AGAIN = 5.0, 10.0
 _GROWN = 4 << 20
 _LARGE = 48 << 20
-"""What a process has grown by that has, or had, much to do: then it has so many objects that a look for cycles among them all may take 100 ms and more."""
+"""What a process has grown by that has, or had, much to do: then it has so many objects that a look for cycles
+among them all may take 100 ms and more.
+"""
 _IDLE = 0.1
 """Of the time, what a process uses of a processor that has little to do."""
 _RESTING = 0.02
-"""And what one that has nothing to do. Beside strangers that keep two processors busy, images uses 0.05, with its hands full of their documents."""
+"""And what one that has nothing to do. Beside strangers that keep two processors busy, images uses 0.05, with its
+hands full of their documents.
+"""
 _PASSES = 2
 """How often caches are told after a burst: one may drop at the second time what was not in use since the first."""
 
@@ -37,12 +42,16 @@ _caches: list[Callable[[], None]] = []
 
 
 def when_idle(drop: Callable[[], None]) -> None:
-    """Call ``drop``, in the loop's thread, when the process has grown and has little to do now: it frees what is not in use. It must be quick."""
+    """Call ``drop``, in the loop's thread, when the process has grown and has little to do now: it frees what is
+    not in use. It must be quick.
+    """
     _caches.append(drop)
 
 
 def few_arenas() -> None:
-    """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL nearly whenever they allocate."""
+    """Of malloc's heaps two, not eight for each core: each keeps its own leftovers, and our threads hold the GIL
+    nearly whenever they allocate.
+    """
     _libc.mallopt(_M_ARENA_MAX, 2)
 
 
@@ -60,14 +69,22 @@ def giving_back(**how: Any) -> contextlib.AbstractAsyncContextManager[None]:
     return loops.running("giving back memory", functools.partial(give_back, **how))
 
 
-async def give_back(*, look: float = _LOOK, resident: Callable[[], int] = _resident, trim: Callable[[], None] = _trim,
-                    used: Callable[[], float] = time.process_time, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-                    caches: Sequence[Callable[[], None]] = _caches) -> None:
-    """Return to the kernel what was freed, once a burst is over: half of what 5,000 connections took would stay ours for ever.
+async def give_back(
+    *,
+    look: float = _LOOK,
+    resident: Callable[[], int] = _resident,
+    trim: Callable[[], None] = _trim,
+    used: Callable[[], float] = time.process_time,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    caches: Sequence[Callable[[], None]] = _caches,
+) -> None:
+    """Return to the kernel what was freed, once a burst is over: half of what 5,000 connections took would stay ours
+    for ever.
 
-    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some milliseconds, in which nothing else happens. A
-    process looks for cycles only when it is idle, since that takes 40 ms and more, and any looks among all that it has only when it rests, or once for each second that it worked: a failed call's
-    frames are often a cycle, with all that they hold.
+    It is looked for while more is resident than there once was, in about a thousandth of the time: it takes some
+    milliseconds, in which nothing else happens. A process looks for cycles only when it is idle, since that takes 40 ms
+    and more, and any looks among all that it has only when it rests, or once for each second that it worked: a failed
+    call's frames are often a cycle, with all that they hold.
     """
     least, pause, frozen, looked = resident(), look, 0, 0.0
     settled, passes = least, 0
@@ -89,7 +106,9 @@ async def give_back(*, look: float = _LOOK, resident: Callable[[], int] = _resid
             if resting and (used() > looked + 1 or len(sys.modules) != frozen):
                 gc.unfreeze()
                 gc.collect()
-                gc.freeze()  # what stays, most of it modules, is not looked through again soon; calls have nothing in their hands that could be a cycle later
+                # what stays, most of it modules, is not looked through again soon; calls have nothing in their hands
+                # that could be a cycle later
+                gc.freeze()
                 looked, frozen = used(), len(sys.modules)
             elif idle and resident() <= least + _LARGE:
                 gc.collect()

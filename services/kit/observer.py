@@ -1,6 +1,7 @@
 """Who hears that calls begin and end: each transport says it here, once, and knows none of those who listen.
 
-A *listener* is asked at the beginning of each call for what is to hear of its end: :func:`tracing.began <services.kit.tracing.began>` is always one. A side is
+A *listener* is asked at the beginning of each call for what is to hear of its end: :func:`tracing.began
+<services.kit.tracing.began>` is always one. A side is
 
 - ``server``: a handler of this process answers the call, in the task that says so;
 - ``client``: this process makes it;
@@ -26,7 +27,9 @@ class Observed(Protocol):
         ...
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """What is sent along with a client's or a relay's call: W3C trace context. Calls that are made together (``kit.many``) have room for nothing else."""
+        """What is sent along with a client's or a relay's call: W3C trace context. Calls that are made together
+        (``kit.many``) have room for nothing else.
+        """
         ...
 
     def enter(self) -> None:
@@ -36,7 +39,8 @@ class Observed(Protocol):
     def ended(self, code: int = 0, message: str = "", size: int = 0, defect: Exception | None = None) -> None:
         """It has ended, with a gRPC code.
 
-        ``size`` is of its messages both ways, in bytes, as far as its transport sees them: grpcio's server does not. ``defect`` is a failure that is a bug.
+        ``size`` is of its messages both ways, in bytes, as far as its transport sees them: grpcio's server does not.
+        ``defect`` is a failure that is a bug.
         """
         ...
 
@@ -48,8 +52,11 @@ class Observed(Protocol):
 Listener = Callable[[Side, str, Mapping[str, str | bytes]], Observed]
 """Of a call's side, its method (``/package.Service/Method``) and, but for a client, the headers that came with it."""
 
+
 class Calling:
-    """Around a unary call that this process makes: what it raises tells how the call ended. ``size`` is its owner's to add to."""
+    """Around a unary call that this process makes: what it raises tells how the call ended. ``size`` is its owner's
+    to add to.
+    """
 
     __slots__ = ("_observed", "headers", "size")
 

@@ -1,4 +1,5 @@
-"""ROOT/opt: where ``ctr install`` puts programs and libraries (runtimes, shims), found before those of the system, as in containerd.
+"""ROOT/opt: where ``ctr install`` puts programs and libraries (runtimes, shims), found before those of the system, as
+in containerd.
 
 The gateway tells clients the path (plugin ``opt``); whoever starts such programs does so in :func:`environment`.
 """

@@ -1,19 +1,24 @@
-"""Spans on their way to an OpenTelemetry collector: OTLP over gRPC, by our own wire, or over HTTP; by the standard variables OTEL_EXPORTER_OTLP_*.
+"""Spans on their way to an OpenTelemetry collector: OTLP over gRPC, by our own wire, or over HTTP; by the standard
+variables OTEL_EXPORTER_OTLP_*.
 
-The SDK's exporters are not used: one imports grpc, which a process on the wire does without (160 ms and 26 MB), the other requests (120 ms and 8 MB).
-Only the encoder of spans is OpenTelemetry's.
+The SDK's exporters are not used: one imports grpc, which a process on the wire does without (160 ms and 26 MB), the
+other requests (120 ms and 8 MB). Only the encoder of spans is OpenTelemetry's.
 
     OTEL_EXPORTER_OTLP_PROTOCOL       grpc (the default) or http/protobuf
-    OTEL_EXPORTER_OTLP_ENDPOINT       http://host:port, https://host:port; with grpc also unix:/path, and host:port, which is TLS unless ..._INSECURE=true
+    OTEL_EXPORTER_OTLP_ENDPOINT       http://host:port, https://host:port; with grpc also unix:/path, and host:port,
+    which is TLS unless ..._INSECURE=true
     OTEL_EXPORTER_OTLP_HEADERS        name=value,name=value, in URL encoding
-    OTEL_EXPORTER_OTLP_TIMEOUT        seconds (as OpenTelemetry for Python has it) for a batch with all its repetitions; 10
+    OTEL_EXPORTER_OTLP_TIMEOUT        seconds (as OpenTelemetry for Python has it) for a batch with all its repetitions;
+    10
     OTEL_EXPORTER_OTLP_COMPRESSION    none (the default) or gzip
-    OTEL_EXPORTER_OTLP_CERTIFICATE    whom to trust, in place of the system's; ..._CLIENT_CERTIFICATE and ..._CLIENT_KEY: who we are
+    OTEL_EXPORTER_OTLP_CERTIFICATE    whom to trust, in place of the system's; ..._CLIENT_CERTIFICATE and
+    ..._CLIENT_KEY: who we are
 
-For each, OTEL_EXPORTER_OTLP_TRACES_... is stronger. With HTTP, ``/v1/traces`` is added to ENDPOINT, and nothing to TRACES_ENDPOINT.
+For each, OTEL_EXPORTER_OTLP_TRACES_... is stronger. With HTTP, ``/v1/traces`` is added to ENDPOINT, and nothing to
+TRACES_ENDPOINT.
 
-The SDK calls an :class:`Exporter` from a thread of its own, so all of this blocks. What may work later is tried again with growing pauses, within the
-timeout; a process that ends tries what is left once.
+The SDK calls an :class:`Exporter` from a thread of its own, so all of this blocks. What may work later is tried again
+with growing pauses, within the timeout; a process that ends tries what is left once.
 """
 
 from __future__ import annotations
@@ -55,7 +60,9 @@ _FIRST_PAUSE = 0.5
 
 
 class SendError(Exception):
-    """A batch that was not taken. ``again``: it may be later; ``after``: not before so many seconds, says the collector."""
+    """A batch that was not taken. ``again``: it may be later; ``after``: not before so many seconds, says the
+    collector.
+    """
 
     def __init__(self, message: str, *, again: bool, after: float = 0) -> None:
         super().__init__(message)
@@ -76,9 +83,18 @@ class Sender(Protocol):
 
 
 class Exporter(SpanExporter):
-    """Sends batches, repeats what may be repeated, and says in the log when spans begin to be lost and when that is over."""
+    """Sends batches, repeats what may be repeated, and says in the log when spans begin to be lost and when that is
+    over.
+    """
 
-    def __init__(self, sender: Sender, timeout: float, *, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], object] | None = None) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        timeout: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
         self._sender = sender
         self._timeout = timeout
         self._clock = clock
@@ -136,7 +152,8 @@ class Exporter(SpanExporter):
         return True
 
 
-# ---------------------------------------------------------------------------------------------- what the environment says
+# ---------------------------------------------------------------------------------------------- what the environment
+# says
 
 
 class Variable(NamedTuple):
@@ -169,7 +186,8 @@ def configured() -> Exporter:
     given = variable("HEADERS")
     headers = parse_env_headers(given.value, liberal=True)
     if any(not character.isprintable() for value in headers.values() for character in value):
-        raise ValueError(f"{given.name}: a value has characters that no header may have")  # which value, is perhaps a secret
+        # which value, is perhaps a secret
+        raise ValueError(f"{given.name}: a value has characters that no header may have")
     timeout = variable("TIMEOUT")
     try:
         seconds = float(timeout.value or 10)
@@ -274,7 +292,9 @@ class OverGrpc:
     def __init__(self, place: Place, headers: Mapping[str, str], *, compress: bool) -> None:
         self._metadata = tuple(headers.items())
         self._compress = compress
-        self._client = BlockingClient(place.dial, f"collector at {place.name}", scheme="https" if place.tls else "http", authority=place.authority)
+        self._client = BlockingClient(
+            place.dial, f"collector at {place.name}", scheme="https" if place.tls else "http", authority=place.authority
+        )
 
     def send(self, request: bytes, timeout: float) -> bytes:
         try:
@@ -288,8 +308,20 @@ class OverGrpc:
         self._client.close()
 
 
-_TRANSIENT = {kind.code for kind in (errors.Cancelled, errors.DeadlineExceeded, errors.Aborted, errors.OutOfRange, errors.Unavailable, errors.DataLoss)}
-"""By OTLP's table (its specification, OTLP/gRPC Response). RESOURCE_EXHAUSTED is so if the collector says when to come back."""
+_TRANSIENT = {
+    kind.code
+    for kind in (
+        errors.Cancelled,
+        errors.DeadlineExceeded,
+        errors.Aborted,
+        errors.OutOfRange,
+        errors.Unavailable,
+        errors.DataLoss,
+    )
+}
+"""By OTLP's table (its specification, OTLP/gRPC Response). RESOURCE_EXHAUSTED is so if the collector says when to
+come back.
+"""
 
 
 def _retry_delay(error: errors.NodeError) -> float | None:
@@ -317,8 +349,12 @@ class OverHttp:
         self._path = path
         self._compress = compress
         self._headers: dict[str, str | bytes] = {
-            "host": place.authority, "user-agent": f"splitd/{SPLITD}", **{k: v.encode() for k, v in headers.items()},
-            "content-type": "application/x-protobuf", **({"content-encoding": "gzip"} if compress else {})}
+            "host": place.authority,
+            "user-agent": f"splitd/{SPLITD}",
+            **{k: v.encode() for k, v in headers.items()},
+            "content-type": "application/x-protobuf",
+            **({"content-encoding": "gzip"} if compress else {}),
+        }
         self._connection = http.client.HTTPConnection(place.host, place.port)
         self._unusable = http.client.HTTPException
 
@@ -331,7 +367,9 @@ class OverHttp:
             if connection.sock is None:
                 connection.sock = self._place.dial(max(timeout, 0.001))
             connection.sock.settimeout(max(end - time.monotonic(), 0.001))
-            connection.request("POST", self._path, zlib.compress(request, wbits=31) if self._compress else request, self._headers)
+            connection.request(
+                "POST", self._path, zlib.compress(request, wbits=31) if self._compress else request, self._headers
+            )
             response = connection.getresponse()
             answer = response.read(_ANSWER)
         except (OSError, self._unusable) as error:
@@ -343,8 +381,11 @@ class OverHttp:
         if 200 <= response.status < 300:
             return answer
         after = response.headers.get("retry-after", "")
-        raise SendError(f"collector at {self._place.name} answers {response.status} {response.reason}", again=response.status in _TRANSIENT_HTTP,
-                        after=float(after) if after.isdigit() else 0)
+        raise SendError(
+            f"collector at {self._place.name} answers {response.status} {response.reason}",
+            again=response.status in _TRANSIENT_HTTP,
+            after=float(after) if after.isdigit() else 0,
+        )
 
     def close(self) -> None:
         self._connection.close()

@@ -1,7 +1,7 @@
 """Ends of pipes as asyncio's streams.
 
-They are made of a file descriptor, never of a file object: uvloop closes the descriptor and then has the object close it once more (0.23), and the second close hits whatever another
-thread has opened in between.
+They are made of a file descriptor, never of a file object: uvloop closes the descriptor and then has the object close
+it once more (0.23), and the second close hits whatever another thread has opened in between.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ class _End:
 
 @contextlib.asynccontextmanager
 async def reading(fd: int, limit: int = 1 << 16) -> AsyncIterator[asyncio.StreamReader]:
-    """The end of a pipe to read from; ``fd`` becomes the block's, and is closed with it. About twice ``limit`` bytes are read ahead."""
+    """The end of a pipe to read from; ``fd`` becomes the block's, and is closed with it. About twice ``limit``
+    bytes are read ahead.
+    """
     reader = asyncio.StreamReader(limit)
     try:
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), _End(fd).file)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), _End(fd).file
+        )
     except asyncio.CancelledError:  # it was the transport's already, which was closed
         raise
     except BaseException:
@@ -55,7 +59,9 @@ async def writer(fd: int) -> asyncio.StreamWriter:
     """The end of a pipe to write to; ``fd`` becomes the writer's, and is closed with it."""
     loop = asyncio.get_running_loop()
     try:
-        transport, protocol = await loop.connect_write_pipe(lambda: asyncio.streams.FlowControlMixin(loop=loop), _End(fd).file)
+        transport, protocol = await loop.connect_write_pipe(
+            lambda: asyncio.streams.FlowControlMixin(loop=loop), _End(fd).file
+        )
     except asyncio.CancelledError:  # it was the transport's already, which was closed
         raise
     except BaseException:

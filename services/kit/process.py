@@ -37,10 +37,12 @@ Serve = Callable[[settings.File, settings.Node], Awaitable[None]]
 
 @contextlib.contextmanager
 def owned(directory: Path, patience: float = 10.0) -> Iterator[Path]:
-    """Make ``directory`` (0700) and hold its lock: one process serves it at a time, and only that one may replace its socket.
+    """Make ``directory`` (0700) and hold its lock: one process serves it at a time, and only that one may replace its
+    socket.
 
-    Another holder is waited for, ``patience`` seconds (its successor may start while it drains), then FailedPrecondition names the directory.
-    The lock is a flock on the directory itself, so it leaves no file and dies with its holder.
+    Another holder is waited for, ``patience`` seconds (its successor may start while it drains), then
+    FailedPrecondition names the directory. The lock is a flock on the directory itself, so it leaves no file and dies
+    with its holder.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -87,7 +89,8 @@ async def until_signal() -> None:
 def run(name: str, serve: Serve) -> None:
     """The main function of the process ``name``: parse the arguments, serve until a signal, exit.
 
-    A process that cannot start says why in one line and waits a second before it exits, so that its supervisor does not spin.
+    A process that cannot start says why in one line and waits a second before it exits, so that its supervisor does not
+    spin.
     """
     parser = argparse.ArgumentParser(prog=f"splitd-{name}")
     parser.add_argument("--config", type=Path, help="TOML file; default: none, all defaults")
@@ -129,7 +132,9 @@ def _keep(file: settings.File, node: settings.Node, name: str) -> None:
     try:
         settings.keep(file, node.state, name)
     except OSError as error:
-        log.warning("what is read of the configuration cannot be kept, and splitd config dump shows an older one: %s", error)
+        log.warning(
+            "what is read of the configuration cannot be kept, and splitd config dump shows an older one: %s", error
+        )
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -149,9 +154,13 @@ def many_files() -> None:
 
 
 def _less_garbage_collection() -> None:
-    """What is loaded stays; and of what a call makes hardly anything is a cycle, so looking for them every 700 objects is 3 % of a relay's time for nothing."""
+    """What is loaded stays; and of what a call makes hardly anything is a cycle, so looking for them every 700
+    objects is 3 % of a relay's time for nothing.
+    """
     gc.freeze()
-    gc.set_threshold(5_000, 4, 50)  # a look at the young takes a millisecond or two, one at the middle-aged some: a client that opens ten thousand writes has many of both
+    # a look at the young takes a millisecond or two, one at the middle-aged some: a client that opens ten thousand
+    # writes has many of both
+    gc.set_threshold(5_000, 4, 50)
 
 
 async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None:
@@ -163,7 +172,9 @@ async def _serve(serve: Serve, file: settings.File, node: settings.Node) -> None
 
 
 def _short_waits() -> None:
-    """The loop waits so long, at most, for a thread that computes, each time it has waited for anything; by default 5 ms."""
+    """The loop waits so long, at most, for a thread that computes, each time it has waited for anything; by default
+    5 ms.
+    """
     sys.setswitchinterval(SLICE)
 
 

@@ -1,14 +1,15 @@
 """Events on their way to the gateway: queued in order, sent one after the other, kept while the gateway is away.
 
-A service publishes *after* the change is durable, and must neither wait for the gateway nor lose an event because the gateway restarts. So
-:meth:`Publisher.publish` only queues, and a task sends::
+A service publishes *after* the change is durable, and must neither wait for the gateway nor lose an event because the
+gateway restarts. So :meth:`Publisher.publish` only queues, and a task sends::
 
     async with Publisher(gateway).running() as publisher:
         ...
         publisher.publish(call.namespace, "/images/create", ImageCreate(name=name))
 
-Events go by Events.Forward, so that they keep the time at which things happened however late they arrive. An event whose sending timed
-out is sent again, so a subscriber may see it twice; what is still queued when the process is killed is lost, as in containerd.
+Events go by Events.Forward, so that they keep the time at which things happened however late they arrive. An event
+whose sending timed out is sent again, so a subscriber may see it twice; what is still queued when the process is killed
+is lost, as in containerd.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Publisher:
         self._empty.set()
 
     def publish(self, namespace: str, topic: str, message: Message) -> None:
-        """Queue an event of ``namespace``; returns at once and never fails. A ``message`` that is an Any already goes as it is."""
+        """Queue an event of ``namespace``; returns at once and never fails. A ``message`` that is an Any already
+        goes as it is.
+        """
         event = message if isinstance(message, Any) else pack(message)
         request = events_pb2.ForwardRequest()
         request.envelope.timestamp.FromNanoseconds(time.time_ns())
@@ -98,10 +101,17 @@ class Publisher:
                     complained = True
                 await asyncio.sleep(self._retry)
             except errors.NodeError as error:
-                log.error("the gateway refused event %s of namespace %s: %s", request.envelope.topic, request.envelope.namespace, error)
+                log.error(
+                    "the gateway refused event %s of namespace %s: %s",
+                    request.envelope.topic,
+                    request.envelope.namespace,
+                    error,
+                )
                 return
             except Exception:  # a fault of ours, which would hold back all events after this one
-                log.exception("event %s of namespace %s cannot be sent", request.envelope.topic, request.envelope.namespace)
+                log.exception(
+                    "event %s of namespace %s cannot be sent", request.envelope.topic, request.envelope.namespace
+                )
                 return
             else:
                 return
@@ -114,7 +124,9 @@ class Publisher:
 
     @contextlib.asynccontextmanager
     async def running(self, *, grace: float = 2.0) -> AsyncIterator[Publisher]:
-        """Send in the background while the block lasts, and for at most ``grace`` seconds more what is left at its end."""
+        """Send in the background while the block lasts, and for at most ``grace`` seconds more what is left at its
+        end.
+        """
         async with loops.running("the sending of events", self.run):
             yield self
             if not await self.flushed(grace):

@@ -1,12 +1,14 @@
 r"""Go's regular expressions (regexp/syntax of Go 1.26): what containerd's filters mean by ``~=``.
 
-One who may list may send any expression, and the loop that matches it is everybody's: so the time a match takes is bounded, by RE2, which walks the text once.
-RE2's syntax is nearly Go's. Here Go's is parsed, token by token, with Go's error words and limits (repeat counts to 1,000 in all, 1,000 levels),
-and written down again in what RE2 takes in the same meaning: ``\C`` is refused, names of groups fall away (Go takes one twice), ``\p{...}`` is looked up as Go does
-it (``\p{greek}``, ``\p{Letter}``, ``\p{ASCII}``; not ``\p{Old_Italic}``, which Go 1.26 does not find either).
+One who may list may send any expression, and the loop that matches it is everybody's: so the time a match takes is
+bounded, by RE2, which walks the text once. RE2's syntax is nearly Go's. Here Go's is parsed, token by token, with Go's
+error words and limits (repeat counts to 1,000 in all, 1,000 levels), and written down again in what RE2 takes in the
+same meaning: ``\C`` is refused, names of groups fall away (Go takes one twice), ``\p{...}`` is looked up as Go does it
+(``\p{greek}``, ``\p{Letter}``, ``\p{ASCII}``; not ``\p{Old_Italic}``, which Go 1.26 does not find either).
 
-Linear in the text is not yet cheap: RE2's worst case is the size of the program for each byte. :data:`EXPRESSION`, :data:`SIZE` and :data:`STEPS` bound that product.
-RE2 is loaded with the first expression, since it costs a process 3 MB.
+Linear in the text is not yet cheap: RE2's worst case is the size of the program for each byte. :data:`EXPRESSION`,
+:data:`SIZE` and :data:`STEPS` bound that product. RE2 is loaded with the first expression, since it costs a process 3
+MB.
 """
 
 from __future__ import annotations
@@ -22,18 +24,25 @@ from types import ModuleType
 from typing import Any
 
 from services.kit import memory
+from services.kit.unicode_categories import ALIASES, MINOR
 
 EXPRESSION = 5 << 10
-"""Characters of an expression. Go has no such limit. RE2 needs some 20 ms to compile the worst of that size, in which the process answers nobody."""
+"""Characters of an expression. Go has no such limit. RE2 needs some 20 ms to compile the worst of that size, in
+which the process answers nobody.
+"""
 
 CLASSES = 16
 """Of Unicode (``\\pL``) in an expression: each is hundreds of ranges, and costs RE2 a millisecond."""
 
 SIZE = 32 << 10
-"""Instructions of an expression as Go counts them, which allows 3,355,443: that many would hold a loop for minutes over a text of a few kilobytes."""
+"""Instructions of an expression as Go counts them, which allows 3,355,443: that many would hold a loop for minutes
+over a text of a few kilobytes.
+"""
 
 STEPS = 1 << 20
-"""Instructions times characters of text for one match: some 15 ms where RE2 is slowest, microseconds where it is not."""
+"""Instructions times characters of text for one match: some 15 ms where RE2 is slowest, microseconds where it is
+not.
+"""
 
 REPEAT = 1000
 DEPTH = 1000
@@ -42,7 +51,9 @@ CACHE_BYTES = 64 << 20
 
 
 class Expression:
-    """A checked expression. ``size`` is Go's measure of its program; compiled when it is first matched, and again when the cache has dropped it."""
+    """A checked expression. ``size`` is Go's measure of its program; compiled when it is first matched, and again
+    when the cache has dropped it.
+    """
 
     __slots__ = ("_source", "size", "steps")
 
@@ -52,15 +63,21 @@ class Expression:
         self.steps = steps
 
     def found_in(self, text: str) -> bool:
-        """Go's MatchString. Bytes that are no UTF-8 (lone surrogates here) are each the character U+FFFD, as for Go. ValueError if it were too much work."""
+        """Go's MatchString. Bytes that are no UTF-8 (lone surrogates here) are each the character U+FFFD, as for
+        Go. ValueError if it were too much work.
+        """
         compiled, instructions = _compiled(self._source)
         if instructions * len(text) > self.steps:
-            raise ValueError(f"an expression of {instructions} instructions is too large for a text of {len(text)} characters")
+            raise ValueError(
+                f"an expression of {instructions} instructions is too large for a text of {len(text)} characters"
+            )
         return compiled.search(_valid(text)) is not None
 
 
 def compile(pattern: str, steps: int = STEPS) -> Expression:  # noqa: A001 - regexp.compile, as re.compile
-    """``pattern`` checked and translated, each match bounded by ``steps``; ValueError, in Go's words, if Go would not compile it or it exceeds a limit."""
+    """``pattern`` checked and translated, each match bounded by ``steps``; ValueError, in Go's words, if Go would
+    not compile it or it exceeds a limit.
+    """
     making = compiling(pattern, steps)
     while True:
         try:
@@ -84,8 +101,11 @@ def compiling(pattern: str, steps: int = STEPS) -> Generator[None, None, Express
 def _valid(text: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError:  # of a surrogate that stands for a byte one U+FFFD, of another three, since it would take three bytes
-        return "".join("\ufffd" if "\udc80" <= c <= "\udcff" else "\ufffd" * 3 if "\ud800" <= c <= "\udfff" else c for c in text).encode()
+    # of a surrogate that stands for a byte one U+FFFD, of another three, since it would take three bytes
+    except UnicodeEncodeError:
+        return "".join(
+            "\ufffd" if "\udc80" <= c <= "\udcff" else "\ufffd" * 3 if "\ud800" <= c <= "\udfff" else c for c in text
+        ).encode()
 
 
 _cache: OrderedDict[bytes, tuple[Any, int, int]] = OrderedDict()
@@ -95,7 +115,9 @@ _used: set[bytes] = set()
 _looking = threading.Lock()
 """Held by whoever looks into the cache, or changes it: some match in threads."""
 _MEMORY = (256 << 10, 2 << 20)
-"""What RE2 may use for an expression: a quarter of it for the program, most of the rest for states. The second is for programs that the first has no room for."""
+"""What RE2 may use for an expression: a quarter of it for the program, most of the rest for states. The second is
+for programs that the first has no room for.
+"""
 
 
 @cache
@@ -125,7 +147,13 @@ def _compiled(source: bytes) -> tuple[Any, int]:
         except re2.error as error:
             if bound == _MEMORY[-1]:
                 why = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-                words = "expression too large" if "too large" in why else "expression nests too deeply" if "deep" in why else why
+                words = (
+                    "expression too large"
+                    if "too large" in why
+                    else "expression nests too deeply"
+                    if "deep" in why
+                    else why
+                )
                 raise ValueError(f"error parsing regexp: {words}") from None
         finally:
             re2.purge()  # its own cache knows no bytes
@@ -142,7 +170,9 @@ def _compiled(source: bytes) -> tuple[Any, int]:
 
 
 def forget_unused() -> None:
-    """Free the compiled expressions that were not wanted since this was called last: what one costly List left behind is tens of megabytes."""
+    """Free the compiled expressions that were not wanted since this was called last: what one costly List left
+    behind is tens of megabytes.
+    """
     global _cached_bytes
     with _looking:
         for source in [source for source in _cache if source not in _used]:
@@ -155,7 +185,9 @@ memory.when_idle(forget_unused)
 
 @dataclass(slots=True)
 class _Node:
-    """What must be known of a part of an expression to hold it against Go's limits: instructions, levels, and the repeat counts within it multiplied."""
+    """What must be known of a part of an expression to hold it against Go's limits: instructions, levels, and the
+    repeat counts within it multiplied.
+    """
 
     size: int = 1
     height: int = 1
@@ -177,14 +209,27 @@ class _Group:
         items, self.items = self.items, []
         nodes = sum(1 for n, item in enumerate(items) if not (item.literal and n and items[n - 1].literal))
         height = max((item.height for item in items), default=1) + (nodes > 1)
-        self.alternatives.append(_Node(max(1, sum(item.size for item in items)), height, max((item.repeats for item in items), default=1),
-                                       literal=nodes == 1 and items[0].literal))
+        self.alternatives.append(
+            _Node(
+                max(1, sum(item.size for item in items)),
+                height,
+                max((item.repeats for item in items), default=1),
+                literal=nodes == 1 and items[0].literal,
+            )
+        )
 
     def close(self) -> _Node:
         self.end_alternative()
         parts = self.alternatives
-        node = parts[0] if len(parts) == 1 else _Node(sum(part.size for part in parts) + len(parts) - 1, max(part.height for part in parts) + 1,
-                                                      max(part.repeats for part in parts))
+        node = (
+            parts[0]
+            if len(parts) == 1
+            else _Node(
+                sum(part.size for part in parts) + len(parts) - 1,
+                max(part.height for part in parts) + 1,
+                max(part.repeats for part in parts),
+            )
+        )
         return _Node(node.size + 2, node.height + 1, node.repeats) if self.captures else node
 
 
@@ -210,19 +255,20 @@ class _Parser:
             raise self._error("missing closing )", self.pattern)
         self.size = self._within(self.groups[0].close()).size
         source = "".join(self.out)
-        # RE2's \B also holds between the bytes of one character. Only a search can begin there, so it begins at the start.
+        # RE2's \B also holds between the bytes of one character. Only a search can begin there, so it begins at the
+        # start.
         return rf"\A(?s:.)*?(?:{source})" if r"\B" in self.out else source
 
     def _error(self, why: str, what: str) -> ValueError:
         return ValueError(f"error parsing regexp: {why}: `{_valid(what).decode()}`")
 
     def _since(self, begin: int) -> str:
-        return self.pattern[begin:self.at]
+        return self.pattern[begin : self.at]
 
     def _next(self) -> str:
         """The next character, empty at the end."""
-        char = self.pattern[self.at:self.at + 1]
-        self._checked(char, self.pattern[self.at:])
+        char = self.pattern[self.at : self.at + 1]
+        self._checked(char, self.pattern[self.at :])
         self.at += len(char)
         return char
 
@@ -327,11 +373,13 @@ class _Parser:
             return
         if opened := _NAMED.match(self.pattern, begin):
             end = self.pattern.find(">", begin)
-            name = self.pattern[opened.end():end] if end >= 0 else self.pattern[begin:]
+            name = self.pattern[opened.end() : end] if end >= 0 else self.pattern[begin:]
             for n, char in enumerate(name):
                 self._checked(char, name[n:])
             if end < 0 or not _NAME.fullmatch(name):
-                raise self._error("invalid named capture", self.pattern[begin:end + 1] if end >= 0 else self.pattern[begin:])
+                raise self._error(
+                    "invalid named capture", self.pattern[begin : end + 1] if end >= 0 else self.pattern[begin:]
+                )
             self.at = end + 1
             self._push(captures=True)
             return
@@ -359,7 +407,7 @@ class _Parser:
     # ---------------------------------------------------------------- escapes
 
     def _escaped(self) -> None:
-        after = self.pattern[self.at + 1:self.at + 2]
+        after = self.pattern[self.at + 1 : self.at + 2]
         if after and after in "AbBz":
             self.at += 2
             self._add("\\" + after)
@@ -369,7 +417,7 @@ class _Parser:
             self.at += 2
             end = self.pattern.find(r"\E", self.at)
             stop = len(self.pattern) if end < 0 else end
-            text = self.pattern[self.at:stop]
+            text = self.pattern[self.at : stop]
             for n, char in enumerate(text):
                 self._checked(char, text[n:])
                 self._add(_literal(char), literal=True)
@@ -393,7 +441,11 @@ class _Parser:
             return _CONTROL[char]
         if char.isascii() and not char.isalnum():
             return char
-        if char in "01234567" and (octal := _OCTAL.match(self.pattern, self.at - 1)) and (char == "0" or len(octal[0]) > 1):
+        if (
+            char in "01234567"
+            and (octal := _OCTAL.match(self.pattern, self.at - 1))
+            and (char == "0" or len(octal[0]) > 1)
+        ):
             self.at = octal.end()
             return chr(int(octal[0], 8))
         if char == "x":
@@ -425,9 +477,9 @@ class _Parser:
         first = True
         while first or not self.pattern.startswith("]", self.at):
             first = False
-            after = self.pattern[self.at + 1:self.at + 2]
+            after = self.pattern[self.at + 1 : self.at + 2]
             if self.pattern.startswith("[:", self.at) and (end := self.pattern.find(":]", self.at + 2)) >= 0:
-                name = self.pattern[self.at:end + 2]
+                name = self.pattern[self.at : end + 2]
                 if name[2:-2].removeprefix("^") not in _POSIX:
                     raise self._error("invalid character class range", name)
                 self.at = end + 2
@@ -440,7 +492,11 @@ class _Parser:
             else:
                 start = self.at
                 low = high = self._class_char(begin)
-                if self.pattern.startswith("-", self.at) and not self.pattern.startswith("-]", self.at) and self.at + 1 < len(self.pattern):
+                if (
+                    self.pattern.startswith("-", self.at)
+                    and not self.pattern.startswith("-]", self.at)
+                    and self.at + 1 < len(self.pattern)
+                ):
                     self.at += 1
                     high = self._class_char(begin)
                     if high < low:
@@ -465,7 +521,7 @@ class _Parser:
         name = self._next()
         if name == "{":
             end = self.pattern.find("}", self.at)
-            name = self.pattern[self.at:end] if end >= 0 else ""
+            name = self.pattern[self.at : end] if end >= 0 else ""
             if end < 0:
                 raise self._error("invalid character class range", self.pattern[begin:])
             for n, char in enumerate(name):
@@ -495,31 +551,23 @@ def _literal(char: str) -> str:
     return char if char.isascii() and char.isalnum() else rf"\x{{{ord(char):x}}}"
 
 
-
 # ---------------------------------------------------------------- Unicode's classes
-
-_MINOR = {"L": "Lu Ll Lt Lm Lo", "M": "Mn Mc Me", "N": "Nd Nl No", "P": "Pc Pd Ps Pe Pi Pf Po", "S": "Sm Sc Sk So", "Z": "Zs Zl Zp", "C": "Cc Cf Cs Co Cn"}
-_ALIASES = {re.sub("_", "", alias).capitalize(): name for name, aliases in {
-    "LC": "Lc Cased_Letter", "Pe": "Close_Punctuation", "M": "Combining_Mark Mark", "Pc": "Connector_Punctuation", "Cc": "Control Cntrl", "Sc": "Currency_Symbol",
-    "Pd": "Dash_Punctuation", "Nd": "Decimal_Number Digit", "Me": "Enclosing_Mark", "Pf": "Final_Punctuation", "Cf": "Format", "Pi": "Initial_Punctuation",
-    "L": "Letter", "Nl": "Letter_Number", "Zl": "Line_Separator", "Ll": "Lowercase_Letter", "Sm": "Math_Symbol", "Lm": "Modifier_Letter", "Sk": "Modifier_Symbol",
-    "Mn": "Nonspacing_Mark", "N": "Number", "Ps": "Open_Punctuation", "C": "Other", "Lo": "Other_Letter", "No": "Other_Number", "Po": "Other_Punctuation",
-    "So": "Other_Symbol", "Zp": "Paragraph_Separator", "Co": "Private_Use", "P": "Punctuation Punct", "Z": "Separator", "Zs": "Space_Separator", "Mc": "Spacing_Mark",
-    "Cs": "Surrogate", "S": "Symbol", "Lt": "Titlecase_Letter", "Cn": "Unassigned", "Lu": "Uppercase_Letter"}.items() for alias in aliases.split()}
-"""Go's unicode.CategoryAliases, as they are looked up there: first letter upper, the others lower, nothing between."""
 
 
 def _unicode(name: str, negated: bool) -> str | None:
     """What the class of this canonical name, or all but it, is between RE2's brackets; None if Go has no such class."""
-    name = _ALIASES.get(name, name)
+    name = ALIASES.get(name, name)
     if name == "Ascii":
         return "[:^ascii:]" if negated else "[:ascii:]"
     if name == "Assigned":
         name, negated = "Cn", not negated
     if name in ("C", "Cn", "LC"):  # as Go has them: C with the unassigned, which RE2 has no name for
-        wanted = {"C": set(_MINOR["C"].split()), "Cn": {"Cn"}, "LC": {"Lu", "Ll", "Lt"}}[name]
-        every = set(chain.from_iterable(minors.split() for minors in _MINOR.values()))
-        return "".join(_unassigned() if minor == "Cn" else rf"\p{{{minor}}}" for minor in sorted(every - wanted if negated else wanted))
+        wanted = {"C": set(MINOR["C"].split()), "Cn": {"Cn"}, "LC": {"Lu", "Ll", "Lt"}}[name]
+        every = set(chain.from_iterable(minors.split() for minors in MINOR.values()))
+        return "".join(
+            _unassigned() if minor == "Cn" else rf"\p{{{minor}}}"
+            for minor in sorted(every - wanted if negated else wanted)
+        )
     if not re.fullmatch("[A-Z][a-z]*", name) or not _known(name):
         return None
     return rf"\{'P' if negated else 'p'}{{{name}}}"

@@ -1,6 +1,7 @@
 """What a relay decides about calls that no servicer has: who answers them, or where they pass to, and how.
 
-A transport does what it decides, and does not parse what it relays. The gateway has the one that decides (``gateway/relay.py``).
+A transport does what it decides, and does not parse what it relays. The gateway has the one that decides
+(``gateway/relay.py``).
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ Meaning = Callable[[bytes], Answers | Literal[False] | None]
 
 @dataclass(slots=True, frozen=True)
 class Question:
-    """What :attr:`Route.admit` asks another process, for calls that are like most: one request, which is there, and an answer that settles it. That takes no coroutine."""
+    """What :attr:`Route.admit` asks another process, for calls that are like most: one request, which is there, and
+    an answer that settles it. That takes no coroutine.
+    """
 
     channel: Channel
     method: str
@@ -49,8 +52,8 @@ class Question:
     ready: Callable[[], bool]
     """Whether it can be asked now."""
     ask: Callable[[bytes], tuple[bytes, Meaning, Callable[[], None]]]
-    """The question about a request, what its answer means, and what to do meanwhile. It means what ``admit`` would tell, or False if it does not settle the call. Then, and where it is an error,
-    ``admit`` is asked.
+    """The question about a request, what its answer means, and what to do meanwhile. It means what ``admit`` would
+    tell, or False if it does not settle the call. Then, and where it is an error, ``admit`` is asked.
     """
 
 
@@ -68,15 +71,18 @@ class Route:
     repeats: float = 0
     """How often it is asked again if it goes away in the middle of a unary call."""
     admit: Callable[[bytes, Call], Awaitable[Answers | None]] | None = None
-    """Asked, with the first request message, before anything is sent. What it raises is the answer, and so are the messages that it returns, if
-    the client takes them at once; None lets the call pass."""
+    """Asked, with the first request message, before anything is sent. What it raises is the answer, and so are the
+    messages that it returns, if the client takes them at once; None lets the call pass.
+    """
     question: Question | None = None
 
 
 class Relay(Protocol):
-    """Decides about methods that no servicer has. The transport does what it decides, and does not parse what it relays.
+    """Decides about methods that no servicer has. The transport does what it decides, and does not parse what it
+    relays.
 
-    What it decides depends on a call's method and headers only, and may be remembered for the next call that has the same.
+    What it decides depends on a call's method and headers only, and may be remembered for the next call that has the
+    same.
     """
 
     def arity(self, method: str) -> Arity:

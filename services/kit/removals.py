@@ -1,4 +1,6 @@
-"""splitd.removals.v1.Removals: many things of a raw store removed in one call. For services that keep what records name."""
+"""splitd.removals.v1.Removals: many things of a raw store removed in one call. For services that keep what records
+name.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""gRPC for handlers that do not know it: the face of what is behind. What is outside of the kit and its wire imports this, and none of that.
+"""gRPC for handlers that do not know it: the face of what is behind. What is outside of the kit and its wire imports
+this, and none of that.
 
 A *servicer* is an object with one method for each RPC it has, named as in its .proto file. It is bound by its
-service's descriptor, so nothing generated runs (stubs are for mypy), and an RPC that the object lacks answers UNIMPLEMENTED::
+service's descriptor, so nothing generated runs (stubs are for mypy), and an RPC that the object lacks answers
+UNIMPLEMENTED::
 
     class ContentServicer:
         SERVICE = content_stubs.CONTENT
@@ -10,16 +12,19 @@ service's descriptor, so nothing generated runs (stubs are for mypy), and an RPC
         async def Read(self, request, call): ...        # server stream: an async generator of responses
         async def Write(self, requests, call): ...      # client stream: ``requests`` is an async iterator
 
-Handlers raise :mod:`services.kit.errors`; what the machine cannot do, such as to write to a full disk, becomes one of them; anything else they raise
-is a bug: logged once, answered INTERNAL. A client's cancellation cancels the handler's task; what must not stop half way runs under :func:`shielded`.
+Handlers raise :mod:`services.kit.errors`; what the machine cannot do, such as to write to a full disk, becomes one of
+them; anything else they raise is a bug: logged once, answered INTERNAL. A client's cancellation cancels the handler's
+task; what must not stop half way runs under :func:`shielded`.
 
-Behind it, each knows only those before it: :mod:`~services.kit.call`, what a call is; :mod:`~services.kit.relays`, what a relay decides;
-:mod:`~services.kit.transport`, what a transport must be; :mod:`~services.kit.chosen`, which one is picked; :mod:`~services.kit.channel`, calls to other
-processes; :mod:`~services.kit.shielding`, work that outlives its caller.
+Behind it, each knows only those before it: :mod:`~services.kit.call`, what a call is; :mod:`~services.kit.relays`, what
+a relay decides; :mod:`~services.kit.transport`, what a transport must be; :mod:`~services.kit.chosen`, which one is
+picked; :mod:`~services.kit.channel`, calls to other processes; :mod:`~services.kit.shielding`, work that outlives its
+caller.
 
-Two *transports* carry the calls, and nothing but :mod:`~services.kit.chosen` knows which: :mod:`services.wire`, our own HTTP/2, and
-:mod:`services.kit.grpcio`, Google's library. ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT chooses; they speak the same
-protocol, so processes of both kinds talk to each other. Everything is asyncio; blocking work belongs in ``asyncio.to_thread`` or in a worker program.
+Two *transports* carry the calls, and nothing but :mod:`~services.kit.chosen` knows which: :mod:`services.wire`, our own
+HTTP/2, and :mod:`services.kit.grpcio`, Google's library. ``[grpc] transport`` or SPLITD_GRPC_TRANSPORT chooses; they
+speak the same protocol, so processes of both kinds talk to each other. Everything is asyncio; blocking work belongs in
+``asyncio.to_thread`` or in a worker program.
 """
 
 from __future__ import annotations
@@ -60,11 +65,49 @@ from services.kit.shielding import shielded, shielded_work_done
 from services.kit.transport import SERVING, Answering, Method, Methods, Pings, Server
 
 __all__ = [
-    "CLIENT", "ERROR_LIMIT", "LEASE", "LONG", "MESSAGE_LIMIT", "NAMESPACE", "ONLY_WANTED", "RAW", "STOPPING",
-    "STREAMS", "TRANSPORTS", "UNARY", "UNARY_TIMEOUT", "VERIFY", "Answering", "Answers", "Arity", "Call", "Channel",
-    "Client", "Coordinated", "Headers", "Meaning", "Metadata", "Method", "Methods", "Pieces", "Pings", "Question",
-    "Relay", "Route", "Server", "Servicer", "Stream", "Upstream", "caller", "choose", "load", "method_path",
-    "serving", "shielded", "shielded_work_done", "transport",
+    "CLIENT",
+    "ERROR_LIMIT",
+    "LEASE",
+    "LONG",
+    "MESSAGE_LIMIT",
+    "NAMESPACE",
+    "ONLY_WANTED",
+    "RAW",
+    "STOPPING",
+    "STREAMS",
+    "TRANSPORTS",
+    "UNARY",
+    "UNARY_TIMEOUT",
+    "VERIFY",
+    "Answering",
+    "Answers",
+    "Arity",
+    "Call",
+    "Channel",
+    "Client",
+    "Coordinated",
+    "Headers",
+    "Meaning",
+    "Metadata",
+    "Method",
+    "Methods",
+    "Pieces",
+    "Pings",
+    "Question",
+    "Relay",
+    "Route",
+    "Server",
+    "Servicer",
+    "Stream",
+    "Upstream",
+    "caller",
+    "choose",
+    "load",
+    "method_path",
+    "serving",
+    "shielded",
+    "shielded_work_done",
+    "transport",
 ]
 
 
@@ -80,14 +123,15 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """Serve on a unix socket (mode 0600) until the block ends, then drain for ``grace`` seconds.
 
-    grpc.health.v1.Health is added unless a servicer has it, and containerd's Version. The caller holds the lock of the directory that it serves (``kit.process.owned``): whoever
-    holds it may replace the socket. A path longer than the kernel's 107 bytes is refused with a clear error.
+    grpc.health.v1.Health is added unless a servicer has it, and containerd's Version. The caller holds the lock of the
+    directory that it serves (``kit.process.owned``): whoever holds it may replace the socket. A path longer than the
+    kernel's 107 bytes is refused with a clear error.
 
-    ``relayed`` is for a socket whose callers are the node's own processes: one connection there carries the calls of many clients, each of which the gateway has bounded. It
-    takes many calls as one (``kit.many``).
+    ``relayed`` is for a socket whose callers are the node's own processes: one connection there carries the calls of
+    many clients, each of which the gateway has bounded. It takes many calls as one (``kit.many``).
 
-    An address that is a string is ``host:port``, for tests that drive a server by programs which know no unix sockets; port 0 takes a free one, and
-    ``server.address`` tells which.
+    An address that is a string is ``host:port``, for tests that drive a server by programs which know no unix sockets;
+    port 0 takes a free one, and ``server.address`` tells which.
     """
     if isinstance(address, Path):
         sockets.check_path(address)

@@ -1,7 +1,8 @@
 """What can be read of a damaged database, as a new one.
 
-A table is walked by its key. Where a page cannot be read, the walk goes on behind it, at the next key at which SQLite finds a row: what is lost is what was on that page, or below it. (The
-shell's ``.recover`` looks at each page by itself; but Debian 12's ends with "SQL logic error", whatever database it is given.) Nobody may have either database open.
+A table is walked by its key. Where a page cannot be read, the walk goes on behind it, at the next key at which SQLite
+finds a row: what is lost is what was on that page, or below it. (The shell's ``.recover`` looks at each page by itself;
+but Debian 12's ends with "SQL logic error", whatever database it is given.) Nobody may have either database open.
 """
 
 from __future__ import annotations
@@ -35,11 +36,20 @@ class Saved:
 
 
 def salvage(old: Path, new: Path, sound: Callable[[Sequence[Any]], bool]) -> dict[str, Saved]:
-    """Make the database ``new`` of what can be read of ``old`` and is ``sound``; what that is, by table. DataLoss if not even that can be read which tables there are."""
-    with (contextlib.closing(sqlite3.connect(f"{old.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as source,
-          contextlib.closing(sqlite3.connect(new, isolation_level=None)) as target):
+    """Make the database ``new`` of what can be read of ``old`` and is ``sound``; what that is, by table. DataLoss
+    if not even that can be read which tables there are.
+    """
+    with (
+        contextlib.closing(
+            sqlite3.connect(f"{old.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        ) as source,
+        contextlib.closing(sqlite3.connect(new, isolation_level=None)) as target,
+    ):
         try:
-            made = source.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY type = 'index'").fetchall()
+            made = source.execute(
+                "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY "
+                "type = 'index'"
+            ).fetchall()
             for setting in ("auto_vacuum", "user_version"):
                 (value,) = source.execute(f"PRAGMA {setting}").fetchone()
                 target.execute(f"PRAGMA {setting} = {int(value)}")
@@ -58,7 +68,9 @@ def salvage(old: Path, new: Path, sound: Callable[[Sequence[Any]], bool]) -> dic
     return found
 
 
-def _copied(source: sqlite3.Connection, target: sqlite3.Connection, table: str, sound: Callable[[Sequence[Any]], bool]) -> Saved:
+def _copied(
+    source: sqlite3.Connection, target: sqlite3.Connection, table: str, sound: Callable[[Sequence[Any]], bool]
+) -> Saved:
     columns = [(name, bool(key)) for _, name, _, _, _, key in target.execute(f"PRAGMA table_info({table})")]
     [at] = [number for number, (_, is_key) in enumerate(columns) if is_key]
     key, saved = columns[at][0], Saved()
@@ -67,7 +79,9 @@ def _copied(source: sqlite3.Connection, target: sqlite3.Connection, table: str, 
     while True:
         last = start
         try:
-            for row in source.execute(f"SELECT * FROM {table} {'' if start is None else f'WHERE {key} >= ?'} ORDER BY {key}", () if start is None else (start,)):  # noqa: S608
+            rest = "" if start is None else f"WHERE {key} >= ?"
+            rows = f"SELECT * FROM {table} {rest} ORDER BY {key}"  # noqa: S608
+            for row in source.execute(rows, () if start is None else (start,)):
                 last = row[at]
                 try:
                     if good := sound(row):
@@ -88,7 +102,8 @@ def _behind(source: sqlite3.Connection, table: str, key: str, last: Key | None) 
     """The next key that can be read, behind ``last`` and what cannot; None if there is none."""
     for candidate in _candidates(last, source.execute(f"PRAGMA table_info({table})").fetchall()):
         try:
-            row = source.execute(f"SELECT {key} FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT 1", (candidate,)).fetchone()  # noqa: S608
+            behind = f"SELECT {key} FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT 1"  # noqa: S608
+            row = source.execute(behind, (candidate,)).fetchone()
         except sqlite3.DatabaseError:
             continue
         found: Key | None = row and row[0]

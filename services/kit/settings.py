@@ -1,9 +1,9 @@
 """One TOML file configures the node; each process reads the top level and the table that is its own.
 
-A settings class is a frozen dataclass, its fields the keys, its defaults the defaults, and its docstring what ``splitd config default``
-prints above the table. Durations are written as containerd writes them (``"100ms"``, ``"5s"``, ``"1m30s"``) and read as seconds; a field of that kind is annotated
-:data:`Seconds`. An unknown key of ours is an error that names file, table and key; a key of containerd's that means nothing here is
-a warning.
+A settings class is a frozen dataclass, its fields the keys, its defaults the defaults, and its docstring what ``splitd
+config default`` prints above the table. Durations are written as containerd writes them (``"100ms"``, ``"5s"``,
+``"1m30s"``) and read as seconds; a field of that kind is annotated :data:`Seconds`. An unknown key of ours is an error
+that names file, table and key; a key of containerd's that means nothing here is a warning.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ class Node:
             raise ValueError(f"oom_score: {self.oom_score} is not between -1000 and 1000")
 
 
-FOREIGN_KEYS = frozenset({"version", "imports", "temp", "disabled_plugins", "required_plugins", "plugin_dir", "oom_score"})
-FOREIGN_TABLES = frozenset({"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts"})
+FOREIGN_KEYS = frozenset(
+    {"version", "imports", "temp", "disabled_plugins", "required_plugins", "plugin_dir", "oom_score"}
+)
+FOREIGN_TABLES = frozenset(
+    {"grpc", "ttrpc", "debug", "metrics", "plugins", "proxy_plugins", "stream_processors", "timeouts"}
+)
 """What containerd's config.toml has beside ours: accepted, and named in a warning where it means nothing here."""
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -81,7 +85,9 @@ RUNNING = "config"
 
 
 def keep(file: File, state: Path, name: str) -> None:
-    """Keep ``file`` as what the process ``name`` runs with, for its owner alone: there may be secrets in it. OSError, as on a full disk."""
+    """Keep ``file`` as what the process ``name`` runs with, for its owner alone: there may be secrets in it.
+    OSError, as on a full disk.
+    """
     directory = state / RUNNING
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = directory / f"{name}.new"
@@ -103,7 +109,9 @@ def read(path: Path | None) -> File:
 
 
 def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
-    """An instance of ``cls``: its defaults, then ``[table]`` of ``file`` (dots for sub-tables; "" for the top level), then ``flags`` that are not None."""
+    """An instance of ``cls``: its defaults, then ``[table]`` of ``file`` (dots for sub-tables; "" for the top
+    level), then ``flags`` that are not None.
+    """
     values: Any = file.tables
     for part in table.split(".") if table else ():
         values = values.get(part, {})
@@ -116,7 +124,9 @@ def load(cls: type[C], file: File, table: str, **flags: Any) -> C:
         if key in known:
             chosen[key] = _convert(value, hints[key], f"config file {file.path}: {_where(table, key)}")
         elif table or (not isinstance(value, dict) and key not in FOREIGN_KEYS):
-            raise errors.InvalidArgument(f"config file {file.path}: unknown key {_where(table, key)} (known: {', '.join(sorted(known))})")
+            raise errors.InvalidArgument(
+                f"config file {file.path}: unknown key {_where(table, key)} (known: {', '.join(sorted(known))})"
+            )
     chosen.update({k: v for k, v in flags.items() if v is not None})
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         if f.name not in chosen and f.default is f.default_factory is dataclasses.MISSING:
@@ -139,7 +149,9 @@ def plugin(file: File, name: str) -> Mapping[str, Any]:
 
 
 def load_plugin(cls: type[C], file: File, name: str) -> tuple[C, frozenset[str]]:
-    """An instance of ``cls`` from containerd's table [plugins."NAME"], and which of its fields stand there. As in containerd, a key that ``cls`` has not is none of its business."""
+    """An instance of ``cls`` from containerd's table [plugins."NAME"], and which of its fields stand there. As in
+    containerd, a key that ``cls`` has not is none of its business.
+    """
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     table = {key: value for key, value in plugin(file, name).items() if key in known}
     try:

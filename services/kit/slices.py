@@ -1,8 +1,8 @@
 """Long work in a loop that also answers short calls: done in slices, between which the loop turns.
 
-A thread is no help there: who computes in one holds the GIL for a millisecond whenever the loop waits for anything, and the loop's calls wait many times. So
-long work stays in the loop, looks at the clock, and waits for its next turn; of all the long work of a :class:`Lane` one slice is done in each turn of the
-loop, however much there is of it.
+A thread is no help there: who computes in one holds the GIL for a millisecond whenever the loop waits for anything, and
+the loop's calls wait many times. So long work stays in the loop, looks at the clock, and waits for its next turn; of
+all the long work of a :class:`Lane` one slice is done in each turn of the loop, however much there is of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Lane:
         """Of the slice of this turn, on the clock; None as long as there is none."""
 
     def slice(self) -> Slice:
-        """A piece of work begins. Its first slice is now, or what is left of this turn's if others have begun, too: a client may send ten at once."""
+        """A piece of work begins. Its first slice is now, or what is left of this turn's if others have begun, too:
+        a client may send ten at once.
+        """
         return Slice(self, self.end())
 
     def end(self) -> float:
@@ -73,6 +75,7 @@ class Lane:
 
     def later(self, work: Callable[[], None]) -> None:
         """Have ``work`` done in that turn: for what is no coroutine. It is to look at :meth:`end` now and then."""
+
         def go_on() -> bool:
             work()
             return True

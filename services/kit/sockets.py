@@ -1,4 +1,6 @@
-"""A socket of ours that somebody removed, such as a cleaner of temporary files, is made again by the process that listens: else it would run on, and nobody would reach it."""
+"""A socket of ours that somebody removed, such as a cleaner of temporary files, is made again by the process that
+listens: else it would run on, and nobody would reach it.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,20 @@ LOOK = 1.0
 def check_path(address: Path) -> None:
     """Refuse a socket path that the kernel would cut (sun_path holds 107 bytes)."""
     if len(os.fsencode(address)) > 107:
-        raise errors.InvalidArgument(f"socket path {address} is longer than 107 bytes: choose a shorter state directory")
+        raise errors.InvalidArgument(
+            f"socket path {address} is longer than 107 bytes: choose a shorter state directory"
+        )
 
 
 def watching(path: Path, again: Callable[[], Awaitable[None]], *, look: float | None = None) -> asyncio.Task[None]:
-    """Call ``again``, which listens anew at ``path``, whenever a look, each ``look`` seconds (None: :data:`LOOK`), finds nothing there, until this task is cancelled.
+    """Call ``again``, which listens anew at ``path``, whenever a look, each ``look`` seconds (None: :data:`LOOK`),
+    finds nothing there, until this task is cancelled.
 
     What is there and is not ours is left alone, and said: it is for whoever put it there to remove.
     """
-    return loops.start(f"the watch of {path}", functools.partial(_watch, path, again, LOOK if look is None else look, identity(path)))
+    return loops.start(
+        f"the watch of {path}", functools.partial(_watch, path, again, LOOK if look is None else look, identity(path))
+    )
 
 
 async def _watch(path: Path, again: Callable[[], Awaitable[None]], look: float, ours: tuple[int, int] | None) -> None:

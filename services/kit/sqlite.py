@@ -1,10 +1,13 @@
-"""One SQLite file in which a service keeps its records: how it is opened, found to be whole or not, written in groups, and closed.
+"""One SQLite file in which a service keeps its records: how it is opened, found to be whole or not, written in groups,
+and closed.
 
-WAL with synchronous=FULL: a commit is one append to the log and one fsync. So work that comes while the disk is busy is *grouped*: each piece of it is a savepoint of its own in one transaction,
-and one commit makes all of it durable. None of it is answered before that commit is done, failures included: what they saw might not have lasted.
+WAL with synchronous=FULL: a commit is one append to the log and one fsync. So work that comes while the disk is busy is
+*grouped*: each piece of it is a savepoint of its own in one transaction, and one commit makes all of it durable. None
+of it is answered before that commit is done, failures included: what they saw might not have lasted.
 
-Which thread does it is its owner's choice: metadata's work is short and runs in the event loop, and only the commit leaves it (``services/metadata/sqlite.py``);
-a snapshotter's work makes directories, too, and has a thread for all of it (``services/snapshots/tree.py``). Reading has a connection of its own and never waits for writers.
+Which thread does it is its owner's choice: metadata's work is short and runs in the event loop, and only the commit
+leaves it (``services/metadata/sqlite.py``); a snapshotter's work makes directories, too, and has a thread for all of it
+(``services/snapshots/tree.py``). Reading has a connection of its own and never waits for writers.
 """
 
 from __future__ import annotations
@@ -42,13 +45,17 @@ class Layout:
 
 
 class File:
-    """The file at ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is damaged. ``what`` names its records in messages. Used by one process (``kit.process.owned``)."""
+    """The file at ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is
+    damaged. ``what`` names its records in messages. Used by one process (``kit.process.owned``).
+    """
 
     def __init__(self, path: Path, what: str, layout: Layout, damaged: Callable[[str], None] = log.error) -> None:
         self.path = path
         self.what = what
         self.damaged = damaged
-        """Told, in the event loop's thread, of pages and records that are not what they were; what was asked for is refused with the same words."""
+        """Told, in the event loop's thread, of pages and records that are not what they were; what was asked for is
+        refused with the same words.
+        """
         self._layout = layout
         wal.take_back(path)
         self._log = damage.Log(path)
@@ -74,7 +81,9 @@ class File:
 
     def connect(self) -> Connection:
         """One more connection. Threads may take turns on it, but not use it at once."""
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32)
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, timeout=2.0, cached_statements=32
+        )
         try:
             for pragma in ("synchronous = FULL", *self._layout.pragmas):
                 connection.execute(f"PRAGMA {pragma}")
@@ -100,7 +109,11 @@ class File:
 
     def refusal(self, error: sqlite3.Error) -> Exception:
         """What is answered in the place of ``error``: DataLoss, if pages are not what they were."""
-        return errors.DataLoss(f"{self.what}: {self.path} is damaged: {error}: {damage.WHAT_TO_DO}") if damage.is_damage(error) else error
+        return (
+            errors.DataLoss(f"{self.what}: {self.path} is damaged: {error}: {damage.WHAT_TO_DO}")
+            if damage.is_damage(error)
+            else error
+        )
 
     def met(self, error: sqlite3.Error) -> Exception:
         """The same, and ``damaged`` is told."""
@@ -110,7 +123,9 @@ class File:
         return refusal
 
     def answer(self, group: Iterable[Work[Any]]) -> None:
-        """Tell those who wait for the work of a group, in the event loop's thread. Whoever was cancelled is told nothing; what his work changed stays."""
+        """Tell those who wait for the work of a group, in the event loop's thread. Whoever was cancelled is told
+        nothing; what his work changed stays.
+        """
         for work in group:
             if isinstance(work.error, errors.DataLoss):
                 self.damaged(str(work.error))
@@ -154,7 +169,9 @@ class Work(Generic[R]):
 
 
 def run(work: Work[R], rows: R, connection: Connection) -> None:
-    """Do it, as a savepoint in the transaction that ``connection`` has open: what raises has changed nothing. SQLite's own errors are the whole group's, and are raised."""
+    """Do it, as a savepoint in the transaction that ``connection`` has open: what raises has changed nothing.
+    SQLite's own errors are the whole group's, and are raised.
+    """
     connection.execute("SAVEPOINT work")
     try:
         work.result = work.run(rows)

@@ -1,7 +1,9 @@
-"""SIGUSR1: a process writes where it is into its log, and goes on. One that dies in C code (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL) writes it too.
+"""SIGUSR1: a process writes where it is into its log, and goes on. One that dies in C code (SIGSEGV, SIGABRT, SIGBUS,
+SIGFPE, SIGILL) writes it too.
 
-faulthandler writes the stacks of all threads within the signal's handler, in C: also of a loop that hangs, and while C code holds the GIL. Where Python code still runs,
-the tasks of the loop follow, each with what it waits for. The watchdog (deploy/inside/watchdog.py) asks for this before it kills; an operator may at any time.
+faulthandler writes the stacks of all threads within the signal's handler, in C: also of a loop that hangs, and while C
+code holds the GIL. Where Python code still runs, the tasks of the loop follow, each with what it waits for. The
+watchdog (deploy/inside/watchdog.py) asks for this before it kills; an operator may at any time.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ def tasks(loop: asyncio.AbstractEventLoop) -> str:
     current = asyncio.current_task(loop)
     found = asyncio.all_tasks(loop)
     waiting = Counter(tuple(_stack(task.get_coro())) for task in found if task is not current)
-    lines = [f"{len(found)} tasks" + ("" if current is None else f", {current.get_name()} is running (see its thread's stack)")]
+    lines = [
+        f"{len(found)} tasks"
+        + ("" if current is None else f", {current.get_name()} is running (see its thread's stack)")
+    ]
     for stack, count in waiting.most_common(MOST):
         lines.append(f"  {count} in")
         lines += [f"    {line}" for line in stack]
@@ -60,7 +65,11 @@ def _stack(coroutine: Any) -> Iterator[str]:
         for kind in ("cr", "gi", "ag"):
             code: CodeType | None = getattr(coroutine, f"{kind}_code", None)
             if code is not None:
-                line = frame.f_lineno if (frame := getattr(coroutine, f"{kind}_frame")) is not None else code.co_firstlineno
+                line = (
+                    frame.f_lineno
+                    if (frame := getattr(coroutine, f"{kind}_frame")) is not None
+                    else code.co_firstlineno
+                )
                 yield f'File "{code.co_filename}", line {line} in {code.co_qualname}'
                 coroutine = getattr(coroutine, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
                 break

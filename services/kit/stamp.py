@@ -1,6 +1,8 @@
-"""splitd.stamp.v1.Stamp: whose store a directory is, so that no collector but its own deletes from it. For services that keep what records name.
+"""splitd.stamp.v1.Stamp: whose store a directory is, so that no collector but its own deletes from it. For services
+that keep what records name.
 
-The id is the text of the file ``store-id`` in the store's directory, absent until the store is stamped, and durable before Set answers.
+The id is the text of the file ``store-id`` in the store's directory, absent until the store is stamped, and durable
+before Set answers.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error)
-"""What a call may raise: it is not there, it speaks badly, it refuses (``xmlrpc.client.Fault``, whose ``faultCode`` is one of supervisor.xmlrpc.Faults)."""
+"""What a call may raise: it is not there, it speaks badly, it refuses (``xmlrpc.client.Fault``, whose ``faultCode``
+is one of supervisor.xmlrpc.Faults).
+"""
 
 _LONGEST = 16 << 20
 """Bytes of an answer."""
@@ -28,10 +30,17 @@ class _Connection(http.client.HTTPConnection):
 
 
 def call(path: Path, method: str, *arguments: Any, timeout: float) -> Any:
-    """``supervisor.METHOD`` (or ``INTERFACE.METHOD``) of the supervisord at the socket ``path``, whose every answer may take ``timeout`` seconds. Blocks; raises :data:`ERRORS`."""
+    """``supervisor.METHOD`` (or ``INTERFACE.METHOD``) of the supervisord at the socket ``path``, whose every answer
+    may take ``timeout`` seconds. Blocks; raises :data:`ERRORS`.
+    """
     connection = _Connection(path, timeout)
     try:
-        connection.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, method if "." in method else f"supervisor.{method}"), {"Content-Type": "text/xml"})
+        connection.request(
+            "POST",
+            "/RPC2",
+            xmlrpc.client.dumps(arguments, method if "." in method else f"supervisor.{method}"),
+            {"Content-Type": "text/xml"},
+        )
         said = connection.getresponse().read(_LONGEST)
     finally:
         connection.close()

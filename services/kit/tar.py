@@ -1,14 +1,17 @@
 """Reading a tar stream (a layer, an archive of images, a checkpoint), entry by entry, exactly as containerd does.
 
-What containerd accepts is what Go's archive/tar accepts, and it differs from what GNU tar, libarchive or Python's tarfile make of the same bytes:
-where a hard link's size counts, whether a regular file may end in a slash, which PAX records matter, what a lone block of zeros means. A
-layer that reads differently here and there is a different image, so this reader follows Go's rules in each such point, on ustar, PAX, GNU, star
-and v7 headers and on all sparse formats (the old GNU one too, which containerd reads but then refuses to unpack).
+What containerd accepts is what Go's archive/tar accepts, and it differs from what GNU tar, libarchive or Python's
+tarfile make of the same bytes: where a hard link's size counts, whether a regular file may end in a slash, which PAX
+records matter, what a lone block of zeros means. A layer that reads differently here and there is a different image, so
+this reader follows Go's rules in each such point, on ustar, PAX, GNU, star and v7 headers and on all sparse formats
+(the old GNU one too, which containerd reads but then refuses to unpack).
 
-Measured: of the 213 layers in tests/suites/diff_layers.py libarchive 3.6 refuses 9 that containerd reads (names that are not UTF-8, an empty stream, a stream cut off in its
-padding), reads 14 that containerd refuses, and 4 as something else. It takes a quarter of a second of CPU less for 10,000 files, of about one in all.
+Measured: of the 213 layers in tests/suites/diff_layers.py libarchive 3.6 refuses 9 that containerd reads (names that
+are not UTF-8, an empty stream, a stream cut off in its padding), reads 14 that containerd refuses, and 4 as something
+else. It takes a quarter of a second of CPU less for 10,000 files, of about one in all.
 
-Names are bytes, since layers hold names in any encoding. No module that takes long to import is used: a layer's worker starts for each layer.
+Names are bytes, since layers hold names in any encoding. No module that takes long to import is used: a layer's worker
+starts for each layer.
 """
 
 from __future__ import annotations
@@ -68,7 +71,9 @@ class Stream:
         return b"".join(self.pieces(count))
 
     def pieces(self, count: int) -> Iterator[memoryview]:
-        """``count`` bytes as a sequence of buffers, or fewer at the end; each is to be used before the next is asked for."""
+        """``count`` bytes as a sequence of buffers, or fewer at the end; each is to be used before the next is
+        asked for.
+        """
         while count:
             have = len(self._buffer) - self._position
             if not have:
@@ -82,7 +87,7 @@ class Stream:
             position = self._position
             self._position += take
             count -= take
-            yield memoryview(self._buffer)[position:position + take]
+            yield memoryview(self._buffer)[position : position + take]
 
     def skip(self, count: int) -> int:
         """Pass over ``count`` bytes; answers how many there were."""
@@ -103,7 +108,21 @@ class Stream:
 class Entry:
     """One member. Times are nanoseconds since 1970; ``accessed`` is None where the header has none."""
 
-    __slots__ = ("accessed", "gid", "linkname", "major", "minor", "mode", "modified", "name", "records", "size", "sparse", "type", "uid")
+    __slots__ = (
+        "accessed",
+        "gid",
+        "linkname",
+        "major",
+        "minor",
+        "mode",
+        "modified",
+        "name",
+        "records",
+        "size",
+        "sparse",
+        "type",
+        "uid",
+    )
 
     name: bytes
     linkname: bytes
@@ -122,7 +141,7 @@ class Entry:
 
     def xattrs(self) -> list[tuple[bytes, bytes]]:
         """Extended attributes."""
-        return [(key[len(XATTR):], value) for key, value in self.records.items() if key.startswith(XATTR)]
+        return [(key[len(XATTR) :], value) for key, value in self.records.items() if key.startswith(XATTR)]
 
 
 class Reader:
@@ -185,7 +204,9 @@ class Reader:
             return entry
 
     def data(self) -> Iterator[memoryview]:
-        """The entry's bytes as they are stored (a sparse file's without its holes), as buffers to be used one by one."""
+        """The entry's bytes as they are stored (a sparse file's without its holes), as buffers to be used one by
+        one.
+        """
         left = self._left
         for piece in self._stream.pieces(left):
             left -= len(piece)
@@ -249,10 +270,10 @@ class Reader:
         table, count, total = block[386:483], 4, 97
         while True:
             for i in range(count):
-                offset = table[24 * i:24 * i + 12]
+                offset = table[24 * i : 24 * i + 12]
                 if offset[:1] == b"\0":
                     break
-                found.append((_numeric(offset), _numeric(table[24 * i + 12:24 * i + 24])))
+                found.append((_numeric(offset), _numeric(table[24 * i + 12 : 24 * i + 24])))
             if table[24 * count] == 0:
                 break
             if total >= SPECIAL_LIMIT:
@@ -267,7 +288,9 @@ class Reader:
         """GNU's PAX formats 0.0 and 0.1 (the map is in records) and 1.0 (it is before the data)."""
         records = entry.records
         version = (records.get(b"GNU.sparse.major", b""), records.get(b"GNU.sparse.minor", b""))
-        in_records = version in ((b"0", b"0"), (b"0", b"1")) or (version == (b"", b"") and bool(records.get(b"GNU.sparse.map")))
+        in_records = version in ((b"0", b"0"), (b"0", b"1")) or (
+            version == (b"", b"") and bool(records.get(b"GNU.sparse.map"))
+        )
         if not in_records and version != (b"1", b"0"):
             return
         if name := records.get(b"GNU.sparse.name"):
@@ -332,7 +355,8 @@ class Reader:
 
 def _format(block: bytes) -> str:
     """Which of the header formats a block has; TarError if its checksum is wrong."""
-    # zlib's checksum of at most 256 bytes has their sum in its lower half, plus one, and takes a tenth of the time of sum()
+    # zlib's checksum of at most 256 bytes has their sum in its lower half, plus one, and takes a tenth of the time of
+    # sum()
     total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 - sum(block[148:156]) + 8 * 32
     expected = _octal(block[148:156])
     if expected != total:
@@ -464,7 +488,9 @@ def _time(text: bytes) -> int:
 
 
 def _parse_pax(data: bytes) -> dict[bytes, bytes]:
-    """Records, each ``LENGTH KEY=VALUE`` and a newline; a later one of the same key counts. Sparse format 0.0 comes out as 0.1."""
+    """Records, each ``LENGTH KEY=VALUE`` and a newline; a later one of the same key counts. Sparse format 0.0 comes
+    out as 0.1.
+    """
     records: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
     position = 0
@@ -474,9 +500,9 @@ def _parse_pax(data: bytes) -> dict[bytes, bytes]:
             raise _invalid()
         length = _decimal(data[position:space])
         end = position + length
-        if length < 5 or end > len(data) or end <= space + 1 or data[end - 1:end] != b"\n":
+        if length < 5 or end > len(data) or end <= space + 1 or data[end - 1 : end] != b"\n":
             raise _invalid()
-        key, equals, value = data[space + 1:end - 1].partition(b"=")
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or not key or b"\0" in (value if key in _NAMES else key):
             raise _invalid()
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):

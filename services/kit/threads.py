@@ -1,4 +1,6 @@
-"""Work in a thread of its own, that may never end: nobody waits for it, the end of the process neither (as it does for those of ``asyncio.to_thread``, which are few, too)."""
+"""Work in a thread of its own, that may never end: nobody waits for it, the end of the process neither (as it does
+for those of ``asyncio.to_thread``, which are few, too).
+"""
 
 from __future__ import annotations
 

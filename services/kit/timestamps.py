@@ -1,4 +1,6 @@
-"""google.protobuf.Timestamp and nanoseconds since 1970, which all of ours count in; Go's zero time (the year 1) is a number before that."""
+"""google.protobuf.Timestamp and nanoseconds since 1970, which all of ours count in; Go's zero time (the year 1) is
+a number before that.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Traces: a server and a client span for each hop, W3C trace context from one process to the next.
 
-This module makes spans, :mod:`services.kit.otlp` exports them (:mod:`services.kit.exporting`), and no other knows OpenTelemetry. It happens only when the standard variables say where
-(``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, unless ``OTEL_SDK_DISABLED`` or ``OTEL_TRACES_EXPORTER=none``);
-otherwise the SDK is not even imported (5 MB a process) and the caller's ``traceparent`` is passed on as it came, so that a node which
+This module makes spans, :mod:`services.kit.otlp` exports them (:mod:`services.kit.exporting`), and no other knows
+OpenTelemetry. It happens only when the standard variables say where (``OTEL_EXPORTER_OTLP_ENDPOINT`` or
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, unless ``OTEL_SDK_DISABLED`` or ``OTEL_TRACES_EXPORTER=none``); otherwise the
+SDK is not even imported (5 MB a process) and the caller's ``traceparent`` is passed on as it came, so that a node which
 does not trace does not break the trace of those around it.
 
-Three levels: the hops, of which this is the first listener (:mod:`services.kit.observer`); :func:`span` around an operation or a phase worth a
-line in a trace; nothing on pure code. Programs started by a service find its context in the environment (:func:`environment`), and
-continue it with :func:`setup`, which reads it back.
+Three levels: the hops, of which this is the first listener (:mod:`services.kit.observer`); :func:`span` around an
+operation or a phase worth a line in a trace; nothing on pure code. Programs started by a service find its context in
+the environment (:func:`environment`), and continue it with :func:`setup`, which reads it back.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _HEADERS = ("traceparent", "tracestate")
 
 
 def setup(service: str, collector: Callable[[], Any] | None = None, *, exporter: Any = None) -> None:
-    """Begin tracing as ``service`` (``content``: the span's ``service.name`` is ``splitd-content``) if the environment asks for it.
+    """Begin tracing as ``service`` (``content``: the span's ``service.name`` is ``splitd-content``) if the environment
+    asks for it.
 
     ``collector`` makes the exporter that the environment describes; without it nothing is exported, and nothing traced.
     An environment that cannot be followed is logged: the process serves all the same, and nothing is traced.
@@ -67,7 +69,9 @@ def setup(service: str, collector: Callable[[], Any] | None = None, *, exporter:
 
 
 def check(collector: Callable[[], Any]) -> Iterator[str]:
-    """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than wanted."""
+    """What is wrong with the variables: nothing of it stops a process, but there will be no traces, or others than
+    wanted.
+    """
     yield from batching.read(os.environ)[1]
     if not _wanted():
         return
@@ -100,7 +104,10 @@ def _made(service: str) -> Any:
     from opentelemetry.sdk.trace import TracerProvider
 
     name = os.environ.get("OTEL_SERVICE_NAME", f"splitd-{service}")
-    return TracerProvider(shutdown_on_exit=False, resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}))
+    return TracerProvider(
+        shutdown_on_exit=False,
+        resource=Resource.create({"service.name": name, "service.instance.id": str(os.getpid())}),
+    )
 
 
 def _add(provider: Any, exporter: Any) -> None:
@@ -114,13 +121,18 @@ def _add(provider: Any, exporter: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """In words that name the variable, of ours and of the SDK's span limits; else with the kind of error, and what to look at."""
+    """In words that name the variable, of ours and of the SDK's span limits; else with the kind of error, and what
+    to look at.
+    """
     said = str(error)
     return said if "OTEL_" in said else f"{type(error).__name__}: {said} (one of the OTEL_... variables is wrong)"
 
 
 def _wanted() -> bool:
-    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "none"
+    off = (
+        os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+        or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "none"
+    )
     where = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     return bool(where) and not off
 
@@ -213,12 +225,18 @@ def _extract(headers: Mapping[str, Any]) -> Any:
 
 
 class Hop:
-    """A call as traces have it (``kit.observer.Observed``); this one is for where nobody traces, and has only the caller's context to pass on."""
+    """A call as traces have it (``kit.observer.Observed``); this one is for where nobody traces, and has only the
+    caller's context to pass on.
+    """
 
     __slots__ = ("_headers", "_token")
     inside = False
 
-    def __init__(self, headers: tuple[tuple[str, str], ...] = (), token: contextvars.Token[tuple[tuple[str, str], ...]] | None = None) -> None:
+    def __init__(
+        self,
+        headers: tuple[tuple[str, str], ...] = (),
+        token: contextvars.Token[tuple[tuple[str, str], ...]] | None = None,
+    ) -> None:
         self._headers = headers
         self._token = token
 
@@ -243,7 +261,9 @@ _NO_HOP = Hop()
 
 
 class _Spans:
-    """The same with its spans: a server's, a client's, or both of a call that passes through, the client's under the server's."""
+    """The same with its spans: a server's, a client's, or both of a call that passes through, the client's under
+    the server's.
+    """
 
     __slots__ = ("_inner", "_outer", "_token")
     inside = True
@@ -257,7 +277,9 @@ class _Spans:
         if side == "client":
             self._outer = Span(_tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes))
             return
-        self._outer = Span(_tracer.start_span(name, context=_extract(headers), kind=SpanKind.SERVER, attributes=attributes))
+        self._outer = Span(
+            _tracer.start_span(name, context=_extract(headers), kind=SpanKind.SERVER, attributes=attributes)
+        )
         inside = trace.set_span_in_context(self._outer._otel)
         if side == "server":
             self._token = context.attach(inside)

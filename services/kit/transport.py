@@ -1,4 +1,5 @@
-"""What a transport must be: a :class:`Server` of methods, and a :class:`Carrier` of calls to another process; and what both are given.
+"""What a transport must be: a :class:`Server` of methods, and a :class:`Carrier` of calls to another process; and what
+both are given.
 
 :mod:`services.wire` is one, :mod:`services.kit.grpcio` the other.
 """
@@ -17,7 +18,19 @@ from typing import Any, Literal, Protocol
 from google.protobuf import message_factory
 
 from services.kit import errors, logs, loops, observer
-from services.kit.call import CURRENT, RAW, STOPPING, STREAMS, Arity, Call, Headers, Metadata, Pieces, Servicer, method_path
+from services.kit.call import (
+    CURRENT,
+    RAW,
+    STOPPING,
+    STREAMS,
+    Arity,
+    Call,
+    Headers,
+    Metadata,
+    Pieces,
+    Servicer,
+    method_path,
+)
 from services.kit.relays import Coordinated, Relay
 
 log = logging.getLogger(__name__)
@@ -61,13 +74,18 @@ class Methods:
                 if handler is not None:
                     path = method_path(method)
                     self._methods[path] = Method(
-                        path, Arity(method.client_streaming, method.server_streaming), handler,
+                        path,
+                        Arity(method.client_streaming, method.server_streaming),
+                        handler,
                         message_factory.GetMessageClass(method.input_type).FromString,
                         message_factory.GetMessageClass(method.output_type).SerializeToString,
-                        method.name in long)
+                        method.name in long,
+                    )
 
     def of_servicers(self, path: str, headers: Headers) -> Method | None:
-        """A servicer's method; None if it is the relay's, or nobody's. Raw calls are not for our servicers: they are relayed or refused."""
+        """A servicer's method; None if it is the relay's, or nobody's. Raw calls are not for our servicers: they
+        are relayed or refused.
+        """
         if self.relay is not None and RAW in headers:
             return None
         return self._methods.get(path)
@@ -106,7 +124,9 @@ class Server:
         raise NotImplementedError
 
     def ail(self, trouble: str = "") -> None:
-        """Say by the health of all that is served here that it does not serve, or not well, and why, where that does not pass by itself."""
+        """Say by the health of all that is served here that it does not serve, or not well, and why, where that
+        does not pass by itself.
+        """
         self.trouble = trouble
         self.health.update(dict.fromkeys(self.health, NOT_SERVING))
 
@@ -123,7 +143,8 @@ class Server:
 
 
 class Answering:
-    """Around each handler, in its task: the current Call, who observes it, and what it raises as ``failure``, the error to answer.
+    """Around each handler, in its task: the current Call, who observes it, and what it raises as ``failure``, the error
+    to answer.
 
     A cancellation is the transport's to explain, but for the one by a server that stops.
     """
@@ -151,13 +172,16 @@ class Answering:
         if error is None:
             pass
         elif isinstance(error, errors.NodeError):
-            # A copy: the error itself knows the frames that it came through, this handler's among them, and what they have, such as a document of megabytes, would stay until a look for cycles.
+            # A copy: the error itself knows the frames that it came through, this handler's among them, and what they
+            # have, such as a document of megabytes, would stay until a look for cycles.
             code, said, self.failure = error.code, str(error), type(error).verbatim(str(error), error.trailers)
             logs.failed(call.method, call.optional_namespace, error)
         elif isinstance(error, asyncio.CancelledError):
             code, said = errors.Cancelled.code, "cancelled"
             if self._server.draining:
-                self.failure = errors.Unavailable(f"{call.method}: the service is stopping", trailers=((STOPPING, "1"),))
+                self.failure = errors.Unavailable(
+                    f"{call.method}: the service is stopping", trailers=((STOPPING, "1"),)
+                )
             else:
                 handled = False
         elif (failure := errors.of_machine(error, call.method)) is not None:
@@ -169,7 +193,8 @@ class Answering:
         else:  # such as GeneratorExit, where a transport closes the generator of a client that is gone
             handled, code, said = False, errors.Cancelled.code, "cancelled"
         self._observed.ended(code, said, call.size, defect)
-        # The task may have ended in another context (a closed generator); resetting is then neither possible nor needed.
+        # The task may have ended in another context (a closed generator); resetting is then neither possible nor
+        # needed.
         with contextlib.suppress(ValueError):
             CURRENT.reset(self._token)
         self._server.running.pop(self._task, None)

@@ -1,11 +1,13 @@
-"""ttrpc for handlers and callers that know ``kit.rpc``: the same servicers, the same :class:`Call`, the same errors on another wire.
+"""ttrpc for handlers and callers that know ``kit.rpc``: the same servicers, the same :class:`Call`, the same errors on
+another wire.
 
-Shims speak ttrpc (github.com/containerd/ttrpc, PROTOCOL.md): on one unix socket frames of a ten-byte header (length, stream id,
-type, flags; the numbers big-endian) and a protobuf, a Request or a Response. There is no Python library for it. Of the protocol this has the unary
-calls, which is all that shims and their events use; what opens a stream is answered UNIMPLEMENTED.
+Shims speak ttrpc (github.com/containerd/ttrpc, PROTOCOL.md): on one unix socket frames of a ten-byte header (length,
+stream id, type, flags; the numbers big-endian) and a protobuf, a Request or a Response. There is no Python library for
+it. Of the protocol this has the unary calls, which is all that shims and their events use; what opens a stream is
+answered UNIMPLEMENTED.
 
-Headers are those of ``kit.rpc``; on this wire the namespace travels as ``containerd-namespace-ttrpc``. There is no cancellation on it: who stops
-waiting only stops waiting, and a late answer is dropped.
+Headers are those of ``kit.rpc``; on this wire the namespace travels as ``containerd-namespace-ttrpc``. There is no
+cancellation on it: who stops waiting only stops waiting, and a late answer is dropped.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def _oversized(length: int) -> errors.NodeError:
 
 
 class _Frames(asyncio.Protocol):
-    """Cuts what arrives into frames. A frame over the limit is skipped and reported; a length over 16 MiB is not ttrpc at all, and ends the connection."""
+    """Cuts what arrives into frames. A frame over the limit is skipped and reported; a length over 16 MiB is not
+    ttrpc at all, and ends the connection.
+    """
 
     def __init__(self) -> None:
         self.transport: Any = None
@@ -99,10 +103,12 @@ class _Frames(asyncio.Protocol):
 
 
 class Channel(_Frames):
-    """One connection to a ttrpc server. Made on the first call or by :meth:`connect`; once closed, by either side, it stays closed.
+    """One connection to a ttrpc server. Made on the first call or by :meth:`connect`; once closed, by either side, it
+    stays closed.
 
-    ``path`` is a socket's, or an abstract socket's name after a zero character. Any number of calls go at once. When the connection ends every call that
-    waits fails with Unavailable, ``ttrpc: closed``, and ``on_close`` is called, once.
+    ``path`` is a socket's, or an abstract socket's name after a zero character. Any number of calls go at once. When
+    the connection ends every call that waits fails with Unavailable, ``ttrpc: closed``, and ``on_close`` is called,
+    once.
     """
 
     def __init__(self, path: Path | str, name: str = "", *, on_close: Callable[[], None] | None = None) -> None:
@@ -124,7 +130,9 @@ class Channel(_Frames):
         await self.close()
 
     async def connect(self, timeout: float = 5.0) -> None:
-        """Connect within ``timeout`` seconds. The cause of the Unavailable that it raises is the OSError, if it was one."""
+        """Connect within ``timeout`` seconds. The cause of the Unavailable that it raises is the OSError, if it was
+        one.
+        """
         if self.transport is not None and not self.closed:
             return
         if self.closed:
@@ -161,9 +169,18 @@ class Channel(_Frames):
         """Call a service's unary methods by their names."""
         return Client(self, service)
 
-    async def unary(self, path: str, request: Any, headers: Mapping[str, str | bytes], timeout: float | None,
-                    encode: Any = None, decode: Any = None) -> Any:
-        """One call of ``/package.Service/Method``, as ``kit.rpc.Channel.unary``: ``timeout`` in seconds, None for no limit."""
+    async def unary(
+        self,
+        path: str,
+        request: Any,
+        headers: Mapping[str, str | bytes],
+        timeout: float | None,
+        encode: Any = None,
+        decode: Any = None,
+    ) -> Any:
+        """One call of ``/package.Service/Method``, as ``kit.rpc.Channel.unary``: ``timeout`` in seconds, None for
+        no limit.
+        """
         with observer.Calling(path, headers) as call:
             sent = request if encode is None else encode(request)
             call.size = len(sent)
@@ -171,11 +188,18 @@ class Channel(_Frames):
             call.size += len(received)
             return received if decode is None else decode(received)
 
-    async def _call(self, path: str, payload: bytes, headers: Mapping[str, str | bytes], timeout: float | None) -> bytes:
+    async def _call(
+        self, path: str, payload: bytes, headers: Mapping[str, str | bytes], timeout: float | None
+    ) -> bytes:
         if self.transport is None or self.closed:
             await self.connect(5.0 if timeout is None else min(timeout, 5.0))
         service, _, method = path.lstrip("/").rpartition("/")
-        message = pb.Request(service=service, method=method, payload=payload, timeout_nano=max(1, int(timeout * 1e9)) if timeout is not None else 0)
+        message = pb.Request(
+            service=service,
+            method=method,
+            payload=payload,
+            timeout_nano=max(1, int(timeout * 1e9)) if timeout is not None else 0,
+        )
         for key, value in headers.items():
             if isinstance(value, str):
                 message.metadata.add(key=_NAMESPACE if key == NAMESPACE else key, value=value)
@@ -234,7 +258,9 @@ def _closed() -> errors.NodeError:
 
 
 class Client:
-    """The unary methods of one service: ``await client.State(request, headers=..., timeout=...)``, exactly as ``kit.rpc.Client``."""
+    """The unary methods of one service: ``await client.State(request, headers=..., timeout=...)``, exactly as
+    ``kit.rpc.Client``.
+    """
 
     def __init__(self, channel: Channel, service: ServiceDescriptor) -> None:
         self._channel = channel
@@ -273,8 +299,10 @@ class Server:
                 handler = getattr(servicer, method.name, None)
                 if handler is not None and not method.client_streaming and not method.server_streaming:
                     self.methods[servicer.SERVICE.full_name, method.name] = (
-                        handler, message_factory.GetMessageClass(method.input_type).FromString,
-                        message_factory.GetMessageClass(method.output_type).SerializeToString)
+                        handler,
+                        message_factory.GetMessageClass(method.input_type).FromString,
+                        message_factory.GetMessageClass(method.output_type).SerializeToString,
+                    )
 
     async def answer(self, request: pb.Request) -> pb.Response:
         """The response to one request; every failure is a status in it."""
@@ -298,7 +326,13 @@ class Server:
         try:
             result = await self._answer(request, call)
         except Exception as error:
-            failure = error if isinstance(error, errors.NodeError) else errors.DeadlineExceeded() if isinstance(error, TimeoutError) else errors.of_machine(error, path)
+            failure = (
+                error
+                if isinstance(error, errors.NodeError)
+                else errors.DeadlineExceeded()
+                if isinstance(error, TimeoutError)
+                else errors.of_machine(error, path)
+            )
             if failure is None:
                 log.exception("%s failed unexpectedly", path)
                 observed.ended(errors.Internal.code, str(error), call.size, error)
@@ -382,7 +416,11 @@ class _Connection(_Frames):
             if flags & (_REMOTE_OPEN | _REMOTE_CLOSED):
                 self._send(stream, _failure(errors.Unimplemented(f"stream {request.service}/{request.method}")))
                 return
-            self._tasks.keep(self._server.running.start(f"the answer to {request.service}/{request.method}", self._answer(stream, request)))
+            self._tasks.keep(
+                self._server.running.start(
+                    f"the answer to {request.service}/{request.method}", self._answer(stream, request)
+                )
+            )
 
     def oversized(self, stream: int, kind: int, length: int) -> None:
         self._last = max(self._last, stream)
@@ -401,7 +439,8 @@ class _Connection(_Frames):
 
 @contextlib.asynccontextmanager
 async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5.0) -> AsyncIterator[Server]:
-    """Serve on a unix socket (mode 0600) until the block ends, then let the calls that run end within ``grace`` seconds.
+    """Serve on a unix socket (mode 0600) until the block ends, then let the calls that run end within ``grace``
+    seconds.
 
     As with ``kit.rpc.serving`` the caller holds the lock of the directory, and so may replace the socket.
     """
@@ -416,7 +455,9 @@ async def serving(path: Path, servicers: Iterable[Servicer], *, grace: float = 5
         path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
-            listener = await asyncio.get_running_loop().create_unix_server(lambda: _Connection(server), str(path), backlog=1024)
+            listener = await asyncio.get_running_loop().create_unix_server(
+                lambda: _Connection(server), str(path), backlog=1024
+            )
         finally:
             os.umask(mask)
 

@@ -1,10 +1,12 @@
 """Which splitd this is, and which containerd it speaks as. The only place that says so.
 
-Clients read the server's version as containerd's and decide by it what they may call (nerdctl, for one), so it begins with the containerd
-release whose behaviour is our specification; splitd's own version stands behind the plus, as semver's build metadata.
+Clients read the server's version as containerd's and decide by it what they may call (nerdctl, for one), so it begins
+with the containerd release whose behaviour is our specification; splitd's own version stands behind the plus, as
+semver's build metadata.
 
-A *revision* says which code exactly: ``COMMIT.CODE``, twelve digits of git's commit and eight of a digest of the files, since those may differ from the commit.
-A process notes its own when it starts; what is installed may be another by then.
+A *revision* says which code exactly: ``COMMIT.CODE``, twelve digits of git's commit and eight of a digest of the files,
+since those may differ from the commit. A process notes its own when it starts; what is installed may be another by
+then.
 """
 
 from __future__ import annotations
@@ -50,10 +52,13 @@ def supervisors() -> str:
 
 
 def digest(top: Path, names: tuple[str, ...]) -> str:
-    """Eight hexadecimal digits of the Python files in (or called) ``names`` below ``top``: their names and what is in them."""
+    """Eight hexadecimal digits of the Python files in (or called) ``names`` below ``top``: their names and what is
+    in them.
+    """
     total = hashlib.sha256()
     for path in (path for name in names for path in _files(f"{top}/{name}")):
-        with open(path, "rb", buffering=0) as file:  # pathlib takes twice as long, and each start of a service waits for this
+        # pathlib takes twice as long, and each start of a service waits for this
+        with open(path, "rb", buffering=0) as file:
             text = file.readall()
         total.update(f"{path.removeprefix(str(top))}\0{len(text)}\0".encode())
         total.update(text)
@@ -69,7 +74,9 @@ def _files(path: str) -> Iterator[str]:
 
 
 def commit(top: Path) -> str:
-    """The commit that is checked out at ``top``, or that an archive was made of; "" if nothing tells. Read without git, which may not be there, and refuses the checkouts of other users."""
+    """The commit that is checked out at ``top``, or that an archive was made of; "" if nothing tells. Read without
+    git, which may not be there, and refuses the checkouts of other users.
+    """
     if not ARCHIVED.startswith("$"):
         return ARCHIVED
     try:

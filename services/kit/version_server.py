@@ -1,4 +1,6 @@
-"""containerd.services.version.v1: which server this is. Each process serves it: after an upgrade some may still run what was installed before."""
+"""containerd.services.version.v1: which server this is. Each process serves it: after an upgrade some may still run
+what was installed before.
+"""
 
 from __future__ import annotations
 

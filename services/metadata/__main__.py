@@ -18,7 +18,9 @@ from services.metadata.sqlite import SqliteTransactions
 from services.metadata.store import Event
 
 _SWITCH = 0.0005
-"""Seconds for which a thread that computes keeps the loop waiting (Python's own: 5 ms, each time that the loop has waited for anything): the collector looks at all records in one."""
+"""Seconds for which a thread that computes keeps the loop waiting (Python's own: 5 ms, each time that the loop has
+waited for anything): the collector looks at all records in one.
+"""
 
 
 async def serve(file: settings.File, node: settings.Node) -> None:
@@ -26,7 +28,11 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     sys.setswitchinterval(_SWITCH)
     config = configuration.load(file)
     with process.owned(node.root / "metadata") as directory:
-        async with rpc.Channel(node.state / "internal.sock", "gateway") as gateway, Publisher(gateway).running() as publisher:
+        async with (
+            rpc.Channel(node.state / "internal.sock", "gateway") as gateway,
+            Publisher(gateway).running() as publisher,
+        ):
+
             def publish(event: Event) -> None:
                 publisher.publish(event.namespace, event.topic, event_to_pb(event))
 
@@ -35,12 +41,20 @@ async def serve(file: settings.File, node: settings.Node) -> None:
             database = Database(transactions)
             soundness = Soundness(directory / "metadata.db", database)
             transactions.file.damaged = database.damaged = soundness.damaged
-            metadata = Metadata(database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared")
-            collector = database.collector = Collector(database, RemoteRawStores(gateway), config.gc, publish, soundness.checked, configuration.foreign(file))
+            metadata = Metadata(
+                database, publish, RemoteBackends(gateway), shared=config.content_sharing_policy == "shared"
+            )
+            collector = database.collector = Collector(
+                database, RemoteRawStores(gateway), config.gc, publish, soundness.checked, configuration.foreign(file)
+            )
             try:
                 await soundness.begin(transactions.file.lost, transactions.file.noted)
                 await metadata.intents.index()
-                async with collector.running(), rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server, soundness.said(server):
+                async with (
+                    collector.running(),
+                    rpc.serving(node.state / "metadata.sock", metadata.servicers, relayed=True) as server,
+                    soundness.said(server),
+                ):
                     await process.until_signal()
             finally:
                 await soundness.close()

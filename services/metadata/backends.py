@@ -1,4 +1,6 @@
-"""The raw services as the metadata process reaches them: through the gateway's internal socket, with the header that names the backend."""
+"""The raw services as the metadata process reaches them: through the gateway's internal socket, with the header
+that names the backend.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ class RemoteBackends:
         self._snapshots = gateway.client(snapshots_stubs.SNAPSHOTS)
 
     async def blob_size(self, backend: str, digest: str) -> int:
-        answer: content_pb2.InfoResponse = await self._content.Info(content_pb2.InfoRequest(digest=digest), headers={RAW: backend})
+        answer: content_pb2.InfoResponse = await self._content.Info(
+            content_pb2.InfoRequest(digest=digest), headers={RAW: backend}
+        )
         return answer.info.size
 
     async def ingest_offset(self, backend: str, raw_ref: str) -> int:
-        answer: content_pb2.StatusResponse = await self._content.Status(content_pb2.StatusRequest(ref=raw_ref), headers={RAW: backend})
+        answer: content_pb2.StatusResponse = await self._content.Status(
+            content_pb2.StatusRequest(ref=raw_ref), headers={RAW: backend}
+        )
         return answer.status.offset
 
     async def snapshot_kind(self, backend: str, raw_key: str) -> Kind:

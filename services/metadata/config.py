@@ -14,10 +14,14 @@ _BOLT = "io.containerd.metadata.v1.bolt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The metadata service: records of namespaces, containers, leases, images, content and snapshots, and their garbage collection."""
+    """The metadata service: records of namespaces, containers, leases, images, content and snapshots, and their
+    garbage collection.
+    """
 
     content_sharing_policy: Literal["shared", "isolated"] = "shared"
-    """"shared": content that another namespace has needs no bytes; "isolated": who wants it must bring them. Also read from [plugins."io.containerd.metadata.v1.bolt"]."""
+    """"shared": content that another namespace has needs no bytes; "isolated": who wants it must bring them. Also
+    read from [plugins."io.containerd.metadata.v1.bolt"].
+    """
     gc: gc.Config = field(default_factory=gc.Config)
     """The collector's own table, [metadata.gc]."""
 
@@ -29,7 +33,10 @@ def load(file: settings.File) -> Config:
     ours = settings.load(Config, file, "metadata")
     policy: Any = bolt.get("content_sharing_policy", "shared") if isinstance(bolt, dict) else "shared"
     if policy not in ("shared", "isolated"):
-        raise errors.InvalidArgument(f'config file {file.path}: [plugins."{_BOLT}"] content_sharing_policy: {policy!r} is none of \'shared\', \'isolated\'')
+        raise errors.InvalidArgument(
+            f"config file {file.path}: [plugins.\"{_BOLT}\"] content_sharing_policy: {policy!r} is none of 'shared', "
+            "'isolated'"
+        )
     if "content_sharing_policy" not in file.tables.get("metadata", {}):
         ours = replace(ours, content_sharing_policy=policy)
     return replace(ours, gc=gc.load(file))
@@ -38,5 +45,13 @@ def load(file: settings.File) -> Config:
 def foreign(file: settings.File) -> frozenset[str]:
     """The backends that are other people's services by [proxy_plugins], whose entries are the gateway's to check."""
     plugins = file.tables.get("proxy_plugins", {})
-    types = {name: entry.get("type") for name, entry in plugins.items() if isinstance(entry, dict)} if isinstance(plugins, dict) else {}
-    return frozenset(snapshots_backend(name) if kind == "snapshot" else "content" for name, kind in types.items() if kind in ("snapshot", "content"))
+    types = (
+        {name: entry.get("type") for name, entry in plugins.items() if isinstance(entry, dict)}
+        if isinstance(plugins, dict)
+        else {}
+    )
+    return frozenset(
+        snapshots_backend(name) if kind == "snapshot" else "content"
+        for name, kind in types.items()
+        if kind in ("snapshot", "content")
+    )

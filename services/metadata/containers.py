@@ -32,8 +32,12 @@ class Containers:
         return found
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Container], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.CONTAINERS, namespace, sources=sources, field=_field, make=lambda _, container: make(container))
+        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as
+        ``Database.select`` tells.
+        """
+        return self._database.select(
+            schema.CONTAINERS, namespace, sources=sources, field=_field, make=lambda _, container: make(container)
+        )
 
     async def create(self, namespace: str, container: Container) -> Container:
         """InvalidArgument, AlreadyExists."""
@@ -51,8 +55,17 @@ class Containers:
             schema.CONTAINERS.put(tx, namespace, created.id, value=created)
 
         await self._database.write(work)
-        self._publish(Event(namespace, "/containers/create", {
-            "id": created.id, "image": created.image, "runtime": {"name": created.runtime, "options": created.runtime_options}}))
+        self._publish(
+            Event(
+                namespace,
+                "/containers/create",
+                {
+                    "id": created.id,
+                    "image": created.image,
+                    "runtime": {"name": created.runtime, "options": created.runtime_options},
+                },
+            )
+        )
         return created
 
     async def update(self, namespace: str, container: Container, paths: Sequence[str]) -> Container:
@@ -63,7 +76,9 @@ class Containers:
         def work(tx: Transaction) -> Container:
             old = schema.CONTAINERS.get(tx, namespace, container.id)
             if old is None and not schema.CONTAINERS.any(tx, namespace):
-                raise errors.NotFound(f"cannot update container {quoted(container.id)} in namespace {quoted(namespace)}")
+                raise errors.NotFound(
+                    f"cannot update container {quoted(container.id)} in namespace {quoted(namespace)}"
+                )
             if old is None:
                 raise errors.NotFound(f"container {quoted(container.id)}")
             new = _updated(old, container, paths)
@@ -76,12 +91,23 @@ class Containers:
             return new
 
         updated = await self._database.write(work)
-        self._publish(Event(namespace, "/containers/update", {
-            "id": updated.id, "image": updated.image, "labels": updated.labels, "snapshot_key": updated.snapshot_key}))
+        self._publish(
+            Event(
+                namespace,
+                "/containers/update",
+                {
+                    "id": updated.id,
+                    "image": updated.image,
+                    "labels": updated.labels,
+                    "snapshot_key": updated.snapshot_key,
+                },
+            )
+        )
         return updated
 
     async def delete(self, namespace: str, id_: str) -> None:
         """NotFound."""
+
         def work(tx: Transaction) -> None:
             if not schema.CONTAINERS.has(tx, namespace, id_):
                 if not schema.CONTAINERS.any(tx, namespace):
@@ -114,7 +140,9 @@ def _updated(old: Container, new: Container, paths: Sequence[str]) -> Container:
         elif path.startswith("extensions."):
             name = path.removeprefix("extensions.")
             others = {k: v for k, v in result.extensions.items() if k != name}
-            result = replace(result, extensions=others | ({name: new.extensions[name]} if name in new.extensions else {}))
+            result = replace(
+                result, extensions=others | ({name: new.extensions[name]} if name in new.extensions else {})
+            )
         elif path == "image":
             result = replace(result, image=new.image)
         elif path == "snapshotkey":

@@ -43,7 +43,9 @@ _SHAREABLE = "containerd.io/namespace.shareable"
 
 
 class Content:
-    """Blobs and ingests. ``shared`` is containerd's content_sharing_policy: whether what one namespace has needs no bytes in another."""
+    """Blobs and ingests. ``shared`` is containerd's content_sharing_policy: whether what one namespace has needs no
+    bytes in another.
+    """
 
     def __init__(self, database: Database, *, shared: bool = True) -> None:
         self._database = database
@@ -74,8 +76,12 @@ class Content:
         return self._database.view(lambda tx: _blob(tx, namespace, digest))
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Blob], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their digests; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.BLOBS, namespace, sources=sources, field=_field, make=lambda _, blob: make(blob))
+        """What ``make`` makes of those that the filters match, in order of their digests; in pieces, as
+        ``Database.select`` tells.
+        """
+        return self._database.select(
+            schema.BLOBS, namespace, sources=sources, field=_field, make=lambda _, blob: make(blob)
+        )
 
     async def update(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob:
         """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""
@@ -95,7 +101,9 @@ class Content:
         return await self._database.write(work)
 
     async def _update_many(self, namespace: str, digest: str, labels: Labels, paths: Sequence[str]) -> Blob | None:
-        """As ``update``, of a manifest with thousands of layers, say, bit by bit. None if somebody else changed the blob meanwhile."""
+        """As ``update``, of a manifest with thousands of layers, say, bit by bit. None if somebody else changed the
+        blob meanwhile.
+        """
         lane = self._database.lane
         before = self._raw(namespace, digest)
         await lane.turn()  # the request was read in this one
@@ -185,6 +193,7 @@ class Content:
 
     async def forget(self, namespace: str, lease: str, ref: str) -> Ingest:
         """Abort: the record goes. NotFound."""
+
         def work(tx: Transaction) -> Ingest:
             ingest = _ingest(tx, namespace, ref)
             schema.INGESTS.delete(tx, namespace, ref)
@@ -195,8 +204,17 @@ class Content:
 
     # -- commit
 
-    async def begin_commit(self, intents: Intents, namespace: str, lease: str, incarnation: str,
-                           ref: str, size: int, expected: str, labels: Mapping[str, str]) -> tuple[Intent, Finished | None]:
+    async def begin_commit(
+        self,
+        intents: Intents,
+        namespace: str,
+        lease: str,
+        incarnation: str,
+        ref: str,
+        size: int,
+        expected: str,
+        labels: Mapping[str, str],
+    ) -> tuple[Intent, Finished | None]:
         """Open the intent of a commit; with its end where the bytes are there already (a shared ingest).
 
         AlreadyExists, with the blob leased and the ingest forgotten, if the namespace has it meanwhile.
@@ -211,8 +229,19 @@ class Content:
                 _committed(tx, namespace, lease, ref, old.raw_ref if old else "", expected)
                 return errors.AlreadyExists(f"content {expected}")
             ingest = _ingest(tx, namespace, ref)
-            intent = Intent(id="", incarnation=incarnation, operation="commit-ingest", namespace=namespace, lease=lease, backend=ingest.backend,
-                            labels=present(labels), ref=ref, raw_ref=ingest.raw_ref, expected=expected, size=size)
+            intent = Intent(
+                id="",
+                incarnation=incarnation,
+                operation="commit-ingest",
+                namespace=namespace,
+                lease=lease,
+                backend=ingest.backend,
+                labels=present(labels),
+                ref=ref,
+                raw_ref=ingest.raw_ref,
+                expected=expected,
+                size=size,
+            )
             if ingest.shared:
                 if size not in (0, ingest.size):
                     raise errors.FailedPrecondition(f"{quoted(ref)} failed size validation: {ingest.size} != {size}")
@@ -221,7 +250,9 @@ class Content:
                 ended = finish_commit(tx, intent, Outcome(digest=ingest.expected, size=ingest.size))
                 return ended if isinstance(ended, errors.NodeError) else (intent, ended)
             check_no_blob_sweeping(tx, gateway.content, expected)
-            check_unclaimed(tx, self._database.started, f"the commit of {expected or ref}", namespace, "", ref, expected)
+            check_unclaimed(
+                tx, self._database.started, f"the commit of {expected or ref}", namespace, "", ref, expected
+            )
             return open_intent(tx, intent)
 
         result = await intents.begin(work)
@@ -239,7 +270,13 @@ def finish_commit(tx: Transaction, intent: Intent, outcome: Outcome) -> Finished
     exists = schema.BLOBS.has(tx, intent.namespace, digest)
     if not exists:
         now = time.time_ns()
-        schema.put_blob(tx, intent.namespace, Blob(digest=digest, size=outcome.size, backend=intent.backend, labels=intent.labels, created=now, updated=now))
+        schema.put_blob(
+            tx,
+            intent.namespace,
+            Blob(
+                digest=digest, size=outcome.size, backend=intent.backend, labels=intent.labels, created=now, updated=now
+            ),
+        )
     _committed(tx, intent.namespace, intent.lease, intent.ref, intent.raw_ref, digest)
     if exists:
         return errors.AlreadyExists(f"content {digest}")

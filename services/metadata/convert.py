@@ -47,9 +47,11 @@ M = TypeVar("M")
 
 
 class Remembering(Generic[V, M]):
-    """``make``, of which the last ``count`` results are remembered, but for those whose ``size`` is more than ``largest``: clients choose how large a record is.
+    """``make``, of which the last ``count`` results are remembered, but for those whose ``size`` is more than
+    ``largest``: clients choose how large a record is.
 
-    A result is not to be changed: the next caller gets the same one. Its size is looked at when it is made: to look each time costs as much as all else in a list.
+    A result is not to be changed: the next caller gets the same one. Its size is looked at when it is made: to look
+    each time costs as much as all else in a list.
     """
 
     def __init__(self, make: Callable[[V], M], count: int, largest: int, size: Callable[[M], int]) -> None:
@@ -99,7 +101,9 @@ def _container_to_pb(container: Container) -> containers_pb2.Container:
         id=container.id,
         labels=container.labels,
         image=container.image,
-        runtime=containers_pb2.Container.Runtime(name=container.runtime, options=opaque_to_pb(container.runtime_options)),
+        runtime=containers_pb2.Container.Runtime(
+            name=container.runtime, options=opaque_to_pb(container.runtime_options)
+        ),
         spec=opaque_to_pb(container.spec),
         snapshotter=container.snapshotter,
         snapshot_key=container.snapshot_key,
@@ -135,7 +139,9 @@ def image_to_pb(image: Image) -> images_pb2.Image:
     return images_pb2.Image(
         name=image.name,
         labels=image.labels,
-        target=descriptor_pb2.Descriptor(media_type=image.media_type, digest=image.digest, size=image.size, annotations=image.annotations),
+        target=descriptor_pb2.Descriptor(
+            media_type=image.media_type, digest=image.digest, size=image.size, annotations=image.annotations
+        ),
         created_at=time_to_pb(image.created),
         updated_at=time_to_pb(image.updated),
     )
@@ -146,13 +152,21 @@ def _image_answer(image: Image) -> bytes:
 
 
 image_answer = Remembering(_image_answer, 1024, 8 << 10, len)
-"""The serialized answer to Get. It is that to a List of this image alone, too (both have their images in field 1), and one behind the other they are that of many."""
+"""The serialized answer to Get. It is that to a List of this image alone, too (both have their images in field 1),
+and one behind the other they are that of many.
+"""
 
 
 def image_from_pb(message: images_pb2.Image) -> Image:
     target = message.target
-    return Image(name=message.name, labels=dict(message.labels), digest=target.digest, media_type=target.media_type, size=target.size,
-                 annotations=dict(target.annotations))
+    return Image(
+        name=message.name,
+        labels=dict(message.labels),
+        digest=target.digest,
+        media_type=target.media_type,
+        size=target.size,
+        annotations=dict(target.annotations),
+    )
 
 
 # -- leases
@@ -174,12 +188,19 @@ def resource_from_pb(message: leases_pb2.Resource) -> Resource:
 
 
 def info_to_pb(blob: Blob) -> contents_pb2.Info:
-    return contents_pb2.Info(digest=blob.digest, size=blob.size, labels=blob.labels,
-                             created_at=time_to_pb(blob.created), updated_at=time_to_pb(blob.updated))
+    return contents_pb2.Info(
+        digest=blob.digest,
+        size=blob.size,
+        labels=blob.labels,
+        created_at=time_to_pb(blob.created),
+        updated_at=time_to_pb(blob.updated),
+    )
 
 
 def info_pieces(blob: Blob, message: Callable[[contents_pb2.Info], Message]) -> Steps[list[bytes]]:
-    """``message`` of an info with thousands of labels, serialized, in steps: one behind the other, messages with some of the labels each are one with all."""
+    """``message`` of an info with thousands of labels, serialized, in steps: one behind the other, messages with
+    some of the labels each are one with all.
+    """
     pieces = [message(info_to_pb(replace(blob, labels={}))).SerializeToString()]
     labels = iter(blob.labels.items())
     while some := dict(islice(labels, SOME)):
@@ -193,24 +214,46 @@ def blob_to_pb(blob: Blob) -> records_pb2.Blob:
 
 
 def ingest_to_pb(ingest: Ingest) -> records_pb2.Ingest:
-    return records_pb2.Ingest(ref=ingest.ref, raw_ref=ingest.raw_ref, backend=ingest.backend, expected=ingest.expected, shared=ingest.shared,
-                              size=ingest.size, started_at=time_to_pb(ingest.started))
+    return records_pb2.Ingest(
+        ref=ingest.ref,
+        raw_ref=ingest.raw_ref,
+        backend=ingest.backend,
+        expected=ingest.expected,
+        shared=ingest.shared,
+        size=ingest.size,
+        started_at=time_to_pb(ingest.started),
+    )
 
 
 # -- snapshots
 
-KINDS_TO_PB: Mapping[Kind, snapshots_pb2.Kind] = {"view": snapshots_pb2.VIEW, "active": snapshots_pb2.ACTIVE, "committed": snapshots_pb2.COMMITTED}
+KINDS_TO_PB: Mapping[Kind, snapshots_pb2.Kind] = {
+    "view": snapshots_pb2.VIEW,
+    "active": snapshots_pb2.ACTIVE,
+    "committed": snapshots_pb2.COMMITTED,
+}
 KINDS_FROM_PB: Mapping[int, Kind] = {number: kind for kind, number in KINDS_TO_PB.items()}
 
 
 def snapshot_to_pb(snapshot: Snapshot) -> snapshots_pb2.Info:
-    return snapshots_pb2.Info(name=snapshot.name, parent=snapshot.parent, kind=KINDS_TO_PB[snapshot.kind], labels=snapshot.labels,
-                              created_at=time_to_pb(snapshot.created), updated_at=time_to_pb(snapshot.updated))
+    return snapshots_pb2.Info(
+        name=snapshot.name,
+        parent=snapshot.parent,
+        kind=KINDS_TO_PB[snapshot.kind],
+        labels=snapshot.labels,
+        created_at=time_to_pb(snapshot.created),
+        updated_at=time_to_pb(snapshot.updated),
+    )
 
 
 def raw_snapshot_from_pb(message: snapshots_pb2.Info) -> RawSnapshot:
-    return RawSnapshot(name=message.name, parent=message.parent, labels=dict(message.labels), created=time_from_pb(message.created_at),
-                       updated=time_from_pb(message.updated_at))
+    return RawSnapshot(
+        name=message.name,
+        parent=message.parent,
+        labels=dict(message.labels),
+        created=time_from_pb(message.created_at),
+        updated=time_from_pb(message.updated_at),
+    )
 
 
 # -- events
@@ -264,7 +307,9 @@ def intent_to_pb(intent: Intent, raw_labels: Mapping[str, str], finished: Finish
 
 
 def outcome_from_pb(message: records_pb2.FinishRequest) -> Outcome:
-    return Outcome(digest=message.digest, size=message.size, adopted=tuple(raw_snapshot_from_pb(info) for info in message.adopted))
+    return Outcome(
+        digest=message.digest, size=message.size, adopted=tuple(raw_snapshot_from_pb(info) for info in message.adopted)
+    )
 
 
 def finished_to_pb(finished: Finished) -> records_pb2.Finished:

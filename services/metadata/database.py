@@ -1,7 +1,9 @@
-"""The store with what happens around its transactions: the collector is told of changes, and who must wait for somebody else's operation does.
+"""The store with what happens around its transactions: the collector is told of changes, and who must wait for somebody
+else's operation does.
 
-Work that finds a thing in somebody's hands (a mark of the collector's, an open intent on the same name) raises :class:`Busy`. It is run again when
-that came to its end (:meth:`Database.wake`), and for a bounded time only. Nobody is woken by the end of what he does not wait for: thousands may wait, each for another.
+Work that finds a thing in somebody's hands (a mark of the collector's, an open intent on the same name) raises
+:class:`Busy`. It is run again when that came to its end (:meth:`Database.wake`), and for a bounded time only. Nobody is
+woken by the end of what he does not wait for: thousands may wait, each for another.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def _no_field(_record: object, _path: Sequence[str]) -> tuple[str, bool]:
 
 
 class Busy(Exception):
-    """Somebody's operation has the thing in hand; the text says which. ``until`` is what ends it: an intent's id, or what is marked."""
+    """Somebody's operation has the thing in hand; the text says which. ``until`` is what ends it: an intent's id,
+    or what is marked.
+    """
 
     def __init__(self, text: str, until: str | Raw) -> None:
         super().__init__(text)
@@ -67,14 +71,22 @@ class Database:
         """Read what is committed, now."""
         return self.transactions.view(work)
 
-    async def select(self, table: schema.Table[V], *prefix: str, make: Callable[[Key, V], T | None], sources: Sequence[str] = (),
-                     field: Callable[[V, Sequence[str]], tuple[str, bool]] = _no_field) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of each record below ``prefix``, in order of the keys (told without the table's name); nothing of those of which it makes None.
+    async def select(
+        self,
+        table: schema.Table[V],
+        *prefix: str,
+        make: Callable[[Key, V], T | None],
+        sources: Sequence[str] = (),
+        field: Callable[[V, Sequence[str]], tuple[str, bool]] = _no_field,
+    ) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of each record below ``prefix``, in order of the keys (told without the table's name);
+        nothing of those of which it makes None.
 
-        With ``sources`` only of those that one of these filters matches; ``field`` is what they look at. InvalidArgument for a bad filter.
+        With ``sources`` only of those that one of these filters matches; ``field`` is what they look at.
+        InvalidArgument for a bad filter.
 
-        It comes in pieces as small as they must be to hold nobody up. It is the state of one instant, not before this call, if it is taken within some seconds; of a slower
-        one's rest see :mod:`services.metadata.walks`.
+        It comes in pieces as small as they must be to hold nobody up. It is the state of one instant, not before this
+        call, if it is taken within some seconds; of a slower one's rest see :mod:`services.metadata.walks`.
         """
         wanted = await filters.parsed(sources, self.lane) if sources else None
         made: list[T] = []
@@ -86,7 +98,9 @@ class Database:
                 except errors.DataLoss as error:
                     self.damaged(str(error))
                     raise
-                if (wanted is None or wanted.match(partial(field, record))) and (one := make(key[1:], record)) is not None:
+                if (wanted is None or wanted.match(partial(field, record))) and (
+                    one := make(key[1:], record)
+                ) is not None:
                     made.append(one)
                 if piece.over():
                     if made:
@@ -96,9 +110,16 @@ class Database:
         if made:
             yield made
 
-    async def write(self, work: Callable[[Transaction], T], change: Change | None = "mutation", *, lasting: bool = True, patience: float | None = None) -> T:
-        """Change something, wait while it is :class:`Busy`, for ``patience`` seconds if not as long as usual, and tell the collector unless ``change`` is None. ``lasting``: see
-        ``Transactions.write``.
+    async def write(
+        self,
+        work: Callable[[Transaction], T],
+        change: Change | None = "mutation",
+        *,
+        lasting: bool = True,
+        patience: float | None = None,
+    ) -> T:
+        """Change something, wait while it is :class:`Busy`, for ``patience`` seconds if not as long as usual, and tell
+        the collector unless ``change`` is None. ``lasting``: see ``Transactions.write``.
         """
         end = time.monotonic() + (self.patience if patience is None else patience)
         with contextlib.ExitStack() as waiting, self._delay() as delayed:
@@ -115,7 +136,8 @@ class Database:
                     if left <= 0:
                         raise errors.Unavailable(str(busy)) from None
                     delayed(busy.until)
-                    if busy.until != awaited:  # it may have ended since the work looked: look again, now that its end is not missed
+                    # it may have ended since the work looked: look again, now that its end is not missed
+                    if busy.until != awaited:
                         waiting.close()
                         awaited, ended = busy.until, waiting.enter_context(self._wait(busy.until))
                         continue
@@ -176,6 +198,7 @@ class Database:
 
     async def store_id(self) -> str:
         """The id of this store, the same for as long as it exists."""
+
         def work(tx: Transaction) -> str:
             found = schema.STORE.get(tx)
             if found is None:

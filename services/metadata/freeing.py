@@ -1,7 +1,8 @@
-"""Free pages of the database are given back to the filesystem while nobody writes; SQLite by itself keeps them for ever.
+"""Free pages of the database are given back to the filesystem while nobody writes; SQLite by itself keeps them for
+ever.
 
-That takes a database with ``auto_vacuum = INCREMENTAL``, which new ones have. One from before is written anew once, at a start, where it is not too large for that:
-https://www.sqlite.org/pragma.html#pragma_auto_vacuum.
+That takes a database with ``auto_vacuum = INCREMENTAL``, which new ones have. One from before is written anew once, at
+a start, where it is not too large for that: https://www.sqlite.org/pragma.html#pragma_auto_vacuum.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _STEP = 500
 _LARGEST = 256 << 20
 """Bytes in use of a database that is written anew while the start waits."""
 _TIMES = 3
-"""What is in use is written twice to be written anew, into a temporary file and into the log; and somebody else may need some room meanwhile."""
+"""What is in use is written twice to be written anew, into a temporary file and into the log; and somebody else may
+need some room meanwhile.
+"""
 _INCREMENTAL = 2
 
 
@@ -35,17 +38,36 @@ def _set(connection: sqlite3.Connection) -> None:
 
 
 def convert(connection: sqlite3.Connection, path: Path, *, largest: int = _LARGEST, times: int = _TIMES) -> None:
-    """Make a database from before one that can give pages back, unless more than ``largest`` bytes of it are in use or there is no room for ``times`` as many; what stands in the way is logged."""
+    """Make a database from before one that can give pages back, unless more than ``largest`` bytes of it are in use
+    or there is no room for ``times`` as many; what stands in the way is logged.
+    """
     try:
         if _value(connection, "auto_vacuum") == _INCREMENTAL:
             return
-        used = (_value(connection, "page_count") - _value(connection, "freelist_count")) * _value(connection, "page_size")
+        used = (_value(connection, "page_count") - _value(connection, "freelist_count")) * _value(
+            connection, "page_size"
+        )
         if used > largest:
-            log.warning("%s keeps its free pages: with %d MiB in use it is too large to be written anew at a start; while the node is down: sqlite3 %s "
-                        "'PRAGMA auto_vacuum = 2; VACUUM'", path, used >> 20, path)
+            log.warning(
+                "%s keeps its free pages: with %d MiB in use it is too large to be written anew at a start; while the "
+                "node is down: sqlite3 %s "
+                "'PRAGMA auto_vacuum = 2; VACUUM'",
+                path,
+                used >> 20,
+                path,
+            )
             return
         if (free := _free(path)) < times * used:
-            log.warning("%s keeps its free pages: to be written anew it takes %d MiB of room, of which there are %d; the next start tries it again", path, times * used >> 20, free >> 20)
+            log.warning(
+                (
+                    "%s keeps its free pages: to be written anew it takes %d MiB of room, of which there are %d; the "
+                    "next "
+                    "start tries it again"
+                ),
+                path,
+                times * used >> 20,
+                free >> 20,
+            )
             return
         _set(connection)
         try:
@@ -64,7 +86,9 @@ def _free(path: Path) -> int:
 
 def spare(connection: sqlite3.Connection) -> int:
     """Pages that can be given back."""
-    return max(_value(connection, "freelist_count") - SPARE, 0) if _value(connection, "auto_vacuum") == _INCREMENTAL else 0
+    return (
+        max(_value(connection, "freelist_count") - SPARE, 0) if _value(connection, "auto_vacuum") == _INCREMENTAL else 0
+    )
 
 
 def give_back(connection: sqlite3.Connection) -> None:

@@ -21,7 +21,9 @@ _EXPIRE = "containerd.io/gc.expire"
 
 
 class Images:
-    """The images of each namespace. ``lease`` is the caller's; it holds images that have a label containerd.io/gc.expire, the others hold themselves."""
+    """The images of each namespace. ``lease`` is the caller's; it holds images that have a label
+    containerd.io/gc.expire, the others hold themselves.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -34,14 +36,20 @@ class Images:
         return found
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Image], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.IMAGES, namespace, sources=sources, field=_field, make=lambda _, image: make(image))
+        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as
+        ``Database.select`` tells.
+        """
+        return self._database.select(
+            schema.IMAGES, namespace, sources=sources, field=_field, make=lambda _, image: make(image)
+        )
 
     async def create(self, namespace: str, lease: str, image: Image, epoch: int | None = None) -> Image:
         """InvalidArgument, AlreadyExists; ``epoch`` in nanoseconds is the time to write down instead of now."""
         _validate(image)
         now = time.time_ns() if epoch is None else epoch
-        created = replace(image, labels=present(image.labels), annotations=present(image.annotations), created=now, updated=now)
+        created = replace(
+            image, labels=present(image.labels), annotations=present(image.annotations), created=now, updated=now
+        )
 
         def work(tx: Transaction) -> None:
             ensure_namespace(tx, namespace)
@@ -53,8 +61,12 @@ class Images:
         await self._database.write(work)
         return created
 
-    async def update(self, namespace: str, lease: str, image: Image, paths: Sequence[str], epoch: int | None = None) -> Image:
-        """Change what ``paths`` name (labels, annotations, or one of them, or the whole target), or all where there are none. NotFound, InvalidArgument."""
+    async def update(
+        self, namespace: str, lease: str, image: Image, paths: Sequence[str], epoch: int | None = None
+    ) -> Image:
+        """Change what ``paths`` name (labels, annotations, or one of them, or the whole target), or all where there
+        are none. NotFound, InvalidArgument.
+        """
         if not image.name:
             raise errors.InvalidArgument("image name is required for update")
 
@@ -66,8 +78,13 @@ class Images:
             new = _updated(old, image, paths)
             _validate(new)
             _lease(tx, namespace, lease, new.name, new.labels)
-            new = replace(new, labels=present(new.labels), annotations=present(new.annotations),
-                          created=old.created, updated=time.time_ns() if epoch is None else epoch)
+            new = replace(
+                new,
+                labels=present(new.labels),
+                annotations=present(new.annotations),
+                created=old.created,
+                updated=time.time_ns() if epoch is None else epoch,
+            )
             schema.IMAGES.put(tx, namespace, new.name, value=new)
             return new
 
@@ -75,7 +92,10 @@ class Images:
         return await self._database.write(work)
 
     async def delete(self, namespace: str, lease: str, name: str, *, target: str = "", sync: bool = False) -> None:
-        """NotFound, also where ``target`` is given and the image has another digest. With ``sync`` a collection is over when this returns."""
+        """NotFound, also where ``target`` is given and the image has another digest. With ``sync`` a collection is
+        over when this returns.
+        """
+
         def work(tx: Transaction) -> None:
             found = schema.IMAGES.get(tx, namespace, name)
             if found is None:
@@ -101,7 +121,9 @@ def _updated(old: Image, new: Image, paths: Sequence[str]) -> Image:
     result = old
     for path in paths:  # in their order: a target brings its annotations, which a later path may change
         if path == "target":
-            result = replace(result, digest=new.digest, media_type=new.media_type, size=new.size, annotations=new.annotations)
+            result = replace(
+                result, digest=new.digest, media_type=new.media_type, size=new.size, annotations=new.annotations
+            )
             continue
         labels, rest = masked(result.labels, new.labels, (path,))
         annotations, rest = masked(result.annotations, new.annotations, rest, "annotations")

@@ -1,12 +1,13 @@
 """Intents: what is begun here, done in a raw service, and finished or cancelled here.
 
-An intent ends exactly once, by Finish, by Cancel, or by :meth:`Intents.resolve`, which asks the raw service what became of the intents
-of a gateway that died. What it was answered stays for some minutes, so that a repeated Finish or Cancel gets the same. An intent
-of the living gateway that it does not know of, since the answer to its Begin was lost, is resolved too: when it says so, or after a long time.
+An intent ends exactly once, by Finish, by Cancel, or by :meth:`Intents.resolve`, which asks the raw service what became
+of the intents of a gateway that died. What it was answered stays for some minutes, so that a repeated Finish or Cancel
+gets the same. An intent of the living gateway that it does not know of, since the answer to its Begin was lost, is
+resolved too: when it says so, or after a long time.
 
-An intent is durable before the raw call. The end of one that made or committed a snapshot need not be: where a power cut takes it back, the intent
-is there, and what resolves it finds the raw snapshot and ends it the same way. (Not so with a commit of content: an ingest that went away without an fsync
-may be there again, and tells the contrary.)
+An intent is durable before the raw call. The end of one that made or committed a snapshot need not be: where a power
+cut takes it back, the intent is there, and what resolves it finds the raw snapshot and ends it the same way. (Not so
+with a commit of content: an ingest that went away without an fsync may be there again, and tells the contrary.)
 """
 
 from __future__ import annotations
@@ -35,17 +36,28 @@ T = TypeVar("T")
 ANSWER_KEPT = 15 * 60
 """Seconds; the gateway repeats for 10 minutes."""
 FORGOTTEN = 20 * 60
-"""Seconds after which an open intent of the living gateway is one that the gateway does not know of: it gives up after 10 minutes."""
+"""Seconds after which an open intent of the living gateway is one that the gateway does not know of: it gives up
+after 10 minutes.
+"""
 
 Finisher = Callable[[Transaction, Intent, Outcome], "Finished | errors.NodeError"]
-"""Turns an intent whose raw call was done into records. An error is what the caller gets, and the intent is over all the same; what was written stays."""
+"""Turns an intent whose raw call was done into records. An error is what the caller gets, and the intent is over
+all the same; what was written stays.
+"""
 
 
 class Intents:
     """The open intents, and the gateway that opens them. ``finishers`` know what each operation becomes."""
 
-    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, finishers: Mapping[Operation, Finisher], *,
-                 answer_kept: float = ANSWER_KEPT) -> None:
+    def __init__(
+        self,
+        database: Database,
+        publish: Callable[[Event], None],
+        backends: Backends,
+        finishers: Mapping[Operation, Finisher],
+        *,
+        answer_kept: float = ANSWER_KEPT,
+    ) -> None:
         """``answer_kept``: seconds for which the answer of an intent that has ended is remembered."""
         self._answer_kept = answer_kept
         self._database = database
@@ -61,8 +73,8 @@ class Intents:
     async def connect(self, gateway: Gateway, known: frozenset[str] | None = None) -> str:
         """A gateway is there; the answer is this store's id. What a dead one left open is resolved in the background.
 
-        So is what this one began before this process started, and does not have among the open intents ``known`` to it: the answer to Begin never
-        reached it. None: it does not say.
+        So is what this one began before this process started, and does not have among the open intents ``known`` to it:
+        the answer to Begin never reached it. None: it does not say.
         """
         await self._database.write(lambda tx: schema.GATEWAY.put(tx, value=gateway), None)
         if self._resolving is not None:
@@ -116,7 +128,9 @@ class Intents:
                 await self.cancel(id_)
 
     async def finish(self, id_: str, outcome: Outcome, *, patience: float | None = None) -> Finished:
-        """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an intent that nobody remembers. ``patience``: see ``Database.write``."""
+        """The raw call was done. The same answer, result or error, however often it is asked; NotFound for an
+        intent that nobody remembers. ``patience``: see ``Database.write``.
+        """
         intent = self._database.view(lambda tx: schema.INTENTS.get(tx, id_))
         if intent is not None:
             outcome = await self._completed(intent, outcome)
@@ -154,7 +168,9 @@ class Intents:
         if intent.operation == "commit-ingest" and not outcome.digest:
             if not intent.expected:
                 raise errors.InvalidArgument(f"intent {intent.id}: finished without a digest")
-            return replace(outcome, digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected))
+            return replace(
+                outcome, digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected)
+            )
         for raw in outcome.adopted:
             # The collector leaves a target alone while its intent is open; it may have had it before.
             try:
@@ -165,7 +181,10 @@ class Intents:
         return outcome
 
     async def cancel(self, id_: str) -> None:
-        """The raw call failed for certain. Cancelling what is cancelled, or long forgotten, is fine; what was finished stays finished."""
+        """The raw call failed for certain. Cancelling what is cancelled, or long forgotten, is fine; what was
+        finished stays finished.
+        """
+
         def work(tx: Transaction) -> None:
             intent = schema.INTENTS.get(tx, id_)
             if intent is not None:
@@ -196,7 +215,13 @@ class Intents:
                 try:
                     await self.resolve(intent)
                 except errors.NodeError as error:
-                    log.info("what became of intent %s (%s in %s) is not known yet: %s", intent.id, intent.operation, intent.backend, error)
+                    log.info(
+                        "what became of intent %s (%s in %s) is not known yet: %s",
+                        intent.id,
+                        intent.operation,
+                        intent.backend,
+                        error,
+                    )
                     left += 1
                 except Exception:
                     log.exception("intent %s cannot be resolved", intent.id)
@@ -217,19 +242,34 @@ class Intents:
         return [intent async for some in self._database.select(schema.INTENTS, make=abandoned) for intent in some]
 
     async def resolve(self, intent: Intent) -> None:
-        """Ask the raw service, then finish or cancel. Errors other than NotFound mean that it is not known yet, and are raised."""
+        """Ask the raw service, then finish or cancel. Errors other than NotFound mean that it is not known yet, and
+        are raised.
+        """
         try:
             outcome = await self._outcome(intent)
         except errors.NotFound:
-            log.info("intent %s (%s in %s, %s) came to nothing", intent.id, intent.operation, intent.backend, intent.ref or intent.key)
+            log.info(
+                "intent %s (%s in %s, %s) came to nothing",
+                intent.id,
+                intent.operation,
+                intent.backend,
+                intent.ref or intent.key,
+            )
             await self._to_its_end(self.cancel(intent.id))
             return
-        log.info("intent %s (%s in %s, %s) had been done", intent.id, intent.operation, intent.backend, intent.ref or intent.key)
+        log.info(
+            "intent %s (%s in %s, %s) had been done",
+            intent.id,
+            intent.operation,
+            intent.backend,
+            intent.ref or intent.key,
+        )
         await self._to_its_end(self._was_done(intent, outcome))
 
     async def _was_done(self, intent: Intent, outcome: Outcome) -> None:
         try:
-            finished = await self.finish(intent.id, outcome, patience=0)  # who waits for another intent's end would keep that from being resolved
+            # who waits for another intent's end would keep that from being resolved
+            finished = await self.finish(intent.id, outcome, patience=0)
         except (errors.Unavailable, errors.ResourceExhausted):
             raise
         except errors.NodeError as error:
@@ -239,7 +279,9 @@ class Intents:
             self._publish(event)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Whoever connects meanwhile ends the resolving, but not between the end of an intent and those who are to hear of it."""
+        """Whoever connects meanwhile ends the resolving, but not between the end of an intent and those who are to
+        hear of it.
+        """
         await asyncio.shield(self._ending.keep(loops.task("the end of an intent", work)))
 
     async def _outcome(self, intent: Intent) -> Outcome:
@@ -250,7 +292,9 @@ class Intents:
             except errors.NotFound:
                 if not intent.expected:
                     raise
-                return Outcome(digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected))
+                return Outcome(
+                    digest=intent.expected, size=await self._backends.blob_size(intent.backend, intent.expected)
+                )
             raise errors.NotFound(f"commit of {intent.raw_ref}")  # the ingest is still one
         if intent.operation == "commit-snapshot":
             await self._backends.snapshot_kind(intent.backend, intent.raw_name)
@@ -279,7 +323,8 @@ def open_intent(tx: Transaction, intent: Intent) -> Intent:
 
 
 def check_unclaimed(tx: Reader, since: int, what: str, namespace: str, snapshotter: str, *names: str) -> None:
-    """Busy while an open intent begun after ``since`` claims one of ``names``: the second comer sees what the first one made, as if one lock were held over both.
+    """Busy while an open intent begun after ``since`` claims one of ``names``: the second comer sees what the first one
+    made, as if one lock were held over both.
 
     Older ones may be nobody's, and are not waited for; if they end well after all, it is they that come second.
     """
@@ -292,7 +337,9 @@ def check_target_not_sweeping(tx: Reader, backend: str, target: str) -> None:
     """Busy while the collector removes a raw snapshot that was made for the same target."""
     for (_, _, name), mark in schema.SWEEPING.scan(tx, backend, "snapshot"):
         if mark.reference == target:
-            raise Busy(f"snapshot {name} for {target} is being removed by the collector", Raw(backend, "snapshot", name))
+            raise Busy(
+                f"snapshot {name} for {target} is being removed by the collector", Raw(backend, "snapshot", name)
+            )
 
 
 def check_no_blob_sweeping(tx: Reader, backend: str, digest: str) -> None:

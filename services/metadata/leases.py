@@ -28,7 +28,11 @@ class Leases:
     async def create(self, namespace: str, id_: str, labels: Labels) -> Lease:
         """With a random id where none is given. AlreadyExists."""
         now = time.time_ns()
-        lease = Lease(id=id_ or f"{now % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}", labels=present(labels), created=now)
+        lease = Lease(
+            id=id_ or f"{now % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}",
+            labels=present(labels),
+            created=now,
+        )
 
         def work(tx: Transaction) -> None:
             ensure_namespace(tx, namespace)
@@ -41,6 +45,7 @@ class Leases:
 
     async def delete(self, namespace: str, id_: str, *, sync: bool) -> None:
         """NotFound. With ``sync`` a collection is over when this returns."""
+
         def work(tx: Transaction) -> None:
             _required(tx, namespace, id_)
             schema.delete_lease(tx, namespace, id_)
@@ -50,11 +55,16 @@ class Leases:
             await self._database.collected()
 
     def select(self, namespace: str, sources: Sequence[str], make: Callable[[Lease], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as ``Database.select`` tells."""
-        return self._database.select(schema.LEASES, namespace, sources=sources, field=_field, make=lambda _, lease: make(lease))
+        """What ``make`` makes of those that the filters match, in order of their ids; in pieces, as
+        ``Database.select`` tells.
+        """
+        return self._database.select(
+            schema.LEASES, namespace, sources=sources, field=_field, make=lambda _, lease: make(lease)
+        )
 
     async def add(self, namespace: str, id_: str, resource: Resource) -> None:
         """NotFound for the lease; the resource need not exist. InvalidArgument or Unimplemented for its type."""
+
         def work(tx: Transaction) -> None:
             _required(tx, namespace, id_)
             _validate(resource)
@@ -64,6 +74,7 @@ class Leases:
 
     async def remove(self, namespace: str, id_: str, resource: Resource) -> None:
         """As ``add``; a resource that the lease does not hold is no error."""
+
         def work(tx: Transaction) -> None:
             _required(tx, namespace, id_)
             _validate(resource)

@@ -45,7 +45,9 @@ class Namespaces:
         self._publish(Event(name, "/namespaces/create", {"name": name, "labels": labels}))
 
     async def update(self, name: str, labels: Labels, paths: Sequence[str]) -> Labels:
-        """Set the labels of ``paths`` (``labels.KEY``), or all of them where there are none. An unknown namespace is made, as by any write."""
+        """Set the labels of ``paths`` (``labels.KEY``), or all of them where there are none. An unknown namespace
+        is made, as by any write.
+        """
         for path in paths:
             if not path.startswith("labels."):
                 raise errors.InvalidArgument.verbatim(f"cannot update {quoted(path)} field")
@@ -64,9 +66,12 @@ class Namespaces:
 
     async def delete(self, name: str) -> None:
         """NotFound; FailedPrecondition naming what is still in it. Leases and ingests do not count, and go too."""
+
         def work(tx: Transaction) -> None:
             if left := list(_contents(tx, name)):
-                raise errors.FailedPrecondition(f"namespace {quoted(name)} must be empty, but it still has {', '.join(left)}")
+                raise errors.FailedPrecondition(
+                    f"namespace {quoted(name)} must be empty, but it still has {', '.join(left)}"
+                )
             if not schema.NAMESPACES.has(tx, name):
                 raise errors.NotFound(f"namespace {quoted(name)}")
             schema.NAMESPACES.delete(tx, name)

@@ -4,29 +4,40 @@
     image       NAMESPACE NAME                        target, labels, times
     container   NAMESPACE ID                          its fields
     lease       NAMESPACE ID                          labels, time
-    resource    NAMESPACE LEASE TYPE ID               nothing: the lease holds it, whether it exists or not. TYPE: content, ingests, images, snapshots/SNAPSHOTTER
+    resource    NAMESPACE LEASE TYPE ID               nothing: the lease holds it, whether it exists or not. TYPE:
+    content, ingests, images, snapshots/SNAPSHOTTER
     blob        NAMESPACE DIGEST                      size, backend, labels, times
     owner       DIGEST NAMESPACE                      nothing: the namespace has a record of the blob (its index)
     ingest      NAMESPACE REF                         raw ref, backend, expected digest, when it expires
-    snapshot    NAMESPACE SNAPSHOTTER NAME            raw key, backend, kind, parent, labels, times. NAME: a key, or once committed a name
+    snapshot    NAMESPACE SNAPSHOTTER NAME            raw key, backend, kind, parent, labels, times. NAME: a key, or
+    once committed a name
     child       NAMESPACE SNAPSHOTTER NAME CHILD      nothing: CHILD's parent is NAME (its index)
     sequence    NAMESPACE                             the last number given to a raw ref or raw key of the namespace
     intent      ID                                    what was begun
-    claim       NAMESPACE SNAPSHOTTER NAME ID         nothing: NAME is what the intent makes or takes (their index, made anew at each start). SNAPSHOTTER: empty for content
-    answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel, until when.
-                                                      IDs of intents begin with the time of their beginning, so the oldest come first
+    claim       NAMESPACE SNAPSHOTTER NAME ID         nothing: NAME is what the intent makes or takes (their index, made
+    anew at each start). SNAPSHOTTER: empty for content
+    answer      ID                                    what an ended intent was answered, for repeated Finish and Cancel,
+    until when.
+                                                      IDs of intents begin with the time of their beginning, so the
+                                                      oldest come first
     sweeping    BACKEND KIND RAW                      the collector is removing it. KIND: blob, ingest, snapshot
-    removing    BACKEND DIGEST                        blobs that it is removing in one call, each on a line. DIGEST: the first of them
-    named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known to be gone.
-                                                      All that a sweep of a foreign store may remove. Whatever comes to name it writes this
-    held                                              why only what is known here is collected, until an operator says otherwise (``gc/guard.py``)
-    checked     BACKEND NAMESPACE                     the last number of the namespace by which the last good sweep of the backend went
+    removing    BACKEND DIGEST                        blobs that it is removing in one call, each on a line. DIGEST: the
+    first of them
+    named       BACKEND KIND RAW                      nothing: a record or an intent once named it, and it is not known
+    to be gone.
+                                                      All that a sweep of a foreign store may remove. Whatever comes to
+                                                      name it writes this
+    held                                              why only what is known here is collected, until an operator says
+    otherwise (``gc/guard.py``)
+    checked     BACKEND NAMESPACE                     the last number of the namespace by which the last good sweep of
+    the backend went
     gateway                                           the one that connected last
     store                                             this store's id, a UUID
 
 Values are JSON; bytes that must come back as they were (Any) stand behind it.
 
-A table's methods take the parts of the key after its own name; ``scan`` takes as many as one likes, and yields the whole rest of the key::
+A table's methods take the parts of the key after its own name; ``scan`` takes as many as one likes, and yields the
+whole rest of the key::
 
     for (namespace, name), image in schema.IMAGES.scan(tx): ...
     for (name,), image in schema.IMAGES.under(tx, "default"): ...
@@ -45,7 +56,24 @@ from typing import Any, Generic, TypeVar
 
 from services.kit import damage, errors, memory
 from services.kit.slices import Steps
-from services.metadata.store import SOME, Blob, Container, Gateway, Held, Image, Ingest, Intent, Labels, Lease, Mark, Namespace, Opaque, Raw, Resource, Snapshot
+from services.metadata.store import (
+    SOME,
+    Blob,
+    Container,
+    Gateway,
+    Held,
+    Image,
+    Ingest,
+    Intent,
+    Labels,
+    Lease,
+    Mark,
+    Namespace,
+    Opaque,
+    Raw,
+    Resource,
+    Snapshot,
+)
 from services.metadata.transactions import Key, Reader, Transaction, decode
 
 V = TypeVar("V")
@@ -61,7 +89,9 @@ class Table(Generic[V]):
     encode: Callable[[V], bytes]
     decode: Callable[[Key, bytes], V]
     read: Callable[[Key, bytes], V] | None = None
-    """As ``decode``, for whoever reads all there are: nothing is remembered of them. None: ``decode`` remembers nothing."""
+    """As ``decode``, for whoever reads all there are: nothing is remembered of them. None: ``decode`` remembers
+    nothing.
+    """
 
     def get(self, tx: Reader, *key: str) -> V | None:
         """The value, or None."""
@@ -77,7 +107,9 @@ class Table(Generic[V]):
         return tx.get((self.name, *key)) is not None
 
     def scan(self, tx: Reader, *prefix: str, limit: int | None = None) -> Iterator[tuple[Key, V]]:
-        """All below ``prefix``, or the first ``limit``, in order: the whole key after the table's name, and the value."""
+        """All below ``prefix``, or the first ``limit``, in order: the whole key after the table's name, and the
+        value.
+        """
         decode = self.read or self.decode
         for key, value in tx.scan((self.name, *prefix), limit=limit):
             yield key[1:], decode(key[1:], value)
@@ -106,18 +138,23 @@ class Table(Generic[V]):
 
 
 def _json(name: str, cls: type[V], *keyed: str, remembered: int = 0) -> Table[V]:
-    """A table of dataclasses; the fields ``keyed`` are the last parts of the key, and not in the value. Empty fields that have a default are left out.
+    """A table of dataclasses; the fields ``keyed`` are the last parts of the key, and not in the value. Empty fields
+    that have a default are left out.
 
-    So many decoded values are ``remembered``, for tables that are listed often; they are frozen, so that everybody may have the same.
+    So many decoded values are ``remembered``, for tables that are listed often; they are frozen, so that everybody may
+    have the same.
     """
     known = [f for f in fields(cls) if f.name not in keyed]  # type: ignore[arg-type]
     names = [f.name for f in known]
-    required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}  # such as the size of an empty blob
+    # such as the size of an empty blob
+    required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
     loads = json.JSONDecoder().decode  # json.loads would look for the encoding each time
     last = keyed[0] if keyed else ""
 
     def encode(value: V) -> bytes:
-        return _dumps({n: dict(v) if n in _MAPS else v for n in names if (v := getattr(value, n)) or n in required}).encode()
+        return _dumps(
+            {n: dict(v) if n in _MAPS else v for n in names if (v := getattr(value, n)) or n in required}
+        ).encode()
 
     def decode(key: Key, value: bytes) -> V:
         try:
@@ -136,7 +173,9 @@ _REMEMBERED = 16 << 20
 
 
 def _remembering(count: int, decode: Callable[[Key, bytes], V]) -> Callable[[Key, bytes], V]:
-    """``decode`` that remembers what it made of the last ``count`` values, but for those that are more than their share of the bytes."""
+    """``decode`` that remembers what it made of the last ``count`` values, but for those that are more than their
+    share of the bytes.
+    """
     remembered = lru_cache(count)(decode)
     memory.when_idle(remembered.cache_clear)
     largest = _REMEMBERED // count
@@ -178,8 +217,12 @@ def _decode_container(key: Key, value: bytes) -> Container:
 
 
 def _damaged(name: str, key: Key, error: Exception) -> errors.DataLoss:
-    """A value that is not what was written: pages of the database that are wrong in their contents look whole to SQLite."""
-    return errors.DataLoss(f"metadata store: the record {name} {' '.join(key)} is damaged ({error}): {damage.WHAT_TO_DO}")
+    """A value that is not what was written: pages of the database that are wrong in their contents look whole to
+    SQLite.
+    """
+    return errors.DataLoss(
+        f"metadata store: the record {name} {' '.join(key)} is damaged ({error}): {damage.WHAT_TO_DO}"
+    )
 
 
 def _container_of(key: Key, value: bytes) -> Container:
@@ -204,11 +247,15 @@ _CONTAINER_TEXTS = ("image", "runtime", "snapshotter", "snapshot_key", "sandbox"
 
 def _decode_gateway(_key: Key, value: bytes) -> Gateway:
     found = json.loads(value)
-    return Gateway(incarnation=found["incarnation"], content=found["content"], snapshotters=tuple(found["snapshotters"]))
+    return Gateway(
+        incarnation=found["incarnation"], content=found["content"], snapshotters=tuple(found["snapshotters"])
+    )
 
 
 def _encode_gateway(value: Gateway) -> bytes:
-    return _dumps({"incarnation": value.incarnation, "content": value.content, "snapshotters": list(value.snapshotters)}).encode()
+    return _dumps(
+        {"incarnation": value.incarnation, "content": value.content, "snapshotters": list(value.snapshotters)}
+    ).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +270,10 @@ class Answer:
 
 NAMESPACES = _json("namespace", Namespace)
 IMAGES = _json("image", Image, "name", remembered=1024)
-CONTAINERS: Table[Container] = Table("container", _encode_container, _remembering(64, _decode_container), _decode_container)  # a client that runs one gets it four times
+# a client that runs one gets it four times
+CONTAINERS: Table[Container] = Table(
+    "container", _encode_container, _remembering(64, _decode_container), _decode_container
+)
 LEASES = _json("lease", Lease, "id")
 RESOURCES = _nothing("resource")
 BLOBS = _json("blob", Blob, "digest", remembered=64)  # one that is read in pieces is asked for thousands of times
@@ -244,7 +294,8 @@ GATEWAY: Table[Gateway] = Table("gateway", _encode_gateway, lru_cache(2)(_decode
 STORE: Table[str] = Table("store", lambda value: value.encode(), lambda _key, value: value.decode())
 
 
-# ---------------------------------------------------------------------------------------------- what more than one caller does with them
+# ---------------------------------------------------------------------------------------------- what more than one
+# caller does with them
 
 
 def next_number(tx: Transaction, namespace: str) -> int:
@@ -267,7 +318,9 @@ def put_blob(tx: Transaction, namespace: str, blob: Blob, encoded: bytes | None 
 
 
 LARGE = 64 << 10
-"""Bytes of a record that is read and written bit by bit where others wait: that of a manifest with thousands of layers, each a label, has megabytes."""
+"""Bytes of a record that is read and written bit by bit where others wait: that of a manifest with thousands of
+layers, each a label, has megabytes.
+"""
 _LABELS = '"labels":{'
 
 
@@ -292,7 +345,7 @@ def reading_blob(key: Key, value: bytes) -> Steps[Blob]:
         labels: dict[str, str] = {}
         while text[at] == '"':
             name, at = scanstring(text, at + 1)
-            if text[at:at + 2] != ':"':
+            if text[at : at + 2] != ':"':
                 raise ValueError("a label without a value")
             labels[name], at = scanstring(text, at + 2)
             at += text[at] == ","
@@ -335,7 +388,9 @@ _PLAIN = re.compile(rb'\{"size":\d+,"backend":"([^"\\]+)"(?:,"created":\d+)?(?:,
 
 
 def backends_and_labels(tx: Reader) -> Iterator[tuple[Key, str, Labels]]:
-    """Of each blob namespace and digest, and what the collector goes by. Blobs are the most numerous records, and most have no labels: only the others are parsed."""
+    """Of each blob namespace and digest, and what the collector goes by. Blobs are the most numerous records, and
+    most have no labels: only the others are parsed.
+    """
     backends: dict[bytes, str] = {}
     for key, value in tx.scan((BLOBS.name,)):
         plain = _PLAIN.fullmatch(value)
@@ -429,7 +484,9 @@ _HELD = 500
 
 
 def delete_lease(tx: Transaction, namespace: str, lease: str) -> None:
-    """Remove a lease, and the first of what it held: without the lease nothing holds the rest, which goes by :func:`delete_left`, asked for by the collector."""
+    """Remove a lease, and the first of what it held: without the lease nothing holds the rest, which goes by
+    :func:`delete_left`, asked for by the collector.
+    """
     LEASES.delete(tx, namespace, lease)
     RESOURCES.delete_all(tx, namespace, lease, limit=_HELD)
 
@@ -443,7 +500,9 @@ def delete_left(tx: Transaction, namespace: str, lease: str) -> bool:
 
 
 def held(tx: Reader) -> Iterator[tuple[str, str, Resource | None]]:
-    """Namespace and id of each lease that has resources, and each of these; once None where there is no such lease any more."""
+    """Namespace and id of each lease that has resources, and each of these; once None where there is no such lease
+    any more.
+    """
     after: Key | None = None
     known: tuple[str, str] | None = None
     more = True
@@ -476,13 +535,17 @@ def set_marks(tx: Transaction, raws: Sequence[Raw], mark: Mark) -> None:
 
 
 def mark_together(tx: Transaction, backend: str, digests: Sequence[str]) -> None:
-    """The same of blobs that are removed in one call, in one row: to write one for each and to remove it again costs as much as to remove their records."""
+    """The same of blobs that are removed in one call, in one row: to write one for each and to remove it again
+    costs as much as to remove their records.
+    """
     REMOVING.put(tx, backend, digests[0], value="".join(f"{digest}\n" for digest in digests))
 
 
 def is_marked(tx: Reader, raw: Raw) -> bool:
     """Whether the collector is removing it."""
-    return SWEEPING.has(tx, *raw) or (raw.kind == "blob" and any(f"{raw.name}\n" in digests for _, digests in REMOVING.scan(tx, raw.backend)))
+    return SWEEPING.has(tx, *raw) or (
+        raw.kind == "blob" and any(f"{raw.name}\n" in digests for _, digests in REMOVING.scan(tx, raw.backend))
+    )
 
 
 def marked(tx: Reader, backend: str) -> Iterator[Raw]:

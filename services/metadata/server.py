@@ -62,7 +62,9 @@ async def batches(found: AsyncIterator[list[T]], most: int = _BATCH_BYTES) -> As
 
 
 async def whole(found: AsyncIterator[list[T]], message: Callable[[list[T]], Message]) -> Pieces:
-    """The one message of an answer, made of ``message`` for each piece: what is serialized one behind the other is one message with all their repeated fields."""
+    """The one message of an answer, made of ``message`` for each piece: what is serialized one behind the other is
+    one message with all their repeated fields.
+    """
     return Pieces([message(some).SerializeToString() async for some in found])
 
 
@@ -77,14 +79,20 @@ class NamespacesServicer:
         return namespaces_pb.GetNamespaceResponse(namespace=namespaces_pb.Namespace(name=request.name, labels=labels))
 
     async def List(self, request: namespaces_pb.ListNamespacesRequest, call: Call) -> Pieces:
-        return await whole(self._namespaces.all(lambda name, labels: namespaces_pb.Namespace(name=name, labels=labels)),
-                           lambda some: namespaces_pb.ListNamespacesResponse(namespaces=some))
+        return await whole(
+            self._namespaces.all(lambda name, labels: namespaces_pb.Namespace(name=name, labels=labels)),
+            lambda some: namespaces_pb.ListNamespacesResponse(namespaces=some),
+        )
 
-    async def Create(self, request: namespaces_pb.CreateNamespaceRequest, call: Call) -> namespaces_pb.CreateNamespaceResponse:
+    async def Create(
+        self, request: namespaces_pb.CreateNamespaceRequest, call: Call
+    ) -> namespaces_pb.CreateNamespaceResponse:
         await self._namespaces.create(request.namespace.name, dict(request.namespace.labels))
         return namespaces_pb.CreateNamespaceResponse(namespace=request.namespace)
 
-    async def Update(self, request: namespaces_pb.UpdateNamespaceRequest, call: Call) -> namespaces_pb.UpdateNamespaceResponse:
+    async def Update(
+        self, request: namespaces_pb.UpdateNamespaceRequest, call: Call
+    ) -> namespaces_pb.UpdateNamespaceResponse:
         name = request.namespace.name
         labels = await self._namespaces.update(name, dict(request.namespace.labels), request.update_mask.paths)
         return namespaces_pb.UpdateNamespaceResponse(namespace=namespaces_pb.Namespace(name=name, labels=labels))
@@ -101,23 +109,35 @@ class ContainersServicer:
         self._containers = containers
 
     async def Get(self, request: containers_pb.GetContainerRequest, call: Call) -> containers_pb.GetContainerResponse:
-        return containers_pb.GetContainerResponse(container=convert.container_to_pb(self._containers.get(call.namespace, request.id)))
+        return containers_pb.GetContainerResponse(
+            container=convert.container_to_pb(self._containers.get(call.namespace, request.id))
+        )
 
     async def List(self, request: containers_pb.ListContainersRequest, call: Call) -> Pieces:
-        return await whole(self._containers.select(call.namespace, request.filters, convert.container_to_pb),
-                           lambda some: containers_pb.ListContainersResponse(containers=some))
+        return await whole(
+            self._containers.select(call.namespace, request.filters, convert.container_to_pb),
+            lambda some: containers_pb.ListContainersResponse(containers=some),
+        )
 
-    async def ListStream(self, request: containers_pb.ListContainersRequest, call: Call) -> AsyncIterator[containers_pb.ListContainerMessage]:
+    async def ListStream(
+        self, request: containers_pb.ListContainersRequest, call: Call
+    ) -> AsyncIterator[containers_pb.ListContainerMessage]:
         async for some in self._containers.select(call.namespace, request.filters, convert.container_to_pb):
             for container in some:
                 yield containers_pb.ListContainerMessage(container=container)
 
-    async def Create(self, request: containers_pb.CreateContainerRequest, call: Call) -> containers_pb.CreateContainerResponse:
+    async def Create(
+        self, request: containers_pb.CreateContainerRequest, call: Call
+    ) -> containers_pb.CreateContainerResponse:
         created = await self._containers.create(call.namespace, convert.container_from_pb(request.container))
         return containers_pb.CreateContainerResponse(container=convert.container_to_pb(created))
 
-    async def Update(self, request: containers_pb.UpdateContainerRequest, call: Call) -> containers_pb.UpdateContainerResponse:
-        updated = await self._containers.update(call.namespace, convert.container_from_pb(request.container), request.update_mask.paths)
+    async def Update(
+        self, request: containers_pb.UpdateContainerRequest, call: Call
+    ) -> containers_pb.UpdateContainerResponse:
+        updated = await self._containers.update(
+            call.namespace, convert.container_from_pb(request.container), request.update_mask.paths
+        )
         return containers_pb.UpdateContainerResponse(container=convert.container_to_pb(updated))
 
     async def Delete(self, request: containers_pb.DeleteContainerRequest, call: Call) -> Empty:
@@ -140,7 +160,10 @@ class LeasesServicer:
         return Empty()
 
     async def List(self, request: leases_pb.ListRequest, call: Call) -> Pieces:
-        return await whole(self._leases.select(call.namespace, request.filters, convert.lease_to_pb), lambda some: leases_pb.ListResponse(leases=some))
+        return await whole(
+            self._leases.select(call.namespace, request.filters, convert.lease_to_pb),
+            lambda some: leases_pb.ListResponse(leases=some),
+        )
 
     async def AddResource(self, request: leases_pb.AddResourceRequest, call: Call) -> Empty:
         await self._leases.add(call.namespace, request.id, convert.resource_from_pb(request.resource))
@@ -151,7 +174,10 @@ class LeasesServicer:
         return Empty()
 
     async def ListResources(self, request: leases_pb.ListResourcesRequest, call: Call) -> Pieces:
-        return await whole(self._leases.resources(call.namespace, request.id, convert.resource_to_pb), lambda some: leases_pb.ListResourcesResponse(resources=some))
+        return await whole(
+            self._leases.resources(call.namespace, request.id, convert.resource_to_pb),
+            lambda some: leases_pb.ListResourcesResponse(resources=some),
+        )
 
 
 class ContentServicer:
@@ -165,17 +191,29 @@ class ContentServicer:
 
     async def Info(self, request: content_pb.InfoRequest, call: Call) -> content_pb.InfoResponse | Pieces:
         blob = await self._content.info(call.namespace, request.digest)
-        return await self._many(blob, content_pb.InfoResponse) if len(blob.labels) > SOME else content_pb.InfoResponse(info=convert.info_to_pb(blob))
+        return (
+            await self._many(blob, content_pb.InfoResponse)
+            if len(blob.labels) > SOME
+            else content_pb.InfoResponse(info=convert.info_to_pb(blob))
+        )
 
     async def Update(self, request: content_pb.UpdateRequest, call: Call) -> content_pb.UpdateResponse | Pieces:
-        blob = await self._content.update(call.namespace, request.info.digest, dict(request.info.labels), request.update_mask.paths)
-        return await self._many(blob, content_pb.UpdateResponse) if len(blob.labels) > SOME else content_pb.UpdateResponse(info=convert.info_to_pb(blob))
+        blob = await self._content.update(
+            call.namespace, request.info.digest, dict(request.info.labels), request.update_mask.paths
+        )
+        return (
+            await self._many(blob, content_pb.UpdateResponse)
+            if len(blob.labels) > SOME
+            else content_pb.UpdateResponse(info=convert.info_to_pb(blob))
+        )
 
     async def _many(self, blob: Blob, message: Callable[..., Message]) -> Pieces:
         """The answer with a blob of thousands of labels."""
         return Pieces(await self._lane.through(convert.info_pieces(blob, lambda info: message(info=info))))
 
-    async def List(self, request: content_pb.ListContentRequest, call: Call) -> AsyncIterator[content_pb.ListContentResponse]:
+    async def List(
+        self, request: content_pb.ListContentRequest, call: Call
+    ) -> AsyncIterator[content_pb.ListContentResponse]:
         async for batch in batches(self._content.select(call.namespace, request.filters, convert.info_to_pb)):
             yield content_pb.ListContentResponse(info=batch)
 
@@ -189,17 +227,25 @@ class SnapshotsServicer:
         self._snapshots = snapshots
 
     async def Stat(self, request: snapshots_pb.StatSnapshotRequest, call: Call) -> snapshots_pb.StatSnapshotResponse:
-        return snapshots_pb.StatSnapshotResponse(info=convert.snapshot_to_pb(self._snapshots.get(call.namespace, request.snapshotter, request.key)))
+        return snapshots_pb.StatSnapshotResponse(
+            info=convert.snapshot_to_pb(self._snapshots.get(call.namespace, request.snapshotter, request.key))
+        )
 
-    async def List(self, request: snapshots_pb.ListSnapshotsRequest, call: Call) -> AsyncIterator[snapshots_pb.ListSnapshotsResponse]:
-        async for batch in batches(self._snapshots.select(call.namespace, request.snapshotter, request.filters, convert.snapshot_to_pb)):
+    async def List(
+        self, request: snapshots_pb.ListSnapshotsRequest, call: Call
+    ) -> AsyncIterator[snapshots_pb.ListSnapshotsResponse]:
+        async for batch in batches(
+            self._snapshots.select(call.namespace, request.snapshotter, request.filters, convert.snapshot_to_pb)
+        ):
             yield snapshots_pb.ListSnapshotsResponse(info=batch)
 
 
 class RecordsServicer:
     SERVICE = records_stubs.RECORDS
 
-    def __init__(self, database: Database, content: Content, snapshots: Snapshots, images: Images, intents: Intents) -> None:
+    def __init__(
+        self, database: Database, content: Content, snapshots: Snapshots, images: Images, intents: Intents
+    ) -> None:
         self._database = database
         self._content = content
         self._snapshots = snapshots
@@ -215,21 +261,35 @@ class RecordsServicer:
     # -- content
 
     async def OpenIngest(self, request: pb.OpenIngestRequest, call: Call) -> pb.Ingest:
-        return convert.ingest_to_pb(await self._content.open(
-            call.namespace, call.lease, request.incarnation, request.ref, request.total, request.expected))
+        return convert.ingest_to_pb(
+            await self._content.open(
+                call.namespace, call.lease, request.incarnation, request.ref, request.total, request.expected
+            )
+        )
 
     async def GetIngest(self, request: pb.GetIngestRequest, call: Call) -> pb.Ingest:
         return convert.ingest_to_pb(self._content.ingest(call.namespace, request.ref))
 
     async def ListIngests(self, request: Empty, call: Call) -> Pieces:
-        return await whole(self._content.ingests(call.namespace, convert.ingest_to_pb), lambda some: pb.ListIngestsResponse(ingests=some))
+        return await whole(
+            self._content.ingests(call.namespace, convert.ingest_to_pb),
+            lambda some: pb.ListIngestsResponse(ingests=some),
+        )
 
     async def ForgetIngest(self, request: pb.GetIngestRequest, call: Call) -> pb.Ingest:
         return convert.ingest_to_pb(await self._content.forget(call.namespace, call.lease, request.ref))
 
     async def BeginCommitIngest(self, request: pb.BeginCommitIngestRequest, call: Call) -> pb.Intent:
         intent, finished = await self._content.begin_commit(
-            self._intents, call.namespace, call.lease, request.incarnation, request.ref, request.size, request.expected, dict(request.labels))
+            self._intents,
+            call.namespace,
+            call.lease,
+            request.incarnation,
+            request.ref,
+            request.size,
+            request.expected,
+            dict(request.labels),
+        )
         return convert.intent_to_pb(intent, {}, finished)
 
     async def ResolveBlob(self, request: pb.ResolveBlobRequest, call: Call) -> pb.Blob:
@@ -242,14 +302,32 @@ class RecordsServicer:
 
     async def BeginSnapshot(self, request: pb.BeginSnapshotRequest, call: Call) -> pb.Intent:
         labels = dict(request.labels)
-        intent = await self._snapshots.begin(self._intents, call.namespace, call.lease, request.incarnation, request.snapshotter,
-                                             request.key, request.parent, labels, view=request.view)
+        intent = await self._snapshots.begin(
+            self._intents,
+            call.namespace,
+            call.lease,
+            request.incarnation,
+            request.snapshotter,
+            request.key,
+            request.parent,
+            labels,
+            view=request.view,
+        )
         return convert.intent_to_pb(intent, inherited(labels))
 
     async def BeginCommitSnapshot(self, request: pb.BeginCommitSnapshotRequest, call: Call) -> pb.Intent:
         labels = dict(request.labels)
-        intent = await self._snapshots.begin_commit(self._intents, call.namespace, call.lease, request.incarnation, request.snapshotter,
-                                                    request.name, request.key, request.parent, labels)
+        intent = await self._snapshots.begin_commit(
+            self._intents,
+            call.namespace,
+            call.lease,
+            request.incarnation,
+            request.snapshotter,
+            request.name,
+            request.key,
+            request.parent,
+            labels,
+        )
         return convert.intent_to_pb(intent, inherited(labels))
 
     async def ResolveSnapshot(self, request: pb.ResolveSnapshotRequest, call: Call) -> pb.Snapshot:
@@ -257,19 +335,29 @@ class RecordsServicer:
         return pb.Snapshot(raw_key=found.raw_key, backend=found.backend)
 
     async def RemoveSnapshot(self, request: pb.ResolveSnapshotRequest, call: Call) -> pb.Finished:
-        return convert.finished_to_pb(await self._snapshots.remove(call.namespace, call.lease, request.snapshotter, request.key))
+        return convert.finished_to_pb(
+            await self._snapshots.remove(call.namespace, call.lease, request.snapshotter, request.key)
+        )
 
     async def UpdateSnapshot(self, request: snapshots_pb.UpdateSnapshotRequest, call: Call) -> pb.UpdatedSnapshot:
-        updated = await self._snapshots.update(call.namespace, request.snapshotter, request.info.name, dict(request.info.labels),
-                                               request.update_mask.paths)
+        updated = await self._snapshots.update(
+            call.namespace, request.snapshotter, request.info.name, dict(request.info.labels), request.update_mask.paths
+        )
         snapshot = updated.snapshot
-        return pb.UpdatedSnapshot(info=convert.snapshot_to_pb(snapshot), raw_key=snapshot.raw_key, backend=snapshot.backend,
-                                  raw_labels=updated.raw_labels, raw_mask=FieldMask(paths=updated.raw_paths))
+        return pb.UpdatedSnapshot(
+            info=convert.snapshot_to_pb(snapshot),
+            raw_key=snapshot.raw_key,
+            backend=snapshot.backend,
+            raw_labels=updated.raw_labels,
+            raw_mask=FieldMask(paths=updated.raw_paths),
+        )
 
     # -- the ends of intents
 
     async def Finish(self, request: pb.FinishRequest, call: Call) -> pb.Finished:
-        return convert.finished_to_pb(await shielded(self._intents.finish(request.intent, convert.outcome_from_pb(request))))
+        return convert.finished_to_pb(
+            await shielded(self._intents.finish(request.intent, convert.outcome_from_pb(request)))
+        )
 
     async def Cancel(self, request: pb.CancelRequest, call: Call) -> Empty:
         await shielded(self._intents.cancel(request.intent))
@@ -281,18 +369,29 @@ class RecordsServicer:
         return Pieces((convert.image_answer(self._images.get(call.namespace, request.name)),))
 
     async def ListImages(self, request: images_pb.ListImagesRequest, call: Call) -> Pieces:
-        return Pieces([b"".join(some) async for some in self._images.select(call.namespace, request.filters, convert.image_answer)])
+        return Pieces(
+            [
+                b"".join(some)
+                async for some in self._images.select(call.namespace, request.filters, convert.image_answer)
+            ]
+        )
 
     async def CreateImage(self, request: images_pb.CreateImageRequest, call: Call) -> images_pb.CreateImageResponse:
-        image = await self._images.create(call.namespace, call.lease, convert.image_from_pb(request.image), _epoch(request))
+        image = await self._images.create(
+            call.namespace, call.lease, convert.image_from_pb(request.image), _epoch(request)
+        )
         return images_pb.CreateImageResponse(image=convert.image_to_pb(image))
 
     async def UpdateImage(self, request: images_pb.UpdateImageRequest, call: Call) -> images_pb.UpdateImageResponse:
-        image = await self._images.update(call.namespace, call.lease, convert.image_from_pb(request.image), request.update_mask.paths, _epoch(request))
+        image = await self._images.update(
+            call.namespace, call.lease, convert.image_from_pb(request.image), request.update_mask.paths, _epoch(request)
+        )
         return images_pb.UpdateImageResponse(image=convert.image_to_pb(image))
 
     async def DeleteImage(self, request: images_pb.DeleteImageRequest, call: Call) -> Empty:
-        await self._images.delete(call.namespace, call.lease, request.name, target=request.target.digest, sync=request.sync)
+        await self._images.delete(
+            call.namespace, call.lease, request.name, target=request.target.digest, sync=request.sync
+        )
         return Empty()
 
     async def Collect(self, request: pb.CollectRequest, call: Call) -> pb.Collected:
@@ -318,11 +417,29 @@ def _epoch(request: Any) -> int | None:
 class Metadata:
     """All of it over one database: what the process serves."""
 
-    def __init__(self, database: Database, publish: Callable[[Event], None], backends: Backends, *, shared: bool = True, answer_kept: float = ANSWER_KEPT) -> None:
+    def __init__(
+        self,
+        database: Database,
+        publish: Callable[[Event], None],
+        backends: Backends,
+        *,
+        shared: bool = True,
+        answer_kept: float = ANSWER_KEPT,
+    ) -> None:
         content = Content(database, shared=shared)
         snapshots = Snapshots(database)
-        self.intents = Intents(database, publish, backends, {
-            "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot}, answer_kept=answer_kept)
+        self.intents = Intents(
+            database,
+            publish,
+            backends,
+            {
+                "commit-ingest": finish_commit,
+                "prepare": finish_snapshot,
+                "view": finish_snapshot,
+                "commit-snapshot": finish_commit_snapshot,
+            },
+            answer_kept=answer_kept,
+        )
         self.servicers: list[Servicer] = [
             NamespacesServicer(Namespaces(database, publish)),
             ContainersServicer(Containers(database, publish)),

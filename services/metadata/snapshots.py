@@ -1,4 +1,5 @@
-"""Records of snapshots: what each namespace calls them, their kinds, parents and labels. The snapshots are in the backends.
+"""Records of snapshots: what each namespace calls them, their kinds, parents and labels. The snapshots are in the
+backends.
 
 Labels go down to a backend only if they are *inherited*: containerd.io/snapshot.ref and containerd.io/snapshot/*.
 """
@@ -43,7 +44,9 @@ def inherited(labels: Labels) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """A changed record, and the labels to change in the backend: by ``raw_paths``, ``labels.KEY`` each; none if nothing goes down."""
+    """A changed record, and the labels to change in the backend: by ``raw_paths``, ``labels.KEY`` each; none if
+    nothing goes down.
+    """
 
     snapshot: Snapshot
     raw_labels: Labels
@@ -58,18 +61,32 @@ class Snapshots:
 
     def get(self, namespace: str, snapshotter: str, name: str) -> Snapshot:
         """NotFound."""
+
         def work(tx: Reader) -> Snapshot:
             check_snapshotter(tx, snapshotter)
             return _snapshot(tx, namespace, snapshotter, name)
 
         return self._database.view(work)
 
-    def select(self, namespace: str, snapshotter: str, sources: Sequence[str], make: Callable[[Snapshot], T]) -> AsyncIterator[list[T]]:
-        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as ``Database.select`` tells."""
+    def select(
+        self, namespace: str, snapshotter: str, sources: Sequence[str], make: Callable[[Snapshot], T]
+    ) -> AsyncIterator[list[T]]:
+        """What ``make`` makes of those that the filters match, in order of their names; in pieces, as
+        ``Database.select`` tells.
+        """
         self._database.view(lambda tx: check_snapshotter(tx, snapshotter))
-        return self._database.select(schema.SNAPSHOTS, namespace, snapshotter, sources=sources, field=_field, make=lambda _, snapshot: make(snapshot))
+        return self._database.select(
+            schema.SNAPSHOTS,
+            namespace,
+            snapshotter,
+            sources=sources,
+            field=_field,
+            make=lambda _, snapshot: make(snapshot),
+        )
 
-    async def update(self, namespace: str, snapshotter: str, name: str, labels: Labels, paths: Sequence[str]) -> Updated:
+    async def update(
+        self, namespace: str, snapshotter: str, name: str, labels: Labels, paths: Sequence[str]
+    ) -> Updated:
         """Change the labels of ``paths``, or all where there are none. NotFound, InvalidArgument."""
         if not name:
             raise errors.InvalidArgument
@@ -85,12 +102,15 @@ class Snapshots:
             schema.put_snapshot(tx, namespace, snapshotter, snapshot)
             before, after = inherited(old.labels), inherited(snapshot.labels)
             changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-            return Updated(snapshot, {key: after.get(key, "") for key in changed}, tuple(f"labels.{key}" for key in changed))
+            return Updated(
+                snapshot, {key: after.get(key, "") for key in changed}, tuple(f"labels.{key}" for key in changed)
+            )
 
         return await self._database.write(work)
 
     async def remove(self, namespace: str, lease: str, snapshotter: str, name: str) -> Finished:
         """Only the record; the raw snapshot is the collector's. NotFound; FailedPrecondition while it has children."""
+
         def work(tx: Transaction) -> None:
             check_snapshotter(tx, snapshotter)
             snapshot = _snapshot(tx, namespace, snapshotter, name)
@@ -104,10 +124,21 @@ class Snapshots:
 
     # -- Prepare, View
 
-    async def begin(self, intents: Intents, namespace: str, lease: str, incarnation: str,
-                    snapshotter: str, key: str, parent: str, labels: Labels, *, view: bool) -> Intent:
-        """Open the intent of a new snapshot. AlreadyExists for the key or the target of the label containerd.io/snapshot.ref, which the lease
-        then holds; NotFound for the parent.
+    async def begin(
+        self,
+        intents: Intents,
+        namespace: str,
+        lease: str,
+        incarnation: str,
+        snapshotter: str,
+        key: str,
+        parent: str,
+        labels: Labels,
+        *,
+        view: bool,
+    ) -> Intent:
+        """Open the intent of a new snapshot. AlreadyExists for the key or the target of the label
+        containerd.io/snapshot.ref, which the lease then holds; NotFound for the parent.
         """
         validate_labels(labels, "info.Labels")
         target = labels.get(REF, "")
@@ -130,18 +161,44 @@ class Snapshots:
                 check_target_not_sweeping(tx, backend, target)
             check_unclaimed(tx, self._database.started, f"snapshot {key}", namespace, snapshotter, key)
             ensure_namespace(tx, namespace)
-            return open_intent(tx, Intent(
-                id="", incarnation=incarnation, operation="view" if view else "prepare", namespace=namespace, lease=lease, backend=backend,
-                labels=present(labels), snapshotter=snapshotter, key=key, parent=parent, raw_key=schema.raw_name(tx, namespace, key),
-                raw_parent=above.raw_key if above else "", target=target))
+            return open_intent(
+                tx,
+                Intent(
+                    id="",
+                    incarnation=incarnation,
+                    operation="view" if view else "prepare",
+                    namespace=namespace,
+                    lease=lease,
+                    backend=backend,
+                    labels=present(labels),
+                    snapshotter=snapshotter,
+                    key=key,
+                    parent=parent,
+                    raw_key=schema.raw_name(tx, namespace, key),
+                    raw_parent=above.raw_key if above else "",
+                    target=target,
+                ),
+            )
 
         return _raised(await intents.begin(work))
 
     # -- Commit
 
-    async def begin_commit(self, intents: Intents, namespace: str, lease: str, incarnation: str,
-                           snapshotter: str, name: str, key: str, parent: str, labels: Labels) -> Intent:
-        """Open the intent of a commit. ``parent`` is what a snapshot without one is put on (rebase): it is there, or its own commit has begun. AlreadyExists for the name, which the lease then holds; NotFound."""
+    async def begin_commit(
+        self,
+        intents: Intents,
+        namespace: str,
+        lease: str,
+        incarnation: str,
+        snapshotter: str,
+        name: str,
+        key: str,
+        parent: str,
+        labels: Labels,
+    ) -> Intent:
+        """Open the intent of a commit. ``parent`` is what a snapshot without one is put on (rebase): it is there,
+        or its own commit has begun. AlreadyExists for the name, which the lease then holds; NotFound.
+        """
         validate_labels(labels, "info.Labels")
 
         def work(tx: Transaction) -> Intent | errors.NodeError:
@@ -156,10 +213,25 @@ class Snapshots:
             rebased = parent if not active.parent else ""
             under = active.parent or parent
             raw_parent = _raw_parent(tx, namespace, snapshotter, under) if under else ""
-            return open_intent(tx, Intent(
-                id="", incarnation=incarnation, operation="commit-snapshot", namespace=namespace, lease=lease, backend=active.backend,
-                labels=present(labels), snapshotter=snapshotter, key=key, name=name, parent=under, raw_key=active.raw_key,
-                raw_name=schema.raw_name(tx, namespace, name), raw_parent=raw_parent if rebased else ""))
+            return open_intent(
+                tx,
+                Intent(
+                    id="",
+                    incarnation=incarnation,
+                    operation="commit-snapshot",
+                    namespace=namespace,
+                    lease=lease,
+                    backend=active.backend,
+                    labels=present(labels),
+                    snapshotter=snapshotter,
+                    key=key,
+                    name=name,
+                    parent=under,
+                    raw_key=active.raw_key,
+                    raw_name=schema.raw_name(tx, namespace, name),
+                    raw_parent=raw_parent if rebased else "",
+                ),
+            )
 
         return _raised(await intents.begin(work))
 
@@ -179,17 +251,37 @@ def finish_snapshot(tx: Transaction, intent: Intent, outcome: Outcome) -> Finish
         return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
     now = time.time_ns()
     view = intent.operation == "view"
-    schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
-        name=intent.key, raw_key=intent.raw_key, backend=intent.backend, kind="view" if view else "active", parent=intent.parent,
-        labels=intent.labels, created=now, updated=now))
+    schema.put_snapshot(
+        tx,
+        namespace,
+        snapshotter,
+        Snapshot(
+            name=intent.key,
+            raw_key=intent.raw_key,
+            backend=intent.backend,
+            kind="view" if view else "active",
+            parent=intent.parent,
+            labels=intent.labels,
+            created=now,
+            updated=now,
+        ),
+    )
     hold(tx, namespace, intent.lease, _resource(snapshotter, intent.key))
     if view:
         return Finished()
-    return Finished(events=(Event(namespace, "/snapshot/prepare", {"key": intent.key, "parent": intent.parent, "snapshotter": snapshotter}),))
+    return Finished(
+        events=(
+            Event(
+                namespace, "/snapshot/prepare", {"key": intent.key, "parent": intent.parent, "snapshotter": snapshotter}
+            ),
+        )
+    )
 
 
 def _adopt(tx: Transaction, intent: Intent, outcome: Outcome) -> errors.NodeError:
-    """The target, and what it stands on down to a recorded parent, become records; the answer is AlreadyExists, or why not."""
+    """The target, and what it stands on down to a recorded parent, become records; the answer is AlreadyExists, or
+    why not.
+    """
     namespace, snapshotter, adopted = intent.namespace, intent.snapshotter, outcome.adopted
     above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.parent) if intent.parent else None
     recorded = (*(raw.name for raw in adopted[1:]), above.raw_key if above else "")
@@ -203,9 +295,21 @@ def _adopt(tx: Transaction, intent: Intent, outcome: Outcome) -> errors.NodeErro
             return errors.InvalidArgument(f"snapshot {raw.name} below target {intent.target} has no name of its own")
         if not schema.SNAPSHOTS.has(tx, namespace, snapshotter, name):
             labels = {**raw.labels, **(intent.labels if index == 0 else {})}
-            schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
-                name=name, raw_key=raw.name, backend=intent.backend, kind="committed", parent=parent, labels=present(labels),
-                created=raw.created, updated=raw.updated))
+            schema.put_snapshot(
+                tx,
+                namespace,
+                snapshotter,
+                Snapshot(
+                    name=name,
+                    raw_key=raw.name,
+                    backend=intent.backend,
+                    kind="committed",
+                    parent=parent,
+                    labels=present(labels),
+                    created=raw.created,
+                    updated=raw.updated,
+                ),
+            )
         parent = name
     hold(tx, namespace, intent.lease, _resource(snapshotter, intent.target))
     return errors.AlreadyExists(f"target snapshot {quoted(intent.target)} from snapshotter")
@@ -215,7 +319,8 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
     """The active snapshot of the namespace becomes the committed one."""
     namespace, snapshotter = intent.namespace, intent.snapshotter
     active = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.key)
-    if active is not None and active.raw_key == intent.raw_key:  # else it was removed meanwhile, and another made in its place
+    # else it was removed meanwhile, and another made in its place
+    if active is not None and active.raw_key == intent.raw_key:
         schema.delete_snapshot(tx, namespace, snapshotter, active)
         release(tx, namespace, intent.lease, _resource(snapshotter, intent.key))
     if intent.lease and not schema.LEASES.has(tx, namespace, intent.lease):
@@ -224,19 +329,42 @@ def finish_commit_snapshot(tx: Transaction, intent: Intent, _outcome: Outcome) -
     if schema.SNAPSHOTS.has(tx, namespace, snapshotter, intent.name):
         return errors.AlreadyExists(f"snapshot {quoted(intent.name)}")
     above = schema.SNAPSHOTS.get(tx, namespace, snapshotter, intent.parent) if intent.parent else None
-    if above is None and intent.parent and (commit := _committing(tx, namespace, snapshotter, intent.parent)) is not None:
+    if (
+        above is None
+        and intent.parent
+        and (commit := _committing(tx, namespace, snapshotter, intent.parent)) is not None
+    ):
         raise Busy(f"parent snapshot {intent.parent} is being committed", commit.id)
-    if intent.parent and (above is None or intent.raw_parent not in ("", above.raw_key)):  # another of its name, it may be, than the one it was put on
+    # another of its name, it may be, than the one it was put on
+    if intent.parent and (above is None or intent.raw_parent not in ("", above.raw_key)):
         return errors.NotFound(f"parent snapshot {intent.parent} does not exist")
     now = time.time_ns()
-    schema.put_snapshot(tx, namespace, snapshotter, Snapshot(
-        name=intent.name, raw_key=intent.raw_name, backend=intent.backend, kind="committed", parent=intent.parent, labels=intent.labels,
-        created=now, updated=now))
-    return Finished(events=(Event(namespace, "/snapshot/commit", {"key": intent.key, "name": intent.name, "snapshotter": snapshotter}),))
+    schema.put_snapshot(
+        tx,
+        namespace,
+        snapshotter,
+        Snapshot(
+            name=intent.name,
+            raw_key=intent.raw_name,
+            backend=intent.backend,
+            kind="committed",
+            parent=intent.parent,
+            labels=intent.labels,
+            created=now,
+            updated=now,
+        ),
+    )
+    return Finished(
+        events=(
+            Event(namespace, "/snapshot/commit", {"key": intent.key, "name": intent.name, "snapshotter": snapshotter}),
+        )
+    )
 
 
 def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
-    """The raw name of a committed snapshot, or of one that is being committed: a chain's commits may be begun at once. They end in order. NotFound."""
+    """The raw name of a committed snapshot, or of one that is being committed: a chain's commits may be begun at
+    once. They end in order. NotFound.
+    """
     found = schema.SNAPSHOTS.get(tx, namespace, snapshotter, name)
     if found is not None:
         return found.raw_key
@@ -247,7 +375,11 @@ def _raw_parent(tx: Reader, namespace: str, snapshotter: str, name: str) -> str:
 
 def _committing(tx: Reader, namespace: str, snapshotter: str, name: str) -> Intent | None:
     """The open intent that will make a snapshot of that name; the last, where a dead gateway left others."""
-    found = [intent for intent in schema.claiming(tx, namespace, snapshotter, name) if intent.operation == "commit-snapshot" and intent.name == name]
+    found = [
+        intent
+        for intent in schema.claiming(tx, namespace, snapshotter, name)
+        if intent.operation == "commit-snapshot" and intent.name == name
+    ]
     return found[-1] if found else None
 
 

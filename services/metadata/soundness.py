@@ -1,4 +1,6 @@
-"""A database that may not be whole is said to be so: in the log, by the health of the process, and to the collector, which then takes only what this database knows."""
+"""A database that may not be whole is said to be so: in the log, by the health of the process, and to the
+collector, which then takes only what this database knows.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ log = logging.getLogger(__name__)
 
 
 FIRST = 60.0
-"""Seconds for which the collector waits for the first check of all pages: that takes one for each GiB or so, more where the disk is slow."""
+"""Seconds for which the collector waits for the first check of all pages: that takes one for each GiB or so, more
+where the disk is slow.
+"""
 
 
 class Soundness:
     """Of the database in ``path``, opened as ``database``.
 
-    That pages were damaged is noted beside it too, in PATH.damaged: it may be too damaged to be written, and what is saved of it (``splitd salvage``) looks whole.
+    That pages were damaged is noted beside it too, in PATH.damaged: it may be too damaged to be written, and what is
+    saved of it (``splitd salvage``) looks whole.
     """
 
     def __init__(self, path: Path, database: Database) -> None:
@@ -36,7 +41,9 @@ class Soundness:
         self._tasks = loops.Tasks()
 
     async def begin(self, lost: str, noted: Callable[[], None]) -> None:
-        """Before anything is served: ``lost`` is what the log has lost; ``noted`` is called when that is written down. All pages are checked, in a thread, now and whenever damage is met with."""
+        """Before anything is served: ``lost`` is what the log has lost; ``noted`` is called when that is written
+        down. All pages are checked, in a thread, now and whenever damage is met with.
+        """
         if lost:
             await guard.hold(self._database, lost)
             noted()

@@ -1,13 +1,15 @@
 """Transactions in one SQLite file: the embedded life, durable when ``write`` returns.
 
-Commits are grouped (``kit/sqlite.py``). All work runs in the loop's thread, where a read of cached pages costs less than a
-hop to another one; only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that comes meanwhile is gathered, and
-the next commit takes what of it some milliseconds allow: so fifty writers at once wait for two fsyncs, not for fifty.
-A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL), and without the thread; the next fsync of the log is its too.
+Commits are grouped (``kit/sqlite.py``). All work runs in the loop's thread, where a read of cached pages costs less
+than a hop to another one; only COMMIT, the call that waits for the disk, runs in a thread of its own. Work that comes
+meanwhile is gathered, and the next commit takes what of it some milliseconds allow: so fifty writers at once wait for
+two fsyncs, not for fifty. A batch of work that need not be lasting is committed without the fsync (synchronous=NORMAL),
+and without the thread; the next fsync of the log is its too.
 
 When nobody has written for some seconds, free pages are given back (``freeing``), in steps that writers come between.
 
-Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one, and snapshots have one each.
+Reading has a connection of its own and never waits for writers; long reads (``read``) run in a thread with another one,
+and snapshots have one each.
 
     ROOT/metadata/metadata.db        table "records": key BLOB PRIMARY KEY, value BLOB, without rowid
     ROOT/metadata/metadata.db-wal    SQLite's own, as is -shm
@@ -40,13 +42,16 @@ LAYOUT = Layout(
     # The second one is of the log; a long one, which slow readers make, would be kept for ever.
     pragmas=("cache_size = -8192", f"journal_size_limit = {wal.SIZE}"),
     prepare=freeing.prepare,
-    convert=freeing.convert)
+    convert=freeing.convert,
+)
 _LARGEST_VALUE = 32 << 10
 """Bytes of a value and its key that are remembered: clients choose how large they are."""
 _VALUES = 256
 """Values that are remembered: a run reads the same few records over and over."""
 _BATCH = 0.004
-"""Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and what else the loop has to do comes between."""
+"""Seconds that the work of one commit may take, but for its last: the rest of what waits is for the next one, and
+what else the loop has to do comes between.
+"""
 _TURN = 0.002
 """Seconds of them without the loop's other work: those who only read are not kept waiting by those who write."""
 _IDLE = 2
@@ -54,10 +59,15 @@ _IDLE = 2
 _CHECKPOINT = 1000
 """Pages in the log after which it is written back to the database; SQLite's own choice."""
 
-_PUT = "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != excluded.value"
+_PUT = (
+    "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != "
+    "excluded.value"
+)
 _DELETE = "DELETE FROM records WHERE key = ?"
 _SOME = 128
-"""Keys that one statement deletes: in many at a time each costs a quarter less, and Python's other threads are let in less often."""
+"""Keys that one statement deletes: in many at a time each costs a quarter less, and Python's other threads are let
+in less often.
+"""
 _DELETE_SOME = f"DELETE FROM records WHERE key IN ({','.join('?' * _SOME)})"  # noqa: S608 - nothing but question marks
 
 
@@ -83,7 +93,10 @@ class _Rows:
             yield decode(key), value
 
     def _select(self, prefix: Key, after: Key | None, limit: int | None) -> sqlite3.Cursor:
-        return self._execute("SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?", (*span(prefix, after), -1 if limit is None else limit))
+        return self._execute(
+            "SELECT key, value FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
+            (*span(prefix, after), -1 if limit is None else limit),
+        )
 
     def put(self, key: Key, value: bytes) -> None:
         self.wrote.add(key)
@@ -103,7 +116,7 @@ class _Rows:
         encoded = [encode(key) for key in keys]
         whole = len(encoded) - len(encoded) % _SOME
         for start in range(0, whole, _SOME):
-            self._execute(_DELETE_SOME, encoded[start:start + _SOME])
+            self._execute(_DELETE_SOME, encoded[start : start + _SOME])
         self._connection.executemany(_DELETE, [(key,) for key in encoded[whole:]])
 
     def delete_all(self, prefix: Key, *, limit: int | None = None) -> None:
@@ -112,7 +125,13 @@ class _Rows:
         if limit is None:
             self._execute("DELETE FROM records WHERE key >= ? AND key < ?", span(prefix, None))
         else:
-            self._execute("DELETE FROM records WHERE key IN (SELECT key FROM records WHERE key >= ? AND key < ? ORDER BY key LIMIT ?)", (*span(prefix, None), limit))
+            self._execute(
+                (
+                    "DELETE FROM records WHERE key IN (SELECT key FROM records WHERE key >= ? AND key < ? ORDER BY key "
+                    "LIMIT ?)"
+                ),
+                (*span(prefix, None), limit),
+            )
 
 
 class _Snapshot(_Rows):
@@ -120,7 +139,12 @@ class _Snapshot(_Rows):
 
     __slots__ = ("_idle", "_reading", "_refusal")
 
-    def __init__(self, connection: sqlite3.Connection, idle: list[sqlite3.Connection], refusal: Callable[[sqlite3.Error], Exception]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        idle: list[sqlite3.Connection],
+        refusal: Callable[[sqlite3.Error], Exception],
+    ) -> None:
         super().__init__(connection)
         self._refusal = refusal
         self._idle = idle
@@ -150,7 +174,9 @@ class _Snapshot(_Rows):
 
 
 class _Remembered:
-    """Reader of what is committed, over the values that were read last; it opens a transaction only for what is not among them."""
+    """Reader of what is committed, over the values that were read last; it opens a transaction only for what is not
+    among them.
+    """
 
     __slots__ = ("_connection", "_rows", "_values")
 
@@ -188,7 +214,9 @@ _Waiting: TypeAlias = "Work[_Rows]"  # not called: typing takes a microsecond fo
 
 
 class _Queue:
-    """What waits for a commit. Each caller has a queue of its own, and they take turns: who asks for a thousand things is not before one who asks for one."""
+    """What waits for a commit. Each caller has a queue of its own, and they take turns: who asks for a thousand
+    things is not before one who asks for one.
+    """
 
     def __init__(self) -> None:
         self._callers: OrderedDict[str, deque[_Waiting]] = OrderedDict()
@@ -222,12 +250,15 @@ class _Queue:
 
 
 class SqliteTransactions:
-    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is damaged. Used in one event loop, by one process (``kit.process.owned``).
+    """The store in ``path``, made if it is not there; FailedPrecondition if it cannot be used, DataLoss if it is
+    damaged. Used in one event loop, by one process (``kit.process.owned``).
 
     ``caller`` says on whose behalf a write is made.
     """
 
-    def __init__(self, path: Path, caller: Callable[[], str] = str, *, quiet: float = 10.0, layout: Layout = LAYOUT) -> None:
+    def __init__(
+        self, path: Path, caller: Callable[[], str] = str, *, quiet: float = 10.0, layout: Layout = LAYOUT
+    ) -> None:
         """``quiet``: seconds without a write after which free pages are given back."""
         self.file = File(path, "metadata store", layout)
         """What it is kept in: what was lost of it, and who is told of damage."""
@@ -327,7 +358,9 @@ class SqliteTransactions:
                 self._timer = asyncio.get_running_loop().call_later(self._quiet, self._rest)
 
     def shrink(self) -> None:
-        """Free the pages and values that are kept because they may be read again: up to 8 MiB for each connection. What is in use stays."""
+        """Free the pages and values that are kept because they may be read again: up to 8 MiB for each connection.
+        What is in use stays.
+        """
         if self._closed:
             return
         self._values.clear()
@@ -383,13 +416,20 @@ class SqliteTransactions:
             else:
                 self._writer.execute("COMMIT")
         except Exception as error:  # whatever it is: those who wait must hear of it
-            log.error("the metadata store cannot write %s: %s", self._path, error, exc_info=not isinstance(error, (sqlite3.Error, OSError)))
+            log.error(
+                "the metadata store cannot write %s: %s",
+                self._path,
+                error,
+                exc_info=not isinstance(error, (sqlite3.Error, OSError)),
+            )
             undo(self._writer)
             refusal = self.file.met(error) if isinstance(error, sqlite3.Error) else error
             # Where not even a transaction can be begun, nobody's work can be done.
             for waiting in batch or self._queue.take_all():
                 if not waiting.future.done():
-                    waiting.future.set_exception(refusal if isinstance(refusal, errors.DataLoss) else wal.failure(error, "metadata store"))
+                    waiting.future.set_exception(
+                        refusal if isinstance(refusal, errors.DataLoss) else wal.failure(error, "metadata store")
+                    )
             return waited
         finally:
             self._uncommitted.clear()
@@ -404,8 +444,9 @@ class SqliteTransactions:
             self._lasting = lasting
 
     async def _run(self, batch: list[_Waiting]) -> bool:
-        """Run what waits in one open transaction, the first of it at least and no more when :data:`_BATCH` is over or what must last would not, and note it in ``batch``;
-        whether there is anything to commit. The loop turns meanwhile; who reads then sees what is committed.
+        """Run what waits in one open transaction, the first of it at least and no more when :data:`_BATCH` is over or
+        what must last would not, and note it in ``batch``; whether there is anything to commit. The loop turns
+        meanwhile; who reads then sees what is committed.
         """
         self._writer.execute("BEGIN IMMEDIATE")
         wrote = False

@@ -1,19 +1,22 @@
 """What the records are, and what may be done with them.
 
-A *record* is a row here: of a namespace, a container, an image, a lease, a blob, an ingest, a snapshot. All but namespaces belong to one namespace. *Raw* things are
-what the content service and the snapshotters hold; they know no namespaces, and their names here are *raw refs* and *raw keys*, ``NAMESPACE/NUMBER/NAME``
-(blobs are raw under their digest). A *backend* is one raw service: ``content``, ``snapshots.overlayfs``. A raw thing belongs to those
-namespaces that have a record of it.
+A *record* is a row here: of a namespace, a container, an image, a lease, a blob, an ingest, a snapshot. All but
+namespaces belong to one namespace. *Raw* things are what the content service and the snapshotters hold; they know no
+namespaces, and their names here are *raw refs* and *raw keys*, ``NAMESPACE/NUMBER/NAME`` (blobs are raw under their
+digest). A *backend* is one raw service: ``content``, ``snapshots.overlayfs``. A raw thing belongs to those namespaces
+that have a record of it.
 
-An *intent* is the record of something begun that takes a raw call between two transactions here: a commit of content, the making and the commit of a snapshot.
-It is written before the raw call, and ends as records (finish) or as nothing (cancel). An *incarnation* is one life of the gateway; intents name theirs.
+An *intent* is the record of something begun that takes a raw call between two transactions here: a commit of content,
+the making and the commit of a snapshot. It is written before the raw call, and ends as records (finish) or as nothing
+(cancel). An *incarnation* is one life of the gateway; intents name theirs.
 
-A *mark* says that the collector is removing a raw thing just now (``sweeping``, ``removing``). It is set in the transaction that saw that no record and no intent
-names the thing, and taken off when the raw call is over. Who would make a record of such a thing, or an intent that names it, waits
-until the mark is gone: this takes the place of a lock over all of it.
+A *mark* says that the collector is removing a raw thing just now (``sweeping``, ``removing``). It is set in the
+transaction that saw that no record and no intent names the thing, and taken off when the raw call is over. Who would
+make a record of such a thing, or an intent that names it, waits until the mark is gone: this takes the place of a lock
+over all of it.
 
-Words of containerd's: a *lease* holds *resources* (content, ingests, images, snapshots/NAME) against the collector; *key* and *name* of snapshots,
-*ref* of ingests, *digest* and *labels* as everywhere.
+Words of containerd's: a *lease* holds *resources* (content, ingests, images, snapshots/NAME) against the collector;
+*key* and *name* of snapshots, *ref* of ingests, *digest* and *labels* as everywhere.
 """
 
 from __future__ import annotations
@@ -90,7 +93,9 @@ class Lease:
 
 
 class Resource(NamedTuple):
-    """Something that leases hold and records refer to. ``type`` is ``content``, ``ingests``, ``images`` or ``snapshots/SNAPSHOTTER``."""
+    """Something that leases hold and records refer to. ``type`` is ``content``, ``ingests``, ``images`` or
+    ``snapshots/SNAPSHOTTER``.
+    """
 
     type: str
     id: str
@@ -110,7 +115,9 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingest:
-    """Content being written. ``shared``: another namespace has ``expected`` already, there are no raw bytes, and commit makes only a record."""
+    """Content being written. ``shared``: another namespace has ``expected`` already, there are no raw bytes, and
+    commit makes only a record.
+    """
 
     ref: str
     raw_ref: str
@@ -124,7 +131,9 @@ class Ingest:
     """When the collector may take it; 0 where a lease holds it instead."""
 
     def raws(self) -> Iterator[Raw]:
-        """What it names in its backend: its own file, and what it expects, which may be another namespace's, and given up by that meanwhile: the writer was told that the bytes are there."""
+        """What it names in its backend: its own file, and what it expects, which may be another namespace's, and
+        given up by that meanwhile: the writer was told that the bytes are there.
+        """
         if not self.shared:
             yield Raw(self.backend, "ingest", self.raw_ref)
         if self.expected:
@@ -136,7 +145,9 @@ Kind = Literal["active", "view", "committed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A snapshot of one snapshotter, under the name that its namespace knows: ``name`` is a key while it is active or a view. ``parent`` is such a name too."""
+    """A snapshot of one snapshotter, under the name that its namespace knows: ``name`` is a key while it is active
+    or a view. ``parent`` is such a name too.
+    """
 
     name: str
     raw_key: str
@@ -178,7 +189,9 @@ class Intent:
     ref: str = ""
     raw_ref: str = ""
     expected: str = ""
-    """Empty where the committer did not say: then any digest may come out, and no blob of the backend is swept while the intent is open."""
+    """Empty where the committer did not say: then any digest may come out, and no blob of the backend is swept
+    while the intent is open.
+    """
     size: int = 0
     # the others
     snapshotter: str = ""
@@ -203,7 +216,9 @@ class Intent:
                 yield Resource(f"snapshots/{self.snapshotter}", name)
 
     def claims(self) -> Iterator[str]:
-        """What it makes or takes, so that nobody else may meanwhile: the ref and the digest of content, the key and the name of snapshots."""
+        """What it makes or takes, so that nobody else may meanwhile: the ref and the digest of content, the key and
+        the name of snapshots.
+        """
         for name in (self.ref, self.expected, self.key, self.name):
             if name:
                 yield name
@@ -222,7 +237,9 @@ class Intent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """The collector is removing a raw thing. ``reference`` is the label containerd.io/snapshot.ref of a raw snapshot that has it."""
+    """The collector is removing a raw thing. ``reference`` is the label containerd.io/snapshot.ref of a raw
+    snapshot that has it.
+    """
 
     since: Nanoseconds
     reference: str = ""
@@ -230,7 +247,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Since when, and why, the collector removes only what this database knows; with ``damaged`` not even that, since its records may be gone, and what names them."""
+    """Since when, and why, the collector removes only what this database knows; with ``damaged`` not even that,
+    since its records may be gone, and what names them.
+    """
 
     since: Nanoseconds
     reason: str
@@ -260,7 +279,9 @@ def snapshots_backend(snapshotter: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What one collection did; each entry as ``content sha256:...``, ``snapshot overlayfs NAMESPACE/3/key``, ``ingest NAMESPACE/4/ref``."""
+    """What one collection did; each entry as ``content sha256:...``, ``snapshot overlayfs NAMESPACE/3/key``,
+    ``ingest NAMESPACE/4/ref``.
+    """
 
     removed: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
@@ -275,7 +296,9 @@ class Collector(Protocol):
     """Takes what nobody needs: :mod:`services.metadata.gc`."""
 
     async def collect(self, *, everything: bool = True) -> Collected:
-        """Collect now, after whatever collection is running, and return when the raw things are gone too (or failed to). Not ``everything``: but for what nobody here ever named."""
+        """Collect now, after whatever collection is running, and return when the raw things are gone too (or failed
+        to). Not ``everything``: but for what nobody here ever named.
+        """
         ...
 
     def schedule(self, change: Change) -> None:
@@ -320,7 +343,9 @@ class RawSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of the raw call of an intent: a blob's digest and size; ``adopted`` if the backend had the target already."""
+    """What came of the raw call of an intent: a blob's digest and size; ``adopted`` if the backend had the target
+    already.
+    """
 
     digest: str = ""
     size: int = 0
@@ -328,7 +353,9 @@ class Outcome:
 
 
 class Backends(Protocol):
-    """The raw services, as far as intents need to ask them. NotFound is an answer; any other error means that there is none yet."""
+    """The raw services, as far as intents need to ask them. NotFound is an answer; any other error means that there
+    is none yet.
+    """
 
     async def blob_size(self, backend: str, digest: str) -> int:
         """The size of a committed blob; NotFound if there is none."""
@@ -349,13 +376,17 @@ _LABEL_SIZE = 4096
 
 
 def validate_labels(labels: Labels, of: str) -> None:
-    """Key and value of a label have 4096 bytes together at most; ``of`` is what the message begins with, like ``info.Labels``."""
+    """Key and value of a label have 4096 bytes together at most; ``of`` is what the message begins with, like
+    ``info.Labels``.
+    """
     for key, value in labels.items():
         total = len(key.encode()) + len(value.encode())
         if total > _LABEL_SIZE:
             shown = key.encode()[:64].decode(errors="replace")
             raise errors.InvalidArgument(
-                f"{of}: label key and value length ({total} bytes) greater than maximum size ({_LABEL_SIZE} bytes), key: {shown}")
+                f"{of}: label key and value length ({total} bytes) greater than maximum size ({_LABEL_SIZE} bytes), "
+                f"key: {shown}"
+            )
 
 
 def present(labels: Labels) -> dict[str, str]:
@@ -363,7 +394,9 @@ def present(labels: Labels) -> dict[str, str]:
     return {key: value for key, value in labels.items() if value}
 
 
-def masking(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> Steps[tuple[dict[str, str], list[str]]]:
+def masking(
+    old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels"
+) -> Steps[tuple[dict[str, str], list[str]]]:
     """:func:`masked`, in steps."""
     result, rest = dict(old), []
     for number, path in enumerate(paths, 1):

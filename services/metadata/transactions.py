@@ -1,10 +1,13 @@
-"""The store below the records: transactions over ordered keys. It is apart so that nothing above it knows where the keys are kept.
+"""The store below the records: transactions over ordered keys. It is apart so that nothing above it knows where the
+keys are kept.
 
-A key is a tuple of strings, a value is bytes; keys are ordered part by part, by their UTF-8 bytes. ``schema`` says which keys there are.
+A key is a tuple of strings, a value is bytes; keys are ordered part by part, by their UTF-8 bytes. ``schema`` says
+which keys there are.
 
-*Work* is a plain function of a :class:`Reader` or :class:`Transaction`. It sees one consistent state of all keys, and what it writes happens completely or, if
-it raises, not at all. It may be run more than once before it counts (a store that many nodes share compares the keys that were read, and starts again
-if somebody changed one), and in any thread: so it has no effect but through its argument and its result, and waits for nothing.
+*Work* is a plain function of a :class:`Reader` or :class:`Transaction`. It sees one consistent state of all keys, and
+what it writes happens completely or, if it raises, not at all. It may be run more than once before it counts (a store
+that many nodes share compares the keys that were read, and starts again if somebody changed one), and in any thread: so
+it has no effect but through its argument and its result, and waits for nothing.
 
 Lives: :mod:`services.metadata.sqlite` (embedded, durable) and :mod:`services.metadata.memory` (the fake).
 """
@@ -29,7 +32,8 @@ class Reader(Protocol):
         ...
 
     def scan(self, prefix: Key, *, after: Key | None = None, limit: int | None = None) -> Iterator[tuple[Key, bytes]]:
-        """The keys that begin with the parts of ``prefix`` and their values, in order; from the first one behind ``after``; ``limit`` of them at most.
+        """The keys that begin with the parts of ``prefix`` and their values, in order; from the first one behind
+        ``after``; ``limit`` of them at most.
 
         What the same transaction writes while it iterates may be seen or not.
         """
@@ -37,7 +41,9 @@ class Reader(Protocol):
 
 
 class Snapshot(Reader, Protocol):
-    """A state that stays as it is until it is closed, whatever is written meanwhile; its scans read as they are iterated."""
+    """A state that stays as it is until it is closed, whatever is written meanwhile; its scans read as they are
+    iterated.
+    """
 
     def close(self) -> None:
         """Let the store forget the state."""
@@ -72,7 +78,9 @@ class Transactions(Protocol):
     """The store."""
 
     def view(self, work: Callable[[Reader], T]) -> T:
-        """Run ``work`` on the committed state, here and now; for a few keys, up to a few hundred. Only lives that need no waiting to read have this."""
+        """Run ``work`` on the committed state, here and now; for a few keys, up to a few hundred. Only lives that
+        need no waiting to read have this.
+        """
         ...
 
     async def read(self, work: Callable[[Reader], T]) -> T:
@@ -80,23 +88,26 @@ class Transactions(Protocol):
         ...
 
     def snapshot(self) -> Snapshot:
-        """The committed state as it is now, to be read here bit by bit, and closed soon: a store keeps what it would else forget. Only lives that have ``view`` have this."""
+        """The committed state as it is now, to be read here bit by bit, and closed soon: a store keeps what it
+        would else forget. Only lives that have ``view`` have this.
+        """
         ...
 
     def watch(self) -> AbstractContextManager[MutableSequence[Key]]:
-        """The keys that are set while the block lasts, in the order in which works set them, those first whose commit was under way when it began; who watches may remove
-        some. So work that knows an
-        older state, read in the block, knows what is there besides.
+        """The keys that are set while the block lasts, in the order in which works set them, those first whose commit
+        was under way when it began; who watches may remove some. So work that knows an older state, read in the block,
+        knows what is there besides.
         """
         ...
 
     async def write(self, work: Callable[[Transaction], T], *, lasting: bool = True) -> T:
         """Run ``work``, as if no other work ran at the same time, and return its result when what it wrote is durable.
 
-        Not ``lasting``: it need not survive a power cut, only the death of this process, until something later is durable, which it then is too. For what
-        would be found out again after a power cut; a store may be more careful.
+        Not ``lasting``: it need not survive a power cut, only the death of this process, until something later is
+        durable, which it then is too. For what would be found out again after a power cut; a store may be more careful.
 
-        What ``work`` raises is raised here, and nothing is written. A store that cannot write is Unavailable, with its reason; on a full disk, ResourceExhausted.
+        What ``work`` raises is raised here, and nothing is written. A store that cannot write is Unavailable, with its
+        reason; on a full disk, ResourceExhausted.
         """
         ...
 
@@ -105,7 +116,8 @@ class Transactions(Protocol):
         ...
 
 
-# Parts end with a NUL, a NUL in a part becomes NUL 0xff; 0xff begins no part, as it is not in UTF-8. So bytes sort as the tuples do.
+# Parts end with a NUL, a NUL in a part becomes NUL 0xff; 0xff begins no part, as it is not in UTF-8. So bytes sort as
+# the tuples do.
 
 
 def encode(key: Key) -> bytes:
@@ -124,7 +136,9 @@ def decode(data: bytes) -> Key:
         parts = data.replace(b"\0\xff", b"\xff").split(b"\0")[:-1]
         return tuple(part.replace(b"\xff", b"\0").decode() for part in parts)
     except UnicodeDecodeError as error:
-        raise errors.DataLoss(f"metadata store: the key {data[:100]!r} is damaged ({error.reason}): {damage.WHAT_TO_DO}") from None
+        raise errors.DataLoss(
+            f"metadata store: the key {data[:100]!r} is damaged ({error.reason}): {damage.WHAT_TO_DO}"
+        ) from None
 
 
 def span(prefix: Key, after: Key | None) -> tuple[bytes, bytes]:

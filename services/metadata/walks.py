@@ -1,8 +1,9 @@
 """Walks: all records below a prefix, read while the loop does other things.
 
-A walk reads one state of the store, which the store keeps for it. Nobody may make it keep many states, nor one for long: SQLite's log grows meanwhile. So a walk loses
-its state after :data:`KEPT` seconds, or when it is the oldest of more than :data:`WALKS`, and goes on behind its last record in the state that is then current. A walk as
-fast as the disk sees one instant; one whose reader is slow still sees each record once that is there all the while.
+A walk reads one state of the store, which the store keeps for it. Nobody may make it keep many states, nor one for
+long: SQLite's log grows meanwhile. So a walk loses its state after :data:`KEPT` seconds, or when it is the oldest of
+more than :data:`WALKS`, and goes on behind its last record in the state that is then current. A walk as fast as the
+disk sees one instant; one whose reader is slow still sees each record once that is there all the while.
 """
 
 from __future__ import annotations

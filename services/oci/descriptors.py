@@ -57,7 +57,13 @@ class Descriptor:
         """The name by which clients know the transfer of this blob: ``layer-sha256:...``."""
         named = self.annotations.get("org.opencontainers.image.ref.name")
         key = self.digest if named is None else f"{named}@{self.digest}"
-        kinds = (("manifest", is_manifest), ("index", is_index), ("layer", is_layer), ("config", is_known_config), ("attestation", lambda t: t == IN_TOTO))
+        kinds = (
+            ("manifest", is_manifest),
+            ("index", is_index),
+            ("layer", is_layer),
+            ("config", is_known_config),
+            ("attestation", lambda t: t == IN_TOTO),
+        )
         return next((f"{kind}-{key}" for kind, test in kinds if test(self.media_type)), f"unknown-{key}")
 
     def __str__(self) -> str:

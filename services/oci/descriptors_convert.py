@@ -8,7 +8,12 @@ from services.oci.descriptors import Descriptor
 
 def descriptor_to_pb(descriptor: Descriptor) -> descriptor_pb2.Descriptor:
     """Of what containerd's has no field for, nothing goes."""
-    return descriptor_pb2.Descriptor(media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size, annotations=descriptor.annotations)
+    return descriptor_pb2.Descriptor(
+        media_type=descriptor.media_type,
+        digest=descriptor.digest,
+        size=descriptor.size,
+        annotations=descriptor.annotations,
+    )
 
 
 def descriptor_from_pb(message: descriptor_pb2.Descriptor) -> Descriptor:

@@ -56,7 +56,9 @@ def digest_of(data: bytes) -> str:
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
-    """The name of each layer together with those below it: the digest of the chain id below, a space, and the diff id."""
+    """The name of each layer together with those below it: the digest of the chain id below, a space, and the diff
+    id.
+    """
     chain: list[str] = []
     for diff_id in diff_ids:
         chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)

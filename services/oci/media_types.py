@@ -24,10 +24,16 @@ IN_TOTO = "application/vnd.in-toto+json"
 _INDEXES = frozenset({INDEX, DOCKER_INDEX})
 _MANIFESTS = frozenset({MANIFEST, DOCKER_MANIFEST})
 _CONFIGS = frozenset({CONFIG, DOCKER_CONFIG})
-_CHECKPOINT_CONFIGS = frozenset({"application/vnd.containerd.container.criu.checkpoint.criu.tar",
-                                 "application/vnd.containerd.container.checkpoint.config.v1+proto"})
-DOCKER_LAYERS = frozenset(f"application/vnd.docker.image.rootfs.{kind}" for kind in (
-    "diff.tar", "diff.tar.gzip", "diff.tar.zstd", "foreign.diff.tar", "foreign.diff.tar.gzip"))
+_CHECKPOINT_CONFIGS = frozenset(
+    {
+        "application/vnd.containerd.container.criu.checkpoint.criu.tar",
+        "application/vnd.containerd.container.checkpoint.config.v1+proto",
+    }
+)
+DOCKER_LAYERS = frozenset(
+    f"application/vnd.docker.image.rootfs.{kind}"
+    for kind in ("diff.tar", "diff.tar.gzip", "diff.tar.zstd", "foreign.diff.tar", "foreign.diff.tar.gzip")
+)
 _EROFS_LAYER = "application/vnd.erofs.layer.v1"
 
 
@@ -51,12 +57,16 @@ def is_config(media_type: str) -> bool:
 
 def is_layer(media_type: str) -> bool:
     """Suffixes of Docker's types, such as ``+encrypted``, do not count."""
-    return media_type.startswith("application/vnd.oci.image.layer.") or media_type.partition("+")[0] in DOCKER_LAYERS | {_EROFS_LAYER}
+    return media_type.startswith("application/vnd.oci.image.layer.") or media_type.partition("+")[
+        0
+    ] in DOCKER_LAYERS | {_EROFS_LAYER}
 
 
 def is_non_distributable(media_type: str) -> bool:
     """A layer that its owner does not let others serve."""
-    return media_type.startswith(("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."))
+    return media_type.startswith(
+        ("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign.")
+    )
 
 
 def is_known_config(media_type: str) -> bool:

@@ -1,11 +1,13 @@
-"""Mounts as values: what a snapshotter answers, a shim is told, and a worker performs. Small and quick to import, since each worker does."""
+"""Mounts as values: what a snapshotter answers, a shim is told, and a worker performs. Small and quick to import,
+since each worker does.
+"""
 
 from __future__ import annotations
 
 from collections import namedtuple
 
 
-class Mount(namedtuple("Mount", "type source options target", defaults=((), ""))):  # noqa: PYI024 typing's would bring re into each worker
+class Mount(namedtuple("Mount", ("type source options target"), defaults=((), ""))):  # noqa: PYI024 typing's would bring re into each worker
     """An argument list for mount(2): containerd.types.Mount."""
 
     __slots__ = ()
@@ -17,4 +19,4 @@ class Mount(namedtuple("Mount", "type source options target", defaults=((), ""))
 
     def option(self, name: str) -> str:
         """The value of the last option ``name=value``, or an empty string."""
-        return next((o[len(name) + 1:] for o in reversed(self.options) if o.startswith(f"{name}=")), "")
+        return next((o[len(name) + 1 :] for o in reversed(self.options) if o.startswith(f"{name}=")), "")

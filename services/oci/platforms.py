@@ -1,7 +1,8 @@
 """Platforms of images: which fits which, and which comes first, as containerd matches them.
 
-A platform names an operating system, an architecture and perhaps a variant (``linux/arm/v7``). The same one has several spellings; :meth:`Platform.normalized` picks
-one. A :class:`Matcher` says which platforms are wanted and which of two is wanted more.
+A platform names an operating system, an architecture and perhaps a variant (``linux/arm/v7``). The same one has several
+spellings; :meth:`Platform.normalized` picks one. A :class:`Matcher` says which platforms are wanted and which of two is
+wanted more.
 """
 
 from __future__ import annotations
@@ -15,16 +16,40 @@ from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
-_MACHINES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"), "i686": ("386", ""),
-             "loongarch64": ("loong64", "")}
+_MACHINES = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", "v8"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i686": ("386", ""),
+    "loongarch64": ("loong64", ""),
+}
 """The kernel's names of machines that OCI calls otherwise."""
 
-_SPELLINGS = {"i386": ("386", ""), "x86_64": ("amd64", None), "x86-64": ("amd64", None), "aarch64": ("arm64", None), "armhf": ("arm", "v7"),
-              "armel": ("arm", "v6")}
+_SPELLINGS = {
+    "i386": ("386", ""),
+    "x86_64": ("amd64", None),
+    "x86-64": ("amd64", None),
+    "aarch64": ("arm64", None),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+}
 """Other spellings of an architecture, and the variant that they say; None where they say none."""
 
-_VARIANTS = {("amd64", "v1"): "", ("arm64", "8"): "", ("arm64", "v8"): "", ("arm64", "v8.0"): "", ("arm64", "9"): "v9", ("arm64", "9.0"): "v9",
-             ("arm64", "v9.0"): "v9", ("arm", ""): "v7", ("arm", "5"): "v5", ("arm", "6"): "v6", ("arm", "7"): "v7", ("arm", "8"): "v8"}
+_VARIANTS = {
+    ("amd64", "v1"): "",
+    ("arm64", "8"): "",
+    ("arm64", "v8"): "",
+    ("arm64", "v8.0"): "",
+    ("arm64", "9"): "v9",
+    ("arm64", "9.0"): "v9",
+    ("arm64", "v9.0"): "v9",
+    ("arm", ""): "v7",
+    ("arm", "5"): "v5",
+    ("arm", "6"): "v6",
+    ("arm", "7"): "v7",
+    ("arm", "8"): "v8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +70,13 @@ class Platform:
             architecture, implied = _SPELLINGS[architecture]
             variant = variant if implied is None else implied
         variant = _VARIANTS.get((architecture, variant), variant)
-        return Platform("darwin" if system == "macos" else system, architecture, variant, self.os_version, tuple(sorted(set(self.os_features))))
+        return Platform(
+            "darwin" if system == "macos" else system,
+            architecture,
+            variant,
+            self.os_version,
+            tuple(sorted(set(self.os_features))),
+        )
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part) if self.os else "unknown"
@@ -58,13 +89,17 @@ def default() -> Platform:
 
 
 _SYSTEMS = frozenset({"linux", "windows", "darwin", "macos", "freebsd"})
-_SPECIFIER = re.compile(r"(?P<os>[A-Za-z0-9_.-]+)(?:\((?P<options>[A-Za-z0-9_.:+-]*)\))?(?:/(?P<architecture>[A-Za-z0-9_.-]+)(?:/(?P<variant>[A-Za-z0-9_.-]+))?)?")
+_SPECIFIER = re.compile(
+    r"(?P<os>[A-Za-z0-9_.-]+)(?:\((?P<options>[A-Za-z0-9_.:+-]*)\))?(?:/(?P<architecture>[A-Za-z0-9_.-]+)(?:/(?P<variant>[A-Za-z0-9_.-]+))?)?"
+)
 
 
 def parse(text: str) -> Platform:
-    """The platform of ``OS``, ``ARCHITECTURE``, ``OS/ARCHITECTURE`` or ``OS/ARCHITECTURE/VARIANT``, this machine's where one is missing.
+    """The platform of ``OS``, ``ARCHITECTURE``, ``OS/ARCHITECTURE`` or ``OS/ARCHITECTURE/VARIANT``, this machine's
+    where one is missing.
 
-    Behind an OS its version and features may stand in parentheses (``linux(+erofs)/amd64``). ValueError for anything else.
+    Behind an OS its version and features may stand in parentheses (``linux(+erofs)/amd64``). ValueError for anything
+    else.
     """
     found = _SPECIFIER.fullmatch(text)
     if found is None:
@@ -75,7 +110,9 @@ def parse(text: str) -> Platform:
     version, *features = (found["options"] or "").split("+")
     here = default()
     own = here if architecture is None else Platform("", architecture, found["variant"] or "")
-    return Platform(system, own.architecture, own.variant, version, tuple(each for each in features if each)).normalized()
+    return Platform(
+        system, own.architecture, own.variant, version, tuple(each for each in features if each)
+    ).normalized()
 
 
 class Matcher(Protocol):
@@ -155,6 +192,7 @@ def named(platforms: Iterable[Platform]) -> str:
 
 def in_order(things: Iterable[T], platform: Callable[[T], Platform | None], matcher: Matcher) -> list[T]:
     """``things``, those first that are wanted most, those without a platform last; equals stay as they were."""
+
     def compare(one: T, other: T) -> int:
         first, second = platform(one), platform(other)
         if first is None or second is None:

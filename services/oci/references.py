@@ -1,11 +1,13 @@
 """References: the names of images, ``HOST/REPOSITORY[:TAG][@DIGEST]``.
 
-A :class:`Reference` is given in full, as ``ctr`` and the transfer service want it: nothing is added to ``busybox``, since guessing the host is how one gets somebody else's
-image. The *host* names a namespace; which machines serve it (``docker.io`` is at registry-1.docker.io, a mirror may be asked first) is for the registry client's configuration.
-With both a tag and a digest the digest decides.
+A :class:`Reference` is given in full, as ``ctr`` and the transfer service want it: nothing is added to ``busybox``,
+since guessing the host is how one gets somebody else's image. The *host* names a namespace; which machines serve it
+(``docker.io`` is at registry-1.docker.io, a mirror may be asked first) is for the registry client's configuration. With
+both a tag and a digest the digest decides.
 
-People write references short, as Docker does ("busybox"), and images are stored under the full form ("docker.io/library/busybox:latest"): :func:`normalized`, :func:`complete` and
-:func:`familiar` are the ways between them.
+People write references short, as Docker does ("busybox"), and images are stored under the full form
+("docker.io/library/busybox:latest"): :func:`normalized`, :func:`complete` and :func:`familiar` are the ways between
+them.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Reference:
         if parsed is None or int(parsed["port"] or 1) not in range(1, 65536):
             raise refuse(f'"{host}" is not a host; {_EXAMPLE}')
         split = _OBJECT.search(path)
-        repository, rest = (path[: split.start()], path[split.start():]) if split else (path, "")
+        repository, rest = (path[: split.start()], path[split.start() :]) if split else (path, "")
         for component in repository.split("/"):
             if not _PATH_COMPONENT.fullmatch(component):
                 raise refuse(f'"{repository}" is not the name of a repository')
@@ -74,7 +76,11 @@ class Reference:
         return replace(self, digest=digest)
 
     def __str__(self) -> str:
-        return f"{self.host}/{self.repository}" + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+        return (
+            f"{self.host}/{self.repository}"
+            + (f":{self.tag}" if self.tag else "")
+            + (f"@{self.digest}" if self.digest else "")
+        )
 
 
 # ---------------------------------------------------------------------------------------------- Docker's short forms
@@ -84,14 +90,21 @@ _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _TAG = r"\w[\w.-]{0,127}"
 _DIGEST = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
-_REFERENCE = re.compile(rf"(?P<domain>{_DOMAIN})/(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?", re.ASCII)
+_REFERENCE = re.compile(
+    rf"(?P<domain>{_DOMAIN})/(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?",
+    re.ASCII,
+)
 _HUB = "docker.io"
 
 
 def _parsed(reference: str) -> tuple[str, str, str, str]:
-    """Domain, path, tag and digest of a reference in Docker's short or full form; InvalidArgument says why it is none."""
+    """Domain, path, tag and digest of a reference in Docker's short or full form; InvalidArgument says why it is
+    none.
+    """
     if re.fullmatch("[a-f0-9]{64}", reference):
-        raise errors.InvalidArgument.verbatim(f"invalid repository name ({reference}), cannot specify 64-byte hexadecimal strings")
+        raise errors.InvalidArgument.verbatim(
+            f"invalid repository name ({reference}), cannot specify 64-byte hexadecimal strings"
+        )
     first, slash, rest = reference.partition("/")
     if slash and (first == "localhost" or any(c in first for c in ".:") or first.lower() != first):
         domain, name = (_HUB if first == "index.docker.io" else first), rest
@@ -101,7 +114,9 @@ def _parsed(reference: str) -> tuple[str, str, str, str]:
         name = f"library/{name}"
     repository = name.partition(":")[0]
     if repository.lower() != repository:
-        raise errors.InvalidArgument.verbatim(f"invalid reference format: repository name ({repository}) must be lowercase")
+        raise errors.InvalidArgument.verbatim(
+            f"invalid reference format: repository name ({repository}) must be lowercase"
+        )
     found = _REFERENCE.fullmatch(f"{domain}/{name}")
     if found is None:
         raise errors.InvalidArgument.verbatim("invalid reference format")

@@ -1,4 +1,6 @@
-"""The snapshots process: the snapshotters below ROOT/snapshots, each on STATE/snapshots-NAME.sock, Diff on STATE/diff.sock, and which snapshotters there are on STATE/snapshots.sock."""
+"""The snapshots process: the snapshotters below ROOT/snapshots, each on STATE/snapshots-NAME.sock, Diff on
+STATE/diff.sock, and which snapshotters there are on STATE/snapshots.sock.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,36 @@ async def serve(file: settings.File, node: settings.Node) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for name in (*(each.NAME for each in SNAPSHOTTERS), "diff"):
             stack.enter_context(process.owned(top / name))
-        snapshotters = [await begun(each.NAME, partial(each, settings=getattr(config, each.NAME, None), sync_commit=config.sync_commit, sync_remove=config.sync_remove),
-                                    top / each.NAME, stack) for each in SNAPSHOTTERS]
+        snapshotters = [
+            await begun(
+                each.NAME,
+                partial(
+                    each,
+                    settings=getattr(config, each.NAME, None),
+                    sync_commit=config.sync_commit,
+                    sync_remove=config.sync_remove,
+                ),
+                top / each.NAME,
+                stack,
+            )
+            for each in SNAPSHOTTERS
+        ]
         servers: list[rpc.Server] = []
         for kind, snapshotter in zip(SNAPSHOTTERS, snapshotters, strict=True):
             broken = snapshotter.words if isinstance(snapshotter, BrokenSnapshotter) else ""
-            servicers: list[rpc.Servicer] = [SnapshotsServicer(snapshotter), StampServicer(top / kind.NAME, broken), RemovalsServicer(snapshotter.remove_all)]
-            servers.append(await stack.enter_async_context(rpc.serving(node.state / f"snapshots-{kind.NAME}.sock", servicers, grace=config.grace, relayed=True)))
-        whole = await stack.enter_async_context(rpc.serving(node.state / "snapshots.sock", [SnapshottersServicer(snapshotters)], grace=config.grace))
+            servicers: list[rpc.Servicer] = [
+                SnapshotsServicer(snapshotter),
+                StampServicer(top / kind.NAME, broken),
+                RemovalsServicer(snapshotter.remove_all),
+            ]
+            servers.append(
+                await stack.enter_async_context(
+                    rpc.serving(node.state / f"snapshots-{kind.NAME}.sock", servicers, grace=config.grace, relayed=True)
+                )
+            )
+        whole = await stack.enter_async_context(
+            rpc.serving(node.state / "snapshots.sock", [SnapshottersServicer(snapshotters)], grace=config.grace)
+        )
         for snapshotter, server in zip(snapshotters, servers, strict=True):
             snapshotter.told_by(server, whole)
         diff = DiffServicer(node.state / "internal.sock", top / "diff")

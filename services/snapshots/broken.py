@@ -1,6 +1,8 @@
-"""What is served in the place of a snapshotter that cannot start, such as one whose database is not to be read: a refusal that says why.
+"""What is served in the place of a snapshotter that cannot start, such as one whose database is not to be read: a
+refusal that says why.
 
-The others of the process serve. Nothing of this one is removed: whoever would (the collector) asks whose it is first, and is refused that too.
+The others of the process serve. Nothing of this one is removed: whoever would (the collector) asks whose it is first,
+and is refused that too.
 """
 
 from __future__ import annotations
@@ -79,8 +81,12 @@ class BrokenSnapshotter:
         yield  # an iterator, as the others' is
 
 
-async def begun(name: str, kind: Callable[[Path], LocalSnapshotter], root: Path, stack: contextlib.AsyncExitStack) -> LocalSnapshotter | BrokenSnapshotter:
-    """The snapshotter in ``root``, which ``stack`` closes; where what it has on the disk is not to be read, what refuses in its place. Errors that may pass are raised: the process is started again."""
+async def begun(
+    name: str, kind: Callable[[Path], LocalSnapshotter], root: Path, stack: contextlib.AsyncExitStack
+) -> LocalSnapshotter | BrokenSnapshotter:
+    """The snapshotter in ``root``, which ``stack`` closes; where what it has on the disk is not to be read, what
+    refuses in its place. Errors that may pass are raised: the process is started again.
+    """
     try:
         return await stack.enter_async_context(kind(root))
     except errors.DataLoss as error:

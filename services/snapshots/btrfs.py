@@ -1,11 +1,15 @@
-"""The snapshotter btrfs: a snapshot is a subvolume, and begins as the file system's own snapshot of its parent, which costs next to nothing.
+"""The snapshotter btrfs: a snapshot is a subvolume, and begins as the file system's own snapshot of its parent, which
+costs next to nothing.
 
 ::
 
-    snapshots/ID/      a subvolume with all files of the snapshot; a committed one is read-only (a view with a parent has none: its parent's is mounted)
+    snapshots/ID/      a subvolume with all files of the snapshot; a committed one is read-only (a view with a parent
+                       has none: its parent's is mounted)
 
-ROOT/snapshots/btrfs must be on Btrfs. As containerd's, it answers mounts of that file system's device by the id of a subvolume. Subvolumes are made, measured and removed by ioctls (linux/btrfs.h,
-linux/btrfs_tree.h), some of which the kernel allows to root only. Usage is what differs from the parent, file by file, as containerd counts it; groups of quotas are not needed.
+ROOT/snapshots/btrfs must be on Btrfs. As containerd's, it answers mounts of that file system's device by the id of a
+subvolume. Subvolumes are made, measured and removed by ioctls (linux/btrfs.h, linux/btrfs_tree.h), some of which the
+kernel allows to root only. Usage is what differs from the parent, file by file, as containerd counts it; groups of
+quotas are not needed.
 """
 
 from __future__ import annotations
@@ -40,13 +44,19 @@ _ARGS = struct.Struct("=q 4088s")
 _ARGS_V2 = struct.Struct("=q 16x 32x 4040s")
 """struct btrfs_ioctl_vol_args_v2: the same."""
 _INFO = struct.Struct("=Q 256x 32x 16x 16s 16x 8x Q 144x")
-"""struct btrfs_ioctl_get_subvol_info_args: its id, the UUID of what it is a snapshot of, and the transaction in which it was made."""
+"""struct btrfs_ioctl_get_subvol_info_args: its id, the UUID of what it is a snapshot of, and the transaction in
+which it was made.
+"""
 _SEARCH = struct.Struct("=7Q 4I 32x Q")
-"""struct btrfs_ioctl_search_args_v2: the tree, the range of objects, offsets and transactions, that of types, how many, and the size of the buffer that follows."""
+"""struct btrfs_ioctl_search_args_v2: the tree, the range of objects, offsets and transactions, that of types, how
+many, and the size of the buffer that follows.
+"""
 _FOUND = struct.Struct("=QQQ II")
 """struct btrfs_ioctl_search_header: the transaction, object and offset, the type, and the bytes that follow."""
 _INODE = struct.Struct("< 8x Q 8x Q 8x 16s 56x 12x 12s 12s 12x")
-"""struct btrfs_inode_item: the transaction that touched it last, its bytes on the disk, its links, owners and mode, and when it (ctime) and its contents (mtime) were changed."""
+"""struct btrfs_inode_item: the transaction that touched it last, its bytes on the disk, its links, owners and mode,
+and when it (ctime) and its contents (mtime) were changed.
+"""
 _INODE_ITEM, _FIRST_INODE, _ALL = 1, 256, 2**64 - 1
 _BUFFER, _SMALL = 1 << 16, 1 << 9
 """Bytes for what is found: more than any item has; and more than an inode's has."""
@@ -85,7 +95,9 @@ class BtrfsSnapshotter(DirectorySnapshotter):
     async def measure(self, row: Row) -> Usage:
         try:
             await self.synced()  # what is on its way to the disk is not in the trees yet
-            return await asyncio.to_thread(_usage, self.path(row.id), None if row.parent is None else self.path(row.parent))
+            return await asyncio.to_thread(
+                _usage, self.path(row.id), None if row.parent is None else self.path(row.parent)
+            )
         except OSError as error:
             raise disk.disk_error(error, "failed to compute usage") from None
 
@@ -111,16 +123,23 @@ class BtrfsSnapshotter(DirectorySnapshotter):
         return [Mount("btrfs", self.disk.source, (f"subvolid={subvolume}", *(() if active else ("ro",))))]
 
     def words(self, doing: str, key: str) -> str:
-        return {"mount": "failed to get active snapshot", "commit": "failed to commit", "remove": "failed to remove snapshot"}[doing]
+        return {
+            "mount": "failed to get active snapshot",
+            "commit": "failed to commit",
+            "remove": "failed to remove snapshot",
+        }[doing]
 
 
-# ------------------------------------------------------------------------------------------ subvolumes; all of it blocks
+# ------------------------------------------------------------------------------------------ subvolumes; all of it
+# blocks
 
 
 class _Subvolume(NamedTuple):
     id: int
     made: int
-    """The transaction in which it was made a snapshot of another, 0 if it is none: what was touched later is not as it was there."""
+    """The transaction in which it was made a snapshot of another, 0 if it is none: what was touched later is not as
+    it was there.
+    """
 
 
 @contextlib.contextmanager
@@ -155,7 +174,9 @@ def _info(path: str) -> _Subvolume:
 
 
 def _destroyed(directory: str, name: str) -> bool:
-    """Whether the subvolume ``name`` is gone, with those that somebody made in it; its blocks are freed in the background. False if it is none, or the kernel keeps it, which the log explains."""
+    """Whether the subvolume ``name`` is gone, with those that somebody made in it; its blocks are freed in the
+    background. False if it is none, or the kernel keeps it, which the log explains.
+    """
     try:
         with _opened(directory) as above:
             _destroy(above, name)
@@ -169,7 +190,9 @@ def _destroyed(directory: str, name: str) -> bool:
 
 
 def _destroy(above: int, name: str) -> None:
-    """Remove the subvolume ``name`` of an open directory. By open directories, so that nobody who still writes there can lead it elsewhere by a link."""
+    """Remove the subvolume ``name`` of an open directory. By open directories, so that nobody who still writes
+    there can lead it elsewhere by a link.
+    """
     arguments = bytearray(_ARGS.pack(0, os.fsencode(name)))
     try:
         fcntl.ioctl(above, _SNAP_DESTROY, arguments)
@@ -181,34 +204,44 @@ def _destroy(above: int, name: str) -> None:
     with _opened(name, above) as fd:
         _freeze(fd, read_only=False)
     for _, directories, _, fd in os.fwalk(name, dir_fd=above):
-        for inner in [each for each in directories if os.stat(each, dir_fd=fd, follow_symlinks=False).st_ino == _FIRST_INODE]:
+        for inner in [
+            each for each in directories if os.stat(each, dir_fd=fd, follow_symlinks=False).st_ino == _FIRST_INODE
+        ]:
             directories.remove(inner)
             _destroy(fd, inner)
     fcntl.ioctl(above, _SNAP_DESTROY, arguments)
 
 
 def _usage(path: str, parent: str | None) -> Usage:
-    """The bytes and number of the inodes that are not as in the parent. Of the trees only that is read which was written since the snapshot was made."""
+    """The bytes and number of the inodes that are not as in the parent. Of the trees only that is read which was
+    written since the snapshot was made.
+    """
     own = _info(path)
     below = _info(parent).id if parent is not None and own.made else 0
     size = inodes = 0
     with _opened(path) as fd:
         for number, item in _inodes(fd, own.id, own.made):
             touched, nbytes, *_ = _INODE.unpack_from(item)
-            if touched > own.made and (not below or _state(number, item) not in [_state(number, old) for _, old in _inodes(fd, below, 0, only=number)]):
+            if touched > own.made and (
+                not below
+                or _state(number, item) not in [_state(number, old) for _, old in _inodes(fd, below, 0, only=number)]
+            ):
                 size += nbytes
                 inodes += 1
     return Usage(size, inodes)
 
 
 def _state(number: int, item: memoryview) -> tuple[bytes, ...]:
-    """What changes with an inode, but not when it is only read; of a subvolume's root, whose ctime a rename changes, the owners and the contents."""
+    """What changes with an inode, but not when it is only read; of a subvolume's root, whose ctime a rename
+    changes, the owners and the contents.
+    """
     _, _, owners, changed, written = _INODE.unpack_from(item)
     return (owners, written) if number == _FIRST_INODE else (changed,)
 
 
 def _inodes(fd: int, tree: int, since: int, *, only: int | None = None) -> Iterator[tuple[int, memoryview]]:
-    """The numbers and items of a tree's inodes, or of ``only`` one, in blocks that were written after the transaction ``since``; each is looked at before the next is asked for.
+    """The numbers and items of a tree's inodes, or of ``only`` one, in blocks that were written after the transaction
+    ``since``; each is looked at before the next is asked for.
 
     The range that is searched is one of whole keys (object, type, offset), so other items of an inode are in it too.
     """
@@ -216,7 +249,22 @@ def _inodes(fd: int, tree: int, since: int, *, only: int | None = None) -> Itera
     buffer = bytearray(_SEARCH.size + (_BUFFER if only is None else _SMALL))
     while True:
         number, kind, offset = first
-        _SEARCH.pack_into(buffer, 0, tree, number, last, offset, _ALL, since + 1 if since else 0, _ALL, kind, 255 if only is None else _INODE_ITEM, 2**32 - 1, 0, len(buffer) - _SEARCH.size)
+        _SEARCH.pack_into(
+            buffer,
+            0,
+            tree,
+            number,
+            last,
+            offset,
+            _ALL,
+            since + 1 if since else 0,
+            _ALL,
+            kind,
+            255 if only is None else _INODE_ITEM,
+            2**32 - 1,
+            0,
+            len(buffer) - _SEARCH.size,
+        )
         fcntl.ioctl(fd, _TREE_SEARCH_V2, buffer)
         count = _SEARCH.unpack_from(buffer)[9]
         if not count:
@@ -226,7 +274,7 @@ def _inodes(fd: int, tree: int, since: int, *, only: int | None = None) -> Itera
             _, number, offset, kind, length = _FOUND.unpack_from(buffer, at)
             at += _FOUND.size
             if kind == _INODE_ITEM:
-                yield number, memoryview(buffer)[at:at + length]
+                yield number, memoryview(buffer)[at : at + length]
             at += length
         first = (number, kind, offset + 1) if offset < _ALL else (number, kind + 1, 0)
         if number > last or only is not None:

@@ -14,8 +14,10 @@ class Common:
     """The snapshots service: filesystems made of layers, and their diffs."""
 
     sync_commit: bool = True
-    """A snapshot is committed when its files are on the disk, so that an image that was pulled survives a power cut. false: a pull waits for no file, as containerd's; after a power cut files of layers may be empty, and
-    nothing notices."""
+    """A snapshot is committed when its files are on the disk, so that an image that was pulled survives a power cut.
+    false: a pull waits for no file, as containerd's; after a power cut files of layers may be empty, and nothing
+    notices.
+    """
     sync_remove: bool = False
     """A removal returns when the files are gone, not when the snapshot is."""
     grace: Seconds = 5.0
@@ -23,6 +25,16 @@ class Common:
 
 
 Config: type[Common] = dataclasses.make_dataclass(
-    "Config", [(each.NAME, each.Settings, dataclasses.field(default_factory=each.Settings)) for each in SNAPSHOTTERS if dataclasses.fields(each.Settings)],
-    bases=(Common,), namespace={"__module__": __name__, "__doc__": Common.__doc__}, frozen=True, slots=True, kw_only=True)
+    "Config",
+    [
+        (each.NAME, each.Settings, dataclasses.field(default_factory=each.Settings))
+        for each in SNAPSHOTTERS
+        if dataclasses.fields(each.Settings)
+    ],
+    bases=(Common,),
+    namespace={"__module__": __name__, "__doc__": Common.__doc__},
+    frozen=True,
+    slots=True,
+    kw_only=True,
+)
 """With a field for each snapshotter that has settings, by its name."""

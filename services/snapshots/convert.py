@@ -18,7 +18,14 @@ def info_to_pb(info: Info) -> pb.Info:
 
 def info_from_pb(message: pb.Info) -> Info:
     kind = Kind(message.kind) if message.kind in (1, 2) else Kind.COMMITTED  # as containerd reads it
-    return Info(message.name, kind, message.created_at.ToNanoseconds(), message.updated_at.ToNanoseconds(), message.parent, dict(message.labels))
+    return Info(
+        message.name,
+        kind,
+        message.created_at.ToNanoseconds(),
+        message.updated_at.ToNanoseconds(),
+        message.parent,
+        dict(message.labels),
+    )
 
 
 def usage_to_pb(usage: Usage) -> pb.UsageResponse:
@@ -30,8 +37,16 @@ def usage_from_pb(message: pb.UsageResponse) -> Usage:
 
 
 def about_to_pb(about: About) -> snapshotters_pb2.Snapshotter:
-    return snapshotters_pb2.Snapshotter(name=about.name, platforms=about.platforms, exports=about.exports, capabilities=about.capabilities, trouble=about.trouble)
+    return snapshotters_pb2.Snapshotter(
+        name=about.name,
+        platforms=about.platforms,
+        exports=about.exports,
+        capabilities=about.capabilities,
+        trouble=about.trouble,
+    )
 
 
 def about_from_pb(message: snapshotters_pb2.Snapshotter) -> About:
-    return About(message.name, tuple(message.platforms), dict(message.exports), tuple(message.capabilities), message.trouble)
+    return About(
+        message.name, tuple(message.platforms), dict(message.exports), tuple(message.capabilities), message.trouble
+    )

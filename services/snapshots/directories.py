@@ -5,7 +5,8 @@
     ROOT/snapshots/NAME/snapshots/ID/         all that the snapshot of this id consists of; a snapshotter's own matter
     ROOT/snapshots/NAME/snapshots/new-ID/     one that is being made
 
-A directory is made under its temporary name, and renamed last: so one fsync of ``snapshots`` makes all of it durable on filesystems with a journal.
+A directory is made under its temporary name, and renamed last: so one fsync of ``snapshots`` makes all of it durable on
+filesystems with a journal.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from services.snapshots.tree import Row, Rows
 
 
 class DirectorySnapshotter(LocalSnapshotter):
-    """Directories below ``root/snapshots``: found by listing it, kept by a rename, measured by a walk, discarded by ``rm``."""
+    """Directories below ``root/snapshots``: found by listing it, kept by a rename, measured by a walk, discarded by
+    ``rm``.
+    """
 
-    def __init__(self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+    def __init__(
+        self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False
+    ) -> None:
         self.directory = str(root / "snapshots")
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         super().__init__(root, settings, sync_commit=sync_commit, sync_remove=sync_remove)

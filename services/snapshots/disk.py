@@ -1,7 +1,7 @@
 """What snapshotters do to directories: measure them, copy them, remove them.
 
-Small trees are walked in a thread; for large ones, and for copies, a program does the work (``du``, ``cp``, ``rm``), so that it takes no time from
-the calls being answered. Programs are started in the loop's thread and die with it.
+Small trees are walked in a thread; for large ones, and for copies, a program does the work (``du``, ``cp``, ``rm``), so
+that it takes no time from the calls being answered. Programs are started in the loop's thread and die with it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ def sync_directory(directory: str) -> None:
 
 
 def sync_filesystem(fd: int) -> None:
-    """Make everything on the filesystem of an open file survive a power cut: for many files, less work than an fsync of each. It blocks."""
+    """Make everything on the filesystem of an open file survive a power cut: for many files, less work than an
+    fsync of each. It blocks.
+    """
     if _libc.syncfs(fd):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 async def usage(directory: str, small: int = SMALL) -> Usage:
-    """The blocks and inodes that ``directory`` takes, itself included; a hard-linked file counts once. What vanishes meanwhile may count or not.
+    """The blocks and inodes that ``directory`` takes, itself included; a hard-linked file counts once. What vanishes
+    meanwhile may count or not.
 
     Unknown if it cannot be read. More than ``small`` files are counted by du.
     """
@@ -101,11 +104,15 @@ async def _du(option: str, directory: str) -> int:
 
 
 async def copy(source: str, target: str) -> None:
-    """Make the directory ``target`` all that ``source`` is: contents, modes, owners, times, xattrs, ACLs, hard links, devices, holes.
+    """Make the directory ``target`` all that ``source`` is: contents, modes, owners, times, xattrs, ACLs, hard links,
+    devices, holes.
 
-    Blocks are shared where the filesystem can (reflink). Unknown if it fails; what is then in ``target`` is the caller's to remove.
+    Blocks are shared where the filesystem can (reflink). Unknown if it fails; what is then in ``target`` is the
+    caller's to remove.
     """
-    code, _, err = await _run("cp", "--archive", "--reflink=auto", "--sparse=auto", "--no-target-directory", "--", f"{source}/.", target)
+    code, _, err = await _run(
+        "cp", "--archive", "--reflink=auto", "--sparse=auto", "--no-target-directory", "--", f"{source}/.", target
+    )
     if code:
         full = any(os.strerror(number).encode() in err for number in errors.FULL)
         raise (errors.ResourceExhausted if full else errors.Unknown)(f"copying of parent failed: {_text(err)}")
@@ -121,7 +128,7 @@ async def remove(directories: Iterable[str]) -> list[str]:
     """Remove trees; those that could not be removed, which the log explains."""
     large = await asyncio.to_thread(lambda: [path for path in directories if not remove_small(path)])
     for at in range(0, len(large), 200):
-        some = large[at:at + 200]
+        some = large[at : at + 200]
         code, _, err = await _run("rm", "--recursive", "--force", "--one-file-system", "--", *some)
         if code:
             log.warning("failed to remove directories of snapshots: %s", _text(err))
@@ -136,15 +143,18 @@ def remove_small(path: str, limit: int = FEW) -> bool:
     try:
         return _remove_below(os.path.dirname(path), os.path.basename(path), os.lstat(path).st_dev, limit) >= 0
     except FileNotFoundError:
-        return not os.path.lexists(path)  # it is gone, or something in it, which somebody else removes: who of us is the last is not known here
+        # it is gone, or something in it, which somebody else removes: who of us is the last is not known here
+        return not os.path.lexists(path)
     except OSError:
         return False
 
 
 def _remove_below(parent: str | int, name: str, device: int, left: int) -> int:
-    """Remove the directory ``name`` of ``parent``, a path or an open one, and all in it; how many more files may be removed, below 0 if it has too many.
+    """Remove the directory ``name`` of ``parent``, a path or an open one, and all in it; how many more files may be
+    removed, below 0 if it has too many.
 
-    By open directories, so that nobody who still writes there can lead it elsewhere by a link; and not into what is mounted there.
+    By open directories, so that nobody who still writes there can lead it elsewhere by a link; and not into what is
+    mounted there.
     """
     above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if isinstance(parent, str) else parent
     try:
@@ -172,11 +182,20 @@ def _remove_below(parent: str | int, name: str, device: int, left: int) -> int:
 
 
 async def _run(*command: str) -> tuple[int, bytes, bytes]:
-    """A program's exit code and what it said; killed if the caller is cancelled, or dies, or it stands still, which is Internal."""
+    """A program's exit code and what it said; killed if the caller is cancelled, or dies, or it stands still, which
+    is Internal.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
-            "setpriv", "--pdeathsig", "KILL", *command, env={**os.environ, "LC_ALL": "C"}, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            *command,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
     except OSError as error:
         raise errors.Unknown(f"failed to start {command[0]}: {errors.words(error)}") from None
     try:

@@ -1,6 +1,7 @@
 """What this machine's kernel and the filesystem below a snapshotter can do, found out by asking them.
 
-The answers become mount options and capabilities, by containerd's own rules, and the reason given where overlayfs cannot be used.
+The answers become mount options and capabilities, by containerd's own rules, and the reason given where overlayfs
+cannot be used.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def supports_index() -> bool:
 
 
 def supports_idmapped_overlay() -> bool:
-    """Whether layers of an overlay may be ID-mapped mounts. Kernels that had it backported before 5.19 are not recognized."""
+    """Whether layers of an overlay may be ID-mapped mounts. Kernels that had it backported before 5.19 are not
+    recognized.
+    """
     return version() >= (5, 19)
 
 
@@ -75,7 +78,9 @@ class Disk(NamedTuple):
 
 
 def disk_of(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> Disk:
-    """What ``directory``, which exists, is on: of the mounts at or above it the deepest, and of those there the last."""
+    """What ``directory``, which exists, is on: of the mounts at or above it the deepest, and of those there the
+    last.
+    """
     place = os.path.realpath(directory)
     found, depth = Disk("", ""), -1
     for line in mountinfo.read_bytes().splitlines():
@@ -102,7 +107,9 @@ def on_tmpfs(directory: Path) -> bool:
 
 
 async def needs_userxattr(directory: Path) -> bool:
-    """Whether an overlay must be mounted with ``userxattr``: in a user namespace, from Linux 5.11 on, and not on tmpfs, which refuses it."""
+    """Whether an overlay must be mounted with ``userxattr``: in a user namespace, from Linux 5.11 on, and not on
+    tmpfs, which refuses it.
+    """
     if not in_user_namespace() or on_tmpfs(directory):
         return False
     return version() >= (5, 11) or not await _trial_mount(directory, "userxattr")
@@ -114,7 +121,10 @@ async def overlay_trouble(directory: Path) -> str:
         for stale in directory.glob(f"{_TRIAL}*"):
             shutil.rmtree(stale, ignore_errors=True)
         if not supports_d_type(directory):
-            return f"{directory} does not support d_type. If the backing filesystem is xfs, please reformat with ftype=1 to enable d_type support"
+            return (
+                f"{directory} does not support d_type. If the backing filesystem is xfs, please reformat with "
+                "ftype=1 to enable d_type support"
+            )
         return await _trial_mount(directory)
     except OSError as error:
         # A full disk says nothing about overlayfs, and whoever makes a snapshot there is told of it.
@@ -122,16 +132,31 @@ async def overlay_trouble(directory: Path) -> str:
 
 
 async def _trial_mount(directory: Path, *options: str) -> str:
-    """Mount an overlay with two lower layers, in a mount namespace that ends with the program that made it; why it failed."""
+    """Mount an overlay with two lower layers, in a mount namespace that ends with the program that made it; why it
+    failed.
+    """
     with tempfile.TemporaryDirectory(prefix=_TRIAL, dir=directory) as place:
         at = {part: f"{place}/{part}" for part in ("lower1", "lower2", "upper", "work", "merged")}
         for path in at.values():
             os.mkdir(path)
-        data = ",".join((f"lowerdir={at['lower2']}:{at['lower1']}", f"upperdir={at['upper']}", f"workdir={at['work']}", *options))
+        data = ",".join(
+            (f"lowerdir={at['lower2']}:{at['lower1']}", f"upperdir={at['upper']}", f"workdir={at['work']}", *options)
+        )
         try:
             process = await asyncio.create_subprocess_exec(
-                "unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", data, at["merged"],
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
+                "unshare",
+                "--mount",
+                "mount",
+                "-t",
+                "overlay",
+                "overlay",
+                "-o",
+                data,
+                at["merged"],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
         except OSError as error:
             return f"failed to mount overlay: {errors.words_of_path(error)}"
         _, err = await process.communicate()

@@ -1,4 +1,5 @@
-"""What the snapshotters of this service share: the tree's rules, and *things* that come before their records and go after them.
+"""What the snapshotters of this service share: the tree's rules, and *things* that come before their records and go
+after them.
 
 ::
 
@@ -7,12 +8,14 @@
         store-id                  whose store this is (``kit.stamp``)
         held                      why things without a record stay, until an operator removes this file
 
-A thing is what a snapshot consists of: a directory (``directories.py``), a subvolume, an image of a disk. It is called by the snapshot's id, and ``new-ID`` while it is made. A snapshot's thing is
-made, gets its lasting name, and the snapshot is recorded. A removal takes the record; the thing then is one without a record, and goes in the background. Ids are never used twice, so whatever
-has no record can be removed at any time, by whoever finds it: unless records were lost. What containers wrote is nowhere else, so then all that is without a record stays.
+A thing is what a snapshot consists of: a directory (``directories.py``), a subvolume, an image of a disk. It is called
+by the snapshot's id, and ``new-ID`` while it is made. A snapshot's thing is made, gets its lasting name, and the
+snapshot is recorded. A removal takes the record; the thing then is one without a record, and goes in the background.
+Ids are never used twice, so whatever has no record can be removed at any time, by whoever finds it: unless records were
+lost. What containers wrote is nowhere else, so then all that is without a record stays.
 
-A new snapshotter is a subclass that says how its things are made, kept, measured, frozen, mounted and discarded (the methods below *what a snapshotter decides*); the rules, the records and what a
-crash leaves are cared for here.
+A new snapshotter is a subclass that says how its things are made, kept, measured, frozen, mounted and discarded (the
+methods below *what a snapshotter decides*); the rules, the records and what a crash leaves are cared for here.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ log = logging.getLogger(__name__)
 
 HELD = "held"
 LONGEST_NAME = 9
-"""Characters of a snapshotter's name: a part of its socket's, of which ``splitd up`` must know that it fits below any STATE that it takes."""
+"""Characters of a snapshotter's name: a part of its socket's, of which ``splitd up`` must know that it fits below
+any STATE that it takes.
+"""
 T = TypeVar("T")
 
 
@@ -73,8 +78,11 @@ class LocalSnapshotter(ABC):
     Settings: ClassVar[type[Any]] = NoSettings
     """The dataclass of its settings, table [snapshots.NAME]."""
 
-    def __init__(self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
-        """``settings`` are of the class ``Settings``; None: all defaults. ``sync_commit``: a snapshot is committed when its files are durable. ``sync_remove``: a removal returns when they are gone.
+    def __init__(
+        self, root: Path, settings: Any = None, *, sync_commit: bool = True, sync_remove: bool = False
+    ) -> None:
+        """``settings`` are of the class ``Settings``; None: all defaults. ``sync_commit``: a snapshot is committed when
+        its files are durable. ``sync_remove``: a removal returns when they are gone.
 
         DataLoss if its records are damaged so that it cannot begin with them, OSError as it comes.
         """
@@ -87,7 +95,8 @@ class LocalSnapshotter(ABC):
         self._unnoted = ""
         """Why things are held back, where that could not be noted."""
         self.soundness = Soundness(root / "metadata.db", self._hold)
-        if _is_empty(root / "metadata.db") and any(map(_id_in, self.names())):  # noted before there is one, which tells nothing of that
+        # noted before there is one, which tells nothing of that
+        if _is_empty(root / "metadata.db") and any(map(_id_in, self.names())):
             self._hold(f"{root}/metadata.db is new, though there are snapshots")
         self._tree = Tree(root / "metadata.db", self.soundness.damaged)
         if self._tree.file.lost:
@@ -111,7 +120,9 @@ class LocalSnapshotter(ABC):
         self._copied: Counter[int] = Counter()
         """Ids of parents of those: they have children that no record knows yet."""
         self._committing: dict[str, asyncio.Future[None]] = {}
-        """By their names, snapshots that are being committed; done when their records are on their way, in the order of which they are written."""
+        """By their names, snapshots that are being committed; done when their records are on their way, in the
+        order of which they are written.
+        """
         self._lane = Lane()
         self._trash: set[str] = set()
         self._emptying: asyncio.Task[None] | None = None
@@ -123,7 +134,9 @@ class LocalSnapshotter(ABC):
         if trouble := self._elsewhere():
             log.info("snapshotter %s does not work here: %s", self.NAME, trouble)
         with contextlib.suppress(errors.NodeError):  # damaged records: whoever reads them next is told
-            await self._frozen([row.id for row in map(self._tree.row, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED])
+            await self._frozen(
+                [row.id for row in map(self._tree.row, self._tree.view(Rows.all)) if row.info.kind is Kind.COMMITTED]
+            )
         self._sweep()
         return self
 
@@ -144,7 +157,9 @@ class LocalSnapshotter(ABC):
 
     async def about(self) -> About:
         """What it says of itself."""
-        return About(self.NAME, self.PLATFORMS, {"root": str(self.root)}, tuple(self.capabilities()), await self.trouble())
+        return About(
+            self.NAME, self.PLATFORMS, {"root": str(self.root)}, tuple(self.capabilities()), await self.trouble()
+        )
 
     async def _check(self) -> None:
         if trouble := await self.trouble():
@@ -162,7 +177,10 @@ class LocalSnapshotter(ABC):
     def _elsewhere(self) -> str:
         if self.FILESYSTEM in ("", self.disk.type):
             return ""
-        return f"path {self.root} ({self.disk.type}) must be a {self.FILESYSTEM} filesystem to be used with the {self.NAME} snapshotter"
+        return (
+            f"path {self.root} ({self.disk.type}) must be a {self.FILESYSTEM} filesystem to be used with the "
+            f"{self.NAME} snapshotter"
+        )
 
     def capabilities(self) -> Sequence[str]:
         """What clients may ask of it (:data:`store.REBASE`, :data:`store.REMAP_IDS`, ...), once it was started."""
@@ -170,36 +188,49 @@ class LocalSnapshotter(ABC):
 
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """All things that there are, with a record or without: ``ID`` and ``new-ID``. It blocks; other names are nobody's, and are removed."""
+        """All things that there are, with a record or without: ``ID`` and ``new-ID``. It blocks; other names are
+        nobody's, and are removed.
+        """
 
     def copies(self, kind: Kind, parent: str) -> bool:
         """Whether a snapshot begins as a copy of its parent, made by :meth:`stage`."""
         return False
 
     async def stage(self, name: str, base: int) -> None:
-        """Make the thing ``name`` a copy of that of the snapshot ``base``, durably. NodeError if it cannot be; what there is of it then is discarded."""
+        """Make the thing ``name`` a copy of that of the snapshot ``base``, durably. NodeError if it cannot be; what
+        there is of it then is discarded.
+        """
         raise NotImplementedError
 
     @abstractmethod
     def make(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str]) -> bool:
-        """Make the thing ``name`` of a snapshot that is no copy; False if it needs none. OSError as it comes; what there is of it then is discarded. It blocks, in the tree's thread."""
+        """Make the thing ``name`` of a snapshot that is no copy; False if it needs none. OSError as it comes; what
+        there is of it then is discarded. It blocks, in the tree's thread.
+        """
 
     @abstractmethod
     def keep(self, name: str, number: int, rows: Rows) -> None:
-        """The thing ``name`` is that of the snapshot ``number`` from now on, and durable when ``rows`` are. NodeError if it cannot be. It blocks, in the tree's thread."""
+        """The thing ``name`` is that of the snapshot ``number`` from now on, and durable when ``rows`` are.
+        NodeError if it cannot be. It blocks, in the tree's thread.
+        """
 
     @abstractmethod
     async def measure(self, row: Row) -> Usage:
-        """What an active snapshot has changed takes now. A commit asks before it writes the record, so what takes long there may be done here: the snapshot stays as it is if the commit fails."""
+        """What an active snapshot has changed takes now. A commit asks before it writes the record, so what takes
+        long there may be done here: the snapshot stays as it is if the commit fails.
+        """
 
     async def freeze(self, numbers: Sequence[int]) -> None:  # noqa: B027 - not every one can
-        """Let nothing change committed snapshots any more. Called when their records are written, before the commit is answered; and at the next start for all that are committed, since a crash
-        may have come in between: where it was done, it costs next to nothing. OSError as it comes: the log tells, and the next start tries again.
+        """Let nothing change committed snapshots any more. Called when their records are written, before the commit is
+        answered; and at the next start for all that are committed, since a crash may have come in between: where it was
+        done, it costs next to nothing. OSError as it comes: the log tells, and the next start tries again.
         """
 
     @abstractmethod
     async def discard(self, names: Sequence[str]) -> Sequence[str]:
-        """Remove things without a record, some of which may be gone already. Those that could not be removed, which the log explains."""
+        """Remove things without a record, some of which may be gone already. Those that could not be removed, which
+        the log explains.
+        """
 
     @abstractmethod
     def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
@@ -277,8 +308,8 @@ class LocalSnapshotter(ABC):
     async def _staging(self, name: str, key: str, parent: str) -> AsyncIterator[None]:
         """Within, the thing ``name`` is a copy of the parent's, which cannot be removed meanwhile.
 
-        Whoever leaves may be cancelled while its record is being written: since all such work is done in order, the parent is then taken by the
-        record before anything asked for later looks for children.
+        Whoever leaves may be cancelled while its record is being written: since all such work is done in order, the
+        parent is then taken by the record before anything asked for later looks for children.
         """
 
         def reserve(rows: Rows) -> int:
@@ -311,7 +342,9 @@ class LocalSnapshotter(ABC):
         finally:
             release()
 
-    def _made(self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str], broken: list[str]) -> bool:
+    def _made(
+        self, name: str, kind: Kind, ancestors: Sequence[int], labels: Mapping[str, str], broken: list[str]
+    ) -> bool:
         try:
             return self.make(name, kind, ancestors, labels)
         except OSError as error:
@@ -334,7 +367,15 @@ class LocalSnapshotter(ABC):
             if not written.done():
                 written.set_result(None)
 
-    async def _commit(self, name: str, key: str, labels: Mapping[str, str], parent: str, below: asyncio.Future[None] | None, written: asyncio.Future[None]) -> None:
+    async def _commit(
+        self,
+        name: str,
+        key: str,
+        labels: Mapping[str, str],
+        parent: str,
+        below: asyncio.Future[None] | None,
+        written: asyncio.Future[None],
+    ) -> None:
         measured = self._get(key)
         usage = Usage()
         if measured.info.kind is Kind.ACTIVE:
@@ -372,27 +413,43 @@ class LocalSnapshotter(ABC):
             log.error("snapshotter %s: committed snapshots can still be written to: %s", self.NAME, errors.words(error))
 
     async def _made_durable(self, row: Row, synced: Synced) -> None:
-        """Returns when the files of an active snapshot are on the disk, by a sync that was begun after they were written. Unknown or ResourceExhausted if some file could not be written since it was begun: it may be one of this snapshot's."""
+        """Returns when the files of an active snapshot are on the disk, by a sync that was begun after they were
+        written. Unknown or ResourceExhausted if some file could not be written since it was begun: it may be one of
+        this snapshot's.
+        """
         try:
             await synced()
         except OSError as error:
             raise disk.disk_error(error, "its files are not on the disk") from None
         if row.id < self._doubtful:
-            raise errors.Unknown("its files may not be on the disk, which refused some since it was begun: make it anew")
+            raise errors.Unknown(
+                "its files may not be on the disk, which refused some since it was begun: make it anew"
+            )
 
     def _doubt(self) -> None:
-        """Somebody's files were not written, and the kernel says so once: whoever had begun by now may have lost some."""
+        """Somebody's files were not written, and the kernel says so once: whoever had begun by now may have lost
+        some.
+        """
         self._doubtful = next(self._ids)
 
     async def synced(self) -> None:
-        """Returns when all that was written to the snapshots' filesystem is on the disk; OSError if some could not be."""
+        """Returns when all that was written to the snapshots' filesystem is on the disk; OSError if some could not
+        be.
+        """
         await self._sync.begun()()
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         def record(rows: Rows) -> Row:
             row = _existing(rows, key)
             old = row.info
-            changed = Info(key, old.kind, old.created_at, time.time_ns(), old.parent, updated_labels(key, old.labels, labels, paths))
+            changed = Info(
+                key,
+                old.kind,
+                old.created_at,
+                time.time_ns(),
+                old.parent,
+                updated_labels(key, old.labels, labels, paths),
+            )
             rows.replace(row := row._replace(info=changed))
             return row
 
@@ -415,7 +472,10 @@ class LocalSnapshotter(ABC):
         await self._gone([number])
 
     async def remove_all(self, things: Sequence[tuple[str, str]]) -> Sequence[BaseException | None]:
-        """Snapshots (by their kind, which is the only one here, and keys), in this order and in one transaction: what became of each."""
+        """Snapshots (by their kind, which is the only one here, and keys), in this order and in one transaction:
+        what became of each.
+        """
+
         def record(rows: Rows) -> list[int | errors.NodeError]:
             found: list[int | errors.NodeError] = []
             for _, key in things:
@@ -472,7 +532,10 @@ class LocalSnapshotter(ABC):
 
     async def cleanup(self) -> None:
         if held := self._held():
-            raise errors.FailedPrecondition(f"{held}: directories without a record are kept, until {self.root / HELD} is removed (splitd gc --release)")
+            raise errors.FailedPrecondition(
+                f"{held}: directories without a record are kept, until {self.root / HELD} is removed (splitd gc "
+                "--release)"
+            )
         left = await self.discard(await self._tree.write(self._unrecorded)) if await self._sound() else []
         if left:
             log.warning("%s: %d directories without a record could not be removed", self.root, len(left))
@@ -487,7 +550,9 @@ class LocalSnapshotter(ABC):
         self._sweeping = loops.aside("the sweep", self._swept())
 
     async def _sound(self) -> bool:
-        """Whether the database can be believed: all its pages are looked at before what it does not know is removed; what is met with later is told by whoever reads it."""
+        """Whether the database can be believed: all its pages are looked at before what it does not know is
+        removed; what is met with later is told by whoever reads it.
+        """
         if not self._believed:
             self._believed = await self.soundness.checked()
         return self._believed and not self._held()

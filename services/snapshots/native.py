@@ -1,4 +1,5 @@
-"""The snapshotter native: each snapshot is a whole tree, begun as a copy of its parent's. It works on every filesystem, and costs what it copies.
+"""The snapshotter native: each snapshot is a whole tree, begun as a copy of its parent's. It works on every filesystem,
+and costs what it copies.
 
 ::
 
@@ -51,4 +52,8 @@ class NativeSnapshotter(DirectorySnapshotter):
         return [Mount("bind", source, ("rbind", "rw" if active else "ro"))]
 
     def words(self, doing: str, key: str) -> str:
-        return {"mount": "failed to get snapshot mount", "commit": "failed to commit snapshot", "remove": "failed to remove"}[doing]
+        return {
+            "mount": "failed to get snapshot mount",
+            "commit": "failed to commit snapshot",
+            "remove": "failed to remove",
+        }[doing]

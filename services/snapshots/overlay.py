@@ -38,7 +38,9 @@ class Overlayfs:
     """The snapshotter overlayfs; the keys are containerd's."""
 
     mount_options: tuple[str, ...] = ()
-    """Options added to each overlay, not to binds; ``index`` and ``userxattr`` are added where the kernel wants them, unless they are here."""
+    """Options added to each overlay, not to binds; ``index`` and ``userxattr`` are added where the kernel wants
+    them, unless they are here.
+    """
     upperdir_label: bool = False
     """Show each snapshot's directory as its label containerd.io/snapshot/overlay.upperdir."""
 
@@ -49,7 +51,9 @@ class OverlaySnapshotter(DirectorySnapshotter):
     NAME = "overlayfs"
     Settings = Overlayfs
 
-    def __init__(self, root: Path, settings: Overlayfs | None = None, *, sync_commit: bool = True, sync_remove: bool = False) -> None:
+    def __init__(
+        self, root: Path, settings: Overlayfs | None = None, *, sync_commit: bool = True, sync_remove: bool = False
+    ) -> None:
         super().__init__(root, settings, sync_commit=sync_commit, sync_remove=sync_remove)
         self._configured: tuple[str, ...] = self.settings.mount_options
         self._options = self._configured
@@ -74,9 +78,11 @@ class OverlaySnapshotter(DirectorySnapshotter):
         return self._trouble
 
     def capabilities(self) -> Sequence[str]:
-        """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped by mounts or not at all.
+        """As containerd's: layers may be unpacked side by side where whiteouts can be made by mknod, and ids are mapped
+        by mounts or not at all.
 
-        Where overlays are mounted with userxattr, whoever unpacks a layer without its parent would not see that, and would mark opaque directories for other overlays.
+        Where overlays are mounted with userxattr, whoever unpacks a layer without its parent would not see that, and
+        would mark opaque directories for other overlays.
         """
         rebases = self._marks and "userxattr" not in self._options
         return (*((REMAP_IDS,) if self._remaps else ()), ONLY_REMAP_IDS, *((REBASE,) if rebases else ()))
@@ -102,8 +108,11 @@ class OverlaySnapshotter(DirectorySnapshotter):
     def mounts_of(self, row: Row, ancestors: Sequence[int]) -> list[Mount]:
         """In containerd 2's order of options; 1.6 has index=off first."""
         info = row.info
-        mapping = [f"{option}={info.labels[label]}" for option, label in (("uidmap", UID_MAPPING), ("gidmap", GID_MAPPING))
-                   if self._remaps and label in info.labels]
+        mapping = [
+            f"{option}={info.labels[label]}"
+            for option, label in (("uidmap", UID_MAPPING), ("gidmap", GID_MAPPING))
+            if self._remaps and label in info.labels
+        ]
         active = info.kind is Kind.ACTIVE
         if not ancestors:
             return [Mount("bind", self.changes(row.id), (*mapping, "rw" if active else "ro", "rbind"))]
@@ -120,7 +129,14 @@ class OverlaySnapshotter(DirectorySnapshotter):
         if not self.settings.upperdir_label:
             return row.info
         info = row.info
-        return Info(info.name, info.kind, info.created_at, info.updated_at, info.parent, {**info.labels, UPPERDIR: self.changes(row.id)})
+        return Info(
+            info.name,
+            info.kind,
+            info.created_at,
+            info.updated_at,
+            info.parent,
+            {**info.labels, UPPERDIR: self.changes(row.id)},
+        )
 
 
 async def mount_options(root: Path, configured: Sequence[str] = ()) -> tuple[str, ...]:
@@ -138,7 +154,9 @@ async def mount_options(root: Path, configured: Sequence[str] = ()) -> tuple[str
 
 
 def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
-    """Who is root of the user namespace that a snapshot's labels describe, as (uid, gid) of this machine; None without such labels."""
+    """Who is root of the user namespace that a snapshot's labels describe, as (uid, gid) of this machine; None
+    without such labels.
+    """
     if UID_MAPPING not in labels and GID_MAPPING not in labels:
         return None
     return _mapped_zero(labels.get(UID_MAPPING, "")), _mapped_zero(labels.get(GID_MAPPING, ""))
@@ -150,7 +168,10 @@ def _mapped_zero(mapping: str) -> int:
     for part in mapping.split(","):
         numbers = re.fullmatch(r"([+-]?\d+):([+-]?\d+):([+-]?\d+)", part)
         if numbers is None:
-            raise errors.Unknown(f"failed to unmarshal snapshot ID mapped labels: input value {part} unparsable: input does not match format")
+            raise errors.Unknown(
+                f"failed to unmarshal snapshot ID mapped labels: input value {part} unparsable: input does not match "
+                "format"
+            )
         inside, outside, size = map(int, numbers.groups())
         if not all(0 <= number < _NO_ID for number in (inside, outside, size)):
             raise errors.Unknown(f'failed to unmarshal snapshot ID mapped labels: invalid mapping "{part}"')

@@ -1,4 +1,6 @@
-"""Waiting for programs that work on trees of files: as long as they get on (``diff/standstill.py``), and not for ever for one that is killed."""
+"""Waiting for programs that work on trees of files: as long as they get on (``diff/standstill.py``), and not for
+ever for one that is killed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ T = TypeVar("T")
 
 
 async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], limit: float = standstill.LIMIT) -> T:
-    """What ``work`` returns, which waits for the ``process``; Internal once that has stood still for ``limit`` seconds. Whoever is told so kills it."""
+    """What ``work`` returns, which waits for the ``process``; Internal once that has stood still for ``limit``
+    seconds. Whoever is told so kills it.
+    """
     working = loops.task(f"the wait for {what}", work)
     try:
         still = standstill.Still(limit)
@@ -28,7 +32,9 @@ async def watched(what: str, process: Process, work: Coroutine[Any, Any, T], lim
 
 def stood_still(what: str, limit: float) -> errors.NodeError:
     """The error of a program that was killed for it."""
-    return errors.Internal(f"{what} stood still for {limit:g} s and was killed: a file system that it reads or writes does not answer")
+    return errors.Internal(
+        f"{what} stood still for {limit:g} s and was killed: a file system that it reads or writes does not answer"
+    )
 
 
 async def gone(process: Process) -> None:

@@ -20,7 +20,9 @@ LONG = 600.0
 
 
 class RemoteSnapshotter:
-    """A ``Snapshotter`` behind ``channel``: a raw one, or, with a namespace among the ``headers``, the one called ``snapshotter`` of a node."""
+    """A ``Snapshotter`` behind ``channel``: a raw one, or, with a namespace among the ``headers``, the one called
+    ``snapshotter`` of a node.
+    """
 
     def __init__(self, channel: Channel, *, snapshotter: str = "", headers: Mapping[str, str | bytes] = {}) -> None:
         self._client = channel.client(snapshots_stubs.SNAPSHOTS)
@@ -28,7 +30,9 @@ class RemoteSnapshotter:
         self._headers = dict(headers)
 
     async def stat(self, key: str) -> Info:
-        response = await self._client.Stat(pb.StatSnapshotRequest(snapshotter=self._name, key=key), headers=self._headers)
+        response = await self._client.Stat(
+            pb.StatSnapshotRequest(snapshotter=self._name, key=key), headers=self._headers
+        )
         return convert.info_from_pb(response.info)
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
@@ -37,14 +41,22 @@ class RemoteSnapshotter:
         return convert.info_from_pb((await self._client.Update(request, headers=self._headers)).info)
 
     async def usage(self, key: str) -> Usage:
-        return convert.usage_from_pb(await self._client.Usage(pb.UsageRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG))
+        return convert.usage_from_pb(
+            await self._client.Usage(
+                pb.UsageRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG
+            )
+        )
 
     async def mounts(self, key: str) -> list[Mount]:
-        return mounts_from_pb((await self._client.Mounts(pb.MountsRequest(snapshotter=self._name, key=key), headers=self._headers)).mounts)
+        return mounts_from_pb(
+            (await self._client.Mounts(pb.MountsRequest(snapshotter=self._name, key=key), headers=self._headers)).mounts
+        )
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.PrepareSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
-        return mounts_from_pb((await self._client.Prepare(request, headers=self._headers, timeout=LONG, together=True)).mounts)
+        return mounts_from_pb(
+            (await self._client.Prepare(request, headers=self._headers, timeout=LONG, together=True)).mounts
+        )
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = pb.ViewSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
@@ -55,10 +67,14 @@ class RemoteSnapshotter:
         await self._client.Commit(request, headers=self._headers, timeout=LONG, together=True)
 
     async def remove(self, key: str) -> None:
-        await self._client.Remove(pb.RemoveSnapshotRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG)
+        await self._client.Remove(
+            pb.RemoveSnapshotRequest(snapshotter=self._name, key=key), headers=self._headers, timeout=LONG
+        )
 
     async def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
-        async for response in self._client.List(pb.ListSnapshotsRequest(snapshotter=self._name, filters=sources), headers=self._headers):
+        async for response in self._client.List(
+            pb.ListSnapshotsRequest(snapshotter=self._name, filters=sources), headers=self._headers
+        ):
             for message in response.info:
                 yield convert.info_from_pb(message)
 
@@ -67,6 +83,8 @@ class RemoteSnapshotter:
 
 
 async def snapshotters(channel: Channel, timeout: float) -> tuple[About, ...]:
-    """Those of the snapshots service behind ``channel``, within ``timeout`` seconds; Unimplemented by one of a release that does not tell."""
+    """Those of the snapshots service behind ``channel``, within ``timeout`` seconds; Unimplemented by one of a
+    release that does not tell.
+    """
     response = await channel.client(snapshotters_stubs.SNAPSHOTTERS).List(Empty(), timeout=timeout)
     return tuple(convert.about_from_pb(each) for each in response.snapshotters)

@@ -1,4 +1,6 @@
-"""A Snapshotter served as containerd.services.snapshots.v1.Snapshots; and which there are, as splitd.snapshotters.v1.Snapshotters."""
+"""A Snapshotter served as containerd.services.snapshots.v1.Snapshots; and which there are, as
+splitd.snapshotters.v1.Snapshotters.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class SnapshotsServicer:
         return pb.StatSnapshotResponse(info=convert.info_to_pb(await self._snapshotter.stat(request.key)))
 
     async def Update(self, request: pb.UpdateSnapshotRequest, call: Call) -> pb.UpdateSnapshotResponse:
-        info = await self._snapshotter.update(request.info.name, dict(request.info.labels), list(request.update_mask.paths))
+        info = await self._snapshotter.update(
+            request.info.name, dict(request.info.labels), list(request.update_mask.paths)
+        )
         return pb.UpdateSnapshotResponse(info=convert.info_to_pb(info))
 
     async def List(self, request: pb.ListSnapshotsRequest, call: Call) -> AsyncIterator[pb.ListSnapshotsResponse]:
@@ -88,4 +92,6 @@ class SnapshottersServicer:
         self._snapshotters = snapshotters
 
     async def List(self, request: Empty, call: Call) -> snapshotters_pb2.ListResponse:
-        return snapshotters_pb2.ListResponse(snapshotters=[convert.about_to_pb(await each.about()) for each in self._snapshotters])
+        return snapshotters_pb2.ListResponse(
+            snapshotters=[convert.about_to_pb(await each.about()) for each in self._snapshotters]
+        )

@@ -1,4 +1,6 @@
-"""The snapshotters that the snapshots service has. A new one is a file beside this one, a line here, and a test of three lines (tests/service/snapshots/test_snapshotters.py)."""
+"""The snapshotters that the snapshots service has. A new one is a file beside this one, a line here, and a test of
+three lines (tests/service/snapshots/test_snapshotters.py).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,5 @@ from services.snapshots.local import LocalSnapshotter
 from services.snapshots.native import NativeSnapshotter
 from services.snapshots.overlay import OverlaySnapshotter
 
-SNAPSHOTTERS: tuple[type[LocalSnapshotter], ...] = (
-    OverlaySnapshotter,
-    NativeSnapshotter,
-    BtrfsSnapshotter,
-)
+SNAPSHOTTERS: tuple[type[LocalSnapshotter], ...] = (OverlaySnapshotter, NativeSnapshotter, BtrfsSnapshotter)
 """In the order in which clients list them."""

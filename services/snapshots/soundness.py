@@ -1,4 +1,6 @@
-"""A snapshotter's database that may not be whole is said to be so: in the log, by the health of the process, and to whoever would remove what it does not know (``hold``)."""
+"""A snapshotter's database that may not be whole is said to be so: in the log, by the health of the process, and to
+whoever would remove what it does not know (``hold``).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Server(Protocol):
 
 
 class Soundness:
-    """Of the database in ``path``, which its owner has opened. ``hold`` is told, once, why what it does not know is not to be removed any more."""
+    """Of the database in ``path``, which its owner has opened. ``hold`` is told, once, why what it does not know is
+    not to be removed any more.
+    """
 
     def __init__(self, path: Path, hold: Callable[[str], None]) -> None:
         self._path = path
@@ -38,7 +42,9 @@ class Soundness:
             self._tell(self._found)
 
     async def checked(self) -> bool:
-        """Check all pages, in a thread; whether they are what they were, as far as is known. A check that is broken off says nothing."""
+        """Check all pages, in a thread; whether they are what they were, as far as is known. A check that is broken
+        off says nothing.
+        """
         if self._checking is None or self._checking.done():
             self._checking = loops.aside("the check of all pages", self._check())
         checking = self._checking

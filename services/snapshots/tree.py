@@ -1,7 +1,8 @@
 """The records of a snapshotter: which snapshots there are, in one SQLite file, durable when ``write`` returns.
 
-All changes run in one thread of their own, in the order in which they were asked for, and commits are grouped (``kit/sqlite.py``): what was asked for while the disk was busy is one
-*batch*. Work may also touch the disk beside the database, such as making a snapshot's directory; it says with :meth:`Rows.sync_first` which directories must be on disk
+All changes run in one thread of their own, in the order in which they were asked for, and commits are grouped
+(``kit/sqlite.py``): what was asked for while the disk was busy is one *batch*. Work may also touch the disk beside the
+database, such as making a snapshot's directory; it says with :meth:`Rows.sync_first` which directories must be on disk
 before its rows are, and each of those is fsynced once in a batch.
 
     metadata.db        table "snapshots", a row for each; -wal and -shm beside it are SQLite's own
@@ -42,7 +43,9 @@ CREATE TABLE snapshots (
     inodes INTEGER NOT NULL DEFAULT 0
 )"""
 
-_LAYOUT = Layout(version=1, tables=(_SCHEMA, "CREATE INDEX children ON snapshots (parent)"), pragmas=("foreign_keys = ON",))
+_LAYOUT = Layout(
+    version=1, tables=(_SCHEMA, "CREATE INDEX children ON snapshots (parent)"), pragmas=("foreign_keys = ON",)
+)
 
 _SELECT = """
 SELECT s.id, s.key, s.parent, coalesce(p.key, ''), s.kind, s.created_at, s.updated_at, s.labels, s.size, s.inodes
@@ -76,7 +79,9 @@ class Rows:
         return None if row is None else _row(*row)
 
     def all(self) -> list[tuple[Any, ...]]:
-        """Every snapshot, ordered by key, each to be made a Row by :meth:`Tree.row`: that takes longer than reading, and need not be done at once."""
+        """Every snapshot, ordered by key, each to be made a Row by :meth:`Tree.row`: that takes longer than
+        reading, and need not be done at once.
+        """
         return self._execute(_SELECT + "ORDER BY s.key").fetchall()
 
     def ids(self) -> set[int]:
@@ -87,9 +92,15 @@ class Rows:
         """The ids of a snapshot's parents, its immediate one first."""
         if row.parent is None:
             return []
-        return [found[0] for found in self._execute(
-            "WITH RECURSIVE up (id, depth) AS (SELECT ?, 0 UNION ALL SELECT s.parent, depth + 1 FROM up JOIN snapshots AS s ON s.id = up.id "
-            "WHERE s.parent IS NOT NULL) SELECT id FROM up ORDER BY depth", (row.parent,))]
+        return [
+            found[0]
+            for found in self._execute(
+                "WITH RECURSIVE up (id, depth) AS (SELECT ?, 0 UNION ALL SELECT s.parent, depth + 1 FROM up JOIN "
+                "snapshots AS s ON s.id = up.id "
+                "WHERE s.parent IS NOT NULL) SELECT id FROM up ORDER BY depth",
+                (row.parent,),
+            )
+        ]
 
     def has_children(self, row: Row) -> bool:
         """Whether any snapshot has this one as its parent."""
@@ -98,14 +109,37 @@ class Rows:
     def insert(self, row: Row) -> None:
         """Add a snapshot under an id that was never used; its key is known to be free."""
         info = row.info
-        self._execute("INSERT INTO snapshots (id, key, parent, kind, created_at, updated_at, labels) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                      (row.id, info.name, row.parent, info.kind, info.created_at, info.updated_at, _dump(info.labels)))
+        self._execute(
+            (
+                "INSERT INTO snapshots (id, key, parent, kind, created_at, updated_at, labels) VALUES (?, ?, ?, ?, ?, "
+                "?, "
+                "?)"
+            ),
+            (row.id, info.name, row.parent, info.kind, info.created_at, info.updated_at, _dump(info.labels)),
+        )
 
     def replace(self, row: Row) -> None:
         """Change a snapshot, which stays what its id is."""
         info, usage = row.info, row.usage
-        self._execute("UPDATE snapshots SET key = ?, parent = ?, kind = ?, created_at = ?, updated_at = ?, labels = ?, size = ?, inodes = ? WHERE id = ?",
-                      (info.name, row.parent, info.kind, info.created_at, info.updated_at, _dump(info.labels), usage.size, usage.inodes, row.id))
+        self._execute(
+            (
+                "UPDATE snapshots SET key = ?, parent = ?, kind = ?, created_at = ?, updated_at = ?, labels = ?, size "
+                "= "
+                "?, "
+                "inodes = ? WHERE id = ?"
+            ),
+            (
+                info.name,
+                row.parent,
+                info.kind,
+                info.created_at,
+                info.updated_at,
+                _dump(info.labels),
+                usage.size,
+                usage.inodes,
+                row.id,
+            ),
+        )
 
     def delete(self, row: Row) -> None:
         """Remove a snapshot; its id is not used again."""
@@ -126,10 +160,25 @@ def readable(columns: Sequence[Any]) -> bool:
     return isinstance(key, str)
 
 
-def _row(number: int, key: str, parent: int | None, parent_key: str, kind: int, created_at: int, updated_at: int, labels: str, size: int,
-         inodes: int) -> Row:
+def _row(
+    number: int,
+    key: str,
+    parent: int | None,
+    parent_key: str,
+    kind: int,
+    created_at: int,
+    updated_at: int,
+    labels: str,
+    size: int,
+    inodes: int,
+) -> Row:
     try:
-        return Row(number, parent, Info(key, Kind(kind), created_at, updated_at, parent_key, json.loads(labels)), Usage(size, inodes))
+        return Row(
+            number,
+            parent,
+            Info(key, Kind(kind), created_at, updated_at, parent_key, json.loads(labels)),
+            Usage(size, inodes),
+        )
     except (ValueError, TypeError) as error:
         raise errors.DataLoss(f"snapshot records: that of {key} is damaged ({error}): {damage.WHAT_TO_DO}") from None
 
@@ -142,10 +191,14 @@ _Work: TypeAlias = "Work[Rows]"
 
 
 class Tree:
-    """The records in ``path``, made if it is not there. Used in one event loop, by one process (``kit.process.owned``)."""
+    """The records in ``path``, made if it is not there. Used in one event loop, by one process
+    (``kit.process.owned``).
+    """
 
     def __init__(self, path: Path, damaged: Callable[[str], None] = log.error) -> None:
-        """DataLoss if it is damaged, FailedPrecondition if it cannot be used. ``damaged`` is told, in the loop's thread, of pages and records that are not what they were; what was asked for is refused with the same words."""
+        """DataLoss if it is damaged, FailedPrecondition if it cannot be used. ``damaged`` is told, in the loop's
+        thread, of pages and records that are not what they were; what was asked for is refused with the same words.
+        """
         self.file = File(path, "snapshot records", _LAYOUT, damaged)
         """What they are kept in, and what was lost of it."""
         self._writer, self._reader = self.file.writer, self.file.reader
@@ -186,7 +239,8 @@ class Tree:
     async def write(self, work: Callable[[Rows], T]) -> T:
         """The answer of ``work``, run in the tree's thread, once what it changed is durable.
 
-        If it raises, it has changed nothing. A caller that is cancelled does not stop it. Unavailable or ResourceExhausted if the disk fails.
+        If it raises, it has changed nothing. A caller that is cancelled does not stop it. Unavailable or
+        ResourceExhausted if the disk fails.
         """
         if self._closed:
             raise errors.Unavailable("snapshot records: closed")

@@ -19,11 +19,17 @@ from services.tasks.server import TasksServicer
 async def serve(file: settings.File, node: settings.Node) -> None:
     """Serve until a signal; the shims stay."""
     chosen = config.load(file)
-    os.environ.update(opt.environment(node.root))  # runtimes that ctr installed are found before the system's, by shims too
+    # runtimes that ctr installed are found before the system's, by shims too
+    os.environ.update(opt.environment(node.root))
     with process.owned(node.state / "tasks"):
-        async with rpc.Channel(node.state / "internal.sock", "gateway") as channel, Publisher(channel).running() as publisher:
+        async with (
+            rpc.Channel(node.state / "internal.sock", "gateway") as channel,
+            Publisher(channel).running() as publisher,
+        ):
             gateway = Gateway(channel, publisher)
-            monitor = RestartMonitor(gateway, chosen.restart_interval, start=NodeStart(node.state / "tasks" / "node-start"))
+            monitor = RestartMonitor(
+                gateway, chosen.restart_interval, start=NodeStart(node.state / "tasks" / "node-start")
+            )
             async with (
                 LocalTasks(node.root, node.state, gateway, chosen, monitor.exited, monitor.gone) as tasks,
                 gateway.watched(tasks.gateway_returned),

@@ -5,8 +5,10 @@
         rootfs/             where the shim mounts the root filesystem
         work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID
         log                 a FIFO that the shim logs to
-        shim-binary-path    the shim's program, written before it is started: whoever finds the bundle can clean up with it
-        bootstrap.json      how to reach the shim: protocol, address, version of its task API. Absent: it never got that far
+        shim-binary-path    the shim's program, written before it is started: whoever finds the bundle can clean up with
+                            it
+        bootstrap.json      how to reach the shim: protocol, address, version of its task API. Absent: it never got that
+                            far
         address, init.pid, options.json, runtime ...    the shim's own
 
 A bundle is deleted by renaming it to a hidden name first, so that a half deleted one is never taken for a task.
@@ -35,7 +37,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """How to reach a shim: ``ttrpc`` or ``grpc``, at ``unix://PATH`` (or an abstract socket's bare name), with task API 2 or 3."""
+    """How to reach a shim: ``ttrpc`` or ``grpc``, at ``unix://PATH`` (or an abstract socket's bare name), with task
+    API 2 or 3.
+    """
 
     protocol: str
     address: str
@@ -51,7 +55,11 @@ def address_of(data: bytes) -> Address | None:
         found = gojson.read(data, _ADDRESS)
     except gojson.Malformed:
         return None
-    return Address(found["protocol"], found["address"], found["version"]) if found.get("protocol") and found.get("address") and found.get("version") else None
+    return (
+        Address(found["protocol"], found["address"], found["version"])
+        if found.get("protocol") and found.get("address") and found.get("version")
+        else None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,9 @@ class Bundle:
             raise errors.InvalidArgument.verbatim(f"invalid task id {self.id}: {error}") from None
 
     def create(self, spec: bytes | None, *, gid: int = 0) -> None:
-        """Make the directories and write the spec. ``gid`` is the group that a user namespace maps its root to: it may enter then."""
+        """Make the directories and write the spec. ``gid`` is the group that a user namespace maps its root to: it
+        may enter then.
+        """
         self.validate()
         for directory in (*reversed(self.path.parents[:2]), *reversed(self.work.parents[:2])):
             _mkdir(directory, 0o711, exist_ok=True)
@@ -98,7 +108,9 @@ class Bundle:
             raise (errors.of_machine(error, f"failed to create bundle {self.path}") or error) from None
 
     def delete(self) -> None:
-        """Unmount the root filesystem and remove all; what is not there is no error. Never removes anything *in* a root filesystem."""
+        """Unmount the root filesystem and remove all; what is not there is no error. Never removes anything *in* a
+        root filesystem.
+        """
         rootfs = self.path / "rootfs"
         if self.path.exists():
             _unmount(rootfs)
@@ -139,7 +151,9 @@ class Bundle:
         _write(self.path / "bootstrap.json", json.dumps(fields, separators=(",", ":")), 0o644)
 
     def read_address(self) -> Address | None:
-        """How to reach the shim; None if that was never known. Shims before 1.7 leave a bare ``address``, which containerd reads too."""
+        """How to reach the shim; None if that was never known. Shims before 1.7 leave a bare ``address``, which
+        containerd reads too.
+        """
         with contextlib.suppress(FileNotFoundError):
             if (found := address_of((self.path / "bootstrap.json").read_bytes())) is not None:
                 return found
@@ -175,7 +189,8 @@ def _mkdir(path: Path, mode: int, *, exist_ok: bool = False) -> None:
 def _write(path: Path, text: str, mode: int) -> None:
     """Replace a file at once: a reader after a crash finds all of it or nothing."""
     temporary = path.with_name(f".{path.name}")
-    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, mode)) as file:  # which writes what a single call would leave out
+    # which writes what a single call would leave out
+    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(text)
     os.rename(temporary, path)
 
@@ -192,7 +207,9 @@ def _remove(path: Path) -> None:
 
 
 def _unmount(rootfs: Path) -> None:
-    """Unmount all that is at or below ``rootfs``. The common case, one mount or none, costs one call and does not read the mount table."""
+    """Unmount all that is at or below ``rootfs``. The common case, one mount or none, costs one call and does not
+    read the mount table.
+    """
     while True:
         if _libc.umount2(os.fsencode(rootfs), 0) == 0:
             continue
@@ -202,7 +219,8 @@ def _unmount(rootfs: Path) -> None:
         if code != errno.EBUSY:
             raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")
         _unmount_below(rootfs)
-        if _libc.umount2(os.fsencode(rootfs), 2) != 0:  # MNT_DETACH: somebody still looks at it; it goes when they are done
+        # MNT_DETACH: somebody still looks at it; it goes when they are done
+        if _libc.umount2(os.fsencode(rootfs), 2) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"unmount rootfs {rootfs}: {os.strerror(code)}")
 

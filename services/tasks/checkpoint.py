@@ -93,7 +93,11 @@ def _unpack_entry(entry: tar.Entry, reader: tar.Reader, image: Path) -> None:
     """Only files, directories and links, and none through a link: an image is CRIU's, flat."""
     name = os.fsdecode(entry.name)
     parts = Path(name).parts
-    inside = not name.startswith("/") and ".." not in parts and not any((image.joinpath(*parts[:n])).is_symlink() for n in range(1, len(parts) + 1))
+    inside = (
+        not name.startswith("/")
+        and ".." not in parts
+        and not any((image.joinpath(*parts[:n])).is_symlink() for n in range(1, len(parts) + 1))
+    )
     if not inside or entry.type not in (tar.REG, tar.DIR, tar.SYMLINK) or entry.sparse is not None:
         raise errors.InvalidArgument(f"checkpoint image: {name}")
     path = image.joinpath(*parts)

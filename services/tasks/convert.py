@@ -1,4 +1,6 @@
-"""The domain's values as protobuf messages and back: for the API (server, remote), for shims, and for what is read through the gateway."""
+"""The domain's values as protobuf messages and back: for the API (server, remote), for shims, and for what is read
+through the gateway.
+"""
 
 from __future__ import annotations
 
@@ -34,42 +36,79 @@ def opaque_from_pb(value: Any, *, present: bool = True) -> Opaque | None:
     return Opaque(value.type_url, value.value) if present else None
 
 
-def _exited_at(message: task_pb2.Process | shim.StateResponse | pb.DeleteResponse | shim.DeleteResponse | pb.WaitResponse | shim.WaitResponse) -> int | None:
+def _exited_at(
+    message: task_pb2.Process
+    | shim.StateResponse
+    | pb.DeleteResponse
+    | shim.DeleteResponse
+    | pb.WaitResponse
+    | shim.WaitResponse,
+) -> int | None:
     return time_from_pb(message.exited_at) if message.HasField("exited_at") else None
 
 
 def create_to_pb(name: str, options: CreateOptions) -> pb.CreateTaskRequest:
     io = options.io
     return pb.CreateTaskRequest(
-        container_id=name, rootfs=mounts_to_pb(options.rootfs), stdin=io.stdin, stdout=io.stdout, stderr=io.stderr, terminal=io.terminal,
-        checkpoint=None if options.checkpoint is None else descriptor_to_pb(options.checkpoint), options=opaque_to_pb(options.options),
-        runtime_path=options.runtime)
+        container_id=name,
+        rootfs=mounts_to_pb(options.rootfs),
+        stdin=io.stdin,
+        stdout=io.stdout,
+        stderr=io.stderr,
+        terminal=io.terminal,
+        checkpoint=None if options.checkpoint is None else descriptor_to_pb(options.checkpoint),
+        options=opaque_to_pb(options.options),
+        runtime_path=options.runtime,
+    )
 
 
 def create_from_pb(request: pb.CreateTaskRequest) -> CreateOptions:
     return CreateOptions(
-        io=IO(request.stdin, request.stdout, request.stderr, request.terminal), rootfs=tuple(mounts_from_pb(request.rootfs)),
+        io=IO(request.stdin, request.stdout, request.stderr, request.terminal),
+        rootfs=tuple(mounts_from_pb(request.rootfs)),
         checkpoint=descriptor_from_pb(request.checkpoint) if request.HasField("checkpoint") else None,
-        options=opaque_from_pb(request.options, present=request.HasField("options")), runtime=request.runtime_path)
+        options=opaque_from_pb(request.options, present=request.HasField("options")),
+        runtime=request.runtime_path,
+    )
 
 
 def process_to_pb(value: Process) -> task_pb2.Process:
     io = value.io
     return task_pb2.Process(
-        id=value.id, pid=value.pid, status=value.status.value, stdin=io.stdin, stdout=io.stdout, stderr=io.stderr,  # type: ignore[arg-type]
-        terminal=io.terminal, exit_status=value.exit_status, exited_at=time_to_pb(value.exited_at))
+        id=value.id,
+        pid=value.pid,
+        status=value.status.value,  # type: ignore[arg-type]
+        stdin=io.stdin,
+        stdout=io.stdout,
+        stderr=io.stderr,
+        terminal=io.terminal,
+        exit_status=value.exit_status,
+        exited_at=time_to_pb(value.exited_at),
+    )
 
 
 def process_from_pb(value: task_pb2.Process) -> Process:
-    return Process(value.id, value.pid, Status(value.status), IO(value.stdin, value.stdout, value.stderr, value.terminal),
-                   value.exit_status, _exited_at(value))
+    return Process(
+        value.id,
+        value.pid,
+        Status(value.status),
+        IO(value.stdin, value.stdout, value.stderr, value.terminal),
+        value.exit_status,
+        _exited_at(value),
+    )
 
 
 def process_from_shim(name: str, state: shim.StateResponse) -> Process:
     """What a shim says of the process ``name``; a status of the future is UNKNOWN."""
     status = Status(state.status) if state.status in _STATUSES else Status.UNKNOWN
-    return Process(name, state.pid, status, IO(state.stdin, state.stdout, state.stderr, state.terminal),
-                   state.exit_status, _exited_at(state))
+    return Process(
+        name,
+        state.pid,
+        status,
+        IO(state.stdin, state.stdout, state.stderr, state.terminal),
+        state.exit_status,
+        _exited_at(state),
+    )
 
 
 def pids_to_pb(values: Iterable[ProcessInfo]) -> pb.ListPidsResponse:
@@ -108,8 +147,14 @@ def wait_from_pb(value: pb.WaitResponse | shim.WaitResponse, pid: int = 0) -> Ex
 
 def container_from_pb(value: containers_pb2.Container) -> Container:
     return Container(
-        value.id, value.runtime.name, opaque_from_pb(value.runtime.options, present=value.runtime.HasField("options")),
-        opaque_from_pb(value.spec, present=value.HasField("spec")), value.snapshotter, value.snapshot_key, dict(value.labels))
+        value.id,
+        value.runtime.name,
+        opaque_from_pb(value.runtime.options, present=value.runtime.HasField("options")),
+        opaque_from_pb(value.spec, present=value.HasField("spec")),
+        value.snapshotter,
+        value.snapshot_key,
+        dict(value.labels),
+    )
 
 
 def exec_id_of(info: ProcessInfo) -> str:
@@ -122,14 +167,26 @@ def exec_id_of(info: ProcessInfo) -> str:
     return "" if details is None else details.exec_id
 
 
-_FEATURES = Struct({"linux": Optional(Struct({"mountExtensions": Optional(Struct({"idmap": Optional(Struct({"enabled": BOOLEAN}))}))}))})
+_FEATURES = Struct(
+    {
+        "linux": Optional(
+            Struct({"mountExtensions": Optional(Struct({"idmap": Optional(Struct({"enabled": BOOLEAN}))}))})
+        )
+    }
+)
 
 
 def features_from_info(output: bytes) -> dict[str, object] | None:
-    """The OCI runtime's features in a shim's RuntimeInfo, those that are asked for; None where it has none, or of another type."""
+    """The OCI runtime's features in a shim's RuntimeInfo, those that are asked for; None where it has none, or of
+    another type.
+    """
     try:
         info = introspection_pb2.RuntimeInfo.FromString(output)
-        found: dict[str, object] | None = gojson.read(info.features.value, _FEATURES) if info.features.type_url.endswith("runtime-spec/1/features/Features") else None
+        found: dict[str, object] | None = (
+            gojson.read(info.features.value, _FEATURES)
+            if info.features.type_url.endswith("runtime-spec/1/features/Features")
+            else None
+        )
     except (DecodeError, gojson.Malformed):
         return None
     return found

@@ -1,10 +1,12 @@
 """What a dead shim may have left running, and how it is ended where the shim's own program cannot.
 
-When a task is made, what one must know to end it without its bundle is written to STATE/tasks/sightings/NAMESPACE:ID: a *sighting*. A task of an older build has
-none; then the bundle's init.pid counts, if the runtime's state says that the process with this pid began when the task's did. A pid alone proves nothing: it may be another's by now.
+When a task is made, what one must know to end it without its bundle is written to STATE/tasks/sightings/NAMESPACE:ID: a
+*sighting*. A task of an older build has none; then the bundle's init.pid counts, if the runtime's state says that the
+process with this pid began when the task's did. A pid alone proves nothing: it may be another's by now.
 
-The init that is the first of its pid namespace takes all of the task with it. Where the task has no pid namespace of its own, a process is the task's if it is in
-the same mount namespace *and* in the same cgroups, or below them, and began later: a cgroup alone may be shared with the containers of another node.
+The init that is the first of its pid namespace takes all of the task with it. Where the task has no pid namespace of
+its own, a process is the task's if it is in the same mount namespace *and* in the same cgroups, or below them, and
+began later: a cgroup alone may be shared with the containers of another node.
 """
 
 from __future__ import annotations
@@ -27,25 +29,38 @@ from services.tasks.bundle import Address, Bundle
 log = logging.getLogger(__name__)
 
 _GONE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
-"""What the kernel says of a file or a process that is not there, or is not ours to look at. Any other error, such as too many open files, tells nothing of it."""
+"""What the kernel says of a file or a process that is not there, or is not ours to look at. Any other error, such
+as too many open files, tells nothing of it.
+"""
 _LIMIT = 1 << 22
 """Bytes of a file of state that are read. runc's has the container's whole configuration."""
 _FILES = ("options.json", "runtime", "init.pid")
 """What the program of runc's shim reads in the bundle when it is to clean up."""
 
 _NUMBER = Integer(0, (1 << 64) - 1)
-_SHAPE = Struct({
-    "program": TEXT, "protocol": TEXT, "address": TEXT, "version": _NUMBER, "pid": _NUMBER, "began": _NUMBER, "alone": BOOLEAN, "mounts": _NUMBER, "cgroups": TEXT,
-    "files": Optional(MapOf(TEXT))})
-_STATES = {
-    "state.json": ("init_process_pid", "init_process_start"),
-    "status": ("pid", "process-start-time")}
+_SHAPE = Struct(
+    {
+        "program": TEXT,
+        "protocol": TEXT,
+        "address": TEXT,
+        "version": _NUMBER,
+        "pid": _NUMBER,
+        "began": _NUMBER,
+        "alone": BOOLEAN,
+        "mounts": _NUMBER,
+        "cgroups": TEXT,
+        "files": Optional(MapOf(TEXT)),
+    }
+)
+_STATES = {"state.json": ("init_process_pid", "init_process_start"), "status": ("pid", "process-start-time")}
 """Files in which runc and crun keep a container's state, and their fields for its init's pid and start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A task as it was when it was made. ``began`` is in the kernel's ticks since it started, as in /proc/PID/stat; zeros are not known."""
+    """A task as it was when it was made. ``began`` is in the kernel's ticks since it started, as in /proc/PID/stat;
+    zeros are not known.
+    """
 
     program: str = ""
     address: Address | None = None
@@ -61,8 +76,18 @@ class Sighting:
     def write(self, path: Path) -> None:
         """Replace ``path`` at once."""
         address = self.address or Address("", "", 0)
-        fields = {"program": self.program, "protocol": address.protocol, "address": address.address, "version": address.version, "pid": self.pid,
-                  "began": self.began, "alone": self.alone, "mounts": self.mounts, "cgroups": self.cgroups, "files": self.files}
+        fields = {
+            "program": self.program,
+            "protocol": address.protocol,
+            "address": address.address,
+            "version": address.version,
+            "pid": self.pid,
+            "began": self.began,
+            "alone": self.alone,
+            "mounts": self.mounts,
+            "cgroups": self.cgroups,
+            "files": self.files,
+        }
         temporary = path.with_name(f".{path.name}")
         temporary.write_text(json.dumps(fields))
         temporary.rename(path)
@@ -77,9 +102,21 @@ def read(path: Path) -> Sighting | None:
     except gojson.Malformed as error:
         log.warning("%s: %s", path, error)
         return None
-    address = Address(found["protocol"], found["address"], found["version"]) if found.get("protocol") and found.get("address") else None
-    return Sighting(found.get("program", ""), address, found.get("pid", 0), found.get("began", 0), found.get("alone", False), found.get("mounts", 0),
-                    found.get("cgroups", ""), found.get("files") or {})
+    address = (
+        Address(found["protocol"], found["address"], found["version"])
+        if found.get("protocol") and found.get("address")
+        else None
+    )
+    return Sighting(
+        found.get("program", ""),
+        address,
+        found.get("pid", 0),
+        found.get("began", 0),
+        found.get("alone", False),
+        found.get("mounts", 0),
+        found.get("cgroups", ""),
+        found.get("files") or {},
+    )
 
 
 def see(bundle: Bundle, program: str, address: Address | None, pid: int) -> Sighting:
@@ -91,21 +128,38 @@ def see(bundle: Bundle, program: str, address: Address | None, pid: int) -> Sigh
     try:
         began = _began(pid)
         mounts = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-        pids = next(line.split()[1:] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:"))
+        pids = next(
+            line.split()[1:]
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("NSpid:")
+        )
         cgroups = Path(f"/proc/{pid}/cgroup").read_text()
     except (*_GONE, StopIteration):
         return Sighting(program, address, files=files)  # it has ended
-    return Sighting(program, address, pid, began, len(pids) > 1 and pids[-1] == "1", 0 if mounts == os.stat("/proc/self/ns/mnt").st_ino else mounts, cgroups, files)
+    return Sighting(
+        program,
+        address,
+        pid,
+        began,
+        len(pids) > 1 and pids[-1] == "1",
+        0 if mounts == os.stat("/proc/self/ns/mnt").st_ino else mounts,
+        cgroups,
+        files,
+    )
 
 
 def in_bundle(bundle: Bundle, program: str, root: Path) -> Sighting:
-    """A task of which no sighting was written: by its bundle and by its runtime's state (below ``root``, unless the bundle names another). OSError: see :func:`see`."""
+    """A task of which no sighting was written: by its bundle and by its runtime's state (below ``root``, unless the
+    bundle names another). OSError: see :func:`see`.
+    """
     pid = bundle.init_pid()
     with contextlib.suppress(*_GONE, gojson.Malformed):
         root = Path(gojson.read(_bytes(bundle.path / "options.json"), Struct({"root": TEXT})).get("root") or root)
     for name, (of_pid, of_start) in _STATES.items():
         with contextlib.suppress(*_GONE, gojson.Malformed):
-            state = gojson.read(_bytes(root / bundle.namespace / bundle.id / name), Struct({of_pid: _NUMBER, of_start: _NUMBER}))
+            state = gojson.read(
+                _bytes(root / bundle.namespace / bundle.id / name), Struct({of_pid: _NUMBER, of_start: _NUMBER})
+            )
             if pid in (0, state.get(of_pid)) and state.get(of_pid) and _began(state[of_pid]) == state.get(of_start):
                 return see(bundle, program, bundle.read_address(), state[of_pid])
     return Sighting(program, bundle.read_address())
@@ -121,7 +175,8 @@ def restore(bundle: Bundle, seen: Sighting) -> None:
 
 
 def end(seen: Sighting, seconds: float) -> list[int]:
-    """Send SIGKILL to all that the task left running, thaw it, and wait for it to end; the pids of what lives after ``seconds``. Blocks.
+    """Send SIGKILL to all that the task left running, thaw it, and wait for it to end; the pids of what lives after
+    ``seconds``. Blocks.
 
     OSError where that cannot be known, such as EMFILE.
     """
@@ -160,7 +215,9 @@ def _living(seen: Sighting) -> Iterator[tuple[int, int]]:
         if not entry.isdigit() or int(entry) == seen.pid:
             continue
         with contextlib.suppress(*_GONE):
-            if os.stat(f"/proc/{entry}/ns/mnt").st_ino == seen.mounts and _within(Path(f"/proc/{entry}/cgroup").read_text(), seen.cgroups):
+            if os.stat(f"/proc/{entry}/ns/mnt").st_ino == seen.mounts and _within(
+                Path(f"/proc/{entry}/cgroup").read_text(), seen.cgroups
+            ):
                 began = _began(int(entry))
                 if began >= seen.began:
                     yield int(entry), began
@@ -169,7 +226,9 @@ def _living(seen: Sighting) -> Iterator[tuple[int, int]]:
 def _within(cgroups: str, others: str) -> bool:
     """Whether these are the others, or below them, in each hierarchy."""
     mine, theirs = cgroups.splitlines(), others.splitlines()
-    return len(mine) == len(theirs) and all(a == b or a.startswith(b.rstrip("/") + "/") for a, b in zip(mine, theirs, strict=True))
+    return len(mine) == len(theirs) and all(
+        a == b or a.startswith(b.rstrip("/") + "/") for a, b in zip(mine, theirs, strict=True)
+    )
 
 
 def _began(pid: int) -> int:

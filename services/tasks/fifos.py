@@ -1,6 +1,7 @@
 """The FIFOs of a process whose client is gone.
 
-A shim opens a process's FIFOs in its Create, and waits until the other side has: for half a minute, if the client was killed, and the name is taken meanwhile.
+A shim opens a process's FIFOs in its Create, and waits until the other side has: for half a minute, if the client was
+killed, and the name is taken meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from services.tasks.store import IO
 
 @contextlib.contextmanager
 def held(io: IO) -> Iterator[list[int]]:
-    """The FIFOs among the paths of ``io``, as descriptors that open none of them; they can be opened by these even where a client has removed them."""
+    """The FIFOs among the paths of ``io``, as descriptors that open none of them; they can be opened by these even
+    where a client has removed them.
+    """
     with contextlib.ExitStack() as opened:
         found = []
         for path in {io.stdin, io.stdout, io.stderr} - {""}:

@@ -50,11 +50,15 @@ class Gateway:
         """When it was last there, while it is not."""
 
     async def container(self, namespace: str, name: str) -> Container:
-        response = await self._containers.Get(containers_pb2.GetContainerRequest(id=name), headers={rpc.NAMESPACE: namespace})
+        response = await self._containers.Get(
+            containers_pb2.GetContainerRequest(id=name), headers={rpc.NAMESPACE: namespace}
+        )
         return convert.container_from_pb(response.container)
 
     async def containers(self, namespace: str, selector: str) -> Sequence[Container]:
-        response = await self._containers.List(containers_pb2.ListContainersRequest(filters=[selector]), headers={rpc.NAMESPACE: namespace})
+        response = await self._containers.List(
+            containers_pb2.ListContainersRequest(filters=[selector]), headers={rpc.NAMESPACE: namespace}
+        )
         return [convert.container_from_pb(c) for c in response.containers]
 
     async def namespaces(self) -> Sequence[str]:
@@ -69,7 +73,9 @@ class Gateway:
         await self._containers.Update(request, headers={rpc.NAMESPACE: namespace})
 
     async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
-        response = await self._snapshots.Mounts(snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=key), headers={rpc.NAMESPACE: namespace})
+        response = await self._snapshots.Mounts(
+            snapshots_pb2.MountsRequest(snapshotter=snapshotter, key=key), headers={rpc.NAMESPACE: namespace}
+        )
         return tuple(mounts_from_pb(response.mounts))
 
     async def write_blob(self, namespace: str, lease: str, ref: str, media_type: str, file: BinaryIO) -> Descriptor:
@@ -90,11 +96,15 @@ class Gateway:
         return Descriptor(media_type, str(digest), size)
 
     async def read_blob(self, namespace: str, digest: str, file: BinaryIO) -> None:
-        async for message in self._content.Read(content_pb2.ReadContentRequest(digest=digest), headers={rpc.NAMESPACE: namespace}):
+        async for message in self._content.Read(
+            content_pb2.ReadContentRequest(digest=digest), headers={rpc.NAMESPACE: namespace}
+        ):
             await asyncio.to_thread(file.write, message.data)
 
     def exited(self, namespace: str, name: str, exec_id: str, how: Exit) -> None:
-        event = events.TaskExit(container_id=name, id=exec_id or name, pid=how.pid, exit_status=how.status, exited_at=time_to_pb(how.at))
+        event = events.TaskExit(
+            container_id=name, id=exec_id or name, pid=how.pid, exit_status=how.status, exited_at=time_to_pb(how.at)
+        )
         self._publisher.publish(namespace, "/tasks/exit", event)
 
     def deleted(self, namespace: str, name: str, how: Exit) -> None:
@@ -103,7 +113,9 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def watched(self, returned: Callable[[float], None]) -> AsyncIterator[None]:
-        """Keep ``reachable`` true to life, and tell ``returned`` when the gateway is back after an outage: with the time at which it was last there."""
+        """Keep ``reachable`` true to life, and tell ``returned`` when the gateway is back after an outage: with the
+        time at which it was last there.
+        """
         async with loops.running("the watch of the gateway", functools.partial(self._watch, returned)):
             yield
 

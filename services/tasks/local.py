@@ -1,20 +1,25 @@
 """The tasks of this node: which shims there are, what has become of each, and every verb handed to the right one.
 
-How a shim is followed. Each task has a connection of its own to its shim, and, once the shim said who it is, a pidfd of it. A connection that ends is made
-anew; only a shim whose process is dead, or whose socket nobody listens to, is *buried*: its program's ``delete`` kills what is left, its exit (137) and
-deletion are published, its bundle goes. A shim that does not answer is asked again and again, and holds up nobody but those who ask for it.
+How a shim is followed. Each task has a connection of its own to its shim, and, once the shim said who it is, a pidfd of
+it. A connection that ends is made anew; only a shim whose process is dead, or whose socket nobody listens to, is
+*buried*: its program's ``delete`` kills what is left, its exit (137) and deletion are published, its bundle goes. A
+shim that does not answer is asked again and again, and holds up nobody but those who ask for it.
 
-No task is forgotten before its processes are dead, whatever its shim's program does (:mod:`services.tasks.dead_shim`). Where they cannot be ended, the task is shown
-as UNKNOWN, its name stays taken, and its exit untold; it is tried again with growing pauses, at once when it is killed or deleted, and at the next start.
+No task is forgotten before its processes are dead, whatever its shim's program does (:mod:`services.tasks.dead_shim`).
+Where they cannot be ended, the task is shown as UNKNOWN, its name stays taken, and its exit untold; it is tried again
+with growing pauses, at once when it is killed or deleted, and at the next start.
 
-Nor is one that is there at a start, and of which it cannot be found out what has become, as its bundle is not to be read or no process can be started: it is shown as UNKNOWN too, and looked at again
-in the same way.
+Nor is one that is there at a start, and of which it cannot be found out what has become, as its bundle is not to be
+read or no process can be started: it is shown as UNKNOWN too, and looked at again in the same way.
 
-How exits are learnt. One Wait per process is outstanding at its shim, whoever and how many wait here. The shim itself sends the exit's event; this service
-publishes it only where that may have got lost: exits found when it starts, exits while the gateway was away, those of the dead, and the last ones of 2.x
-shims. (The gateway drops the second of two.) That a task's exit was seen is remembered by a file STATE/tasks/exits/NAMESPACE:ID, so that the next start does not report it again.
+How exits are learnt. One Wait per process is outstanding at its shim, whoever and how many wait here. The shim itself
+sends the exit's event; this service publishes it only where that may have got lost: exits found when it starts, exits
+while the gateway was away, those of the dead, and the last ones of 2.x shims. (The gateway drops the second of two.)
+That a task's exit was seen is remembered by a file STATE/tasks/exits/NAMESPACE:ID, so that the next start does not
+report it again.
 
-What a crash leaves. A bundle without an address, or whose shim knows of no such task, is half of a create: the shim is ended, what it made is deleted.
+What a crash leaves. A bundle without an address, or whose shim knows of no such task, is half of a create: the shim is
+ended, what it made is deleted.
 """
 
 from __future__ import annotations
@@ -45,7 +50,19 @@ from services.tasks.bundle import TASKS, Address, Bundle
 from services.tasks.config import Config
 from services.tasks.convert import exec_id_of
 from services.tasks.shim import Connection, Environment, Program, Programs, check_id_mapped_mounts, with_runc_root
-from services.tasks.store import IO, Container, CreateOptions, Exit, Metric, Node, Opaque, Process, ProcessInfo, Status, task_not_found
+from services.tasks.store import (
+    IO,
+    Container,
+    CreateOptions,
+    Exit,
+    Metric,
+    Node,
+    Opaque,
+    Process,
+    ProcessInfo,
+    Status,
+    task_not_found,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -210,13 +227,22 @@ class _DoubtfulError(errors.FailedPrecondition):
 
 
 class LocalTasks:
-    """A :class:`services.tasks.store.Tasks` of real shims, below a root and a state directory. Use as ``async with``: entering finds the shims that run.
+    """A :class:`services.tasks.store.Tasks` of real shims, below a root and a state directory. Use as ``async with``:
+    entering finds the shims that run.
 
-    Leaving it leaves them alone. ``on_exit`` is told of every exit of a task's init (namespace, name, how), ``on_gone`` of every task that is no more.
+    Leaving it leaves them alone. ``on_exit`` is told of every exit of a task's init (namespace, name, how), ``on_gone``
+    of every task that is no more.
     """
 
-    def __init__(self, root: Path, state: Path, node: Node, config: Config = Config(), on_exit: ExitHook | None = None,
-                 on_gone: GoneHook | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        state: Path,
+        node: Node,
+        config: Config = Config(),
+        on_exit: ExitHook | None = None,
+        on_gone: GoneHook | None = None,
+    ) -> None:
         self._root, self._state = root, state
         self._node = node
         self._config = config
@@ -270,7 +296,9 @@ class LocalTasks:
         return list(self._tasks)
 
     def gateway_returned(self, since: float) -> None:
-        """The gateway was away since a moment before ``since`` (seconds since 1970): report the exits that it may not have been told."""
+        """The gateway was away since a moment before ``since`` (seconds since 1970): report the exits that it may
+        not have been told.
+        """
         for task in self._tasks.values():
             for process in (task.init, *task.execs.values()):
                 if process.exit is not None and process.exit.at is not None and process.exit.at >= (since - 2.0) * 1e9:
@@ -289,16 +317,26 @@ class LocalTasks:
         abandoned = asyncio.Event()
         claim = self._claim(key, creating=True)
         try:
-            return await rpc.shielded(self._create(Bundle.of(self._root, self._state, namespace, name), container, options, abandoned, claim))
+            return await rpc.shielded(
+                self._create(Bundle.of(self._root, self._state, namespace, name), container, options, abandoned, claim)
+            )
         except asyncio.CancelledError:
             abandoned.set()
             raise
 
-    async def _create(self, bundle: Bundle, container: Container, options: CreateOptions, abandoned: asyncio.Event,
-                      claim: contextlib.AbstractContextManager[None]) -> int:
+    async def _create(
+        self,
+        bundle: Bundle,
+        container: Container,
+        options: CreateOptions,
+        abandoned: asyncio.Event,
+        claim: contextlib.AbstractContextManager[None],
+    ) -> int:
         with claim:
             runtime = options.runtime or container.runtime
-            chosen = options.options if options.options is not None and options.options.value else container.runtime_options
+            chosen = (
+                options.options if options.options is not None and options.options.value else container.runtime_options
+            )
             image = checkpoint.restore_path(options.options)
             bundle.validate()
             with _prefixed("failed to start shim: failed to resolve runtime path: "):
@@ -311,7 +349,8 @@ class LocalTasks:
             try:
                 if not image and options.checkpoint is not None:
                     if "RestoreFromPath" in options.checkpoint.annotations:
-                        raise errors.Unimplemented("restore from a path")  # the CRI plugin's way; it starts the task, too
+                        # the CRI plugin's way; it starts the task, too
+                        raise errors.Unimplemented("restore from a path")
                     image = str(self._checkpoint_of(bundle))
                     await checkpoint.load(self._node, bundle.namespace, options.checkpoint, Path(image))
                 await self._make_bundle(bundle, container.spec)
@@ -322,7 +361,9 @@ class LocalTasks:
             task = _Task(bundle, Program(program, bundle, self._environment))
             try:
                 task.open_log()
-                if container.spec is not None and await specs.looked_into(container.spec.value, specs.uses_id_mapped_mounts):
+                if container.spec is not None and await specs.looked_into(
+                    container.spec.value, specs.uses_id_mapped_mounts
+                ):
                     with _prefixed("failed to validate OCI runtime features: "):
                         check_id_mapped_mounts(await task.program.features(chosen, self._config.call_timeout))
                 await self._start_shim(task, chosen)
@@ -330,8 +371,15 @@ class LocalTasks:
                 with _prefixed("failed to create shim task: "), tracing.span("tasks.shim.create", task=str(task)):
                     assert task.connection is not None
                     with fifos.held(options.io) as waited_for:
-                        making = loops.task(f"the create of {task}", self._converse(
-                            task, lambda c: c.create(bundle.path, options.rootfs, options.io, image, chosen, self._config.call_timeout)))
+                        making = loops.task(
+                            f"the create of {task}",
+                            self._converse(
+                                task,
+                                lambda c: c.create(
+                                    bundle.path, options.rootfs, options.io, image, chosen, self._config.call_timeout
+                                ),
+                            ),
+                        )
                         task.init.pid = await _or_abandoned(making, abandoned, waited_for)
                 if abandoned.is_set():
                     raise errors.Cancelled(f"create task {bundle.id}")
@@ -373,7 +421,9 @@ class LocalTasks:
             task = _Task(bundle, self._program_of(bundle))
             await self._sweep(task)
             if not task.gone:
-                raise errors.FailedPrecondition(f"task {bundle.id}: what one before it left cannot be removed: {task.trouble}") from None
+                raise errors.FailedPrecondition(
+                    f"task {bundle.id}: what one before it left cannot be removed: {task.trouble}"
+                ) from None
             bundle.create(content, gid=gid)
 
     async def _start_shim(self, task: _Task, options: Opaque | None) -> None:
@@ -407,7 +457,11 @@ class LocalTasks:
     # ---------------------------------------------------------------------------------------------- shims
 
     def _program_of(self, bundle: Bundle, seen: dead_shim.Sighting | None = None) -> Program:
-        return Program(bundle.program() or (seen.program if seen else "") or self._programs.find("io.containerd.runc.v2"), bundle, self._environment)
+        return Program(
+            bundle.program() or (seen.program if seen else "") or self._programs.find("io.containerd.runc.v2"),
+            bundle,
+            self._environment,
+        )
 
     def _sighting(self, bundle: Bundle) -> Path:
         return self._sightings / f"{bundle.namespace}:{bundle.id}"
@@ -505,14 +559,21 @@ class LocalTasks:
                 self._connection_lost(task, connection)
 
     async def _bury(self, task: _Task, *, told: bool = True) -> None:
-        """The shim is dead: kill and unmount what it left, however often that must be tried, tell of it, forget it. Not ``told``: of a task that was never made."""
+        """The shim is dead: kill and unmount what it left, however often that must be tried, tell of it, forget it.
+        Not ``told``: of a task that was never made.
+        """
         log.info("the shim of %s is dead, cleaning up", task)
         self._take_down(task)
         with self._claim((task.namespace, task.name)):
             pause = _AGAIN
             while (died := await self._clean(task)) is None:
-                log.log(logging.WARNING if task.attempts <= 3 else logging.DEBUG, "%s: what its dead shim left is still there (%s), next try within %g s",
-                        task, task.trouble, pause)
+                log.log(
+                    logging.WARNING if task.attempts <= 3 else logging.DEBUG,
+                    "%s: what its dead shim left is still there (%s), next try within %g s",
+                    task,
+                    task.trouble,
+                    pause,
+                )
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(task.hurried.wait(), pause)
                 task.hurried.clear()
@@ -536,15 +597,18 @@ class LocalTasks:
         self._tasks[task.namespace, task.name] = task
 
     async def _clean(self, task: _Task) -> Exit | None:
-        """Have the program's ``delete`` do its work, and end what that leaves alive; how the task ended. None, and ``task.trouble`` says why, where it is to be tried again.
+        """Have the program's ``delete`` do its work, and end what that leaves alive; how the task ended. None, and
+        ``task.trouble`` says why, where it is to be tried again.
 
-        The program may say that all is well though its runtime failed, and fail for want of a file in the bundle: what counts is that the processes are dead.
-        Then it is tried once more, for cgroups and the runtime's state, and no longer.
+        The program may say that all is well though its runtime failed, and fail for want of a file in the bundle: what
+        counts is that the processes are dead. Then it is tried once more, for cgroups and the runtime's state, and no
+        longer.
         """
         task.cleaning = True
         try:
             died, trouble = await self._cleaned(task)
-        except Exception as error:  # such as no more threads; whatever it is, the task is neither forgotten nor given up
+        # such as no more threads; whatever it is, the task is neither forgotten nor given up
+        except Exception as error:
             if not isinstance(error, OSError):
                 log.exception("cleaning up after the dead shim of %s", task)
             died, trouble = None, f"it cannot be cleaned up: {error}"
@@ -557,11 +621,15 @@ class LocalTasks:
         return died
 
     async def _cleaned(self, task: _Task) -> tuple[Exit | None, str]:
-        """How the task ended, or why that is not known. OSError where its processes cannot be looked for: that tells nothing of them."""
+        """How the task ended, or why that is not known. OSError where its processes cannot be looked for: that
+        tells nothing of them.
+        """
         died, trouble = None, ""
         try:
             if task.seen is None:
-                task.seen = dead_shim.read(self._sighting(task.bundle)) or dead_shim.in_bundle(task.bundle, task.program.path, self._state / "runc")
+                task.seen = dead_shim.read(self._sighting(task.bundle)) or dead_shim.in_bundle(
+                    task.bundle, task.program.path, self._state / "runc"
+                )
             dead_shim.restore(task.bundle, task.seen)
             self._ensure_runc_files(task)
             pid = task.init.pid or task.bundle.init_pid() or task.seen.pid
@@ -575,7 +643,8 @@ class LocalTasks:
             died = Exit(KILLED if task.init.pid else 255, time.time_ns(), task.init.pid)
         if died is None:
             return None, trouble
-        await asyncio.to_thread(shutil.rmtree, self._state / "runc" / task.namespace / task.name, ignore_errors=True)  # of a runtime that could not
+        # of a runtime that could not
+        await asyncio.to_thread(shutil.rmtree, self._state / "runc" / task.namespace / task.name, ignore_errors=True)
         return Exit(died.status, died.at, died.pid or task.init.pid), ""
 
     async def _hurry(self, task: _Task) -> None:
@@ -598,7 +667,8 @@ class LocalTasks:
         return Process(task.name, task.init.pid, Status.UNKNOWN)
 
     def _ensure_runc_files(self, task: _Task) -> None:
-        """The shim of runc reads its state directory from the bundle; one that died before it wrote it would look in the machine's, and delete others' containers.
+        """The shim of runc reads its state directory from the bundle; one that died before it wrote it would look in
+        the machine's, and delete others' containers.
 
         It also wants to read there which program is runc: nothing in the file is its own choice.
         """
@@ -645,8 +715,14 @@ class LocalTasks:
         await self._clear_away(task)
 
     async def _clear_away(self, task: _Task) -> None:
-        """Remove all that a shim left which has ended, or was killed, and forget the task; where that fails, it is tried again, and the name is taken until then."""
-        if (task.bundle.path.exists() or task.seen) and await self._clean(task) is None and await self._clean(task) is None:
+        """Remove all that a shim left which has ended, or was killed, and forget the task; where that fails, it is
+        tried again, and the name is taken until then.
+        """
+        if (
+            (task.bundle.path.exists() or task.seen)
+            and await self._clean(task) is None
+            and await self._clean(task) is None
+        ):
             self._take_down(task)
             self._spawn(self._bury(task, told=False))
             return
@@ -656,11 +732,22 @@ class LocalTasks:
         """Whether the shim serves another task that is known here, or is about to be."""
         own, path = _address(task), task.bundle.path
         return own is not None and own.address in {
-            *(other.address for known in self._tasks.values() if known is not task and (other := _address(known)) is not None),
-            *(other.address for bundle in self._loading.values() if bundle.path != path and (other := bundle.read_address()) is not None)}
+            *(
+                other.address
+                for known in self._tasks.values()
+                if known is not task and (other := _address(known)) is not None
+            ),
+            *(
+                other.address
+                for bundle in self._loading.values()
+                if bundle.path != path and (other := bundle.read_address()) is not None
+            ),
+        }
 
     async def _end_shim(self, task: _Task) -> bool:
-        """Ask the shim to end, and wait until it has, unless it serves other tasks; one that does not is killed. Whether it ended by itself, and so left nothing."""
+        """Ask the shim to end, and wait until it has, unless it serves other tasks; one that does not is killed.
+        Whether it ended by itself, and so left nothing.
+        """
         connection = task.connection
         if connection is not None:
             try:
@@ -687,7 +774,9 @@ class LocalTasks:
     # ---------------------------------------------------------------------------------------------- after a start
 
     async def _load(self) -> None:
-        """Find the shims that run. Those that answer are known when this returns; slow ones soon after, and until then their names are taken."""
+        """Find the shims that run. Those that answer are known when this returns; slow ones soon after, and until
+        then their names are taken.
+        """
         limit = asyncio.Semaphore(self._config.load_parallel)
         self._loading = {(bundle.namespace, bundle.id): bundle for bundle in self._bundles()}
         looked = []
@@ -701,8 +790,12 @@ class LocalTasks:
                     await tried.wait()
         await asyncio.to_thread(self._remove_orphans)
 
-    async def _load_one(self, bundle: Bundle, doubt: _Doubt, claim: contextlib.AbstractContextManager[None], limit: asyncio.Semaphore) -> None:
-        """Find out what became of a task, however often that must be tried: one that nobody knows of runs on, and another would be started beside it."""
+    async def _load_one(
+        self, bundle: Bundle, doubt: _Doubt, claim: contextlib.AbstractContextManager[None], limit: asyncio.Semaphore
+    ) -> None:
+        """Find out what became of a task, however often that must be tried: one that nobody knows of runs on, and
+        another would be started beside it.
+        """
         key, pause, attempts = (bundle.namespace, bundle.id), _AGAIN, 0
         try:
             while True:
@@ -718,8 +811,14 @@ class LocalTasks:
                         return
                     doubt.trouble = errors.words_of_path(error) if isinstance(error, OSError) else str(error)
                     attempts += 1
-                    log.log(logging.WARNING if attempts <= 3 else logging.DEBUG, "task %s/%s: what became of it cannot be found out: %s; next try within %g s", *key, doubt.trouble, pause,
-                            exc_info=attempts == 1 and not isinstance(error, (errors.NodeError, OSError)))
+                    log.log(
+                        logging.WARNING if attempts <= 3 else logging.DEBUG,
+                        "task %s/%s: what became of it cannot be found out: %s; next try within %g s",
+                        *key,
+                        doubt.trouble,
+                        pause,
+                        exc_info=attempts == 1 and not isinstance(error, (errors.NodeError, OSError)),
+                    )
                 finally:
                     doubt.trying = False
                 self._doubts[key] = doubt
@@ -758,7 +857,10 @@ class LocalTasks:
                     found.append(Bundle.of(self._root, self._state, space.name, path.name))
         for seen in sorted(self._sightings.iterdir()):  # whose bundle was removed by hand
             namespace, _, name = seen.name.partition(":")
-            if not seen.name.startswith(".") and not (bundle := Bundle.of(self._root, self._state, namespace, name)).path.exists():
+            if (
+                not seen.name.startswith(".")
+                and not (bundle := Bundle.of(self._root, self._state, namespace, name)).path.exists()
+            ):
                 found.append(bundle)
         return found
 
@@ -866,8 +968,14 @@ class LocalTasks:
             log.debug("pids of %s: %s", task, error)
 
     async def _sweep(self, task: _Task) -> None:
-        """Remove half of a create. The shim may run although its address was not written down: runc's has a socket that can be computed."""
-        for address in (task.bundle.read_address(), task.seen.address if task.seen else None, self._expected_address(task.bundle)):
+        """Remove half of a create. The shim may run although its address was not written down: runc's has a socket
+        that can be computed.
+        """
+        for address in (
+            task.bundle.read_address(),
+            task.seen.address if task.seen else None,
+            self._expected_address(task.bundle),
+        ):
             if address is not None:
                 with contextlib.suppress(errors.NodeError):
                     await self._connect(task, address, 1.0)
@@ -923,26 +1031,34 @@ class LocalTasks:
         if process.exec_id:
             return
         with contextlib.suppress(OSError):
-            os.close(os.open(self._exits / f"{task.namespace}:{task.name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            os.close(
+                os.open(self._exits / f"{task.namespace}:{task.name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            )
         if self._on_exit is not None:
             self._on_exit(task.namespace, task.name, how)
 
     # ---------------------------------------------------------------------------------------------- asking
 
     async def _find(self, namespace: str, name: str) -> _Task:
-        """The task; one that is being created is waited for, as containerd's shim has the others wait, and so is one that is still looked at after the start. NotFound if there is none.
+        """The task; one that is being created is waited for, as containerd's shim has the others wait, and so is one
+        that is still looked at after the start. NotFound if there is none.
 
-        A client whose input ends at once asks to close it before its Create is answered, and tries that only once (nerdctl run -i).
+        A client whose input ends at once asks to close it before its Create is answered, and tries that only once
+        (nerdctl run -i).
         """
         key = (namespace, name)
-        if key not in self._tasks and (key in self._creating or key in self._loading) and (busy := self._busy.get(key)) is not None:
+        if (
+            key not in self._tasks
+            and (key in self._creating or key in self._loading)
+            and (busy := self._busy.get(key)) is not None
+        ):
             await busy.wait()
         task = self._tasks.get(key)
         if task is None and (doubt := self._doubts.get(key)) is not None:
             raise _DoubtfulError(f"task {name}: it may run, and what became of it cannot be found out: {doubt.trouble}")
         if task is None:
-            # The absence of a container comes first. That is only about the error's words, and clients ask for a task that they
-            # have just deleted (ctr run twice): two hops less each time.
+            # The absence of a container comes first. That is only about the error's words, and clients ask for a task
+            # that they have just deleted (ctr run twice): two hops less each time.
             if self._ended.get(key, -_REMEMBERED) < time.monotonic() - _REMEMBERED:
                 await self._node.container(namespace, name)
             raise errors.NotFound.verbatim(task_not_found(name))
@@ -968,7 +1084,9 @@ class LocalTasks:
         return task.connection
 
     async def _converse(self, task: _Task, question: Callable[[Connection], Awaitable[T]]) -> T:
-        """Ask a shim. One that is lost meanwhile is asked no second time; if it was dead, there is no such task any more."""
+        """Ask a shim. One that is lost meanwhile is asked no second time; if it was dead, there is no such task any
+        more.
+        """
         connection = await self._usable(task, self._config.load_timeout)
         try:
             return await question(connection)
@@ -976,7 +1094,9 @@ class LocalTasks:
             if task.connection is connection or not (task.followed or task.gone):
                 raise
             await self._usable(task, self._config.cleanup_timeout * 2 + 1.0)
-            raise errors.Unavailable(f"the connection to the shim of task {task.name} was lost, and is there again") from None
+            raise errors.Unavailable(
+                f"the connection to the shim of task {task.name} was lost, and is there again"
+            ) from None
 
     async def _ask(self, namespace: str, name: str, question: Callable[[Connection], Awaitable[T]]) -> T:
         return await self._converse(await self._find(namespace, name), question)
@@ -1030,7 +1150,9 @@ class LocalTasks:
         return how
 
     def _tell_the_end(self, task: _Task, how: Exit) -> None:
-        """Shims of containerd 2.x end without waiting for their last events to be taken, and those that were killed have not waited: tell what those were. (Told twice they are dropped.)"""
+        """Shims of containerd 2.x end without waiting for their last events to be taken, and those that were killed
+        have not waited: tell what those were. (Told twice they are dropped.)
+        """
         for process in (*task.execs.values(), task.init):
             if process.exit is not None and (process.exit.at or 0) > time.time_ns() - 30_000_000_000:
                 self._node.exited(task.namespace, task.name, process.exec_id, process.exit)
@@ -1058,7 +1180,11 @@ class LocalTasks:
     async def list(self, namespace: str) -> Sequence[Process]:
         async def state(task: _Task) -> Process | None:
             try:
-                return await self._last_state(task) if task.dying else await self._converse(task, lambda c: c.state("", self._config.state_timeout))
+                return (
+                    await self._last_state(task)
+                    if task.dying
+                    else await self._converse(task, lambda c: c.state("", self._config.state_timeout))
+                )
             except errors.NotFound:
                 return None
             except errors.NodeError as error:
@@ -1074,33 +1200,45 @@ class LocalTasks:
             return Process(key[1], 0, Status.UNKNOWN) if key in self._loading else None
 
         names = sorted(key for key in {*self._tasks, *self._loading} if key[0] == namespace)
-        found = await asyncio.gather(*(state(self._tasks[key]) if key in self._tasks else loading(key) for key in names))
+        found = await asyncio.gather(
+            *(state(self._tasks[key]) if key in self._tasks else loading(key) for key in names)
+        )
         return [process for process in found if process is not None]
 
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
-        # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the same-named container of another node on
-        # this machine shares; where SIGKILL of the init is enough (its pid namespace goes with it) nobody else's processes are to be killed.
+        # For an exec containerd does not pass ``everything`` on. And runc finds everything by its cgroup, which the
+        # same-named container of another node on this machine shares; where SIGKILL of the init is enough (its pid
+        # namespace goes with it) nobody else's processes are to be killed.
         await self._look_again((namespace, name))
         task = await self._find(namespace, name)
         if task.dying:
             await self._hurry(task)
             return
         self._mend(task)
-        with_init = everything and not exec_id and signal == SIGKILL and (
-            specs.own_pids(await asyncio.to_thread(task.bundle.spec)) or (task.seen is not None and task.seen.alone))
+        with_init = (
+            everything
+            and not exec_id
+            and signal == SIGKILL
+            and (
+                specs.own_pids(await asyncio.to_thread(task.bundle.spec)) or (task.seen is not None and task.seen.alone)
+            )
+        )
         if exec_id or with_init:
             everything = False
         try:
             await self._converse(task, lambda c: c.kill(exec_id, signal, everything, self._config.call_timeout))
         except errors.NodeError:
-            # Everything is dead already: runc says so of an init that is to be killed, but not where all are, and clients delete by force that way.
+            # Everything is dead already: runc says so of an init that is to be killed, but not where all are, and
+            # clients delete by force that way.
             if not with_init or (await self.get(namespace, name)).status is not Status.STOPPED:
                 raise
         if not exec_id and signal == SIGKILL:
             await self._thaw(namespace, name)
 
     async def _thaw(self, namespace: str, name: str) -> None:
-        """Let a paused task die of the SIGKILL that waits for it: in a frozen cgroup of v1 it has no effect, and runc thaws that one, but crun does not."""
+        """Let a paused task die of the SIGKILL that waits for it: in a frozen cgroup of v1 it has no effect, and
+        runc thaws that one, but crun does not.
+        """
         try:
             if (await self.get(namespace, name)).status in (Status.PAUSED, Status.PAUSING):
                 await self.resume(namespace, name)
@@ -1157,7 +1295,9 @@ class LocalTasks:
         chosen = [t for (space, _), t in sorted(self._tasks.items()) if space == namespace and wanted.match(fields(t))]
         return [m for m in await asyncio.gather(*map(stats, chosen)) if m is not None]
 
-    async def checkpoint(self, namespace: str, name: str, options: Opaque | None, *, lease: str = "") -> Sequence[Descriptor]:
+    async def checkpoint(
+        self, namespace: str, name: str, options: Opaque | None, *, lease: str = ""
+    ) -> Sequence[Descriptor]:
         container = await self._node.container(namespace, name)
         task = await self._find(namespace, name)
         wanted = checkpoint.image_path(container.runtime, options)
@@ -1193,7 +1333,9 @@ def _prefixed(words: str) -> Iterator[None]:
 
 
 async def _or_abandoned(making: asyncio.Future[int], abandoned: asyncio.Event, waited_for: list[int]) -> int:
-    """What a shim's Create answers. Once its caller is gone nobody opens these FIFOs any more: they are opened here, lest the shim wait for that."""
+    """What a shim's Create answers. Once its caller is gone nobody opens these FIFOs any more: they are opened
+    here, lest the shim wait for that.
+    """
     giving_up = loops.task("the wait for a caller that gives up", abandoned.wait())
     either: set[asyncio.Future[Any]] = {making, giving_up}
     try:
@@ -1207,11 +1349,18 @@ async def _or_abandoned(making: asyncio.Future[int], abandoned: asyncio.Event, w
 
 def _address(task: _Task) -> Address | None:
     """Where its shim listens, as far as that is known."""
-    return task.connection.address if task.connection is not None else task.bundle.read_address() or (task.seen.address if task.seen else None)
+    return (
+        task.connection.address
+        if task.connection is not None
+        else task.bundle.read_address() or (task.seen.address if task.seen else None)
+    )
 
 
 def _in_the_way(task: _Task) -> errors.FailedPrecondition:
-    return errors.FailedPrecondition(f"task {task.name}: its shim is dead, and what it left cannot be cleaned up yet: {task.trouble or 'it takes long'}")
+    return errors.FailedPrecondition(
+        f"task {task.name}: its shim is dead, and what it left cannot be cleaned up yet: "
+        f"{task.trouble or 'it takes long'}"
+    )
 
 
 def _nobody_listens(error: BaseException) -> bool:

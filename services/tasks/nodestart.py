@@ -1,6 +1,8 @@
-"""Whether this process is the first of its node's start: what is to be done once at ``splitd up``, and not when the tasks service alone is started again.
+"""Whether this process is the first of its node's start: what is to be done once at ``splitd up``, and not when the
+tasks service alone is started again.
 
-A node starts with its supervisor, the parent of this process. Which one the work was last done for is in a file below STATE; a supervisor is known by boot, pid and start time.
+A node starts with its supervisor, the parent of this process. Which one the work was last done for is in a file below
+STATE; a supervisor is known by boot, pid and start time.
 """
 
 from __future__ import annotations

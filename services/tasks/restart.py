@@ -8,10 +8,11 @@ A client (nerdctl, for one) sets on the container::
     containerd.io/restart.loguri              where a restarted task writes (a URI; a path in the older restart.logpath)
     containerd.io/restart.count               counted up here at each restart
 
-Every container is looked at once in an interval, as containerd does, and one whose task has just exited after a second, but none is restarted more often
-than once in an interval. When a node starts (``nodestart.py``), "true" becomes "false" for containers whose policy is always: that is what tells them from those of unless-stopped (as in
-containerd since 2.4.0). The second is there for whoever kills a task to remove it (then nothing is looked at); and a container that has no task at all is left to who may
-just be making one until it is seen so a second time.
+Every container is looked at once in an interval, as containerd does, and one whose task has just exited after a second,
+but none is restarted more often than once in an interval. When a node starts (``nodestart.py``), "true" becomes "false"
+for containers whose policy is always: that is what tells them from those of unless-stopped (as in containerd since
+2.4.0). The second is there for whoever kills a task to remove it (then nothing is looked at); and a container that has
+no task at all is left to who may just be making one until it is seen so a second time.
 """
 
 from __future__ import annotations
@@ -92,8 +93,18 @@ def decide(labels: Mapping[str, str], status: Status | None, exit_status: int) -
 class RestartMonitor:
     """Looks after the containers of a node's tasks while :meth:`running`."""
 
-    def __init__(self, node: Node, interval: float = 10.0, *, delay: float = 1.0, ending: float = ENDING, start: NodeStart | None = None) -> None:
-        """A task that is killed has ``ending`` seconds to end. ``start`` says whether the node has just been started; without it it has not."""
+    def __init__(
+        self,
+        node: Node,
+        interval: float = 10.0,
+        *,
+        delay: float = 1.0,
+        ending: float = ENDING,
+        start: NodeStart | None = None,
+    ) -> None:
+        """A task that is killed has ``ending`` seconds to end. ``start`` says whether the node has just been
+        started; without it it has not.
+        """
         self._ending = ending
         self._node = node
         self._start_of_node = start
@@ -124,7 +135,9 @@ class RestartMonitor:
         """A task's init has exited: look at its container soon."""
         if self._tasks is not None:
             self.gone(namespace, name)
-            self._soon[namespace, name] = asyncio.get_running_loop().call_later(self._delay, self._hurry, namespace, name)
+            self._soon[namespace, name] = asyncio.get_running_loop().call_later(
+                self._delay, self._hurry, namespace, name
+            )
 
     def gone(self, namespace: str, name: str) -> None:
         """The task is no more: whoever deleted it does not want it back at once."""
@@ -152,20 +165,30 @@ class RestartMonitor:
                 await asyncio.gather(*(self._allow(n) for n in await self._node.namespaces()))
                 self._start_of_node.done()
             except (errors.NodeError, OSError) as error:
-                log.log(logging.DEBUG if isinstance(error, errors.Unavailable) else logging.ERROR, "restart monitor: labels of stopped containers: %s", error)
+                log.log(
+                    logging.DEBUG if isinstance(error, errors.Unavailable) else logging.ERROR,
+                    "restart monitor: labels of stopped containers: %s",
+                    error,
+                )
                 await asyncio.sleep(self._delay)
         while True:
             try:
                 await asyncio.gather(*(self._look_into(n) for n in await self._node.namespaces()))
             except errors.NodeError as error:
-                log.log(logging.DEBUG if isinstance(error, errors.Unavailable) else logging.ERROR, "restart monitor: %s", error)
+                log.log(
+                    logging.DEBUG if isinstance(error, errors.Unavailable) else logging.ERROR,
+                    "restart monitor: %s",
+                    error,
+                )
             now = time.monotonic()
             self._started = {k: t for k, t in self._started.items() if now - t < self._interval}
             self._missing = {k: t for k, t in self._missing.items() if now - t < self._interval * 3}
             await asyncio.sleep(self._interval)
 
     async def _allow(self, namespace: str) -> None:
-        """Containers that are always to run may be started again, though they were stopped on purpose while the node was up before."""
+        """Containers that are always to run may be started again, though they were stopped on purpose while the
+        node was up before.
+        """
         for container in await self._node.containers(namespace, f'labels."{STATUS}"'):
             try:
                 always = Policy.parse(container.labels.get(POLICY, "")).name == "always"
@@ -216,14 +239,20 @@ class RestartMonitor:
             if status is Status.UNKNOWN:
                 return  # what a dead shim left is being cleaned up
         except errors.NotFound:
-            if time.monotonic() - self._missing.setdefault((namespace, container.id), time.monotonic()) < self._interval * 0.9:
+            if (
+                time.monotonic() - self._missing.setdefault((namespace, container.id), time.monotonic())
+                < self._interval * 0.9
+            ):
                 return
         except (errors.Unavailable, errors.DeadlineExceeded):
             return  # a slow shim is no dead one
         todo = decide(container.labels, status, exit_status)
         if todo == "stop":
             await self._stop(namespace, container.id)
-        elif todo == "start" and time.monotonic() - self._started.get((namespace, container.id), -self._interval) >= self._interval * 0.9:
+        elif (
+            todo == "start"
+            and time.monotonic() - self._started.get((namespace, container.id), -self._interval) >= self._interval * 0.9
+        ):
             self._started[namespace, container.id] = time.monotonic()
             await self._start(namespace, container)
 
@@ -257,7 +286,9 @@ class RestartMonitor:
         spec = _spec(container)
         terminal = bool((spec.get("process") or {}).get("terminal"))
         io = IO(stdout=where, stderr=where, terminal=terminal) if where else IO()
-        await self._tasks.create(namespace, container.id, CreateOptions(io=io, rootfs=await self._rootfs(namespace, container, spec)))
+        await self._tasks.create(
+            namespace, container.id, CreateOptions(io=io, rootfs=await self._rootfs(namespace, container, spec))
+        )
         try:
             await self._tasks.start(namespace, container.id)
         except errors.NodeError:
@@ -266,15 +297,23 @@ class RestartMonitor:
             raise
 
     async def _rootfs(self, namespace: str, container: Container, spec: Mapping[str, Any]) -> tuple[Mount, ...]:
-        """The snapshot's mounts, with the spec's SELinux label, as a client that starts the container would send them."""
+        """The snapshot's mounts, with the spec's SELinux label, as a client that starts the container would send
+        them.
+        """
         if not container.snapshot_key:
             return ()
         if not container.snapshotter:
-            raise errors.InvalidArgument(f"unable to resolve rootfs mounts without snapshotter on container {container.id}")
+            raise errors.InvalidArgument(
+                f"unable to resolve rootfs mounts without snapshotter on container {container.id}"
+            )
         mounts = await self._node.mounts(namespace, container.snapshotter, container.snapshot_key)
         label = (spec.get("linux") or {}).get("mountLabel", "")
         return tuple(m._replace(options=(*m.options, f'context="{label}"')) for m in mounts) if label else mounts
 
 
 def _spec(container: Container) -> dict[str, Any]:
-    return specs.read(container.spec.value, f"spec of container {container.id}", errors.InvalidArgument) if container.spec is not None else {}
+    return (
+        specs.read(container.spec.value, f"spec of container {container.id}", errors.InvalidArgument)
+        if container.spec is not None
+        else {}
+    )

@@ -31,17 +31,23 @@ class TasksServicer:
         return convert.delete_to_pb(await self._tasks.delete(call.namespace, request.container_id))
 
     async def DeleteProcess(self, request: pb.DeleteProcessRequest, call: Call) -> pb.DeleteResponse:
-        return convert.delete_to_pb(await self._tasks.delete_process(call.namespace, request.container_id, request.exec_id), request.exec_id)
+        return convert.delete_to_pb(
+            await self._tasks.delete_process(call.namespace, request.container_id, request.exec_id), request.exec_id
+        )
 
     async def Get(self, request: pb.GetRequest, call: Call) -> pb.GetResponse:
-        return pb.GetResponse(process=convert.process_to_pb(await self._tasks.get(call.namespace, request.container_id, request.exec_id)))
+        return pb.GetResponse(
+            process=convert.process_to_pb(await self._tasks.get(call.namespace, request.container_id, request.exec_id))
+        )
 
     async def List(self, request: pb.ListTasksRequest, call: Call) -> pb.ListTasksResponse:
         """The filter is not looked at, as in containerd."""
         return pb.ListTasksResponse(tasks=[convert.process_to_pb(p) for p in await self._tasks.list(call.namespace)])
 
     async def Kill(self, request: pb.KillRequest, call: Call) -> Empty:
-        await self._tasks.kill(call.namespace, request.container_id, request.exec_id, request.signal, everything=request.all)
+        await self._tasks.kill(
+            call.namespace, request.container_id, request.exec_id, request.signal, everything=request.all
+        )
         return Empty()
 
     async def Exec(self, request: pb.ExecProcessRequest, call: Call) -> Empty:
@@ -81,7 +87,9 @@ class TasksServicer:
         return Empty()
 
     async def Metrics(self, request: pb.MetricsRequest, call: Call) -> pb.MetricsResponse:
-        return pb.MetricsResponse(metrics=[convert.metric_to_pb(m) for m in await self._tasks.metrics(call.namespace, list(request.filters))])
+        return pb.MetricsResponse(
+            metrics=[convert.metric_to_pb(m) for m in await self._tasks.metrics(call.namespace, list(request.filters))]
+        )
 
     async def Wait(self, request: pb.WaitRequest, call: Call) -> pb.WaitResponse:
         return convert.wait_to_pb(await self._tasks.wait(call.namespace, request.container_id, request.exec_id))

@@ -1,8 +1,9 @@
 """Shims, from outside: how their programs are found, started and asked to clean up, and how one that runs is talked to.
 
-The contract is containerd's runtime v2 (its core/runtime/v2/README.md). A shim's program has two actions. ``start``, in the bundle: it leaves a process
-of its own behind and prints where that listens. ``delete``: it kills and unmounts what a dead shim left, and prints how the task ended.
-What listens has the Task service, version 2 or 3 (the same messages), over ttrpc or gRPC.
+The contract is containerd's runtime v2 (its core/runtime/v2/README.md). A shim's program has two actions. ``start``, in
+the bundle: it leaves a process of its own behind and prints where that listens. ``delete``: it kills and unmounts what
+a dead shim left, and prints how the task ended. What listens has the Task service, version 2 or 3 (the same messages),
+over ttrpc or gRPC.
 """
 
 from __future__ import annotations
@@ -66,8 +67,11 @@ class Programs:
             return runtime
         parts = runtime.split(".")
         if "/" in runtime or len(parts) < 2 or not parts[0]:
-            raise errors.Unknown(f"invalid runtime name {runtime}, correct runtime name should be either format like `io.containerd.runc.v2`"
-                                 " or a full path to the binary")
+            raise errors.Unknown(
+                f"invalid runtime name {runtime}, correct runtime name should be either format like "
+                "`io.containerd.runc.v2`"
+                " or a full path to the binary"
+            )
         name = f"containerd-shim-{parts[-2]}-{parts[-1]}"
         path = self._found.get(name)
         if path is None:
@@ -85,7 +89,9 @@ def _os_error(what: str, error: OSError) -> errors.NodeError:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What every shim of a node is told: the node's public socket, exactly (shims hash it into their own sockets' names), and the one for events."""
+    """What every shim of a node is told: the node's public socket, exactly (shims hash it into their own sockets'
+    names), and the one for events.
+    """
 
     grpc_address: Path
     ttrpc_address: Path
@@ -93,15 +99,24 @@ class Environment:
 
     def variables(self, namespace: str) -> dict[str, str]:
         return {
-            **os.environ, **tracing.environment(), "GOMAXPROCS": "2", "MAX_SHIM_VERSION": "2", "TTRPC_ADDRESS": str(self.ttrpc_address),
-            "GRPC_ADDRESS": str(self.grpc_address), "NAMESPACE": namespace, **dict(e.split("=", 1) for e in self.extra if "=" in e)}
+            **os.environ,
+            **tracing.environment(),
+            "GOMAXPROCS": "2",
+            "MAX_SHIM_VERSION": "2",
+            "TTRPC_ADDRESS": str(self.ttrpc_address),
+            "GRPC_ADDRESS": str(self.grpc_address),
+            "NAMESPACE": namespace,
+            **dict(e.split("=", 1) for e in self.extra if "=" in e),
+        }
 
 
 class Program:
     """One runtime's program, to be run for one bundle."""
 
     _modern: set[tuple[str, int]] = set()
-    """Programs, with the time of their last change, that want BootstrapParams on their standard input (containerd 2.3 and later)."""
+    """Programs, with the time of their last change, that want BootstrapParams on their standard input (containerd
+    2.3 and later).
+    """
 
     def __init__(self, path: str, bundle: Bundle, environment: Environment) -> None:
         self.path = path
@@ -111,7 +126,8 @@ class Program:
     async def start(self, options: Opaque | None, timeout: float) -> Address:
         """Start a shim, or be told of one that runs and will do; where it listens.
 
-        Its standard input holds the runtime's options as an Any; a program of containerd 2.3 or later refuses that, and is then given BootstrapParams.
+        Its standard input holds the runtime's options as an Any; a program of containerd 2.3 or later refuses that, and
+        is then given BootstrapParams.
         """
         key = (self.path, os.stat(self.path).st_mtime_ns)
         if key not in self._modern:
@@ -132,38 +148,75 @@ class Program:
         if code != 0:
             raise _failed(code, trouble)
         if trouble.strip():
-            log.debug("cleaning up %s/%s: %s", self.bundle.namespace, self.bundle.id, trouble.decode(errors="replace").strip())
+            log.debug(
+                "cleaning up %s/%s: %s", self.bundle.namespace, self.bundle.id, trouble.decode(errors="replace").strip()
+            )
         try:
             return convert.delete_from_pb(pb.DeleteResponse.FromString(output))
         except DecodeError:
-            raise errors.Unknown(f"{self.path} delete: what it printed is no answer: {quoted(output[:_SHOWN].decode(errors='replace'))}") from None
+            raise errors.Unknown(
+                f"{self.path} delete: what it printed is no answer: {quoted(output[:_SHOWN].decode(errors='replace'))}"
+            ) from None
 
     async def features(self, options: Opaque | None, timeout: float) -> dict[str, Any] | None:
-        """What the OCI runtime behind the shim says that it can do (``runc features``); None for a runtime that does not say."""
+        """What the OCI runtime behind the shim says that it can do (``runc features``); None for a runtime that
+        does not say.
+        """
         code, output, trouble = await self._execute(["-info"], _legacy_input(options), timeout)
         if code != 0:
-            raise errors.Unknown(f"failed to run [{self.path} -info]: {_status(code)} (stderr: {quoted(trouble.decode(errors='replace'))})")
+            raise errors.Unknown(
+                f"failed to run [{self.path} -info]: {_status(code)} (stderr: "
+                f"{quoted(trouble.decode(errors='replace'))})"
+            )
         return convert.features_from_info(output)
 
     def _bootstrap_input(self, options: Opaque | None) -> bytes:
         params = bootstrap_pb2.BootstrapParams(
-            instance_id=self.bundle.id, namespace=self.bundle.namespace, containerd_version=VERSION, containerd_binary=_publisher(),
-            containerd_ttrpc_address=str(self._environment.ttrpc_address), containerd_grpc_address=str(self._environment.grpc_address))
+            instance_id=self.bundle.id,
+            namespace=self.bundle.namespace,
+            containerd_version=VERSION,
+            containerd_binary=_publisher(),
+            containerd_ttrpc_address=str(self._environment.ttrpc_address),
+            containerd_grpc_address=str(self._environment.grpc_address),
+        )
         if options is not None:
             params.extensions.add(value=convert.opaque_to_pb(options))
         return params.SerializeToString()
 
     async def _run(self, action: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
-        return await self._execute(["-namespace", self.bundle.namespace, "-address", str(self._environment.grpc_address),
-                                    "-publish-binary", _publisher(), "-id", self.bundle.id, *action], stdin, timeout)
+        return await self._execute(
+            [
+                "-namespace",
+                self.bundle.namespace,
+                "-address",
+                str(self._environment.grpc_address),
+                "-publish-binary",
+                _publisher(),
+                "-id",
+                self.bundle.id,
+                *action,
+            ],
+            stdin,
+            timeout,
+        )
 
     async def _execute(self, arguments: Sequence[str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
-        """Exit code, standard output and error. They are files in memory, not pipes: whoever inherits them cannot make us wait."""
+        """Exit code, standard output and error. They are files in memory, not pipes: whoever inherits them cannot
+        make us wait.
+        """
         with _memory_file(stdin) as given, _memory_file() as output, _memory_file() as trouble:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *cgroups.leaving(os.environ), self.path, *arguments, cwd=self.bundle.path, env=self._environment.variables(self.bundle.namespace), stdin=given, stdout=output,
-                    stderr=trouble, start_new_session=True)
+                    *cgroups.leaving(os.environ),
+                    self.path,
+                    *arguments,
+                    cwd=self.bundle.path,
+                    env=self._environment.variables(self.bundle.namespace),
+                    stdin=given,
+                    stdout=output,
+                    stderr=trouble,
+                    start_new_session=True,
+                )
             except OSError as error:
                 raise _os_error(f"fork/exec {self.path}", error) from None
             try:
@@ -172,7 +225,8 @@ class Program:
             except (TimeoutError, asyncio.CancelledError) as error:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                with contextlib.suppress(TimeoutError):  # one that waits for a disk does not even die before that answers
+                # one that waits for a disk does not even die before that answers
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.wait(), 1.0)
                 if isinstance(error, asyncio.CancelledError):
                     raise
@@ -194,7 +248,9 @@ def _legacy_input(options: Opaque | None) -> bytes:
 
 
 def _publisher() -> str:
-    """The program that a shim would run to publish an event, had it no TTRPC_ADDRESS. All have; the flag must only name something."""
+    """The program that a shim would run to publish an event, had it no TTRPC_ADDRESS. All have; the flag must only
+    name something.
+    """
     return sys.executable
 
 
@@ -208,14 +264,19 @@ def _status(code: int) -> str:
 
 
 def check_id_mapped_mounts(features: dict[str, Any] | None) -> None:
-    """Refuse a runtime that would silently ignore id mapped mounts, in containerd's words; one that does not tell its features is not known to."""
+    """Refuse a runtime that would silently ignore id mapped mounts, in containerd's words; one that does not tell
+    its features is not known to.
+    """
     if features is None:
         return
     idmap = ((features.get("linux") or {}).get("mountExtensions") or {}).get("idmap")
     if idmap is None:
         raise errors.Unknown("idmap mounts not supported: missing `mountExtensions.idmap` entry in `features` command")
     if not idmap.get("enabled"):
-        raise errors.Unknown("idmap mounts not supported: entry `mountExtensions.idmap.Enabled` in `features` command not present or disabled")
+        raise errors.Unknown(
+            "idmap mounts not supported: entry `mountExtensions.idmap.Enabled` in `features` command not present or "
+            "disabled"
+        )
 
 
 def parse_address(output: bytes) -> Address:
@@ -243,7 +304,8 @@ def _supported(address: Address) -> Address:
 def with_runc_root(options: Opaque | None, program: str, root: Path) -> Opaque | None:
     """``options`` with runc's state directory set to ``root``, unless they name one or are another runtime's.
 
-    runc's own default is one directory for every containerd of the machine, where same-named containers of two nodes would be one.
+    runc's own default is one directory for every containerd of the machine, where same-named containers of two nodes
+    would be one.
     """
     if options is None or not options.value:
         if not checks.of_runc(program) or (options is not None and options.type and not _is_runc(options)):
@@ -270,7 +332,8 @@ def _is_runc(options: Opaque) -> bool:
 
 
 class Connection:
-    """The Task service of one running shim, for one task. Calls fail with Unavailable when the connection is lost; ``on_close`` is told once.
+    """The Task service of one running shim, for one task. Calls fail with Unavailable when the connection is lost;
+    ``on_close`` is told once.
 
     Each method takes ``timeout`` in seconds, None for no limit.
     """
@@ -306,8 +369,14 @@ class Connection:
     async def _call(self, method: str, request: Message, response: type[Any], timeout: float | None) -> Any:
         while True:
             try:
-                return await self.channel.unary(f"/containerd.task.v{self.version}.Task/{method}", request, self._headers, timeout,
-                                                type(request).SerializeToString, response.FromString)
+                return await self.channel.unary(
+                    f"/containerd.task.v{self.version}.Task/{method}",
+                    request,
+                    self._headers,
+                    timeout,
+                    type(request).SerializeToString,
+                    response.FromString,
+                )
             except errors.Unimplemented as error:
                 # A shim that was started by an older program than the one that told its version.
                 if self.version < NEWEST or "service" not in str(error):
@@ -316,33 +385,64 @@ class Connection:
 
     async def connect_pids(self, timeout: float) -> tuple[int, int]:
         """The shim's own pid and its task's; 0 for a task that was not created."""
-        response: pb.ConnectResponse = await self._call("Connect", pb.ConnectRequest(id=self._id), pb.ConnectResponse, timeout)
+        response: pb.ConnectResponse = await self._call(
+            "Connect", pb.ConnectRequest(id=self._id), pb.ConnectResponse, timeout
+        )
         return response.shim_pid, response.task_pid
 
-    async def create(self, bundle: Path, rootfs: Sequence[Mount], io: IO, checkpoint: str, options: Opaque | None, timeout: float) -> int:
-        request = pb.CreateTaskRequest(id=self._id, bundle=str(bundle), rootfs=mounts_to_pb(rootfs), stdin=io.stdin, stdout=io.stdout,
-                                       stderr=io.stderr, terminal=io.terminal, checkpoint=checkpoint, options=convert.opaque_to_pb(options))
+    async def create(
+        self, bundle: Path, rootfs: Sequence[Mount], io: IO, checkpoint: str, options: Opaque | None, timeout: float
+    ) -> int:
+        request = pb.CreateTaskRequest(
+            id=self._id,
+            bundle=str(bundle),
+            rootfs=mounts_to_pb(rootfs),
+            stdin=io.stdin,
+            stdout=io.stdout,
+            stderr=io.stderr,
+            terminal=io.terminal,
+            checkpoint=checkpoint,
+            options=convert.opaque_to_pb(options),
+        )
         return int((await self._call("Create", request, pb.CreateTaskResponse, timeout)).pid)
 
     async def start(self, exec_id: str, timeout: float) -> int:
-        return int((await self._call("Start", pb.StartRequest(id=self._id, exec_id=exec_id), pb.StartResponse, timeout)).pid)
+        return int(
+            (await self._call("Start", pb.StartRequest(id=self._id, exec_id=exec_id), pb.StartResponse, timeout)).pid
+        )
 
     async def delete(self, exec_id: str, timeout: float) -> Exit:
-        return convert.delete_from_pb(await self._call("Delete", pb.DeleteRequest(id=self._id, exec_id=exec_id), pb.DeleteResponse, timeout))
+        return convert.delete_from_pb(
+            await self._call("Delete", pb.DeleteRequest(id=self._id, exec_id=exec_id), pb.DeleteResponse, timeout)
+        )
 
     async def state(self, exec_id: str, timeout: float) -> Process:
-        return convert.process_from_shim(exec_id or self._id, await self._call("State", pb.StateRequest(id=self._id, exec_id=exec_id), pb.StateResponse, timeout))
+        return convert.process_from_shim(
+            exec_id or self._id,
+            await self._call("State", pb.StateRequest(id=self._id, exec_id=exec_id), pb.StateResponse, timeout),
+        )
 
     async def kill(self, exec_id: str, signal: int, everything: bool, timeout: float) -> None:
-        await self._call("Kill", pb.KillRequest(id=self._id, exec_id=exec_id, signal=signal, all=everything), Empty, timeout)
+        await self._call(
+            "Kill", pb.KillRequest(id=self._id, exec_id=exec_id, signal=signal, all=everything), Empty, timeout
+        )
 
     async def exec(self, exec_id: str, spec: Opaque | None, io: IO, timeout: float) -> None:
-        request = pb.ExecProcessRequest(id=self._id, exec_id=exec_id, spec=convert.opaque_to_pb(spec), stdin=io.stdin, stdout=io.stdout,
-                                        stderr=io.stderr, terminal=io.terminal)
+        request = pb.ExecProcessRequest(
+            id=self._id,
+            exec_id=exec_id,
+            spec=convert.opaque_to_pb(spec),
+            stdin=io.stdin,
+            stdout=io.stdout,
+            stderr=io.stderr,
+            terminal=io.terminal,
+        )
         await self._call("Exec", request, Empty, timeout)
 
     async def resize(self, exec_id: str, width: int, height: int, timeout: float) -> None:
-        await self._call("ResizePty", pb.ResizePtyRequest(id=self._id, exec_id=exec_id, width=width, height=height), Empty, timeout)
+        await self._call(
+            "ResizePty", pb.ResizePtyRequest(id=self._id, exec_id=exec_id, width=width, height=height), Empty, timeout
+        )
 
     async def close_stdin(self, exec_id: str, timeout: float) -> None:
         await self._call("CloseIO", pb.CloseIORequest(id=self._id, exec_id=exec_id, stdin=True), Empty, timeout)
@@ -354,13 +454,25 @@ class Connection:
         await self._call("Resume", pb.ResumeRequest(id=self._id), Empty, timeout)
 
     async def pids(self, timeout: float) -> list[ProcessInfo]:
-        return convert.pids_from_pb((await self._call("Pids", pb.PidsRequest(id=self._id), pb.PidsResponse, timeout)).processes)
+        return convert.pids_from_pb(
+            (await self._call("Pids", pb.PidsRequest(id=self._id), pb.PidsResponse, timeout)).processes
+        )
 
     async def checkpoint(self, path: Path, options: Opaque | None, timeout: float) -> None:
-        await self._call("Checkpoint", pb.CheckpointTaskRequest(id=self._id, path=str(path), options=convert.opaque_to_pb(options)), Empty, timeout)
+        await self._call(
+            "Checkpoint",
+            pb.CheckpointTaskRequest(id=self._id, path=str(path), options=convert.opaque_to_pb(options)),
+            Empty,
+            timeout,
+        )
 
     async def update(self, resources: Opaque | None, annotations: Mapping[str, str], timeout: float) -> None:
-        await self._call("Update", pb.UpdateTaskRequest(id=self._id, resources=convert.opaque_to_pb(resources), annotations=dict(annotations)), Empty, timeout)
+        await self._call(
+            "Update",
+            pb.UpdateTaskRequest(id=self._id, resources=convert.opaque_to_pb(resources), annotations=dict(annotations)),
+            Empty,
+            timeout,
+        )
 
     async def stats(self, timeout: float) -> Opaque | None:
         response: pb.StatsResponse = await self._call("Stats", pb.StatsRequest(id=self._id), pb.StatsResponse, timeout)
@@ -368,7 +480,9 @@ class Connection:
 
     async def wait(self, exec_id: str) -> Exit:
         """However long it takes."""
-        return convert.wait_from_pb(await self._call("Wait", pb.WaitRequest(id=self._id, exec_id=exec_id), pb.WaitResponse, None))
+        return convert.wait_from_pb(
+            await self._call("Wait", pb.WaitRequest(id=self._id, exec_id=exec_id), pb.WaitResponse, None)
+        )
 
     async def shutdown(self, timeout: float) -> None:
         """Ask the shim to end; one that serves other tasks does not."""
@@ -376,7 +490,9 @@ class Connection:
 
 
 def _refusal(path: str) -> OSError | None:
-    """Why nobody can connect there; None if somebody listens. (A gRPC channel tries again and again, and does not say.)"""
+    """Why nobody can connect there; None if somebody listens. (A gRPC channel tries again and again, and does not
+    say.)
+    """
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.setblocking(False)
@@ -396,4 +512,3 @@ def socket_path(address: str) -> str:
     if scheme != "unix":
         raise errors.Unimplemented(f"shim address {address}: {scheme}")
     return rest
-

@@ -1,4 +1,6 @@
-"""The OCI spec of a container, as far as it is read here: clients wrote it, and the runtime reads it itself, so it is never changed, and what is not listed here may be anything."""
+"""The OCI spec of a container, as far as it is read here: clients wrote it, and the runtime reads it itself, so it
+is never changed, and what is not listed here may be anything.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,22 @@ from services.kit.gojson import BOOLEAN, TEXT, UINT32, ListOf, MapOf, Optional, 
 T = TypeVar("T")
 
 _MAPPINGS = ListOf(Struct({"containerID": UINT32, "hostID": UINT32}))
-_SPEC = Struct({
-    "annotations": MapOf(TEXT),
-    "process": Optional(Struct({"terminal": BOOLEAN})),
-    "mounts": ListOf(Struct({"options": ListOf(TEXT), "uidMappings": _MAPPINGS, "gidMappings": _MAPPINGS})),
-    "linux": Optional(Struct({"mountLabel": TEXT, "namespaces": ListOf(Struct({"type": TEXT, "path": TEXT})), "gidMappings": _MAPPINGS}))})
+_SPEC = Struct(
+    {
+        "annotations": MapOf(TEXT),
+        "process": Optional(Struct({"terminal": BOOLEAN})),
+        "mounts": ListOf(Struct({"options": ListOf(TEXT), "uidMappings": _MAPPINGS, "gidMappings": _MAPPINGS})),
+        "linux": Optional(
+            Struct(
+                {
+                    "mountLabel": TEXT,
+                    "namespaces": ListOf(Struct({"type": TEXT, "path": TEXT})),
+                    "gidMappings": _MAPPINGS,
+                }
+            )
+        ),
+    }
+)
 
 
 def read(spec: bytes, what: str = "spec", kind: type[errors.NodeError] = errors.Unknown) -> dict[str, Any]:
@@ -31,7 +44,9 @@ async def looked_into(spec: bytes, look: Callable[[bytes], T]) -> T:
 
 def own_pids(spec: dict[str, Any]) -> bool:
     """Whether it asks for a pid namespace of its own: with its init all of the task dies then."""
-    return any(each.get("type") == "pid" and not each.get("path") for each in (spec.get("linux") or {}).get("namespaces") or ())
+    return any(
+        each.get("type") == "pid" and not each.get("path") for each in (spec.get("linux") or {}).get("namespaces") or ()
+    )
 
 
 def remapped_gid(spec: bytes) -> int:
@@ -47,10 +62,17 @@ def uses_id_mapped_mounts(spec: bytes) -> bool:
     if not _may_say(spec, b"idmap") and not _may_say(spec, b"uidmappings"):
         return False
     mounts = read(spec, "unmarshal spec", errors.InvalidArgument).get("mounts") or ()
-    return any(each.get("uidMappings") is not None or each.get("gidMappings") is not None or {"idmap", "ridmap"} & set(each.get("options") or ()) for each in mounts)
+    return any(
+        each.get("uidMappings") is not None
+        or each.get("gidMappings") is not None
+        or {"idmap", "ridmap"} & set(each.get("options") or ())
+        for each in mounts
+    )
 
 
 def _may_say(spec: bytes, word: bytes) -> bool:
-    """Whether ``word``, in small letters, may be in it, in any of the ways to spell it. Most specs say nothing of ids, and are not parsed."""
+    """Whether ``word``, in small letters, may be in it, in any of the ways to spell it. Most specs say nothing of
+    ids, and are not parsed.
+    """
     spec = spec.lower()
     return word in spec or b"\\u" in spec or b"\xc5\xbf" in spec  # that letter is an s to Go

@@ -3,10 +3,14 @@
 Words:
 
 container   a record (metadata's): image, spec, runtime, labels. It does not run.
-task        a container that runs, or is about to, or did and was not deleted yet. At most one for each container, and named as it.
-exec        one more process in a task, named by its exec id. The task's own first process, its *init*, has the empty exec id.
-runtime     what runs containers, named like ``io.containerd.runc.v2``: a program ``containerd-shim-runc-v2``, or a path of one.
-shim        that program at work for a task (or a group of them): the parent of its processes. It is independent of this service and outlives it.
+task        a container that runs, or is about to, or did and was not deleted yet. At most one for each container, and
+named as it.
+exec        one more process in a task, named by its exec id. The task's own first process, its *init*, has the empty
+exec id.
+runtime     what runs containers, named like ``io.containerd.runc.v2``: a program ``containerd-shim-runc-v2``, or a path
+of one.
+shim        that program at work for a task (or a group of them): the parent of its processes. It is independent of this
+service and outlives it.
 bundle      the directory of a task: its OCI spec, its root filesystem's mount point, and how to reach its shim.
 
 A task's life::
@@ -17,10 +21,12 @@ A task's life::
                                pause v  | resume
                                     PAUSED
 
-The shim knows the state; nothing here caches it but exits, which happen once. A shim that dies takes its task with it: the task's processes are killed, it
-counts as exited with status 137, and is gone without being deleted. Nothing else ends a task: a shim that does not answer is only slow.
+The shim knows the state; nothing here caches it but exits, which happen once. A shim that dies takes its task with it:
+the task's processes are killed, it counts as exited with status 137, and is gone without being deleted. Nothing else
+ends a task: a shim that does not answer is only slow.
 
-Errors that a shim reports are passed on in its words. A task that is not there is NotFound, ``task NAME not found``; its container's absence is reported first.
+Errors that a shim reports are passed on in its words. A task that is not there is NotFound, ``task NAME not found``;
+its container's absence is reported first.
 """
 
 from __future__ import annotations
@@ -55,7 +61,9 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class IO:
-    """Where a process reads and writes: paths of FIFOs, or URIs (``binary://``, ``file://``), as its shim understands them; empty for nothing."""
+    """Where a process reads and writes: paths of FIFOs, or URIs (``binary://``, ``file://``), as its shim
+    understands them; empty for nothing.
+    """
 
     stdin: str = ""
     stdout: str = ""
@@ -65,7 +73,9 @@ class IO:
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """How to make a task. An empty ``rootfs`` is legal: the spec then names a directory. ``runtime`` overrides the container's."""
+    """How to make a task. An empty ``rootfs`` is legal: the spec then names a directory. ``runtime`` overrides the
+    container's.
+    """
 
     io: IO = IO()
     rootfs: tuple[Mount, ...] = ()
@@ -129,7 +139,9 @@ class Tasks(Protocol):
     """The tasks of a node, by namespace and name. An empty ``exec_id`` means the task's init."""
 
     async def create(self, namespace: str, name: str, options: CreateOptions) -> int:
-        """Start a shim and make the task, not yet running; its init's pid. AlreadyExists where it has one; a caller that gives up undoes it."""
+        """Start a shim and make the task, not yet running; its init's pid. AlreadyExists where it has one; a caller
+        that gives up undoes it.
+        """
         ...
 
     async def start(self, namespace: str, name: str, exec_id: str = "") -> int:
@@ -153,11 +165,15 @@ class Tasks(Protocol):
         ...
 
     async def kill(self, namespace: str, name: str, exec_id: str, signal: int, *, everything: bool) -> None:
-        """Send a signal, with ``everything`` to all processes of the task. NotFound where the process has ended; everything may be killed again, though."""
+        """Send a signal, with ``everything`` to all processes of the task. NotFound where the process has ended;
+        everything may be killed again, though.
+        """
         ...
 
     async def exec(self, namespace: str, name: str, exec_id: str, spec: Opaque | None, io: IO) -> None:
-        """Make one more process, not yet running. InvalidArgument for an exec id that is no identifier, and for what a shim must not see."""
+        """Make one more process, not yet running. InvalidArgument for an exec id that is no identifier, and for
+        what a shim must not see.
+        """
         ...
 
     async def resize(self, namespace: str, name: str, exec_id: str, width: int, height: int) -> None:
@@ -180,8 +196,12 @@ class Tasks(Protocol):
         """The processes of a task."""
         ...
 
-    async def checkpoint(self, namespace: str, name: str, options: Opaque | None, *, lease: str = "") -> Sequence[Descriptor]:
-        """Write a task's state to the content store (under ``lease``), or, where the options name a path, there, and then no descriptors."""
+    async def checkpoint(
+        self, namespace: str, name: str, options: Opaque | None, *, lease: str = ""
+    ) -> Sequence[Descriptor]:
+        """Write a task's state to the content store (under ``lease``), or, where the options name a path, there,
+        and then no descriptors.
+        """
         ...
 
     async def update(self, namespace: str, name: str, resources: Opaque | None, annotations: Mapping[str, str]) -> None:
@@ -189,7 +209,9 @@ class Tasks(Protocol):
         ...
 
     async def metrics(self, namespace: str, filters: Sequence[str]) -> Sequence[Metric]:
-        """Statistics of the tasks that one of ``filters`` matches (fields id and namespace); of all where there are none."""
+        """Statistics of the tasks that one of ``filters`` matches (fields id and namespace); of all where there are
+        none.
+        """
         ...
 
     async def wait(self, namespace: str, name: str, exec_id: str = "") -> Exit:
@@ -229,7 +251,9 @@ class Node(Protocol):
         ...
 
     def exited(self, namespace: str, name: str, exec_id: str, how: Exit) -> None:
-        """Publish the exit of a process. Known exits are published once, whoever else reports them. Never waits, never fails."""
+        """Publish the exit of a process. Known exits are published once, whoever else reports them. Never waits,
+        never fails.
+        """
         ...
 
     def deleted(self, namespace: str, name: str, how: Exit) -> None:

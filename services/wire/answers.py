@@ -14,4 +14,4 @@ OK = headers.status(0)
 
 def refusal(error: errors.NodeError, trailing: Sequence[tuple[str, str | bytes]] = ()) -> bytes:
     """An error as trailers."""
-    return headers.status(error.code, str(error)[: ERROR_LIMIT], (*error.trailers, *trailing))
+    return headers.status(error.code, str(error)[:ERROR_LIMIT], (*error.trailers, *trailing))

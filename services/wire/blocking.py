@@ -1,6 +1,8 @@
-"""Unary calls, one at a time, over a socket that blocks: for a thread without an event loop, as the one is that exports spans.
+"""Unary calls, one at a time, over a socket that blocks: for a thread without an event loop, as the one is that exports
+spans.
 
-The connection is kept from call to call. One that the peer has ended meanwhile is replaced before the next call; nothing else is repeated.
+The connection is kept from call to call. One that the peer has ended meanwhile is replaced before the next call;
+nothing else is repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Dial = Callable[[float], socket.socket]
 
 
 class BlockingClient:
-    """A process that is asked now and then. ``name`` is for the errors, ``scheme`` and ``authority`` for proxies on the way."""
+    """A process that is asked now and then. ``name`` is for the errors, ``scheme`` and ``authority`` for proxies on
+    the way.
+    """
 
     def __init__(self, dial: Dial, name: str, *, scheme: str = "http", authority: str = "localhost") -> None:
         self._dial = dial
@@ -34,13 +38,23 @@ class BlockingClient:
         self._line: _Line | None = None
 
     def unary(self, path: str, request: bytes, metadata: Metadata, timeout: float, *, compress: bool = False) -> bytes:
-        """One call, whose failure is one of our errors: Disconnected where it is the transport's. ``compress`` sends the message as gzip."""
+        """One call, whose failure is one of our errors: Disconnected where it is the transport's. ``compress``
+        sends the message as gzip.
+        """
         end = time.monotonic() + timeout
         body = zlib.compress(request, wbits=31) if compress else request
-        block = headers.block([
-            *self._pseudo, (b":path", path.encode()), (b"te", b"trailers"), (b"content-type", b"application/grpc"),
-            (b"grpc-accept-encoding", b"identity,gzip"), (b"user-agent", f"splitd/{SPLITD}".encode()),
-            *([(b"grpc-encoding", b"gzip")] if compress else []), *headers.metadata(metadata)]) + headers.timeout(timeout)
+        block = headers.block(
+            [
+                *self._pseudo,
+                (b":path", path.encode()),
+                (b"te", b"trailers"),
+                (b"content-type", b"application/grpc"),
+                (b"grpc-accept-encoding", b"identity,gzip"),
+                (b"user-agent", f"splitd/{SPLITD}".encode()),
+                *([(b"grpc-encoding", b"gzip")] if compress else []),
+                *headers.metadata(metadata),
+            ]
+        ) + headers.timeout(timeout)
         try:
             if self._line is None or not self._line.is_there():
                 self.close()
@@ -67,7 +81,9 @@ class BlockingClient:
 
 
 _GLANCE = 0.001
-"""Seconds to see what has come already: with a timeout, not none, since TLS and plain sockets then say the same of nothing."""
+"""Seconds to see what has come already: with a timeout, not none, since TLS and plain sockets then say the same of
+nothing.
+"""
 
 
 def _left(end: float) -> float:
@@ -88,7 +104,9 @@ class _Line:
         """The peer takes no more calls."""
 
     def write(self, end: float) -> None:
-        """Send what the connection has to say. That nobody listens any more is for :meth:`read` to find, behind what there still is to be read."""
+        """Send what the connection has to say. That nobody listens any more is for :meth:`read` to find, behind
+        what there still is to be read.
+        """
         with contextlib.suppress(ConnectionError):
             while self.connection.pending:
                 self.socket.settimeout(_left(end))

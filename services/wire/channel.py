@@ -1,4 +1,6 @@
-"""The way to another process over the wire: a connection that is made when it is needed and again when it is lost, and the calls that go there."""
+"""The way to another process over the wire: a connection that is made when it is needed and again when it is lost,
+and the calls that go there.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ CONNECT_TIMEOUT = 5.0
 SILENCE = 1.0
 """Seconds without a byte after which a peer is pinged ..."""
 PATIENCE = 2
-"""... and how often such a second may pass before the connection counts as lost. A loop that is busy for longer than that is as bad as a hung one."""
+"""... and how often such a second may pass before the connection counts as lost. A loop that is busy for longer
+than that is as bad as a hung one.
+"""
+
+
 class ClientLink(Link):
     """A client's side of a connection."""
 
@@ -63,7 +69,9 @@ class ClientLink(Link):
         return len(self.connection.streams) + self._granted >= self.connection.peer_streams
 
     async def slot(self) -> None:
-        """Wait for room for a stream, behind those that wait already; it is the caller's if it opens the stream at once."""
+        """Wait for room for a stream, behind those that wait already; it is the caller's if it opens the stream at
+        once.
+        """
         waiter: asyncio.Future[bool] = self.loop.create_future()
         self._slots.append(waiter)
         try:
@@ -222,7 +230,9 @@ class WireCarrier:
         except Exception as error:  # whatever it is: those who watch wait for the next attempt
             if not isinstance(error, (OSError, TimeoutError, ValueError)):
                 log.exception("connecting to %s failed unexpectedly", self._address)
-            self._trouble = f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
+            self._trouble = (
+                f"failed to connect to {self._address}: {getattr(error, 'strerror', None) or error or 'timed out'}"
+            )
             self._failures += 1
             link.abort(self._trouble)
             if self._changed:  # somebody watches
@@ -315,10 +325,14 @@ class WireCarrier:
                 call.cancel()
                 raise
             finally:
-                del call  # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the caller's frames hold
+                # a failure's traceback holds this frame, which would hold the failure: a cycle, with all that the
+                # caller's frames hold
+                del call
 
     def ask(self, block: bytes, request: bytes, timeout: float) -> Unary | None:
-        """A unary call that goes now, with a head of :func:`request_block`; None where there is no connection, or no room on it."""
+        """A unary call that goes now, with a head of :func:`request_block`; None where there is no connection, or
+        no room on it.
+        """
         link = self._link
         return None if link is None or link.full else Unary(self, link, block, request, timeout)
 

@@ -29,7 +29,9 @@ class Unary:
 
     __slots__ = ("_assembler", "_carrier", "_link", "_message", "_stream", "answer")
 
-    def __init__(self, carrier: WireCarrier, link: ClientLink, block: bytes, request: bytes, timeout: float | None) -> None:
+    def __init__(
+        self, carrier: WireCarrier, link: ClientLink, block: bytes, request: bytes, timeout: float | None
+    ) -> None:
         self._carrier = carrier
         self._link = link
         self.answer: asyncio.Future[bytes] = link.loop.create_future()

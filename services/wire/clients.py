@@ -1,7 +1,8 @@
-"""One client's calls at a server: what is worked on, what waits until there is room, and the bytes that wait for the client.
+"""One client's calls at a server: what is worked on, what waits until there is room, and the bytes that wait for the
+client.
 
-On most connections there is one client. A service behind a gateway has one connection for the clients of all of it: there the gateway names them (:data:`FIELD`), so that
-what one of them leaves lying is nobody else's affair.
+On most connections there is one client. A service behind a gateway has one connection for the clients of all of it:
+there the gateway names them (:data:`FIELD`), so that what one of them leaves lying is nobody else's affair.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from services.wire.limits import Limits
 from services.wire.streams import Account, Stream
 
 _PACE, _PACED = 0.02, 16
-"""Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may hang."""
+"""Seconds in which none of a client's calls has ended after which so many more begin: those that are worked on may
+hang.
+"""
 
 
 class Admitted(Protocol):
@@ -34,7 +37,9 @@ class Admitted(Protocol):
 
 
 class Client(Account):
-    """``queued`` are the bytes of its answers that wait for its windows: while they are more than ``Limits.untaken``, none of its calls is started."""
+    """``queued`` are the bytes of its answers that wait for its windows: while they are more than
+    ``Limits.untaken``, none of its calls is started.
+    """
 
     __slots__ = ("_limits", "_loop", "_moving", "_pacing", "_releasing", "_waiting", "under_way")
 
@@ -124,7 +129,9 @@ def client_of(stream: Stream) -> Client:
 
 
 class Names:
-    """The numbers by which a gateway names the clients of its connections: few and small ones, as each makes header blocks of its own to remember."""
+    """The numbers by which a gateway names the clients of its connections: few and small ones, as each makes header
+    blocks of its own to remember.
+    """
 
     __slots__ = ("_free", "_next")
 

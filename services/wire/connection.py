@@ -5,15 +5,17 @@
     connection.respond(...)                # what we do
     transport.writelines(connection.take())
 
-It decides everything that HTTP/2 decides: frame sizes, the states of streams, both levels of flow control, SETTINGS, GOAWAY, and every bound of
-:class:`Limits`. It knows no gRPC, no clock but that of the token buckets, and never waits. A fault of the peer ends its stream (RST_STREAM and a :class:`Reset`
-event) or the connection (GOAWAY and a :class:`Closed` event), after which it says nothing any more.
+It decides everything that HTTP/2 decides: frame sizes, the states of streams, both levels of flow control, SETTINGS,
+GOAWAY, and every bound of :class:`Limits`. It knows no gRPC, no clock but that of the token buckets, and never waits. A
+fault of the peer ends its stream (RST_STREAM and a :class:`Reset` event) or the connection (GOAWAY and a
+:class:`Closed` event), after which it says nothing any more.
 
-*Receiving.* DATA comes out as it came in, in pieces of any size, not frame by frame. The connection's window is given back at once; a stream's when its owner says
-:meth:`consumed`. It grows while it is consumed.
+*Receiving.* DATA comes out as it came in, in pieces of any size, not frame by frame. The connection's window is given
+back at once; a stream's when its owner says :meth:`consumed`. It grows while it is consumed.
 
-*Turns.* A peer can put thousands of frames into what is read at once. Whoever must not be held up says how many it wants dealt with, and comes back while there is
-:attr:`Connection.more`. A peer that resets very many streams is :attr:`Connection.slowed`: no frame is looked at before :meth:`Connection.hasten`.
+*Turns.* A peer can put thousands of frames into what is read at once. Whoever must not be held up says how many it
+wants dealt with, and comes back while there is :attr:`Connection.more`. A peer that resets very many streams is
+:attr:`Connection.slowed`: no frame is looked at before :meth:`Connection.hasten`.
 
 *Sending* is the other half, which :mod:`~services.wire.sending` has: this one is built upon it.
 """
@@ -37,14 +39,38 @@ class Connection(Sender):
     """See the module."""
 
     __slots__ = (
-        "_at", "_block", "_block_fault", "_block_flags", "_block_frames", "_block_stream", "_calm", "_credit", "_data", "_data_end", "_data_left", "_data_pad",
-        "_decoder", "_frame", "_greeted", "_preface", "_receive_window", "_resets", "_rest", "_skip", "_skipped", "lingering", "more", "slowed",
+        "_at",
+        "_block",
+        "_block_fault",
+        "_block_flags",
+        "_block_frames",
+        "_block_stream",
+        "_calm",
+        "_credit",
+        "_data",
+        "_data_end",
+        "_data_left",
+        "_data_pad",
+        "_decoder",
+        "_frame",
+        "_greeted",
+        "_preface",
+        "_receive_window",
+        "_resets",
+        "_rest",
+        "_skip",
+        "_skipped",
+        "lingering",
+        "more",
+        "slowed",
     )
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
         super().__init__(client=client, limits=limits)
         self.lingering = 0
-        """Streams that are over but whose handlers still run; a server's owner counts them, and they count as streams."""
+        """Streams that are over but whose handlers still run; a server's owner counts them, and they count as
+        streams.
+        """
         self.more = False
         """Whether frames that have come are still to be looked at."""
         self.slowed = False
@@ -89,7 +115,9 @@ class Connection(Sender):
     # ------------------------------------------------------------------------------------------ bytes in
 
     def receive(self, data: bytes, turn: int = 0) -> list[Event]:
-        """Take what came, answer what it means; of not many more than ``turn`` frames, if it is not 0: while there is :attr:`more`, call again with ``b""``."""
+        """Take what came, answer what it means; of not many more than ``turn`` frames, if it is not 0: while there
+        is :attr:`more`, call again with ``b""``.
+        """
         self.more = False
         if self.closed:
             self._rest = b""
@@ -107,7 +135,7 @@ class Connection(Sender):
     def _parse(self, data: bytes, turn: int) -> None:
         at = 0
         if self._rest:
-            data, at = (self._rest[self._at:] + data, 0) if data else (self._rest, self._at)
+            data, at = (self._rest[self._at :] + data, 0) if data else (self._rest, self._at)
             self._rest, self._at = b"", 0
         size = len(data)
         if self._preface:
@@ -155,13 +183,16 @@ class Connection(Sender):
                 self._skip = length
                 continue
             if length > self.limits.header_block:  # none of the others is that long
-                raise ConnectionFault(Code.FRAME_SIZE_ERROR if kind not in _HEADERISH else Code.ENHANCE_YOUR_CALM, f"frame of {length} bytes")
+                raise ConnectionFault(
+                    Code.FRAME_SIZE_ERROR if kind not in _HEADERISH else Code.ENHANCE_YOUR_CALM,
+                    f"frame of {length} bytes",
+                )
             end = at + _HEAD_SIZE + length
             if end > size:
                 break
             turn -= length >> _LONG
             try:
-                _FRAMES[kind](self, flags, number, data[at + _HEAD_SIZE:end])
+                _FRAMES[kind](self, flags, number, data[at + _HEAD_SIZE : end])
             except StreamFault as fault:
                 self._stream_fault(number, fault)
             at = end
@@ -194,23 +225,24 @@ class Connection(Sender):
             self.slowed = True
 
     def hasten(self, seconds: float) -> None:
-        """The peer has been slowed for long enough. The time is not its own: it could have had all of its resets dealt with at once."""
+        """The peer has been slowed for long enough. The time is not its own: it could have had all of its resets
+        dealt with at once.
+        """
         self.slowed = False
         self._resets.pass_over(seconds)
-
-
-
 
     def _reach(self, number: int) -> None:
         """The peer has used a stream number."""
         if number > self.last:
             following = self.last + 2 if self.last else 1
             if number > following:
-                self._skipped = [*self._skipped[1 - _SKIPPED:], range(following, number, 2)]
+                self._skipped = [*self._skipped[1 - _SKIPPED :], range(following, number, 2)]
             self.last = number
 
     def _late(self) -> None:
-        """A frame of a stream that we reset. A client's answers may be under way in any number; it is the client that resets."""
+        """A frame of a stream that we reset. A client's answers may be under way in any number; it is the client
+        that resets.
+        """
         if not self.client:
             self._idled()
 
@@ -293,7 +325,7 @@ class Connection(Sender):
             if end:
                 stream.remote_closed = True
             if step or end:
-                self._events.append(Data(stream, view[at:at + step], end))
+                self._events.append(Data(stream, view[at : at + step], end))
             if end and stream.local_closed:
                 self._drop(stream, ours=False)
         if done:
@@ -302,7 +334,9 @@ class Connection(Sender):
         return at + step
 
     def consumed(self, stream: Stream, size: int) -> None:
-        """``size`` bytes of a stream have been dealt with: the peer may send as many more, and, as it is read so well, some more than that."""
+        """``size`` bytes of a stream have been dealt with: the peer may send as many more, and, as it is read so
+        well, some more than that.
+        """
         if stream.remote_closed:
             return
         stream.credit += size
@@ -378,7 +412,9 @@ class Connection(Sender):
         else:
             self._on_request(number, block, end, fault)
 
-    def _on_response(self, stream: Stream | None, number: int, block: bytes, end: bool, fault: StreamFault | None) -> None:
+    def _on_response(
+        self, stream: Stream | None, number: int, block: bytes, end: bool, fault: StreamFault | None
+    ) -> None:
         if stream is None:
             if self._is_idle(number):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"HEADERS on stream {number}, which nobody opened")
@@ -472,7 +508,8 @@ class Connection(Sender):
                 self._idled()
             self._on_setting(*frames.SETTING.unpack_from(payload, at))
         self._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        if self._peer_window > window:  # only now: the acknowledgement tells the peer which data knows of the new window
+        # only now: the acknowledgement tells the peer which data knows of the new window
+        if self._peer_window > window:
             for stream in list(self.streams.values()):
                 self._go_on(stream)
         if self._greeted:
@@ -526,7 +563,11 @@ class Connection(Sender):
         if len(payload) < 8:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "GOAWAY is at least eight bytes long")
         self._idled()
-        self._events.append(GoingAway(frames.word(payload) & 0x7FFF_FFFF, frames.word(payload, 4), payload[8:1032].decode("utf-8", "replace")))
+        self._events.append(
+            GoingAway(
+                frames.word(payload) & 0x7FFF_FFFF, frames.word(payload, 4), payload[8:1032].decode("utf-8", "replace")
+            )
+        )
 
     def _on_window_update(self, flags: int, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -552,6 +593,7 @@ class Connection(Sender):
         if stream.send_window > frames.WINDOW_LIMIT:
             raise StreamFault(Code.FLOW_CONTROL_ERROR, "the stream's window overflows")
         self._go_on(stream)
+
 
 def _any(_: headers.Pairs) -> Head:
     """A block that is of no interest any more."""

@@ -1,6 +1,8 @@
-"""Many deadlines, one timer: nearly all of them are called off before they pass, and a timer of the event loop for each would cost more than the call it bounds.
+"""Many deadlines, one timer: nearly all of them are called off before they pass, and a timer of the event loop for each
+would cost more than the call it bounds.
 
-They pass up to :data:`TICK` late. What has to be more exact than that, a deadline of less than a second, has a timer of its own.
+They pass up to :data:`TICK` late. What has to be more exact than that, a deadline of less than a second, has a timer of
+its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Start a coroutine now, not at the loop's next turn: most handlers end without ever waiting, and then no task is needed, nor a turn.
+"""Start a coroutine now, not at the loop's next turn: most handlers end without ever waiting, and then no task is
+needed, nor a turn.
 
-Python 3.12 has this (``asyncio.Task(eager_start=True)``); for 3.11 it is made here of what 3.11 has: the first step runs with a stand-in for the
-current task, and if it waits, a task goes on where it stopped. Whoever kept the stand-in (``asyncio.timeout`` does) reaches that task through it.
+Python 3.12 has this (``asyncio.Task(eager_start=True)``); for 3.11 it is made here of what 3.11 has: the first step
+runs with a stand-in for the current task, and if it waits, a task goes on where it stopped. Whoever kept the stand-in
+(``asyncio.timeout`` does) reaches that task through it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from typing import Any, cast
 
 
 def start(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-    """Run it until it waits; the task that goes on with it, or None if it has ended. Its exceptions are raised here if it ends by one at once."""
+    """Run it until it waits; the task that goes on with it, or None if it has ended. Its exceptions are raised here
+    if it ends by one at once.
+    """
     if asyncio.current_task(loop) is not None:  # called from within a task, which is in the way
         return loop.create_task(coroutine)
     if sys.version_info >= (3, 12):
@@ -95,7 +99,11 @@ class _Rest(Coroutine[Any, Any, None]):
     def throw(self, *error: Any) -> Any:
         if not self._started:
             self._started = True
-            if isinstance(error[0], asyncio.CancelledError) and isinstance(self._waits_for, asyncio.Future) and self._waits_for.cancel():
+            if (
+                isinstance(error[0], asyncio.CancelledError)
+                and isinstance(self._waits_for, asyncio.Future)
+                and self._waits_for.cancel()
+            ):
                 return self._waits_for  # as Task.cancel() does: what it waits for is cancelled, and tells it
         return self.coroutine.throw(*error)
 

@@ -1,4 +1,6 @@
-"""HTTP/2 frames as numbers and bytes (RFC 9113, sections 4, 6 and 7): their names, their heads, and what is wrong with one."""
+"""HTTP/2 frames as numbers and bytes (RFC 9113, sections 4, 6 and 7): their names, their heads, and what is wrong
+with one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ END_HEADERS = 0x4
 PADDED = 0x8
 PRIORITIZED = 0x20
 
-HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(1, 7)
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = (
+    range(1, 7)
+)
 
 DEFAULT_WINDOW = 65_535
 DEFAULT_FRAME = 16_384

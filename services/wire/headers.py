@@ -1,10 +1,11 @@
 """Header lists: HPACK (RFC 7541), what HTTP/2 wants of them (RFC 9113, section 8), and gRPC's meaning of them.
 
-Reading is the hpack library's, behind a cache: a block that left the decoder's table as it was means the same until something changes the table, and
-clients send the same few blocks all the time. What is cached is the finished :class:`Head`, checked and parsed, so it is not to be changed.
+Reading is the hpack library's, behind a cache: a block that left the decoder's table as it was means the same until
+something changes the table, and clients send the same few blocks all the time. What is cached is the finished
+:class:`Head`, checked and parsed, so it is not to be changed.
 
-Writing never uses the peer's table: every field is a literal or of the static table. So an encoded list is a constant that may be kept, joined to another and sent on
-any connection, and our own blocks never spoil the cache of a peer.
+Writing never uses the peer's table: every field is a literal or of the static table. So an encoded list is a constant
+that may be kept, joined to another and sent on any connection, and our own blocks never spoil the cache of a peer.
 """
 
 from __future__ import annotations
@@ -97,13 +98,29 @@ def timeout(seconds: float) -> bytes:
 class Head:
     """A header list that has been read: a request's, a response's or trailers.
 
-    ``headers`` are gRPC's metadata (the first value of each name; bytes for ``*-bin``), ``pairs`` all fields but the pseudo-headers as they came. ``problem``
-    is what is wrong with its metadata for gRPC: HTTP/2 is content with it, so the call is answered. ``memory`` is for whoever derives something from a head: it
-    lives as long as the head does in the cache.
+    ``headers`` are gRPC's metadata (the first value of each name; bytes for ``*-bin``), ``pairs`` all fields but the
+    pseudo-headers as they came. ``problem`` is what is wrong with its metadata for gRPC: HTTP/2 is content with it, so
+    the call is answered. ``memory`` is for whoever derives something from a head: it lives as long as the head does in
+    the cache.
     """
 
-    __slots__ = ("authority", "code", "content_length", "content_type", "encoding", "headers", "memory", "message", "method", "pairs", "path", "problem",
-                 "scheme", "status", "timeout")
+    __slots__ = (
+        "authority",
+        "code",
+        "content_length",
+        "content_type",
+        "encoding",
+        "headers",
+        "memory",
+        "message",
+        "method",
+        "pairs",
+        "path",
+        "problem",
+        "scheme",
+        "status",
+        "timeout",
+    )
 
     def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
         self.method = self.path = self.scheme = self.authority = ""
@@ -153,7 +170,9 @@ class Head:
 
     def is_grpc(self) -> bool:
         """Whether its content-type is gRPC's, in one of its spellings."""
-        return self.content_type == "application/grpc" or self.content_type.startswith(("application/grpc+", "application/grpc;"))
+        return self.content_type == "application/grpc" or self.content_type.startswith(
+            ("application/grpc+", "application/grpc;")
+        )
 
 
 _TIMEOUT = re.compile(r"[0-9]{1,8}[HMSmun]")
@@ -204,7 +223,8 @@ def request(pairs: Pairs) -> Head:
         raise StreamFault(Code.PROTOCOL_ERROR, "a request needs :method, :scheme and :path")
     head = Head(rest)
     head.method, head.scheme, head.path, head.authority = (
-        special.get(name, b"").decode("utf-8", "replace") for name in (b":method", b":scheme", b":path", b":authority"))
+        special.get(name, b"").decode("utf-8", "replace") for name in (b":method", b":scheme", b":path", b":authority")
+    )
     _content_length(head)
     return head
 
@@ -239,7 +259,8 @@ class Decoder:
     def __call__(self, kind: Callable[[Pairs], Head], encoded: bytes) -> Head:
         """Read a whole block as ``kind`` (:func:`request`, :func:`response`, :func:`trailers`).
 
-        ConnectionFault where the block cannot be decoded, or is over a limit: the two sides' tables then differ. StreamFault where its fields are malformed.
+        ConnectionFault where the block cannot be decoded, or is over a limit: the two sides' tables then differ.
+        StreamFault where its fields are malformed.
         """
         key = (kind, encoded)
         head = self._cache.get(key)
@@ -253,7 +274,9 @@ class Decoder:
         try:
             pairs = list(self._hpack.decode(encoded, raw=True))
         except OversizedHeaderListError:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"header list over {self._limits.header_list} bytes") from None
+            raise ConnectionFault(
+                Code.ENHANCE_YOUR_CALM, f"header list over {self._limits.header_list} bytes"
+            ) from None
         except (HPACKError, IndexError, ValueError) as error:
             raise ConnectionFault(Code.COMPRESSION_ERROR, str(error)) from None
         if len(pairs) > self._limits.header_count:

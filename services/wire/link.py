@@ -1,7 +1,8 @@
-"""A connection on a socket: an asyncio protocol that moves bytes between the transport and a :class:`Connection`, and events to the streams' owners.
+"""A connection on a socket: an asyncio protocol that moves bytes between the transport and a :class:`Connection`, and
+events to the streams' owners.
 
-What it writes in one turn of the loop goes out in one call. A transport that is full (``pause_writing``) holds up DATA in the streams' queues; a peer
-that reads nothing while it makes us answer is not read either, until it does.
+What it writes in one turn of the loop goes out in one call. A transport that is full (``pause_writing``) holds up DATA
+in the streams' queues; a peer that reads nothing while it makes us answer is not read either, until it does.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ class Link(asyncio.Protocol):
             self.flush()
 
     def _take_more(self) -> None:
-        """A peer that has sent very much at once gets a slice of time; it is one for all such peers of the process, who take turns."""
+        """A peer that has sent very much at once gets a slice of time; it is one for all such peers of the process,
+        who take turns.
+        """
         end = self._lane.end()
         while self.connection.more and not self.connection.slowed and time.perf_counter() < end:
             self._tell(self.connection.receive(b"", _TURN))
@@ -269,7 +272,8 @@ class Link(asyncio.Protocol):
         self._inside = False
         self.flush()
         self._gone(event.reason)
-        # Closed with bytes unread, the kernel would reset the connection, and the peer might never see the GOAWAY: read on, to nowhere, until it hangs up.
+        # Closed with bytes unread, the kernel would reset the connection, and the peer might never see the GOAWAY: read
+        # on, to nowhere, until it hangs up.
         assert self.transport is not None
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -297,10 +301,12 @@ class Link(asyncio.Protocol):
         """Write what the connection has to say; in the middle of events it waits for their end."""
         if self._inside or self.transport is None or self.lost:
             return
-        while self.connection.pending:  # a transport that fills up asks the connection to hold back, so what follows is little
+        # a transport that fills up asks the connection to hold back, so what follows is little
+        while self.connection.pending:
             parts = self.connection.take()
             size = sum(map(len, parts))
-            if self._full and not self.connection.client:  # a client's requests are not what its peer makes it say; and if both did not read, both would wait for ever
+            # a client's requests are not what its peer makes it say; and if both did not read, both would wait for ever
+            if self._full and not self.connection.client:
                 self._unread += size
                 if self._unread > self.limits.unread and self.deaf_since is None:
                     self.deaf_since = time.monotonic()

@@ -40,7 +40,8 @@ def whole(chunk: Chunk, limit: int) -> list[bytes] | None:
 class Assembler:
     """Cuts one direction of a stream into messages.
 
-    ResourceExhausted for one over ``limit`` (as soon as its length is known, or in the middle of inflating it), Internal for what is no gRPC.
+    ResourceExhausted for one over ``limit`` (as soon as its length is known, or in the middle of inflating it),
+    Internal for what is no gRPC.
     """
 
     __slots__ = ("_encoding", "_flag", "_head", "_limit", "_need", "_parts", "held")
@@ -62,7 +63,7 @@ class Assembler:
         while True:
             if self._need < 0:
                 take = min(5 - len(self._head), size - at)
-                self._head += bytes(chunk[at:at + take])
+                self._head += bytes(chunk[at : at + take])
                 at += take
                 if len(self._head) < 5:
                     break
@@ -71,15 +72,17 @@ class Assembler:
                 if self._flag > 1:
                     raise errors.Internal(f"grpc: received unexpected payload format {self._flag}")
                 if self._need > self._limit:
-                    raise errors.ResourceExhausted.verbatim(f"grpc: received message larger than max ({self._need} vs. {self._limit})")
+                    raise errors.ResourceExhausted.verbatim(
+                        f"grpc: received message larger than max ({self._need} vs. {self._limit})"
+                    )
             take = min(self._need - self.held, size - at)
             if take == self._need and not self.held:
-                messages.append(self._whole(bytes(chunk[at:at + take])))
+                messages.append(self._whole(bytes(chunk[at : at + take])))
             else:
                 if self._parts and len(self._parts[-1]) < _SMALL:
-                    self._parts[-1] += bytes(chunk[at:at + take])
+                    self._parts[-1] += bytes(chunk[at : at + take])
                 else:
-                    self._parts.append(bytes(chunk[at:at + take]))
+                    self._parts.append(bytes(chunk[at : at + take]))
                 self.held += take
                 if self.held < self._need:
                     break
@@ -102,7 +105,9 @@ class Assembler:
             except zlib.error as error:
                 raise errors.Internal(f"grpc: failed to decompress the received message: {error}") from None
             if len(message) > self._limit:
-                raise errors.ResourceExhausted.verbatim(f"grpc: received message after decompression larger than max {self._limit}")
+                raise errors.ResourceExhausted.verbatim(
+                    f"grpc: received message after decompression larger than max {self._limit}"
+                )
             if not inflate.eof:
                 raise errors.Internal("grpc: failed to decompress the received message: it is cut off")
             data = inflate.unused_data

@@ -1,4 +1,6 @@
-"""What an answer means to a client: response heads, trailers and resets as the errors of a call. ``name`` is that of the process asked."""
+"""What an answer means to a client: response heads, trailers and resets as the errors of a call. ``name`` is that
+of the process asked.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ def of_response(head: Head, name: str) -> errors.NodeError | None:
     if head.code is not None:
         return of_trailers(head, name)
     code = _OF_STATUS.get(head.status, 2)
-    return errors.BY_CODE[code].verbatim(f"unexpected HTTP status code {head.status}, content-type {head.content_type!r}")
+    return errors.BY_CODE[code].verbatim(
+        f"unexpected HTTP status code {head.status}, content-type {head.content_type!r}"
+    )
 
 
 def of_reset(code: int, reason: str) -> errors.NodeError:
     """What an RST_STREAM means, by gRPC's table of HTTP/2 error codes."""
     known = Code(code).name if code in Code.__members__.values() else str(code)
-    return errors.BY_CODE[_OF_RESET.get(code, 13)].verbatim(f"stream terminated by RST_STREAM with error code {known}" + (f": {reason}" if reason else ""))
+    return errors.BY_CODE[_OF_RESET.get(code, 13)].verbatim(
+        f"stream terminated by RST_STREAM with error code {known}" + (f": {reason}" if reason else "")
+    )
 
 
 def disconnected(name: str, reason: str) -> errors.Disconnected:
@@ -42,5 +48,10 @@ def disconnected(name: str, reason: str) -> errors.Disconnected:
     return errors.Disconnected(f"service {name} is not reachable ({reason})")
 
 
-_OF_RESET: dict[int, int] = {Code.REFUSED_STREAM: 14, Code.CANCEL: 1, Code.ENHANCE_YOUR_CALM: 8, Code.INADEQUATE_SECURITY: 7}
+_OF_RESET: dict[int, int] = {
+    Code.REFUSED_STREAM: 14,
+    Code.CANCEL: 1,
+    Code.ENHANCE_YOUR_CALM: 8,
+    Code.INADEQUATE_SECURITY: 7,
+}
 _OF_STATUS: dict[int, int] = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}

@@ -1,10 +1,11 @@
 """Calls that pass through: a client's stream and an upstream's, joined frame by frame.
 
-Headers are rewritten where the gateway owns them; DATA goes on as it came, no message is put together; trailers are the upstream's. Who stops reading
-holds up who writes to it, and nobody else: bytes that could not be sent on are not given back to the window of the stream that they came by.
+Headers are rewritten where the gateway owns them; DATA goes on as it came, no message is put together; trailers are the
+upstream's. Who stops reading holds up who writes to it, and nobody else: bytes that could not be sent on are not given
+back to the window of the stream that they came by.
 
-A call whose upstream goes away before it has answered is asked again where its :class:`services.kit.relays.Route` allows that, or where the upstream has certainly not
-looked at it. Its request is kept for that, if it is small.
+A call whose upstream goes away before it has answered is asked again where its :class:`services.kit.relays.Route`
+allows that, or where the upstream has certainly not looked at it. Its request is kept for that, if it is small.
 """
 
 from __future__ import annotations
@@ -56,16 +57,27 @@ class Plan:
         """Whether it takes one request, which is to come within a time and a size."""
         self.counted = arity == UNARY and not long
         own = [pair for pair in head.pairs if pair[0] in _OWN]
-        pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", head.path.encode()), (b":authority", (head.authority or "localhost").encode())]
+        pseudo = [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", head.path.encode()),
+            (b":authority", (head.authority or "localhost").encode()),
+        ]
         self.block = headers.block([*pseudo, *own, *headers.metadata(route.headers.items())])
         self.limited = self.block if route.timeout is None else self.block + headers.timeout(route.timeout)
         """With the route's own timeout, which is most calls'."""
         question = route.question
-        self.question = b"" if question is None else request_block(question.method, tuple(question.headers.items()), question.timeout)
+        self.question = (
+            b""
+            if question is None
+            else request_block(question.method, tuple(question.headers.items()), question.timeout)
+        )
 
 
 def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
-    """What the relay decides about a head, or the handler that answers it message by message; its errors are the answer."""
+    """What the relay decides about a head, or the handler that answers it message by message; its errors are the
+    answer.
+    """
     plan = head.memory.get(relay)
     if plan is None:
         call = Call(head.path, head.headers)
@@ -81,8 +93,36 @@ def planned(head: Head, relay: Relay, methods: Methods) -> Plan | Method:
 class Passage:
     """One call on its way through; the owner of the client's stream."""
 
-    __slots__ = ("_admitted", "_answered", "_asked", "_attempt", "_begun", "_debt", "_early", "_ended", "_heard", "_kept", "_link", "_observed", "_part", "_plan",
-                 "_reader", "_server", "_size", "_stall", "_stream", "_task", "_up", "_up_debt", "_up_link", "_up_stream", "deadline", "head", "over", "working")
+    __slots__ = (
+        "_admitted",
+        "_answered",
+        "_asked",
+        "_attempt",
+        "_begun",
+        "_debt",
+        "_early",
+        "_ended",
+        "_heard",
+        "_kept",
+        "_link",
+        "_observed",
+        "_part",
+        "_plan",
+        "_reader",
+        "_server",
+        "_size",
+        "_stall",
+        "_stream",
+        "_task",
+        "_up",
+        "_up_debt",
+        "_up_link",
+        "_up_stream",
+        "deadline",
+        "head",
+        "over",
+        "working",
+    )
 
     def __init__(self, server: WireServer, link: ServerLink, stream: Stream, head: Head, plan: Plan) -> None:
         self.head = head
@@ -232,7 +272,9 @@ class Passage:
             self.fail(errors.defect(self.head.path))
 
     def _has_room(self, size: int) -> bool:
-        """Whether so much can go at once. A client that gives no window gets the upstream's answer, which waits there, instead of one that would wait here."""
+        """Whether so much can go at once. A client that gives no window gets the upstream's answer, which waits
+        there, instead of one that would wait here.
+        """
         return size + messages.PREFIX.size <= self._link.connection.room(self._stream)
 
     def _answer(self, answers: Answers) -> None:
@@ -318,7 +360,9 @@ class Passage:
         self._settle()
 
     def _fits(self, size: int, *, end: bool) -> bool:
-        """Account for a part of the one request: the upstream puts the parts together, for many clients; the bound is each client's."""
+        """Account for a part of the one request: the upstream puts the parts together, for many clients; the bound
+        is each client's.
+        """
         link = self._link
         if end:
             self._complete()
@@ -327,7 +371,11 @@ class Passage:
         link.assembling += size
         if link.assembling <= link.limits.assembling:
             return True
-        self.fail(errors.ResourceExhausted(f"more than {link.limits.assembling} bytes of incomplete messages on one connection"))
+        self.fail(
+            errors.ResourceExhausted(
+                f"more than {link.limits.assembling} bytes of incomplete messages on one connection"
+            )
+        )
         return False
 
     def _complete(self) -> None:
@@ -337,7 +385,11 @@ class Passage:
 
     def overdue(self) -> None:
         """The request is still not there."""
-        self.fail(errors.DeadlineExceeded(f"the request of {self.head.path} did not come within {self._link.limits.request:g}s"))
+        self.fail(
+            errors.DeadlineExceeded(
+                f"the request of {self.head.path} did not come within {self._link.limits.request:g}s"
+            )
+        )
 
     def _settle(self) -> None:
         """Give back to the client what has gone to the upstream."""
@@ -419,7 +471,8 @@ class Passage:
     def _silent(self) -> None:
         stall = self._plan.route.stall
         assert stall is not None
-        if self._heard or self._stream.queued or self._up_stream is None:  # a client that does not read is not the upstream's silence
+        # a client that does not read is not the upstream's silence
+        if self._heard or self._stream.queued or self._up_stream is None:
             self._heard = False
             self._stall = self._link.loop.call_later(stall, self._silent)
         else:
@@ -443,7 +496,11 @@ class Passage:
 
     def _let_go(self) -> None:
         """End the upstream's stream, if it has not ended."""
-        if self._up_link is not None and self._up_stream is not None and not (self._up_stream.local_closed and self._up_stream.remote_closed):
+        if (
+            self._up_link is not None
+            and self._up_stream is not None
+            and not (self._up_stream.local_closed and self._up_stream.remote_closed)
+        ):
             self._up_link.reset(self._up_stream, Code.CANCEL)
 
     def _finish(self, code: int, message: str) -> None:

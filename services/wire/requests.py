@@ -10,7 +10,9 @@ from services.wire import headers
 
 
 def request_block(path: str, metadata: Metadata, timeout: float | None) -> bytes:
-    """The head of a request, the same for the same again and again: neither side then makes anything of it twice. ``timeout`` is rounded up for that, by less than 1 %."""
+    """The head of a request, the same for the same again and again: neither side then makes anything of it twice.
+    ``timeout`` is rounded up for that, by less than 1 %.
+    """
     key = path, tuple(metadata), timeout and _rounded(timeout)
     found = _BLOCKS.get(key)
     if found is None:
@@ -43,5 +45,11 @@ def _request_block(path: str, metadata: Metadata, timeout: float | None) -> byte
 
 
 _PSEUDO = headers.block([(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"localhost")])
-_REST = headers.block([(b"te", b"trailers"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,gzip"),
-                       (b"user-agent", f"splitd/{SPLITD}".encode())])
+_REST = headers.block(
+    [
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-accept-encoding", b"identity,gzip"),
+        (b"user-agent", f"splitd/{SPLITD}".encode()),
+    ]
+)

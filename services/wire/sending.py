@@ -1,7 +1,9 @@
-"""The half of a connection that speaks: what goes out, when windows and the socket let it, and the streams that it goes out on.
+"""The half of a connection that speaks: what goes out, when windows and the socket let it, and the streams that it goes
+out on.
 
-DATA waits in its stream's queue for the windows, and, where the owner has called :meth:`Sender.block`, for :meth:`Sender.unblock`: that is how a full socket holds
-up those who write to it. Trailers wait behind it. ``stream.queued`` tells how much waits; with ``stream.low`` set, :class:`Drained` tells when it has come down to that.
+DATA waits in its stream's queue for the windows, and, where the owner has called :meth:`Sender.block`, for
+:meth:`Sender.unblock`: that is how a full socket holds up those who write to it. Trailers wait behind it.
+``stream.queued`` tells how much waits; with ``stream.low`` set, :class:`Drained` tells when it has come down to that.
 """
 
 from __future__ import annotations
@@ -30,8 +32,28 @@ class Sender:
     """See the module."""
 
     __slots__ = (
-        "_acks", "_blocked", "_earned", "_events", "_idle", "_last_allowed", "_last_words", "_next", "_out", "_peer_frame", "_peer_window", "_prefix", "_reset",
-        "_send_window", "_starved", "account", "client", "closed", "last", "limits", "peer_streams", "streams",
+        "_acks",
+        "_blocked",
+        "_earned",
+        "_events",
+        "_idle",
+        "_last_allowed",
+        "_last_words",
+        "_next",
+        "_out",
+        "_peer_frame",
+        "_peer_window",
+        "_prefix",
+        "_reset",
+        "_send_window",
+        "_starved",
+        "account",
+        "client",
+        "closed",
+        "last",
+        "limits",
+        "peer_streams",
+        "streams",
     )
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
@@ -69,7 +91,7 @@ class Sender:
         """What is to be written now."""
         out, self._out = self._out, []
         if self.closed:
-            del out[self._last_words:]
+            del out[self._last_words :]
             self._last_words = 0
         elif self._acks:
             out[:0], self._acks = self._acks, []
@@ -82,7 +104,9 @@ class Sender:
 
     @property
     def unhurried(self) -> bool:
-        """Whether all of that are answers to PING, which may wait a moment for something that goes the same way: grpc-go pings at each answer that it gets."""
+        """Whether all of that are answers to PING, which may wait a moment for something that goes the same way:
+        grpc-go pings at each answer that it gets.
+        """
         return not self._out and bool(self._acks) and not self.closed
 
     # ------------------------------------------------------------------------------------------ orders
@@ -133,14 +157,31 @@ class Sender:
     def answer(self, stream: Stream, head: bytes, message: bytes, tail: bytes) -> None:
         """A server's whole answer: head, one message, trailers."""
         size = len(message)
-        if (stream.remote_closed and not stream.local_closed and not stream.queue and not self._blocked and not self._prefix
-                and size <= stream.send_window and size <= self._send_window and size <= self._peer_frame and len(head) + len(tail) < frames.DEFAULT_FRAME):
+        if (
+            stream.remote_closed
+            and not stream.local_closed
+            and not stream.queue
+            and not self._blocked
+            and not self._prefix
+            and size <= stream.send_window
+            and size <= self._send_window
+            and size <= self._peer_frame
+            and len(head) + len(tail) < frames.DEFAULT_FRAME
+        ):
             number = stream.id
             self._send_window -= size
-            self._out.append(b"".join((
-                _HEAD.pack(len(head) << 8 | frames.HEADERS, frames.END_HEADERS, number), head,
-                _HEAD.pack(size << 8 | frames.DATA, 0, number), message,
-                _HEAD.pack(len(tail) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number), tail)))
+            self._out.append(
+                b"".join(
+                    (
+                        _HEAD.pack(len(head) << 8 | frames.HEADERS, frames.END_HEADERS, number),
+                        head,
+                        _HEAD.pack(size << 8 | frames.DATA, 0, number),
+                        message,
+                        _HEAD.pack(len(tail) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number),
+                        tail,
+                    )
+                )
+            )
             self._idle.give(2 * self._earned)
             stream.local_closed = True
             self.streams.pop(number, None)
@@ -182,7 +223,9 @@ class Sender:
             self.closed = True
             self._out += self._acks
             self._acks = []
-            self._out.append(frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason))
+            self._out.append(
+                frames.goaway(self.last if self._last_allowed is None else self._last_allowed, code, reason)
+            )
             self._last_words = len(self._out)
 
     def block(self) -> None:
@@ -238,7 +281,9 @@ class Sender:
         self._out.append(frames.frame(frames.HEADERS, flags, number, block[:size]))
         for at in range(size, len(block), size):
             last = at + size >= len(block)
-            self._out.append(frames.frame(frames.CONTINUATION, frames.END_HEADERS if last else 0, number, block[at:at + size]))
+            self._out.append(
+                frames.frame(frames.CONTINUATION, frames.END_HEADERS if last else 0, number, block[at : at + size])
+            )
 
     def _go_on(self, stream: Stream) -> None:
         """A stream may have got room: send, and tell its owner."""
@@ -302,7 +347,9 @@ class Sender:
             self._drop(stream, ours=True)
 
     def _feed_starved(self) -> None:
-        """Those that waited for the connection's window or for the socket go on; whoever has to wait again is last in the queue."""
+        """Those that waited for the connection's window or for the socket go on; whoever has to wait again is last
+        in the queue.
+        """
         while self._starved and self._send_window > 0 and not self._blocked:
             stream = next(iter(self._starved))
             del self._starved[stream]

@@ -1,4 +1,6 @@
-"""Handlers served over the wire: a socket, its connections, and who owns each of their streams: what is answered here, and what passes through."""
+"""Handlers served over the wire: a socket, its connections, and who owns each of their streams: what is answered
+here, and what passes through.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,15 @@ _BACKLOG = 4096
 class WireServer(Server):
     """A listening socket and its connections."""
 
-    def __init__(self, address: Path | str, methods: Methods, health: dict[str, int], limits: Limits | None = None, *, relayed: bool = False) -> None:
+    def __init__(
+        self,
+        address: Path | str,
+        methods: Methods,
+        health: dict[str, int],
+        limits: Limits | None = None,
+        *,
+        relayed: bool = False,
+    ) -> None:
         """``relayed``: its callers are gateways, and others of the node's own processes."""
         super().__init__(address, methods, health)
         limits = limits or configured()
@@ -76,7 +86,8 @@ class WireServer(Server):
     async def _listen(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         serve = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
-        self._listener = await serve(lambda: ServerLink(self), sock=listening, backlog=_BACKLOG)  # both libraries listen once more
+        # both libraries listen once more
+        self._listener = await serve(lambda: ServerLink(self), sock=listening, backlog=_BACKLOG)
 
     async def _listen_again(self) -> None:
         """The socket was removed; who is connected stays so."""
@@ -86,7 +97,9 @@ class WireServer(Server):
         await self._listen(_unix(self.address))
 
     def admit(self, link: ServerLink) -> None:
-        """A new connection. At the bound some go that have been idle longest, those first that never said what they are; if all are busy, the new one does."""
+        """A new connection. At the bound some go that have been idle longest, those first that never said what they
+        are; if all are busy, the new one does.
+        """
         if self.draining:
             self.links.add(link)
             link.leave("the service is stopping")
@@ -182,7 +195,9 @@ class ServerLink(Link):
         self.assembling = 0
         """Bytes of incomplete messages."""
         self.starting: list[tuple[Passage, float | None]] = []
-        """What goes to its upstream when this turn ends, with the seconds it may take: a call that is reset at once never does."""
+        """What goes to its upstream when this turn ends, with the seconds it may take: a call that is reset at once
+        never does.
+        """
         self.client = self.connection.account = Client(self.loop, server.limits)
         self._clients: dict[str | bytes, Client] = {}
         """Those that are named, if its peer is a gateway."""
@@ -242,7 +257,11 @@ class ServerLink(Link):
             call.fail(errors.Internal(head.problem))
         elif head.encoding and head.encoding not in messages.ENCODINGS:
             call.call.trailing.append(("grpc-accept-encoding", ",".join(messages.ENCODINGS)))
-            call.fail(errors.Unimplemented.verbatim(f'grpc: Decompressor is not installed for grpc-encoding "{head.encoding}"'))
+            call.fail(
+                errors.Unimplemented.verbatim(
+                    f'grpc: Decompressor is not installed for grpc-encoding "{head.encoding}"'
+                )
+            )
         else:
             call.begin(end)
 
@@ -297,7 +316,9 @@ class ServerLink(Link):
         self.server.changed.set()
 
     def sweep(self, now: float) -> None:
-        """End what is incomplete for too long: a handshake, requests, the reading of answers that no window holds back."""
+        """End what is incomplete for too long: a handshake, requests, the reading of answers that no window holds
+        back.
+        """
         if not self.ready and now - self.since > self.limits.handshake:
             self.abort("no HTTP/2 after the connection was opened")
             return

@@ -1,6 +1,8 @@
-"""Calls that this process answers: a :class:`ServerCall` for each request that a handler has, a :class:`NotGrpc` for those of browsers and the like.
+"""Calls that this process answers: a :class:`ServerCall` for each request that a handler has, a :class:`NotGrpc` for
+those of browsers and the like.
 
-A unary handler is started when its request is complete, so that a slow sender costs a buffer and no task. An answer goes out in one write: head, message, trailers.
+A unary handler is started when its request is complete, so that a slow sender costs a buffer and no task. An answer
+goes out in one write: head, message, trailers.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from services.wire.server import ServerLink
 
 _LONG_HIGH_WATER = 4 << 10
-"""HIGH_WATER of calls that watch something: there may be hundreds whose clients do not read, and what waits for them is kept, and bounded, where it comes from."""
+"""HIGH_WATER of calls that watch something: there may be hundreds whose clients do not read, and what waits for
+them is kept, and bounded, where it comes from.
+"""
 
 
 class NotGrpc:
@@ -49,11 +53,23 @@ class NotGrpc:
 
     def _answer(self) -> None:
         self._link.incomplete.pop(self, None)
-        status, text = (b"405", "only POST is for gRPC") if self._head.method != "POST" else (b"415", "the content-type is not application/grpc")
+        status, text = (
+            (b"405", "only POST is for gRPC")
+            if self._head.method != "POST"
+            else (b"415", "the content-type is not application/grpc")
+        )
         body = f"This is a gRPC server: {text}.\n".encode()
         connection = self._link.connection
-        connection.send_head(self._stream, headers.block([(b":status", status), (b"content-type", b"text/plain; charset=utf-8"),
-                                                          (b"content-length", b"%d" % len(body))]))
+        connection.send_head(
+            self._stream,
+            headers.block(
+                [
+                    (b":status", status),
+                    (b"content-type", b"text/plain; charset=utf-8"),
+                    (b"content-length", b"%d" % len(body)),
+                ]
+            ),
+        )
         connection.send(self._stream, body, end=True)
         self._link.flush_soon()
         self._link.on_idle()
@@ -83,8 +99,26 @@ class NotGrpc:
 class ServerCall:
     """One call that a handler of this process answers; also the iterator of its requests, where they are a stream."""
 
-    __slots__ = ("_assembler", "_ended", "_failed", "_head_sent", "_messages", "_method", "_reader", "_started", "_task", "_waiting", "_withheld", "_writer", "call",
-                 "head", "link", "over", "stream", "working")
+    __slots__ = (
+        "_assembler",
+        "_ended",
+        "_failed",
+        "_head_sent",
+        "_messages",
+        "_method",
+        "_reader",
+        "_started",
+        "_task",
+        "_waiting",
+        "_withheld",
+        "_writer",
+        "call",
+        "head",
+        "link",
+        "over",
+        "stream",
+        "working",
+    )
 
     def __init__(self, link: ServerLink, stream: Stream, head: Head, method: Method) -> None:
         self.link = link
@@ -128,7 +162,8 @@ class ServerCall:
         self._ended = end
         if self.over or self._failed is not None:
             return
-        found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)  # nearly always
+        # nearly always
+        found = None if self._assembler is not None else messages.whole(chunk, self.link.limits.message)
         if found is None:
             try:
                 found = self._assemble(chunk)
@@ -164,7 +199,9 @@ class ServerCall:
         found = self._assembler.feed(chunk)
         link.assembling += self._assembler.held - held
         if link.assembling > link.limits.assembling and self._assembler.held:
-            raise errors.ResourceExhausted(f"more than {link.limits.assembling} bytes of incomplete messages on one connection")
+            raise errors.ResourceExhausted(
+                f"more than {link.limits.assembling} bytes of incomplete messages on one connection"
+            )
         return found
 
     def _queue(self, queue: deque[bytes], found: list[bytes], size: int) -> None:
@@ -196,7 +233,11 @@ class ServerCall:
 
     def overdue(self) -> None:
         """The request is still not there."""
-        self._broken(errors.DeadlineExceeded(f"the request of {self.head.path} did not come within {self.link.limits.request:g}s"))
+        self._broken(
+            errors.DeadlineExceeded(
+                f"the request of {self.head.path} did not come within {self.link.limits.request:g}s"
+            )
+        )
 
     def on_trailers(self, head: Head) -> None:
         self.on_data(b"", end=True)
@@ -228,7 +269,8 @@ class ServerCall:
 
     def _finish(self) -> None:
         self.over = True
-        self.stream.owner = None  # they hold each other, and with them all that the call held, until somebody looks for cycles
+        # they hold each other, and with them all that the call held, until somebody looks for cycles
+        self.stream.owner = None
         if self.head.timeout is not None:
             self.link.server.deadlines.discard(self)
         self._release()

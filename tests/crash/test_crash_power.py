@@ -1,4 +1,6 @@
-"""Power cuts in the middle of pulls, commits and writes: what was answered is there, and what was not is not half there."""
+"""Power cuts in the middle of pulls, commits and writes: what was answered is there, and what was not is not half
+there.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ SEED = int(os.environ.get("POWERCUT_SEED", "1"))
 
 
 async def test_nothing_answered_is_lost(fake: FakeRegistry) -> None:
-    """After each cut all that was ever answered is compared, and what was under way is pulled again: no file of it is empty or wrong."""
+    """After each cut all that was ever answered is compared, and what was under way is pulled again: no file of it
+    is empty or wrong.
+    """
     generator = random.Random(SEED)
     workload = powercut.Workload(fake, generator)
     with short_directory() as directory:
@@ -34,8 +38,14 @@ async def test_nothing_answered_is_lost(fake: FakeRegistry) -> None:
                 async with Channel(machine.node.socket) as channel:
                     lost = await workload.lost(channel, machine.node)
                 known = workload.known
-                print(f"cut {cut + 1}: {known.answers} answers; {len(known.images)} images, {len(known.snapshots)} snapshots, {len(known.blobs)} blobs, {len(known.leases)} leases are there")
-                assert not lost, f"seed {SEED}, cut {cut + 1}: {len(lost)} things were answered and are not so:\n" + "\n".join(lost[:40])
+                print(
+                    f"cut {cut + 1}: {known.answers} answers; {len(known.images)} images, {len(known.snapshots)} "
+                    f"snapshots, {len(known.blobs)} blobs, {len(known.leases)} leases are there"
+                )
+                assert not lost, (
+                    f"seed {SEED}, cut {cut + 1}: {len(lost)} things were answered and are not so:\n"
+                    + "\n".join(lost[:40])
+                )
         except BaseException:
             print(await asyncio.to_thread(machine.node.logs))
             raise

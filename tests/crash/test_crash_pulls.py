@@ -23,7 +23,13 @@ VICTIMS = ("content", "snapshots", "metadata", "gateway")
 def layers(seed: int) -> list[bytes]:
     """A base, and two layers that no other image has, so that each pull really writes, commits and unpacks."""
     generator = random.Random(seed)
-    return [busybox_layer(), *(tar_of([(f"data/{seed}-{k}-{i}", {"data": generator.randbytes(250_000)}) for i in range(12)]) for k in range(2))]
+    return [
+        busybox_layer(),
+        *(
+            tar_of([(f"data/{seed}-{k}-{i}", {"data": generator.randbytes(250_000)}) for i in range(12)])
+            for k in range(2)
+        ),
+    ]
 
 
 def check_blobs(node: Node) -> None:
@@ -35,7 +41,11 @@ def check_blobs(node: Node) -> None:
 def leftovers(node: Node) -> list[str]:
     """What lies on disk though no record names it: blobs, ingests, snapshot directories."""
     recorded = set(node.out("content", "ls", "-q").split())
-    found = [f"blob {p.name}" for p in (node.root / "content/blobs").glob("*/*") if f"{p.parent.name}:{p.name}" not in recorded]
+    found = [
+        f"blob {p.name}"
+        for p in (node.root / "content/blobs").glob("*/*")
+        if f"{p.parent.name}:{p.name}" not in recorded
+    ]
     active = len(node.out("content", "active").splitlines()[1:])
     ingests = list((node.root / "content/ingest").glob("*"))
     if len(ingests) > active:
@@ -48,7 +58,9 @@ def leftovers(node: Node) -> list[str]:
 
 
 def test_kills_during_thirty_pulls(registry: Registry) -> None:
-    """content, snapshots, metadata or gateway die at random moments of 30 pulls; then a pull succeeds, digests are right, and a collection leaves no leftovers."""
+    """content, snapshots, metadata or gateway die at random moments of 30 pulls; then a pull succeeds, digests are
+    right, and a collection leaves no leftovers.
+    """
     generator = random.Random(int(os.environ.get("SPLITD_TEST_SEED", "1")))
     references = [registry.push(image(layers(i)), f"crash{i}:1") for i in range(PULLS)]
     with short_directory() as directory:
@@ -60,8 +72,13 @@ def test_kills_during_thirty_pulls(registry: Registry) -> None:
             for reference in references:
                 victim = generator.choice(VICTIMS)
                 strike = threading.Timer(generator.uniform(0.0, 0.5), os.kill, (node.pid(victim), signal.SIGKILL))
-                pull = subprocess.Popen(["ctr", "-a", str(node.socket), "images", "pull", "--plain-http", reference],
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                pull = subprocess.Popen(
+                    ["ctr", "-a", str(node.socket), "images", "pull", "--plain-http", reference],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
                 strike.start()
                 try:
                     _, _ = pull.communicate(timeout=60)
@@ -94,12 +111,16 @@ def test_kills_during_thirty_pulls(registry: Registry) -> None:
                     node.ctr("images", "rm", "--sync", name)
             for ref in [line.split()[0] for line in node.out("content", "active").splitlines()[1:]]:
                 node.ctr("content", "rm", ref, ok=None)
-            eventually(lambda: not list((node.root / "content/blobs").glob("*/*")), "blobs stay though no image does", 30)
-            eventually(lambda: not [p for p in (node.root / "snapshots/overlayfs/snapshots").iterdir() if p.is_dir()], "snapshots stay though no image does", 30)
+            eventually(
+                lambda: not list((node.root / "content/blobs").glob("*/*")), "blobs stay though no image does", 30
+            )
+            eventually(
+                lambda: not [p for p in (node.root / "snapshots/overlayfs/snapshots").iterdir() if p.is_dir()],
+                "snapshots stay though no image does",
+                30,
+            )
         except BaseException:
             print(node.logs())
             raise
         finally:
             node.clear()
-
-

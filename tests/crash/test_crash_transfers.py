@@ -1,4 +1,6 @@
-"""kill -9 in the middle of a pull by Transfer: of the images process, of the program that unpacks a layer, of nearly everything. Clients are told, the next pull goes on, and nothing is left behind."""
+"""kill -9 in the middle of a pull by Transfer: of the images process, of the program that unpacks a layer, of
+nearly everything. Clients are told, the next pull goes on, and nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,20 @@ def client(channel: Channel) -> Client:
     return Client(channel, f"crash{os.getpid()}-{next(_ids)}")
 
 
-async def check_next_pull(node: Node, channel: Channel, client: Client, fake: FakeRegistry, reference: str, box: Image, *, ingests: Sequence[str] = ()) -> None:
-    """Without anybody's doing the leases go, and with them all but the ingests, which are these; the next pull fetches what is missing, and no byte more."""
+async def check_next_pull(
+    node: Node,
+    channel: Channel,
+    client: Client,
+    fake: FakeRegistry,
+    reference: str,
+    box: Image,
+    *,
+    ingests: Sequence[str] = (),
+) -> None:
+    """Without anybody's doing the leases go, and with them all but the ingests, which are these; the next pull
+    fetches what is missing, and no byte more.
+    """
+
     async def ended() -> bool:
         return not await client.leases()
 
@@ -64,19 +78,30 @@ async def check_next_pull(node: Node, channel: Channel, client: Client, fake: Fa
     await eventually_async(ended, "leases of a dead process are left")
     await client.collect()
     assert sorted(await client.ingests()) == sorted(ingests)
-    there = {f"{path.parent.name}:{path.name}" for path in (node.root / "content/blobs").glob("*/*")}  # in other namespaces too
-    missing = sum(len(box.blobs[digest]) for digest in set(box.blobs) - there) - sum([await client.offset(ref) for ref in ingests])
+    # in other namespaces too
+    there = {f"{path.parent.name}:{path.name}" for path in (node.root / "content/blobs").glob("*/*")}
+    missing = sum(len(box.blobs[digest]) for digest in set(box.blobs) - there) - sum(
+        [await client.offset(ref) for ref in ingests]
+    )
     fake.heal()
     asked, served = len(fake.seen), fake.served()
     assert not await OwnPulling(client, reference).ended
-    assert 0 <= fake.served() - served - missing <= HEADERS * (len(fake.seen) - asked), "more was fetched than was missing"
+    assert 0 <= fake.served() - served - missing <= HEADERS * (len(fake.seen) - asked), (
+        "more was fetched than was missing"
+    )
     await check_pulled(node, client, reference, box)
     await check_nothing_left(node, channel, client)
 
 
-@pytest.mark.parametrize("victims", [("images",), ("gateway", "metadata", "images"), ("content", "snapshots", "images")], ids="-".join)
-async def test_killed_in_the_middle_of_a_layer(node: Node, channel: Channel, client: Client, fake: FakeRegistry, victims: tuple[str, ...]) -> None:
-    """The client is told which service it was. The layer is gone on with; who ends what is left finds the others there or waits for them."""
+@pytest.mark.parametrize(
+    "victims", [("images",), ("gateway", "metadata", "images"), ("content", "snapshots", "images")], ids="-".join
+)
+async def test_killed_in_the_middle_of_a_layer(
+    node: Node, channel: Channel, client: Client, fake: FakeRegistry, victims: tuple[str, ...]
+) -> None:
+    """The client is told which service it was. The layer is gone on with; who ends what is left finds the others
+    there or waits for them.
+    """
     box = runnable(layers=2, kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[2]
     fake.inject(layer, silent(60, after=2_500_000))
@@ -98,7 +123,9 @@ async def reaches(node: Node, at: int) -> bool:
     return any(path.stat().st_size >= at for path in (node.root / "content/ingest").glob("*/data"))
 
 
-async def test_killed_while_a_layer_comes_in_parts(node: Node, channel: Channel, client: Client, fake: FakeRegistry) -> None:
+async def test_killed_while_a_layer_comes_in_parts(
+    node: Node, channel: Channel, client: Client, fake: FakeRegistry
+) -> None:
     """Its file has gaps then. The next pull goes on before the first of them, and what it makes is right."""
     box = large()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
@@ -106,21 +133,29 @@ async def test_killed_while_a_layer_comes_in_parts(node: Node, channel: Channel,
     pid = await asyncio.to_thread(node.pid, "images")
     begun = OwnPulling(client, reference)
     await arriving(begun.ended, client, layer, 4 << 20)
-    await eventually_async(lambda: reaches(node, 37 << 20), "the third part does not arrive")  # they need not be equally fast
-    assert 4 << 20 <= await client.offset(f"layer-{layer}") <= 6 << 20, "an ingest's offset is what is there without a gap"
+    # they need not be equally fast
+    await eventually_async(lambda: reaches(node, 37 << 20), "the third part does not arrive")
+    assert 4 << 20 <= await client.offset(f"layer-{layer}") <= 6 << 20, (
+        "an ingest's offset is what is there without a gap"
+    )
     os.kill(pid, signal.SIGKILL)
     assert "images" in await begun.ended
     fake.heal()
     asked = len(gets(fake, layer))
     await asyncio.to_thread(node.wait_healthy, 30)
     assert not await OwnPulling(client, reference).ended
-    assert min(int(headers["Range"].removeprefix("bytes=").split("-")[0]) for headers in gets(fake, layer)[asked:]) >= 4 << 20
+    assert (
+        min(int(headers["Range"].removeprefix("bytes=").split("-")[0]) for headers in gets(fake, layer)[asked:])
+        >= 4 << 20
+    )
     await check_pulled(node, client, reference, box)
     await check_nothing_left(node, channel, client)
 
 
 @pytest.mark.parametrize("point", ["images.fetching", "images.unpacked", "images.pulled"])
-async def test_images_dies_at(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path, point: str) -> None:
+async def test_images_dies_at(
+    node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path, point: str
+) -> None:
     """With the first bytes of a blob; when all is unpacked; before the image is stored."""
     box = runnable()
     reference = fake.add(box, "box:1")
@@ -134,7 +169,9 @@ async def test_images_dies_at(node: Node, channel: Channel, client: Client, fake
     await check_next_pull(node, channel, client, fake, reference, box, ingests=await client.ingests())
 
 
-async def test_a_worker_dies_when_it_has_unpacked(node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path) -> None:
+async def test_a_worker_dies_when_it_has_unpacked(
+    node: Node, channel: Channel, client: Client, fake: FakeRegistry, faults: Path
+) -> None:
     """The client is told which layer, and how it died, unless the node has tried again."""
     box = runnable()
     reference = fake.add(box, "box:1")
@@ -150,15 +187,21 @@ async def test_a_worker_dies_when_it_has_unpacked(node: Node, channel: Channel, 
 
 
 @pytest.mark.parametrize("which", ["program", "worker"])
-async def test_unpacking_is_killed(node: Node, channel: Channel, client: Client, fake: FakeRegistry, which: str) -> None:
-    """While the layer arrives, by kill -9 of the program that unpacks, or of its worker for this layer: what was made of the layer goes, and what has come of the blob stays."""
+async def test_unpacking_is_killed(
+    node: Node, channel: Channel, client: Client, fake: FakeRegistry, which: str
+) -> None:
+    """While the layer arrives, by kill -9 of the program that unpacks, or of its worker for this layer: what was
+    made of the layer goes, and what has come of the blob stays.
+    """
     box = runnable(kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, silent(60, after=2_500_000))
     services = set((await asyncio.to_thread(node.pids)).values())
     begun = OwnPulling(client, reference)
     await arriving(begun.ended, client, layer, 2 << 20)
-    program, worker = await eventually_async(lambda: asyncio.to_thread(unpacking, services, node.root), "nobody unpacks anything")
+    program, worker = await eventually_async(
+        lambda: asyncio.to_thread(unpacking, services, node.root), "nobody unpacks anything"
+    )
     os.kill(program if which == "program" else worker, signal.SIGKILL)
     said = await begun.ended
     if said:
@@ -173,7 +216,9 @@ async def test_unpacking_is_killed(node: Node, channel: Channel, client: Client,
 
 
 def unpacking(services: set[int], root: Path) -> tuple[int, int] | None:
-    """The pids of a program that unpacks for one of these processes, whichever it is, and of a worker of it that reads an ingest; None where nobody does."""
+    """The pids of a program that unpacks for one of these processes, whichever it is, and of a worker of it that
+    reads an ingest; None where nobody does.
+    """
     parents: dict[int, int] = {}
     readers: set[int] = set()
     for entry in Path("/proc").iterdir():
@@ -183,4 +228,11 @@ def unpacking(services: set[int], root: Path) -> tuple[int, int] | None:
                     parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                     if any(os.readlink(fd).startswith(f"{root}/content/ingest/") for fd in (entry / "fd").iterdir()):
                         readers.add(int(entry.name))
-    return next(((program, worker) for worker, program in parents.items() if worker in readers and parents.get(program) in services), None)
+    return next(
+        (
+            (program, worker)
+            for worker, program in parents.items()
+            if worker in readers and parents.get(program) in services
+        ),
+        None,
+    )

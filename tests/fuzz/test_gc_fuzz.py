@@ -1,10 +1,12 @@
-"""The collector and clients at random, each coming between any two steps of the other: nothing goes that somebody needs, and in the end nothing stays that nobody needs.
+"""The collector and clients at random, each coming between any two steps of the other: nothing goes that somebody
+needs, and in the end nothing stays that nobody needs.
 
-What the collector finds by one look at all records, and by what was written since, is compared with a full look at the instant of each removal. Clients use the services as
-the gateway does, with the raw calls between Begin and Finish; every record that they can see has its raw thing, always.
+What the collector finds by one look at all records, and by what was written since, is compared with a full look at the
+instant of each removal. Clients use the services as the gateway does, with the raw calls between Begin and Finish;
+every record that they can see has its raw thing, always.
 
-``make fuzz`` goes on for a tenth of its time, from a seed of its own; here some worlds are lived through, each from a seed that a failure prints. In memory the same seed
-is the same course of events; on SQLite its commits' times differ.
+``make fuzz`` goes on for a tenth of its time, from a seed of its own; here some worlds are lived through, each from a
+seed that a failure prints. In memory the same seed is the same course of events; on SQLite its commits' times differ.
 """
 
 from __future__ import annotations
@@ -111,7 +113,9 @@ class Slow(Lane):
 
 
 class Raws(MemoryRawStores):
-    """Raw stores that take their time and fail now and then; of a removal that failed nobody knows whether it was done."""
+    """Raw stores that take their time and fail now and then; of a removal that failed nobody knows whether it was
+    done.
+    """
 
     def __init__(self, chance: Chance, **stamps: str | None) -> None:
         super().__init__(**stamps)
@@ -127,7 +131,11 @@ class Raws(MemoryRawStores):
     async def remove(self, raw: Raw) -> None:
         await self.chance.pause()
         self.removing(raw)
-        fails = None if self.well or self.chance.random.random() > 0.1 else self.chance.random.choice((errors.Unavailable, errors.DeadlineExceeded, errors.Internal))
+        fails = (
+            None
+            if self.well or self.chance.random.random() > 0.1
+            else self.chance.random.choice((errors.Unavailable, errors.DeadlineExceeded, errors.Internal))
+        )
         if fails is not None and (fails is errors.Internal or self.chance.random.random() < 0.5):
             raise fails("at random")
         await super().remove(raw)
@@ -177,8 +185,17 @@ class World:
         self.images = Images(self.database)
         self.leases = Leases(self.database)
         self.containers = Containers(self.database, events)
-        self.intents = Intents(self.database, events, Asked(raws), {
-            "commit-ingest": finish_commit, "prepare": finish_snapshot, "view": finish_snapshot, "commit-snapshot": finish_commit_snapshot})
+        self.intents = Intents(
+            self.database,
+            events,
+            Asked(raws),
+            {
+                "commit-ingest": finish_commit,
+                "prepare": finish_snapshot,
+                "view": finish_snapshot,
+                "commit-snapshot": finish_commit_snapshot,
+            },
+        )
         self.collector = Collector(self.database, raws, Config(startup_delay=3600), events, measures=SMALL)
         self.collector.lane = Slow(chance)
         raws.removing = self._removing
@@ -187,6 +204,7 @@ class World:
 
     def _removing(self, raw: Raw) -> None:
         """A raw thing goes now."""
+
         def check(tx: Reader) -> None:
             assert schema.is_marked(tx, raw), f"{raw} goes without a mark"
             used = plan.uses(tx, raw.backend)
@@ -195,17 +213,28 @@ class World:
             assert raw not in used.raws, f"{raw} goes, which is named"
             assert not (raw.kind == "blob" and used.every_blob), f"{raw} goes, which may be what is being committed"
             if raw in self.raws.snapshots:
-                assert self.raws.snapshots[raw].reference not in (used.references - {""}), f"{raw} goes, which is asked for"
+                assert self.raws.snapshots[raw].reference not in (used.references - {""}), (
+                    f"{raw} goes, which is asked for"
+                )
 
         self.database.view(check)
 
     def whole(self) -> None:
         """Each record has its raw thing."""
+
         def check(tx: Reader) -> list[Raw]:
             records = everything(tx)
-            renamed = {Raw(i.backend, "snapshot", i.raw_key) for i in records.intents if i.operation == "commit-snapshot"}
-            return [raw for raw in (*(Raw(b.backend, "blob", node.key) for node, b in records.blobs.items()),
-                                    *(Raw(s.backend, "snapshot", s.raw_key) for s in records.snapshots.values())) if raw not in self.raws and raw not in renamed]
+            renamed = {
+                Raw(i.backend, "snapshot", i.raw_key) for i in records.intents if i.operation == "commit-snapshot"
+            }
+            return [
+                raw
+                for raw in (
+                    *(Raw(b.backend, "blob", node.key) for node, b in records.blobs.items()),
+                    *(Raw(s.backend, "snapshot", s.raw_key) for s in records.snapshots.values()),
+                )
+                if raw not in self.raws and raw not in renamed
+            ]
 
         assert self.database.view(check) == []
 
@@ -226,11 +255,23 @@ class World:
     def _labels(self) -> dict[str, str]:
         one = self.chance.random
         pool: list[tuple[str, str]] = [
-            ("gc.root", "x"), ("gc.ref.content", self._digest), ("gc.ref.content.1", self._digest), ("gc.ref.content/l.2", self._digest),
-            ("gc.ref.snapshot.overlayfs", f"c{self._number}"), ("gc.ref.snapshot.overlayfs/2", f"a{self._number}"), ("gc.ref.image", f"i{self._number}"),
-            ("gc.bref.content", self._digest), ("gc.bref.content.1", self._digest), ("gc.bref.snapshot.overlayfs", f"c{self._number}"), ("gc.bref.image", f"i{self._number}"),
-            ("gc.bref.container", f"box{self._number}"), ("gc.expire", stamp(self.now + one.choice((-HOUR, HOUR, 30 * HOUR)))),
-            ("gc.cond.snapshot.overlayfs", f"usedat<10h|c{self._number}"), ("gc.cond.value-usedat", stamp(self.now - one.choice((HOUR, 20 * HOUR)))), ("plain", "x")]
+            ("gc.root", "x"),
+            ("gc.ref.content", self._digest),
+            ("gc.ref.content.1", self._digest),
+            ("gc.ref.content/l.2", self._digest),
+            ("gc.ref.snapshot.overlayfs", f"c{self._number}"),
+            ("gc.ref.snapshot.overlayfs/2", f"a{self._number}"),
+            ("gc.ref.image", f"i{self._number}"),
+            ("gc.bref.content", self._digest),
+            ("gc.bref.content.1", self._digest),
+            ("gc.bref.snapshot.overlayfs", f"c{self._number}"),
+            ("gc.bref.image", f"i{self._number}"),
+            ("gc.bref.container", f"box{self._number}"),
+            ("gc.expire", stamp(self.now + one.choice((-HOUR, HOUR, 30 * HOUR)))),
+            ("gc.cond.snapshot.overlayfs", f"usedat<10h|c{self._number}"),
+            ("gc.cond.value-usedat", stamp(self.now - one.choice((HOUR, 20 * HOUR)))),
+            ("plain", "x"),
+        ]
         return {f"containerd.io/{key}": value for key, value in one.sample(pool, one.choice((0, 1, 2, 3, 4)))}
 
     def _lease(self, namespace: str) -> str:
@@ -247,7 +288,13 @@ class World:
             try:
                 async with asyncio.timeout(30):  # who waits for a mark or an intent is woken
                     await call(self)
-            except (errors.NotFound, errors.AlreadyExists, errors.FailedPrecondition, errors.InvalidArgument, errors.Aborted):
+            except (
+                errors.NotFound,
+                errors.AlreadyExists,
+                errors.FailedPrecondition,
+                errors.InvalidArgument,
+                errors.Aborted,
+            ):
                 pass  # as chance has it
             if self.chance.random.random() < 0.2:
                 self.whole()
@@ -266,7 +313,15 @@ class World:
             return  # for another call to go on with, or the collector
         labels = self._labels()
         intent, finished = await self.content.begin_commit(
-            self.intents, namespace, lease, "g", ref, 0, ingest.expected or self.chance.random.choice(("", made)), labels)
+            self.intents,
+            namespace,
+            lease,
+            "g",
+            ref,
+            0,
+            ingest.expected or self.chance.random.choice(("", made)),
+            labels,
+        )
         if finished is not None:
             return
 
@@ -294,16 +349,36 @@ class World:
         labels = self._labels()
         if not parent and one.random() < 0.6:
             labels[REF] = f"c{self._number}"
-        intent = await self.snapshots.begin(self.intents, namespace, self._lease(namespace), "g", "overlayfs", f"a{self._number}", parent, labels, view=one.random() < 0.2)
+        intent = await self.snapshots.begin(
+            self.intents,
+            namespace,
+            self._lease(namespace),
+            "g",
+            "overlayfs",
+            f"a{self._number}",
+            parent,
+            labels,
+            view=one.random() < 0.2,
+        )
 
         def make() -> Outcome:
-            there = [snapshot for snapshot in self.raws.snapshots.values() if intent.target and snapshot.reference == intent.target]
+            there = [
+                snapshot
+                for snapshot in self.raws.snapshots.values()
+                if intent.target and snapshot.reference == intent.target
+            ]
             if there:
                 chain = there[:1]
                 while parent := self.raws.snapshots.get(Raw(OVERLAY, "snapshot", chain[-1].parent)):
                     chain.append(parent)
-                return Outcome(adopted=tuple(RawSnapshot(name=each.key, parent=each.parent, labels={REF: each.reference}) for each in chain))
-            assert not intent.raw_parent or Raw(OVERLAY, "snapshot", intent.raw_parent) in self.raws, "the parent of what is prepared is gone"
+                return Outcome(
+                    adopted=tuple(
+                        RawSnapshot(name=each.key, parent=each.parent, labels={REF: each.reference}) for each in chain
+                    )
+                )
+            assert not intent.raw_parent or Raw(OVERLAY, "snapshot", intent.raw_parent) in self.raws, (
+                "the parent of what is prepared is gone"
+            )
             self.raws.add(Raw(OVERLAY, "snapshot", intent.raw_key), parent=intent.raw_parent)
             return Outcome()
 
@@ -313,10 +388,24 @@ class World:
         """An active snapshot becomes a committed one."""
         namespace = self._ns
         intent = await self.snapshots.begin_commit(
-            self.intents, namespace, self._lease(namespace), "g", "overlayfs", f"c{self._number}", f"a{self._number}", "", self._labels())
+            self.intents,
+            namespace,
+            self._lease(namespace),
+            "g",
+            "overlayfs",
+            f"c{self._number}",
+            f"a{self._number}",
+            "",
+            self._labels(),
+        )
         active = Raw(OVERLAY, "snapshot", intent.raw_key)
         await self.chance.pause(30)
-        if self.database.view(lambda tx: getattr(schema.SNAPSHOTS.get(tx, namespace, "overlayfs", intent.key), "raw_key", "")) != intent.raw_key:
+        if (
+            self.database.view(
+                lambda tx: getattr(schema.SNAPSHOTS.get(tx, namespace, "overlayfs", intent.key), "raw_key", "")
+            )
+            != intent.raw_key
+        ):
             await self.intents.cancel(intent.id)  # somebody removed it meanwhile
             return
         assert active in self.raws, "what is committed is gone"
@@ -332,11 +421,18 @@ class World:
             self.raws.add(raw, parent=below.name if below in self.raws else "", reference=f"c{number}")
 
     async def label(self) -> None:
-        namespace, paths = self._ns, self.chance.random.choice(((), ("labels.containerd.io/gc.root",), ("labels.containerd.io/gc.ref.content.1",)))
+        namespace, paths = (
+            self._ns,
+            self.chance.random.choice(
+                ((), ("labels.containerd.io/gc.root",), ("labels.containerd.io/gc.ref.content.1",))
+            ),
+        )
         if self.chance.random.random() < 0.6:
             await self.content.update(namespace, self._digest, self._labels(), paths)
         else:
-            await self.snapshots.update(namespace, "overlayfs", self.chance.random.choice("ac") + str(self._number), self._labels(), paths)
+            await self.snapshots.update(
+                namespace, "overlayfs", self.chance.random.choice("ac") + str(self._number), self._labels(), paths
+            )
 
     async def image(self) -> None:
         namespace = self._ns
@@ -352,16 +448,28 @@ class World:
         await self.leases.create(namespace, f"l{self._number}", labels)
 
     async def hold(self) -> None:
-        resource = self.chance.random.choice((
-            Resource("content", self._digest), Resource("ingests", f"r{self._number}"), Resource("images", f"i{self._number}"),
-            Resource("snapshots/overlayfs", f"c{self._number}"), Resource("snapshots/overlayfs", f"a{self._number}")))
+        resource = self.chance.random.choice(
+            (
+                Resource("content", self._digest),
+                Resource("ingests", f"r{self._number}"),
+                Resource("images", f"i{self._number}"),
+                Resource("snapshots/overlayfs", f"c{self._number}"),
+                Resource("snapshots/overlayfs", f"a{self._number}"),
+            )
+        )
         if self.chance.random.random() < 0.7:
             await self.leases.add(self._ns, f"l{self._number}", resource)
         else:
             await self.leases.remove(self._ns, f"l{self._number}", resource)
 
     async def container(self) -> None:
-        container = Container(id=f"box{self._number}", runtime="r", snapshotter="overlayfs", snapshot_key=self.chance.random.choice("ac") + str(self._number), labels=self._labels())
+        container = Container(
+            id=f"box{self._number}",
+            runtime="r",
+            snapshotter="overlayfs",
+            snapshot_key=self.chance.random.choice("ac") + str(self._number),
+            labels=self._labels(),
+        )
         await self.containers.create(self._ns, container)
 
     async def delete(self) -> None:
@@ -378,20 +486,49 @@ class World:
             case 4:
                 await self.content.forget(namespace, "", f"r{self._number}")
             case _:
-                await self.snapshots.remove(namespace, "", "overlayfs", self.chance.random.choice("ac") + str(self._number))
+                await self.snapshots.remove(
+                    namespace, "", "overlayfs", self.chance.random.choice("ac") + str(self._number)
+                )
 
     async def wait(self) -> None:
         """Time passes."""
         self.now += self.chance.random.choice((SECOND, 2 * HOUR, 13 * HOUR))
 
     CALLS: tuple[Callable[[World], Awaitable[None]], ...] = (
-        push, push, push, push, prepare, prepare, prepare, commit, commit, remote, remote, remote, label, label, label, image, lease, hold, hold, container, delete, delete, wait)
+        push,
+        push,
+        push,
+        push,
+        prepare,
+        prepare,
+        prepare,
+        commit,
+        commit,
+        remote,
+        remote,
+        remote,
+        label,
+        label,
+        label,
+        image,
+        lease,
+        hold,
+        hold,
+        container,
+        delete,
+        delete,
+        wait,
+    )
 
     # -- a life
 
     async def live(self) -> None:
         """Clients call while it is collected again and again; then they are done."""
-        await self.transactions.write(lambda tx: schema.GATEWAY.put(tx, value=Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",))))
+        await self.transactions.write(
+            lambda tx: schema.GATEWAY.put(
+                tx, value=Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",))
+            )
+        )
         self.raws.stamps = dict.fromkeys(self.raws.stamps, await self.database.store_id())
         async with self.collector.running():
             async with asyncio.TaskGroup() as clients:
@@ -414,11 +551,16 @@ class World:
         assert not any(list(schema.marked(tx, backend)) for backend in (CONTENT, OVERLAY))
         assert mark(everything(tx), self.now).dead == []
         for backend in (CONTENT, OVERLAY):
-            listing = Listing(backend, frozenset(r.name for r in self.raws.blobs if r.backend == backend), frozenset(r.name for r in self.raws.ingests if r.backend == backend),
-                              {r.name: s for r, s in self.raws.snapshots.items() if r.backend == backend})
+            listing = Listing(
+                backend,
+                frozenset(r.name for r in self.raws.blobs if r.backend == backend),
+                frozenset(r.name for r in self.raws.ingests if r.backend == backend),
+                {r.name: s for r, s in self.raws.snapshots.items() if r.backend == backend},
+            )
             used = plan.uses(tx, backend)
             assert plan.victims(listing, used, plan.named(tx, backend), own=True) == []
-            assert used.raws <= plan.named(tx, backend) <= used.raws | listing.raws()  # a raw ancestor without a record stays
+            # a raw ancestor without a record stays
+            assert used.raws <= plan.named(tx, backend) <= used.raws | listing.raws()
 
 
 @pytest.fixture(autouse=True)
@@ -436,18 +578,33 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def checked_marks(self: sweep.Sweeper, tx: Transaction, view: sweep._View, *args: Any) -> Any:
         chosen, staying = marks(self, tx, view, *args)
         own = view.ownership in ("own", "new")
-        listing = Listing(self.backend, frozenset(r.name for r in chosen if r.kind == "blob"), frozenset(r.name for r in chosen if r.kind == "ingest"), view.listing.snapshots)
-        assert set(chosen) <= set(plan.victims(listing, plan.uses(tx, self.backend), plan.named(tx, self.backend), own=own)), "what is named was marked"
+        listing = Listing(
+            self.backend,
+            frozenset(r.name for r in chosen if r.kind == "blob"),
+            frozenset(r.name for r in chosen if r.kind == "ingest"),
+            view.listing.snapshots,
+        )
+        assert set(chosen) <= set(
+            plan.victims(listing, plan.uses(tx, self.backend), plan.named(tx, self.backend), own=own)
+        ), "what is named was marked"
         return chosen, staying
 
     monkeypatch.setattr(collector, "_bury", checked_bury)
     monkeypatch.setattr(sweep.Sweeper, "_mark", checked_marks)
-    for module, name, value in ((changes, "STEP", 2), (gc_mark, "STEP", 2), (plan, "STEP", 2), (collector, "PORTION", 3), (sweep, "PORTION", 3),
-                                (sweep, "_FORGOTTEN", 2)):
+    for module, name, value in (
+        (changes, "STEP", 2),
+        (gc_mark, "STEP", 2),
+        (plan, "STEP", 2),
+        (collector, "PORTION", 3),
+        (sweep, "PORTION", 3),
+        (sweep, "_FORGOTTEN", 2),
+    ):
         monkeypatch.setattr(module, name, value)
 
 
-async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def live(
+    seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A world of that seed."""
     chance = Chance(seed)
     transactions = Memory() if kind == "memory" else Sqlite(root / f"{seed}.db")
@@ -456,7 +613,8 @@ async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch
     world.database.started = world.now
     try:
         await world.live()
-        assert not [record for record in caplog.records if record.exc_info]  # what a sweep met with: it stops nobody else
+        # what a sweep met with: it stops nobody else
+        assert not [record for record in caplog.records if record.exc_info]
     except BaseException as error:
         error.add_note(f"in the world of seed {seed} on {kind}")
         raise
@@ -465,7 +623,9 @@ async def live(seed: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_nothing_goes_that_is_needed_and_nothing_else_stays(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_goes_that_is_needed_and_nothing_else_stays(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whoever comes between whatever steps."""
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "0")) / 20
     seed = int(os.environ.get("FUZZ_SEED", SEED))

@@ -1,6 +1,8 @@
-"""Random documents, right, nearly right and wrong, read by ``kit/gojson.py`` and by Go: the same is made of each, or both refuse it.
+"""Random documents, right, nearly right and wrong, read by ``kit/gojson.py`` and by Go: the same is made of each, or
+both refuse it.
 
-``make fuzz`` goes on for a tenth of its time, from a seed of its own; here 4,000 documents are read, from the seed that a failure prints.
+``make fuzz`` goes on for a tenth of its time, from a seed of its own; here 4,000 documents are read, from the seed that
+a failure prints.
 """
 
 from __future__ import annotations
@@ -17,14 +19,47 @@ from typing import Any
 import pytest
 
 from services.kit import gojson
-from services.kit.gojson import BASE64, BOOLEAN, INTEGER, TEXT, UINT32, ListOf, Malformed, MapOf, Optional, Shape, Struct
+from services.kit.gojson import (
+    BASE64,
+    BOOLEAN,
+    INTEGER,
+    TEXT,
+    UINT32,
+    ListOf,
+    Malformed,
+    MapOf,
+    Optional,
+    Shape,
+    Struct,
+)
 from tests.interop.programs import go_program
 
 PLATFORM = Struct({"os": TEXT, "architecture": TEXT, "os.features": ListOf(TEXT)})
-DESCRIPTOR = Struct({"mediaType": TEXT, "digest": TEXT, "size": INTEGER, "urls": ListOf(TEXT), "annotations": MapOf(TEXT), "data": BASE64, "platform": Optional(PLATFORM)})
-DOCUMENT = Struct({
-    "schemaVersion": INTEGER, "config": DESCRIPTOR, "layers": ListOf(DESCRIPTOR), "subject": Optional(DESCRIPTOR), "kind": TEXT, "gid": UINT32, "ok": BOOLEAN,
-    "named": MapOf(PLATFORM), "pointers": ListOf(Optional(PLATFORM)), "lists": ListOf(ListOf(TEXT))})
+DESCRIPTOR = Struct(
+    {
+        "mediaType": TEXT,
+        "digest": TEXT,
+        "size": INTEGER,
+        "urls": ListOf(TEXT),
+        "annotations": MapOf(TEXT),
+        "data": BASE64,
+        "platform": Optional(PLATFORM),
+    }
+)
+DOCUMENT = Struct(
+    {
+        "schemaVersion": INTEGER,
+        "config": DESCRIPTOR,
+        "layers": ListOf(DESCRIPTOR),
+        "subject": Optional(DESCRIPTOR),
+        "kind": TEXT,
+        "gid": UINT32,
+        "ok": BOOLEAN,
+        "named": MapOf(PLATFORM),
+        "pointers": ListOf(Optional(PLATFORM)),
+        "lists": ListOf(ListOf(TEXT)),
+    }
+)
 """As ``tests/interop/peers/gojson/main.go`` has it."""
 
 AT_ONCE = 2000
@@ -43,17 +78,35 @@ class Author:
             text = one.choice([" ", "\n", "\ufeff", "x", ""]) + text + one.choice([" ", "\n", "x", "{}", "]", ""])
         if one.random() < 0.01:
             levels = one.choice([50, 120, 500, 9997, 9998, 9999, 10000])
-            inner = "[" * levels + self._string() + "]" * levels if one.random() < 0.5 else '{"a":' * levels + "1" + "}" * levels
+            inner = (
+                "[" * levels + self._string() + "]" * levels
+                if one.random() < 0.5
+                else '{"a":' * levels + "1" + "}" * levels
+            )
             text = f'{{"x":{inner},"kind":"deep"}}'
         data = text.encode()
         chance = one.random()
         if chance < 0.15:
             for _ in range(one.randrange(1, 3)):
                 at = one.randrange(len(data) + 1)
-                piece = one.choice([b"\xff", b"\xe2\x82", b"\xed\xa0\x80", b"\xf0\x9f\x98", b'"', b"\\", b"\xc0\xaf", b"\xf4\x90\x80\x80", b",", b"}", b"]"])
-                data = data[:at] + piece + data[at + one.randrange(2):]
+                piece = one.choice(
+                    [
+                        b"\xff",
+                        b"\xe2\x82",
+                        b"\xed\xa0\x80",
+                        b"\xf0\x9f\x98",
+                        b'"',
+                        b"\\",
+                        b"\xc0\xaf",
+                        b"\xf4\x90\x80\x80",
+                        b",",
+                        b"}",
+                        b"]",
+                    ]
+                )
+                data = data[:at] + piece + data[at + one.randrange(2) :]
         elif chance < 0.2:
-            data = data[:one.randrange(len(data) + 1)]
+            data = data[: one.randrange(len(data) + 1)]
         return data
 
     def _value(self, depth: int, shape: Shape | None = None) -> str:
@@ -71,7 +124,11 @@ class Author:
             return self._string()
         if chance < 0.6:
             return one.choice(["true", "false", "null", "tru", "nul", "True"])
-        return f"[{','.join(self._value(depth + 1) for _ in range(one.randrange(4)))}]" if chance < 0.8 else self._object(depth, PLATFORM)
+        return (
+            f"[{','.join(self._value(depth + 1) for _ in range(one.randrange(4)))}]"
+            if chance < 0.8
+            else self._object(depth, PLATFORM)
+        )
 
     def _fitting(self, depth: int, shape: Shape) -> str:
         one, space = self._random, self._space
@@ -80,7 +137,13 @@ class Author:
         if isinstance(shape, ListOf):
             return f"[{space()}{f'{space()},{space()}'.join(self._value(depth + 1, shape.element) for _ in range(one.randrange(4)))}{space()}]"
         if isinstance(shape, MapOf):
-            return "{" + ",".join(f'"{one.choice("aAbk")}":{self._value(depth + 1, shape.element)}' for _ in range(one.randrange(4))) + "}"
+            return (
+                "{"
+                + ",".join(
+                    f'"{one.choice("aAbk")}":{self._value(depth + 1, shape.element)}' for _ in range(one.randrange(4))
+                )
+                + "}"
+            )
         if shape is BASE64:
             return one.choice(['"QQ=="', '"QUI="', self._string(), "[1,2,255]", "[256]", "[null,3]", "[]"])
         if shape is BOOLEAN:
@@ -93,20 +156,92 @@ class Author:
         one, space = self._random, self._space
         pairs = []
         for _ in range(one.randrange(6)):
-            name = one.choice([*shape.fields] if one.random() < 0.9 else [
-                "x", "", "\u017fize", "\u212aind", "o\u212a", "annotation\u017f", "\u0130nd", "di\ufb00", "\\u006fs", "si\\u007ae", "gId"])
+            name = one.choice(
+                [*shape.fields]
+                if one.random() < 0.9
+                else [
+                    "x",
+                    "",
+                    "\u017fize",
+                    "\u212aind",
+                    "o\u212a",
+                    "annotation\u017f",
+                    "\u0130nd",
+                    "di\ufb00",
+                    "\\u006fs",
+                    "si\\u007ae",
+                    "gId",
+                ]
+            )
             spelt = name if "\\" in name or one.random() < 0.8 else "".join(one.choice((c.upper(), c)) for c in name)
-            pairs.append(f'{space()}"{spelt}"{space()}:{space()}{self._value(depth + 1, shape.fields.get(name))}{space()}')
+            pairs.append(
+                f'{space()}"{spelt}"{space()}:{space()}{self._value(depth + 1, shape.fields.get(name))}{space()}'
+            )
         return f"{{{','.join(pairs)}}}"
 
     def _string(self) -> str:
-        pieces = ["\\ud800", "\\uDC00", "\\ud83d\\ude00", "\\\\", '\\"', "\\n", "\\u0041", "\\/", "a", "\\uD800\\ud800\\udc00", "\\ud800x", "\\\\ud800", "\\u12G4", "\\x", "\n",
-                  "\x7f", "\x01", "\t", "NaN", "[", "{", "]", "é", "\u2028", "QUI=", "QR==", "QU\\nI="]
+        pieces = [
+            "\\ud800",
+            "\\uDC00",
+            "\\ud83d\\ude00",
+            "\\\\",
+            '\\"',
+            "\\n",
+            "\\u0041",
+            "\\/",
+            "a",
+            "\\uD800\\ud800\\udc00",
+            "\\ud800x",
+            "\\\\ud800",
+            "\\u12G4",
+            "\\x",
+            "\n",
+            "\x7f",
+            "\x01",
+            "\t",
+            "NaN",
+            "[",
+            "{",
+            "]",
+            "é",
+            "\u2028",
+            "QUI=",
+            "QR==",
+            "QU\\nI=",
+        ]
         return f'"{"".join(self._random.choice(pieces) for _ in range(self._random.randrange(4)))}"'
 
     def _number(self) -> str:
-        return self._random.choice(["0", "1", "-1", "1.0", "1e3", "9223372036854775807", "9223372036854775808", "-9223372036854775808", "-9223372036854775809", "4294967295",
-                                    "4294967296", "01", "1.", "-", ".5", "+1", "NaN", "Infinity", "-Infinity", "1e", "9" * 50, "0.1", "1_0", "0x1", "\u0661", "12"])
+        return self._random.choice(
+            [
+                "0",
+                "1",
+                "-1",
+                "1.0",
+                "1e3",
+                "9223372036854775807",
+                "9223372036854775808",
+                "-9223372036854775808",
+                "-9223372036854775809",
+                "4294967295",
+                "4294967296",
+                "01",
+                "1.",
+                "-",
+                ".5",
+                "+1",
+                "NaN",
+                "Infinity",
+                "-Infinity",
+                "1e",
+                "9" * 50,
+                "0.1",
+                "1_0",
+                "0x1",
+                "\u0661",
+                "12",
+            ]
+        )
 
     def _space(self) -> str:
         return self._random.choice([" ", "\n", "\t\r", "\x0b", "\ufeff"]) if self._random.random() < 0.03 else ""
@@ -144,7 +279,9 @@ def test_go_makes_the_same_of_random_documents(monkeypatch: pytest.MonkeyPatch) 
         author = Author(seed)
         documents = [(author.document(), number % 5 == 0) for number in range(AT_ONCE)]
         asked = b"".join(base64.b64encode(b"%d%b" % (first, data)) + b"\n" for data, first in documents)
-        answers = subprocess.run([go_program("gojson")], input=asked, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+        answers = subprocess.run(
+            [go_program("gojson")], input=asked, stdout=subprocess.PIPE, check=True
+        ).stdout.splitlines()
         refused = 0
         for (data, first), answer in zip(documents, answers, strict=True):
             try:

@@ -1,7 +1,9 @@
-"""What the fuzzer does to :mod:`services.wire`: scripts, the models that they are run on, and what must hold after each of their steps.
+"""What the fuzzer does to :mod:`services.wire`: scripts, the models that they are run on, and what must hold after each
+of their steps.
 
-A script is a list of steps, each a tuple that JSON can write: ``["feed", "hex of bytes"]`` is the peer, all others are the owner of the connection. So an input
-that was worth keeping is a file of a few lines below ``corpus``, which anybody can read, and change.
+A script is a list of steps, each a tuple that JSON can write: ``["feed", "hex of bytes"]`` is the peer, all others are
+the owner of the connection. So an input that was worth keeping is a file of a few lines below ``corpus``, which anybody
+can read, and change.
 """
 
 from __future__ import annotations
@@ -40,7 +42,17 @@ from tests.wires import (
 
 Step = tuple[Any, ...]
 EVENTS = (Opened, Data, Trailers, Reset, Drained, Ready, Roomier, Pong, GoingAway, Closed)
-LIMITS = Limits(streams=8, header_list=4000, header_count=30, header_block=6000, continuations=5, window_most=1 << 18, connection_window=1 << 17, resets=30, idle_frames=60)
+LIMITS = Limits(
+    streams=8,
+    header_list=4000,
+    header_count=30,
+    header_block=6000,
+    continuations=5,
+    window_most=1 << 18,
+    connection_window=1 << 17,
+    resets=30,
+    idle_frames=60,
+)
 HEAD, TAIL = ours.block([(b":status", b"200")]), ours.status(0)
 MOST = (1 << 31) - 1
 
@@ -95,7 +107,9 @@ class Model:
             if action == "answer" and not self.client:
                 connection.answer(stream, HEAD, bytes(amount), TAIL)
             elif action == "send":
-                connection.send(stream, bytes(amount), memoryview(bytes(amount // 2)), end=self.client and amount % 3 == 0)
+                connection.send(
+                    stream, bytes(amount), memoryview(bytes(amount // 2)), end=self.client and amount % 3 == 0
+                )
             elif action == "head" and not self.client:
                 connection.send_head(stream, HEAD)
             elif action == "tail" and not self.client:
@@ -144,7 +158,7 @@ class Model:
                 self.updates[frame.stream] += frame.number() & MOST
             elif frame.kind == SETTINGS and not frame.flags & 1:
                 for at in range(0, len(frame.payload) - 5, 6):
-                    name, value = int.from_bytes(frame.payload[at:at + 2], "big"), frame.number(at + 2)
+                    name, value = int.from_bytes(frame.payload[at : at + 2], "big"), frame.number(at + 2)
                     if name == 4:
                         self.initial = value
                         self.initial_high = max(self.initial_high, value)
@@ -171,7 +185,9 @@ class Model:
             assert stream.send_window <= MOST or connection.closed
             if not stream.remote_closed and not connection.closed:
                 coming = connection._data_left if connection._data is stream else 0
-                assert stream.receive_window + stream.credit + self.unconsumed[stream] + coming == stream.window, "bytes are lost from a window"
+                assert stream.receive_window + stream.credit + self.unconsumed[stream] + coming == stream.window, (
+                    "bytes are lost from a window"
+                )
             if not connection.closed and stream.queue and not connection._blocked:
                 assert stream.send_window <= 0 or connection._send_window <= 0, "it waits for nothing"
                 assert stream.send_window <= 0 or stream in connection._starved, "it waits, and nobody knows"
@@ -204,7 +220,9 @@ class Model:
             self.sent[frame.stream] += len(frame.payload)
             self.sent[0] += len(frame.payload)
             if frame.payload:
-                assert self.sent[frame.stream] <= self.initial_high + self.updates[frame.stream], "beyond the window of a stream"
+                assert self.sent[frame.stream] <= self.initial_high + self.updates[frame.stream], (
+                    "beyond the window of a stream"
+                )
                 assert self.sent[0] <= 65535 + self.updates[0], "beyond the window of the connection"
         elif frame.kind == RST_STREAM:
             self.over.add(frame.stream)
@@ -223,7 +241,7 @@ def alone(script: list[Step], *, client: bool) -> None:
         connection = Connection(client=client, limits=LIMITS)
         events: list[Any] = []
         for at in range(0, len(peer), piece):
-            events += connection.receive(peer[at:at + piece])
+            events += connection.receive(peer[at : at + piece])
         told: list[Any] = []
         for event in events:
             if isinstance(event, Data):  # its pieces are those of the bytes
@@ -233,10 +251,17 @@ def alone(script: list[Step], *, client: bool) -> None:
                 else:
                     told.append((*key, bytes(event.chunk), event.end))
             else:
-                told.append((type(event).__name__, event.stream.id if hasattr(event, "stream") else getattr(event, "code", None)))
+                told.append(
+                    (
+                        type(event).__name__,
+                        event.stream.id if hasattr(event, "stream") else getattr(event, "code", None),
+                    )
+                )
         seen.append((told, b"".join(map(bytes, connection.take())), connection.closed))
     whole, single, sevens = seen
-    assert _without_cut(whole) == _without_cut(single) == _without_cut(sevens), "a cut of the bytes changes their meaning"
+    assert _without_cut(whole) == _without_cut(single) == _without_cut(sevens), (
+        "a cut of the bytes changes their meaning"
+    )
 
 
 def _without_cut(seen: tuple[list[Any], bytes, bool]) -> tuple[list[Any], list[Frame], bool]:
@@ -246,7 +271,9 @@ def _without_cut(seen: tuple[list[Any], bytes, bool]) -> tuple[list[Any], list[F
 
 
 def together(script: list[Step]) -> None:
-    """Two connections of ours: whatever their owners do and however the bytes are cut, neither finds fault with the other, and what is sent arrives."""
+    """Two connections of ours: whatever their owners do and however the bytes are cut, neither finds fault with the
+    other, and what is sent arrives.
+    """
     pipe = Pipe(LIMITS, LIMITS)
     asked: dict[int, bytes] = {}
     sent: dict[tuple[str, int], bytearray] = {}
@@ -292,7 +319,9 @@ def together(script: list[Step]) -> None:
                 broken.add(stream.id)
             elif action == "send":
                 payload = bytes([arguments[0] % 256]) * arguments[1]
-                if not stream.local_closed and not (stream.queue and not isinstance(stream.queue[-1], bytes | memoryview)):
+                if not stream.local_closed and not (
+                    stream.queue and not isinstance(stream.queue[-1], bytes | memoryview)
+                ):
                     if side == "server" and ("head", stream.id) not in sent:
                         connection.send_head(stream, HEAD)
                         sent["head", stream.id] = bytearray()
@@ -330,7 +359,9 @@ class Failures(logging.Handler):
 
 
 async def serving(script: list[Step]) -> None:
-    """A script on a server with handlers and a relay, all on transports in memory; when everybody has hung up, nothing is left."""
+    """A script on a server with handlers and a relay, all on transports in memory; when everybody has hung up,
+    nothing is left.
+    """
     failures = Failures()
     logging.getLogger("services").addHandler(failures)
     loop = asyncio.get_running_loop()
@@ -343,7 +374,7 @@ async def serving(script: list[Step]) -> None:
             amount = len(arguments[0]) // 2 if action == "feed" else arguments[-1] if arguments else 0
             if action == "feed":
                 data = bytes.fromhex(arguments[0])
-                for link in ((served.link,) if len(data) % 3 else (passing.up.link, served.link)):
+                for link in (served.link,) if len(data) % 3 else (passing.up.link, served.link):
                     if not link.lost:
                         deliver(link, data)
             elif action == "block":

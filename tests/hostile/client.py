@@ -1,8 +1,10 @@
-"""A hostile client of a node: ``python -m tests.hostile.client SOCKET SEED CONNECTIONS [KIND ...]``, until its standard input ends.
+"""A hostile client of a node: ``python -m tests.hostile.client SOCKET SEED CONNECTIONS [KIND ...]``, until its standard
+input ends.
 
-Each connection is a worker that draws one kind of attack after the other, with an input of :mod:`tests.hostile.inputs`. The registries and token servers that it pulls from are its own, too.
-What a call is answered does not matter, as long as it is an answer: within :data:`PATIENCE` seconds, and not "internal error". At the end it writes one JSON object: how often each kind was
-tried, the codes that were answered, and faults, each with the seed that makes it again.
+Each connection is a worker that draws one kind of attack after the other, with an input of :mod:`tests.hostile.inputs`.
+The registries and token servers that it pulls from are its own, too. What a call is answered does not matter, as long
+as it is an answer: within :data:`PATIENCE` seconds, and not "internal error". At the end it writes one JSON object: how
+often each kind was tried, the codes that were answered, and faults, each with the seed that makes it again.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ NAMESPACE = "hostile"
 class Attacker:
     """One connection. ``number`` tells it from the others, in the names of what it makes."""
 
-    def __init__(self, socket: Path, number: int, seed: int, open_: FakeRegistry, closed: FakeRegistry, kinds: Sequence[str]) -> None:
+    def __init__(
+        self, socket: Path, number: int, seed: int, open_: FakeRegistry, closed: FakeRegistry, kinds: Sequence[str]
+    ) -> None:
         self.socket = socket
         self.number = number
         self.seed = seed
@@ -97,16 +101,26 @@ class Attacker:
         _, wanted = inputs.filters(rng)
         match rng.randrange(5):
             case 0:
-                await self.service(images_pb2, "Images").List(images_pb2.ListImagesRequest(filters=wanted), headers=self.headers)
+                await self.service(images_pb2, "Images").List(
+                    images_pb2.ListImagesRequest(filters=wanted), headers=self.headers
+                )
             case 1:
-                await self.service(containers_pb2, "Containers").List(containers_pb2.ListContainersRequest(filters=wanted), headers=self.headers)
+                await self.service(containers_pb2, "Containers").List(
+                    containers_pb2.ListContainersRequest(filters=wanted), headers=self.headers
+                )
             case 2:
-                await self.service(leases_pb2, "Leases").List(leases_pb2.ListRequest(filters=wanted), headers=self.headers)
+                await self.service(leases_pb2, "Leases").List(
+                    leases_pb2.ListRequest(filters=wanted), headers=self.headers
+                )
             case 3:
-                async for _ in self.service(content_pb2, "Content").List(content_pb2.ListContentRequest(filters=wanted), headers=self.headers):
+                async for _ in self.service(content_pb2, "Content").List(
+                    content_pb2.ListContentRequest(filters=wanted), headers=self.headers
+                ):
                     pass
             case _:
-                async for _ in self.service(snapshots_pb2, "Snapshots").List(snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs", filters=wanted), headers=self.headers):
+                async for _ in self.service(snapshots_pb2, "Snapshots").List(
+                    snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs", filters=wanted), headers=self.headers
+                ):
                     pass
 
     async def subscribers(self, rng: random.Random) -> None:
@@ -115,11 +129,23 @@ class Attacker:
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(10):
                 _, wanted = inputs.filters(rng)
-                reading = asyncio.ensure_future(_first(events.Subscribe(events_pb2.SubscribeRequest(filters=wanted), headers=self.headers)))
+                reading = asyncio.ensure_future(
+                    _first(events.Subscribe(events_pb2.SubscribeRequest(filters=wanted), headers=self.headers))
+                )
                 stack.callback(reading.cancel)
             for n in range(50):
-                event = rng.choice((image_pb2.ImageCreate(name="ab" * rng.choice((10, 1000, 100_000)) + "!"), task_pb2.TaskExit(container_id="a" * rng.choice((10, 1_000_000)), pid=n)))
-                await events.Publish(events_pb2.PublishRequest(topic=rng.choice(("/images/create", "/tasks/exit", "/x")), event=pack(event)), headers=self.headers)
+                event = rng.choice(
+                    (
+                        image_pb2.ImageCreate(name="ab" * rng.choice((10, 1000, 100_000)) + "!"),
+                        task_pb2.TaskExit(container_id="a" * rng.choice((10, 1_000_000)), pid=n),
+                    )
+                )
+                await events.Publish(
+                    events_pb2.PublishRequest(
+                        topic=rng.choice(("/images/create", "/tasks/exit", "/x")), event=pack(event)
+                    ),
+                    headers=self.headers,
+                )
 
     async def calls_with_headers(self, rng: random.Random) -> None:
         _, odd = inputs.headers(rng)
@@ -132,24 +158,44 @@ class Attacker:
             match rng.randrange(4):
                 case 0:
                     containers = self.service(containers_pb2, "Containers")
-                    container = containers_pb2.Container(id=name, labels=inputs.labels(rng), runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2"),
-                                                         spec=AnyPb(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec", value=inputs.spec(rng)[1]))
-                    await containers.Create(containers_pb2.CreateContainerRequest(container=container), headers=self.headers)
+                    container = containers_pb2.Container(
+                        id=name,
+                        labels=inputs.labels(rng),
+                        runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2"),
+                        spec=AnyPb(
+                            type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec", value=inputs.spec(rng)[1]
+                        ),
+                    )
+                    await containers.Create(
+                        containers_pb2.CreateContainerRequest(container=container), headers=self.headers
+                    )
                     await containers.Delete(containers_pb2.DeleteContainerRequest(id=name), headers=self.headers)
                 case 1:
                     images = self.service(images_pb2, "Images")
                     image = images_pb2.Image(name=name, labels=inputs.labels(rng))
-                    image.target.digest, image.target.size = str(rng.choice(inputs.WORDS)).encode(errors="replace").decode(), rng.choice((-1, 0, 1, 1 << 62))
+                    image.target.digest, image.target.size = (
+                        str(rng.choice(inputs.WORDS)).encode(errors="replace").decode(),
+                        rng.choice((-1, 0, 1, 1 << 62)),
+                    )
                     await images.Create(images_pb2.CreateImageRequest(image=image), headers=self.headers)
                     await images.Delete(images_pb2.DeleteImageRequest(name=name), headers=self.headers)
                 case 2:
                     leases = self.service(leases_pb2, "Leases")
-                    await leases.Create(leases_pb2.CreateRequest(id=name, labels=inputs.labels(rng)), headers=self.headers)
+                    await leases.Create(
+                        leases_pb2.CreateRequest(id=name, labels=inputs.labels(rng)), headers=self.headers
+                    )
                     await leases.Delete(leases_pb2.DeleteRequest(id=name), headers=self.headers)
                 case _:
                     snapshots = self.service(snapshots_pb2, "Snapshots")
-                    await snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter=rng.choice(("overlayfs", "native", "none")), key=name, labels=inputs.labels(rng)), headers=self.headers)
-                    await snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter="overlayfs", key=name), headers=self.headers)
+                    await snapshots.Prepare(
+                        snapshots_pb2.PrepareSnapshotRequest(
+                            snapshotter=rng.choice(("overlayfs", "native", "none")), key=name, labels=inputs.labels(rng)
+                        ),
+                        headers=self.headers,
+                    )
+                    await snapshots.Remove(
+                        snapshots_pb2.RemoveSnapshotRequest(snapshotter="overlayfs", key=name), headers=self.headers
+                    )
         except errors.AlreadyExists:
             pass
 
@@ -175,12 +221,27 @@ class Attacker:
         with contextlib.suppress(errors.NotFound):
             await content.Abort(content_pb2.AbortRequest(ref=ref), headers=self.headers)
         async with content.Write(headers=self.headers) as stream:
-            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WriteAction.WRITE, ref=ref, data=data, offset=rng.choice((0, 0, 0, -1, 7, 1 << 62))))
+            await stream.send(
+                content_pb2.WriteContentRequest(
+                    action=content_pb2.WriteAction.WRITE,
+                    ref=ref,
+                    data=data,
+                    offset=rng.choice((0, 0, 0, -1, 7, 1 << 62)),
+                )
+            )
             await stream.receive()
             if rng.random() < 0.3:
                 return
             expected = rng.choice((digest, digest_of(b"other"), "sha256:", ""))
-            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WriteAction.COMMIT, ref=ref, offset=len(data), total=rng.choice((len(data), 0, -1, 1 << 62)), expected=expected))
+            await stream.send(
+                content_pb2.WriteContentRequest(
+                    action=content_pb2.WriteAction.COMMIT,
+                    ref=ref,
+                    offset=len(data),
+                    total=rng.choice((len(data), 0, -1, 1 << 62)),
+                    expected=expected,
+                )
+            )
             await stream.receive()
 
     async def cancelled(self, rng: random.Random) -> None:
@@ -199,7 +260,7 @@ class Attacker:
 
         def speak() -> None:
             with contextlib.suppress(OSError), Raw(self.socket) as raw:
-                raw.say(frames.PREFACE[:rng.randrange(1, 24)] if rng.random() < 0.1 else data)
+                raw.say(frames.PREFACE[: rng.randrange(1, 24)] if rng.random() < 0.1 else data)
                 raw.socket.settimeout(0.05)
                 raw.socket.recv(1 << 16)
 
@@ -228,7 +289,9 @@ class Attacker:
         name = f"layers{self.number}:1"
         reference = self.open.add(image, name)
         if rng.random() < 0.2:
-            self.open.inject(f"layers{self.number}/", encoded(self.open, *inputs.encoding(rng)), times=rng.randint(1, 5))
+            self.open.inject(
+                f"layers{self.number}/", encoded(self.open, *inputs.encoding(rng)), times=rng.randint(1, 5)
+            )
         elif rng.random() < 0.3:
             self.open.inject(f"layers{self.number}/", says(inputs.config(rng, 2)[1].decode(errors="replace")))
         try:
@@ -246,7 +309,9 @@ class Attacker:
     async def archives(self, rng: random.Random) -> None:
         """An import."""
         _, data = inputs.archive(rng)
-        await self.client().import_(data, imagestore_pb2.ImageStore(name=f"archive{self.number}", extra_references=[NAMED]))
+        await self.client().import_(
+            data, imagestore_pb2.ImageStore(name=f"archive{self.number}", extra_references=[NAMED])
+        )
 
 
 async def _first(answers: AsyncIterator[Any]) -> None:
@@ -257,26 +322,49 @@ async def _first(answers: AsyncIterator[Any]) -> None:
 
 
 KINDS: tuple[Callable[[Attacker, random.Random], Awaitable[None]], ...] = (
-    Attacker.filters, Attacker.filters, Attacker.subscribers, Attacker.calls_with_headers, Attacker.records, Attacker.records, Attacker.tasks, Attacker.writes, Attacker.cancelled, Attacker.frames,
-    Attacker.documents, Attacker.documents, Attacker.layers, Attacker.tokens, Attacker.archives)
+    Attacker.filters,
+    Attacker.filters,
+    Attacker.subscribers,
+    Attacker.calls_with_headers,
+    Attacker.records,
+    Attacker.records,
+    Attacker.tasks,
+    Attacker.writes,
+    Attacker.cancelled,
+    Attacker.frames,
+    Attacker.documents,
+    Attacker.documents,
+    Attacker.layers,
+    Attacker.tokens,
+    Attacker.archives,
+)
 
 
 async def main(socket: Path, seed: int, connections: int, kinds: Sequence[str]) -> dict[str, Any]:
-    """Attack until standard input ends; what came of it. It makes its inputs in the time that others leave: strangers do that on machines of their own."""
+    """Attack until standard input ends; what came of it. It makes its inputs in the time that others leave:
+    strangers do that on machines of their own.
+    """
     os.nice(19)
-    with contextlib.suppress(FileNotFoundError):  # where the kernel shares out processor time by session, only this counts; our session is our own
+    # where the kernel shares out processor time by session, only this counts; our session is our own
+    with contextlib.suppress(FileNotFoundError):
         Path("/proc/self/autogroup").write_text("19")
     until = asyncio.Event()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with FakeRegistry() as open_, FakeRegistry(auth=Auth(user="u", password="p")) as closed:
-        attackers = [Attacker(socket, number, (seed * connections + number) << 20, open_, closed, kinds) for number in range(connections)]
+        attackers = [
+            Attacker(socket, number, (seed * connections + number) << 20, open_, closed, kinds)
+            for number in range(connections)
+        ]
         running = [asyncio.ensure_future(attacker.run(until)) for attacker in attackers]
         await reader.read()
         until.set()
         await asyncio.gather(*running)
-    return {"tried": dict(sum((a.tried for a in attackers), Counter())), "answered": dict(sum((a.answered for a in attackers), Counter())),
-            "faults": [fault for a in attackers for fault in a.faults]}
+    return {
+        "tried": dict(sum((a.tried for a in attackers), Counter())),
+        "answered": dict(sum((a.answered for a in attackers), Counter())),
+        "faults": [fault for a in attackers for fault in a.faults],
+    }
 
 
 if __name__ == "__main__":

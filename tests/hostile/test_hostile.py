@@ -1,7 +1,8 @@
-"""A node between honest clients and hostile ones (client.py, inputs.py): the honest are answered, and in time; no process grows without bound, hangs or dies.
+"""A node between honest clients and hostile ones (client.py, inputs.py): the honest are answered, and in time; no
+process grows without bound, hangs or dies.
 
-``make hostile`` runs it for five minutes with a seed of its own, and judges the times too; here for some seconds, with the seed that it prints, and only what does not depend on who else
-uses the machine: answers, memory, restarts.
+``make hostile`` runs it for five minutes with a seed of its own, and judges the times too; here for some seconds, with
+the seed that it prints, and only what does not depend on who else uses the machine: answers, memory, restarts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ from tests.fake_registry import FakeRegistry
 from tests.pulls import Client, made
 from tests.support import TOP, Node, eventually_async, short_directory
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own")]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.root,
+    pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own"),
+]
 
 SECONDS = float(os.environ.get("HOSTILE_SECONDS", "12"))
 SEED = int(os.environ.get("HOSTILE_SEED", "1"))
@@ -73,7 +78,11 @@ class Honest:
             return channel.client(module.DESCRIPTOR.services_by_name[name])
 
         self.version, self.images, self.content, self.tasks = (
-            service(version_pb2, "Version"), service(images_pb2, "Images"), service(content_pb2, "Content"), service(tasks_pb2, "Tasks"))
+            service(version_pb2, "Version"),
+            service(images_pb2, "Images"),
+            service(content_pb2, "Content"),
+            service(tasks_pb2, "Tasks"),
+        )
         self.took: defaultdict[str, list[float]] = defaultdict(list)
         self._rng = random.Random(SEED)
 
@@ -85,22 +94,38 @@ class Honest:
     async def run(self) -> None:
         """Until cancelled; the first call that fails ends it."""
         while True:
-            for name, call in (("Version", lambda: self.version.Version(Empty(), headers=HEADERS, timeout=PATIENCE)),
-                               ("Images.Get", lambda: self.images.Get(images_pb2.GetImageRequest(name="honest"), headers=HEADERS, timeout=PATIENCE)),
-                               ("Write 1 MiB", self.write),
-                               ("Tasks.List", lambda: self.tasks.List(tasks_pb2.ListTasksRequest(), headers=HEADERS, timeout=PATIENCE))):
+            for name, call in (
+                ("Version", lambda: self.version.Version(Empty(), headers=HEADERS, timeout=PATIENCE)),
+                (
+                    "Images.Get",
+                    lambda: self.images.Get(
+                        images_pb2.GetImageRequest(name="honest"), headers=HEADERS, timeout=PATIENCE
+                    ),
+                ),
+                ("Write 1 MiB", self.write),
+                (
+                    "Tasks.List",
+                    lambda: self.tasks.List(tasks_pb2.ListTasksRequest(), headers=HEADERS, timeout=PATIENCE),
+                ),
+            ):
                 begun = time.perf_counter()
                 await call()
                 self.took[name].append(time.perf_counter() - begun)
             with contextlib.suppress(errors.NotFound):  # nothing holds it: the collector may have been faster
-                await self.content.Delete(content_pb2.DeleteContentRequest(digest=self.digest), headers=HEADERS, timeout=PATIENCE)
+                await self.content.Delete(
+                    content_pb2.DeleteContentRequest(digest=self.digest), headers=HEADERS, timeout=PATIENCE
+                )
             await asyncio.sleep(0.005)
 
     async def write(self) -> None:
         data = self._rng.randbytes(MIB)
         self.digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         async with self.content.Write(headers=HEADERS, timeout=PATIENCE) as stream:
-            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WriteAction.COMMIT, ref=self.digest, data=data, total=MIB, expected=self.digest))
+            await stream.send(
+                content_pb2.WriteContentRequest(
+                    action=content_pb2.WriteAction.COMMIT, ref=self.digest, data=data, total=MIB, expected=self.digest
+                )
+            )
             while await stream.receive() is not None:
                 pass
 
@@ -132,14 +157,28 @@ async def warm(channel: Channel) -> None:
     with contextlib.suppress(errors.NodeError):
         await client.import_(b"no archive")
     for _ in range(20):
-        await channel.client(images_stubs.IMAGES).List(images_pb2.ListImagesRequest(filters=["name~=a"]), headers=HEADERS, timeout=PATIENCE)
+        await channel.client(images_stubs.IMAGES).List(
+            images_pb2.ListImagesRequest(filters=["name~=a"]), headers=HEADERS, timeout=PATIENCE
+        )
 
 
 @contextlib.contextmanager
 def busy() -> Iterator[None]:
-    """No processor is idle while the block lasts: as many programs that only compute as there are processors, in a session of their own, as hostile clients are."""
-    loops = subprocess.Popen([sys.executable, "-c", "import os, sys\nfor _ in range(int(sys.argv[1]) - 1):\n    if not os.fork():\n        break\nwhile True:\n    pass", str(os.cpu_count() or 1)],
-                             start_new_session=True)
+    """No processor is idle while the block lasts: as many programs that only compute as there are processors, in a
+    session of their own, as hostile clients are.
+    """
+    loops = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import os, sys\nfor _ in range(int(sys.argv[1]) - 1):\n    if not os.fork():\n        break\nwhile "
+                "True:\n    pass"
+            ),
+            str(os.cpu_count() or 1),
+        ],
+        start_new_session=True,
+    )
     try:
         yield
     finally:
@@ -164,10 +203,21 @@ class Memory:
         for name, pid in self._pids.items():
             family = {pid: name}
             for _ in range(4):
-                family |= {child: f"{name}'s {child}" for child, parent in parents.items() if parent in family and child not in family}
+                family |= {
+                    child: f"{name}'s {child}"
+                    for child, parent in parents.items()
+                    if parent in family and child not in family
+                }
             for each, title in family.items():
                 with contextlib.suppress(OSError, StopIteration):
-                    found[title] = next(int(line.split()[1]) for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:")) >> 10
+                    found[title] = (
+                        next(
+                            int(line.split()[1])
+                            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+                            if line.startswith("Pss:")
+                        )
+                        >> 10
+                    )
         return found
 
     async def watch(self) -> None:
@@ -194,12 +244,27 @@ async def test_the_honest_beside_the_hostile(node: Node) -> None:
         pids = node.pids()
         memory = await asyncio.to_thread(Memory, node)
         hostile = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.hostile.client", str(node.socket), str(SEED), str(CONNECTIONS), *KINDS, cwd=TOP,
-            start_new_session=True, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TOP)})
+            sys.executable,
+            "-m",
+            "tests.hostile.client",
+            str(node.socket),
+            str(SEED),
+            str(CONNECTIONS),
+            *KINDS,
+            cwd=TOP,
+            start_new_session=True,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(TOP)},
+        )
         watching = asyncio.ensure_future(memory.watch())
         try:
             async with calling(honest) as running:
-                await asyncio.wait((running, asyncio.ensure_future(hostile.wait())), timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    (running, asyncio.ensure_future(hostile.wait())),
+                    timeout=SECONDS,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 said, _ = await hostile.communicate(b"")
         finally:
             watching.cancel()
@@ -208,16 +273,34 @@ async def test_the_honest_beside_the_hostile(node: Node) -> None:
                 await hostile.wait()
         loud = honest.p99()
         came = json.loads(said)
-        print(f"seed {SEED}: p99 in ms, quiet, beside programs that only compute and beside {CONNECTIONS} hostile connections:",
-              {name: tuple(round(each[name] * 1000, 1) for each in (quiet, beside, loud)) for name in quiet}, "tried", came["tried"], "answered", came["answered"],
-              "MiB at first and at most", {name: (memory.first.get(name, 0), most) for name, most in memory.most.items()})
+        print(
+            (
+                f"seed {SEED}: p99 in ms, quiet, beside programs that only compute and beside {CONNECTIONS} hostile "
+                "connections:"
+            ),
+            {name: tuple(round(each[name] * 1000, 1) for each in (quiet, beside, loud)) for name in quiet},
+            "tried",
+            came["tried"],
+            "answered",
+            came["answered"],
+            "MiB at first and at most",
+            {name: (memory.first.get(name, 0), most) for name, most in memory.most.items()},
+        )
         assert came["faults"] == []
         assert node.pids() == pids, "a process was started anew"
-        grown = {name: (memory.first.get(name, 0), most) for name, most in memory.most.items() if most > memory.first.get(name, 0) + GROWTH}
+        grown = {
+            name: (memory.first.get(name, 0), most)
+            for name, most in memory.most.items()
+            if most > memory.first.get(name, 0) + GROWTH
+        }
         assert not grown, f"MiB at first and at most: {grown}"
 
         async def back() -> bool:
-            kept = {name: (memory.first[name], size) for name, size in (await asyncio.to_thread(memory.now)).items() if name in memory.first and size > memory.first[name] + KEPT}
+            kept = {
+                name: (memory.first[name], size)
+                for name, size in (await asyncio.to_thread(memory.now)).items()
+                if name in memory.first and size > memory.first[name] + KEPT
+            }
             assert not kept, f"MiB at first and now: {kept}"
             return True
 
@@ -225,5 +308,9 @@ async def test_the_honest_beside_the_hostile(node: Node) -> None:
         async with calling(honest) as running:
             await asyncio.wait((running,), timeout=1)
     if JUDGED:
-        late = {name: f"{quiet[name] * 1000:.1f} and {loud[name] * 1000:.1f} ms" for name in quiet if loud[name] > P99 or loud[name] > quiet[name] * TIMES}
+        late = {
+            name: f"{quiet[name] * 1000:.1f} and {loud[name] * 1000:.1f} ms"
+            for name in quiet
+            if loud[name] > P99 or loud[name] > quiet[name] * TIMES
+        }
         assert not late, f"p99 without and with hostile clients: {late}"

@@ -1,5 +1,6 @@
-"""What tests/interop/peers/chat does, by grpcio's client: ``python -m tests.interop.chat ADDRESS MODE COUNT SIZE``; it ends with a traceback at the first call that fails,
-or if another call of its connection, open meanwhile, does not outlive it.
+"""What tests/interop/peers/chat does, by grpcio's client: ``python -m tests.interop.chat ADDRESS MODE COUNT SIZE``; it
+ends with a traceback at the first call that fails, or if another call of its connection, open meanwhile, does not
+outlive it.
 
 grpcio's own API, not ours on it: an honest client as others write them.
 """
@@ -29,12 +30,18 @@ class Chat:
         self._size = size
 
     def _method(self, name: str, *, client_stream: bool, server_stream: bool, answer: Any) -> Callable[..., Any]:
-        make = getattr(self._channel, f"{'stream' if client_stream else 'unary'}_{'stream' if server_stream else 'unary'}")
-        method: Callable[..., Any] = make(f"/grpc.testing.TestService/{name}", lambda message: message.SerializeToString(), answer.FromString)
+        make = getattr(
+            self._channel, f"{'stream' if client_stream else 'unary'}_{'stream' if server_stream else 'unary'}"
+        )
+        method: Callable[..., Any] = make(
+            f"/grpc.testing.TestService/{name}", lambda message: message.SerializeToString(), answer.FromString
+        )
         return method
 
     def _duplex(self, requests: Any) -> Any:
-        return self._method("FullDuplexCall", client_stream=True, server_stream=True, answer=pb.StreamingOutputCallResponse)(requests)
+        return self._method(
+            "FullDuplexCall", client_stream=True, server_stream=True, answer=pb.StreamingOutputCallResponse
+        )(requests)
 
     def _payload(self) -> pb.Payload:
         return pb.Payload(body=bytes(self._size))
@@ -66,7 +73,9 @@ class Chat:
 
     def answers(self, count: int) -> None:
         """One call, many answers."""
-        output = self._method("StreamingOutputCall", client_stream=False, server_stream=True, answer=pb.StreamingOutputCallResponse)
+        output = self._method(
+            "StreamingOutputCall", client_stream=False, server_stream=True, answer=pb.StreamingOutputCallResponse
+        )
         assert len(list(output(pb.StreamingOutputCallRequest(response_parameters=self._asked(count))))) == count
 
     def cancels(self, count: int) -> None:
@@ -77,7 +86,9 @@ class Chat:
 
     def late(self, count: int) -> None:
         """Messages after an error that is still on its way."""
-        refused = pb.StreamingOutputCallRequest(response_status=pb.EchoStatus(code=grpc.StatusCode.FAILED_PRECONDITION.value[0]))
+        refused = pb.StreamingOutputCallRequest(
+            response_status=pb.EchoStatus(code=grpc.StatusCode.FAILED_PRECONDITION.value[0])
+        )
         for _ in range(count):
             more = itertools.repeat(pb.StreamingOutputCallRequest(payload=self._payload()), ENDLESS)
             try:
@@ -93,7 +104,9 @@ def main(address: str, mode: str, count: int, size: int) -> None:
         chat = Chat(channel, size)
         with chat.exchanging() as exchange:
             exchange()
-            {"pingpong": chat.pingpong, "answers": chat.answers, "cancels": chat.cancels, "late": chat.late}[mode](count)
+            {"pingpong": chat.pingpong, "answers": chat.answers, "cancels": chat.cancels, "late": chat.late}[mode](
+                count
+            )
             exchange()
 
 

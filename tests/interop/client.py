@@ -1,7 +1,9 @@
-"""The cases by which gRPC's implementations test each other, as calls of our rpc: ``python -m tests.interop.client 127.0.0.1:PORT [CASE...]``.
+"""The cases by which gRPC's implementations test each other, as calls of our rpc: ``python -m tests.interop.client
+127.0.0.1:PORT [CASE...]``.
 
-It prints a line of JSON for each case: its name, the seconds it took, and what was wrong, or null. SPLITD_GRPC_TRANSPORT says by which transport.
-The cases and their numbers are those of gRPC's doc/interop-test-descriptions.md; those that need TLS, Google's cloud or compression are not here.
+It prints a line of JSON for each case: its name, the seconds it took, and what was wrong, or null.
+SPLITD_GRPC_TRANSPORT says by which transport. The cases and their numbers are those of gRPC's
+doc/interop-test-descriptions.md; those that need TLS, Google's cloud or compression are not here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ REQUEST_SIZES = (27182, 8, 1828, 45904)
 RESPONSE_SIZES = (31415, 9, 2653, 58979)
 METADATA: rpc.Headers = {INITIAL: "test_initial_metadata_value", TRAILING: b"\x0a\x0b\x0a\x0b\x0a\x0b"}
 LATENCY = 10.0
-"""Seconds that a call of the soak cases may take. It takes milliseconds, and without end where a wakeup is lost; others allow one, for which a machine may stop."""
+"""Seconds that a call of the soak cases may take. It takes milliseconds, and without end where a wakeup is lost;
+others allow one, for which a machine may stop.
+"""
 
 
 def same(got: object, want: object) -> None:
@@ -48,7 +52,9 @@ class Peer:
 
     def unary(self, headers: rpc.Headers = {}) -> rpc.Stream:
         """UnaryCall as a stream, which shows its metadata."""
-        return self.channel.stream(UNARY, headers, 10.0, pb.SimpleRequest.SerializeToString, pb.SimpleResponse.FromString)
+        return self.channel.stream(
+            UNARY, headers, 10.0, pb.SimpleRequest.SerializeToString, pb.SimpleResponse.FromString
+        )
 
     async def large(self) -> None:
         answer = await self.client.UnaryCall(pb.SimpleRequest(response_size=314159, payload=body(271828)))
@@ -61,7 +67,9 @@ def body(size: int) -> pb.Payload:
 
 def asking(request_size: int, *sizes: int) -> pb.StreamingOutputCallRequest:
     """A request of a stream that wants responses of these sizes."""
-    return pb.StreamingOutputCallRequest(payload=body(request_size), response_parameters=[pb.ResponseParameters(size=size) for size in sizes])
+    return pb.StreamingOutputCallRequest(
+        payload=body(request_size), response_parameters=[pb.ResponseParameters(size=size) for size in sizes]
+    )
 
 
 def same_payload(answer: pb.SimpleResponse | pb.StreamingOutputCallResponse | None, size: int) -> None:
@@ -84,7 +92,9 @@ def same_status(error: errors.NodeError, code: int, message: str) -> None:
 
 
 async def is_cancelled(peer: Peer, stream: rpc.Stream) -> None:
-    """The stream has ended as CANCELLED, and nothing else of its connection has. A transport may tell one's own cancellation as asyncio does."""
+    """The stream has ended as CANCELLED, and nothing else of its connection has. A transport may tell one's own
+    cancellation as asyncio does.
+    """
     reading = asyncio.ensure_future(stream.receive())
     await asyncio.wait([reading])
     if not reading.cancelled():
@@ -129,7 +139,9 @@ async def ping_pong(peer: Peer) -> None:
 
 
 async def half_duplex(peer: Peer) -> None:
-    """No case of upstream's list, but a method of its service: the answers come after the last request. grpc-go's client has none for it."""
+    """No case of upstream's list, but a method of its service: the answers come after the last request. grpc-go's
+    client has none for it.
+    """
     async with peer.client.HalfDuplexCall() as stream:
         for request, response in zip(REQUEST_SIZES, RESPONSE_SIZES, strict=True):
             await stream.send(asking(request, response))
@@ -146,7 +158,8 @@ async def empty_stream(peer: Peer) -> None:
 
 
 async def timeout_on_sleeping_server(peer: Peer) -> None:
-    for timeout in (0.001, 0.05):  # upstream's, which may be over before anything is sent; and one within which the server goes to sleep
+    # upstream's, which may be over before anything is sent; and one within which the server goes to sleep
+    for timeout in (0.001, 0.05):
         async with peer.duplex(timeout=timeout) as stream:
             with contextlib.suppress(errors.DeadlineExceeded):
                 await stream.send(asking(27182))
@@ -169,7 +182,9 @@ async def cancel_after_first_response(peer: Peer) -> None:
 
 async def status_code_and_message(peer: Peer) -> None:
     status = pb.EchoStatus(code=2, message="test status message")
-    same_status(await failure(peer.client.UnaryCall(pb.SimpleRequest(response_status=status))), 2, "test status message")
+    same_status(
+        await failure(peer.client.UnaryCall(pb.SimpleRequest(response_status=status))), 2, "test status message"
+    )
     async with peer.duplex() as stream:
         await stream.send(pb.StreamingOutputCallRequest(response_status=status))
         await stream.done_sending()
@@ -204,7 +219,9 @@ async def same_metadata(stream: rpc.Stream) -> None:
 
 
 async def custom_metadata_with_a_status(peer: Peer) -> None:
-    """No case of upstream's list: trailing metadata also comes with what is not OK, unary and streamed, and with the error that is raised."""
+    """No case of upstream's list: trailing metadata also comes with what is not OK, unary and streamed, and with
+    the error that is raised.
+    """
     status = pb.EchoStatus(code=9, message="no")
     async with peer.unary(METADATA) as stream:
         await stream.send(pb.SimpleRequest(response_status=status))
@@ -223,15 +240,25 @@ async def same_failure(stream: rpc.Stream) -> None:
 
 
 async def unimplemented_method(peer: Peer) -> None:
-    same(type(await failure(peer.channel.unary(f"/{SERVICE.full_name}/UnimplementedCall", b"", {}, 10.0))), errors.Unimplemented)
+    same(
+        type(await failure(peer.channel.unary(f"/{SERVICE.full_name}/UnimplementedCall", b"", {}, 10.0))),
+        errors.Unimplemented,
+    )
 
 
 async def unimplemented_service(peer: Peer) -> None:
-    same(type(await failure(peer.channel.unary("/grpc.testing.UnimplementedService/UnimplementedCall", b"", {}, 10.0))), errors.Unimplemented)
+    same(
+        type(await failure(peer.channel.unary("/grpc.testing.UnimplementedService/UnimplementedCall", b"", {}, 10.0))),
+        errors.Unimplemented,
+    )
 
 
 async def orca_per_rpc(peer: Peer) -> None:
-    load: dict[str, Any] = {"cpu_utilization": 0.8210, "request_cost": {"cost": 3456.32}, "utilization": {"util": 0.30499}}
+    load: dict[str, Any] = {
+        "cpu_utilization": 0.8210,
+        "request_cost": {"cost": 3456.32},
+        "utilization": {"util": 0.30499},
+    }
     async with peer.unary() as stream:
         await stream.send(pb.SimpleRequest(orca_per_query_report=pb.TestOrcaReport(memory_utilization=0.5847, **load)))
         await stream.done_sending()
@@ -248,7 +275,9 @@ async def orca_oob(peer: Peer) -> None:
     async with peer.duplex() as stream:
         for cpu in (0.8210, 0.29309):
             request = asking(0, 1)
-            request.orca_oob_report.CopyFrom(pb.TestOrcaReport(cpu_utilization=cpu, memory_utilization=0.2, utilization={"util": 0.2039}))
+            request.orca_oob_report.CopyFrom(
+                pb.TestOrcaReport(cpu_utilization=cpu, memory_utilization=0.2, utilization={"util": 0.2039})
+            )
             await stream.send(request)
             same_payload(await stream.receive(), 1)
             want = orca_pb2.OrcaLoadReport(cpu_utilization=cpu, mem_utilization=0.2, utilization={"util": 0.2039})
@@ -277,9 +306,28 @@ async def in_time(call: Any) -> None:
     assert time.monotonic() - begun < LATENCY, f"a call took {time.monotonic() - begun:.2f} s"
 
 
-CASES = (empty_unary, large_unary, client_streaming, server_streaming, ping_pong, half_duplex, empty_stream, timeout_on_sleeping_server,
-         cancel_after_begin, cancel_after_first_response, status_code_and_message, special_status_message, custom_metadata,
-         custom_metadata_with_a_status, unimplemented_method, unimplemented_service, orca_per_rpc, orca_oob, rpc_soak, channel_soak)
+CASES = (
+    empty_unary,
+    large_unary,
+    client_streaming,
+    server_streaming,
+    ping_pong,
+    half_duplex,
+    empty_stream,
+    timeout_on_sleeping_server,
+    cancel_after_begin,
+    cancel_after_first_response,
+    status_code_and_message,
+    special_status_message,
+    custom_metadata,
+    custom_metadata_with_a_status,
+    unimplemented_method,
+    unimplemented_service,
+    orca_per_rpc,
+    orca_oob,
+    rpc_soak,
+    channel_soak,
+)
 
 
 async def main(address: str, names: list[str]) -> bool:
@@ -294,7 +342,10 @@ async def main(address: str, names: list[str]) -> bool:
                 await case(Peer(channel))
         except (Exception, asyncio.CancelledError):
             error, fine = traceback.format_exc(), False
-        print(json.dumps({"case": case.__name__, "seconds": round(time.monotonic() - begun, 3), "error": error}), flush=True)
+        print(
+            json.dumps({"case": case.__name__, "seconds": round(time.monotonic() - begun, 3), "error": error}),
+            flush=True,
+        )
     return fine
 
 

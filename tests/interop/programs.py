@@ -1,4 +1,6 @@
-"""The programs that the interop tests start: ours, one for each transport, and those in Go, which ``make`` builds from tests/interop/peers."""
+"""The programs that the interop tests start: ours, one for each transport, and those in Go, which ``make`` builds
+from tests/interop/peers.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,12 @@ def go_program(name: str) -> str:
 @contextlib.contextmanager
 def our_server(transport: str, directory: Path) -> Iterator[str]:
     """The address of tests.interop.server, which must end well and log no traceback."""
-    with _running([sys.executable, "-m", "tests.interop.server", "127.0.0.1:0"], directory / f"{transport}.log", r"\S+:\d+(?=\n)",
-                  SPLITD_GRPC_TRANSPORT=transport) as (process, address):
+    with _running(
+        [sys.executable, "-m", "tests.interop.server", "127.0.0.1:0"],
+        directory / f"{transport}.log",
+        r"\S+:\d+(?=\n)",
+        SPLITD_GRPC_TRANSPORT=transport,
+    ) as (process, address):
         yield address
     log = (directory / f"{transport}.log").read_text()
     assert process.returncode == 0, f"it ended with {process.returncode}:\n{log}"
@@ -37,7 +43,12 @@ def our_server(transport: str, directory: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def go_server(directory: Path) -> Iterator[str]:
     """The address of grpc-go's interop server."""
-    with _running([go_program("server"), "-port=0"], directory / "go.log", r"(?<=listening on \[::\]):\d+", GRPC_GO_LOG_SEVERITY_LEVEL="info") as (_, port):
+    with _running(
+        [go_program("server"), "-port=0"],
+        directory / "go.log",
+        r"(?<=listening on \[::\]):\d+",
+        GRPC_GO_LOG_SEVERITY_LEVEL="info",
+    ) as (_, port):
         yield f"127.0.0.1{port}"
 
 
@@ -45,7 +56,9 @@ def go_server(directory: Path) -> Iterator[str]:
 def _running(command: list[str], log: Path, says: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A program, and what of its log matches ``says``, which tells that it listens. SIGTERM ends it."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=TOP, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            command, cwd=TOP, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
 
     def said() -> re.Match[str] | None:
         if process.poll() is not None:

@@ -1,4 +1,5 @@
-"""The service that gRPC's implementations test each other with, on our rpc: ``python -m tests.interop.server 127.0.0.1:0`` prints its address and serves.
+"""The service that gRPC's implementations test each other with, on our rpc: ``python -m tests.interop.server
+127.0.0.1:0`` prints its address and serves.
 
 SPLITD_GRPC_TRANSPORT says by which transport. What a method does is told in gRPC's doc/interop-test-descriptions.md.
 """
@@ -32,23 +33,33 @@ class TestServicer:
         raise_status(request)
         if request.HasField("orca_per_query_report"):
             call.trailing.append((LOAD, report(request.orca_per_query_report).SerializeToString()))
-        return pb.SimpleResponse(payload=payload(request.response_type, request.response_size), server_id="splitd" if request.fill_server_id else "")
+        return pb.SimpleResponse(
+            payload=payload(request.response_type, request.response_size),
+            server_id="splitd" if request.fill_server_id else "",
+        )
 
     async def CacheableUnaryCall(self, request: pb.SimpleRequest, call: rpc.Call) -> pb.SimpleResponse:
         call.leading.append(("cache-control", "max-age=60, public"))
         return await self.UnaryCall(request, call)
 
-    async def StreamingOutputCall(self, request: pb.StreamingOutputCallRequest, call: rpc.Call) -> AsyncIterator[pb.StreamingOutputCallResponse]:
+    async def StreamingOutputCall(
+        self, request: pb.StreamingOutputCallRequest, call: rpc.Call
+    ) -> AsyncIterator[pb.StreamingOutputCallResponse]:
         echo_metadata(call)
         async for response in responses([request]):
             yield response
 
-    async def StreamingInputCall(self, requests: AsyncIterator[pb.StreamingInputCallRequest], call: rpc.Call) -> pb.StreamingInputCallResponse:
+    async def StreamingInputCall(
+        self, requests: AsyncIterator[pb.StreamingInputCallRequest], call: rpc.Call
+    ) -> pb.StreamingInputCallResponse:
         echo_metadata(call)
-        return pb.StreamingInputCallResponse(aggregated_payload_size=sum([len(request.payload.body) async for request in requests]))
+        return pb.StreamingInputCallResponse(
+            aggregated_payload_size=sum([len(request.payload.body) async for request in requests])
+        )
 
-    async def FullDuplexCall(self, requests: AsyncIterator[pb.StreamingOutputCallRequest],
-                             call: rpc.Call) -> AsyncIterator[pb.StreamingOutputCallResponse]:
+    async def FullDuplexCall(
+        self, requests: AsyncIterator[pb.StreamingOutputCallRequest], call: rpc.Call
+    ) -> AsyncIterator[pb.StreamingOutputCallResponse]:
         echo_metadata(call)
         async for request in requests:
             if request.HasField("orca_oob_report"):
@@ -56,8 +67,9 @@ class TestServicer:
             async for response in responses([request]):
                 yield response
 
-    async def HalfDuplexCall(self, requests: AsyncIterator[pb.StreamingOutputCallRequest],
-                             call: rpc.Call) -> AsyncIterator[pb.StreamingOutputCallResponse]:
+    async def HalfDuplexCall(
+        self, requests: AsyncIterator[pb.StreamingOutputCallRequest], call: rpc.Call
+    ) -> AsyncIterator[pb.StreamingOutputCallResponse]:
         echo_metadata(call)
         async for response in responses([request async for request in requests]):
             yield response
@@ -101,15 +113,21 @@ class Load:
     def __init__(self) -> None:
         self.now = orca_pb2.OrcaLoadReport()
 
-    async def StreamCoreMetrics(self, request: orca_pb2.OrcaLoadReportRequest, call: rpc.Call) -> AsyncIterator[orca_pb2.OrcaLoadReport]:
+    async def StreamCoreMetrics(
+        self, request: orca_pb2.OrcaLoadReportRequest, call: rpc.Call
+    ) -> AsyncIterator[orca_pb2.OrcaLoadReport]:
         while True:
             yield self.now
             await asyncio.sleep(max(0.05, request.report_interval.ToNanoseconds() / 1e9))
 
 
 def report(told: pb.TestOrcaReport) -> orca_pb2.OrcaLoadReport:
-    return orca_pb2.OrcaLoadReport(cpu_utilization=told.cpu_utilization, mem_utilization=told.memory_utilization,
-                                   request_cost=told.request_cost, utilization=told.utilization)
+    return orca_pb2.OrcaLoadReport(
+        cpu_utilization=told.cpu_utilization,
+        mem_utilization=told.memory_utilization,
+        request_cost=told.request_cost,
+        utilization=told.utilization,
+    )
 
 
 async def main(address: str) -> None:

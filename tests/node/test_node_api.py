@@ -1,4 +1,6 @@
-"""The suites of events, introspection and images on a whole node, through containerd.sock, where every call crosses the processes that it crosses in use."""
+"""The suites of events, introspection and images on a whole node, through containerd.sock, where every call crosses
+the processes that it crosses in use.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,17 @@ class TestImages(images_suite.NodeImagesSuite):
 
 
 async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Channel) -> None:
-    """Noticed by the first call that it leaves unanswered: its rows say UNAVAILABLE and its name, all others stay well; when it goes on, all are."""
+    """Noticed by the first call that it leaves unanswered: its rows say UNAVAILABLE and its name, all others stay
+    well; when it goes on, all are.
+    """
     client = channel.client(introspection_suite.INTROSPECTION)
 
     async def broken() -> dict[str, tuple[int, str]]:
-        return {f"{row.type} {row.id}": (row.init_err.code, row.init_err.message)
-                for row in await introspection_suite.plugins(client) if row.HasField("init_err") and not row.init_err.message.endswith(SKIP)}
+        return {
+            f"{row.type} {row.id}": (row.init_err.code, row.init_err.message)
+            for row in await introspection_suite.plugins(client)
+            if row.HasField("init_err") and not row.init_err.message.endswith(SKIP)
+        }
 
     async def well() -> bool:
         return not await broken()
@@ -59,8 +66,13 @@ async def test_a_hanging_service_shows_in_its_plugins(node: Node, channel: Chann
         found = await eventually_async(broken, "the rows of images stay well")
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert set(found) == {"io.containerd.service.v1 images-service", *(f"io.containerd.grpc.v1 {name}" for name in ("images", "streaming", "transfer")),
-                          "io.containerd.streaming.v1 manager", "io.containerd.transfer.v1 local", "io.containerd.image-verifier.v1 bindir"}
+    assert set(found) == {
+        "io.containerd.service.v1 images-service",
+        *(f"io.containerd.grpc.v1 {name}" for name in ("images", "streaming", "transfer")),
+        "io.containerd.streaming.v1 manager",
+        "io.containerd.transfer.v1 local",
+        "io.containerd.image-verifier.v1 bindir",
+    }
     assert all(code == 14 and message.startswith("service images is not reachable") for code, message in found.values())
     await eventually_async(well, "the rows of images stay broken")
 

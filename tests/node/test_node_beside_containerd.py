@@ -1,4 +1,6 @@
-"""``splitd up`` with containerd's own configuration, beside a containerd that runs with it: nothing of that containerd is taken, and one line says what to change."""
+"""``splitd up`` with containerd's own configuration, beside a containerd that runs with it: nothing of that
+containerd is taken, and one line says what to change.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ class Peer:
     def config(self) -> Path:
         """A file with its root, state and address, as ``containerd config default`` of that version writes them."""
         address = f'address = "{self.socket}"\n'
-        form = {2: f"[grpc]\n{address}", 4: f"[plugins.'io.containerd.server.v1.grpc']\n{address}[plugins.'io.containerd.server.v1.metrics']\naddress = ''\n"}[self.version]
+        form = {
+            2: f"[grpc]\n{address}",
+            4: f"[plugins.'io.containerd.server.v1.grpc']\n{address}[plugins.'io.containerd.server.v1.metrics']\naddress = ''\n",
+        }[self.version]
         path = self.directory / f"theirs{self.version}.toml"
         path.write_text(f'version = {self.version}\nroot = "{self.directory}/r"\nstate = "{self.directory}/s"\n{form}')
         return path
@@ -44,7 +49,9 @@ class Peer:
 
     def uuid(self) -> str:
         """Who answers at its socket."""
-        done = subprocess.run(["ctr", "-a", str(self.socket), "version"], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(
+            ["ctr", "-a", str(self.socket), "version"], capture_output=True, text=True, timeout=30, check=True
+        )
         (found,) = re.findall(r"UUID: (\S+)", done.stdout)
         assert found == (self.directory / "r" / "io.containerd.grpc.v1.introspection" / "uuid").read_text().strip()
         return str(found)
@@ -63,13 +70,21 @@ def peer(running: Path, request: pytest.FixtureRequest) -> Peer:
 
 
 def test_a_running_containerd_keeps_what_is_its_own(peer: Peer) -> None:
-    """Root, state and socket are named, with the file that says so; not a file is written, in the foreground neither."""
+    """Root, state and socket are named, with the file that says so; not a file is written, in the foreground
+    neither.
+    """
     uuid, before = peer.uuid(), peer.files()
     for more in ([], ["--foreground"]):
         done = splitd("up", "--config", peer.config, *more, ok=False)
         line = done.stderr.splitlines()[-1]
-        assert f"the root {peer.directory}/r is a containerd's (io.containerd.metadata.v1.bolt is in it); {peer.socket} is served by containerd (pid " in line
-        assert f"choose another root (root in {peer.config}, or --root) and another state (state in {peer.config}, or --state)" in line
+        assert (
+            f"the root {peer.directory}/r is a containerd's (io.containerd.metadata.v1.bolt is in it); {peer.socket} "
+            "is served by containerd (pid "
+        ) in line
+        assert (
+            f"choose another root (root in {peer.config}, or --root) and another state (state in {peer.config}, or "
+            "--state)"
+        ) in line
     assert peer.files() == before
     assert peer.uuid() == uuid
 
@@ -78,7 +93,10 @@ def test_its_socket_alone_is_refused_too(peer: Peer) -> None:
     """With a root of the node's own."""
     before = peer.files()
     done = splitd("up", "--config", peer.config, "--root", peer.directory / "other", ok=False)
-    assert re.search(rf"splitd: {peer.socket} is served by containerd \(pid \d+\), not by this node: choose another state \(state in ", done.stderr)
+    assert re.search(
+        rf"splitd: {peer.socket} is served by containerd \(pid \d+\), not by this node: choose another state \(state in ",
+        done.stderr,
+    )
     assert peer.files() == before
     assert not (peer.directory / "other").exists()
 
@@ -99,5 +117,8 @@ def test_directories_that_a_stopped_containerd_left_are_refused(place: Path) -> 
     """Nobody listens, but a bundle is there, which the node would take for its own task's."""
     (place / "s" / BUNDLES / "default" / "box").mkdir(parents=True)
     done = splitd("up", "--root", place / "r", "--state", place / "s", ok=False)
-    assert f"{place}/s is a containerd's (io.containerd.runtime.v2.task/default/box is in it): choose another state (--state)" in done.stderr
+    assert (
+        f"{place}/s is a containerd's (io.containerd.runtime.v2.task/default/box is in it): choose another state "
+        "(--state)"
+    ) in done.stderr
     assert not (place / "r").exists()

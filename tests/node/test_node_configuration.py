@@ -1,4 +1,6 @@
-"""A configuration file that is written, changed or broken while its node runs: what runs is said, what is not read is said, and the node can be stopped."""
+"""A configuration file that is written, changed or broken while its node runs: what runs is said, what is not read
+is said, and the node can be stopped.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def test_dump_says_what_runs_and_what_of_the_file_does_not(configured: Node, con
     done = configured.splitd("config", "dump")
     assert 'grace = "3s"' in done.stdout
     assert 'silence = "40s"' in done.stdout
-    assert f"warning: {config} has changed since metadata, content, snapshots, images, tasks, gateway read it: " in done.stderr
+    assert (
+        f"warning: {config} has changed since metadata, content, snapshots, images, tasks, gateway read it: "
+        in done.stderr
+    )
     assert "restart metadata content" in done.stderr
     done = configured.splitd("restart", "content")
     assert f"warning: {config} has other values for the node as a whole" in done.stderr
@@ -67,23 +72,43 @@ def test_a_restart_with_a_file_that_is_wrong_stops_nothing(configured: Node, con
     done = splitd("restart", "content", "--state", configured.state, "--config", other, ok=False)
     assert f"runs with configuration {config}, not {other}: " in done.stderr
     assert configured.pids() == before
-    assert f"warning: the node at {configured.state} runs with configuration {config}, not with this one" in splitd("config", "dump", "--state", configured.state, "--config", other).stderr
+    assert (
+        f"warning: the node at {configured.state} runs with configuration {config}, not with this one"
+        in splitd("config", "dump", "--state", configured.state, "--config", other).stderr
+    )
 
 
 def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None:
     """The default file, where there was none."""
     node, etc = Node(place), place / "etc.toml"
-    program = ["-c", f"from pathlib import Path; from deploy import place, running; place.ETC = running.ETC = Path({str(etc)!r}); from deploy.splitd import main; main()"]
+    program = [
+        "-c",
+        (
+            "from pathlib import Path; from deploy import place, running; place.ETC = running.ETC = "
+            f"Path({str(etc)!r}); "
+            "from deploy.splitd import main; main()"
+        ),
+    ]
 
     def command(*words: str, ok: bool = True) -> tuple[str, str]:
-        done = subprocess.run([sys.executable, *program, *words, "--state", str(node.state)], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, *program, *words, "--state", str(node.state)],
+            cwd=TOP,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert (done.returncode == 0) == ok, done.stderr
         return done.stdout, done.stderr
 
     try:
         command("up", "--root", str(node.root))
         etc.write_text("[content]\ngrace = '4s'\n")
-        said = f"warning: {etc} is newer than the node, which runs with defaults: it is read after splitd down, then splitd up"
+        said = (
+            f"warning: {etc} is newer than the node, which runs with defaults: it is read after splitd down, then "
+            "splitd up"
+        )
         stdout, stderr = command("config", "dump")
         assert said in stderr
         assert 'grace = "5s"' in stdout
@@ -97,7 +122,9 @@ def test_a_file_that_is_written_after_up_is_said_not_to_run(place: Path) -> None
 
 
 def test_down_needs_no_file(configured: Node, config: Path) -> None:
-    """Told by its state, or by the file that its node was started with, however broken that is now. Exit code 0, and not a word of the file."""
+    """Told by its state, or by the file that its node was started with, however broken that is now. Exit code 0,
+    and not a word of the file.
+    """
     for where in (("--state", configured.state), ("--config", config)):
         config.write_text(f"state = '{configured.state}'\nroot = '{configured.root}'\n")
         configured.up()

@@ -24,8 +24,12 @@ def path_of(node: Node, digest: str) -> Path:
 
 def damaged(node: Node, box: Image) -> list[str]:
     """The image's blobs whose files are not what they should be."""
-    return [digest for digest in box.blobs if not path_of(node, digest).exists()
-            or hashlib.sha256(path_of(node, digest).read_bytes()).hexdigest() != digest.partition(":")[2]]
+    return [
+        digest
+        for digest in box.blobs
+        if not path_of(node, digest).exists()
+        or hashlib.sha256(path_of(node, digest).read_bytes()).hexdigest() != digest.partition(":")[2]
+    ]
 
 
 def cut(path: Path) -> None:
@@ -42,8 +46,12 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [Path.unlink, cut], ids=["missing", "cut"])
 @pytest.mark.parametrize("which", ["layer", "config", "manifest"])
-async def test_a_pull_mends_what_it_would_rely_on(node: Node, channel: Channel, fake: FakeRegistry, spoil: Callable[[Path], None], which: str) -> None:
-    """In this namespace and in another that shares the blob, whether the layers are unpacked already or not; records and labels stay."""
+async def test_a_pull_mends_what_it_would_rely_on(
+    node: Node, channel: Channel, fake: FakeRegistry, spoil: Callable[[Path], None], which: str
+) -> None:
+    """In this namespace and in another that shares the blob, whether the layers are unpacked already or not;
+    records and labels stay.
+    """
     box, clients = made(), [Client(channel, f"{which}-{spoil.__name__}-{n}") for n in range(2)]
     reference = fake.add(box, f"{which}-{spoil.__name__}:1")
     for client in clients:

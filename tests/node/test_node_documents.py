@@ -1,4 +1,6 @@
-"""Images of strangers on a node: documents that say too much, that say it oddly, and that say what an image must not."""
+"""Images of strangers on a node: documents that say too much, that say it oddly, and that say what an image must
+not.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +52,19 @@ def described(media_type: str, data: bytes, **more: Any) -> dict[str, Any]:
 
 def box(layers: list[dict[str, Any]] | None = None, config: Any = None, *blobs: bytes) -> Image:
     """An image as an index's only manifest, so that whoever resolves the name has not looked into it."""
-    config = written({"architecture": MACHINE, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [BASE]}} if config is None else config)
-    manifest = written({"schemaVersion": 2, "mediaType": MANIFEST, "config": described(CONFIG, config),
-                        "layers": [{"mediaType": LAYER, "digest": BASE, "size": 1}] if layers is None else layers})
+    config = written(
+        {"architecture": MACHINE, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [BASE]}}
+        if config is None
+        else config
+    )
+    manifest = written(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": described(CONFIG, config),
+            "layers": [{"mediaType": LAYER, "digest": BASE, "size": 1}] if layers is None else layers,
+        }
+    )
     return index_of(manifest, config, *blobs)
 
 
@@ -79,24 +91,96 @@ def nested(depth: int) -> Image:
     return Image(INDEX, digest_of(blobs[-1]), {digest_of(data): data for data in blobs})
 
 
-@pytest.mark.parametrize(("made", "kind", "pattern"), [
-    (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1 << 62}]), errors.InvalidArgument, rf"{BASE}: invalid descriptor size {1 << 62} "),
-    (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": -1}]), errors.InvalidArgument, rf"manifest sha256:\w+: {BASE}: invalid descriptor size -1"),
-    (lambda: box([{"mediaType": "application/\x1b[2J", "digest": BASE, "size": 10}]), errors.InvalidArgument, rf'{BASE}: "application/\\u001b\[2J" is no media type'),
-    (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1 << 63}]), errors.Unknown, r"manifest sha256:\w+: layers\[0\]\.size: a number that is no integer"),
-    (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1}] * 501), errors.ResourceExhausted, r"manifest sha256:\w+ has 501 layers \(limit 500\)"),
-    (lambda: box([{"mediaType": LAYER, "digest": "sha256:1/../..", "size": 1}]), errors.InvalidArgument, r'manifest sha256:\w+: "sha256:1/../..": invalid checksum digest length'),
-    (lambda: index_of(b"[" * 5000), errors.Unknown, r"manifest sha256:\w+: unexpected end of JSON input"),
-    (lambda: index_of(b'{"x":' + b"[" * 20_000), errors.Unknown, r"manifest sha256:\w+: exceeded max depth"),
-    (lambda: index_of(b"<html>"), errors.Unknown, r'manifest sha256:\w+: invalid character "<" at byte 0'),
-    (lambda: box(config=b'{"os":"\xff'), errors.Unknown, r"unmarshal image config sha256:\w+: unexpected end of JSON input"),
-    (lambda: box(config={"rootfs": {"diff_ids": ["x"]}}), errors.InvalidArgument, r'image config sha256:\w+: diff id "x": invalid checksum digest format'),
-    (lambda: box(config={"rootfs": {"diff_ids": []}}), errors.Unknown, r"image config sha256:\w+: number of layers and diffIDs don't match: 1 != 0"),
-    (lambda: box(config=b" " * ((8 << 20) + 1)), errors.ResourceExhausted, r"document sha256:\w+ is larger than 8388608 bytes"),
-    (lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 0}]), errors.InvalidArgument, rf"box\w+: unable to fetch descriptor \({BASE}\) which reports content size of zero"),
-    (lambda: nested(40), errors.ResourceExhausted, r"sha256:\w+ is in 33 indexes, each in the next \(limit 32\)"),
-], ids=["a layer of 2^62 bytes", "of -1", "a media type", "of 2^63", "501 layers", "a digest", "brackets", "depth", "HTML", "a config", "a diff id", "a layer too many", "a large config", "a layer of nothing", "40 indexes"])
-async def test_what_no_image_is_is_refused(node: Node, channel: Channel, client: Client, fake: FakeRegistry, made: Callable[[], Image], kind: type[errors.NodeError], pattern: str) -> None:
+@pytest.mark.parametrize(
+    ("made", "kind", "pattern"),
+    [
+        (
+            lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1 << 62}]),
+            errors.InvalidArgument,
+            rf"{BASE}: invalid descriptor size {1 << 62} ",
+        ),
+        (
+            lambda: box([{"mediaType": LAYER, "digest": BASE, "size": -1}]),
+            errors.InvalidArgument,
+            rf"manifest sha256:\w+: {BASE}: invalid descriptor size -1",
+        ),
+        (
+            lambda: box([{"mediaType": "application/\x1b[2J", "digest": BASE, "size": 10}]),
+            errors.InvalidArgument,
+            rf'{BASE}: "application/\\u001b\[2J" is no media type',
+        ),
+        (
+            lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1 << 63}]),
+            errors.Unknown,
+            r"manifest sha256:\w+: layers\[0\]\.size: a number that is no integer",
+        ),
+        (
+            lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 1}] * 501),
+            errors.ResourceExhausted,
+            r"manifest sha256:\w+ has 501 layers \(limit 500\)",
+        ),
+        (
+            lambda: box([{"mediaType": LAYER, "digest": "sha256:1/../..", "size": 1}]),
+            errors.InvalidArgument,
+            r'manifest sha256:\w+: "sha256:1/../..": invalid checksum digest length',
+        ),
+        (lambda: index_of(b"[" * 5000), errors.Unknown, r"manifest sha256:\w+: unexpected end of JSON input"),
+        (lambda: index_of(b'{"x":' + b"[" * 20_000), errors.Unknown, r"manifest sha256:\w+: exceeded max depth"),
+        (lambda: index_of(b"<html>"), errors.Unknown, r'manifest sha256:\w+: invalid character "<" at byte 0'),
+        (
+            lambda: box(config=b'{"os":"\xff'),
+            errors.Unknown,
+            r"unmarshal image config sha256:\w+: unexpected end of JSON input",
+        ),
+        (
+            lambda: box(config={"rootfs": {"diff_ids": ["x"]}}),
+            errors.InvalidArgument,
+            r'image config sha256:\w+: diff id "x": invalid checksum digest format',
+        ),
+        (
+            lambda: box(config={"rootfs": {"diff_ids": []}}),
+            errors.Unknown,
+            r"image config sha256:\w+: number of layers and diffIDs don't match: 1 != 0",
+        ),
+        (
+            lambda: box(config=b" " * ((8 << 20) + 1)),
+            errors.ResourceExhausted,
+            r"document sha256:\w+ is larger than 8388608 bytes",
+        ),
+        (
+            lambda: box([{"mediaType": LAYER, "digest": BASE, "size": 0}]),
+            errors.InvalidArgument,
+            rf"box\w+: unable to fetch descriptor \({BASE}\) which reports content size of zero",
+        ),
+        (lambda: nested(40), errors.ResourceExhausted, r"sha256:\w+ is in 33 indexes, each in the next \(limit 32\)"),
+    ],
+    ids=[
+        "a layer of 2^62 bytes",
+        "of -1",
+        "a media type",
+        "of 2^63",
+        "501 layers",
+        "a digest",
+        "brackets",
+        "depth",
+        "HTML",
+        "a config",
+        "a diff id",
+        "a layer too many",
+        "a large config",
+        "a layer of nothing",
+        "40 indexes",
+    ],
+)
+async def test_what_no_image_is_is_refused(
+    node: Node,
+    channel: Channel,
+    client: Client,
+    fake: FakeRegistry,
+    made: Callable[[], Image],
+    kind: type[errors.NodeError],
+    pattern: str,
+) -> None:
     """At once, with the host and the document named; nothing is left."""
     reference = served(fake, made())
     async with asyncio.timeout(15):
@@ -109,17 +193,22 @@ async def test_what_no_image_is_is_refused(node: Node, channel: Channel, client:
 
 
 async def test_what_is_named_many_times_is_seen_to_once(client: Client, fake: FakeRegistry) -> None:
-    """Ten indexes that name the next one twice, above an image, and that on two ways: 5,119 references, and fourteen documents and blobs. And an index that is named by another and by whoever names that
-    comes to a registry before both.
+    """Ten indexes that name the next one twice, above an image, and that on two ways: 5,119 references, and fourteen
+    documents and blobs. And an index that is named by another and by whoever names that comes to a registry before
+    both.
     """
     bottom = made(1)
-    at = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(MANIFEST, bottom.blobs[bottom.digest])]})
+    at = written(
+        {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(MANIFEST, bottom.blobs[bottom.digest])]}
+    )
     blobs = {**bottom.blobs, digest_of(at): at}
     for _ in range(9):
         at = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, at)] * 2})
         blobs[digest_of(at)] = at
     above = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, at)]})
-    top = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, at), described(INDEX, above)]})
+    top = written(
+        {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, at), described(INDEX, above)]}
+    )
     reference = served(fake, Image(INDEX, digest_of(top), {**blobs, digest_of(above): above, digest_of(top): top}))
     async with asyncio.timeout(15):
         await client.pull(reference)
@@ -133,10 +222,14 @@ async def test_what_is_named_many_times_is_seen_to_once(client: Client, fake: Fa
 
 
 async def test_an_odd_image_that_containerd_pulls(node: Node, client: Client, fake: FakeRegistry) -> None:
-    """Names in other letters, duplicates, unknown fields of any depth, half a surrogate pair; and ids of the host, which it must not choose: its directories are root's."""
+    """Names in other letters, duplicates, unknown fields of any depth, half a surrogate pair; and ids of the host,
+    which it must not choose: its directories are root's.
+    """
     layer = gzipped(marked(kib=1))
     prefix = "containerd.io/snapshot/"
-    annotations = json.dumps({f"{prefix}uidmapping": "0:100000:65536", f"{prefix}gidmapping": "0:100000:65536", f"{prefix}mine": "kept"})
+    annotations = json.dumps(
+        {f"{prefix}uidmapping": "0:100000:65536", f"{prefix}gidmapping": "0:100000:65536", f"{prefix}mine": "kept"}
+    )
     config = f"""{{"Architecture":"{MACHINE}","OS":"linux","config":{{"Cmd":["sh"]}},"x-mine":{"[" * 3000}{"]" * 3000},
                  "RootFS":{{"TYPE":"layers","Diff_IDs":["{digest_of(BUSYBOX.raw)}","{digest_of(layer.raw)}"]}}}}""".encode()
     manifest = f"""{{"schemaVersion":2,"MEDIATYPE":"{MANIFEST}","Config":{{"mediaType":"{CONFIG}"}},"config":{{"Digest":"{digest_of(config)}","size":1,"size":{len(config)}}},
@@ -145,22 +238,46 @@ async def test_an_odd_image_that_containerd_pulls(node: Node, client: Client, fa
     reference = served(fake, index_of(manifest, config, BUSYBOX.data, layer.data))
     async with asyncio.timeout(15):
         await client.pull(reference)
-    await asyncio.to_thread(node.ctr, "run", "--rm", reference, f"c{uuid.uuid4().hex[:8]}", "grep", "-qE", "^[0-9a-f]{32}$", "/mark", namespace=client.namespace)
+    await asyncio.to_thread(
+        node.ctr,
+        "run",
+        "--rm",
+        reference,
+        f"c{uuid.uuid4().hex[:8]}",
+        "grep",
+        "-qE",
+        "^[0-9a-f]{32}$",
+        "/mark",
+        namespace=client.namespace,
+    )
     top = digests.chain_ids([digest_of(BUSYBOX.raw), digest_of(layer.raw)])[-1]
     labels = (await client.snapshots())[top].labels
-    assert {key: value for key, value in labels.items() if key.startswith(prefix) and not key.endswith(("diff-id", "parent-chain-id"))} == {f"{prefix}mine": "kept"}
+    assert {
+        key: value
+        for key, value in labels.items()
+        if key.startswith(prefix) and not key.endswith(("diff-id", "parent-chain-id"))
+    } == {f"{prefix}mine": "kept"}
     assert {os.stat(each).st_uid for each in (node.root / "snapshots").glob("overlayfs/snapshots/*/fs")} == {0}
 
 
 async def test_splitd_images_shows_whatever_is_there(node: Node, channel: Channel, client: Client) -> None:
-    """A client may store a thousand indexes, each in the next, a thousand million ways to one of them, and what is no JSON: each is one image's trouble at most, and the others are listed."""
+    """A client may store a thousand indexes, each in the next, a thousand million ways to one of them, and what is
+    no JSON: each is one image's trouble at most, and the others are listed.
+    """
     content = RemoteStore(channel, client.headers)
     twice = [written({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})]
     for _ in range(30):
         twice.append(written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, twice[-1])] * 2}))
     deep = nested(1050)  # more than Python has frames for
-    many = written({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(MANIFEST, b"")] * (manifests.REFERENCES + 1)})
-    images = {"deep": (deep.digest, list(deep.blobs.values())), "twice": (digest_of(twice[-1]), twice), "junk": (digest_of(b"[[[["), [b"[[[["]), "many": (digest_of(many), [many])}
+    many = written(
+        {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(MANIFEST, b"")] * (manifests.REFERENCES + 1)}
+    )
+    images = {
+        "deep": (deep.digest, list(deep.blobs.values())),
+        "twice": (digest_of(twice[-1]), twice),
+        "junk": (digest_of(b"[[[["), [b"[[[["]),
+        "many": (digest_of(many), [many]),
+    }
     turn = asyncio.Semaphore(16)
 
     async def store(data: bytes) -> None:
@@ -179,5 +296,8 @@ async def test_splitd_images_shows_whatever_is_there(node: Node, channel: Channe
     shown = await asyncio.to_thread(node.splitd, "images", "-n", client.namespace, "list", "--json")
     found = {each["name"]: each.get("trouble", "") for each in json.loads(shown.stdout)}
     assert found == {
-        "stranger/deep:1": "", "stranger/twice:1": "", "stranger/junk:1": f"index {digest_of(b'[[[[')}: unexpected end of JSON input",
-        "stranger/many:1": f"index {digest_of(many)}: too many descriptors (limit 10000): resource exhausted"}
+        "stranger/deep:1": "",
+        "stranger/twice:1": "",
+        "stranger/junk:1": f"index {digest_of(b'[[[[')}: unexpected end of JSON input",
+        "stranger/many:1": f"index {digest_of(many)}: too many descriptors (limit 10000): resource exhausted",
+    }

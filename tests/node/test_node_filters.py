@@ -1,4 +1,6 @@
-"""Filters that would take a backtracking matcher for ever, in each process that matches filters, as a client meets them."""
+"""Filters that would take a backtracking matcher for ever, in each process that matches filters, as a client meets
+them.
+"""
 
 from __future__ import annotations
 
@@ -45,33 +47,62 @@ async def test_every_list(channel: Channel) -> None:
     image.target.digest, image.target.media_type, image.target.size = "sha256:" + "a" * 64, "x", 1
     await images.Create(images_pb2.CreateImageRequest(image=image), headers=HEADERS, timeout=5)
     containers = caller(channel, containers_pb2, "Containers")
-    container = containers_pb2.Container(id="hostile", labels={"l": NAME}, runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2"), spec=pack(image))
+    container = containers_pb2.Container(
+        id="hostile",
+        labels={"l": NAME},
+        runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2"),
+        spec=pack(image),
+    )
     await containers.Create(containers_pb2.CreateContainerRequest(container=container), headers=HEADERS, timeout=5)
     leases = caller(channel, leases_pb2, "Leases")
     await leases.Create(leases_pb2.CreateRequest(id="hostile", labels={"l": NAME}), headers=HEADERS, timeout=5)
 
     for pattern, found in ((SLOW, 0), ('"(a+)+!$"', 1)):
         for wanted in (f"name~={pattern}", f"labels.l~={pattern}"):
-            assert len((await images.List(images_pb2.ListImagesRequest(filters=[wanted]), headers=HEADERS, timeout=5)).images) == found
-        listed = await containers.List(containers_pb2.ListContainersRequest(filters=[f"labels.l~={pattern}"]), headers=HEADERS, timeout=5)
+            assert (
+                len(
+                    (
+                        await images.List(images_pb2.ListImagesRequest(filters=[wanted]), headers=HEADERS, timeout=5)
+                    ).images
+                )
+                == found
+            )
+        listed = await containers.List(
+            containers_pb2.ListContainersRequest(filters=[f"labels.l~={pattern}"]), headers=HEADERS, timeout=5
+        )
         assert len(listed.containers) == found
-        assert len((await leases.List(leases_pb2.ListRequest(filters=[f"labels.l~={pattern}"]), headers=HEADERS, timeout=5)).leases) == found
+        assert (
+            len(
+                (
+                    await leases.List(
+                        leases_pb2.ListRequest(filters=[f"labels.l~={pattern}"]), headers=HEADERS, timeout=5
+                    )
+                ).leases
+            )
+            == found
+        )
 
     wanted = f"labels.l~={SLOW}"
-    blobs = caller(channel, content_pb2, "Content").List(content_pb2.ListContentRequest(filters=[wanted]), headers=HEADERS, timeout=5)
+    blobs = caller(channel, content_pb2, "Content").List(
+        content_pb2.ListContentRequest(filters=[wanted]), headers=HEADERS, timeout=5
+    )
     assert not [blob async for answer in blobs for blob in answer.info]
     snapshots = caller(channel, snapshots_pb2, "Snapshots").List(
-        snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs", filters=[wanted]), headers=HEADERS, timeout=5)
+        snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs", filters=[wanted]), headers=HEADERS, timeout=5
+    )
     assert not [snapshot async for answer in snapshots for snapshot in answer.info]
-    plugins = await caller(channel, introspection_pb2, "Introspection").Plugins(introspection_pb2.PluginsRequest(filters=[f"id~={SLOW}"]), headers=HEADERS, timeout=5)
+    plugins = await caller(channel, introspection_pb2, "Introspection").Plugins(
+        introspection_pb2.PluginsRequest(filters=[f"id~={SLOW}"]), headers=HEADERS, timeout=5
+    )
     assert not plugins.plugins
 
 
 async def test_subscribers(channel: Channel) -> None:
-    """The gateway matches events: those of a hostile filter stop nobody, and of a costly one each gets what it wants, in order."""
+    """The gateway matches events: those of a hostile filter stop nobody, and of a costly one each gets what it
+    wants, in order.
+    """
     events = caller(channel, events_pb2, "Events")
-    wanted = [f"event.name~={SLOW}",
-              'event.name~=^b(a|b)*a(a|b){20}!$,topic=="/images/create"', "event.id==last"]
+    wanted = [f"event.name~={SLOW}", 'event.name~=^b(a|b)*a(a|b){20}!$,topic=="/images/create"', "event.id==last"]
     stream = events.Subscribe(events_pb2.SubscribeRequest(filters=wanted), headers=HEADERS)
     got: list[str] = []
 
@@ -88,14 +119,18 @@ async def test_subscribers(channel: Channel) -> None:
         event = image_pb2.ImageCreate(name="b" + NAME + str(n) * (n % 2) + "ab" * 2000 * (n % 3 == 0))
         if event.name == "b" + NAME:
             expected.append(event.name)
-        await events.Publish(events_pb2.PublishRequest(topic="/images/create", event=pack(event)), headers=HEADERS, timeout=5)
+        await events.Publish(
+            events_pb2.PublishRequest(topic="/images/create", event=pack(event)), headers=HEADERS, timeout=5
+        )
         if taking.done():
             break
-    await events.Publish(events_pb2.PublishRequest(topic="/containers/create", event=pack(last)), headers=HEADERS, timeout=5)
+    await events.Publish(
+        events_pb2.PublishRequest(topic="/containers/create", event=pack(last)), headers=HEADERS, timeout=5
+    )
     await asyncio.wait_for(taking, 20)
     # The stream may have begun after some were published: what it got is the end of them.
     assert got
-    assert got == expected[-len(got):]
+    assert got == expected[-len(got) :]
 
 
 async def test_a_filter_of_a_message(channel: Channel) -> None:

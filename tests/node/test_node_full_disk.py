@@ -1,4 +1,6 @@
-"""A node whose disk is full: it starts, what is deleted makes room, and who asks for more hears why not. And what its logs have of calls that fail."""
+"""A node whose disk is full: it starts, what is deleted makes room, and who asks for more hears why not. And what
+its logs have of calls that fail.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def fill(directory: Path) -> Path:
 
 
 def test_a_full_root_keeps_no_service_down_and_what_is_deleted_makes_room(node: Node, place: Path) -> None:
-    """After a stop, and after kill -9: nothing could be deleted to make room if the services that delete it were down."""
+    """After a stop, and after kill -9: nothing could be deleted to make room if the services that delete it were
+    down.
+    """
     with small(node.root, "32m"):
         node.up()
         node.ctr("content", "ingest", "large", stdin=bytes(4 << 20), text=False)
@@ -67,7 +71,9 @@ def test_a_full_root_keeps_no_service_down_and_what_is_deleted_makes_room(node: 
         before = node.pids()
         for service in before:
             node.kill(service)
-        eventually(lambda: all(pid and pid != before[name] for name, pid in node.pids().items()), "not all were started again")
+        eventually(
+            lambda: all(pid and pid != before[name] for name, pid in node.pids().items()), "not all were started again"
+        )
         node.wait_healthy(30)
         refused = node.ctr("content", "ingest", "more", stdin=bytes(1 << 20), text=False, ok=False)
         assert b"no space left on device" in refused.stderr
@@ -79,7 +85,9 @@ def test_a_full_root_keeps_no_service_down_and_what_is_deleted_makes_room(node: 
 
 
 def test_a_full_state_is_answered_in_the_kernels_words(node: Node, registry: Registry) -> None:
-    """And leaves a line in the service's log, as every call that fails; where there is room again, the same container starts."""
+    """And leaves a line in the service's log, as every call that fails; where there is room again, the same
+    container starts.
+    """
     reference = f"{registry.host}/box:1"
     with small(node.state, "4m"):
         node.up()
@@ -88,7 +96,10 @@ def test_a_full_state_is_answered_in_the_kernels_words(node: Node, registry: Reg
         refused = node.ctr("run", "--rm", reference, "box", "true", ok=False)
         assert "no space left on device" in refused.stderr
         assert "internal error" not in refused.stderr
-        eventually(lambda: "Tasks/Create in namespace default failed: " in (node.root / "log/tasks.log").read_text(), "its log has no line")
+        eventually(
+            lambda: "Tasks/Create in namespace default failed: " in (node.root / "log/tasks.log").read_text(),
+            "its log has no line",
+        )
         node.wait_healthy(30)
         filling.unlink()
         node.ctr("containers", "rm", "box", ok=None)

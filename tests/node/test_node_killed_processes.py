@@ -34,7 +34,12 @@ class Subscriber:
 
     def _read(self) -> None:
         while not self._stop.is_set():
-            self._process = subprocess.Popen(["ctr", "-a", str(self._node.socket), "events"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            self._process = subprocess.Popen(
+                ["ctr", "-a", str(self._node.socket), "events"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
             assert self._process.stdout is not None
             for line in self._process.stdout:
                 self.lines.append(line)
@@ -71,8 +76,12 @@ def start(node: Node, box: str, name: str) -> None:
     node.ctr("run", "-d", box, name, "sleep", "1000")
 
 
-def test_each_process_is_killed_three_times_while_ten_containers_run(node: Node, box: str, subscriber: Subscriber) -> None:
-    """After each kill -9: healthy within 5 s, the containers' pids unchanged and RUNNING, exec works, and an exit is delivered."""
+def test_each_process_is_killed_three_times_while_ten_containers_run(
+    node: Node, box: str, subscriber: Subscriber
+) -> None:
+    """After each kill -9: healthy within 5 s, the containers' pids unchanged and RUNNING, exec works, and an exit
+    is delivered.
+    """
     names = [f"c{i}" for i in range(CONTAINERS)]
     for name in names:
         start(node, box, name)
@@ -94,8 +103,11 @@ def test_each_process_is_killed_three_times_while_ten_containers_run(node: Node,
             assert node.out("tasks", "exec", "--exec-id", f"e{serial}", names[-1], "echo", "in") == "in\n"
             victim = names.pop(0)
             node.ctr("tasks", "kill", "-s", "SIGKILL", victim)
-            eventually(lambda v=victim: subscriber.saw_exit(v), f"no exit event of {victim} after {service} was killed in round {round_number}")  # type: ignore[misc]
-            eventually(lambda v=victim: node.tasks()[v][1] == "STOPPED", f"{victim} is not STOPPED")  # type: ignore[misc]
+            eventually(
+                lambda v=victim: subscriber.saw_exit(v),  # type: ignore[misc]
+                f"no exit event of {victim} after {service} was killed in round {round_number}",
+            )
+            eventually(lambda v=victim: node.tasks()[v][1] == "STOPPED", (f"{victim} is not STOPPED"))  # type: ignore[misc]
             node.ctr("tasks", "rm", victim)
             node.ctr("containers", "rm", victim)
             names.append(f"c{serial}")
@@ -105,9 +117,16 @@ def test_each_process_is_killed_three_times_while_ten_containers_run(node: Node,
 
 
 def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box: str, subscriber: Subscriber) -> None:
-    """The exit happens while nobody watches the shim; the tasks service that starts next reports it, and a Wait that was open answers."""
+    """The exit happens while nobody watches the shim; the tasks service that starts next reports it, and a Wait
+    that was open answers.
+    """
     node.ctr("run", "-d", box, "away", "sh", "-c", "while :; do echo alive; sleep 0.1; done")
-    waiting = subprocess.Popen(["ctr", "-a", str(node.socket), "tasks", "attach", "away"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        ["ctr", "-a", str(node.socket), "tasks", "attach", "away"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "alive\n"
     pid, _ = node.tasks()["away"]
@@ -117,7 +136,9 @@ def test_a_container_that_exits_while_tasks_is_down_is_reported(node: Node, box:
     eventually(lambda: subscriber.saw_exit("away"), "the exit was not reported")
     waiting.communicate(timeout=20)
     assert waiting.returncode == 137
-    assert len([x for x in subscriber.lines if "/tasks/exit" in x and '"away"' in x]) == 1, "the exit was reported more than once"
+    assert len([x for x in subscriber.lines if "/tasks/exit" in x and '"away"' in x]) == 1, (
+        "the exit was reported more than once"
+    )
     assert "away" not in node.tasks(), "attach removes the task that it saw end"
     node.ctr("containers", "rm", "away")
 
@@ -137,7 +158,9 @@ def test_a_service_stopped_on_purpose_says_so_at_once(node: Node) -> None:
 
 
 def test_a_hung_service_fails_its_own_calls_only(node: Node) -> None:
-    """A service under SIGSTOP answers UNAVAILABLE by name within the hold; other services answer as ever; health says which; SIGCONT heals."""
+    """A service under SIGSTOP answers UNAVAILABLE by name within the hold; other services answer as ever; health
+    says which; SIGCONT heals.
+    """
     import signal
 
     pid = node.pid("images")

@@ -1,4 +1,6 @@
-"""The same tree from the same layers: by Transfer, which unpacks them side by side, by our Diff.Apply, layer upon layer, and by containerd."""
+"""The same tree from the same layers: by Transfer, which unpacks them side by side, by our Diff.Apply, layer upon
+layer, and by containerd.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,25 @@ def peers() -> Iterator[dict[str, Path]]:
 async def everybody(node: Node, peers: dict[str, Path], place: Path) -> AsyncIterator[dict[str, Maker]]:
     """Who makes trees of layers; the first is who is right."""
     async with contextlib.AsyncExitStack() as stack:
-        ours, *theirs = [await stack.enter_async_context(Channel(path, pings="never")) for path in (node.socket, *peers.values())]
+        ours, *theirs = [
+            await stack.enter_async_context(Channel(path, pings="never")) for path in (node.socket, *peers.values())
+        ]
         registry = await stack.enter_async_context(FakeRegistry())
-        yield {**{name: Applying(channel, place / name.replace(" ", "")) for name, channel in zip(peers, theirs, strict=True)},
-               "Diff.Apply": Applying(ours, place / "apply"), "import": Importing(ours, place / "import"),
-               "pull": Pulling(ours, place / "pull", registry)}
+        yield {
+            **{
+                name: Applying(channel, place / name.replace(" ", ""))
+                for name, channel in zip(peers, theirs, strict=True)
+            },
+            "Diff.Apply": Applying(ours, place / "apply"),
+            "import": Importing(ours, place / "import"),
+            "pull": Pulling(ours, place / "pull", registry),
+        }
 
 
 async def compare(everybody: dict[str, Maker], chain: list[list[Entry]]) -> dict[bytes, File]:
-    """The tree that all make of a chain; an AssertionError if they do not make the same, or not all of them refuse it. {} if they do."""
+    """The tree that all make of a chain; an AssertionError if they do not make the same, or not all of them refuse
+    it. {} if they do.
+    """
     made = layers(chain)
     found = await asyncio.gather(*(outcome(each.tree(made)) for each in everybody.values()))
     first, *others = [(name, *each) for name, each in zip(everybody, found, strict=True)]
@@ -63,6 +75,7 @@ async def compare(everybody: dict[str, Maker], chain: list[list[Entry]]) -> dict
 
 def without_times(found: dict[bytes, File], right: dict[bytes, File]) -> dict[bytes, File]:
     """A tree without the times of directories that are new in the other: no layer says what they are."""
+
     def aside(name: bytes, file: File) -> File:
         other = right.get(name)
         if other is not None and stat.S_ISDIR(file.mode) and other.modified is None:
@@ -75,22 +88,33 @@ def without_times(found: dict[bytes, File], right: dict[bytes, File]) -> dict[by
 async def test_a_group_goes_down_to_what_no_layer_names(node: Node, peers: dict[str, Path], place: Path) -> None:
     """As Debian's /usr/local/lib/python3*, 2775 root:staff, and layers with files below it and no directories."""
     python = b"usr/local/lib/python3"
-    lower = [Entry("directory", name) for name in (b"usr", b"usr/local", b"usr/local/lib")] + [Entry("directory", python, b"", (("mode", 0o2775), ("gid", 50)))]
+    lower = [Entry("directory", name) for name in (b"usr", b"usr/local", b"usr/local/lib")] + [
+        Entry("directory", python, b"", (("mode", 0o2775), ("gid", 50)))
+    ]
     async with everybody(node, peers, place) as all_of_them:
-        found = await compare(all_of_them, [lower, [Entry("file", python + b"/dist/one/x")], [Entry("file", python + b"/dist/two")]])
+        found = await compare(
+            all_of_them, [lower, [Entry("file", python + b"/dist/one/x")], [Entry("file", python + b"/dist/two")]]
+        )
     assert [found[python + name].owner for name in (b"/dist", b"/dist/one")] == [(0, 50), (0, 0)]
 
 
-async def test_a_directory_that_is_named_last_keeps_attributes_of_the_layers_below(node: Node, peers: dict[str, Path], place: Path) -> None:
+async def test_a_directory_that_is_named_last_keeps_attributes_of_the_layers_below(
+    node: Node, peers: dict[str, Path], place: Path
+) -> None:
     """It is there already when the layer names it."""
     lower = Entry("directory", b"a", b"", (("mode", 0o2775), ("gid", 50)), ((b"user.one", b"1"),))
     async with everybody(node, peers, place) as all_of_them:
-        found = await compare(all_of_them, [[], [lower], [Entry("file", b"a/b/f"), Entry("directory", b"a", b"", (("mode", 0o700), ("gid", 7)))]])
+        found = await compare(
+            all_of_them,
+            [[], [lower], [Entry("file", b"a/b/f"), Entry("directory", b"a", b"", (("mode", 0o700), ("gid", 7)))]],
+        )
     assert found[b"a"].xattrs == (("user.one", b"1"),)
     assert [found[name].owner[1] for name in (b"a", b"a/b")] == [7, 50]
 
 
-async def test_a_default_acl_goes_down_to_what_is_made_in_a_directory(node: Node, peers: dict[str, Path], place: Path) -> None:
+async def test_a_default_acl_goes_down_to_what_is_made_in_a_directory(
+    node: Node, peers: dict[str, Path], place: Path
+) -> None:
     """Files too; and the layers above see it."""
     lower = Entry("directory", b"a", b"", (), ((b"system.posix_acl_default", DEFAULT_ACL),))
     async with everybody(node, peers, place) as all_of_them:
@@ -104,7 +128,9 @@ async def test_what_is_refused_is_named(node: Node, place: Path) -> None:
         made = layers([[], [Entry("file", b"a")], [Entry("file", b"a/b/f")]])
         verdict, error = await outcome(Importing(channel, place / "import").tree(made))
     assert verdict == "refused"
-    assert re.search(r'layer sha256:[0-9a-f]{64} to "sha256:[0-9a-f]{64}": directory "a/b": not a directory$', str(error)), error
+    assert re.search(
+        r'layer sha256:[0-9a-f]{64} to "sha256:[0-9a-f]{64}": directory "a/b": not a directory$', str(error)
+    ), error
 
 
 @pytest.mark.once
@@ -115,7 +141,15 @@ def test_random_chains_become_what_containerd_makes_of_them(node: Node, peers: d
         all_of_them = runner.run(stack.enter_async_context(everybody(node, peers, place)))
         made = []
 
-        @settings(max_examples=CHAINS, derandomize=True, database=None, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+        @settings(
+            max_examples=CHAINS,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
         @given(chains())
         def check(chain: list[list[Entry]]) -> None:
             made.append(runner.run(compare(all_of_them, chain)))

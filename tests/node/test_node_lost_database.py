@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
 
 def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registry: Registry) -> None:
-    """The raw stores carry the lost store's id: the collector of the new one leaves them alone; pulling and running work, over numbers that are taken."""
+    """The raw stores carry the lost store's id: the collector of the new one leaves them alone; pulling and running
+    work, over numbers that are taken.
+    """
     reference = f"{registry.host}/box:1"
     with short_directory() as directory:
         node = Node(directory)
@@ -26,7 +28,10 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
             node.up()
             node.ctr("images", "pull", "--plain-http", reference)
             node.ctr("snapshots", "prepare", "kept")
-            eventually(lambda: len(list(node.root.rglob("store-id"))) >= 3, "the first collection did not mark the stores as its own")
+            eventually(
+                lambda: len(list(node.root.rglob("store-id"))) >= 3,
+                "the first collection did not mark the stores as its own",
+            )
             node.ctr("run", "-d", reference, "still", "sleep", "1000")
             node.down(containers=False)
             blobs = {p.name for p in (node.root / "content/blobs").glob("*/*")}
@@ -43,20 +48,31 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
             assert node.out("run", "--rm", reference, "again", "echo", "works") == "works\n"
             node.ctr("images", "rm", "--sync", reference)
 
-            assert blobs <= {p.name for p in (node.root / "content/blobs").glob("*/*")}, "a blob of the lost database was deleted"
-            assert snapshots <= {p.name for p in Path(node.root / "snapshots/overlayfs/snapshots").iterdir()}, "a snapshot of the lost database was deleted"
+            assert blobs <= {p.name for p in (node.root / "content/blobs").glob("*/*")}, (
+                "a blob of the lost database was deleted"
+            )
+            assert snapshots <= {p.name for p in Path(node.root / "snapshots/overlayfs/snapshots").iterdir()}, (
+                "a snapshot of the lost database was deleted"
+            )
             assert "stopped 1 container" in node.splitd("down", "--containers", "--grace", "0").stdout
             node.up()
             assert "belongs to another metadata store" in node.splitd("gc").stdout
             node.splitd("gc", "--release")
-            eventually(lambda: not list((node.root / "content/blobs").glob("*/*")) and not any((node.root / "snapshots/overlayfs/snapshots").iterdir()),
-                       "what only the lost database knew stays for ever")
+            eventually(
+                lambda: (
+                    not list((node.root / "content/blobs").glob("*/*"))
+                    and not any((node.root / "snapshots/overlayfs/snapshots").iterdir())
+                ),
+                "what only the lost database knew stays for ever",
+            )
         finally:
             node.clear()
 
 
 def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
-    """``up`` does not wait for what will not pass, and says what metadata says; so does ``status``, with what is held back. Where it cannot start at all, its log's last word is told."""
+    """``up`` does not wait for what will not pass, and says what metadata says; so does ``status``, with what is
+    held back. Where it cannot start at all, its log's last word is told.
+    """
     node = Node(place)
     try:
         node.up()
@@ -66,7 +82,7 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
         database = node.root / "metadata" / "metadata.db"
         data = bytearray(database.read_bytes())
         for page in range(20, 40):
-            data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+            data[page * 4096 : page * 4096 + 100] = b"\xff" * 100
         database.write_bytes(data)
         node.splitd("up", ok=None)
         eventually(lambda: not node.status()["healthy"], "damaged pages are not found")
@@ -87,7 +103,9 @@ def test_a_node_with_damaged_pages_says_so_at_once(place: Path) -> None:
 
 
 def test_a_snapshotter_whose_database_is_not_to_be_read(place: Path) -> None:
-    """It alone is out of use: ``up``, ``status`` and its clients' errors name the file and what to do, nothing of it is collected, and the other snapshotter works."""
+    """It alone is out of use: ``up``, ``status`` and its clients' errors name the file and what to do, nothing of
+    it is collected, and the other snapshotter works.
+    """
     node = Node(place)
     snapshots = node.root / "snapshots/overlayfs"
     try:
@@ -103,7 +121,9 @@ def test_a_snapshotter_whose_database_is_not_to_be_read(place: Path) -> None:
         said = node.splitd("up", ok=False).stderr
         assert f"snapshots is not healthy: {words}" in said
         assert "docs/damaged-database.md" in said
-        assert {each["name"]: words in each["trouble"] for each in node.status()["services"] if not each["healthy"]} == {"snapshots": True}
+        assert {
+            each["name"]: words in each["trouble"] for each in node.status()["services"] if not each["healthy"]
+        } == {"snapshots": True}
         assert words in node.ctr("snapshots", "prepare", "more", ok=False).stderr
         node.ctr("snapshots", "--snapshotter", "native", "prepare", "works")
         node.ctr("snapshots", "rm", "removed")
@@ -120,7 +140,9 @@ def test_a_snapshotter_whose_database_is_not_to_be_read(place: Path) -> None:
 
 
 def test_a_snapshotter_that_lost_its_database_removes_nothing(place: Path, registry: Registry) -> None:
-    """What a container wrote is still there; who misses a layer is told what happened; the image is pulled anew, and once the operator says so, what nobody knows goes."""
+    """What a container wrote is still there; who misses a layer is told what happened; the image is pulled anew,
+    and once the operator says so, what nobody knows goes.
+    """
     reference = f"{registry.host}/box:1"
     node = Node(place)
     snapshots = node.root / "snapshots/overlayfs"
@@ -140,7 +162,10 @@ def test_a_snapshotter_that_lost_its_database_removes_nothing(place: Path, regis
         assert "is recorded, and snapshots.overlayfs does not have it" in said
         assert "splitd gc --release" in said
         assert written.read_text() == "precious\n"
-        assert "2 snapshots that their snapshotter has lost are no longer recorded" in node.splitd("gc", "--release").stdout
+        assert (
+            "2 snapshots that their snapshotter has lost are no longer recorded"
+            in node.splitd("gc", "--release").stdout
+        )
         eventually(lambda: not written.exists(), "what nobody knows stays")
         node.ctr("containers", "rm", "wrote")
         node.splitd("pull", "--plain-http", reference)

@@ -1,4 +1,6 @@
-"""A node is the same after a reboot: its root and its configuration are known by its state directory alone, and another root is not taken for it."""
+"""A node is the same after a reboot: its root and its configuration are known by its state directory alone, and
+another root is not taken for it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """The directory of a node that was started with a root of its own and a configuration, and went down with the machine: STATE is gone."""
+    """The directory of a node that was started with a root of its own and a configuration, and went down with the
+    machine: STATE is gone.
+    """
     with short_directory() as directory:
         node = Node(directory, config=f"root = '{directory}/root'\n[gateway]\nhold = '7s'\n")
         try:
@@ -42,7 +46,10 @@ def test_logs_of_a_state_that_never_had_a_node_are_not_anothers(home: Path) -> N
     config = home / "other.toml"
     config.write_text(f"root = '{home}/root'\nstate = '{home}/other'\n")
     done = splitd("logs", "supervisord", "--config", config, ok=False)
-    assert f"no node was started at {home}/other: the logs below {home}/root are of the node at {home}/state" in done.stderr
+    assert (
+        f"no node was started at {home}/other: the logs below {home}/root are of the node at {home}/state"
+        in done.stderr
+    )
 
 
 def test_up_starts_the_same_node_by_its_state_alone(home: Path) -> None:
@@ -58,7 +65,9 @@ def test_up_starts_the_same_node_by_its_state_alone(home: Path) -> None:
 
 
 def test_another_root_is_not_given_the_containers_of_this_one(home: Path) -> None:
-    """A restore beside containers that run would show them as its own, and they would write below the old root. Where that is gone, nobody can stop them there."""
+    """A restore beside containers that run would show them as its own, and they would write below the old root.
+    Where that is gone, nobody can stop them there.
+    """
     up(home)
     splitd("down", "--state", home / "state")
     bundle = home / "state" / "io.containerd.runtime.v2.task" / "default" / "box"
@@ -88,7 +97,10 @@ def test_another_root_is_refused_with_both_named(home: Path, more: str, monkeypa
         config.write_text(f"root = '{other}'\n")
         words = ["--config", config]
     done = up(home, *words, ok=False)
-    assert f"the node at {home}/state was last started with root {home}/root, not {other}: --root {home}/root starts it again; --moved starts it with {other}" in done.stderr
+    assert (
+        f"the node at {home}/state was last started with root {home}/root, not {other}: --root {home}/root starts it "
+        f"again; --moved starts it with {other}"
+    ) in done.stderr
     assert not other.exists()
 
 
@@ -99,7 +111,10 @@ def test_a_copy_of_a_root_in_use_is_said_to_be_one_and_moved_takes_it(home: Path
     try:
         shutil.copytree(home / "root", copy.root)
         done = copy.splitd("up", ok=False)
-        assert f"the root {copy.root} is a copy of {home}/root, which the node at {home}/state is using: --moved makes the copy this node's own" in done.stderr
+        assert (
+            f"the root {copy.root} is a copy of {home}/root, which the node at {home}/state is using: --moved makes "
+            "the copy this node's own"
+        ) in done.stderr
         copy.splitd("up", "--moved")
         assert copy.status()["healthy"]
         assert "is in use by" in splitd("up", "--root", home / "root", "--state", home / "third", ok=False).stderr

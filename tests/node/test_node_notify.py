@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(120)]
 
 
 def test_systemd_is_told_when_the_node_listens_and_when_it_ends() -> None:
-    """READY once containerd.sock takes connections, although the socket of a node before is still there; STOPPING at SIGTERM. No process of the node has the variable: runc would use it."""
+    """READY once containerd.sock takes connections, although the socket of a node before is still there; STOPPING
+    at SIGTERM. No process of the node has the variable: runc would use it.
+    """
     with short_directory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         node = Node(directory)
         node.state.mkdir()
@@ -25,8 +27,24 @@ def test_systemd_is_told_when_the_node_listens_and_when_it_ends() -> None:
             before.bind(str(node.socket))
         systemd.bind(str(directory / "notify"))
         systemd.settimeout(60)
-        command: list[str | Path] = [sys.executable, "-m", "deploy", "up", "--foreground", "--root", node.root, "--state", node.state]
-        with subprocess.Popen(command, cwd=TOP, env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as supervisord:
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "deploy",
+            "up",
+            "--foreground",
+            "--root",
+            node.root,
+            "--state",
+            node.state,
+        ]
+        with subprocess.Popen(
+            command,
+            cwd=TOP,
+            env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        ) as supervisord:
             try:
                 assert systemd.recv(100) == b"READY=1"
                 with socket.socket(socket.AF_UNIX) as client:

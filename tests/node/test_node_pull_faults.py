@@ -1,6 +1,8 @@
-"""Pulls on a node from registries that misbehave, one fault at a time: each ends as its user would wish, in time, and what fails says which host, and why.
+"""Pulls on a node from registries that misbehave, one fault at a time: each ends as its user would wish, in time, and
+what fails says which host, and why.
 
-By ctr of containerd 2, where there is one, and else by our own client of Transfer. The faults of single requests are tested on the registry client too (tests/service/images/registry).
+By ctr of containerd 2, where there is one, and else by our own client of Transfer. The faults of single requests are
+tested on the registry client too (tests/service/images/registry).
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ class Case:
     def __init__(self, node: Node, channel: Channel, client: Client) -> None:
         self.node, self.channel, self.client = node, channel, client
 
-    async def succeeds(self, reference: str, box: Image, *, seconds: float = 15.0, hosts: Path | None = None, user: str = "") -> float:
+    async def succeeds(
+        self, reference: str, box: Image, *, seconds: float = 15.0, hosts: Path | None = None, user: str = ""
+    ) -> float:
         """The image is there, right, and runs; and nothing else. Returns the seconds that the pull took."""
         begun = time.monotonic()
         async with asyncio.timeout(seconds):
@@ -99,8 +103,12 @@ class Case:
         await check_nothing_left(self.node, self.channel, self.client)
         return took
 
-    async def fails(self, reference: str, *patterns: str, seconds: float = 15.0, hosts: Path | None = None, resumable: bool = False) -> None:
-        """The message matches all ``patterns``; there is no image, and nothing is left behind, but for what can be gone on with."""
+    async def fails(
+        self, reference: str, *patterns: str, seconds: float = 15.0, hosts: Path | None = None, resumable: bool = False
+    ) -> None:
+        """The message matches all ``patterns``; there is no image, and nothing is left behind, but for what can be
+        gone on with.
+        """
         async with asyncio.timeout(seconds):
             said = await pulling(self.node, self.client, reference, hosts=hosts).ended
         for pattern in patterns:
@@ -117,7 +125,9 @@ def case(node: Node, channel: Channel, client: Client) -> Case:
 
 def starts(registry: FakeRegistry, digest: str) -> list[int]:
     """From which byte on a blob was asked for, in turn."""
-    return [int(headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0]) for headers in gets(registry, digest)]
+    return [
+        int(headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0]) for headers in gets(registry, digest)
+    ]
 
 
 def mirrors(directory: Path, *urls: str, more: str = "") -> Path:
@@ -138,8 +148,13 @@ async def test_a_silent_registry_is_named_while_it_is_waited_for(node: Node) -> 
         registry.inject("manifests", silent(9.0), times=2)
         plain, as_json = await asyncio.gather(
             asyncio.to_thread(node.splitd, "pull", "--plain-http", "-n", "silent", references[0]),
-            asyncio.to_thread(node.splitd, "pull", "--plain-http", "-n", "silent", "--json", references[1]))
-    assert re.search(rf"^splitd: {re.escape(registry.host)} has been silent for \d+ s, and is waited for$", plain.stderr, re.MULTILINE)
+            asyncio.to_thread(node.splitd, "pull", "--plain-http", "-n", "silent", "--json", references[1]),
+        )
+    assert re.search(
+        rf"^splitd: {re.escape(registry.host)} has been silent for \d+ s, and is waited for$",
+        plain.stderr,
+        re.MULTILINE,
+    )
     lines = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert {line["silent"] for line in lines if "silent" in line} == {registry.host}
     assert lines[-1]["outcome"] == "done"
@@ -158,7 +173,9 @@ async def test_a_token_that_expires_in_the_middle(case: Case) -> None:
 
 
 async def test_a_redirect_to_another_host(case: Case, elsewhere: FakeRegistry) -> None:
-    """It is followed, with what there is of the layer, and without the credential; where the connection is lost there, the registry is asked again."""
+    """It is followed, with what there is of the layer, and without the credential; where the connection is lost
+    there, the registry is asked again.
+    """
     async with FakeRegistry(auth=Auth(user="me", password="secret")) as registry:
         box = runnable()
         layer = box.layers[1]
@@ -170,7 +187,9 @@ async def test_a_redirect_to_another_host(case: Case, elsewhere: FakeRegistry) -
         assert starts(elsewhere, layer) == [0, 200_000]
         assert "Authorization" in gets(registry, layer)[-1]
         assert elsewhere.seen
-        assert not [seen for seen in elsewhere.seen if {"Authorization", "Cookie", "Proxy-Authorization"} & set(seen.headers)]
+        assert not [
+            seen for seen in elsewhere.seen if {"Authorization", "Cookie", "Proxy-Authorization"} & set(seen.headers)
+        ]
 
 
 async def test_a_registry_that_asks_to_wait(case: Case, fake: FakeRegistry) -> None:
@@ -212,7 +231,9 @@ async def test_a_server_without_ranges_that_loses_the_connection(case: Case) -> 
 
 
 @pytest.mark.parametrize(("made", "code"), [(runnable, 400), (large, 416)], ids=["small, 400", "large, 416"])
-async def test_a_server_that_refuses_ranges(case: Case, fake: FakeRegistry, made: Callable[[], Image], code: int) -> None:
+async def test_a_server_that_refuses_ranges(
+    case: Case, fake: FakeRegistry, made: Callable[[], Image], code: int
+) -> None:
     """A layer whose connection is lost is asked for whole, and so is each large one."""
     box = made()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
@@ -223,7 +244,9 @@ async def test_a_server_that_refuses_ranges(case: Case, fake: FakeRegistry, made
 
 
 async def test_an_interrupted_pull_where_ranges_are_refused(case: Case, fake: FakeRegistry) -> None:
-    """What it has left of a layer does not keep the next pull from asking for the whole. ``splitd status`` tells of the registry."""
+    """What it has left of a layer does not keep the next pull from asking for the whole. ``splitd status`` tells of
+    the registry.
+    """
     box = runnable(kib=2000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, silent(60, after=1_500_000))
@@ -236,12 +259,17 @@ async def test_an_interrupted_pull_where_ranges_are_refused(case: Case, fake: Fa
     await case.succeeds(reference, box)
     assert ["Range" in headers for headers in gets(fake, layer)] == [False, True, False]
     shown = await asyncio.to_thread(case.node.splitd, "status")
-    assert re.search(rf"registry https?://{re.escape(fake.host)} refuses parts of blobs \(GET /v2/box/blobs/{layer}: 400 .*: a layer comes whole", shown.stdout)
+    assert re.search(
+        rf"registry https?://{re.escape(fake.host)} refuses parts of blobs \(GET /v2/box/blobs/{layer}: 400 .*: a layer comes whole",
+        shown.stdout,
+    )
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["parts", "whole"])
 async def test_a_large_layer_whose_connection_is_lost(case: Case, ranges: bool) -> None:
-    """One of those that bring its parts, of which then the rest comes again; or, where the server gives no parts, the one that brings all."""
+    """One of those that bring its parts, of which then the rest comes again; or, where the server gives no parts,
+    the one that brings all.
+    """
     async with FakeRegistry(ranges=ranges) as registry:
         box = large()
         reference, layer = registry.add(box, "box:1"), box.layers[1]
@@ -260,8 +288,14 @@ async def test_a_dead_mirror_before_a_good_one(case: Case, fake: FakeRegistry, p
     await case.succeeds("images.test/box:1", box, hosts=mirrors(place, dead, fake.url))
 
 
-@pytest.mark.parametrize(("media_type", "body"), [("text/html", b"<html>sign in</html>"), ("application/json", b'{"schemaVersion": 1}'), (MANIFEST, b"junk")], ids=["HTML", "schema 1", "junk"])
-async def test_a_mirror_that_answers_with_no_manifest(case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path, media_type: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [("text/html", b"<html>sign in</html>"), ("application/json", b'{"schemaVersion": 1}'), (MANIFEST, b"junk")],
+    ids=["HTML", "schema 1", "junk"],
+)
+async def test_a_mirror_that_answers_with_no_manifest(
+    case: Case, fake: FakeRegistry, elsewhere: FakeRegistry, place: Path, media_type: str, body: bytes
+) -> None:
     """It says 200, and the next host is asked all the same; without another, the error says what it was."""
     box = runnable()
     fake.add(box, "box:1")
@@ -270,7 +304,12 @@ async def test_a_mirror_that_answers_with_no_manifest(case: Case, fake: FakeRegi
         return web.Response(body=body, content_type=media_type)
 
     elsewhere.inject("", page, times=ALWAYS)
-    await case.fails("images.test/box:1", re.escape(elsewhere.host), "is not an image manifest|schema 1|neither an image manifest nor an index", hosts=mirrors(place / "alone", elsewhere.url))
+    await case.fails(
+        "images.test/box:1",
+        re.escape(elsewhere.host),
+        "is not an image manifest|schema 1|neither an image manifest nor an index",
+        hosts=mirrors(place / "alone", elsewhere.url),
+    )
     await case.succeeds("images.test/box:1", box, hosts=mirrors(place, elsewhere.url, fake.url))
     assert elsewhere.asked(part="/manifests/1")
 
@@ -338,9 +377,15 @@ async def test_a_certificate_of_an_unknown_authority(case: Case, place: Path) ->
     async with FakeRegistry(tls=authority.server()) as registry:
         box = runnable()
         registry.add(box, "box:1")
-        await case.fails("images.test/box:1", re.escape(registry.host), "certificate", hosts=mirrors(place / "without", registry.url))
+        await case.fails(
+            "images.test/box:1", re.escape(registry.host), "certificate", hosts=mirrors(place / "without", registry.url)
+        )
         assert not registry.seen
-        await case.succeeds("images.test/box:1", box, hosts=mirrors(place / "with", registry.url, more=f'ca = "{authority.certificate}"\n'))
+        await case.succeeds(
+            "images.test/box:1",
+            box,
+            hosts=mirrors(place / "with", registry.url, more=f'ca = "{authority.certificate}"\n'),
+        )
 
 
 # ---------------------------------------------------------------------------------------------- what does not pass
@@ -366,11 +411,15 @@ async def test_another_number_of_bytes(case: Case, fake: FakeRegistry, more: int
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     right = box.blobs[layer]
     fake.inject(layer, other(right + bytes(more) if more > 0 else right[:more]), times=ALWAYS)
-    await case.fails(reference, re.escape(fake.host), layer, f"{len(right)}.*{len(right) + more}|{len(right) + more}.*{len(right)}")
+    await case.fails(
+        reference, re.escape(fake.host), layer, f"{len(right)}.*{len(right) + more}|{len(right) + more}.*{len(right)}"
+    )
 
 
 async def test_a_body_without_an_end(case: Case, fake: FakeRegistry) -> None:
-    """It is left where its descriptor says that it ends. Only a digest could tell that what came is wrong: the next pull finds it, and fetches all of it."""
+    """It is left where its descriptor says that it ends. Only a digest could tell that what came is wrong: the next
+    pull finds it, and fetches all of it.
+    """
     box = runnable()
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, endless(), times=ALWAYS)
@@ -407,7 +456,9 @@ def most_memory(status: Path) -> int:
 
 
 async def test_a_pull_that_is_interrupted(case: Case, client: Client, fake: FakeRegistry) -> None:
-    """^C: within a second no more is fetched. What there is of a layer can be gone on with, and nothing else is left."""
+    """^C: within a second no more is fetched. What there is of a layer can be gone on with, and nothing else is
+    left.
+    """
     box = runnable(kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]
     fake.inject(layer, slow(2_000_000, 40_000), times=ALWAYS)
@@ -436,23 +487,37 @@ async def test_a_pull_that_is_interrupted(case: Case, client: Client, fake: Fake
 
 
 @pytest.mark.parametrize("many", [2, 10])
-async def test_pulls_of_one_image_at_once(case: Case, client: Client, channel: Channel, fake: FakeRegistry, many: int) -> None:
+async def test_pulls_of_one_image_at_once(
+    case: Case, client: Client, channel: Channel, fake: FakeRegistry, many: int
+) -> None:
     """Each blob is fetched once, each layer unpacked once, and all end well."""
     box = runnable(layers=2)
     reference = fake.add(box, "box:1")
     fake.inject("blob", slow(1_000_000, 50_000), times=ALWAYS)
-    async with events.subscribed(channel.client(events.EVENTS), f"namespace=={client.namespace},topic~=^/snapshot/") as subscriber:
+    async with events.subscribed(
+        channel.client(events.EVENTS), f"namespace=={client.namespace},topic~=^/snapshot/"
+    ) as subscriber:
         async with asyncio.timeout(20):
-            assert set(await asyncio.gather(*(pulling(case.node, client, reference).ended for _ in range(many)))) == {""}
-        told = Counter((envelope.topic, chain_id(envelope)) for envelope in await subscriber.seen() if envelope.topic in ("/snapshot/prepare", "/snapshot/commit"))
+            assert set(await asyncio.gather(*(pulling(case.node, client, reference).ended for _ in range(many)))) == {
+                ""
+            }
+        told = Counter(
+            (envelope.topic, chain_id(envelope))
+            for envelope in await subscriber.seen()
+            if envelope.topic in ("/snapshot/prepare", "/snapshot/commit")
+        )
     unique = [box.digest, config_of(box), *box.layers[1:]]
     assert {digest: len(gets(fake, digest)) for digest in unique} == dict.fromkeys(unique, 1)
-    assert told == {(topic, name): 1 for topic in ("/snapshot/prepare", "/snapshot/commit") for name in await client.snapshots()}
+    assert told == {
+        (topic, name): 1 for topic in ("/snapshot/prepare", "/snapshot/commit") for name in await client.snapshots()
+    }
     await check_pulled(case.node, client, reference, box)
     await check_nothing_left(case.node, channel, client)
 
 
-async def test_of_pulls_at_once_one_is_interrupted(case: Case, client: Client, channel: Channel, fake: FakeRegistry) -> None:
+async def test_of_pulls_at_once_one_is_interrupted(
+    case: Case, client: Client, channel: Channel, fake: FakeRegistry
+) -> None:
     """The one that fetches, in the middle of a layer: another goes on where it was, and the others end well."""
     box = runnable(kib=3000)
     reference, layer = fake.add(box, "box:1"), box.layers[1]

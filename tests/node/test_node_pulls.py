@@ -63,15 +63,24 @@ async def test_a_pull_stores_labels_and_unpacks(client: Client, fake: FakeRegist
     assert await client.blobs() == set(box.blobs)
     assert len(await client.snapshots()) == 2
     config = config_of(box)
-    assert await client.labels(box.digest) == {SOURCE: "team/box", "containerd.io/gc.ref.content.config": config, "containerd.io/gc.ref.content.l.0": box.layers[0],
-                                               "containerd.io/gc.ref.content.l.1": box.layers[1]}
+    assert await client.labels(box.digest) == {
+        SOURCE: "team/box",
+        "containerd.io/gc.ref.content.config": config,
+        "containerd.io/gc.ref.content.l.0": box.layers[0],
+        "containerd.io/gc.ref.content.l.1": box.layers[1],
+    }
     assert set(await client.labels(box.layers[0])) == {SOURCE, "containerd.io/uncompressed"}
     assert set(await client.labels(config)) == {SOURCE, "containerd.io/gc.ref.snapshot.overlayfs"}
     assert not await client.leases()
     assert not await client.ingests()
     assert [(p.event, p.name) for p in told if p.name in ("", reference)] == [
-        (f"Resolving from OCI Registry ({reference})", ""), (f"Pulling from OCI Registry ({reference})", ""), ("fetching image content", reference),
-        ("saved", reference), (f"Completed pull from OCI Registry ({reference})", ""), ("saved", reference)]
+        (f"Resolving from OCI Registry ({reference})", ""),
+        (f"Pulling from OCI Registry ({reference})", ""),
+        ("fetching image content", reference),
+        ("saved", reference),
+        (f"Completed pull from OCI Registry ({reference})", ""),
+        ("saved", reference),
+    ]
     events = {p.event for p in told if p.name == f"layer-{box.layers[1]}"}
     assert {"waiting", "extracted"} <= events
     assert next(list(p.parents) for p in told if p.name == f"layer-{box.layers[1]}") == [f"manifest-{box.digest}"]
@@ -123,11 +132,17 @@ async def test_wrong_bytes_are_fetched_again(client: Client, fake: FakeRegistry)
     assert await client.blobs() == set(box.blobs)
 
 
-@pytest.mark.parametrize(("name", "fault", "expected", "message"), [
-    ("gone:1", None, errors.NotFound, "failed to resolve image: .*{host}.*404"),
-    ("box:1", status(403), errors.PermissionDenied, "failed to resolve image: .*{host}.*403"),
-], ids=["404", "403"])
-async def test_an_error_names_host_and_cause(client: Client, fake: FakeRegistry, name: str, fault: Fault | None, expected: type[errors.NodeError], message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fault", "expected", "message"),
+    [
+        ("gone:1", None, errors.NotFound, "failed to resolve image: .*{host}.*404"),
+        ("box:1", status(403), errors.PermissionDenied, "failed to resolve image: .*{host}.*403"),
+    ],
+    ids=["404", "403"],
+)
+async def test_an_error_names_host_and_cause(
+    client: Client, fake: FakeRegistry, name: str, fault: Fault | None, expected: type[errors.NodeError], message: str
+) -> None:
     """As the registry says them."""
     fake.add(made(1), "box:1")
     if fault is not None:
@@ -165,21 +180,33 @@ async def test_two_pulls_fetch_each_blob_once(client: Client, channel: Channel, 
 
 
 @pytest.mark.parametrize("made_as", [zstd, estargz, zstd_chunked])
-async def test_layers_of_other_kinds_are_what_they_also_are(node: Node, client: Client, fake: FakeRegistry, made_as: Callable[[bytes], Layer]) -> None:
-    """zstd; eStargz, which is gzip; zstd:chunked, which is zstd: unpacked as such, and snapshotters are told what they are told by containerd."""
+async def test_layers_of_other_kinds_are_what_they_also_are(
+    node: Node, client: Client, fake: FakeRegistry, made_as: Callable[[bytes], Layer]
+) -> None:
+    """zstd; eStargz, which is gzip; zstd:chunked, which is zstd: unpacked as such, and snapshotters are told what
+    they are told by containerd.
+    """
     layers = [gzipped(busybox_layer()), made_as(marked())]
     box = image_of(layers)
     reference = fake.add(box, "box:1")
     await client.pull(reference)
     await check_pulled(node, client, reference, box)
-    assert [(await client.labels(digest_of(layer.data)))["containerd.io/uncompressed"] for layer in layers] == [digest_of(layer.raw) for layer in layers]
+    assert [(await client.labels(digest_of(layer.data)))["containerd.io/uncompressed"] for layer in layers] == [
+        digest_of(layer.raw) for layer in layers
+    ]
     lower, upper = chain_ids([digest_of(layer.raw) for layer in layers])
     labels = {name: dict(info.labels) for name, info in (await client.snapshots()).items()}
     more = {key: value for key, value in layers[1].annotations.items() if key.startswith("containerd.io/snapshot/")}
     assert bool(more) == (made_as is estargz)
     assert labels == {
         lower: {"containerd.io/snapshot.ref": lower, "containerd.io/snapshot/diff-id": digest_of(layers[0].raw)},
-        upper: {"containerd.io/snapshot.ref": upper, "containerd.io/snapshot/diff-id": digest_of(layers[1].raw), "containerd.io/snapshot/parent-chain-id": lower, **more}}
+        upper: {
+            "containerd.io/snapshot.ref": upper,
+            "containerd.io/snapshot/diff-id": digest_of(layers[1].raw),
+            "containerd.io/snapshot/parent-chain-id": lower,
+            **more,
+        },
+    }
     if daemon := program2("containerd"):
         with short_directory() as directory, containerd(directory, daemon) as socket:
             async with Channel(socket) as channel:
@@ -187,7 +214,9 @@ async def test_layers_of_other_kinds_are_what_they_also_are(node: Node, client: 
                 await theirs.pull(reference)
                 newer = {"containerd.io/snapshot/diff-id", "containerd.io/snapshot/parent-chain-id"}  # than 2.1
                 assert {name: dict(info.labels) for name, info in (await theirs.snapshots()).items()} == {
-                    name: {key: value for key, value in found.items() if key not in newer} for name, found in labels.items()}
+                    name: {key: value for key, value in found.items() if key not in newer}
+                    for name, found in labels.items()
+                }
                 for digest in box.blobs:
                     assert await client.labels(digest) == await theirs.labels(digest)
 
@@ -221,8 +250,12 @@ async def test_hosts_are_the_requests(client: Client, fake: FakeRegistry, place:
     box = made(1)
     fake.add(box, "box:1")
     (place / "example.invalid").mkdir()
-    (place / "example.invalid" / "hosts.toml").write_text(f'[host."{fake.url}"]\n  capabilities = ["pull", "resolve"]\n')
-    source = registry_pb2.OCIRegistry(reference="example.invalid/box:1", resolver=registry_pb2.RegistryResolver(host_dir=str(place)))
+    (place / "example.invalid" / "hosts.toml").write_text(
+        f'[host."{fake.url}"]\n  capabilities = ["pull", "resolve"]\n'
+    )
+    source = registry_pb2.OCIRegistry(
+        reference="example.invalid/box:1", resolver=registry_pb2.RegistryResolver(host_dir=str(place))
+    )
     await client.transfer(source, imagestore_pb2.ImageStore(name="x", unpacks=[UNPACK], platforms=[HERE]))
     assert (await client.labels(box.layers[0]))["containerd.io/distribution.source.example.invalid"] == "box"
 
@@ -238,12 +271,20 @@ async def test_a_push_sends_blobs_before_what_names_them(client: Client, fake: F
         reference = f"{target.host}/to:1"
         await client.push("pushed", reference, told=told)
         assert target.manifests["to", "1"][1] == both.blobs[both.digest]
-        assert {name for repository, name in target.manifests} == {"1", both.digest, *(d["digest"] for d in json.loads(both.blobs[both.digest])["manifests"])}
+        assert {name for repository, name in target.manifests} == {
+            "1",
+            both.digest,
+            *(d["digest"] for d in json.loads(both.blobs[both.digest])["manifests"]),
+        }
         puts = [seen.path for seen in target.asked("PUT")]
         assert puts == sorted(puts, key=lambda path: ("/manifests/" in path, path.endswith("/1")))
         assert [(p.event, p.name) for p in told if p.name in ("", "pushed")] == [
-            (f"Pushing to OCI Registry ({reference})", ""), ("pushing content", "pushed"), ("pushed content", "pushed"),
-            (f"Completed push to OCI Registry ({reference})", ""), ("pushed content", "pushed")]
+            (f"Pushing to OCI Registry ({reference})", ""),
+            ("pushing content", "pushed"),
+            ("pushed content", "pushed"),
+            (f"Completed push to OCI Registry ({reference})", ""),
+            ("pushed content", "pushed"),
+        ]
         before = len(target.asked("PUT"))
         await client.push("pushed", reference)
         assert len(target.asked("PUT")) == before

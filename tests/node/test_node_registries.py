@@ -1,4 +1,6 @@
-"""What an operator sets about registries, on a whole node: verifiers, hosts.toml, what is unpacked; and what he sees of them. Driven by ctr of containerd 2, which lets the node pull."""
+"""What an operator sets about registries, on a whole node: verifiers, hosts.toml, what is unpacked; and what he
+sees of them. Driven by ctr of containerd 2, which lets the node pull.
+"""
 
 from __future__ import annotations
 
@@ -86,11 +88,20 @@ async def test_a_verifier_is_asked_before_anything_is_fetched(node: Node, settin
     said = settings / "said"
     with verifier(settings, f'cat >{said}; echo "$@" >>{said}; echo no signature; exit 1'):
         shown = await pull(node, reference, ok=False)
-    assert (f"image verifier bindir blocked pull of {reference} with digest {box.digest} for reason: verifier check rejected image (exit code 1): no signature") in shown
+    assert (
+        f"image verifier bindir blocked pull of {reference} with digest {box.digest} for reason: verifier check "
+        "rejected image (exit code 1): no signature"
+    ) in shown
     assert not fake.asked("GET")
     descriptor, arguments = said.read_text().splitlines()
-    assert json.loads(descriptor) == {"mediaType": box.media_type, "digest": box.digest, "size": len(box.blobs[box.digest])}
-    assert arguments == f"-name {reference} -digest {box.digest} -stdin-media-type application/vnd.oci.descriptor.v1+json"
+    assert json.loads(descriptor) == {
+        "mediaType": box.media_type,
+        "digest": box.digest,
+        "size": len(box.blobs[box.digest]),
+    }
+    assert (
+        arguments == f"-name {reference} -digest {box.digest} -stdin-media-type application/vnd.oci.descriptor.v1+json"
+    )
     with verifier(settings, "exit 0"):
         await pull(node, reference)
     assert fake.asked("GET", box.layers[0])
@@ -101,8 +112,11 @@ async def test_no_judgement_is_no_consent(node: Node, settings: Path, fake: Fake
     reference = fake.add(busybox_image(), "box:1")
     with verifier(settings, "sleep 60"):
         shown = await pull(node, reference, ok=False)
-    assert re.search(rf"blocking pull of {reference} with digest \S+ image verifier bindir returned error: failed to call verifier check \(runtime \S+s\): "
-                     "waiting on command to exit: context deadline exceeded", shown)
+    assert re.search(
+        rf"blocking pull of {reference} with digest \S+ image verifier bindir returned error: failed to call verifier check \(runtime \S+s\): "
+        "waiting on command to exit: context deadline exceeded",
+        shown,
+    )
     with verifier(settings, "yes é | head -n 100000; exit 1"):
         shown = await pull(node, reference, ok=False)
     assert "verifier check rejected image (exit code 1): é" in shown
@@ -119,7 +133,9 @@ async def test_hosts_are_the_transfer_plugins(node: Node, settings: Path, fake: 
     (settings / "certs.d" / "mirrored.test").mkdir()
     (settings / "certs.d" / "mirrored.test" / "hosts.toml").write_text(f'server = "{fake.url}"\n')
     await pull(node, "mirrored.test/box:1")
-    assert "native" in {key.rpartition(".")[2] for key in _labels(node, "mirrored.test/box:1") if "gc.ref.snapshot" in key}
+    assert "native" in {
+        key.rpartition(".")[2] for key in _labels(node, "mirrored.test/box:1") if "gc.ref.snapshot" in key
+    }
 
 
 def _labels(node: Node, name: str) -> list[str]:
@@ -144,17 +160,24 @@ async def test_a_malformed_hosts_toml_stops_pulls_and_is_named(node: Node, setti
 
 
 async def test_status_tells_of_a_dead_mirror(node: Node, settings: Path, fake: FakeRegistry) -> None:
-    """Since when, why, and until when it is not asked first; in JSON the good ones too. The node is healthy all the same; a new images process knows nothing."""
+    """Since when, why, and until when it is not asked first; in JSON the good ones too. The node is healthy all the
+    same; a new images process knows nothing.
+    """
     fake.add(busybox_image(), "box:1")
     port = await dead_port()
     (settings / "certs.d" / "dead.test").mkdir()
-    (settings / "certs.d" / "dead.test" / "hosts.toml").write_text(f'server = "{fake.url}"\n[host."http://127.0.0.1:{port}"]\n')
+    (settings / "certs.d" / "dead.test" / "hosts.toml").write_text(
+        f'server = "{fake.url}"\n[host."http://127.0.0.1:{port}"]\n'
+    )
     await pull(node, "dead.test/box:1")
     shown = await asyncio.to_thread(node.splitd, "status")
     (line,) = [line for line in shown.stdout.splitlines() if line.startswith("registry ")]
     moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-    assert re.fullmatch(rf"registry http://127.0.0.1:{port} is dead for \d+s \(since {moment}\): no connection: Connection refused; "
-                        rf"asked after all others for \d+s \(until {moment}\)", line)
+    assert re.fullmatch(
+        rf"registry http://127.0.0.1:{port} is dead for \d+s \(since {moment}\): no connection: Connection refused; "
+        rf"asked after all others for \d+s \(until {moment}\)",
+        line,
+    )
     status = await asyncio.to_thread(node.status)
     assert status["healthy"]
     states = {each["host"]: each["state"] for each in status["registries"]}
@@ -173,7 +196,11 @@ def old(box: Image) -> Image:
     manifest["config"]["mediaType"] = "application/octet-stream"
     manifest["annotations"] = {"b": "<2>", "a": "1"}
     data = json.dumps(manifest).encode()
-    return replace(box, digest=digest_of(data), blobs={**{d: b for d, b in box.blobs.items() if d != box.digest}, digest_of(data): data})
+    return replace(
+        box,
+        digest=digest_of(data),
+        blobs={**{d: b for d, b in box.blobs.items() if d != box.digest}, digest_of(data): data},
+    )
 
 
 async def test_an_old_image_is_converted_and_runs(node: Node, fake: FakeRegistry) -> None:
@@ -183,13 +210,18 @@ async def test_an_old_image_is_converted_and_runs(node: Node, fake: FakeRegistry
     await pull(node, reference)
     digest = _digest(node, reference)
     assert digest != box.digest
-    assert json.loads(node.out("content", "get", digest))["config"]["mediaType"] == "application/vnd.docker.container.image.v1+json"
+    assert (
+        json.loads(node.out("content", "get", digest))["config"]["mediaType"]
+        == "application/vnd.docker.container.image.v1+json"
+    )
     assert node.out("run", "--rm", "--snapshotter", "native", reference, "old", "echo", "runs") == "runs\n"
     await pull(node, reference)
     assert _digest(node, reference) == digest
 
 
-async def test_an_old_image_gets_the_digest_that_containerd_gives_it(node: Node, fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_an_old_image_gets_the_digest_that_containerd_gives_it(
+    node: Node, fake: FakeRegistry, tmp_path: Path
+) -> None:
     """Byte for byte, annotations and all."""
     reference = fake.add(old(busybox_image()), "old:1")
     await pull(node, reference)
@@ -228,7 +260,9 @@ async def test_requests_go_to_the_log_without_a_stream(node: Node, fake: FakeReg
     """As with containerd, whose client need not have one."""
     reference = fake.add(busybox_image(), "logged:1")
     async with Channel(node.socket) as channel:
-        source = registry_pb2.OCIRegistry(reference=reference, resolver=registry_pb2.RegistryResolver(http_debug=registry_pb2.DEBUG))
+        source = registry_pb2.OCIRegistry(
+            reference=reference, resolver=registry_pb2.RegistryResolver(http_debug=registry_pb2.DEBUG)
+        )
         await Transfers(channel, "logged").transfer(source, imagestore_pb2.ImageStore(name="x", platforms=[HERE]))
     log = await asyncio.to_thread(node.splitd, "logs", "images", "-n", "200")
     assert re.search(rf"{reference}: \d+> HEAD {fake.url}/v2/logged/manifests/1", log.stdout)
@@ -240,6 +274,9 @@ async def test_who_does_not_read_what_is_shown_holds_up_no_pull(node: Node, fake
     async with Channel(node.socket) as channel, asyncio.timeout(30):
         client = Transfers(channel, "unread")
         async with client.stream("logs") as (name, _):
-            source = registry_pb2.OCIRegistry(reference=reference, resolver=registry_pb2.RegistryResolver(http_debug=registry_pb2.BOTH, logs_stream=name))
+            source = registry_pb2.OCIRegistry(
+                reference=reference,
+                resolver=registry_pb2.RegistryResolver(http_debug=registry_pb2.BOTH, logs_stream=name),
+            )
             await client.transfer(source, imagestore_pb2.ImageStore(name="x", platforms=[HERE]))
         assert "x" in await client.images()

@@ -28,8 +28,14 @@ class Installed:
         self.where = ["--root", str(directory / "r"), "--state", str(directory / "s")]
 
     def splitd(self, *words: str) -> str:
-        done = subprocess.run([sys.executable, "-P", "-m", "deploy", *words, *self.where], env={**os.environ, "PYTHONPATH": str(self.top)},
-                              capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "deploy", *words, *self.where],
+            env={**os.environ, "PYTHONPATH": str(self.top)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -54,7 +60,9 @@ def installed() -> Iterator[Installed]:
 
 
 def test_a_node_says_what_it_runs_and_goes_over_to_what_is_installed(installed: Installed) -> None:
-    """One service, then all, then what only the start of the node changes: each time ``up`` and ``status`` name what is left, with both revisions and the command, and nothing once nothing is."""
+    """One service, then all, then what only the start of the node changes: each time ``up`` and ``status`` name
+    what is left, with both revisions and the command, and nothing once nothing is.
+    """
     old, runs = installed.runs()
     assert runs == dict.fromkeys(NAMES, old)
     assert "installed is" not in installed.splitd("up")
@@ -72,7 +80,9 @@ def test_a_node_says_what_it_runs_and_goes_over_to_what_is_installed(installed: 
     installed.splitd("restart", "content")
     assert installed.runs()[1] == {**dict.fromkeys(NAMES, old), "content": new}
     assert "\nmetadata, snapshots, images, tasks, gateway run " in installed.splitd("status")
-    assert [line.split(":")[0] for line in installed.splitd("restart", "--all").splitlines()] == [f"restarted {name}" for name in NAMES]
+    assert [line.split(":")[0] for line in installed.splitd("restart", "--all").splitlines()] == [
+        f"restarted {name}" for name in NAMES
+    ]
     assert installed.runs()[1] == dict.fromkeys(NAMES, new)
     assert "installed is" not in installed.splitd("status")
 

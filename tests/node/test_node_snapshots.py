@@ -17,9 +17,14 @@ ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
 
 
 async def test_mounts_are_what_the_snapshotter_says_and_only_of_what_is_recorded(node: Node) -> None:
-    """Asked again, after a restart too; gone with the record, in other namespaces not there, and new for a new snapshot of the same key."""
+    """Asked again, after a restart too; gone with the record, in other namespaces not there, and new for a new
+    snapshot of the same key.
+    """
     async with Channel(node.socket, "gateway") as channel:
-        ours, others = (RemoteSnapshotter(channel, snapshotter="overlayfs", headers={NAMESPACE: name}) for name in ("mounts", "other-mounts"))
+        ours, others = (
+            RemoteSnapshotter(channel, snapshotter="overlayfs", headers={NAMESPACE: name})
+            for name in ("mounts", "other-mounts")
+        )
         first = await ours.prepare("k", labels=ROOTED)
         assert await ours.mounts("k") == await ours.mounts("k") == first
         await asyncio.to_thread(node.kill, "snapshots")
@@ -40,14 +45,27 @@ async def test_mounts_are_what_the_snapshotter_says_and_only_of_what_is_recorded
 
 
 def test_a_snapshotter_whose_service_is_stopped_is_not_unknown(node: Node) -> None:
-    """By what a gateway that was started meanwhile has kept: UNAVAILABLE, in its row of the plugins too. One that never was there is not loaded."""
+    """By what a gateway that was started meanwhile has kept: UNAVAILABLE, in its row of the plugins too. One that
+    never was there is not loaded.
+    """
     node.splitd("down", "snapshots")
     try:
         before = node.kill("gateway")
-        eventually(lambda: node.pid("gateway") not in (0, before) and node.ctr("version", ok=None).returncode == 0, "the gateway is not back")
-        assert "service snapshots.native is stopped" in node.ctr("snapshots", "--snapshotter", "native", "prepare", "k", ok=False).stderr
-        assert "snapshotter not loaded: nosuch" in node.ctr("snapshots", "--snapshotter", "nosuch", "prepare", "k", ok=False).stderr
-        assert [row.split()[-1] for row in node.out("plugins", "ls").splitlines() if row.split()[1] == "native"] == ["error"]
+        eventually(
+            lambda: node.pid("gateway") not in (0, before) and node.ctr("version", ok=None).returncode == 0,
+            "the gateway is not back",
+        )
+        assert (
+            "service snapshots.native is stopped"
+            in node.ctr("snapshots", "--snapshotter", "native", "prepare", "k", ok=False).stderr
+        )
+        assert (
+            "snapshotter not loaded: nosuch"
+            in node.ctr("snapshots", "--snapshotter", "nosuch", "prepare", "k", ok=False).stderr
+        )
+        assert [row.split()[-1] for row in node.out("plugins", "ls").splitlines() if row.split()[1] == "native"] == [
+            "error"
+        ]
     finally:
         node.splitd("up")
     assert [row.split()[-1] for row in node.out("plugins", "ls").splitlines() if row.split()[1] == "native"] == ["ok"]

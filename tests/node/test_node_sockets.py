@@ -13,18 +13,32 @@ pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.once, pytest.mark.
 
 def sockets(state: Path) -> dict[str, int]:
     """Name to inode."""
-    return {path.name: path.stat().st_ino for path in state.iterdir() if path.is_socket() and not path.name.startswith("supervisor.sock.")}
+    return {
+        path.name: path.stat().st_ino
+        for path in state.iterdir()
+        if path.is_socket() and not path.name.startswith("supervisor.sock.")
+    }
 
 
 def test_every_socket_of_a_node_that_is_removed_is_made_again() -> None:
-    """Each by its own process, which is not started again for it: clients and splitd reach the node, whoever may call it is as before, and the watchdog hears its processes."""
+    """Each by its own process, which is not started again for it: clients and splitd reach the node, whoever may
+    call it is as before, and the watchdog hears its processes.
+    """
     with short_directory() as directory:
         node = Node(directory)
         try:
             node.up()
             before, pids = sockets(node.state), node.pids()
             modes = {name: (node.state / name).stat().st_mode for name in before}
-            assert {"containerd.sock", "containerd.sock.ttrpc", "internal.sock", "supervisor.sock", "watchdog.sock", "diff.sock", "snapshots-native.sock"} <= set(before)
+            assert {
+                "containerd.sock",
+                "containerd.sock.ttrpc",
+                "internal.sock",
+                "supervisor.sock",
+                "watchdog.sock",
+                "diff.sock",
+                "snapshots-native.sock",
+            } <= set(before)
             for name in before:
                 (node.state / name).unlink()
             eventually(lambda: sockets(node.state).keys() == before.keys(), "sockets are missing", 20)
@@ -47,7 +61,11 @@ def test_a_socket_of_another_in_the_place_of_ours_is_left_alone(tmp_path: Path) 
             node.up()
             node.socket.unlink()
             node.socket.write_text("another's")
-            eventually(lambda: "is not the socket of this process" in node.splitd("logs", "gateway", "-n", "5").stdout, "nothing is said", 20)
+            eventually(
+                lambda: "is not the socket of this process" in node.splitd("logs", "gateway", "-n", "5").stdout,
+                "nothing is said",
+                20,
+            )
             assert node.socket.read_text() == "another's"
             node.socket.unlink()
             node.wait_healthy()

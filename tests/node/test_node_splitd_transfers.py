@@ -1,4 +1,6 @@
-"""splitd pull, push and images on a whole node, as an operator sees them: on a terminal, in a pipe, as JSON, and when things go wrong."""
+"""splitd pull, push and images on a whole node, as an operator sees them: on a terminal, in a pipe, as JSON, and
+when things go wrong.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +46,7 @@ async def run(node: Node, *words: str, ok: bool | None = True) -> subprocess.Com
 
 async def on_terminal(node: Node, words: list[str], see: Callable[[Terminal], T], **options: Any) -> T:
     """splitd on a terminal, and what ``see`` makes of it, in a thread."""
+
     def look() -> T:
         with terminal([sys.executable, "-m", "deploy", *words, "--state", node.state], **options) as running:
             return see(running)
@@ -56,7 +59,9 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 
 class Gate:
-    """Lets blobs through up to a byte, and the rest when it is opened; until then a byte now and then, so that the node does not take it for hung."""
+    """Lets blobs through up to a byte, and the rest when it is opened; until then a byte now and then, so that the
+    node does not take it for hung.
+    """
 
     def __init__(self, bytes_: int) -> None:
         self._bytes = bytes_
@@ -73,12 +78,12 @@ class Gate:
         answer.content_length = len(right.body)
         await answer.prepare(request)
         try:
-            await answer.write(right.body[:self._bytes])
+            await answer.write(right.body[: self._bytes])
             sent, told = self._bytes, asyncio.get_running_loop().time()
             while not self.opened.is_set() and request.transport is not None and not request.transport.is_closing():
                 await asyncio.sleep(0.02)  # aiohttp does not tell a handler that its client went away
                 if sent + 1 < len(right.body) and asyncio.get_running_loop().time() > told + 1:
-                    await answer.write(right.body[sent:sent + 1])
+                    await answer.write(right.body[sent : sent + 1])
                     sent, told = sent + 1, asyncio.get_running_loop().time()
             if self.opened.is_set():
                 await answer.write(right.body[sent:])
@@ -112,7 +117,10 @@ async def test_a_pull_on_a_terminal_shows_a_bar_for_each_layer_and_ends_clean(no
         assert lines[-1].startswith("total")
         for columns, height, bars in ((60, 12, False), (100, 24, True)):
             shown.resize(columns, height)
-            lines = shown.until(lambda lines: lines and lines[-1].startswith("total") and ("[" in lines[-1]) == bars, "not redrawn after a change of size")  # noqa: B023
+            lines = shown.until(
+                lambda lines: lines and lines[-1].startswith("total") and ("[" in lines[-1]) == bars,  # noqa: B023
+                "not redrawn after a change of size",
+            )
             assert sum(line.startswith("pulling") for line in lines) == 1, lines
         loop.call_soon_threadsafe(gate.opened.set)
         assert shown.wait() == 0
@@ -128,7 +136,9 @@ async def test_a_pull_on_a_terminal_shows_a_bar_for_each_layer_and_ends_clean(no
 
 
 async def test_a_pull_in_a_pipe_is_one_line(node: Node, fake: FakeRegistry) -> None:
-    """Which says what was fetched, and of what is pulled again that it was there; --quiet says nothing. The container runs."""
+    """Which says what was fetched, and of what is pulled again that it was there; --quiet says nothing. The
+    container runs.
+    """
     reference = fake.add(made(2), "team/piped:1")
     first = await run(node, "pull", "--plain-http", reference)
     assert first.stderr == ""
@@ -155,23 +165,47 @@ async def test_a_pull_as_json_tells_each_change_and_the_outcome(node: Node, fake
         assert change["bytes"] <= change["total"]
         assert change["rate"] >= 0
         last[change["name"]] = now
-    assert {f"layer-{digest}" for digest in box.layers} | {f"config-{config_of(box)}", f"manifest-{box.digest}"} <= set(last)
-    assert {change["stage"] for change in changes if change["digest"] == box.layers[1]} >= {"waiting", "downloading", "done"}
+    assert {f"layer-{digest}" for digest in box.layers} | {f"config-{config_of(box)}", f"manifest-{box.digest}"} <= set(
+        last
+    )
+    assert {change["stage"] for change in changes if change["digest"] == box.layers[1]} >= {
+        "waiting",
+        "downloading",
+        "done",
+    }
     assert any(change["rate"] > 0 for change in changes)
     assert outcome.pop("seconds") > 0
     assert outcome.pop("rate") > 0
     fetched = sum(len(box.blobs[digest]) for digest in {change["digest"] for change in changes})
-    assert outcome == {"outcome": "done", "reference": reference, "digest": box.digest, "layers": 2, "existing": 0, "otherPlatforms": [], "bytes": fetched}
+    assert outcome == {
+        "outcome": "done",
+        "reference": reference,
+        "digest": box.digest,
+        "layers": 2,
+        "existing": 0,
+        "otherPlatforms": [],
+        "bytes": fetched,
+    }
 
 
-async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(node: Node, client: Client, fake: FakeRegistry) -> None:
-    """The registry's connections end; layers that were whole, and bytes of those that were not, are not fetched again."""
+async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(
+    node: Node, client: Client, fake: FakeRegistry
+) -> None:
+    """The registry's connections end; layers that were whole, and bytes of those that were not, are not fetched
+    again.
+    """
     box, gate = made(2, 3000), Gate(2 << 20)
     reference = fake.add(box, "team/resumed:1")
     fake.inject(box.layers[1], gate, method="GET")
 
     def see(shown: Terminal) -> list[str]:
-        shown.until(lambda lines: any("done" in line for line in lines) and any(re.search(r"downloading .* [12]\.\d/2\.9 MiB", line) for line in lines), "the first layer is not done, or the second does not move")
+        shown.until(
+            lambda lines: (
+                any("done" in line for line in lines)
+                and any(re.search(r"downloading .* [12]\.\d/2\.9 MiB", line) for line in lines)
+            ),
+            "the first layer is not done, or the second does not move",
+        )
         shown.type("\x03")
         assert shown.wait() == 130
         return shown.lines
@@ -197,20 +231,40 @@ async def test_ctrl_c_cancels_in_the_node_and_the_same_command_goes_on(node: Nod
     assert not await client.leases()
 
 
-async def test_what_an_interrupted_pull_keeps_is_listed_and_dropped(node: Node, client: Client, fake: FakeRegistry) -> None:
-    """Its lease, with the layers that were whole, and what it had begun; not what is being pulled, nor another's lease."""
+async def test_what_an_interrupted_pull_keeps_is_listed_and_dropped(
+    node: Node, client: Client, fake: FakeRegistry
+) -> None:
+    """Its lease, with the layers that were whole, and what it had begun; not what is being pulled, nor another's
+    lease.
+    """
     ended, goes_on, gates = made(2, 3000), made(1, 2000), (Gate(2 << 20), Gate(1 << 20))
     references = fake.add(ended, "team/dropped:1"), fake.add(goes_on, "team/running:1")
     for box, gate in zip((ended, goes_on), gates, strict=True):
         fake.inject(box.layers[-1], gate, method="GET")
     foreign = node.out("leases", "create", "-x", "3600s").strip()
-    pulls = [await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy", "pull", "-q", "--plain-http", reference, "--state", node.state, cwd=Path(__file__).parents[2],
-                                                  stderr=subprocess.DEVNULL) for reference in references]
+    pulls = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "deploy",
+            "pull",
+            "-q",
+            "--plain-http",
+            reference,
+            "--state",
+            node.state,
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.DEVNULL,
+        )
+        for reference in references
+    ]
 
     async def listed() -> tuple[dict[str, dict[str, Any]], set[str]]:
         """Leases by their pull, or by their name, and the refs of ingests that have bytes."""
         found = json.loads((await run(node, "leases", "--json")).stdout)
-        return {lease["pull"] or lease["lease"]: lease for lease in found["leases"]}, {ingest["ref"] for ingest in found["ingests"] if ingest["bytes"]}
+        return {lease["pull"] or lease["lease"]: lease for lease in found["leases"]}, {
+            ingest["ref"] for ingest in found["ingests"] if ingest["bytes"]
+        }
 
     async def under_way() -> bool:
         leases, refs = await listed()
@@ -242,8 +296,20 @@ async def test_sigterm_cancels_too_and_json_says_so(node: Node, client: Client, 
     box, gate = made(1), Gate(0)
     reference = fake.add(box, "team/ended:1")
     fake.inject("manifest", gate, times=9)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy", "pull", "--plain-http", "--json", reference, "--state", node.state,
-                                                   cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "deploy",
+        "pull",
+        "--plain-http",
+        "--json",
+        reference,
+        "--state",
+        node.state,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
     async def asked() -> bool:
         return bool(fake.asked(part="/manifests/"))
@@ -258,7 +324,9 @@ async def test_sigterm_cancels_too_and_json_says_so(node: Node, client: Client, 
 
 
 async def test_a_name_with_a_tag_and_a_digest(node: Node, fake: FakeRegistry) -> None:
-    """Is pushed under the tag, from the image that has it, unless that has another digest. What is printed has one digest."""
+    """Is pushed under the tag, from the image that has it, unless that has another digest. What is printed has one
+    digest.
+    """
     box, another = made(1), made(1)
     reference = fake.add(box, "team/both:1")
     done = await run(node, "pull", "--plain-http", f"{fake.host}/team/both@{box.digest}")
@@ -286,15 +354,19 @@ async def test_a_push_to_a_registry_without_head(node: Node, fake: FakeRegistry)
     to = f"{fake.host}/team/headless-too:1"
     for _ in range(2):
         done = await run(node, "push", "--plain-http", "--source", reference, to)
-        assert done.stdout.rstrip().endswith(", 1 layer, there already")  # the first time it is mounted from where it was pulled
+        # the first time it is mounted from where it was pulled
+        assert done.stdout.rstrip().endswith(", 1 layer, there already")
     assert len(fake.asked("PUT", "/manifests/")) == 1
 
 
 async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Node, fake: FakeRegistry) -> None:
     """Exit code 1, nothing on standard output; as JSON the outcome has it too."""
     reference = fake.add(made(1), "team/box:1")
-    for wrong, said in ((f"{fake.host}/team/box:none", f"{fake.host}: HEAD /v2/team/box/manifests/none: 404"), (f"{fake.host}/nobody/box:1", f"{fake.host}: HEAD /v2/nobody/box"),
-                        ("127.0.0.1:1/box:1", "127.0.0.1:1: no connection: Connection refused")):
+    for wrong, said in (
+        (f"{fake.host}/team/box:none", f"{fake.host}: HEAD /v2/team/box/manifests/none: 404"),
+        (f"{fake.host}/nobody/box:1", f"{fake.host}: HEAD /v2/nobody/box"),
+        ("127.0.0.1:1/box:1", "127.0.0.1:1: no connection: Connection refused"),
+    ):
         done = await run(node, "pull", "--plain-http", wrong, ok=None)
         assert (done.returncode, done.stdout) == (1, "")
         (line,) = done.stderr.splitlines()
@@ -309,30 +381,45 @@ async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Nod
     assert done.stderr == f"splitd: {last['error']}\n"
 
 
-async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_has(node: Node, fake: FakeRegistry) -> None:
+async def test_an_image_without_the_platform_is_a_failure_that_names_those_it_has(
+    node: Node, fake: FakeRegistry
+) -> None:
     """And what it has can be had."""
-    reference = fake.add(index(image([tar_of([("a", {"data": os.urandom(100)})])], architecture="mips64"),
-                               image([tar_of([("b", {"data": os.urandom(100)})])], architecture="s390x")), "team/foreign:1")
+    reference = fake.add(
+        index(
+            image([tar_of([("a", {"data": os.urandom(100)})])], architecture="mips64"),
+            image([tar_of([("b", {"data": os.urandom(100)})])], architecture="s390x"),
+        ),
+        "team/foreign:1",
+    )
     done = await run(node, "pull", "--plain-http", reference, "--platform", "linux/riscv64", ok=None)
     assert done.returncode == 1
     assert done.stderr == f"splitd: {reference} has nothing for linux/riscv64: it is for linux/mips64, linux/s390x\n"
     await run(node, "pull", "--plain-http", reference, "--platform", "linux/s390x", "--no-unpack")
-    (found,) = [each for each in json.loads((await run(node, "images", "list", "--json")).stdout) if each["name"] == reference]
+    (found,) = [
+        each for each in json.loads((await run(node, "images", "list", "--json")).stdout) if each["name"] == reference
+    ]
     assert (found["platforms"], found["unpacked"]) == (["linux/s390x"], [])
     everything = objects((await run(node, "pull", "--plain-http", reference, "--all-platforms", "--json")).stdout)[-1]
     assert (everything["layers"], everything["existing"]) == (2, 1)
 
 
 async def test_a_manifest_for_another_platform_is_stored_and_said_to_be(node: Node, fake: FakeRegistry) -> None:
-    """And unpacked, as containerd does: without an index there is nothing to choose from. Who wanted it to run is told."""
+    """And unpacked, as containerd does: without an index there is nothing to choose from. Who wanted it to run is
+    told.
+    """
     box = image([tar_of([("a", {"data": os.urandom(100)})])], architecture="s390x")
     reference, here = fake.add(box, "team/other:1"), platforms.default()
     done = await run(node, "pull", "--plain-http", reference)
     assert done.stdout.startswith(f"pulled {reference}@{box.digest}: ")
     assert done.stderr == f"splitd: {reference}: for linux/s390x, not for {here}\n"
-    (found,) = [each for each in json.loads((await run(node, "images", "list", "--json")).stdout) if each["name"] == reference]
+    (found,) = [
+        each for each in json.loads((await run(node, "images", "list", "--json")).stdout) if each["name"] == reference
+    ]
     assert found["platforms"] == ["linux/s390x"]
-    assert objects((await run(node, "pull", "--plain-http", reference, "--json")).stdout)[-1]["otherPlatforms"] == ["linux/s390x"]
+    assert objects((await run(node, "pull", "--plain-http", reference, "--json")).stdout)[-1]["otherPlatforms"] == [
+        "linux/s390x"
+    ]
     for words in (("--platform", "linux/s390x"), ("--all-platforms",)):
         done = await run(node, "pull", "--plain-http", reference, *words)
         assert done.stderr == ""
@@ -356,16 +443,23 @@ async def test_a_password_is_asked_for_and_not_shown(node: Node, scheme: str) ->
 
         def see(typed: str) -> Callable[[Terminal], tuple[int, bytes]]:
             def seen(shown: Terminal) -> tuple[int, bytes]:
-                shown.until(lambda lines: any(f"Password of me for {reference}: " in line + " " for line in lines), "nothing is asked")
+                shown.until(
+                    lambda lines: any(f"Password of me for {reference}: " in line + " " for line in lines),
+                    "nothing is asked",
+                )
                 shown.type(f"{typed}\n")
                 return shown.wait(), shown.output
 
             return seen
 
-        code, output = await on_terminal(node, ["pull", "--plain-http", "--user", "me", reference], see("wrong"), columns=200)
+        code, output = await on_terminal(
+            node, ["pull", "--plain-http", "--user", "me", reference], see("wrong"), columns=200
+        )
         assert code == 1, output
         assert b"401" in output
-        code, output = await on_terminal(node, ["pull", "--plain-http", "--user", "me", reference], see("sEcr3t"), columns=200)
+        code, output = await on_terminal(
+            node, ["pull", "--plain-http", "--user", "me", reference], see("sEcr3t"), columns=200
+        )
         assert code == 0, output
         assert b"sEcr3t" not in output
         await run(node, "pull", "--plain-http", "--user", "me:sEcr3t", reference)
@@ -378,7 +472,9 @@ async def test_hosts_dir_says_where_a_registry_is(node: Node, fake: FakeRegistry
     fake.add(made(1), "team/box:1")
     (tmp_path / "registry.example").mkdir()
     (tmp_path / "registry.example" / "hosts.toml").write_text(f'server = "{fake.url}"\n')
-    await run(node, "pull", "registry.example/team/box:1", "--hosts-dir", os.path.relpath(tmp_path, Path(__file__).parents[2]))
+    await run(
+        node, "pull", "registry.example/team/box:1", "--hosts-dir", os.path.relpath(tmp_path, Path(__file__).parents[2])
+    )
     assert "registry.example/team/box:1" in node.out("images", "ls", "-q")
 
 
@@ -399,9 +495,20 @@ async def test_a_push_sends_what_the_registry_lacks(node: Node, registry: Regist
     reference = fake.add(box, "team/source:1")
     await run(node, "pull", "--plain-http", reference)
     target = f"{registry.host}/pushed:1"
-    *changes, outcome = objects((await run(node, "push", "--plain-http", target, "--source", reference, "--json")).stdout)
-    assert {change["stage"] for change in changes if change["digest"] == box.layers[0]} <= {"waiting", "uploading", "done"}
-    assert (outcome["digest"], outcome["layers"], outcome["existing"], outcome["bytes"]) == (box.digest, 2, 0, sum(map(len, box.blobs.values())))
+    *changes, outcome = objects(
+        (await run(node, "push", "--plain-http", target, "--source", reference, "--json")).stdout
+    )
+    assert {change["stage"] for change in changes if change["digest"] == box.layers[0]} <= {
+        "waiting",
+        "uploading",
+        "done",
+    }
+    assert (outcome["digest"], outcome["layers"], outcome["existing"], outcome["bytes"]) == (
+        box.digest,
+        2,
+        0,
+        sum(map(len, box.blobs.values())),
+    )
     for digest in (config_of(box), *box.layers):
         code, _, body = registry.http("GET", f"/v2/pushed/blobs/{digest}")
         assert (code, body) == (200, box.blobs[digest])
@@ -437,7 +544,8 @@ def mine(node: Node, registry: Registry) -> Iterator[str]:
 def test_images_are_listed_and_looked_into(node: Node, mine: str) -> None:
     """What a person reads, what a program reads, and everything of one."""
     header, row = node.splitd("images", "-n", "mine").stdout.splitlines()
-    assert node.splitd("images", "-n", "mine", "ls").stdout.splitlines()[0].split() == header.split()  # as wide as the age
+    # as wide as the age
+    assert node.splitd("images", "-n", "mine", "ls").stdout.splitlines()[0].split() == header.split()
     assert header.split() == ["NAME", "DIGEST", "PLATFORMS", "SIZE", "CREATED", "UNPACKED"]
     assert row.split()[0] == mine
     assert row.split()[-1] == "overlayfs"
@@ -459,7 +567,9 @@ async def test_names_of_strangers_do_nothing_to_a_terminal(node: Node) -> None:
     record.target.digest, record.target.media_type, record.target.size = "sha256:" + "a" * 64, "application/\x1b[2J", 1
     async with Channel(node.socket) as channel:
         images = channel.client(images_stubs.IMAGES)
-        await images.Create(images_pb2.CreateImageRequest(image=record), headers={"containerd-namespace": "evil"}, timeout=5)
+        await images.Create(
+            images_pb2.CreateImageRequest(image=record), headers={"containerd-namespace": "evil"}, timeout=5
+        )
         listed = await run(node, "images", "-n", "evil", ok=None)
         as_json = await run(node, "images", "-n", "evil", "--json")
         missing = await run(node, "pull", "127.0.0.1:1/a\x1b[2J", ok=False)
@@ -475,25 +585,46 @@ async def test_names_of_strangers_do_nothing_to_a_terminal(node: Node) -> None:
 
 def test_images_are_tagged_and_removed(node: Node, mine: str) -> None:
     """Short names are Docker's; of several to remove those that are there go, and the others are named."""
-    assert node.splitd("images", "-n", "mine", "tag", mine, "tagged").stdout == f"{mine} is docker.io/library/tagged:latest too\n"
+    assert (
+        node.splitd("images", "-n", "mine", "tag", mine, "tagged").stdout
+        == f"{mine} is docker.io/library/tagged:latest too\n"
+    )
     done = node.splitd("images", "-n", "mine", "rm", "--sync", "none:1", "tagged", "none:2", ok=None)
     assert done.returncode == 1
     assert done.stdout == "removed docker.io/library/tagged:latest\n"
-    assert done.stderr == "splitd: image docker.io/library/none:1: not found\nsplitd: image docker.io/library/none:2: not found\n"
+    assert (
+        done.stderr
+        == "splitd: image docker.io/library/none:1: not found\nsplitd: image docker.io/library/none:2: not found\n"
+    )
     assert node.out("images", "ls", "-q", namespace="mine").split() == [mine]
 
 
 def test_an_archive_is_exported_and_imported(node: Node, mine: str, tmp_path: Path) -> None:
-    """As files and through pipes; ctr reads what splitd writes and the other way round. An import is unpacked, and runs."""
+    """As files and through pipes; ctr reads what splitd writes and the other way round. An import is unpacked, and
+    runs.
+    """
     file = tmp_path / "box.tar"
     (line,) = node.splitd("images", "-n", "mine", "export", str(file), mine).stdout.splitlines()
     assert line.startswith(f"exported {mine} to {file}: ")
     assert os.listdir(tmp_path) == ["box.tar"]
     node.ctr("images", "import", file, namespace="by-ctr")
     splitd_ = [sys.executable, "-m", "deploy", "images", "--state", str(node.state)]
-    piped = subprocess.run([*splitd_, "-n", "mine", "export", "-", mine], cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=90)
+    piped = subprocess.run(
+        [*splitd_, "-n", "mine", "export", "-", mine],
+        cwd=Path(__file__).parents[2],
+        check=True,
+        capture_output=True,
+        timeout=90,
+    )
     assert piped.stdout == file.read_bytes()
-    done = subprocess.run([*splitd_, "-n", "imported", "import", "-"], cwd=Path(__file__).parents[2], check=True, input=piped.stdout, capture_output=True, timeout=90)
+    done = subprocess.run(
+        [*splitd_, "-n", "imported", "import", "-"],
+        cwd=Path(__file__).parents[2],
+        check=True,
+        input=piped.stdout,
+        capture_output=True,
+        timeout=90,
+    )
     first, last = done.stdout.decode().splitlines()
     assert first.startswith(f"imported {mine}@sha256:")
     assert last.startswith("read standard input: ")
@@ -507,30 +638,60 @@ def test_an_archive_is_exported_and_imported(node: Node, mine: str, tmp_path: Pa
 
 def test_an_import_leaves_out_what_is_for_other_platforms(node: Node, tmp_path: Path) -> None:
     """And says so; with nothing left it has failed. All platforms are taken where that is asked for, whole."""
+
     def archive(name: str, *entries: dict[str, Any]) -> str:
-        blobs = {f"blobs/sha256/{digest[7:]}": {"data": data} for found in (here, there) for digest, data in found.blobs.items()}
+        blobs = {
+            f"blobs/sha256/{digest[7:]}": {"data": data}
+            for found in (here, there)
+            for digest, data in found.blobs.items()
+        }
         document = {"schemaVersion": 2, "manifests": entries}
-        (tmp_path / name).write_bytes(tar_of([("oci-layout", {"data": b'{"imageLayoutVersion":"1.0.0"}'}), ("index.json", {"data": json.dumps(document).encode()}), *blobs.items()]))
+        (tmp_path / name).write_bytes(
+            tar_of(
+                [
+                    ("oci-layout", {"data": b'{"imageLayoutVersion":"1.0.0"}'}),
+                    ("index.json", {"data": json.dumps(document).encode()}),
+                    *blobs.items(),
+                ]
+            )
+        )
         return str(tmp_path / name)
 
     def named(descriptor: dict[str, Any], name: str) -> dict[str, Any]:
         return {**descriptor, "annotations": {"io.containerd.image.name": name}}
 
     here, there = (image([tar_of([("a", {"data": os.urandom(100)})])], architecture=each) for each in ("", "s390x"))
-    unsaid = {key: value for key, value in there.descriptor.items() if key != "platform"}  # as by crane: only the config knows
-    both = archive("both.tar", named(here.descriptor, "here.io/a:1"), named(there.descriptor, "there.io/a:1"), named(unsaid, "unsaid.io/a:1"))
+    # as by crane: only the config knows
+    unsaid = {key: value for key, value in there.descriptor.items() if key != "platform"}
+    both = archive(
+        "both.tar",
+        named(here.descriptor, "here.io/a:1"),
+        named(there.descriptor, "there.io/a:1"),
+        named(unsaid, "unsaid.io/a:1"),
+    )
     done = node.splitd("images", "-n", "others", "import", both)
     assert done.stdout.splitlines()[0] == f"imported here.io/a:1@{here.digest}"
-    assert done.stderr.splitlines() == [f"splitd: {name}: not imported: for linux/s390x; --all-platforms takes it" for name in ("there.io/a:1", "unsaid.io/a:1")]
+    assert done.stderr.splitlines() == [
+        f"splitd: {name}: not imported: for linux/s390x; --all-platforms takes it"
+        for name in ("there.io/a:1", "unsaid.io/a:1")
+    ]
     assert node.out("images", "ls", "-q", namespace="others").split() == ["here.io/a:1"]
     *_, outcome = objects(node.splitd("images", "-n", "others", "import", "--json", both).stdout)
-    assert [(each["name"], each["platforms"]) for each in outcome["notImported"]] == [("there.io/a:1", "linux/s390x"), ("unsaid.io/a:1", "linux/s390x")]
+    assert [(each["name"], each["platforms"]) for each in outcome["notImported"]] == [
+        ("there.io/a:1", "linux/s390x"),
+        ("unsaid.io/a:1", "linux/s390x"),
+    ]
     for entry in (there.descriptor, unsaid):
-        done = node.splitd("images", "-n", "others", "import", archive("only.tar", named(entry, "there.io/a:1")), ok=None)
+        done = node.splitd(
+            "images", "-n", "others", "import", archive("only.tar", named(entry, "there.io/a:1")), ok=None
+        )
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "splitd: there.io/a:1: not imported: for linux/s390x; --all-platforms takes it\n"
     node.splitd("images", "-n", "others", "import", "--all-platforms", both)
-    listed = {found["name"]: found["platforms"] for found in json.loads(node.splitd("images", "-n", "others", "list", "--json").stdout)}
+    listed = {
+        found["name"]: found["platforms"]
+        for found in json.loads(node.splitd("images", "-n", "others", "list", "--json").stdout)
+    }
     assert listed["there.io/a:1"] == listed["unsaid.io/a:1"] == ["linux/s390x"]
     done = node.splitd("images", "-n", "unnamed", "import", archive("unnamed.tar", here.descriptor))
     assert re.fullmatch(rf"imported import-[0-9-]+@{here.digest}", done.stdout.splitlines()[0])
@@ -542,10 +703,12 @@ def test_an_import_leaves_out_what_is_for_other_platforms(node: Node, tmp_path: 
 def test_what_is_wrong_with_an_archive_is_said_with_its_name(node: Node, mine: str, tmp_path: Path) -> None:
     """And nothing is left of an export that fails."""
     (tmp_path / "bad.tar").write_bytes(os.urandom(2000))
-    for words, said in ((["import", str(tmp_path / "none.tar")], f"{tmp_path}/none.tar: No such file or directory"),
-                        (["import", str(tmp_path / "bad.tar")], f"{tmp_path}/bad.tar: archive/tar: invalid tar header"),
-                        (["export", str(tmp_path / "out.tar"), "none"], "image docker.io/library/none:latest: not found"),
-                        (["export", "/dev/full", mine], "/dev/full: No space left on device")):
+    for words, said in (
+        (["import", str(tmp_path / "none.tar")], f"{tmp_path}/none.tar: No such file or directory"),
+        (["import", str(tmp_path / "bad.tar")], f"{tmp_path}/bad.tar: archive/tar: invalid tar header"),
+        (["export", str(tmp_path / "out.tar"), "none"], "image docker.io/library/none:latest: not found"),
+        (["export", "/dev/full", mine], "/dev/full: No space left on device"),
+    ):
         done = node.splitd("images", "-n", "mine", *words, ok=None)
         assert done.returncode == 1, words
         (line,) = done.stderr.splitlines()
@@ -557,8 +720,22 @@ async def test_an_import_from_a_pipe_that_brings_nothing_can_be_given_up(node: N
     """Ctrl-C ends it though the pipe stays open."""
     reader, writer = os.pipe()
     try:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "deploy", "images", "--state", node.state, "-n", "piped", "import", "-",
-                                                       cwd=Path(__file__).parents[2], stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "deploy",
+            "images",
+            "--state",
+            node.state,
+            "-n",
+            "piped",
+            "import",
+            "-",
+            cwd=Path(__file__).parents[2],
+            stdin=reader,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         os.write(writer, bytes(512))
         async with Channel(node.socket) as channel:
             client = Client(channel, "piped")
@@ -585,5 +762,3 @@ def test_a_gateway_that_comes_back_is_waited_for(node: Node) -> None:
     """Between its death and its next life it is not said that no node is up."""
     node.kill("gateway")
     assert splitd("images", "--state", node.state).stdout.startswith("NAME")
-
-

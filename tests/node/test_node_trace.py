@@ -24,7 +24,11 @@ from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(180)]
 
-TRACES = {"bind": "0af7651916cd43dd8448eb211c80319c", "overlay": "1af7651916cd43dd8448eb211c80319c", "lists": "2af7651916cd43dd8448eb211c80319c"}
+TRACES = {
+    "bind": "0af7651916cd43dd8448eb211c80319c",
+    "overlay": "1af7651916cd43dd8448eb211c80319c",
+    "lists": "2af7651916cd43dd8448eb211c80319c",
+}
 """What the tests here call their traces."""
 
 
@@ -35,9 +39,16 @@ class Collector:
         self.spans: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self._lock = threading.Lock()
         self._server = grpc.server(futures.ThreadPoolExecutor(2))
-        handler = grpc.unary_unary_rpc_method_handler(self._export, otlp.ExportTraceServiceRequest.FromString, otlp.ExportTraceServiceResponse.SerializeToString)
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._export, otlp.ExportTraceServiceRequest.FromString, otlp.ExportTraceServiceResponse.SerializeToString
+        )
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler}),))
+            (
+                grpc.method_handlers_generic_handler(
+                    "opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler}
+                ),
+            )
+        )
         self.endpoint = f"unix:{path}"
         self._server.add_insecure_port(self.endpoint)
         self._server.start()
@@ -70,7 +81,9 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def traced(collector: Collector) -> Iterator[Node]:
     with short_directory() as directory:
-        node = Node(directory, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"})
+        node = Node(
+            directory, env={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        )
         try:
             node.up()
             yield node
@@ -79,8 +92,12 @@ def traced(collector: Collector) -> Iterator[Node]:
 
 
 @pytest.mark.parametrize("kind", ["bind", "overlay"])
-async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, traced: Node, collector: Collector, registry: Registry) -> None:
-    """Diff.Apply crosses gateway, snapshots, metadata and content: all have spans of the client's trace, and the worker's part has one of its own."""
+async def test_an_apply_is_one_trace_from_the_client_to_the_worker(
+    kind: str, traced: Node, collector: Collector, registry: Registry
+) -> None:
+    """Diff.Apply crosses gateway, snapshots, metadata and content: all have spans of the client's trace, and the
+    worker's part has one of its own.
+    """
     trace = TRACES[kind]
     parent = {"containerd-namespace": "default", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     image = busybox_image()
@@ -94,12 +111,19 @@ async def test_an_apply_is_one_trace_from_the_client_to_the_worker(kind: str, tr
         if kind == "overlay":
             base = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key="base", labels=labels)
             await snapshots.Prepare(base, headers=parent)
-            await snapshots.Commit(snapshots_pb2.CommitSnapshotRequest(snapshotter="overlayfs", key="base", name="below", labels=labels), headers=parent)
-        request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="overlayfs", key=kind, parent="below" if kind == "overlay" else "", labels=labels)
+            await snapshots.Commit(
+                snapshots_pb2.CommitSnapshotRequest(snapshotter="overlayfs", key="base", name="below", labels=labels),
+                headers=parent,
+            )
+        request = snapshots_pb2.PrepareSnapshotRequest(
+            snapshotter="overlayfs", key=kind, parent="below" if kind == "overlay" else "", labels=labels
+        )
         made = await snapshots.Prepare(request, headers=parent)
         assert made.mounts[0].type == kind
         diff = channel.client(diff_stubs.DIFF)
-        descriptor = Descriptor(media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer]))
+        descriptor = Descriptor(
+            media_type="application/vnd.oci.image.layer.v1.tar+gzip", digest=layer, size=len(image.blobs[layer])
+        )
         await diff.Apply(diff_pb2.ApplyRequest(diff=descriptor, mounts=made.mounts), headers=parent)
     wanted = {"splitd-gateway", "splitd-snapshots", "splitd-metadata", "splitd-content"}
     eventually(lambda: wanted <= collector.processes(trace), f"the trace has {collector.processes(trace)}")
@@ -124,8 +148,14 @@ async def test_images_and_tasks_are_in_their_callers_trace(traced: Node, collect
 def test_a_client_without_a_trace_gets_one(traced: Node, collector: Collector) -> None:
     """ctr sends no traceparent: the gateway begins the trace, and the services continue it."""
     subprocess.run(["ctr", "-a", str(traced.socket), "images", "ls"], check=True, capture_output=True)
-    eventually(lambda: any({"splitd-gateway", "splitd-images", "splitd-metadata"} <= collector.processes(t)
-                           for t in list(collector.spans) if t not in TRACES.values()), "no trace of ctr's call")
+    eventually(
+        lambda: any(
+            {"splitd-gateway", "splitd-images", "splitd-metadata"} <= collector.processes(t)
+            for t in list(collector.spans)
+            if t not in TRACES.values()
+        ),
+        "no trace of ctr's call",
+    )
 
 
 def test_a_node_that_traces_does_not_import_grpc(traced: Node) -> None:

@@ -1,4 +1,6 @@
-"""Transfers on a whole node: the suite, beside a containerd 2 if there is one; and what ctr makes of them, of Debian 12 and, where it is installed, of containerd 2."""
+"""Transfers on a whole node: the suite, beside a containerd 2 if there is one; and what ctr makes of them, of
+Debian 12 and, where it is installed, of containerd 2.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from tests.suites.diff_tars import block, tar
 from tests.support import Node, eventually, short_directory
 
 pytestmark = [pytest.mark.node, pytest.mark.root]
+
 
 class TestNode(suite.NodeTransferSuite):
     """Gateway, images, and what they ask of the others."""
@@ -66,7 +69,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: directory / name for name in made}
 
 
-async def state(channel: Channel, namespace: str) -> tuple[dict[str, tuple[str, str, dict[str, str]]], dict[str, dict[str, str]], dict[str, str]]:
+async def state(
+    channel: Channel, namespace: str
+) -> tuple[dict[str, tuple[str, str, dict[str, str]]], dict[str, dict[str, str]], dict[str, str]]:
     """What is there: images, labels of the blobs that they keep, snapshots."""
     client = suite.Transfers(channel, namespace)
     images = {n: (i.target.digest, i.target.media_type, dict(i.labels)) for n, i in (await client.images()).items()}
@@ -86,11 +91,13 @@ async def test_an_import_makes_what_debians_ctr_makes(node: Node, archives: dict
     node.ctr("images", "import", archives[kind], namespace=f"by-ctr-{kind}")
     async with Channel(node.socket) as channel:
         client = suite.Transfers(channel, f"by-transfer-{kind}")
-        store = suite.imagestore_pb2.ImageStore(platforms=[suite.HERE], extra_references=[suite.NAMED], unpacks=[suite.UNPACK])
+        store = suite.imagestore_pb2.ImageStore(
+            platforms=[suite.HERE], extra_references=[suite.NAMED], unpacks=[suite.UNPACK]
+        )
         await client.import_(archives[kind].read_bytes(), store)
         theirs, ours = [await state(channel, f"by-{who}-{kind}") for who in ("ctr", "transfer")]
     if kind == "index":  # which containerd 2 labels with the manifests of other platforms too
-        (root, _, _), = ours[0].values()
+        ((root, _, _),) = ours[0].values()
         assert theirs[1].pop(root).items() <= ours[1][root].items()
         ours[1].pop(root)
         ours = (ours[0], {digest: labels for digest, labels in ours[1].items() if digest in theirs[1]}, ours[2])
@@ -110,7 +117,9 @@ async def test_an_export_has_the_files_of_debians_ctr(node: Node, archives: dict
     def contents(data: bytes) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             found = {m.name: file.read() if (file := tar.extractfile(m)) else b"" for m in tar}
-        found["index.json"] = found["index.json"].replace(b'"mediaType":"application/vnd.oci.image.index.v1+json","manifests"', b'"manifests"')
+        found["index.json"] = found["index.json"].replace(
+            b'"mediaType":"application/vnd.oci.image.index.v1+json","manifests"', b'"manifests"'
+        )
         return found
 
     assert contents(ours) == contents((tmp_path / "theirs").read_bytes())
@@ -165,7 +174,9 @@ def test_a_transfer_that_an_images_process_dies_in_can_be_made_again(node: Node,
 @pytest.mark.parametrize("packed", ["gzip", "zstd"])
 @pytest.mark.parametrize("kind", [b"x", b"L"], ids=["PAX header", "long name"])
 async def test_a_header_of_gigabytes_stops_nobody(node: Node, packed: str, kind: bytes) -> None:
-    """Archives of some megabytes may have one. It is refused, others are answered meanwhile, and the process is no larger afterwards."""
+    """Archives of some megabytes may have one. It is refused, others are answered meanwhile, and the process is no
+    larger afterwards.
+    """
     compress = gzip.compress if packed == "gzip" else zstandard.ZstdCompressor().compress
     archive = compress(block(b"huge", kind, size=3 << 30)) + 3072 * compress(bytes(1 << 20)) + compress(tar())
     images = Path(f"/proc/{node.pid('images')}")
@@ -189,4 +200,6 @@ async def test_a_header_of_gigabytes_stops_nobody(node: Node, packed: str, kind:
 
 def memory(process: Path) -> int:
     """The most that it has had, in KiB."""
-    return next(int(line.split()[1]) for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM")
+    )

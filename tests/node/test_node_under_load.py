@@ -1,7 +1,8 @@
-"""A whole node under clients that do too much, or too little: each load in turn against containerd.sock, while another client keeps calling.
+"""A whole node under clients that do too much, or too little: each load in turn against containerd.sock, while another
+client keeps calling.
 
-What holds for each: every call of the others is answered, in time and with OK; the hostile client gets the code that services/wire/limits.py says; afterwards
-the gateway's files and all memory are back.
+What holds for each: every call of the others is answered, in time and with OK; the hostile client gets the code that
+services/wire/limits.py says; afterwards the gateway's files and all memory are back.
 """
 
 from __future__ import annotations
@@ -39,19 +40,37 @@ from services.wire.frames import Code
 from services.wire.streams import Stream
 from tests.support import Node, eventually, eventually_async, short_directory
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own")]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.root,
+    pytest.mark.skipif(rpc.transport() != "wire", reason="the bounds are the wire's; grpcio has its own"),
+]
 
 HEADERS = {"containerd-namespace": "default"}
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
-VERSION, LIST, WAIT, SUBSCRIBE, PUBLISH, READ, WRITE, CREATE = (f"/containerd.services.{name}" for name in (
-    "version.v1.Version/Version", "namespaces.v1.Namespaces/List", "tasks.v1.Tasks/Wait", "events.v1.Events/Subscribe", "events.v1.Events/Publish",
-    "content.v1.Content/Read", "content.v1.Content/Write", "containers.v1.Containers/Create"))
+VERSION, LIST, WAIT, SUBSCRIBE, PUBLISH, READ, WRITE, CREATE = (
+    f"/containerd.services.{name}"
+    for name in (
+        "version.v1.Version/Version",
+        "namespaces.v1.Namespaces/List",
+        "tasks.v1.Tasks/Wait",
+        "events.v1.Events/Subscribe",
+        "events.v1.Events/Publish",
+        "content.v1.Content/Read",
+        "content.v1.Content/Write",
+        "containers.v1.Containers/Create",
+    )
+)
 MIB = 1 << 20
 DEADLINE = 5.0
-"""Seconds for a call of the others. They take milliseconds; the machine of the tests is shared, and busy with the load itself."""
+"""Seconds for a call of the others. They take milliseconds; the machine of the tests is shared, and busy with the
+load itself.
+"""
 SLACK = 14
-"""MiB that a process may keep after a load, of tens to hundreds. Python's allocator keeps a megabyte for each object that lives on in it, and caches fill when
-things happen for the first time: up to 10 are seen, once, and the second time no more. 5,000 connections that were not forgotten would be 25, a Read 0.5 each."""
+"""MiB that a process may keep after a load, of tens to hundreds. Python's allocator keeps a megabyte for each object
+that lives on in it, and caches fill when things happen for the first time: up to 10 are seen, once, and the second time
+no more. 5,000 connections that were not forgotten would be 25, a Read 0.5 each.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +98,11 @@ class Watched:
 
     @staticmethod
     def _pss(pid: int) -> int:
-        return next(int(line.split()[1]) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+        return next(
+            int(line.split()[1])
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            if line.startswith("Pss:")
+        )
 
     def files(self) -> int:
         return len(os.listdir(f"/proc/{self._pids['gateway']}/fd"))
@@ -123,7 +146,8 @@ async def others(node: Node) -> AsyncIterator[Watched]:
             await asyncio.wait([calling])
 
     def back() -> bool:
-        assert watched.files() <= files + 5, f"{watched.files()} files, not {files}"  # services connect to the gateway when they first need it
+        # services connect to the gateway when they first need it
+        assert watched.files() <= files + 5, f"{watched.files()} files, not {files}"
         kept = {name: (memory[name], now) for name, now in watched.memory().items() if now > memory[name] + SLACK}
         assert not kept, f"MiB before and after: {kept}"
         return True
@@ -158,7 +182,7 @@ class Answers:
     def take(self, seconds: float) -> None:
         """What has come, waited for at most so long; its windows are given back."""
         self.raw.read(seconds)
-        for event in self.raw.events[self._taken:]:
+        for event in self.raw.events[self._taken :]:
             if isinstance(event, Data):
                 self.messages[event.stream] += self._parts[event.stream].feed(event.chunk)
                 self.raw.connection.consumed(event.stream, len(event.chunk))
@@ -185,23 +209,35 @@ async def test_five_thousand_idle_connections(node: Node) -> None:
 
 
 async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) -> None:
-    """Half on one connection, half on fifty. All stay open while other clients call; when the task ends, all are answered."""
+    """Half on one connection, half on fifty. All stay open while other clients call; when the task ends, all are
+    answered.
+    """
     node.ctr("run", "-d", box, "waited", "sleep", "1000")
     wait = tasks_pb2.WaitRequest(container_id="waited").SerializeToString()
     marker = events_pb2.PublishRequest(topic="/all/here", event=pack(task_pb2.TaskOOM())).SerializeToString()
 
     def load() -> None:
         with raws(node.socket, 52) as (publisher, *connections):
-            calls = [(Answers(raw), [raw.call(WAIT, wait) for _ in range(count)], [raw.call(SUBSCRIBE) for _ in range(count)])
-                     for raw, count in zip(connections, [500] + [10] * 50, strict=True)]
+            calls = [
+                (
+                    Answers(raw),
+                    [raw.call(WAIT, wait) for _ in range(count)],
+                    [raw.call(SUBSCRIBE) for _ in range(count)],
+                )
+                for raw, count in zip(connections, [500] + [10] * 50, strict=True)
+            ]
             for raw in connections:
                 raw.flush()
 
             def told(topic: str) -> bool:
-                """Whether each subscriber has been told of such an event. The first that it gets are older, if the gateway has begun to run just now."""
+                """Whether each subscriber has been told of such an event. The first that it gets are older, if the
+                gateway has begun to run just now.
+                """
                 for answers, _, _ in calls:
                     answers.take(0.05)
-                return all(topic in answers.topics(stream) for answers, _, subscribers in calls for stream in subscribers)
+                return all(
+                    topic in answers.topics(stream) for answers, _, subscribers in calls for stream in subscribers
+                )
 
             def subscribed() -> bool:
                 publisher.call(PUBLISH, marker)
@@ -217,7 +253,10 @@ async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) ->
                 while len(answers.raw.statuses()) < len(waits):
                     answers.take(30)
                 assert [head.code for head in answers.raw.statuses()] == [0] * len(waits)
-                assert [[tasks_pb2.WaitResponse.FromString(m).exit_status for m in answers.messages[stream]] for stream in waits] == [[137]] * len(waits)
+                assert [
+                    [tasks_pb2.WaitResponse.FromString(m).exit_status for m in answers.messages[stream]]
+                    for stream in waits
+                ] == [[137]] * len(waits)
 
     async with others(node):
         await in_thread(load)
@@ -227,7 +266,9 @@ async def test_a_thousand_waits_and_as_many_subscribers(node: Node, box: str) ->
 
 @pytest.mark.parametrize("path", [VERSION, LIST])
 async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
-    """Whoever resets so much is slowed, then told to calm down and thrown out, each time that it comes back; with 50,000 of the gateway's own calls, and of relayed ones."""
+    """Whoever resets so much is slowed, then told to calm down and thrown out, each time that it comes back; with
+    50,000 of the gateway's own calls, and of relayed ones.
+    """
 
     def load() -> None:
         opened = 0
@@ -244,7 +285,8 @@ async def test_a_hundred_thousand_resets(node: Node, path: str) -> None:
                     for away in raw.of(GoingAway):
                         assert (away.code, away.reason) == (Code.ENHANCE_YOUR_CALM, "too many streams are reset")
                         opened += (away.last + 1) // 2
-                    if not raw.of(GoingAway):  # the machine is that slow: 10,000 at once are allowed, and 1,000 more each second
+                    # the machine is that slow: 10,000 at once are allowed, and 1,000 more each second
+                    if not raw.of(GoingAway):
                         assert time.monotonic() - begun > 9
                         opened += 20_000
 
@@ -262,7 +304,9 @@ async def test_three_thousand_calls_that_one_client_gives_up(node: Node) -> None
             for _ in range(3):
                 raw.resets(1000, LIST)
                 raw.flush()
-            raw.connection.send(other, *write(content_pb2.WriteContentRequest(action=content_pb2.WRITE, data=b"x")), end=True)
+            raw.connection.send(
+                other, *write(content_pb2.WriteContentRequest(action=content_pb2.WRITE, data=b"x")), end=True
+            )
             raw.call(VERSION)
             raw.flush()
             raw.until(lambda raw: len(raw.statuses()) == 2, 30)
@@ -278,7 +322,9 @@ async def test_three_thousand_calls_that_one_client_gives_up(node: Node) -> None
 
 
 async def test_a_message_of_64_mib(node: Node) -> None:
-    """It is refused in grpc-go's words as soon as its length is known: where the gateway reads it, where it passes it on, and in a stream."""
+    """It is refused in grpc-go's words as soon as its length is known: where the gateway reads it, where it passes
+    it on, and in a stream.
+    """
     body = bytes(64 * MIB)
     words = f"grpc: received message larger than max ({64 * MIB} vs. {16 * MIB})"
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
@@ -299,19 +345,30 @@ async def ingested(node: Node, size: int) -> tuple[str, bytes]:
     data = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() * (MIB // 32) for i in range(size))
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     async with Channel(node.socket) as channel, channel.client(content_stubs.CONTENT).Write(headers=HEADERS) as stream:
-        await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="big", total=len(data), expected=digest))
+        await stream.send(
+            content_pb2.WriteContentRequest(action=content_pb2.STAT, ref="big", total=len(data), expected=digest)
+        )
         await stream.receive()
         for i in range(size):
-            await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=i * MIB, data=data[i * MIB:(i + 1) * MIB]))
+            await stream.send(
+                content_pb2.WriteContentRequest(
+                    action=content_pb2.WRITE, offset=i * MIB, data=data[i * MIB : (i + 1) * MIB]
+                )
+            )
             await stream.receive()
-        await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED))
+        await stream.send(
+            content_pb2.WriteContentRequest(
+                action=content_pb2.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED
+            )
+        )
         await stream.receive()
     return digest, data
 
 
 async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
-    """Many that stop, with less untaken than a client may leave, by not reading their connection and by giving their stream no window: the next one has the blob as fast, the gateway keeps a window
-    for each, and one that goes on after all gets the rest.
+    """Many that stop, with less untaken than a client may leave, by not reading their connection and by giving their
+    stream no window: the next one has the blob as fast, the gateway keeps a window for each, and one that goes on after
+    all gets the rest.
     """
     digest, data = await ingested(node, 256)
     request = content_pb2.ReadContentRequest(digest=digest).SerializeToString()
@@ -320,7 +377,8 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
         async with Channel(node.socket) as channel:
             start, whole = time.monotonic(), hashlib.sha256()
             async for part in channel.client(content_stubs.CONTENT).Read(
-                    content_pb2.ReadContentRequest(digest=digest), headers=HEADERS):
+                content_pb2.ReadContentRequest(digest=digest), headers=HEADERS
+            ):
                 whole.update(part.data)
             assert digest == "sha256:" + whole.hexdigest()
             return time.monotonic() - start
@@ -343,7 +401,13 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
                 for _ in range(count):
                     raw.call(READ, request)
                 raw.flush()
-                await in_thread(lambda raw=raw: raw.until(lambda raw: sum(len(data.chunk) for data in raw.of(Data)) >= 65_000 * len(raw.connection.streams)))  # type: ignore[misc]
+                await in_thread(
+                    lambda raw=raw: raw.until(  # type: ignore[misc]
+                        lambda raw: (
+                            sum(len(data.chunk) for data in raw.of(Data)) >= 65_000 * len(raw.connection.streams)
+                        )
+                    )
+                )
             for raw in deaf:  # last: what these do not take makes further calls of the same client wait
                 for _ in range(5):
                     raw.call(READ, request)
@@ -353,12 +417,15 @@ async def test_readers_that_stop_in_the_middle_of_a_blob(node: Node) -> None:
             assert during["gateway"] - before["gateway"] < 100, "more than a window of 1 MiB each"
             assert during["content"] - before["content"] < 400, "more than four pieces each"
             assert await in_thread(lambda: rest(one)) == data
-        alone = max(alone, min([await read(), await read()]))  # the machine is shared: it may have become slower meanwhile
+        # the machine is shared: it may have become slower meanwhile
+        alone = max(alone, min([await read(), await read()]))
         assert beside < 3 * alone + 0.5, "readers that stopped slow down others'"
 
 
 async def test_half_open_connections_and_half_requests(node: Node) -> None:
-    """What is never said is waited for no longer than the limits say: a preface, SETTINGS, a request's message, the rest of one."""
+    """What is never said is waited for no longer than the limits say: a preface, SETTINGS, a request's message, the
+    rest of one.
+    """
 
     def load() -> None:
         files = watched.files()
@@ -373,7 +440,10 @@ async def test_half_open_connections_and_half_requests(node: Node) -> None:
             slow.flush()
             slow.until(lambda slow: len(slow.statuses()) == 6, 8)
             assert {head.code for head in slow.statuses()} == {4}
-            assert all(f"of {path} did not come within 2s" in str([head.message for head in slow.statuses()]) for path in (VERSION, LIST, READ))
+            assert all(
+                f"of {path} did not come within 2s" in str([head.message for head in slow.statuses()])
+                for path in (VERSION, LIST, READ)
+            )
             eventually(lambda: watched.files() <= files + 1, "half-open connections stay")
             for raw in silent:
                 raw.until(lambda raw: raw.read(1) or raw.hung_up)
@@ -382,11 +452,14 @@ async def test_half_open_connections_and_half_requests(node: Node) -> None:
         await in_thread(load)
 
 
-@pytest.mark.parametrize("frame", [
-    pytest.param(frames.frame(frames.PING, 0, 0, b"pingpong"), id="ping"),
-    pytest.param(frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}), id="settings"),
-    pytest.param(frames.window_update(0, 1), id="window-update"),
-])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(frames.frame(frames.PING, 0, 0, b"pingpong"), id="ping"),
+        pytest.param(frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}), id="settings"),
+        pytest.param(frames.window_update(0, 1), id="window-update"),
+    ],
+)
 async def test_floods_of_a_client_that_never_reads(node: Node, frame: bytes) -> None:
     """Frames that bring nothing but work: ten clients that send them for ever are told to calm down, and cut off."""
 
@@ -408,7 +481,9 @@ async def test_floods_of_a_client_that_never_reads(node: Node, frame: bytes) -> 
 
 
 async def test_a_client_that_asks_and_never_reads(node: Node) -> None:
-    """Calls without end whose answers it does not take: when they fill its socket and what we keep for it, it is not read either, and after a request's time it is gone."""
+    """Calls without end whose answers it does not take: when they fill its socket and what we keep for it, it is
+    not read either, and after a request's time it is gone.
+    """
 
     def load() -> None:
         with raws(node.socket, 3) as asking:
@@ -423,7 +498,7 @@ async def test_a_client_that_asks_and_never_reads(node: Node) -> None:
                             raw.call(LIST)
                         left[raw] = b"".join(raw.connection.take())
                     try:
-                        left[raw] = left[raw][raw.socket.send(left[raw]):]
+                        left[raw] = left[raw][raw.socket.send(left[raw]) :]
                     except BlockingIOError:
                         time.sleep(0.005)
                     except (BrokenPipeError, ConnectionResetError):

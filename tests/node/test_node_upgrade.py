@@ -1,6 +1,8 @@
-"""``make upgrade``: a node goes from an earlier release to this one and back, while ten containers run and a pull is under way.
+"""``make upgrade``: a node goes from an earlier release to this one and back, while ten containers run and a pull is
+under way.
 
-A release is what lies in a directory, as in a clone: the node runs from there, and another is put in its place as by ``git checkout``. Both run on this environment's Python and libraries.
+A release is what lies in a directory, as in a clone: the node runs from there, and another is put in its place as by
+``git checkout``. Both run on this environment's Python and libraries.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ FROM = os.environ.get("UPGRADE_FROM", "")
 CODE = ("api", "client", "deploy", "gateway", "services")
 CONTAINERS = 10
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(600), pytest.mark.skipif(not FROM, reason="make upgrade says from which release")]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.root,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not FROM, reason="make upgrade says from which release"),
+]
 
 
 class Installed(Node):
@@ -38,11 +45,15 @@ class Installed(Node):
         for name, commit in (("old", FROM), ("new", "")):
             self.releases[name].mkdir()
             if commit:
-                archived = subprocess.run(["git", "-C", TOP, "archive", commit, *CODE], capture_output=True, check=True, timeout=60).stdout
+                archived = subprocess.run(
+                    ["git", "-C", TOP, "archive", commit, *CODE], capture_output=True, check=True, timeout=60
+                ).stdout
                 subprocess.run(["tar", "-xC", self.releases[name]], input=archived, check=True, timeout=60)
             else:
                 for part in CODE:
-                    shutil.copytree(TOP / part, self.releases[name] / part, ignore=shutil.ignore_patterns("__pycache__"))
+                    shutil.copytree(
+                        TOP / part, self.releases[name] / part, ignore=shutil.ignore_patterns("__pycache__")
+                    )
 
     def install(self, release: str) -> None:
         """Put it in the place of what is there."""
@@ -57,13 +68,27 @@ class Installed(Node):
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(self.top)}
 
-    def splitd(self, verb: str, *arguments: str, ok: bool | None = True, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(self.command(verb, *arguments), env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False)
+    def splitd(
+        self, verb: str, *arguments: str, ok: bool | None = True, seconds: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(verb, *arguments),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
         assert ok is not True or done.returncode == 0, f"splitd {verb}: {done.stdout}{done.stderr}\n{self.logs()}"
         return done
 
     def logs(self) -> str:
-        return "\n".join(f"{path.name}: {line}" for path in sorted((self.root / "log").glob("*.log")) for line in path.read_text(errors="replace").splitlines()[-10:])
+        return "\n".join(
+            f"{path.name}: {line}"
+            for path in sorted((self.root / "log").glob("*.log"))
+            for line in path.read_text(errors="replace").splitlines()[-10:]
+        )
 
 
 class Pull:
@@ -86,8 +111,15 @@ class Pull:
         await eventually_async(arrives, "the pull does not begin", 30)
 
     def _run(self) -> tuple[int, str]:
-        done = subprocess.run(self.node.command("pull", "--plain-http", self.reference), env=self.node.environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            self.node.command("pull", "--plain-http", self.reference),
+            env=self.node.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         return done.returncode, done.stderr
 
     async def check(self) -> None:
@@ -95,11 +127,25 @@ class Pull:
         assert self.ended is not None
         code, said = await self.ended
         print(f"the pull ended with {code} {said.strip()!r}")
-        assert code == 0 or (code == 1 and len(said.strip().splitlines()) == 1 and said.startswith("splitd: ") and "internal error" not in said), (code, said)
+        assert code == 0 or (
+            code == 1
+            and len(said.strip().splitlines()) == 1
+            and said.startswith("splitd: ")
+            and "internal error" not in said
+        ), (code, said)
         self.fake.heal()
         code, said = await asyncio.to_thread(self._run)
         assert code == 0, said
-        await asyncio.to_thread(self.node.ctr, "run", "--rm", self.reference, f"once-{self.reference.rpartition(':')[2]}", "test", "-s", "/mark")
+        await asyncio.to_thread(
+            self.node.ctr,
+            "run",
+            "--rm",
+            self.reference,
+            f"once-{self.reference.rpartition(':')[2]}",
+            "test",
+            "-s",
+            "/mark",
+        )
 
 
 def check_containers(node: Installed, before: dict[str, tuple[int, str]]) -> None:
@@ -110,7 +156,9 @@ def check_containers(node: Installed, before: dict[str, tuple[int, str]]) -> Non
 
 
 async def test_ten_containers_and_a_pull_live_through_an_upgrade_and_its_rollback(fake: FakeRegistry) -> None:
-    """All services one after the other, then supervisord too; nothing is lost either way, and what ran at the old release runs at the end."""
+    """All services one after the other, then supervisord too; nothing is lost either way, and what ran at the old
+    release runs at the end.
+    """
     with short_directory() as directory:
         node = Installed(directory)
         node.install("old")

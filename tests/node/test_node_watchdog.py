@@ -1,4 +1,6 @@
-"""A process that hangs is started anew, and no other process ever is killed for it: a whole node, with the watchdog's times divided by fifteen."""
+"""A process that hangs is started anew, and no other process ever is killed for it: a whole node, with the
+watchdog's times divided by fifteen.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def node(faults: Path) -> Iterator[Node]:
 
 def watched(node: Node) -> dict[str, Watched]:
     """What the watchdog knows, by service."""
-    return {name: status.watched for name, status in Supervisor(Place(node.root, node.state, node.config)).processes().items()}
+    return {
+        name: status.watched
+        for name, status in Supervisor(Place(node.root, node.state, node.config)).processes().items()
+    }
 
 
 def killed(node: Node) -> dict[str, int]:
@@ -59,7 +64,9 @@ def stay(node: Node, seconds: float, pids: dict[str, int]) -> None:
 
 
 def test_loops_that_hang_are_dumped_killed_and_started_anew(node: Node, faults: Path) -> None:
-    """One in Python, one in C that never lets go of the GIL, one of them the gateway: both at once, each with its stacks in its log, and nobody else. ``splitd status`` tells."""
+    """One in Python, one in C that never lets go of the GIL, one of them the gateway: both at once, each with its
+    stacks in its log, and nobody else. ``splitd status`` tells.
+    """
     before = node.pids()
     (faults / "content.loop").write_text("hang")
     (faults / "gateway.loop").write_text("hang-in-c")
@@ -83,7 +90,9 @@ def test_loops_that_hang_are_dumped_killed_and_started_anew(node: Node, faults: 
 
 
 def test_who_is_stopped_starts_slowly_or_waits_in_the_kernel_is_not_killed(node: Node, faults: Path) -> None:
-    """Two services under SIGSTOP, one that takes its time to start, one in state D, all for longer than the time of silence. Only the last is reported. Afterwards all answer."""
+    """Two services under SIGSTOP, one that takes its time to start, one in state D, all for longer than the time of
+    silence. Only the last is reported. Afterwards all answer.
+    """
     before, kills = node.pids(), killed(node)
     (faults / "images.start").write_text("sleep 5")
     node.kill("images")
@@ -94,7 +103,9 @@ def test_who_is_stopped_starts_slowly_or_waits_in_the_kernel_is_not_killed(node:
         freeze(pids[service])
     stay(node, LONGER, pids)
     said = f"pid {pids['metadata']} has not answered for "
-    eventually(lambda: said in (node.root / "log" / "supervisord.log").read_text(), "nobody reports the one in the kernel", 30)
+    eventually(
+        lambda: said in (node.root / "log" / "supervisord.log").read_text(), "nobody reports the one in the kernel", 30
+    )
     assert watched(node)["metadata"].silent >= SILENCE
     [line] = [line for line in (node.root / "log" / "metadata.log").read_text().splitlines() if said in line]
     assert "waits in the kernel" in line

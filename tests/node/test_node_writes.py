@@ -30,7 +30,9 @@ def client(channel: Channel) -> content_stubs.Content:
 
 
 async def test_a_write_goes_on_after_the_content_service_died(node: Node) -> None:
-    """Between two messages content is killed: the client, which knows nothing of it, writes on, commits, and reads its bytes back."""
+    """Between two messages content is killed: the client, which knows nothing of it, writes on, commits, and reads
+    its bytes back.
+    """
     data = os.urandom(4 << 20)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     async with Channel(node.socket) as channel:
@@ -41,13 +43,21 @@ async def test_a_write_goes_on_after_the_content_service_died(node: Node) -> Non
             for i in range(4):
                 if i in (1, 3):
                     await asyncio.to_thread(node.kill, "content")
-                await stream.send(pb.WriteContentRequest(action=pb.WRITE, offset=i << 20, data=data[i << 20:(i + 1) << 20]))
+                await stream.send(
+                    pb.WriteContentRequest(action=pb.WRITE, offset=i << 20, data=data[i << 20 : (i + 1) << 20])
+                )
                 assert (await stream.receive()).offset == (i + 1) << 20
             await asyncio.to_thread(node.kill, "content")
-            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED))
+            await stream.send(
+                pb.WriteContentRequest(
+                    action=pb.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED
+                )
+            )
             answer = await stream.receive()
             assert (answer.digest, answer.offset) == (digest, len(data))
-        got = b"".join([part.data async for part in content.Read(pb.ReadContentRequest(digest=digest), headers=HEADERS)])
+        got = b"".join(
+            [part.data async for part in content.Read(pb.ReadContentRequest(digest=digest), headers=HEADERS)]
+        )
         assert got == data
 
 
@@ -63,7 +73,11 @@ async def test_a_commit_survives_the_death_of_metadata(node: Node) -> None:
             await stream.send(pb.WriteContentRequest(action=pb.WRITE, data=data))
             await stream.receive()
             await asyncio.to_thread(node.kill, "metadata")
-            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED))
+            await stream.send(
+                pb.WriteContentRequest(
+                    action=pb.COMMIT, total=len(data), offset=len(data), expected=digest, labels=ROOTED
+                )
+            )
             assert (await stream.receive()).digest == digest
         assert (await content.Info(pb.InfoRequest(digest=digest), headers=HEADERS)).info.size == len(data)
 
@@ -76,16 +90,25 @@ async def test_a_client_that_gives_up_during_its_commit_leaves_a_whole_blob_or_n
             data = os.urandom(200_000)
             digest = "sha256:" + hashlib.sha256(data).hexdigest()
             async with content.Write(headers=HEADERS) as stream:
-                await stream.send(pb.WriteContentRequest(action=pb.STAT, ref=f"gone{i}", total=len(data), expected=digest))
+                await stream.send(
+                    pb.WriteContentRequest(action=pb.STAT, ref=f"gone{i}", total=len(data), expected=digest)
+                )
                 await stream.receive()
-                await stream.send(pb.WriteContentRequest(action=pb.COMMIT, total=len(data), data=data, expected=digest, labels=ROOTED))
+                await stream.send(
+                    pb.WriteContentRequest(action=pb.COMMIT, total=len(data), data=data, expected=digest, labels=ROOTED)
+                )
                 await asyncio.sleep(i * 0.0005)
             try:
                 info = (await content.Info(pb.InfoRequest(digest=digest), headers=HEADERS)).info
             except errors.NotFound:
                 continue
             assert info.size == len(data)
-            assert b"".join([part.data async for part in content.Read(pb.ReadContentRequest(digest=digest), headers=HEADERS)]) == data
+            assert (
+                b"".join(
+                    [part.data async for part in content.Read(pb.ReadContentRequest(digest=digest), headers=HEADERS)]
+                )
+                == data
+            )
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +124,18 @@ def patient() -> Iterator[Node]:
 
 
 def test_opening_a_write_during_a_long_outage_ends_clients_retries(patient: Node) -> None:
-    """Clients retry UNAVAILABLE for ever there: after the limit of an outage the answer is INTERNAL, naming the service, and ctr stops."""
+    """Clients retry UNAVAILABLE for ever there: after the limit of an outage the answer is INTERNAL, naming the
+    service, and ctr stops.
+    """
     freeze(patient.pid("content"))
     try:
-        done = subprocess.run(["ctr", "-a", str(patient.socket), "content", "ingest", "late"], input=b"bytes", capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["ctr", "-a", str(patient.socket), "content", "ingest", "late"],
+            input=b"bytes",
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
     finally:
         os.kill(patient.pid("content"), signal.SIGCONT)
     assert done.returncode
@@ -112,7 +143,9 @@ def test_opening_a_write_during_a_long_outage_ends_clients_retries(patient: Node
 
 
 async def test_a_small_blob_is_read_as_any_other(node: Node) -> None:
-    """Whole and in parts, the first time and again; only where it is recorded, and no longer once its record is gone."""
+    """Whole and in parts, the first time and again; only where it is recorded, and no longer once its record is
+    gone.
+    """
     data = os.urandom(1000)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     async with Channel(node.socket) as channel:
@@ -123,7 +156,11 @@ async def test_a_small_blob_is_read_as_any_other(node: Node) -> None:
             return [(part.offset, part.data) async for part in content.Read(request, headers=headers)]
 
         async with content.Write(headers=HEADERS) as stream:
-            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, ref="small", data=data, total=len(data), expected=digest, labels=ROOTED))
+            await stream.send(
+                pb.WriteContentRequest(
+                    action=pb.COMMIT, ref="small", data=data, total=len(data), expected=digest, labels=ROOTED
+                )
+            )
             await stream.receive()
         for _ in range(2):
             assert await read() == [(0, data)]
@@ -142,8 +179,8 @@ async def test_a_small_blob_is_read_as_any_other(node: Node) -> None:
 
 
 async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
-    """As dockerd does: the same bytes again and again, by the content service or by the gateway from its file; only where it is recorded, no longer once its record is gone,
-    and not while the content service is away.
+    """As dockerd does: the same bytes again and again, by the content service or by the gateway from its file; only
+    where it is recorded, no longer once its record is gone, and not while the content service is away.
     """
     data = os.urandom(1 << 20)
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
@@ -160,7 +197,11 @@ async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
             return any(path.endswith(digest.removeprefix("sha256:")) for path in _files(node.pid("gateway")))
 
         async with content.Write(headers=HEADERS) as stream:
-            await stream.send(pb.WriteContentRequest(action=pb.COMMIT, ref="large", data=data, total=len(data), expected=digest, labels=ROOTED))
+            await stream.send(
+                pb.WriteContentRequest(
+                    action=pb.COMMIT, ref="large", data=data, total=len(data), expected=digest, labels=ROOTED
+                )
+            )
             await stream.receive()
 
         async def read_here() -> bool:
@@ -169,7 +210,7 @@ async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
 
         await eventually_async(read_here)
         for offset in range(0, len(data), piece):
-            assert await read(offset) == [(0, data[offset:offset + piece])]
+            assert await read(offset) == [(0, data[offset : offset + piece])]
         assert await read(len(data) - 10) == [(0, data[-10:])]
         assert await read(-1) == [(0, data[:piece])]
         assert await read(len(data)) == []
@@ -178,7 +219,7 @@ async def test_a_large_blob_is_read_piece_by_piece(node: Node) -> None:
         with pytest.raises(errors.NotFound, match=digest):
             await read(0, headers={"containerd-namespace": "others"})
         await asyncio.to_thread(node.kill, "content")
-        assert await read(piece) == [(0, data[piece:2 * piece])]
+        assert await read(piece) == [(0, data[piece : 2 * piece])]
         await eventually_async(read_here)
         await content.Delete(pb.DeleteContentRequest(digest=digest), headers=HEADERS)
         with pytest.raises(errors.NotFound, match=digest):

@@ -1,4 +1,6 @@
-"""Services in the place of the node's own, and the node's own below a real containerd: by an address in the configuration, nothing else."""
+"""Services in the place of the node's own, and the node's own below a real containerd: by an address in the
+configuration, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,17 @@ def pulled_and_run(node: Node, registry: Registry, snapshotter: str) -> str:
 
 @pytest.mark.parametrize("kind", ["overlayfs", "native"])
 def test_a_snapshotter_of_another_process_stands_beside_ours(kind: str, registry: Registry, place: Path) -> None:
-    """[proxy_plugins.other]: images are unpacked there, containers run from there, it has its row among the plugins, and its death costs only its own."""
+    """[proxy_plugins.other]: images are unpacked there, containers run from there, it has its row among the
+    plugins, and its death costs only its own.
+    """
     sockets = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
-    with short_directory() as elsewhere, ServiceProcess("services.snapshots", elsewhere / "r", elsewhere / "s", sockets=sockets) as other:
-        node = Node(place, config=f'[proxy_plugins.other]\ntype = "snapshot"\naddress = "{elsewhere}/s/snapshots-{kind}.sock"\n')
+    with (
+        short_directory() as elsewhere,
+        ServiceProcess("services.snapshots", elsewhere / "r", elsewhere / "s", sockets=sockets) as other,
+    ):
+        node = Node(
+            place, config=f'[proxy_plugins.other]\ntype = "snapshot"\naddress = "{elsewhere}/s/snapshots-{kind}.sock"\n'
+        )
         try:
             node.up()
             assert pulled_and_run(node, registry, "other") == "hello\n"
@@ -51,7 +60,9 @@ def test_a_content_store_of_another_process_takes_the_place_of_ours(registry: Re
             node.up()
             assert pulled_and_run(node, registry, "overlayfs") == "hello\n"
             digests = set(node.out("content", "ls", "-q").split())
-            assert digests == {f"sha256:{path.name}" for path in (elsewhere / "r" / "content" / "blobs" / "sha256").iterdir()}
+            assert digests == {
+                f"sha256:{path.name}" for path in (elsewhere / "r" / "content" / "blobs" / "sha256").iterdir()
+            }
             assert not [path for path in (node.root / "content").rglob("*") if path.is_file() and len(path.name) == 64]
         finally:
             node.clear()
@@ -60,7 +71,10 @@ def test_a_content_store_of_another_process_takes_the_place_of_ours(registry: Re
 def test_our_snapshotter_works_below_debians_containerd(registry: Registry, place: Path) -> None:
     """containerd's own [proxy_plugins]: it unpacks images onto our snapshots and runs containers from them."""
     sockets = ("snapshots-overlayfs.sock", "snapshots-native.sock", "diff.sock")
-    with short_directory() as elsewhere, ServiceProcess("services.snapshots", elsewhere / "r", elsewhere / "s", sockets=sockets):
+    with (
+        short_directory() as elsewhere,
+        ServiceProcess("services.snapshots", elsewhere / "r", elsewhere / "s", sockets=sockets),
+    ):
         more = f'[proxy_plugins.splitd]\ntype = "snapshot"\naddress = "{elsewhere}/s/snapshots-overlayfs.sock"\n'
         with containerd(place, more=more) as socket:
             node = Node(place)
@@ -70,11 +84,16 @@ def test_our_snapshotter_works_below_debians_containerd(registry: Registry, plac
 
 
 def test_status_has_a_row_for_each_proxy_plugin_and_blames_none_of_ours(place: Path) -> None:
-    """A snapshotter beside ours that is away is its own matter; a content store in the place of ours is the node's, and our own idle process is fine."""
+    """A snapshotter beside ours that is away is its own matter; a content store in the place of ours is the node's,
+    and our own idle process is fine.
+    """
     with short_directory() as elsewhere:
         content = ServiceProcess("services.content", elsewhere / "r", elsewhere / "s")
-        node = Node(place, config=f'[proxy_plugins.absent]\ntype = "snapshot"\naddress = "{elsewhere}/none.sock"\n'
-                                  f'[proxy_plugins.theirs]\ntype = "content"\naddress = "{elsewhere}/s/content.sock"\n')
+        node = Node(
+            place,
+            config=f'[proxy_plugins.absent]\ntype = "snapshot"\naddress = "{elsewhere}/none.sock"\n'
+            f'[proxy_plugins.theirs]\ntype = "content"\naddress = "{elsewhere}/s/content.sock"\n',
+        )
 
         def rows() -> dict[str, tuple[bool, bool]]:
             return {each["name"]: (each["in_place"], each["healthy"]) for each in node.status()["proxy_plugins"]}
@@ -90,6 +109,9 @@ def test_status_has_a_row_for_each_proxy_plugin_and_blames_none_of_ours(place: P
             assert {each["name"]: each["trouble"] for each in found["services"]} == dict.fromkeys(node.pids(), "")
             assert not found["healthy"]
             assert f"{elsewhere}/s/content.sock does not answer the gateway" in node.splitd("status", ok=False).stdout
-            assert f"theirs, which is in the place of our content service, is away: {elsewhere}/s/content.sock" in node.splitd("up", ok=False).stderr
+            assert (
+                f"theirs, which is in the place of our content service, is away: {elsewhere}/s/content.sock"
+                in node.splitd("up", ok=False).stderr
+            )
         finally:
             node.clear()

@@ -54,7 +54,9 @@ def test_every_process_names_the_state_directory_on_its_command_line(node: Node)
 
 
 def test_status_tells_each_service_and_is_zero_only_if_all_are_healthy(node: Node) -> None:
-    """State, pid, uptime, memory, health and restarts of all six; stopped on purpose, one of them is enough for exit code 1."""
+    """State, pid, uptime, memory, health and restarts of all six; stopped on purpose, one of them is enough for
+    exit code 1.
+    """
     status = node.status()
     assert status["healthy"]
     assert status["address"] == str(node.socket)
@@ -96,6 +98,7 @@ def test_a_service_restarts_alone_and_no_container_notices(service: str, node: N
 
 def test_a_killed_service_counts_as_a_restart(node: Node) -> None:
     """``restarts`` counts what ended by itself, and only that."""
+
     def restarts() -> dict[str, int]:
         return {s["name"]: s["restarts"] for s in node.status()["services"]}
 
@@ -118,7 +121,9 @@ def test_down_leaves_containers_running_and_up_finds_them(node: Node, sleeper: i
 
 
 def test_what_was_stopped_on_purpose_starts_with_the_node_and_not_with_tasks(node: Node, box: str) -> None:
-    """Of the policy always, as with docker and containerd since 2.4.0; unless-stopped stays stopped. Another container, which is only restarted, shows that the monitor has looked."""
+    """Of the policy always, as with docker and containerd since 2.4.0; unless-stopped stays stopped. Another
+    container, which is only restarted, shows that the monitor has looked.
+    """
     running, stopped = "containerd.io/restart.status=running", "containerd.io/restart.explicitly-stopped"
     policies = {"always": "always", "unless": "unless-stopped"}
 
@@ -130,14 +135,29 @@ def test_what_was_stopped_on_purpose_starts_with_the_node_and_not_with_tasks(nod
         eventually(lambda: node.tasks()[name][1] == "STOPPED", f"{name} is not STOPPED")
 
     for name, policy in policies.items():
-        node.ctr("run", "-d", "--label", running, "--label", f"containerd.io/restart.policy={policy}", "--label", f"{stopped}=true", box, name, "sleep", "1000")
+        node.ctr(
+            "run",
+            "-d",
+            "--label",
+            running,
+            "--label",
+            f"containerd.io/restart.policy={policy}",
+            "--label",
+            f"{stopped}=true",
+            box,
+            name,
+            "sleep",
+            "1000",
+        )
         killed(name)
     node.ctr("run", "-d", "--label", running, box, "witness", "sleep", "1000")
     witness = node.tasks()["witness"][0]
     node.splitd("restart", "tasks")
     node.ctr("tasks", "kill", "-s", "SIGKILL", "witness")
     eventually(lambda: node.tasks().get("witness", (witness, ""))[0] != witness, "the monitor does not look", 30)
-    assert {name: (node.tasks()[name][1], label(name)) for name in policies} == dict.fromkeys(policies, ("STOPPED", "true"))
+    assert {name: (node.tasks()[name][1], label(name)) for name in policies} == dict.fromkeys(
+        policies, ("STOPPED", "true")
+    )
     node.down(containers=False)
     node.up()
     eventually(lambda: node.tasks().get("always", (0, ""))[1] == "RUNNING", "it does not start with the node", 30)
@@ -173,14 +193,22 @@ def test_up_works_over_what_a_power_cut_left(node: Node) -> None:
 
 def test_logs_of_a_service_are_found_by_the_state_alone(node: Node) -> None:
     """``splitd logs`` needs no root: the node remembers its own; supervisord's log is there too."""
-    done = subprocess.run([sys.executable, "-m", "deploy", "logs", "supervisord", "-n", "3", "--state", str(node.state)], cwd=TOP, check=True,
-                          capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", "logs", "supervisord", "-n", "3", "--state", str(node.state)],
+        cwd=TOP,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert len(done.stdout.splitlines()) == 3
     assert " INFO " in done.stdout
 
 
 def test_down_with_containers_ends_every_namespaces_tasks(node: Node, box: str) -> None:
-    """Tasks of two namespaces, one paused, are stopped and deleted; nothing is left of the node, and its containers' records are."""
+    """Tasks of two namespaces, one paused, are stopped and deleted; nothing is left of the node, and its
+    containers' records are.
+    """
     node.ctr("images", "pull", "--plain-http", box, namespace="other")
     node.ctr("run", "-d", box, "one", "sleep", "1000")
     node.ctr("run", "-d", box, "two", "sleep", "1000", namespace="other")
@@ -205,7 +233,11 @@ def test_services_are_in_the_cgroup_of_the_configuration_and_shims_are_not(box: 
 
     def groups(pid: int) -> dict[str, str]:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        return {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines) if controllers in hierarchies}
+        return {
+            controllers: path
+            for _, controllers, path in (line.split(":", 2) for line in lines)
+            if controllers in hierarchies
+        }
 
     with short_directory() as directory:
         other = Node(directory, config=f"[cgroup]\npath = '{name}'\n")
@@ -222,7 +254,7 @@ def test_services_are_in_the_cgroup_of_the_configuration_and_shims_are_not(box: 
         finally:
             other.clear()
             for top, _ in hierarchies.values():
-                eventually(lambda directory=top / name[1:]: _removed(directory), f"{top}{name} is not empty")  # type: ignore[misc]
+                eventually(lambda directory=top / name[1:]: _removed(directory), (f"{top}{name} is not empty"))  # type: ignore[misc]
 
 
 def _removed(cgroup: Path) -> bool:
@@ -236,7 +268,9 @@ def _removed(cgroup: Path) -> bool:
 
 
 def test_two_nodes_run_side_by_side_with_containers_of_the_same_name(node: Node, box: str) -> None:
-    """A container of one node fails to be created twice there, which the same-named one of the other node does not notice."""
+    """A container of one node fails to be created twice there, which the same-named one of the other node does not
+    notice.
+    """
     with short_directory() as directory:
         other = Node(directory)
         try:
@@ -276,8 +310,12 @@ def test_two_ups_at_once_make_one_node(place: Path) -> None:
 def test_in_the_foreground_the_node_ends_with_its_supervisord(place: Path) -> None:
     """As systemd runs it: SIGTERM to the one process stops the services in order, exit code 0, nothing left."""
     node = Node(place)
-    process = subprocess.Popen([sys.executable, "-m", "deploy", "up", "--foreground", "--root", str(node.root), "--state", str(node.state)], cwd=TOP,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy", "up", "--foreground", "--root", str(node.root), "--state", str(node.state)],
+        cwd=TOP,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         eventually(lambda: node.status()["healthy"], "not healthy", 30)
         assert supervisord(node) == process.pid
@@ -292,20 +330,37 @@ def test_in_the_foreground_the_node_ends_with_its_supervisord(place: Path) -> No
 
 
 def test_a_service_that_cannot_start_is_named_with_its_reason(place: Path) -> None:
-    """A file where the content service wants its directory: ``up`` fails with the service's own words, the others run, and down works."""
+    """A file where the content service wants its directory: ``up`` fails with the service's own words, the others
+    run, and down works.
+    """
     node = Node(place)
     node.root.mkdir()
     (node.root / "content").write_text("in the way")
     try:
+
         def told() -> str:
             done = node.splitd("up", "--timeout", "3", ok=False)
             assert "content is not healthy" in done.stderr
-            assert "content cannot run" in done.stderr, done.stderr  # it has not come to that yet, where a machine is slow
+            # it has not come to that yet, where a machine is slow
+            assert "content cannot run" in done.stderr, done.stderr
             return done.stderr
 
         assert "Traceback" not in eventually(told, seconds=60)
-        eventually(lambda: [s["name"] for s in node.status()["services"] if s["state"] == "RUNNING" and not s["healthy"]] in (["content"], []), "others are broken too")
-        eventually(lambda: re.search(r"^content ended by itself (once|\d+ times); its log: .* content cannot run", node.splitd("status", ok=None).stdout, re.MULTILINE), "status does not say why")
+        eventually(
+            lambda: (
+                [s["name"] for s in node.status()["services"] if s["state"] == "RUNNING" and not s["healthy"]]
+                in (["content"], [])
+            ),
+            "others are broken too",
+        )
+        eventually(
+            lambda: re.search(
+                r"^content ended by itself (once|\d+ times); its log: .* content cannot run",
+                node.splitd("status", ok=None).stdout,
+                re.MULTILINE,
+            ),
+            "status does not say why",
+        )
         (node.root / "content").unlink()
         node.wait_healthy()
     finally:
@@ -317,17 +372,24 @@ def test_with_an_oom_score_the_services_have_it(place: Path) -> None:
     node = Node(place, config="oom_score = 100\n")
     try:
         node.up()
-        assert {Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in [*pids(node).values(), supervisord(node)]} == {"100"}
+        assert {
+            Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in [*pids(node).values(), supervisord(node)]
+        } == {"100"}
     finally:
         node.clear()
 
 
 def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None:
-    """Stopped by SIGSTOP it is running for supervisord, but not healthy for the operator; continued, all is well again."""
+    """Stopped by SIGSTOP it is running for supervisord, but not healthy for the operator; continued, all is well
+    again.
+    """
     pid = pids(node)["images"]
     freeze(pid)
     try:
-        eventually(lambda: [s["name"] for s in node.status()["services"] if not s["healthy"]] == ["images"], "the hanging service is not named")
+        eventually(
+            lambda: [s["name"] for s in node.status()["services"] if not s["healthy"]] == ["images"],
+            "the hanging service is not named",
+        )
         assert node.splitd("status", ok=None).returncode == 1
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -335,7 +397,9 @@ def test_a_service_that_hangs_is_named_by_status_and_only_it(node: Node) -> None
 
 
 def test_a_node_whose_lock_or_socket_was_removed_is_found_and_stopped(place: Path) -> None:
-    """By whoever cleans STATE: ``up`` starts no second one beside it, and ``down`` does not say that there is nothing to stop while all run on."""
+    """By whoever cleans STATE: ``up`` starts no second one beside it, and ``down`` does not say that there is
+    nothing to stop while all run on.
+    """
     node = Node(place)
     try:
         node.up()

@@ -1,4 +1,6 @@
-"""What the tests of real registries share: a registry and crane as they come from ``go install``, and what is done with each on a node."""
+"""What the tests of real registries share: a registry and crane as they come from ``go install``, and what is done
+with each on a node.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.support import Node, eventually
 
 def crane(*words: str) -> str:
     """What crane prints."""
-    done = subprocess.run([go_program("crane"), *words, "--insecure"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [go_program("crane"), *words, "--insecure"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, f"crane {' '.join(words)}: {done.stderr}"
     return done.stdout.strip()
 
@@ -28,7 +32,11 @@ def crane(*words: str) -> str:
 def crane_registry(directory: Path) -> Iterator[str]:
     """``crane registry serve``; its host."""
     port = _free_port()
-    with _running([go_program("crane"), "registry", "serve", "--address", f"127.0.0.1:{port}", "--disk", str(directory)], port, directory):
+    with _running(
+        [go_program("crane"), "registry", "serve", "--address", f"127.0.0.1:{port}", "--disk", str(directory)],
+        port,
+        directory,
+    ):
         yield f"127.0.0.1:{port}"
 
 
@@ -36,8 +44,16 @@ def crane_registry(directory: Path) -> Iterator[str]:
 def distribution_registry(directory: Path) -> Iterator[str]:
     """The registry of distribution; its host."""
     port = _free_port()
-    (directory / "config.json").write_text(json.dumps({
-        "version": 0.1, "log": {"level": "error"}, "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}}, "http": {"addr": f"127.0.0.1:{port}"}}))
+    (directory / "config.json").write_text(
+        json.dumps(
+            {
+                "version": 0.1,
+                "log": {"level": "error"},
+                "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
+                "http": {"addr": f"127.0.0.1:{port}"},
+            }
+        )
+    )
     with _running([go_program("registry"), "serve", str(directory / "config.json")], port, directory):
         yield f"127.0.0.1:{port}"
 
@@ -70,7 +86,14 @@ def oci_layout(box: Image, directory: Path) -> Path:
     """An image as the directory that crane pushes."""
     directory.mkdir()
     (directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [{"mediaType": box.media_type, "digest": box.digest, "size": len(box.blobs[box.digest])}]}))
+    (directory / "index.json").write_text(
+        json.dumps(
+            {
+                "schemaVersion": 2,
+                "manifests": [{"mediaType": box.media_type, "digest": box.digest, "size": len(box.blobs[box.digest])}],
+            }
+        )
+    )
     for digest, data in box.blobs.items():
         path = directory / "blobs" / digest.replace(":", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +102,9 @@ def oci_layout(box: Image, directory: Path) -> Path:
 
 
 class Relay:
-    """A port before a registry's, which passes everything until ``left`` bytes of answers have passed, and then nothing more; None: all."""
+    """A port before a registry's, which passes everything until ``left`` bytes of answers have passed, and then
+    nothing more; None: all.
+    """
 
     def __init__(self, host: str) -> None:
         self._port = int(host.rpartition(":")[2])
@@ -90,7 +115,8 @@ class Relay:
     async def running(self) -> AsyncIterator[Relay]:
         serving = set[asyncio.Task[None]]()
 
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # a coroutine would be a task of asyncio's own, which logs that it was cancelled
+        # a coroutine would be a task of asyncio's own, which logs that it was cancelled
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.create_task(self._serve(reader, writer))
             serving.add(task)
             task.add_done_callback(serving.discard)
@@ -108,13 +134,14 @@ class Relay:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
             there, here = await asyncio.open_connection("127.0.0.1", self._port)
-            with contextlib.closing(here), contextlib.suppress(OSError):  # either side hung up, as a client that is interrupted does
+            # either side hung up, as a client that is interrupted does
+            with contextlib.closing(here), contextlib.suppress(OSError):
                 await asyncio.gather(self._passed(reader, here, counts=False), self._passed(there, writer, counts=True))
 
     async def _passed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counts: bool) -> None:
         while data := await reader.read(1 << 16):
             if counts and self.left is not None:
-                data, self.left = data[:self.left], max(0, self.left - len(data))
+                data, self.left = data[: self.left], max(0, self.left - len(data))
             writer.write(data)
             await writer.drain()
         writer.close()
@@ -124,7 +151,9 @@ class Relay:
 
 
 async def pushed_by_crane_and_pulled(node: Node, channel: Channel, host: str, directory: Path) -> None:
-    """crane pushes an image with a large layer, the node pulls and runs it, and sends it on under another name, of which crane says that it is right."""
+    """crane pushes an image with a large layer, the node pulls and runs it, and sends it on under another name, of
+    which crane says that it is right.
+    """
     box, client = large(), Client(channel, f"pulled-{directory.name}")
     reference = f"{host}/team/box:1"
     await asyncio.to_thread(crane, "push", str(oci_layout(box, directory / "box")), reference)
@@ -135,7 +164,9 @@ async def pushed_by_crane_and_pulled(node: Node, channel: Channel, host: str, di
     assert await client.blobs() == set(box.blobs)
     for to in (f"{host}/team/again:1", f"{host}/elsewhere/box:2"):
         for _ in range(2):  # the second time all is there
-            done = await asyncio.to_thread(node.splitd, "push", "--plain-http", "-n", client.namespace, "--source", reference, f"{to}@{box.digest}")
+            done = await asyncio.to_thread(
+                node.splitd, "push", "--plain-http", "-n", client.namespace, "--source", reference, f"{to}@{box.digest}"
+            )
             assert done.stdout.startswith(f"pushed {to}@{box.digest}: ")
         assert await asyncio.to_thread(crane, "digest", to) == box.digest
         await asyncio.to_thread(crane, "validate", "--remote", to)

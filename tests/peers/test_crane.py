@@ -1,4 +1,6 @@
-"""``crane registry serve`` and crane, of go-containerregistry: a registry that knows no open ranges, and a client of it."""
+"""``crane registry serve`` and crane, of go-containerregistry: a registry that knows no open ranges, and a client
+of it.
+"""
 
 from __future__ import annotations
 

@@ -16,9 +16,18 @@ CTRS = list(dict.fromkeys(filter(None, (shutil.which("ctr"), program2("ctr")))))
 SIZED = {r"\d+(\.\d+)? ?[KMG]?i?B": "SIZE"}
 OUR_LABEL = r',?\s*"containerd.io/snapshot/diff-id": "[^"]*"'
 """Of a snapshot that the node has pulled itself: which layer it is of."""
-TOOK = {r"elapsed: .*": "TOOK", r"(?m)^.*(unpacking|saved|Completed pull|application/vnd).*\n?": "", r".*\x1b\[.*\n?": ""}
+TOOK = {
+    r"elapsed: .*": "TOOK",
+    r"(?m)^.*(unpacking|saved|Completed pull|application/vnd).*\n?": "",
+    r".*\x1b\[.*\n?": "",
+}
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300), pytest.mark.skipif(not CTRS, reason="no ctr is installed")]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.root,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not CTRS, reason="no ctr is installed"),
+]
 
 
 @pytest.fixture(scope="module", params=CTRS)
@@ -33,7 +42,9 @@ def both(request: pytest.FixtureRequest) -> Iterator[Sides]:
 
 @pytest.fixture
 def box(both: Sides, registry: Registry) -> str:
-    """A busybox that both have pulled, and nothing else; what nobody needs is collected at once, not when its time comes."""
+    """A busybox that both have pulled, and nothing else; what nobody needs is collected at once, not when its time
+    comes.
+    """
     reference = f"{registry.host}/box:1"
     for side in (both.ours, both.theirs):
         if images := both.run(side, "images", "ls", "-q").stdout.split():
@@ -86,7 +97,11 @@ def test_content(both: Sides, box: str) -> None:
 
 def test_snapshots(both: Sides, box: str) -> None:
     """ls, prepare, view, info, mounts, label, tree, commit, diff, rm."""
-    [image] = {line.split()[0] for line in both("snapshots", "ls", varies=SIZED).splitlines()[1:] if line.split()[-1] == "Committed"}
+    [image] = {
+        line.split()[0]
+        for line in both("snapshots", "ls", varies=SIZED).splitlines()[1:]
+        if line.split()[-1] == "Committed"
+    }
     both("snapshots", "info", image, varies={r'"(Created|Updated)": "[^"]*"': "TIME", OUR_LABEL: ""})
     mounted = {r"/\S+?/snapshots/\d+": "SNAPSHOT", r"(upper|lower|work)dir=[^, ]*": "DIR", "index=off,|,index=off": ""}
     both("snapshots", "prepare", "active", image)

@@ -1,4 +1,6 @@
-"""nerdctl, as it is: each command says and does on a node what it does on containerd. Without networks, for which it needs CNI plugins."""
+"""nerdctl, as it is: each command says and does on a node what it does on containerd. Without networks, for which
+it needs CNI plugins.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,33 @@ PROGRAM = Path(sys.prefix) / "peers/nerdctl"
 RUN = ("run", "--rm", "--net", "none")
 PROGRESS = {r"elapsed: .*|.*\x1b\[.*\n|\n.*\x1b\[.*": "PROGRESS", r"PROGRESS\n?": ""}
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300), pytest.mark.skipif(not PROGRAM.exists(), reason="no nerdctl: make peers-check builds it"),
-              pytest.mark.skipif(not program2("containerd"), reason="no containerd 2, which this nerdctl wants: name its directory in SPLITD_TEST_CONTAINERD2")]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.root,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not PROGRAM.exists(), reason="no nerdctl: make peers-check builds it"),
+    pytest.mark.skipif(
+        not program2("containerd"),
+        reason="no containerd 2, which this nerdctl wants: name its directory in SPLITD_TEST_CONTAINERD2",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[Sides]:
     """nerdctl on both."""
-    options = ("--address", "{socket}", "--namespace", "peers-{name}", "--data-root", "{dir}/data", "--hosts-dir", "{dir}/hosts", "--cgroup-manager", "cgroupfs")
+    options = (
+        "--address",
+        "{socket}",
+        "--namespace",
+        "peers-{name}",
+        "--data-root",
+        "{dir}/data",
+        "--hosts-dir",
+        "{dir}/hosts",
+        "--cgroup-manager",
+        "cgroupfs",
+    )
     with sides(str(PROGRAM), *options, env={"DOCKER_CONFIG": "{dir}", "NERDCTL_TOML": "{dir}/nerdctl.toml"}) as found:
         yield found
         for side in (found.ours, found.theirs):
@@ -46,7 +67,18 @@ def box(both: Sides, registry: Registry) -> str:
 @pytest.fixture
 def container(both: Sides, box: str) -> Iterator[str]:
     """One that runs on both."""
-    both("run", "-d", "--name", "shared", "--net", "none", box, "sh", "-c", "echo out; echo err >&2; echo data >/file; exec sleep 1000")
+    both(
+        "run",
+        "-d",
+        "--name",
+        "shared",
+        "--net",
+        "none",
+        box,
+        "sh",
+        "-c",
+        "echo out; echo err >&2; echo data >/file; exec sleep 1000",
+    )
     yield "shared"
     both("rm", "-f", "shared")
 
@@ -54,7 +86,9 @@ def container(both: Sides, box: str) -> Iterator[str]:
 def large_image() -> Image:
     """20 MB that do not compress and 20 that do, in 300 files."""
     chance = random.Random(1)
-    files = ((f"srv/{number}", {"data": chance.randbytes(number * 450) + b"text " * (number * 90)}) for number in range(300))
+    files = (
+        (f"srv/{number}", {"data": chance.randbytes(number * 450) + b"text " * (number * 90)}) for number in range(300)
+    )
     return busybox_image(tar_of(files))
 
 
@@ -66,8 +100,11 @@ def archived(path: Path) -> dict[str, object]:
             for member in tar.getmembers():
                 if (file := tar.extractfile(member)) is not None:
                     data = file.read()
-                    found[member.name] = hashlib.sha256(data).hexdigest() if member.name.startswith("blobs/") else json.loads(data)
-    except tarfile.ReadError as error:  # containerd's client ends when its Transfer is answered, which of containerd is before it has written all
+                    found[member.name] = (
+                        hashlib.sha256(data).hexdigest() if member.name.startswith("blobs/") else json.loads(data)
+                    )
+    # containerd's client ends when its Transfer is answered, which of containerd is before it has written all
+    except tarfile.ReadError as error:
         raise AssertionError(f"{path}, of {path.stat().st_size} bytes: {error}") from None
     return found
 
@@ -84,7 +121,9 @@ def test_images(both: Sides, box: str) -> None:
     both("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference=other*")
     both("images", "-q", "--filter", "since=other:2")
     both("rmi", "other:2")
-    assert "No such image" in both("image", "inspect", "other:2", ok=False, varies={"(?i)no such image": "No such image"})
+    assert "No such image" in both(
+        "image", "inspect", "other:2", ok=False, varies={"(?i)no such image": "No such image"}
+    )
 
 
 def test_run(both: Sides, box: str) -> None:
@@ -92,7 +131,10 @@ def test_run(both: Sides, box: str) -> None:
     assert both(*RUN, box, "echo", "in") == "in\n"
     assert "err" in both(*RUN, box, "sh", "-c", "echo err >&2; exit 3", ok=False)
     assert both(*RUN, "-i", box, "cat", stdin="hello\n") == "hello\n"
-    assert both(*RUN, "-e", "A=b", "-w", "/tmp", "-u", "7:8", box, "sh", "-c", "echo $A $PWD; id -u; id -g") == "b /tmp\n7\n8\n"
+    assert (
+        both(*RUN, "-e", "A=b", "-w", "/tmp", "-u", "7:8", box, "sh", "-c", "echo $A $PWD; id -u; id -g")
+        == "b /tmp\n7\n8\n"
+    )
     both(*RUN, "--read-only", box, "touch", "/x", ok=False)
     both(*RUN, "--hostname", "named", box, "hostname")
     assert both(*RUN, "-v", "{dir}:/here", box, "sh", "-c", "echo x >/here/written; cat /here/written") == "x\n"
@@ -113,7 +155,13 @@ def test_a_container_that_runs(both: Sides, container: str) -> None:
     assert both("logs", container) == "out\n"
     both("logs", "-t", container)
     assert both("ps", "--format", "{{.Names}} {{.Image}} {{.Command}} {{.Status}}").startswith(container)
-    assert both("inspect", "--format", "{{.State.Status}} {{.State.ExitCode}} {{.Name}} {{json .Mounts}}", container, varies={"data/[0-9a-f]{8}": "data"}).startswith("running 0 ")
+    assert both(
+        "inspect",
+        "--format",
+        "{{.State.Status}} {{.State.ExitCode}} {{.Name}} {{json .Mounts}}",
+        container,
+        varies={"data/[0-9a-f]{8}": "data"},
+    ).startswith("running 0 ")
     both("top", container, varies={r"\d+(?= )": "N", r"\d\d:\d\d": "CLOCK", "N +N +N": "N N N"})
     both("stats", "--no-stream", "--format", "{{.Name}}", container)
     both("pause", container)
@@ -140,7 +188,18 @@ def test_a_container_that_runs(both: Sides, container: str) -> None:
 def test_commit(both: Sides, container: str) -> None:
     """The image has what the container wrote, and no more; it differs by the time of its making only."""
     both("exec", container, "rm", "/etc/group")
-    both("commit", "-m", "said", "-a", "somebody", "-c", 'CMD ["cat", "/file"]', container, "changed:1", varies={"sha256:[0-9a-f]{64}": "IMAGE"})
+    both(
+        "commit",
+        "-m",
+        "said",
+        "-a",
+        "somebody",
+        "-c",
+        'CMD ["cat", "/file"]',
+        container,
+        "changed:1",
+        varies={"sha256:[0-9a-f]{64}": "IMAGE"},
+    )
     assert both(*RUN, "changed:1") == "data\n"
     both(*RUN, "changed:1", "cat", "/etc/group", ok=False)
     both("history", "--format", "{{.Comment}} {{.Size}}", "changed:1")
@@ -155,7 +214,8 @@ def test_save_and_load(both: Sides, box: str) -> None:
     assert ours == theirs
     both("rmi", "-f", box)
     both(*RUN, "--pull", "never", box, "true", ok=False)
-    told = {r"(?s)\A.*?(Loaded image: [^\n]*\n)\1*\Z": r"\1"}  # nerdctl says it for each time that it was told "saved", as far as it has looked before the end
+    # nerdctl says it for each time that it was told "saved", as far as it has looked before the end
+    told = {r"(?s)\A.*?(Loaded image: [^\n]*\n)\1*\Z": r"\1"}
     assert both("load", "-i", "{dir}/save.tar", varies=told) == f"Loaded image: {box}\n"
     assert both(*RUN, "--pull", "never", box, "echo", "in") == "in\n"
     both("load", "-i", "{dir}/nothing.tar", ok=False)
@@ -169,7 +229,12 @@ def test_export_and_import(both: Sides, container: str) -> None:
         with tarfile.open(path) as tar:
             names.append([(m.name, m.mode, m.uid, m.gid, m.size, m.linkname) for m in tar.getmembers()])
     assert sorted(names[0]) == sorted(names[1])
-    told = {r"(?m)^(Importing\t)?\S+\tsaved\t\n": "", r"(?m)^(Importing\t)?application/vnd\S+ \S+\n": "", r"Importing\t": ""}  # from 2.3 on containerd names the index, too
+    # from 2.3 on containerd names the index, too
+    told = {
+        r"(?m)^(Importing\t)?\S+\tsaved\t\n": "",
+        r"(?m)^(Importing\t)?application/vnd\S+ \S+\n": "",
+        r"Importing\t": "",
+    }
     both("import", "{dir}/export.tar", "imported:1", varies=PROGRESS | told | {"sha256:[0-9a-f]{64}": "IMAGE"})
     assert both(*RUN, "imported:1", "cat", "/file") == "data\n"
     both("rmi", "imported:1", varies={"sha256:[0-9a-f]{64}": "IMAGE"})
@@ -177,7 +242,9 @@ def test_export_and_import(both: Sides, container: str) -> None:
 
 @pytest.mark.parametrize("kind", ["zstd", "estargz", "zstdchunked", "uncompress"])
 def test_image_convert(both: Sides, box: str, registry: Registry, kind: str) -> None:
-    """To the same digest, though it is written in small pieces; the image runs, and can be pushed, pulled and removed."""
+    """To the same digest, though it is written in small pieces; the image runs, and can be pushed, pulled and
+    removed.
+    """
     converted = f"{registry.host}/{kind}:1"
     digest = both("image", "convert", f"--{kind}", "--oci", box, converted, varies=PROGRESS)
     assert both(*RUN, converted, "echo", "in") == "in\n"
@@ -200,7 +267,8 @@ def test_a_large_image_is_converted(both: Sides, registry: Registry) -> None:
 
 def test_what_is_not_there(both: Sides, registry: Registry) -> None:
     """Errors are told in the same words."""
-    both("pull", "-q", f"{registry.host}/nothing:1", ok=False, varies={r"[\d.:]+ HEAD \S+ 404 Not Found: ": ""})  # we say who answered what
+    # we say who answered what
+    both("pull", "-q", f"{registry.host}/nothing:1", ok=False, varies={r"[\d.:]+ HEAD \S+ 404 Not Found: ": ""})
     both("push", "-q", f"{registry.host}/nothing:1", ok=False)
     both("rmi", "nothing:1", ok=False)
     both("inspect", "nothing", ok=False)
@@ -208,7 +276,8 @@ def test_what_is_not_there(both: Sides, registry: Registry) -> None:
 
 def test_prune(both: Sides, box: str) -> None:
     """Nothing is left that no container needs; last, since it removes what others have pulled."""
-    both("image", "prune", "-f", varies={r"(?s)\ADeleted Images:\n.*": ""})  # the index of an import, which containerd has a name for from 2.3 on
+    # the index of an import, which containerd has a name for from 2.3 on
+    both("image", "prune", "-f", varies={r"(?s)\ADeleted Images:\n.*": ""})
     for side in (both.ours, both.theirs):
         both.run(side, "image", "prune", "-a", "-f")
     assert both("images", "-q") == ""

@@ -1,4 +1,6 @@
-"""Registries as they are: what ctr pulls from them and pushes to them by a node is what it pulls and pushes by containerd."""
+"""Registries as they are: what ctr pulls from them and pushes to them by a node is what it pulls and pushes by
+containerd.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,16 @@ CTRS = list(dict.fromkeys(filter(None, (shutil.which("ctr"), program2("ctr")))))
 REGISTRIES = {"crane": crane_registry, "distribution": distribution_registry}
 SIZED = {r"\d+(\.\d+)? ?[KMG]?i?B": "SIZE"}
 LAST = {r"(?s).*\n(?=.+\n?\Z)": "", r"elapsed: .*": "TOOK", r"\bby-\w+": "NAME", "Pulling from": "Completed pull from"}
-"""Of progress the last line, without times, whether or not it came to show the last event; the name that a side pushes to."""
+"""Of progress the last line, without times, whether or not it came to show the last event; the name that a side
+pushes to.
+"""
 
-pytestmark = [pytest.mark.node, pytest.mark.root, pytest.mark.timeout(300), pytest.mark.skipif(not CTRS, reason="no ctr is installed")]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.root,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not CTRS, reason="no ctr is installed"),
+]
 
 
 @pytest.fixture(scope="module", params=CTRS)
@@ -50,7 +59,9 @@ def pushed(host: str, box: Image, tmp_path: Path) -> str:
 
 
 def test_pull_and_push(both: Sides, host: str, box: Image, pushed: str) -> None:
-    """By tag and by digest; the same records, content and labels, an image that runs, and one that crane finds right after the push."""
+    """By tag and by digest; the same records, content and labels, an image that runs, and one that crane finds
+    right after the push.
+    """
     both("images", "pull", "--plain-http", pushed, varies=LAST)
     both("images", "pull", "--plain-http", f"{host}/team/box@{box.digest}", varies=LAST)
     assert pushed in both("images", "ls", varies=SIZED)
@@ -69,7 +80,12 @@ def test_what_is_not_there(both: Sides, host: str, box: Image, pushed: str) -> N
     for side in (both.ours, both.theirs):
         if images := both.run(side, "images", "ls", "-q").stdout.split():
             both.run(side, "images", "rm", "--sync", *images)
-    for reference in (f"{host}/team/box:2", f"{host}/team/box@sha256:{'0' * 64}", f"{host}/team/absent:1", "127.0.0.1:1/box:1"):
+    for reference in (
+        f"{host}/team/box:2",
+        f"{host}/team/box@sha256:{'0' * 64}",
+        f"{host}/team/absent:1",
+        "127.0.0.1:1/box:1",
+    ):
         for side in (both.ours, both.theirs):
             done = both.run(side, "images", "pull", "--plain-http", reference)
             assert done.returncode == 1, f"{side.name}: {done}"

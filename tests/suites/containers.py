@@ -1,4 +1,6 @@
-"""What every life of containerd.services.containers.v1.Containers does; run on metadata's stores, its process, the gateway, and containerd itself."""
+"""What every life of containerd.services.containers.v1.Containers does; run on metadata's stores, its process, the
+gateway, and containerd itself.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class ContainersSuite:
         return new_namespace()
 
     async def create(self, containers: Any, namespace: str, value: pb.Container) -> pb.Container:
-        return (await containers.Create(pb.CreateContainerRequest(container=value), headers=headers(namespace))).container
+        return (
+            await containers.Create(pb.CreateContainerRequest(container=value), headers=headers(namespace))
+        ).container
 
     async def get(self, containers: Any, namespace: str, id_: str) -> pb.Container:
         return (await containers.Get(pb.GetContainerRequest(id=id_), headers=headers(namespace))).container
@@ -49,12 +53,21 @@ class ContainersSuite:
         return (await containers.Update(request, headers=headers(namespace))).container
 
     async def list(self, containers: Any, namespace: str, *filters: str) -> Sequence[str]:
-        found = (await containers.List(pb.ListContainersRequest(filters=filters), headers=headers(namespace))).containers
+        found = (
+            await containers.List(pb.ListContainersRequest(filters=filters), headers=headers(namespace))
+        ).containers
         return names(found)
 
     async def test_what_is_created_comes_back(self, containers: Any, namespace: str) -> None:
         """All fields, the Any values byte for byte; the times are the server's."""
-        made = container("c1", image="i", snapshotter="overlayfs", snapshot_key="k", labels={"a": "1", "empty": ""}, extensions={"x": OPTIONS})
+        made = container(
+            "c1",
+            image="i",
+            snapshotter="overlayfs",
+            snapshot_key="k",
+            labels={"a": "1", "empty": ""},
+            extensions={"x": OPTIONS},
+        )
         made.runtime.options.CopyFrom(OPTIONS)
         made.created_at.seconds = 1
         created = await self.create(containers, namespace, made)
@@ -77,17 +90,28 @@ class ContainersSuite:
             assert str(caught.value).endswith(": invalid argument")
         await self.create(containers, namespace, container("a" * 76))
 
-    @pytest.mark.parametrize(("value", "message"), [
-        (container("c", runtime=""), "container.Runtime.Name must be set"),
-        (container("c", snapshot_key="k"), "container.Snapshotter must be set if container.SnapshotKey is set"),
-        (container("c", extensions={"": OPTIONS}), "container.Extension keys must not be zero-length"),
-        (container("c", labels={"k": "v" * 4096}), "containers.Labels: label key and value{LENGTH} greater than maximum size (4096 bytes), key: k"),
-    ])
-    async def test_invalid_containers_are_refused(self, containers: Any, namespace: str, value: pb.Container, message: str) -> None:
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (container("c", runtime=""), "container.Runtime.Name must be set"),
+            (container("c", snapshot_key="k"), "container.Snapshotter must be set if container.SnapshotKey is set"),
+            (container("c", extensions={"": OPTIONS}), "container.Extension keys must not be zero-length"),
+            (
+                container("c", labels={"k": "v" * 4096}),
+                "containers.Labels: label key and value{LENGTH} greater than maximum size (4096 bytes), key: k",
+            ),
+        ],
+    )
+    async def test_invalid_containers_are_refused(
+        self, containers: Any, namespace: str, value: pb.Container, message: str
+    ) -> None:
         """And not stored."""
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.create(containers, namespace, value)
-        assert str(caught.value) == f"create container failed validation: {message.replace('{LENGTH}', self.label_length)}: invalid argument"
+        assert (
+            str(caught.value)
+            == f"create container failed validation: {message.replace('{LENGTH}', self.label_length)}: invalid argument"
+        )
         assert not await self.list(containers, namespace)
 
     async def test_an_id_is_taken_once_in_each_namespace(self, containers: Any, namespace: str) -> None:
@@ -144,17 +168,29 @@ class ContainersSuite:
         """A message for each container."""
         for id_ in ("a", "b", "c"):
             await self.create(containers, namespace, container(id_))
-        found = [m.container async for m in containers.ListStream(pb.ListContainersRequest(filters=["id!=b"]), headers=headers(namespace))]
+        found = [
+            m.container
+            async for m in containers.ListStream(
+                pb.ListContainersRequest(filters=["id!=b"]), headers=headers(namespace)
+            )
+        ]
         assert names(found) == ["a", "c"]
         assert found[0] == await self.get(containers, namespace, "a")
 
     async def test_update_without_a_mask_replaces_what_may_change(self, containers: Any, namespace: str) -> None:
         """Labels, spec, extensions, image and snapshot key; the creation time stays, the update time does not."""
-        old = await self.create(containers, namespace, container("c", image="i", snapshotter="s", snapshot_key="k", labels={"a": "1"}))
+        old = await self.create(
+            containers, namespace, container("c", image="i", snapshotter="s", snapshot_key="k", labels={"a": "1"})
+        )
         new = container("c", image="j", snapshotter="s", snapshot_key="l", labels={"b": "2"}, extensions={"x": OPTIONS})
         new.spec.value = b"{}"
         updated = await self.update(containers, namespace, new)
-        assert (updated.image, updated.snapshot_key, dict(updated.labels), updated.spec.value) == ("j", "l", {"b": "2"}, b"{}")
+        assert (updated.image, updated.snapshot_key, dict(updated.labels), updated.spec.value) == (
+            "j",
+            "l",
+            {"b": "2"},
+            b"{}",
+        )
         assert updated.extensions["x"] == OPTIONS
         assert updated.created_at == old.created_at
         assert updated.updated_at.ToNanoseconds() > old.updated_at.ToNanoseconds()
@@ -162,7 +198,9 @@ class ContainersSuite:
 
     async def test_update_with_a_mask_changes_only_that(self, containers: Any, namespace: str) -> None:
         """Single labels and extensions too; an empty label goes."""
-        await self.create(containers, namespace, container("c", image="i", labels={"a": "1", "b": "2"}, extensions={"x": OPTIONS}))
+        await self.create(
+            containers, namespace, container("c", image="i", labels={"a": "1", "b": "2"}, extensions={"x": OPTIONS})
+        )
         new = container("c", image="j", labels={"a": "9", "c": "3"}, extensions={"x": SPEC, "y": SPEC})
         updated = await self.update(containers, namespace, new, "labels.a", "labels.b")
         assert (updated.image, dict(updated.labels), updated.extensions["x"]) == ("i", {"a": "9"}, OPTIONS)
@@ -175,7 +213,9 @@ class ContainersSuite:
         assert await self.get(containers, namespace, "c") == updated
 
     async def test_what_is_immutable_stays(self, containers: Any, namespace: str) -> None:
-        """The snapshotter and the runtime cannot change, nor an unknown field; the update must leave a valid container."""
+        """The snapshotter and the runtime cannot change, nor an unknown field; the update must leave a valid
+        container.
+        """
         await self.create(containers, namespace, container("c", snapshotter="s", snapshot_key="k"))
 
         async def refused(value: pb.Container, *paths: str) -> str:
@@ -183,11 +223,21 @@ class ContainersSuite:
                 await self.update(containers, namespace, value, *paths)
             return str(caught.value)
 
-        assert await refused(container("c", snapshotter="t")) == "container.Snapshotter field is immutable: invalid argument"
-        assert await refused(container("c", runtime="t", snapshotter="s")) == "container.Runtime.Name field is immutable: invalid argument"
-        assert await refused(container("c"), "snapshotter") == 'cannot update "snapshotter" field on "c": invalid argument'
+        assert (
+            await refused(container("c", snapshotter="t"))
+            == "container.Snapshotter field is immutable: invalid argument"
+        )
+        assert (
+            await refused(container("c", runtime="t", snapshotter="s"))
+            == "container.Runtime.Name field is immutable: invalid argument"
+        )
+        assert (
+            await refused(container("c"), "snapshotter") == 'cannot update "snapshotter" field on "c": invalid argument'
+        )
         assert await refused(container("")) == "Container.ID required"
-        assert (await refused(container("c", labels={"k": "v" * 4096}), "labels")).startswith("update failed validation: containers.Labels: label key")
+        assert (await refused(container("c", labels={"k": "v" * 4096}), "labels")).startswith(
+            "update failed validation: containers.Labels: label key"
+        )
 
     async def test_delete_removes(self, containers: Any, namespace: str) -> None:
         """That one."""

@@ -1,7 +1,8 @@
-"""What a content store promises, as tests: run on the local store, on the served one, through the gateway, and on containerd itself.
+"""What a content store promises, as tests: run on the local store, on the served one, through the gateway, and on
+containerd itself.
 
-A subclass has a fixture ``store``, fresh for each test, and says with ``namespaced`` whether metadata's records are in between. Where they are, ``store``
-writes under a lease, or the collector takes what the tests made.
+A subclass has a fixture ``store``, fresh for each test, and says with ``namespaced`` whether metadata's records are in
+between. Where they are, ``store`` writes under a lease, or the collector takes what the tests made.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ async def put(store: Store, data: bytes, *, ref: str = "", labels: Mapping[str, 
     """Make ``data`` a blob."""
     digest = digest_of(data)
     writer = await store.writer(ref or f"put {digest}", len(data), digest)
-    await writer.write(data[writer.offset:])  # all of it may be there, in another namespace
+    await writer.write(data[writer.offset :])  # all of it may be there, in another namespace
     assert await writer.commit(len(data), digest, labels) == digest
     return digest
 
@@ -61,7 +62,9 @@ async def opened(store: Store, ref: str, total: int = 0, expected: Digest | None
 
 @contextlib.asynccontextmanager
 async def leased(channel: rpc.Channel, namespace: str) -> AsyncIterator[dict[str, str]]:
-    """The headers of a client that works in ``namespace`` under a lease of its own, so that the collector leaves its blobs alone."""
+    """The headers of a client that works in ``namespace`` under a lease of its own, so that the collector leaves
+    its blobs alone.
+    """
     leases = channel.client(leases_stubs.LEASES)
     headers = {rpc.NAMESPACE: namespace}
     await leases.Create(leases_pb2.CreateRequest(id="suite"), headers=headers)
@@ -93,7 +96,9 @@ class ContentSuite:
         assert await get(store, digest) == data
 
     async def test_openings(self, store: Store) -> None:
-        """Writers of different refs are open side by side, with and without a total and an expected digest, and may commit without naming either."""
+        """Writers of different refs are open side by side, with and without a total and an expected digest, and may
+        commit without naming either.
+        """
         sizes = (1, 256, 3 << 20, 100, 5000)
         blobs = [bytes_of(size) for size in sizes]
         writers = [
@@ -120,7 +125,7 @@ class ContentSuite:
             for done in (0, 64, 192, 256):
                 if done:
                     before_write = time.time_ns()
-                    await writer.write(data[writer.offset:done])
+                    await writer.write(data[writer.offset : done])
                 status = await writer.status()
                 assert status == Status("p", done, 256, status.started_at, status.updated_at)
                 assert _about(before) <= status.started_at <= after
@@ -131,7 +136,9 @@ class ContentSuite:
 
     @pytest.mark.parametrize("part", [0, 1, 2500, 4999, 5000])
     async def test_resume(self, store: Store, part: int) -> None:
-        """A writer that is closed leaves its bytes; the next one goes on at their offset, with the digest and the start of the first."""
+        """A writer that is closed leaves its bytes; the next one goes on at their offset, with the digest and the
+        start of the first.
+        """
         data = bytes_of(5000)
         async with opened(store, "r", 5000) as writer:
             if part:
@@ -163,7 +170,9 @@ class ContentSuite:
         assert await get(store, digest_of(data)) == data
 
     async def test_another_total_begins_anew(self, store: Store) -> None:
-        """An ingest that is opened again with another total than it began with is a new one: what is there belongs to something else."""
+        """An ingest that is opened again with another total than it began with is a new one: what is there belongs
+        to something else.
+        """
         if self.namespaced:
             pytest.skip("containerd's records keep the first total")
         async with opened(store, "n", 10) as writer:
@@ -236,7 +245,9 @@ class ContentSuite:
 
     @pytest.mark.parametrize("at_opening", [False, True])
     async def test_sha512(self, store: Store, at_opening: bool) -> None:
-        """A blob is named by the algorithm that its writer expects, at the opening or at the commit only, resumed or not."""
+        """A blob is named by the algorithm that its writer expects, at the opening or at the commit only, resumed
+        or not.
+        """
         data = bytes_of(3000)
         digest = digest_of(data, "sha512")
         async with opened(store, "s", 3000, digest if at_opening else None) as writer:
@@ -259,7 +270,10 @@ class ContentSuite:
         promise: tuple[int, Digest | None] = (0, digest_of(data)) if named == "digest" else (11, None)
         async with opened(store, "w", *promise) as writer:
             await writer.write(b"other bytes")
-            with pytest.raises(errors.FailedPrecondition, match=f"unexpected commit digest {digest_of(b'other bytes')}, expected {digest_of(data)}"):
+            with pytest.raises(
+                errors.FailedPrecondition,
+                match=f"unexpected commit digest {digest_of(b'other bytes')}, expected {digest_of(data)}",
+            ):
                 await writer.commit(0, digest_of(data))
         for digest in (digest_of(data), digest_of(b"other bytes")):
             with pytest.raises(errors.NotFound):
@@ -350,12 +364,19 @@ class ContentSuite:
         assert [s.ref for s in await store.list_statuses()] == ["one"]
 
     async def test_statuses_of_many(self, store: Store) -> None:
-        """As of few, though they are asked for in several calls inside: each ingest once, under its ref, with its offset; those of a filter alone."""
+        """As of few, though they are asked for in several calls inside: each ingest once, under its ref, with its
+        offset; those of a filter alone.
+        """
         for number in range(150):
             async with opened(store, f"many-{number}", 100) as writer:
                 await writer.write(b"x" * number)
-        assert {(s.ref, s.offset, s.total) for s in await store.list_statuses()} == {(f"many-{n}", n, 100) for n in range(150)}
-        assert {s.ref for s in await store.list_statuses(["ref~=^many-1"])} == {"many-1", *(f"many-{n}" for n in (*range(10, 20), *range(100, 150)))}
+        assert {(s.ref, s.offset, s.total) for s in await store.list_statuses()} == {
+            (f"many-{n}", n, 100) for n in range(150)
+        }
+        assert {s.ref for s in await store.list_statuses(["ref~=^many-1"])} == {
+            "many-1",
+            *(f"many-{n}" for n in (*range(10, 20), *range(100, 150))),
+        }
 
     async def test_status_of_no_ingest(self, store: Store) -> None:
         """The status of an unknown ref is NotFound, and names it."""
@@ -398,11 +419,23 @@ class ContentSuite:
     # ---------------------------------------------------------------- reading
 
     async def test_read_ranges(self, store: Store) -> None:
-        """A read begins at its offset and ends after its size, or at the blob's end where that comes first or size is 0."""
+        """A read begins at its offset and ends after its size, or at the blob's end where that comes first or size
+        is 0.
+        """
         data = bytes_of(2 * CHUNK + 1000)
         digest = await put(store, data)
-        for offset, size in ((0, 0), (0, 1), (1, 0), (CHUNK - 1, 2), (CHUNK, CHUNK), (100, CHUNK + 5), (len(data) - 3, 3), (len(data) - 3, 100), (len(data), 0)):
-            assert await get(store, digest, offset, size) == data[offset:offset + size if size else None]
+        for offset, size in (
+            (0, 0),
+            (0, 1),
+            (1, 0),
+            (CHUNK - 1, 2),
+            (CHUNK, CHUNK),
+            (100, CHUNK + 5),
+            (len(data) - 3, 3),
+            (len(data) - 3, 100),
+            (len(data), 0),
+        ):
+            assert await get(store, digest, offset, size) == data[offset : offset + size if size else None]
 
     async def test_read_pieces(self, store: Store) -> None:
         """A blob comes in pieces of 1 MiB."""
@@ -452,7 +485,9 @@ class ContentSuite:
         assert (await store.info(digest)).labels == {}
 
     async def test_labels(self, store: Store) -> None:
-        """Update replaces all labels, or only those that its field paths name; the blob's time of update moves, that of creation stays."""
+        """Update replaces all labels, or only those that its field paths name; the blob's time of update moves,
+        that of creation stays.
+        """
         digest = await put(store, bytes_of(100), labels={"k1": "v1", "k2": "v2"})
         created = await store.info(digest)
         steps: list[tuple[dict[str, str], list[str], dict[str, str]]] = [
@@ -514,7 +549,9 @@ class FilesSuite:
 
     @pytest.mark.parametrize("computed", [False, True])
     async def test_fill_and_commit(self, store: Store, files: Files, computed: bool) -> None:
-        """An ingest filled as a file becomes a blob with its labels, whether or not its writer has computed the digest."""
+        """An ingest filled as a file becomes a blob with its labels, whether or not its writer has computed the
+        digest.
+        """
         data = bytes_of(5000)
         begun = await files.begin("f", 5000)
         assert begun.offset == 0
@@ -569,7 +606,9 @@ class FilesSuite:
 
     @pytest.mark.parametrize("computed", [False, True])
     async def test_wrong(self, files: Files, store: Store, computed: bool) -> None:
-        """A file of another size or digest fails its commit and is gone; a digest that was computed is believed only where the size fits."""
+        """A file of another size or digest fails its commit and is gone; a digest that was computed is believed
+        only where the size fits.
+        """
         for size, expected in ((3, digest_of(b"four")), *(() if computed else ((4, digest_of(b"five")),))):
             with _locked((await files.begin("w")).path) as fd:
                 os.write(fd, b"four")

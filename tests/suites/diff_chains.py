@@ -1,4 +1,6 @@
-"""Random chains of layers, and clients that make snapshots of them: by Transfer (imports and pulls), or layer by layer as clients do that unpack themselves (Prepare, Apply, Commit), here and on containerd."""
+"""Random chains of layers, and clients that make snapshots of them: by Transfer (imports and pulls), or layer by
+layer as clients do that unpack themselves (Prepare, Apply, Commit), here and on containerd.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,15 @@ KEPT = {"containerd.io/gc.root": "test"}
 
 FILES = [b"f", b"g", b"a", b"to"]
 OWNERS = [50, 0, 5, 70000]
-DEFAULT_ACL = struct.pack("<I" + "HHI" * 5, 2, *(n for tag, bits, who in ((1, 7, -1), (2, 7, 5), (4, 5, -1), (16, 7, -1), (32, 5, -1)) for n in (tag, bits, who & 0xFFFFFFFF)))
+DEFAULT_ACL = struct.pack(
+    "<I" + "HHI" * 5,
+    2,
+    *(
+        n
+        for tag, bits, who in ((1, 7, -1), (2, 7, 5), (4, 5, -1), (16, 7, -1), (32, 5, -1))
+        for n in (tag, bits, who & 0xFFFFFFFF)
+    ),
+)
 """``u::rwx,u:5:rwx,g::r-x,m::rwx,o::r-x``."""
 
 directories = st.sampled_from([b"a/b", b"a", b"lib/a", b"a/b/lib", b"lib", b"", b"b/a/lib"])
@@ -82,12 +92,28 @@ class Entry:
 
 @st.composite
 def entries(draw: st.DrawFn, *, lowest: bool) -> list[Entry]:
-    """One entry, or a file and a hard link to it. An opaque marker in the lowest layer is left out: there containerd loses files of the layer itself."""
+    """One entry, or a file and a hard link to it. An opaque marker in the lowest layer is left out: there
+    containerd loses files of the layer itself.
+    """
     where, name = draw(directories), draw(st.sampled_from(FILES))
     path = _joined(where, name)
-    attributes = tuple({"mode": draw(modes), "uid": draw(owners), "gid": draw(owners), "mtime": draw(st.integers(1, 1_700_000_000))}.items())
+    attributes = tuple(
+        {
+            "mode": draw(modes),
+            "uid": draw(owners),
+            "gid": draw(owners),
+            "mtime": draw(st.integers(1, 1_700_000_000)),
+        }.items()
+    )
     more = draw(xattrs)
-    match draw(st.sampled_from(["file"] * 6 + ["directory"] * 6 + ["whiteout"] * 2 + ["opaque", "symlink", "symlink", "link", "device", "fifo"])):
+    match draw(
+        st.sampled_from(
+            ["file"] * 6
+            + ["directory"] * 6
+            + ["whiteout"] * 2
+            + ["opaque", "symlink", "symlink", "link", "device", "fifo"]
+        )
+    ):
         case "directory":
             acl = ((b"system.posix_acl_default", DEFAULT_ACL),) if draw(st.integers(0, 9)) == 9 else ()
             return [Entry("directory", where or b"a", b"", attributes, more + acl)]
@@ -99,7 +125,10 @@ def entries(draw: st.DrawFn, *, lowest: bool) -> list[Entry]:
             target = draw(st.sampled_from([b"/lib", b"a", b"../b", b"/", b"f", b"nowhere"]))
             return [Entry("symlink", draw(st.sampled_from([path, _joined(where, b"to")])), target, attributes)]
         case "link":
-            return [Entry("file", path, b"linked", attributes, more), Entry("link", _joined(draw(directories), b"g2"), path, attributes)]
+            return [
+                Entry("file", path, b"linked", attributes, more),
+                Entry("link", _joined(draw(directories), b"g2"), path, attributes),
+            ]
         case "device" | "fifo" as kind:
             return [Entry(kind, path, b"", attributes)]
     return [Entry("file", path, draw(st.sampled_from([b"", b"1", b"22"])), attributes, more)]
@@ -109,7 +138,10 @@ def entries(draw: st.DrawFn, *, lowest: bool) -> list[Entry]:
 def chains(draw: st.DrawFn) -> list[list[Entry]]:
     """Two to five layers, lowest first."""
     count = draw(st.integers(2, 5))
-    return [[entry for some in draw(st.lists(entries(lowest=number == 0), min_size=1, max_size=6)) for entry in some] for number in range(count)]
+    return [
+        [entry for some in draw(st.lists(entries(lowest=number == 0), min_size=1, max_size=6)) for entry in some]
+        for number in range(count)
+    ]
 
 
 _cases = itertools.count()
@@ -141,7 +173,9 @@ class Snapshots:
         return (await self._client.Prepare(request, headers=self._headers)).mounts
 
     async def commit(self, name: str, key: str) -> None:
-        await self._client.Commit(pb.CommitSnapshotRequest(snapshotter="overlayfs", name=name, key=key, labels=KEPT), headers=self._headers)
+        await self._client.Commit(
+            pb.CommitSnapshotRequest(snapshotter="overlayfs", name=name, key=key, labels=KEPT), headers=self._headers
+        )
 
     async def remove(self, key: str) -> None:
         await self._client.Remove(pb.RemoveSnapshotRequest(snapshotter="overlayfs", key=key), headers=self._headers)
@@ -162,7 +196,9 @@ class Snapshots:
 def mounted(mounts: Sequence[mount_pb2.Mount], place: Path) -> Iterator[None]:
     """A snapshot's one mount, on ``place``."""
     (mount,) = mounts
-    subprocess.run(["mount", "-t", mount.type, "-o", ",".join(mount.options), mount.source, place], check=True, timeout=20)
+    subprocess.run(
+        ["mount", "-t", mount.type, "-o", ",".join(mount.options), mount.source, place], check=True, timeout=20
+    )
     try:
         yield
     finally:
@@ -204,7 +240,9 @@ class Importing:
     async def tree(self, layers: Sequence[bytes]) -> dict[bytes, Node]:
         """As :meth:`Applying.tree`."""
         archive = layout({f"example.com/chain:{next(_cases)}": image(layers)})
-        await self._transfers.import_(archive, imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK], platforms=[HERE]))
+        await self._transfers.import_(
+            archive, imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK], platforms=[HERE])
+        )
         return await self._snapshots.tree(chain_ids(list(map(digest_of, layers)))[-1])
 
 

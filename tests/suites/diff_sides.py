@@ -1,4 +1,6 @@
-"""The two sides of a comparison: Debian's own containerd, and our Diff service over a content service, both asked through their sockets; and trees as values."""
+"""The two sides of a comparison: Debian's own containerd, and our Diff service over a content service, both asked
+through their sockets; and trees as values.
+"""
 
 from __future__ import annotations
 
@@ -45,30 +47,57 @@ class Side:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         try:
             async with self.content.Write(headers=HEADERS) as stream:
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=digest, total=len(data), expected=digest))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.STAT, ref=digest, total=len(data), expected=digest
+                    )
+                )
                 await stream.receive()
                 for start in range(0, len(data), 1 << 20):
-                    await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=start, data=data[start:start + (1 << 20)]))
+                    await stream.send(
+                        content_pb2.WriteContentRequest(
+                            action=content_pb2.WRITE, offset=start, data=data[start : start + (1 << 20)]
+                        )
+                    )
                     await stream.receive()
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, offset=len(data), total=len(data), expected=digest,
-                                                                         labels={"containerd.io/gc.root": "test"}))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.COMMIT,
+                        offset=len(data),
+                        total=len(data),
+                        expected=digest,
+                        labels={"containerd.io/gc.root": "test"},
+                    )
+                )
                 await stream.receive()
         except errors.AlreadyExists:
             return digest
         return digest
 
     async def read(self, digest: str) -> bytes:
-        return b"".join([r.data async for r in self.content.Read(content_pb2.ReadContentRequest(digest=digest), headers=HEADERS)])
+        return b"".join(
+            [r.data async for r in self.content.Read(content_pb2.ReadContentRequest(digest=digest), headers=HEADERS)]
+        )
 
-    async def apply(self, data: bytes, mounts: list[mount_pb2.Mount], media_type: str = TAR, **fields) -> descriptor_pb2.Descriptor:
+    async def apply(
+        self, data: bytes, mounts: list[mount_pb2.Mount], media_type: str = TAR, **fields
+    ) -> descriptor_pb2.Descriptor:
         digest = await self.write(data)
-        request = diff_pb2.ApplyRequest(diff=descriptor_pb2.Descriptor(media_type=media_type, digest=digest, size=len(data)), mounts=mounts, **fields)
+        request = diff_pb2.ApplyRequest(
+            diff=descriptor_pb2.Descriptor(media_type=media_type, digest=digest, size=len(data)),
+            mounts=mounts,
+            **fields,
+        )
         return (await self.diff.Apply(request, headers=HEADERS, timeout=60)).applied
 
-    async def make(self, left: list[mount_pb2.Mount], right: list[mount_pb2.Mount], **fields) -> descriptor_pb2.Descriptor:
+    async def make(
+        self, left: list[mount_pb2.Mount], right: list[mount_pb2.Mount], **fields
+    ) -> descriptor_pb2.Descriptor:
         if self.name == "containerd":  # or its collector takes the layer
             fields.setdefault("labels", {"containerd.io/gc.root": "test"})
-        return (await self.diff.Diff(diff_pb2.DiffRequest(left=left, right=right, **fields), headers=HEADERS, timeout=60)).diff
+        return (
+            await self.diff.Diff(diff_pb2.DiffRequest(left=left, right=right, **fields), headers=HEADERS, timeout=60)
+        ).diff
 
     async def labels(self, digest: str) -> dict[str, str]:
         return dict((await self.content.Info(content_pb2.InfoRequest(digest=digest), headers=HEADERS)).info.labels)
@@ -89,11 +118,16 @@ class Containerd:
             pytest.skip("needs containerd, to compare with")
         self.address = directory / "c.sock"
         config = directory / "containerd.toml"
-        config.write_text(f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
-                          'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]\n'
-                          f'[grpc]\naddress = "{self.address}"\n')
+        config.write_text(
+            f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", '
+            '"io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]\n'
+            f'[grpc]\naddress = "{self.address}"\n'
+        )
         self.log = (directory / "containerd.log").open("ab")
-        self._process = subprocess.Popen([program, "--config", str(config)], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            [program, "--config", str(config)], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL
+        )
         eventually(lambda: listening(self.address), "containerd does not listen", 30)
 
     def close(self) -> None:
@@ -114,12 +148,18 @@ class Containerd:
 
 @contextlib.asynccontextmanager
 async def ours(directory: Path, place: Path, *, files: bool = True) -> AsyncIterator[Side]:
-    """Our service in this process, and in the gateway's place a content service of ours; without ``files`` it has streams only."""
+    """Our service in this process, and in the gateway's place a content service of ours; without ``files`` it has
+    streams only.
+    """
     store = LocalStore(directory / "content")
     servicers: list[rpc.Servicer] = [ContentServicer(store), *([LocalFilesServicer(store.files)] if files else [])]
     servicer = DiffServicer(directory / "internal.sock", directory / "scratch")
-    async with rpc.serving(directory / "internal.sock", servicers, grace=1), rpc.serving(directory / "diff.sock", [servicer], grace=1), \
-            rpc.Channel(directory / "diff.sock") as diff, rpc.Channel(directory / "internal.sock") as content:
+    async with (
+        rpc.serving(directory / "internal.sock", servicers, grace=1),
+        rpc.serving(directory / "diff.sock", [servicer], grace=1),
+        rpc.Channel(directory / "diff.sock") as diff,
+        rpc.Channel(directory / "internal.sock") as content,
+    ):
         assert await diff.wait_connected(20)
         assert await content.wait_connected(20)
         yield Side("ours", diff.client(DIFF), content.client(CONTENT), place)
@@ -135,7 +175,13 @@ def bind(path: Path, option: str = "rw") -> list[mount_pb2.Mount]:
 
 
 def overlay(upper: Path, work: Path, *lowers: Path, extra: tuple[str, ...] = ()) -> list[mount_pb2.Mount]:
-    return [mount_pb2.Mount(type="overlay", source="overlay", options=[f"workdir={work}", f"upperdir={upper}", f"lowerdir={':'.join(map(str, lowers))}", *extra])]
+    return [
+        mount_pb2.Mount(
+            type="overlay",
+            source="overlay",
+            options=[f"workdir={work}", f"upperdir={upper}", f"lowerdir={':'.join(map(str, lowers))}", *extra],
+        )
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- trees
@@ -143,7 +189,9 @@ def overlay(upper: Path, work: Path, *lowers: Path, extra: tuple[str, ...] = ())
 
 @dataclass(frozen=True)
 class Node:
-    """What a name stands for. ``links`` are all names of the same inode; ``modified`` is None if that is since the tests began."""
+    """What a name stands for. ``links`` are all names of the same inode; ``modified`` is None if that is since the
+    tests began.
+    """
 
     mode: int
     owner: tuple[int, int]
@@ -156,16 +204,21 @@ class Node:
 
 
 def tree(root: Path) -> dict[bytes, Node]:
-    """All below ``root``, as values that two trees can be compared by; a directory's size is its filesystem's affair."""
+    """All below ``root``, as values that two trees can be compared by; a directory's size is its filesystem's
+    affair.
+    """
     found: dict[bytes, os.stat_result] = {}
     names: dict[tuple[int, int], list[bytes]] = {}
     for path in _walk(os.fsencode(root)):
         info = os.lstat(path)
-        name = path[len(os.fsencode(root)) + 1:]
+        name = path[len(os.fsencode(root)) + 1 :]
         found[name] = info
         if not stat.S_ISDIR(info.st_mode):
             names.setdefault((info.st_dev, info.st_ino), []).append(name)
-    return {name: _node(os.fsencode(root) + b"/" + name, info, tuple(sorted(names.get((info.st_dev, info.st_ino), ())))) for name, info in found.items()}
+    return {
+        name: _node(os.fsencode(root) + b"/" + name, info, tuple(sorted(names.get((info.st_dev, info.st_ino), ()))))
+        for name, info in found.items()
+    }
 
 
 _BEGAN = time.time_ns()
@@ -178,10 +231,22 @@ def _node(path: bytes, info: os.stat_result, links: tuple[bytes, ...]) -> Node:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     elif stat.S_ISLNK(info.st_mode):
         content = os.fsdecode(os.readlink(path))
-    xattrs = tuple(sorted((key, os.getxattr(path, key, follow_symlinks=False)) for key in os.listxattr(path, follow_symlinks=False)))
+    xattrs = tuple(
+        sorted(
+            (key, os.getxattr(path, key, follow_symlinks=False)) for key in os.listxattr(path, follow_symlinks=False)
+        )
+    )
     recent = _BEGAN - 10**9 < info.st_mtime_ns < time.time_ns() + 10**9
-    return Node(info.st_mode, (info.st_uid, info.st_gid), info.st_rdev, 0 if stat.S_ISDIR(info.st_mode) else info.st_size, content,
-                None if recent else info.st_mtime_ns, links, xattrs)
+    return Node(
+        info.st_mode,
+        (info.st_uid, info.st_gid),
+        info.st_rdev,
+        0 if stat.S_ISDIR(info.st_mode) else info.st_size,
+        content,
+        None if recent else info.st_mtime_ns,
+        links,
+        xattrs,
+    )
 
 
 def _walk(directory: bytes) -> Iterator[bytes]:
@@ -199,7 +264,11 @@ def _walk(directory: bytes) -> Iterator[bytes]:
 
 def differences(one: dict[bytes, Node], other: dict[bytes, Node]) -> list[str]:
     """What is not the same in two trees, for people to read."""
-    return [f"{os.fsdecode(name)}: {one.get(name)} != {other.get(name)}" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+    return [
+        f"{os.fsdecode(name)}: {one.get(name)} != {other.get(name)}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
 
 
 async def outcome(work: Awaitable[object]) -> tuple[str, Any]:

@@ -1,4 +1,6 @@
-"""Tar streams by hand, so that every field of every header can be as odd as a test wants it. Knows nothing of the code under test."""
+"""Tar streams by hand, so that every field of every header can be as odd as a test wants it. Knows nothing of the
+code under test.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,48 @@ def octal(value: int, width: int) -> bytes:
 
 
 def base256(value: int, width: int) -> bytes:
-    return bytes([0x80 | (value >> 8 * (width - 1)) & 0x7F]) + (value & ((1 << 8 * (width - 1)) - 1)).to_bytes(width - 1, "big")
+    return bytes([0x80 | (value >> 8 * (width - 1)) & 0x7F]) + (value & ((1 << 8 * (width - 1)) - 1)).to_bytes(
+        width - 1, "big"
+    )
 
 
-def block(name: bytes = b"", kind: bytes = b"0", *, mode=0o644, uid=0, gid=0, size=0, mtime=MTIME, linkname: bytes = b"", magic: bytes = b"ustar\x0000",
-          major=0, minor=0, prefix: bytes = b"", tail: bytes | None = None, checksum: bytes | None = None) -> bytes:
+def block(
+    name: bytes = b"",
+    kind: bytes = b"0",
+    *,
+    mode=0o644,
+    uid=0,
+    gid=0,
+    size=0,
+    mtime=MTIME,
+    linkname: bytes = b"",
+    magic: bytes = b"ustar\x0000",
+    major=0,
+    minor=0,
+    prefix: bytes = b"",
+    tail: bytes | None = None,
+    checksum: bytes | None = None,
+) -> bytes:
     """One header. Numbers may be given as bytes; ``tail`` replaces all from byte 345 on."""
 
     def number(value, width):
         return value.ljust(width, b"\0") if isinstance(value, bytes) else octal(value, width)
 
-    head = (name[:100].ljust(100, b"\0") + number(mode, 8) + number(uid, 8) + number(gid, 8) + number(size, 12) + number(mtime, 12) + b" " * 8 + kind
-            + linkname[:100].ljust(100, b"\0") + magic + bytes(64) + number(major, 8) + number(minor, 8))
+    head = (
+        name[:100].ljust(100, b"\0")
+        + number(mode, 8)
+        + number(uid, 8)
+        + number(gid, 8)
+        + number(size, 12)
+        + number(mtime, 12)
+        + b" " * 8
+        + kind
+        + linkname[:100].ljust(100, b"\0")
+        + magic
+        + bytes(64)
+        + number(major, 8)
+        + number(minor, 8)
+    )
     whole = (head + (prefix if tail is None else tail).ljust(167, b"\0"))[:512]
     assert len(whole) == 512
     total = checksum if checksum is not None else b"%06o\0 " % sum(whole)

@@ -1,4 +1,6 @@
-"""What every life of containerd.services.events.v1.Events does; run on the exchange over a socket, on the gateway, and on containerd itself."""
+"""What every life of containerd.services.events.v1.Events does; run on the exchange over a socket, on the gateway,
+and on containerd itself.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def exit_of(container: str, pid: int = 7, exec_id: str = "") -> task_pb2.TaskExi
 
 
 class Subscriber:
-    """An open Subscribe call. Since nothing on the wire says when a subscription is in place, markers are published until one comes through."""
+    """An open Subscribe call. Since nothing on the wire says when a subscription is in place, markers are published
+    until one comes through.
+    """
 
     def __init__(self, events: Any, stream: AsyncIterator[Envelope]) -> None:
         self._events = events
@@ -97,13 +101,19 @@ class EventsSuite:
         async with subscribed(events) as subscriber:
             await publish(events, "/tasks/oom", task_pb2.TaskOOM(container_id="c1"), "teams.blue")
             [envelope] = await subscriber.seen()
-        assert (envelope.namespace, envelope.topic, envelope.event.type_url) == ("teams.blue", "/tasks/oom", "containerd.events.TaskOOM")
+        assert (envelope.namespace, envelope.topic, envelope.event.type_url) == (
+            "teams.blue",
+            "/tasks/oom",
+            "containerd.events.TaskOOM",
+        )
         assert unpack(envelope.event, task_pb2.TaskOOM) == task_pb2.TaskOOM(container_id="c1")
         assert before <= envelope.timestamp.ToNanoseconds() / 1e9 <= time.time()
 
     async def test_a_forwarded_envelope_is_kept(self, events: Any) -> None:
         """Forward keeps time and namespace, and needs no namespace header."""
-        sent = Envelope(namespace="other", topic="/tasks/start", event=pack(task_pb2.TaskStart(container_id="f1", pid=4)))
+        sent = Envelope(
+            namespace="other", topic="/tasks/start", event=pack(task_pb2.TaskStart(container_id="f1", pid=4))
+        )
         sent.timestamp.FromNanoseconds(1_600_000_000_123_456_789)
         async with subscribed(events) as subscriber:
             await events.Forward(pb.ForwardRequest(envelope=sent))
@@ -126,34 +136,43 @@ class EventsSuite:
             [envelope] = await subscriber.seen()
         assert envelope.event == odd
 
-    @pytest.mark.parametrize(("filters", "wanted"), [
-        (['topic=="/tasks/exit"'], ["1"]),
-        (["topic~=^/tasks/"], ["1", "2"]),
-        (["namespace==blue"], ["2", "4"]),
-        (["namespace!=blue,topic~=^/"], ["1", "3", "5"]),
-        (['topic=="/tasks/exit"', 'topic=="/images/create"'], ["1", "4"]),
-        (["topic~=^/tasks/,namespace==blue"], ["2"]),
-        (["event.container_id==c1"], ["1"]),
-        (["event.container_id"], ["1", "2"]),
-        (["event.id==c3"], ["3"]),
-        (["event.labels.team==a"], ["4"]),
-        (['event.labels."odd.key"==x'], ["4"]),
-        (["event.labels.team"], ["4"]),
-        (["event.runtime.name==io.containerd.runc.v2"], ["3"]),
-        (["event.pid==7"], []),
-        (["event.nosuch"], []),
-        (["event"], []),
-        (["timestamp"], []),
-        (["event.name~=^docker"], ["4"]),
-    ])
+    @pytest.mark.parametrize(
+        ("filters", "wanted"),
+        [
+            (['topic=="/tasks/exit"'], ["1"]),
+            (["topic~=^/tasks/"], ["1", "2"]),
+            (["namespace==blue"], ["2", "4"]),
+            (["namespace!=blue,topic~=^/"], ["1", "3", "5"]),
+            (['topic=="/tasks/exit"', 'topic=="/images/create"'], ["1", "4"]),
+            (["topic~=^/tasks/,namespace==blue"], ["2"]),
+            (["event.container_id==c1"], ["1"]),
+            (["event.container_id"], ["1", "2"]),
+            (["event.id==c3"], ["3"]),
+            (["event.labels.team==a"], ["4"]),
+            (['event.labels."odd.key"==x'], ["4"]),
+            (["event.labels.team"], ["4"]),
+            (["event.runtime.name==io.containerd.runc.v2"], ["3"]),
+            (["event.pid==7"], []),
+            (["event.nosuch"], []),
+            (["event"], []),
+            (["timestamp"], []),
+            (["event.name~=^docker"], ["4"]),
+        ],
+    )
     async def test_filters_select(self, events: Any, filters: Sequence[str], wanted: Sequence[str]) -> None:
-        """Fields are namespace, topic, and the strings and labels of containerd's event types; numbers, times and unknown types have none."""
+        """Fields are namespace, topic, and the strings and labels of containerd's event types; numbers, times and
+        unknown types have none.
+        """
         runtime = container_pb2.ContainerCreate.Runtime(name="io.containerd.runc.v2")
         cases: list[tuple[str, str, Message]] = [
             ("/tasks/exit", "red", exit_of("c1", pid=1000 + next(_numbers))),
             ("/tasks/oom", "blue", task_pb2.TaskOOM(container_id="c2")),
             ("/containers/create", "red", container_pb2.ContainerCreate(id="c3", image="i", runtime=runtime)),
-            ("/images/create", "blue", image_pb2.ImageCreate(name="docker.io/library/x:1", labels={"team": "a", "odd.key": "x"})),
+            (
+                "/images/create",
+                "blue",
+                image_pb2.ImageCreate(name="docker.io/library/x:1", labels={"team": "a", "odd.key": "x"}),
+            ),
             ("/odd/thing", "red", PbAny(type_url="example.com/Odd", value=b"\xff")),
         ]
         async with subscribed(events, *filters) as subscriber:
@@ -164,19 +183,41 @@ class EventsSuite:
 
     async def test_a_bad_filter_ends_the_call(self, events: Any) -> None:
         """A filter that cannot be parsed is told as containerd tells it: without a class of its own."""
-        with pytest.raises(errors.Unknown, match=r"^subscription error: failed parsing subscription filters: .*parse error"):
+        with pytest.raises(
+            errors.Unknown, match=r"^subscription error: failed parsing subscription filters: .*parse error"
+        ):
             await anext(events.Subscribe(pb.SubscribeRequest(filters=["topic==="])))
 
-    @pytest.mark.parametrize(("topic", "message"), [
-        ("", 'envelope topic "": must not be empty: invalid argument'),
-        ("tasks/exit", "envelope topic \"tasks/exit\": must start with '/': invalid argument"),
-        ("/", 'envelope topic "/": must have at least one component: invalid argument'),
-        ("/a//b", 'envelope topic "/a//b": failed validation on component "": identifier must not be empty: invalid argument'),
-        ("/a/b c", ('envelope topic "/a/b c": failed validation on component "b c": identifier "b c" must match '
-                   "^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$: invalid argument")),
-        ("/" + "x" * 77, (f'envelope topic "/{"x" * 77}": failed validation on component "{"x" * 77}": identifier "{"x" * 77}" '
-                         "greater than maximum length (76 characters): invalid argument")),
-    ])
+    @pytest.mark.parametrize(
+        ("topic", "message"),
+        [
+            ("", 'envelope topic "": must not be empty: invalid argument'),
+            ("tasks/exit", "envelope topic \"tasks/exit\": must start with '/': invalid argument"),
+            ("/", 'envelope topic "/": must have at least one component: invalid argument'),
+            (
+                "/a//b",
+                (
+                    'envelope topic "/a//b": failed validation on component "": identifier must not be empty: invalid '
+                    "argument"
+                ),
+            ),
+            (
+                "/a/b c",
+                (
+                    'envelope topic "/a/b c": failed validation on component "b c": identifier "b c" must match '
+                    "^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$: invalid argument"
+                ),
+            ),
+            (
+                "/" + "x" * 77,
+                (
+                    f'envelope topic "/{"x" * 77}": failed validation on component "{"x" * 77}": identifier '
+                    f'"{"x" * 77}" '
+                    "greater than maximum length (76 characters): invalid argument"
+                ),
+            ),
+        ],
+    )
     async def test_topics_are_checked(self, events: Any, topic: str, message: str) -> None:
         """Components are identifiers; the words are containerd's."""
         with pytest.raises(errors.InvalidArgument) as raised:
@@ -189,7 +230,10 @@ class EventsSuite:
         with pytest.raises(errors.FailedPrecondition) as missing:
             await events.Publish(request)
         assert str(missing.value) == "failed publishing event: namespace is required: failed precondition"
-        with pytest.raises(errors.InvalidArgument, match=r'^failed publishing event: namespace validation: identifier "a b" must match '):
+        with pytest.raises(
+            errors.InvalidArgument,
+            match=r'^failed publishing event: namespace validation: identifier "a b" must match ',
+        ):
             await events.Publish(request, headers={NAMESPACE: "a b"})
 
     async def test_a_forwarded_envelope_is_checked(self, events: Any) -> None:
@@ -203,7 +247,9 @@ class EventsSuite:
         bad["timestamp"].timestamp.FromSeconds(-62135596800)  # year 1, Go's zero
         with pytest.raises(errors.InvalidArgument) as raised:
             await events.Forward(pb.ForwardRequest(envelope=bad["namespace"]))
-        assert str(raised.value) == "event envelope has invalid namespace: identifier must not be empty: invalid argument"
+        assert (
+            str(raised.value) == "event envelope has invalid namespace: identifier must not be empty: invalid argument"
+        )
         with pytest.raises(errors.InvalidArgument) as raised:
             await events.Forward(pb.ForwardRequest(envelope=bad["topic"]))
         assert str(raised.value) == 'envelope topic "": must not be empty: invalid argument'
@@ -224,7 +270,9 @@ class NodeEventsSuite(EventsSuite):
     """What a node does beyond containerd."""
 
     async def test_a_second_report_of_an_exit_is_dropped(self, events: Any) -> None:
-        """The same namespace, container, exec and pid exit once, whoever reports it and whatever time they give; anything else is another exit."""
+        """The same namespace, container, exec and pid exit once, whoever reports it and whatever time they give;
+        anything else is another exit.
+        """
         pid = 100_000 + next(_numbers)
         again = exit_of("c1", pid)
         again.exited_at.FromSeconds(1_700_000_009)
@@ -238,7 +286,9 @@ class NodeEventsSuite(EventsSuite):
             assert await subscriber.topics() == ["/x/1", "/x/2", "/x/3", "/x/4", "/x/5"]
 
     async def test_a_second_report_of_a_deletion_is_dropped(self, events: Any) -> None:
-        """The same namespace, container and pid are deleted once; started again with that pid they can be deleted again."""
+        """The same namespace, container and pid are deleted once; started again with that pid they can be deleted
+        again.
+        """
         pid = 100_000 + next(_numbers)
         deleted = task_pb2.TaskDelete(container_id="c1", pid=pid)
         async with subscribed(events, "topic~=^/x") as subscriber:

@@ -1,4 +1,6 @@
-"""What every life of containerd.services.images.v1.Images does; run on the images process, on the gateway, and on containerd itself."""
+"""What every life of containerd.services.images.v1.Images does; run on the images process, on the gateway, and on
+containerd itself.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _numbers = itertools.count()
 def descriptor(what: str = "x", **more: Any) -> Descriptor:
     """The descriptor of a manifest that need not exist."""
     digest = "sha256:" + hashlib.sha256(what.encode()).hexdigest()
-    return Descriptor(**{"media_type": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 7, **more})
+    return Descriptor(
+        **{"media_type": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 7, **more}
+    )
 
 
 class Images:
@@ -45,7 +49,10 @@ class Images:
         return (await self._client.Get(pb.GetImageRequest(name=name), headers=self._headers)).image
 
     async def names(self, *filters: str) -> list[str]:
-        return [i.name for i in (await self._client.List(pb.ListImagesRequest(filters=filters), headers=self._headers)).images]
+        return [
+            i.name
+            for i in (await self._client.List(pb.ListImagesRequest(filters=filters), headers=self._headers)).images
+        ]
 
     async def update(self, image: pb.Image, *paths: str, **more: Any) -> pb.Image:
         request = pb.UpdateImageRequest(image=image, **more)
@@ -57,7 +64,9 @@ class Images:
 
 
 class ImagesSuite:
-    """A subclass has a fixture ``channel``, to a process that serves Images, and ``publisher``, to one that serves Events."""
+    """A subclass has a fixture ``channel``, to a process that serves Images, and ``publisher``, to one that serves
+    Events.
+    """
 
     @pytest.fixture
     def images(self, channel: Channel) -> Images:
@@ -104,14 +113,26 @@ class ImagesSuite:
             await images.create(pb.Image(name="y", target=descriptor()))
             await images.delete("y")
 
-    @pytest.mark.parametrize(("image", "message"), [
-        (pb.Image(target=descriptor()), "Image.Name required"),
-        (pb.Image(name="x", target=descriptor(digest="sha256:12")), 'target.Digest "sha256:12" invalid: invalid checksum digest length: invalid argument'),
-        (pb.Image(name="x", target=descriptor(digest="")), 'target.Digest "" invalid: invalid checksum digest format: invalid argument'),
-        (pb.Image(name="x", target=descriptor(digest="odd:" + "a" * 64)), f'target.Digest "odd:{"a" * 64}" invalid: unsupported digest algorithm: invalid argument'),
-        (pb.Image(name="x", target=descriptor(size=0)), "target.Size must be greater than zero: invalid argument"),
-        (pb.Image(name="x", target=descriptor(media_type="")), "target.MediaType must be set: invalid argument"),
-    ])
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (pb.Image(target=descriptor()), "Image.Name required"),
+            (
+                pb.Image(name="x", target=descriptor(digest="sha256:12")),
+                'target.Digest "sha256:12" invalid: invalid checksum digest length: invalid argument',
+            ),
+            (
+                pb.Image(name="x", target=descriptor(digest="")),
+                'target.Digest "" invalid: invalid checksum digest format: invalid argument',
+            ),
+            (
+                pb.Image(name="x", target=descriptor(digest="odd:" + "a" * 64)),
+                f'target.Digest "odd:{"a" * 64}" invalid: unsupported digest algorithm: invalid argument',
+            ),
+            (pb.Image(name="x", target=descriptor(size=0)), "target.Size must be greater than zero: invalid argument"),
+            (pb.Image(name="x", target=descriptor(media_type="")), "target.MediaType must be set: invalid argument"),
+        ],
+    )
     async def test_images_are_checked(self, images: Images, image: pb.Image, message: str) -> None:
         """At Create and at Update; the words are those of containerd 2.4 (before it, "Target" had a capital)."""
         words = f"(?i:{re.escape(message[:1])}){re.escape(message[1:])}$"
@@ -124,27 +145,34 @@ class ImagesSuite:
     async def test_labels_are_limited(self, images: Images) -> None:
         """Key and value together hold 4096 bytes."""
         await images.create(pb.Image(name="fits", labels={"k": "v" * 4095}, target=descriptor()))
-        with pytest.raises(errors.InvalidArgument, match=r"label key and value .*greater than maximum size \(4096 bytes\)"):
+        with pytest.raises(
+            errors.InvalidArgument, match=r"label key and value .*greater than maximum size \(4096 bytes\)"
+        ):
             await images.create(pb.Image(name="x", labels={"k": "v" * 4096}, target=descriptor()))
         assert await images.names() == ["fits"]
 
-    @pytest.mark.parametrize(("filters", "wanted"), [
-        ([], ["a:1", "b:1", "c:1"]),
-        (["name==b:1"], ["b:1"]),
-        (["name~=^[ab]"], ["a:1", "b:1"]),
-        (["labels.team"], ["a:1", "b:1"]),
-        (["labels.team==x", "name==c:1"], ["a:1", "c:1"]),
-        (["labels.team==x,name==c:1"], []),
-        (['labels."io.odd/key"==1'], ["b:1"]),
-        ([f"target.digest=={descriptor('b').digest}"], ["b:1"]),
-        (["target.mediatype~=index"], ["c:1"]),
-        (["nosuch"], []),
-    ])
+    @pytest.mark.parametrize(
+        ("filters", "wanted"),
+        [
+            ([], ["a:1", "b:1", "c:1"]),
+            (["name==b:1"], ["b:1"]),
+            (["name~=^[ab]"], ["a:1", "b:1"]),
+            (["labels.team"], ["a:1", "b:1"]),
+            (["labels.team==x", "name==c:1"], ["a:1", "c:1"]),
+            (["labels.team==x,name==c:1"], []),
+            (['labels."io.odd/key"==1'], ["b:1"]),
+            ([f"target.digest=={descriptor('b').digest}"], ["b:1"]),
+            (["target.mediatype~=index"], ["c:1"]),
+            (["nosuch"], []),
+        ],
+    )
     async def test_list_filters(self, images: Images, filters: list[str], wanted: list[str]) -> None:
         """By name, labels, and the target's digest and media type."""
         await images.create(pb.Image(name="a:1", labels={"team": "x"}, target=descriptor("a")))
         await images.create(pb.Image(name="b:1", labels={"team": "y", "io.odd/key": "1"}, target=descriptor("b")))
-        await images.create(pb.Image(name="c:1", target=descriptor("c", media_type="application/vnd.oci.image.index.v1+json")))
+        await images.create(
+            pb.Image(name="c:1", target=descriptor("c", media_type="application/vnd.oci.image.index.v1+json"))
+        )
         assert await images.names(*filters) == wanted
 
     async def test_a_bad_filter_is_an_invalid_argument(self, images: Images) -> None:
@@ -161,14 +189,19 @@ class ImagesSuite:
         assert updated.updated_at.ToNanoseconds() > created.updated_at.ToNanoseconds()
         assert await images.get("x") == updated
 
-    @pytest.mark.parametrize(("paths", "labels", "target"), [
-        (["labels"], {"new": "1", "b": "9"}, "old"),
-        (["labels.new"], {"a": "1", "b": "2", "new": "1"}, "old"),
-        (["labels.b", "target"], {"a": "1", "b": "9"}, "new"),
-        (["target"], {"a": "1", "b": "2"}, "new"),
-        (["labels.a"], {"b": "2"}, "old"),
-    ])
-    async def test_update_with_a_mask_changes_what_it_names(self, images: Images, paths: list[str], labels: dict[str, str], target: str) -> None:
+    @pytest.mark.parametrize(
+        ("paths", "labels", "target"),
+        [
+            (["labels"], {"new": "1", "b": "9"}, "old"),
+            (["labels.new"], {"a": "1", "b": "2", "new": "1"}, "old"),
+            (["labels.b", "target"], {"a": "1", "b": "9"}, "new"),
+            (["target"], {"a": "1", "b": "2"}, "new"),
+            (["labels.a"], {"b": "2"}, "old"),
+        ],
+    )
+    async def test_update_with_a_mask_changes_what_it_names(
+        self, images: Images, paths: list[str], labels: dict[str, str], target: str
+    ) -> None:
         """One label, all labels, or the target as a whole; a label named but not given is removed."""
         await images.create(pb.Image(name="x", labels={"a": "1", "b": "2"}, target=descriptor("old")))
         await images.update(pb.Image(name="x", labels={"new": "1", "b": "9"}, target=descriptor("new")), *paths)
@@ -187,8 +220,13 @@ class ImagesSuite:
         """For every method."""
         client = channel.client(IMAGES)
         image = pb.Image(name="x", target=descriptor())
-        for call in (client.Get(pb.GetImageRequest(name="x")), client.List(pb.ListImagesRequest()), client.Create(pb.CreateImageRequest(image=image)),
-                     client.Update(pb.UpdateImageRequest(image=image)), client.Delete(pb.DeleteImageRequest(name="x"))):
+        for call in (
+            client.Get(pb.GetImageRequest(name="x")),
+            client.List(pb.ListImagesRequest()),
+            client.Create(pb.CreateImageRequest(image=image)),
+            client.Update(pb.UpdateImageRequest(image=image)),
+            client.Delete(pb.DeleteImageRequest(name="x")),
+        ):
             with pytest.raises(errors.FailedPrecondition, match="^namespace is required: failed precondition$"):
                 await call
 
@@ -204,9 +242,11 @@ class ImagesSuite:
             deadline = time.monotonic() + 10
             while len(found) < 3 and time.monotonic() < deadline:
                 found += await subscriber.seen()
-        wanted = [("/images/create", image_pb2.ImageCreate(name="x", labels={"a": "1"})),
-                  ("/images/update", image_pb2.ImageUpdate(name="x", labels={"a": "1", "b": "2"})),
-                  ("/images/delete", image_pb2.ImageDelete(name="x"))]
+        wanted = [
+            ("/images/create", image_pb2.ImageCreate(name="x", labels={"a": "1"})),
+            ("/images/update", image_pb2.ImageUpdate(name="x", labels={"a": "1", "b": "2"})),
+            ("/images/delete", image_pb2.ImageDelete(name="x")),
+        ]
         assert [(e.topic, unpack(e.event, type(w))) for e, (_, w) in zip(found, wanted, strict=True)] == wanted
 
     async def test_a_synchronous_delete_answers_after_a_collection(self, images: Images) -> None:
@@ -232,15 +272,22 @@ class NodeImagesSuite(ImagesSuite):
         await images.create(pb.Image(name="x", target=descriptor("a")))
         with pytest.raises(errors.NotFound) as raised:
             await images.delete("x", target=descriptor("b"))
-        assert str(raised.value) == f'image "x" has target {descriptor("a").digest}, not {descriptor("b").digest}: not found'
+        assert (
+            str(raised.value)
+            == f'image "x" has target {descriptor("a").digest}, not {descriptor("b").digest}: not found'
+        )
         await images.delete("x", target=descriptor("a"))
         assert await images.names() == []
 
     async def test_times_may_be_those_of_the_source(self, images: Images) -> None:
         """source_date_epoch stands in for now, for reproducible builds."""
-        created = await images.create(pb.Image(name="x", target=descriptor()), source_date_epoch=Timestamp(seconds=1000))
+        created = await images.create(
+            pb.Image(name="x", target=descriptor()), source_date_epoch=Timestamp(seconds=1000)
+        )
         assert (created.created_at.seconds, created.updated_at.seconds) == (1000, 1000)
-        updated = await images.update(pb.Image(name="x", target=descriptor()), source_date_epoch=Timestamp(seconds=2000))
+        updated = await images.update(
+            pb.Image(name="x", target=descriptor()), source_date_epoch=Timestamp(seconds=2000)
+        )
         assert (updated.created_at.seconds, updated.updated_at.seconds) == (1000, 2000)
 
     async def test_annotations_of_the_target_are_kept_and_updated(self, images: Images) -> None:

@@ -1,4 +1,6 @@
-"""What every life of containerd.services.introspection.v1 (and of version.v1) does; run on the servicers, on the gateway, and on containerd itself."""
+"""What every life of containerd.services.introspection.v1 (and of version.v1) does; run on the servicers, on the
+gateway, and on containerd itself.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,38 @@ from services.kit.rpc import Channel
 INTROSPECTION = introspection_stubs.INTROSPECTION
 VERSION = version_stubs.VERSION
 
-LOOKED_FOR = [("io.containerd.content.v1", "content"), ("io.containerd.snapshotter.v1", "overlayfs"), ("io.containerd.snapshotter.v1", "native"),
-              ("io.containerd.metadata.v1", "bolt"), ("io.containerd.differ.v1", "walking"), ("io.containerd.gc.v1", "scheduler"),
-              ("io.containerd.event.v1", "exchange"), ("io.containerd.runtime.v2", "task"), ("io.containerd.internal.v1", "opt"),
-              *(("io.containerd.service.v1", f"{name}-service") for name in
-                ("containers", "content", "diff", "images", "introspection", "namespaces", "snapshots", "tasks")),
-              *(("io.containerd.grpc.v1", name) for name in
-                ("containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases", "namespaces", "snapshots", "tasks", "version"))]
+LOOKED_FOR = [
+    ("io.containerd.content.v1", "content"),
+    ("io.containerd.snapshotter.v1", "overlayfs"),
+    ("io.containerd.snapshotter.v1", "native"),
+    ("io.containerd.metadata.v1", "bolt"),
+    ("io.containerd.differ.v1", "walking"),
+    ("io.containerd.gc.v1", "scheduler"),
+    ("io.containerd.event.v1", "exchange"),
+    ("io.containerd.runtime.v2", "task"),
+    ("io.containerd.internal.v1", "opt"),
+    *(
+        ("io.containerd.service.v1", f"{name}-service")
+        for name in ("containers", "content", "diff", "images", "introspection", "namespaces", "snapshots", "tasks")
+    ),
+    *(
+        ("io.containerd.grpc.v1", name)
+        for name in (
+            "containers",
+            "content",
+            "diff",
+            "events",
+            "healthcheck",
+            "images",
+            "introspection",
+            "leases",
+            "namespaces",
+            "snapshots",
+            "tasks",
+            "version",
+        )
+    ),
+]
 """Rows that clients ask for, or that people read off ``ctr plugins ls``."""
 
 
@@ -57,13 +84,19 @@ class IntrospectionSuite:
             elif row.type == "io.containerd.grpc.v1":
                 assert not row.platforms, row.id
 
-    @pytest.mark.parametrize(("filters", "wanted"), [
-        (["id==opt"], {("io.containerd.internal.v1", "opt")}),
-        (["type==io.containerd.snapshotter.v1, id==overlayfs"], {("io.containerd.snapshotter.v1", "overlayfs")}),
-        (["type==io.containerd.snapshotter.v1,id==native", "id==walking"], {("io.containerd.snapshotter.v1", "native"), ("io.containerd.differ.v1", "walking")}),
-        (["id==nosuch"], set()),
-        (["platforms"], set()),
-    ])
+    @pytest.mark.parametrize(
+        ("filters", "wanted"),
+        [
+            (["id==opt"], {("io.containerd.internal.v1", "opt")}),
+            (["type==io.containerd.snapshotter.v1, id==overlayfs"], {("io.containerd.snapshotter.v1", "overlayfs")}),
+            (
+                ["type==io.containerd.snapshotter.v1,id==native", "id==walking"],
+                {("io.containerd.snapshotter.v1", "native"), ("io.containerd.differ.v1", "walking")},
+            ),
+            (["id==nosuch"], set()),
+            (["platforms"], set()),
+        ],
+    )
     async def test_filters_select(self, introspection: Any, filters: list[str], wanted: set[tuple[str, str]]) -> None:
         """By type and id; nothing else is a field."""
         assert {(row.type, row.id) for row in await plugins(introspection, *filters)} == wanted
@@ -103,7 +136,13 @@ class NodeIntrospectionSuite(IntrospectionSuite):
 
     async def test_transfers_and_their_streams_are_there(self, introspection: Any) -> None:
         """nerdctl and ctr 2 look whether the node has them."""
-        for type_, name in (("image-verifier.v1", "bindir"), ("transfer.v1", "local"), ("streaming.v1", "manager"), ("grpc.v1", "transfer"), ("grpc.v1", "streaming")):
+        for type_, name in (
+            ("image-verifier.v1", "bindir"),
+            ("transfer.v1", "local"),
+            ("streaming.v1", "manager"),
+            ("grpc.v1", "transfer"),
+            ("grpc.v1", "streaming"),
+        ):
             [row] = await plugins(introspection, f"type==io.containerd.{type_},id=={name}")
             assert not row.init_err.code
 

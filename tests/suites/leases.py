@@ -1,4 +1,6 @@
-"""What every life of containerd.services.leases.v1.Leases does; run on metadata's stores, its process, the gateway, and containerd itself."""
+"""What every life of containerd.services.leases.v1.Leases does; run on metadata's stores, its process, the gateway,
+and containerd itself.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,14 @@ class LeasesSuite:
         return list((await leases.List(pb.ListRequest(filters=filters), headers=headers(namespace))).leases)
 
     async def add(self, leases: Any, namespace: str, lease: str, type_: str, id_: str) -> None:
-        await leases.AddResource(pb.AddResourceRequest(id=lease, resource=pb.Resource(type=type_, id=id_)), headers=headers(namespace))
+        await leases.AddResource(
+            pb.AddResourceRequest(id=lease, resource=pb.Resource(type=type_, id=id_)), headers=headers(namespace)
+        )
 
     async def remove(self, leases: Any, namespace: str, lease: str, type_: str, id_: str) -> None:
-        await leases.DeleteResource(pb.DeleteResourceRequest(id=lease, resource=pb.Resource(type=type_, id=id_)), headers=headers(namespace))
+        await leases.DeleteResource(
+            pb.DeleteResourceRequest(id=lease, resource=pb.Resource(type=type_, id=id_)), headers=headers(namespace)
+        )
 
     async def test_without_an_id_one_is_chosen(self, leases: Any, namespace: str) -> None:
         """Another each time."""
@@ -93,7 +99,12 @@ class LeasesSuite:
     async def test_a_lease_holds_what_it_is_told(self, leases: Any, namespace: str) -> None:
         """Content, ingests, snapshots of a snapshotter, whether they exist or not; once each."""
         await self.create(leases, namespace, "l")
-        held = [("content", DIGEST), ("ingests", "layer-sha256:x"), ("snapshots/native", "k"), ("snapshots/overlayfs", "a/b c")]
+        held = [
+            ("content", DIGEST),
+            ("ingests", "layer-sha256:x"),
+            ("snapshots/native", "k"),
+            ("snapshots/overlayfs", "a/b c"),
+        ]
         if self.newest:
             held.append(("images", "docker.io/x:1"))
         for type_, id_ in [*held, *held]:
@@ -105,24 +116,51 @@ class LeasesSuite:
 
     async def test_an_unknown_lease_is_not_found(self, leases: Any, namespace: str) -> None:
         """By all that name one."""
-        for call in (self.add(leases, namespace, "l", "content", DIGEST), self.remove(leases, namespace, "l", "content", DIGEST),
-                     self.resources(leases, namespace, "l")):
+        for call in (
+            self.add(leases, namespace, "l", "content", DIGEST),
+            self.remove(leases, namespace, "l", "content", DIGEST),
+            self.resources(leases, namespace, "l"),
+        ):
             with pytest.raises(errors.NotFound) as caught:
                 await call
             assert str(caught.value) == 'lease "l": not found'
 
-    @pytest.mark.parametrize(("type_", "id_", "kind", "message"), [
-        ("content/x", DIGEST, errors.InvalidArgument, "invalid resource type content/x: invalid argument"),
-        ("content", "x", errors.InvalidArgument, "invalid content resource id x: invalid checksum digest format: invalid argument"),
-        ("content", "sha256:aa", errors.InvalidArgument, "invalid content resource id sha256:aa: invalid checksum digest length: invalid argument"),
-        ("content", "md7:aa", errors.InvalidArgument, "invalid content resource id md7:aa: unsupported digest algorithm: invalid argument"),
-        ("ingests/x", "r", errors.InvalidArgument, "invalid resource type ingests/x: invalid argument"),
-        ("snapshots", "k", errors.InvalidArgument, "invalid snapshot resource type snapshots: invalid argument"),
-        ("snapshots/a/b", "k", errors.InvalidArgument, "invalid snapshot resource type snapshots/a/b: invalid argument"),
-        ("tasks", "t", errors.Unimplemented, "resource type tasks not supported yet: not implemented"),
-    ])
-    async def test_types_of_resources_are_checked(self, leases: Any, namespace: str, type_: str, id_: str, kind: type[errors.NodeError],
-                                                  message: str) -> None:
+    @pytest.mark.parametrize(
+        ("type_", "id_", "kind", "message"),
+        [
+            ("content/x", DIGEST, errors.InvalidArgument, "invalid resource type content/x: invalid argument"),
+            (
+                "content",
+                "x",
+                errors.InvalidArgument,
+                "invalid content resource id x: invalid checksum digest format: invalid argument",
+            ),
+            (
+                "content",
+                "sha256:aa",
+                errors.InvalidArgument,
+                "invalid content resource id sha256:aa: invalid checksum digest length: invalid argument",
+            ),
+            (
+                "content",
+                "md7:aa",
+                errors.InvalidArgument,
+                "invalid content resource id md7:aa: unsupported digest algorithm: invalid argument",
+            ),
+            ("ingests/x", "r", errors.InvalidArgument, "invalid resource type ingests/x: invalid argument"),
+            ("snapshots", "k", errors.InvalidArgument, "invalid snapshot resource type snapshots: invalid argument"),
+            (
+                "snapshots/a/b",
+                "k",
+                errors.InvalidArgument,
+                "invalid snapshot resource type snapshots/a/b: invalid argument",
+            ),
+            ("tasks", "t", errors.Unimplemented, "resource type tasks not supported yet: not implemented"),
+        ],
+    )
+    async def test_types_of_resources_are_checked(
+        self, leases: Any, namespace: str, type_: str, id_: str, kind: type[errors.NodeError], message: str
+    ) -> None:
         """When they are added, and when they are removed."""
         await self.create(leases, namespace, "l")
         for operation in (self.add, self.remove):

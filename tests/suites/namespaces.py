@@ -1,4 +1,6 @@
-"""What every life of containerd.services.namespaces.v1.Namespaces does; run on metadata's stores, its process, the gateway, and containerd itself."""
+"""What every life of containerd.services.namespaces.v1.Namespaces does; run on metadata's stores, its process, the
+gateway, and containerd itself.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ class NamespacesSuite:
         return new_namespace()
 
     async def create(self, namespaces: Any, name: str, **labels: str) -> pb.Namespace:
-        return (await namespaces.Create(pb.CreateNamespaceRequest(namespace=pb.Namespace(name=name, labels=labels)), headers=CALLER)).namespace
+        return (
+            await namespaces.Create(
+                pb.CreateNamespaceRequest(namespace=pb.Namespace(name=name, labels=labels)), headers=CALLER
+            )
+        ).namespace
 
     async def labels(self, namespaces: Any, name: str) -> dict[str, str]:
         return dict((await namespaces.Get(pb.GetNamespaceRequest(name=name))).namespace.labels)
@@ -46,8 +52,12 @@ class NamespacesSuite:
         return names((await namespaces.List(pb.ListNamespacesRequest())).namespaces, "name")
 
     async def update(self, namespaces: Any, name: str, labels: dict[str, str], *paths: str) -> None:
-        await namespaces.Update(pb.UpdateNamespaceRequest(namespace=pb.Namespace(name=name, labels=labels), update_mask=FieldMask(paths=paths)),
-                                headers=CALLER)
+        await namespaces.Update(
+            pb.UpdateNamespaceRequest(
+                namespace=pb.Namespace(name=name, labels=labels), update_mask=FieldMask(paths=paths)
+            ),
+            headers=CALLER,
+        )
 
     async def test_an_unknown_name_has_no_labels_and_is_not_listed(self, namespaces: Any, name: str) -> None:
         """Get of a name that nobody wrote to succeeds."""
@@ -85,7 +95,11 @@ class NamespacesSuite:
         await self.create(namespaces, name, k="v" * 4095)
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.create(namespaces, name + "2", k="v" * 4096)
-        assert str(caught.value) == f"namespace.Labels: label key and value{self.label_length} greater than maximum size (4096 bytes), key: k: invalid argument"
+        assert str(caught.value) == (
+            f"namespace.Labels: label key and value{self.label_length} greater than maximum size (4096 bytes), "
+            "key: "
+            "k: invalid argument"
+        )
 
     async def test_update_without_a_mask_replaces_all_labels(self, namespaces: Any, name: str) -> None:
         """Those that are not named go."""
@@ -119,12 +133,16 @@ class NamespacesSuite:
     async def test_delete_names_what_is_left_in_it(self, clients: Clients, namespaces: Any, name: str) -> None:
         """A container; when it is gone the namespace can go."""
         containers = clients(CONTAINERS)
-        container = containers_pb2.Container(id="c", runtime=containers_pb2.Container.Runtime(name="r"), spec=PbAny(type_url="x", value=b"{}"))
+        container = containers_pb2.Container(
+            id="c", runtime=containers_pb2.Container.Runtime(name="r"), spec=PbAny(type_url="x", value=b"{}")
+        )
         await containers.Create(containers_pb2.CreateContainerRequest(container=container), headers=headers(name))
         assert name in await self.all(namespaces)
         with pytest.raises(errors.FailedPrecondition) as caught:
             await namespaces.Delete(pb.DeleteNamespaceRequest(name=name), headers=CALLER)
-        assert str(caught.value) == f'namespace "{name}" must be empty, but it still has containers: failed precondition'
+        assert (
+            str(caught.value) == f'namespace "{name}" must be empty, but it still has containers: failed precondition'
+        )
         await containers.Delete(containers_pb2.DeleteContainerRequest(id="c"), headers=headers(name))
         await namespaces.Delete(pb.DeleteNamespaceRequest(name=name), headers=CALLER)
 

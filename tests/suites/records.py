@@ -1,4 +1,6 @@
-"""What every life of splitd.records.v1.Records does, with the methods of Content and Snapshots that metadata answers; run on metadata's stores and on its process."""
+"""What every life of splitd.records.v1.Records does, with the methods of Content and Snapshots that metadata
+answers; run on metadata's stores and on its process.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ class World:
         return self
 
     async def connect(self) -> str:
-        answer = await self.records.Connect(pb.ConnectRequest(incarnation=self.incarnation, content="content", snapshotters=["overlayfs", "native"]))
+        answer = await self.records.Connect(
+            pb.ConnectRequest(incarnation=self.incarnation, content="content", snapshotters=["overlayfs", "native"])
+        )
         return str(answer.store_id)
 
     async def beside(self, namespace: str = "") -> World:
@@ -96,20 +100,33 @@ class World:
         return other
 
     async def held(self) -> set[tuple[str, str]]:
-        found = await self.leases.ListResources(leases_pb2.ListResourcesRequest(id=self.lease), headers=headers(self.namespace))
+        found = await self.leases.ListResources(
+            leases_pb2.ListResourcesRequest(id=self.lease), headers=headers(self.namespace)
+        )
         return {(r.type, r.id) for r in found.resources}
 
     # -- content
 
     async def open(self, ref: str, total: int = 0, expected: str = "") -> pb.Ingest:
-        return await self.records.OpenIngest(pb.OpenIngestRequest(incarnation=self.incarnation, ref=ref, total=total, expected=expected), headers=self.headers)
+        return await self.records.OpenIngest(
+            pb.OpenIngestRequest(incarnation=self.incarnation, ref=ref, total=total, expected=expected),
+            headers=self.headers,
+        )
 
     async def begin_commit(self, ref: str, expected: str = "", size: int = 0, **labels: str) -> pb.Intent:
-        return await self.records.BeginCommitIngest(pb.BeginCommitIngestRequest(
-            incarnation=self.incarnation, ref=ref, expected=expected, size=size, labels=labels), headers=self.headers)
+        return await self.records.BeginCommitIngest(
+            pb.BeginCommitIngestRequest(
+                incarnation=self.incarnation, ref=ref, expected=expected, size=size, labels=labels
+            ),
+            headers=self.headers,
+        )
 
-    async def finish(self, intent: pb.Intent, name: str = "", size: int = 0, adopted: list[snapshots_pb2.Info] | None = None) -> pb.Finished:
-        return await self.records.Finish(pb.FinishRequest(intent=intent.id, digest=name, size=size, adopted=adopted or []), headers=self.headers)
+    async def finish(
+        self, intent: pb.Intent, name: str = "", size: int = 0, adopted: list[snapshots_pb2.Info] | None = None
+    ) -> pb.Finished:
+        return await self.records.Finish(
+            pb.FinishRequest(intent=intent.id, digest=name, size=size, adopted=adopted or []), headers=self.headers
+        )
 
     async def cancel(self, intent: pb.Intent) -> None:
         await self.records.Cancel(pb.CancelRequest(intent=intent.id), headers=self.headers)
@@ -128,20 +145,49 @@ class World:
 
     # -- snapshots
 
-    async def begin_snapshot(self, key: str, parent: str = "", *, view: bool = False, labels: dict[str, str] | None = None,
-                             snapshotter: str = "overlayfs") -> pb.Intent:
-        return await self.records.BeginSnapshot(pb.BeginSnapshotRequest(
-            incarnation=self.incarnation, snapshotter=snapshotter, key=key, parent=parent, view=view, labels=labels or {}), headers=self.headers)
+    async def begin_snapshot(
+        self,
+        key: str,
+        parent: str = "",
+        *,
+        view: bool = False,
+        labels: dict[str, str] | None = None,
+        snapshotter: str = "overlayfs",
+    ) -> pb.Intent:
+        return await self.records.BeginSnapshot(
+            pb.BeginSnapshotRequest(
+                incarnation=self.incarnation,
+                snapshotter=snapshotter,
+                key=key,
+                parent=parent,
+                view=view,
+                labels=labels or {},
+            ),
+            headers=self.headers,
+        )
 
-    async def snapshot(self, key: str, parent: str = "", *, view: bool = False, labels: dict[str, str] | None = None) -> pb.Intent:
+    async def snapshot(
+        self, key: str, parent: str = "", *, view: bool = False, labels: dict[str, str] | None = None
+    ) -> pb.Intent:
         """A prepared or viewed snapshot."""
         intent = await self.begin_snapshot(key, parent, view=view, labels=labels)
         await self.finish(intent)
         return intent
 
-    async def begin_commit_snapshot(self, name: str, key: str, parent: str = "", labels: dict[str, str] | None = None) -> pb.Intent:
-        return await self.records.BeginCommitSnapshot(pb.BeginCommitSnapshotRequest(
-            incarnation=self.incarnation, snapshotter="overlayfs", name=name, key=key, parent=parent, labels=labels or {}), headers=self.headers)
+    async def begin_commit_snapshot(
+        self, name: str, key: str, parent: str = "", labels: dict[str, str] | None = None
+    ) -> pb.Intent:
+        return await self.records.BeginCommitSnapshot(
+            pb.BeginCommitSnapshotRequest(
+                incarnation=self.incarnation,
+                snapshotter="overlayfs",
+                name=name,
+                key=key,
+                parent=parent,
+                labels=labels or {},
+            ),
+            headers=self.headers,
+        )
 
     async def committed(self, name: str, parent: str = "", labels: dict[str, str] | None = None) -> pb.Intent:
         """A committed snapshot."""
@@ -151,17 +197,25 @@ class World:
         return intent
 
     async def stat(self, key: str) -> snapshots_pb2.Info:
-        return (await self.snapshots.Stat(snapshots_pb2.StatSnapshotRequest(snapshotter="overlayfs", key=key), headers=self.headers)).info
+        return (
+            await self.snapshots.Stat(
+                snapshots_pb2.StatSnapshotRequest(snapshotter="overlayfs", key=key), headers=self.headers
+            )
+        ).info
 
     async def list(self, *filters: str) -> list[snapshots_pb2.Info]:
         request = snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs", filters=filters)
         return [info async for message in self.snapshots.List(request, headers=self.headers) for info in message.info]
 
     async def resolve(self, key: str) -> pb.Snapshot:
-        return await self.records.ResolveSnapshot(pb.ResolveSnapshotRequest(snapshotter="overlayfs", key=key), headers=self.headers)
+        return await self.records.ResolveSnapshot(
+            pb.ResolveSnapshotRequest(snapshotter="overlayfs", key=key), headers=self.headers
+        )
 
     async def remove(self, key: str) -> pb.Finished:
-        return await self.records.RemoveSnapshot(pb.ResolveSnapshotRequest(snapshotter="overlayfs", key=key), headers=self.headers)
+        return await self.records.RemoveSnapshot(
+            pb.ResolveSnapshotRequest(snapshotter="overlayfs", key=key), headers=self.headers
+        )
 
 
 class Suite:
@@ -195,7 +249,12 @@ class GatewaySuite(Suite):
         await world.snapshot("k")
         world.incarnation = "other"
         message = "gateway other has not connected: failed precondition"
-        for call in (world.open("r"), world.begin_commit("r"), world.begin_snapshot("k2"), world.begin_commit_snapshot("n", "k")):
+        for call in (
+            world.open("r"),
+            world.begin_commit("r"),
+            world.begin_snapshot("k2"),
+            world.begin_commit_snapshot("n", "k"),
+        ):
             await refused(call, errors.FailedPrecondition, message)
 
     async def test_a_lease_must_exist(self, world: World) -> None:
@@ -203,14 +262,21 @@ class GatewaySuite(Suite):
         await world.open("r")
         await world.snapshot("k")
         world.lease = "nope"
-        for call in (world.open("x"), world.begin_commit("r"), world.begin_snapshot("k2"), world.begin_commit_snapshot("n", "k")):
+        for call in (
+            world.open("x"),
+            world.begin_commit("r"),
+            world.begin_snapshot("k2"),
+            world.begin_commit_snapshot("n", "k"),
+        ):
             await refused(call, errors.NotFound, "lease does not exist: not found")
         world.lease = "l"
         assert await world.ingests() == ["r"]
 
     async def test_a_namespace_is_required(self, world: World) -> None:
         """And must be an identifier."""
-        await refused(world.records.ListIngests(Empty()), errors.FailedPrecondition, "namespace is required: failed precondition")
+        await refused(
+            world.records.ListIngests(Empty()), errors.FailedPrecondition, "namespace is required: failed precondition"
+        )
         with pytest.raises(errors.InvalidArgument):
             await world.records.ListIngests(Empty(), headers=headers("a/b"))
 
@@ -228,7 +294,9 @@ class ContentRecordsSuite(Suite):
         assert second.raw_ref.split("/")[1] != first.raw_ref.split("/")[1]
         assert await world.ingests() == ["a/b", "c"]
         assert await world.held() == {("ingests", "a/b"), ("ingests", "c")}
-        assert (await world.records.GetIngest(pb.GetIngestRequest(ref="c"), headers=world.headers)).raw_ref == second.raw_ref
+        assert (
+            await world.records.GetIngest(pb.GetIngestRequest(ref="c"), headers=world.headers)
+        ).raw_ref == second.raw_ref
 
     async def test_a_number_is_never_used_again(self, world: World) -> None:
         """Not after the ingest was aborted either."""
@@ -247,10 +315,14 @@ class ContentRecordsSuite(Suite):
         assert forgotten.raw_ref == ingest.raw_ref
         assert await world.held() == set()
         for method in (world.records.ForgetIngest, world.records.GetIngest):
-            await refused(method(pb.GetIngestRequest(ref="r"), headers=world.headers), errors.NotFound, "reference r: not found")
+            await refused(
+                method(pb.GetIngestRequest(ref="r"), headers=world.headers), errors.NotFound, "reference r: not found"
+            )
 
     async def test_a_commit_makes_a_blob(self, world: World) -> None:
-        """With its labels but for empty ones; the lease holds it in place of the ingest; the event rides in the answer."""
+        """With its labels but for empty ones; the lease holds it in place of the ingest; the event rides in the
+        answer.
+        """
         await world.open("r", expected=digest(1))
         intent = await world.begin_commit("r", digest(1), 7, a="1", b="")
         assert intent.raw_ref.endswith("/r")
@@ -260,7 +332,9 @@ class ContentRecordsSuite(Suite):
         assert (finished.digest, finished.size) == (digest(1), 7)
         [event] = finished.events
         assert (event.namespace, event.topic) == (world.namespace, "/content/create")
-        assert unpack(event.event, content_events.ContentCreate) == content_events.ContentCreate(digest=digest(1), size=7)
+        assert unpack(event.event, content_events.ContentCreate) == content_events.ContentCreate(
+            digest=digest(1), size=7
+        )
         info = await world.info(digest(1))
         assert (info.size, dict(info.labels), info.created_at) == (7, {"a": "1"}, info.updated_at)
         assert await world.ingests() == []
@@ -290,7 +364,9 @@ class ContentRecordsSuite(Suite):
         labels = {f"l{n}": str(n) for n in range(3000)} | {"gone": ""}
 
         async def update(values: dict[str, str], paths: list[str]) -> content_pb2.Info:
-            request = content_pb2.UpdateRequest(info=content_pb2.Info(digest=digest(1), labels=values), update_mask={"paths": paths})
+            request = content_pb2.UpdateRequest(
+                info=content_pb2.Info(digest=digest(1), labels=values), update_mask={"paths": paths}
+            )
             return (await world.content.Update(request, headers=world.headers)).info
 
         others = [update({f"x{n}": "y"}, [f"labels.x{n}"]) for n in range(5)]
@@ -298,8 +374,11 @@ class ContentRecordsSuite(Suite):
         wanted = {"keep": "k"} | {f"l{n}": str(n) for n in range(3000)}
         assert dict(first.labels).items() >= wanted.items()
         assert dict((await world.info(digest(1))).labels) == wanted | {f"x{n}": "y" for n in range(5)}
-        await refused(update(labels, [*(f"labels.{key}" for key in labels), "size"]), errors.InvalidArgument,
-                      f'cannot update "size" field on content info "{digest(1)}": invalid argument')
+        await refused(
+            update(labels, [*(f"labels.{key}" for key in labels), "size"]),
+            errors.InvalidArgument,
+            f'cannot update "size" field on content info "{digest(1)}": invalid argument',
+        )
         assert dict((await update(labels, [])).labels) == {f"l{n}": str(n) for n in range(3000)}
 
     async def test_finish_answers_the_same_again(self, world: World) -> None:
@@ -330,8 +409,14 @@ class ContentRecordsSuite(Suite):
     async def test_labels_of_a_commit_are_checked(self, world: World) -> None:
         """Before anything happens."""
         await world.open("r")
-        await refused(world.begin_commit("r", digest(1), k="v" * 4096), errors.InvalidArgument,
-                      "info.Labels: label key and value length (4097 bytes) greater than maximum size (4096 bytes), key: k: invalid argument")
+        await refused(
+            world.begin_commit("r", digest(1), k="v" * 4096),
+            errors.InvalidArgument,
+            (
+                "info.Labels: label key and value length (4097 bytes) greater than maximum size (4096 bytes), key: k: "
+                "invalid argument"
+            ),
+        )
 
     async def test_what_the_namespace_has_needs_no_writer(self, world: World) -> None:
         """ALREADY_EXISTS, and the lease holds it."""
@@ -346,7 +431,9 @@ class ContentRecordsSuite(Suite):
         """ALREADY_EXISTS at the commit forgets the ingest."""
         await world.open("slow")
         await world.blob(digest(1))
-        await refused(world.begin_commit("slow", digest(1)), errors.AlreadyExists, f"content {digest(1)}: already exists")
+        await refused(
+            world.begin_commit("slow", digest(1)), errors.AlreadyExists, f"content {digest(1)}: already exists"
+        )
         assert await world.ingests() == []
         assert await world.held() == {("content", digest(1))}
 
@@ -372,12 +459,16 @@ class ContentRecordsSuite(Suite):
         assert await world.ingests() == ["a"]
 
     async def test_a_commit_that_turns_out_to_be_known_is_refused(self, world: World) -> None:
-        """Without an expected digest only the raw store knows: Finish is ALREADY_EXISTS, each time, and the ingest is over."""
+        """Without an expected digest only the raw store knows: Finish is ALREADY_EXISTS, each time, and the ingest
+        is over.
+        """
         await world.blob(digest(1))
         await world.open("r")
         intent = await world.begin_commit("r")
         for _ in range(2):
-            await refused(world.finish(intent, digest(1), 3), errors.AlreadyExists, f"content {digest(1)}: already exists")
+            await refused(
+                world.finish(intent, digest(1), 3), errors.AlreadyExists, f"content {digest(1)}: already exists"
+            )
         assert await world.ingests() == []
 
     async def test_a_finish_without_a_digest_asks_the_raw_store(self, world: World) -> None:
@@ -406,8 +497,16 @@ class ContentRecordsSuite(Suite):
         other = await world.beside()
         assert not (await other.open("odd", total=8, expected=digest(1))).shared
         await other.open("r", expected=digest(1))
-        await refused(other.begin_commit("r", digest(1), 8), errors.FailedPrecondition, '"r" failed size validation: 7 != 8: failed precondition')
-        await refused(other.begin_commit("r", digest(2), 7), errors.FailedPrecondition, '"r" unexpected digest: failed precondition')
+        await refused(
+            other.begin_commit("r", digest(1), 8),
+            errors.FailedPrecondition,
+            '"r" failed size validation: 7 != 8: failed precondition',
+        )
+        await refused(
+            other.begin_commit("r", digest(2), 7),
+            errors.FailedPrecondition,
+            '"r" unexpected digest: failed precondition',
+        )
 
     async def test_delete_takes_the_record(self, world: World) -> None:
         """Of this namespace only; its event rides in the answer."""
@@ -421,23 +520,35 @@ class ContentRecordsSuite(Suite):
         assert unpack(event.event, content_events.ContentDelete) == content_events.ContentDelete(digest=digest(1))
         assert await world.held() == set()
         for method in (world.records.DeleteBlob, world.records.ResolveBlob):
-            await refused(method(pb.ResolveBlobRequest(digest=digest(1)), headers=world.headers), errors.NotFound, f"content digest {digest(1)}: not found")
+            await refused(
+                method(pb.ResolveBlobRequest(digest=digest(1)), headers=world.headers),
+                errors.NotFound,
+                f"content digest {digest(1)}: not found",
+            )
         assert (await other.info(digest(1))).size == 3
 
     async def test_digests_are_checked(self, world: World) -> None:
         """In the words that containerd uses for each call."""
         await refused(world.info("x"), errors.InvalidArgument, '"x" failed validation')
-        await refused(world.records.ResolveBlob(pb.ResolveBlobRequest(digest="x"), headers=world.headers), errors.InvalidArgument,
-                      "x: invalid checksum digest format")
-        await refused(world.records.DeleteBlob(pb.ResolveBlobRequest(digest="sha256:1"), headers=world.headers), errors.InvalidArgument,
-                      "invalid checksum digest length")
+        await refused(
+            world.records.ResolveBlob(pb.ResolveBlobRequest(digest="x"), headers=world.headers),
+            errors.InvalidArgument,
+            "x: invalid checksum digest format",
+        )
+        await refused(
+            world.records.DeleteBlob(pb.ResolveBlobRequest(digest="sha256:1"), headers=world.headers),
+            errors.InvalidArgument,
+            "invalid checksum digest length",
+        )
 
     async def test_labels_are_updated(self, world: World) -> None:
         """All of them, or those that the mask names; nothing else."""
         await world.blob(digest(1), a="1", b="2")
 
         async def update(labels: dict[str, str], *paths: str) -> dict[str, str]:
-            request = content_pb2.UpdateRequest(info=content_pb2.Info(digest=digest(1), labels=labels), update_mask=FieldMask(paths=paths))
+            request = content_pb2.UpdateRequest(
+                info=content_pb2.Info(digest=digest(1), labels=labels), update_mask=FieldMask(paths=paths)
+            )
             answer = (await world.content.Update(request, headers=world.headers)).info
             assert answer == await world.info(digest(1))
             return dict(answer.labels)
@@ -450,7 +561,11 @@ class ContentRecordsSuite(Suite):
         after = await world.info(digest(1))
         assert after.created_at == before.created_at
         assert after.updated_at.ToNanoseconds() > before.updated_at.ToNanoseconds()
-        await refused(update({}, "size"), errors.InvalidArgument, f'cannot update "size" field on content info "{digest(1)}": invalid argument')
+        await refused(
+            update({}, "size"),
+            errors.InvalidArgument,
+            f'cannot update "size" field on content info "{digest(1)}": invalid argument',
+        )
         with pytest.raises(errors.InvalidArgument):
             await update({"k": "v" * 4096})
 
@@ -460,7 +575,12 @@ class ContentRecordsSuite(Suite):
             await world.blob(digest(number), kind="even" if number % 2 == 0 else "odd")
 
         async def select(*filters: str) -> list[list[str]]:
-            return [names(m.info, "digest") async for m in world.content.List(content_pb2.ListContentRequest(filters=filters), headers=world.headers)]
+            return [
+                names(m.info, "digest")
+                async for m in world.content.List(
+                    content_pb2.ListContentRequest(filters=filters), headers=world.headers
+                )
+            ]
 
         first, second = await select()
         assert first + second == [digest(n) for n in range(101)]
@@ -478,12 +598,19 @@ class SnapshotRecordsSuite(Suite):
         labels = {"a": "1", "containerd.io/snapshot/x": "2", "containerd.io/snapshot.y": "3", "empty": ""}
         intent = await world.begin_snapshot("k/1", labels=labels)
         assert re.fullmatch(rf"{world.namespace}/\d+/k/1", intent.raw_key)
-        assert (intent.backend, intent.raw_parent, intent.target, dict(intent.raw_labels)) == ("snapshots.overlayfs", "", "", {"containerd.io/snapshot/x": "2"})
+        assert (intent.backend, intent.raw_parent, intent.target, dict(intent.raw_labels)) == (
+            "snapshots.overlayfs",
+            "",
+            "",
+            {"containerd.io/snapshot/x": "2"},
+        )
         await refused(world.stat("k/1"), errors.NotFound, "snapshot k/1 does not exist: not found")
         finished = await world.finish(intent)
         [event] = finished.events
         assert (event.namespace, event.topic) == (world.namespace, "/snapshot/prepare")
-        assert unpack(event.event, snapshot_events.SnapshotPrepare) == snapshot_events.SnapshotPrepare(key="k/1", snapshotter="overlayfs")
+        assert unpack(event.event, snapshot_events.SnapshotPrepare) == snapshot_events.SnapshotPrepare(
+            key="k/1", snapshotter="overlayfs"
+        )
         info = await world.stat("k/1")
         del labels["empty"]
         assert (info.name, info.kind, info.parent, dict(info.labels)) == ("k/1", snapshots_pb2.ACTIVE, "", labels)
@@ -501,13 +628,23 @@ class SnapshotRecordsSuite(Suite):
         """With labels of its own; the lease holds the name in place of the key."""
         active = await world.snapshot("k", labels={"old": "1"})
         intent = await world.begin_commit_snapshot("n", "k", labels={"containerd.io/snapshot/x": "2", "new": "3"})
-        assert (intent.raw_key, intent.raw_parent, dict(intent.raw_labels)) == (active.raw_key, "", {"containerd.io/snapshot/x": "2"})
+        assert (intent.raw_key, intent.raw_parent, dict(intent.raw_labels)) == (
+            active.raw_key,
+            "",
+            {"containerd.io/snapshot/x": "2"},
+        )
         assert re.fullmatch(rf"{world.namespace}/\d+/n", intent.raw_name)
         [event] = (await world.finish(intent)).events
         assert event.topic == "/snapshot/commit"
-        assert unpack(event.event, snapshot_events.SnapshotCommit) == snapshot_events.SnapshotCommit(key="k", name="n", snapshotter="overlayfs")
+        assert unpack(event.event, snapshot_events.SnapshotCommit) == snapshot_events.SnapshotCommit(
+            key="k", name="n", snapshotter="overlayfs"
+        )
         info = await world.stat("n")
-        assert (info.kind, info.parent, dict(info.labels)) == (snapshots_pb2.COMMITTED, "", {"containerd.io/snapshot/x": "2", "new": "3"})
+        assert (info.kind, info.parent, dict(info.labels)) == (
+            snapshots_pb2.COMMITTED,
+            "",
+            {"containerd.io/snapshot/x": "2", "new": "3"},
+        )
         await refused(world.stat("k"), errors.NotFound, "snapshot k does not exist: not found")
         assert await world.held() == {("snapshots/overlayfs", "n")}
         assert (await world.resolve("n")).raw_key == intent.raw_name
@@ -519,12 +656,16 @@ class SnapshotRecordsSuite(Suite):
         assert child.raw_parent == below.raw_name
         await world.finish(child)
         assert (await world.stat("k")).parent == "base"
-        await refused(world.remove("base"), errors.FailedPrecondition, "cannot remove snapshot with child: failed precondition")
+        await refused(
+            world.remove("base"), errors.FailedPrecondition, "cannot remove snapshot with child: failed precondition"
+        )
         intent = await world.begin_commit_snapshot("n", "k")
         assert intent.raw_parent == ""  # the backend knows it
         await world.finish(intent)
         assert (await world.stat("n")).parent == "base"
-        await refused(world.remove("base"), errors.FailedPrecondition, "cannot remove snapshot with child: failed precondition")
+        await refused(
+            world.remove("base"), errors.FailedPrecondition, "cannot remove snapshot with child: failed precondition"
+        )
         await world.remove("n")
         await world.remove("base")
 
@@ -551,7 +692,11 @@ class SnapshotRecordsSuite(Suite):
         await world.finish(intent)
         assert (await world.stat("n2")).parent == "base"
         await world.snapshot("k3")
-        await refused(world.begin_commit_snapshot("n3", "k3", parent="x"), errors.NotFound, "parent snapshot x does not exist: not found")
+        await refused(
+            world.begin_commit_snapshot("n3", "k3", parent="x"),
+            errors.NotFound,
+            "parent snapshot x does not exist: not found",
+        )
 
     async def test_a_chain_may_be_committed_at_once(self, world: World) -> None:
         """A commit may begin when that of its parent has; it ends after that one, whoever is heard of first."""
@@ -650,7 +795,9 @@ class SnapshotRecordsSuite(Suite):
         await world.snapshot("k")
         [event] = (await world.remove("k")).events
         assert event.topic == "/snapshot/remove"
-        assert unpack(event.event, snapshot_events.SnapshotRemove) == snapshot_events.SnapshotRemove(key="k", snapshotter="overlayfs")
+        assert unpack(event.event, snapshot_events.SnapshotRemove) == snapshot_events.SnapshotRemove(
+            key="k", snapshotter="overlayfs"
+        )
         assert await world.held() == set()
         await refused(world.remove("k"), errors.NotFound, "snapshot k does not exist: not found")
         await refused(world.resolve("k"), errors.NotFound, "snapshot k does not exist: not found")
@@ -660,8 +807,11 @@ class SnapshotRecordsSuite(Suite):
         await world.snapshot("k", labels={"a": "1", "containerd.io/snapshot/x": "1", "containerd.io/snapshot/y": "1"})
 
         async def update(labels: dict[str, str], *paths: str) -> pb.UpdatedSnapshot:
-            request = snapshots_pb2.UpdateSnapshotRequest(snapshotter="overlayfs", info=snapshots_pb2.Info(name="k", labels=labels),
-                                                          update_mask=FieldMask(paths=paths))
+            request = snapshots_pb2.UpdateSnapshotRequest(
+                snapshotter="overlayfs",
+                info=snapshots_pb2.Info(name="k", labels=labels),
+                update_mask=FieldMask(paths=paths),
+            )
             answer: pb.UpdatedSnapshot = await world.records.UpdateSnapshot(request, headers=world.headers)
             assert answer.info == await world.stat("k")
             assert answer.raw_key == (await world.resolve("k")).raw_key
@@ -675,9 +825,17 @@ class SnapshotRecordsSuite(Suite):
         assert dict(answer.raw_labels) == {"containerd.io/snapshot/x": "2", "containerd.io/snapshot/y": ""}
         assert list(answer.raw_mask.paths) == ["labels.containerd.io/snapshot/x", "labels.containerd.io/snapshot/y"]
         assert dict((await update({"c": "1"})).info.labels) == {"c": "1"}
-        await refused(update({}, "parent"), errors.InvalidArgument, 'cannot update "parent" field on snapshot "k": invalid argument')
+        await refused(
+            update({}, "parent"),
+            errors.InvalidArgument,
+            'cannot update "parent" field on snapshot "k": invalid argument',
+        )
         request = snapshots_pb2.UpdateSnapshotRequest(snapshotter="overlayfs", info=snapshots_pb2.Info(name="none"))
-        await refused(world.records.UpdateSnapshot(request, headers=world.headers), errors.NotFound, "snapshot none does not exist: not found")
+        await refused(
+            world.records.UpdateSnapshot(request, headers=world.headers),
+            errors.NotFound,
+            "snapshot none does not exist: not found",
+        )
 
     async def test_lists_are_filtered(self, world: World) -> None:
         """By kind, name, parent and labels; in order of names; each snapshotter has its own."""
@@ -696,15 +854,30 @@ class SnapshotRecordsSuite(Suite):
 
     async def test_snapshotters_are_those_of_the_gateway(self, world: World) -> None:
         """Others are INVALID_ARGUMENT, in containerd's words."""
-        await refused(world.begin_snapshot("k", snapshotter="zfs"), errors.InvalidArgument, "snapshotter not loaded: zfs: invalid argument")
-        await refused(world.begin_snapshot("k", snapshotter=""), errors.InvalidArgument, "snapshotter argument missing: invalid argument")
+        await refused(
+            world.begin_snapshot("k", snapshotter="zfs"),
+            errors.InvalidArgument,
+            "snapshotter not loaded: zfs: invalid argument",
+        )
+        await refused(
+            world.begin_snapshot("k", snapshotter=""),
+            errors.InvalidArgument,
+            "snapshotter argument missing: invalid argument",
+        )
         for snapshotter, message in (("zfs", "snapshotter not loaded: zfs"), ("", "snapshotter argument missing")):
             request = snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key="k")
-            await refused(world.snapshots.Stat(request, headers=world.headers), errors.InvalidArgument, f"{message}: invalid argument")
+            await refused(
+                world.snapshots.Stat(request, headers=world.headers),
+                errors.InvalidArgument,
+                f"{message}: invalid argument",
+            )
 
     async def test_labels_are_checked(self, world: World) -> None:
         """Of Prepare and Commit."""
-        message = "info.Labels: label key and value length (4097 bytes) greater than maximum size (4096 bytes), key: k: invalid argument"
+        message = (
+            "info.Labels: label key and value length (4097 bytes) greater than maximum size (4096 bytes), key: "
+            "k: invalid argument"
+        )
         await refused(world.begin_snapshot("k", labels={"k": "v" * 4096}), errors.InvalidArgument, message)
         await world.snapshot("k")
         await refused(world.begin_commit_snapshot("n", "k", labels={"k": "v" * 4096}), errors.InvalidArgument, message)
@@ -714,7 +887,11 @@ class SnapshotRecordsSuite(Suite):
         await world.committed("target")
         world.lease = "m"
         await world.leases.Create(leases_pb2.CreateRequest(id="m"), headers=headers(world.namespace))
-        await refused(world.begin_snapshot("k", labels={REF: "target"}), errors.AlreadyExists, 'target snapshot "target": already exists')
+        await refused(
+            world.begin_snapshot("k", labels={REF: "target"}),
+            errors.AlreadyExists,
+            'target snapshot "target": already exists',
+        )
         assert await world.held() == {("snapshots/overlayfs", "target")}
 
     async def test_what_the_backend_has_is_adopted(self, world: World) -> None:
@@ -723,11 +900,24 @@ class SnapshotRecordsSuite(Suite):
         intent = await world.begin_snapshot("k", "base", labels={REF: "target", "a": "1"})
         assert (intent.target, dict(intent.raw_labels)) == ("target", {REF: "target"})
         world.raw.snapshots["raw-target"] = "committed"
-        found = snapshots_pb2.Info(name="raw-target", parent=below.raw_name, kind=snapshots_pb2.COMMITTED, labels={REF: "target", "a": "9", "b": "2"})
+        found = snapshots_pb2.Info(
+            name="raw-target",
+            parent=below.raw_name,
+            kind=snapshots_pb2.COMMITTED,
+            labels={REF: "target", "a": "9", "b": "2"},
+        )
         for _ in range(2):
-            await refused(world.finish(intent, adopted=[found]), errors.AlreadyExists, 'target snapshot "target" from snapshotter: already exists')
+            await refused(
+                world.finish(intent, adopted=[found]),
+                errors.AlreadyExists,
+                'target snapshot "target" from snapshotter: already exists',
+            )
         info = await world.stat("target")
-        assert (info.kind, info.parent, dict(info.labels)) == (snapshots_pb2.COMMITTED, "base", {REF: "target", "a": "1", "b": "2"})
+        assert (info.kind, info.parent, dict(info.labels)) == (
+            snapshots_pb2.COMMITTED,
+            "base",
+            {REF: "target", "a": "1", "b": "2"},
+        )
         assert (await world.resolve("target")).raw_key == "raw-target"
         assert ("snapshots/overlayfs", "target") in await world.held()
         await refused(world.stat("k"), errors.NotFound, "snapshot k does not exist: not found")
@@ -737,15 +927,25 @@ class SnapshotRecordsSuite(Suite):
         await world.committed("base")
         intent = await world.begin_snapshot("k", "base", labels={REF: "target"})
         world.raw.snapshots["raw-target"] = "committed"
-        found = snapshots_pb2.Info(name="raw-target", parent="elsewhere", kind=snapshots_pb2.COMMITTED, labels={REF: "target"})
-        await refused(world.finish(intent, adopted=[found]), errors.InvalidArgument, "mismatched parent base from target target: invalid argument")
+        found = snapshots_pb2.Info(
+            name="raw-target", parent="elsewhere", kind=snapshots_pb2.COMMITTED, labels={REF: "target"}
+        )
+        await refused(
+            world.finish(intent, adopted=[found]),
+            errors.InvalidArgument,
+            "mismatched parent base from target target: invalid argument",
+        )
         await refused(world.stat("target"), errors.NotFound, "snapshot target does not exist: not found")
 
     async def test_what_is_gone_is_not_adopted(self, world: World) -> None:
         """ABORTED: the caller may begin again."""
         intent = await world.begin_snapshot("k", labels={REF: "target"})
         found = snapshots_pb2.Info(name="raw-target", kind=snapshots_pb2.COMMITTED, labels={REF: "target"})
-        await refused(world.finish(intent, adopted=[found]), errors.Aborted, "target snapshot target was removed meanwhile: aborted")
+        await refused(
+            world.finish(intent, adopted=[found]),
+            errors.Aborted,
+            "target snapshot target was removed meanwhile: aborted",
+        )
         await world.snapshot("k", labels={REF: "target"})
 
 
@@ -775,10 +975,18 @@ class DeadGatewaySuite(Suite):
         assert dict((await world.info(digest(1))).labels) == {"a": "1"}
 
         async def published() -> bool:
-            return {topic for topic, _ in life.published(world.namespace)} == {"/content/create", "/snapshot/prepare", "/snapshot/commit"}
+            return {topic for topic, _ in life.published(world.namespace)} == {
+                "/content/create",
+                "/snapshot/prepare",
+                "/snapshot/commit",
+            }
 
         await eventually_async(published)
-        assert await world.held() == {("content", digest(1)), ("snapshots/overlayfs", "k"), ("snapshots/overlayfs", "n")}
+        assert await world.held() == {
+            ("content", digest(1)),
+            ("snapshots/overlayfs", "k"),
+            ("snapshots/overlayfs", "n"),
+        }
 
     async def test_what_was_not_done_is_cancelled(self, world: World) -> None:
         """All is as before, and can be begun again."""
@@ -791,7 +999,11 @@ class DeadGatewaySuite(Suite):
         committing = await world.begin_commit_snapshot("n", "k2")
         await self.next_gateway(world)
         # each of these waits until what is begun already has ended
-        again = [await world.begin_commit("r", digest(1)), await world.begin_snapshot("k"), await world.begin_commit_snapshot("n", "k2")]
+        again = [
+            await world.begin_commit("r", digest(1)),
+            await world.begin_snapshot("k"),
+            await world.begin_commit_snapshot("n", "k2"),
+        ]
         assert await world.ingests() == ["r"]
         assert names(await world.list(), "name") == ["k2"]
         for intent in (commit, prepared, committing):

@@ -1,4 +1,6 @@
-"""What every life of the image records does: splitd.records.v1.Records here, containerd.services.images.v1.Images on containerd, whose answers they must be."""
+"""What every life of the image records does: splitd.records.v1.Records here, containerd.services.images.v1.Images
+on containerd, whose answers they must be.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class ImagesOf:
 
     def __init__(self, client: Any, *, records: bool) -> None:
         self.get, self.list, self.create, self.update, self.delete = (
-            getattr(client, f"{verb}Image{'s' if verb == 'List' else ''}" if records else verb) for verb in ("Get", "List", "Create", "Update", "Delete"))
+            getattr(client, f"{verb}Image{'s' if verb == 'List' else ''}" if records else verb)
+            for verb in ("Get", "List", "Create", "Update", "Delete")
+        )
 
 
 class ImageRecordsSuite:
@@ -46,8 +50,12 @@ class ImageRecordsSuite:
     def namespace(self) -> str:
         return new_namespace()
 
-    async def create(self, images: ImagesOf, namespace: str, value: pb.Image, lease: str = "", **fields: Any) -> pb.Image:
-        return (await images.create(pb.CreateImageRequest(image=value, **fields), headers=headers(namespace, lease))).image
+    async def create(
+        self, images: ImagesOf, namespace: str, value: pb.Image, lease: str = "", **fields: Any
+    ) -> pb.Image:
+        return (
+            await images.create(pb.CreateImageRequest(image=value, **fields), headers=headers(namespace, lease))
+        ).image
 
     async def get(self, images: ImagesOf, namespace: str, name: str) -> pb.Image:
         return (await images.get(pb.GetImageRequest(name=name), headers=headers(namespace))).image
@@ -57,7 +65,9 @@ class ImageRecordsSuite:
         return (await images.update(request, headers=headers(namespace, lease))).image
 
     async def list(self, images: ImagesOf, namespace: str, *filters: str) -> list[str]:
-        return names((await images.list(pb.ListImagesRequest(filters=filters), headers=headers(namespace))).images, "name")
+        return names(
+            (await images.list(pb.ListImagesRequest(filters=filters), headers=headers(namespace))).images, "name"
+        )
 
     async def test_what_is_created_comes_back(self, images: ImagesOf, namespace: str) -> None:
         """Labels but for empty ones; the times are the server's."""
@@ -77,21 +87,28 @@ class ImageRecordsSuite:
         assert str(caught.value) == 'image "i": already exists'
         await self.create(images, new_namespace(), image("i"))
 
-    @pytest.mark.parametrize(("value", "message"), [
-        (image("i", target(digest="")), 'target.Digest "" invalid: invalid checksum digest format'),
-        (image("i", target(digest="sha256:1")), 'target.Digest "sha256:1" invalid: invalid checksum digest length'),
-        (image("i", target(size=0)), "target.Size must be greater than zero"),
-        (image("i", target(media_type="")), "target.MediaType must be set"),
-    ])
-    async def test_invalid_images_are_refused(self, images: ImagesOf, namespace: str, value: pb.Image, message: str) -> None:
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (image("i", target(digest="")), 'target.Digest "" invalid: invalid checksum digest format'),
+            (image("i", target(digest="sha256:1")), 'target.Digest "sha256:1" invalid: invalid checksum digest length'),
+            (image("i", target(size=0)), "target.Size must be greater than zero"),
+            (image("i", target(media_type="")), "target.MediaType must be set"),
+        ],
+    )
+    async def test_invalid_images_are_refused(
+        self, images: ImagesOf, namespace: str, value: pb.Image, message: str
+    ) -> None:
         """By Create and Update."""
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.create(images, namespace, value)
-        assert str(caught.value).lower() == f"{message}: invalid argument".lower()  # containerd 2.3 and before begin with a capital
+        # containerd 2.3 and before begin with a capital
+        assert str(caught.value).lower() == f"{message}: invalid argument".lower()
         await self.create(images, namespace, image("i"))
         with pytest.raises(errors.InvalidArgument) as caught:
             await self.update(images, namespace, value)
-        assert str(caught.value).lower() == f"{message}: invalid argument".lower()  # containerd 2.3 and before begin with a capital
+        # containerd 2.3 and before begin with a capital
+        assert str(caught.value).lower() == f"{message}: invalid argument".lower()
         assert (await self.get(images, namespace, "i")).target == target()
 
     async def test_labels_are_checked(self, images: ImagesOf, namespace: str) -> None:
@@ -102,8 +119,11 @@ class ImageRecordsSuite:
 
     async def test_an_unknown_one_is_not_found(self, images: ImagesOf, namespace: str) -> None:
         """By Get, Update and Delete."""
-        for call in (self.get(images, namespace, "i"), self.update(images, namespace, image("i")),
-                     images.delete(pb.DeleteImageRequest(name="i"), headers=headers(namespace))):
+        for call in (
+            self.get(images, namespace, "i"),
+            self.update(images, namespace, image("i")),
+            images.delete(pb.DeleteImageRequest(name="i"), headers=headers(namespace)),
+        ):
             with pytest.raises(errors.NotFound) as caught:
                 await call
             assert str(caught.value) == 'image "i": not found'
@@ -185,7 +205,12 @@ class ImageRecordsSuite:
         await leases.Create(leases_pb2.CreateRequest(id="l"), headers=headers(namespace))
 
         async def held() -> list[tuple[str, str]]:
-            return [(r.type, r.id) for r in (await leases.ListResources(leases_pb2.ListResourcesRequest(id="l"), headers=headers(namespace))).resources]
+            return [
+                (r.type, r.id)
+                for r in (
+                    await leases.ListResources(leases_pb2.ListResourcesRequest(id="l"), headers=headers(namespace))
+                ).resources
+            ]
 
         await self.create(images, namespace, image("kept"), lease="l")
         expiring = image("expires")
@@ -193,7 +218,9 @@ class ImageRecordsSuite:
         await self.create(images, namespace, expiring, lease="l")
         assert await held() == [("images", "expires")]
         with pytest.raises(errors.NotFound) as caught:
-            await self.create(images, namespace, pb.Image(name="x", target=target(), labels=expiring.labels), lease="nope")
+            await self.create(
+                images, namespace, pb.Image(name="x", target=target(), labels=expiring.labels), lease="nope"
+            )
         assert str(caught.value) == "lease does not exist: not found"
         await images.delete(pb.DeleteImageRequest(name="expires"), headers=headers(namespace, "l"))
         assert await held() == []

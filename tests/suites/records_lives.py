@@ -1,4 +1,6 @@
-"""How the suites of metadata reach a life of it: clients by service, called alike whether there is a socket between or not."""
+"""How the suites of metadata reach a life of it: clients by service, called alike whether there is a socket between
+or not.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def headers(namespace: str, lease: str = "") -> dict[str, str]:
 
 
 class LocalClient:
-    """The methods of a servicer, called as those of a ``rpc.Client``. Messages are copied through bytes, as a wire does."""
+    """The methods of a servicer, called as those of a ``rpc.Client``. Messages are copied through bytes, as a wire
+    does.
+    """
 
     def __init__(self, servicer: Servicer) -> None:
         self._servicer = servicer
@@ -48,7 +52,11 @@ class LocalClient:
 
         async def unary(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Message:
             answer = await handler(copied(request), Call(method_path(method), headers))
-            return message_factory.GetMessageClass(method.output_type).FromString(b"".join(answer)) if isinstance(answer, Pieces) else copied(answer)
+            return (
+                message_factory.GetMessageClass(method.output_type).FromString(b"".join(answer))
+                if isinstance(answer, Pieces)
+                else copied(answer)
+            )
 
         async def stream(request: Message, *, headers: Any = {}, timeout: float | None = None) -> Any:
             async for message in handler(copied(request), Call(method_path(method), headers)):
@@ -92,7 +100,9 @@ class RawStandIn:
 class LocalMetadata:
     """All services over a store, in this process, and what they published."""
 
-    def __init__(self, transactions: Transactions, *, shared: bool = True, patience: float = 20.0, **limits: Any) -> None:
+    def __init__(
+        self, transactions: Transactions, *, shared: bool = True, patience: float = 20.0, **limits: Any
+    ) -> None:
         self.events: list[Event] = []
         self.raw = RawStandIn()
         self.database = Database(transactions, patience=patience)

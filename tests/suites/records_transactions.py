@@ -37,8 +37,23 @@ class TransactionsSuite:
 
     async def test_keys_are_in_the_order_of_their_parts(self, store: Transactions) -> None:
         """Whatever characters they have; a part ends before any character."""
-        keys = [("a",), ("a", ""), ("a", "\0"), ("a", "\0b"), ("a", "b"), ("a", "b", "c"), ("a", "b\0"), ("a", "b\0c"), ("a", "bc"), ("a", "ä"), ("a", "\U0001f600"),
-                ("a\0",), ("a\0", "b"), ("ab",), ("b",)]
+        keys = [
+            ("a",),
+            ("a", ""),
+            ("a", "\0"),
+            ("a", "\0b"),
+            ("a", "b"),
+            ("a", "b", "c"),
+            ("a", "b\0"),
+            ("a", "b\0c"),
+            ("a", "bc"),
+            ("a", "ä"),
+            ("a", "\U0001f600"),
+            ("a\0",),
+            ("a\0", "b"),
+            ("ab",),
+            ("b",),
+        ]
         await self.put(store, *reversed(keys))
         assert self.keys(store) == sorted(keys)
         assert sorted(keys) == keys
@@ -123,17 +138,21 @@ class TransactionsSuite:
 
     async def test_a_failure_leaves_nothing(self, store: Transactions) -> None:
         """Of that work; others in the same moment are not touched by it."""
+
         def failing(tx: Transaction) -> None:
             tx.put(("bad",), b"")
             raise errors.NotFound("x")
 
         good = [self.put(store, ("good", str(n))) for n in range(3)]
-        results = await asyncio.gather(*good, store.write(failing), *[self.put(store, ("good", "9"))], return_exceptions=True)
+        results = await asyncio.gather(
+            *good, store.write(failing), *[self.put(store, ("good", "9"))], return_exceptions=True
+        )
         assert [type(r) for r in results] == [type(None)] * 3 + [errors.NotFound, type(None)]
         assert self.keys(store) == [("good", "0"), ("good", "1"), ("good", "2"), ("good", "9")]
 
     async def test_work_at_the_same_time_is_done_one_after_the_other(self, store: Transactions) -> None:
         """A hundred additions make a hundred."""
+
         def add(tx: Transaction) -> int:
             now = int(tx.get(("n",)) or b"0") + 1
             tx.put(("n",), str(now).encode())
@@ -168,6 +187,7 @@ class TransactionsSuite:
 
     async def test_what_is_cancelled_is_done_completely_or_not_at_all(self, store: Transactions) -> None:
         """And the store works on."""
+
         def work(tx: Transaction) -> None:
             tx.put(("a",), b"")
             tx.put(("b",), b"")

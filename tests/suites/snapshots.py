@@ -1,10 +1,13 @@
-"""What a snapshotter promises, as tests: run on the local ones, on the served ones, through the gateway, and on containerd itself.
+"""What a snapshotter promises, as tests: run on the local ones, on the served ones, through the gateway, and on
+containerd itself.
 
-A subclass has a fixture ``snapshotter``, fresh for each test or not: keys are new for each. It says which one it is (``name``) and with ``namespaced`` whether
-metadata's records are in between: then some errors are worded there, and files go when the collector comes. Mounts are really made, so root is needed.
+A subclass has a fixture ``snapshotter``, fresh for each test or not: keys are new for each. It says which one it is
+(``name``) and with ``namespaced`` whether metadata's records are in between: then some errors are worded there, and
+files go when the collector comes. Mounts are really made, so root is needed.
 
-A stranger's snapshotter passes it too. What is optional a subclass says: ``rebases`` that a commit may bring the parent, ``worded = False`` that its errors have the classes and not the words of containerd's.
-How it mounts is its own matter; of overlayfs and native the suite knows it.
+A stranger's snapshotter passes it too. What is optional a subclass says: ``rebases`` that a commit may bring the
+parent, ``worded = False`` that its errors have the classes and not the words of containerd's. How it mounts is its own
+matter; of overlayfs and native the suite knows it.
 """
 
 from __future__ import annotations
@@ -67,12 +70,19 @@ def _mount(mount: Mount, at: Path) -> None:
 
 def directories(mounts: Sequence[Mount]) -> list[str]:
     """Those of a snapshot that an overlay or a bind is made of."""
-    found = [o.split("=")[1] for mount in mounts for o in mount.options if mount.type == "overlay" and o.startswith(("upperdir=", "workdir="))]
+    found = [
+        o.split("=")[1]
+        for mount in mounts
+        for o in mount.options
+        if mount.type == "overlay" and o.startswith(("upperdir=", "workdir="))
+    ]
     return found + [mount.source for mount in mounts if mount.type in ("bind", "rbind")]
 
 
 def files(top: Path) -> dict[str, tuple[Any, ...]]:
-    """All below ``top``: its path, and what it is: type and mode, owner, contents, hard links (directories aside), xattrs."""
+    """All below ``top``: its path, and what it is: type and mode, owner, contents, hard links (directories aside),
+    xattrs.
+    """
     found: dict[str, tuple[Any, ...]] = {}
     for place, directories, names in os.walk(top):
         for name in [".", *names, *(d for d in directories if os.path.islink(os.path.join(place, d)))]:
@@ -177,7 +187,9 @@ class SnapshotterSuite:
         return name
 
     async def same_as_flat(self, snapshotter: Snapshotter, place: Path, key: str, *layers: list[Change]) -> None:
-        """Layers made one on the other show what the same changes make of one directory; each is looked at in a view."""
+        """Layers made one on the other show what the same changes make of one directory; each is looked at in a
+        view.
+        """
         flat = place / "flat"
         flat.mkdir(mode=0o755)
         parent = ""
@@ -195,7 +207,9 @@ class SnapshotterSuite:
     # -------------------------------------------------------------- lifecycle
 
     async def test_a_life(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Prepared, mounted, changed, committed, used as a parent, viewed, removed: the files are those that were written."""
+        """Prepared, mounted, changed, committed, used as a parent, viewed, removed: the files are those that were
+        written.
+        """
         first = [write("foo", "foo\n", 0o777), mkdir("a"), mkdir("a/b"), mkdir("a/b/c")]
         second = [write("bar", "bar\n", 0o777), write("foo", "bar\n", 0o777), delete("a/b")]
         base = await self.layer(snapshotter, place, f"{key}-base", "", *first)
@@ -259,7 +273,9 @@ class SnapshotterSuite:
     @of_records
     async def test_of_many_at_once_one_gets_the_key(self, snapshotter: Snapshotter, key: str) -> None:
         """Twenty prepares of one key at once make one snapshot; twenty of different keys make twenty."""
-        outcomes = await asyncio.gather(*(snapshotter.prepare(f"{key}-same", "", ROOTED) for _ in range(20)), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(snapshotter.prepare(f"{key}-same", "", ROOTED) for _ in range(20)), return_exceptions=True
+        )
         assert sum(isinstance(o, list) for o in outcomes) == 1
         assert sum(isinstance(o, errors.AlreadyExists) for o in outcomes) == 19
         made = await asyncio.gather(*(snapshotter.prepare(f"{key}-{n}", "", ROOTED) for n in range(20)))
@@ -270,9 +286,16 @@ class SnapshotterSuite:
     @of_records
     async def test_what_is_not_there(self, snapshotter: Snapshotter, key: str) -> None:
         """Every operation on a key that does not exist is NotFound, a missing parent too."""
-        for asked in (snapshotter.stat(key), snapshotter.mounts(key), snapshotter.usage(key), snapshotter.remove(key),
-                      snapshotter.update(key, {}), snapshotter.commit(f"{key}-name", key), snapshotter.prepare(f"{key}-a", key),
-                      snapshotter.view(f"{key}-v", key)):
+        for asked in (
+            snapshotter.stat(key),
+            snapshotter.mounts(key),
+            snapshotter.usage(key),
+            snapshotter.remove(key),
+            snapshotter.update(key, {}),
+            snapshotter.commit(f"{key}-name", key),
+            snapshotter.prepare(f"{key}-a", key),
+            snapshotter.view(f"{key}-v", key),
+        ):
             with self.refused(errors.NotFound, "not found$"):
                 await asked
         assert not await self.listed(snapshotter, f"name~=^{key}")
@@ -323,15 +346,26 @@ class SnapshotterSuite:
         for name in (base, f"{key}-active", f"{key}-view"):
             before = await snapshotter.stat(name)
             replaced = await snapshotter.update(name, {**ROOTED, "l1": "v1", "l2": "v2", "l3": "v3"})
-            assert replaced == Info(name, before.kind, before.created_at, replaced.updated_at, before.parent, {**ROOTED, "l1": "v1", "l2": "v2", "l3": "v3"})
+            assert replaced == Info(
+                name,
+                before.kind,
+                before.created_at,
+                replaced.updated_at,
+                before.parent,
+                {**ROOTED, "l1": "v1", "l2": "v2", "l3": "v3"},
+            )
             assert replaced.updated_at > before.updated_at
             some = await snapshotter.update(name, {"l1": "new", "l4": "v4"}, ["labels.l1", "labels.l2"])
             assert some.labels == {**ROOTED, "l1": "new", "l3": "v3"}
-            all_ = await snapshotter.update(name, {**ROOTED, "l4": "v4", "with.dots/and-slash": "x", "empty": ""}, ["labels"])
+            all_ = await snapshotter.update(
+                name, {**ROOTED, "l4": "v4", "with.dots/and-slash": "x", "empty": ""}, ["labels"]
+            )
             assert all_.labels == {**ROOTED, "l4": "v4", "with.dots/and-slash": "x"}
             dotted = await snapshotter.update(name, {"with.dots/and-slash": "y"}, ["labels.with.dots/and-slash"])
             assert dotted.labels == {**ROOTED, "l4": "v4", "with.dots/and-slash": "y"}
-            with self.refused(errors.InvalidArgument, f'cannot update "parent" field on snapshot "{name}": invalid argument$'):
+            with self.refused(
+                errors.InvalidArgument, f'cannot update "parent" field on snapshot "{name}": invalid argument$'
+            ):
                 await snapshotter.update(name, {"l1": "x"}, ["labels.l1", "parent"])
             assert await snapshotter.stat(name) == dotted, "a failed update has changed nothing"
 
@@ -370,7 +404,9 @@ class SnapshotterSuite:
 
     @of_records
     async def test_what_is_listed_can_be_asked_for_meanwhile(self, snapshotter: Snapshotter, key: str) -> None:
-        """A List of more than one message shows every snapshot as Stat does, and other calls are answered while it runs."""
+        """A List of more than one message shows every snapshot as Stat does, and other calls are answered while it
+        runs.
+        """
         await asyncio.gather(*(snapshotter.prepare(f"{key}-{n:03}", "", ROOTED) for n in range(130)))
         seen = []
         async for info in snapshotter.list([f"name~=^{key}-"]):
@@ -381,29 +417,99 @@ class SnapshotterSuite:
     # -------------------------------------------------------------- what is mounted
 
     async def test_layers_show_what_one_directory_would(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """A file is rewritten, a directory replaced, owners and modes change, files go, move and are linked: layer on layer, each seen in a view."""
-        renames = [] if self.name == "overlayfs" else [rename("dir1", "dir9")]  # the kernel's overlay refuses to rename a lower layer's directory
+        """A file is rewritten, a directory replaced, owners and modes change, files go, move and are linked: layer
+        on layer, each seen in a view.
+        """
+        # the kernel's overlay refuses to rename a lower layer's directory
+        renames = [] if self.name == "overlayfs" else [rename("dir1", "dir9")]
         await self.same_as_flat(
-            snapshotter, place, key,
-            [mkdir("etc", 0o700), write("etc/hosts", "10.0.0.1"), write("etc/profile", "PATH=/usr/bin"), mkdir("lib", 0o700), write("lib/hidden", ""),
-             mkdir("opt", 0o700), mkdir("opt/a", 0o700), write("opt/a/file", "hello"), mkdir("dir1", 0o700), mkdir("dir2", 0o700), mkdir("dir3", 0o700),
-             mkdir("dir4", 0o700), write("dir4/f1", "..."), mkdir("dir5", 0o700), write("dir5/f1", "..."), chown("dir5", 1, 1), chown("dir2", 1, 1),
-             mkdir("some", 0o700), write("some/f1", "was here first!"), write("some/f2", "nothing interesting"), write("gone", "x")],
-            [write("etc/hosts", "10.0.0.2"), write("etc/profile", "PATH=/usr/bin", 0o666), mkdir("root", 0o700), write("root/.bashrc", "x"),
-             delete("lib"), mkdir("lib", 0o700), write("lib/not-hidden", ""), chown("opt", 1, 1), chown("opt/a", 1, 1), chown("opt/a/file", 1, 1),
-             chown("dir2", 0, 0), delete("dir3"), chown("dir4", 1, 1), chown("dir4/f1", 1, 1), delete("gone"), *renames,
-             write("some/new", "new content 1"), rename("some/new", "some/f1"), rename("some/f2", "some/f3")],
-            [write("lib/newfile", ""), mkdir("dir3", 0o700), chown("dir3", 1, 1), delete("dir5"), mkdir("dir5", 0o700), chown("dir5", 1, 1),
-             mkdir("moved"), link("some/f3", "moved/f3"), delete("some/f3"), write("gone", "back")],
-            [])
+            snapshotter,
+            place,
+            key,
+            [
+                mkdir("etc", 0o700),
+                write("etc/hosts", "10.0.0.1"),
+                write("etc/profile", "PATH=/usr/bin"),
+                mkdir("lib", 0o700),
+                write("lib/hidden", ""),
+                mkdir("opt", 0o700),
+                mkdir("opt/a", 0o700),
+                write("opt/a/file", "hello"),
+                mkdir("dir1", 0o700),
+                mkdir("dir2", 0o700),
+                mkdir("dir3", 0o700),
+                mkdir("dir4", 0o700),
+                write("dir4/f1", "..."),
+                mkdir("dir5", 0o700),
+                write("dir5/f1", "..."),
+                chown("dir5", 1, 1),
+                chown("dir2", 1, 1),
+                mkdir("some", 0o700),
+                write("some/f1", "was here first!"),
+                write("some/f2", "nothing interesting"),
+                write("gone", "x"),
+            ],
+            [
+                write("etc/hosts", "10.0.0.2"),
+                write("etc/profile", "PATH=/usr/bin", 0o666),
+                mkdir("root", 0o700),
+                write("root/.bashrc", "x"),
+                delete("lib"),
+                mkdir("lib", 0o700),
+                write("lib/not-hidden", ""),
+                chown("opt", 1, 1),
+                chown("opt/a", 1, 1),
+                chown("opt/a/file", 1, 1),
+                chown("dir2", 0, 0),
+                delete("dir3"),
+                chown("dir4", 1, 1),
+                chown("dir4/f1", 1, 1),
+                delete("gone"),
+                *renames,
+                write("some/new", "new content 1"),
+                rename("some/new", "some/f1"),
+                rename("some/f2", "some/f3"),
+            ],
+            [
+                write("lib/newfile", ""),
+                mkdir("dir3", 0o700),
+                chown("dir3", 1, 1),
+                delete("dir5"),
+                mkdir("dir5", 0o700),
+                chown("dir5", 1, 1),
+                mkdir("moved"),
+                link("some/f3", "moved/f3"),
+                delete("some/f3"),
+                write("gone", "back"),
+            ],
+            [],
+        )
 
     async def test_many_layers(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
         """128 layers are mounted as one view, the topmost shown in front."""
         count = 128 if self.name == "overlayfs" else 16  # a copy for each is slow, and says no more
-        parent = await self.layer(snapshotter, place, f"{key}-0", "", write("bottom", "way at the bottom"), write("over", "0"), mkdir("only"), mkdir("add"))
+        parent = await self.layer(
+            snapshotter,
+            place,
+            f"{key}-0",
+            "",
+            write("bottom", "way at the bottom"),
+            write("over", "0"),
+            mkdir("only"),
+            mkdir("add"),
+        )
         for number in range(1, count):
-            parent = await self.layer(snapshotter, place, f"{key}-{number}", parent, write("over", str(number)), write(f"add/{number}", "same"),
-                                      delete("only"), mkdir("only"), write(f"only/{number}", "me"))
+            parent = await self.layer(
+                snapshotter,
+                place,
+                f"{key}-{number}",
+                parent,
+                write("over", str(number)),
+                write(f"add/{number}", "same"),
+                delete("only"),
+                mkdir("only"),
+                write(f"only/{number}", "me"),
+            )
         with mounted(await snapshotter.view(f"{key}-view", parent, ROOTED), place / "view") as view:
             assert (view / "bottom").read_text() == "way at the bottom"
             assert (view / "over").read_text() == str(count - 1)
@@ -411,7 +517,9 @@ class SnapshotterSuite:
             assert [p.name for p in (view / "only").iterdir()] == [str(count - 1)]
 
     async def test_a_view_is_read_only(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Nothing can be written to a view of nothing, of one layer and of two; and its files do not change with its parent's children."""
+        """Nothing can be written to a view of nothing, of one layer and of two; and its files do not change with
+        its parent's children.
+        """
         base = await self.layer(snapshotter, place, f"{key}-1", "", write("f", "1"))
         top = await self.layer(snapshotter, place, f"{key}-2", base, write("f", "2"))
         for number, parent in enumerate(["", base, top]):
@@ -437,8 +545,13 @@ class SnapshotterSuite:
                 assert (top.stat().st_uid, top.stat().st_gid) == (11, 12)
                 assert stat.S_IMODE(top.stat().st_mode) == 0o755
 
-    async def test_everything_in_a_parent_is_in_its_child(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Modes, owners, times, xattrs, capabilities, devices, fifos, sockets, links, holes and odd names of a parent are its child's."""
+    async def test_everything_in_a_parent_is_in_its_child(
+        self, snapshotter: Snapshotter, place: Path, key: str
+    ) -> None:
+        """Modes, owners, times, xattrs, capabilities, devices, fifos, sockets, links, holes and odd names of a
+        parent are its child's.
+        """
+
         def fill(top: Path) -> None:
             write("setuid", "s", 0o4755)(top)
             write("a b\nc\xff", "odd")(top)
@@ -446,7 +559,9 @@ class SnapshotterSuite:
             chown("setuid", 5, 6)(top)
             os.chmod(top / "setuid", 0o4755)
             os.setxattr(top / "setuid", "user.note", b"hello\0there")
-            os.setxattr(top / "setuid", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+            os.setxattr(
+                top / "setuid", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000")
+            )
             mkdir("sticky", 0o1777)(top)
             os.setxattr(top / "sticky", "trusted.note", b"t")
             link("setuid", "sticky/linked")(top)
@@ -463,8 +578,10 @@ class SnapshotterSuite:
                 os.utime(top / name, ns=(1_000_000_000_123_456_789, 1_200_000_000_987_654_321), follow_symlinks=False)
 
         base = await self.layer(snapshotter, place, f"{key}-base", "", fill)
-        with mounted(await snapshotter.view(f"{key}-view", base, ROOTED), place / "view") as view, \
-                mounted(await snapshotter.prepare(f"{key}-child", base, ROOTED), place / "child") as child:
+        with (
+            mounted(await snapshotter.view(f"{key}-view", base, ROOTED), place / "view") as view,
+            mounted(await snapshotter.prepare(f"{key}-child", base, ROOTED), place / "child") as child,
+        ):
             wanted = files(view)
             assert "sticky/linked" in wanted
             assert wanted["setuid"][4] == 2
@@ -475,7 +592,9 @@ class SnapshotterSuite:
             assert (await snapshotter.usage(f"{key}-child")).size < 1 << 20
 
     async def test_mounts(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Each kind on no, one and two layers is mounted as containerd's snapshotter of that name does it, and Mounts says again what its making said."""
+        """Each kind on no, one and two layers is mounted as containerd's snapshotter of that name does it, and
+        Mounts says again what its making said.
+        """
         base = await self.layer(snapshotter, place, f"{key}-1", "")
         top = await self.layer(snapshotter, place, f"{key}-2", base)
         made: dict[str, list[Mount]] = {}
@@ -489,11 +608,19 @@ class SnapshotterSuite:
         assert all(len(mounts) == 1 and not mounts[0].target for mounts in made.values())
         if self.name == "native":
             assert {name: (m.type, m.options) for name, [m] in made.items()} == {
-                f"{kind}{n}": ("bind", ("rbind", access)) for kind, access in (("p", "rw"), ("v", "ro")) for n in range(3)}
-            assert len({m.source for [m] in made.values()}) == 6, "a view of one layer shows that layer, all else is its own"
+                f"{kind}{n}": ("bind", ("rbind", access))
+                for kind, access in (("p", "rw"), ("v", "ro"))
+                for n in range(3)
+            }
+            assert len({m.source for [m] in made.values()}) == 6, (
+                "a view of one layer shows that layer, all else is its own"
+            )
             return
         assert {name: (m.type, m.options) for name, [m] in made.items() if m.type == "bind"} == {
-            "p0": ("bind", ("rw", "rbind")), "v0": ("bind", ("ro", "rbind")), "v1": ("bind", ("ro", "rbind"))}
+            "p0": ("bind", ("rw", "rbind")),
+            "v0": ("bind", ("ro", "rbind")),
+            "v1": ("bind", ("ro", "rbind")),
+        }
         [lower1] = made["v1"]
         snapshots = Path(lower1.source).parent.parent
         [lower] = [o.removeprefix("lowerdir=") for o in made["v2"][0].options if o.startswith("lowerdir=")]
@@ -512,7 +639,9 @@ class SnapshotterSuite:
         assert made["v2"] == [overlay(f"lowerdir={lower}")]
 
     async def test_usage(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Usage counts allocated blocks and inodes, hard links once, without the parents; of a committed snapshot as it was committed."""
+        """Usage counts allocated blocks and inodes, hard links once, without the parents; of a committed snapshot
+        as it was committed.
+        """
         parent = await self.layer(snapshotter, place, f"{key}-base", "", write("lower", "x" * 100_000))
         mounts = await snapshotter.prepare(f"{key}-a", "", ROOTED)
         empty = await snapshotter.usage(f"{key}-a")
@@ -536,7 +665,9 @@ class SnapshotterSuite:
         await snapshotter.prepare(f"{key}-child", f"{key}-c", ROOTED)
         if not (self.containerd and self.name == "native"):
             usage = await snapshotter.usage(f"{key}-child")
-            assert usage == linked if self.name == "native" else (usage.size, usage.inodes) <= (empty.size, empty.inodes), "a child takes what it has changed, or copied"
+            assert (
+                usage == linked if self.name == "native" else (usage.size, usage.inodes) <= (empty.size, empty.inodes)
+            ), "a child takes what it has changed, or copied"
         await snapshotter.view(f"{key}-view", parent, ROOTED)
         assert await snapshotter.usage(f"{key}-view") == Usage()
 
@@ -558,19 +689,29 @@ class SnapshotterSuite:
                 await snapshotter.stat(f"{key}-bad")
 
     async def test_a_chain_is_rebased_at_once(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """Commits that are asked for in order, one upon the other, need not wait for each other's answers. After one that fails, all above fail."""
+        """Commits that are asked for in order, one upon the other, need not wait for each other's answers. After
+        one that fails, all above fail.
+        """
         if self.containerd or not self.rebases:
             pytest.skip("rebase is optional")
         names = [f"{key}-{number}" for number in range(20)]
         for name in [*names, f"{key}-above"]:
             with mounted(await snapshotter.prepare(f"{name}-apart", "", ROOTED), place / "m") as top:
                 write(name.rpartition("-")[2], "1")(top)
-        await asyncio.gather(*(snapshotter.commit(name, f"{name}-apart", ROOTED, parent=below) for name, below in zip(names, ["", *names], strict=False)))
+        await asyncio.gather(
+            *(
+                snapshotter.commit(name, f"{name}-apart", ROOTED, parent=below)
+                for name, below in zip(names, ["", *names], strict=False)
+            )
+        )
         assert [(await snapshotter.stat(name)).parent for name in names] == ["", *names[:-1]]
         with mounted(await snapshotter.view(f"{key}-view", names[-1], ROOTED), place / "m") as view:
             assert {p.name for p in view.iterdir()} == {str(number) for number in range(20)}
-        ends = await asyncio.gather(snapshotter.commit(f"{key}-none", f"{key}-nothing", ROOTED, parent=names[-1]),
-                                    snapshotter.commit(f"{key}-above", f"{key}-above-apart", ROOTED, parent=f"{key}-none"), return_exceptions=True)
+        ends = await asyncio.gather(
+            snapshotter.commit(f"{key}-none", f"{key}-nothing", ROOTED, parent=names[-1]),
+            snapshotter.commit(f"{key}-above", f"{key}-above-apart", ROOTED, parent=f"{key}-none"),
+            return_exceptions=True,
+        )
         assert [type(end) for end in ends] == [errors.NotFound, errors.NotFound]
         assert (await snapshotter.stat(f"{key}-above-apart")).kind is Kind.ACTIVE
 
@@ -596,7 +737,9 @@ class SnapshotterSuite:
     # -------------------------------------------------------------- what is left
 
     async def test_nothing_is_left_of_what_was_removed(self, snapshotter: Snapshotter, place: Path, key: str) -> None:
-        """After a cleanup removed snapshots cannot be mounted, and their directories are gone, mounted once or not, full or empty, and all others are there."""
+        """After a cleanup removed snapshots cannot be mounted, and their directories are gone, mounted once or not,
+        full or empty, and all others are there.
+        """
         if self.namespaced:
             pytest.skip("files go when the collector comes")
         base = await self.layer(snapshotter, place, f"{key}-base", "", write("f", "x"), mkdir("d"), write("d/e", "x"))

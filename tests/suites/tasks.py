@@ -37,7 +37,9 @@ def runtimes() -> list[str]:
 
 
 def crun_beside(place: Path) -> Path:
-    """crun, to be named as a runtime's program. It takes a machine that has both versions of cgroups for one of the second only: it is not shown that one."""
+    """crun, to be named as a runtime's program. It takes a machine that has both versions of cgroups for one of the
+    second only: it is not shown that one.
+    """
     if not shutil.which("crun"):
         pytest.skip("crun is not installed")
     program = place / "crun-of-v1"
@@ -71,8 +73,12 @@ exec {shim} "$@"
 
 
 def exec_spec(*args: str, terminal: bool = False) -> Opaque:
-    return Opaque("types.containerd.io/opencontainers/runtime-spec/1/Process", json.dumps(
-        {"args": args, "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal, "user": {"uid": 0, "gid": 0}}).encode())
+    return Opaque(
+        "types.containerd.io/opencontainers/runtime-spec/1/Process",
+        json.dumps(
+            {"args": args, "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal, "user": {"uid": 0, "gid": 0}}
+        ).encode(),
+    )
 
 
 def any_of(message: Any) -> Opaque:
@@ -81,7 +87,10 @@ def any_of(message: Any) -> Opaque:
 
 
 async def listed_as(tasks: Tasks, wanted: Mapping[str, Status]) -> None:
-    """Until the list has these tasks, so: a machine that stops for longer than a shim is given makes any of them UNKNOWN for a moment."""
+    """Until the list has these tasks, so: a machine that stops for longer than a shim is given makes any of them
+    UNKNOWN for a moment.
+    """
+
     async def there() -> bool:
         return {p.id: p.status for p in await tasks.list(NS)} == wanted
 
@@ -97,8 +106,12 @@ async def in_status(tasks: Tasks, name: str, status: Status, exec_id: str = "") 
 
 def shim_of(node: FakeGateway, name: str) -> int:
     """The pid of a task's shim."""
-    found = [pid for pid in processes_naming(node.state)
-             if f"-id\0{name}\0" in Path(f"/proc/{pid}/cmdline").read_text() and "containerd-shim" in Path(f"/proc/{pid}/cmdline").read_text()]
+    found = [
+        pid
+        for pid in processes_naming(node.state)
+        if f"-id\0{name}\0" in Path(f"/proc/{pid}/cmdline").read_text()
+        and "containerd-shim" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
     assert len(found) == 1, found
     return found[0]
 
@@ -109,11 +122,24 @@ def leftovers(node: FakeGateway) -> list[object]:
     return [
         *(pid for pid in processes_naming(node.state) if "containerd-shim" in Path(f"/proc/{pid}/cmdline").read_text()),
         *mounts_below(node.state),
-        *(node.state / TASKS).glob("*/*"), *(root / TASKS).glob("*/*"), *(node.state / "runc").glob("*/*"),
-        *(node.state / "tasks/exits").glob("*"), *(node.state / "tasks/sightings").glob("*"), *(node.state / "tasks/checkpoints").glob("*")]
+        *(node.state / TASKS).glob("*/*"),
+        *(root / TASKS).glob("*/*"),
+        *(node.state / "runc").glob("*/*"),
+        *(node.state / "tasks/exits").glob("*"),
+        *(node.state / "tasks/sightings").glob("*"),
+        *(node.state / "tasks/checkpoints").glob("*"),
+    ]
 
 
-async def start(tasks: Tasks, node: FakeGateway, name: str, *args: str, runtime: str = "io.containerd.runc.v2", io: IO = IO(), **how: Any) -> int:
+async def start(
+    tasks: Tasks,
+    node: FakeGateway,
+    name: str,
+    *args: str,
+    runtime: str = "io.containerd.runc.v2",
+    io: IO = IO(),
+    **how: Any,
+) -> int:
     """A running task of a new container."""
     node.add(name, *args, runtime=runtime, **how)
     await tasks.create(NS, name, CreateOptions(io=io, rootfs=(node.mount,)))
@@ -172,7 +198,9 @@ class TasksSuite:
                 await verb(NS, "idle")
 
     async def test_bundle_is_laid_out_as_containerds(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """config.json is the spec byte for byte; rootfs, work, log, shim-binary-path, bootstrap.json and the shim's files are where tools look."""
+        """config.json is the spec byte for byte; rootfs, work, log, shim-binary-path, bootstrap.json and the shim's
+        files are where tools look.
+        """
         pid = await start(tasks, node, "b", "sleep", "100", runtime=runtime)
         bundle = node.state / TASKS / NS / "b"
         assert (bundle / "config.json").read_bytes() == node.records[NS, "b"].spec.value
@@ -180,7 +208,9 @@ class TasksSuite:
         assert (bundle / "work").readlink() == node.state.parent / "root" / TASKS / NS / "b"
         assert (bundle / "init.pid").read_text() == str(pid)
         assert (bundle / "log").is_fifo()
-        assert (bundle / "shim-binary-path").read_text() == (shutil.which("containerd-shim-runc-v2") if runtime.startswith("io.") else runtime)
+        assert (bundle / "shim-binary-path").read_text() == (
+            shutil.which("containerd-shim-runc-v2") if runtime.startswith("io.") else runtime
+        )
         address = json.loads((bundle / "bootstrap.json").read_text())
         assert (address["protocol"], address["version"] in (2, 3)) == ("ttrpc", True)
         assert json.loads((bundle / "options.json").read_text())["root"] == str(node.state / "runc")
@@ -195,7 +225,9 @@ class TasksSuite:
         written = json.loads((node.state / TASKS / NS / "o/options.json").read_text())
         assert (written["no_new_keyring"], written["root"]) == (True, str(node.state / "runc"))
         await tasks.delete(NS, "o")
-        await tasks.create(NS, "o", CreateOptions(rootfs=(node.mount,), options=any_of(oci_pb2.Options(root=str(mine)))))
+        await tasks.create(
+            NS, "o", CreateOptions(rootfs=(node.mount,), options=any_of(oci_pb2.Options(root=str(mine))))
+        )
         assert (mine / NS / "o").is_dir()
         assert "no_new_keyring" not in json.loads((node.state / TASKS / NS / "o/options.json").read_text())
         await tasks.delete(NS, "o")
@@ -204,7 +236,9 @@ class TasksSuite:
     async def test_a_task_is_made_once(self, tasks: Tasks, node: FakeGateway) -> None:
         """A second create, even at the same time, is AlreadyExists; after a delete the name is free at once."""
         node.add("once", "sleep", "100")
-        made = await asyncio.gather(*(tasks.create(NS, "once", CreateOptions(rootfs=(node.mount,))) for _ in range(3)), return_exceptions=True)
+        made = await asyncio.gather(
+            *(tasks.create(NS, "once", CreateOptions(rootfs=(node.mount,))) for _ in range(3)), return_exceptions=True
+        )
         failed = [e for e in made if not isinstance(e, int)]
         assert [str(e) for e in failed] == ["task once: already exists"] * 2
         assert all(isinstance(e, errors.AlreadyExists) for e in failed)
@@ -215,9 +249,15 @@ class TasksSuite:
     async def test_unknown_runtimes_are_named(self, tasks: Tasks, node: FakeGateway) -> None:
         """containerd's words, and nothing left behind."""
         for runtime, words in (
-            ("io.containerd.nosuch.v9", r'runtime "io.containerd.nosuch.v9" binary not installed "containerd-shim-nosuch-v9": file does not exist$'),
+            (
+                "io.containerd.nosuch.v9",
+                r'runtime "io.containerd.nosuch.v9" binary not installed "containerd-shim-nosuch-v9": file does not exist$',
+            ),
             ("/no/such/shim", r"invalid custom binary path: stat /no/such/shim: no such file or directory$"),
-            ("odd", r"invalid runtime name odd, correct runtime name should be either format like `io.containerd.runc.v2` or a full path to the binary$"),
+            (
+                "odd",
+                r"invalid runtime name odd, correct runtime name should be either format like `io.containerd.runc.v2` or a full path to the binary$",
+            ),
         ):
             node.add("r", "true", runtime=runtime)
             with pytest.raises(errors.Unknown, match=f"^failed to start shim: failed to resolve runtime path: {words}"):
@@ -248,12 +288,17 @@ class TasksSuite:
         await tasks.delete(NS, "f")
 
     async def test_id_mapped_mounts_are_not_ignored(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A runtime that cannot say that it has them, as Debian's runc 1.1, is refused such a spec, and nothing is left."""
+        """A runtime that cannot say that it has them, as Debian's runc 1.1, is refused such a spec, and nothing is
+        left.
+        """
         record = node.add("i", "true", runtime=runtime)
         spec = json.loads(record.spec.value)
         spec["mounts"].append({"destination": "/tmp", "type": "bind", "source": "/tmp", "options": ["rbind", "idmap"]})
         record.spec.value = json.dumps(spec).encode()
-        with pytest.raises(errors.Unknown, match="^failed to validate OCI runtime features: (failed to run .*-info|idmap mounts not supported)"):
+        with pytest.raises(
+            errors.Unknown,
+            match="^failed to validate OCI runtime features: (failed to run .*-info|idmap mounts not supported)",
+        ):
             await tasks.create(NS, "i", CreateOptions(rootfs=(node.mount,)))
         assert leftovers(node) == []
 
@@ -304,21 +349,34 @@ class TasksSuite:
             await tasks.start(NS, "x", "e2")
         await end(tasks, "x")
         await node.topic("x", "/tasks/delete")
-        assert [t for t, e in node.events if e.container_id == "x" and (
-            getattr(e, "exec_id", "") == "e1" or getattr(e, "id", "") == "e1")] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
+        assert [
+            t
+            for t, e in node.events
+            if e.container_id == "x" and (getattr(e, "exec_id", "") == "e1" or getattr(e, "id", "") == "e1")
+        ] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
 
     async def test_requests_are_checked_before_the_shim(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Payloads, options and stdio: InvalidArgument that names the field, nothing is left, and the task goes on. (A shim would only refuse these, too.)"""
+        """Payloads, options and stdio: InvalidArgument that names the field, nothing is left, and the task goes on.
+        (A shim would only refuse these, too.)
+        """
         missing = str(node.state / "missing")
         node.add("c", "true", runtime=runtime)
-        for options, field in ((CreateOptions(io=IO("", missing, missing)), "stdout"), (CreateOptions(io=IO(missing, "/dev/null", "/dev/null")), "stdin"),
-                               (CreateOptions(io=IO("", "/dev/null", "")), "stderr"), (CreateOptions(options=Opaque("no.Such", b"\x08\x01")), "options")):
+        for options, field in (
+            (CreateOptions(io=IO("", missing, missing)), "stdout"),
+            (CreateOptions(io=IO(missing, "/dev/null", "/dev/null")), "stdin"),
+            (CreateOptions(io=IO("", "/dev/null", "")), "stderr"),
+            (CreateOptions(options=Opaque("no.Such", b"\x08\x01")), "options"),
+        ):
             with pytest.raises(errors.InvalidArgument, match=f"^{field}"):
                 await tasks.create(NS, "c", replace(options, rootfs=(node.mount,)))
         with pytest.raises(errors.NotFound):
             await tasks.get(NS, "c")
         pid = await start(tasks, node, "q", "sleep", "100", runtime=runtime)
-        for spec, io, field in ((Opaque("x", b""), IO(), "spec"), (exec_spec("true"), IO("", "/dev/null", missing), "stderr"), (exec_spec("true"), IO(terminal=True), "stdout")):
+        for spec, io, field in (
+            (Opaque("x", b""), IO(), "spec"),
+            (exec_spec("true"), IO("", "/dev/null", missing), "stderr"),
+            (exec_spec("true"), IO(terminal=True), "stdout"),
+        ):
             with pytest.raises(errors.InvalidArgument, match=f"^{field}"):
                 await tasks.exec(NS, "q", "e", spec, io)
         with pytest.raises(errors.InvalidArgument, match="^resources"):
@@ -332,7 +390,9 @@ class TasksSuite:
         await end(tasks, "q")
 
     async def test_signals(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A signal reaches the init; killing what has stopped is NotFound; with everything, execs die too, and that may be repeated."""
+        """A signal reaches the init; killing what has stopped is NotFound; with everything, execs die too, and that
+        may be repeated.
+        """
         await start(tasks, node, "k", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done", runtime=runtime)
         await tasks.exec(NS, "k", "e", exec_spec("sleep", "100"), IO())
         await tasks.start(NS, "k", "e")
@@ -357,7 +417,9 @@ class TasksSuite:
         await tasks.delete(NS, "all")
 
     async def test_killing_everything_spares_who_shares_the_cgroup(self, tasks: Tasks, node: FakeGateway) -> None:
-        """Clients put same-named containers of two nodes into one cgroup; removing one by force leaves the other alone, if they have pid namespaces."""
+        """Clients put same-named containers of two nodes into one cgroup; removing one by force leaves the other
+        alone, if they have pid namespaces.
+        """
         shared = "/splitd-test/shared"
         await start(tasks, node, "mine", "sh", "-c", "sleep 100 & wait", cgroup=shared)
         other = await start(tasks, node, "other", "sleep", "100", cgroup=shared)
@@ -385,9 +447,18 @@ class TasksSuite:
             await gone(pid)
 
     async def test_a_spec_with_more_than_is_known(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """What a client put into a field of its own, 3000 levels of it, is nobody's business: the task runs, and is killed with everything."""
+        """What a client put into a field of its own, 3000 levels of it, is nobody's business: the task runs, and is
+        killed with everything.
+        """
         record = node.add("deep", "sleep", "100", runtime=runtime)
-        record.spec.value = record.spec.value.removesuffix(b"}") + b',"\\u0078-mine":' + b'{"a":[' * 1500 + b'"\\ud800"' + b"]}" * 1500 + b"}"
+        record.spec.value = (
+            record.spec.value.removesuffix(b"}")
+            + b',"\\u0078-mine":'
+            + b'{"a":[' * 1500
+            + b'"\\ud800"'
+            + b"]}" * 1500
+            + b"}"
+        )
         await tasks.create(NS, "deep", CreateOptions(rootfs=(node.mount,)))
         pid = await tasks.start(NS, "deep")
         await tasks.kill(NS, "deep", "", signal.SIGKILL, everything=True)
@@ -410,10 +481,14 @@ class TasksSuite:
         assert node.topics("p")[2:4] == ["/tasks/paused", "/tasks/resumed"]
 
     @pytest.mark.parametrize("everything", [True, False])
-    async def test_a_paused_task_of_another_runtime_is_killed(self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, *, everything: bool) -> None:
+    async def test_a_paused_task_of_another_runtime_is_killed(
+        self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, *, everything: bool
+    ) -> None:
         """crun does not thaw what it kills: the task dies all the same, and whoever shares its cgroup does not."""
         crun = oci_pb2.Options(binary_name=str(crun_beside(place)))
-        other = await start(tasks, node, "beside", "sleep", "100", runtime=runtime, cgroup="/splitd-test/thawed", options=crun)
+        other = await start(
+            tasks, node, "beside", "sleep", "100", runtime=runtime, cgroup="/splitd-test/thawed", options=crun
+        )
         await start(tasks, node, "paused", "sleep", "100", runtime=runtime, cgroup="/splitd-test/thawed", options=crun)
         await tasks.pause(NS, "paused")
         assert (await tasks.get(NS, "paused")).status is Status.PAUSED
@@ -434,8 +509,12 @@ class TasksSuite:
             assert (await asyncio.wait_for(tasks.wait(NS, "c"), 15)).status == 0
         await tasks.delete(NS, "c")
 
-    async def test_who_asks_for_a_task_that_is_being_created_waits(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Its state is asked for, and its input closed, before Create is answered: it is there, and reads to the end."""
+    async def test_who_asks_for_a_task_that_is_being_created_waits(
+        self, tasks: Tasks, node: FakeGateway, runtime: str
+    ) -> None:
+        """Its state is asked for, and its input closed, before Create is answered: it is there, and reads to the
+        end.
+        """
         node.add("c", "cat", runtime=runtime)
         async with output(node.state, "c") as o:
             o.write("all\n")
@@ -491,14 +570,25 @@ class TasksSuite:
         assert await tasks.metrics(NS, ["id==other"]) == []
         with pytest.raises(errors.InvalidArgument):
             await tasks.metrics(NS, ["id==="])
-        await tasks.update(NS, "m", Opaque("types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", b'{"pids": {"limit": 77}}'), {})
-        group = next(line.split(":")[2] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line.split(":")[1] in ("pids", ""))
+        await tasks.update(
+            NS,
+            "m",
+            Opaque("types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", b'{"pids": {"limit": 77}}'),
+            {},
+        )
+        group = next(
+            line.split(":")[2]
+            for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+            if line.split(":")[1] in ("pids", "")
+        )
         found = [Path(f"/sys/fs/cgroup{base}{group}/pids.max") for base in ("/pids", "")]
         assert next(f for f in found if f.exists()).read_text() == "77\n"
         await end(tasks, "m")
 
     async def test_a_dead_shim_takes_its_task_with_it(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Killed with -9: its processes die, waiters are answered 137, exit and deletion are published, nothing stays, and others do not notice."""
+        """Killed with -9: its processes die, waiters are answered 137, exit and deletion are published, nothing
+        stays, and others do not notice.
+        """
         other = await start(tasks, node, "other", "sleep", "100", runtime=runtime)
         pid = await start(tasks, node, "s", "sleep", "100", runtime=runtime)
         await tasks.exec(NS, "s", "e", exec_spec("sleep", "100"), IO())
@@ -528,10 +618,21 @@ class TasksSuite:
 
     @pytest.mark.parametrize("hindrance", ["runtime file gone", "runc gone", "bundle gone"])
     async def test_a_task_whose_cleaning_up_fails_is_not_forgotten(
-            self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, hindrance: str) -> None:
-        """However its shim's program fails, the exit is told when its processes are dead, once, and then nothing of it is left and the name is free."""
+        self, tasks: Tasks, node: FakeGateway, runtime: str, place: Path, hindrance: str
+    ) -> None:
+        """However its shim's program fails, the exit is told when its processes are dead, once, and then nothing of
+        it is left and the name is free.
+        """
         shim = Hindered(place, runtime)
-        pid = await start(tasks, node, "s", "sleep", "100", runtime=str(shim.program), options=oci_pb2.Options(binary_name=str(shim.runc)))
+        pid = await start(
+            tasks,
+            node,
+            "s",
+            "sleep",
+            "100",
+            runtime=str(shim.program),
+            options=oci_pb2.Options(binary_name=str(shim.runc)),
+        )
         waiting = asyncio.create_task(tasks.wait(NS, "s"))
         await asyncio.sleep(0)
         bundle = node.state / TASKS / NS / "s"
@@ -555,7 +656,9 @@ class TasksSuite:
         await end(tasks, "s")
 
     async def test_a_silent_shim_is_only_slow(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """A shim that does not answer fails its own calls by deadline, and is listed as UNKNOWN; others answer meanwhile; afterwards all is as before."""
+        """A shim that does not answer fails its own calls by deadline, and is listed as UNKNOWN; others answer
+        meanwhile; afterwards all is as before.
+        """
         pid = await start(tasks, node, "h", "sleep", "100", runtime=runtime)
         await start(tasks, node, "i", "sleep", "100", runtime=runtime)
         shim = shim_of(node, "h")
@@ -574,7 +677,9 @@ class TasksSuite:
         await end(tasks, "i")
 
     async def test_grouped_tasks_share_a_shim(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
-        """Deleting one of a group leaves the shim to the other; deleting the last ends it; killed, it takes all of the group with it."""
+        """Deleting one of a group leaves the shim to the other; deleting the last ends it; killed, it takes all of
+        the group with it.
+        """
         group: dict[str, Any] = {"annotations": {"io.containerd.runc.v2.group": "g1"}}
         await start(tasks, node, "g1", "sleep", "100", runtime=runtime, **group)
         pid = await start(tasks, node, "g2", "sleep", "100", runtime=runtime, **group)
@@ -599,7 +704,9 @@ class TasksSuite:
 
     async def test_running_out_of_memory_is_told(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """A task over its memory limit is killed, 137, with an OOM event from the shim."""
-        record = node.add("oom", "sh", "-c", "sleep 0.3; dd if=/dev/zero of=/dev/null bs=64M count=1; exit 3", runtime=runtime)
+        record = node.add(
+            "oom", "sh", "-c", "sleep 0.3; dd if=/dev/zero of=/dev/null bs=64M count=1; exit 3", runtime=runtime
+        )
         spec = json.loads(record.spec.value)
         spec["linux"]["resources"]["memory"] = {"limit": 16 << 20}
         record.spec.value = json.dumps(spec).encode()
@@ -625,6 +732,7 @@ class TasksSuite:
 
     async def test_twenty_at_once(self, tasks: Tasks, node: FakeGateway, runtime: str) -> None:
         """Twenty tasks made, run and deleted at the same time each end with their own status."""
+
         async def one(number: int) -> int:
             name = f"n{number}"
             await start(tasks, node, name, "sh", "-c", f"exit {number}", runtime=runtime)
@@ -654,14 +762,22 @@ class TasksSuite:
         await end(tasks, "g")
 
     @pytest.mark.parametrize("removed", [False, True], ids=["", "removed"])
-    async def test_a_create_that_waits_for_fifos_is_undone_when_it_is_given_up(self, tasks: Tasks, node: FakeGateway, runtime: str, *, removed: bool) -> None:
-        """Its client is killed before it opened them, and perhaps removed them: the name is free within 5 s, and nothing is left."""
+    async def test_a_create_that_waits_for_fifos_is_undone_when_it_is_given_up(
+        self, tasks: Tasks, node: FakeGateway, runtime: str, *, removed: bool
+    ) -> None:
+        """Its client is killed before it opened them, and perhaps removed them: the name is free within 5 s, and
+        nothing is left.
+        """
         stdin, stdout, stderr = paths = [node.state / f"f.{stream}" for stream in ("in", "out", "err")]
         for path in paths:
             os.mkfifo(path)
         node.add("f", "sleep", "100", runtime=runtime)
-        making = asyncio.create_task(tasks.create(NS, "f", CreateOptions(io=IO(str(stdin), str(stdout), str(stderr)), rootfs=(node.mount,))))
-        await eventually_async(lambda: asyncio.sleep(0, (node.state / TASKS / NS / "f/init.pid").exists()), "runc does not make it")
+        making = asyncio.create_task(
+            tasks.create(NS, "f", CreateOptions(io=IO(str(stdin), str(stdout), str(stderr)), rootfs=(node.mount,)))
+        )
+        await eventually_async(
+            lambda: asyncio.sleep(0, (node.state / TASKS / NS / "f/init.pid").exists()), "runc does not make it"
+        )
         _, pending = await asyncio.wait({making}, timeout=0.5)
         assert pending, "the shim does not wait for its FIFOs"
         if removed:
@@ -681,7 +797,8 @@ class TasksSuite:
         assert leftovers(node) == []
 
     async def test_checkpoint(self, tasks: Tasks, node: FakeGateway, place: Path) -> None:
-        """Two blobs, the image and the spec, written under the caller's lease; with an image path none, and the image is there.
+        """Two blobs, the image and the spec, written under the caller's lease; with an image path none, and the image
+        is there.
 
         CRIU does not run on every machine, so a runc that writes an image without it stands in for this one verb.
         """
@@ -704,7 +821,9 @@ echo memory > "$image/core-1.img"
         assert node.blobs[config.digest] == node.records[NS, "cp"].spec.SerializeToString()
         assert b"memory" in node.blobs[image.digest]
         (place / "image").mkdir()
-        assert await tasks.checkpoint(NS, "cp", any_of(oci_pb2.CheckpointOptions(image_path=str(place / "image")))) == []
+        assert (
+            await tasks.checkpoint(NS, "cp", any_of(oci_pb2.CheckpointOptions(image_path=str(place / "image")))) == []
+        )
         assert (place / "image/core-1.img").read_text() == "memory\n"
         await end(tasks, "cp")
 
@@ -713,8 +832,16 @@ echo memory > "$image/core-1.img"
         node.add("bad", "true")
         node.blobs["sha256:0"] = bytes(10240)  # an empty tar
         with pytest.raises(errors.NodeError, match="criu|restore|checkpoint"):
-            await tasks.create(NS, "bad", CreateOptions(
-                rootfs=(node.mount,), checkpoint=Descriptor("application/vnd.containerd.container.criu.checkpoint.criu.tar", "sha256:0", 10240)))
+            await tasks.create(
+                NS,
+                "bad",
+                CreateOptions(
+                    rootfs=(node.mount,),
+                    checkpoint=Descriptor(
+                        "application/vnd.containerd.container.criu.checkpoint.criu.tar", "sha256:0", 10240
+                    ),
+                ),
+            )
             await tasks.start(NS, "bad")
         with contextlib.suppress(errors.NotFound):
             await tasks.delete(NS, "bad")
@@ -728,4 +855,15 @@ echo memory > "$image/core-1.img"
         await end(tasks, "co")
 
 
-__all__ = ["LIFE", "Hindered", "TasksSuite", "end", "exec_spec", "in_status", "leftovers", "listed_as", "shim_of", "start"]
+__all__ = [
+    "LIFE",
+    "Hindered",
+    "TasksSuite",
+    "end",
+    "exec_spec",
+    "in_status",
+    "leftovers",
+    "listed_as",
+    "shim_of",
+    "start",
+]

@@ -1,4 +1,6 @@
-"""What a tasks service needs around it, for its tests: a small gateway that answers from memory, containers of busybox, FIFOs to read."""
+"""What a tasks service needs around it, for its tests: a small gateway that answers from memory, containers of
+busybox, FIFOs to read.
+"""
 
 from __future__ import annotations
 
@@ -50,20 +52,39 @@ def spec(*args: str, terminal: bool = False, root: str = "rootfs", cgroup: str =
     capabilities = ["CAP_KILL", "CAP_CHOWN", "CAP_SYS_CHROOT"]
     return {
         "ociVersion": "1.0.2",
-        "process": {"terminal": terminal, "user": {"uid": 0, "gid": 0}, "args": list(args), "env": ["PATH=/bin", "TERM=xterm"], "cwd": "/",
-                    "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities), "noNewPrivileges": True},
+        "process": {
+            "terminal": terminal,
+            "user": {"uid": 0, "gid": 0},
+            "args": list(args),
+            "env": ["PATH=/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "noNewPrivileges": True,
+        },
         "root": {"path": root},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}],
-        "linux": {"cgroupsPath": cgroup, "resources": {"devices": [{"allow": True, "access": "rwm"}]},
-                  "namespaces": [{"type": t} for t in ("pid", "ipc", "uts", "mount", "network")]},
-        **more}
+            {
+                "destination": "/dev/pts",
+                "type": "devpts",
+                "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            },
+        ],
+        "linux": {
+            "cgroupsPath": cgroup,
+            "resources": {"devices": [{"allow": True, "access": "rwm"}]},
+            "namespaces": [{"type": t} for t in ("pid", "ipc", "uts", "mount", "network")],
+        },
+        **more,
+    }
 
 
 class FakeGateway:
-    """internal.sock and containerd.sock.ttrpc of a node, with as much behind them as tasks asks for. ``events`` are all that came, as topic and message."""
+    """internal.sock and containerd.sock.ttrpc of a node, with as much behind them as tasks asks for. ``events`` are
+    all that came, as topic and message.
+    """
 
     def __init__(self, state: Path, rootfs: Path) -> None:
         self.state = state
@@ -77,9 +98,16 @@ class FakeGateway:
 
     async def start(self) -> None:
         self.state.mkdir(parents=True, exist_ok=True)
-        await self._stack.enter_async_context(rpc.serving(self.state / "internal.sock", [
-            _Containers(self), _Namespaces(self), _Snapshots(self), _Content(self), _Events(self)], grace=0.1))
-        await self._stack.enter_async_context(ttrpc.serving(self.state / "containerd.sock.ttrpc", [_TtrpcEvents(self)], grace=0.1))
+        await self._stack.enter_async_context(
+            rpc.serving(
+                self.state / "internal.sock",
+                [_Containers(self), _Namespaces(self), _Snapshots(self), _Content(self), _Events(self)],
+                grace=0.1,
+            )
+        )
+        await self._stack.enter_async_context(
+            ttrpc.serving(self.state / "containerd.sock.ttrpc", [_TtrpcEvents(self)], grace=0.1)
+        )
 
     async def stop(self) -> None:
         await self._stack.aclose()
@@ -91,8 +119,16 @@ class FakeGateway:
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    def add(self, name: str, *args: str, runtime: str = RUNC, namespace: str = NS, labels: dict[str, str] | None = None, options: Message | None = None,
-            **how: Any) -> containers_pb2.Container:
+    def add(
+        self,
+        name: str,
+        *args: str,
+        runtime: str = RUNC,
+        namespace: str = NS,
+        labels: dict[str, str] | None = None,
+        options: Message | None = None,
+        **how: Any,
+    ) -> containers_pb2.Container:
         """A container's record."""
         how.setdefault("cgroup", f"/splitd-test/{self.state.parent.name}/{namespace}/{name}")
         record = containers_pb2.Container(id=name, labels=labels or {}, snapshotter="overlayfs", snapshot_key=name)
@@ -128,7 +164,9 @@ class FakeGateway:
     def receive(self, envelope: Any) -> Empty:
         message = getattr(events, type_name(envelope.event).rpartition(".")[2]).FromString(envelope.event.value)
         if envelope.topic in ("/tasks/exit", "/tasks/delete") and any(
-                t == envelope.topic and (e.container_id, e.id, e.pid) == (message.container_id, message.id, message.pid) for t, e in self.events):
+            t == envelope.topic and (e.container_id, e.id, e.pid) == (message.container_id, message.id, message.pid)
+            for t, e in self.events
+        ):
             self.doubles.append((envelope.topic, message))
         else:
             self.events.append((envelope.topic, message))
@@ -151,8 +189,14 @@ class _Containers(_Part):
 
     async def List(self, request, call):
         wanted = filters.parse(request.filters)
-        found = [r for (ns, _), r in self.gateway.records.items() if ns == call.namespace and wanted.match(
-            lambda path, r=r: filters.of_map(path[1:], r.labels) if path[0] == "labels" else ("", False))]  # type: ignore[misc]
+        found = [
+            r
+            for (ns, _), r in self.gateway.records.items()
+            if ns == call.namespace
+            and wanted.match(
+                lambda path, r=r: filters.of_map(path[1:], r.labels) if path[0] == "labels" else ("", False)  # type: ignore[misc]
+            )
+        ]
         return containers_pb2.ListContainersResponse(containers=found)
 
     async def Update(self, request, call):
@@ -167,7 +211,9 @@ class _Namespaces(_Part):
     SERVICE = namespaces_stubs.NAMESPACES
 
     async def List(self, request, call):
-        return namespaces_pb2.ListNamespacesResponse(namespaces=[namespaces_pb2.Namespace(name=n) for n in sorted({ns for ns, _ in self.gateway.records})])
+        return namespaces_pb2.ListNamespacesResponse(
+            namespaces=[namespaces_pb2.Namespace(name=n) for n in sorted({ns for ns, _ in self.gateway.records})]
+        )
 
 
 class _Snapshots(_Part):
@@ -175,7 +221,9 @@ class _Snapshots(_Part):
 
     async def Mounts(self, request, call):
         mount = self.gateway.mount
-        return snapshots_pb2.MountsResponse(mounts=[mount_pb2.Mount(type=mount.type, source=mount.source, options=mount.options)])
+        return snapshots_pb2.MountsResponse(
+            mounts=[mount_pb2.Mount(type=mount.type, source=mount.source, options=mount.options)]
+        )
 
 
 class _Content(_Part):
@@ -287,13 +335,29 @@ def contained(node: FakeGateway) -> list[int]:
 
 def end_all(node: FakeGateway) -> None:
     """For the end of a test, however it went: no shim and no container of its, frozen ones neither, is left running."""
+
     def ended() -> bool:
-        left = [*(pid for pid in processes_naming(node.state) if b"containerd-shim" in Path(f"/proc/{pid}/cmdline").read_bytes()), *contained(node)]
+        left = [
+            *(
+                pid
+                for pid in processes_naming(node.state)
+                if b"containerd-shim" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ),
+            *contained(node),
+        ]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(OSError):  # no such process by now, or cgroups of version 2 only, where the dead need not be thawed
-                group = next((line.split(":", 2)[2] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if ":freezer:" in line), "/")
+            # no such process by now, or cgroups of version 2 only, where the dead need not be thawed
+            with contextlib.suppress(OSError):
+                group = next(
+                    (
+                        line.split(":", 2)[2]
+                        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+                        if ":freezer:" in line
+                    ),
+                    "/",
+                )
                 if group != "/":
                     Path(f"/sys/fs/cgroup/freezer{group}/freezer.state").write_text("THAWED")
         return not left
@@ -301,4 +365,18 @@ def end_all(node: FakeGateway) -> None:
     eventually(ended, "a test's processes do not end")
 
 
-__all__ = ["NS", "RUNC", "SPEC", "FakeGateway", "Output", "alive", "asyncio", "busybox", "contained", "end_all", "gone", "output", "spec"]
+__all__ = [
+    "NS",
+    "RUNC",
+    "SPEC",
+    "FakeGateway",
+    "Output",
+    "alive",
+    "asyncio",
+    "busybox",
+    "contained",
+    "end_all",
+    "gone",
+    "output",
+    "spec",
+]

@@ -1,4 +1,6 @@
-"""What every life of containerd.services.transfer.v1 and of streaming.v1 does, pulls and pushes aside; run on a node, and on a containerd 2 where there is one."""
+"""What every life of containerd.services.transfer.v1 and of streaming.v1 does, pulls and pushes aside; run on a
+node, and on a containerd 2 where there is one.
+"""
 
 from __future__ import annotations
 
@@ -63,15 +65,31 @@ def layout(images: Mapping[str, Image], **more: bytes) -> bytes:
     """An OCI layout of images by their full names."""
     entries = [{**found.descriptor, "annotations": {IMAGE_NAME: name}} for name, found in images.items()]
     blobs = {f"blobs/sha256/{digest[7:]}": data for found in images.values() for digest, data in found.blobs.items()}
-    return files({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps({"schemaVersion": 2, "manifests": entries}).encode(), **blobs, **more})
+    return files(
+        {
+            "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+            "index.json": json.dumps({"schemaVersion": 2, "manifests": entries}).encode(),
+            **blobs,
+            **more,
+        }
+    )
 
 
 def saved(layers: Sequence[bytes], *names: str, architecture: str = MACHINE) -> bytes:
     """What docker save writes of an image."""
-    config = {"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}}
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
+    }
     entry = {"Config": "config.json", "RepoTags": names, "Layers": [f"{n}/layer.tar" for n in range(len(layers))]}
-    return files({"manifest.json": json.dumps([entry]).encode(), "config.json": json.dumps(config).encode(),
-                  **{f"{n}/layer.tar": layer for n, layer in enumerate(layers)}})
+    return files(
+        {
+            "manifest.json": json.dumps([entry]).encode(),
+            "config.json": json.dumps(config).encode(),
+            **{f"{n}/layer.tar": layer for n, layer in enumerate(layers)},
+        }
+    )
 
 
 class Transfers:
@@ -79,7 +97,9 @@ class Transfers:
 
     _ids = itertools.count()
     patience = 0.0
-    """Seconds to wait for the last bytes of an export. containerd may still be sending when the transfer returns; our node must not."""
+    """Seconds to wait for the last bytes of an export. containerd may still be sending when the transfer returns;
+    our node must not.
+    """
 
     def __init__(self, channel: Channel, namespace: str, lease: str = "") -> None:
         self.headers = {NAMESPACE: namespace, **({LEASE: lease} if lease else {})}
@@ -113,14 +133,23 @@ class Transfers:
             while (value := await stream.receive()) is not None:
                 told.append(Progress.FromString(value.value))
 
-    async def import_(self, archive: bytes | AsyncIterator[bytes], store: imagestore_pb2.ImageStore | None = None, *, told: list[Progress] | None = None,
-                      **options: Any) -> None:
+    async def import_(
+        self,
+        archive: bytes | AsyncIterator[bytes],
+        store: imagestore_pb2.ImageStore | None = None,
+        *,
+        told: list[Progress] | None = None,
+        **options: Any,
+    ) -> None:
         """Import an archive, sent as containerd's client sends it: in pieces of 32 KiB, no more than is allowed."""
         async with self.stream("import") as (name, stream):
             sending = asyncio.ensure_future(_send(stream, archive))
             try:
-                await self.transfer(importexport_pb2.ImageImportStream(stream=name, **options),
-                                    imagestore_pb2.ImageStore(extra_references=[NAMED]) if store is None else store, told=told)
+                await self.transfer(
+                    importexport_pb2.ImageImportStream(stream=name, **options),
+                    imagestore_pb2.ImageStore(extra_references=[NAMED]) if store is None else store,
+                    told=told,
+                )
             finally:
                 sending.cancel()
                 await asyncio.wait((sending,))
@@ -132,7 +161,11 @@ class Transfers:
             archive = bytearray()
             receiving = asyncio.ensure_future(_receive(stream, archive))
             try:
-                await self.transfer(imagestore_pb2.ImageStore(extra_references=references), importexport_pb2.ImageExportStream(stream=name, **options), told=told)
+                await self.transfer(
+                    imagestore_pb2.ImageStore(extra_references=references),
+                    importexport_pb2.ImageExportStream(stream=name, **options),
+                    told=told,
+                )
                 await asyncio.sleep(self.patience)
                 return bytes(archive)
             finally:
@@ -141,7 +174,9 @@ class Transfers:
 
     async def images(self) -> dict[str, images_pb2.Image]:
         """By name."""
-        return {i.name: i for i in (await self._images.List(images_pb2.ListImagesRequest(), headers=self.headers)).images}
+        return {
+            i.name: i for i in (await self._images.List(images_pb2.ListImagesRequest(), headers=self.headers)).images
+        }
 
     async def delete_image(self, name: str) -> None:
         """Delete it and collect what it kept."""
@@ -149,10 +184,16 @@ class Transfers:
 
     async def labels(self, digest: str) -> dict[str, str]:
         """A blob's; NotFound."""
-        return dict((await self._content.Info(content_pb2.InfoRequest(digest=digest), headers=self.headers)).info.labels)
+        return dict(
+            (await self._content.Info(content_pb2.InfoRequest(digest=digest), headers=self.headers)).info.labels
+        )
 
     async def blobs(self) -> set[str]:
-        return {info.digest async for page in self._content.List(content_pb2.ListContentRequest(), headers=self.headers) for info in page.info}
+        return {
+            info.digest
+            async for page in self._content.List(content_pb2.ListContentRequest(), headers=self.headers)
+            for info in page.info
+        }
 
     async def ingests(self) -> list[str]:
         response = await self._content.ListStatuses(content_pb2.ListStatusesRequest(), headers=self.headers)
@@ -160,12 +201,17 @@ class Transfers:
 
     async def leases(self) -> dict[str, Mapping[str, str]]:
         """Labels by id."""
-        return {lease.id: lease.labels for lease in (await self._leases.List(leases_pb2.ListRequest(), headers=self.headers)).leases}
+        return {
+            lease.id: lease.labels
+            for lease in (await self._leases.List(leases_pb2.ListRequest(), headers=self.headers)).leases
+        }
 
     async def snapshots(self) -> dict[str, snapshots_pb2.Info]:
         """Of overlayfs, by name."""
         request = snapshots_pb2.ListSnapshotsRequest(snapshotter="overlayfs")
-        return {info.name: info async for page in self._snapshots.List(request, headers=self.headers) for info in page.info}
+        return {
+            info.name: info async for page in self._snapshots.List(request, headers=self.headers) for info in page.info
+        }
 
 
 async def _send(stream: Stream, archive: bytes | AsyncIterator[bytes]) -> None:
@@ -173,7 +219,7 @@ async def _send(stream: Stream, archive: bytes | AsyncIterator[bytes]) -> None:
     allowed = 0
     async for data in source:
         for start in range(0, len(data), WINDOW // 2):
-            piece = data[start:start + WINDOW // 2]
+            piece = data[start : start + WINDOW // 2]
             while allowed < len(piece):
                 value = await stream.receive()
                 if value is None:
@@ -221,11 +267,22 @@ class TransferSuite:
         box, told = image([tar_of([("a", {"data": b"a"})]), tar_of([("b", {"data": b"b"})])]), list[Progress]()
         await client.import_(layout({"example.com/box:1": box}, stray=b"stray"), told=told)
         found = (await client.images())["example.com/box:1"]
-        assert (found.target.digest, found.target.media_type, found.target.size) == (box.digest, box.media_type, len(box.blobs[box.digest]))
+        assert (found.target.digest, found.target.media_type, found.target.size) == (
+            box.digest,
+            box.media_type,
+            len(box.blobs[box.digest]),
+        )
         config = json.loads(box.blobs[box.digest])["config"]["digest"]
-        assert await client.labels(box.digest) == {"containerd.io/gc.ref.content.config": config, "containerd.io/gc.ref.content.l.0": box.layers[0],
-                                                   "containerd.io/gc.ref.content.l.1": box.layers[1]}
-        assert [(p.event, p.name) for p in told] == [("Importing", ""), ("saved", "example.com/box:1"), ("Completed import", "")]
+        assert await client.labels(box.digest) == {
+            "containerd.io/gc.ref.content.config": config,
+            "containerd.io/gc.ref.content.l.0": box.layers[0],
+            "containerd.io/gc.ref.content.l.1": box.layers[1],
+        }
+        assert [(p.event, p.name) for p in told] == [
+            ("Importing", ""),
+            ("saved", "example.com/box:1"),
+            ("Completed import", ""),
+        ]
         assert told[1].desc.digest == box.digest
         await client.import_(layout({"example.com/other:1": image([b"not unpacked"])}))
         await client.delete_image("example.com/other:1")
@@ -235,13 +292,18 @@ class TransferSuite:
         """Each layer to a snapshot by its chain id, found by labels."""
         layers = [tar_of([("a", {"data": b"1"})]), tar_of([("b", {"data": b"2"})])]
         box = image(layers)
-        await client.import_(layout({"example.com/box:1": box}), imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK], platforms=[HERE]))
+        await client.import_(
+            layout({"example.com/box:1": box}),
+            imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK], platforms=[HERE]),
+        )
         low = digest_of(layers[0])
         top = digest_of(f"{low} {digest_of(layers[1])}".encode())
         found = await client.snapshots()
         assert {name: info.parent for name, info in found.items()} == {low: "", top: low}
         assert found[top].labels["containerd.io/snapshot.ref"] == top
-        assert [await client.labels(digest) for digest in box.layers] == [{"containerd.io/uncompressed": digest_of(layer)} for layer in layers]
+        assert [await client.labels(digest) for digest in box.layers] == [
+            {"containerd.io/uncompressed": digest_of(layer)} for layer in layers
+        ]
         config = json.loads(box.blobs[box.digest])["config"]["digest"]
         assert await client.labels(config) == {"containerd.io/gc.ref.snapshot.overlayfs": top}
         await client.delete_image("example.com/box:1")
@@ -257,29 +319,51 @@ class TransferSuite:
         manifest = json.loads(box.blobs[box.digest])
         manifest["config"] |= {"digest": digest_of(data), "size": len(data)}
         document = json.dumps(manifest).encode()
-        wrong = Image(box.media_type, digest_of(document), {**box.blobs, digest_of(data): data, digest_of(document): document}, box.architecture)
+        wrong = Image(
+            box.media_type,
+            digest_of(document),
+            {**box.blobs, digest_of(data): data, digest_of(document): document},
+            box.architecture,
+        )
         with pytest.raises(errors.Unknown, match="wrong diff id"):
-            await client.import_(layout({"a:1": wrong}), imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK]))
+            await client.import_(
+                layout({"a:1": wrong}), imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[UNPACK])
+            )
         assert not await client.images()
         assert not await client.snapshots()
 
     async def test_what_docker_saved_gets_the_same_digests_everywhere(self, client: Transfers) -> None:
         """So an image that went through docker is the same on each node."""
-        await client.import_(saved([files({"a": b"a"}), files({"b": b"b"})], "box:1", "example.com/x/box:2", architecture="amd64"))
+        await client.import_(
+            saved([files({"a": b"a"}), files({"b": b"b"})], "box:1", "example.com/x/box:2", architecture="amd64")
+        )
         assert {name: i.target.digest for name, i in (await client.images()).items()} == dict.fromkeys(
-            ("docker.io/library/box:1", "example.com/x/box:2"), "sha256:1530bf7e620b0f1ac2e2ff269f7946f623d8191a527783568923e77a6146d0b6")
+            ("docker.io/library/box:1", "example.com/x/box:2"),
+            "sha256:1530bf7e620b0f1ac2e2ff269f7946f623d8191a527783568923e77a6146d0b6",
+        )
 
     async def test_names_come_from_prefixes_and_digests(self, client: Transfers) -> None:
         """Tags behind the prefix, digests where they are wanted, labels on all."""
         box = image([b"x"])
         entry = {**box.descriptor, "annotations": {"org.opencontainers.image.ref.name": "v1"}}
         whole = json.dumps({"manifests": [entry, box.descriptor]}).encode()
-        archive = files({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": whole,
-                         **{f"blobs/sha256/{digest[7:]}": data for digest, data in box.blobs.items()}})
-        reference = imagestore_pb2.ImageReference(name="example.com/p", is_prefix=True, add_digest=True, skip_named_digest=True)
+        archive = files(
+            {
+                "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+                "index.json": whole,
+                **{f"blobs/sha256/{digest[7:]}": data for digest, data in box.blobs.items()},
+            }
+        )
+        reference = imagestore_pb2.ImageReference(
+            name="example.com/p", is_prefix=True, add_digest=True, skip_named_digest=True
+        )
         await client.import_(archive, imagestore_pb2.ImageStore(extra_references=[reference], labels={"a": "b"}))
         found = await client.images()
-        assert found.keys() - {f"example.com/p@{digest_of(whole)}"} == {"example.com/p:v1", f"example.com/p@{box.digest}"}  # containerd 2.1 has not the index's
+        # containerd 2.1 has not the index's
+        assert found.keys() - {f"example.com/p@{digest_of(whole)}"} == {
+            "example.com/p:v1",
+            f"example.com/p@{box.digest}",
+        }
         assert all(i.labels == {"a": "b"} for i in found.values())
 
     async def test_an_import_lasts_under_a_lease_of_its_own(self, client: Transfers) -> None:
@@ -293,7 +377,7 @@ class TransferSuite:
             yield archive[90_000:]
 
         await client.import_(source())
-        (labels,), = (found.values() for found in leases)
+        ((labels,),) = (found.values() for found in leases)
         assert "containerd.io/gc.expire" in labels
         assert not await client.leases()
 
@@ -307,7 +391,9 @@ class TransferSuite:
         await client.delete_image("example.com/box:1")
         assert set(box.blobs) <= await client.blobs()
 
-    async def test_an_export_is_the_same_each_time_and_can_be_imported(self, channel: Channel, client: Transfers) -> None:
+    async def test_an_export_is_the_same_each_time_and_can_be_imported(
+        self, channel: Channel, client: Transfers
+    ) -> None:
         """The whole archive is there when the transfer returns, however long it is."""
         box = image([tar_of([("random", {"data": os.urandom(3_000_000)})])])
         await client.import_(layout({"docker.io/library/box:1": box}))
@@ -316,24 +402,42 @@ class TransferSuite:
         assert [p.event for p in told] == ["Exporting", "Completed export"]
         assert archive == await client.export("docker.io/library/box:1")
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            assert set(box.blobs) == {f"sha256:{m.name.rpartition('/')[2]}" for m in tar.getmembers() if m.name.startswith("blobs/sha256/") and m.isfile()}
+            assert set(box.blobs) == {
+                f"sha256:{m.name.rpartition('/')[2]}"
+                for m in tar.getmembers()
+                if m.name.startswith("blobs/sha256/") and m.isfile()
+            }
             manifest = tar.extractfile("manifest.json")
             assert manifest is not None
             assert json.load(manifest)[0]["RepoTags"] == ["box:1"]
         other = Transfers(channel, f"{client.headers[NAMESPACE]}-other")
         await other.import_(archive)
-        assert {n: i.target.digest for n, i in (await other.images()).items()} == {"docker.io/library/box:1": box.digest}
+        assert {n: i.target.digest for n, i in (await other.images()).items()} == {
+            "docker.io/library/box:1": box.digest
+        }
 
     async def test_an_index_is_exported_for_platforms(self, client: Transfers) -> None:
         """This machine's where none is named; all where all are wanted."""
         here, there = image([b"here"]), image([b"there"], architecture="mips64")
         multi = index(here, there)
         await client.import_(layout({"example.com/multi:1": multi}))
-        found = [await client.export("example.com/multi:1", **options) for options in (
-            {}, {"platforms": [Platform(os="linux", architecture="mips64")]}, {"all_platforms": True}, {"skip_compatibility_manifest": True})]
+        found = [
+            await client.export("example.com/multi:1", **options)
+            for options in (
+                {},
+                {"platforms": [Platform(os="linux", architecture="mips64")]},
+                {"all_platforms": True},
+                {"skip_compatibility_manifest": True},
+            )
+        ]
         names = [set(names_in(archive)) for archive in found]
         layers = [f"blobs/sha256/{i.layers[0][7:]}" for i in (here, there)]
-        assert [[layer in n for layer in layers] for n in names] == [[True, False], [False, True], [True, True], [True, False]]
+        assert [[layer in n for layer in layers] for n in names] == [
+            [True, False],
+            [False, True],
+            [True, True],
+            [True, False],
+        ]
         assert ["manifest.json" in n for n in names] == [True, True, True, False]
         with pytest.raises(errors.NotFound, match="no manifest found for platform"):
             await client.export("example.com/multi:1", platforms=[Platform(os="linux", architecture="s390x")])
@@ -343,7 +447,9 @@ class TransferSuite:
         await client.import_(layout({"example.com/one:1": one, "example.com/two:1": two}))
         store = imagestore_pb2.ImageStore
         for source in ("one", "two"):
-            await client.transfer(store(name=f"example.com/{source}:1"), store(name="example.com/tag:1", labels={"from": source}))
+            await client.transfer(
+                store(name=f"example.com/{source}:1"), store(name="example.com/tag:1", labels={"from": source})
+            )
         found = (await client.images())["example.com/tag:1"]
         assert (found.target.digest, dict(found.labels)) == (two.digest, {"from": "two"})
         with pytest.raises(errors.NotFound, match='image "example.com/none:1": not found'):
@@ -360,7 +466,13 @@ class TransferSuite:
         with pytest.raises(errors.NotFound):
             await client.transfer(importexport_pb2.ImageImportStream(stream="none"), imagestore_pb2.ImageStore())
         registry = registry_pb2.OCIRegistry(reference="example.com/a:1")
-        with pytest.raises(errors.Unimplemented, match="method Transfer not implemented for containerd.types.transfer.OCIRegistry to containerd.types.transfer.OCIRegistry"):
+        with pytest.raises(
+            errors.Unimplemented,
+            match=(
+                "method Transfer not implemented for containerd.types.transfer.OCIRegistry to "
+                "containerd.types.transfer.OCIRegistry"
+            ),
+        ):
             await client.transfer(registry, registry)
         async with client.stream("twice") as (name, _):
             async with client._streaming.Stream(headers=client.headers) as again:
@@ -385,14 +497,20 @@ class NodeTransferSuite(TransferSuite):
 
     @pytest.mark.parametrize("skip", [False, True])
     async def test_digests_are_the_names_of_what_has_no_others(self, client: Transfers, skip: bool) -> None:
-        """As by containerd since 2.3 (its TestTransferImport/DigestOnly): the index and each of its manifests become PREFIX@DIGEST."""
+        """As by containerd since 2.3 (its TestTransferImport/DigestOnly): the index and each of its manifests
+        become PREFIX@DIGEST.
+        """
         boxes = [image([b"x"]), image([b"y"])]
         whole = json.dumps({"manifests": [box.descriptor for box in boxes]}).encode()
         blobs = {f"blobs/sha256/{digest[7:]}": data for box in boxes for digest, data in box.blobs.items()}
         archive = files({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": whole, **blobs})
-        reference = imagestore_pb2.ImageReference(name="example.com/p", is_prefix=True, add_digest=True, skip_named_digest=skip)
+        reference = imagestore_pb2.ImageReference(
+            name="example.com/p", is_prefix=True, add_digest=True, skip_named_digest=skip
+        )
         await client.import_(archive, imagestore_pb2.ImageStore(extra_references=[reference]))
-        assert set(await client.images()) == {f"example.com/p@{digest}" for digest in (digest_of(whole), *(box.digest for box in boxes))}
+        assert set(await client.images()) == {
+            f"example.com/p@{digest}" for digest in (digest_of(whole), *(box.digest for box in boxes))
+        }
 
     async def test_a_client_that_goes_away_leaves_nothing(self, client: Transfers) -> None:
         """Neither image, lease nor ingest; what came in is collected."""
@@ -424,8 +542,19 @@ class NodeTransferSuite(TransferSuite):
         """Any of the node's will do; containerd's must be in its configuration."""
         archive = layout({"example.com/box:1": image([tar_of([("a", {"data": b"1"})])])})
         unpack = imagestore_pb2.UnpackConfiguration
-        await client.import_(archive, imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[unpack(platform=HERE, snapshotter="native")]))
+        await client.import_(
+            archive,
+            imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[unpack(platform=HERE, snapshotter="native")]),
+        )
         with pytest.raises(errors.InvalidArgument, match="snapshotter not loaded: none"):
-            await client.import_(archive, imagestore_pb2.ImageStore(extra_references=[NAMED], unpacks=[unpack(platform=HERE, snapshotter="none")]))
+            await client.import_(
+                archive,
+                imagestore_pb2.ImageStore(
+                    extra_references=[NAMED], unpacks=[unpack(platform=HERE, snapshotter="none")]
+                ),
+            )
         with pytest.raises(errors.InvalidArgument, match="no unpack platforms defined"):
-            await client.import_(archive, imagestore_pb2.ImageStore(unpacks=[unpack(platform=Platform(os="windows", architecture="amd64"))]))
+            await client.import_(
+                archive,
+                imagestore_pb2.ImageStore(unpacks=[unpack(platform=Platform(os="windows", architecture="amd64"))]),
+            )

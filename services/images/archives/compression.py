@@ -11,7 +11,9 @@ _PIECE = 1 << 18
 
 
 def gzipped(source: int, target: int) -> tuple[str, int]:
-    """Compress all that the file descriptor ``source`` gives into ``target``; the digest and size of what was written. ResourceExhausted if there is no room for it."""
+    """Compress all that the file descriptor ``source`` gives into ``target``; the digest and size of what was
+    written. ResourceExhausted if there is no room for it.
+    """
     import zlib
 
     hashing = hashlib.sha256()

@@ -1,7 +1,9 @@
 """Exports: from images to an archive that containerd, docker load and OCI tools read.
 
-The archive is an OCI layout: ``oci-layout``, ``index.json``, which has an entry for each name, and the blobs of all manifests that are wanted. Beside it stands ``manifest.json`` for docker load,
-with one manifest of each image. It is a plain tar, its files in the order of their names and without times or owners: the same images always give the same bytes, which are containerd's too.
+The archive is an OCI layout: ``oci-layout``, ``index.json``, which has an entry for each name, and the blobs of all
+manifests that are wanted. Beside it stands ``manifest.json`` for docker load, with one manifest of each image. It is a
+plain tar, its files in the order of their names and without times or owners: the same images always give the same
+bytes, which are containerd's too.
 """
 
 from __future__ import annotations
@@ -54,11 +56,15 @@ class _Manifest:
 
 
 async def exported(source: ImageStore, destination: ExportStream, node: Node, report: Report) -> None:
-    """Write the source's images to the archive. NotFound for an image, for one of its documents or layers, or where an index has nothing for the platform."""
+    """Write the source's images to the archive. NotFound for an image, for one of its documents or layers, or where
+    an index has nothing for the platform.
+    """
     report(Progress("Exporting"))
     with tracing.span("images.export"):
-        targets = [image.target.annotated({names.IMAGE_NAME: image.name, names.REF_NAME: names.for_oci(image.name)})
-                   for image in await names.looked_up(source, node)]
+        targets = [
+            image.target.annotated({names.IMAGE_NAME: image.name, names.REF_NAME: names.for_oci(image.name)})
+            for image in await names.looked_up(source, node)
+        ]
         records = await _Archive(destination, node).records(targets)
         await written(records, destination.sink, node)
     report(Progress("Completed export"))
@@ -91,10 +97,27 @@ class _Archive:
             self._walk = Walk(self._node)
             await self._add(entry)
         self._put(Record("oci-layout", 0o444, manifests.encoded({"imageLayoutVersion": "1.0.0"})))
-        self._put(Record("index.json", 0o644, manifests.encoded(
-            {"schemaVersion": 2, "mediaType": media_types.INDEX, "manifests": [manifests.descriptor_to_json(entry) for entry in entries]})))
+        self._put(
+            Record(
+                "index.json",
+                0o644,
+                manifests.encoded(
+                    {
+                        "schemaVersion": 2,
+                        "mediaType": media_types.INDEX,
+                        "manifests": [manifests.descriptor_to_json(entry) for entry in entries],
+                    }
+                ),
+            )
+        )
         if self._docker and not self._wanted.skip_docker_manifest:
-            self._put(Record("manifest.json", 0o644, manifests.encoded([await self._for_docker(manifest) for manifest in self._docker.values()])))
+            self._put(
+                Record(
+                    "manifest.json",
+                    0o644,
+                    manifests.encoded([await self._for_docker(manifest) for manifest in self._docker.values()]),
+                )
+            )
         if self._algorithms:
             self._put(Record("blobs/", 0o755))
         for algorithm in self._algorithms:
@@ -156,9 +179,14 @@ class _Archive:
         self._records.setdefault(record.name, record)
 
     async def _for_docker(self, manifest: _Manifest) -> dict[str, object]:
-        config, *layers = await blobs.children(self._node, replace(manifest.descriptor, media_type=media_types.MANIFEST))
-        return {"Config": _path(config.digest), "RepoTags": [references.familiar(name) for name in manifest.names] or None,
-                "Layers": [_path(layer.digest) for layer in layers] or None}
+        config, *layers = await blobs.children(
+            self._node, replace(manifest.descriptor, media_type=media_types.MANIFEST)
+        )
+        return {
+            "Config": _path(config.digest),
+            "RepoTags": [references.familiar(name) for name in manifest.names] or None,
+            "Layers": [_path(layer.digest) for layer in layers] or None,
+        }
 
 
 def _path(digest: str) -> str:
@@ -190,9 +218,20 @@ def header(record: Record) -> bytes:
         info.mode, info.size, info.type = record.mode, record.size, kind
         return info.tobuf(tarfile.PAX_FORMAT)
     block = bytearray(tarfile.BLOCKSIZE)
-    for offset, text in ((0, name), (100, b"%07o" % record.mode), (108, b"0000000"), (116, b"0000000"), (124, b"%011o" % record.size), (136, b"00000000000"),
-                         (148, b" " * 8), (156, kind), (257, b"ustar\x0000"), (329, b"0000000"), (337, b"0000000")):
-        block[offset:offset + len(text)] = text
+    for offset, text in (
+        (0, name),
+        (100, b"%07o" % record.mode),
+        (108, b"0000000"),
+        (116, b"0000000"),
+        (124, b"%011o" % record.size),
+        (136, b"00000000000"),
+        (148, b" " * 8),
+        (156, kind),
+        (257, b"ustar\x0000"),
+        (329, b"0000000"),
+        (337, b"0000000"),
+    ):
+        block[offset : offset + len(text)] = text
     block[148:155] = b"%06o\x00" % sum(block)
     return bytes(block)
 

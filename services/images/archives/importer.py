@@ -1,16 +1,22 @@
 """Imports: from an archive to images.
 
-An archive is a tar, perhaps compressed, of one of two kinds. An *OCI layout* has documents of its own: ``oci-layout``, ``index.json``, and blobs. What ``docker save`` writes has ``manifest.json``, which
-says which files are whose config and layers; here it is made into Docker manifests and an index of them. (Archives that have both, such as our exports, are OCI layouts.)
+An archive is a tar, perhaps compressed, of one of two kinds. An *OCI layout* has documents of its own: ``oci-layout``,
+``index.json``, and blobs. What ``docker save`` writes has ``manifest.json``, which says which files are whose config
+and layers; here it is made into Docker manifests and an index of them. (Archives that have both, such as our exports,
+are OCI layouts.)
 
-1. Every file becomes a blob as it comes by, whatever its name; what nothing refers to in the end is collected once the lease is gone.
-2. The index is walked: each document is labelled with what it refers to, as far as the destination wants it (``documents/graph.py``). Documents that are missing are an error; layers are not
-   looked at, so an archive may lack those that the node has.
+1. Every file becomes a blob as it comes by, whatever its name; what nothing refers to in the end is collected once the
+   lease is gone.
+2. The index is walked: each document is labelled with what it refers to, as far as the destination wants it
+   (``documents/graph.py``). Documents that are missing are an error; layers are not looked at, so an archive may lack
+   those that the node has.
 3. Layers are unpacked if the destination says so.
-4. The index and each of its entries are stored as images under the names that the destination gives them (``names.py``); those without a name are not. Where the destination wants only
-   what is for its platforms, an entry that has nothing for them is left out, and told.
+4. The index and each of its entries are stored as images under the names that the destination gives them
+   (``names.py``); those without a name are not. Where the destination wants only what is for its platforms, an entry
+   that has nothing for them is left out, and told.
 
-An archive is a stranger's: what is remembered of it is bounded, its headers by the reader (``kit/tar.py``), and it must be whole, the compressed stream too. Reading it blocks, so a thread does it.
+An archive is a stranger's: what is remembered of it is bounded, its headers by the reader (``kit/tar.py``), and it must
+be whole, the compressed stream too. Reading it blocks, so a thread does it.
 """
 
 from __future__ import annotations
@@ -51,7 +57,9 @@ DOCKER = "manifest.json"
 
 _PIECE = 1 << 18
 _WINDOW = 1 << 27
-"""Bytes of a zstd frame's window: what zstd writes with ``--ultra -22`` or ``--long``, and reads without being asked. This process inflates for everybody."""
+"""Bytes of a zstd frame's window: what zstd writes with ``--ultra -22`` or ``--long``, and reads without being
+asked. This process inflates for everybody.
+"""
 NAMES_LIMIT = 64 << 20
 """Bytes of the names of an archive's files, and of what its links name; each counts for :data:`_NAME` more."""
 _NAME = 200
@@ -70,7 +78,9 @@ class Contents:
     blobs: dict[str, Descriptor] = field(default_factory=dict)
     """By name in the archive; without media type."""
     stored: set[str] = field(default_factory=set)
-    """Their digests: of small files many may be the same, such as the VERSION of each layer that ``docker save`` wrote for years."""
+    """Their digests: of small files many may be the same, such as the VERSION of each layer that ``docker save``
+    wrote for years.
+    """
     links: dict[str, str] = field(default_factory=dict)
     """Symbolic links and what they name."""
     layout: str | None = None
@@ -87,10 +97,18 @@ class Contents:
             raise errors.ResourceExhausted("the archive has too many files")
 
 
-async def imported(source: ImportStream, destination: ImageStore, node: Node, unpacker: Unpacker, report: Report, most_layers: int = LAYERS) -> None:
+async def imported(
+    source: ImportStream,
+    destination: ImageStore,
+    node: Node,
+    unpacker: Unpacker,
+    report: Report,
+    most_layers: int = LAYERS,
+) -> None:
     """Import the archive, whose images have so many layers at most; ``node`` acts under a lease.
 
-    Unknown for what is no archive of images and for one without an image that is wanted, NotFound for documents that it lacks.
+    Unknown for what is no archive of images and for one without an image that is wanted, NotFound for documents that it
+    lacks.
     """
     report(Progress("Importing"))
     wanted = unpacker.accepted(destination.unpacks)
@@ -150,7 +168,9 @@ def _mismatch(entries: Sequence[Descriptor], destination: ImageStore) -> str:
 
 
 async def read(source: ImportStream, node: Node, *, room: int = NAMES_LIMIT) -> Contents:
-    """Make every file of the archive a blob. ResourceExhausted if what is remembered of their names takes more than ``room`` bytes."""
+    """Make every file of the archive a blob. ResourceExhausted if what is remembered of their names takes more than
+    ``room`` bytes.
+    """
     contents = Contents(room=room)
     unique = base64.urlsafe_b64encode(os.urandom(6)).decode()
     async with _in_thread(source.source) as (file, run):
@@ -162,15 +182,21 @@ async def read(source: ImportStream, node: Node, *, room: int = NAMES_LIMIT) -> 
                 contents.takes(archive.name, target)
                 contents.links[archive.name] = target
             elif name == LAYOUT:
-                contents.layout = await parser.read(await run(archive.document), manifests.layout_version_in, f"untar {quoted(archive.name)}")
+                contents.layout = await parser.read(
+                    await run(archive.document), manifests.layout_version_in, f"untar {quoted(archive.name)}"
+                )
             elif name == DOCKER:
-                contents.docker = await parser.read(await run(archive.document), manifests.saved_in, f"untar {quoted(archive.name)}")
+                contents.docker = await parser.read(
+                    await run(archive.document), manifests.saved_in, f"untar {quoted(archive.name)}"
+                )
             else:
                 contents.takes(name)
                 data = await run(archive.small)
                 blob = Descriptor("", digests.digest_of(data), len(data)) if data is not None else None
                 if blob is None or blob.digest not in contents.stored:
-                    async with node.filling(f"tar-{name if len(name) <= _LONG_NAME else digests.digest_of(name.encode())}-{unique}") as filling:
+                    async with node.filling(
+                        f"tar-{name if len(name) <= _LONG_NAME else digests.digest_of(name.encode())}-{unique}"
+                    ) as filling:
                         blob = await run(archive.copied, filling, data)
                         await filling.commit(blob.digest, blob.size)
                     contents.stored.add(blob.digest)
@@ -181,7 +207,9 @@ async def read(source: ImportStream, node: Node, *, room: int = NAMES_LIMIT) -> 
 
 @contextlib.asynccontextmanager
 async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handover, Run]]:
-    """``source`` as a file, and a function that runs others in a thread which may read it. A failure of the source is the block's."""
+    """``source`` as a file, and a function that runs others in a thread which may read it. A failure of the source
+    is the block's.
+    """
     handover = Handover()
     pool = ThreadPoolExecutor(1, "import")  # of its own: it may wait for a slow client, and others would wait with it
 
@@ -211,7 +239,9 @@ async def _in_thread(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[Handov
 
 
 class _Archive:
-    """The tar in a file, inflated if it is ``compressed``; for the thread. Unknown for what is damaged, with the name of the entry."""
+    """The tar in a file, inflated if it is ``compressed``; for the thread. Unknown for what is damaged, with the
+    name of the entry.
+    """
 
     def __init__(self, file: Handover, compressed: bool) -> None:
         self._file = file
@@ -264,7 +294,13 @@ class _Archive:
         assert entry is not None
         hashing = hashlib.sha256()
         with self._readable(f"failed to ingest {quoted(self.name)}: "):
-            for piece in [data] if data is not None else self._reader.data() if entry.sparse is None else self._filled(entry.size, entry.sparse):
+            for piece in (
+                [data]
+                if data is not None
+                else self._reader.data()
+                if entry.sparse is None
+                else self._filled(entry.size, entry.sparse)
+            ):
                 hashing.update(piece)
                 write(filling.fd, piece)
         filling.filled()
@@ -287,12 +323,14 @@ class _Archive:
             end = offset + length
             while at < end:
                 piece = piece or next(pieces)
-                yield (now := piece[:end - at])
-                piece = piece[len(now):]
+                yield (now := piece[: end - at])
+                piece = piece[len(now) :]
                 at += len(now)
 
     def drain(self) -> None:
-        """To the end: a compressed stream has its checksum there, and a client whose last bytes nobody takes complains."""
+        """To the end: a compressed stream has its checksum there, and a client whose last bytes nobody takes
+        complains.
+        """
         with self._readable():
             self._stream.drain()
         while self._file.read(_PIECE):
@@ -308,7 +346,9 @@ def _text(name: bytes) -> str:
 
 
 async def index_of(contents: Contents, node: Node, *, compress: bool) -> Descriptor:
-    """The descriptor of the archive's index, which is made if the archive has none. Unknown for what is no archive of images."""
+    """The descriptor of the archive's index, which is made if the archive has none. Unknown for what is no archive
+    of images.
+    """
     if contents.layout:
         if contents.layout != "1.0.0":
             raise errors.Unknown(f"unsupported OCI version {contents.layout}")
@@ -322,32 +362,54 @@ async def index_of(contents: Contents, node: Node, *, compress: bool) -> Descrip
         if target not in contents.blobs:
             raise errors.Unknown(f'no target for symlink layer from "{name}" to "{target}"')
         contents.blobs[name] = contents.blobs[target]
-    entries = [entry for found in contents.docker for entry in await _docker_image(found, contents.blobs, node, compress=compress)]
-    return await written(manifests.encoded({"schemaVersion": 2, "manifests": [manifests.descriptor_to_json(entry) for entry in entries] or None}), media_types.INDEX, node)
+    entries = [
+        entry
+        for found in contents.docker
+        for entry in await _docker_image(found, contents.blobs, node, compress=compress)
+    ]
+    return await written(
+        manifests.encoded(
+            {"schemaVersion": 2, "manifests": [manifests.descriptor_to_json(entry) for entry in entries] or None}
+        ),
+        media_types.INDEX,
+        node,
+    )
 
 
-async def _docker_image(found: Mapping[str, Any], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:
+async def _docker_image(
+    found: Mapping[str, Any], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool
+) -> list[Descriptor]:
     """The manifest of one entry of ``manifest.json``, once for each of its names."""
     name = found.get("Config") or ""
     if name not in blobs:
         raise errors.Unknown(f'image config "{name}" not found')
     config = replace(blobs[name], media_type=media_types.DOCKER_CONFIG)
     layers = await _docker_layers(found.get("Layers") or [], blobs, node, compress=compress)
-    document = {"schemaVersion": 2, "mediaType": media_types.DOCKER_MANIFEST, "config": manifests.descriptor_to_json(config), "layers": [manifests.descriptor_to_json(layer) for layer in layers]}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": media_types.DOCKER_MANIFEST,
+        "config": manifests.descriptor_to_json(config),
+        "layers": [manifests.descriptor_to_json(layer) for layer in layers],
+    }
     manifest = await written(manifests.encoded(document), media_types.DOCKER_MANIFEST, node)
     manifest = replace(manifest, platform=(await config_of(node, config)).platform)
     full = [references.normalized(reference) for reference in found.get("RepoTags") or []]
     return [manifest.annotated({names.IMAGE_NAME: n, names.REF_NAME: names.for_oci(n)}) for n in full] or [manifest]
 
 
-async def _docker_layers(files: Sequence[str], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool) -> list[Descriptor]:
+async def _docker_layers(
+    files: Sequence[str], blobs: Mapping[str, Descriptor], node: Node, *, compress: bool
+) -> list[Descriptor]:
     """The layers' descriptors: where the node has a compressed form of a layer already, that one."""
     missing = next((name for name in files if name not in blobs), None)
     if missing is not None:
         raise errors.Unknown(f'failed to resolve layers: layer "{missing}" not found')
     layers = [blobs[name] for name in files]
     if layers:
-        known = {info.labels[UNCOMPRESSED]: Descriptor("", str(info.digest), info.size) async for info in node.compressed(sorted({d.digest for d in layers}))}
+        known = {
+            info.labels[UNCOMPRESSED]: Descriptor("", str(info.digest), info.size)
+            async for info in node.compressed(sorted({d.digest for d in layers}))
+        }
         layers = [known.get(layer.digest, layer) for layer in layers]
     return [await _docker_layer(layer, node, compress=compress) for layer in layers]
 
@@ -356,10 +418,14 @@ async def _docker_layer(layer: Descriptor, node: Node, *, compress: bool) -> Des
     async with node.reading(layer.digest) as fd:
         head = await threads.to_thread(os.read, fd, inflate.HEAD)
     if inflate.compression_of(head) is not None:
-        return replace(layer, media_type=media_types.DOCKER_LAYER_GZIP)  # for zstd too, as in containerd: whoever unpacks it looks at its bytes
+        # for zstd too, as in containerd: whoever unpacks it looks at its bytes
+        return replace(layer, media_type=media_types.DOCKER_LAYER_GZIP)
     if not compress:
         return replace(layer, media_type=media_types.DOCKER_LAYER)
-    async with (node.reading(layer.digest) as fd, node.filling(f"compress-blob-{layer.digest.replace(':', '-')}-{os.urandom(4).hex()}") as filling):
+    async with (
+        node.reading(layer.digest) as fd,
+        node.filling(f"compress-blob-{layer.digest.replace(':', '-')}-{os.urandom(4).hex()}") as filling,
+    ):
         digest, size = await threads.to_thread(compression.gzipped, fd, filling.fd)
         filling.filled()
         await filling.commit(digest, size, {UNCOMPRESSED: layer.digest})

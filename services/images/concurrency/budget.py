@@ -1,7 +1,9 @@
-"""What all pulls and pushes of the process share: so many connections at once, so many layers, so many workers that unpack.
+"""What all pulls and pushes of the process share: so many connections at once, so many layers, so many workers that
+unpack.
 
-Who waits longest is not served first: documents go before layers, and a layer that is low in its image before those above it, whichever pull wants it. So the layers of one image are unpacked
-while those above them arrive, and a small image does not wait for all of a large one.
+Who waits longest is not served first: documents go before layers, and a layer that is low in its image before those
+above it, whichever pull wants it. So the layers of one image are unpacked while those above them arrive, and a small
+image does not wait for all of a large one.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import os
 from collections.abc import AsyncIterator
 
 CONNECTIONS = 16
-"""Twice the layers: documents, a few KiB each, pass beside them, and registries do not yet refuse so many from one address."""
+"""Twice the layers: documents, a few KiB each, pass beside them, and registries do not yet refuse so many from one
+address.
+"""
 
 LAYERS = 8
-"""containerd's default is 3, from when a layer filled a link. Registries' object stores give one connection some 50 MB/s, so that a link of 2.5 Gbit/s takes six; each more costs 2 MiB of memory
-and shares the disk with the others."""
+"""containerd's default is 3, from when a layer filled a link. Registries' object stores give one connection some 50
+MB/s, so that a link of 2.5 Gbit/s takes six; each more costs 2 MiB of memory and shares the disk with the others.
+"""
 
 UPLOADS = 5
 """Docker's number: registries take what is pushed more slowly than they give."""
@@ -27,7 +32,9 @@ STREAMS = 4
 """Parts of one large layer at once: four connections to an object store fill what eight layers of middle size do."""
 
 WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
-"""Layers that are unpacked at once: a worker keeps somewhat less than a core busy, and waits for the network and the disk besides. Each takes up to 25 MB."""
+"""Layers that are unpacked at once: a worker keeps somewhat less than a core busy, and waits for the network and
+the disk besides. Each takes up to 25 MB.
+"""
 
 _DOCUMENT = -1
 
@@ -35,7 +42,9 @@ _DOCUMENT = -1
 class Budget:
     """Connections, layers and workers that may be under way at once in this process."""
 
-    def __init__(self, connections: int = CONNECTIONS, layers: int = LAYERS, uploads: int = UPLOADS, workers: int = WORKERS) -> None:
+    def __init__(
+        self, connections: int = CONNECTIONS, layers: int = LAYERS, uploads: int = UPLOADS, workers: int = WORKERS
+    ) -> None:
         self._connections = Gate(connections)
         self._layers = Gate(layers)
         self._uploads = Gate(uploads)

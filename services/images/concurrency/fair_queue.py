@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Hashable
 
 
 class FairQueue:
-    """One thing at a time, and those who want it take turns: who wants it a hundred times is not before one who wants it once."""
+    """One thing at a time, and those who want it take turns: who wants it a hundred times is not before one who
+    wants it once.
+    """
 
     def __init__(self) -> None:
         self._busy = False

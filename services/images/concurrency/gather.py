@@ -12,7 +12,9 @@ T = TypeVar("T")
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all of ``work`` at once. When one fails, or the caller is cancelled, the others are cancelled; it returns when none is left running."""
+    """Do all of ``work`` at once. When one fails, or the caller is cancelled, the others are cancelled; it returns
+    when none is left running.
+    """
     tasks = [loops.task("one of several", each) for each in work]
     try:
         await asyncio.gather(*tasks)
@@ -42,7 +44,8 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 def _forget(tasks: list[asyncio.Task[None]]) -> None:
     """The first failure was the reason; the others are seen.
 
-    Its traceback holds the frame of :func:`together`. If that frame held the tasks, it would hold the failure, and the documents that this is about, until the garbage collector looks for cycles.
+    Its traceback holds the frame of :func:`together`. If that frame held the tasks, it would hold the failure, and the
+    documents that this is about, until the garbage collector looks for cycles.
     """
     while tasks:
         task = tasks.pop()

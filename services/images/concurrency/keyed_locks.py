@@ -1,4 +1,6 @@
-"""A lock for each key: of several that want to do the same thing at once, one does it, and the others wait and look again."""
+"""A lock for each key: of several that want to do the same thing at once, one does it, and the others wait and look
+again.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Beginning many things at once without waiting for all of them: a few first, the others together once one of those is under way.
+"""Beginning many things at once without waiting for all of them: a few first, the others together once one of those is
+under way.
 
-What begins together goes to a process as one call (``kit.many``), which is cheap, but one that is answered for the first only when it has been looked at among all the others.
+What begins together goes to a process as one call (``kit.many``), which is cheap, but one that is answered for the
+first only when it has been looked at among all the others.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ _FIRST = 8
 
 
 async def wave(number: int) -> None:
-    """Returns when the thing of that number, of those that begin now, is to begin: with its wave. The second comes when a call of the first has its answer."""
+    """Returns when the thing of that number, of those that begin now, is to begin: with its wave. The second comes
+    when a call of the first has its answer.
+    """
     if number >= _FIRST:
         await many.answered()

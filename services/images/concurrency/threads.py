@@ -1,4 +1,5 @@
-"""Blocking work in threads, which nobody leaves alone: a file descriptor that is closed while a thread uses its number may be another file by then.
+"""Blocking work in threads, which nobody leaves alone: a file descriptor that is closed while a thread uses its number
+may be another file by then.
 
 :class:`Handover` gives a thread a file whose bytes come from the event loop.
 """

@@ -11,7 +11,9 @@ from services.images.registry.silence import Silence
 
 
 def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
-    """A client for one transfer. Credentials are the request's only: the node's own (docker's, the CRI plugin's) are not for whoever may call Transfer, as in containerd."""
+    """A client for one transfer. Credentials are the request's only: the node's own (docker's, the CRI plugin's)
+    are not for whoever may call Transfer, as in containerd.
+    """
     ask = end.credentials
 
     async def source(host: str) -> Credentials | None:
@@ -19,5 +21,10 @@ def client_of(process: registry.Registry, end: transfer.Registry) -> Client:
         given = await ask(host, ())
         return Credentials(given.username, given.secret, given.header)
 
-    return process.client(source if ask is not None else None, headers=end.headers, hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
-                          default_scheme=end.default_scheme, watch=HttpDebug(end.show_requests, end.show_connections, Silence()))
+    return process.client(
+        source if ask is not None else None,
+        headers=end.headers,
+        hosts=Hosts((Path(end.host_dir),)) if end.host_dir else None,
+        default_scheme=end.default_scheme,
+        watch=HttpDebug(end.show_requests, end.show_connections, Silence()),
+    )

@@ -1,11 +1,15 @@
-"""One blob from a registry into the store: from where an earlier attempt ended, hashed as it arrives, once for all who want it.
+"""One blob from a registry into the store: from where an earlier attempt ended, hashed as it arrives, once for all who
+want it.
 
-A large layer comes in *parts*, several at once, where the server gives parts: one connection to an object store is slower than most links. The first part tells whether it does; a server that
-does not sends the whole of it on one connection. If that turns out later (a host refuses the second part, or another takes over that gives none), what is there without a gap is kept, and the
-rest comes on one connection too: each part would else be fetched with all that is before it.
+A large layer comes in *parts*, several at once, where the server gives parts: one connection to an object store is
+slower than most links. The first part tells whether it does; a server that does not sends the whole of it on one
+connection. If that turns out later (a host refuses the second part, or another takes over that gives none), what is
+there without a gap is kept, and the rest comes on one connection too: each part would else be fetched with all that is
+before it.
 
-The registry client deals with lost connections and hosts that do not answer. What is left for here is a blob whose bytes turn out to be others than its digest says: then what was there before is
-dropped, or the hosts it came from are asked last, and it is fetched again from its first byte; so it is where a body does not end with the blob.
+The registry client deals with lost connections and hosts that do not answer. What is left for here is a blob whose
+bytes turn out to be others than its digest says: then what was there before is dropped, or the hosts it came from are
+asked last, and it is fetched again from its first byte; so it is where a body does not end with the blob.
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ TRIES = 3
 """Once with the bytes that were there, once from a host that has the wrong ones, once from another."""
 
 PART = 16 << 20
-"""Bytes of a part: at the 50 MB/s of one connection a third of a second, beside which the request's round trips are few."""
+"""Bytes of a part: at the 50 MB/s of one connection a third of a second, beside which the request's round trips are
+few.
+"""
 LARGE = 3 * PART
 """Fewer bytes are not worth a second connection."""
 LARGEST = 1 << 40
@@ -50,7 +56,9 @@ def nobody_follows(_: Ingest) -> None:
 
 
 class Fetcher:
-    """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts of one layer come at once. ``most``: bytes of a blob."""
+    """Fetches blobs; one for the whole process, since it knows what is being fetched. ``streams``: how many parts
+    of one layer come at once. ``most``: bytes of a blob.
+    """
 
     def __init__(self, budget: Budget, streams: int = STREAMS, most: int = LARGEST) -> None:
         self.budget = budget
@@ -60,15 +68,32 @@ class Fetcher:
         self._most = most
         self._locks = KeyedLocks()
 
-    async def fetch(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, labels: Mapping[str, str], number: int,
-                    begun: Begun = nobody_follows) -> bool:
+    async def fetch(
+        self,
+        node: Node,
+        client: Client,
+        reference: Reference,
+        descriptor: Descriptor,
+        labels: Mapping[str, str],
+        number: int,
+        begun: Begun = nobody_follows,
+    ) -> bool:
         """See that the node has a blob; False if it had it. ``number`` is its place among the layers of its image."""
         if not descriptor.size:
-            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: unable to fetch descriptor ({descriptor.digest}) which reports content size of zero")
+            raise errors.InvalidArgument(
+                f"{reference.host}/{reference.repository}: unable to fetch descriptor ({descriptor.digest}) which "
+                "reports content size of zero"
+            )
         if not 0 < descriptor.size <= self._most:
-            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size {descriptor.size} (limit {self._most})")
+            raise errors.InvalidArgument(
+                f"{reference.host}/{reference.repository}: {descriptor.digest}: invalid descriptor size "
+                f"{descriptor.size} (limit {self._most})"
+            )
         if _CONTROL.search(descriptor.media_type):  # which the request names
-            raise errors.InvalidArgument(f"{reference.host}/{reference.repository}: {descriptor.digest}: {quoted(descriptor.media_type[:100])} is no media type")
+            raise errors.InvalidArgument(
+                f"{reference.host}/{reference.repository}: {descriptor.digest}: {quoted(descriptor.media_type[:100])} "
+                "is no media type"
+            )
         async with self._locks.held(descriptor.digest):
             try:
                 async with node.ingest(descriptor) as ingest:
@@ -80,23 +105,33 @@ class Fetcher:
                 self.moving.pop(descriptor.digest, None)
             return True
 
-    async def mend(self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str) -> None:
+    async def mend(
+        self, node: Node, client: Client, reference: Reference, descriptor: Descriptor, number: int, trouble: str
+    ) -> None:
         """Fetch a blob that is recorded, and whose file is not what it should be. DataLoss if it is not to be had."""
         async with self._locks.held(descriptor.digest):
             log.error("blob %s: %s: it is fetched again from %s", descriptor.digest, trouble, reference.host)
             try:
                 await node.replace(descriptor, self._all_of(client, reference, descriptor, number))
             except errors.NodeError as error:
-                raise errors.DataLoss(f"blob {descriptor.digest}: {trouble}, and it cannot be fetched again: {error}") from None
+                raise errors.DataLoss(
+                    f"blob {descriptor.digest}: {trouble}, and it cannot be fetched again: {error}"
+                ) from None
 
-    async def _all_of(self, client: Client, reference: Reference, descriptor: Descriptor, number: int) -> AsyncIterator[bytes]:
+    async def _all_of(
+        self, client: Client, reference: Reference, descriptor: Descriptor, number: int
+    ) -> AsyncIterator[bytes]:
         if (brought := descriptor.brought) is not None:
             yield brought
         elif descriptor.is_root:
             async with self.budget.document():
                 yield await client.manifest(reference, descriptor)
         else:
-            async with self.budget.layer(number), self.budget.connection(number), client.fetch(reference, descriptor, 0, descriptor.size) as body:
+            async with (
+                self.budget.layer(number),
+                self.budget.connection(number),
+                client.fetch(reference, descriptor, 0, descriptor.size) as body,
+            ):
                 async for chunk in body:
                     yield bytes(chunk)
 
@@ -104,7 +139,15 @@ class Fetcher:
 class _Fetching:
     """One blob on its way."""
 
-    def __init__(self, fetcher: Fetcher, client: Client, reference: Reference, descriptor: Descriptor, ingest: Ingest, number: int) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        client: Client,
+        reference: Reference,
+        descriptor: Descriptor,
+        ingest: Ingest,
+        number: int,
+    ) -> None:
         self._fetcher = fetcher
         self._budget = fetcher.budget
         self._client = client
@@ -142,17 +185,24 @@ class _Fetching:
                     self._distrust(str(error))
                 await ingest.restart()
                 if not left:
-                    hosts = ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts)) or self._reference.host
+                    hosts = (
+                        ", ".join(dict.fromkeys(host for body in self._bodies for host in body.hosts))
+                        or self._reference.host
+                    )
                     raise errors.FailedPrecondition(f"{hosts}: {self._reference.repository}: {error}") from None
 
     def _distrust(self, why: str) -> None:
-        """The hosts that it came from; of several, who of them has other bytes will show: whoever had the last is asked for all of it now."""
+        """The hosts that it came from; of several, who of them has other bytes will show: whoever had the last is
+        asked for all of it now.
+        """
         spared = self._bodies[-1].place if len({host for body in self._bodies for host in body.hosts}) > 1 else ""
         for body in self._bodies:
             body.distrust(why, spared)
 
     async def _known(self) -> bytes | None:
-        """The bytes of a manifest, which the client has checked, or of a blob that its descriptor brings along; None for others."""
+        """The bytes of a manifest, which the client has checked, or of a blob that its descriptor brings along;
+        None for others.
+        """
         descriptor = self._descriptor
         if (brought := descriptor.brought) is not None:
             return brought
@@ -196,10 +246,17 @@ class _Fetching:
                 await self._ingest.shorten()
                 await self._part(self._ingest.offset, size)
 
-    async def _part(self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False) -> None:
-        """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there. ``part_only``: NoParts from a host that sends whole blobs."""
+    async def _part(
+        self, start: int, end: int, answered: Callable[[Body], None] = lambda _: None, *, part_only: bool = False
+    ) -> None:
+        """Fetch the bytes from ``start`` to ``end``. ``answered`` is told when the head of the answer is there.
+        ``part_only``: NoParts from a host that sends whole blobs.
+        """
         descriptor, ingest = self._descriptor, self._ingest
-        async with self._budget.connection(self._number), self._client.fetch(self._reference, descriptor, start, end - start, part_only=part_only) as body:
+        async with (
+            self._budget.connection(self._number),
+            self._client.fetch(self._reference, descriptor, start, end - start, part_only=part_only) as body,
+        ):
             self._bodies.append(body)
             answered(body)
             async with ingest.lane(start) as lane:

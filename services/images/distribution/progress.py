@@ -1,12 +1,15 @@
-"""How far the parts of a transfer are, told three times a second: for pulls and pushes, as containerd tells it and ctr shows it.
+"""How far the parts of a transfer are, told three times a second: for pulls and pushes, as containerd tells it and ctr
+shows it.
 
-A *job* is a blob, known by its ref (``layer-sha256:...``), below the document that named it, or below the image. Its events, in order:
+A *job* is a blob, known by its ref (``layer-sha256:...``), below the document that named it, or below the image. Its
+events, in order:
 
 - ``waiting`` as soon as it is known, or ``already exists`` if nothing is to be done for it;
 - ``downloading`` (or ``uploading``) with the bytes so far, as long as they grow; ``complete`` once it is there;
 - ``extracting`` and ``extracted`` for layers that are unpacked.
 
-And of the transfer as a whole, each second: for whom it waits, if nothing has come from him for some (:func:`telling_of`).
+And of the transfer as a whole, each second: for whom it waits, if nothing has come from him for some
+(:func:`telling_of`).
 """
 
 from __future__ import annotations
@@ -46,9 +49,12 @@ class _Job:
 
 
 @contextlib.asynccontextmanager
-async def telling_of(silence: Silence | None, report: Report, *, after: float = SILENT_AFTER, interval: float = SILENT_INTERVAL) -> AsyncIterator[Report]:
-    """While the block lasts, tell of a host that is waited for and has been silent for some seconds, and for how long. Its other events go through what is given: the last of them without a name is told again
-    when the host says something, since clients show it until there is another.
+async def telling_of(
+    silence: Silence | None, report: Report, *, after: float = SILENT_AFTER, interval: float = SILENT_INTERVAL
+) -> AsyncIterator[Report]:
+    """While the block lasts, tell of a host that is waited for and has been silent for some seconds, and for how long.
+    Its other events go through what is given: the last of them without a name is told again when the host says
+    something, since clients show it until there is another.
     """
     status = ""
 
@@ -67,7 +73,9 @@ async def telling_of(silence: Silence | None, report: Report, *, after: float = 
             await asyncio.sleep(interval)
             host, seconds = silence.longest()
             if seconds >= after:
-                report(Progress(f"{SILENT}{host}, silent for {seconds:.0f} s", parents=(host,), progress=round(seconds)))
+                report(
+                    Progress(f"{SILENT}{host}, silent for {seconds:.0f} s", parents=(host,), progress=round(seconds))
+                )
                 told = True
             elif told:
                 report(Progress(status))
@@ -83,7 +91,9 @@ async def telling_of(silence: Silence | None, report: Report, *, after: float = 
 class Tracker:
     """The jobs of one transfer of the image ``root``; ``moving`` is the event of those under way."""
 
-    def __init__(self, root: str, moving: str, report: Report, active: Active, done: Done, *, interval: float = INTERVAL) -> None:
+    def __init__(
+        self, root: str, moving: str, report: Report, active: Active, done: Done, *, interval: float = INTERVAL
+    ) -> None:
         self._root = root
         self._moving = moving
         self._report = report
@@ -96,6 +106,7 @@ class Tracker:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Tracker]:
         """Tell about the jobs as long as the block lasts, and once more at its end."""
+
         async def tick() -> None:
             while True:
                 await asyncio.sleep(self._interval)
@@ -135,7 +146,11 @@ class Tracker:
 
     def _tell(self, job: _Job, event: str, progress: int, total: int | None = None) -> None:
         descriptor = job.descriptor
-        self._report(Progress(event, descriptor.ref, job.parents, progress, descriptor.size if total is None else total, descriptor))
+        self._report(
+            Progress(
+                event, descriptor.ref, job.parents, progress, descriptor.size if total is None else total, descriptor
+            )
+        )
 
     async def _update(self) -> None:
         try:
@@ -152,7 +167,8 @@ class Tracker:
             if offset > job.progress:
                 job.progress = offset
                 self._tell(job, self._moving, offset, total)
-        elif job.state == "waiting" and await self._done(job.descriptor.digest) and job.state == "waiting":  # nobody told meanwhile that it exists
+        # nobody told meanwhile that it exists
+        elif job.state == "waiting" and await self._done(job.descriptor.digest) and job.state == "waiting":
             job.state = "complete"
             self._tell(job, "complete", size)
         if job.state in ("complete", "extracting") and job.unpacked >= 0:

@@ -1,9 +1,11 @@
 """Pulls: from a registry to an image of the node.
 
-1. The name is resolved to a digest; from here on everything is named by digest. Verifiers (``verifiers.py``) are asked whether it may be pulled.
-2. The documents are walked from the top: each is fetched, labelled with what it refers to, and its children that the destination wants are walked, all at once (``documents/graph.py``).
-3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the image is to be unpacked, each is unpacked while it arrives; layers whose snapshots
-   exist are not even fetched.
+1. The name is resolved to a digest; from here on everything is named by digest. Verifiers (``verifiers.py``) are asked
+   whether it may be pulled.
+2. The documents are walked from the top: each is fetched, labelled with what it refers to, and its children that the
+   destination wants are walked, all at once (``documents/graph.py``).
+3. The layers of an image are fetched at once too, as far as the process's budget goes, the lowest first. Where the
+   image is to be unpacked, each is unpacked while it arrives; layers whose snapshots exist are not even fetched.
 4. The images are stored under the names that the destination says.
 
 A pull that fails or is cancelled stops all of this at once. What it has of a blob stays for a day, to be gone on with.
@@ -36,8 +38,10 @@ from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
 _WALKED, _BEGUN = 16, 128
-"""Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests, of which its registry may have none, neither opens as many ingests nor
-takes the memory of as many walks. An image that has more layers is rare."""
+"""Children of one document that are walked at once, and blobs of one pull that are begun: an index of 10,000 manifests,
+of which its registry may have none, neither opens as many ingests nor takes the memory of as many walks. An image that
+has more layers is rare.
+"""
 
 _SMALL = 1 << 20
 """Bytes of a blob that is looked at whenever a pull finds it there: a millisecond. Documents are such."""
@@ -46,7 +50,9 @@ _SMALL = 1 << 20
 class RegistryPuller:
     """Pulls; one for the whole process."""
 
-    def __init__(self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker, verifier: Verifier, layers: int = LAYERS) -> None:
+    def __init__(
+        self, process: registry.Registry, fetcher: Fetcher, unpacker: Unpacker, verifier: Verifier, layers: int = LAYERS
+    ) -> None:
         """``layers``: of one image, at most."""
         self._registry = process
         self._fetcher = fetcher
@@ -64,7 +70,16 @@ class RegistryPuller:
             async with telling_of(client.silence, report) as told:
                 await self._pull(client, reference, source, destination, node, wanted, told)
 
-    async def _pull(self, client: registry.Client, reference: Reference, source: Registry, destination: ImageStore, node: Node, wanted: Sequence[Unpacking], report: Report) -> None:
+    async def _pull(
+        self,
+        client: registry.Client,
+        reference: Reference,
+        source: Registry,
+        destination: ImageStore,
+        node: Node,
+        wanted: Sequence[Unpacking],
+        report: Report,
+    ) -> None:
         try:
             async with self._fetcher.budget.document():
                 root = await client.resolve(reference)
@@ -84,16 +99,30 @@ class RegistryPuller:
                 root = await converted(node, root)
                 await pull.walk(root, tracker)
         fault("images.pulled")
-        saved = [Progress("saved", image.name, descriptor=image.target) for image in await names.stored(names.of_root(destination, root), node)]
-        for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):  # again: ctr shows a status with the next event that has a name
+        saved = [
+            Progress("saved", image.name, descriptor=image.target)
+            for image in await names.stored(names.of_root(destination, root), node)
+        ]
+        # again: ctr shows a status with the next event that has a name
+        for each in (*saved, Progress(f"Completed pull from {source}"), *saved[-1:]):
             report(each)
 
 
 class _Pull:
     """The walk of one pull."""
 
-    def __init__(self, fetcher: Fetcher, unpacker: Unpacker, client: registry.Client, reference: Reference, node: Node, graph: Graph,
-                 wanted: Sequence[Unpacking], *, verify: bool) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        unpacker: Unpacker,
+        client: registry.Client,
+        reference: Reference,
+        node: Node,
+        graph: Graph,
+        wanted: Sequence[Unpacking],
+        *,
+        verify: bool,
+    ) -> None:
         self._verify = verify
         """All bytes of blobs that are there are looked at."""
         self._fetcher = fetcher
@@ -109,21 +138,27 @@ class _Pull:
 
     async def active(self) -> Mapping[str, tuple[int, int]]:
         """What is under way, for the tracker."""
-        return {descriptor.ref: self._fetcher.moving[digest] for digest, descriptor in self._asked.items()
-                if digest not in self._done and digest in self._fetcher.moving}
+        return {
+            descriptor.ref: self._fetcher.moving[digest]
+            for digest, descriptor in self._asked.items()
+            if digest not in self._done and digest in self._fetcher.moving
+        }
 
     async def done(self, digest: str) -> bool:
         """What is there, for the tracker."""
         return digest in self._done
 
     async def walk(self, descriptor: Descriptor, tracker: Tracker) -> None:
-        """Fetch what ``descriptor`` names, and all that is wanted below it; what was met before is fetched already, or being fetched."""
+        """Fetch what ``descriptor`` names, and all that is wanted below it; what was met before is fetched already,
+        or being fetched.
+        """
         if not self._graph.first(descriptor):
             return
         await self._fetch(descriptor, tracker)
         try:
             children = await self._graph.children(descriptor)
-        except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:  # of the document; it says what, and not whose
+        # of the document; it says what, and not whose
+        except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:
             raise type(error).verbatim(f"{self._reference.host}/{self._reference.repository}: {error}") from None
         tracker.children(descriptor, children)
         if media_types.is_manifest(descriptor.media_type):
@@ -132,22 +167,37 @@ class _Pull:
             if self._wanted and config is not None and layers:
                 await together([self._unpacked(descriptor, config, layers, tracker), self._walk_all(others, tracker)])
                 return
-            await together([*(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)), self._walk_all([*([config] if config is not None else []), *others], tracker)])
+            await together(
+                [
+                    *(self._fetch(layer, tracker, number) for number, layer in enumerate(layers)),
+                    self._walk_all([*([config] if config is not None else []), *others], tracker),
+                ]
+            )
             return
         await self._walk_all(children, tracker)
 
     async def _walk_all(self, children: Sequence[Descriptor], tracker: Tracker) -> None:
         await for_each(children, lambda child: self.walk(child, tracker), _WALKED)
 
-    async def _unpacked(self, manifest: Descriptor, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker) -> None:
+    async def _unpacked(
+        self, manifest: Descriptor, config: Descriptor, layers: Sequence[Descriptor], tracker: Tracker
+    ) -> None:
         """Fetch an image's config and layers, and unpack it meanwhile."""
         await self._fetch(config, tracker)
         blobs = _Arriving(len(layers))
 
         async def unpacked() -> None:
-            chain_id = await self._unpacker.unpack(self._node, config, layers, self._wanted, blobs=blobs, extracting=tracker.extracting,
-                                                   origin=Origin(str(self._reference), manifest.digest))
-            blobs.wanted(len(layers) if chain_id else 0)  # all are unpacked already; or it is not for this machine, and then nothing is
+            chain_id = await self._unpacker.unpack(
+                self._node,
+                config,
+                layers,
+                self._wanted,
+                blobs=blobs,
+                extracting=tracker.extracting,
+                origin=Origin(str(self._reference), manifest.digest),
+            )
+            # all are unpacked already; or it is not for this machine, and then nothing is
+            blobs.wanted(len(layers) if chain_id else 0)
 
         async def fetched(number: int, turn: int) -> None:
             await wave(turn)
@@ -156,20 +206,28 @@ class _Pull:
 
         async def fetching() -> None:
             lowest = await blobs.lowest
-            await together([*(fetched(number, turn) for turn, number in enumerate(range(lowest, len(layers)))),
-                            *(self._mended(layers[number], number) for number in range(lowest))])
+            await together(
+                [
+                    *(fetched(number, turn) for turn, number in enumerate(range(lowest, len(layers)))),
+                    *(self._mended(layers[number], number) for number in range(lowest)),
+                ]
+            )
 
         with contextlib.closing(blobs):
             await together([unpacked(), fetching()])
 
-    async def _fetch(self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = nobody_follows) -> None:
+    async def _fetch(
+        self, descriptor: Descriptor, tracker: Tracker, number: int = 0, begun: Begun = nobody_follows
+    ) -> None:
         self._asked[descriptor.digest] = descriptor
         tracker.add(descriptor)
         async with self._begun.entered(number):
             await self._seen_to(descriptor, tracker, number, begun)
 
     async def _seen_to(self, descriptor: Descriptor, tracker: Tracker, number: int, begun: Begun) -> None:
-        if await self._fetcher.fetch(self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun):
+        if await self._fetcher.fetch(
+            self._node, self._client, self._reference, descriptor, with_source({}, self._reference), number, begun
+        ):
             self._done.add(descriptor.digest)
             return
         await self._mended(descriptor, number)

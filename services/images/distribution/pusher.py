@@ -1,7 +1,8 @@
 """Pushes: from an image of the node to a registry.
 
-Blobs go first, all at once as far as the process's budget goes; then the manifests that name them, then the indexes, the innermost first: a registry takes no document whose parts it lacks. A blob
-that, by its labels or those of what names it, another repository of the host has is mounted from there, if the host allows it.
+Blobs go first, all at once as far as the process's budget goes; then the manifests that name them, then the indexes,
+the innermost first: a registry takes no document whose parts it lacks. A blob that, by its labels or those of what
+names it, another repository of the host has is mounted from there, if the host allows it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from services.oci.descriptors import Descriptor
 from services.oci.references import Reference
 
 MOUNTS = 3
-"""Other repositories that are tried for a blob: each costs a request, and the first, whose name is most alike, is nearly always right."""
+"""Other repositories that are tried for a blob: each costs a request, and the first, whose name is most alike, is
+nearly always right.
+"""
 
 _PIECE = 1 << 18
 
@@ -40,7 +43,8 @@ class RegistryPusher:
         self._budget = budget
 
     async def push(self, source: ImageStore, destination: Registry, node: Node, report: Report) -> None:
-        """See ``transfer.Pusher``. The errors name the host and the cause; NotFound also for a part that the node lacks, InvalidArgument for a reference with another digest than the image's.
+        """See ``transfer.Pusher``. The errors name the host and the cause; NotFound also for a part that the node
+        lacks, InvalidArgument for a reference with another digest than the image's.
 
         With a tag and the image's digest the tag is what it is pushed under.
         """
@@ -49,7 +53,9 @@ class RegistryPusher:
             root = image.target
             reference, digest = Reference.parse(destination.reference), root.checked()
             if reference.digest not in (None, digest):
-                raise errors.InvalidArgument(f"{destination.reference}: the image {image.name} has another digest, {digest}")
+                raise errors.InvalidArgument(
+                    f"{destination.reference}: the image {image.name} has another digest, {digest}"
+                )
             reference = reference.at(digest)  # so that the tag is the root's, and no other manifest's
             report(Progress(f"Pushing to {destination}"))
             report(Progress("pushing content", image.name, descriptor=root))
@@ -60,7 +66,8 @@ class RegistryPusher:
                 async with tracker.running():
                     await push.run(root, tracker)
             pushed = Progress("pushed content", image.name, descriptor=root)
-            for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):  # again: ctr shows a status with the next event that has a name
+            # again: ctr shows a status with the next event that has a name
+            for each in (pushed, Progress(f"Completed push to {destination}", descriptor=root), pushed):
                 report(each)
 
 
@@ -78,7 +85,9 @@ class _Parts:
 class _Push:
     """One push."""
 
-    def __init__(self, client: Client, reference: Reference, node: Node, budget: Budget, wanted: platforms.Matcher) -> None:
+    def __init__(
+        self, client: Client, reference: Reference, node: Node, budget: Budget, wanted: platforms.Matcher
+    ) -> None:
         self._client = client
         self._reference = reference
         self._node = node
@@ -99,12 +108,16 @@ class _Push:
         """Push everything."""
         parts, walk = _Parts(), Walk(self._node)
         await self._find(root, (), parts, walk, tracker)
-        await together(self._blob(number, blob, labels, tracker) for number, (blob, labels) in enumerate(parts.blobs.values()))
+        await together(
+            self._blob(number, blob, labels, tracker) for number, (blob, labels) in enumerate(parts.blobs.values())
+        )
         await together(self._document(manifest, tracker) for manifest in parts.manifests.values())
         for index in parts.indexes.values():
             await self._document(index, tracker)
 
-    async def _find(self, descriptor: Descriptor, above: Sequence[Mapping[str, str]], parts: _Parts, walk: Walk, tracker: Tracker) -> None:
+    async def _find(
+        self, descriptor: Descriptor, above: Sequence[Mapping[str, str]], parts: _Parts, walk: Walk, tracker: Tracker
+    ) -> None:
         if not walk.first(descriptor):
             return
         tracker.add(descriptor)
@@ -115,14 +128,20 @@ class _Push:
         if not manifest and not index:
             parts.blobs.setdefault(descriptor.digest, (descriptor, labels))
             return
-        children = [child for child in await walk.children(descriptor) if child.platform is None or self._wanted.matches(child.platform)]
+        children = [
+            child
+            for child in await walk.children(descriptor)
+            if child.platform is None or self._wanted.matches(child.platform)
+        ]
         walk.follow(descriptor, children)
         tracker.children(descriptor, children)
         for child in children:
             await self._find(child, labels, parts, walk, tracker)
         (parts.manifests if manifest else parts.indexes).setdefault(descriptor.digest, descriptor)
 
-    async def _blob(self, number: int, descriptor: Descriptor, labels: Sequence[Mapping[str, str]], tracker: Tracker) -> None:
+    async def _blob(
+        self, number: int, descriptor: Descriptor, labels: Sequence[Mapping[str, str]], tracker: Tracker
+    ) -> None:
         async def read(offset: int) -> AsyncIterator[bytes]:
             async with self._node.reading(descriptor.digest) as fd:
                 at = await threads.to_thread(_advance, fd, offset)
@@ -133,7 +152,9 @@ class _Push:
 
         try:
             async with self._budget.upload(number):
-                how = await self._client.push_blob(self._reference, descriptor, read, mount_from=mountable(labels, self._reference, MOUNTS))
+                how = await self._client.push_blob(
+                    self._reference, descriptor, read, mount_from=mountable(labels, self._reference, MOUNTS)
+                )
         finally:
             self._moving.pop(descriptor.ref, None)
         self._finished(descriptor, tracker, existed=how is not Pushed.UPLOADED)

@@ -1,4 +1,6 @@
-"""Where blobs came from: labels that say in which repositories of a host they are, so that a push may mount them from there."""
+"""Where blobs came from: labels that say in which repositories of a host they are, so that a push may mount them
+from there.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def source_key(reference: Reference) -> str:
 
 
 def with_source(labels: Mapping[str, str], reference: Reference) -> dict[str, str]:
-    """The label that a blob with ``labels`` gets when it is found in the reference's repository; none if it has it, or would be too long."""
+    """The label that a blob with ``labels`` gets when it is found in the reference's repository; none if it has it,
+    or would be too long.
+    """
     key = source_key(reference)
     value = ",".join(sorted({each for each in labels.get(key, "").split(",") if each} | {reference.repository}))
     if len(key) + len(value) > _LABEL_LIMIT:
@@ -33,12 +37,17 @@ def with_source(labels: Mapping[str, str], reference: Reference) -> dict[str, st
 
 
 def mountable(labels: Iterable[Mapping[str, str]], reference: Reference, most: int) -> list[str]:
-    """Other repositories of the reference's host in which, by its labels and those of what names it, a blob is: those first whose names begin alike, ``most`` of them."""
+    """Other repositories of the reference's host in which, by its labels and those of what names it, a blob is:
+    those first whose names begin alike, ``most`` of them.
+    """
     key, target = source_key(reference), reference.repository.split("/")
     found = {each for every in labels for each in every.get(key, "").split(",") if each} - {reference.repository}
 
     def alike(repository: str) -> int:
         parts = repository.split("/")
-        return next((n for n, (one, other) in enumerate(zip(parts, target, strict=False)) if one != other), min(len(parts), len(target)))
+        return next(
+            (n for n, (one, other) in enumerate(zip(parts, target, strict=False)) if one != other),
+            min(len(parts), len(target)),
+        )
 
     return sorted(found, key=lambda repository: (-alike(repository), repository))[:most]

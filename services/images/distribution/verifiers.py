@@ -1,10 +1,13 @@
 """Image verifiers: programs in a directory that are asked before anything of an image is fetched.
 
-containerd's contract (its docs/image-verification.md): each file of ``bin_dir`` is started as ``FILE -name NAME -digest DIGEST -stdin-media-type TYPE`` with the descriptor
-as JSON on its standard input. Exit code 0 lets the image pass, any other blocks it; standard output is the reason; standard error goes to the log, at debug level. A program that
-cannot be started, is ended by a signal or takes too long blocks the image too. A directory that is empty or not there lets all pass.
+containerd's contract (its docs/image-verification.md): each file of ``bin_dir`` is started as ``FILE -name NAME -digest
+DIGEST -stdin-media-type TYPE`` with the descriptor as JSON on its standard input. Exit code 0 lets the image pass, any
+other blocks it; standard output is the reason; standard error goes to the log, at debug level. A program that cannot be
+started, is ended by a signal or takes too long blocks the image too. A directory that is empty or not there lets all
+pass.
 
-A program is done when it has ended and nobody holds its outputs any more. One that has a child go on with them is not done, and is killed in the end with its whole process group.
+A program is done when it has ended and nobody holds its outputs any more. One that has a child go on with them is not
+done, and is killed in the end with its whole process group.
 """
 
 from __future__ import annotations
@@ -33,16 +36,22 @@ MEDIA_TYPE = "application/vnd.oci.descriptor.v1+json"
 OUTPUT_LIMIT = 32 << 10
 """So many bytes of standard output are the reason, and of standard error are logged; the rest is read and dropped."""
 
-_PLAIN = bytes(range(0x20, 0x7f)).replace(b"%", b"")
-"""Each other byte of an error takes three on the wire (grpc-message), where peers take no more than 64 KiB of headers."""
+_PLAIN = bytes(range(0x20, 0x7F)).replace(b"%", b"")
+"""Each other byte of an error takes three on the wire (grpc-message), where peers take no more than 64 KiB of
+headers.
+"""
 
 AT_ONCE = 4
-"""Programs of all pulls that run at once; a program's time begins when it is started. One that checks signatures takes a core and 100 MB."""
+"""Programs of all pulls that run at once; a program's time begins when it is started. One that checks signatures
+takes a core and 100 MB.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Programs that are asked whether an image may be pulled, in containerd's names. Also read from [plugins."io.containerd.image-verifier.v1.bindir"]."""
+    """Programs that are asked whether an image may be pulled, in containerd's names. Also read from
+    [plugins."io.containerd.image-verifier.v1.bindir"].
+    """
 
     bin_dir: str = "/opt/containerd/image-verifier/bin"
     """Each file in it is one. "", a directory that is empty or not there: every image may be pulled."""
@@ -66,11 +75,15 @@ class Verifier:
         self._running = asyncio.Semaphore(AT_ONCE)
 
     async def verify(self, name: str, descriptor: Descriptor) -> None:
-        """Unknown, in containerd's words, unless every program lets the image ``name``, which was resolved to ``descriptor``, pass."""
+        """Unknown, in containerd's words, unless every program lets the image ``name``, which was resolved to
+        ``descriptor``, pass.
+        """
         try:
             programs = await asyncio.to_thread(self._programs)
         except OSError as error:
-            raise _no_judgement(name, descriptor, f"failed to list directory contents: {self._config.bin_dir}: {error.strerror}") from None
+            raise _no_judgement(
+                name, descriptor, f"failed to list directory contents: {self._config.bin_dir}: {error.strerror}"
+            ) from None
         await together(self._asked(program, name, descriptor) for program in programs)
 
     def _programs(self) -> list[Path]:
@@ -82,7 +95,12 @@ class Verifier:
         except FileNotFoundError:
             return []
         if 0 <= most < len(names):
-            log.warning("image verifiers are being skipped: %s has %d entries, of which max_verifiers allows %d", directory, len(names), most)
+            log.warning(
+                "image verifiers are being skipped: %s has %d entries, of which max_verifiers allows %d",
+                directory,
+                len(names),
+                most,
+            )
             del names[most:]
         return [directory / each for each in names]
 
@@ -92,36 +110,68 @@ class Verifier:
             begun = time.monotonic()
             with tracing.span("images.verify", verifier=program.name, reference=name, digest=descriptor.digest) as span:
                 try:
-                    code, reason = await _run(program, arguments, manifests.encoded(manifests.descriptor_to_json(descriptor)) + b"\n", self._config.per_verifier_timeout)
+                    code, reason = await _run(
+                        program,
+                        arguments,
+                        manifests.encoded(manifests.descriptor_to_json(descriptor)) + b"\n",
+                        self._config.per_verifier_timeout,
+                    )
                 except (errors.NodeError, OSError) as error:
                     took = settings.format_duration(round(time.monotonic() - begun, 3))
-                    cause = f"starting process: fork/exec {program}: {error.strerror}" if isinstance(error, OSError) else str(error)
-                    raise _no_judgement(name, descriptor, f"failed to call verifier {program.name} (runtime {took}): {cause}") from None
+                    cause = (
+                        f"starting process: fork/exec {program}: {error.strerror}"
+                        if isinstance(error, OSError)
+                        else str(error)
+                    )
+                    raise _no_judgement(
+                        name, descriptor, f"failed to call verifier {program.name} (runtime {took}): {cause}"
+                    ) from None
                 span.set(exit_code=code)
                 if code:
-                    log.warning("image verifier %s blocked the pull of %s with digest %s (exit code %d)", program.name, name, descriptor.digest, code)
-                    raise errors.Unknown(f"image verifier bindir blocked pull of {name} with digest {descriptor.digest} for reason: "
-                                         f"verifier {program.name} rejected image (exit code {code}): {reason}")
-            log.debug("image verifier %s allowed the pull of %s with digest %s: %s", program.name, name, descriptor.digest, reason)
+                    log.warning(
+                        "image verifier %s blocked the pull of %s with digest %s (exit code %d)",
+                        program.name,
+                        name,
+                        descriptor.digest,
+                        code,
+                    )
+                    raise errors.Unknown(
+                        f"image verifier bindir blocked pull of {name} with digest {descriptor.digest} for reason: "
+                        f"verifier {program.name} rejected image (exit code {code}): {reason}"
+                    )
+            log.debug(
+                "image verifier %s allowed the pull of %s with digest %s: %s",
+                program.name,
+                name,
+                descriptor.digest,
+                reason,
+            )
 
 
 def _no_judgement(name: str, descriptor: Descriptor, cause: str) -> errors.NodeError:
     log.error("no judgement of %s with digest %s from image verifiers: %s", name, descriptor.digest, cause)
-    return errors.Unknown(f"blocking pull of {name} with digest {descriptor.digest}: image verifier bindir returned error: {cause}")
+    return errors.Unknown(
+        f"blocking pull of {name} with digest {descriptor.digest}: image verifier bindir returned error: {cause}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- programs
 
 
 async def _run(program: Path, arguments: Sequence[str], given: bytes, seconds: float) -> tuple[int, str]:
-    """Exit code and reason of a program; OSError if it cannot be started, Unknown if it has no exit code, or none in time.
+    """Exit code and reason of a program; OSError if it cannot be started, Unknown if it has no exit code, or none in
+    time.
 
-    It is started and waited for by hand: nobody may wait for it, and so free its pid, which is its group's too, before the group has been killed.
+    It is started and waited for by hand: nobody may wait for it, and so free its pid, which is its group's too, before
+    the group has been killed.
     """
     with _pipe() as (stdout, out), _pipe() as (stderr, err):
         pid = _started(program, arguments, given, out, err)
         try:
-            async with pipes.reading(os.dup(stdout.fileno())) as reason, pipes.reading(os.dup(stderr.fileno())) as trouble:
+            async with (
+                pipes.reading(os.dup(stdout.fileno())) as reason,
+                pipes.reading(os.dup(stderr.fileno())) as trouble,
+            ):
                 with _end_of(pid) as ended:
                     async with asyncio.timeout(seconds):
                         said, _ = await asyncio.gather(_reason(reason), _logged(trouble, program.name))
@@ -146,8 +196,14 @@ def _started(program: Path, arguments: Sequence[str], given: bytes, out: BinaryI
         stdin.write(given)
         stdin.seek(0)
         actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), number) for number, file in enumerate((stdin, out, err))]
-        return os.posix_spawn(program, [str(program), *arguments], {**os.environ, **tracing.environment()}, file_actions=actions, setpgroup=0,
-                              setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
+        return os.posix_spawn(
+            program,
+            [str(program), *arguments],
+            {**os.environ, **tracing.environment()},
+            file_actions=actions,
+            setpgroup=0,
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
 
 
 def _exit_code(pid: int) -> int:
@@ -185,7 +241,7 @@ def _end_of(pid: int) -> Iterator[asyncio.Future[None]]:
 async def _reason(stdout: asyncio.StreamReader) -> str:
     output, whole = await _all(stdout)
     if len(output) + 2 * len(output.translate(None, _PLAIN)) > OUTPUT_LIMIT:
-        output, whole = output[:OUTPUT_LIMIT // 3], False
+        output, whole = output[: OUTPUT_LIMIT // 3], False
     return output.decode(errors="replace").strip() + ("" if whole else "(stdout truncated)")
 
 

@@ -17,7 +17,9 @@ from services.oci.descriptors import Descriptor
 
 
 async def children(node: Node, descriptor: Descriptor) -> list[Descriptor]:
-    """What a manifest or an index of the node refers to; nothing else does. Errors as ``oci.children_in`` has them, and NotFound."""
+    """What a manifest or an index of the node refers to; nothing else does. Errors as ``oci.children_in`` has them,
+    and NotFound.
+    """
     if not media_types.is_manifest(descriptor.media_type) and not media_types.is_index(descriptor.media_type):
         return []
     return await read(await node.document(descriptor), manifests.children_in, descriptor)
@@ -43,6 +45,6 @@ def write(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     try:
         while view:
-            view = view[os.write(fd, view):]
+            view = view[os.write(fd, view) :]
     except OSError as error:
         raise errors.of_system(error, "writing a blob") from None

@@ -1,6 +1,7 @@
 """Walks through the documents of an image, and what they meet there: no more than can be wanted of one image.
 
-A :class:`Graph` is what a destination wants of it: each document labelled with what it refers to, each child dropped that is not wanted.
+A :class:`Graph` is what a destination wants of it: each document labelled with what it refers to, each child dropped
+that is not wanted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ _COMPARED = 300
 
 
 class _Met(NamedTuple):
-    """A descriptor as far as what is below it depends on it: what else a document says of it is for whoever reads that document."""
+    """A descriptor as far as what is below it depends on it: what else a document says of it is for whoever reads
+    that document.
+    """
 
     digest: str
     media_type: str
@@ -56,7 +59,9 @@ class _Met(NamedTuple):
 
 
 class Walk:
-    """A walk from one descriptor down. What is met on several ways is walked once (:meth:`first`) and counts as often as it is met: twenty indexes that name the next one twice are a million ways."""
+    """A walk from one descriptor down. What is met on several ways is walked once (:meth:`first`) and counts as
+    often as it is met: twenty indexes that name the next one twice are a million ways.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -71,7 +76,9 @@ class Walk:
         """How deep documents are, on the longest way so far."""
 
     async def pause(self, children: int) -> None:
-        """Let others do something, where so many were looked at, and are again: that takes a millisecond for each thousand, or two."""
+        """Let others do something, where so many were looked at, and are again: that takes a millisecond for each
+        thousand, or two.
+        """
         if children > _MANY:
             await self.lane.turn()
 
@@ -84,11 +91,16 @@ class Walk:
         return True
 
     async def children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The children as they stand in the document; nothing but manifests and indexes has any. Errors as ``documents.children`` has them; ResourceExhausted for indexes too deep in indexes."""
+        """The children as they stand in the document; nothing but manifests and indexes has any. Errors as
+        ``documents.children`` has them; ResourceExhausted for indexes too deep in indexes.
+        """
         met = _Met.of(descriptor)
         self._check(met)
         children = await blobs.children(self._node, descriptor)
-        self._deepen([_Met.of(child) for child in children if is_index(child.media_type) or is_manifest(child.media_type)], self._depths.get(met, 0) + 1)
+        self._deepen(
+            [_Met.of(child) for child in children if is_index(child.media_type) or is_manifest(child.media_type)],
+            self._depths.get(met, 0) + 1,
+        )
         return children
 
     def _check(self, met: _Met) -> None:
@@ -107,7 +119,9 @@ class Walk:
                     left += [(each, depth + 1) for each in self._below[met]]
 
     def follow(self, descriptor: Descriptor, children: Sequence[Descriptor]) -> None:
-        """These, which ``descriptor`` names, will be met. ResourceExhausted, in containerd's words, if they are too many with those before them."""
+        """These, which ``descriptor`` names, will be met. ResourceExhausted, in containerd's words, if they are too
+        many with those before them.
+        """
         met = _Met.of(descriptor)
         self._below[met] = [_Met.of(child) for child in children]
         left = [(met, max(self._ways[met], 1))]
@@ -143,7 +157,9 @@ class Graph:
         return self._walk.first(descriptor)
 
     async def children(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The wanted children of a manifest or an index; nothing else has any. NotFound if the document is not there."""
+        """The wanted children of a manifest or an index; nothing else has any. NotFound if the document is not
+        there.
+        """
         return await self.wanted(descriptor, await self.all_children(descriptor))
 
     async def all_children(self, descriptor: Descriptor) -> list[Descriptor]:
@@ -156,7 +172,9 @@ class Graph:
         return children
 
     async def wanted(self, descriptor: Descriptor, children: list[Descriptor]) -> list[Descriptor]:
-        """Label ``descriptor`` with all its children, so that none that is there is collected, and answer the wanted ones."""
+        """Label ``descriptor`` with all its children, so that none that is there is collected, and answer the
+        wanted ones.
+        """
         labels: dict[str, str] = {}
         piece = self._walk.lane.slice()
         for key, value in each_reference_label(children):
@@ -177,17 +195,21 @@ class Graph:
             if not children:
                 raise errors.NotFound("no match for platform in manifest")
             found = children
-            children = await gojson.apart(_COMPARED * len(found), lambda: platforms.in_order(found, lambda child: child.platform, self._wanted))
-            children = children[:self._store.manifest_limit]
+            children = await gojson.apart(
+                _COMPARED * len(found), lambda: platforms.in_order(found, lambda child: child.platform, self._wanted)
+            )
+            children = children[: self._store.manifest_limit]
         self.only_indexes &= len(children) == listed
         await self._walk.pause(listed)
         self._walk.follow(descriptor, children)
         return children
 
     async def others(self, descriptor: Descriptor) -> list[Platform]:
-        """What ``descriptor``, which was walked, is for, by what it or else its documents say, if none of it is wanted; of very many a part.
+        """What ``descriptor``, which was walked, is for, by what it or else its documents say, if none of it is wanted;
+        of very many a part.
 
-        Empty if one is wanted, and for what is for no platform, as artifacts are. NotFound for a document that is not there.
+        Empty if one is wanted, and for what is for no platform, as artifacts are. NotFound for a document that is not
+        there.
         """
         found: dict[Platform, None] = {}
         left, seen = [descriptor], set()

@@ -1,7 +1,9 @@
-"""Manifests of old images, whose config has the media type application/octet-stream: Docker pushed it so before 2016 (docker/distribution#1622).
+"""Manifests of old images, whose config has the media type application/octet-stream: Docker pushed it so before 2016
+(docker/distribution#1622).
 
-A pull stores another manifest in place of such a one, in which the config is said to be Docker's. By its digest the image is then known, the same as containerd's: it is written as
-containerd writes it, byte for byte. Its layers can be unpacked, which containerd leaves undone. What is no image's config stays what it is. Indexes are not converted.
+A pull stores another manifest in place of such a one, in which the config is said to be Docker's. By its digest the
+image is then known, the same as containerd's: it is written as containerd writes it, byte for byte. Its layers can be
+unpacked, which containerd leaves undone. What is no image's config stays what it is. Indexes are not converted.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ OCTET_STREAM = "application/octet-stream"
 
 
 async def converted(node: Node, descriptor: Descriptor) -> Descriptor:
-    """The manifest to use in place of ``descriptor``, whose blobs are there; itself unless it is an image's manifest whose config is said to be an octet stream."""
+    """The manifest to use in place of ``descriptor``, whose blobs are there; itself unless it is an image's
+    manifest whose config is said to be an octet stream.
+    """
     if not media_types.is_manifest(descriptor.media_type):
         return descriptor
     config, *layers = await children(node, descriptor)

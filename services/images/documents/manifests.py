@@ -1,7 +1,9 @@
-"""OCI's documents: descriptors, manifests, indexes and configs; what refers to what, and the labels that tell it to the garbage collector.
+"""OCI's documents: descriptors, manifests, indexes and configs; what refers to what, and the labels that tell it to the
+garbage collector.
 
-An *index* lists manifests, a *manifest* names its config and its layers; each names the next by a *descriptor*: media type, digest, size. Docker's own
-media types mean the same. Documents are read as Go reads them (``kit/gojson.py``), and written as Go writes them, byte for byte, so that the same archive has the same digests here and in containerd.
+An *index* lists manifests, a *manifest* names its config and its layers; each names the next by a *descriptor*: media
+type, digest, size. Docker's own media types mean the same. Documents are read as Go reads them (``kit/gojson.py``), and
+written as Go writes them, byte for byte, so that the same archive has the same digests here and in containerd.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ DOCUMENT_LIMIT = 8 << 20
 """Bytes of a document that is read into memory."""
 
 REFERENCES = 10_000
-"""Descriptors that a document may have, and that a walk through an image's documents may meet, those that it meets again counted again, as in containerd since 2.4.1."""
+"""Descriptors that a document may have, and that a walk through an image's documents may meet, those that it meets
+again counted again, as in containerd since 2.4.1.
+"""
 
 
 # ---------------------------------------------------------------------------------------------- JSON
@@ -35,7 +39,9 @@ REFERENCES = 10_000
 
 def encoded(document: Any, indent: int | None = None) -> bytes:
     """JSON as Go writes it: no spaces, or a line for each value, indented by so many; and <, > and & as escapes."""
-    text = json.dumps(document, separators=(",", ":") if indent is None else (",", ": "), ensure_ascii=False, indent=indent)
+    text = json.dumps(
+        document, separators=(",", ":") if indent is None else (",", ": "), ensure_ascii=False, indent=indent
+    )
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text.encode(errors="replace")
@@ -44,35 +50,89 @@ def encoded(document: Any, indent: int | None = None) -> bytes:
 def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
     """In the order of Go's fields; what is empty is left out."""
     found: dict[str, Any] = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
-    optional = {"urls": list(descriptor.urls), "annotations": dict(sorted(descriptor.annotations.items())), "data": base64.b64encode(descriptor.data).decode(),
-                "platform": platform_to_json(descriptor.platform) if descriptor.platform else None, "artifactType": descriptor.artifact_type}
+    optional = {
+        "urls": list(descriptor.urls),
+        "annotations": dict(sorted(descriptor.annotations.items())),
+        "data": base64.b64encode(descriptor.data).decode(),
+        "platform": platform_to_json(descriptor.platform) if descriptor.platform else None,
+        "artifactType": descriptor.artifact_type,
+    }
     return found | {key: value for key, value in optional.items() if value}
 
 
 def platform_to_json(platform: Platform) -> dict[str, Any]:
     found: dict[str, Any] = {"architecture": platform.architecture, "os": platform.os}
-    optional = {"os.version": platform.os_version, "os.features": list(platform.os_features), "variant": platform.variant}
+    optional = {
+        "os.version": platform.os_version,
+        "os.features": list(platform.os_features),
+        "variant": platform.variant,
+    }
     return found | {key: value for key, value in optional.items() if value}
 
 
 def _platform(found: Mapping[str, Any]) -> Platform:
     """Of a descriptor's platform, or of a config, which has the same fields among its own."""
-    return Platform(found.get("os", ""), found.get("architecture", ""), found.get("variant", ""), found.get("os.version", ""), tuple(found.get("os.features") or ()))
+    return Platform(
+        found.get("os", ""),
+        found.get("architecture", ""),
+        found.get("variant", ""),
+        found.get("os.version", ""),
+        tuple(found.get("os.features") or ()),
+    )
 
 
 def _descriptor(found: Mapping[str, Any]) -> Descriptor:
     platform = found.get("platform")
-    return Descriptor(found.get("mediaType", ""), found.get("digest", ""), found.get("size", 0), found.get("annotations") or {}, None if platform is None else _platform(platform),
-                      tuple(found.get("urls") or ()), found.get("data") or b"", found.get("artifactType", ""))
+    return Descriptor(
+        found.get("mediaType", ""),
+        found.get("digest", ""),
+        found.get("size", 0),
+        found.get("annotations") or {},
+        None if platform is None else _platform(platform),
+        tuple(found.get("urls") or ()),
+        found.get("data") or b"",
+        found.get("artifactType", ""),
+    )
 
 
-_PLATFORM: dict[str, Shape] = {"os": TEXT, "architecture": TEXT, "variant": TEXT, "os.version": TEXT, "os.features": ListOf(TEXT)}
-_DESCRIPTOR = Struct({"mediaType": TEXT, "digest": TEXT, "size": INTEGER, "urls": ListOf(TEXT), "annotations": MapOf(TEXT), "data": BASE64, "artifactType": TEXT,
-                      "platform": Optional(Struct(_PLATFORM))})
-_MANIFEST = Struct({"schemaVersion": INTEGER, "mediaType": TEXT, "artifactType": TEXT, "config": _DESCRIPTOR, "layers": ListOf(_DESCRIPTOR),
-                    "subject": Optional(_DESCRIPTOR), "annotations": MapOf(TEXT), "manifests": ANYTHING, "fsLayers": ANYTHING})
-_INDEX = Struct({"mediaType": TEXT, "manifests": ListOf(_DESCRIPTOR), "config": ANYTHING, "layers": ANYTHING, "fsLayers": ANYTHING})
-_TELLING = Struct({"schemaVersion": INTEGER, "mediaType": TEXT, "manifests": ANYTHING, "layers": ANYTHING, "config": ANYTHING})
+_PLATFORM: dict[str, Shape] = {
+    "os": TEXT,
+    "architecture": TEXT,
+    "variant": TEXT,
+    "os.version": TEXT,
+    "os.features": ListOf(TEXT),
+}
+_DESCRIPTOR = Struct(
+    {
+        "mediaType": TEXT,
+        "digest": TEXT,
+        "size": INTEGER,
+        "urls": ListOf(TEXT),
+        "annotations": MapOf(TEXT),
+        "data": BASE64,
+        "artifactType": TEXT,
+        "platform": Optional(Struct(_PLATFORM)),
+    }
+)
+_MANIFEST = Struct(
+    {
+        "schemaVersion": INTEGER,
+        "mediaType": TEXT,
+        "artifactType": TEXT,
+        "config": _DESCRIPTOR,
+        "layers": ListOf(_DESCRIPTOR),
+        "subject": Optional(_DESCRIPTOR),
+        "annotations": MapOf(TEXT),
+        "manifests": ANYTHING,
+        "fsLayers": ANYTHING,
+    }
+)
+_INDEX = Struct(
+    {"mediaType": TEXT, "manifests": ListOf(_DESCRIPTOR), "config": ANYTHING, "layers": ANYTHING, "fsLayers": ANYTHING}
+)
+_TELLING = Struct(
+    {"schemaVersion": INTEGER, "mediaType": TEXT, "manifests": ANYTHING, "layers": ANYTHING, "config": ANYTHING}
+)
 _LAYOUT = Struct({"imageLayoutVersion": TEXT})
 _SAVED = ListOf(Struct({"Config": TEXT, "RepoTags": ListOf(TEXT), "Layers": ListOf(TEXT)}))
 _CONFIG = Struct({**_PLATFORM, "rootfs": Struct({"type": TEXT, "diff_ids": ListOf(TEXT)})})
@@ -84,7 +144,8 @@ _CONFIG = Struct({**_PLATFORM, "rootfs": Struct({"type": TEXT, "diff_ids": ListO
 def children_in(document: bytes, descriptor: Descriptor) -> list[Descriptor]:
     """What a manifest or an index refers to, in its order: the config before the layers.
 
-    Unknown for a document of another kind than its descriptor says. InvalidArgument for a child whose digest or size cannot be one, ResourceExhausted for too many of them.
+    Unknown for a document of another kind than its descriptor says. InvalidArgument for a child whose digest or size
+    cannot be one, ResourceExhausted for too many of them.
     """
     manifest = is_manifest(descriptor.media_type)
     if not manifest and not is_index(descriptor.media_type):
@@ -117,7 +178,9 @@ def _checked(child: Descriptor, what: str) -> Descriptor:
 
 
 def media_type_in(document: bytes) -> str:
-    """The media type that a manifest's own JSON says or implies; "" if it says nothing. gojson.Malformed where it is no such JSON."""
+    """The media type that a manifest's own JSON says or implies; "" if it says nothing. gojson.Malformed where it
+    is no such JSON.
+    """
     found = gojson.read(document, _TELLING)
     if found.get("schemaVersion") == 1:
         return DOCKER_SCHEMA_1
@@ -139,16 +202,25 @@ def saved_in(document: bytes, what: str) -> list[dict[str, Any]]:
 
 
 def with_config(document: bytes, descriptor: Descriptor, config: Descriptor) -> bytes:
-    """The manifest ``document``, whose children are right, with another config, as containerd writes it: indented by three."""
+    """The manifest ``document``, whose children are right, with another config, as containerd writes it: indented
+    by three.
+    """
     found = gojson.document(document, _MANIFEST, f"manifest {descriptor.digest}")
-    return encoded({
-        "schemaVersion": found.get("schemaVersion", 0),
-        **{key: found[key] for key in ("mediaType", "artifactType") if found.get(key)},
-        "config": descriptor_to_json(config),
-        "layers": [descriptor_to_json(_descriptor(layer)) for layer in found.get("layers") or ()],
-        **({"subject": descriptor_to_json(_descriptor(found["subject"]))} if found.get("subject") is not None else {}),
-        **({"annotations": dict(sorted(found["annotations"].items()))} if found.get("annotations") else {}),
-    }, indent=3)
+    return encoded(
+        {
+            "schemaVersion": found.get("schemaVersion", 0),
+            **{key: found[key] for key in ("mediaType", "artifactType") if found.get(key)},
+            "config": descriptor_to_json(config),
+            "layers": [descriptor_to_json(_descriptor(layer)) for layer in found.get("layers") or ()],
+            **(
+                {"subject": descriptor_to_json(_descriptor(found["subject"]))}
+                if found.get("subject") is not None
+                else {}
+            ),
+            **({"annotations": dict(sorted(found["annotations"].items()))} if found.get("annotations") else {}),
+        },
+        indent=3,
+    )
 
 
 def reference_labels(children: Iterable[Descriptor]) -> dict[str, str]:

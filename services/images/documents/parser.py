@@ -1,8 +1,9 @@
 """Large documents are read by a program of their own, one after the other, of each client in turn.
 
-Whoever reads JSON holds the interpreter: for tens of milliseconds where the document has megabytes, in a thread too, and everybody else's calls wait. And of what is made of it, in millions of
-small objects, so little stays that it keeps nearly all of the memory. A program takes both with it: it runs beside its service, after all that is in a hurry, and ends when there is nothing to read.
-It has the code that its service was started with (``kit/kept.py``).
+Whoever reads JSON holds the interpreter: for tens of milliseconds where the document has megabytes, in a thread too,
+and everybody else's calls wait. And of what is made of it, in millions of small objects, so little stays that it keeps
+nearly all of the memory. A program takes both with it: it runs beside its service, after all that is in a hurry, and
+ends when there is nothing to read. It has the code that its service was started with (``kit/kept.py``).
 """
 
 from __future__ import annotations
@@ -42,15 +43,21 @@ _MEMORY = 1 << 30
 
 _NICE = 10
 
-_FILES = ("services/__init__.py", "services/images/__init__.py", *(f"services/images/concurrency/{name}.py" for name in ("__init__", "fair_queue")),
-          *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser")),
-          *(f"services/oci/{name}.py" for name in ("__init__", "descriptors", "digests", "media_types", "platforms")),
-          *(f"services/kit/{name}.py" for name in ("__init__", "errors", "gojson", "identifiers", "kept")))
+_FILES = (
+    "services/__init__.py",
+    "services/images/__init__.py",
+    *(f"services/images/concurrency/{name}.py" for name in ("__init__", "fair_queue")),
+    *(f"services/images/documents/{name}.py" for name in ("__init__", "manifests", "parser")),
+    *(f"services/oci/{name}.py" for name in ("__init__", "descriptors", "digests", "media_types", "platforms")),
+    *(f"services/kit/{name}.py" for name in ("__init__", "errors", "gojson", "identifiers", "kept")),
+)
 """What it imports of ours."""
 
 
 async def read(document: bytes, parse: Callable[Concatenate[bytes, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-    """``parse(document, ...)``, a function of a module: at once, or, of a larger document, apart, as ``gojson.apart`` does, or by the program. Its NodeErrors and ``gojson.Malformed`` are the caller's."""
+    """``parse(document, ...)``, a function of a module: at once, or, of a larger document, apart, as
+    ``gojson.apart`` does, or by the program. Its NodeErrors and ``gojson.Malformed`` are the caller's.
+    """
     if len(document) < LARGE:
         return await gojson.apart(len(document), lambda: parse(document, *arguments, **named))
     loop = asyncio.get_running_loop()
@@ -108,7 +115,12 @@ class Program:
             ours.close()  # with the file
             code = kept.archive(_FILES)
             environment = {**os.environ, "PYTHONPATH": kept.search_path(code, sys.path)}
-            self._process = subprocess.Popen([sys.executable, "-S", "-P", "-c", "from services.images.documents.parser import main; main()"], stdin=theirs.fileno(), env=environment, pass_fds=(code,))
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-P", "-c", "from services.images.documents.parser import main; main()"],
+                stdin=theirs.fileno(),
+                env=environment,
+                pass_fds=(code,),
+            )
 
     def rest(self, read_so_far: int) -> None:
         """End the program if it has read nothing since."""
@@ -136,7 +148,8 @@ class Program:
 
 @contextlib.contextmanager
 def available(caller: Callable[[], str] = str) -> Iterator[None]:
-    """Around what the service does: the program has the code of now, and none is left when the block ends, whatever it reads: the end of the process would wait for it.
+    """Around what the service does: the program has the code of now, and none is left when the block ends, whatever it
+    reads: the end of the process would wait for it.
 
     ``caller`` says for whom something is read.
     """
@@ -181,10 +194,19 @@ def _answers(parse: Callable[..., Any], arguments: tuple[Any, ...], named: dict[
     except errors.NodeError as error:
         return [("error", error.code, str(error))]
     except MemoryError:
-        return [("error", errors.ResourceExhausted.code, f"a document of {len(arguments[0])} bytes takes more than {_MEMORY} bytes of memory: {errors.ResourceExhausted.suffix}")]
+        return [
+            (
+                "error",
+                errors.ResourceExhausted.code,
+                (
+                    f"a document of {len(arguments[0])} bytes takes more than {_MEMORY} bytes of memory: "
+                    f"{errors.ResourceExhausted.suffix}"
+                ),
+            )
+        ]
     except Exception as error:
         return [("defect", f"reading a document: {error!r}")]
     if type(found) is not list:
         return [("is", found)]
-    batches = [found[start:start + _BATCH] for start in range(0, len(found), _BATCH)]
+    batches = [found[start : start + _BATCH] for start in range(0, len(found), _BATCH)]
     return [("list", len(batches)), *batches]

@@ -1,7 +1,9 @@
 """The chain of an image's layers: they are unpacked side by side, and become snapshots from the lowest to the topmost.
 
-What the layers below hold must be *complete* before a layer can get from them what it leaves out; they must be committed before it is. Commits are made a few at once: while some are under way the
-next layers become complete, and are then committed as one, since most of what a commit costs is a transaction's. While the first few wait for the disk a second few begin; a third wait for the first.
+What the layers below hold must be *complete* before a layer can get from them what it leaves out; they must be
+committed before it is. Commits are made a few at once: while some are under way the next layers become complete, and
+are then committed as one, since most of what a commit costs is a transaction's. While the first few wait for the disk a
+second few begin; a third wait for the first.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _Ready = tuple[Commit | None, asyncio.Future[None]]
 
 
 class Chain:
-    """The layers from ``lowest`` up to ``end``, by their numbers; what is below is there. :meth:`run` must be running for :meth:`commit` to return."""
+    """The layers from ``lowest`` up to ``end``, by their numbers; what is below is there. :meth:`run` must be
+    running for :meth:`commit` to return.
+    """
 
     def __init__(self, lowest: int, end: int) -> None:
         self._next = self._begun = lowest
@@ -46,7 +50,9 @@ class Chain:
             await self._committed[number - 1].wait()
 
     async def commit(self, number: int, commit: Commit | None) -> None:
-        """Have ``commit`` run when it is the layer's turn; None: its snapshot is there. Its errors are raised here. Where there is no chain, it is run at once."""
+        """Have ``commit`` run when it is the layer's turn; None: its snapshot is there. Its errors are raised here.
+        Where there is no chain, it is run at once.
+        """
         if number not in self._committed:
             if commit is not None:
                 await commit()
@@ -67,7 +73,9 @@ class Chain:
                     if not under_way.pop(0).result():
                         return
                 while len(under_way) < _AT_ONCE and (ready := self._taken()):
-                    under_way.append(loops.task("the commits of layers", self._commit(ready, under_way[-1] if under_way else None)))
+                    under_way.append(
+                        loops.task("the commits of layers", self._commit(ready, under_way[-1] if under_way else None))
+                    )
                     under_way[-1].add_done_callback(lambda _: self._more.set())
         finally:
             for each in under_way:
@@ -85,7 +93,9 @@ class Chain:
         return ready
 
     async def _commit(self, ready: Sequence[_Ready], below: asyncio.Task[bool] | None) -> bool:
-        """Commit layers at once, those ``below`` them being under way; False if that failed, and whoever wants it was told."""
+        """Commit layers at once, those ``below`` them being under way; False if that failed, and whoever wants it
+        was told.
+        """
         alone = len(ready) == 1 and below is None
         results = await asyncio.gather(*(commit() for commit, _ in ready if commit is not None), return_exceptions=True)
         if below is not None and not await below:
@@ -93,7 +103,8 @@ class Chain:
         left = iter(results)
         for commit, done in ready:
             error = next(left) if commit is not None else None
-            if isinstance(error, errors.NodeError) and commit is not None and not alone:  # it may be that the one below had to be asked for twice
+            # it may be that the one below had to be asked for twice
+            if isinstance(error, errors.NodeError) and commit is not None and not alone:
                 try:
                     await commit()
                 except errors.NodeError as final:

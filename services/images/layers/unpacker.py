@@ -1,13 +1,18 @@
 """From layers to snapshots: each layer of an image unpacked on top of those below it, committed under its chain id.
 
-A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others: prepare a key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts
-while its blob arrives; compare the diff id; commit, once the snapshot below is committed. Where the snapshotter has the capability ``rebase`` (overlayfs has) they are unpacked side by side, each
-*alone*, on no parent, and the commit brings the parent (``chain.py``); before that, directories that the layer uses and does not name get their owners and modes from the layers below
-(``snapshots/diff/inherit.py``; a layer for which that comes too late is unpacked once more, on those below it). Without the capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer itself (stargz, nydus) says that it exists, because the label
-``containerd.io/snapshot.ref`` told it the chain id; or it answers read-only mounts, which are committed as they are.
+A layer whose snapshot is there already is not unpacked again, and its blob is not even asked for. The others: prepare a
+key of its own, ``extract-UNIQUE CHAINID``; apply the layer to its mounts while its blob arrives; compare the diff id;
+commit, once the snapshot below is committed. Where the snapshotter has the capability ``rebase`` (overlayfs has) they
+are unpacked side by side, each *alone*, on no parent, and the commit brings the parent (``chain.py``); before that,
+directories that the layer uses and does not name get their owners and modes from the layers below
+(``snapshots/diff/inherit.py``; a layer for which that comes too late is unpacked once more, on those below it). Without
+the capability each layer is prepared on the chain id below, when that is there. A snapshotter that can make the layer
+itself (stargz, nydus) says that it exists, because the label ``containerd.io/snapshot.ref`` told it the chain id; or it
+answers read-only mounts, which are committed as they are.
 
-In the end the blob of each unpacked layer is labelled with its diff id, and the config's with the topmost chain id (``containerd.io/gc.ref.snapshot.NAME``), which is why the collector
-keeps the snapshots as long as the image. Of transfers that unpack the same layer at once one does, and the others wait for it.
+In the end the blob of each unpacked layer is labelled with its diff id, and the config's with the topmost chain id
+(``containerd.io/gc.ref.snapshot.NAME``), which is why the collector keeps the snapshots as long as the image. Of
+transfers that unpack the same layer at once one does, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -54,10 +59,13 @@ _PARENT = "containerd.io/snapshot/parent-chain-id"
 _INHERITED = "containerd.io/snapshot/"
 _LAYERS = f"{_INHERITED}cri.image-layers"
 _NOT_THE_IMAGES = frozenset({UID_MAPPING, GID_MAPPING, UPPERDIR, _REF, _DIFF_ID, _PARENT, f"{_INHERITED}max-size"})
-"""Labels of snapshots that are the node's and its clients' to set: an image must not choose the host's ids that own its files (containerd drops these since 2.4.1), nor say what only we know."""
+"""Labels of snapshots that are the node's and its clients' to set: an image must not choose the host's ids that own
+its files (containerd drops these since 2.4.1), nor say what only we know.
+"""
 _LABEL_LIMIT = 4096
 """Bytes of a label's key and value."""
 _TRIES = 3
+
 
 class Blobs(Protocol):
     """The layers' blobs of an image, by number; 0 is the lowest."""
@@ -71,7 +79,9 @@ class Blobs(Protocol):
         ...
 
     def ingest(self, number: int) -> AbstractAsyncContextManager[Ingest | None]:
-        """Where a blob lands that has begun to arrive, or has landed; for the block, and for one block only. None if it is there, and is to be read from the store."""
+        """Where a blob lands that has begun to arrive, or has landed; for the block, and for one block only. None
+        if it is there, and is to be read from the store.
+        """
         ...
 
     async def there(self, number: int) -> None:
@@ -84,13 +94,17 @@ Extracting = Callable[[Descriptor, int], None]
 
 
 class Origin(NamedTuple):
-    """Where an image comes from: its reference, and the digest of its manifest. stargz and its like fetch layers by that (containerd's docs/cri/config.md, on snapshot annotations)."""
+    """Where an image comes from: its reference, and the digest of its manifest. stargz and its like fetch layers by
+    that (containerd's docs/cri/config.md, on snapshot annotations).
+    """
 
     reference: str
     manifest: str
 
     def told(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
-        """The layers with annotations that tell it, which become labels of their snapshots; with each the digests of it and those above it, as many as a label holds."""
+        """The layers with annotations that tell it, which become labels of their snapshots; with each the digests
+        of it and those above it, as many as a label holds.
+        """
         found = []
         for number, layer in enumerate(layers):
             above, room = list[str](), _LABEL_LIMIT - len(_LAYERS) + 1
@@ -99,8 +113,18 @@ class Origin(NamedTuple):
                 if room < 0:
                     break
                 above.append(each.digest)
-            found.append(replace(layer, annotations={**layer.annotations, f"{_INHERITED}cri.image-ref": self.reference, f"{_INHERITED}cri.manifest-digest": self.manifest,
-                                                     f"{_INHERITED}cri.layer-digest": layer.digest, _LAYERS: ",".join(above)}))
+            found.append(
+                replace(
+                    layer,
+                    annotations={
+                        **layer.annotations,
+                        f"{_INHERITED}cri.image-ref": self.reference,
+                        f"{_INHERITED}cri.manifest-digest": self.manifest,
+                        f"{_INHERITED}cri.layer-digest": layer.digest,
+                        _LAYERS: ",".join(above),
+                    },
+                )
+            )
         return found
 
 
@@ -127,7 +151,9 @@ def parts(children: Sequence[Descriptor]) -> tuple[Descriptor | None, list[Descr
 
 
 class Unpacker:
-    """Unpacks images; one for the whole process, since it knows which layers are being unpacked. ``supported``: nothing else is unpacked; empty: anything."""
+    """Unpacks images; one for the whole process, since it knows which layers are being unpacked. ``supported``:
+    nothing else is unpacked; empty: anything.
+    """
 
     def __init__(self, budget: Budget | None = None, supported: Sequence[Unpacking] = ()) -> None:
         self._budget = budget or Budget()
@@ -135,7 +161,9 @@ class Unpacker:
         self._locks = KeyedLocks()
 
     def accepted(self, wanted: Sequence[Unpacking]) -> list[Unpacking]:
-        """Of the unpackings that a client wants, those for what this machine runs, with their snapshotters. InvalidArgument if it wants only others."""
+        """Of the unpackings that a client wants, those for what this machine runs, with their snapshotters.
+        InvalidArgument if it wants only others.
+        """
         found = [each for each in map(self._accepted, wanted) if each is not None]
         if wanted and not found:
             raise errors.InvalidArgument("unable to initialize unpacker: no unpack platforms defined")
@@ -151,23 +179,47 @@ class Unpacker:
         name = wanted.snapshotter or usual
         if name in able:
             return Unpacking(wanted.platform, name)
-        log.warning("%s is not unpacked by %s: unpack_config allows %s", wanted.platform, name or "any snapshotter", ", ".join(able) or "nothing for this platform")
+        log.warning(
+            "%s is not unpacked by %s: unpack_config allows %s",
+            wanted.platform,
+            name or "any snapshotter",
+            ", ".join(able) or "nothing for this platform",
+        )
         return None
 
-    async def unpack(self, node: Node, config: Descriptor, layers: Sequence[Descriptor], wanted: Sequence[Unpacking], *,
-                     blobs: Blobs | None = None, extracting: Extracting | None = None, origin: Origin | None = None) -> str:
-        """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose blob is there. ``origin``: where they come from, if that is a registry.
+    async def unpack(
+        self,
+        node: Node,
+        config: Descriptor,
+        layers: Sequence[Descriptor],
+        wanted: Sequence[Unpacking],
+        *,
+        blobs: Blobs | None = None,
+        extracting: Extracting | None = None,
+        origin: Origin | None = None,
+    ) -> str:
+        """Unpack ``layers``, lowest first, as ``wanted`` (:func:`accepted`) says for the platform of ``config``, whose
+        blob is there. ``origin``: where they come from, if that is a registry.
 
-        The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then no layer was wanted.
+        The answer is the topmost chain id; "" where the image is for another system, and nothing was done: then no
+        layer was wanted.
         """
         with tracing.span("images.unpack", config=config.digest) as span:
             try:
                 what = await _checked(node, config)
                 if len(layers) != len(what.diff_ids):
-                    raise errors.Unknown(f"image config {config.digest}: number of layers and diffIDs don't match: {len(layers)} != {len(what.diff_ids)}")
-            except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:  # of the document; it says what, and not whose
+                    raise errors.Unknown(
+                        f"image config {config.digest}: number of layers and diffIDs don't match: {len(layers)} != "
+                        f"{len(what.diff_ids)}"
+                    )
+            # of the document; it says what, and not whose
+            except (errors.Unknown, errors.InvalidArgument, errors.ResourceExhausted) as error:
                 raise _explained(error, origin.reference) if origin is not None else error from None
-            if not wanted or what.kind not in ("", "layers") or not OnlySystem(platforms.default()).matches(what.platform):
+            if (
+                not wanted
+                or what.kind not in ("", "layers")
+                or not OnlySystem(platforms.default()).matches(what.platform)
+            ):
                 return ""
             name = wanted[0].snapshotter
             chain = chain_ids(what.diff_ids)
@@ -175,8 +227,20 @@ class Unpacker:
             if how.wants_origin and origin is not None:
                 layers = origin.told(layers)
             span.set(snapshotter=name, follows=how.follows, side_by_side=how.side_by_side)
-            stack = _Stack(node, name, node.snapshotter(name), how.follows, blobs or There(), extracting or _unheard, self._locks, self._budget,
-                           [_Layer(number, *each) for number, each in enumerate(zip(layers, what.diff_ids, chain, ["", *chain[:-1]], strict=True))])
+            stack = _Stack(
+                node,
+                name,
+                node.snapshotter(name),
+                how.follows,
+                blobs or There(),
+                extracting or _unheard,
+                self._locks,
+                self._budget,
+                [
+                    _Layer(number, *each)
+                    for number, each in enumerate(zip(layers, what.diff_ids, chain, ["", *chain[:-1]], strict=True))
+                ],
+            )
             await (stack.side_by_side() if how.side_by_side and len(chain) > 1 else stack.in_order())
             fault("images.unpacked")
             await node.label(config.digest, {f"containerd.io/gc.ref.snapshot.{name}": chain[-1]})
@@ -190,7 +254,9 @@ async def _checked(node: Node, config: Descriptor) -> Config:
         try:
             Digest.parse(diff_id)
         except ValueError as error:
-            raise errors.InvalidArgument(f"image config {config.digest}: diff id {quoted(diff_id[:100])}: {error}") from None
+            raise errors.InvalidArgument(
+                f"image config {config.digest}: diff id {quoted(diff_id[:100])}: {error}"
+            ) from None
     return found
 
 
@@ -233,7 +299,9 @@ class _Stack:
     """The layers that are made here, by their numbers."""
 
     def below(self, number: int) -> list[str] | None:
-        """The directories of all layers below one, topmost first; None if not all are known, since others made some of them."""
+        """The directories of all layers below one, topmost first; None if not all are known, since others made some
+        of them.
+        """
         found: list[str] = []
         for each in reversed(range(number)):
             if each not in self.made:
@@ -263,16 +331,22 @@ class _Stack:
         self.blobs.wanted(first)
         self.node.expect()
         chain = Chain(first, len(self.layers))
-        await together([chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))])
+        await together(
+            [chain.run(), *(self._chained(layer, chain, turn) for turn, layer in enumerate(self.layers[first:]))]
+        )
 
     async def _check_kept(self, layer: _Layer) -> None:
-        """FailedPrecondition if a layer that was there, by the records, is not: its snapshotter has lost it. Those below it are there if it is."""
+        """FailedPrecondition if a layer that was there, by the records, is not: its snapshotter has lost it. Those
+        below it are there if it is.
+        """
         if layer.number in self.made:
             return
         try:
             await self.snapshotter.usage(layer.chain_id)
         except errors.NotFound as error:
-            raise errors.FailedPrecondition(f"layer {layer.descriptor.digest}: {error}: splitd gc --release forgets what was lost, then pull again") from None
+            raise errors.FailedPrecondition(
+                f"layer {layer.descriptor.digest}: {error}: splitd gc --release forgets what was lost, then pull again"
+            ) from None
         except errors.Unimplemented:
             return
 
@@ -317,8 +391,14 @@ class _Extraction:
         self._layer = layer
         self._descriptor = layer.descriptor
         self._key = ""
-        labels = {key: value for key, value in layer.descriptor.annotations.items() if key.startswith(_INHERITED) and key not in _NOT_THE_IMAGES}
-        self._labels = labels | {_REF: layer.chain_id, _DIFF_ID: layer.diff_id} | ({_PARENT: layer.parent} if layer.parent else {})
+        labels = {
+            key: value
+            for key, value in layer.descriptor.annotations.items()
+            if key.startswith(_INHERITED) and key not in _NOT_THE_IMAGES
+        }
+        self._labels = (
+            labels | {_REF: layer.chain_id, _DIFF_ID: layer.diff_id} | ({_PARENT: layer.parent} if layer.parent else {})
+        )
 
     async def run(self, *, alone: bool = False) -> None:
         """Make it. ``alone``: without waiting for the layer below."""
@@ -340,7 +420,8 @@ class _Extraction:
             await chain.commit(layer.number, None)
             return
         self._stack.made[layer.number] = _Made(_directories(mounts), alone=alone)
-        if alone and not (len(mounts) == 1 and mounts[0].type == "bind"):  # of a snapshotter that rebases in another way than overlayfs
+        # of a snapshotter that rebases in another way than overlayfs
+        if alone and not (len(mounts) == 1 and mounts[0].type == "bind"):
             await self._removed(self._key)
             await chain.reached(layer.number)
             await self._run(alone=False)
@@ -392,14 +473,21 @@ class _Extraction:
                     applied = await self._node.apply(layer, mounts, ingest=ingest, alone=alone)
             except errors.NodeError as error:
                 what = f"{layer.media_type} {layer.digest}"
-                raise _explained(error, f"failed to extract layer ({what}) to {self._stack.name} as {quoted(self._key)}") from None
+                raise _explained(
+                    error, f"failed to extract layer ({what}) to {self._stack.name} as {quoted(self._key)}"
+                ) from None
         if applied.diff_id != self._layer.diff_id:
-            raise errors.Unknown(f"wrong diff id {quoted(applied.diff_id)} calculated on extraction {quoted(self._layer.diff_id)}, desc {quoted(layer.digest)}")
+            raise errors.Unknown(
+                f"wrong diff id {quoted(applied.diff_id)} calculated on extraction {quoted(self._layer.diff_id)}, desc "
+                f"{quoted(layer.digest)}"
+            )
         self._stack.extracting(layer, layer.size)
         return applied.unnamed
 
     async def _inherited(self, mounts: Sequence[Mount], unnamed: Sequence[Unnamed]) -> None:
-        """Directories that the layer uses and does not name become what they are in the layers below, which are there now."""
+        """Directories that the layer uses and does not name become what they are in the layers below, which are
+        there now.
+        """
         number = self._layer.number
         try:
             if (below := self._stack.below(number)) is not None:
@@ -413,10 +501,14 @@ class _Extraction:
             await self._chain.reached(number)
             await self._node.inherit(mounts, await self._viewed(), unnamed)
         except errors.NodeError as error:
-            raise _explained(error, f"failed to chain layer {self._descriptor.digest} to {quoted(self._layer.parent)}") from None
+            raise _explained(
+                error, f"failed to chain layer {self._descriptor.digest} to {quoted(self._layer.parent)}"
+            ) from None
 
     async def _viewed(self) -> list[str]:
-        """The directories of the layers below, where another transfer made one of them. They stay when the view is gone: the lease has the parent."""
+        """The directories of the layers below, where another transfer made one of them. They stay when the view is
+        gone: the lease has the parent.
+        """
         key = f"inherit-{_unique()} {self._layer.chain_id}"
         try:
             return _directories(await self._snapshotter.view(key, self._layer.parent))
@@ -449,7 +541,12 @@ def _directories(mounts: Sequence[Mount]) -> list[str]:
         if mount.type == "bind":
             found.append(mount.source)
         for name in ("upperdir=", "lowerdir="):
-            found += [directory for option in mount.options if option.startswith(name) for directory in option.removeprefix(name).split(":")]
+            found += [
+                directory
+                for option in mount.options
+                if option.startswith(name)
+                for directory in option.removeprefix(name).split(":")
+            ]
     return found
 
 

@@ -1,11 +1,14 @@
-"""Where a blob lands that is fetched: the file of an ingest, or, where content is served by a foreign store, its stream.
+"""Where a blob lands that is fetched: the file of an ingest, or, where content is served by a foreign store, its
+stream.
 
-A file is written and hashed by threads, a batch at a time, while the event loop receives the next: so neither the disk nor the hashing holds up other transfers. Bytes come on *lanes*, each
-from where it begins on: several connections may bring parts of one blob. What is there without a gap, from the first byte on, is the ingest's *offset*; it is hashed as it grows, and whoever follows
-the ingest may read so far. What is in the file from an earlier attempt is hashed first. A blob is durable when its commit has returned; the content service sees to that.
+A file is written and hashed by threads, a batch at a time, while the event loop receives the next: so neither the disk
+nor the hashing holds up other transfers. Bytes come on *lanes*, each from where it begins on: several connections may
+bring parts of one blob. What is there without a gap, from the first byte on, is the ingest's *offset*; it is hashed as
+it grows, and whoever follows the ingest may read so far. What is in the file from an earlier attempt is hashed first. A
+blob is durable when its commit has returned; the content service sees to that.
 
-An ingest that is left before its commit keeps its offset: the file is cut there. If the process dies instead, the file may have gaps. They are holes, in which a filesystem has no data, and the
-next attempt goes on before the first of them.
+An ingest that is left before its commit keeps its offset: the file is cut there. If the process dies instead, the file
+may have gaps. They are holes, in which a filesystem has no data, and the next attempt goes on before the first of them.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ Commit = Callable[[Mapping[str, str]], Awaitable[None]]
 
 @dataclass(slots=True)
 class Following:
-    """A blob that still lands, as a worker reads it: the file ``blob``, the ``news`` of how many bytes are there (as ``snapshots/diff/apply.py`` has them), and the ``size`` in the end."""
+    """A blob that still lands, as a worker reads it: the file ``blob``, the ``news`` of how many bytes are there
+    (as ``snapshots/diff/apply.py`` has them), and the ``size`` in the end.
+    """
 
     blob: int
     news: int
@@ -51,7 +56,9 @@ class Following:
 
 
 class FileIngest:
-    """An ingest in the open and locked file ``fd``, which becomes its own. ``commit`` makes the file, which is closed and right, the blob."""
+    """An ingest in the open and locked file ``fd``, which becomes its own. ``commit`` makes the file, which is
+    closed and right, the blob.
+    """
 
     lanes = True
     """Whether bytes may come in several places at once."""
@@ -95,7 +102,9 @@ class FileIngest:
 
     @property
     def resumable(self) -> int:
-        """How many bytes another attempt can go on with, if this one ends now: maybe while it still hashes those of an earlier one."""
+        """How many bytes another attempt can go on with, if this one ends now: maybe while it still hashes those of
+        an earlier one.
+        """
         return max(self.offset, self._earlier)
 
     async def resumed(self) -> None:
@@ -120,7 +129,9 @@ class FileIngest:
 
     @contextlib.asynccontextmanager
     async def lane(self, at: int) -> AsyncIterator[Lane]:
-        """Bytes from ``at`` on. When the block has ended well, all of them are in the file. ResourceExhausted if the disk is full, Unknown if it fails otherwise."""
+        """Bytes from ``at`` on. When the block has ended well, all of them are in the file. ResourceExhausted if
+        the disk is full, Unknown if it fails otherwise.
+        """
         lane = Lane(self._store, at)
         try:
             yield lane
@@ -129,7 +140,8 @@ class FileIngest:
 
     def _store(self, start: int, batch: list[bytes]) -> asyncio.Task[None]:
         task = self._storing.keep(loops.task("the storing of a batch", self._stored(start, batch)))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen: it is for whoever waits for the lane
+        # seen: it is for whoever waits for the lane
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.received += sum(map(len, batch))
         return task
 
@@ -222,19 +234,25 @@ class FileIngest:
         self.received = self.offset
 
     async def commit(self, labels: Mapping[str, str]) -> None:
-        """Make it a blob; FailedPrecondition if its bytes are others than the digest says, and then it can be restarted. AlreadyExists if somebody else made it."""
+        """Make it a blob; FailedPrecondition if its bytes are others than the digest says, and then it can be
+        restarted. AlreadyExists if somebody else made it.
+        """
         await self._settled()
         found = self._hash.hexdigest()
         if self.offset != self._size:
             raise errors.FailedPrecondition(f"{self._digest}: {self.offset} bytes instead of {self._size}")
         if found != self._digest.hex:
-            raise errors.FailedPrecondition(f"{self._digest}: its bytes have the digest {self._digest.algorithm}:{found}")
+            raise errors.FailedPrecondition(
+                f"{self._digest}: its bytes have the digest {self._digest.algorithm}:{found}"
+            )
         self._close()
         await self._commit(labels)
         self.committed = True
 
     async def close(self) -> None:
-        """Let go of the file, with all :attr:`resumable` bytes. Not for long: no more than two batches of each lane are under way."""
+        """Let go of the file, with all :attr:`resumable` bytes. Not for long: no more than two batches of each lane
+        are under way.
+        """
         await rpc.shielded(self._closed())
 
     async def _closed(self) -> None:
@@ -271,7 +289,9 @@ class Lane:
         self._storing: asyncio.Task[None] | None = None
 
     async def write(self, data: bytes) -> None:
-        """Take more bytes; earlier ones may still be on their way to the file. Errors as :meth:`FileIngest.lane` has them."""
+        """Take more bytes; earlier ones may still be on their way to the file. Errors as :meth:`FileIngest.lane`
+        has them.
+        """
         self._batch.append(data)
         self._waiting += len(data)
         self.at += len(data)

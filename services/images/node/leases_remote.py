@@ -1,8 +1,11 @@
-"""The leases of transfers: each ends with its transfer; where the process or the gateway was gone at that moment, as soon as both are there again.
+"""The leases of transfers: each ends with its transfer; where the process or the gateway was gone at that moment, as
+soon as both are there again.
 
-A lease that is left behind holds blobs and half-made snapshots until it expires, a day later. So each carries a label with the *incarnation* of the process that made it, a UUID that
-is new at each start, and a process that starts ends those of all others, in all namespaces. They are dead: a metadata database belongs to one node, which runs one images process at a
-time (``__main__.py`` holds the lock on its directory). What a dead one was fetching is no lease's (``RemoteNode.ingest``), so it can be gone on with.
+A lease that is left behind holds blobs and half-made snapshots until it expires, a day later. So each carries a label
+with the *incarnation* of the process that made it, a UUID that is new at each start, and a process that starts ends
+those of all others, in all namespaces. They are dead: a metadata database belongs to one node, which runs one images
+process at a time (``__main__.py`` holds the lock on its directory). What a dead one was fetching is no lease's
+(``RemoteNode.ingest``), so it can be gone on with.
 """
 
 from __future__ import annotations
@@ -53,8 +56,16 @@ class Leases:
         lease = f"{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode()}"
         until = datetime.datetime.now(datetime.UTC) + EXPIRES
         try:
-            await self._leases.Create(leases_pb2.CreateRequest(id=lease, labels={
-                "containerd.io/gc.expire": until.strftime("%Y-%m-%dT%H:%M:%SZ"), INCARNATION: self._incarnation}), headers=headers)
+            await self._leases.Create(
+                leases_pb2.CreateRequest(
+                    id=lease,
+                    labels={
+                        "containerd.io/gc.expire": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                        INCARNATION: self._incarnation,
+                    },
+                ),
+                headers=headers,
+            )
             yield lease
         finally:  # if the caller was cancelled, or the answer lost, it may be there nevertheless
             await rpc.shielded(self._ended(headers, lease))
@@ -112,9 +123,15 @@ class Leases:
 
     async def _find(self) -> None:
         """Note all leases of dead processes."""
-        dead = leases_pb2.ListRequest(filters=[f'labels."{INCARNATION}"!="",labels."{INCARNATION}"!="{self._incarnation}"'])
+        dead = leases_pb2.ListRequest(
+            filters=[f'labels."{INCARNATION}"!="",labels."{INCARNATION}"!="{self._incarnation}"']
+        )
         for namespace in (await self._namespaces.List(namespaces_pb2.ListNamespacesRequest())).namespaces:
             answer = await self._leases.List(dead, headers={rpc.NAMESPACE: namespace.name})
             if answer.leases:
-                log.info("namespace %s: %d leases are left of transfers that were cut off, and are ended", namespace.name, len(answer.leases))
+                log.info(
+                    "namespace %s: %d leases are left of transfers that were cut off, and are ended",
+                    namespace.name,
+                    len(answer.leases),
+                )
             self._left.update((namespace.name, lease.id) for lease in answer.leases)

@@ -1,4 +1,5 @@
-"""The node through the gateway, as the caller of a transfer: its content, images, leases, snapshots and its unpacking of layers.
+"""The node through the gateway, as the caller of a transfer: its content, images, leases, snapshots and its unpacking
+of layers.
 
 Messages go over the internal socket with the caller's headers; whole blobs go by file (``content/blobs_remote.py``).
 """
@@ -42,9 +43,13 @@ T = TypeVar("T")
 
 
 class RemoteNode:
-    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's. ``appliers`` unpack layers, where Diff is not served by somebody else."""
+    """A transfer's :class:`~services.images.transfer.Node` over ``gateway``; ``headers`` are its caller's.
+    ``appliers`` unpack layers, where Diff is not served by somebody else.
+    """
 
-    def __init__(self, gateway: rpc.Channel, leases: Leases, headers: Mapping[str, str | bytes], appliers: Appliers) -> None:
+    def __init__(
+        self, gateway: rpc.Channel, leases: Leases, headers: Mapping[str, str | bytes], appliers: Appliers
+    ) -> None:
         self.headers = dict(headers)
         self._appliers = appliers
         self._here = False
@@ -99,7 +104,9 @@ class RemoteNode:
                 await threads.to_thread(_put, filling.fd, piece, found)
             filling.filled()
             if (arrived, found.hexdigest()) != (descriptor.size, digest.hex):
-                raise errors.FailedPrecondition(f"{arrived} bytes came, with digest {digest.algorithm}:{found.hexdigest()}")
+                raise errors.FailedPrecondition(
+                    f"{arrived} bytes came, with digest {digest.algorithm}:{found.hexdigest()}"
+                )
             await filling.commit("", descriptor.size)  # of no digest: for that, the node would say that it has the blob
 
     async def document(self, descriptor: Descriptor) -> bytes:
@@ -111,7 +118,9 @@ class RemoteNode:
         if len(data) > DOCUMENT_LIMIT:
             raise errors.ResourceExhausted(f"document {descriptor.digest} is larger than {DOCUMENT_LIMIT} bytes")
         if self._read > _DOCUMENTS_LIMIT:
-            raise errors.ResourceExhausted(f"document {descriptor.digest}: those of one transfer are larger than {_DOCUMENTS_LIMIT} bytes together")
+            raise errors.ResourceExhausted(
+                f"document {descriptor.digest}: those of one transfer are larger than {_DOCUMENTS_LIMIT} bytes together"
+            )
         return data
 
     @contextlib.asynccontextmanager
@@ -147,7 +156,10 @@ class RemoteNode:
                 await rpc.shielded(self._given_up(ref))
 
     async def _ingest(self, ref: str, digest: Digest, size: int) -> FileIngest | StreamIngest | SharedIngest:
-        """An ingest that is not the lease's: it has a day of its own, whatever becomes of the lease and of this process. The blob is the lease's, by the commit."""
+        """An ingest that is not the lease's: it has a day of its own, whatever becomes of the lease and of this
+        process. The blob is the lease's, by the commit.
+        """
+
         async def commit(labels: Mapping[str, str]) -> None:
             await self._files.commit(ref, size, digest, labels, computed=True)
 
@@ -156,11 +168,14 @@ class RemoteNode:
                 begun = await self._unleased.begin(ref, size, digest)
             except errors.AlreadyExists:  # but it is not held yet
                 begun = await self._files.begin(ref, size, digest)
-        except errors.Unimplemented:  # the ingest is recorded, without the lease; its bytes come by a stream, which commits, so that one has it
+        # the ingest is recorded, without the lease; its bytes come by a stream, which commits, so that one has it
+        except errors.Unimplemented:
+
             async def opened() -> RemoteWriter:
                 return await self._store.writer(ref, size, digest)
 
-            return StreamIngest(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))  # it takes a moment until an ended stream has unlocked it
+            # it takes a moment until an ended stream has unlocked it
+            return StreamIngest(await opened(), digest, size, lambda: self._when_unlocked(ref, opened))
         return FileIngest(locked(begun.path, ref), digest, size, commit) if begun.path else SharedIngest(size, commit)
 
     async def _when_unlocked(self, ref: str, begin: Callable[[], Awaitable[T]]) -> T:
@@ -175,7 +190,8 @@ class RemoteNode:
                     raise
             with contextlib.suppress(errors.NodeError):
                 status = await self._store.status(ref)
-                if seen != (now := (status.offset, status.updated_at)):  # the second changes too where the bytes come that are beyond a gap
+                # the second changes too where the bytes come that are beyond a gap
+                if seen != (now := (status.offset, status.updated_at)):
                     seen, until = now, loop.time() + _STANDSTILL
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
@@ -201,7 +217,9 @@ class RemoteNode:
                 return convert.image_from_pb(created.image)
             except errors.AlreadyExists:
                 with contextlib.suppress(errors.NotFound):  # gone again meanwhile
-                    updated = await self._images.Update(images_pb2.UpdateImageRequest(image=message), headers=self.headers)
+                    updated = await self._images.Update(
+                        images_pb2.UpdateImageRequest(image=message), headers=self.headers
+                    )
                     return convert.image_from_pb(updated.image)
 
     # ------------------------------------------------------------------------------------------ snapshots
@@ -210,19 +228,28 @@ class RemoteNode:
         return RemoteSnapshotter(self._gateway, snapshotter=name, headers=self.headers)
 
     async def unpacks(self, snapshotter: str) -> How:
-        """Diff of ours is the same program as those of ``appliers``; somebody else's is asked to do its work itself, and reads blobs that are there."""
+        """Diff of ours is the same program as those of ``appliers``; somebody else's is asked to do its work
+        itself, and reads blobs that are there.
+        """
         wanted = (f"type=={_SNAPSHOTTER},id=={snapshotter}", f"type=={_DIFFER},id=={_OURS}")
-        plugins = (await self._introspection.Plugins(introspection_pb2.PluginsRequest(filters=wanted), headers=self.headers)).plugins
+        plugins = (
+            await self._introspection.Plugins(introspection_pb2.PluginsRequest(filters=wanted), headers=self.headers)
+        ).plugins
         self._here = any(plugin.type == _DIFFER for plugin in plugins)
         of = [plugin for plugin in plugins if plugin.type == _SNAPSHOTTER]
-        return How(self._here, self._here and any("rebase" in plugin.capabilities for plugin in of),
-                   any(plugin.exports.get("enable_remote_snapshot_annotations") == "true" for plugin in of))
+        return How(
+            self._here,
+            self._here and any("rebase" in plugin.capabilities for plugin in of),
+            any(plugin.exports.get("enable_remote_snapshot_annotations") == "true" for plugin in of),
+        )
 
     def expect(self) -> None:
         if self._here:
             self._appliers.expect()
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False) -> Applied:
+    async def apply(
+        self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False
+    ) -> Applied:
         if not self._here:
             request = diff_pb2.ApplyRequest(diff=descriptor_to_pb(layer), mounts=mounts_to_pb(mounts))
             return Applied((await self._diff.Apply(request, headers=self.headers, timeout=None)).applied.digest)
@@ -235,7 +262,13 @@ class RemoteNode:
                 assert isinstance(ingest, FileIngest)
                 with ingest.followed() as following:
                     try:
-                        applied = await self._appliers.apply(target, following.blob, detect=detect, alone=alone, growth=Growth(following.news, following.size))
+                        applied = await self._appliers.apply(
+                            target,
+                            following.blob,
+                            detect=detect,
+                            alone=alone,
+                            growth=Growth(following.news, following.size),
+                        )
                     except errors.NodeError:
                         if not following.broken:
                             raise
@@ -263,7 +296,9 @@ _SNAPSHOTTER, _DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1
 _OURS = "walking"
 """The id of our own Diff among the node's plugins; somebody else's has the name that it is configured by."""
 _FEW = 1000
-"""Looks for a name in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this one after each of its system calls."""
+"""Looks for a name in a layer, of some microseconds each: fewer are not worth a thread, which would wait for this
+one after each of its system calls.
+"""
 _DOCUMENTS_LIMIT = 64 << 20
 """Bytes of documents that one transfer reads."""
 _STANDSTILL = 30.0
@@ -295,7 +330,7 @@ def _digest(text: str) -> Digest:
 def _put(fd: int, piece: bytes, found: hashlib._Hash) -> None:
     found.update(piece)
     while piece:
-        piece = piece[os.write(fd, piece):]
+        piece = piece[os.write(fd, piece) :]
 
 
 def _wrong_bytes(path: str, digest: Digest) -> str:

@@ -1,4 +1,5 @@
-"""The registry client: resolving names, fetching and pushing manifests and blobs. No gRPC and no protobuf here; aiohttp in three files.
+"""The registry client: resolving names, fetching and pushing manifests and blobs. No gRPC and no protobuf here; aiohttp
+in three files.
 
 ::
 
@@ -12,8 +13,10 @@
 From the bottom up:
 
     media_types.py                 what is asked for
-    ../registry_timeouts.py        every number that is a time or a count, with its reason; not here, since whoever reads settings needs no HTTP
-    host.py, hosts_toml.py, cri_config.py, hosts.py    where it is asked for: certs.d, config.toml, defaults; config_check.py looks at them all
+    ../registry_timeouts.py        every number that is a time or a count, with its reason; not here, since whoever
+    reads settings needs no HTTP
+    host.py, hosts_toml.py, cri_config.py, hosts.py    where it is asked for: certs.d, config.toml, defaults;
+    config_check.py looks at them all
     credentials.py, challenge.py, auth.py       who we are, what the host wants to see, tokens
     failure.py, mirrors.py         what goes wrong, and what is remembered of it
     response_head.py, response_parser.py    what Go takes for an answer
@@ -23,8 +26,10 @@ From the bottom up:
     failover.py                    several hosts, several times
     resolve.py, fetch.py, push.py, client.py    what it is all for
 
-What differs from containerd, on purpose: a dead mirror costs its dial timeout once, not for each blob; a body that breaks goes on at its byte; a header of hosts.toml is never sent to
-where a host redirects; pauses between tries grow and are random; a manifest of more than 4 MiB is refused whoever serves it; a hosts.toml that cannot be understood is not passed over.
+What differs from containerd, on purpose: a dead mirror costs its dial timeout once, not for each blob; a body that
+breaks goes on at its byte; a header of hosts.toml is never sent to where a host redirects; pauses between tries grow
+and are random; a manifest of more than 4 MiB is refused whoever serves it; a hosts.toml that cannot be understood is
+not passed over.
 """
 
 from services.images.registry.client import Client, Registry
@@ -35,5 +40,20 @@ from services.images.registry.mirrors import MirrorMemory, MirrorState
 from services.images.registry.push import Pushed
 from services.images.registry_timeouts import Retry, Timeouts
 
-__all__ = ["Body", "Client", "Credentials", "DockerConfig", "Hosts", "MirrorMemory", "MirrorState", "NoParts", "Pushed", "Registry", "Retry",
-           "Source", "Timeouts", "WrongBytes", "first_of"]
+__all__ = [
+    "Body",
+    "Client",
+    "Credentials",
+    "DockerConfig",
+    "Hosts",
+    "MirrorMemory",
+    "MirrorState",
+    "NoParts",
+    "Pushed",
+    "Registry",
+    "Retry",
+    "Source",
+    "Timeouts",
+    "WrongBytes",
+    "first_of",
+]

@@ -1,9 +1,10 @@
 """Authorization for one host, in one pull: answers to its challenges, tokens while they are good.
 
-Nothing is sent before the host asks. It may ask for *basic* (user and password with each request) or for a *bearer* token, which a token server gives for some
-*scopes*: ``repository:NAME:pull``. With a secret the token is asked for as OAuth 2 has it (POST), and where the server does not know that, as docker always did
-(GET with basic authentication); without one, anonymously. A token is good for a while: it is replaced shortly before that ends, so that the last layers of
-a long pull do not fail, and at once when the host refuses it. Many layers that need a token wait for one request.
+Nothing is sent before the host asks. It may ask for *basic* (user and password with each request) or for a *bearer*
+token, which a token server gives for some *scopes*: ``repository:NAME:pull``. With a secret the token is asked for as
+OAuth 2 has it (POST), and where the server does not know that, as docker always did (GET with basic authentication);
+without one, anonymously. A token is good for a while: it is replaced shortly before that ends, so that the last layers
+of a long pull do not fail, and at once when the host refuses it. Many layers that need a token wait for one request.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ CLIENT = "splitd"
 """Our client_id with token servers."""
 
 MARGIN = 15.0
-"""A token is replaced so many seconds before it ends (a short-lived one after three quarters of its time): a request that is sent with it still has to arrive."""
+"""A token is replaced so many seconds before it ends (a short-lived one after three quarters of its time): a
+request that is sent with it still has to arrive.
+"""
 
 TOKEN_LIMIT = 1 << 20
 """Bytes of a token server's answer that are read."""
@@ -40,7 +43,9 @@ _ANSWER = Struct({"access_token": TEXT, "token": TEXT, "expires_in": ANYTHING})
 class Ask(Protocol):
     """One request to a token server: status, reason, headers and at most TOKEN_LIMIT bytes of the answer."""
 
-    def __call__(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Awaitable[tuple[int, str, Any, bytes]]:
+    def __call__(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None
+    ) -> Awaitable[tuple[int, str, Any, bytes]]:
         """Make it."""
         ...
 
@@ -95,7 +100,9 @@ class Authorizer:
             return f"Bearer {token.value}"
 
     async def challenged(self, headers: Iterable[str], scopes: Iterable[str], used: str) -> bool:
-        """The host answered 401 with these challenges to a request that carried ``used``: whether another :meth:`header` is worth a try."""
+        """The host answered 401 with these challenges to a request that carried ``used``: whether another
+        :meth:`header` is worth a try.
+        """
         async with self._lock:
             for each in challenge.parse(headers):
                 if each.scheme == "bearer" and each.parameters.get("realm"):
@@ -139,8 +146,12 @@ class Authorizer:
 
     async def _fetched(self, bearer: _Bearer, scopes: tuple[str, ...]) -> _Token:
         if not is_address(bearer.realm):
-            raise Failure(self._host, f'its token server "{bearer.realm[:100]}" is not an address', kind=errors.FailedPrecondition)
-        with span("registry.token", **{"server.address": urlsplit(bearer.realm).netloc, "registry.scopes": " ".join(scopes)}):
+            raise Failure(
+                self._host, f'its token server "{bearer.realm[:100]}" is not an address', kind=errors.FailedPrecondition
+            )
+        with span(
+            "registry.token", **{"server.address": urlsplit(bearer.realm).netloc, "registry.scopes": " ".join(scopes)}
+        ):
             credentials = self._credentials
             if not credentials:
                 return await self._answer(bearer, await self._get(bearer, scopes, None))
@@ -149,23 +160,45 @@ class Authorizer:
                 form |= {"grant_type": "password", "username": credentials.username, "password": credentials.secret}
             else:
                 form |= {"grant_type": "refresh_token", "refresh_token": credentials.secret}
-            answer = await self._ask("POST", bearer.realm, {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}, urlencode(form).encode())
+            answer = await self._ask(
+                "POST",
+                bearer.realm,
+                {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"},
+                urlencode(form).encode(),
+            )
             # Servers without OAuth: 404 (GCR), 401 (Artifactory), 400 (ACR), 405; where containerd falls back too.
             if answer[0] in (400, 401, 404) or (answer[0] == 405 and credentials.username):
                 answer = await self._get(bearer, scopes, credentials)
             return await self._answer(bearer, answer)
 
-    async def _get(self, bearer: _Bearer, scopes: tuple[str, ...], credentials: Credentials | None) -> tuple[int, str, Any, bytes]:
+    async def _get(
+        self, bearer: _Bearer, scopes: tuple[str, ...], credentials: Credentials | None
+    ) -> tuple[int, str, Any, bytes]:
         parts = urlsplit(bearer.realm)
-        query = parse_qsl(parts.query, keep_blank_values=True) + ([("service", bearer.service)] if bearer.service else []) + [("scope", each) for each in scopes]
-        return await self._ask("GET", urlunsplit(parts._replace(query=urlencode(query))),
-                               {"Authorization": f"Basic {_basic(credentials)}"} if credentials else {}, None)
+        query = (
+            parse_qsl(parts.query, keep_blank_values=True)
+            + ([("service", bearer.service)] if bearer.service else [])
+            + [("scope", each) for each in scopes]
+        )
+        return await self._ask(
+            "GET",
+            urlunsplit(parts._replace(query=urlencode(query))),
+            {"Authorization": f"Basic {_basic(credentials)}"} if credentials else {},
+            None,
+        )
 
     async def _answer(self, bearer: _Bearer, answer: tuple[int, str, Any, bytes]) -> _Token:
         status, reason, headers, body = answer
         server = urlsplit(bearer.realm).netloc
         if status >= 300:
-            failure = answered(self._host, f"{server}, its token server, refused a token {self.described}", status, reason, headers, body)
+            failure = answered(
+                self._host,
+                f"{server}, its token server, refused a token {self.described}",
+                status,
+                reason,
+                headers,
+                body,
+            )
             if status in (400, 401, 403, 404):
                 failure.kind = errors.Unauthenticated
             raise failure
@@ -175,11 +208,22 @@ class Authorizer:
             seconds = _seconds(found.get("expires_in"))
         except gojson.Malformed as error:
             why = f"more than {TOKEN_LIMIT} bytes" if len(body) >= TOKEN_LIMIT else str(error)
-            raise Failure(self._host, f"{server}, its token server, answered without a token: {why}", kind=errors.Unauthenticated) from None
+            raise Failure(
+                self._host, f"{server}, its token server, answered without a token: {why}", kind=errors.Unauthenticated
+            ) from None
         if not value:
-            raise Failure(self._host, f"{server}, its token server, answered without a token", kind=errors.Unauthenticated)
+            raise Failure(
+                self._host, f"{server}, its token server, answered without a token", kind=errors.Unauthenticated
+            )
         if not value.isprintable() or not value.isascii():
-            raise Failure(self._host, f"{server}, its token server, answered with a token that no header can hold: it has control characters, or others than ASCII", kind=errors.Unauthenticated)
+            raise Failure(
+                self._host,
+                (
+                    f"{server}, its token server, answered with a token that no header can hold: it has control "
+                    "characters, or others than ASCII"
+                ),
+                kind=errors.Unauthenticated,
+            )
         return _Token(value, self._clock() + max(seconds - MARGIN, seconds * 0.75) if seconds > 0 else None)
 
 

@@ -13,16 +13,22 @@ _BARE = re.compile(r"[^\s,]*")  # more than a token: unquoted URLs are met
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to authenticate: ``bearer`` or ``basic`` (others are of no use here), and its parameters, names in lower case."""
+    """One way to authenticate: ``bearer`` or ``basic`` (others are of no use here), and its parameters, names in
+    lower case.
+    """
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse(headers: Iterable[str]) -> list[Challenge]:
-    """The challenges of all WWW-Authenticate headers, bearer first. One header may have several; what is malformed ends it."""
+    """The challenges of all WWW-Authenticate headers, bearer first. One header may have several; what is malformed
+    ends it.
+    """
     found = [Challenge(scheme, parameters) for header in headers for scheme, parameters in _challenges(header)]
-    return sorted((each for each in found if each.scheme in ("bearer", "basic")), key=lambda each: each.scheme != "bearer")
+    return sorted(
+        (each for each in found if each.scheme in ("bearer", "basic")), key=lambda each: each.scheme != "bearer"
+    )
 
 
 def _challenges(header: str) -> list[tuple[str, dict[str, str]]]:

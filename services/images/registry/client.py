@@ -1,4 +1,6 @@
-"""The registry client. :class:`Registry` is a process's: connections, and what is remembered of hosts. :class:`Client` is one transfer's: whose credentials, which hosts."""
+"""The registry client. :class:`Registry` is a process's: connections, and what is remembered of hosts.
+:class:`Client` is one transfer's: whose credentials, which hosts.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,15 @@ _URLS = 16
 class Registry:
     """All registries, for a process. A context manager; or :meth:`close` it."""
 
-    def __init__(self, hosts: Hosts = Hosts(), *, timeouts: Timeouts = Timeouts(), retry: Retry = Retry(), memory: MirrorMemory | None = None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        hosts: Hosts = Hosts(),
+        *,
+        timeouts: Timeouts = Timeouts(),
+        retry: Retry = Retry(),
+        memory: MirrorMemory | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``clock`` says, in seconds, when a token is replaced."""
         self.clock = clock
         self.hosts = hosts
@@ -42,10 +51,18 @@ class Registry:
         """What is known of hosts; its ``snapshot()`` is for people."""
         self.sessions = Sessions(timeouts)
 
-    def client(self, source: Source | None = None, *, headers: Mapping[str, str] | Iterable[tuple[str, str]] = (), hosts: Hosts | None = None,
-               default_scheme: str = "", plain_http: bool = False, watch: HttpDebug = UNSEEN) -> Client:
-        """A client for one transfer. ``source`` says who we are (:mod:`.credentials`); ``headers`` go to every configured host; ``hosts`` in place of the process's;
-        ``watch`` is shown the requests.
+    def client(
+        self,
+        source: Source | None = None,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        hosts: Hosts | None = None,
+        default_scheme: str = "",
+        plain_http: bool = False,
+        watch: HttpDebug = UNSEEN,
+    ) -> Client:
+        """A client for one transfer. ``source`` says who we are (:mod:`.credentials`); ``headers`` go to every
+        configured host; ``hosts`` in place of the process's; ``watch`` is shown the requests.
         """
         if default_scheme not in ("", "http", "https"):
             raise errors.InvalidArgument(f'default scheme "{default_scheme}": neither http nor https')
@@ -59,15 +76,26 @@ class Registry:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
 
 class Client:
-    """Reads from registries and writes to them. References are given in full, as text or parsed. Tokens are kept for as long as the client is."""
+    """Reads from registries and writes to them. References are given in full, as text or parsed. Tokens are kept
+    for as long as the client is.
+    """
 
-    def __init__(self, registry: Registry, hosts: Hosts, source: Source | None, headers: tuple[tuple[str, str], ...], default_scheme: str,
-                 watch: HttpDebug) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        hosts: Hosts,
+        source: Source | None,
+        headers: tuple[tuple[str, str], ...],
+        default_scheme: str,
+        watch: HttpDebug,
+    ) -> None:
         self._registry = registry
         self._hosts = hosts
         self._source = source
@@ -91,22 +119,46 @@ class Client:
     async def manifest_and_host(self, reference: Reference | str, descriptor: Descriptor) -> tuple[bytes, str]:
         """As :meth:`manifest`, with the host that had it."""
         reference = _parsed(reference)
-        return await manifest(reference, descriptor, await self._of(reference), self._registry.memory, self._registry.retry)
+        return await manifest(
+            reference, descriptor, await self._of(reference), self._registry.memory, self._registry.retry
+        )
 
-    def fetch(self, reference: Reference | str, descriptor: Descriptor, offset: int = 0, length: int | None = None, *, part_only: bool = False) -> Fetch:
-        """``async with client.fetch(...) as body:`` the bytes of a blob or manifest, from ``offset`` on, ``length`` at most; see :mod:`.fetch`.
+    def fetch(
+        self,
+        reference: Reference | str,
+        descriptor: Descriptor,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        part_only: bool = False,
+    ) -> Fetch:
+        """``async with client.fetch(...) as body:`` the bytes of a blob or manifest, from ``offset`` on, ``length`` at
+        most; see :mod:`.fetch`.
 
         ``part_only``: NoParts from a host that would send all that is before them too.
         """
         parsed = _parsed(reference)
-        return Fetch(parsed, descriptor, offset, length, lambda: self._places(parsed, descriptor), self._registry.memory, self._registry.timeouts, self._registry.retry,
-                     part_only=part_only)
+        return Fetch(
+            parsed,
+            descriptor,
+            offset,
+            length,
+            lambda: self._places(parsed, descriptor),
+            self._registry.memory,
+            self._registry.timeouts,
+            self._registry.retry,
+            part_only=part_only,
+        )
 
     async def _places(self, reference: Reference, descriptor: Descriptor) -> list[Place]:
         places: list[Place] = [each for each in await self._of(reference) if Capability.PULL in each.can]
         if descriptor.urls:
             session = await self._registry.sessions.of(TLS())
-            urls = [ForeignUrl(url, session, self._registry.timeouts, self._watch) for url in descriptor.urls[:_URLS] if is_address(url)]
+            urls = [
+                ForeignUrl(url, session, self._registry.timeouts, self._watch)
+                for url in descriptor.urls[:_URLS]
+                if is_address(url)
+            ]
             places = [*urls, *places] if is_non_distributable(descriptor.media_type) else [*places, *urls]
         if not places:
             raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may be pulled from")
@@ -116,12 +168,24 @@ class Client:
         """Whether the host that is pushed to has it."""
         return await (await self._push(reference)).exists(descriptor)
 
-    async def push_blob(self, reference: Reference | str, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0) -> Pushed:
-        """See that the repository has a blob; ``read(offset)`` gives its bytes; see :class:`.push.Push`. ``mount_from`` are repositories of the same host."""
+    async def push_blob(
+        self,
+        reference: Reference | str,
+        descriptor: Descriptor,
+        read: Read,
+        *,
+        mount_from: Sequence[str] = (),
+        piece: int = 0,
+    ) -> Pushed:
+        """See that the repository has a blob; ``read(offset)`` gives its bytes; see :class:`.push.Push`.
+        ``mount_from`` are repositories of the same host.
+        """
         return await (await self._push(reference)).blob(descriptor, read, mount_from=mount_from, piece=piece)
 
     async def push_manifest(self, reference: Reference | str, descriptor: Descriptor, data: bytes) -> None:
-        """Store a manifest or index: under the tag if the reference has one and no other digest, else under its digest."""
+        """Store a manifest or index: under the tag if the reference has one and no other digest, else under its
+        digest.
+        """
         await (await self._push(reference)).manifest(descriptor, data)
 
     async def _push(self, reference: Reference | str) -> Push:
@@ -137,9 +201,19 @@ class Client:
             if reference.host not in self._endpoints:
                 hosts = self._hosts.of(reference.host, self._scheme)
                 self._endpoints[reference.host] = [
-                    Endpoint(host, await self._registry.sessions.of(host.tls), namespace=reference.host, source=self._source, headers=self._headers, clock=self._registry.clock,
-                             timeouts=self._registry.timeouts, followed=number < len(hosts) - 1, watch=self._watch)
-                    for number, host in enumerate(hosts)]
+                    Endpoint(
+                        host,
+                        await self._registry.sessions.of(host.tls),
+                        namespace=reference.host,
+                        source=self._source,
+                        headers=self._headers,
+                        clock=self._registry.clock,
+                        timeouts=self._registry.timeouts,
+                        followed=number < len(hosts) - 1,
+                        watch=self._watch,
+                    )
+                    for number, host in enumerate(hosts)
+                ]
             return self._endpoints[reference.host]
 
 

@@ -13,7 +13,8 @@ from services.kit import errors, settings
 
 
 def troubles(file: settings.File, config_path: str) -> Iterator[tuple[str, str]]:
-    """("error", words) for what keeps the images service from starting, ("trouble", words) for what pulls from one registry fail of, ("warning", words) for what has no effect.
+    """("error", words) for what keeps the images service from starting, ("trouble", words) for what pulls from one
+    registry fail of, ("warning", words) for what has no effect.
 
     ``config_path`` is what the images service's own settings say, which come before those of the CRI plugin.
     """
@@ -30,7 +31,10 @@ def troubles(file: settings.File, config_path: str) -> Iterator[tuple[str, str]]
         yield "warning", f"{where} {words}"
     name, _ = cri_config.plugin_of(file.tables)
     if config_path and name:
-        yield "warning", f'{where} [plugins."{name}".registry] has no effect: another config_path comes first, {config_path}'
+        yield (
+            "warning",
+            f'{where} [plugins."{name}".registry] has no effect: another config_path comes first, {config_path}',
+        )
     for directory in hosts.directories:
         if not directory.is_dir():
             if directory not in cri_config.DEFAULT_DIRECTORIES:

@@ -1,7 +1,9 @@
-"""Content-Encoding: what was compressed on its way, or for storage. We ask for ``identity``; some send it compressed all the same (object stores that were given it so, proxies), and containerd decodes.
+"""Content-Encoding: what was compressed on its way, or for storage. We ask for ``identity``; some send it compressed
+all the same (object stores that were given it so, proxies), and containerd decodes.
 
-The codings are those that containerd knows, in RFC 9110's words: gzip, deflate and zstd, several of them undone from the last to the first. A body that ends before its coding does is an
-error. Whoever reads says how many bytes he takes; the compressed ones are bounded here, since a coding can spend any number of them on nothing.
+The codings are those that containerd knows, in RFC 9110's words: gzip, deflate and zstd, several of them undone from
+the last to the first. A body that ends before its coding does is an error. Whoever reads says how many bytes he takes;
+the compressed ones are bounded here, since a coding can spend any number of them on nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def codings(header: str) -> list[str]:
 
 
 class Decoder:
-    """Undoes ``names``, of a body of which no more than ``most`` bytes are wanted; Undecodable. Fed with what arrives, it gives pieces until there is nothing left in it."""
+    """Undoes ``names``, of a body of which no more than ``most`` bytes are wanted; Undecodable. Fed with what
+    arrives, it gives pieces until there is nothing left in it.
+    """
 
     def __init__(self, names: Iterable[str], most: int) -> None:
         self._names = list(names)
@@ -121,7 +125,9 @@ class _Gzip:
 
 
 class _Deflate:
-    """RFC 9110 means zlib's format; some send the bare stream that is in it, which is what Go reads. The first two bytes tell. What follows the end is nobody's."""
+    """RFC 9110 means zlib's format; some send the bare stream that is in it, which is what Go reads. The first two
+    bytes tell. What follows the end is nobody's.
+    """
 
     name = "deflate"
 
@@ -169,7 +175,7 @@ class _Zstd:
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         for start in range(0, len(data), _ZSTD_FED):
-            fed = data[start:start + _ZSTD_FED]
+            fed = data[start : start + _ZSTD_FED]
             while fed:
                 if self._frame.eof:
                     self._frame = self._frames.decompressobj()
@@ -179,7 +185,7 @@ class _Zstd:
                     raise Undecodable(f"damaged zstd ({error})") from None
                 fed = self._frame.unused_data if self._frame.eof else b""
                 for at in range(0, len(out), PIECE):
-                    yield out[at:at + PIECE]
+                    yield out[at : at + PIECE]
 
 
 def _inflated(name: str, stream: Any, data: bytes) -> bytes:
@@ -192,4 +198,9 @@ def _inflated(name: str, stream: Any, data: bytes) -> bytes:
     return out
 
 
-_CODINGS: dict[str, type[_Gzip | _Deflate | _Zstd]] = {"gzip": _Gzip, "x-gzip": _Gzip, "deflate": _Deflate, "zstd": _Zstd}
+_CODINGS: dict[str, type[_Gzip | _Deflate | _Zstd]] = {
+    "gzip": _Gzip,
+    "x-gzip": _Gzip,
+    "deflate": _Deflate,
+    "zstd": _Zstd,
+}

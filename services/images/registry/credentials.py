@@ -1,7 +1,8 @@
 """Who we are to a registry. A *source* is asked for a host's credentials only once that host wants them.
 
-Sources: the request (transfer asks its client over a stream), docker's ``config.json`` with its helper programs, the CRI plugin's ``configs`` (:mod:`.cri_config`);
-:func:`first_of` joins them. What a source gives for a host goes to that host, or to the token server that it names, and nowhere else (:mod:`.endpoint`).
+Sources: the request (transfer asks its client over a stream), docker's ``config.json`` with its helper programs, the
+CRI plugin's ``configs`` (:mod:`.cri_config`); :func:`first_of` joins them. What a source gives for a host goes to that
+host, or to the token server that it names, and nowhere else (:mod:`.endpoint`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def first_of(*sources: Source | None) -> Source:
 
 
 def from_entry(entry: Mapping[str, Any]) -> Credentials:
-    """Credentials of an entry as docker writes them: username and password, ``auth`` (both in base64), ``identitytoken``. ValueError if malformed."""
+    """Credentials of an entry as docker writes them: username and password, ``auth`` (both in base64),
+    ``identitytoken``. ValueError if malformed.
+    """
     if token := entry.get("identitytoken"):
         return Credentials(secret=str(token))
     if entry.get("auth") and not entry.get("username"):
@@ -93,7 +96,9 @@ class DockerConfig:
             return cls(str(file))
         except OSError as error:
             raise errors.InvalidArgument(f"{file}: {error.strerror}") from None
-        return cls(str(file), found.get("auths") or {}, found.get("credHelpers") or {}, found.get("credsStore") or "", timeouts)
+        return cls(
+            str(file), found.get("auths") or {}, found.get("credHelpers") or {}, found.get("credsStore") or "", timeouts
+        )
 
     async def __call__(self, host: str) -> Credentials | None:
         """What the file, or the helper that it names for ``host``, knows of it."""
@@ -118,13 +123,18 @@ class DockerConfig:
         program = f"docker-credential-{helper}"
         if "/" in helper:
             raise errors.FailedPrecondition(f'{self.file}: "{helper}" is not the name of a credential helper')
-        question, asking = os.pipe()  # filled beforehand: a helper that does not read its input is no error of the loop's
+        # filled beforehand: a helper that does not read its input is no error of the loop's
+        question, asking = os.pipe()
         try:
             os.write(asking, server.encode())
             os.close(asking)
-            process = await asyncio.create_subprocess_exec(program, "get", stdin=question, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+            process = await asyncio.create_subprocess_exec(
+                program, "get", stdin=question, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
         except OSError as error:
-            raise errors.FailedPrecondition(f"{server}: {program}, which {self.file} names, cannot be started: {error.strerror}") from None
+            raise errors.FailedPrecondition(
+                f"{server}: {program}, which {self.file} names, cannot be started: {error.strerror}"
+            ) from None
         finally:
             os.close(question)
         try:
@@ -140,14 +150,24 @@ class DockerConfig:
         if process.returncode:
             if "not found" in said:
                 return None
-            raise errors.FailedPrecondition(f"{server}: {program} failed ({process.returncode}): {said or 'it said nothing'}")
-        found = gojson.document(out, _HELPED, f"{server}: {program} did not answer with Username and Secret", errors.FailedPrecondition)
+            raise errors.FailedPrecondition(
+                f"{server}: {program} failed ({process.returncode}): {said or 'it said nothing'}"
+            )
+        found = gojson.document(
+            out, _HELPED, f"{server}: {program} did not answer with Username and Secret", errors.FailedPrecondition
+        )
         if not {"Username", "Secret"} <= found.keys():
             raise errors.FailedPrecondition(f"{server}: {program} did not answer with Username and Secret")
         return Credentials("" if found["Username"] == _TOKEN else found["Username"], found["Secret"])
 
 
-_FILE = Struct({"auths": MapOf(Struct(dict.fromkeys(("username", "password", "auth", "identitytoken"), TEXT))), "credHelpers": MapOf(TEXT), "credsStore": TEXT})
+_FILE = Struct(
+    {
+        "auths": MapOf(Struct(dict.fromkeys(("username", "password", "auth", "identitytoken"), TEXT))),
+        "credHelpers": MapOf(TEXT),
+        "credsStore": TEXT,
+    }
+)
 _HELPED = Struct({"Username": TEXT, "Secret": TEXT})
 
 

@@ -1,4 +1,5 @@
-"""The older way to configure registries, inside containerd's config.toml: ``registry.mirrors`` and ``registry.configs`` of the CRI plugin.
+"""The older way to configure registries, inside containerd's config.toml: ``registry.mirrors`` and ``registry.configs``
+of the CRI plugin.
 
 containerd 2.3 drops it, and nodes still have it::
 
@@ -9,8 +10,9 @@ containerd 2.3 drops it, and nodes still have it::
     [plugins."io.containerd.grpc.v1.cri".registry.configs."mirror.internal".auth]
       username = "node"
 
-The endpoints are asked in order, then the namespace itself, unless it is among them. ``mirrors."*"`` is for namespaces without an entry of their own. Where
-``config_path`` is set, all of this is ignored. From version 3 of the file on the table is [plugins."io.containerd.cri.v1.images".registry], and the older one is ignored.
+The endpoints are asked in order, then the namespace itself, unless it is among them. ``mirrors."*"`` is for namespaces
+without an entry of their own. Where ``config_path`` is set, all of this is ignored. From version 3 of the file on the
+table is [plugins."io.containerd.cri.v1.images".registry], and the older one is ignored.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Registries:
         name, _ = plugin_of(tables)
         if not name:
             return cls(DEFAULT_DIRECTORIES)
-        return cls._parse(_table(_table(plugins, name, f"{file}: plugins"), "registry", f"{file}: {name}"), f"{file}: {name} registry")
+        return cls._parse(
+            _table(_table(plugins, name, f"{file}: plugins"), "registry", f"{file}: {name}"), f"{file}: {name} registry"
+        )
 
     @classmethod
     def _parse(cls, table: Mapping[str, Any], where: str) -> Self:
@@ -64,13 +68,19 @@ class Registries:
             mirror = _table(table["mirrors"], namespace, f"{where}.mirrors")
             endpoints = mirror.get("endpoint", [])
             if not isinstance(endpoints, list) or not all(isinstance(each, str) and each for each in endpoints):
-                raise errors.InvalidArgument(f'{where}.mirrors."{namespace}".endpoint: {endpoints!r} is not a list of addresses')
+                raise errors.InvalidArgument(
+                    f'{where}.mirrors."{namespace}".endpoint: {endpoints!r} is not a list of addresses'
+                )
             mirrors[namespace] = tuple(endpoints)
         for host in _table(table, "configs", where):
             config, here = _table(table["configs"], host, f"{where}.configs"), f'{where}.configs."{host}"'
             if given := _checked(_table(config, "tls", here), _TLS_KEYS, f"{here}.tls"):
                 pair = (given.get("cert_file", ""), given.get("key_file", ""))
-                tls[host] = TLS((given["ca_file"],) if given.get("ca_file") else (), (pair,) if pair[0] else (), given.get("insecure_skip_verify"))
+                tls[host] = TLS(
+                    (given["ca_file"],) if given.get("ca_file") else (),
+                    (pair,) if pair[0] else (),
+                    given.get("insecure_skip_verify"),
+                )
             if given := _checked(_table(config, "auth", here), _AUTH_KEYS, f"{here}.auth"):
                 try:
                     auth[host] = from_entry(given)
@@ -89,8 +99,13 @@ class Registries:
         parts = urlsplit(endpoint)
         if not parts.netloc or parts.scheme not in ("http", "https"):
             raise errors.InvalidArgument(f'registry.mirrors."{namespace}".endpoint: "{endpoint}" is not an address')
-        return Host(parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v2", Capability.PULL | Capability.RESOLVE | Capability.REFERRERS,
-                    self.tls.get(parts.netloc, TLS()))
+        return Host(
+            parts.scheme,
+            parts.netloc,
+            parts.path.rstrip("/") or "/v2",
+            Capability.PULL | Capability.RESOLVE | Capability.REFERRERS,
+            self.tls.get(parts.netloc, TLS()),
+        )
 
     async def credentials(self, host: str) -> Credentials | None:
         """What ``configs."HOST".auth`` has for a host, as a source of credentials."""
@@ -103,12 +118,20 @@ def paths(config_path: str) -> tuple[Path, ...]:
 
 
 def plugin_of(tables: Mapping[str, Any]) -> tuple[str, str]:
-    """Under which name the CRI plugin has a registry table that counts, and under which one that does not; "" for neither.
+    """Under which name the CRI plugin has a registry table that counts, and under which one that does not; "" for
+    neither.
 
     It is by its version that containerd knows which of the two a file means. Of a file without one, whichever is there.
     """
     plugins = tables.get("plugins", {})
-    there = [name for name in (CURRENT, OLDER) if isinstance(plugins, Mapping) and name in plugins and isinstance(plugins[name], Mapping) and plugins[name].get("registry")]
+    there = [
+        name
+        for name in (CURRENT, OLDER)
+        if isinstance(plugins, Mapping)
+        and name in plugins
+        and isinstance(plugins[name], Mapping)
+        and plugins[name].get("registry")
+    ]
     match tables.get("version"):
         case 2:
             counts = [name for name in there if name == OLDER]
@@ -121,7 +144,9 @@ def plugin_of(tables: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def unused(tables: Mapping[str, Any]) -> Iterator[str]:
-    """What of the CRI plugin's tables has no effect, each with its table. ``tables`` are such as :meth:`Registries.of` takes."""
+    """What of the CRI plugin's tables has no effect, each with its table. ``tables`` are such as
+    :meth:`Registries.of` takes.
+    """
     name, other = plugin_of(tables)
     if other:
         said = f"version = {tables['version']}" if "version" in tables else f'[plugins."{name}".registry]'
@@ -146,11 +171,16 @@ def unused(tables: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"{here}] {key} is not known" for key in config if key not in ("tls", "auth"))
         yield from (f"{here}.tls] {key} is not known" for key in config.get("tls", {}) if key not in _TLS_KEYS)
         if "auth" in config:
-            yield f"{here}.auth] has no effect: whoever pulls brings his own credentials, and the kubelet's pulls (CRI) are not served yet"
+            yield (
+                f"{here}.auth] has no effect: whoever pulls brings his own credentials, and the kubelet's pulls "
+                "(CRI) are not served yet"
+            )
 
 
 def _with_scheme(endpoint: str) -> str:
-    return endpoint if "://" in endpoint else f"{'http' if is_local(endpoint.partition('/')[0]) else 'https'}://{endpoint}"
+    return (
+        endpoint if "://" in endpoint else f"{'http' if is_local(endpoint.partition('/')[0]) else 'https'}://{endpoint}"
+    )
 
 
 def _table(table: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
@@ -163,5 +193,7 @@ def _table(table: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
 def _checked(table: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> dict[str, Any]:
     for key, value in table.items():
         if key in kinds and not isinstance(value, kinds[key]):
-            raise errors.InvalidArgument(f"{where}.{key}: {value!r} is not {'true or false' if kinds[key] is bool else 'a string'}")
+            raise errors.InvalidArgument(
+                f"{where}.{key}: {value!r} is not {'true or false' if kinds[key] is bool else 'a string'}"
+            )
     return {key: value for key, value in table.items() if key in kinds}

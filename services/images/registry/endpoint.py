@@ -1,8 +1,10 @@
 """A host as asked by one pull or push: its URLs, its authorization, its redirects.
 
-What keeps secrets where they belong is here. Authorization, the headers of hosts.toml and those of the request go to the configured host itself: same scheme, name and
-port. Wherever it redirects to, or has its uploads sent, is another host, which gets the request and nothing that says who we are; if that one wants to know, the
-request has failed. A token server gets the credentials that the host asked for in its name, and the headers of hosts.toml only if it is on the same machine.
+What keeps secrets where they belong is here. Authorization, the headers of hosts.toml and those of the request go to
+the configured host itself: same scheme, name and port. Wherever it redirects to, or has its uploads sent, is another
+host, which gets the request and nothing that says who we are; if that one wants to know, the request has failed. A
+token server gets the credentials that the host asked for in its name, and the headers of hosts.toml only if it is on
+the same machine.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PATH = "/%:@+~"
 """Left as it is in the path of hosts.toml, which may be encoded already."""
 HEAD_REFUSALS = frozenset({400, 401, 403, 405, 501})
-"""Answers to HEAD that GET may not have: of servers without HEAD, and of URLs that are signed for GET (GitLab's object storage; moby issue 50065)."""
+"""Answers to HEAD that GET may not have: of servers without HEAD, and of URLs that are signed for GET (GitLab's
+object storage; moby issue 50065).
+"""
 HOPS = 10
 """As many redirects are followed as containerd follows."""
 
@@ -56,10 +60,23 @@ class Place(Protocol):
 
 
 class Endpoint:
-    """``host``, for the namespace ``namespace``. ``followed``: another host can be asked after it, so that it has less time."""
+    """``host``, for the namespace ``namespace``. ``followed``: another host can be asked after it, so that it has
+    less time.
+    """
 
-    def __init__(self, host: Host, session: Session, *, namespace: str, source: Source | None, headers: Iterable[tuple[str, str]] = (),
-                 timeouts: Timeouts, followed: bool = False, watch: HttpDebug = UNSEEN, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        host: Host,
+        session: Session,
+        *,
+        namespace: str,
+        source: Source | None,
+        headers: Iterable[tuple[str, str]] = (),
+        timeouts: Timeouts,
+        followed: bool = False,
+        watch: HttpDebug = UNSEEN,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = host.host
         self.key = host.key
         self.can: Capability = host.capabilities
@@ -77,18 +94,28 @@ class Endpoint:
     def url(self, reference: Reference, path: str, query: Iterable[tuple[str, str]] = ()) -> str:
         """The URL of ``path`` (``blobs/sha256:...``) in the reference's repository."""
         pairs = "&".join(f"{quote(k)}={quote(v, safe=':')}" for k, v in (*query, *self._query))
-        return f"{self._scheme}://{self.name}{quote(self._host.path, safe=PATH)}/{quote(reference.repository)}/{quote(path, safe='/:')}{f'?{pairs}' if pairs else ''}"
+        top = f"{self._scheme}://{self.name}{quote(self._host.path, safe=PATH)}/{quote(reference.repository)}"
+        return f"{top}/{quote(path, safe='/:')}{f'?{pairs}' if pairs else ''}"
 
     def absolute(self, location: str, base: str) -> str:
-        """Where an upload goes on: a Location, which may be relative, or even lack its scheme. A Failure if it is nothing of the kind."""
-        if "://" not in location and not location.startswith(("/", "?", ".")) and "/" in location and ("." in (first := location.partition("/")[0]) or ":" in first):
+        """Where an upload goes on: a Location, which may be relative, or even lack its scheme. A Failure if it is
+        nothing of the kind.
+        """
+        if (
+            "://" not in location
+            and not location.startswith(("/", "?", "."))
+            and "/" in location
+            and ("." in (first := location.partition("/")[0]) or ":" in first)
+        ):
             location = f"{self._scheme}://{location}"
         try:
             found = urljoin(base, location)
         except ValueError:
             found = ""
         if not is_address(found):
-            raise Failure(self.name, f'its Location "{location[:200]}" is not an address', kind=errors.FailedPrecondition)
+            raise Failure(
+                self.name, f'its Location "{location[:200]}" is not an address', kind=errors.FailedPrecondition
+            )
         return found
 
     async def get(self, reference: Reference, descriptor: Descriptor, headers: Headers) -> Answer:
@@ -96,10 +123,20 @@ class Endpoint:
         path = f"{'manifests' if descriptor.is_root else 'blobs'}/{descriptor.digest}"
         return await self.send("GET", self.url(reference, path), headers=headers, scopes=pull_scopes(reference))
 
-    async def send(self, method: str, url: str, *, headers: Headers, scopes: Iterable[str] = (), body: Body | None = None, stall: float | None = None) -> Answer:
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Headers,
+        scopes: Iterable[str] = (),
+        body: Body | None = None,
+        stall: float | None = None,
+    ) -> Answer:
         """A request and, where the host wants them, its authorization and redirects; an answer below 300 or a Failure.
 
-        Where HEAD is refused, by the host or by whom it redirects to, GET is asked instead, which also says why it is: see :attr:`Answer.method`.
+        Where HEAD is refused, by the host or by whom it redirects to, GET is asked instead, which also says why it is:
+        see :attr:`Answer.method`.
         """
         scopes = tuple(scopes)
         refused, hops, own, head_refused = 0, 0, True, 0
@@ -127,13 +164,35 @@ class Endpoint:
                 continue
             raise self._failed("HEAD" if answer.status == head_refused else method, url, answer, said, own=own)
 
-    async def _exchange(self, method: str, url: str, headers: Headers, authorization: str, *, own: bool, body: Body | None, stall: float | None) -> Answer:
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Headers,
+        authorization: str,
+        *,
+        own: bool,
+        body: Body | None,
+        stall: float | None,
+    ) -> Answer:
         while True:
-            merged = _merged([("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Encoding", "identity")], self._headers if own else [], headers.items(),
-                             [("Authorization", authorization)] if authorization else [])
+            merged = _merged(
+                [("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Encoding", "identity")],
+                self._headers if own else [],
+                headers.items(),
+                [("Authorization", authorization)] if authorization else [],
+            )
             try:
-                return await self._session.exchange(method, url, headers=merged, body=body() if body is not None else None, connect=self._connect,
-                                                    stall=stall or self._stall, foreign=not own, watch=self._watch)
+                return await self._session.exchange(
+                    method,
+                    url,
+                    headers=merged,
+                    body=body() if body is not None else None,
+                    connect=self._connect,
+                    stall=stall or self._stall,
+                    foreign=not own,
+                    watch=self._watch,
+                )
             except Failure as failure:
                 unreachable = failure.blame is Blame.DEAD and not name_and_port(self.name)[1]
                 if not (own and self._host.fallback and url.startswith("https:") and (failure.plain or unreachable)):
@@ -146,7 +205,11 @@ class Endpoint:
     def _as_spoken(self, url: str) -> str:
         """A URL of this host that was made before it was found to speak plain http."""
         secure = f"https://{self.name}/"
-        return f"http://{self.name}/{url.removeprefix(secure)}" if self._scheme == "http" and self._host.fallback and url.startswith(secure) else url
+        return (
+            f"http://{self.name}/{url.removeprefix(secure)}"
+            if self._scheme == "http" and self._host.fallback and url.startswith(secure)
+            else url
+        )
 
     def _failed(self, method: str, url: str, answer: Answer, body: bytes, *, own: bool) -> Failure:
         """What an answer of 300 and above means, with the server's own explanation."""
@@ -161,8 +224,12 @@ class Endpoint:
         failure.args = (words if own else f"{words} ({self.name} sent us there)",)
         return failure
 
-    async def _ask(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> tuple[int, str, Any, bytes]:
-        """A request to a token server (:class:`.auth.Ask`). Redirects are followed for GET only, and with the credentials only on the same host."""
+    async def _ask(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None
+    ) -> tuple[int, str, Any, bytes]:
+        """A request to a token server (:class:`.auth.Ask`). Redirects are followed for GET only, and with the
+        credentials only on the same host.
+        """
         first = origin(url)
         near = name_and_port(self.name)[0] == urlsplit(url).hostname
         host = urlsplit(url).netloc
@@ -170,9 +237,22 @@ class Endpoint:
             async with asyncio.timeout(self._timeouts.token):
                 for _ in range(HOPS):
                     same = origin(url) == first
-                    merged = _merged([("User-Agent", USER_AGENT), ("Accept", "application/json")], self._headers if near and same else [], headers.items() if same else [])
-                    answer = await self._session.exchange(method, url, headers=[each for each in merged if same or each[0] != "Authorization"], body=body,
-                                                          connect=self._connect, stall=self._timeouts.token, foreign=not near, watch=self._watch, private=True)
+                    merged = _merged(
+                        [("User-Agent", USER_AGENT), ("Accept", "application/json")],
+                        self._headers if near and same else [],
+                        headers.items() if same else [],
+                    )
+                    answer = await self._session.exchange(
+                        method,
+                        url,
+                        headers=[each for each in merged if same or each[0] != "Authorization"],
+                        body=body,
+                        connect=self._connect,
+                        stall=self._timeouts.token,
+                        foreign=not near,
+                        watch=self._watch,
+                        private=True,
+                    )
                     location = answer.headers.get("Location")
                     if answer.status not in REDIRECTS or method != "GET" or not location:
                         found = await answer.read(TOKEN_LIMIT)
@@ -181,10 +261,20 @@ class Endpoint:
                     answer.close()
                     url = self.absolute(location, url)
         except TimeoutError:
-            raise Failure(self.name, f"{host}, its token server, did not answer within {self._timeouts.token:g} s", transient=True, blame=Blame.TROUBLE) from None
+            raise Failure(
+                self.name,
+                f"{host}, its token server, did not answer within {self._timeouts.token:g} s",
+                transient=True,
+                blame=Blame.TROUBLE,
+            ) from None
         except Failure as failure:
-            raise Failure(self.name, f"no token: {failure}", kind=failure.kind, transient=failure.transient,
-                          blame=Blame.TROUBLE if failure.transient else Blame.NOBODY) from None
+            raise Failure(
+                self.name,
+                f"no token: {failure}",
+                kind=failure.kind,
+                transient=failure.transient,
+                blame=Blame.TROUBLE if failure.transient else Blame.NOBODY,
+            ) from None
         raise Failure(self.name, f"{host}, its token server, redirects without end", kind=errors.FailedPrecondition)
 
 
@@ -196,7 +286,9 @@ class ForeignUrl:
         scheme, name, _ = origin(url)
         self.name = urlsplit(url).netloc
         self.key = f"{scheme}://{self.name}"
-        self._endpoint = Endpoint(Host(scheme, self.name), session, namespace=name, source=None, timeouts=timeouts, watch=watch)
+        self._endpoint = Endpoint(
+            Host(scheme, self.name), session, namespace=name, source=None, timeouts=timeouts, watch=watch
+        )
 
     async def get(self, reference: Reference, descriptor: Descriptor, headers: Headers) -> Answer:
         """As :meth:`Place.get`."""

@@ -1,7 +1,8 @@
 """Asking several hosts, several times: who is asked next, and when it is time to give up.
 
-The hosts are gone through in order: first those of which nothing bad is known (:mod:`.mirrors`), then the slow and the busy, then the dead; a host that will not do (it has not got
-the thing, or not for us) is not asked again. If no host did, and any may yet, there is a pause, and another round. In the end the error tells of every host.
+The hosts are gone through in order: first those of which nothing bad is known (:mod:`.mirrors`), then the slow and the
+busy, then the dead; a host that will not do (it has not got the thing, or not for us) is not asked again. If no host
+did, and any may yet, there is a pause, and another round. In the end the error tells of every host.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Failover(Generic[P]):
         self._not_before: dict[P, float] = {}
 
     async def run(self, act: Callable[[P], Awaitable[T]], *, not_first: P | None = None, proves: bool = True) -> T:
-        """What ``act`` gives for the first place for which it raises no Failure. ``not_first`` has just failed: others go first, and without others it gets a pause.
+        """What ``act`` gives for the first place for which it raises no Failure. ``not_first`` has just failed: others
+        go first, and without others it gets a pause.
 
         ``proves``: that ``act`` succeeds shows that the place is good.
         """
@@ -63,7 +65,9 @@ class Failover(Generic[P]):
         if failure.blame is Blame.SLOW:
             self._memory.crawled(place.key, failure.cause)
         elif failure.blame is not Blame.NOBODY:
-            self._memory.failed(place.key, failure.cause, dead=failure.blame is Blame.DEAD, limited=failure.status == 429)
+            self._memory.failed(
+                place.key, failure.cause, dead=failure.blame is Blame.DEAD, limited=failure.status == 429
+            )
         if not failure.transient or (failure.wait or 0.0) > self._retry.hopeless:
             self._done.add(place)
         elif failure.wait is not None:
@@ -79,12 +83,17 @@ class Failover(Generic[P]):
 
     def another(self, place: P) -> bool:
         """Whether there is another place that is known to be good, or at least not to be bad."""
-        return any(each is not place and each not in self._done and self._memory.state(each.key) == mirrors.GOOD for each in self._places)
+        return any(
+            each is not place and each not in self._done and self._memory.state(each.key) == mirrors.GOOD
+            for each in self._places
+        )
 
     def _round(self, not_first: P | None) -> Iterator[P]:
         self._skipped.clear()
         now = time.monotonic()
-        candidates = [each for each in self._places if each not in self._done and self._not_before.get(each, 0.0) <= now]
+        candidates = [
+            each for each in self._places if each not in self._done and self._not_before.get(each, 0.0) <= now
+        ]
         if not_first in candidates:
             candidates.sort(key=lambda each: each is not_first)  # stable
         resting = []
@@ -106,7 +115,9 @@ class Failover(Generic[P]):
         may = [each for each in self._failures if each not in self._done]
         if not may or self._rounds >= self._retry.rounds:
             failures = [self._failures[each] for each in self._places if each in self._failures]
-            raise combined(self._what, failures, [said for each, said in self._skipped.items() if each not in self._failures])
+            raise combined(
+                self._what, failures, [said for each, said in self._skipped.items() if each not in self._failures]
+            )
         now = time.monotonic()
         waits = [max(0.0, self._not_before[each] - now) if each in self._not_before else None for each in may]
         asked = None if None in waits else min(wait for wait in waits if wait is not None)

@@ -1,7 +1,9 @@
-"""What goes wrong with a registry: one host's failure, what follows from it, and the error that the caller gets in the end.
+"""What goes wrong with a registry: one host's failure, what follows from it, and the error that the caller gets in the
+end.
 
-A :class:`Failure` is inside this package only. It says whether asking the same host again may help, and what to remember of the host. When all hosts are done with,
-:func:`combined` makes of their failures one error, which names every host that was asked and why it did not help.
+A :class:`Failure` is inside this package only. It says whether asking the same host again may help, and what to
+remember of the host. When all hosts are done with, :func:`combined` makes of their failures one error, which names
+every host that was asked and why it did not help.
 """
 
 from __future__ import annotations
@@ -28,10 +30,22 @@ class Blame(enum.Enum):
 
 
 class Failure(Exception):
-    """``host`` did not do as asked. ``transient``: it may, later (``wait`` seconds, if it said so). ``status`` is 0 where there was no answer."""
+    """``host`` did not do as asked. ``transient``: it may, later (``wait`` seconds, if it said so). ``status`` is 0
+    where there was no answer.
+    """
 
-    def __init__(self, host: str, cause: str, *, kind: type[errors.NodeError] = errors.Unavailable, transient: bool = False,
-                 blame: Blame = Blame.NOBODY, status: int = 0, wait: float | None = None, plain: bool = False) -> None:
+    def __init__(
+        self,
+        host: str,
+        cause: str,
+        *,
+        kind: type[errors.NodeError] = errors.Unavailable,
+        transient: bool = False,
+        blame: Blame = Blame.NOBODY,
+        status: int = 0,
+        wait: float | None = None,
+        plain: bool = False,
+    ) -> None:
         super().__init__(f"{host}: {cause}")
         self.host = host
         self.cause = cause
@@ -45,19 +59,37 @@ class Failure(Exception):
 
 
 _KINDS: dict[int, type[errors.NodeError]] = {
-    401: errors.Unauthenticated, 403: errors.PermissionDenied, 404: errors.NotFound, 410: errors.NotFound, 416: errors.OutOfRange,
-    429: errors.ResourceExhausted, 501: errors.Unimplemented,
+    401: errors.Unauthenticated,
+    403: errors.PermissionDenied,
+    404: errors.NotFound,
+    410: errors.NotFound,
+    416: errors.OutOfRange,
+    429: errors.ResourceExhausted,
+    501: errors.Unimplemented,
 }
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
 
 def answered(host: str, what: str, status: int, reason: str, headers: Mapping[str, str], body: bytes = b"") -> Failure:
     """The failure that an HTTP answer of 400 and above is. ``what`` is what was asked: ``GET /v2/...``."""
     wait = retry_after(headers.get("Retry-After", ""))
     said = explanation(body)
-    cause = f"{what}: {status} {reason or 'without a reason'}" + (f": {said}" if said else "") + (f" (asks to wait {wait:g} s)" if wait is not None else "")
+    cause = (
+        f"{what}: {status} {reason or 'without a reason'}"
+        + (f": {said}" if said else "")
+        + (f" (asks to wait {wait:g} s)" if wait is not None else "")
+    )
     transient = status in _TRANSIENT or status > 504
     kind = _KINDS.get(status, errors.Unavailable if transient else errors.Unknown)
-    return Failure(host, cause, kind=kind, transient=transient, blame=Blame.TROUBLE if transient else Blame.NOBODY, status=status, wait=wait)
+    return Failure(
+        host,
+        cause,
+        kind=kind,
+        transient=transient,
+        blame=Blame.TROUBLE if transient else Blame.NOBODY,
+        status=status,
+        wait=wait,
+    )
 
 
 _WORDS = ("code", "message", "details", "error_description", "error")
@@ -91,9 +123,13 @@ def retry_after(value: str, now: float | None = None) -> float | None:
 
 
 def combined(what: str, failures: Sequence[Failure], skipped: Sequence[str] = ()) -> errors.NodeError:
-    """The error for the caller: ``what`` could not be had, and why, host by host. ``skipped`` are the hosts that were not even asked, and why.
+    """The error for the caller: ``what`` could not be had, and why, host by host. ``skipped`` are the hosts that were
+    not even asked, and why.
 
-    The class is that of whoever came furthest, as in containerd: no answer is less than "not found", and that less than any other answer.
+    The class is that of whoever came furthest, as in containerd: no answer is less than "not found", and that less than
+    any other answer.
     """
-    kind = max(failures, key=lambda each: (each.status != 0, each.status != 404)).kind if failures else errors.Unavailable
+    kind = (
+        max(failures, key=lambda each: (each.status != 0, each.status != 404)).kind if failures else errors.Unavailable
+    )
     return kind(f"{what}: {'; '.join([*map(str, failures), *skipped]) or 'no host to ask'}")

@@ -6,15 +6,17 @@
         async for chunk in body:            # as large as they arrive; the caller hashes and writes
             ...
 
-A connection that is lost, stalls, or crawls along while another host could be asked is replaced by another, of the same host or the next, which goes on at the same
-byte. A body that turns out to be of another size than the descriptor says ends the fetch from that host at once, long before the caller's digest would. The digest is
-the caller's to check: :meth:`Body.distrust` is for when it is wrong. (What follows where the blob should end says so too, and where another host is left ends the fetch with
-:class:`WrongBytes`: no part of such a body is gone on with.)
+A connection that is lost, stalls, or crawls along while another host could be asked is replaced by another, of the same
+host or the next, which goes on at the same byte. A body that turns out to be of another size than the descriptor says
+ends the fetch from that host at once, long before the caller's digest would. The digest is the caller's to check:
+:meth:`Body.distrust` is for when it is wrong. (What follows where the blob should end says so too, and where another
+host is left ends the fetch with :class:`WrongBytes`: no part of such a body is gone on with.)
 
-Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers 416 to ``bytes=N-``). Whoever ignores a range
-sends all of it, and what is known already is dropped. Whoever refuses it (400 by Artifactory), fails over it twice (500), or answers with another part or several in one
-body, or with a part of what the blob is compressed to (Content-Encoding), is asked once without, and for a while not again (:mod:`.mirrors`). Whoever sends less than was
-asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
+Parts are asked for by ranges of which both ends are given: some servers know no other (go-containerregistry's answers
+416 to ``bytes=N-``). Whoever ignores a range sends all of it, and what is known already is dropped. Whoever refuses it
+(400 by Artifactory), fails over it twice (500), or answers with another part or several in one body, or with a part of
+what the blob is compressed to (Content-Encoding), is asked once without, and for a while not again (:mod:`.mirrors`).
+Whoever sends less than was asked for, which RFC 9110 (15.3.7) allows, is asked for the rest.
 """
 
 from __future__ import annotations
@@ -45,10 +47,14 @@ MEASURABLE = 64 * 1024
 SLICE = 64 * 1024
 """Whoever sends less than was asked for sends so many bytes a request on average ..."""
 SLICES = 1000
-"""... once there were so many requests, or it counts as a lost connection: else a layer could take a request for each byte."""
+"""... once there were so many requests, or it counts as a lost connection: else a layer could take a request for
+each byte.
+"""
 
 NO_RANGE_REFUSALS = frozenset({401, 404, 407, 408, 410, 425, 429})
-"""Answers of 4xx that the whole blob would have too: those that speak of the blob (404, 410), of who asks (401, 407), or of a bad moment."""
+"""Answers of 4xx that the whole blob would have too: those that speak of the blob (404, 410), of who asks (401,
+407), or of a bad moment.
+"""
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
@@ -68,7 +74,8 @@ class _TooMany(Failure):
 class Body:
     """The bytes ``offset`` to ``end`` of a blob of ``size``. Iterate once.
 
-    ``host`` is who serves it now. ``ranges``: whether that host gives parts of it, so that several connections can share the work.
+    ``host`` is who serves it now. ``ranges``: whether that host gives parts of it, so that several connections can
+    share the work.
     """
 
     def __init__(self, fetch: Fetch) -> None:
@@ -87,20 +94,36 @@ class Body:
         return self._fetch.chunks()
 
     def take_all(self) -> None:
-        """Go on to the end of the blob, however little was asked for: for a host that gives no parts, and so sends all of it anyway. Before the iteration."""
+        """Go on to the end of the blob, however little was asked for: for a host that gives no parts, and so sends
+        all of it anyway. Before the iteration.
+        """
         self.end = self.size
 
     def distrust(self, why: str, spared: str = "") -> None:
-        """The digest of what came is wrong: the hosts it came from are asked after all others for a while, but for the :attr:`place` that is ``spared``."""
+        """The digest of what came is wrong: the hosts it came from are asked after all others for a while, but for
+        the :attr:`place` that is ``spared``.
+        """
         self._fetch.distrust(why, spared)
 
 
 class Fetch:
-    """A fetch under way, as a context manager; entering it gives the :class:`Body`, with the head of the first answer in it."""
+    """A fetch under way, as a context manager; entering it gives the :class:`Body`, with the head of the first
+    answer in it.
+    """
 
-    def __init__(self, reference: Reference, descriptor: Descriptor, offset: int, length: int | None,
-                 places: Callable[[], Awaitable[Sequence[Place]]], memory: MirrorMemory,
-                 timeouts: Timeouts, retry: Retry, *, part_only: bool = False) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        offset: int,
+        length: int | None,
+        places: Callable[[], Awaitable[Sequence[Place]]],
+        memory: MirrorMemory,
+        timeouts: Timeouts,
+        retry: Retry,
+        *,
+        part_only: bool = False,
+    ) -> None:
         descriptor.checked()
         self.descriptor = descriptor
         self.offset = offset
@@ -140,9 +163,16 @@ class Fetch:
             raise
         return self.body
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._leave()
-        self._span.set(host=", ".join(self.body.hosts), attempts=self._tries.attempts, bytes=self._at - self.offset, waited_ms=round(self._waited * 1000, 3))
+        self._span.set(
+            host=", ".join(self.body.hosts),
+            attempts=self._tries.attempts,
+            bytes=self._at - self.offset,
+            waited_ms=round(self._waited * 1000, 3),
+        )
         self._span.__exit__(kind, error, trace)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -175,7 +205,9 @@ class Fetch:
                 await self._open(not_first=place)
 
     async def _received(self, answer: Answer) -> AsyncIterator[bytes]:
-        """What ``answer`` gives, up to the end; a Failure if that is not reached, unless a part was asked for and less of it sent."""
+        """What ``answer`` gives, up to the end; a Failure if that is not reached, unless a part was asked for and
+        less of it sent.
+        """
         read, clock, place = answer.some, time.monotonic, self._place
         assert place is not None
         window_bytes, window_waited, end, begun_at = 0, 0.0, self.body.end, self._at
@@ -188,10 +220,18 @@ class Fetch:
                 failure.args = (f"{failure} after {self._at} of {self.body.size} bytes",)
                 raise failure from None
             waited = clock() - begun
-            if not chunk and answer.status == 206 and self._at > begun_at and (self._slices < SLICES or self._at - self.offset >= self._slices * SLICE):
+            if (
+                not chunk
+                and answer.status == 206
+                and self._at > begun_at
+                and (self._slices < SLICES or self._at - self.offset >= self._slices * SLICE)
+            ):
                 return
             if not chunk:
-                raise self._wrong(f"ended after {self._at} of {self.body.size} bytes", transient=answer.length is None or answer.status == 206)
+                raise self._wrong(
+                    f"ended after {self._at} of {self.body.size} bytes",
+                    transient=answer.length is None or answer.status == 206,
+                )
             self._waited += waited
             window_waited += waited
             window_bytes += len(chunk)
@@ -258,8 +298,12 @@ class Fetch:
             raise NoParts
         ranged = bool(wanted) and not refused
         try:
-            answer = await place.get(self._reference, self.descriptor, {**headers, "Range": wanted} if ranged else headers)
-            refusal = f"{self.descriptor} {why}" if ranged and answer.status == 206 and (why := self._no_part(answer)) else ""
+            answer = await place.get(
+                self._reference, self.descriptor, {**headers, "Range": wanted} if ranged else headers
+            )
+            refusal = (
+                f"{self.descriptor} {why}" if ranged and answer.status == 206 and (why := self._no_part(answer)) else ""
+            )
             if refusal:
                 answer.close()
         except Failure as failure:
@@ -280,26 +324,37 @@ class Fetch:
 
     def _refuses(self, place: Place, failure: Failure) -> bool:
         """Whether a host that failed to give a part may give the whole."""
-        if failure.status == 500:  # a server that a range upsets, or one that is in trouble: that shows when it is asked again
+        # a server that a range upsets, or one that is in trouble: that shows when it is asked again
+        if failure.status == 500:
             again = place.key in self._failed_over_ranges
             self._failed_over_ranges.add(place.key)
             return again
         return failure.status == 501 or (400 <= failure.status < 500 and failure.status not in NO_RANGE_REFUSALS)
 
     def _covers(self, answer: Answer) -> re.Match[str] | None:
-        """What a 206 says it has of the blob, if the byte where we are is in it. Several parts in one body (multipart/byteranges) say it of each, so that this is None."""
+        """What a 206 says it has of the blob, if the byte where we are is in it. Several parts in one body
+        (multipart/byteranges) say it of each, so that this is None.
+        """
         said = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         return said if said is not None and int(said[1]) <= self._at <= int(said[2]) else None
 
     def _no_part(self, answer: Answer) -> str:
-        """Why a 206 is of no use, if it is not: it is of another part, or of what the blob is compressed to, which cannot be decoded from its middle."""
+        """Why a 206 is of no use, if it is not: it is of another part, or of what the blob is compressed to, which
+        cannot be decoded from its middle.
+        """
         asked = f"was asked for from byte {self._at} on, and the answer is"
         if (said := self._covers(answer)) is None:
             return f'{asked} of "{answer.headers.get("Content-Range", "an unknown range")}"'
-        return f"{asked} a part of it as {', '.join(answer.codings)[:100]}" if self._is_encoded(answer, _total(said)) else ""
+        return (
+            f"{asked} a part of it as {', '.join(answer.codings)[:100]}"
+            if self._is_encoded(answer, _total(said))
+            else ""
+        )
 
     def _is_encoded(self, answer: Answer, total: int | None) -> bool:
-        """Whether an answer of ``total`` bytes has to be decoded: with the right size it is only mislabelled, a layer that was stored as "gzip"."""
+        """Whether an answer of ``total`` bytes has to be decoded: with the right size it is only mislabelled, a
+        layer that was stored as "gzip".
+        """
         return bool(answer.codings) and not (self.descriptor.size and total == self.descriptor.size)
 
     def _range(self) -> str:
@@ -344,12 +399,24 @@ class Fetch:
 
     def _wrong(self, what: str, answer: Answer | None = None, *, transient: bool = False) -> Failure:
         host = (answer or self._answer).host  # type: ignore[union-attr]
-        return Failure(host, f"{self.descriptor} {what}", kind=errors.Unavailable if transient else errors.FailedPrecondition, transient=transient,
-                       blame=Blame.TROUBLE, status=200)
+        return Failure(
+            host,
+            f"{self.descriptor} {what}",
+            kind=errors.Unavailable if transient else errors.FailedPrecondition,
+            transient=transient,
+            blame=Blame.TROUBLE,
+            status=200,
+        )
 
     def _too_many(self) -> _TooMany:
         assert self._answer is not None
-        return _TooMany(self._answer.host, f"{self.descriptor} has more than the {self.body.size} bytes expected", kind=errors.FailedPrecondition, blame=Blame.TROUBLE, status=200)
+        return _TooMany(
+            self._answer.host,
+            f"{self.descriptor} has more than the {self.body.size} bytes expected",
+            kind=errors.FailedPrecondition,
+            blame=Blame.TROUBLE,
+            status=200,
+        )
 
     def _leave(self) -> None:
         """Be done with the answer: its connection is kept if there is nothing left on it."""

@@ -22,7 +22,9 @@ EVERYTHING = Capability.PULL | Capability.RESOLVE | Capability.PUSH | Capability
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """Files of certificates: authorities trusted beside the system's, and (certificate, key) pairs to show, "" where the key is in the same file."""
+    """Files of certificates: authorities trusted beside the system's, and (certificate, key) pairs to show, ""
+    where the key is in the same file.
+    """
 
     ca: tuple[str, ...] = ()
     client: tuple[tuple[str, str], ...] = ()
@@ -36,7 +38,9 @@ class TLS:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """``scheme://host`` + ``path`` is the root of its API. ``fallback``: https is tried, and plain http where the other side turns out to speak that."""
+    """``scheme://host`` + ``path`` is the root of its API. ``fallback``: https is tried, and plain http where the
+    other side turns out to speak that.
+    """
 
     scheme: str = ""
     host: str = ""
@@ -83,13 +87,19 @@ def is_local(host: str) -> bool:
 
 
 def same_host(one: str, other: str) -> bool:
-    """Whether what the first URL's host may know, the second's may: it is the same, or the same with TLS where there was none."""
+    """Whether what the first URL's host may know, the second's may: it is the same, or the same with TLS where
+    there was none.
+    """
     (scheme, name, port), there = origin(one), origin(other)
-    return (scheme, name, port) == there or (scheme == "http" and there in (("https", name, port), ("https", name, 443 if port == 80 else port)))
+    return (scheme, name, port) == there or (
+        scheme == "http" and there in (("https", name, port), ("https", name, 443 if port == 80 else port))
+    )
 
 
 def is_address(url: str) -> bool:
-    """Whether a URL that came from outside can be asked: http or https, with a host, and with a port only if it is one."""
+    """Whether a URL that came from outside can be asked: http or https, with a host, and with a port only if it is
+    one.
+    """
     try:
         scheme, name, _ = origin(url)
     except ValueError:

@@ -1,11 +1,11 @@
 """Which hosts serve a namespace, in the order in which they are asked.
 
-The first that says anything decides: the directory of the namespace below one of ``directories`` (containerd's ``certs.d``: ``NAME_PORT_``, ``NAME:PORT``,
-``_default``, read anew each time, so that a change needs no restart); else the older ``registry.mirrors`` of the CRI plugin (:mod:`.cri_config`); else the namespace is its
-own host.
+The first that says anything decides: the directory of the namespace below one of ``directories`` (containerd's
+``certs.d``: ``NAME_PORT_``, ``NAME:PORT``, ``_default``, read anew each time, so that a change needs no restart); else
+the older ``registry.mirrors`` of the CRI plugin (:mod:`.cri_config`); else the namespace is its own host.
 
-http or https, where nothing says so: https, but for this machine itself on a port other than 443. There https is tried first, without verification, and plain
-http if the other side turns out to speak that.
+http or https, where nothing says so: https, but for this machine itself on a port other than 443. There https is tried
+first, without verification, and plain http if the other side turns out to speak that.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ class Hosts:
 
     @classmethod
     def of_config(cls, tables: Mapping[str, Any], file: str = "config.toml", config_path: str = "") -> Self:
-        """The directories of ``config_path``, colons between them; else what the CRI plugin's table in a config.toml says; without one, the directories in which it looks by itself."""
+        """The directories of ``config_path``, colons between them; else what the CRI plugin's table in a
+        config.toml says; without one, the directories in which it looks by itself.
+        """
         if config_path:
             return cls(paths(config_path))
         found = Registries.of(tables, file)
         return cls(found.directories, None if found.directories else found)
 
     def of(self, namespace: str, default_scheme: str = "") -> tuple[Host, ...]:
-        """The hosts of ``namespace`` (``docker.io``, ``127.0.0.1:5000``). ``default_scheme`` "http" is what --plain-http asks for."""
+        """The hosts of ``namespace`` (``docker.io``, ``127.0.0.1:5000``). ``default_scheme`` "http" is what
+        --plain-http asks for.
+        """
         directory = self._directory(namespace)
         if directory is not None:
             found = read_directory(directory)

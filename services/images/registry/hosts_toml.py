@@ -1,4 +1,5 @@
-"""A host directory: ``hosts.toml``, or the certificate files that Docker looks for, as containerd reads them (its docs/hosts.md).
+"""A host directory: ``hosts.toml``, or the certificate files that Docker looks for, as containerd reads them (its
+docs/hosts.md).
 
 ::
 
@@ -11,9 +12,10 @@
       [host."https://mirror.internal".header]
         x-team = "blue"
 
-A directory without the file may have ``*.crt`` (authorities), ``*.cert`` and ``*.key`` (what we show) for the namespace itself. A file that cannot be understood is an
-error that names file, line and key, and nothing is pulled. (containerd logs it, and asks the namespace itself as if the directory had no file: past the mirror, and without what the
-file says of TLS.) A key that is not known means nothing, as in containerd.
+A directory without the file may have ``*.crt`` (authorities), ``*.cert`` and ``*.key`` (what we show) for the namespace
+itself. A file that cannot be understood is an error that names file, line and key, and nothing is pulled. (containerd
+logs it, and asks the namespace itself as if the directory had no file: past the mirror, and without what the file says
+of TLS.) A key that is not known means nothing, as in containerd.
 """
 
 from __future__ import annotations
@@ -29,14 +31,21 @@ from urllib.parse import urlsplit
 from services.images.registry.host import EVERYTHING, TLS, Capability, Host
 from services.kit import errors, settings
 
-CAPABILITIES = {"pull": Capability.PULL, "resolve": Capability.RESOLVE, "push": Capability.PUSH, "referrers": Capability.REFERRERS}
+CAPABILITIES = {
+    "pull": Capability.PULL,
+    "resolve": Capability.RESOLVE,
+    "push": Capability.PUSH,
+    "referrers": Capability.REFERRERS,
+}
 
 _KEYS = frozenset({"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"})
 """Of a host; at the top of the file, where they are of the server, ``server`` and ``host`` as well."""
 
 
 def read_directory(directory: Path) -> tuple[Host, ...]:
-    """The hosts of a host directory. The last one is ``server``; without a ``host`` it stands for the namespace itself. FailedPrecondition names what is wrong."""
+    """The hosts of a host directory. The last one is ``server``; without a ``host`` it stands for the namespace
+    itself. FailedPrecondition names what is wrong.
+    """
     if text := text_of(directory):
         try:
             return parse(text, directory)
@@ -64,14 +73,18 @@ def parse(text: str, directory: Path) -> tuple[Host, ...]:
     hosts = table.get("host", {})
     if not isinstance(hosts, dict) or not all(isinstance(each, dict) for each in hosts.values()):
         raise ValueError(f'line {line_of(text, "host")}: host: not tables such as [host."https://mirror.internal"]')
-    found = [_host(url, each, directory, text, ("host", url)) for url, each in hosts.items()]  # tomllib keeps the file's order
+    # tomllib keeps the file's order
+    found = [_host(url, each, directory, text, ("host", url)) for url, each in hosts.items()]
     return (*found, _host(table.get("server", ""), table, directory, text, ()))
 
 
 def unknown(text: str) -> Iterator[str]:
     """The keys of a file that :func:`parse` takes which mean nothing, each with its line."""
     table = tomllib.loads(text)
-    for where, keys, known in (((), table, _KEYS | {"server", "host"}), *((("host", url), each, _KEYS) for url, each in table.get("host", {}).items())):
+    for where, keys, known in (
+        ((), table, _KEYS | {"server", "host"}),
+        *((("host", url), each, _KEYS) for url, each in table.get("host", {}).items()),
+    ):
         for key in keys:
             if key not in known:
                 yield f"line {line_of(text, *where, key)}: unknown key {_dotted(*where, key)}"
@@ -87,7 +100,7 @@ def line_of(text: str, *path: str) -> int:
             table = here = _keys_in(line)
         elif key := re.match(r"""\s*((?:"[^"]*"|'[^']*'|[\w-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[\w-]+))*)\s*=""", line):
             here = table + _keys_in(f"{key[1]} = 0")
-        if length < len(here) <= len(path) and list(path[:len(here)]) == here:
+        if length < len(here) <= len(path) and list(path[: len(here)]) == here:
             best, length = number, len(here)
     return best
 
@@ -112,13 +125,20 @@ def _host(url: Any, table: Mapping[str, Any], directory: Path, text: str, where:
     try:
         if not isinstance(url, str):
             raise ValueError(f"{url!r} is not a string")  # noqa: TRY004 (of the file, not of a caller)
-        scheme, host, path = _location(url, override=_of(table, "override_path", bool, "true or false", False)) if url else ("", "", "")
+        scheme, host, path = (
+            _location(url, override=_of(table, "override_path", bool, "true or false", False)) if url else ("", "", "")
+        )
         dial = _of(table, "dial_timeout", str, "a duration such as 1s", "")
         return Host(
-            scheme, host, path,
+            scheme,
+            host,
+            path,
             capabilities=_capabilities(table.get("capabilities") or ()),
-            tls=TLS(_paths(table.get("ca"), directory, "ca"), _client(table.get("client"), directory),
-                    _of(table, "skip_verify", bool, "true or false", None)),
+            tls=TLS(
+                _paths(table.get("ca"), directory, "ca"),
+                _client(table.get("client"), directory),
+                _of(table, "skip_verify", bool, "true or false", None),
+            ),
             header=_header(table.get("header", {})),
             dial_timeout=_duration(dial) if dial else None,
         )
@@ -126,7 +146,8 @@ def _host(url: Any, table: Mapping[str, Any], directory: Path, text: str, where:
         key = str(error).partition(":")[0].split(".")
         inside = key[0] in _KEYS
         line = line_of(text, *where, *(key if inside else () if where else ("server",)))
-        raise ValueError(f"line {line}: {_dotted(*where or ('server',) * (not inside))}{'' if inside and not where else '.' if inside else ': '}{error}") from None
+        between = "" if inside and not where else "." if inside else ": "
+        raise ValueError(f"line {line}: {_dotted(*where or ('server',) * (not inside))}{between}{error}") from None
 
 
 def _location(url: str, *, override: bool) -> tuple[str, str, str]:
@@ -199,6 +220,9 @@ def _certificate_files(directory: Path) -> TLS:
         names = sorted(entry.name for entry in directory.iterdir() if not entry.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return TLS()
-    client = tuple((str(directory / name), str(directory / key) if (key := name.removesuffix(".cert") + ".key") in names else "")
-                   for name in names if name.endswith(".cert"))
+    client = tuple(
+        (str(directory / name), str(directory / key) if (key := name.removesuffix(".cert") + ".key") in names else "")
+        for name in names
+        if name.endswith(".cert")
+    )
     return TLS(tuple(str(directory / name) for name in names if name.endswith(".crt")), client)

@@ -1,7 +1,9 @@
 """Requests as text, for whoever has to find out why a registry does what it does. What could be a secret is left out.
 
-Of a request's headers only those are shown that this package sets by itself, since those of hosts.toml and of the client may say who he is; of Authorization, its scheme. Of a URL's query only
-what the registries' API puts there: elsewhere it is what lets one read a blob (presigned URLs), or go on with an upload. Token servers' answers and what is sent are not shown at all, nor are blobs.
+Of a request's headers only those are shown that this package sets by itself, since those of hosts.toml and of the
+client may say who he is; of Authorization, its scheme. Of a URL's query only what the registries' API puts there:
+elsewhere it is what lets one read a blob (presigned URLs), or go on with an upload. Token servers' answers and what is
+sent are not shown at all, nor are blobs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ HIDDEN = "<redacted>"
 BODY_LIMIT = 16 << 10
 """Bytes of a manifest or of an error's explanation that are shown."""
 
-_HEADERS = frozenset({"accept", "accept-encoding", "content-length", "content-range", "content-type", "if-match", "range", "user-agent"})
+_HEADERS = frozenset(
+    {"accept", "accept-encoding", "content-length", "content-range", "content-type", "if-match", "range", "user-agent"}
+)
 _PARAMETERS = frozenset({"artifactType", "digest", "from", "last", "mount", "n", "ns", "scope", "service"})
 _ADDRESSES = frozenset({"content-location", "link", "location"})
 _SECRET = re.compile("cookie|token|secret|authorization|signature|password|api-?key", re.IGNORECASE)
@@ -31,7 +35,9 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class HttpDebug:
-    """What is shown of a transfer's requests: the requests with their answers, the connections they went through, and for whom they wait."""
+    """What is shown of a transfer's requests: the requests with their answers, the connections they went through,
+    and for whom they wait.
+    """
 
     requests: Show | None = None
     connections: Show | None = None
@@ -55,20 +61,40 @@ class Exchange:
     def request(self, method: str, url: str, headers: Iterable[tuple[str, str]], *, body: bool) -> None:
         """It is sent."""
         if self._watch.requests is not None:
-            self._show(">", [f"{method} {address(url)}", *(f"{name}: {_sent(name, value)}" for name, value in headers), *(["(a body, which is not shown)"] if body else [])])
+            self._show(
+                ">",
+                [
+                    f"{method} {address(url)}",
+                    *(f"{name}: {_sent(name, value)}" for name, value in headers),
+                    *(["(a body, which is not shown)"] if body else []),
+                ],
+            )
 
     def answer(self, status: int, reason: str, headers: Mapping[str, str]) -> None:
         """The head of its answer came."""
         if self._watch.requests is not None:
-            self._show("<", [f"{status} {reason}".rstrip(), *(f"{name}: {_received(name, value)}" for name, value in headers.items())])
+            self._show(
+                "<",
+                [
+                    f"{status} {reason}".rstrip(),
+                    *(f"{name}: {_received(name, value)}" for name, value in headers.items()),
+                ],
+            )
 
     def body(self, data: bytes, media_type: str) -> None:
         """Its answer's body, if that is small and was read as a whole."""
         if self._watch.requests is not None and data and not self._private:
             is_text = media_type.startswith("text/") or "json" in media_type
             rest = len(data) - BODY_LIMIT
-            self._show("<", [*data[:BODY_LIMIT].decode(errors="replace").splitlines(), *([f"({rest} bytes more)"] if rest > 0 else [])] if is_text
-                       else [f"({len(data)} bytes of {media_type or 'no known type'})"])
+            self._show(
+                "<",
+                [
+                    *data[:BODY_LIMIT].decode(errors="replace").splitlines(),
+                    *([f"({rest} bytes more)"] if rest > 0 else []),
+                ]
+                if is_text
+                else [f"({len(data)} bytes of {media_type or 'no known type'})"],
+            )
 
     def failed(self, cause: str) -> None:
         """There is no answer."""
@@ -80,7 +106,10 @@ class Exchange:
         if self._watch.connections is not None:
             phases = ", ".join(f"{phase.replace('_', ' ')} {seconds * 1000:.1f} ms" for phase, seconds in took.items())
             how = "reused" if reused else "new" if "first_byte" in took else "no answer"
-            self._watch.connections(f"{self._number}= connection to {host}{f' at {peer}' if peer else ''}: {how}{f'; {phases}' if phases else ''}\n")
+            self._watch.connections(
+                f"{self._number}= connection to {host}{f' at {peer}' if peer else ''}: "
+                f"{how}{f'; {phases}' if phases else ''}\n"
+            )
 
     def _show(self, mark: str, lines: Iterable[str]) -> None:
         assert self._watch.requests is not None
@@ -90,7 +119,10 @@ class Exchange:
 def address(url: str) -> str:
     """A URL without what could be a secret: a user, and unknown parameters' values."""
     parts = urlsplit(url)
-    query = "&".join(f"{quote(key)}={quote(value, safe=':/,') if key in _PARAMETERS else HIDDEN}" for key, value in parse_qsl(parts.query, keep_blank_values=True))
+    query = "&".join(
+        f"{quote(key)}={quote(value, safe=':/,') if key in _PARAMETERS else HIDDEN}"
+        for key, value in parse_qsl(parts.query, keep_blank_values=True)
+    )
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment=""))
 
 
@@ -103,7 +135,11 @@ def _sent(name: str, value: str) -> str:
 def _received(name: str, value: str) -> str:
     if _SECRET.search(name) and name.lower() != "www-authenticate":
         return HIDDEN
-    return re.sub(r"""(?:https?://|/)[^\s<>;"]+""", lambda found: address(found[0]), value) if name.lower() in _ADDRESSES else value
+    return (
+        re.sub(r"""(?:https?://|/)[^\s<>;"]+""", lambda found: address(found[0]), value)
+        if name.lower() in _ADDRESSES
+        else value
+    )
 
 
 def _printable(line: str) -> str:

@@ -8,7 +8,9 @@ ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_INDEX}, {MANIFEST}, {INDEX}, */*"
 """The Accept header for a name, in containerd's order."""
 
 MANIFEST_LIMIT = 4 << 20
-"""The largest manifest that is taken. One of 128 layers has 32 KiB; what is large belongs into blobs, and a registry must not fill our memory."""
+"""The largest manifest that is taken. One of 128 layers has 32 KiB; what is large belongs into blobs, and a
+registry must not fill our memory.
+"""
 
 
 def media_type_of(content_type: str) -> str:
@@ -19,5 +21,12 @@ def media_type_of(content_type: str) -> str:
 def why_no_root(media_type: str) -> str:
     """Why something of this media type is not an image's manifest or index; "" if it may be one."""
     if media_type in SCHEMA_1:
-        return f"is an image of Docker's schema 1, which nobody supports any more; rebuild it as {DOCKER_MANIFEST} or {MANIFEST}"
-    return "" if is_root(media_type) else f'has the media type "{media_type}", which is neither an image manifest nor an index'
+        return (
+            f"is an image of Docker's schema 1, which nobody supports any more; rebuild it as {DOCKER_MANIFEST} or "
+            f"{MANIFEST}"
+        )
+    return (
+        ""
+        if is_root(media_type)
+        else f'has the media type "{media_type}", which is neither an image manifest nor an index'
+    )

@@ -1,8 +1,10 @@
-"""What is remembered of the hosts that were asked, so that a dead or slow mirror costs its timeout once and not for every blob.
+"""What is remembered of the hosts that were asked, so that a dead or slow mirror costs its timeout once and not for
+every blob.
 
-A host is *good*, until it turns out *dead* (no connection, or trouble three times in a row), *slow*, or *busy* (it asks for fewer requests, 429, three times in a row). Each holds for a while, longer each time; then one request
-may find out whether it is good again, while the others still stay away. A dead host is asked after all others, a slow or busy one likewise; none is ever forgotten
-altogether, since a bad host is better than none.
+A host is *good*, until it turns out *dead* (no connection, or trouble three times in a row), *slow*, or *busy* (it asks
+for fewer requests, 429, three times in a row). Each holds for a while, longer each time; then one request may find out
+whether it is good again, while the others still stay away. A dead host is asked after all others, a slow or busy one
+likewise; none is ever forgotten altogether, since a bad host is better than none.
 
 One memory is shared by all pulls of a process.
 """
@@ -26,14 +28,18 @@ TROUBLES = 3
 HOSTS = 1000
 """So many are remembered; images may name others' hosts in their layers."""
 RANGES_REST = 3600.0
-"""Seconds for which a host that refused a request for a part is asked for whole blobs only: registries change rarely, and to ask in vain costs a request for each large layer."""
+"""Seconds for which a host that refused a request for a part is asked for whole blobs only: registries change
+rarely, and to ask in vain costs a request for each large layer.
+"""
 WEIGHT = 0.3
 """Of the newest measurement in the throughput."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorState:
-    """A host as remembered. ``since`` is seconds since the epoch, ``failures`` counts those in a row, ``throughput`` is bytes a second (0: not measured)."""
+    """A host as remembered. ``since`` is seconds since the epoch, ``failures`` counts those in a row,
+    ``throughput`` is bytes a second (0: not measured).
+    """
 
     host: str
     state: str
@@ -75,7 +81,9 @@ class MirrorMemory:
         return host.state if host is not None else GOOD
 
     def rests(self, key: str) -> bool:
-        """Whether others should be asked instead just now. Where its rest is over, the answer is no to the first who asks."""
+        """Whether others should be asked instead just now. Where its rest is over, the answer is no to the first
+        who asks.
+        """
         host = self._hosts.get(key)
         if host is None or host.state == GOOD:
             return False
@@ -93,7 +101,9 @@ class MirrorMemory:
         host.rest = 0.0
 
     def failed(self, key: str, error: str, *, dead: bool = False, limited: bool = False) -> None:
-        """It had a bad moment; ``dead``: there is no talking to it; ``limited``: it works, and asks for fewer requests."""
+        """It had a bad moment; ``dead``: there is no talking to it; ``limited``: it works, and asks for fewer
+        requests.
+        """
         host = self._host(key)
         host.failures += 1
         host.limits += limited
@@ -133,11 +143,20 @@ class MirrorMemory:
 
     def snapshot(self) -> list[MirrorState]:
         """All hosts, for people to look at."""
-        return [MirrorState(host=key, state=host.state, since=host.since, failures=host.failures, last_error=host.last_error,
-                            throughput=round(host.throughput, 1), rests_until=host.until if host.state != GOOD else 0.0,
-                            ranges_refused=host.ranges_refused if self.refuses_ranges(key) else "",
-                            ranges_refused_until=host.ranges_refused_until if self.refuses_ranges(key) else 0.0)
-                for key, host in sorted(self._hosts.items())]
+        return [
+            MirrorState(
+                host=key,
+                state=host.state,
+                since=host.since,
+                failures=host.failures,
+                last_error=host.last_error,
+                throughput=round(host.throughput, 1),
+                rests_until=host.until if host.state != GOOD else 0.0,
+                ranges_refused=host.ranges_refused if self.refuses_ranges(key) else "",
+                ranges_refused_until=host.ranges_refused_until if self.refuses_ranges(key) else 0.0,
+            )
+            for key, host in sorted(self._hosts.items())
+        ]
 
     def _host(self, key: str) -> _Host:
         if key not in self._hosts:
@@ -152,7 +171,8 @@ class MirrorMemory:
 
     def _rest(self, host: _Host, state: str) -> None:
         now = self._clock()
-        if host.state == GOOD or now >= host.until - PROBE:  # not once more for each of the requests that were under way
+        # not once more for each of the requests that were under way
+        if host.state == GOOD or now >= host.until - PROBE:
             host.rest = min(max(2 * host.rest, FIRST_REST), LONGEST_REST)
         self._become(host, state)
         host.until = max(host.until, now + host.rest)

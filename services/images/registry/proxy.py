@@ -1,6 +1,7 @@
 """The HTTP proxy of the environment: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, as containerd honours them.
 
-aiohttp would read them itself, and ~/.netrc with them, whose credentials nobody asked for. This machine's loopback is never reached through a proxy.
+aiohttp would read them itself, and ~/.netrc with them, whose credentials nobody asked for. This machine's loopback is
+never reached through a proxy.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str | No
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxy = environment.get(f"{parts.scheme}_proxy") or environment.get(f"{parts.scheme.upper()}_PROXY")
-    if not proxy or is_local(host) or _direct(host, parts.port, environment.get("no_proxy") or environment.get("NO_PROXY") or ""):
+    if (
+        not proxy
+        or is_local(host)
+        or _direct(host, parts.port, environment.get("no_proxy") or environment.get("NO_PROXY") or "")
+    ):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _direct(host: str, port: int | None, rules: str) -> bool:
-    """Whether NO_PROXY covers a host: ``*``, a name (and what is below it), ``.name`` (only what is below), an address, a network; each with or without a port."""
+    """Whether NO_PROXY covers a host: ``*``, a name (and what is below it), ``.name`` (only what is below), an
+    address, a network; each with or without a port.
+    """
     for rule in (each.strip().lower() for each in rules.split(",")):
         if not rule:
             continue

@@ -1,8 +1,10 @@
 """Pushing: blobs first, each once, then the manifests that name them.
 
-A blob that the repository has is not sent; one that another repository of the host has is mounted from there, if that is allowed. Else it is uploaded: POST opens an
-upload, PUT sends the bytes and names the digest; or PATCH sends them in pieces, for registries behind a proxy that bounds a request. An upload that breaks goes on
-where the registry says it is (GET on its Location), or starts anew. Nothing is retried on another host: a push goes to the one host that may be pushed to.
+A blob that the repository has is not sent; one that another repository of the host has is mounted from there, if that
+is allowed. Else it is uploaded: POST opens an upload, PUT sends the bytes and names the digest; or PATCH sends them in
+pieces, for registries behind a proxy that bounds a request. An upload that breaks goes on where the registry says it is
+(GET on its Location), or starts anew. Nothing is retried on another host: a push goes to the one host that may be
+pushed to.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Pushed(enum.Enum):
 class Push:
     """To ``reference``'s repository at ``endpoint``."""
 
-    def __init__(self, reference: Reference, endpoint: Endpoint, memory: MirrorMemory, timeouts: Timeouts, retry: Retry) -> None:
+    def __init__(
+        self, reference: Reference, endpoint: Endpoint, memory: MirrorMemory, timeouts: Timeouts, retry: Retry
+    ) -> None:
         self._reference = reference
         self._endpoint = endpoint
         self._memory = memory
@@ -56,7 +60,12 @@ class Push:
 
         async def asked(endpoint: Endpoint) -> bool:
             try:
-                answer = await endpoint.send("HEAD", endpoint.url(self._reference, path), headers={"Accept": f"{descriptor.media_type}, */*"}, scopes=self._scopes)
+                answer = await endpoint.send(
+                    "HEAD",
+                    endpoint.url(self._reference, path),
+                    headers={"Accept": f"{descriptor.media_type}, */*"},
+                    scopes=self._scopes,
+                )
             except Failure as failure:
                 if failure.status == 404:
                     return False
@@ -70,7 +79,9 @@ class Push:
 
         return await self._tries(descriptor).run(asked)
 
-    async def blob(self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0) -> Pushed:
+    async def blob(
+        self, descriptor: Descriptor, read: Read, *, mount_from: Sequence[str] = (), piece: int = 0
+    ) -> Pushed:
         """See that the repository has a blob. ``piece`` is how many bytes one request may have; 0 for all."""
         with span("registry.push", digest=descriptor.digest, bytes=descriptor.size) as traced:
             how = await self._blob(descriptor, read, mount_from, piece)
@@ -78,12 +89,20 @@ class Push:
             return how
 
     async def manifest(self, descriptor: Descriptor, data: bytes) -> None:
-        """Store a manifest or index, under the reference's tag if it is what the reference names, else under its digest."""
+        """Store a manifest or index, under the reference's tag if it is what the reference names, else under its
+        digest.
+        """
         path = self._path(descriptor)
 
         async def put(endpoint: Endpoint) -> None:
-            answer = await endpoint.send("PUT", endpoint.url(self._reference, path), scopes=self._scopes, body=lambda: data, stall=self._timeouts.answer,
-                                         headers={"Content-Type": descriptor.media_type, "Content-Length": str(len(data))})
+            answer = await endpoint.send(
+                "PUT",
+                endpoint.url(self._reference, path),
+                scopes=self._scopes,
+                body=lambda: data,
+                stall=self._timeouts.answer,
+                headers={"Content-Type": descriptor.media_type, "Content-Length": str(len(data))},
+            )
             _check_digest(answer, descriptor)
 
         with span("registry.push", digest=descriptor.digest, bytes=len(data)) as traced:
@@ -121,13 +140,27 @@ class Push:
         return f"manifests/{self._reference.tag if named else descriptor.digest}"
 
     def _tries(self, descriptor: Descriptor) -> Failover[Endpoint]:
-        return Failover(f"{self._reference.host}/{self._reference.repository}: push of {descriptor}", [self._endpoint], self._memory, self._retry)
+        return Failover(
+            f"{self._reference.host}/{self._reference.repository}: push of {descriptor}",
+            [self._endpoint],
+            self._memory,
+            self._retry,
+        )
 
 
 class _Upload:
     """One blob on its way: what the registry has of it, and where the rest goes."""
 
-    def __init__(self, reference: Reference, endpoint: Endpoint, descriptor: Descriptor, read: Read, timeouts: Timeouts, scopes: tuple[str, ...], piece: int) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        endpoint: Endpoint,
+        descriptor: Descriptor,
+        read: Read,
+        timeouts: Timeouts,
+        scopes: tuple[str, ...],
+        piece: int,
+    ) -> None:
         self.location = ""
         self.offset = 0
         self._reference = reference
@@ -181,7 +214,9 @@ class _Upload:
         self.offset = start + length
 
     async def _put(self, method: str, url: str, length: int, headers: dict[str, str]) -> Answer:
-        """Send ``length`` bytes from the offset on. A stall of the registry is a Failure, an error of the source is itself."""
+        """Send ``length`` bytes from the offset on. A stall of the registry is a Failure, an error of the source is
+        itself.
+        """
         trouble: list[Exception] = []
         stall, loop, start = self._timeouts.stall, asyncio.get_running_loop(), self.offset
         watch = asyncio.timeout(None)
@@ -206,8 +241,14 @@ class _Upload:
 
         try:
             async with watch:
-                answer = await self._endpoint.send(method, url, scopes=self._scopes, stall=self._timeouts.answer, body=body if length else None, headers={
-                    "Content-Type": "application/octet-stream", "Content-Length": str(length), **headers})
+                answer = await self._endpoint.send(
+                    method,
+                    url,
+                    scopes=self._scopes,
+                    stall=self._timeouts.answer,
+                    body=body if length else None,
+                    headers={"Content-Type": "application/octet-stream", "Content-Length": str(length), **headers},
+                )
         except Failure:
             if trouble:
                 raise trouble[0] from None
@@ -215,7 +256,9 @@ class _Upload:
         except TimeoutError:
             if not watch.expired():
                 raise
-            raise Failure(self._endpoint.name, f"took no more bytes for {stall:g} s", transient=True, blame=Blame.TROUBLE) from None
+            raise Failure(
+                self._endpoint.name, f"took no more bytes for {stall:g} s", transient=True, blame=Blame.TROUBLE
+            ) from None
         answer.release()
         return answer
 
@@ -235,7 +278,8 @@ class _Upload:
         if has is not None and int(has[1]) < self._descriptor.size:
             self.location = location
             self._moved(answer)
-            # "0-0" is what some say of no bytes, and of one: to send that one again would be wrong, so such an upload begins anew
+            # "0-0" is what some say of no bytes, and of one: to send that one again would be wrong, so such an upload
+            # begins anew
             self.offset = int(has[1]) + 1
             if self.offset == 1:
                 self.location = ""
@@ -252,4 +296,6 @@ def _check_digest(answer: Answer, descriptor: Descriptor) -> None:
     answer.release()
     said = answer.headers.get("Docker-Content-Digest", "")
     if said and said != descriptor.digest:
-        raise Failure(answer.host, f"stored {descriptor} as {said[:100]}", kind=errors.FailedPrecondition, status=answer.status)
+        raise Failure(
+            answer.host, f"stored {descriptor} as {said[:100]}", kind=errors.FailedPrecondition, status=answer.status
+        )

@@ -1,4 +1,6 @@
-"""What a name means: a tag (or a digest) to a descriptor; and manifests, which are small enough to be checked before anybody sees them."""
+"""What a name means: a tag (or a digest) to a descriptor; and manifests, which are small enough to be checked
+before anybody sees them.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,22 @@ from services.oci.media_types import SCHEMA_1, is_root
 from services.oci.references import Reference
 
 
-async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry) -> Descriptor:
+async def resolve(
+    reference: Reference, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry
+) -> Descriptor:
     """The descriptor of what ``reference`` names.
 
-    Only hosts that may RESOLVE are asked for a tag; any that may be pulled from, for a digest, since that can be checked. NotFound, Unauthenticated,
-    PermissionDenied, Unavailable; Unimplemented for schema 1 and what is no image; ResourceExhausted for a manifest that is too large: only if no host has anything better.
+    Only hosts that may RESOLVE are asked for a tag; any that may be pulled from, for a digest, since that can be
+    checked. NotFound, Unauthenticated, PermissionDenied, Unavailable; Unimplemented for schema 1 and what is no image;
+    ResourceExhausted for a manifest that is too large: only if no host has anything better.
     """
     wanted = Capability.PULL if reference.digest else Capability.PULL | Capability.RESOLVE
     able = [each for each in endpoints if wanted in each.can]
     if not able:
-        raise errors.NotFound(f"{reference}: none of the hosts configured for {reference.host} may {'be pulled from' if reference.digest else 'resolve a tag'}")
+        raise errors.NotFound(
+            f"{reference}: none of the hosts configured for {reference.host} may "
+            f"{'be pulled from' if reference.digest else 'resolve a tag'}"
+        )
     target = reference.target
     with span("registry.resolve", reference=str(reference)) as traced:
         tries = Failover(str(reference), able, memory, retry)
@@ -42,10 +50,13 @@ async def resolve(reference: Reference, endpoints: Sequence[Endpoint], memory: M
         return found
 
 
-async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry) -> tuple[bytes, str]:
+async def manifest(
+    reference: Reference, descriptor: Descriptor, endpoints: Sequence[Endpoint], memory: MirrorMemory, retry: Retry
+) -> tuple[bytes, str]:
     """The bytes of a manifest or index, whose digest has been checked, and the host that had them.
 
-    FailedPrecondition where they are others, ResourceExhausted where they are too many; both only if no host has the right ones.
+    FailedPrecondition where they are others, ResourceExhausted where they are too many; both only if no host has the
+    right ones.
     """
     descriptor.checked()
     able = [each for each in endpoints if Capability.PULL in each.can]
@@ -66,7 +77,9 @@ async def manifest(reference: Reference, descriptor: Descriptor, endpoints: Sequ
 
 
 async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple[Descriptor, str]:
-    """Ask one host: HEAD, and GET where that does not say enough. What is no manifest is that host's failure: another may have the image."""
+    """Ask one host: HEAD, and GET where that does not say enough. What is no manifest is that host's failure:
+    another may have the image.
+    """
     url, scopes = endpoint.url(reference, f"manifests/{target}"), pull_scopes(reference)
     answer = await endpoint.send("HEAD", url, headers={"Accept": ACCEPT}, scopes=scopes)
     if answer.method == "HEAD":
@@ -78,8 +91,18 @@ async def _asked(endpoint: Endpoint, reference: Reference, target: str) -> tuple
             try:
                 digest = Digest.parse(said)
             except ValueError as error:
-                raise Failure(answer.host, f'its Docker-Content-Digest "{said[:100]}": {error}', kind=errors.FailedPrecondition, status=200) from None
-        if digest is not None and answer.length and not answer.codings and (media_type in SCHEMA_1 or is_root(media_type)):
+                raise Failure(
+                    answer.host,
+                    f'its Docker-Content-Digest "{said[:100]}": {error}',
+                    kind=errors.FailedPrecondition,
+                    status=200,
+                ) from None
+        if (
+            digest is not None
+            and answer.length
+            and not answer.codings
+            and (media_type in SCHEMA_1 or is_root(media_type))
+        ):
             _check_size(answer.length, f"manifest {target}", answer.host)
             _check_root(media_type, reference, answer.host)
             return Descriptor(media_type, str(digest), answer.length), answer.host
@@ -99,9 +122,16 @@ async def _media_type(data: bytes, said: str, reference: Reference, host: str) -
         inside = await read(data, media_type_in)
     except gojson.Malformed as error:
         _check_root(said, reference, host)
-        raise Failure(host, f"{reference} is not an image manifest: {error}", kind=errors.Unimplemented, status=200) from None
+        raise Failure(
+            host, f"{reference} is not an image manifest: {error}", kind=errors.Unimplemented, status=200
+        ) from None
     if is_root(said) and not inside:
-        raise Failure(host, f"{reference} is not an image manifest: it has neither layers nor manifests", kind=errors.Unimplemented, status=200)
+        raise Failure(
+            host,
+            f"{reference} is not an image manifest: it has neither layers nor manifests",
+            kind=errors.Unimplemented,
+            status=200,
+        )
     media_type = said if is_root(said) and inside not in SCHEMA_1 else inside or said
     _check_root(media_type, reference, host)
     return media_type
@@ -121,7 +151,12 @@ async def _body(answer: Answer, what: str, expected: int = 0) -> bytes:
         data = await answer.read(MANIFEST_LIMIT + 1)
         _check_size(len(data), what, answer.host)
         if answer.length is not None and len(data) < answer.length:
-            raise Failure(answer.host, f"{what} ended after {len(data)} of {answer.length} bytes", transient=True, blame=Blame.TROUBLE)
+            raise Failure(
+                answer.host,
+                f"{what} ended after {len(data)} of {answer.length} bytes",
+                transient=True,
+                blame=Blame.TROUBLE,
+            )
     except Failure:
         answer.close()
         raise
@@ -131,24 +166,45 @@ async def _body(answer: Answer, what: str, expected: int = 0) -> bytes:
 
 def _check_size(size: int, what: str, host: str) -> None:
     if size > MANIFEST_LIMIT:
-        raise Failure(host, f"{what} has {'at least ' if size == MANIFEST_LIMIT + 1 else ''}{size} bytes; no more than {MANIFEST_LIMIT} are taken",
-                      kind=errors.ResourceExhausted, status=200)
+        raise Failure(
+            host,
+            (
+                f"{what} has {'at least ' if size == MANIFEST_LIMIT + 1 else ''}{size} bytes; no more than "
+                f"{MANIFEST_LIMIT} are taken"
+            ),
+            kind=errors.ResourceExhausted,
+            status=200,
+        )
 
 
 async def _verify(data: bytes, descriptor: Descriptor, host: str) -> None:
     if descriptor.size and len(data) != descriptor.size:
-        raise Failure(host, f"manifest {descriptor.digest} has {len(data)} bytes; {descriptor.size} are expected", kind=errors.FailedPrecondition, status=200,
-                      blame=Blame.TROUBLE)
+        raise Failure(
+            host,
+            f"manifest {descriptor.digest} has {len(data)} bytes; {descriptor.size} are expected",
+            kind=errors.FailedPrecondition,
+            status=200,
+            blame=Blame.TROUBLE,
+        )
     expected = descriptor.checked()
     found = await _hashed(expected.algorithm, data)
     if found != expected.hex:
-        raise Failure(host, f"manifest {descriptor.digest} has other content, with the digest {expected.algorithm}:{found}",
-                      kind=errors.FailedPrecondition, status=200, blame=Blame.TROUBLE)
+        raise Failure(
+            host,
+            f"manifest {descriptor.digest} has other content, with the digest {expected.algorithm}:{found}",
+            kind=errors.FailedPrecondition,
+            status=200,
+            blame=Blame.TROUBLE,
+        )
 
 
 async def _hashed(algorithm: str, data: bytes) -> str:
     """In a thread, if it takes more than a hop to one."""
-    return hashlib.new(algorithm, data).hexdigest() if len(data) < _SMALL else await asyncio.to_thread(lambda: hashlib.new(algorithm, data).hexdigest())
+    return (
+        hashlib.new(algorithm, data).hexdigest()
+        if len(data) < _SMALL
+        else await asyncio.to_thread(lambda: hashlib.new(algorithm, data).hexdigest())
+    )
 
 
 _SMALL = 1 << 18

@@ -1,14 +1,18 @@
-"""The head of an answer (status line and headers), read as Go's net/http reads it, and written down as aiohttp's parser wants it (docs/adr/0008).
+"""The head of an answer (status line and headers), read as Go's net/http reads it, and written down as aiohttp's parser
+wants it (docs/adr/0008).
 
-Registries are tested with docker, containerd and kubelets, all in Go: what those take is what is out there. The rules are those of Go 1.26 (``net/http`` response.go and transfer.go,
-``net/textproto`` reader.go); what Go refuses is refused here, with words of ours:
+Registries are tested with docker, containerd and kubelets, all in Go: what those take is what is out there. The rules
+are those of Go 1.26 (``net/http`` response.go and transfer.go, ``net/textproto`` reader.go); what Go refuses is refused
+here, with words of ours:
 
 - Lines end with CR LF or LF. One that begins with a blank goes on with the header before it.
 - A header with a blank before its colon has another name, and so is none that anybody looks for.
-- Chunked is the only Transfer-Encoding, and goes before Content-Length. Several Content-Lengths must be equal. In HTTP/1.0 there is no Transfer-Encoding.
+- Chunked is the only Transfer-Encoding, and goes before Content-Length. Several Content-Lengths must be equal. In
+  HTTP/1.0 there is no Transfer-Encoding.
 - An answer to HEAD, and one with status 1xx, 204 or 304, has no body, whatever its headers say and whatever follows.
 
-Beyond Go, a head has at most ``HEAD_LIMIT`` bytes and ``HEADERS`` lines: Go takes 10 MiB, which nobody sends, and of which sixteen connections would fill our memory.
+Beyond Go, a head has at most ``HEAD_LIMIT`` bytes and ``HEADERS`` lines: Go takes 10 MiB, which nobody sends, and of
+which sixteen connections would fill our memory.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z ]+")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NO_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile(rb"[0-9]+")
-_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding", b"trailer", b"upgrade", b"keep-alive", b"proxy-connection"})
+_FRAMING = frozenset(
+    {b"connection", b"content-length", b"transfer-encoding", b"trailer", b"upgrade", b"keep-alive", b"proxy-connection"}
+)
 """Headers that say how the body ends, or what becomes of the connection: written anew."""
 _BAD_TRAILERS = frozenset({b"transfer-encoding", b"trailer", b"content-length"})
 
@@ -52,8 +58,10 @@ class Head:
 
 
 def end_of(data: bytes | bytearray, start: int = 0) -> int:
-    """Where the head at the beginning of ``data`` ends, -1 if that is not there yet; before ``start`` it is known not to. Malformed as soon as it cannot be one."""
-    if not data.startswith(b"HTTP/"[:len(data)]):
+    """Where the head at the beginning of ``data`` ends, -1 if that is not there yet; before ``start`` it is known
+    not to. Malformed as soon as it cannot be one.
+    """
+    if not data.startswith(b"HTTP/"[: len(data)]):
         raise Malformed(f"it begins with {_shown(bytes(data[:60]))}")
     found = _END.search(data, max(0, start - 2))
     end = found.end() if found is not None else -1
@@ -66,7 +74,10 @@ def read(head: bytes, *, to_head: bool) -> Head:
     """The whole ``head``, with its blank line, of an answer; ``to_head``: to HEAD. Malformed."""
     first, _, rest = head.partition(b"\n")
     version, status, reason = _status_line(first.removesuffix(b"\r"))
-    kept, framing = [b"HTTP/1.0 " if version == b"HTTP/1.0" else b"HTTP/1.1 ", b"%d " % status, _text(reason[:_REASON]), b"\r\n"], dict[bytes, list[bytes]]()
+    kept, framing = (
+        [b"HTTP/1.0 " if version == b"HTTP/1.0" else b"HTTP/1.1 ", b"%d " % status, _text(reason[:_REASON]), b"\r\n"],
+        dict[bytes, list[bytes]](),
+    )
     for name, value in _fields(rest):
         lower = name.lower()
         if lower in _FRAMING:
@@ -76,7 +87,9 @@ def read(head: bytes, *, to_head: bool) -> Head:
     chunked = version > b"HTTP/1.0" and _is_chunked(framing.get(b"transfer-encoding", []))
     length = _length(framing.get(b"content-length", []))
     body = not to_head and status >= 200 and status not in (204, 304)
-    if chunked and any(each.strip().lower() in _BAD_TRAILERS for value in framing.get(b"trailer", []) for each in value.split(b",")):
+    if chunked and any(
+        each.strip().lower() in _BAD_TRAILERS for value in framing.get(b"trailer", []) for each in value.split(b",")
+    ):
         raise Malformed("its Trailer names a header that may not come later")
     if chunked and body:
         kept.append(b"Transfer-Encoding: chunked\r\n")

@@ -1,9 +1,12 @@
-"""What comes on a connection to a registry, on its way to aiohttp's parser: the head of each answer is put into plain form first (:mod:`.response_head`); bodies pass as they are.
+"""What comes on a connection to a registry, on its way to aiohttp's parser: the head of each answer is put into plain
+form first (:mod:`.response_head`); bodies pass as they are.
 
-aiohttp's parser (llhttp) is made for servers, which must be strict, and its leniency cannot be chosen from Python. So it sees heads of ours only. What follows an answer without a body
-(HEAD with one all the same) is dropped, and its connection with it, as Go does.
+aiohttp's parser (llhttp) is made for servers, which must be strict, and its leniency cannot be chosen from Python. So
+it sees heads of ours only. What follows an answer without a body (HEAD with one all the same) is dropped, and its
+connection with it, as Go does.
 
-And a body that cannot be read on says so to whoever reads it, at once, however that came: nobody waits for bytes that will not come.
+And a body that cannot be read on says so to whoever reads it, at once, however that came: nobody waits for bytes that
+will not come.
 """
 
 from __future__ import annotations
@@ -56,8 +59,9 @@ class Answers(ResponseHandler):
         try:
             self._read(len(self._collected) - len(data))
         except response_head.Malformed as error:
-            if self._used and not self._collected.startswith(b"HTTP/"[:len(self._collected)]):
-                self._end(ServerDisconnectedError())  # the rest of an earlier answer, and no answer to this request: another connection brings one
+            if self._used and not self._collected.startswith(b"HTTP/"[: len(self._collected)]):
+                # the rest of an earlier answer, and no answer to this request: another connection brings one
+                self._end(ServerDisconnectedError())
             else:
                 self._end(HttpProcessingError(code=0, message=str(error)))
 
@@ -70,7 +74,11 @@ class Answers(ResponseHandler):
             if end < 0:
                 self._reschedule_timeout()
                 return
-            found, rest, start = response_head.read(bytes(collected[:end]), to_head=self._to_head), bytes(collected[end:]), 0
+            found, rest, start = (
+                response_head.read(bytes(collected[:end]), to_head=self._to_head),
+                bytes(collected[end:]),
+                0,
+            )
             if found.status < 200 and found.status != _SWITCHING:
                 self._spent += end
                 self._interim += 1

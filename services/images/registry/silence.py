@@ -1,4 +1,6 @@
-"""Who is waited for by one transfer, and since when nothing has come from him: a registry that says nothing is waited for long, and its user should know for whom."""
+"""Who is waited for by one transfer, and since when nothing has come from him: a registry that says nothing is
+waited for long, and its user should know for whom.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import time
 from collections.abc import Callable
 
 LINGERS = 10.0
-"""Seconds for which a host that did not answer counts as waited for, if nobody else is: there is a pause before it is asked again."""
+"""Seconds for which a host that did not answer counts as waited for, if nobody else is: there is a pause before it
+is asked again.
+"""
 
 
 class Silence:

@@ -1,8 +1,8 @@
 """What a request spent its time on, as aiohttp reports it: queue, name, connection, TLS, first byte.
 
-:class:`Timings` belongs to one request. Its phases become spans below the request's own, and its numbers attributes of it; its ``phase`` is what an error names
-when the time is over. aiohttp counts TLS as part of the connection, so :class:`TimedContext` notes where the handshake begins: asyncio (and uvloop) ask the context
-for a TLS object just then.
+:class:`Timings` belongs to one request. Its phases become spans below the request's own, and its numbers attributes of
+it; its ``phase`` is what an error names when the time is over. aiohttp counts TLS as part of the connection, so
+:class:`TimedContext` notes where the handshake begins: asyncio (and uvloop) ask the context for a TLS object just then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ _current: contextvars.ContextVar[Timings | None] = contextvars.ContextVar("regis
 class Timings:
     """Of one request. Seconds; what did not happen (a connection that was there already) is not among ``took``."""
 
-    __slots__ = ("_began", "_begun", "_closed", "_limit", "_spans", "deadline", "host", "peer", "phase", "reused", "took")
+    __slots__ = (
+        "_began",
+        "_begun",
+        "_closed",
+        "_limit",
+        "_spans",
+        "deadline",
+        "host",
+        "peer",
+        "phase",
+        "reused",
+        "took",
+    )
 
     def __init__(self, host: str, limit: float) -> None:
         self.host = host
@@ -77,7 +89,10 @@ class Timings:
         self._closed = True
         for phase in list(self._began):
             self.end(phase)
-        on.set(**{f"registry.{phase}_ms": round(seconds * 1000, 3) for phase, seconds in self.took.items()}, **{"registry.connection_reused": self.reused})
+        on.set(
+            **{f"registry.{phase}_ms": round(seconds * 1000, 3) for phase, seconds in self.took.items()},
+            **{"registry.connection_reused": self.reused},
+        )
 
 
 def note_peer(peer: str) -> None:

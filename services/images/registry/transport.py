@@ -1,7 +1,8 @@
 """HTTP with one host: sessions, connections, TLS, and what their errors mean. The rest of the package sees no aiohttp.
 
-A :class:`Session` is one aiohttp session for one way to connect (certificates and dial timeout), shared by all hosts and pulls that are configured so; connections
-are kept and used again. :meth:`Session.exchange` makes one request, follows nothing and retries nothing, and answers with an :class:`Answer` whose body has not been read.
+A :class:`Session` is one aiohttp session for one way to connect (certificates and dial timeout), shared by all hosts
+and pulls that are configured so; connections are kept and used again. :meth:`Session.exchange` makes one request,
+follows nothing and retries nothing, and answers with an :class:`Answer` whose body has not been read.
 """
 
 from __future__ import annotations
@@ -41,20 +42,25 @@ CONNECTIONS = 100
 CONNECTIONS_A_HOST = 32
 """Registries and their CDNs begin to refuse above such numbers."""
 READ = 1 << 20
-"""Bytes that may be read ahead of whoever takes them: the kernel is read in large pieces, and a slow disk stops the sender."""
+"""Bytes that may be read ahead of whoever takes them: the kernel is read in large pieces, and a slow disk stops the
+sender.
+"""
 ERROR_BODY = 16 * 1024
 """So much of an error's explanation is read."""
 SESSIONS = 64
 """Ways to connect that are kept; a certificate that is replaced makes a new one."""
 
-_HTTP_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
+_HTTP_NOT_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+)
 """What OpenSSL says when the other side answers a TLS greeting with something else."""
 
 
 class Answer:
     """A server's answer. Its body is read with :meth:`read`, or :meth:`some`; :meth:`release` or :meth:`close` ends it.
 
-    A body with a Content-Encoding is decoded by :meth:`read`, and by :meth:`some` after :meth:`decode`; its ``length`` is not known then.
+    A body with a Content-Encoding is decoded by :meth:`read`, and by :meth:`some` after :meth:`decode`; its ``length``
+    is not known then.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, host: str, stall: float, exchange: Exchange) -> None:
@@ -97,7 +103,8 @@ class Answer:
 
     async def _arrived(self) -> bytes:
         content = self._response.content
-        while not content.at_eof():  # of an answer that has no body (204, 304) readchunk() would say for ever that a chunk of nothing has ended
+        # of an answer that has no body (204, 304) readchunk() would say for ever that a chunk of nothing has ended
+        while not content.at_eof():
             with waited_for(self._silence, self.host):
                 data, ends = await content.readchunk()  # readany() would copy all that has arrived into one piece
             if data or not ends:
@@ -128,8 +135,14 @@ class Answer:
         if isinstance(error, TimeoutError):
             return Failure(self.host, f"no byte for {self._stall:g} s", transient=True, blame=Blame.TROUBLE)
         if isinstance(error, content_encoding.Undecodable):
-            return Failure(self.host, f"its body is {error}", kind=errors.Unavailable if error.early else errors.FailedPrecondition, transient=error.early, blame=Blame.TROUBLE,
-                           status=self.status)
+            return Failure(
+                self.host,
+                f"its body is {error}",
+                kind=errors.Unavailable if error.early else errors.FailedPrecondition,
+                transient=error.early,
+                blame=Blame.TROUBLE,
+                status=self.status,
+            )
         if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
             return Failure(self.host, f"connection lost ({_words(error)})", transient=True, blame=Blame.TROUBLE)
         if isinstance(error, aiohttp.ClientError | ValueError):
@@ -162,6 +175,7 @@ def waited_for(silence: Silence | None, host: str) -> Iterator[None]:
 
 def _taken(body: Any, silence: Silence, host: str) -> Any:
     """A request's body: that more of it is wanted is a sign of life."""
+
     async def taken() -> AsyncIterator[bytes]:
         async with contextlib.aclosing(body):
             async for chunk in body:
@@ -180,12 +194,23 @@ class Session:
         self._foreign = self._own if not tls.client else context(TLS(tls.ca, (), tls.skip_verify))
         self._http: aiohttp.ClientSession | None = None
 
-    async def exchange(self, method: str, url: str, *, headers: Iterable[tuple[str, str]], body: Any = None, connect: float, stall: float, foreign: bool = False,
-                       watch: HttpDebug = UNSEEN, private: bool = False) -> Answer:
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Iterable[tuple[str, str]],
+        body: Any = None,
+        connect: float,
+        stall: float,
+        foreign: bool = False,
+        watch: HttpDebug = UNSEEN,
+        private: bool = False,
+    ) -> Answer:
         """Send a request and await the head of its answer, whatever its status; a :class:`Failure` if there is none.
 
-        ``connect`` and ``stall`` are seconds, as in :class:`Timeouts`; ``foreign``: we do not show our client certificate; ``private``: the answer's body is not
-        for ``watch``.
+        ``connect`` and ``stall`` are seconds, as in :class:`Timeouts`; ``foreign``: we do not show our client
+        certificate; ``private``: the answer's body is not for ``watch``.
         """
         if self._http is None:
             self._http = _session(self._timeouts)
@@ -195,14 +220,24 @@ class Session:
         token = timings.attach()
         exchange, headers = Exchange(watch, private=private), list(headers)
         exchange.request(method, url, headers, body=body is not None)
-        with span("registry.request", **{"http.request.method": method, "server.address": parts.netloc, "url.path": parts.path}) as traced:
+        with span(
+            "registry.request",
+            **{"http.request.method": method, "server.address": parts.netloc, "url.path": parts.path},
+        ) as traced:
             try:
                 with waited_for(watch.silence, parts.netloc):
                     async with timings.deadline:
                         response = await self._http.request(
-                            method, URL(url, encoded=True), headers=headers, data=body if watch.silence is None else _taken(body, watch.silence, parts.netloc), allow_redirects=False,
-                            ssl=self._foreign if foreign else self._own, timeout=aiohttp.ClientTimeout(total=None, sock_read=stall),
-                            trace_request_ctx=timings, **({} if proxy is None else _proxy(proxy)))
+                            method,
+                            URL(url, encoded=True),
+                            headers=headers,
+                            data=body if watch.silence is None else _taken(body, watch.silence, parts.netloc),
+                            allow_redirects=False,
+                            ssl=self._foreign if foreign else self._own,
+                            timeout=aiohttp.ClientTimeout(total=None, sock_read=stall),
+                            trace_request_ctx=timings,
+                            **({} if proxy is None else _proxy(proxy)),
+                        )
                 traced.set(**{"http.response.status_code": response.status})
                 exchange.answer(response.status, response.reason or "", response.headers)
                 return Answer(response, parts.netloc, stall, exchange)
@@ -236,7 +271,8 @@ class Sessions:
         async with self._making:  # once, for all that ask for it meanwhile
             session = self._sessions.pop(key, None)
             if session is None:
-                session = await asyncio.to_thread(Session, tls, self._timeouts)  # the machine's certificate authorities take 25 ms to read
+                # the machine's certificate authorities take 25 ms to read
+                session = await asyncio.to_thread(Session, tls, self._timeouts)
             self._sessions[key] = session
         if len(self._sessions) > SESSIONS:
             await self._sessions.pop(next(iter(self._sessions))).close()
@@ -262,7 +298,9 @@ def context(tls: TLS) -> ssl.SSLContext:
         try:
             made.load_cert_chain(certificate, key or None)
         except OSError as error:
-            raise errors.FailedPrecondition(f"client certificate {certificate}{f' with key {key}' if key else ''}: {_words(error)}") from None
+            raise errors.FailedPrecondition(
+                f"client certificate {certificate}{f' with key {key}' if key else ''}: {_words(error)}"
+            ) from None
     if tls.skip_verify:
         made.check_hostname = False
         made.verify_mode = ssl.CERT_NONE
@@ -270,11 +308,22 @@ def context(tls: TLS) -> ssl.SSLContext:
 
 
 def _session(timeouts: Timeouts) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=CONNECTIONS, limit_per_host=CONNECTIONS_A_HOST, keepalive_timeout=timeouts.idle, socket_factory=_socket)
+    connector = aiohttp.TCPConnector(
+        limit=CONNECTIONS, limit_per_host=CONNECTIONS_A_HOST, keepalive_timeout=timeouts.idle, socket_factory=_socket
+    )
     connector._factory = functools.partial(Answers, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # aiohttp has no other way in; test_http.py fails if this one is gone
-    return aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=READ, trace_configs=[trace_config()],
-                                 cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
-                                 max_line_size=HEAD_LIMIT, max_field_size=HEAD_LIMIT, max_headers=HEADERS + 8)  # response_head.py has the limits; a few headers are its own
+    return aiohttp.ClientSession(
+        connector=connector,
+        auto_decompress=False,
+        read_bufsize=READ,
+        trace_configs=[trace_config()],
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
+        # response_head.py has the limits; a few headers are its own
+        max_line_size=HEAD_LIMIT,
+        max_field_size=HEAD_LIMIT,
+        max_headers=HEADERS + 8,
+    )
 
 
 def _socket(address: Any) -> socket.socket:
@@ -307,17 +356,31 @@ def _failure(host: str, timings: Timings, error: Exception, connect: float, stal
     via = f" through the proxy {URL(proxy).with_user(None)}" if proxy else ""
     if isinstance(error, TimeoutError):
         if timings.deadline.expired():
-            return Failure(host, f"{timings.phase}{via} took longer than {connect:g} s", transient=True, blame=Blame.DEAD)
+            return Failure(
+                host, f"{timings.phase}{via} took longer than {connect:g} s", transient=True, blame=Blame.DEAD
+            )
         return Failure(host, f"no answer{via} within {stall:g} s", transient=True, blame=Blame.DEAD)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or _words(error.certificate_error)
-        return Failure(host, f"its certificate is not trusted: {reason} (`ca` in hosts.toml names an authority to trust)", kind=errors.FailedPrecondition,
-                       blame=Blame.DEAD)
+        return Failure(
+            host,
+            f"its certificate is not trusted: {reason} (`ca` in hosts.toml names an authority to trust)",
+            kind=errors.FailedPrecondition,
+            blame=Blame.DEAD,
+        )
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         reason = getattr(error.os_error, "reason", "") or ""
         if reason in _HTTP_NOT_TLS:
-            return Failure(host, "it does not speak TLS: plain http on the other side?", kind=errors.FailedPrecondition, blame=Blame.DEAD, plain=True)
-        return Failure(host, f"TLS failed: {reason or _words(error.os_error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD)
+            return Failure(
+                host,
+                "it does not speak TLS: plain http on the other side?",
+                kind=errors.FailedPrecondition,
+                blame=Blame.DEAD,
+                plain=True,
+            )
+        return Failure(
+            host, f"TLS failed: {reason or _words(error.os_error)}", kind=errors.FailedPrecondition, blame=Blame.DEAD
+        )
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return Failure(host, f"its name is not known{via}: {_words(error.os_error)}", transient=True, blame=Blame.DEAD)
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -354,6 +417,9 @@ def _words(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, aiohttp.ClientResponseError):
         return error.message if not error.status else "what follows its headers is malformed"
-    if error.__cause__ is not None and (isinstance(error.__cause__, OSError | ContentLengthError | TransferEncodingError) or not isinstance(error, tuple(kind for kind, _ in _WORDS))):
+    if error.__cause__ is not None and (
+        isinstance(error.__cause__, OSError | ContentLengthError | TransferEncodingError)
+        or not isinstance(error, tuple(kind for kind, _ in _WORDS))
+    ):
         return _words(error.__cause__)
     return next((words for kind, words in _WORDS if isinstance(error, kind)), "it cannot be understood")

@@ -1,8 +1,9 @@
-"""What was written since all records were read, as far as the collector has to know: so that it decides once about all of them, bit by bit, and afterwards looks at
-few.
+"""What was written since all records were read, as far as the collector has to know: so that it decides once about all
+of them, bit by bit, and afterwards looks at few.
 
-Every key that is written says which record it is about (:func:`touched`). A record that was written meanwhile counts as living, with all that it refers to
-now; so does what refers back to it. Nothing else can have come back to life: whatever a record referred to that has not changed lived then, or died with it.
+Every key that is written says which record it is about (:func:`touched`). A record that was written meanwhile counts as
+living, with all that it refers to now; so does what refers back to it. Nothing else can have come back to life:
+whatever a record referred to that has not changed lived then, or died with it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,25 @@ from typing import Any
 
 from services.kit.slices import Steps
 from services.metadata import schema
-from services.metadata.gc.mark import STEP, Bytes, Everything, Marking, Node, conditional, named_by, refers_to, resource_node
+from services.metadata.gc.mark import (
+    STEP,
+    Bytes,
+    Everything,
+    Marking,
+    Node,
+    conditional,
+    named_by,
+    refers_to,
+    resource_node,
+)
 from services.metadata.gc.raw import Listing
 from services.metadata.store import Raw, Resource
 from services.metadata.transactions import Key, Reader
 
 PORTION = 200
-"""Keys that a transaction of the collector's looks at; what many clients write while all records are read is looked at in several."""
+"""Keys that a transaction of the collector's looks at; what many clients write while all records are read is looked
+at in several.
+"""
 
 
 def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
@@ -30,7 +43,10 @@ def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
             case ("lease" | "image" | "container" | "ingest" as kind, namespace, name):
                 found.add(Node(kind, namespace, name))
                 if kind == "lease":  # it may hold what it had before in another way
-                    found.update(resource_node(namespace, Resource(*resource), flat=False) for resource, _ in schema.RESOURCES.under(tx, namespace, name))
+                    found.update(
+                        resource_node(namespace, Resource(*resource), flat=False)
+                        for resource, _ in schema.RESOURCES.under(tx, namespace, name)
+                    )
             case ("blob", namespace, digest):
                 found.add(Node("content", namespace, digest))
             case ("snapshot", namespace, snapshotter, name):
@@ -39,7 +55,9 @@ def touched(tx: Reader, written: Iterable[Key]) -> set[Node]:
                 found.add(resource_node(namespace, Resource(kind, name), flat=False))
             case ("intent", id_):
                 if (intent := schema.INTENTS.get(tx, id_)) is not None:
-                    found.update(resource_node(intent.namespace, resource, flat=False) for resource in intent.resources())
+                    found.update(
+                        resource_node(intent.namespace, resource, flat=False) for resource in intent.resources()
+                    )
     return found
 
 
@@ -47,7 +65,9 @@ _ABOUT = frozenset({"lease", "image", "container", "ingest", "blob", "snapshot",
 
 
 def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node]) -> set[Node]:
-    """Which of the dead live since ``changed`` were written; of ``records`` all others are as they were when ``marking`` was made."""
+    """Which of the dead live since ``changed`` were written; of ``records`` all others are as they were when
+    ``marking`` was made.
+    """
     fresh = Everything()
     for node in changed:
         _read(tx, fresh, node)
@@ -58,7 +78,9 @@ def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node
         current = fresh if node in changed else records
         for other in (*marking.back.get(node, ()), *refers_to(current, node), *conditional(current, node)):
             reached = other._replace(flat=False)
-            if reached not in seen and (reached in marking.flat or reached in marking.back or is_dead(records, marking, reached)):
+            if reached not in seen and (
+                reached in marking.flat or reached in marking.back or is_dead(records, marking, reached)
+            ):
                 seen.add(reached)
                 stack.append(reached)
     return {node for node in seen if is_dead(records, marking, node)}
@@ -66,14 +88,19 @@ def revived(tx: Reader, records: Everything, marking: Marking, changed: set[Node
 
 def is_dead(records: Everything, marking: Marking, node: Node) -> bool:
     """Whether it is one of the dead of ``marking``."""
-    return node not in marking.living and any(node in table for table in (records.blobs, records.snapshots, records.ingests, records.images, records.leases))
+    return node not in marking.living and any(
+        node in table for table in (records.blobs, records.snapshots, records.ingests, records.images, records.leases)
+    )
 
 
 def _read(tx: Reader, into: Everything, node: Node) -> None:
     """The record of ``node`` as it is now, if there is one."""
     tables: dict[str, tuple[schema.Table[Any], dict[Node, Any]]] = {
-        "snapshot": (schema.SNAPSHOTS, into.snapshots), "ingest": (schema.INGESTS, into.ingests),
-        "image": (schema.IMAGES, into.images), "container": (schema.CONTAINERS, into.containers)}
+        "snapshot": (schema.SNAPSHOTS, into.snapshots),
+        "ingest": (schema.INGESTS, into.ingests),
+        "image": (schema.IMAGES, into.images),
+        "container": (schema.CONTAINERS, into.containers),
+    }
     if node.type == "content":
         if (blob := schema.BLOBS.get(tx, node.namespace, node.key)) is not None:
             into.blobs[node] = Bytes(blob.backend, blob.labels)
@@ -85,7 +112,10 @@ def _read(tx: Reader, into: Everything, node: Node) -> None:
 
 
 def ordering(records: Everything, marking: Marking) -> Steps[list[Node]]:
-    """The dead, each before what it refers to: whoever looks while they are removed bit by bit finds nothing that refers to what is gone."""
+    """The dead, each before what it refers to: whoever looks while they are removed bit by bit finds nothing that
+    refers to what is gone.
+    """
+
     def below(node: Node) -> Iterable[Node]:
         back = marking.back.get(node, ())
         if not back and node.type == "content" and not records.blobs[node].labels:  # as most
@@ -95,7 +125,9 @@ def ordering(records: Everything, marking: Marking) -> Steps[list[Node]]:
     return (yield from _topological(marking.dead, below, lambda node: is_dead(records, marking, node)))
 
 
-def _topological(nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]], wanted: Callable[[Node], bool]) -> Steps[list[Node]]:
+def _topological(
+    nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]], wanted: Callable[[Node], bool]
+) -> Steps[list[Node]]:
     """Those of ``nodes`` and of what is below them that are wanted."""
     seen: set[Node] = set()
     order: list[Node] = []
@@ -125,7 +157,9 @@ def _topological(nodes: Iterable[Node], below: Callable[[Node], Iterable[Node]],
 
 
 class Spared:
-    """What of a backend must stay, since it came to be named, or asked for, after it was found that nobody needs it. ``listing`` is what the backend had."""
+    """What of a backend must stay, since it came to be named, or asked for, after it was found that nobody needs
+    it. ``listing`` is what the backend had.
+    """
 
     def __init__(self, listing: Listing, written: MutableSequence[Key]) -> None:
         self._listing = listing
@@ -141,13 +175,19 @@ class Spared:
         return len(self._written)
 
     def look(self, tx: Reader, most: int = 1 << 62) -> Spared:
-        """Note what was written until now, of ``most`` keys. To be called in a transaction, which may be run again: it notes too much then, never too little."""
+        """Note what was written until now, of ``most`` keys. To be called in a transaction, which may be run again:
+        it notes too much then, never too little.
+        """
         written = self._written[:most]
         del self._written[:most]  # a sweep may take hours
         for key in set(written):
             if key[0] == schema.NAMED.name and key[1] == self._listing.backend:
                 self._stays(Raw(*key[1:]))  # type: ignore[arg-type]
-            elif key[0] == schema.INTENTS.name and (intent := schema.INTENTS.get(tx, key[1])) is not None and intent.backend == self._listing.backend:
+            elif (
+                key[0] == schema.INTENTS.name
+                and (intent := schema.INTENTS.get(tx, key[1])) is not None
+                and intent.backend == self._listing.backend
+            ):
                 self.every_blob = self.every_blob or (intent.operation == "commit-ingest" and not intent.expected)
                 for name in self._referring(intent.target):
                     self._stays(Raw(self._listing.backend, "snapshot", name))

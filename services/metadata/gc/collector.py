@@ -1,4 +1,6 @@
-"""The loop: collects when :mod:`.pace` says so, when somebody waits for it, and when the next lease, image or ingest expires."""
+"""The loop: collects when :mod:`.pace` says so, when somebody waits for it, and when the next lease, image or
+ingest expires.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +48,23 @@ class _Found:
 
 
 class Collector:
-    """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. Runs while :meth:`running` lasts."""
+    """Collects the garbage of one metadata store. ``publish`` gets the events of what it removed. Runs while
+    :meth:`running` lasts.
+    """
 
-    def __init__(self, database: Database, stores: RawStores, config: Config, publish: Callable[[Event], None], ready: Callable[[], Awaitable[None]] | None = None,
-                 foreign: Collection[str] = (), measures: Measures = Measures()) -> None:
-        """``ready`` is waited for before the first collection; ``foreign`` are the backends that are other people's services."""
+    def __init__(
+        self,
+        database: Database,
+        stores: RawStores,
+        config: Config,
+        publish: Callable[[Event], None],
+        ready: Callable[[], Awaitable[None]] | None = None,
+        foreign: Collection[str] = (),
+        measures: Measures = Measures(),
+    ) -> None:
+        """``ready`` is waited for before the first collection; ``foreign`` are the backends that are other people's
+        services.
+        """
         self._measures = measures
         self._foreign = frozenset(foreign)
         self._ready = ready
@@ -92,14 +106,17 @@ class Collector:
     def connected(self) -> None:
         """A gateway is there, maybe with other backends: look through all of them, for what nobody knows of too.
 
-        At once, not at the next turn: a raw store gets our mark when it is first looked through, and as long as it has none, the next metadata store takes it for its own.
+        At once, not at the next turn: a raw store gets our mark when it is first looked through, and as long as it has
+        none, the next metadata store takes it for its own.
         """
         self._all = True
         self._pace.asked(time.monotonic())
         self._changed.set()
 
     async def collect(self, *, everything: bool = True) -> Collected:
-        """Collect what can be, in a collection that begins after this call, and wait for its sweeps. Not ``everything``: what is in our stores though nobody here ever named it may stay."""
+        """Collect what can be, in a collection that begins after this call, and wait for its sweeps. Not
+        ``everything``: what is in our stores though nobody here ever named it may stay.
+        """
         if self._closed:
             raise errors.Unavailable("the collector has ended")
         self._all = self._all or everything
@@ -166,7 +183,7 @@ class Collector:
             except Exception:
                 log.exception("cannot read when leases expire")
                 return
-        self._written[:len(keys)] = unseen
+        self._written[: len(keys)] = unseen
         if wake is not None and (self._wake is None or wake < self._wake):
             self._expect(wake)
 
@@ -174,10 +191,14 @@ class Collector:
         """Collect soon after ``wake``."""
         self._wake = wake
         # Looked at once an hour at least, since the clock may be set.
-        self._expiry = None if wake is None else time.monotonic() + min(max(wake - time.time_ns(), 0) / 1e9 + 0.001, 3600.0)
+        self._expiry = (
+            None if wake is None else time.monotonic() + min(max(wake - time.time_ns(), 0) / 1e9 + 0.001, 3600.0)
+        )
 
     async def _collect(self) -> None:
-        """One collection: the records, then the sweeps that it gives rise to, which nobody waits for but those who asked."""
+        """One collection: the records, then the sweeps that it gives rise to, which nobody waits for but those who
+        asked.
+        """
         waiting, self._waiting = self._waiting, []
         every, self._all = self._all, False
         self._pace.begun()
@@ -199,12 +220,22 @@ class Collector:
                 log.exception("garbage collection failed")
             self._all = self._all or every
             self._pace.failed(time.monotonic())
-            self._fail(waiting, error if isinstance(error, errors.NodeError) else errors.Internal("garbage collection failed, see the log of metadata"))
+            self._fail(
+                waiting,
+                error
+                if isinstance(error, errors.NodeError)
+                else errors.Internal("garbage collection failed, see the log of metadata"),
+            )
             return
         self._pace.collected(time.monotonic(), time.monotonic() - started)
         self._look_at = time.monotonic() + self._measures.look if self._written else None
         self._expect(found.wake)
-        self._watchers.start("the end of a collection", self._end(sweeps, waiting, started, [*found.records.left, *(node for node in found.order if node.type == "lease")]))
+        self._watchers.start(
+            "the end of a collection",
+            self._end(
+                sweeps, waiting, started, [*found.records.left, *(node for node in found.order if node.type == "lease")]
+            ),
+        )
 
     def _held(self, waiting: Iterable[asyncio.Future[Collected]], reason: str, started: float) -> None:
         """Nothing is collected, and whoever waits is told why."""
@@ -216,21 +247,31 @@ class Collector:
                 future.set_result(Collected(failed=(reason,), seconds=time.monotonic() - started))
 
     async def _collect_records(self, *, every: bool) -> tuple[_Found, dict[str, asyncio.Task[Swept]]]:
-        """Remove the dead records, and begin the sweeps. They are looked for bit by bit; what removes them, some at a time, looks only at what was written meanwhile."""
+        """Remove the dead records, and begin the sweeps. They are looked for bit by bit; what removes them, some at
+        a time, looks only at what was written meanwhile.
+        """
         with span("gc.mark") as trace, self._database.transactions.watch() as written:
             with contextlib.closing(self._database.transactions.snapshot()) as snapshot:
                 found = await self.lane.through(_examining(snapshot))
             trace.set(records=found.size, dead=found.dead)
             known, living, spared = 0, set[Node](), set[Node]()
             for start in range(0, len(found.order), self._measures.records):
-                batch = found.order[start:start + self._measures.records]
+                batch = found.order[start : start + self._measures.records]
                 while len(written) - known > PORTION:
                     looked = await self._database.transactions.write(
-                        lambda tx, known=known, living=living: _bury(tx, found, [], written[known:known + PORTION], living))  # type: ignore[misc]
+                        lambda tx, known=known, living=living: _bury(  # type: ignore[misc]
+                            tx, found, [], written[known : known + PORTION], living
+                        )
+                    )
                     known, living = known + looked.known, looked.living
-                # Not lasting by itself: nothing of a backend goes before a mark is written that is, and whatever was written before lasts with it.
+                # Not lasting by itself: nothing of a backend goes before a mark is written that is, and whatever was
+                # written before lasts with it.
                 buried = await self._database.transactions.write(
-                    lambda tx, batch=batch, known=known, living=living: _bury(tx, found, batch, written[known:], living), lasting=False)  # type: ignore[misc]
+                    lambda tx, batch=batch, known=known, living=living: _bury(  # type: ignore[misc]
+                        tx, found, batch, written[known:], living
+                    ),
+                    lasting=False,
+                )
                 fault("gc.after-records")
                 known, living, spared = known + buried.known, buried.living, spared | buried.spared
                 for event in buried.events:
@@ -241,35 +282,59 @@ class Collector:
             self.schedule("deletion")  # they were written meanwhile, and may be dead all the same
         return found, sweeps
 
-    async def _end(self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float, leases: Sequence[Node]) -> None:
+    async def _end(
+        self,
+        sweeps: dict[str, asyncio.Task[Swept]],
+        waiting: list[asyncio.Future[Collected]],
+        started: float,
+        leases: Sequence[Node],
+    ) -> None:
         """What is left to do of a collection: for those who wait first."""
         await self._watch(sweeps, waiting, started)
         await self._delete_left(leases)
 
     async def _delete_left(self, leases: Sequence[Node]) -> None:
-        """Remove, bit by bit, what is left of the resources of ``leases`` that are no more. What fails is done by the next collection."""
+        """Remove, bit by bit, what is left of the resources of ``leases`` that are no more. What fails is done by
+        the next collection.
+        """
         for lease in leases:
             try:
-                while await self._database.transactions.write(lambda tx, lease=lease: _delete_some_left(tx, lease), lasting=False):  # type: ignore[misc]
+                while await self._database.transactions.write(
+                    lambda tx, lease=lease: _delete_some_left(tx, lease),  # type: ignore[misc]
+                    lasting=False,
+                ):
                     pass
             except errors.NodeError as error:
                 log.warning("what lease %s held is still listed: %s", lease.key, error)
 
     # -- sweeps
 
-    def _begin_sweeps(self, found: _Found, spared: set[Node], written: Sequence[Key], *, every: bool) -> dict[str, asyncio.Task[Swept]]:
-        """Of the backends that have something which nobody names any more; or of all, of ``every``thing in them. What is ``spared`` is in use after all."""
+    def _begin_sweeps(
+        self, found: _Found, spared: set[Node], written: Sequence[Key], *, every: bool
+    ) -> dict[str, asyncio.Task[Swept]]:
+        """Of the backends that have something which nobody names any more; or of all, of ``every``thing in them.
+        What is ``spared`` is in use after all.
+        """
         used = set(found.records.raws(spared)) if spared else set()
         sweeps = {}
         for backend, known in found.known.items():
             left = known.without(raw for raw in used if raw.backend == backend) if used else known
             if every or left.idle:
                 if backend not in self._sweepers:
-                    self._sweepers[backend] = Sweeper(backend, self._database, self._stores, self._store_id, foreign=backend in self._foreign, measures=self._measures)
+                    self._sweepers[backend] = Sweeper(
+                        backend,
+                        self._database,
+                        self._stores,
+                        self._store_id,
+                        foreign=backend in self._foreign,
+                        measures=self._measures,
+                    )
                 sweeps[backend] = self._sweepers[backend].ask(left, written, everything=every)
         return sweeps
 
-    async def _watch(self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float) -> None:
+    async def _watch(
+        self, sweeps: dict[str, asyncio.Task[Swept]], waiting: list[asyncio.Future[Collected]], started: float
+    ) -> None:
         """Tell those who wait what the sweeps did, and repeat the postponed ones."""
         removed: list[str] = []
         failed: list[str] = []
@@ -293,7 +358,9 @@ class Collector:
             log.exception("the sweep of backend %s failed", backend)
             swept = Swept(failed=[f"backend {backend}: {error}"], postponed=True)
         if swept.postponed and backend not in self._retries:
-            self._retries[backend] = loops.aside(f"the repeated sweep of backend {backend}", self._retry(backend, first))
+            self._retries[backend] = loops.aside(
+                f"the repeated sweep of backend {backend}", self._retry(backend, first)
+            )
         return swept
 
     async def _retry(self, backend: str, pause: float) -> None:
@@ -343,13 +410,16 @@ class _Buried:
 
 
 def _bury(tx: Transaction, found: _Found, batch: list[Node], written: Sequence[Key], living: set[Node]) -> _Buried:
-    """Remove those of ``batch`` that were ``found`` dead and are so still: not among the ``living``, nor among what lives by the keys that were ``written`` besides."""
+    """Remove those of ``batch`` that were ``found`` dead and are so still: not among the ``living``, nor among what
+    lives by the keys that were ``written`` besides.
+    """
     if (held := guard.held(tx)) is not None and held.damaged:  # since all was read
         return _Buried([], len(written), living, set(batch))
     records, events = found.records, list[Event]()
     spared, blobs = set[Node](), list[tuple[str, str]]()
     changed = touched(tx, written)
-    living = living | changed | revived(tx, records, found.marking, changed)  # not in place: a transaction may be run again
+    # not in place: a transaction may be run again
+    living = living | changed | revived(tx, records, found.marking, changed)
     for node in batch:
         if node in living:
             spared.add(node)
@@ -384,7 +454,12 @@ def _there(tx: Reader, node: Node) -> bool:
     return _TABLES[node.type].has(tx, node.namespace, node.key)
 
 
-_TABLES: dict[str, schema.Table[Any]] = {"lease": schema.LEASES, "ingest": schema.INGESTS, "content": schema.BLOBS, "image": schema.IMAGES}
+_TABLES: dict[str, schema.Table[Any]] = {
+    "lease": schema.LEASES,
+    "ingest": schema.INGESTS,
+    "content": schema.BLOBS,
+    "image": schema.IMAGES,
+}
 
 
 def _events(node: Node) -> Iterable[Event]:

@@ -1,4 +1,6 @@
-"""Settings of the collector: table [metadata.gc], in containerd's names, which accepts [plugins."io.containerd.gc.v1.scheduler"] as well."""
+"""Settings of the collector: table [metadata.gc], in containerd's names, which accepts
+[plugins."io.containerd.gc.v1.scheduler"] as well.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,13 @@ class Config:
 
     def bounded(self) -> Config:
         """With every value in the bounds that containerd enforces."""
-        return replace(self, pause_threshold=min(max(self.pause_threshold, 0.0), 0.5), mutation_threshold=max(self.mutation_threshold, 0),
-                       schedule_delay=max(self.schedule_delay, 0.0), startup_delay=max(self.startup_delay, 0.0))
+        return replace(
+            self,
+            pause_threshold=min(max(self.pause_threshold, 0.0), 0.5),
+            mutation_threshold=max(self.mutation_threshold, 0),
+            schedule_delay=max(self.schedule_delay, 0.0),
+            startup_delay=max(self.startup_delay, 0.0),
+        )
 
 
 def load(file: settings.File) -> Config:

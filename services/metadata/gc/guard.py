@@ -1,16 +1,21 @@
 """The guard against an older database: what it does not know is held back until an operator says otherwise.
 
-A database that lost its last transactions (a backup that was put back, a log that was cut off or damaged) takes what they made for garbage. So its collector removes in its own stores only what it
-once named itself, as soon as there is a sign of that:
+A database that lost its last transactions (a backup that was put back, a log that was cut off or damaged) takes what
+they made for garbage. So its collector removes in its own stores only what it once named itself, as soon as there is a
+sign of that:
 
-- a raw name with a number (``NAMESPACE/NUMBER/NAME``) that this database never gave out, or one given out since the last good sweep under which this database knows nothing: numbers are
-  recorded before they are used, and so is what is named by them;
+- a raw name with a number (``NAMESPACE/NUMBER/NAME``) that this database never gave out, or one given out since the
+  last good sweep under which this database knows nothing: numbers are recorded before they are used, and so is what is
+  named by them;
 - a log that ends before its last transaction (``kit/damage.py``);
-- a raw store that is another metadata store's, or had things in it before this one made any: this database is a new one in the place of one that is lost.
+- a raw store that is another metadata store's, or had things in it before this one made any: this database is a new one
+  in the place of one that is lost.
 
-Damaged pages, or what could be saved of them, are worse: such a database is as it never was, with any record gone and those there that were made with it. By it nothing at all is collected.
+Damaged pages, or what could be saved of them, are worse: such a database is as it never was, with any record gone and
+those there that were made with it. By it nothing at all is collected.
 
-Such a sign may be seen once only: the numbers that are given out next hide the first. So it is recorded (``held``), and holds for all raw stores, until :func:`release`.
+Such a sign may be seen once only: the numbers that are given out next hide the first. So it is recorded (``held``), and
+holds for all raw stores, until :func:`release`.
 """
 
 from __future__ import annotations
@@ -27,7 +32,10 @@ from services.metadata.transactions import Reader, Transaction
 
 log = logging.getLogger(__name__)
 
-OLDER = "{backend} has {name}, of which this metadata store knows nothing: it is an older copy, or has lost its last transactions"
+OLDER = (
+    "{backend} has {name}, of which this metadata store knows nothing: it is an older copy, or has lost its last "
+    "transactions"
+)
 _ANY = ""
 """The namespace under which :func:`release` notes that a backend is to be swept whatever is in it."""
 
@@ -38,7 +46,10 @@ def held(tx: Reader) -> Held | None:
 
 
 async def hold(database: Database, reason: str, *, damaged: bool = False) -> None:
-    """Hold back what is not known, from now on; with ``damaged`` everything. The first reason stays, unless less was held back for it."""
+    """Hold back what is not known, from now on; with ``damaged`` everything. The first reason stays, unless less
+    was held back for it.
+    """
+
     def work(tx: Transaction) -> bool:
         known = schema.HELD.get(tx)
         if known is not None and known.damaged >= damaged:
@@ -47,11 +58,18 @@ async def hold(database: Database, reason: str, *, damaged: bool = False) -> Non
         return True
 
     if await database.transactions.write(work):
-        log.warning("%s; %s is collected, until splitd gc --release", reason, "nothing" if damaged else "nothing that is not known here")
+        log.warning(
+            "%s; %s is collected, until splitd gc --release",
+            reason,
+            "nothing" if damaged else "nothing that is not known here",
+        )
 
 
 async def release(database: Database) -> None:
-    """An operator says that what is not known here may go, another metadata store's things too. It goes with the next sweep."""
+    """An operator says that what is not known here may go, another metadata store's things too. It goes with the
+    next sweep.
+    """
+
     def work(tx: Transaction) -> None:
         schema.HELD.delete(tx)
         schema.CHECKED.delete_all(tx)
@@ -70,15 +88,20 @@ def released(tx: Reader, backend: str) -> bool:
 
 
 def stranger(tx: Reader, listing: Listing, once: frozenset[Raw]) -> str:
-    """A raw name there that shows that this database is older than the store; "" if there is none. ``once`` are those that were known to be named before it was listed."""
+    """A raw name there that shows that this database is older than the store; "" if there is none. ``once`` are
+    those that were known to be named before it was listed.
+    """
     backend = listing.backend
     if released(tx, backend):
         return ""
-    table = schema.CHECKED if schema.CHECKED.any(tx, backend) else None  # else there was no good sweep yet, by a splitd that noted it
+    # else there was no good sweep yet, by a splitd that noted it
+    table = schema.CHECKED if schema.CHECKED.any(tx, backend) else None
     seen: dict[str, int] = {}
     for raw, namespace, number in _numbered(listing):
         if namespace not in seen:
-            seen[namespace] = (table.get(tx, backend, namespace) if table is not None else schema.SEQUENCES.get(tx, namespace)) or 0
+            seen[namespace] = (
+                table.get(tx, backend, namespace) if table is not None else schema.SEQUENCES.get(tx, namespace)
+            ) or 0
         if number > seen[namespace] and raw not in once and not schema.NAMED.has(tx, *raw):
             return raw.name
     return ""
@@ -93,8 +116,14 @@ def _numbered(listing: Listing) -> Iterator[tuple[Raw, str, int]]:
 
 
 def unnoted(tx: Reader, backend: str) -> dict[str, int]:
-    """The numbers given out by now that a good sweep of ``backend`` vouches for, and that are not noted yet; with that :func:`release` was carried out."""
-    found = {namespace: number for (namespace,), number in schema.SEQUENCES.scan(tx) if schema.CHECKED.get(tx, backend, namespace) != number}
+    """The numbers given out by now that a good sweep of ``backend`` vouches for, and that are not noted yet; with
+    that :func:`release` was carried out.
+    """
+    found = {
+        namespace: number
+        for (namespace,), number in schema.SEQUENCES.scan(tx)
+        if schema.CHECKED.get(tx, backend, namespace) != number
+    }
     return {**found, _ANY: 0} if schema.CHECKED.has(tx, backend, _ANY) else found
 
 

@@ -1,16 +1,19 @@
 """Which records live: everything that is reached from a root.
 
-A pure function of all records, as :func:`everything` reads them in one state of the store. Both are *steps*: there may be very many. Roots are
+A pure function of all records, as :func:`everything` reads them in one state of the store. Both are *steps*: there may
+be very many. Roots are
 
-- leases that have not expired (label ``containerd.io/gc.expire``), and the resources that they hold. A lease with ``containerd.io/gc.flat`` holds
-  just these and the parents of snapshots, not what their labels refer to;
-- images that have not expired (the same label), containers, content and snapshots with a label ``containerd.io/gc.root``;
+- leases that have not expired (label ``containerd.io/gc.expire``), and the resources that they hold. A lease with
+  ``containerd.io/gc.flat`` holds just these and the parents of snapshots, not what their labels refer to;
+- images that have not expired (the same label), containers, content and snapshots with a label
+  ``containerd.io/gc.root``;
 - ingests that have not expired;
 - what open intents name.
 
-From there: an image's target, a container's snapshot, a snapshot's parent, what an ingest expects, the labels ``gc.ref.content``, ``gc.ref.image`` and
-``gc.ref.snapshot.NAME`` of each, and the labels ``gc.bref.*``, by which a thing says who refers to it. ``gc.cond.snapshot.NAME`` of content and images is a
-reference to a snapshot for as long as a condition on its label ``gc.cond.value-usedat`` holds. An active snapshot is no root by itself.
+From there: an image's target, a container's snapshot, a snapshot's parent, what an ingest expects, the labels
+``gc.ref.content``, ``gc.ref.image`` and ``gc.ref.snapshot.NAME`` of each, and the labels ``gc.bref.*``, by which a
+thing says who refers to it. ``gc.cond.snapshot.NAME`` of content and images is a reference to a snapshot for as long as
+a condition on its label ``gc.cond.value-usedat`` holds. An active snapshot is no root by itself.
 
 All of it as containerd does it: core/metadata/gc.go, docs/garbage-collection.md.
 """
@@ -27,7 +30,18 @@ from typing import Literal, NamedTuple, TypeVar
 from services.kit.settings import parse_duration
 from services.kit.slices import Steps, at_once
 from services.metadata import schema
-from services.metadata.store import Container, Image, Ingest, Intent, Labels, Lease, Nanoseconds, Raw, Resource, Snapshot
+from services.metadata.store import (
+    Container,
+    Image,
+    Ingest,
+    Intent,
+    Labels,
+    Lease,
+    Nanoseconds,
+    Raw,
+    Resource,
+    Snapshot,
+)
 from services.metadata.transactions import Reader
 
 R = TypeVar("R")
@@ -35,7 +49,9 @@ Type = Literal["lease", "snapshot", "ingest", "content", "image", "container"]
 
 
 class Node(NamedTuple):
-    """A record, or what a reference to one says: there may be none. ``flat``: as a flat lease holds it, labels not followed."""
+    """A record, or what a reference to one says: there may be none. ``flat``: as a flat lease holds it, labels not
+    followed.
+    """
 
     type: Type
     namespace: str
@@ -73,13 +89,24 @@ class Everything:
     def raws(self, some: set[Node]) -> Iterator[Raw]:
         """What ``some`` of them name in backends."""
         yield from (Raw(blob.backend, "blob", node.key) for node, blob in self.blobs.items() if node in some)
-        yield from (Raw(snapshot.backend, "snapshot", snapshot.raw_key) for node, snapshot in self.snapshots.items() if node in some)
+        yield from (
+            Raw(snapshot.backend, "snapshot", snapshot.raw_key)
+            for node, snapshot in self.snapshots.items()
+            if node in some
+        )
         for node, ingest in self.ingests.items():
             if node in some:
                 yield from ingest.raws()
 
     def __len__(self) -> int:
-        return len(self.leases) + len(self.snapshots) + len(self.ingests) + len(self.blobs) + len(self.images) + len(self.containers)
+        return (
+            len(self.leases)
+            + len(self.snapshots)
+            + len(self.ingests)
+            + len(self.blobs)
+            + len(self.images)
+            + len(self.containers)
+        )
 
 
 STEP = 200
@@ -97,15 +124,28 @@ def reading(tx: Reader) -> Steps[Everything]:
         if not number % STEP:
             yield
     yield from _read(found.leases, ((Node("lease", key[0], key[1]), lease) for key, lease in schema.LEASES.scan(tx)))
-    yield from _read(found.snapshots, ((Node("snapshot", key[0], key[2], key[1]), snapshot) for key, snapshot in schema.SNAPSHOTS.scan(tx)))
-    yield from _read(found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx)))
+    yield from _read(
+        found.snapshots,
+        ((Node("snapshot", key[0], key[2], key[1]), snapshot) for key, snapshot in schema.SNAPSHOTS.scan(tx)),
+    )
+    yield from _read(
+        found.ingests, ((Node("ingest", key[0], key[1]), ingest) for key, ingest in schema.INGESTS.scan(tx))
+    )
     plain: dict[str, Bytes] = {}
-    for number, (key, backend, labels) in enumerate(schema.backends_and_labels(tx)):  # the most numerous records, of which most have no labels
-        found.blobs[Node("content", key[0], key[1])] = Bytes(backend, labels) if labels else plain.get(backend) or plain.setdefault(backend, Bytes(backend, labels))
+    # the most numerous records, of which most have no labels
+    for number, (key, backend, labels) in enumerate(schema.backends_and_labels(tx)):
+        found.blobs[Node("content", key[0], key[1])] = (
+            Bytes(backend, labels)
+            if labels
+            else plain.get(backend) or plain.setdefault(backend, Bytes(backend, labels))
+        )
         if not number % STEP:
             yield
     yield from _read(found.images, ((Node("image", key[0], key[1]), image) for key, image in schema.IMAGES.scan(tx)))
-    yield from _read(found.containers, ((Node("container", key[0], key[1]), container) for key, container in schema.CONTAINERS.scan(tx)))
+    yield from _read(
+        found.containers,
+        ((Node("container", key[0], key[1]), container) for key, container in schema.CONTAINERS.scan(tx)),
+    )
     found.intents.extend(intent for _, intent in schema.INTENTS.scan(tx))
     return found
 
@@ -156,22 +196,24 @@ def expires(labels: Labels) -> Nanoseconds | None:
 
 
 def _node(namespace: str, rest: str, value: str, *, container: bool) -> Node | None:
-    """Of a label ``gc.ref.REST`` or ``gc.bref.REST``: whom it names. After the type may stand ``.NAME`` or ``/NAME``, to tell several apart."""
+    """Of a label ``gc.ref.REST`` or ``gc.bref.REST``: whom it names. After the type may stand ``.NAME`` or
+    ``/NAME``, to tell several apart.
+    """
     if rest.startswith("snapshot."):
-        return Node("snapshot", namespace, value, rest[len("snapshot."):].split("/", 1)[0])
+        return Node("snapshot", namespace, value, rest[len("snapshot.") :].split("/", 1)[0])
     kind = _TYPES.get(re.split(r"[./]", rest, maxsplit=1)[0])
     return None if kind is None or (kind == "container" and not container) else Node(kind, namespace, value)
 
 
 def _references(namespace: str, labels: Labels) -> Iterator[Node]:
     for key, value in labels.items():
-        if key.startswith(_REF) and (node := _node(namespace, key[len(_REF):], value, container=False)) is not None:
+        if key.startswith(_REF) and (node := _node(namespace, key[len(_REF) :], value, container=False)) is not None:
             yield node
 
 
 def _back_references(namespace: str, labels: Labels) -> Iterator[Node]:
     for key, value in labels.items():
-        if key.startswith(_BREF) and (node := _node(namespace, key[len(_BREF):], value, container=True)) is not None:
+        if key.startswith(_BREF) and (node := _node(namespace, key[len(_BREF) :], value, container=True)) is not None:
             yield node
 
 
@@ -196,7 +238,7 @@ def _conditions(namespace: str, labels: Labels) -> Iterator[_Condition]:
     for key, value in labels.items():
         if not key.startswith(_CONDITION) or "|" not in value:
             continue
-        snapshotter = key[len(_CONDITION):].lstrip("./").split("/", 1)[0]
+        snapshotter = key[len(_CONDITION) :].lstrip("./").split("/", 1)[0]
         conditions, name = value.split("|", 1)
         for condition in conditions.split(","):
             found = re.fullmatch(r"usedat([<>])([^=].*)", condition)
@@ -220,7 +262,9 @@ class Marking:
     dead: list[Node]
     wake: Nanoseconds | None
     back: dict[Node, list[Node]]
-    """The dead, and the flat, that would live, and not flat, if a node did: by what they say themselves, or a condition does."""
+    """The dead, and the flat, that would live, and not flat, if a node did: by what they say themselves, or a
+    condition does.
+    """
     flat: set[Node]
     """The living whose labels are not followed, since only flat leases hold them."""
 
@@ -300,9 +344,13 @@ def marking(records: Everything, now: Nanoseconds) -> Steps[Marking]:
                 dead.append(node)
             if not number % STEP:
                 yield
-    return Marking(living, dead, min((wake for wake in wakes if wake < _NEVER), default=None),
-                   {owner: found for owner, nodes in back.items() if (found := [node for node in nodes if node not in reached])},
-                   {node for node in living if node not in reached})
+    return Marking(
+        living,
+        dead,
+        min((wake for wake in wakes if wake < _NEVER), default=None),
+        {owner: found for owner, nodes in back.items() if (found := [node for node in nodes if node not in reached])},
+        {node for node in living if node not in reached},
+    )
 
 
 _NEVER: Nanoseconds = 1 << 62
@@ -341,8 +389,18 @@ def named_by(records: Everything, lease: Node) -> Iterator[Node]:
 
 def conditional(records: Everything, node: Node) -> Iterator[Node]:
     """The snapshots that a record refers to on a condition, whether that holds or not."""
-    record = records.images.get(node) if node.type == "image" else records.blobs.get(node) if node.type == "content" else None
-    return (condition.snapshot for condition in _conditions(node.namespace, record.labels)) if record is not None else iter(())
+    record = (
+        records.images.get(node)
+        if node.type == "image"
+        else records.blobs.get(node)
+        if node.type == "content"
+        else None
+    )
+    return (
+        (condition.snapshot for condition in _conditions(node.namespace, record.labels))
+        if record is not None
+        else iter(())
+    )
 
 
 def refers_to(records: Everything, node: Node) -> Iterator[Node]:

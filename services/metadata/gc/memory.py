@@ -49,8 +49,12 @@ class MemoryRawStores:
         self.stamps[backend] = store_id
 
     async def list(self, backend: str) -> Listing:
-        found = Listing(backend, frozenset(r.name for r in self.blobs if r.backend == backend), frozenset(r.name for r in self.ingests if r.backend == backend),
-                        {r.name: s for r, s in self.snapshots.items() if r.backend == backend})
+        found = Listing(
+            backend,
+            frozenset(r.name for r in self.blobs if r.backend == backend),
+            frozenset(r.name for r in self.ingests if r.backend == backend),
+            {r.name: s for r, s in self.snapshots.items() if r.backend == backend},
+        )
         await self._called("list", backend)
         return found
 

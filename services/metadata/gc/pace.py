@@ -1,8 +1,9 @@
 """When to collect: containerd's scheduler (plugins/gc/scheduler.go), without its timers.
 
-Collections have *turns*: one ``startup_delay`` after the start, then one *interval* after each collection, so long that collections take no more than
-``pause_threshold`` of the time, going by how long they took on average. A turn at which nothing was deleted and less than ``mutation_threshold`` things
-were written is let pass, and the next comes an interval later. What asks for a collection at once brings the turn forward.
+Collections have *turns*: one ``startup_delay`` after the start, then one *interval* after each collection, so long that
+collections take no more than ``pause_threshold`` of the time, going by how long they took on average. A turn at which
+nothing was deleted and less than ``mutation_threshold`` things were written is let pass, and the next comes an interval
+later. What asks for a collection at once brings the turn forward.
 
 Times are seconds on one monotonic clock, given by the caller.
 """
@@ -52,7 +53,9 @@ class Pace:
         self._bring_forward(now)
 
     def collected(self, now: float, seconds: float) -> None:
-        """A collection ended, in which the store was busy for ``seconds``. What was counted before it began is forgotten, see :meth:`begun`."""
+        """A collection ended, in which the store was busy for ``seconds``. What was counted before it began is
+        forgotten, see :meth:`begun`.
+        """
         self._seconds += seconds
         self._collections += 1
         if self._config.pause_threshold:

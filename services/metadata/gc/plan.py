@@ -1,9 +1,10 @@
 """Which raw things of one backend are victims, and in what order they go.
 
-A raw thing stays that a record or an open intent names, or that may turn out to be what an open intent is about: any blob while a commit is open that did not
-say its digest, and the snapshots with the label ``containerd.io/snapshot.ref`` that an open Prepare asks for. So do all raw ancestors of a
-snapshot that stays. The rest may go: all of it where the raw store is this metadata store's *own* (it carries its id), else only what this
-metadata store once named. A snapshot goes before its parent.
+A raw thing stays that a record or an open intent names, or that may turn out to be what an open intent is about: any
+blob while a commit is open that did not say its digest, and the snapshots with the label ``containerd.io/snapshot.ref``
+that an open Prepare asks for. So do all raw ancestors of a snapshot that stays. The rest may go: all of it where the
+raw store is this metadata store's *own* (it carries its id), else only what this metadata store once named. A snapshot
+goes before its parent.
 """
 
 from __future__ import annotations
@@ -54,15 +55,22 @@ class Known:
 def uses_of(backend: str, raws: AbstractSet[Raw], intents: Iterable[Intent]) -> Uses:
     """``raws`` are those of ``backend`` that records and ``intents`` name."""
     of_backend = [intent for intent in intents if intent.backend == backend]
-    return Uses(raws, frozenset(intent.target for intent in of_backend if intent.target),
-                any(intent.operation == "commit-ingest" and not intent.expected for intent in of_backend))
+    return Uses(
+        raws,
+        frozenset(intent.target for intent in of_backend if intent.target),
+        any(intent.operation == "commit-ingest" and not intent.expected for intent in of_backend),
+    )
 
 
 def uses(tx: Reader, backend: str) -> Uses:
     """Read what is in use."""
     raws: set[Raw] = set()
     if backend.startswith("snapshots."):
-        raws.update(Raw(backend, "snapshot", snapshot.raw_key) for _, snapshot in schema.SNAPSHOTS.scan(tx) if snapshot.backend == backend)
+        raws.update(
+            Raw(backend, "snapshot", snapshot.raw_key)
+            for _, snapshot in schema.SNAPSHOTS.scan(tx)
+            if snapshot.backend == backend
+        )
     else:
         raws.update(Raw(backend, "blob", blob.digest) for _, blob in schema.BLOBS.scan(tx) if blob.backend == backend)
         for _, ingest in schema.INGESTS.scan(tx):
@@ -78,7 +86,9 @@ def named(tx: Reader, backend: str) -> frozenset[Raw]:
     return frozenset(Raw(*key) for key, _ in schema.NAMED.scan(tx, backend))  # type: ignore[arg-type]
 
 
-def knowing(tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]) -> Steps[dict[str, Known]]:
+def knowing(
+    tx: Reader, backends: Iterable[str], raws: Iterable[Raw], intents: Sequence[Intent]
+) -> Steps[dict[str, Known]]:
     """What there is to know of each of ``backends``, where records name ``raws``."""
     used = {raw for intent in intents for raw in intent.raws()}
     for number, raw in enumerate(raws):
@@ -109,10 +119,16 @@ def known_of(tx: Reader, backend: str) -> Known:
 def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bool) -> list[Raw]:
     """What to remove, in this order."""
     may_go = listing.raws() if own else listing.raws() & once_named
-    stays = _lineage(listing, (
-        key for key, snapshot in listing.snapshots.items()
-        if (raw := Raw(listing.backend, "snapshot", key)) in used.raws or raw not in may_go or (snapshot.reference and snapshot.reference in used.references)
-    ))
+    stays = _lineage(
+        listing,
+        (
+            key
+            for key, snapshot in listing.snapshots.items()
+            if (raw := Raw(listing.backend, "snapshot", key)) in used.raws
+            or raw not in may_go
+            or (snapshot.reference and snapshot.reference in used.references)
+        ),
+    )
     blobs = [] if used.every_blob else sorted(raw for raw in may_go if raw.kind == "blob" and raw not in used.raws)
     ingests = sorted(raw for raw in may_go if raw.kind == "ingest" and raw not in used.raws)
     going = {raw.name for raw in may_go if raw.kind == "snapshot"} - stays
@@ -122,7 +138,9 @@ def victims(listing: Listing, used: Uses, once_named: frozenset[Raw], *, own: bo
 
 
 def _depths(listing: Listing, keys: Iterable[str]) -> dict[str, int]:
-    """How many raw ancestors, as far as they are listed, each of ``keys`` has, and each of these. A parent is looked at once, however long the chain."""
+    """How many raw ancestors, as far as they are listed, each of ``keys`` has, and each of these. A parent is
+    looked at once, however long the chain.
+    """
     depths: dict[str, int] = {}
     for start in keys:
         path: list[str] = []

@@ -39,10 +39,14 @@ class Listing:
 
 
 class RawStores(Protocol):
-    """The raw services, by the names of their backends. Failures are ``services.kit.errors``: Unavailable and DeadlineExceeded say nothing about what happened."""
+    """The raw services, by the names of their backends. Failures are ``services.kit.errors``: Unavailable and
+    DeadlineExceeded say nothing about what happened.
+    """
 
     async def stamp(self, backend: str) -> str | None:
-        """The id of the metadata store that the raw store belongs to, empty if it belongs to none; None if it is foreign and has no such thing."""
+        """The id of the metadata store that the raw store belongs to, empty if it belongs to none; None if it is
+        foreign and has no such thing.
+        """
         ...
 
     async def set_stamp(self, backend: str, store_id: str, *, replaces: str = "") -> None:
@@ -58,7 +62,9 @@ class RawStores(Protocol):
         ...
 
     async def remove_all(self, backend: str, raws: Sequence[Raw]) -> Sequence[errors.NodeError | None]:
-        """Remove them, in this order and in one call: what became of each. Unimplemented where a backend takes one at a time only; after any other error all may have happened."""
+        """Remove them, in this order and in one call: what became of each. Unimplemented where a backend takes one
+        at a time only; after any other error all may have happened.
+        """
         ...
 
     async def cleanup(self, backend: str) -> None:

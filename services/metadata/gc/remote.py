@@ -1,4 +1,6 @@
-"""The raw stores through the gateway's internal socket: calls with the header ``splitd-raw``, and without a namespace."""
+"""The raw stores through the gateway's internal socket: calls with the header ``splitd-raw``, and without a
+namespace.
+"""
 
 from __future__ import annotations
 
@@ -51,15 +53,19 @@ class RemoteRawStores:
                     snapshots[info.name] = RawSnapshot(info.name, info.parent, info.labels.get(_REFERENCE, ""))
             return Listing(backend, snapshots=snapshots)
         statuses = await self._content.ListStatuses(content_pb2.ListStatusesRequest(), headers=headers, timeout=_LIST)
-        blobs = [info.digest
-                 async for answer in self._content.List(content_pb2.ListContentRequest(), headers=headers, timeout=_LIST)
-                 for info in answer.info]
+        blobs = [
+            info.digest
+            async for answer in self._content.List(content_pb2.ListContentRequest(), headers=headers, timeout=_LIST)
+            for info in answer.info
+        ]
         return Listing(backend, frozenset(blobs), frozenset(status.ref for status in statuses.statuses))
 
     async def remove(self, raw: Raw) -> None:
         headers: Any = {RAW: raw.backend}
         if raw.kind == "blob":
-            await self._content.Delete(content_pb2.DeleteContentRequest(digest=raw.name), headers=headers, timeout=_REMOVE)
+            await self._content.Delete(
+                content_pb2.DeleteContentRequest(digest=raw.name), headers=headers, timeout=_REMOVE
+            )
         elif raw.kind == "ingest":
             await self._content.Abort(content_pb2.AbortRequest(ref=raw.name), headers=headers, timeout=_REMOVE)
         else:
@@ -75,7 +81,9 @@ class RemoteRawStores:
 
     async def cleanup(self, backend: str) -> None:
         try:
-            await self._snapshots.Cleanup(snapshots_pb2.CleanupRequest(snapshotter=_snapshotter(backend)), headers={RAW: backend}, timeout=_REMOVE)
+            await self._snapshots.Cleanup(
+                snapshots_pb2.CleanupRequest(snapshotter=_snapshotter(backend)), headers={RAW: backend}, timeout=_REMOVE
+            )
         except errors.Unimplemented:
             return  # few snapshotters have it
 

@@ -1,34 +1,38 @@
 """Sweeping one backend: the raw things that no record and no intent names are removed there.
 
-    take what the collector found in the records: what is named, and what once was            } from here on what is written is noted
-    is the raw store ours (its stamp)?
-    list what it has: what nobody names are victims. What once was named and is not there is gone
-    mark some victims, up to ``Measures.together``, but those that came to be named since
+    take what the collector found in the records: what is named, and what once was            } from here on what is
+    written is noted is the raw store ours (its stamp)? list what it has: what nobody names are victims. What once was
+    named and is not there is gone mark some victims, up to ``Measures.together``, but those that came to be named since
     remove them, while the next are marked                                                   } while there are victims
     unmark them
     let the snapshotter clean up
 
-The order matters: whatever appears in the backend by the time of marking has a record or an intent, known or noted, or is not in the list.
+The order matters: whatever appears in the backend by the time of marking has a record or an intent, known or noted, or
+is not in the list.
 
-What never was named by this database is in a store of ours only after a crash, so that a content store which was once looked through, from one end to the other, is not
-listed each time: its victims are what is known and named no more.
+What never was named by this database is in a store of ours only after a crash, so that a content store which was once
+looked through, from one end to the other, is not listed each time: its victims are what is known and named no more.
 
-Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a mark lost in a power cut is of a thing that nobody names,
-and a removal that was under way in a store of ours ended with it. In a foreign one, which may be elsewhere, it may still happen: there each mark lasts.
+Nothing is removed before the end of its record is on the disk; the first mark waits for that, the others need not: a
+mark lost in a power cut is of a thing that nobody names, and a removal that was under way in a store of ours ended with
+it. In a foreign one, which may be elsewhere, it may still happen: there each mark lasts.
 
 Blobs that go in one call have one mark together, a row with all their digests.
 
-A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for again; as long as the
-answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead process left.
+A removal that fails is reported and its thing unmarked, for the next sweep. One whose outcome is not known is asked for
+again; as long as the answer is not known the mark stays, and a next sweep begins with it. So do the marks that a dead
+process left.
 
 Whose a raw store is, by its stamp (rule 5 of the design):
 
 - our id: it is ours, and what is in it and in no record is garbage;
-- no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by somebody else, or by a metadata store that is lost, and
-  that is not ours to delete: as a foreign one, until its operator empties it, or says that it may go (:func:`.guard.release`);
-- another id: then nothing is removed, until its operator says that the store is ours. Not so of a store that is another's by our configuration, such as another node's snapshotter,
-  of which our operator says nothing; ours, but there is a sign that this database is an older copy (``guard.py``): only what we named is
-  removed; that it is damaged: nothing;
+- no id: a new store. If it holds nothing but what we named, it becomes ours. If there is more in it, it was filled by
+  somebody else, or by a metadata store that is lost, and that is not ours to delete: as a foreign one, until its
+  operator empties it, or says that it may go (:func:`.guard.release`);
+- another id: then nothing is removed, until its operator says that the store is ours. Not so of a store that is
+  another's by our configuration, such as another node's snapshotter, of which our operator says nothing; ours, but
+  there is a sign that this database is an older copy (``guard.py``): only what we named is removed; that it is damaged:
+  nothing;
 - no Stamp service: foreign. Only what we named is removed.
 """
 
@@ -60,11 +64,15 @@ log = logging.getLogger(__name__)
 _FORGOTTEN = 256
 """Things that are not there any more whose names are forgotten at a time."""
 _ATTEMPTS = 2
-"""Times to ask for the removal of one thing while the outcome is not known; then it stays marked until the next sweep."""
+"""Times to ask for the removal of one thing while the outcome is not known; then it stays marked until the next
+sweep.
+"""
 _UNKNOWN = (errors.Unavailable, errors.DeadlineExceeded, errors.Cancelled)
 
 Ownership = Literal["own", "new", "taken", "named", "nothing"]
-"""Whose a raw store is: all in it is ours; the same, but it has no stamp yet; the same, but it has another's; only what we named; not even that."""
+"""Whose a raw store is: all in it is ours; the same, but it has no stamp yet; the same, but it has another's; only
+what we named; not even that.
+"""
 _OURS = ("own", "new", "taken")
 
 
@@ -99,7 +107,9 @@ class _View:
     victims: list[Raw]
     """In the order in which they go."""
     marked: Sequence[Raw]
-    """Those with marks of an earlier sweep; of these some are ``kept``, and some ``missing`` in the listing and in all records."""
+    """Those with marks of an earlier sweep; of these some are ``kept``, and some ``missing`` in the listing and in
+    all records.
+    """
     kept: frozenset[Raw]
     missing: frozenset[Raw]
     deferred: bool
@@ -107,7 +117,9 @@ class _View:
     reason: str
     """Why not all that is unknown may be removed."""
     sign: str
-    """Of this database being older than the backend, or another than its, seen now; "" if there is none, or it was seen before."""
+    """Of this database being older than the backend, or another than its, seen now; "" if there is none, or it was
+    seen before.
+    """
     unnoted: dict[str, int]
     """What :func:`.guard.note` is to be told when all went well."""
 
@@ -144,7 +156,16 @@ class _Found:
 class Sweeper:
     """Sweeps ``backend``; one sweep at a time."""
 
-    def __init__(self, backend: str, database: Database, stores: RawStores, store_id: str, *, foreign: bool = False, measures: Measures = Measures()) -> None:
+    def __init__(
+        self,
+        backend: str,
+        database: Database,
+        stores: RawStores,
+        store_id: str,
+        *,
+        foreign: bool = False,
+        measures: Measures = Measures(),
+    ) -> None:
         self.backend = backend
         self._measures = measures
         self._foreign = foreign
@@ -162,8 +183,12 @@ class Sweeper:
         self._found: _Found | None = None
         self._turns = Turns(self._sweep_once)
 
-    def ask(self, known: plan.Known | None = None, written: Sequence[Key] = (), *, everything: bool = True) -> asyncio.Task[Swept]:
-        """A sweep that begins after this call. ``known`` is what somebody found in the records, before ``written`` was, which comes until now."""
+    def ask(
+        self, known: plan.Known | None = None, written: Sequence[Key] = (), *, everything: bool = True
+    ) -> asyncio.Task[Swept]:
+        """A sweep that begins after this call. ``known`` is what somebody found in the records, before ``written``
+        was, which comes until now.
+        """
         self._everything = self._everything or everything
         if self._found is not None:
             self._found.noting.close()  # older than this
@@ -200,7 +225,9 @@ class Sweeper:
         return swept
 
     async def _sweep(self, swept: Swept, *, everything: bool) -> bool:
-        """Whether it is as it should be: all is ours and known, and the next sweep need not look for more than what is not named any more."""
+        """Whether it is as it should be: all is ours and known, and the next sweep need not look for more than what
+        is not named any more.
+        """
         found, self._found = self._found, None
         if found is None:
             found = _Found.of(self._database, None)
@@ -208,7 +235,12 @@ class Sweeper:
             read = self._database.transactions.read
             known = found.known if found.known is not None else await read(lambda tx: plan.known_of(tx, self.backend))
             stamp = await self._stores.stamp(self.backend)
-            if not everything and stamp == self._store_id and not self.backend.startswith("snapshots.") and self._database.view(guard.held) is None:
+            if (
+                not everything
+                and stamp == self._store_id
+                and not self.backend.startswith("snapshots.")
+                and self._database.view(guard.held) is None
+            ):
                 view = self._idle(known)
             else:
                 listing = await self._stores.list(self.backend)
@@ -222,14 +254,22 @@ class Sweeper:
             if view.ownership == "nothing":
                 swept.failed.append(f"backend {self.backend}: {view.reason}")
             elif view.reason != self._said:
-                log.warning("backend %s: %s", self.backend, f"{view.reason}: only what is known here is collected" if view.reason else "all in it is collected again")
+                log.warning(
+                    "backend %s: %s",
+                    self.backend,
+                    f"{view.reason}: only what is known here is collected"
+                    if view.reason
+                    else "all in it is collected again",
+                )
             self._said = view.reason
             swept.postponed = view.deferred
             if not await self._act(view, Spared(view.listing, found.written), swept):
                 return False
         well = view.ownership in _OURS and not swept.failed and not swept.postponed
         if well and view.unnoted:
-            await self._database.transactions.write(lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False)
+            await self._database.transactions.write(
+                lambda tx: guard.note(tx, self.backend, view.unnoted), lasting=False
+            )
         if self.backend.startswith("snapshots.") and view.ownership != "nothing":
             try:
                 await self._stores.cleanup(self.backend)
@@ -238,7 +278,9 @@ class Sweeper:
         return well
 
     async def _look_beside(self) -> None:
-        """Look for signs in the snapshotters that are ours. As long as one does not answer, no blob goes that is not known."""
+        """Look for signs in the snapshotters that are ours. As long as one does not answer, no blob goes that is
+        not known.
+        """
         gateway = self._database.view(schema.GATEWAY.get)
         try:
             async with asyncio.timeout(self._measures.beside):
@@ -247,7 +289,11 @@ class Sweeper:
                         continue
                     listing = await self._stores.list(backend)
                     read = self._database.transactions.read
-                    if sign := await read(lambda tx, listing=listing: self._sign(tx, self._store_id, listing, plan.known_of(tx, listing.backend))):  # type: ignore[misc]
+                    if sign := await read(
+                        lambda tx, listing=listing: self._sign(  # type: ignore[misc]
+                            tx, self._store_id, listing, plan.known_of(tx, listing.backend)
+                        )
+                    ):
                         await guard.hold(self._database, sign)
         except (errors.NodeError, TimeoutError):
             return
@@ -258,8 +304,19 @@ class Sweeper:
     def _idle(self, known: plan.Known) -> _View:
         """Of a store of ours that was looked through: what is named no more, as if nothing else were there."""
         victims = [raw for raw in known.idle if raw.kind == "ingest"] if known.uses.every_blob else list(known.idle)
-        return _View(Listing(self.backend), "own", [], victims, [], frozenset(), frozenset(), len(victims) < len(known.idle), "", "",
-                     self._database.view(lambda tx: guard.unnoted(tx, self.backend)))
+        return _View(
+            Listing(self.backend),
+            "own",
+            [],
+            victims,
+            [],
+            frozenset(),
+            frozenset(),
+            len(victims) < len(known.idle),
+            "",
+            "",
+            self._database.view(lambda tx: guard.unnoted(tx, self.backend)),
+        )
 
     def _look(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known) -> _View:
         used, once = known.uses, known.named
@@ -269,12 +326,24 @@ class Sweeper:
             sign = f"{self.backend}: {reason}"
         own = ownership in _OURS
         found = [] if ownership == "nothing" else plan.victims(listing, used, once, own=own)
-        deferred = undecided or (used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own)))
+        deferred = undecided or (
+            used.every_blob and len(found) < len(plan.victims(listing, replace(used, every_blob=False), once, own=own))
+        )
         marked = list(schema.marked(tx, self.backend))
         listed, going = listing.raws(), set(found)
-        return _View(listing, ownership, [raw for raw in known.idle if raw not in listed], found, marked, frozenset(raw for raw in marked if raw not in going),
-                     frozenset(raw for raw in marked if raw not in listed and raw not in used.raws), deferred, reason, sign,
-                     guard.unnoted(tx, self.backend))
+        return _View(
+            listing,
+            ownership,
+            [raw for raw in known.idle if raw not in listed],
+            found,
+            marked,
+            frozenset(raw for raw in marked if raw not in going),
+            frozenset(raw for raw in marked if raw not in listed and raw not in used.raws),
+            deferred,
+            reason,
+            sign,
+            guard.unnoted(tx, self.backend),
+        )
 
     def _sign(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known) -> str:
         if stamp != self._store_id or guard.held(tx) is not None:
@@ -282,7 +351,9 @@ class Sweeper:
         name = guard.stranger(tx, listing, known.named)
         return guard.OLDER.format(backend=listing.backend, name=name) if name else ""
 
-    def _owner(self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known, sign: str) -> tuple[Ownership, str, bool]:
+    def _owner(
+        self, tx: Reader, stamp: str | None, listing: Listing, known: plan.Known, sign: str
+    ) -> tuple[Ownership, str, bool]:
         """Whose it is, why not ours, and whether that has to be asked again."""
         if stamp is None:
             return "named", "", False
@@ -296,20 +367,35 @@ class Sweeper:
         if stamp and released:
             return "taken", "", False
         if stamp:
-            return "nothing", f"it belongs to another metadata store ({stamp}, not {self._store_id}): nothing in it is collected", False
+            return (
+                "nothing",
+                f"it belongs to another metadata store ({stamp}, not {self._store_id}): nothing in it is collected",
+                False,
+            )
         unknown = {raw for raw in listing.raws() - known.named if not schema.NAMED.has(tx, *raw)}
         if not unknown or released:
             return "new", "", False
         if known.uses.every_blob:
             return "named", "", True  # one of these may be what an open commit made
-        return "named", (f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as {title(min(unknown))})"), False
+        return (
+            "named",
+            (
+                f"it was not empty when this metadata store first saw it ({len(unknown)} unknown things, such as "
+                f"{title(min(unknown))})"
+            ),
+            False,
+        )
 
     def _unmark(self, tx: Transaction, view: _View, spared: Spared) -> list[Raw]:
-        """Resolve the marks that earlier sweeps left, but for those of victims, whose turn comes; the others' are taken off."""
+        """Resolve the marks that earlier sweeps left, but for those of victims, whose turn comes; the others' are
+        taken off.
+        """
         spared.look(tx)
         unmarked = [raw for raw in view.marked if raw in spared or raw in view.kept]
         for gone in (True, False):
-            schema.clear_marks(tx, [raw for raw in unmarked if (raw in view.missing and raw not in spared) is gone], gone=gone)
+            schema.clear_marks(
+                tx, [raw for raw in unmarked if (raw in view.missing and raw not in spared) is gone], gone=gone
+            )
         return unmarked
 
     def _forget(self, tx: Transaction, some: Iterable[Raw], spared: Spared) -> None:
@@ -319,14 +405,21 @@ class Sweeper:
             if raw not in spared:
                 schema.NAMED.delete(tx, *raw)
 
-    def _mark(self, tx: Transaction, view: _View, batch: list[Raw], spared: Spared, now: Nanoseconds) -> tuple[list[Raw], list[Raw]]:
+    def _mark(
+        self, tx: Transaction, view: _View, batch: list[Raw], spared: Spared, now: Nanoseconds
+    ) -> tuple[list[Raw], list[Raw]]:
         """Mark those of the batch that are victims still. These, and those that are none any more.
 
-        A sweep may take hours, and damage may be met with meanwhile: what it was to take may have been judged by what this database had lost.
+        A sweep may take hours, and damage may be met with meanwhile: what it was to take may have been judged by what
+        this database had lost.
         """
         spared.look(tx)
         held = guard.held(tx)
-        staying = {raw for raw in batch if raw in spared or (held is not None and (held.damaged or not schema.NAMED.has(tx, *raw)))}
+        staying = {
+            raw
+            for raw in batch
+            if raw in spared or (held is not None and (held.damaged or not schema.NAMED.has(tx, *raw)))
+        }
         schema.clear_marks(tx, sorted(staying), gone=False)  # of an earlier sweep, it may be
         chosen = [raw for raw in batch if raw not in staying]
         if view.marked:
@@ -347,11 +440,16 @@ class Sweeper:
         if view.marked:
             self._database.wake(*await write(lambda tx: self._unmark(tx, view, spared)))
         for start in range(0, len(view.gone), _FORGOTTEN):
-            await write(lambda tx, some=view.gone[start:start + _FORGOTTEN]: self._forget(tx, some, spared), lasting=False)  # type: ignore[misc]
+            await write(
+                lambda tx, some=view.gone[start : start + _FORGOTTEN]: self._forget(tx, some, spared),  # type: ignore[misc]
+                lasting=False,
+            )
         return await self._remove_victims(view, spared, swept)
 
     async def _remove_victims(self, view: _View, spared: Spared, swept: Swept) -> bool:
-        """Mark, remove and unmark, some at a time: the next are marked, and the last unmarked, while some are removed. False if the backend is away."""
+        """Mark, remove and unmark, some at a time: the next are marked, and the last unmarked, while some are
+        removed. False if the backend is away.
+        """
         unmarking = _Unmarking(self._database)
         marking: asyncio.Task[list[Raw]] | None = None
         there, start = True, 0
@@ -388,8 +486,12 @@ class Sweeper:
         """Those that go next, all of them snapshots or none."""
         snapshots = victims[start].kind == "snapshot"
         most, together = self._measures, self._together
-        count = (most.snapshots_together if snapshots else most.together) if together else (most.snapshots if snapshots else most.victims)
-        return [raw for raw in victims[start:start + count] if (raw.kind == "snapshot") is snapshots]
+        count = (
+            (most.snapshots_together if snapshots else most.together)
+            if together
+            else (most.snapshots if snapshots else most.victims)
+        )
+        return [raw for raw in victims[start : start + count] if (raw.kind == "snapshot") is snapshots]
 
     async def _catch_up(self, spared: Spared) -> None:
         """Look at what was written, some at a time, until little is left for the next transaction."""
@@ -400,7 +502,9 @@ class Sweeper:
         """Mark those of a batch that are victims still."""
         await self._catch_up(spared)
         now = time.time_ns()
-        chosen, staying = await self._database.transactions.write(lambda tx: self._mark(tx, view, batch, spared, now), lasting=lasting)
+        chosen, staying = await self._database.transactions.write(
+            lambda tx: self._mark(tx, view, batch, spared, now), lasting=lasting
+        )
         self._database.wake(*staying)
         swept.postponed = swept.postponed or spared.every_blob
         fault("gc.after-mark")
@@ -408,7 +512,9 @@ class Sweeper:
 
     async def _removed(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool:
         """Remove them; False if the backend is away, so that the rest has to wait."""
-        there = await self._removed_together(chosen, unmarking, swept) if self._together is not False and chosen else None
+        there = (
+            await self._removed_together(chosen, unmarking, swept) if self._together is not False and chosen else None
+        )
         return await self._removed_singly(chosen, unmarking, swept) if there is None else there
 
     async def _removed_together(self, chosen: list[Raw], unmarking: _Unmarking, swept: Swept) -> bool | None:
@@ -514,7 +620,8 @@ class _Unmarking:
 
             fault("gc.before-unmark")
             try:
-                await self._database.transactions.write(work, lasting=False)  # a mark that is there again is resolved by the next sweep
+                # a mark that is there again is resolved by the next sweep
+                await self._database.transactions.write(work, lasting=False)
             except BaseException:
                 for gone, raws in taken.items():
                     self._waiting[gone][:0] = raws

@@ -2,24 +2,33 @@
 
     python -S -c 'from services.snapshots.diff.apply import main; main()' PARENT DIRECTORY LIMIT
 
-PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on, LIMIT the seconds after which a worker that stands still is killed (``standstill.py``). Standard input is a socket of packets, each a request or an answer; ``workers.py`` has the other end, and its words for them:
+PARENT is the pid that it must not outlive, DIRECTORY an empty directory for its workers to mount on, LIMIT the seconds
+after which a worker that stands still is killed (``standstill.py``). Standard input is a socket of packets, each a
+request or an answer; ``workers.py`` has the other end, and its words for them:
 
-    apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the blob still grows, its news
-    kill ID
+    apply ID detect|plain sync|nosync alone|whole SIZE MOUNT...   with files: where to answer, the blob, and, if the
+    blob still grows, its news kill ID
     began                                                         the first that it says, once all its code is there
-    ended ID STATUS                                               the answer to the first, once the worker is gone (STATUS is waitpid's) or has done its work (0)
-    still ID                                                      the same, of a worker that was killed because it stood still
+    ended ID STATUS                                               the answer to the first, once the worker is gone
+    (STATUS is waitpid's) or has done its work (0)
+    still ID                                                      the same, of a worker that was killed because it stood
+    still
 
-A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount that, it does so in a mount namespace of its own, so that all workers share
-DIRECTORY. ``alone``: the target is bound, and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for that, is ``ok DIGEST SIZE CPU WAITED`` (of the
-uncompressed layer; microseconds of a processor, and without a byte to go on with), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero byte, for
-``inherit.py``.
+A *worker* inflates a layer, digests it, and makes the tree, with its target as its root directory. If it has to mount
+that, it does so in a mount namespace of its own, so that all workers share DIRECTORY. ``alone``: the target is bound,
+and will be the upper directory of an overlay whose layers below come later. What a worker answers, on the file for
+that, is ``ok DIGEST SIZE CPU WAITED`` (of the uncompressed layer; microseconds of a processor, and without a byte to go
+on with), or ``error TEXT``; alone, the directories that the layer uses and does not name follow, each after a zero
+byte, for ``inherit.py``.
 
-A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight bytes, each telling how many are there by now; their end before SIZE means that no more will come.
+A blob that *grows* has SIZE bytes in the end. Its news are numbers of eight bytes, each telling how many are there by
+now; their end before SIZE means that no more will come.
 
-A worker is a process of its own (design, rule 8) because chroot, namespaces and umask are a process's, because several run side by side, and because one that
-crashes fails one layer. It is forked, since a program takes 25 ms of a core to start, as long as a small layer takes to unpack; this program has one thread and no gRPC, so that it may fork.
-A fork and an end take 5 ms: so a worker that has unpacked a layer alone, and has nothing to get rid of but its root directory, goes back to the node's and waits for another.
+A worker is a process of its own (design, rule 8) because chroot, namespaces and umask are a process's, because several
+run side by side, and because one that crashes fails one layer. It is forked, since a program takes 25 ms of a core to
+start, as long as a small layer takes to unpack; this program has one thread and no gRPC, so that it may fork. A fork
+and an end take 5 ms: so a worker that has unpacked a layer alone, and has nothing to get rid of but its root directory,
+goes back to the node's and waits for another.
 """
 
 from __future__ import annotations
@@ -61,7 +70,8 @@ def main() -> None:
     os.umask(0)
     inflate.prepare()
     gc.freeze()
-    gc.disable()  # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
+    # a worker makes no cycles worth looking for, and looking would copy the pages that it shares with this process
+    gc.disable()
     requests = socket.socket(fileno=0)
     try:
         requests.send(b"began\0")
@@ -71,7 +81,9 @@ def main() -> None:
 
 
 class Worker:
-    """A worker as the waiting process sees it. ``line`` leads to it; ``job`` is the id of what it does, "" if it waits; ``handed`` are the words and files of that until it has taken them."""
+    """A worker as the waiting process sees it. ``line`` leads to it; ``job`` is the id of what it does, "" if it
+    waits; ``handed`` are the words and files of that until it has taken them.
+    """
 
     __slots__ = ("handed", "job", "killed", "line", "pid", "still")
 
@@ -86,7 +98,9 @@ class Worker:
         """When it was killed because it stood still, on the monotonic clock."""
 
     def kill(self) -> None:
-        """With the keeper of its mounts, if it has one (``fuse.py``): the program that serves them may be what it waits for, and the kernel does not let go of who does."""
+        """With the keeper of its mounts, if it has one (``fuse.py``): the program that serves them may be what it
+        waits for, and the kernel does not let go of who does.
+        """
         self.let_go()
         os.killpg(self.pid, signal.SIGKILL)
 
@@ -228,7 +242,9 @@ class Waiting:
     def _tell(self, worker: Worker, status: int | None) -> None:
         """Its work is over; no ``status``: it stood still."""
         try:
-            self._requests.send((f"still\0{worker.job}" if status is None else f"ended\0{worker.job}\0{status}").encode())
+            self._requests.send(
+                (f"still\0{worker.job}" if status is None else f"ended\0{worker.job}\0{status}").encode()
+            )
         except (BrokenPipeError, ConnectionResetError):
             return  # nobody is interested; the next look at the socket finds its end
 
@@ -252,7 +268,9 @@ def work(arguments: Sequence[str], files: Sequence[int], line: socket.socket, di
 
 
 def _worked(arguments: Sequence[str], files: Sequence[int], directory: str) -> bool:
-    """Do what a request wants, and answer it; True if the process can do more. An exception that nobody expects ends it."""
+    """Do what a request wants, and answer it; True if the process can do more. An exception that nobody expects
+    ends it.
+    """
     again = False
     try:
         answer = _apply(arguments, files[1:], directory)
@@ -283,14 +301,25 @@ def _apply(arguments: Sequence[str], files: Sequence[int], directory: str) -> by
     blob, *news = files
     before = time.process_time_ns()
     growing = stream.Growing(blob, news[0], int(size)) if news else None
-    chunks, unnamed = unpack(mounts.from_arguments(arguments[4:]), directory, growing or blob, detect=detect == "detect", sync=sync == "sync", alone=alone == "alone")
+    chunks, unnamed = unpack(
+        mounts.from_arguments(arguments[4:]),
+        directory,
+        growing or blob,
+        detect=detect == "detect",
+        sync=sync == "sync",
+        alone=alone == "alone",
+    )
     waited = growing.waited if growing else 0
     answer = f"ok {chunks.digest} {chunks.size} {(time.process_time_ns() - before) // 1000} {waited // 1000}".encode()
     return b"\0".join((answer, *(each.encoded() for each in unnamed))) if alone == "alone" else answer
 
 
-def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool) -> tuple[stream.Digested, Iterable[Unnamed]]:
-    """Apply the layer in ``source`` to ``target``: its digest and size, and the directories that it does not name. The process's root is another afterwards."""
+def unpack(
+    target: Sequence[Mount], directory: str, source: int | stream.Growing, *, detect: bool, sync: bool, alone: bool
+) -> tuple[stream.Digested, Iterable[Unnamed]]:
+    """Apply the layer in ``source`` to ``target``: its digest and size, and the directories that it does not name.
+    The process's root is another afterwards.
+    """
     faults = os.open(asked, os.O_PATH | os.O_DIRECTORY) if (asked := os.environ.get("SPLITD_FAULTS")) else None
     chunks = stream.Digested(source, detect=detect)
     unpacker, mounted = _enter(target, directory, alone=alone)
@@ -310,7 +339,9 @@ def unpack(target: Sequence[Mount], directory: str, source: int | stream.Growing
 
 
 def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unpacker, Mounted | None]:
-    """Make the target the root directory. An overlay is written to directly, in its upper directory; anything else is mounted."""
+    """Make the target the root directory. An overlay is written to directly, in its upper directory; anything else
+    is mounted.
+    """
     if alone:
         (upper,) = target
         _change_root(upper.source)
@@ -323,7 +354,9 @@ def _enter(target: Sequence[Mount], directory: str, *, alone: bool) -> tuple[Unp
             except FileNotFoundError:
                 continue
         _change_root(upper_directory)
-        return Unpacker(overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers), None
+        return Unpacker(
+            overlay="user.overlay." if "userxattr" in target[0].options else "trusted.overlay.", lowers=lowers
+        ), None
     mounts.own_namespace()
     # No mounts at all: containerd unpacks into a directory that nobody sees, and so does this.
     mounted = Mounted(target or [Mount("tmpfs", "none")], directory)

@@ -1,12 +1,16 @@
-"""The worker program that makes a layer: walks two trees and writes what has changed as a tar stream, compressed and digested.
+"""The worker program that makes a layer: walks two trees and writes what has changed as a tar stream, compressed and
+digested.
 
-    python -S -c 'from services.snapshots.diff.compare import main; main()' PARENT plain|gzip|zstd BOUND LEFT RIGHT COUNT MOUNT... <> INGEST
+    python -S -c 'from services.snapshots.diff.compare import main; main()' PARENT plain|gzip|zstd BOUND LEFT RIGHT
+    COUNT MOUNT... <> INGEST
 
-BOUND is a time in nanoseconds that no entry is to exceed, or ``-``. LEFT and RIGHT are empty directories beside each other to mount on; of the mounts' arguments COUNT are the left's.
-The layer goes to standard input, which is open for writing. The last line it prints is ``ok DIGEST SIZE DIFF_ID``, or ``error TEXT``.
+BOUND is a time in nanoseconds that no entry is to exceed, or ``-``. LEFT and RIGHT are empty directories beside each
+other to mount on; of the mounts' arguments COUNT are the left's. The layer goes to standard input, which is open for
+writing. The last line it prints is ``ok DIGEST SIZE DIFF_ID``, or ``error TEXT``.
 
-What counts as a change, in which order changes are written and how is containerd's (its walking differ), byte for byte before compression: the same two trees give the same diff
-id there and here. The trees are below this process's root directory, so that a container that rearranges its files meanwhile leads it nowhere else.
+What counts as a change, in which order changes are written and how is containerd's (its walking differ), byte for byte
+before compression: the same two trees give the same diff id there and here. The trees are below this process's root
+directory, so that a container that rearranges its files meanwhile leads it nowhere else.
 """
 
 from __future__ import annotations
@@ -58,7 +62,9 @@ def main() -> None:
         answer = f"error {error}".replace("\n", "\\n")
     except OSError as error:
         name = f": {os.fsdecode(error.filename)}" if error.filename else ""
-        answer = f"error failed to write diff{name}: {mounts.words(error.errno) if error.errno else error}".replace("\n", "\\n")
+        answer = f"error failed to write diff{name}: {mounts.words(error.errno) if error.errno else error}".replace(
+            "\n", "\\n"
+        )
     if traced:
         tracing.shutdown()
     sys.stdout.buffer.write(answer.encode("utf-8", "surrogateescape") + b"\n")
@@ -69,10 +75,17 @@ def main() -> None:
 def make(arguments: list[str], count: int, left: str, right: str, compression: str, bound: str) -> str:
     """The whole work; what to answer."""
     compressor = _compressor(compression)
-    layer = Layer(b"/" + os.fsencode(os.path.basename(left)), b"/" + os.fsencode(os.path.basename(right)), None if bound == "-" else int(bound))
+    layer = Layer(
+        b"/" + os.fsencode(os.path.basename(left)),
+        b"/" + os.fsencode(os.path.basename(right)),
+        None if bound == "-" else int(bound),
+    )
     chunks = beside(_gathered(layer.stream()))
     mounts.own_namespace()
-    mounted = Mounted(mounts.from_arguments(arguments[:count]), left), Mounted(mounts.from_arguments(arguments[count:]), right)
+    mounted = (
+        Mounted(mounts.from_arguments(arguments[:count]), left),
+        Mounted(mounts.from_arguments(arguments[count:]), right),
+    )
     os.chroot(os.path.dirname(right))
     os.chdir("/")
     plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
@@ -88,7 +101,7 @@ def _put(data: bytes, update: Callable[[bytes], None]) -> int:
     update(data)
     left = memoryview(data)
     while left:
-        left = left[os.write(0, left):]
+        left = left[os.write(0, left) :]
     return len(data)
 
 
@@ -128,7 +141,9 @@ def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class Layer:
-    """The tar stream of the changes from the tree ``left`` to the tree ``right``. ``bound``: no entry's time is later (nanoseconds)."""
+    """The tar stream of the changes from the tree ``left`` to the tree ``right``. ``bound``: no entry's time is
+    later (nanoseconds).
+    """
 
     def __init__(self, left: bytes, right: bytes, bound: int | None = None) -> None:
         self._left = left
@@ -139,7 +154,9 @@ class Layer:
         self._first: dict[int, bytes] = {}
         """Inode of a file with several links -> the name under which the layer has its bytes."""
         self._unchanged: dict[int, list[bytes]] = {}
-        """Inode -> links of it that have not changed, so far; if another link of it has, they must become links to that."""
+        """Inode -> links of it that have not changed, so far; if another link of it has, they must become links to
+        that.
+        """
 
     def stream(self) -> Iterator[bytes]:
         """All of it."""
@@ -179,10 +196,17 @@ class Layer:
             yield from self._added(path, os.lstat(self._right + path))
 
     def _same(self, path: bytes, before: os.stat_result, after: os.stat_result) -> bool:
-        """Whether a name stands for the same thing in both; bytes are compared only where times are whole seconds and so may be cut off."""
+        """Whether a name stands for the same thing in both; bytes are compared only where times are whole seconds
+        and so may be cut off.
+        """
         if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):
             return True
-        if (before.st_mode, before.st_uid, before.st_gid, before.st_rdev) != (after.st_mode, after.st_uid, after.st_gid, after.st_rdev):
+        if (before.st_mode, before.st_uid, before.st_gid, before.st_rdev) != (
+            after.st_mode,
+            after.st_uid,
+            after.st_gid,
+            after.st_rdev,
+        ):
             return False
         left, right = self._left + path, self._right + path
         if _capability(left) != _capability(right):
@@ -237,8 +261,19 @@ class Layer:
             modified = self._bound
 
         def entry(name: bytes, kind: bytes, size: int, linkname: bytes) -> bytes:
-            return tarwrite.header(name, kind, mode=mode & 0o7777, uid=info.st_uid, gid=info.st_gid, size=size, modified=modified, linkname=linkname,
-                                   major=os.major(info.st_rdev), minor=os.minor(info.st_rdev), records=records)
+            return tarwrite.header(
+                name,
+                kind,
+                mode=mode & 0o7777,
+                uid=info.st_uid,
+                gid=info.st_gid,
+                size=size,
+                modified=modified,
+                linkname=linkname,
+                major=os.major(info.st_rdev),
+                minor=os.minor(info.st_rdev),
+                records=records,
+            )
 
         yield from self._parents(name)
         if kind == tar.DIR:
@@ -258,7 +293,14 @@ class Layer:
             yield from self._changed(b"/" + parent, os.lstat(self._right + b"/" + parent))
 
 
-_KINDS = {stat.S_IFREG: tar.REG, stat.S_IFDIR: tar.DIR, stat.S_IFLNK: tar.SYMLINK, stat.S_IFCHR: tar.CHAR, stat.S_IFBLK: tar.BLOCKDEV, stat.S_IFIFO: tar.FIFO}
+_KINDS = {
+    stat.S_IFREG: tar.REG,
+    stat.S_IFDIR: tar.DIR,
+    stat.S_IFLNK: tar.SYMLINK,
+    stat.S_IFCHR: tar.CHAR,
+    stat.S_IFBLK: tar.BLOCKDEV,
+    stat.S_IFIFO: tar.FIFO,
+}
 
 
 def _names(directory: bytes) -> set[bytes]:

@@ -1,15 +1,18 @@
 """Unpacking a layer's entries onto a tree, by containerd's rules.
 
-The tree is this process's root directory (chroot), so that nothing outside can be reached whatever a layer holds; within it, names and links
-are resolved by :mod:`~services.snapshots.diff.paths`, in containerd's way. A *whiteout* is an entry ``.wh.NAME``: the layer deletes NAME of the layers
-below. ``.wh..wh..opq`` is an *opaque* marker: the layer deletes all that the layers below have in its directory. What becomes of them is the target's:
+The tree is this process's root directory (chroot), so that nothing outside can be reached whatever a layer holds;
+within it, names and links are resolved by :mod:`~services.snapshots.diff.paths`, in containerd's way. A *whiteout* is
+an entry ``.wh.NAME``: the layer deletes NAME of the layers below. ``.wh..wh..opq`` is an *opaque* marker: the layer
+deletes all that the layers below have in its directory. What becomes of them is the target's:
 
-- on a plain tree (*naive*), what they name is removed; an opaque marker spares what this layer has unpacked, wherever in the layer it stands;
-- on an overlay's upper directory they become overlay's own: a character device 0:0, and the xattr ``trusted.overlay.opaque`` of the directory
-  (``user.overlay.opaque`` where the overlay is mounted with userxattr). A parent directory that the layer does not name is then created with the attributes it has in the
-  layers below.
+- on a plain tree (*naive*), what they name is removed; an opaque marker spares what this layer has unpacked, wherever
+  in the layer it stands;
+- on an overlay's upper directory they become overlay's own: a character device 0:0, and the xattr
+  ``trusted.overlay.opaque`` of the directory (``user.overlay.opaque`` where the overlay is mounted with userxattr). A
+  parent directory that the layer does not name is then created with the attributes it has in the layers below.
 
-Where containerd loses a file of the layer itself, this does not: an opaque marker spares entries in directories that the layer does not name, too.
+Where containerd loses a file of the layer itself, this does not: an opaque marker spares entries in directories that
+the layer does not name, too.
 """
 
 from __future__ import annotations
@@ -47,8 +50,9 @@ class EntryError(Exception):
 class Unpacker:
     """Unpacks entries onto the tree at the process's root directory.
 
-    ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper directory, and None if whiteouts are to be carried out;
-    ``lowers`` are the lower directories as file descriptors, topmost first. Where they are not known yet, :func:`.inherit.inherit` is for later.
+    ``overlay`` is the prefix of overlay's xattrs (``trusted.overlay.`` or ``user.overlay.``) if that tree is an upper
+    directory, and None if whiteouts are to be carried out; ``lowers`` are the lower directories as file descriptors,
+    topmost first. Where they are not known yet, :func:`.inherit.inherit` is for later.
     """
 
     def __init__(self, *, overlay: str | None = None, lowers: Sequence[int] = ()) -> None:
@@ -58,13 +62,25 @@ class Unpacker:
         self._lowers = lowers
         self._here = Resolver()
         self._writeback = Writeback()
-        self._plain = overlay is not None and not os.getegid() and not os.geteuid() and not os.stat("/").st_mode & stat.S_ISGID and not os.listdir("/") \
+        self._plain = (
+            overlay is not None
+            and not os.getegid()
+            and not os.geteuid()
+            and not os.stat("/").st_mode & stat.S_ISGID
+            and not os.listdir("/")
             and DEFAULT_ACL not in xattrs("/")
-        """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the set-group-id bit, or a default ACL. Most upper directories begin empty."""
+        )
+        """What is made belongs to root and has the mode it is made with, until a directory says otherwise: by the
+        set-group-id bit, or a default ACL. Most upper directories begin empty.
+        """
         self._parents: dict[bytes, bytes] = {}
-        """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied whenever a directory or link is removed, or it is full."""
+        """Directory as an entry names it -> where it really is, without a trailing slash; it exists. Emptied
+        whenever a directory or link is removed, or it is full.
+        """
         self._straight: set[bytes] = set()
-        """Directories, by absolute paths, that are there and have no link on the way. Without it a name of two thousand components costs as many system calls, each with all those before it."""
+        """Directories, by absolute paths, that are there and have no link on the way. Without it a name of two
+        thousand components costs as many system calls, each with all those before it.
+        """
         self._directories: dict[bytes, tuple[int, int]] = {}
         """Times by name, in the order in which they were last given."""
         self._unpacked: set[int] = set()
@@ -72,11 +88,15 @@ class Unpacker:
         self._holding: set[bytes] = {b""}
         """Directories with something unpacked somewhere below them."""
         self._cleared: set[bytes] = set()
-        """Directories that have nothing of the layers below any more, so that each is looked through once, whatever is marked opaque, and how often."""
+        """Directories that have nothing of the layers below any more, so that each is looked through once, whatever
+        is marked opaque, and how often.
+        """
 
     @property
     def unnamed(self) -> list[Unnamed]:
-        """Directories that entries are in and that the layer did not name when it made them: they have what they have from the layers below, if those have them."""
+        """Directories that entries are in and that the layer did not name when it made them: they have what they
+        have from the layers below, if those have them.
+        """
         return list(self._unnamed.values())
 
     def unpack(self, reader: tar.Reader) -> None:
@@ -105,10 +125,10 @@ class Unpacker:
     def _entry(self, entry: tar.Entry, reader: tar.Reader) -> None:
         name = cleaned(entry.name)
         cut = name.rfind(b"/")
-        base = name[cut + 1:]
+        base = name[cut + 1 :]
         if base in (b"", b".", b".."):
             return  # the root itself
-        directory = name[:cut + 1]
+        directory = name[: cut + 1]
         parent = self._parents.get(directory)
         if parent is None:
             parent = self._enter(directory)
@@ -182,7 +202,9 @@ class Unpacker:
             os.link(self._link_target(entry.linkname), path)
         elif kind in (tar.CHAR, tar.BLOCKDEV, tar.FIFO):
             if not (0 <= entry.major < 1 << 32 and 0 <= entry.minor < 1 << 32):
-                raise EntryError(f"device number {entry.major}:{entry.minor} for {_quoted(entry.name)} out of range: invalid archive")
+                raise EntryError(
+                    f"device number {entry.major}:{entry.minor} for {_quoted(entry.name)} out of range: invalid archive"
+                )
             what = {tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[kind]
             os.mknod(path, mode | what, _device(entry.major, entry.minor))
         else:
@@ -210,7 +232,7 @@ class Unpacker:
             else:
                 self._make_opaque(parent)
             return
-        hidden = base[len(_WHITEOUT):]
+        hidden = base[len(_WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise EntryError(f"invalid whiteout name: {os.fsdecode(base)}: invalid archive")
         path = parent + b"/" + hidden
@@ -248,7 +270,7 @@ class Unpacker:
         known = path
         while len(known) > 1 and known not in self._straight:
             new.append(known)
-            known = known[:known.rfind(b"/")]
+            known = known[: known.rfind(b"/")]
         if len(self._straight) + len(new) > _PARENTS:
             self._straight.clear()
         for each in reversed(new):
@@ -269,14 +291,14 @@ class Unpacker:
         except FileNotFoundError:
             pass
         missing = [path]
-        above = path[:path.rfind(b"/")]
+        above = path[: path.rfind(b"/")]
         while above and not os.path.lexists(above):
             missing.append(above)
-            above = above[:above.rfind(b"/")]
+            above = above[: above.rfind(b"/")]
         for new in reversed(missing):
             os.mkdir(new, 0o755)
             os.chmod(new, 0o755)  # noqa: S103 - without the set-group-id bit that it may have from its parent
-            outer = self._unnamed.get(new[:new.rfind(b"/")])
+            outer = self._unnamed.get(new[: new.rfind(b"/")])
             self._unnamed[new] = Unnamed(new, inside=outer is not None and not outer.named)
             if self._lowers:
                 self._inherited(new)
@@ -292,7 +314,7 @@ class Unpacker:
     def _hold(self, directory: bytes) -> None:
         while directory not in self._holding:
             self._holding.add(directory)
-            directory = directory[:directory.rfind(b"/")]
+            directory = directory[: directory.rfind(b"/")]
 
     # ------------------------------------------------------------------------ removing
 
@@ -339,7 +361,7 @@ class Unpacker:
             if not above:
                 self._remove_lower(directory)
                 return
-            above = above[:above.rfind(b"/")]
+            above = above[: above.rfind(b"/")]
 
     def _remove_lower(self, directory: bytes) -> None:
         """Remove what this layer has not unpacked."""
@@ -409,13 +431,21 @@ def _set_xattrs(entry: tar.Entry, target: int | bytes) -> None:
         except OSError as error:
             if error.errno == errno.ENOTSUP:
                 continue
-            if error.errno == errno.EPERM and key.startswith(b"user.") and entry.type not in (tar.REG, tar.GNU_SPARSE, tar.DIR):
+            if (
+                error.errno == errno.EPERM
+                and key.startswith(b"user.")
+                and entry.type not in (tar.REG, tar.GNU_SPARSE, tar.DIR)
+            ):
                 continue  # user.* is for files and directories only
-            raise EntryError(f"failed to setxattr {_quoted(entry.name)} for key {_quoted(key)}: {_words_of(error)}") from None
+            raise EntryError(
+                f"failed to setxattr {_quoted(entry.name)} for key {_quoted(key)}: {_words_of(error)}"
+            ) from None
 
 
 def _quoted(name: bytes) -> str:
-    """On one line, whatever is in it. No codec is used that would have to be imported: the library is out of reach in a chroot."""
+    """On one line, whatever is in it. No codec is used that would have to be imported: the library is out of reach
+    in a chroot.
+    """
     text = name.decode("utf-8", "backslashreplace").replace('"', '\\"').replace("\n", "\\n")
     return '"' + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text) + '"'
 

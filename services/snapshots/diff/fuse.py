@@ -1,7 +1,10 @@
-"""Mounts of types ``fuse.NAME`` and ``fuse3.NAME``: the programs ``mount.fuse`` and ``mount.fuse3`` make them, as for containerd (core/mount/mount_linux.go), by starting NAME, which serves the files.
+"""Mounts of types ``fuse.NAME`` and ``fuse3.NAME``: the programs ``mount.fuse`` and ``mount.fuse3`` make them, as for
+containerd (core/mount/mount_linux.go), by starting NAME, which serves the files.
 
-NAME goes into the background, in a session of its own, and it keeps the mount namespace that the worker mounts in: so nothing would end either if the worker is killed. That is why all such programs
-run below a *keeper*, a process that the worker starts as the first of a PID namespace. It ends when the worker does, however that does; the kernel then kills whatever else is in that namespace.
+NAME goes into the background, in a session of its own, and it keeps the mount namespace that the worker mounts in: so
+nothing would end either if the worker is killed. That is why all such programs run below a *keeper*, a process that the
+worker starts as the first of a PID namespace. It ends when the worker does, however that does; the kernel then kills
+whatever else is in that namespace.
 """
 
 from __future__ import annotations
@@ -47,7 +50,14 @@ class Keeper:
     def mount(self, mount: Mount, target: str) -> None:
         """Have the helper mount it. MountError with what it says."""
         kind = next(kind for kind in HELPERS if mount.type.startswith(kind))
-        command = [HELPERS[kind], mount.source, target, *(word for option in mount.options for word in ("-o", option)), "-t", mount.type.removeprefix(kind)]
+        command = [
+            HELPERS[kind],
+            mount.source,
+            target,
+            *(word for option in mount.options for word in ("-o", option)),
+            "-t",
+            mount.type.removeprefix(kind),
+        ]
         what = f"mount helper [{' '.join(command)}]"
         data = "\0".join(command).encode("utf-8", "surrogateescape")
         if len(data) > _PACKET:
@@ -62,7 +72,9 @@ class Keeper:
             raise mounts.MountError(f'{what} failed: "{words}": exit status {status.decode()}')
 
     def end(self) -> None:
-        """Once nothing is mounted any more: return when the programs have ended, which is when all that was written is where it belongs."""
+        """Once nothing is mounted any more: return when the programs have ended, which is when all that was written
+        is where it belongs.
+        """
         self._line.settimeout(_ENDING)
         with contextlib.suppress(TimeoutError):
             self._line.sendall(b"end")
@@ -140,7 +152,9 @@ def _run(command: list[bytes]) -> tuple[int, int]:
 
 
 def _ended() -> tuple[dict[int, int], bool]:
-    """The exit codes of children that have ended, and whether any are left; those whose parents have ended are this process's."""
+    """The exit codes of children that have ended, and whether any are left; those whose parents have ended are this
+    process's.
+    """
     ended: dict[int, int] = {}
     while True:
         try:

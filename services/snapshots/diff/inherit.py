@@ -1,10 +1,13 @@
 """What a directory has that a layer uses and does not name: what it has in the layers below.
 
-That is its owner, mode, times and extended attributes (but ``trusted.*``, which are overlayfs's own), from the topmost layer that has the directory. Where no layer has it, it is 0755, and
-belongs to root, or to the group of the directory above if that has the set-group-id bit: so mkdir makes it, and so containerd leaves it (pkg/archive/tar.go, mkparent).
+That is its owner, mode, times and extended attributes (but ``trusted.*``, which are overlayfs's own), from the topmost
+layer that has the directory. Where no layer has it, it is 0755, and belongs to root, or to the group of the directory
+above if that has the set-group-id bit: so mkdir makes it, and so containerd leaves it (pkg/archive/tar.go, mkparent).
 
-A layer that is unpacked *alone*, before those below it are known, makes such directories as root's, and notes them (:class:`Unnamed`); :func:`inherit` makes them what they would have become.
-What it cannot make up for are default ACLs, which go down to all that is made in a directory: then it says so, and the layer must be unpacked once more, on those below it.
+A layer that is unpacked *alone*, before those below it are known, makes such directories as root's, and notes them
+(:class:`Unnamed`); :func:`inherit` makes them what they would have become. What it cannot make up for are default ACLs,
+which go down to all that is made in a directory: then it says so, and the layer must be unpacked once more, on those
+below it.
 """
 
 from __future__ import annotations
@@ -33,14 +36,16 @@ class HandsDownError(Exception):
     """A directory of the layers below has an ACL that what was made in it should have got when it was made."""
 
 
-class Unnamed(namedtuple("Unnamed", "path inside named", defaults=(False, False))):  # noqa: PYI024 typing's would bring re into each worker
+class Unnamed(namedtuple("Unnamed", ("path inside named"), defaults=(False, False))):  # noqa: PYI024 typing's would bring re into each worker
     """A directory that a layer made because entries are in it."""
 
     __slots__ = ()
     path: bytes
     """Absolute, the layer being the root."""
     inside: bool
-    """When it was made, the directory above was one that the layer had not named: that hands its group down, if the layers below say so."""
+    """When it was made, the directory above was one that the layer had not named: that hands its group down, if the
+    layers below say so.
+    """
     named: bool
     """An entry named it later. It has what that says; extended attributes of the layers below remain."""
 
@@ -56,10 +61,12 @@ class Unnamed(namedtuple("Unnamed", "path inside named", defaults=(False, False)
 
 
 def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, links: bool = True) -> None:
-    """Do it for the ``unnamed`` directories of the layer in the directory ``upper``, in the order in which they were made, once those of all layers ``below``, topmost first, are complete.
+    """Do it for the ``unnamed`` directories of the layer in the directory ``upper``, in the order in which they were
+    made, once those of all layers ``below``, topmost first, are complete.
 
-    OSError, with the path in the layer, for what is no directory, or is below what is none in one of those layers, as containerd has it. Not with ``links``: LinkError where one must be followed,
-    which may take long. HandsDownError where it cannot be done afterwards.
+    OSError, with the path in the layer, for what is no directory, or is below what is none in one of those layers, as
+    containerd has it. Not with ``links``: LinkError where one must be followed, which may take long. HandsDownError
+    where it cannot be done afterwards.
     """
     handed: dict[bytes, int] = {}
     """The group that a directory of ``unnamed`` hands down."""
@@ -69,7 +76,8 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
             path = each.path
             with contextlib.ExitStack() as inner, _naming(path):
                 fd = _open(inner, upper, _DIRECTORY)
-                for name in path.split(b"/")[1:]:  # no link on the way is followed: there is none, unless somebody put it there meanwhile
+                # no link on the way is followed: there is none, unless somebody put it there meanwhile
+                for name in path.split(b"/")[1:]:
                     fd = _open(inner, name, _DIRECTORY, fd)
                 handed.pop(path, None)
                 source = _found(path, lowers, links=links)
@@ -79,13 +87,15 @@ def inherit(upper: str, below: Sequence[str], unnamed: Iterable[Unnamed], *, lin
                     info = os.fstat(source)
                     if info.st_mode & stat.S_ISGID:
                         handed[path] = info.st_gid
-                elif each.inside and not each.named and (group := handed.get(path[:path.rfind(b"/")])) is not None:
+                elif each.inside and not each.named and (group := handed.get(path[: path.rfind(b"/")])) is not None:
                     os.chown(fd, -1, group)
 
 
 @contextlib.contextmanager
 def _naming(path: bytes) -> Iterator[None]:
-    """Errors of system calls name ``path``, not what they were given: that is a part of it, or a directory of the node's."""
+    """Errors of system calls name ``path``, not what they were given: that is a part of it, or a directory of the
+    node's.
+    """
     try:
         yield
     except OSError as error:
@@ -100,7 +110,9 @@ def _open(opened: contextlib.ExitStack, path: str | bytes, flags: int, directory
 
 
 def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
-    """Do it for an open ``directory`` that was just made, which is ``path`` of its layer; False if no layer below has it, or the topmost that has something there has no directory."""
+    """Do it for an open ``directory`` that was just made, which is ``path`` of its layer; False if no layer below
+    has it, or the topmost that has something there has no directory.
+    """
     source = _found(path, lowers, links=True)
     if source is None:
         return False
@@ -112,7 +124,9 @@ def inherited(directory: int, path: bytes, lowers: Iterable[int]) -> bool:
 
 
 def _found(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
-    """The directory ``path`` of the topmost layer that has something there, opened; None if that is no directory, or there is none."""
+    """The directory ``path`` of the topmost layer that has something there, opened; None if that is no directory,
+    or there is none.
+    """
     for lower in lowers:
         try:
             try:
@@ -127,7 +141,9 @@ def _found(path: bytes, lowers: Iterable[int], *, links: bool) -> int | None:
 
 
 def _straight(lower: int, path: bytes) -> int | None:
-    """The directory ``path`` of a layer, opened; None if that is something else, LinkError if there is a link on the way."""
+    """The directory ``path`` of a layer, opened; None if that is something else, LinkError if there is a link on
+    the way.
+    """
     at = lower
     names = path.split(b"/")[1:]
     for left, name in zip(reversed(range(len(names))), names, strict=True):

@@ -1,6 +1,8 @@
-"""Mounts with the option ``loop``: their source is a file, which a loop device makes a disk of, as containerd's blockfile and erofs snapshotters answer them.
+"""Mounts with the option ``loop``: their source is a file, which a loop device makes a disk of, as containerd's
+blockfile and erofs snapshotters answer them.
 
-The device is *autocleared*: the kernel detaches it when its last user is gone, so that no worker leaves one behind, however it ends.
+The device is *autocleared*: the kernel detaches it when its last user is gone, so that no worker leaves one behind,
+however it ends.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _TRIES = 100
 
 @contextlib.contextmanager
 def attached(file: str, *, read_only: bool, direct: bool = False) -> Iterator[str]:
-    """The path of a loop device of ``file``, which is there as long as this or a mount of it. OSError, its ``filename`` the one that failed."""
+    """The path of a loop device of ``file``, which is there as long as this or a mount of it. OSError, its
+    ``filename`` the one that failed.
+    """
     device = _attach(file, (_READ_ONLY if read_only else 0) | _AUTOCLEAR | (_DIRECT_IO if direct else 0))
     try:
         yield os.readlink(f"/proc/self/fd/{device}")

@@ -1,4 +1,6 @@
-"""Layer media types: which may be unpacked and how, which can be made; and the label that says what is in a compressed one."""
+"""Layer media types: which may be unpacked and how, which can be made; and the label that says what is in a
+compressed one.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ MADE = {LAYER: "plain", LAYER_GZIP: "gzip", LAYER_ZSTD: "zstd"}
 
 
 def may_be_compressed(media_type: str) -> bool:
-    """Whether a layer of this type is to be inflated, if its bytes look compressed; Unknown for what is no layer, in containerd's words.
+    """Whether a layer of this type is to be inflated, if its bytes look compressed; Unknown for what is no layer, in
+    containerd's words.
 
-    OCI's types say it by their last suffix, in alphabetical order as containerd takes them; Docker's plain type is not believed. A Docker type with a suffix is
-    taken as it is.
+    OCI's types say it by their last suffix, in alphabetical order as containerd takes them; Docker's plain type is not
+    believed. A Docker type with a suffix is taken as it is.
     """
     base, *suffixes = media_type.split("+")
     if base in _OCI:

@@ -1,4 +1,6 @@
-"""Mounts that a worker makes, by containerd's rules for their options; those of types ``fuse.NAME`` by ``fuse.py``, which is imported only then."""
+"""Mounts that a worker makes, by containerd's rules for their options; those of types ``fuse.NAME`` by ``fuse.py``,
+which is imported only then.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,29 @@ if TYPE_CHECKING:
     from services.snapshots.diff.fuse import Keeper
 
 _FLAGS: dict[str, tuple[bool, int]] = {
-    "async": (False, SYNCHRONOUS), "atime": (False, NOATIME), "bind": (True, BIND), "dev": (False, NODEV), "diratime": (False, NODIRATIME),
-    "dirsync": (True, DIRSYNC), "exec": (False, NOEXEC), "mand": (True, MANDLOCK), "noatime": (True, NOATIME), "nodev": (True, NODEV),
-    "nodiratime": (True, NODIRATIME), "noexec": (True, NOEXEC), "nomand": (False, MANDLOCK), "norelatime": (False, RELATIME),
-    "nostrictatime": (False, STRICTATIME), "nosuid": (True, NOSUID), "rbind": (True, BIND | REC), "relatime": (True, RELATIME),
-    "remount": (True, REMOUNT), "ro": (True, RDONLY), "rw": (False, RDONLY), "strictatime": (True, STRICTATIME), "suid": (False, NOSUID),
+    "async": (False, SYNCHRONOUS),
+    "atime": (False, NOATIME),
+    "bind": (True, BIND),
+    "dev": (False, NODEV),
+    "diratime": (False, NODIRATIME),
+    "dirsync": (True, DIRSYNC),
+    "exec": (False, NOEXEC),
+    "mand": (True, MANDLOCK),
+    "noatime": (True, NOATIME),
+    "nodev": (True, NODEV),
+    "nodiratime": (True, NODIRATIME),
+    "noexec": (True, NOEXEC),
+    "nomand": (False, MANDLOCK),
+    "norelatime": (False, RELATIME),
+    "nostrictatime": (False, STRICTATIME),
+    "nosuid": (True, NOSUID),
+    "rbind": (True, BIND | REC),
+    "relatime": (True, RELATIME),
+    "remount": (True, REMOUNT),
+    "ro": (True, RDONLY),
+    "rw": (False, RDONLY),
+    "strictatime": (True, STRICTATIME),
+    "suid": (False, NOSUID),
     "sync": (True, SYNCHRONOUS),
 }
 """fstab's options that are flags of mount(2): whether they set or clear, and what."""
@@ -47,7 +67,9 @@ _ROOM = 512
 
 
 class Mounted:
-    """Mounts on ``directory``, made one after the other, each on its target below it. Those that a program serves are there as long as this is."""
+    """Mounts on ``directory``, made one after the other, each on its target below it. Those that a program serves
+    are there as long as this is.
+    """
 
     def __init__(self, mounts: Iterable[Mount], directory: str) -> None:
         self._root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # of this namespace
@@ -75,11 +97,15 @@ class Mounted:
 
     @property
     def served(self) -> bool:
-        """Whether a program serves any of it: then :meth:`end` is needed, for all that was written to be where it belongs."""
+        """Whether a program serves any of it: then :meth:`end` is needed, for all that was written to be where it
+        belongs.
+        """
         return self._keeper is not None
 
     def end(self) -> None:
-        """Unmount all, and wait for the programs that served it. Whoever calls it has nothing open in there; the root directory is the one that it was before."""
+        """Unmount all, and wait for the programs that served it. Whoever calls it has nothing open in there; the
+        root directory is the one that it was before.
+        """
         os.fchdir(self._root)
         os.chroot(".")
         unmount_all(self._directory)
@@ -106,7 +132,9 @@ def read_only_option(options: Iterable[str]) -> bool:
 
 def _mount_one(m: Mount, target: str) -> None:
     flags, data = 0, []
-    options = [o for o in m.options if o not in ("volatile", "fsync=volatile")] if m.type == "overlay" else list(m.options)
+    options = (
+        [o for o in m.options if o not in ("volatile", "fsync=volatile")] if m.type == "overlay" else list(m.options)
+    )
     cwd = ""
     if m.type == "overlay" and sum(len(os.fsencode(o)) for o in options) > OPTIONS_LIMIT - _ROOM:
         cwd, options = _compact(options)
@@ -134,11 +162,16 @@ def _mount_one(m: Mount, target: str) -> None:
 
 
 def _compact(options: list[str]) -> tuple[str, list[str]]:
-    """Many lower directories as paths relative to what they have in common, which is to be the working directory of the mount."""
+    """Many lower directories as paths relative to what they have in common, which is to be the working directory of
+    the mount.
+    """
     at = next((i for i, o in enumerate(options) if o.startswith("lowerdir=")), -1)
     lowers = options[at][9:].split(":") if at >= 0 else []
     common = os.path.commonpath(lowers) if len(lowers) > 1 and all(lower.startswith("/") for lower in lowers) else ""
-    if common in ("", "/") or any(len(lower) <= len(common) + 1 or not lower.startswith(f"{common}/") for lower in lowers):  # as they are spelled
+    # as they are spelled
+    if common in ("", "/") or any(
+        len(lower) <= len(common) + 1 or not lower.startswith(f"{common}/") for lower in lowers
+    ):
         return "", options
-    short = ":".join(lower[len(common) + 1:] for lower in lowers)
-    return common, [*options[:at], *options[at + 1:], f"lowerdir={short}"]
+    short = ":".join(lower[len(common) + 1 :] for lower in lowers)
+    return common, [*options[:at], *options[at + 1 :], f"lowerdir={short}"]

@@ -1,6 +1,8 @@
-"""The system calls that workers need: a mount namespace of their own, mount, syncfs; and mounts as arguments. :mod:`~services.snapshots.diff.mounted` makes the mounts.
+"""The system calls that workers need: a mount namespace of their own, mount, syncfs; and mounts as arguments.
+:mod:`~services.snapshots.diff.mounted` makes the mounts.
 
-A worker mounts in its own namespace, so nothing it mounts outlives it, however it ends. Small and quick to import, since each worker does.
+A worker mounts in its own namespace, so nothing it mounts outlives it, however it ends. Small and quick to import,
+since each worker does.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _SYNC_FILE_RANGE_WRITE = 2
 _NEWNS, _NEWPID, _FS = 0x00020000, 0x20000000, 0x00000200
 
 OPTIONS_LIMIT = 4095
-"""Bytes of options that mount(2) takes: a page with its end. It cuts off the rest without a word, and an overlay may then be mounted read-only, with a part of its layers."""
+"""Bytes of options that mount(2) takes: a page with its end. It cuts off the rest without a word, and an overlay
+may then be mounted read-only, with a part of its layers.
+"""
 
 
 class MountError(Exception):
@@ -47,7 +51,7 @@ def from_arguments(arguments: Sequence[str]) -> list[Mount]:
     at = 0
     while at < len(arguments):
         end = at + 5 + int(arguments[at + 4])
-        found.append(Mount(arguments[at + 1], arguments[at + 2], tuple(arguments[at + 5:end]), arguments[at + 3]))
+        found.append(Mount(arguments[at + 1], arguments[at + 2], tuple(arguments[at + 5 : end]), arguments[at + 3]))
         at = end
     return found
 
@@ -68,18 +72,24 @@ def read_only(mounts: Iterable[Mount]) -> list[Mount]:
 
 
 def own_root() -> None:
-    """Let this thread have a root directory of its own, so that a chroot is not one for the others: spans are exported by names of the node, not of a layer."""
+    """Let this thread have a root directory of its own, so that a chroot is not one for the others: spans are
+    exported by names of the node, not of a layer.
+    """
     _check(_libc.unshare(_FS), "unshare")
 
 
 def own_namespace() -> None:
-    """As :func:`own_root`, and leave the mount namespace of whoever started this process. Unmounts out there still come in, so that no one's volume is kept busy."""
+    """As :func:`own_root`, and leave the mount namespace of whoever started this process. Unmounts out there still
+    come in, so that no one's volume is kept busy.
+    """
     _check(_libc.unshare(_NEWNS), "unshare")
     mount("", "/", "", REC | SLAVE, "")
 
 
 def fork_first() -> int:
-    """fork(), the child being the first process of a PID namespace: when it ends the kernel kills all that are in that. Not with threads."""
+    """fork(), the child being the first process of a PID namespace: when it ends the kernel kills all that are in
+    that. Not with threads.
+    """
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     _check(_libc.unshare(_NEWPID), "unshare")
     pid = os.fork()
@@ -93,11 +103,18 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     """The system call; of more options than the kernel takes it is not made."""
     options = os.fsencode(data)
     if len(options) > OPTIONS_LIMIT:
-        raise MountError(f"mount options is too long: {len(options)} bytes for {target} (the kernel takes {OPTIONS_LIMIT})")
-    done = _libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), options or None)
+        raise MountError(
+            f"mount options is too long: {len(options)} bytes for {target} (the kernel takes {OPTIONS_LIMIT})"
+        )
+    done = _libc.mount(
+        os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), options or None
+    )
     if done:
         number = ctypes.get_errno()
-        raise MountError(f'mount source: "{source}", target: "{target}", fstype: {fstype}, flags: {flags}, data: "{data}", err: {words(number)}')
+        raise MountError(
+            f'mount source: "{source}", target: "{target}", fstype: {fstype}, flags: {flags}, data: "{data}", err: '
+            f"{words(number)}"
+        )
 
 
 def unmount_all(directory: str) -> None:
@@ -114,7 +131,9 @@ def syncfs(fd: int) -> None:
 
 
 def begin_writing(fd: int) -> None:
-    """Have what was written to an open file begin its way to the disk, so that a syncfs waits for less. A failure is that syncfs's to tell."""
+    """Have what was written to an open file begin its way to the disk, so that a syncfs waits for less. A failure
+    is that syncfs's to tell.
+    """
     _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 

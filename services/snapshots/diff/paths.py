@@ -1,7 +1,8 @@
 """Paths in a layer, resolved below a root as containerd resolves them.
 
-Not quite as the kernel does in a chroot: a link's target is joined with the directory the link is in and cleaned as text, before what it names is looked
-at. So ``a -> missing/../b`` leads to ``b``, and what does not exist yet is taken for what its name says. Paths are absolute bytes, ``/`` being the root.
+Not quite as the kernel does in a chroot: a link's target is joined with the directory the link is in and cleaned as
+text, before what it names is looked at. So ``a -> missing/../b`` leads to ``b``, and what does not exist yet is taken
+for what its name says. Paths are absolute bytes, ``/`` being the root.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def clean(path: bytes) -> bytes:
 
 
 def cleaned(path: bytes) -> bytes:
-    """``path`` without empty, ``.`` and inner ``..`` components, as Go's filepath.Clean: one that is relative stays so, with its leading ``..``."""
+    """``path`` without empty, ``.`` and inner ``..`` components, as Go's filepath.Clean: one that is relative stays
+    so, with its leading ``..``.
+    """
     if path.startswith(b"/"):
         return clean(path)
     if b"/." not in path and b"//" not in path and not path.startswith(b".") and path:
@@ -48,7 +51,8 @@ def cleaned(path: bytes) -> bytes:
 class Resolver:
     """Resolves symbolic links below a directory, given as a file descriptor, or below the process's root.
 
-    A relative path is not the same as an absolute one here: where its first component is a link, that link's target is not yet cleaned when it is followed.
+    A relative path is not the same as an absolute one here: where its first component is a link, that link's target is
+    not yet cleaned when it is followed.
     """
 
     __slots__ = ("_fd", "_walked")

@@ -1,11 +1,15 @@
 """containerd.services.diff.v1.Diff: layers unpacked onto mounts, layers made of the difference between mounts.
 
-The words. A *layer* is a tar stream of changes, its *diff id* the digest of that stream uncompressed; the blob that carries it may be compressed and has a digest of its own. *Apply*
-unpacks the blob that a descriptor names onto mounts (those of a snapshot being made) and answers the layer's descriptor, whose digest is the diff id: the client compares it with the image's config.
-*Diff* makes a layer of what differs between two lists of mounts, ``left`` the older, and commits it as a blob of the caller's.
+The words. A *layer* is a tar stream of changes, its *diff id* the digest of that stream uncompressed; the blob that
+carries it may be compressed and has a digest of its own. *Apply* unpacks the blob that a descriptor names onto mounts
+(those of a snapshot being made) and answers the layer's descriptor, whose digest is the diff id: the client compares it
+with the image's config. *Diff* makes a layer of what differs between two lists of mounts, ``left`` the older, and
+commits it as a blob of the caller's.
 
-Both are apart from the snapshotters on purpose: they see mounts and blobs only, as any client could, so they work on every snapshotter's mounts. Blobs are the caller's namespace's, reached through the
-gateway. The work is done by programs (``apply``, ``compare``), one run for each call, because it needs root directories, namespaces and cores of its own.
+Both are apart from the snapshotters on purpose: they see mounts and blobs only, as any client could, so they work on
+every snapshotter's mounts. Blobs are the caller's namespace's, reached through the gateway. The work is done by
+programs (``apply``, ``compare``), one run for each call, because it needs root directories, namespaces and cores of its
+own.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ from services.snapshots.diff.mounts import read_only, to_arguments
 
 
 class DiffServicer:
-    """Diff over the gateway at ``gateway_socket``. ``scratch`` is a directory of its own, where workers mount (in their namespaces); it is made if need be."""
+    """Diff over the gateway at ``gateway_socket``. ``scratch`` is a directory of its own, where workers mount (in
+    their namespaces); it is made if need be.
+    """
 
     SERVICE = diff_stubs.DIFF
 
@@ -55,8 +61,15 @@ class DiffServicer:
             async with contextlib.AsyncExitStack() as held:
                 with _explained("failed to get reader from content store"):
                     file = await held.enter_async_context(self._blobs.reading(layer.digest, call.passed_on()))
-                applied = await self._appliers.apply(mounts_from_pb(request.mounts), file, detect=media.may_be_compressed(layer.media_type), sync=request.sync_fs)
-        return pb.ApplyResponse(applied=descriptor_pb2.Descriptor(media_type=media_types.LAYER, digest=applied.diff_id, size=applied.size))
+                applied = await self._appliers.apply(
+                    mounts_from_pb(request.mounts),
+                    file,
+                    detect=media.may_be_compressed(layer.media_type),
+                    sync=request.sync_fs,
+                )
+        return pb.ApplyResponse(
+            applied=descriptor_pb2.Descriptor(media_type=media_types.LAYER, digest=applied.diff_id, size=applied.size)
+        )
 
     async def Diff(self, request: pb.DiffRequest, call: Call) -> pb.DiffResponse:
         media_type = request.media_type or media_types.LAYER_GZIP
@@ -72,8 +85,17 @@ class DiffServicer:
                         ingest = await held.enter_async_context(self._blobs.writing(ref, headers))
                     left = to_arguments(mounts_from_pb(request.left))
                     digest, size, diff_id = await workers.run(
-                        "compare", compression, bound, str(self._left), str(self._right), str(len(left)), *left,
-                        *to_arguments(read_only(mounts_from_pb(request.right))), file=ingest.fd, started=ingest.started)
+                        "compare",
+                        compression,
+                        bound,
+                        str(self._left),
+                        str(self._right),
+                        str(len(left)),
+                        *left,
+                        *to_arguments(read_only(mounts_from_pb(request.right))),
+                        file=ingest.fd,
+                        started=ingest.started,
+                    )
                     fault("diff.before-commit")
                     if compression != "plain":
                         labels[media.UNCOMPRESSED] = diff_id

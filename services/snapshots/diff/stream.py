@@ -1,6 +1,8 @@
-"""From a blob's bytes to a layer's: what is compressed is inflated, and all is hashed on the way. The blob may still be growing.
+"""From a blob's bytes to a layer's: what is compressed is inflated, and all is hashed on the way. The blob may still be
+growing.
 
-Inflating (``kit/inflate.py``) and hashing run in a thread of their own beside the unpacking: both leave the GIL to others while they work on a chunk. A small blob is not worth a thread.
+Inflating (``kit/inflate.py``) and hashing run in a thread of their own beside the unpacking: both leave the GIL to
+others while they work on a chunk. A small blob is not worth a thread.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ QUEUE = 8
 SMALL = 1 << 20
 """Blobs up to this size are inflated as they are unpacked."""
 AWAKE = 0.5
-"""Seconds after which a thread that waits for bytes looks whether they are there, for nothing but to be seen alive (``standstill.py``)."""
+"""Seconds after which a thread that waits for bytes looks whether they are there, for nothing but to be seen alive
+(``standstill.py``).
+"""
 
 
 class Growing:
-    """The bytes of the file ``fd``, which will be ``size``, as they come: each number of eight bytes (little endian) on ``news`` tells how many are there. CompressionError if no more will come."""
+    """The bytes of the file ``fd``, which will be ``size``, as they come: each number of eight bytes (little
+    endian) on ``news`` tells how many are there. CompressionError if no more will come.
+    """
 
     def __init__(self, fd: int, news: int, size: int) -> None:
         self.size = size
@@ -54,10 +60,12 @@ class Growing:
 
 
 class Digested:
-    """The uncompressed chunks of a blob, once: of all that a file descriptor has, or of one that grows. When all were taken, ``digest`` and ``size`` describe them.
+    """The uncompressed chunks of a blob, once: of all that a file descriptor has, or of one that grows. When all were
+    taken, ``digest`` and ``size`` describe them.
 
-    ``detect`` says whether the blob may be compressed: a layer's media type without compression promises that it is not. Which compression it is, its first bytes tell, as they
-    tell containerd. Whatever must be imported for it is imported here, before the caller leaves the root directory that holds it.
+    ``detect`` says whether the blob may be compressed: a layer's media type without compression promises that it is
+    not. Which compression it is, its first bytes tell, as they tell containerd. Whatever must be imported for it is
+    imported here, before the caller leaves the root directory that holds it.
     """
 
     def __init__(self, blob: int | Growing, *, detect: bool) -> None:
@@ -95,7 +103,9 @@ def _is_small(blob: int | Growing) -> bool:
 
 
 def beside(source: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, made in a thread up to :data:`QUEUE` ahead of whoever takes them. The thread starts with the first."""
+    """The same chunks, made in a thread up to :data:`QUEUE` ahead of whoever takes them. The thread starts with the
+    first.
+    """
     import queue
     import threading
 

@@ -1,7 +1,7 @@
 """Writing a layer's tar stream, byte for byte as containerd does, so that a tree gives the same diff id on either.
 
-Headers are ustar; a PAX header comes before one whose name, link, numbers or xattrs do not fit into that. Names of users and groups are never written: those of this machine mean nothing
-elsewhere.
+Headers are ustar; a PAX header comes before one whose name, link, numbers or xattrs do not fit into that. Names of
+users and groups are never written: those of this machine mean nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -11,9 +11,23 @@ from services.kit.tar import BLOCK
 TRAILER = bytes(2 * BLOCK)
 
 
-def header(name: bytes, kind: bytes, *, mode: int = 0, uid: int = 0, gid: int = 0, size: int = 0, modified: int = 0, linkname: bytes = b"",
-           major: int = 0, minor: int = 0, records: dict[bytes, bytes] | None = None) -> bytes:
-    """An entry's header blocks. ``modified`` in seconds; a directory's name ends in a slash; ``records`` are PAX records to write in any case."""
+def header(
+    name: bytes,
+    kind: bytes,
+    *,
+    mode: int = 0,
+    uid: int = 0,
+    gid: int = 0,
+    size: int = 0,
+    modified: int = 0,
+    linkname: bytes = b"",
+    major: int = 0,
+    minor: int = 0,
+    records: dict[bytes, bytes] | None = None,
+) -> bytes:
+    """An entry's header blocks. ``modified`` in seconds; a directory's name ends in a slash; ``records`` are PAX
+    records to write in any case.
+    """
     pax = dict(records or {})
     only_pax = bool(pax)
     prefix = b""
@@ -28,17 +42,21 @@ def header(name: bytes, kind: bytes, *, mode: int = 0, uid: int = 0, gid: int = 
         pax[b"linkpath"] = linkname
         only_pax = True
     for key, value, digits in ((b"uid", uid, 7), (b"gid", gid, 7), (b"size", size, 11), (b"mtime", modified, 11)):
-        if not 0 <= value < 8 ** digits:
+        if not 0 <= value < 8**digits:
             pax[key] = b"%d" % value
             only_pax = True
     if not only_pax:
-        short = name[len(prefix) + 1:] if prefix else name
+        short = name[len(prefix) + 1 :] if prefix else name
         return _block(short, kind, mode, uid, gid, size, modified, linkname, major, minor, prefix)
     data = b"".join(_record(key, pax[key]) for key in sorted(pax))
     directory, slash, base = name.rpartition(b"/")
     before = _join(directory + slash, base)
-    return (_block(_ascii(before)[:100].rstrip(b"/"), b"x", 0, 0, 0, len(data), 0, b"", None, None, b"") + data + padding(len(data))
-            + _block(_ascii(name), kind, mode, uid, gid, size, modified, _ascii(linkname), major, minor, b""))
+    return (
+        _block(_ascii(before)[:100].rstrip(b"/"), b"x", 0, 0, 0, len(data), 0, b"", None, None, b"")
+        + data
+        + padding(len(data))
+        + _block(_ascii(name), kind, mode, uid, gid, size, modified, _ascii(linkname), major, minor, b"")
+    )
 
 
 def padding(size: int) -> bytes:
@@ -46,18 +64,45 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _block(name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, modified: int, linkname: bytes, major: int | None, minor: int | None,
-           prefix: bytes) -> bytes:
-    fields = b"".join((
-        _text(name, 100), _octal(mode, 8), _octal(uid, 8), _octal(gid, 8), _octal(size, 12), _octal(modified, 12), b" " * 8, kind, _text(linkname, 100),
-        b"ustar\x0000", bytes(64), bytes(8) if major is None else _octal(major, 8), bytes(8) if minor is None else _octal(minor, 8), prefix.ljust(155, b"\0"), bytes(12)))
+def _block(
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    modified: int,
+    linkname: bytes,
+    major: int | None,
+    minor: int | None,
+    prefix: bytes,
+) -> bytes:
+    fields = b"".join(
+        (
+            _text(name, 100),
+            _octal(mode, 8),
+            _octal(uid, 8),
+            _octal(gid, 8),
+            _octal(size, 12),
+            _octal(modified, 12),
+            b" " * 8,
+            kind,
+            _text(linkname, 100),
+            b"ustar\x0000",
+            bytes(64),
+            bytes(8) if major is None else _octal(major, 8),
+            bytes(8) if minor is None else _octal(minor, 8),
+            prefix.ljust(155, b"\0"),
+            bytes(12),
+        )
+    )
     return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
 
 
 def _text(value: bytes, width: int) -> bytes:
-    if len(value) > width and value[width - 1:width] == b"/":
+    if len(value) > width and value[width - 1 : width] == b"/":
         # A reader that sees only this much must not take a file for a directory.
-        value = value[:width - 1].rstrip(b"/")
+        value = value[: width - 1].rstrip(b"/")
     return value[:width].ljust(width, b"\0")
 
 

@@ -26,7 +26,14 @@ _IDLE = 10.0
 _ENDING = 2.0
 """Seconds for one that takes no more requests to end, so that its end can be told."""
 
-_FILES = ("services/__init__.py", "services/snapshots/__init__.py", "services/snapshots/diff/*.py", "services/oci/__init__.py", "services/oci/mounts.py", *(f"services/kit/{name}.py" for name in ("__init__", "inflate", "tar")))
+_FILES = (
+    "services/__init__.py",
+    "services/snapshots/__init__.py",
+    "services/snapshots/diff/*.py",
+    "services/oci/__init__.py",
+    "services/oci/mounts.py",
+    *(f"services/kit/{name}.py" for name in ("__init__", "inflate", "tar")),
+)
 """What our programs import of ours, and no more: each file costs half a millisecond at the start of a service."""
 
 _TRACED = ("services/kit/*.py", "services/wire/*.py")
@@ -34,7 +41,9 @@ _TRACED = ("services/kit/*.py", "services/wire/*.py")
 
 
 class Applied(NamedTuple):
-    """A layer that was unpacked: its diff id, its uncompressed size in bytes, and, if it was alone, the directories that it uses and does not name, for ``inherit.py``."""
+    """A layer that was unpacked: its diff id, its uncompressed size in bytes, and, if it was alone, the directories
+    that it uses and does not name, for ``inherit.py``.
+    """
 
     diff_id: str
     size: int
@@ -43,14 +52,18 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Of a blob that is still arriving: where its news come from (``apply.py``), which the worker takes over, and what its size will be."""
+    """Of a blob that is still arriving: where its news come from (``apply.py``), which the worker takes over, and
+    what its size will be.
+    """
 
     news: int
     size: int
 
 
 class Appliers:
-    """Workers that unpack layers; one for a process. ``scratch`` is an empty directory of its own, where workers mount in their namespaces. ``limit``: of seconds for which one may stand still."""
+    """Workers that unpack layers; one for a process. ``scratch`` is an empty directory of its own, where workers
+    mount in their namespaces. ``limit``: of seconds for which one may stand still.
+    """
 
     def __init__(self, scratch: str, limit: float = standstill.LIMIT) -> None:
         self._scratch = scratch
@@ -64,6 +77,7 @@ class Appliers:
 
     def expect(self) -> None:
         """Work will come in a moment: start the program meanwhile. If it cannot be started, that work will say why."""
+
         async def start() -> None:
             with contextlib.suppress(OSError):
                 await self._running()
@@ -73,16 +87,34 @@ class Appliers:
             self._expecting = loops.aside("the start of the apply program", start())
             self._expecting.add_done_callback(lambda _: setattr(self, "_expecting", None))
 
-    async def apply(self, mounts: Sequence[Mount], blob: int, *, detect: bool, sync: bool = False, alone: bool = False, growth: Growth | None = None) -> Applied:
+    async def apply(
+        self,
+        mounts: Sequence[Mount],
+        blob: int,
+        *,
+        detect: bool,
+        sync: bool = False,
+        alone: bool = False,
+        growth: Growth | None = None,
+    ) -> Applied:
         """Unpack the layer in the file ``blob`` onto ``mounts``.
 
-        ``detect``: it may be compressed; ``sync``: return when its files are durable; ``alone``: the one mount binds what will be the upper directory of an overlay.
-        What the worker refuses is Unknown, with its text, as containerd classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal, and so is one that was
-        killed because it stood still (``standstill.py``). If the caller is cancelled the worker is killed, and this returns when it is gone.
+        ``detect``: it may be compressed; ``sync``: return when its files are durable; ``alone``: the one mount binds
+        what will be the upper directory of an overlay. What the worker refuses is Unknown, with its text, as containerd
+        classifies such errors (but for what is not implemented); a worker that ends without an answer is Internal, and
+        so is one that was killed because it stood still (``standstill.py``). If the caller is cancelled the worker is
+        killed, and this returns when it is gone.
         """
-        words = ["detect" if detect else "plain", "sync" if sync else "nosync", "alone" if alone else "whole", str(growth.size if growth else 0)]
+        words = [
+            "detect" if detect else "plain",
+            "sync" if sync else "nosync",
+            "alone" if alone else "whole",
+            str(growth.size if growth else 0),
+        ]
         with tracing.span("diff.unpack") as span:
-            answer, *unnamed = (await self._worked(words, mounts, [blob, *([growth.news] if growth else [])])).split(b"\0")
+            answer, *unnamed = (await self._worked(words, mounts, [blob, *([growth.news] if growth else [])])).split(
+                b"\0"
+            )
             diff_id, size, busy, waited = answer.decode().split(" ")
             span.set(diff_id=diff_id, size=int(size), cpu_ms=int(busy) / 1000, waited_ms=int(waited) / 1000)
         return Applied(diff_id, int(size), tuple(map(Unnamed.parse, unnamed)))
@@ -98,7 +130,12 @@ class Appliers:
         verdict, _, rest = answer.partition(b" ")
         if verdict == b"ok" and status == 0:
             return rest
-        raise _refused("apply", verdict.decode("utf-8", "replace"), rest.decode("utf-8", "backslashreplace"), os.waitstatus_to_exitcode(status))
+        raise _refused(
+            "apply",
+            verdict.decode("utf-8", "replace"),
+            rest.decode("utf-8", "backslashreplace"),
+            os.waitstatus_to_exitcode(status),
+        )
 
     async def _running(self) -> _Program:
         async with self._starting:
@@ -167,13 +204,16 @@ class _Program:
         self._jobs[job] = ended = self._loop.create_future()
         answers, answering = os.pipe2(os.O_CLOEXEC)
         answer = loops.task("the answer of an apply worker", _all_of(answers))
-        ended.add_done_callback(lambda _: ended.cancelled() or ended.exception() is None or answer.cancel())  # no worker, or one that cannot be ended and keeps the pipe open
+        # no worker, or one that cannot be ended and keeps the pipe open
+        ended.add_done_callback(lambda _: ended.cancelled() or ended.exception() is None or answer.cancel())
         try:
             try:
                 await self._send("\0".join(request), [answering, *files])
             except OSError as error:
                 if not ended.done():
-                    ended.set_exception(errors.Internal(f"the apply worker cannot be started: {await self._why(error)}"))
+                    ended.set_exception(
+                        errors.Internal(f"the apply worker cannot be started: {await self._why(error)}")
+                    )
             except BaseException:
                 ended.cancel()
                 raise
@@ -247,8 +287,12 @@ class _Program:
         await self._process.wait()
 
 
-async def run(program: str, *arguments: str, file: int, started: Callable[[], None], limit: float = standstill.LIMIT) -> list[str]:
-    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after ``ok``. Its errors are as those of :meth:`Appliers.apply`; so is ``limit``."""
+async def run(
+    program: str, *arguments: str, file: int, started: Callable[[], None], limit: float = standstill.LIMIT
+) -> list[str]:
+    """Run ``services.snapshots.diff.PROGRAM`` with ``file`` as its standard input; the words of its answer after
+    ``ok``. Its errors are as those of :meth:`Appliers.apply`; so is ``limit``.
+    """
     process = await _start(program, *arguments, stdin=file, stdout=asyncio.subprocess.PIPE)
     try:
         started()
@@ -270,7 +314,9 @@ async def run(program: str, *arguments: str, file: int, started: Callable[[], No
 
 def _code() -> int:
     """The archive of what our programs import of ours."""
-    return kept.archive((*_FILES, *(_TRACED if any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ) else ())))
+    return kept.archive(
+        (*_FILES, *(_TRACED if any(name.startswith("OTEL_EXPORTER_OTLP_") for name in os.environ) else ()))
+    )
 
 
 async def _start(program: str, *arguments: str, stdin: int, stdout: int | None = None) -> asyncio.subprocess.Process:
@@ -278,8 +324,18 @@ async def _start(program: str, *arguments: str, stdin: int, stdout: int | None =
     code = _code()
     environment = {**os.environ, **tracing.environment(), "PYTHONPATH": kept.search_path(code, sys.path)}
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-S", "-P", "-c", f"from services.snapshots.diff.{program} import main; main()", str(os.getpid()), *arguments,
-        stdin=stdin, stdout=stdout, env=environment, pass_fds=(code,))
+        sys.executable,
+        "-S",
+        "-P",
+        "-c",
+        f"from services.snapshots.diff.{program} import main; main()",
+        str(os.getpid()),
+        *arguments,
+        stdin=stdin,
+        stdout=stdout,
+        env=environment,
+        pass_fds=(code,),
+    )
 
 
 def _refused(program: str, verdict: str, text: str, code: int) -> errors.NodeError:

@@ -1,8 +1,10 @@
-"""Sending a layer's files to the disk while it is unpacked, so that its commit finds little left to wait for (``durable.py``).
+"""Sending a layer's files to the disk while it is unpacked, so that its commit finds little left to wait for
+(``durable.py``).
 
-A large file begins its way by itself (sync_file_range). Small ones do not: each would be a request of its own, which takes 50 µs of a processor where a syncfs, which writes neighbours as one, takes 15.
-So whenever many have gathered, a thread sweeps up all that is written to the filesystem; nobody waits for it. What it cannot write the commit's syncfs is told too: the kernel keeps an error for each
-open file that asks.
+A large file begins its way by itself (sync_file_range). Small ones do not: each would be a request of its own, which
+takes 50 µs of a processor where a syncfs, which writes neighbours as one, takes 15. So whenever many have gathered, a
+thread sweeps up all that is written to the filesystem; nobody waits for it. What it cannot write the commit's syncfs is
+told too: the kernel keeps an error for each open file that asks.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Writeback:
         if (self._files >= _FILES or self._bytes >= _BYTES) and not self._sweeping:
             self._files = self._bytes = 0
             self._sweeping = True
-            _thread.start_new_thread(self._sweep, (os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),))  # opened here: a worker that is done has another root
+            # opened here: a worker that is done has another root
+            _thread.start_new_thread(self._sweep, (os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),))
 
     def _sweep(self, fd: int) -> None:
         try:

@@ -1,4 +1,6 @@
-"""The content process killed at every point of a commit, and in the middle of writes: no blob has wrong bytes, every ingest can be resumed or is gone."""
+"""The content process killed at every point of a commit, and in the middle of writes: no blob has wrong bytes,
+every ingest can be resumed or is gone.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Crashing:
         self.root = directory / "r/content"
         self.faults = directory / "faults"
         self.faults.mkdir()
-        self.process = ServiceProcess("services.content", directory / "r", directory / "s", env={"SPLITD_FAULTS": str(self.faults)})
+        self.process = ServiceProcess(
+            "services.content", directory / "r", directory / "s", env={"SPLITD_FAULTS": str(self.faults)}
+        )
         self.socket = self.process.sockets[0]
 
     def die_at(self, point: str) -> None:
@@ -71,7 +75,9 @@ def crashing() -> Iterator[Crashing]:
 @pytest.mark.parametrize("labels", [None, {"a": "b"}])
 @pytest.mark.parametrize("point", POINTS)
 async def test_killed_in_a_commit(crashing: Crashing, point: str, labels: dict[str, str] | None) -> None:
-    """After a kill within a commit the blob is there whole, with its labels, or its ingest can be committed by the next writer."""
+    """After a kill within a commit the blob is there whole, with its labels, or its ingest can be committed by the
+    next writer.
+    """
     data = bytes_of(3 << 20)
     digest = digest_of(data)
     async with rpc.Channel(crashing.socket) as channel:
@@ -122,7 +128,9 @@ async def test_killed_in_a_commit_of_a_file(crashing: Crashing, point: str) -> N
 
 
 async def test_labels_of_an_interrupted_commit(crashing: Crashing) -> None:
-    """Labels of a commit that was killed before its blob appeared are not those of the next commit of the same bytes."""
+    """Labels of a commit that was killed before its blob appeared are not those of the next commit of the same
+    bytes.
+    """
     async with rpc.Channel(crashing.socket) as channel:
         store = RemoteStore(channel)
         crashing.die_at("content.before-rename")
@@ -137,7 +145,9 @@ async def test_labels_of_an_interrupted_commit(crashing: Crashing) -> None:
 
 
 async def test_killed_while_writing(crashing: Crashing) -> None:
-    """Killed over and over in the middle of a write, the blob is complete in the end: each writer goes on where the bytes of the last one end."""
+    """Killed over and over in the middle of a write, the blob is complete in the end: each writer goes on where the
+    bytes of the last one end.
+    """
     data = bytes_of(64 << 20)
     digest = digest_of(data)
     chance = random.Random(7)
@@ -148,11 +158,11 @@ async def test_killed_while_writing(crashing: Crashing) -> None:
             with contextlib.suppress(errors.Disconnected):
                 async with opened(store, "k", len(data)) as writer:
                     offsets.append(writer.offset)
-                    assert writer.digest == str(digest_of(data[:writer.offset]))
+                    assert writer.digest == str(digest_of(data[: writer.offset]))
                     acknowledged = writer.offset
                     killer = asyncio.get_running_loop().call_later(chance.uniform(0.01, 0.06), crashing.process.kill)
                     while writer.offset < len(data) - (1 << 20):
-                        await writer.write(data[writer.offset:writer.offset + 300_000])
+                        await writer.write(data[writer.offset : writer.offset + 300_000])
                         acknowledged = writer.offset
                     killer.cancel()
             crashing.kill()
@@ -162,7 +172,7 @@ async def test_killed_while_writing(crashing: Crashing) -> None:
             assert left >= acknowledged
         async with opened(store, "k", len(data), digest) as writer:
             offsets.append(writer.offset)
-            await writer.write(data[writer.offset:])
+            await writer.write(data[writer.offset :])
             assert await writer.commit(len(data), digest) == digest
         assert await get(store, digest) == data
     assert offsets == sorted(offsets)
@@ -170,7 +180,9 @@ async def test_killed_while_writing(crashing: Crashing) -> None:
 
 
 async def test_killed_among_many(crashing: Crashing) -> None:
-    """Killed while many writers open, write, commit and abort, the store has whole blobs and whole ingests, and everything acknowledged."""
+    """Killed while many writers open, write, commit and abort, the store has whole blobs and whole ingests, and
+    everything acknowledged.
+    """
     committed: set[Digest] = set()
 
     async def one(store: RemoteStore, n: int) -> None:
@@ -197,7 +209,9 @@ async def test_killed_among_many(crashing: Crashing) -> None:
 
 
 async def test_half_made_ingests(crashing: Crashing) -> None:
-    """What a power cut leaves of an ingest (a directory without data, an empty ref, a ref of another) is gone after a start."""
+    """What a power cut leaves of an ingest (a directory without data, an empty ref, a ref of another) is gone after
+    a start.
+    """
     async with rpc.Channel(crashing.socket) as channel:
         store = RemoteStore(channel)
         for ref in ("whole", "no data", "empty ref", "other ref", "no time"):
@@ -211,7 +225,9 @@ async def test_half_made_ingests(crashing: Crashing) -> None:
         crashing.kill()
         assert await channel.wait_connected(10)
         assert [s.ref for s in await store.list_statuses()] == ["whole"]
-        assert [path.name for path in (crashing.root / "ingest").iterdir()] == [ingest_path(crashing.root, "whole").name]
+        assert [path.name for path in (crashing.root / "ingest").iterdir()] == [
+            ingest_path(crashing.root, "whole").name
+        ]
         crashing.check()
 
 

@@ -22,8 +22,11 @@ def state() -> Iterator[Path]:
     """The state directory of a gateway, a metadata and a content process."""
     with short_directory() as directory:
         root, state = directory / "r", directory / "s"
-        with (ServiceProcess("services.content", root, state), ServiceProcess("services.metadata", root, state),
-              ServiceProcess("gateway", root, state, sockets=("containerd.sock", "internal.sock"))):
+        with (
+            ServiceProcess("services.content", root, state),
+            ServiceProcess("services.metadata", root, state),
+            ServiceProcess("gateway", root, state, sockets=("containerd.sock", "internal.sock")),
+        ):
             yield state
 
 

@@ -22,7 +22,10 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def service() -> Iterator[ServiceProcess]:
     """The content process."""
-    with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as running:
+    with (
+        short_directory() as directory,
+        ServiceProcess("services.content", directory / "r", directory / "s") as running,
+    ):
         yield running
 
 
@@ -92,7 +95,9 @@ class TestContainerd(ContentSuite):
         await super().test_sha512(store, at_opening)
 
     async def test_wrong_digest(self, store: Store) -> None:  # type: ignore[override]
-        """containerd keeps an ingest whose bytes are wrong, so that the next attempt goes on with them; we remove it."""
+        """containerd keeps an ingest whose bytes are wrong, so that the next attempt goes on with them; we remove
+        it.
+        """
         async with opened(store, "w") as writer:
             await writer.write(b"other bytes")
             with pytest.raises(errors.FailedPrecondition, match="unexpected commit digest"):

@@ -1,4 +1,6 @@
-"""What clients see of the content process on the wire, beyond what a Store says: statuses' words, messages' fields. Words as containerd's source has them."""
+"""What clients see of the content process on the wire, beyond what a Store says: statuses' words, messages' fields.
+Words as containerd's source has them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ from tests.support import TOP, ServiceProcess, eventually, listening, short_dire
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[ServiceProcess]:
-    with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as running:
+    with (
+        short_directory() as directory,
+        ServiceProcess("services.content", directory / "r", directory / "s") as running,
+    ):
         yield running
 
 
@@ -58,16 +63,23 @@ async def exchange(content: content_stubs.Content, *requests: pb.WriteContentReq
     return answers
 
 
-@pytest.mark.parametrize(("method", "request_", "words"), [
-    ("Info", pb.InfoRequest(digest="abc"), '"abc" failed validation'),
-    ("Update", pb.UpdateRequest(info=pb.Info(digest="md5:abc{}")), '"md5:abc{}" failed validation'),
-    ("Delete", pb.DeleteContentRequest(digest="abc"), "invalid checksum digest format"),
-    ("Delete", pb.DeleteContentRequest(digest="sha256:abc"), "invalid checksum digest length"),
-    ("Delete", pb.DeleteContentRequest(digest="sha256:" + "G" * 64), "invalid checksum digest format"),
-    ("Delete", pb.DeleteContentRequest(digest="md5:abc"), "unsupported digest algorithm"),
-    ("Delete", pb.DeleteContentRequest(digest=":abc"), "invalid checksum digest format"),
-    ("ListStatuses", pb.ListStatusesRequest(filters=["ref="]), 'filters: parse error: [ref >|=|< ]: unsupported operator "=": invalid argument'),
-])
+@pytest.mark.parametrize(
+    ("method", "request_", "words"),
+    [
+        ("Info", pb.InfoRequest(digest="abc"), '"abc" failed validation'),
+        ("Update", pb.UpdateRequest(info=pb.Info(digest="md5:abc{}")), '"md5:abc{}" failed validation'),
+        ("Delete", pb.DeleteContentRequest(digest="abc"), "invalid checksum digest format"),
+        ("Delete", pb.DeleteContentRequest(digest="sha256:abc"), "invalid checksum digest length"),
+        ("Delete", pb.DeleteContentRequest(digest="sha256:" + "G" * 64), "invalid checksum digest format"),
+        ("Delete", pb.DeleteContentRequest(digest="md5:abc"), "unsupported digest algorithm"),
+        ("Delete", pb.DeleteContentRequest(digest=":abc"), "invalid checksum digest format"),
+        (
+            "ListStatuses",
+            pb.ListStatusesRequest(filters=["ref="]),
+            'filters: parse error: [ref >|=|< ]: unsupported operator "=": invalid argument',
+        ),
+    ],
+)
 async def test_invalid_unary(content: content_stubs.Content, method: str, request_: Any, words: str) -> None:
     """A malformed digest or filter is INVALID_ARGUMENT, in containerd's words."""
     with pytest.raises(errors.InvalidArgument) as caught:
@@ -86,7 +98,7 @@ async def test_status_words(content: content_stubs.Content) -> None:
     """The status of no ingest names its ref."""
     with pytest.raises(errors.NotFound) as caught:
         await content.Status(pb.StatusRequest(ref="nobody's"))
-    assert str(caught.value) == 'could not get status for ref "nobody\'s": reference nobody\'s: not found'
+    assert str(caught.value) == "could not get status for ref \"nobody's\": reference nobody's: not found"
 
 
 async def test_read_messages(content: content_stubs.Content, channel: rpc.Channel) -> None:
@@ -113,19 +125,24 @@ async def test_list_pages(content: content_stubs.Content, channel: rpc.Channel) 
 async def test_write_in_one_message(content: content_stubs.Content, ref: str) -> None:
     """A COMMIT may bring all bytes, as the only message; it is answered with offset and digest, and ends the call."""
     data = bytes_of(100)
-    [answer] = await exchange(content, pb.WriteContentRequest(action=pb.COMMIT, ref=ref, data=data, total=100, expected=str(digest_of(data))))
+    [answer] = await exchange(
+        content, pb.WriteContentRequest(action=pb.COMMIT, ref=ref, data=data, total=100, expected=str(digest_of(data)))
+    )
     assert (answer.action, answer.offset, answer.digest) == (pb.COMMIT, 100, str(digest_of(data)))
 
 
 async def test_write_answers(content: content_stubs.Content, ref: str) -> None:
-    """STAT tells times, total, offset and digest; WRITE the offset after it and the digest so far; offset 0 begins anew."""
+    """STAT tells times, total, offset and digest; WRITE the offset after it and the digest so far; offset 0 begins
+    anew.
+    """
     stat, one, two, anew, again = await exchange(
         content,
         pb.WriteContentRequest(action=pb.STAT, ref=ref, total=10),
         pb.WriteContentRequest(action=pb.WRITE, data=b"abc"),
         pb.WriteContentRequest(action=pb.WRITE, offset=3, data=b"de"),
         pb.WriteContentRequest(action=pb.WRITE, data=b"xy"),
-        pb.WriteContentRequest(action=pb.STAT))
+        pb.WriteContentRequest(action=pb.STAT),
+    )
     assert (stat.offset, stat.total, stat.digest) == (0, 10, str(digest_of(b"")))
     assert stat.started_at.seconds
     assert stat.updated_at.seconds
@@ -140,7 +157,11 @@ async def test_write_answers(content: content_stubs.Content, ref: str) -> None:
 async def test_write_at_another_offset(content: content_stubs.Content, ref: str, action: pb.WriteAction) -> None:
     """A write or commit that is not at the ingest's offset is OUT_OF_RANGE and says both; nothing is lost."""
     with pytest.raises(errors.OutOfRange) as caught:
-        await exchange(content, pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=b"abc"), pb.WriteContentRequest(action=action, offset=2, data=b"x"))
+        await exchange(
+            content,
+            pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=b"abc"),
+            pb.WriteContentRequest(action=action, offset=2, data=b"x"),
+        )
     assert str(caught.value) == "write @2 must occur at current offset 3"
     [stat] = await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref))
     assert (stat.offset, stat.digest) == (3, str(digest_of(b"abc")))
@@ -157,12 +178,16 @@ async def test_write_with_malformed_expectation(content: content_stubs.Content, 
     """A malformed expected digest is INVALID_ARGUMENT at the opening."""
     with pytest.raises(errors.InvalidArgument) as caught:
         await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref, expected="md5:abc"))
-    assert str(caught.value) == ("calculating expected blob path for writer: cannot calculate blob path from invalid digest: "
-                                 "unsupported digest algorithm: invalid argument")
+    assert str(caught.value) == (
+        "calculating expected blob path for writer: cannot calculate blob path from invalid digest: "
+        "unsupported digest algorithm: invalid argument"
+    )
 
 
 async def test_blob_that_came_meanwhile(content: content_stubs.Content, channel: rpc.Channel, ref: str) -> None:
-    """A message that expects a blob which another writer has made since is ALREADY_EXISTS, and the ingest is removed."""
+    """A message that expects a blob which another writer has made since is ALREADY_EXISTS, and the ingest is
+    removed.
+    """
     data = bytes_of(100)
     async with content.Write() as stream:
         await stream.send(pb.WriteContentRequest(action=pb.STAT, ref=ref, expected=str(digest_of(data))))
@@ -181,12 +206,17 @@ async def test_locked_words(content: content_stubs.Content, ref: str) -> None:
     async with content.Write() as stream:
         await stream.send(pb.WriteContentRequest(action=pb.STAT, ref=ref))
         await stream.receive()
-        with pytest.raises(errors.Unavailable, match=rf"^ref {ref} locked for [0-9.]+(ms|µs|s) \(since 20\d\d-\d\d-\d\d [0-9:.]+ \+0000 UTC\): unavailable$"):
+        with pytest.raises(
+            errors.Unavailable,
+            match=rf"^ref {ref} locked for [0-9.]+(ms|µs|s) \(since 20\d\d-\d\d-\d\d [0-9:.]+ \+0000 UTC\): unavailable$",
+        ):
             await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref))
 
 
 async def test_half_closed(content: content_stubs.Content, ref: str) -> None:
-    """A client that stops sending leaves a resumable ingest, unlocked when its call ends; one that sends nothing at all is no error."""
+    """A client that stops sending leaves a resumable ingest, unlocked when its call ends; one that sends nothing at
+    all is no error.
+    """
     await exchange(content, pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=b"abc"))
     [stat] = await exchange(content, pb.WriteContentRequest(action=pb.STAT, ref=ref))
     assert stat.offset == 3
@@ -196,14 +226,20 @@ async def test_half_closed(content: content_stubs.Content, ref: str) -> None:
 async def test_large_messages(content: content_stubs.Content, ref: str) -> None:
     """Clients of containerd 2 write 8 MiB at once."""
     data = bytes_of(8 << 20)
-    _, answer = await exchange(content, pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=data),
-                               pb.WriteContentRequest(action=pb.COMMIT, offset=len(data)))
+    _, answer = await exchange(
+        content,
+        pb.WriteContentRequest(action=pb.WRITE, ref=ref, data=data),
+        pb.WriteContentRequest(action=pb.COMMIT, offset=len(data)),
+    )
     assert answer.digest == str(digest_of(data))
 
 
 async def test_stamp() -> None:
     """A store is stamped once: with the same id again, or not at all; the id survives the process."""
-    with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as running:
+    with (
+        short_directory() as directory,
+        ServiceProcess("services.content", directory / "r", directory / "s") as running,
+    ):
         async with rpc.Channel(running.sockets[0]) as channel:
             stamp = channel.client(stamp_stubs.STAMP)
             assert (await stamp.Get(stamp_pb2.GetRequest())).store_id == ""
@@ -225,7 +261,15 @@ async def test_one_process_a_directory() -> None:
     """A directory has one content process: a second one waits for it, and serves when it is gone."""
     with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as first:
         socket = directory / "s2/content.sock"
-        command: list[str | Path] = [sys.executable, "-m", "services.content", "--root", directory / "r", "--state", directory / "s2"]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "services.content",
+            "--root",
+            directory / "r",
+            "--state",
+            directory / "s2",
+        ]
         second = subprocess.Popen(command, cwd=TOP, stderr=subprocess.DEVNULL)
         try:
             eventually(lambda: _waits_for_flock(second.pid), "the second process does not come to the directory")
@@ -239,4 +283,6 @@ async def test_one_process_a_directory() -> None:
 
 def _waits_for_flock(pid: int) -> bool:
     """Whether a process has an owned directory open: it opens it, then tries for its lock."""
-    return any(os.readlink(entry).endswith("/content") for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink())
+    return any(
+        os.readlink(entry).endswith("/content") for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()
+    )

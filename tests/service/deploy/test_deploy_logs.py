@@ -1,4 +1,6 @@
-"""supervisord as a node runs it, on a disk for its logs that is full, or gone: it goes on, and starts again what ends."""
+"""supervisord as a node runs it, on a disk for its logs that is full, or gone: it goes on, and starts again what
+ends.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +51,20 @@ class Running:
     def __init__(self, directory: Path) -> None:
         self.state, self.logs = directory, directory / "log"
         self.log = self.logs / "talker.log"
-        (directory / "talker.py").write_text("import time\nwhile True:\n    print('x' * 99, flush=True)\n    time.sleep(0.02)\n")
+        (directory / "talker.py").write_text(
+            "import time\nwhile True:\n    print('x' * 99, flush=True)\n    time.sleep(0.02)\n"
+        )
         conf = directory / "supervisord.conf"
         conf.write_text(CONF.format(logs=self.logs, state=self.state, python=sys.executable))
         self.said = directory / "said"
         with self.said.open("wb") as said:
-            self.process = subprocess.Popen([sys.executable, "-m", "deploy.inside", "-c", str(conf), "--silent"], cwd=TOP, stdin=subprocess.DEVNULL,
-                                            stdout=said, stderr=said)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.inside", "-c", str(conf), "--silent"],
+                cwd=TOP,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
 
     def talker(self) -> int:
         """The pid of the program; 0 if it does not run."""
@@ -96,12 +105,16 @@ def test_a_full_disk_costs_lines_only(running: Running) -> None:
     eventually(lambda: "No space left on device" in running.said.read_text(), "nobody says that the disk is full")
     running.kill_talker()
     filler.unlink()
-    eventually(lambda: "bytes of this log were lost: No space left on device" in running.text(), "the log does not go on")
+    eventually(
+        lambda: "bytes of this log were lost: No space left on device" in running.text(), "the log does not go on"
+    )
     assert running.said.read_text().count("\n") <= 4
 
 
 def test_a_disk_that_is_gone_costs_lines_only(running: Running) -> None:
-    """Unmounted below supervisord, the directory with it: processes that end are started again, and logs are made again when there is a directory."""
+    """Unmounted below supervisord, the directory with it: processes that end are started again, and logs are made
+    again when there is a directory.
+    """
     subprocess.run(["umount", "-l", str(running.logs)], check=True)
     running.logs.rmdir()
     running.kill_talker()  # its new log cannot be opened

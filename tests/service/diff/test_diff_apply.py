@@ -35,7 +35,9 @@ async def unpacked(side: Side, case: Case, target: str) -> tuple[str, Any, dict[
 
 @pytest.mark.parametrize("case", diff_layers.ALL, ids=lambda case: case.name)
 async def test_a_layer_becomes_what_containerd_makes_of_it(case: Case, sides: tuple[Side, Side], place: Path) -> None:
-    """Each layer is accepted or refused as by containerd, gives the same tree on a plain directory and on an overlay, the same diff id, and nothing outside the tree is touched."""
+    """Each layer is accepted or refused as by containerd, gives the same tree on a plain directory and on an
+    overlay, the same diff id, and nothing outside the tree is touched.
+    """
     for target in case.targets:
         one, other = await asyncio.gather(*(unpacked(side, case, target) for side in sides))
         if case.differs:
@@ -53,7 +55,9 @@ async def test_a_layer_becomes_what_containerd_makes_of_it(case: Case, sides: tu
 
 
 @pytest.mark.parametrize("seed", range(60))
-async def test_random_layers_become_what_containerd_makes_of_them(seed: int, sides: tuple[Side, Side], place: Path) -> None:
+async def test_random_layers_become_what_containerd_makes_of_them(
+    seed: int, sides: tuple[Side, Side], place: Path
+) -> None:
     """Entries of all kinds that meet under few names end as with containerd."""
     case = diff_layers.shuffled(seed)
     lowers = [await outcome(side.apply(case.lower, bind(side.directory("probe")))) for side in sides]

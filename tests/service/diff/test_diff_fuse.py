@@ -23,7 +23,13 @@ from tests.support import eventually, eventually_async
 
 pytestmark = [pytest.mark.root, pytest.mark.once]
 
-LAYER = tar(whiteout(b"etc/passwd"), directory(b"etc", 0o711, uid=3), reg(b"etc/new", b"new" * 100_000, uid=70000), opaque(b"var/cache"), reg(b"var/cache/two", b"2"))
+LAYER = tar(
+    whiteout(b"etc/passwd"),
+    directory(b"etc", 0o711, uid=3),
+    reg(b"etc/new", b"new" * 100_000, uid=70000),
+    opaque(b"var/cache"),
+    reg(b"var/cache/two", b"2"),
+)
 
 
 MANY = tar(*(reg(b"%d" % n, bytes(1 << 16)) for n in range(2000)))
@@ -33,7 +39,9 @@ def overlay(place: Path) -> Mount:
     """A mount that fuse-overlayfs serves, as a worker is told it."""
     for name in ("lower", "upper", "work"):
         (place / name).mkdir()
-    return Mount("fuse3.fuse-overlayfs", "overlay", tuple(f"{name}dir={place / name}" for name in ("lower", "upper", "work")))
+    return Mount(
+        "fuse3.fuse-overlayfs", "overlay", tuple(f"{name}dir={place / name}" for name in ("lower", "upper", "work"))
+    )
 
 
 def fuse(side: Side, kind: str = "fuse3.fuse-overlayfs") -> list[mount_pb2.Mount]:
@@ -46,7 +54,20 @@ def fuse(side: Side, kind: str = "fuse3.fuse-overlayfs") -> list[mount_pb2.Mount
 def entries(layer: bytes) -> list[tuple[object, ...]]:
     """Of a layer that was made; containerd 1.6 gives whiteouts the time of the moment."""
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
-        return [(m.name, m.type, oct(m.mode), m.uid, m.gid, m.mtime if ".wh." not in m.name else 0, m.size, m.linkname, m.pax_headers) for m in archive]
+        return [
+            (
+                m.name,
+                m.type,
+                oct(m.mode),
+                m.uid,
+                m.gid,
+                m.mtime if ".wh." not in m.name else 0,
+                m.size,
+                m.linkname,
+                m.pax_headers,
+            )
+            for m in archive
+        ]
 
 
 def served(place: Path) -> list[int]:
@@ -73,7 +94,9 @@ def hang(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fuse3.fuse-overlayfs", "fuse.fuse-overlayfs"])
 async def test_a_layer_goes_through_the_program(kind: str, sides: tuple[Side, Side]) -> None:
-    """The same files in its upper directory as by containerd; and then the same layer of what differs. Nothing is left at work."""
+    """The same files in its upper directory as by containerd; and then the same layer of what differs. Nothing is
+    left at work.
+    """
     made = []
     for side in sides:
         mounts = fuse(side, kind)
@@ -83,7 +106,9 @@ async def test_a_layer_goes_through_the_program(kind: str, sides: tuple[Side, Si
         files = tree(side.place / "upper")
         for each in [each for top in ("lower", "upper") for each in (side.place / top).rglob("*") if each.is_dir()]:
             os.utime(each, (1e9, 1e9))  # some are of the moment in which they were made
-        layer = await side.make(bind(side.place / "lower", "ro"), mounts, media_type="application/vnd.oci.image.layer.v1.tar")
+        layer = await side.make(
+            bind(side.place / "lower", "ro"), mounts, media_type="application/vnd.oci.image.layer.v1.tar"
+        )
         made.append((applied, files, entries(await side.read(layer.digest))))
     (ours, files, diff), (theirs, right, same) = made
     assert diff
@@ -101,7 +126,10 @@ def async_(check):
 
 
 async def test_a_helper_that_fails_says_why(side: Side) -> None:
-    with pytest.raises(errors.Unknown, match=r"^mount helper \[mount.fuse3 overlay /.* -o lowerdir=.* -t no-such-program\] failed: \".*no-such-program.*\": exit status \d+$"):
+    with pytest.raises(
+        errors.Unknown,
+        match=r"^mount helper \[mount.fuse3 overlay /.* -o lowerdir=.* -t no-such-program\] failed: \".*no-such-program.*\": exit status \d+$",
+    ):
         await side.apply(LAYER, fuse(side, "fuse3.no-such-program"))
     assert not served(side.place)
 
@@ -111,14 +139,18 @@ async def test_the_program_ends_with_the_worker(side: Side) -> None:
     mounts = fuse(side)
     await side.apply(tar(directory(b"d"), reg(b"d/x", b"x")), bind(side.place / "lower"))
     work = asyncio.ensure_future(side.apply(MANY, mounts))
-    await eventually_async(async_(lambda: served(side.place) and any((side.place / "upper").rglob("*"))), "it does not begin", 20)
+    await eventually_async(
+        async_(lambda: served(side.place) and any((side.place / "upper").rglob("*"))), "it does not begin", 20
+    )
     work.cancel()
     await asyncio.wait((work,))
     eventually(lambda: not served(side.place), "the program is left", 10)
 
 
 async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
-    """The program that serves its mount does not answer any more: the call ends with an error, instead of never, and nothing is left. The next call has a worker."""
+    """The program that serves its mount does not answer any more: the call ends with an error, instead of never,
+    and nothing is left. The next call has a worker.
+    """
     (place / "scratch").mkdir()
     served_here = overlay(place)
     (place / "blob").write_bytes(MANY)
@@ -132,7 +164,9 @@ async def test_a_worker_that_stands_still_is_killed(place: Path) -> None:
                 await asyncio.wait_for(work, 60)
             eventually(lambda: not served(place), "the program is left", 10)
             (place / "plain").mkdir()
-            assert (await appliers.apply([Mount("bind", str(place / "plain"), ("rw", "rbind"))], blob.fileno(), detect=True)).size
+            assert (
+                await appliers.apply([Mount("bind", str(place / "plain"), ("rw", "rbind"))], blob.fileno(), detect=True)
+            ).size
     finally:
         await appliers.aclose()
 
@@ -147,12 +181,28 @@ async def test_a_comparison_that_stands_still_is_killed(cancelled: bool, place: 
         (place / "upper" / str(number)).write_bytes(bytes(1 << 16))
     left = to_arguments([Mount("bind", str(place / "nothing"), ("ro", "rbind"))])
     with (place / "layer").open("wb") as layer:
-        work = asyncio.ensure_future(run("compare", "plain", "-", str(place / "left"), str(place / "right"), str(len(left)), *left, *to_arguments([served_here]),
-                                         file=layer.fileno(), started=lambda: None, limit=600.0 if cancelled else 2.0))
+        work = asyncio.ensure_future(
+            run(
+                "compare",
+                "plain",
+                "-",
+                str(place / "left"),
+                str(place / "right"),
+                str(len(left)),
+                *left,
+                *to_arguments([served_here]),
+                file=layer.fileno(),
+                started=lambda: None,
+                limit=600.0 if cancelled else 2.0,
+            )
+        )
         await eventually_async(async_(lambda: (place / "layer").stat().st_size), "it does not begin", 20)
         hang(place)
         if cancelled:
             work.cancel()
-        with pytest.raises(asyncio.CancelledError if cancelled else errors.Internal, match=None if cancelled else "the compare worker stood still for 2 s and was killed"):
+        with pytest.raises(
+            asyncio.CancelledError if cancelled else errors.Internal,
+            match=None if cancelled else "the compare worker stood still for 2 s and was killed",
+        ):
             await asyncio.wait_for(work, 60)
         eventually(lambda: not served(place), "the program is left", 10)

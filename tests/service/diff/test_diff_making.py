@@ -1,4 +1,6 @@
-"""Diff.Diff beside containerd's: the same two trees, the same layer; and a layer made and applied gives the tree it was made of."""
+"""Diff.Diff beside containerd's: the same two trees, the same layer; and a layer made and applied gives the tree it
+was made of.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,16 @@ def settle(root: Path) -> None:
 
 
 def base(root: Path) -> None:
-    for name in ("etc/passwd", "etc/group", "usr/bin/tool", "usr/lib/one.so", "usr/lib/two.so", "var/cache/a/b/c", "var/log/x", "zero/empty"):
+    for name in (
+        "etc/passwd",
+        "etc/group",
+        "usr/bin/tool",
+        "usr/lib/one.so",
+        "usr/lib/two.so",
+        "var/cache/a/b/c",
+        "var/log/x",
+        "zero/empty",
+    ):
         put(root / name, name.encode() * 10)
     put(root / "usr/bin/suid", mode=0o4755)
     (root / "lib").symlink_to("usr/lib")
@@ -57,7 +68,8 @@ def nothing(root: Path) -> None:
 
 
 def many_changes(root: Path) -> None:
-    put(root / "etc/passwd", b"changed, so its link is another file", when=OLD + 1)  # the same inode: its link changes too
+    # the same inode: its link changes too
+    put(root / "etc/passwd", b"changed, so its link is another file", when=OLD + 1)
     put(root / "etc/new", b"n" * 5000)
     (root / "usr/bin/tool").chmod(0o755)
     os.chown(root / "usr/lib/one.so", 3, 4)
@@ -78,8 +90,22 @@ def many_changes(root: Path) -> None:
 
 
 def odd_names(root: Path) -> None:
-    for name in ("x" * 99, "x" * 100, "x" * 101, "x" * 255, "d" * 60 + "/" + "e" * 60, "p" * 150 + "/" + "f" * 100, "p" * 156 + "/f", "ünï/cödé", "日本" * 30, "q" * 99 + "/", "w" * 100 + "/",
-                 "new\nline", "a=b", "r" * 100 + "/ü"):
+    for name in (
+        "x" * 99,
+        "x" * 100,
+        "x" * 101,
+        "x" * 255,
+        "d" * 60 + "/" + "e" * 60,
+        "p" * 150 + "/" + "f" * 100,
+        "p" * 156 + "/f",
+        "ünï/cödé",
+        "日本" * 30,
+        "q" * 99 + "/",
+        "w" * 100 + "/",
+        "new\nline",
+        "a=b",
+        "r" * 100 + "/ü",
+    ):
         if name.endswith("/"):
             (root / name).mkdir()
         else:
@@ -92,8 +118,18 @@ def odd_names(root: Path) -> None:
 
 
 def odd_numbers(root: Path) -> None:
-    for i, (uid, when, mode) in enumerate(((2097151, OLD, 0o644), (2097152, OLD, 0o644), (4_000_000_000, OLD, 0o7777), (0, -5, 0o644), (0, OLD + 0.75, 0), (0, -1.25, 0o644), (0, 8_589_934_591, 0o600),
-                                            (0, 8_589_934_592, 0o600))):
+    for i, (uid, when, mode) in enumerate(
+        (
+            (2097151, OLD, 0o644),
+            (2097152, OLD, 0o644),
+            (4_000_000_000, OLD, 0o7777),
+            (0, -5, 0o644),
+            (0, OLD + 0.75, 0),
+            (0, -1.25, 0o644),
+            (0, 8_589_934_591, 0o600),
+            (0, 8_589_934_592, 0o600),
+        )
+    ):
         put(root / f"n{i}", mode=mode, when=when)
         os.chown(root / f"n{i}", uid, uid)
         os.chmod(root / f"n{i}", mode)
@@ -179,34 +215,42 @@ def without_times(data: bytes) -> bytes:
     """containerd 1.6 gives whiteouts the time of now: a tar with those at 1970, as 2.x makes them."""
     out = bytearray(data)
     at = 0
-    while out[at:at + 512].strip(b"\0"):
-        block = out[at:at + 512]
+    while out[at : at + 512].strip(b"\0"):
+        block = out[at : at + 512]
         if b"/.wh." in b"/" + block[:100] + block[345:500]:
             block[136:148] = b"00000000000\0"
             block[148:156] = b" " * 8
             block[148:156] = b"%06o\0 " % sum(block)
-            out[at:at + 512] = block
+            out[at : at + 512] = block
         at += 512 + -(-int(bytes(block[124:135]), 8) // 512) * 512
     return bytes(out)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-async def test_a_layer_is_the_one_that_containerd_makes(change: Callable[[Path], None], sides: tuple[Side, Side]) -> None:
-    """Two trees give the same tar stream, byte for byte (but for the time of whiteouts, which only containerd 2.x sets to 1970)."""
+async def test_a_layer_is_the_one_that_containerd_makes(
+    change: Callable[[Path], None], sides: tuple[Side, Side]
+) -> None:
+    """Two trees give the same tar stream, byte for byte (but for the time of whiteouts, which only containerd 2.x
+    sets to 1970).
+    """
     made = []
     for side in sides:
         left, right = trees(side, change)
         layer = await side.make(bind(left), bind(right), media_type=LAYER)
         made.append(without_times(await side.read(layer.digest)))
     if made[0] != made[1]:
-        listed = [[(m.name, m.type, m.size, m.mtime, m.mode, m.uid, m.linkname) for m in members(data)] for data in made]
+        listed = [
+            [(m.name, m.type, m.size, m.mtime, m.mode, m.uid, m.linkname) for m in members(data)] for data in made
+        ]
         assert listed[0] == listed[1]
     assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 async def test_a_layer_applied_gives_the_tree_that_it_was_made_of(change: Callable[[Path], None], side: Side) -> None:
-    """Made of two trees and applied to the older, a layer gives the newer: but for xattrs, sockets and fractions of seconds, which layers of containerd do not carry."""
+    """Made of two trees and applied to the older, a layer gives the newer: but for xattrs, sockets and fractions of
+    seconds, which layers of containerd do not carry.
+    """
     left, right = trees(side, change)
     layer = await side.make(bind(left), bind(right))
     await side.apply(await side.read(layer.digest), bind(left), layer.media_type)
@@ -228,7 +272,9 @@ async def test_a_layer_applied_gives_the_tree_that_it_was_made_of(change: Callab
 
 
 async def test_an_overlay_is_compared_with_its_lower_directory(side: Side) -> None:
-    """The usual case: left the parent, right an overlay on it, whose whiteouts and opaque directories become the layer's."""
+    """The usual case: left the parent, right an overlay on it, whose whiteouts and opaque directories become the
+    layer's.
+    """
     lower, upper, work = side.directory("lower"), side.directory("upper"), side.directory("work")
     base(lower)
     os.mknod(upper / "lib", 0o020000, 0)
@@ -241,10 +287,18 @@ async def test_an_overlay_is_compared_with_its_lower_directory(side: Side) -> No
     assert names == [".wh.lib", "var", "var/cache", "var/cache/.wh.a", "var/cache/new"]
 
 
-@pytest.mark.parametrize(("media_type", "inflate"), [
-    ("", lambda data: zlib.decompress(data, wbits=31)), (LAYER + "+gzip", lambda data: zlib.decompress(data, wbits=31)),
-    (LAYER + "+zstd", lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)), (LAYER, bytes)])
-async def test_a_compressed_layer_carries_its_diff_id(media_type: str, inflate: Callable[[bytes], bytes], side: Side) -> None:
+@pytest.mark.parametrize(
+    ("media_type", "inflate"),
+    [
+        ("", lambda data: zlib.decompress(data, wbits=31)),
+        (LAYER + "+gzip", lambda data: zlib.decompress(data, wbits=31)),
+        (LAYER + "+zstd", lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)),
+        (LAYER, bytes),
+    ],
+)
+async def test_a_compressed_layer_carries_its_diff_id(
+    media_type: str, inflate: Callable[[bytes], bytes], side: Side
+) -> None:
     """The descriptor names the blob; its label is the digest of what is in it, and the caller's labels are there."""
     left, right = trees(side, many_changes)
     put(right / "unique", media_type.encode())  # a blob that is there already keeps its labels
@@ -264,7 +318,9 @@ async def test_no_entry_is_later_than_the_source_date_epoch(sides: tuple[Side, S
     """SOURCE_DATE_EPOCH bounds the times of all entries."""
     side = sides[0]
     left, right = trees(side, many_changes)
-    layer = await side.make(bind(left), bind(right), media_type=LAYER, source_date_epoch=Timestamp(seconds=OLD - 1000, nanos=5))
+    layer = await side.make(
+        bind(left), bind(right), media_type=LAYER, source_date_epoch=Timestamp(seconds=OLD - 1000, nanos=5)
+    )
     times = {m.name: m.mtime for m in members(await side.read(layer.digest))}
     assert set(times.values()) == {OLD - 1000, 0}
     assert all(".wh." in name for name, when in times.items() if when == 0)
@@ -274,10 +330,15 @@ async def test_what_cannot_be_made_is_said_as_containerd_says_it(sides: tuple[Si
     """Another media type is UNIMPLEMENTED; a source that is not there fails to mount; no ingest stays."""
     for side in sides:
         left, right = trees(side, nothing)
-        verdict, error = await outcome(side.make(bind(left), bind(right), media_type="application/vnd.docker.image.rootfs.diff.tar.gzip"))
+        verdict, error = await outcome(
+            side.make(bind(left), bind(right), media_type="application/vnd.docker.image.rootfs.diff.tar.gzip")
+        )
         assert verdict == "refused"
         assert isinstance(error, errors.Unimplemented)
-        assert str(error) == "unsupported diff media type: application/vnd.docker.image.rootfs.diff.tar.gzip: not implemented"
+        assert (
+            str(error)
+            == "unsupported diff media type: application/vnd.docker.image.rootfs.diff.tar.gzip: not implemented"
+        )
         verdict, error = await outcome(side.make(bind(left), bind(side.place / "missing")))
         assert verdict == "refused"
         assert isinstance(error, errors.Unknown)
@@ -294,7 +355,11 @@ async def test_random_trees_give_the_layer_that_containerd_makes(seed: int, side
             names = ["a", "b", "c", "a/b", "a/c", "b/a", "a/b/c", "c/a/b", "b.x", "a-b/c"]
             for _ in range(12):
                 path = root / rng.choice(names)
-                if any((p.exists() and not p.is_dir()) or p.is_symlink() for p in path.parents if p != root and root in p.parents):
+                if any(
+                    (p.exists() and not p.is_dir()) or p.is_symlink()
+                    for p in path.parents
+                    if p != root and root in p.parents
+                ):
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if os.path.lexists(path):
@@ -322,6 +387,7 @@ async def test_random_trees_give_the_layer_that_containerd_makes(seed: int, side
             for found in root.rglob("*"):
                 if not found.is_file() or found.is_symlink():
                     os.utime(found, (OLD, OLD), follow_symlinks=False)
+
         return inner
 
     made = []

@@ -1,4 +1,6 @@
-"""What the Diff service does around a layer: media types, compression, blobs by file and by stream, errors, cancellation, crashes, traces."""
+"""What the Diff service does around a layer: media types, compression, blobs by file and by stream, errors,
+cancellation, crashes, traces.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ ZSTD = zstandard.compress(PLAIN)
 SKIPPABLE = b"\x53\x2a\x4d\x18\x05\0\0\0hello"
 COMPRESSED = {
     "gzip": ZIPPED,
-    "gzip in members": gzip.compress(PLAIN[:1000]) + gzip.compress(PLAIN[1000:2_000_000]) + gzip.compress(b"") + gzip.compress(PLAIN[2_000_000:]),
+    "gzip in members": gzip.compress(PLAIN[:1000])
+    + gzip.compress(PLAIN[1000:2_000_000])
+    + gzip.compress(b"")
+    + gzip.compress(PLAIN[2_000_000:]),
     "gzip with a name": b"\x1f\x8b\x08\x08\0\0\0\0\0\x03name\0" + ZIPPED[10:],
     "gzip cut off": ZIPPED[:-20],
     "gzip without trailer": ZIPPED[:-8],
@@ -59,13 +64,30 @@ COMPRESSED = {
     "xz": b"\xfd7zXZ\0" + bytes(100),
 }
 OCI, DOCKER = "application/vnd.oci.image.layer", "application/vnd.docker.image.rootfs"
-MEDIA_TYPES = [f"{OCI}.v1.tar", f"{OCI}.v1.tar+gzip", f"{OCI}.v1.tar+zstd", f"{OCI}.nondistributable.v1.tar", f"{OCI}.nondistributable.v1.tar+gzip",
-               f"{OCI}.v1.tar+gzip+encrypted", f"{OCI}.v1.tar+encrypted", f"{OCI}.v1.tar+zzz", f"{DOCKER}.diff.tar", f"{DOCKER}.diff.tar.gzip", f"{DOCKER}.foreign.diff.tar",
-               f"{DOCKER}.foreign.diff.tar.gzip", f"{DOCKER}.diff.tar.gzip+encrypted", "application/vnd.oci.image.config.v1+json", "text/plain", ""]
+MEDIA_TYPES = [
+    f"{OCI}.v1.tar",
+    f"{OCI}.v1.tar+gzip",
+    f"{OCI}.v1.tar+zstd",
+    f"{OCI}.nondistributable.v1.tar",
+    f"{OCI}.nondistributable.v1.tar+gzip",
+    f"{OCI}.v1.tar+gzip+encrypted",
+    f"{OCI}.v1.tar+encrypted",
+    f"{OCI}.v1.tar+zzz",
+    f"{DOCKER}.diff.tar",
+    f"{DOCKER}.diff.tar.gzip",
+    f"{DOCKER}.foreign.diff.tar",
+    f"{DOCKER}.foreign.diff.tar.gzip",
+    f"{DOCKER}.diff.tar.gzip+encrypted",
+    "application/vnd.oci.image.config.v1+json",
+    "text/plain",
+    "",
+]
 
 
 async def same(sides: tuple[Side, Side], work) -> tuple[str, object]:
-    """The outcome of ``work`` (of a side and a new directory), which must be the same on both sides, as must be what it leaves."""
+    """The outcome of ``work`` (of a side and a new directory), which must be the same on both sides, as must be
+    what it leaves.
+    """
     roots = [side.directory("root") for side in sides]
     one, other = await asyncio.gather(*(outcome(work(side, root)) for side, root in zip(sides, roots, strict=True)))
     assert one[0] == other[0], f"ours {one[1]}, containerd's {other[1]}"
@@ -81,7 +103,9 @@ async def same(sides: tuple[Side, Side], work) -> tuple[str, object]:
 
 @pytest.mark.parametrize("name", COMPRESSED)
 async def test_compression_is_told_by_the_bytes(name: str, sides: tuple[Side, Side]) -> None:
-    """What containerd inflates is inflated, what it finds damaged is refused. With pigz it ignores what follows a gzip stream, without it refuses that: here it is ignored."""
+    """What containerd inflates is inflated, what it finds damaged is refused. With pigz it ignores what follows a
+    gzip stream, without it refuses that: here it is ignored.
+    """
     if name in ("gzip then zeros", "gzip then text") and not shutil.which("unpigz"):
         assert (await sides[0].apply(COMPRESSED[name], bind(sides[0].place), f"{TAR}+gzip")).size == len(PLAIN)
         return
@@ -107,14 +131,20 @@ async def test_a_blob_that_is_not_there(sides: tuple[Side, Side]) -> None:
     texts = []
     for side in sides:
         with pytest.raises(errors.NotFound) as caught:
-            await side.diff.Apply(pb.ApplyRequest(diff=descriptor_pb2.Descriptor(media_type=TAR, digest=digest), mounts=bind(side.place)), headers=HEADERS)
+            await side.diff.Apply(
+                pb.ApplyRequest(diff=descriptor_pb2.Descriptor(media_type=TAR, digest=digest), mounts=bind(side.place)),
+                headers=HEADERS,
+            )
         texts.append(str(caught.value))
     assert texts[0].startswith("failed to get reader from content store: content ")
     assert texts[0].endswith(f"{digest}: not found")
     assert texts[1].startswith("failed to get reader from content store: content ")
 
 
-@pytest.mark.parametrize("target", ["read-only", "missing", "file", "overlay view", "none", "unknown type", "internal option", "sub-target", "tmpfs"])
+@pytest.mark.parametrize(
+    "target",
+    ["read-only", "missing", "file", "overlay view", "none", "unknown type", "internal option", "sub-target", "tmpfs"],
+)
 async def test_targets_are_mounted_as_by_containerd(target: str, sides: tuple[Side, Side]) -> None:
     """Odd mounts are refused, or written to, as there."""
 
@@ -125,7 +155,9 @@ async def test_targets_are_mounted_as_by_containerd(target: str, sides: tuple[Si
             "read-only": lambda: bind(root, "ro"),
             "missing": lambda: bind(root / "missing"),
             "file": lambda: bind(Path("/etc/hostname")),
-            "overlay view": lambda: [mount_pb2.Mount(type="overlay", source="overlay", options=[f"lowerdir={root}:{root}/sub"])],
+            "overlay view": lambda: [
+                mount_pb2.Mount(type="overlay", source="overlay", options=[f"lowerdir={root}:{root}/sub"])
+            ],
             "none": list,
             "unknown type": lambda: [mount_pb2.Mount(type="nonesuchfs", source="x")],
             "internal option": lambda: [mount_pb2.Mount(type="tmpfs", source="x", options=["nonesuch=1"])],
@@ -155,14 +187,19 @@ async def test_nothing_stays_mounted_or_behind(here: Path, side: Side) -> None:
 async def test_sync_fs(side: Side) -> None:
     """sync_fs is obeyed on each kind of target."""
     await side.apply(BASE, bind(side.directory("root")), sync_fs=True)
-    await side.apply(BASE, overlay(side.directory("upper"), side.directory("work"), side.directory("lower")), sync_fs=True)
+    await side.apply(
+        BASE, overlay(side.directory("upper"), side.directory("work"), side.directory("lower")), sync_fs=True
+    )
     assert (side.place / "upper/bin/sh").read_bytes() == b"shell"
 
 
 async def test_an_overlay_mounted_with_userxattr_gets_user_xattrs(side: Side) -> None:
     """An opaque directory is marked where such an overlay looks for the mark."""
     upper = side.directory("upper")
-    await side.apply(tar(reg(b"d/.wh..wh..opq")), overlay(upper, side.directory("work"), side.directory("lower"), extra=("userxattr",)))
+    await side.apply(
+        tar(reg(b"d/.wh..wh..opq")),
+        overlay(upper, side.directory("work"), side.directory("lower"), extra=("userxattr",)),
+    )
     assert os.getxattr(upper / "d", "user.overlay.opaque") == b"y"
 
 
@@ -182,10 +219,12 @@ async def test_many_lower_directories(side: Side) -> None:
 
 async def test_an_error_is_one_line_that_names_the_entry(side: Side) -> None:
     """What goes wrong at an entry, and what at the stream."""
-    for layer, text in ((tar(reg(b"f"), reg(b"f/x\ny")), r'"f/x\ny": not a directory'),
-                        (tar(reg(b"good"), b"junk" * 128), 'archive/tar: invalid tar header (at or after "good")'),
-                        (tar(reg(b"good", b"x" * 600))[:700], 'unexpected EOF (at or after "good")'),
-                        (b"junk" * 128, "archive/tar: invalid tar header")):
+    for layer, text in (
+        (tar(reg(b"f"), reg(b"f/x\ny")), r'"f/x\ny": not a directory'),
+        (tar(reg(b"good"), b"junk" * 128), 'archive/tar: invalid tar header (at or after "good")'),
+        (tar(reg(b"good", b"x" * 600))[:700], 'unexpected EOF (at or after "good")'),
+        (b"junk" * 128, "archive/tar: invalid tar header"),
+    ):
         verdict, error = await outcome(side.apply(layer, bind(side.place)))
         assert verdict == "refused"
         assert str(error) == text
@@ -194,7 +233,14 @@ async def test_an_error_is_one_line_that_names_the_entry(side: Side) -> None:
 async def test_a_mount_that_we_cannot_make_is_unimplemented(side: Side) -> None:
     """Named, and not silently left out."""
     with pytest.raises(errors.Unimplemented, match="mount"):
-        await side.apply(BASE, [mount_pb2.Mount(type="bind", source=str(side.place), options=["rbind", "uidmap=0:1000:10", "gidmap=0:1000:10"])])
+        await side.apply(
+            BASE,
+            [
+                mount_pb2.Mount(
+                    type="bind", source=str(side.place), options=["rbind", "uidmap=0:1000:10", "gidmap=0:1000:10"]
+                )
+            ],
+        )
 
 
 async def test_block_images_are_mounted_by_loop_devices(side: Side) -> None:
@@ -215,7 +261,16 @@ async def test_block_images_are_mounted_by_loop_devices(side: Side) -> None:
         assert (root / "bin/sh").read_bytes() == b"shell"
     with pytest.raises(errors.Unknown, match="/none.img: no such file or directory"):
         await side.apply(BASE, [mount_pb2.Mount(type="ext4", source="/none.img", options=["loop"])])
-    eventually(lambda: not [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if str(side.place) in path.read_text()], "a loop device is left")
+    eventually(
+        lambda: (
+            not [
+                path
+                for path in Path("/sys/block").glob("loop*/loop/backing_file")
+                if str(side.place) in path.read_text()
+            ]
+        ),
+        "a loop device is left",
+    )
 
 
 async def test_a_target_that_is_not_there_is_named(side: Side) -> None:
@@ -251,7 +306,12 @@ async def test_a_content_service_without_files_is_read_and_written_by_stream(her
             await side.apply(await side.read(layer.digest), bind(copy), layer.media_type)
             assert {p.name: p.read_bytes() for p in copy.iterdir()} == {p.name: p.read_bytes() for p in root.iterdir()}
             with pytest.raises(errors.NotFound):
-                await side.diff.Apply(pb.ApplyRequest(diff=descriptor_pb2.Descriptor(media_type=TAR, digest=f"sha256:{'0' * 64}"), mounts=bind(root)), headers=HEADERS)
+                await side.diff.Apply(
+                    pb.ApplyRequest(
+                        diff=descriptor_pb2.Descriptor(media_type=TAR, digest=f"sha256:{'0' * 64}"), mounts=bind(root)
+                    ),
+                    headers=HEADERS,
+                )
 
 
 class Stalling:
@@ -267,14 +327,18 @@ class Stalling:
         self.calls.append(call)
         return content_pb.InfoResponse(info=content_pb.Info(digest=request.digest, size=1 << 40))
 
-    async def Read(self, request: content_pb.ReadContentRequest, call: rpc.Call) -> AsyncIterator[content_pb.ReadContentResponse]:
+    async def Read(
+        self, request: content_pb.ReadContentRequest, call: rpc.Call
+    ) -> AsyncIterator[content_pb.ReadContentResponse]:
         self.calls.append(call)
         yield content_pb.ReadContentResponse(data=self.data)
         await asyncio.Event().wait()
 
 
 def apply_request(root: Path) -> pb.ApplyRequest:
-    return pb.ApplyRequest(diff=descriptor_pb2.Descriptor(media_type=TAR, digest=f"sha256:{'0' * 64}"), mounts=bind(root))
+    return pb.ApplyRequest(
+        diff=descriptor_pb2.Descriptor(media_type=TAR, digest=f"sha256:{'0' * 64}"), mounts=bind(root)
+    )
 
 
 async def test_a_cancelled_call_ends_its_worker(place: Path) -> None:
@@ -282,11 +346,18 @@ async def test_a_cancelled_call_ends_its_worker(place: Path) -> None:
     (root := place / "root").mkdir()
     content = Stalling(reg(b"first", b"x") + reg(b"second", size=1 << 20))
     servicer = DiffServicer(place / "internal.sock", place / "scratch")
-    async with rpc.serving(place / "internal.sock", [content], grace=0), rpc.serving(place / "diff.sock", [servicer], grace=0), rpc.Channel(place / "diff.sock") as channel:
-        call = asyncio.ensure_future(channel.client(DIFF).Apply(apply_request(root), headers={**HEADERS, rpc.LEASE: "mine"}, timeout=None))
+    async with (
+        rpc.serving(place / "internal.sock", [content], grace=0),
+        rpc.serving(place / "diff.sock", [servicer], grace=0),
+        rpc.Channel(place / "diff.sock") as channel,
+    ):
+        call = asyncio.ensure_future(
+            channel.client(DIFF).Apply(apply_request(root), headers={**HEADERS, rpc.LEASE: "mine"}, timeout=None)
+        )
 
         async def begun() -> bool:
-            return (root / "second").exists() and len(processes_naming(place / "scratch")) == 2  # the program that waits, and the worker
+            # the program that waits, and the worker
+            return (root / "second").exists() and len(processes_naming(place / "scratch")) == 2
 
         await eventually_async(begun, "the worker does not unpack")
         call.cancel()
@@ -306,7 +377,9 @@ async def test_a_worker_dies_with_its_service(place: Path) -> None:
     content = Stalling(reg(b"first", b"x") + reg(b"second", size=1 << 20))
     (place / "state").mkdir()
     async with rpc.serving(place / "state/internal.sock", [content], grace=0):
-        service = await asyncio.to_thread(ServiceProcess, "services.snapshots", place / "r", place / "state", sockets=("diff.sock",))
+        service = await asyncio.to_thread(
+            ServiceProcess, "services.snapshots", place / "r", place / "state", sockets=("diff.sock",)
+        )
         async with rpc.Channel(place / "state/diff.sock") as channel:
             call = asyncio.ensure_future(channel.client(DIFF).Apply(apply_request(root), headers=HEADERS, timeout=None))
             scratch = place / "r/snapshots/diff"
@@ -327,7 +400,9 @@ async def test_a_worker_dies_with_its_service(place: Path) -> None:
             assert not mounts_below(place)
 
 
-async def test_a_worker_that_dies_fails_its_layer_only(side: Side, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_dies_fails_its_layer_only(
+    side: Side, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """INTERNAL, naming the signal; the next apply of the layer onto the same tree goes well."""
     (faults := place / "faults").mkdir()
     monkeypatch.setenv("SPLITD_FAULTS", str(faults))
@@ -353,8 +428,18 @@ async def test_a_service_that_dies_before_the_commit_leaves_an_ingest_only(place
     store = LocalStore(place / "content")
     request = pb.DiffRequest(left=bind(left), right=bind(right), ref="again")
     servicers: list[rpc.Servicer] = [ContentServicer(store), LocalFilesServicer(store.files)]
-    async with rpc.serving(place / "state/internal.sock", servicers, grace=0), rpc.Channel(place / "state/internal.sock") as internal:
-        service = await asyncio.to_thread(ServiceProcess, "services.snapshots", place / "r", place / "state", sockets=("diff.sock",), env={"SPLITD_FAULTS": str(faults)})
+    async with (
+        rpc.serving(place / "state/internal.sock", servicers, grace=0),
+        rpc.Channel(place / "state/internal.sock") as internal,
+    ):
+        service = await asyncio.to_thread(
+            ServiceProcess,
+            "services.snapshots",
+            place / "r",
+            place / "state",
+            sockets=("diff.sock",),
+            env={"SPLITD_FAULTS": str(faults)},
+        )
         try:
             async with rpc.Channel(place / "state/diff.sock") as channel:
                 (faults / "diff.before-commit").touch()
@@ -367,7 +452,9 @@ async def test_a_service_that_dies_before_the_commit_leaves_an_ingest_only(place
                 service.wait()
                 await asyncio.to_thread(service.start)
                 layer = (await channel.client(DIFF).Diff(request, headers=HEADERS, timeout=30)).diff
-                assert [i.digest async for page in content.List(content_pb.ListContentRequest()) for i in page.info] == [layer.digest]
+                assert [
+                    i.digest async for page in content.List(content_pb.ListContentRequest()) for i in page.info
+                ] == [layer.digest]
                 assert not (await content.ListStatuses(content_pb.ListStatusesRequest())).statuses
         finally:
             await asyncio.to_thread(service.stop)
@@ -379,7 +466,9 @@ async def test_two_writers_of_a_ref(side: Side) -> None:
     left, right = side.directory("left"), side.directory("right")
     (right / "f").write_bytes(os.urandom(100))
     assert isinstance(side.content, rpc.Client)
-    begun = await side.content._channel.client(localfiles_stubs.LOCAL_FILES).Begin(files_pb.BeginRequest(ref="taken"), headers=HEADERS)
+    begun = await side.content._channel.client(localfiles_stubs.LOCAL_FILES).Begin(
+        files_pb.BeginRequest(ref="taken"), headers=HEADERS
+    )
     import fcntl
 
     with open(begun.path, "r+b") as held:
@@ -396,7 +485,12 @@ async def test_layers_are_unpacked_side_by_side(side: Side) -> None:
     """Each has a worker: eight at once end as one does."""
     roots = [side.directory(f"root{i}") for i in range(8)]
     layer = descriptor_pb2.Descriptor(media_type=f"{TAR}+gzip", digest=await side.write(ZIPPED))
-    applied = await asyncio.gather(*(side.diff.Apply(pb.ApplyRequest(diff=layer, mounts=bind(root)), headers=HEADERS, timeout=60) for root in roots))
+    applied = await asyncio.gather(
+        *(
+            side.diff.Apply(pb.ApplyRequest(diff=layer, mounts=bind(root)), headers=HEADERS, timeout=60)
+            for root in roots
+        )
+    )
     assert len({a.applied.digest for a in applied}) == 1
     assert all((root / "a").stat().st_size == 3_000_000 for root in roots)
 
@@ -409,7 +503,9 @@ class Collector:
     def __init__(self) -> None:
         self.spans: dict[str, tuple[str, bytes]] = {}
 
-    async def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, call: rpc.Call) -> trace_service_pb2.ExportTraceServiceResponse:
+    async def Export(
+        self, request: trace_service_pb2.ExportTraceServiceRequest, call: rpc.Call
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
         for resource in request.resource_spans:
             name = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
             for scope in resource.scope_spans:
@@ -425,10 +521,21 @@ async def test_a_worker_continues_the_trace(side: Side, place: Path, monkeypatch
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"unix:{place}/otlp.sock")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", "true")
         headers = {**HEADERS, "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
-        for mounts in (bind(side.directory("root")), overlay(side.directory("upper"), side.directory("work"), side.directory("lower"))):
+        for mounts in (
+            bind(side.directory("root")),
+            overlay(side.directory("upper"), side.directory("work"), side.directory("lower")),
+        ):
             digest = await side.write(BASE)
-            await side.diff.Apply(pb.ApplyRequest(diff=descriptor_pb2.Descriptor(media_type=TAR, digest=digest), mounts=mounts), headers=headers, timeout=60)
-        await side.diff.Diff(pb.DiffRequest(left=bind(side.place / "lower"), right=bind(side.place / "root")), headers=headers, timeout=60)
+            await side.diff.Apply(
+                pb.ApplyRequest(diff=descriptor_pb2.Descriptor(media_type=TAR, digest=digest), mounts=mounts),
+                headers=headers,
+                timeout=60,
+            )
+        await side.diff.Diff(
+            pb.DiffRequest(left=bind(side.place / "lower"), right=bind(side.place / "root")),
+            headers=headers,
+            timeout=60,
+        )
 
         async def exported() -> bool:
             return "diff.compare" in collector.spans
@@ -439,7 +546,9 @@ async def test_a_worker_continues_the_trace(side: Side, place: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["lower", "löwer"])
 async def test_an_overlay_with_more_options_than_the_kernel_takes_is_refused(side: Side, name: str) -> None:
-    """In bytes, of which it takes 4,095 and forgets the rest: the lowest directory would be another, and the layer another one."""
+    """In bytes, of which it takes 4,095 and forgets the rest: the lowest directory would be another, and the layer
+    another one.
+    """
     top, cut, lowest, empty = (side.directory(each) for each in ("top", name, f"{name}1", "empty"))
     (cut / "wrong").touch()
     (lowest / "right").touch()

@@ -1,4 +1,6 @@
-"""The program that unpacks layers and its workers: blobs that grow, layers unpacked alone, and what happens when somebody dies."""
+"""The program that unpacks layers and its workers: blobs that grow, layers unpacked alone, and what happens when
+somebody dies.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,15 @@ from tests.support import TOP, eventually_async, processes_naming
 pytestmark = pytest.mark.once
 
 LAYER = tar(directory(b"d/"), reg(b"d/large", os.urandom(1 << 20) * 5), reg(b"small", b"x"))
-DEFAULT_ACL = struct.pack("<I" + "HHI" * 5, 2, *(n for tag, bits, who in ((1, 7, -1), (2, 7, 5), (4, 5, -1), (16, 7, -1), (32, 5, -1)) for n in (tag, bits, who & 0xFFFFFFFF)))
+DEFAULT_ACL = struct.pack(
+    "<I" + "HHI" * 5,
+    2,
+    *(
+        n
+        for tag, bits, who in ((1, 7, -1), (2, 7, 5), (4, 5, -1), (16, 7, -1), (32, 5, -1))
+        for n in (tag, bits, who & 0xFFFFFFFF)
+    ),
+)
 """``u::rwx,u:5:rwx,g::r-x,m::rwx,o::r-x``, as the kernel has it in an xattr."""
 DIFF_ID = f"sha256:{hashlib.sha256(LAYER).hexdigest()}"
 
@@ -70,7 +80,7 @@ class Blob:
         return Growth(self.news, len(self.data))
 
     def grow(self, to: int) -> None:
-        self.file.write(self.data[self.at:to])
+        self.file.write(self.data[self.at : to])
         self.at = to
         os.write(self._tell, to.to_bytes(8, "little"))
 
@@ -93,7 +103,9 @@ async def test_a_layer_is_unpacked_while_it_arrives(packed: bool, appliers: Appl
     """What is there of a file is there before the rest of the blob is; in the end it is as if all had been there."""
     with growing(place, gzip.compress(LAYER) if packed else LAYER) as blob:
         size = len(blob.data)
-        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+        work = asyncio.ensure_future(
+            appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
+        )
         blob.grow(5)
         blob.grow(size // 2)
         large = place / "root/d/large"
@@ -123,7 +135,9 @@ async def test_a_blob_that_stops_growing_fails(appliers: Appliers, place: Path) 
 async def test_whoever_waits_for_a_blob_can_be_cancelled(appliers: Appliers, place: Path) -> None:
     """Its worker is gone when the call is; the others and the program go on."""
     with growing(place, LAYER) as blob:
-        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+        work = asyncio.ensure_future(
+            appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
+        )
 
         async def begun() -> bool:
             return len(processes_naming(place / "scratch")) == 2
@@ -146,25 +160,35 @@ async def test_kill_9_fails_the_layer_and_no_later_one(who: str, appliers: Appli
     """Of the program, or of a worker: INTERNAL, with the signal; the next layer finds a program."""
     with growing(place, LAYER) as blob:
         blob.grow(1000)
-        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+        work = asyncio.ensure_future(
+            appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
+        )
 
         async def begun() -> bool:
             return len(processes_naming(place / "scratch")) == 2
 
         await eventually_async(begun, "no worker")
         pids = processes_naming(place / "scratch")
-        worker = next(pid for pid in pids if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) in pids)
+        worker = next(
+            pid for pid in pids if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) in pids
+        )
         os.kill(worker if who == "worker" else next(pid for pid in pids if pid != worker), signal.SIGKILL)
         with pytest.raises(errors.Internal, match="signal 9"):
             await work
         blob.grow(len(LAYER))
-        assert await appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth) == (DIFF_ID, len(LAYER), ())
+        assert await appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth) == (
+            DIFF_ID,
+            len(LAYER),
+            (),
+        )
         blob.end()
 
 
 async def test_a_layer_alone_has_whiteouts_as_overlays(appliers: Appliers, place: Path) -> None:
     """Its directory becomes an upper one when the layers below are known."""
-    layer = tar(directory(b"etc/"), reg(b"etc/.wh.passwd"), directory(b"var/"), reg(b"var/.wh..wh..opq"), reg(b"var/new", b"1"))
+    layer = tar(
+        directory(b"etc/"), reg(b"etc/.wh.passwd"), directory(b"var/"), reg(b"var/.wh..wh..opq"), reg(b"var/new", b"1")
+    )
     (place / "blob").write_bytes(layer)
     with (place / "blob").open("rb") as file:
         await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
@@ -175,11 +199,20 @@ async def test_a_layer_alone_has_whiteouts_as_overlays(appliers: Appliers, place
 
 
 async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(appliers: Appliers, place: Path) -> None:
-    """What /var is, only the layers below know: it is told which those are when they are known. What the layer names in the end, or no layer has, is not touched."""
-    (place / "blob").write_bytes(tar(reg(b"top", b"1"), reg(b"var/lib/new", b"1"), reg(b"own/x"), directory(b"own/", 0o700), reg(b"opt/x")))
+    """What /var is, only the layers below know: it is told which those are when they are known. What the layer
+    names in the end, or no layer has, is not touched.
+    """
+    (place / "blob").write_bytes(
+        tar(reg(b"top", b"1"), reg(b"var/lib/new", b"1"), reg(b"own/x"), directory(b"own/", 0o700), reg(b"opt/x"))
+    )
     with (place / "blob").open("rb") as file:
         _, _, unnamed = await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
-    assert list(unnamed) == [Unnamed(b"/var"), Unnamed(b"/var/lib", inside=True), Unnamed(b"/own", named=True), Unnamed(b"/opt")]
+    assert list(unnamed) == [
+        Unnamed(b"/var"),
+        Unnamed(b"/var/lib", inside=True),
+        Unnamed(b"/own", named=True),
+        Unnamed(b"/opt"),
+    ]
     for lower, directories in (("upper-lower", ("var",)), ("lower", ("var", "var/lib", "own"))):
         for each in ("", *directories):
             (place / lower / each).mkdir(mode=0o711 if lower == "upper-lower" else 0o722)
@@ -188,7 +221,11 @@ async def test_a_layer_alone_that_leaves_out_directories_inherits_them_later(app
     inherit(f"{place}/root", [f"{place}/upper-lower", f"{place}/lower"], unnamed)
     found = {name: (place / "root" / name).stat() for name in ("var", "var/lib", "own", "opt")}
     assert {name: (stat.S_IMODE(s.st_mode), s.st_uid, s.st_gid) for name, s in found.items()} == {
-        "var": (0o711 & ~0o022, 5, 6), "var/lib": (0o722 & ~0o022, 5, 6), "own": (0o700, 0, 0), "opt": (0o755, 0, 0)}
+        "var": (0o711 & ~0o022, 5, 6),
+        "var/lib": (0o722 & ~0o022, 5, 6),
+        "own": (0o700, 0, 0),
+        "opt": (0o755, 0, 0),
+    }
     assert os.getxattr(place / "root/var/lib", "user.kept") == b"1"
 
 
@@ -223,20 +260,30 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
     news, tell = os.pipe2(os.O_CLOEXEC)
     try:
         with (place / "blob").open("rb") as file:
-            applying = asyncio.ensure_future(appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True, growth=Growth(news, len(layer))))
+            applying = asyncio.ensure_future(
+                appliers.apply(
+                    onto(place / "root"), file.fileno(), detect=True, alone=True, growth=Growth(news, len(layer))
+                )
+            )
 
             async def waits() -> bool:
                 assert appliers._program is not None
                 program = appliers._program._process.pid
                 workers = Path(f"/proc/{program}/task/{program}/children").read_text().split()
-                return any(Path(f"/proc/{worker}/syscall").read_text().startswith("7 ") for worker in workers)  # in poll()
+                # in poll()
+                return any(Path(f"/proc/{worker}/syscall").read_text().startswith("7 ") for worker in workers)
 
             await eventually_async(waits)
             await asyncio.sleep(0.1)
             os.write(tell, len(layer).to_bytes(8, "little"))
             await applying
             with pytest.raises(errors.Unknown):
-                await appliers.apply(onto(place / "root"), file.fileno(), detect=True, growth=Growth(os.open(os.devnull, os.O_RDONLY), len(layer)))
+                await appliers.apply(
+                    onto(place / "root"),
+                    file.fileno(),
+                    detect=True,
+                    growth=Growth(os.open(os.devnull, os.O_RDONLY), len(layer)),
+                )
         good, bad = exporter.get_finished_spans()
     finally:
         tracing.reset()
@@ -251,9 +298,13 @@ async def test_the_work_of_a_worker_is_a_span(appliers: Appliers, place: Path) -
 
 
 async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Appliers, place: Path) -> None:
-    """Where a directory of the first hands its group down, files of the second have the owners that it says all the same."""
+    """Where a directory of the first hands its group down, files of the second have the owners that it says all the
+    same.
+    """
     (place / "upper").mkdir()
-    overlay = Mount("overlay", "overlay", (f"upperdir={place}/upper", f"workdir={place}/work", f"lowerdir={place}/root"))
+    overlay = Mount(
+        "overlay", "overlay", (f"upperdir={place}/upper", f"workdir={place}/work", f"lowerdir={place}/root")
+    )
     for layer in (tar(directory(b"d/", 0o2755, gid=7)), tar(reg(b"d/f", b"1", mode=0o644))):
         (place / "blob").write_bytes(layer)
         with (place / "blob").open("rb") as file:
@@ -264,7 +315,9 @@ async def test_a_second_layer_onto_one_upper_directory_is_roots_too(appliers: Ap
 async def test_the_end_ends_what_is_under_way(appliers: Appliers, place: Path) -> None:
     """Whoever still waits for a worker is told."""
     with growing(place, LAYER) as blob:
-        work = asyncio.ensure_future(appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth))
+        work = asyncio.ensure_future(
+            appliers.apply(onto(place / "root"), blob.file.fileno(), detect=True, growth=blob.growth)
+        )
 
         async def begun() -> bool:
             return len(processes_naming(place / "scratch")) == 2
@@ -287,12 +340,16 @@ async def test_many_layers_at_once(appliers: Appliers, place: Path) -> None:
         with (place / "blob").open("rb") as file:
             return await appliers.apply(onto(root), file.fileno(), detect=True)
 
-    assert set(await asyncio.gather(*map(apply, roots))) == {(f"sha256:{hashlib.sha256(BASE).hexdigest()}", len(BASE), ())}
+    assert set(await asyncio.gather(*map(apply, roots))) == {
+        (f"sha256:{hashlib.sha256(BASE).hexdigest()}", len(BASE), ())
+    }
     assert all((root / "bin/sh").read_bytes() == b"shell" for root in roots)
 
 
 async def test_a_worker_unpacks_many_layers_alone(appliers: Appliers, place: Path) -> None:
-    """One after the other, each into its own directory, whatever the one before was; an error or a mount ends it, and others come."""
+    """One after the other, each into its own directory, whatever the one before was; an error or a mount ends it,
+    and others come.
+    """
     (place / "blob").write_bytes(BASE)
     (place / "broken").write_bytes(b"no tar" * 1000)
     with (place / "blob").open("rb") as file, (place / "broken").open("rb") as broken:
@@ -367,8 +424,19 @@ async def until_files(program: int, least: int, most: int) -> None:
 
 
 async def test_a_group_goes_down_to_directories_that_no_layer_has(appliers: Appliers, place: Path) -> None:
-    """From a set-group-id directory of a layer below, one step, as by mkdir; from one that the layer itself names, at once. What it names later has its own group, and more attributes."""
-    (place / "blob").write_bytes(tar(reg(b"lib/a/b/x"), reg(b"own/c/x"), directory(b"own", 0o2700, gid=9), reg(b"own/d/e/x"), directory(b"lib", 0o2711, gid=8), reg(b"lib/f/x")))
+    """From a set-group-id directory of a layer below, one step, as by mkdir; from one that the layer itself names,
+    at once. What it names later has its own group, and more attributes.
+    """
+    (place / "blob").write_bytes(
+        tar(
+            reg(b"lib/a/b/x"),
+            reg(b"own/c/x"),
+            directory(b"own", 0o2700, gid=9),
+            reg(b"own/d/e/x"),
+            directory(b"lib", 0o2711, gid=8),
+            reg(b"lib/f/x"),
+        )
+    )
     with (place / "blob").open("rb") as file:
         _, _, unnamed = await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
     for name in ("lib", "own"):
@@ -377,10 +445,20 @@ async def test_a_group_goes_down_to_directories_that_no_layer_has(appliers: Appl
         os.chmod(place / "lower" / name, 0o2775)
         os.setxattr(place / "lower" / name, "user.kept", b"1")
     inherit(f"{place}/root", [f"{place}/lower"], unnamed)
-    found = {name: (place / "root" / name).stat() for name in ("lib", "lib/a", "lib/a/b", "lib/f", "own", "own/c", "own/d", "own/d/e")}
+    found = {
+        name: (place / "root" / name).stat()
+        for name in ("lib", "lib/a", "lib/a/b", "lib/f", "own", "own/c", "own/d", "own/d/e")
+    }
     assert {name: (stat.S_IMODE(s.st_mode), s.st_gid) for name, s in found.items()} == {
-        "lib": (0o2711, 8), "lib/a": (0o755, 50), "lib/a/b": (0o755, 0), "lib/f": (0o755, 8),
-        "own": (0o2700, 9), "own/c": (0o755, 50), "own/d": (0o755, 9), "own/d/e": (0o755, 0)}
+        "lib": (0o2711, 8),
+        "lib/a": (0o755, 50),
+        "lib/a/b": (0o755, 0),
+        "lib/f": (0o755, 8),
+        "own": (0o2700, 9),
+        "own/c": (0o755, 50),
+        "own/d": (0o755, 9),
+        "own/d/e": (0o755, 0),
+    }
     assert os.getxattr(place / "root/lib", "user.kept") == b"1"
 
 
@@ -394,7 +472,9 @@ def test_a_default_acl_comes_too_late(place: Path) -> None:
 
 
 def test_what_is_inherited_is_found_through_links(place: Path) -> None:
-    """As containerd resolves them, within the layer; what is no directory down there gives nothing; what is none here, or is below one down there, is an error."""
+    """As containerd resolves them, within the layer; what is no directory down there gives nothing; what is none
+    here, or is below one down there, is an error.
+    """
     for name in ("root/a/b", "root/c/d", "lower/real/b", "upper-lower", "lower/c"):
         (place / name).mkdir(parents=True)
     (place / "lower/a").symlink_to("/real/../real")
@@ -440,26 +520,47 @@ def test_names_that_repeat_are_told_apart(place: Path) -> None:
     assert (place / "root/b").stat().st_uid == 7
 
 
-async def test_a_layer_alone_has_its_own_modes_below_a_directory_with_a_default_acl(appliers: Appliers, place: Path) -> None:
-    """Which an operator may have given to the directory of all snapshots: files get the ACL, as everything that is made there, and the mode that the layer says."""
+async def test_a_layer_alone_has_its_own_modes_below_a_directory_with_a_default_acl(
+    appliers: Appliers, place: Path
+) -> None:
+    """Which an operator may have given to the directory of all snapshots: files get the ACL, as everything that is
+    made there, and the mode that the layer says.
+    """
     os.setxattr(place / "root", "system.posix_acl_default", DEFAULT_ACL)
-    (place / "blob").write_bytes(tar(directory(b"d", 0o755), reg(b"d/x", b"x", mode=0o777), reg(b"y", b"y", mode=0o666)))
+    (place / "blob").write_bytes(
+        tar(directory(b"d", 0o755), reg(b"d/x", b"x", mode=0o777), reg(b"y", b"y", mode=0o666))
+    )
     with (place / "blob").open("rb") as file:
         await appliers.apply(onto(place / "root"), file.fileno(), detect=True, alone=True)
-    assert {name: stat.S_IMODE((place / "root" / name).stat().st_mode) for name in ("d", "d/x", "y")} == {"d": 0o755, "d/x": 0o777, "y": 0o666}
+    assert {name: stat.S_IMODE((place / "root" / name).stat().st_mode) for name in ("d", "d/x", "y")} == {
+        "d": 0o755,
+        "d/x": 0o777,
+        "y": 0o666,
+    }
 
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_workers_have_the_code_that_their_service_was_started_with(traced: bool, place: Path) -> None:
-    """The installation is replaced by one whose programs cannot even be imported, as by an upgrade below a service that runs: layers are still unpacked and made."""
+    """The installation is replaced by one whose programs cannot even be imported, as by an upgrade below a service
+    that runs: layers are still unpacked and made.
+    """
     shutil.copytree(TOP / "services", place / "services", ignore=shutil.ignore_patterns("__pycache__"))
     (place / "api").symlink_to(TOP / "api")
     (place / "user").write_text(USER)
     (place / "layer").write_bytes(LAYER)
     for name in ("scratch", "root", "below"):
         (place / name).mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(place)} | ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "0.1"} if traced else {})
-    done = subprocess.run([sys.executable, "-P", place / "user", place], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(place)} | (
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "0.1"} if traced else {}
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", place / "user", place],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, f"{DIFF_ID} made\n"), done.stderr
     assert (place / "root/small").read_bytes() == b"x"
 
@@ -489,13 +590,18 @@ asyncio.run(main())
 """
 
 
-async def test_a_program_that_cannot_be_started_says_so_in_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_that_cannot_be_started_says_so_in_one_sentence(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it is started from is gone altogether: not "Broken pipe", and the next layer tries anew."""
     appliers = Appliers(str(place))
     with monkeypatch.context() as broken, (place / "layer").open("w+b") as blob:
         broken.setattr(kept, "search_path", lambda *_: str(place))
         for _ in range(2):
-            with pytest.raises(errors.Internal, match=r"^the apply worker cannot be started: its program ended with exit code 1, see the service's log"):
+            with pytest.raises(
+                errors.Internal,
+                match=r"^the apply worker cannot be started: its program ended with exit code 1, see the service's log",
+            ):
                 await appliers.apply(onto(place / "root"), blob.fileno(), detect=True)
     (place / "root").mkdir()
     (place / "layer").write_bytes(LAYER)

@@ -1,4 +1,6 @@
-"""The events suite over sockets: our exchange served by the kit, and Debian's containerd, which says whether the suite is right."""
+"""The events suite over sockets: our exchange served by the kit, and Debian's containerd, which says whether the
+suite is right.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ class TestServed(suite.NodeEventsSuite):
 
     @pytest.fixture
     async def events(self, place: Path) -> AsyncIterator[Any]:
-        async with rpc.serving(place / "e.sock", [EventsServicer(Exchange(replay_seconds=0))]), rpc.Channel(place / "e.sock") as channel:
+        async with (
+            rpc.serving(place / "e.sock", [EventsServicer(Exchange(replay_seconds=0))]),
+            rpc.Channel(place / "e.sock") as channel,
+        ):
             yield suite.client(channel)
 
 

@@ -1,4 +1,6 @@
-"""Events through the gateway's process: both its gRPC sockets, the shims' ttrpc socket, and what a restart means for a subscriber."""
+"""Events through the gateway's process: both its gRPC sockets, the shims' ttrpc socket, and what a restart means
+for a subscriber.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,15 @@ TTRPC_EVENTS = events_stubs.EVENTS
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[ServiceProcess]:
     """The gateway alone, without any service behind it."""
-    with short_directory() as place, ServiceProcess("gateway", place / "root", place / "state", sockets=("containerd.sock", "containerd.sock.ttrpc", "internal.sock")) as process:
+    with (
+        short_directory() as place,
+        ServiceProcess(
+            "gateway",
+            place / "root",
+            place / "state",
+            sockets=("containerd.sock", "containerd.sock.ttrpc", "internal.sock"),
+        ) as process,
+    ):
         yield process
 
 
@@ -44,7 +54,10 @@ class TestGateway(suite.NodeEventsSuite):
 
 async def test_a_shims_event_reaches_clients(gateway: ServiceProcess) -> None:
     """What comes in over ttrpc goes out over gRPC, as it is; an envelope that is wrong is refused in the same words."""
-    async with ttrpc.Channel(gateway.state / "containerd.sock.ttrpc") as shim, rpc.Channel(gateway.state / "containerd.sock") as channel:
+    async with (
+        ttrpc.Channel(gateway.state / "containerd.sock.ttrpc") as shim,
+        rpc.Channel(gateway.state / "containerd.sock") as channel,
+    ):
         sent = Envelope(namespace="shims", topic="/tasks/oom", event=pack(task_pb2.TaskOOM(container_id="c")))
         sent.timestamp.FromSeconds(1_700_000_000)
         async with suite.subscribed(suite.client(channel), "namespace==shims") as subscriber:
@@ -57,15 +70,23 @@ async def test_a_shims_event_reaches_clients(gateway: ServiceProcess) -> None:
 
 async def test_what_services_publish_reaches_clients(gateway: ServiceProcess) -> None:
     """The internal socket leads into the same exchange."""
-    async with rpc.Channel(gateway.state / "internal.sock") as inside, rpc.Channel(gateway.state / "containerd.sock") as channel:
+    async with (
+        rpc.Channel(gateway.state / "internal.sock") as inside,
+        rpc.Channel(gateway.state / "containerd.sock") as channel,
+    ):
         async with suite.subscribed(suite.client(channel), "namespace==inside") as subscriber:
             await suite.publish(suite.client(inside), "/images/create", task_pb2.TaskOOM(), "inside")
             assert await subscriber.topics() == ["/images/create"]
 
 
 async def test_a_subscriber_that_comes_back_after_a_crash_missed_nothing(gateway: ServiceProcess) -> None:
-    """Killed, the gateway ends the subscription with UNAVAILABLE; who subscribes to the next one soon gets what was published to it before. Its id is the same."""
-    async with rpc.Channel(gateway.state / "containerd.sock") as channel, rpc.Channel(gateway.state / "internal.sock") as inside:
+    """Killed, the gateway ends the subscription with UNAVAILABLE; who subscribes to the next one soon gets what was
+    published to it before. Its id is the same.
+    """
+    async with (
+        rpc.Channel(gateway.state / "containerd.sock") as channel,
+        rpc.Channel(gateway.state / "internal.sock") as inside,
+    ):
         events, introspection = suite.client(channel), channel.client(INTROSPECTION)
         before = await introspection.Server(Empty())
         async with suite.subscribed(events) as subscriber:
@@ -80,7 +101,9 @@ async def test_a_subscriber_that_comes_back_after_a_crash_missed_nothing(gateway
             assert await channel.wait_connected(5)
             assert await inside.wait_connected(5)
             await suite.publish(suite.client(inside), "/tasks/exit", suite.exit_of("crash"), "crash")
-            async with contextlib.aclosing(events.Subscribe(pb.SubscribeRequest(filters=["namespace==crash"]))) as stream:
+            async with contextlib.aclosing(
+                events.Subscribe(pb.SubscribeRequest(filters=["namespace==crash"]))
+            ) as stream:
                 first = asyncio.ensure_future(anext(stream))
                 while not first.done():
                     await suite.publish(suite.client(inside), "/later", task_pb2.TaskOOM(), "crash")
@@ -104,6 +127,7 @@ async def test_a_gateway_that_stops_ends_subscriptions_at_once(gateway: ServiceP
                 await subscriber.seen()
     gateway.start()
     async with rpc.Channel(gateway.state / "containerd.sock") as channel:
+
         async def answers() -> bool:
             return bool((await channel.client(VERSION).Version(Empty())).version)
 

@@ -92,7 +92,9 @@ class RawContent:
     async def Info(self, request: content_pb2.InfoRequest, call: rpc.Call) -> content_pb2.InfoResponse:
         return content_pb2.InfoResponse(info=content_pb2.Info(digest="raw"))
 
-    async def Read(self, request: content_pb2.ReadContentRequest, call: rpc.Call) -> AsyncIterator[content_pb2.ReadContentResponse]:
+    async def Read(
+        self, request: content_pb2.ReadContentRequest, call: rpc.Call
+    ) -> AsyncIterator[content_pb2.ReadContentResponse]:
         for i in range(3):
             yield content_pb2.ReadContentResponse(offset=i)
 
@@ -104,7 +106,10 @@ async def gateway(place: Path, *, internal: bool = False, **settings: Any) -> As
     routes = Routes(place, config, {})
     watches = [asyncio.ensure_future(u.watch()) for u in routes.upstreams.values()]
     try:
-        async with rpc.serving(place / "g.sock", [], relay=Relay(routes, config, internal=internal)), rpc.Channel(place / "g.sock", "gateway") as channel:
+        async with (
+            rpc.serving(place / "g.sock", [], relay=Relay(routes, config, internal=internal)),
+            rpc.Channel(place / "g.sock", "gateway") as channel,
+        ):
             yield channel
     finally:
         for watch in watches:
@@ -117,7 +122,12 @@ async def test_headers_and_trailers_pass_but_for_the_transports_own(place: Path)
     images = Images()
     async with rpc.serving(place / "images.sock", [images]), gateway(place) as channel:
         client = channel.client(IMAGES)
-        headers: dict[str, str | bytes] = {"containerd-namespace": "n", "containerd-lease": "l", "x-own": "1", "data-bin": b"\x00\xff"}
+        headers: dict[str, str | bytes] = {
+            "containerd-namespace": "n",
+            "containerd-lease": "l",
+            "x-own": "1",
+            "data-bin": b"\x00\xff",
+        }
         answer = await client.Get(images_pb2.GetImageRequest(name="a"), headers=headers)
         assert answer.image.name == "a"
         assert {k: images.calls[0].headers[k] for k in headers} == headers
@@ -140,14 +150,17 @@ async def test_a_call_is_held_until_its_service_comes(place: Path) -> None:
     """A restart of a service costs its callers a moment, not an error."""
     async with gateway(place) as channel:
         asking = asyncio.ensure_future(channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a")))
-        await channel.client(health_stubs.HEALTH).Check(health_pb2.HealthCheckRequest())  # a call after it was answered: it has come, and is held
+        # a call after it was answered: it has come, and is held
+        await channel.client(health_stubs.HEALTH).Check(health_pb2.HealthCheckRequest())
         assert not asking.done()
         async with rpc.serving(place / "images.sock", [Images()]):
             assert (await asyncio.wait_for(asking, 5)).image.name == "a"
 
 
 async def test_a_service_that_just_starts_is_not_called_broken(place: Path) -> None:
-    """Whoever asks for the plugins of a node that comes up is told of each service when it is there, or when its time is over."""
+    """Whoever asks for the plugins of a node that comes up is told of each service when it is there, or when its
+    time is over.
+    """
     routes = Routes(place, Config(hold=5.0), {})
     health, upstream = NodeHealth(routes), routes["images"]
     watch = asyncio.ensure_future(upstream.watch())
@@ -205,7 +218,9 @@ async def test_an_interrupted_read_is_asked_again_and_an_interrupted_change_is_n
 
 
 async def test_a_wait_outlives_the_service_that_it_waits_in(place: Path) -> None:
-    """A drained service ends its Waits; the gateway issues them again at its successor, and the client sees one answer."""
+    """A drained service ends its Waits; the gateway issues them again at its successor, and the client sees one
+    answer.
+    """
     done = asyncio.Event()
     async with gateway(place) as channel:
         first, second = Tasks(done), Tasks(done)
@@ -217,6 +232,7 @@ async def test_a_wait_outlives_the_service_that_it_waits_in(place: Path) -> None
 
             await eventually_async(asked)
         async with rpc.serving(place / "tasks.sock", [second]):
+
             async def asked_again() -> bool:
                 return second.waits == 1
 
@@ -231,7 +247,9 @@ async def test_raw_calls_are_for_the_internal_socket(place: Path) -> None:
     async with rpc.serving(place / "content.sock", [RawContent()]):
         async with gateway(place, internal=True) as channel:
             assert (await channel.client(CONTENT).Info(content_pb2.InfoRequest(), headers=headers)).info.digest == "raw"
-            read = [m.offset async for m in channel.client(CONTENT).Read(content_pb2.ReadContentRequest(), headers=headers)]
+            read = [
+                m.offset async for m in channel.client(CONTENT).Read(content_pb2.ReadContentRequest(), headers=headers)
+            ]
             assert read == [0, 1, 2]
             with pytest.raises(errors.NotFound, match="backend nowhere"):
                 await channel.client(CONTENT).Info(content_pb2.InfoRequest(), headers={rpc.RAW: "nowhere"})
@@ -249,7 +267,8 @@ async def test_a_service_that_nobody_serves_is_unimplemented_by_name(place: Path
             await channel.unary("/containerd.services.sandbox.v1.Store/Get", b"", {}, 5.0)
 
 
-# ---------------------------------------------------------------------------------------------- one client's excess; on the wire, whose client we drive frame by frame
+# ---------------------------------------------------------------------------------------------- one client's excess; on
+# the wire, whose client we drive frame by frame
 
 
 GET = f"/{IMAGES.full_name}/Get"
@@ -270,7 +289,9 @@ async def heard(raw: Raw, kind: type[Any]) -> Any:
 
 @pytest.mark.usefixtures("wire")
 async def test_resets_are_counted_where_they_come_in(place: Path) -> None:
-    """Clients that give up on many calls, all together on more than any one may, cost the connection to the service nothing: all have that one."""
+    """Clients that give up on many calls, all together on more than any one may, cost the connection to the service
+    nothing: all have that one.
+    """
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True) as server, gateway(place) as channel:
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
@@ -314,7 +335,9 @@ async def test_a_call_that_is_reset_at_once_never_reaches_its_service(place: Pat
 
 @pytest.mark.usefixtures("wire")
 async def test_who_asks_for_much_is_not_before_all_others(place: Path) -> None:
-    """Three clients with a thousand calls each, which take their service three seconds; the next client's first call is answered among the first of those that wait."""
+    """Three clients with a thousand calls each, which take their service three seconds; the next client's first
+    call is answered among the first of those that wait.
+    """
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
         await channel.client(IMAGES).Get(images_pb2.GetImageRequest(name="a"))
@@ -333,7 +356,9 @@ async def test_who_asks_for_much_is_not_before_all_others(place: Path) -> None:
 
 @pytest.mark.usefixtures("wire")
 async def test_calls_that_hang_keep_their_client_from_no_others(place: Path) -> None:
-    """Not for long: they count among those that are under way, but those that wait for their end go on after a moment."""
+    """Not for long: they count among those that are under way, but those that wait for their end go on after a
+    moment.
+    """
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True), gateway(place) as channel:
         client = channel.client(IMAGES)
@@ -350,7 +375,9 @@ async def test_calls_that_hang_keep_their_client_from_no_others(place: Path) -> 
 
 @pytest.mark.usefixtures("wire")
 async def test_large_answers_that_a_client_does_not_take_keep_nobody_from_theirs(place: Path) -> None:
-    """Its further calls wait until it reads; their service, which has one connection for all, answers the others, and holds little."""
+    """Its further calls wait until it reads; their service, which has one connection for all, answers the others,
+    and holds little.
+    """
     images = Images()
     async with rpc.serving(place / "images.sock", [images], relayed=True) as server, gateway(place) as channel:
         client = channel.client(IMAGES)
@@ -368,7 +395,9 @@ async def test_large_answers_that_a_client_does_not_take_keep_nobody_from_theirs
                 assert len((await client.Get(images_pb2.GetImageRequest(name="big"))).image.name) == BIG
             assert isinstance(server, WireServer)
             (link,) = server.links
-            assert sum(stream.queued for stream in link.connection.streams.values()) <= len(deaf) * (Limits().untaken + BIG)
+            assert sum(stream.queued for stream in link.connection.streams.values()) <= len(deaf) * (
+                Limits().untaken + BIG
+            )
 
             def take(raw: Raw) -> bool:
                 for event in raw.of(Data):
@@ -395,7 +424,10 @@ async def test_half_a_request_has_its_time_and_its_room(place: Path) -> None:
                 raw.connection.send(half, messages.PREFIX.pack(0, 1000), b"x")
                 raw.flush()
                 head = (await asyncio.to_thread(raw.until, Raw.statuses))[0]
-                assert (head.code, head.message) == (4, f"the request of {GET} did not come within 0.5s: context deadline exceeded")
+                assert (head.code, head.message) == (
+                    4,
+                    f"the request of {GET} did not come within 0.5s: context deadline exceeded",
+                )
                 raw.events.clear()
                 for _ in range(3):
                     raw.connection.send(raw.open(GET), messages.PREFIX.pack(0, 60_000), b"x" * 50_000)

@@ -37,7 +37,9 @@ def service(place: Path, *abouts: About) -> contextlib.AbstractAsyncContextManag
 
 
 @contextlib.asynccontextmanager
-async def gateway(place: Path, proxies: Mapping[str, ProxyPlugin] = {}, *, hold: float = 5.0) -> AsyncIterator[tuple[Routes, Snapshotters]]:
+async def gateway(
+    place: Path, proxies: Mapping[str, ProxyPlugin] = {}, *, hold: float = 5.0
+) -> AsyncIterator[tuple[Routes, Snapshotters]]:
     """What of a gateway knows the snapshotters, its state in ``place`` and its root too."""
     (place / "gateway").mkdir(exist_ok=True)
     routes = Routes(place, Config(hold=hold), proxies)
@@ -102,6 +104,7 @@ async def test_another_release_may_have_others(place: Path) -> None:
         async with service(place, OVERLAY, NATIVE):
             await routes.snapshotter("native", CALL)
         async with service(place, OVERLAY, BLOCK):
+
             async def heard() -> bool:
                 return "block" in routes.snapshotters
 
@@ -115,7 +118,10 @@ async def test_another_release_may_have_others(place: Path) -> None:
 
 async def test_a_proxy_plugin_takes_the_place_of_ours(place: Path) -> None:
     """By its name; another stands beside ours."""
-    proxies = {"native": ProxyPlugin(type="snapshot", address="/run/n.sock"), "stargz": ProxyPlugin(type="snapshot", address="/run/s.sock")}
+    proxies = {
+        "native": ProxyPlugin(type="snapshot", address="/run/n.sock"),
+        "stargz": ProxyPlugin(type="snapshot", address="/run/s.sock"),
+    }
     async with service(place, OVERLAY, NATIVE), gateway(place, proxies) as (routes, _):
         await routes.snapshotter("overlayfs", CALL)
         assert routes.snapshotters == ("overlayfs", "native", "stargz")

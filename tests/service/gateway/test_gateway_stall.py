@@ -21,7 +21,9 @@ class Silent:
 
     SERVICE = SERVICE
 
-    async def Write(self, requests: AsyncIterator[pb.WriteContentRequest], call: rpc.Call) -> AsyncIterator[pb.WriteContentResponse]:
+    async def Write(
+        self, requests: AsyncIterator[pb.WriteContentRequest], call: rpc.Call
+    ) -> AsyncIterator[pb.WriteContentResponse]:
         async for _ in requests:
             await asyncio.sleep(3600)
             yield pb.WriteContentResponse()
@@ -34,8 +36,14 @@ async def test_a_write_to_a_silent_store_ends(place: Path) -> None:
     config = place / "c.toml"
     config.write_text('[gateway]\nstall = "300ms"\n')
     async with rpc.serving(state / "content.sock", [Silent()], grace=0):
-        with ServiceProcess("services.metadata", root, state), ServiceProcess("gateway", root, state, sockets=("containerd.sock",), config=config):
-            async with rpc.Channel(state / "containerd.sock") as channel, channel.client(SERVICE).Write(headers={rpc.NAMESPACE: "n"}) as stream:
+        with (
+            ServiceProcess("services.metadata", root, state),
+            ServiceProcess("gateway", root, state, sockets=("containerd.sock",), config=config),
+        ):
+            async with (
+                rpc.Channel(state / "containerd.sock") as channel,
+                channel.client(SERVICE).Write(headers={rpc.NAMESPACE: "n"}) as stream,
+            ):
                 await stream.send(pb.WriteContentRequest(action=pb.STAT, ref="r"))
                 with pytest.raises(errors.Unavailable, match="service content has been silent"):
                     await asyncio.wait_for(stream.receive(), 20)

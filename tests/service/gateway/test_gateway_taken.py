@@ -44,12 +44,18 @@ async def test_it_is_asked_a_few_times(place: Path, verb: str) -> None:
     config.write_text(f'[proxy_plugins.theirs]\ntype = "snapshot"\naddress = "{state}/theirs.sock"\n')
     theirs = Taken(free=verb == "commit")
     async with rpc.serving(state / "theirs.sock", [theirs], grace=0):
-        with ServiceProcess("services.metadata", root, state, config=config), ServiceProcess("gateway", root, state, sockets=("containerd.sock",), config=config):
+        with (
+            ServiceProcess("services.metadata", root, state, config=config),
+            ServiceProcess("gateway", root, state, sockets=("containerd.sock",), config=config),
+        ):
             async with rpc.Channel(state / "containerd.sock") as channel:
                 snapshots = RemoteSnapshotter(channel, snapshotter="theirs", headers={rpc.NAMESPACE: "n"})
                 if verb == "commit":
                     await snapshots.prepare("k")
-                with pytest.raises(errors.FailedPrecondition, match=r"snapshots\.theirs says of 10 new names, one after the other, that it has them \(snapshot n/\d+/.*: already exists"):
+                with pytest.raises(
+                    errors.FailedPrecondition,
+                    match=r"snapshots\.theirs says of 10 new names, one after the other, that it has them \(snapshot n/\d+/.*: already exists",
+                ):
                     await (snapshots.prepare("k") if verb == "prepare" else snapshots.commit("name", "k"))
                 assert len(set(theirs.asked)) == len(theirs.asked) == 10
                 if verb == "commit":

@@ -1,4 +1,6 @@
-"""The processes that a collection takes part in, for real: content, snapshots, metadata, the gateway; and a client of theirs."""
+"""The processes that a collection takes part in, for real: content, snapshots, metadata, the gateway; and a client
+of theirs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from tests.support import ServiceProcess, eventually_async
 SNAPSHOTTERS = ("overlayfs", "native")
 
 PACE = "[metadata.gc]\npause_threshold = 0.5\n"
-"""Collections take half of the time at most, by what they took on average. By default it is a fiftieth: after one that a busy machine made slow the next would be long in coming."""
+"""Collections take half of the time at most, by what they took on average. By default it is a fiftieth: after one
+that a busy machine made slow the next would be long in coming.
+"""
 
 
 class Processes:
@@ -39,7 +43,16 @@ class Processes:
         self.gateway = self._start("gateway", "containerd.sock", "internal.sock")
 
     def _start(self, module: str, *sockets: str) -> ServiceProcess:
-        return self._stack.enter_context(ServiceProcess(module, self.root, self.state, sockets=sockets, config=self._config, env={"SPLITD_FAULTS": str(self.faults)}))
+        return self._stack.enter_context(
+            ServiceProcess(
+                module,
+                self.root,
+                self.state,
+                sockets=sockets,
+                config=self._config,
+                env={"SPLITD_FAULTS": str(self.faults)},
+            )
+        )
 
     def close(self) -> None:
         self._stack.close()
@@ -91,17 +104,35 @@ class Client:
             await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=ref, data=data))
             await stream.receive()
 
-    async def write(self, data: bytes, labels: Mapping[str, str] = {}, lease: str = "", ref: str = "", *, say: bool = True) -> str:
+    async def write(
+        self, data: bytes, labels: Mapping[str, str] = {}, lease: str = "", ref: str = "", *, say: bool = True
+    ) -> str:
         """Write and commit a blob; ``say`` its digest beforehand. The digest."""
         digest = digest_of(data)
         expected = digest if say else ""
         async with self.content.Write(headers=self.headers(lease), timeout=60) as stream:
             try:
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref=ref or f"w-{digest}", data=data, total=len(data), expected=expected))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.WRITE,
+                        ref=ref or f"w-{digest}",
+                        data=data,
+                        total=len(data),
+                        expected=expected,
+                    )
+                )
                 answer = await stream.receive()
                 assert answer.offset == len(data)
-                await stream.send(content_pb2.WriteContentRequest(action=content_pb2.COMMIT, ref=ref or f"w-{digest}", offset=len(data), total=len(data),
-                                                                  expected=expected, labels=labels))
+                await stream.send(
+                    content_pb2.WriteContentRequest(
+                        action=content_pb2.COMMIT,
+                        ref=ref or f"w-{digest}",
+                        offset=len(data),
+                        total=len(data),
+                        expected=expected,
+                        labels=labels,
+                    )
+                )
                 answer = await stream.receive()
                 assert answer.digest == digest
             except errors.AlreadyExists:
@@ -109,20 +140,45 @@ class Client:
         return digest
 
     async def read(self, digest: str) -> bytes:
-        return b"".join([answer.data async for answer in self.content.Read(content_pb2.ReadContentRequest(digest=digest), headers=self.headers())])
+        return b"".join(
+            [
+                answer.data
+                async for answer in self.content.Read(
+                    content_pb2.ReadContentRequest(digest=digest), headers=self.headers()
+                )
+            ]
+        )
 
-    async def layer(self, name: str, parent: str = "", snapshotter: str = "overlayfs", labels: Mapping[str, str] = {}, lease: str = "") -> None:
+    async def layer(
+        self,
+        name: str,
+        parent: str = "",
+        snapshotter: str = "overlayfs",
+        labels: Mapping[str, str] = {},
+        lease: str = "",
+    ) -> None:
         """Prepare and commit a snapshot; without a lease it is held only until that is done."""
         held = lease or await self.lease(f"making-{name}-{time.monotonic_ns()}")
         await self.prepare(f"{name}-key", parent, snapshotter, lease=held)
-        await self.snapshots.Commit(snapshots_pb2.CommitSnapshotRequest(snapshotter=snapshotter, name=name, key=f"{name}-key", labels=labels),
-                                    headers=self.headers(held))
+        await self.snapshots.Commit(
+            snapshots_pb2.CommitSnapshotRequest(snapshotter=snapshotter, name=name, key=f"{name}-key", labels=labels),
+            headers=self.headers(held),
+        )
         if not lease:
             await self.unlease(held)
 
-    async def prepare(self, key: str, parent: str = "", snapshotter: str = "overlayfs", lease: str = "", labels: Mapping[str, str] = {}) -> Any:
-        return await self.snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent, labels=labels),
-                                            headers=self.headers(lease))
+    async def prepare(
+        self,
+        key: str,
+        parent: str = "",
+        snapshotter: str = "overlayfs",
+        lease: str = "",
+        labels: Mapping[str, str] = {},
+    ) -> Any:
+        return await self.snapshots.Prepare(
+            snapshots_pb2.PrepareSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent, labels=labels),
+            headers=self.headers(lease),
+        )
 
     async def image(self, name: str, digest: str) -> None:
         request = images_pb2.CreateImageRequest(image=images_pb2.Image(name=name))
@@ -130,7 +186,9 @@ class Client:
         await self.records.CreateImage(request, headers=self.headers())
 
     async def remove_image(self, name: str, *, sync: bool) -> None:
-        await self.records.DeleteImage(images_pb2.DeleteImageRequest(name=name, sync=sync), headers=self.headers(), timeout=60)
+        await self.records.DeleteImage(
+            images_pb2.DeleteImageRequest(name=name, sync=sync), headers=self.headers(), timeout=60
+        )
 
     async def collect(self) -> records_pb2.Collected:
         found: records_pb2.Collected = await self.records.Collect(records_pb2.CollectRequest(), timeout=60)
@@ -139,16 +197,30 @@ class Client:
     # -- what is below
 
     async def raw_blobs(self) -> set[str]:
-        return {info.digest async for answer in self.raw_content.List(content_pb2.ListContentRequest(), headers={RAW: "content"}) for info in answer.info}
+        return {
+            info.digest
+            async for answer in self.raw_content.List(content_pb2.ListContentRequest(), headers={RAW: "content"})
+            for info in answer.info
+        }
 
     async def raw_ingests(self) -> set[str]:
-        return {s.ref for s in (await self.raw_content.ListStatuses(content_pb2.ListStatusesRequest(), headers={RAW: "content"})).statuses}
+        return {
+            s.ref
+            for s in (
+                await self.raw_content.ListStatuses(content_pb2.ListStatusesRequest(), headers={RAW: "content"})
+            ).statuses
+        }
 
     async def raw_layers(self) -> set[str]:
         """Raw keys of all snapshotters."""
-        return {info.name for name in SNAPSHOTTERS
-                async for answer in self.raw_snapshots.List(snapshots_pb2.ListSnapshotsRequest(snapshotter=name), headers={RAW: f"snapshots.{name}"})
-                for info in answer.info}
+        return {
+            info.name
+            for name in SNAPSHOTTERS
+            async for answer in self.raw_snapshots.List(
+                snapshots_pb2.ListSnapshotsRequest(snapshotter=name), headers={RAW: f"snapshots.{name}"}
+            )
+            for info in answer.info
+        }
 
     async def raw(self) -> set[str]:
         """All of it."""
@@ -160,9 +232,19 @@ class Client:
 
     async def listed(self) -> tuple[set[str], set[str]]:
         """Digests and snapshots of the namespace's records."""
-        blobs = {info.digest async for answer in self.content.List(content_pb2.ListContentRequest(), headers=self.headers()) for info in answer.info}
-        layers = {info.name for name in SNAPSHOTTERS
-                  async for answer in self.snapshots.List(snapshots_pb2.ListSnapshotsRequest(snapshotter=name), headers=self.headers()) for info in answer.info}
+        blobs = {
+            info.digest
+            async for answer in self.content.List(content_pb2.ListContentRequest(), headers=self.headers())
+            for info in answer.info
+        }
+        layers = {
+            info.name
+            for name in SNAPSHOTTERS
+            async for answer in self.snapshots.List(
+                snapshots_pb2.ListSnapshotsRequest(snapshotter=name), headers=self.headers()
+            )
+            for info in answer.info
+        }
         return blobs, layers
 
     async def ready(self) -> None:
@@ -181,11 +263,16 @@ class Client:
         try:
             await eventually_async(answering, "the processes do not come up", 30)
         except AssertionError as error:
-            logs = "".join(f"\n--- {p.module}\n{p.text()[-2000:]}" for p in (self.processes.metadata, self.processes.gateway, self.processes.content))
+            logs = "".join(
+                f"\n--- {p.module}\n{p.text()[-2000:]}"
+                for p in (self.processes.metadata, self.processes.gateway, self.processes.content)
+            )
             raise AssertionError(f"{error}; the last collection: {last}{logs}") from None
 
     async def _known(self) -> bool:
-        """Whether the gateway has noticed that metadata is there: one that was away for longer than a call is held for gets none until then."""
+        """Whether the gateway has noticed that metadata is there: one that was away for longer than a call is held
+        for gets none until then.
+        """
         try:
             await self.leases.List(leases_pb2.ListRequest(), headers=self.headers())
         except errors.Unavailable:
@@ -193,6 +280,11 @@ class Client:
         return True
 
     async def _stamped(self) -> bool:
-        """Whether each store that tests look into is swept as our own: there may be more, such as that of a snapshotter that does not work here."""
+        """Whether each store that tests look into is swept as our own: there may be more, such as that of a
+        snapshotter that does not work here.
+        """
         root = self.processes.root
-        return all((where / "store-id").exists() for where in (root / "content", *(root / "snapshots" / name for name in SNAPSHOTTERS)))
+        return all(
+            (where / "store-id").exists()
+            for where in (root / "content", *(root / "snapshots" / name for name in SNAPSHOTTERS))
+        )

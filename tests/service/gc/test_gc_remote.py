@@ -28,7 +28,9 @@ class Foreign:
 
     async def List(self, request: pb.ListSnapshotsRequest, call: rpc.Call) -> AsyncIterator[pb.ListSnapshotsResponse]:
         self.calls.append(call)
-        yield pb.ListSnapshotsResponse(info=[pb.Info(name="ns/1/a", kind=pb.COMMITTED, labels={"containerd.io/snapshot.ref": "chain"})])
+        yield pb.ListSnapshotsResponse(
+            info=[pb.Info(name="ns/1/a", kind=pb.COMMITTED, labels={"containerd.io/snapshot.ref": "chain"})]
+        )
         yield pb.ListSnapshotsResponse(info=[pb.Info(name="ns/2/b", parent="ns/1/a")])
 
     async def Remove(self, request: pb.RemoveSnapshotRequest, call: rpc.Call) -> Empty:
@@ -46,7 +48,10 @@ async def test_a_foreign_snapshotter_is_asked_as_a_proxy_plugin_is(place: Path) 
         stores = RemoteRawStores(channel)
         assert await stores.stamp("snapshots.foreign") is None
         listing = await stores.list("snapshots.foreign")
-        assert listing.snapshots == {"ns/1/a": RawSnapshot("ns/1/a", "", "chain"), "ns/2/b": RawSnapshot("ns/2/b", "ns/1/a")}
+        assert listing.snapshots == {
+            "ns/1/a": RawSnapshot("ns/1/a", "", "chain"),
+            "ns/2/b": RawSnapshot("ns/2/b", "ns/1/a"),
+        }
         await stores.remove(Raw("snapshots.foreign", "snapshot", "ns/2/b"))
         with pytest.raises(errors.FailedPrecondition):
             await stores.remove(Raw("snapshots.foreign", "snapshot", "ns/1/a"))
@@ -76,4 +81,8 @@ async def test_many_removals_are_one_call_and_each_has_its_own_outcome(place: Pa
         with pytest.raises(errors.InvalidArgument):
             await stores.remove_all("content", [Raw("content", "blob", "a")] * (MOST + 1))
     assert asked == [[("blob", "a"), ("blob", "b"), ("blob", "c")], [("blob", "a")]]
-    assert [(type(outcome), str(outcome)) for outcome in done] == [(type(None), "None"), (errors.NotFound, "content b: not found"), (errors.Internal, "internal error")]
+    assert [(type(outcome), str(outcome)) for outcome in done] == [
+        (type(None), "None"),
+        (errors.NotFound, "content b: not found"),
+        (errors.Internal, "internal error"),
+    ]

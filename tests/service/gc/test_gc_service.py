@@ -52,7 +52,9 @@ async def client(processes: Processes) -> AsyncIterator[Client]:
 
 
 async def test_garbage_goes_down_to_the_disk(processes: Processes, client: Client) -> None:
-    """Unreferenced content, ingests and snapshots of both snapshotters are gone after a collection, files and directories too; leased ones stay."""
+    """Unreferenced content, ingests and snapshots of both snapshotters are gone after a collection, files and
+    directories too; leased ones stay.
+    """
     lease = await client.lease("keep")
     kept = await client.write(b"kept", lease=lease)
     await client.open("open", b"part")
@@ -84,7 +86,9 @@ async def test_references_by_label_hold(client: Client) -> None:
     await client.layer("base", lease=lease)
     await client.layer("top", "base", lease=lease)
     config = await client.write(b"config", {"containerd.io/gc.ref.snapshot.overlayfs": "top"}, lease)
-    manifest = await client.write(b"manifest", {"containerd.io/gc.ref.content.config": config, "containerd.io/gc.ref.content.l.0": layer}, lease)
+    manifest = await client.write(
+        b"manifest", {"containerd.io/gc.ref.content.config": config, "containerd.io/gc.ref.content.l.0": layer}, lease
+    )
     await client.image("image", manifest)
     await client.unlease("pull")
     assert list((await client.collect()).removed) == []
@@ -124,7 +128,9 @@ async def test_an_expired_lease_frees_what_it_held_on_an_idle_node(client: Clien
     used = False
     while not used:
         end = time.time() + 2.0
-        lease = await client.lease(f"until {end}", gc_expire=datetime.fromtimestamp(end, UTC).isoformat().replace("+00:00", "Z"))
+        lease = await client.lease(
+            f"until {end}", gc_expire=datetime.fromtimestamp(end, UTC).isoformat().replace("+00:00", "Z")
+        )
         try:
             used = bool(await client.write(b"short", lease=lease))
         except errors.NotFound:
@@ -174,7 +180,9 @@ async def test_a_store_that_is_away_is_swept_when_it_is_back(processes: Processe
 
 
 async def test_what_is_committed_while_it_is_swept_is_there(client: Client) -> None:
-    """Writers of the same few blobs, each with a lease of its own, and collections all the time: what was committed under a lease can be read."""
+    """Writers of the same few blobs, each with a lease of its own, and collections all the time: what was committed
+    under a lease can be read.
+    """
     collected = 0
     committed = 0
 
@@ -208,7 +216,9 @@ async def test_what_is_committed_while_it_is_swept_is_there(client: Client) -> N
 
 
 async def test_snapshots_that_are_made_while_others_are_swept_work(client: Client) -> None:
-    """Chains are built under leases while collections remove what is no longer held: each can be stood on and mounted."""
+    """Chains are built under leases while collections remove what is no longer held: each can be stood on and
+    mounted.
+    """
     built = 0
 
     async def collecting() -> None:
@@ -225,7 +235,11 @@ async def test_snapshots_that_are_made_while_others_are_swept_work(client: Clien
             await client.layer(name, lease=lease)
             await client.layer(f"{name}-top", name, lease=lease)
             mounts = (await client.prepare(f"{name}-rw", f"{name}-top", lease=lease)).mounts
-            lower = next(o for m in mounts for o in m.options if o.startswith("lowerdir=")).removeprefix("lowerdir=").split(":")
+            lower = (
+                next(o for m in mounts for o in m.options if o.startswith("lowerdir="))
+                .removeprefix("lowerdir=")
+                .split(":")
+            )
             assert all(os.path.isdir(directory) for directory in lower)
             await client.unlease(lease)
             built += 1
@@ -239,7 +253,9 @@ async def test_snapshots_that_are_made_while_others_are_swept_work(client: Clien
 
 @pytest.mark.parametrize("point", ["gc.after-records", "gc.after-mark", "gc.mid-sweep", "gc.before-unmark"])
 async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes, client: Client, point: str) -> None:
-    """metadata dies by kill -9 at any point of a collection: after its restart nothing is orphaned, what was held is there, and nobody waits for a mark."""
+    """metadata dies by kill -9 at any point of a collection: after its restart nothing is orphaned, what was held
+    is there, and nobody waits for a mark.
+    """
     lease = await client.lease("keep")
     kept = await client.write(b"kept", lease=lease)
     await client.layer("held", lease=lease)
@@ -256,7 +272,8 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes
     processes.metadata.start()
     await client.ready()
     for n, outcome in enumerate(let_go):
-        if isinstance(outcome, errors.Unavailable):  # its call was under way when metadata died, so that only who asks again can know
+        # its call was under way when metadata died, so that only who asks again can know
+        if isinstance(outcome, errors.Unavailable):
             with contextlib.suppress(errors.NotFound):
                 await client.unlease(f"g{n}")
         else:
@@ -274,14 +291,23 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(processes: Processes
 
 
 @pytest.mark.parametrize("point", ["gc.after-records", "gc.mid-sweep", "gc.before-unmark"])
-async def test_killed_while_hundreds_go_it_goes_on_where_it_was(processes: Processes, client: Client, point: str) -> None:
-    """The same where blobs go by the hundred, and while records are still being removed: what is written anew is there, and stays."""
+async def test_killed_while_hundreds_go_it_goes_on_where_it_was(
+    processes: Processes, client: Client, point: str
+) -> None:
+    """The same where blobs go by the hundred, and while records are still being removed: what is written anew is
+    there, and stays.
+    """
     await client.collect()
     lease = await client.lease("keep")
     kept = await client.write(b"kept", lease=lease)
     many = await client.lease("many")
-    garbage = [digest for start in range(0, 600, 50)
-               for digest in await asyncio.gather(*(client.write(b"one of many %d" % n, lease=many) for n in range(start, start + 50)))]
+    garbage = [
+        digest
+        for start in range(0, 600, 50)
+        for digest in await asyncio.gather(
+            *(client.write(b"one of many %d" % n, lease=many) for n in range(start, start + 50))
+        )
+    ]
     processes.fault(point)
     asking = asyncio.ensure_future(client.unlease(many, sync=True))
     await asyncio.to_thread(processes.metadata.wait)
@@ -290,7 +316,9 @@ async def test_killed_while_hundreds_go_it_goes_on_where_it_was(processes: Proce
     processes.metadata.start()
     await client.ready()
     numbers = range(0, 600, 40)
-    again = await asyncio.wait_for(asyncio.gather(*(client.write(b"one of many %d" % n, lease=lease) for n in numbers)), 30)
+    again = await asyncio.wait_for(
+        asyncio.gather(*(client.write(b"one of many %d" % n, lease=lease) for n in numbers)), 30
+    )
     assert again == [garbage[n] for n in numbers]
     await client.collect()
     assert await client.raw_blobs() == {kept, *again}
@@ -322,7 +350,9 @@ async def test_killed_at_random_nothing_is_lost_or_left(processes: Processes, cl
 
 
 async def test_a_lost_database_deletes_nothing(processes: Processes, client: Client, tmp_path: Path) -> None:
-    """Started with an empty database on full raw stores, metadata removes nothing from them and says why; with the old one back it goes on as before."""
+    """Started with an empty database on full raw stores, metadata removes nothing from them and says why; with the
+    old one back it goes on as before.
+    """
     lease = await client.lease("keep")
     kept = await client.write(b"precious", lease=lease)
     await client.layer("precious", lease=lease)
@@ -334,6 +364,7 @@ async def test_a_lost_database_deletes_nothing(processes: Processes, client: Cli
         file.unlink()
     processes.metadata.start()
     try:
+
         async def refused() -> list[str]:
             try:
                 return list((await client.collect()).failed)
@@ -342,7 +373,9 @@ async def test_a_lost_database_deletes_nothing(processes: Processes, client: Cli
 
         found = await eventually_async(refused)
         assert all("another metadata store" in line for line in found)
-        assert {"content", *(f"snapshots.{name}" for name in SNAPSHOTTERS)} <= {line.split(": ")[0].removeprefix("backend ") for line in found}
+        assert {"content", *(f"snapshots.{name}" for name in SNAPSHOTTERS)} <= {
+            line.split(": ")[0].removeprefix("backend ") for line in found
+        }
         assert await client.raw() == before
     finally:
         processes.metadata.stop()

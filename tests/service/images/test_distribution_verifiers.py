@@ -57,8 +57,15 @@ async def test_a_program_is_told_what_containerd_tells(tmp_path: Path) -> None:
     program(tmp_path, "a", f'echo "$@" >{tmp_path}.arguments; cat >{tmp_path}.stdin; echo fine')
     program(tmp_path, "b", "exec <&-; echo fine too")
     await verifier(tmp_path).verify(NAME, ROOT)
-    assert Path(f"{tmp_path}.arguments").read_text() == f"-name {NAME} -digest {ROOT.digest} -stdin-media-type application/vnd.oci.descriptor.v1+json\n"
-    assert json.loads(Path(f"{tmp_path}.stdin").read_bytes()) == {"mediaType": MANIFEST, "digest": ROOT.digest, "size": 7}
+    assert (
+        Path(f"{tmp_path}.arguments").read_text()
+        == f"-name {NAME} -digest {ROOT.digest} -stdin-media-type application/vnd.oci.descriptor.v1+json\n"
+    )
+    assert json.loads(Path(f"{tmp_path}.stdin").read_bytes()) == {
+        "mediaType": MANIFEST,
+        "digest": ROOT.digest,
+        "size": 7,
+    }
 
 
 async def test_nobody_to_ask_is_no_objection(tmp_path: Path) -> None:
@@ -81,7 +88,15 @@ async def test_a_rejection_is_told_with_its_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("reason", "kept"), [("x", OUTPUT_LIMIT), ("ä", OUTPUT_LIMIT // 6)])
 async def test_a_long_reason_is_cut_and_read_to_its_end(tmp_path: Path, reason: str, kept: int) -> None:
     """The program can write all of it, on both outputs; what is kept fits into a header."""
-    program(tmp_path, "a", f"yes {reason} | head -n 200000 | tr -d '\\n'; yes {reason} | head -n 200000 >&2; echo done >{tmp_path}.done; exit 1")
+    program(
+        tmp_path,
+        "a",
+        (
+            f"yes {reason} | head -n 200000 | tr -d '\\n'; yes {reason} | head -n 200000 >&2; echo done "
+            f">{tmp_path}.done; "
+            "exit 1"
+        ),
+    )
     said = (await refused(tmp_path)).removeprefix(f"{BLOCKED}a rejected image (exit code 1): ")
     assert said.endswith("(stdout truncated)")
     assert said.count(reason) == kept
@@ -90,9 +105,12 @@ async def test_a_long_reason_is_cut_and_read_to_its_end(tmp_path: Path, reason: 
 
 async def test_what_cannot_be_started_blocks(tmp_path: Path) -> None:
     """A file that is not executable, a directory, a program without an interpreter."""
-    for name, words, make in (("a", "Permission denied", lambda: program(tmp_path, "a", "exit 0", 0o644)), ("b", "Permission denied", (tmp_path / "b").mkdir),
-                              ("c", "No such file or directory", lambda: (tmp_path / "c").symlink_to("/absent")),
-                              ("d", "Exec format error", lambda: ((tmp_path / "d").write_text("exit 0"), (tmp_path / "d").chmod(0o755)))):  # type: ignore[func-returns-value]
+    for name, words, make in (
+        ("a", "Permission denied", lambda: program(tmp_path, "a", "exit 0", 0o644)),
+        ("b", "Permission denied", (tmp_path / "b").mkdir),
+        ("c", "No such file or directory", lambda: (tmp_path / "c").symlink_to("/absent")),
+        ("d", "Exec format error", lambda: ((tmp_path / "d").write_text("exit 0"), (tmp_path / "d").chmod(0o755))),  # type: ignore[func-returns-value]
+    ):
         make()
         said = await refused(tmp_path)
         assert said.startswith(f"{NO_JUDGEMENT}failed to call verifier {name} (runtime ")
@@ -107,15 +125,25 @@ async def test_what_is_ended_by_a_signal_blocks(tmp_path: Path) -> None:
     assert (await refused(tmp_path)).endswith("): waiting on command to exit: signal: Killed")
 
 
-@pytest.mark.parametrize("script", ["sleep 60 & echo $! >{pids}; wait", "sleep 60 & echo $! >{pids}; exit 0", "sleep 60 >&- & echo $! >{pids}; exit 0"],
-                         ids=["slow", "child-holds-stdout", "child-holds-stderr"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sleep 60 & echo $! >{pids}; wait",
+        "sleep 60 & echo $! >{pids}; exit 0",
+        "sleep 60 >&- & echo $! >{pids}; exit 0",
+    ],
+    ids=["slow", "child-holds-stdout", "child-holds-stderr"],
+)
 async def test_time_is_over_for_a_program_and_its_children(tmp_path: Path, script: str) -> None:
     """One that has exited is not done either while a child of it holds an output: all of its group are killed."""
     pids = Path(f"{tmp_path}.pids")
     program(tmp_path, "a", script.format(pids=pids))
     with within(30, at_least=0.5):
         said = await refused(tmp_path, per_verifier_timeout=0.5)
-    assert re.fullmatch(rf"{re.escape(NO_JUDGEMENT)}failed to call verifier a \(runtime [\d.m]+s\): waiting on command to exit: context deadline exceeded", said)
+    assert re.fullmatch(
+        rf"{re.escape(NO_JUDGEMENT)}failed to call verifier a \(runtime [\d.m]+s\): waiting on command to exit: context deadline exceeded",
+        said,
+    )
     child = int(pids.read_text())
     await eventually_async(lambda: gone(child), "the child was not killed")
 
@@ -135,7 +163,9 @@ async def test_who_gives_up_leaves_no_program(tmp_path: Path) -> None:
     pids = Path(f"{tmp_path}.pids")
     program(tmp_path, "a", f"echo $$ >{pids}; exec sleep 60")
     pull = asyncio.ensure_future(verifier(tmp_path).verify(NAME, ROOT))
-    await eventually_async(lambda: asyncio.to_thread(lambda: pids.exists() and pids.read_text().strip()), "the program was not started")
+    await eventually_async(
+        lambda: asyncio.to_thread(lambda: pids.exists() and pids.read_text().strip()), "the program was not started"
+    )
     pull.cancel()
     await asyncio.wait((pull,))
     assert not Path(f"/proc/{int(pids.read_text())}").exists()
@@ -164,7 +194,10 @@ async def test_standard_error_is_logged(tmp_path: Path, caplog: pytest.LogCaptur
     program(tmp_path, "a", "echo one >&2; echo two >&2")
     caplog.set_level(logging.DEBUG, "services.images.distribution.verifiers")
     await verifier(tmp_path).verify(NAME, ROOT)
-    assert [r.getMessage() for r in caplog.records if r.levelno == logging.DEBUG][:2] == ["image verifier a: one", "image verifier a: two"]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.DEBUG][:2] == [
+        "image verifier a: one",
+        "image verifier a: two",
+    ]
 
 
 async def test_each_program_has_a_span_which_it_can_continue(tmp_path: Path) -> None:

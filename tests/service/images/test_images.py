@@ -1,4 +1,6 @@
-"""The images suite: on the images process over a metadata process, and on Debian's containerd, which says whether the suite is right."""
+"""The images suite: on the images process over a metadata process, and on Debian's containerd, which says whether
+the suite is right.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ def processes() -> Iterator[Processes]:
     """State directory, metadata and images."""
     with short_directory() as place:
         state = place / "state"
-        with ServiceProcess("services.metadata", place / "root", state) as metadata, ServiceProcess("services.images", place / "root", state) as images:
+        with (
+            ServiceProcess("services.metadata", place / "root", state) as metadata,
+            ServiceProcess("services.images", place / "root", state) as images,
+        ):
             yield state, metadata, images
 
 
@@ -82,7 +87,10 @@ async def test_a_call_waits_for_metadata_to_come_back(processes: Processes, chan
     images = suite.Images(channel, "waits")
     await images.create(pb.Image(name="x", target=suite.descriptor()))
     metadata.kill()
-    calls = [asyncio.ensure_future(images.get("x")), asyncio.ensure_future(images.create(pb.Image(name="y", target=suite.descriptor())))]
+    calls = [
+        asyncio.ensure_future(images.get("x")),
+        asyncio.ensure_future(images.create(pb.Image(name="y", target=suite.descriptor()))),
+    ]
     await asyncio.to_thread(metadata.start)
     assert [image.name for image in await asyncio.gather(*calls)] == ["x", "y"]
     assert await images.names() == ["x", "y"]
@@ -99,10 +107,14 @@ async def test_without_metadata_a_call_fails_with_its_name(place: Path) -> None:
 
 
 async def test_a_call_is_held_once(place: Path) -> None:
-    """A metadata that stands still, so that it is connected to and never answers, costs a read what the configuration says, not that and the attempt to connect besides."""
+    """A metadata that stands still, so that it is connected to and never answers, costs a read what the
+    configuration says, not that and the attempt to connect besides.
+    """
     (place / "c.toml").write_text('[images]\nhold = "200ms"\n')
-    with ServiceProcess("services.metadata", place / "root", place / "state") as metadata, \
-            ServiceProcess("services.images", place / "root", place / "state", config=place / "c.toml"):
+    with (
+        ServiceProcess("services.metadata", place / "root", place / "state") as metadata,
+        ServiceProcess("services.images", place / "root", place / "state", config=place / "c.toml"),
+    ):
         async with Channel(place / "state" / "images.sock") as channel:
             images = suite.Images(channel, "n")
             assert await images.names() == []
@@ -134,7 +146,10 @@ async def test_a_caller_that_goes_away_does_not_part_a_change_from_its_event(pro
     """The caller's deadline passes while metadata is slow; the image is there in the end, and so is the event."""
     state, metadata, _ = processes
     exchange = Exchange(replay_seconds=0)
-    async with rpc.serving(state / "internal.sock", [EventsServicer(exchange)]), Channel(state / "images.sock") as channel:
+    async with (
+        rpc.serving(state / "internal.sock", [EventsServicer(exchange)]),
+        Channel(state / "images.sock") as channel,
+    ):
         images = suite.Images(channel, "slow")
         assert await images.names() == []  # connected all the way
         with exchange.subscribe(filters.parse(["namespace==slow"])) as subscription:

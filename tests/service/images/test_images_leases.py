@@ -1,4 +1,6 @@
-"""Leases of transfers, over a metadata process in the gateway's place: none outlives the process that made it by more than a moment."""
+"""Leases of transfers, over a metadata process in the gateway's place: none outlives the process that made it by
+more than a moment.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,22 @@ async def channel(metadata: ServiceProcess) -> AsyncIterator[Channel]:
 async def there(channel: Channel) -> dict[str, dict[str, dict[str, str]]]:
     """Labels by id by namespace."""
     client = channel.client(leases_stubs.LEASES)
-    return {space: {each.id: dict(each.labels) for each in (await client.List(pb.ListRequest(), headers={NAMESPACE: space})).leases} for space in SPACES}
+    return {
+        space: {
+            each.id: dict(each.labels)
+            for each in (await client.List(pb.ListRequest(), headers={NAMESPACE: space})).leases
+        }
+        for space in SPACES
+    }
 
 
 async def cut_off(channel: Channel) -> None:
     """A lease in each namespace, by a process that is gone."""
     client = channel.client(leases_stubs.LEASES)
     for space in SPACES:
-        await client.Create(pb.CreateRequest(id="dead", labels={INCARNATION: "an earlier one"}), headers={NAMESPACE: space})
+        await client.Create(
+            pb.CreateRequest(id="dead", labels={INCARNATION: "an earlier one"}), headers={NAMESPACE: space}
+        )
 
 
 async def test_a_lease_lasts_as_long_as_its_block(channel: Channel) -> None:
@@ -68,13 +78,20 @@ async def test_a_lease_lasts_as_long_as_its_block(channel: Channel) -> None:
 async def test_those_of_the_dead_are_ended(channel: Channel) -> None:
     """In every namespace; not those of clients, nor our own."""
     client = channel.client(leases_stubs.LEASES)
-    await client.Create(pb.CreateRequest(id="clients", labels={"containerd.io/gc.expire": "2100-01-01T00:00:00Z"}), headers={NAMESPACE: "one"})
+    await client.Create(
+        pb.CreateRequest(id="clients", labels={"containerd.io/gc.expire": "2100-01-01T00:00:00Z"}),
+        headers={NAMESPACE: "one"},
+    )
     await cut_off(channel)
     assert [len(each) for each in (await there(channel)).values()] == [2, 1]
     leases = Leases(channel)
     async with leases.lease({NAMESPACE: "two"}) as lease, leases.running():
+
         async def ended() -> bool:
-            return {space: set(found) for space, found in (await there(channel)).items()} == {"one": {"clients"}, "two": {lease}}
+            return {space: set(found) for space, found in (await there(channel)).items()} == {
+                "one": {"clients"},
+                "two": {lease},
+            }
 
         await eventually_async(ended)
 

@@ -31,9 +31,16 @@ def test_h2spec_passes_in_full(address: str, tmp_path: Path) -> None:
     report, log = tmp_path / "report.xml", tmp_path / "log"
     with log.open("wb") as out:
         try:
-            code = subprocess.run([go_program("h2spec"), "-h", host, "-p", port, "--strict", "-o", "15", "-j", str(report)], stdin=subprocess.DEVNULL,
-                                  stdout=out, stderr=out, timeout=100, check=False).returncode
-        except subprocess.TimeoutExpired:  # each case that gets no answer takes the 15 s that it is given, far more than a machine stops for
+            code = subprocess.run(
+                [go_program("h2spec"), "-h", host, "-p", port, "--strict", "-o", "15", "-j", str(report)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                timeout=100,
+                check=False,
+            ).returncode
+        # each case that gets no answer takes the 15 s that it is given, far more than a machine stops for
+        except subprocess.TimeoutExpired:
             pytest.fail(f"h2spec takes too long:\n{log.read_text()}")
     assert report.exists(), log.read_text()
     cases = ElementTree.parse(report).getroot().findall(".//testcase")
@@ -41,7 +48,9 @@ def test_h2spec_passes_in_full(address: str, tmp_path: Path) -> None:
     for case in cases:
         if len(case):  # it has failed, or was skipped; the last line is what h2spec got
             *wanted, got = ["", *"".join(case.itertext()).strip().splitlines()][-10:]
-            wrong.append(f"{case.get('package')} {case.get('classname')}: want {' or '.join(filter(None, wanted))}; got {got}")
+            wrong.append(
+                f"{case.get('package')} {case.get('classname')}: want {' or '.join(filter(None, wanted))}; got {got}"
+            )
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
     assert len(cases) == CASES
@@ -62,12 +71,25 @@ def headers(block: bytes) -> bytes:
     return PREFACE + len(block).to_bytes(3, "big") + b"\1\5\0\0\0\1" + block
 
 
-@pytest.mark.parametrize(("sent", "code"), [
-    pytest.param(b"INVALID CONNECTION PREFACE\r\n\r\n", PROTOCOL_ERROR, id="3.5-2: no preface"),
-    pytest.param(PREFACE + b"\0\0\6\6\0\0\0\0\0abcdef", FRAME_SIZE_ERROR, id="6.7-4: a ping of 6 bytes, on stream 0"),
-    pytest.param(headers(FIELDS + b"\x7f\x07\x00"), COMPRESSION_ERROR, id="hpack 2.3.3-2: a literal whose name is entry 70 of none"),
-    pytest.param(headers(FIELDS + b"\x00\x85\xf2\xb2\x4a\x84\xff\x87\x49\x51\xff\xff\xff\xfa\x7f"), COMPRESSION_ERROR, id="hpack 5.2-3: EOS in a string"),
-])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(b"INVALID CONNECTION PREFACE\r\n\r\n", PROTOCOL_ERROR, id="3.5-2: no preface"),
+        pytest.param(
+            PREFACE + b"\0\0\6\6\0\0\0\0\0abcdef", FRAME_SIZE_ERROR, id="6.7-4: a ping of 6 bytes, on stream 0"
+        ),
+        pytest.param(
+            headers(FIELDS + b"\x7f\x07\x00"),
+            COMPRESSION_ERROR,
+            id="hpack 2.3.3-2: a literal whose name is entry 70 of none",
+        ),
+        pytest.param(
+            headers(FIELDS + b"\x00\x85\xf2\xb2\x4a\x84\xff\x87\x49\x51\xff\xff\xff\xfa\x7f"),
+            COMPRESSION_ERROR,
+            id="hpack 5.2-3: EOS in a string",
+        ),
+    ],
+)
 def test_what_h2spec_asks_since(address: str, sent: bytes, code: int) -> None:
     """The connection ends, and if the server says why, it says the right thing."""
     host, _, port = address.rpartition(":")
@@ -76,6 +98,7 @@ def test_what_h2spec_asks_since(address: str, sent: bytes, code: int) -> None:
         with connection.makefile("rb") as incoming, contextlib.suppress(ConnectionResetError):
             while len(frame := incoming.read(9)) == 9:
                 payload = incoming.read(int.from_bytes(frame[:3], "big"))
-                assert frame[3] in (4, 6, 7, 8), f"frame {frame.hex()} {payload!r}"  # SETTINGS, PING, GOAWAY, WINDOW_UPDATE
+                # SETTINGS, PING, GOAWAY, WINDOW_UPDATE
+                assert frame[3] in (4, 6, 7, 8), f"frame {frame.hex()} {payload!r}"
                 if frame[3] == 7:
                     assert int.from_bytes(payload[4:8], "big") == code

@@ -1,6 +1,7 @@
 """Our gRPC and others', both ways: every client's cases on every server.
 
-grpcio is the one of the others that rpc.py can be carried by, so that its cases are ours, run on it. grpc-go's programs are its own.
+grpcio is the one of the others that rpc.py can be carried by, so that its cases are ours, run on it. grpc-go's programs
+are its own.
 """
 
 from __future__ import annotations
@@ -27,13 +28,23 @@ pytestmark = pytest.mark.once
 GO_CASES = """empty_unary large_unary client_streaming server_streaming ping_pong empty_stream timeout_on_sleeping_server cancel_after_begin
 cancel_after_first_response status_code_and_message special_status_message custom_metadata unimplemented_method unimplemented_service
 pick_first_unary orca_per_rpc orca_oob rpc_soak channel_soak""".split()
-GO_NOT_APPLYING = {"compute_engine_creds", "service_account_creds", "jwt_token_creds", "per_rpc_creds", "oauth2_auth_token",
-                   "google_default_credentials", "compute_engine_channel_credentials"}
+GO_NOT_APPLYING = {
+    "compute_engine_creds",
+    "service_account_creds",
+    "jwt_token_creds",
+    "per_rpc_creds",
+    "oauth2_auth_token",
+    "google_default_credentials",
+    "compute_engine_channel_credentials",
+}
 """They need TLS and an account in Google's cloud."""
 
 BALANCER = '-service_config_json={"loadBalancingConfig":[{"test_backend_metrics_load_balancer":{}}]}'
 """The part of grpc-go's client that looks at the load it is told."""
-SOAK = ["-soak_overall_timeout_seconds=60", f"-soak_per_iteration_max_acceptable_latency_ms={client.LATENCY * 1000:.0f}"]
+SOAK = [
+    "-soak_overall_timeout_seconds=60",
+    f"-soak_per_iteration_max_acceptable_latency_ms={client.LATENCY * 1000:.0f}",
+]
 GO_FLAGS = {
     "orca_per_rpc": [BALANCER],
     "orca_oob": [BALANCER],
@@ -46,7 +57,9 @@ NOT_SEEN = {("grpcio", "orca_per_rpc")}
 
 
 class Runs:
-    """The servers, each started when it is first needed; and what our client found on each, by case. What goes wrong does so once, for all cases."""
+    """The servers, each started when it is first needed; and what our client found on each, by case. What goes
+    wrong does so once, for all cases.
+    """
 
     def __init__(self, stack: contextlib.ExitStack, directory: Path) -> None:
         self._stack = stack
@@ -72,13 +85,25 @@ class Runs:
         return found
 
     def _start(self, server: str) -> str:
-        return self._stack.enter_context(go_server(self._directory) if server == "go" else our_server(server, self._directory))
+        return self._stack.enter_context(
+            go_server(self._directory) if server == "go" else our_server(server, self._directory)
+        )
 
     def _run(self, transport: str, server: str) -> dict[str, dict[str, Any]]:
-        done = subprocess.run([sys.executable, "-m", "tests.interop.client", self.address(server)], cwd=TOP, stdin=subprocess.DEVNULL,
-                              env={**os.environ, "SPLITD_GRPC_TRANSPORT": transport}, capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.interop.client", self.address(server)],
+            cwd=TOP,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "SPLITD_GRPC_TRANSPORT": transport},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
         results = {result["case"]: result for result in map(json.loads, done.stdout.splitlines())}
-        assert set(results) == {case.__name__ for case in client.CASES}, f"it ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        assert set(results) == {case.__name__ for case in client.CASES}, (
+            f"it ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
         assert not done.stderr, done.stderr
         return results
 
@@ -106,19 +131,43 @@ def test_our_client_on_a_server(runs: Runs, transport: str, server: str, case: s
 def test_grpc_gos_client_on_our_server(runs: Runs, transport: str, case: str) -> None:
     """It says what it missed and exits with 1."""
     host, _, port = runs.address(transport).rpartition(":")
-    command = [go_program("client"), f"-server_host={host}", f"-server_port={port}", f"-test_case={case}", *GO_FLAGS.get(case, [])]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False)
+    command = [
+        go_program("client"),
+        f"-server_host={host}",
+        f"-server_port={port}",
+        f"-test_case={case}",
+        *GO_FLAGS.get(case, []),
+    ]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=90,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_no_case_of_grpc_gos_client_is_left_out() -> None:
     """Its help lists them all, but for the soaks."""
-    done = subprocess.run([go_program("client"), "-help"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
-    listed = re.findall(r"^\s+(\w+) ?: ", done.stderr.partition("Valid options are:")[2].partition("\n  -")[0], re.MULTILINE)
+    done = subprocess.run(
+        [go_program("client"), "-help"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    listed = re.findall(
+        r"^\s+(\w+) ?: ", done.stderr.partition("Valid options are:")[2].partition("\n  -")[0], re.MULTILINE
+    )
     assert {*listed, "rpc_soak", "channel_soak"} == {*GO_CASES, *GO_NOT_APPLYING}
 
 
-# ---------------------------------------------------------------------------------------------- honest clients that say much
+# ---------------------------------------------------------------------------------------------- honest clients that say
+# much
 
 
 CHATS = [("pingpong", 5000, 1), ("answers", 5000, 1), ("answers", 300, 100_000), ("cancels", 5000, 1), ("late", 20, 1)]
@@ -128,11 +177,25 @@ CHATS = [("pingpong", 5000, 1), ("answers", 5000, 1), ("answers", 300, 100_000),
 @pytest.mark.parametrize("mode, count, size", CHATS)
 @pytest.mark.parametrize("peer", ["grpc-go", "grpcio"])
 def test_an_honest_client_is_no_flood(runs: Runs, peer: str, mode: str, count: int, size: int) -> None:
-    """Much in small pieces, many calls given up at once, messages after a refusal: every call is answered, on one connection that nobody ends."""
+    """Much in small pieces, many calls given up at once, messages after a refusal: every call is answered, on one
+    connection that nobody ends.
+    """
     address = runs.address("wire")
-    command = [go_program("chat"), f"-address={address}", f"-mode={mode}", f"-count={count}", f"-size={size}"] if peer == "grpc-go" else [
-        sys.executable, "-m", "tests.interop.chat", address, mode, str(count), str(size)]
-    done = subprocess.run(command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False)
+    command = (
+        [go_program("chat"), f"-address={address}", f"-mode={mode}", f"-count={count}", f"-size={size}"]
+        if peer == "grpc-go"
+        else [sys.executable, "-m", "tests.interop.chat", address, mode, str(count), str(size)]
+    )
+    done = subprocess.run(
+        command,
+        cwd=TOP,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=90,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
 
 

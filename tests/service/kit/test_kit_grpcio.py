@@ -1,4 +1,6 @@
-"""kit.grpcio: a call that ends while a message is being sent says what it ended with, not grpcio's "Internal error from Core"."""
+"""kit.grpcio: a call that ends while a message is being sent says what it ended with, not grpcio's "Internal error
+from Core".
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,21 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
     [
         pytest.param("/x/Other", None, None, errors.Unimplemented, id="answered"),
         pytest.param("/x/Read", 0.1, None, errors.DeadlineExceeded, id="late"),
-        pytest.param("/x/Read", None, lambda process: process.send_signal(signal.SIGKILL), errors.Disconnected, id="killed"),
+        pytest.param(
+            "/x/Read", None, lambda process: process.send_signal(signal.SIGKILL), errors.Disconnected, id="killed"
+        ),
     ],
 )
 async def test_a_call_that_ends_while_a_message_is_sent(
-    peer: Peer, path: str, timeout: float | None, happens: Callable[[subprocess.Popen[bytes]], None] | None, wanted: type[errors.NodeError]
+    peer: Peer,
+    path: str,
+    timeout: float | None,
+    happens: Callable[[subprocess.Popen[bytes]], None] | None,
+    wanted: type[errors.NodeError],
 ) -> None:
-    """grpcio calls all three an internal error; of the last only may a call be made again, and by the first it is told who knows of ``Many``."""
+    """grpcio calls all three an internal error; of the last only may a call be made again, and by the first it is
+    told who knows of ``Many``.
+    """
     address, process = peer
     carrier = GrpcioCarrier(address, "content", "never")
     try:
@@ -76,7 +86,9 @@ async def test_a_call_that_ends_while_a_message_is_sent(
 
 @pytest.mark.parametrize("killed", range(5))
 async def test_a_call_that_lost_its_connection_is_not_repeated_on_it(peer: Peer, killed: int) -> None:
-    """When the call has failed the channel has seen the loss, too: whoever waits for the connection waits for the next one."""
+    """When the call has failed the channel has seen the loss, too: whoever waits for the connection waits for the
+    next one.
+    """
     address, process = peer
     carrier = GrpcioCarrier(address, "content", "never")
     try:

@@ -35,8 +35,13 @@ def content(request: pytest.FixtureRequest, place: Path, heard: socket.socket) -
     config = place / "config.toml"
     config.write_text("[watchdog]\nsilence = '1s'\n")
     (place / "faults").mkdir()
-    with ServiceProcess("services.content", place / "r", place / "s", config=config,
-                        env={"SPLITD_GRPC_TRANSPORT": request.param, "SPLITD_FAULTS": str(place / "faults")}) as running:
+    with ServiceProcess(
+        "services.content",
+        place / "r",
+        place / "s",
+        config=config,
+        env={"SPLITD_GRPC_TRANSPORT": request.param, "SPLITD_FAULTS": str(place / "faults")},
+    ) as running:
         yield running
 
 
@@ -47,7 +52,9 @@ def beat(ear: socket.socket) -> tuple[bytes, int]:
     return word, struct.unpack("3i", credentials)[0]
 
 
-def test_a_process_beats_from_when_it_serves_until_it_is_told_to_end(content: ServiceProcess, heard: socket.socket) -> None:
+def test_a_process_beats_from_when_it_serves_until_it_is_told_to_end(
+    content: ServiceProcess, heard: socket.socket
+) -> None:
     """READY first, then one sign of life after the other, all from its own pid, and STOPPING last."""
     assert beat(heard) == (READY, content.pid)
     assert [beat(heard) for _ in range(3)] == [(ALIVE, content.pid)] * 3

@@ -61,13 +61,19 @@ class Counted(rpc.Channel):
 async def content(*, relayed: bool = True) -> AsyncIterator[tuple[Content, Any, Counted]]:
     with short_directory() as directory:
         servicer = Content()
-        async with rpc.serving(directory / "c.sock", [servicer], relayed=relayed, grace=0.1), Counted(directory / "c.sock", "content") as channel:
+        async with (
+            rpc.serving(directory / "c.sock", [servicer], relayed=relayed, grace=0.1),
+            Counted(directory / "c.sock", "content") as channel,
+        ):
             yield servicer, channel.client(SERVICE), channel
 
 
 async def ask(client: Any, *digests: str, headers: Any = {}) -> list[Any]:
     """What each is answered, or its error."""
-    answers = await asyncio.gather(*(client.Info(pb.InfoRequest(digest=digest), headers=headers, together=True) for digest in digests), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(client.Info(pb.InfoRequest(digest=digest), headers=headers, together=True) for digest in digests),
+        return_exceptions=True,
+    )
     return [answer if isinstance(answer, BaseException) else answer.info.digest for answer in answers]
 
 
@@ -85,7 +91,9 @@ async def test_what_is_asked_together_goes_as_one_call() -> None:
 async def test_callers_with_other_headers_are_kept_apart() -> None:
     """A call is its caller's."""
     async with content() as (_, client, channel):
-        answers = await asyncio.gather(*(ask(client, "namespace", "namespace", headers={rpc.NAMESPACE: name, rpc.LEASE: "l"}) for name in "ab"))
+        answers = await asyncio.gather(
+            *(ask(client, "namespace", "namespace", headers={rpc.NAMESPACE: name, rpc.LEASE: "l"}) for name in "ab")
+        )
         assert answers == [["a/l", "a/l"], ["b/l", "b/l"]]
         assert channel.carried == ["Make", "Make"]
 
@@ -98,7 +106,10 @@ async def test_each_has_its_own_end() -> None:
         assert (type(absent), str(absent)) == (errors.NotFound, "content absent: not found")
         assert (type(odd), dict(odd.trailers)["grpc-status-details-bin"]) == (errors.FailedPrecondition, b"\x08\x09")
         assert type(bug) is errors.Internal
-        missing = await asyncio.gather(*(client.Delete(pb.DeleteContentRequest(digest=each), together=True) for each in "ab"), return_exceptions=True)
+        missing = await asyncio.gather(
+            *(client.Delete(pb.DeleteContentRequest(digest=each), together=True) for each in "ab"),
+            return_exceptions=True,
+        )
         assert [type(error) for error in missing] == [errors.Unimplemented, errors.Unimplemented]
 
 
@@ -108,7 +119,9 @@ async def test_an_error_that_cannot_be_said_is_an_error_too() -> None:
         async with asyncio.timeout(10):
             alone, among, there = *await ask(client, "unspeakable"), *await ask(client, "unspeakable", "there")
         assert there == "there"
-        assert [(type(error), str(error)) for error in (alone, among)] == [(errors.NotFound, "content \\udcff: not found")] * 2
+        assert [(type(error), str(error)) for error in (alone, among)] == [
+            (errors.NotFound, "content \\udcff: not found")
+        ] * 2
 
 
 async def test_all_end_with_their_channel() -> None:
@@ -120,13 +133,18 @@ async def test_all_end_with_their_channel() -> None:
                 asked = asyncio.ensure_future(ask(channel.client(SERVICE), "slow", "slow"))
                 await servicer.entered.wait()
             async with asyncio.timeout(10):
-                assert all(isinstance(end, errors.NodeError | asyncio.CancelledError) for end in await asked), asked.result()
+                assert all(isinstance(end, errors.NodeError | asyncio.CancelledError) for end in await asked), (
+                    asked.result()
+                )
 
 
 async def test_none_waits_for_another() -> None:
     """And the handler of one whose caller has gone ends when all others have."""
     async with content() as (servicer, client, _):
-        slow, quick, other = (asyncio.ensure_future(client.Info(pb.InfoRequest(digest=each), together=True)) for each in ("slow", "quick", "other"))
+        slow, quick, other = (
+            asyncio.ensure_future(client.Info(pb.InfoRequest(digest=each), together=True))
+            for each in ("slow", "quick", "other")
+        )
         assert {(await quick).info.digest, (await other).info.digest} == {"quick", "other"}
         assert not slow.done()
         assert not servicer.cancelled
@@ -171,7 +189,10 @@ async def test_it_spreads() -> None:
     """What the handlers of calls that came together ask of others goes together, too."""
     async with content() as (_, client, back):
         with short_directory() as directory:
-            async with rpc.serving(directory / "f.sock", [Front(client)], relayed=True, grace=0.1), Counted(directory / "f.sock", "front") as front:
+            async with (
+                rpc.serving(directory / "f.sock", [Front(client)], relayed=True, grace=0.1),
+                Counted(directory / "f.sock", "front") as front,
+            ):
                 assert await ask(front.client(SERVICE), *"abc", "absent") == ["a", "b", "c", NotFound("content absent")]
                 assert (front.carried, back.carried) == (["Make"], ["Make"])
                 await front.client(SERVICE).Info(pb.InfoRequest(digest="alone"))
@@ -199,18 +220,25 @@ async def test_all_that_are_under_way_fail_when_the_server_goes() -> None:
 
 
 async def test_what_failed_is_forgotten_without_a_look_for_cycles() -> None:
-    """Frames of a failed call hold what it was about; if they held the failure too, all that would stay until the garbage collector looks, which a busy process cannot often do."""
+    """Frames of a failed call hold what it was about; if they held the failure too, all that would stay until the
+    garbage collector looks, which a busy process cannot often do.
+    """
     if rpc.transport() != "wire":
         pytest.skip("grpcio has cycles of its own")
     async with content() as (_, client, _back):
         with short_directory() as directory:
-            async with rpc.serving(directory / "f.sock", [Front(client)], relayed=True, grace=0.1), Counted(directory / "f.sock", "front") as front:
+            async with (
+                rpc.serving(directory / "f.sock", [Front(client)], relayed=True, grace=0.1),
+                Counted(directory / "f.sock", "front") as front,
+            ):
                 gc.collect()
                 before = _failures()  # of other tests
                 gc.disable()
                 try:
                     for many in (1, 3):
-                        assert await ask(front.client(SERVICE), *["absent"] * many) == [NotFound("content absent")] * many
+                        assert (
+                            await ask(front.client(SERVICE), *["absent"] * many) == [NotFound("content absent")] * many
+                        )
                     with pytest.raises(errors.NotFound):
                         await front.client(SERVICE).Info(pb.InfoRequest(digest="absent"))
 

@@ -1,4 +1,6 @@
-"""kit.observer: each call is heard of once at each side, when it begins and when it ends, whatever ends it and whatever carries it."""
+"""kit.observer: each call is heard of once at each side, when it begins and when it ends, whatever ends it and
+whatever carries it.
+"""
 
 from __future__ import annotations
 
@@ -91,17 +93,29 @@ class Content:
         for i in range(request.size):
             yield pb.ReadContentResponse(offset=i, data=b"x" * 100)
 
-    async def Write(self, requests: AsyncIterator[pb.WriteContentRequest], call: rpc.Call) -> AsyncIterator[pb.WriteContentResponse]:
+    async def Write(
+        self, requests: AsyncIterator[pb.WriteContentRequest], call: rpc.Call
+    ) -> AsyncIterator[pb.WriteContentResponse]:
         async for request in requests:
             yield pb.WriteContentResponse(action=request.action)
 
 
-def size(*messages: pb.InfoRequest | pb.InfoResponse | pb.ReadContentRequest | pb.ReadContentResponse | pb.WriteContentRequest | pb.WriteContentResponse) -> int:
+def size(
+    *messages: pb.InfoRequest
+    | pb.InfoResponse
+    | pb.ReadContentRequest
+    | pb.ReadContentResponse
+    | pb.WriteContentRequest
+    | pb.WriteContentResponse,
+) -> int:
     return sum(len(message.SerializeToString()) for message in messages)
 
 
 async def ends(heard: Calls, *wanted: tuple[str, int, str, int | None, str]) -> None:
-    """Wait for all calls to have ended, so: by side, code, message, size (None: as far as it got), and the kind of defect."""
+    """Wait for all calls to have ended, so: by side, code, message, size (None: as far as it got), and the kind of
+    defect.
+    """
+
     async def ended() -> bool:
         return len(heard) == len(wanted) and all(call.end is not None for call in heard)
 
@@ -125,15 +139,26 @@ async def test_a_unary_call(heard: Calls, place: Path) -> None:
     assert content.calls[0].headers["x-heard"] == "client"
 
 
-@pytest.mark.parametrize(("digest", "code", "message", "there", "defect"), [
-    ("absent", 5, "content absent: not found", "content absent: not found", ""), ("bug", 13, None, "secret", "ZeroDivisionError")])
-async def test_an_error(digest: str, code: int, message: str | None, there: str, defect: str, heard: Calls, place: Path) -> None:
+@pytest.mark.parametrize(
+    ("digest", "code", "message", "there", "defect"),
+    [
+        ("absent", 5, "content absent: not found", "content absent: not found", ""),
+        ("bug", 13, None, "secret", "ZeroDivisionError"),
+    ],
+)
+async def test_an_error(
+    digest: str, code: int, message: str | None, there: str, defect: str, heard: Calls, place: Path
+) -> None:
     """The client's side hears what it is told, the server's what was wrong."""
     async with rpc.serving(place / "s", [Content()]), rpc.Channel(place / "s") as channel:
         request = pb.InfoRequest(digest=digest)
         with pytest.raises(errors.NodeError) as caught:
             await channel.client(SERVICE).Info(request)
-        await ends(heard, ("client", code, message or str(caught.value), size(request), ""), ("server", code, there, size(request), defect))
+        await ends(
+            heard,
+            ("client", code, message or str(caught.value), size(request), ""),
+            ("server", code, there, size(request), defect),
+        )
 
 
 async def test_a_call_that_is_given_up(heard: Calls, place: Path) -> None:
@@ -163,7 +188,11 @@ async def test_streams(heard: Calls, place: Path) -> None:
             answer = await stream.receive()
             assert answer is not None
         # grpcio tells a handler that waits for requests that there are no more, when the client is gone.
-        await ends(heard, ("client", 1, "left", size(message, answer), ""), ("server", *((1, "cancelled") if WIRE else (0, "")), size(message, answer), ""))
+        await ends(
+            heard,
+            ("client", 1, "left", size(message, answer), ""),
+            ("server", *((1, "cancelled") if WIRE else (0, "")), size(message, answer), ""),
+        )
 
 
 async def test_calls_that_are_made_together(heard: Calls, place: Path) -> None:
@@ -208,10 +237,17 @@ class Passing:
 
 @pytest.mark.parametrize(("digest", "code"), [("x", 0), ("absent", 5)])
 async def test_a_call_that_passes_through(digest: str, code: int, heard: Calls, place: Path) -> None:
-    """It is one call of the relay's, with the status that the client gets and the bytes that passed. Under grpcio, whose relay reads them, it is a server's and a client's."""
+    """It is one call of the relay's, with the status that the client gets and the bytes that passed. Under grpcio,
+    whose relay reads them, it is a server's and a client's.
+    """
     content = Content()
     request = pb.InfoRequest(digest=digest)
-    async with rpc.serving(place / "s", [content]), rpc.Channel(place / "s") as back, rpc.serving(place / "g", [], relay=Passing(back)), rpc.Channel(place / "g") as front:
+    async with (
+        rpc.serving(place / "s", [content]),
+        rpc.Channel(place / "s") as back,
+        rpc.serving(place / "g", [], relay=Passing(back)),
+        rpc.Channel(place / "g") as front,
+    ):
         try:
             answered = size(await front.client(SERVICE).Info(request, headers={"traceparent": TRACEPARENT})) + 5
         except errors.NotFound:
@@ -236,7 +272,12 @@ async def test_a_call_that_passes_through_is_of_one_trace(place: Path) -> None:
     exporter = InMemorySpanExporter()
     tracing.setup("test", exporter=exporter)
     try:
-        async with rpc.serving(place / "s", [Content()]), rpc.Channel(place / "s") as back, rpc.serving(place / "g", [], relay=Passing(back)), rpc.Channel(place / "g") as front:
+        async with (
+            rpc.serving(place / "s", [Content()]),
+            rpc.Channel(place / "s") as back,
+            rpc.serving(place / "g", [], relay=Passing(back)),
+            rpc.Channel(place / "g") as front,
+        ):
             with tracing.span("outer"), pytest.raises(errors.NotFound):
                 await front.client(SERVICE).Info(pb.InfoRequest(digest="absent"))
 
@@ -278,7 +319,9 @@ async def test_ttrpc(heard: Calls, place: Path) -> None:
         heard.clear()
         with pytest.raises(errors.NotFound):
             await client.Kill(shim_pb2.KillRequest())
-        assert {call.side: call.end for call in heard} == dict.fromkeys(("client", "server"), (5, "process: not found", 0, ""))
+        assert {call.side: call.end for call in heard} == dict.fromkeys(
+            ("client", "server"), (5, "process: not found", 0, "")
+        )
 
 
 async def test_who_listens_no_more_hears_no_more(place: Path) -> None:

@@ -1,4 +1,6 @@
-"""kit.otlp beside collectors of all kinds: our own server on both transports, grpcio's with TLS, an HTTP server; and some that are away, slow or full."""
+"""kit.otlp beside collectors of all kinds: our own server on both transports, grpcio's with TLS, an HTTP server;
+and some that are away, slow or full.
+"""
 
 from __future__ import annotations
 
@@ -184,9 +186,18 @@ async def test_what_is_sent(compression: str, environ: Callable[..., None]) -> N
     assert data.count(b"the same name") == (0 if compression == "gzip" else 100)
 
 
-@pytest.mark.parametrize(("error", "seconds"), [(errors.Unavailable("starting"), 0.4), (errors.Aborted("again"), 0.4), (throttled(errors.Unavailable, 0.9), 0.9),
-                                                (throttled(errors.ResourceExhausted, 0.1), 0.4)])
-async def test_what_may_work_later_is_tried_again(error: errors.NodeError, seconds: float, collector: Collector) -> None:
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (errors.Unavailable("starting"), 0.4),
+        (errors.Aborted("again"), 0.4),
+        (throttled(errors.Unavailable, 0.9), 0.9),
+        (throttled(errors.ResourceExhausted, 0.1), 0.4),
+    ],
+)
+async def test_what_may_work_later_is_tried_again(
+    error: errors.NodeError, seconds: float, collector: Collector
+) -> None:
     """After a pause, and not before the collector says; RESOURCE_EXHAUSTED only if it does say."""
     exporter = otlp.configured()
     collector.answers = [error]
@@ -196,9 +207,19 @@ async def test_what_may_work_later_is_tried_again(error: errors.NodeError, secon
     exporter.shutdown()
 
 
-@pytest.mark.parametrize("error", [errors.InvalidArgument("what is that"), errors.ResourceExhausted("too big"), errors.Unimplemented("Export"),
-                                   errors.Unauthenticated("who are you"), throttled(errors.Unavailable, 60)])
-async def test_what_cannot_work_is_given_up(error: errors.NodeError, collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidArgument("what is that"),
+        errors.ResourceExhausted("too big"),
+        errors.Unimplemented("Export"),
+        errors.Unauthenticated("who are you"),
+        throttled(errors.Unavailable, 60),
+    ],
+)
+async def test_what_cannot_work_is_given_up(
+    error: errors.NodeError, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
     """At once; so is what could be tried again only after the timeout. The log says it once, and when it is over."""
     exporter = otlp.configured()
     collector.answers = [error, error]
@@ -216,14 +237,20 @@ async def test_what_cannot_work_is_given_up(error: errors.NodeError, collector: 
 async def test_a_partial_success_is_a_success(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     """It must not be repeated."""
     exporter = otlp.configured()
-    collector.answers = [pb.ExportTraceServiceResponse(partial_success=pb.ExportTracePartialSuccess(rejected_spans=1, error_message="too long"))]
+    collector.answers = [
+        pb.ExportTraceServiceResponse(
+            partial_success=pb.ExportTracePartialSuccess(rejected_spans=1, error_message="too long")
+        )
+    ]
     assert await export(exporter, "one", "two") is OK
     assert len(collector.calls) == 1
     assert "the collector refused 1 spans: too long" in caplog.text
     exporter.shutdown()
 
 
-async def test_a_collector_that_does_not_answer_costs_the_timeout(collector: Collector, environ: Callable[..., None]) -> None:
+async def test_a_collector_that_does_not_answer_costs_the_timeout(
+    collector: Collector, environ: Callable[..., None]
+) -> None:
     """And the next call is on a new connection."""
     environ(TIMEOUT=0.5)
     exporter = otlp.configured()
@@ -250,7 +277,9 @@ async def test_a_collector_may_be_restarted(transport: str, place: Path, environ
     exporter.shutdown()
 
 
-async def test_a_collector_that_comes_late_gets_the_spans(transport: str, place: Path, environ: Callable[..., None]) -> None:
+async def test_a_collector_that_comes_late_gets_the_spans(
+    transport: str, place: Path, environ: Callable[..., None]
+) -> None:
     """It is asked for again within the timeout."""
     environ(ENDPOINT=f"unix:{place / 'traces.sock'}")
     exporter = otlp.configured()
@@ -285,8 +314,12 @@ async def test_a_big_batch_goes_through_both_windows(collector: Collector) -> No
     exporter.shutdown()
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", b"\0\0\0\4\0\0\0\0\0", b"x" * 1000])
-async def test_what_is_no_grpc_server_is_a_failure(answer: bytes, environ: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", b"\0\0\0\4\0\0\0\0\0", b"x" * 1000]
+)
+async def test_what_is_no_grpc_server_is_a_failure(
+    answer: bytes, environ: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     """It hangs up, speaks HTTP/1.1, says nothing more, or nonsense."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -321,7 +354,9 @@ assert "grpc" not in sys.modules
 
 async def test_a_process_that_ends_exports_what_is_left_and_nothing_about_that(collector: Collector) -> None:
     """The export is no span, or it would never end."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", PROCESS, env={**_environment(), "PYTHONPATH": str(TOP)})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-c", PROCESS, env={**_environment(), "PYTHONPATH": str(TOP)}
+    )
     assert await process.wait() == 0
     assert sorted(collector.names) == ["inner", "outer"]
 
@@ -332,7 +367,9 @@ async def test_a_process_ends_whatever_its_collector_does(silent: bool, environ:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         environ(ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1] if silent else 9}")
         start = time.monotonic()
-        process = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", PROCESS, env={**_environment(), "PYTHONPATH": str(TOP)})
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", PROCESS, env={**_environment(), "PYTHONPATH": str(TOP)}
+        )
         assert await process.wait() == 0
         assert time.monotonic() - start < (6 if silent else 3)
 
@@ -389,7 +426,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.hang.wait(10)
         status, headers = self.server.answers.pop(0) if self.server.answers else (200, {})
         if status == 200:
-            self.server.names += names_in(pb.ExportTraceServiceRequest.FromString(gzip.decompress(body) if self.headers["content-encoding"] else body))
+            self.server.names += names_in(
+                pb.ExportTraceServiceRequest.FromString(
+                    gzip.decompress(body) if self.headers["content-encoding"] else body
+                )
+            )
         answer = pb.ExportTraceServiceResponse().SerializeToString() if status == 200 else b"no"
         self.send_response(status)
         for name, value in {"content-length": str(len(answer)), **headers}.items():
@@ -412,7 +453,9 @@ def receiver(environ: Callable[..., None]) -> Iterator[HttpCollector]:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-async def test_http_posts_the_same_message(compression: str, receiver: HttpCollector, environ: Callable[..., None]) -> None:
+async def test_http_posts_the_same_message(
+    compression: str, receiver: HttpCollector, environ: Callable[..., None]
+) -> None:
     """With its headers, on one connection."""
     environ(COMPRESSION=compression, HEADERS="api-key=a%20b")
     exporter = otlp.configured()
@@ -427,8 +470,13 @@ async def test_http_posts_the_same_message(compression: str, receiver: HttpColle
     exporter.shutdown()
 
 
-@pytest.mark.parametrize(("status", "after", "seconds"), [(429, "1", 1), (502, "", 0.4), (503, "0", 0.4), (504, "Fri, 31 Dec 1999 23:59:59 GMT", 0.4)])
-async def test_http_tries_again_what_may_work_later(status: int, after: str, seconds: float, receiver: HttpCollector) -> None:
+@pytest.mark.parametrize(
+    ("status", "after", "seconds"),
+    [(429, "1", 1), (502, "", 0.4), (503, "0", 0.4), (504, "Fri, 31 Dec 1999 23:59:59 GMT", 0.4)],
+)
+async def test_http_tries_again_what_may_work_later(
+    status: int, after: str, seconds: float, receiver: HttpCollector
+) -> None:
     """After a pause, and not before Retry-After says."""
     exporter = otlp.configured()
     receiver.answers = [(status, {"retry-after": after} if after else {})]
@@ -438,8 +486,13 @@ async def test_http_tries_again_what_may_work_later(status: int, after: str, sec
     exporter.shutdown()
 
 
-@pytest.mark.parametrize("answer", [(400, {}), (401, {}), (404, {}), (500, {}), (302, {"location": "/elsewhere"}), (503, {"retry-after": "60"})])
-async def test_http_gives_up_what_cannot_work(answer: tuple[int, dict[str, str]], receiver: HttpCollector, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [(400, {}), (401, {}), (404, {}), (500, {}), (302, {"location": "/elsewhere"}), (503, {"retry-after": "60"})],
+)
+async def test_http_gives_up_what_cannot_work(
+    answer: tuple[int, dict[str, str]], receiver: HttpCollector, caplog: pytest.LogCaptureFixture
+) -> None:
     """As OTLP's table has it; redirects are not followed."""
     exporter = otlp.configured()
     receiver.answers = [answer]
@@ -481,9 +534,30 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``server.pem`` and ``client.pem``, each its own authority, with ``.key`` beside."""
     directory = tmp_path_factory.mktemp("tls")
     for name in ("server", "client"):
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", f"/CN={name}",
-                        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem"],
-                       check=True, capture_output=True)
+        subprocess.run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                f"/CN={name}",
+                "-addext",
+                "subjectAltName=DNS:localhost,IP:127.0.0.1",
+                "-keyout",
+                directory / f"{name}.key",
+                "-out",
+                directory / f"{name}.pem",
+            ],
+            check=True,
+            capture_output=True,
+        )
     return directory
 
 
@@ -497,21 +571,40 @@ def tls_collector(certificates: Path) -> Iterator[tuple[int, list[str]]]:
         return pb.ExportTraceServiceResponse()
 
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    handler = grpc.unary_unary_rpc_method_handler(take, pb.ExportTraceServiceRequest.FromString, pb.ExportTraceServiceResponse.SerializeToString)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler}),))
-    key, certificate, client = ((certificates / name).read_bytes() for name in ("server.key", "server.pem", "client.pem"))
-    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)], client, require_client_auth=True))
+    handler = grpc.unary_unary_rpc_method_handler(
+        take, pb.ExportTraceServiceRequest.FromString, pb.ExportTraceServiceResponse.SerializeToString
+    )
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                "opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler}
+            ),
+        )
+    )
+    key, certificate, client = (
+        (certificates / name).read_bytes() for name in ("server.key", "server.pem", "client.pem")
+    )
+    port = server.add_secure_port(
+        "127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)], client, require_client_auth=True)
+    )
     server.start()
     yield port, names
     server.stop(None).wait()
 
 
 @pytest.mark.parametrize("endpoint", ["https://localhost:{}", "localhost:{}", "https://127.0.0.1:{}"])
-async def test_grpc_over_tls(endpoint: str, certificates: Path, tls_collector: tuple[int, list[str]], environ: Callable[..., None]) -> None:
+async def test_grpc_over_tls(
+    endpoint: str, certificates: Path, tls_collector: tuple[int, list[str]], environ: Callable[..., None]
+) -> None:
     """Both sides show certificates; more than one batch on a connection."""
     port, names = tls_collector
-    environ(ENDPOINT=endpoint.format(port), CERTIFICATE=certificates / "server.pem", CLIENT_CERTIFICATE=certificates / "client.pem",
-            CLIENT_KEY=certificates / "client.key", COMPRESSION="gzip")
+    environ(
+        ENDPOINT=endpoint.format(port),
+        CERTIFICATE=certificates / "server.pem",
+        CLIENT_CERTIFICATE=certificates / "client.pem",
+        CLIENT_KEY=certificates / "client.key",
+        COMPRESSION="gzip",
+    )
     exporter = otlp.configured()
     assert await export(exporter, "one") is OK
     assert await export(exporter, *["x" * 4000] * 500) is OK
@@ -519,8 +612,12 @@ async def test_grpc_over_tls(endpoint: str, certificates: Path, tls_collector: t
     exporter.shutdown()
 
 
-async def test_a_certificate_that_is_not_trusted_is_refused(certificates: Path, tls_collector: tuple[int, list[str]], environ: Callable[..., None],
-                                                            caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_certificate_that_is_not_trusted_is_refused(
+    certificates: Path,
+    tls_collector: tuple[int, list[str]],
+    environ: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """By us; and by the collector, if we show none."""
     port, names = tls_collector
     environ(ENDPOINT=f"https://localhost:{port}")

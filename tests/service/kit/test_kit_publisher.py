@@ -31,7 +31,11 @@ async def topics(subscription: Subscription, count: int) -> list[str]:
 async def test_events_arrive_in_order_as_they_were(place: Path) -> None:
     """With the time of publish(), the namespace given, and the message in an Any, or the Any given."""
     exchange = Exchange()
-    async with gateway(place / "g.sock", exchange), rpc.Channel(place / "g.sock") as channel, Publisher(channel).running() as publisher:
+    async with (
+        gateway(place / "g.sock", exchange),
+        rpc.Channel(place / "g.sock") as channel,
+        Publisher(channel).running() as publisher,
+    ):
         with exchange.subscribe() as subscription:
             before = time.time_ns()
             publisher.publish("blue", "/n/0", task_pb2.TaskOOM(container_id="c"))
@@ -67,7 +71,11 @@ async def test_a_refused_event_does_not_hold_up_the_next(place: Path, caplog: py
     """The log says which and why."""
     exchange = Exchange()
     subscription = exchange.subscribe()
-    async with gateway(place / "g.sock", exchange), rpc.Channel(place / "g.sock") as channel, Publisher(channel).running() as publisher:
+    async with (
+        gateway(place / "g.sock", exchange),
+        rpc.Channel(place / "g.sock") as channel,
+        Publisher(channel).running() as publisher,
+    ):
         publisher.publish("n", "no slash", task_pb2.TaskOOM())
         publisher.publish("n", "/good", task_pb2.TaskOOM())
         assert await topics(subscription, 1) == ["/good"]

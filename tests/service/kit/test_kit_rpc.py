@@ -73,7 +73,9 @@ class Content:
         if request.offset:
             raise errors.OutOfRange("read past the end")
 
-    async def Write(self, requests: AsyncIterator[pb.WriteContentRequest], call: rpc.Call) -> AsyncIterator[pb.WriteContentResponse]:
+    async def Write(
+        self, requests: AsyncIterator[pb.WriteContentRequest], call: rpc.Call
+    ) -> AsyncIterator[pb.WriteContentResponse]:
         total = 0
         async for request in requests:
             total += len(request.data)
@@ -86,7 +88,10 @@ class Content:
 async def content(**kwargs: Any) -> AsyncIterator[tuple[Content, Any, rpc.Server, Path]]:
     with short_directory() as directory:
         servicer = Content()
-        async with rpc.serving(directory / "c.sock", [servicer], **kwargs) as server, rpc.Channel(directory / "c.sock", "content") as channel:
+        async with (
+            rpc.serving(directory / "c.sock", [servicer], **kwargs) as server,
+            rpc.Channel(directory / "c.sock", "content") as channel,
+        ):
             yield servicer, channel.client(SERVICE), server, directory
 
 
@@ -100,7 +105,9 @@ async def test_a_unary_call_carries_headers_namespace_and_lease() -> None:
 async def test_of_a_repeated_header_the_first_counts() -> None:
     """As in containerd: Go clients whose context has two namespaces send both, the inner one first."""
     async with content() as (_, _, _, directory), grpc.aio.insecure_channel(f"unix:{directory / 'c.sock'}") as channel:
-        info = channel.unary_unary(f"/{SERVICE.full_name}/Info", pb.InfoRequest.SerializeToString, pb.InfoResponse.FromString)
+        info = channel.unary_unary(
+            f"/{SERVICE.full_name}/Info", pb.InfoRequest.SerializeToString, pb.InfoResponse.FromString
+        )
         metadata = ((rpc.NAMESPACE, "inner"), (rpc.NAMESPACE, "outer"), (rpc.LEASE, "l1"), (rpc.LEASE, "l2"))
         assert (await info(pb.InfoRequest(digest="namespace"), metadata=metadata)).info.digest == "inner/l1"
 
@@ -122,16 +129,23 @@ async def test_a_bug_is_internal_and_keeps_its_words_to_itself(caplog: pytest.Lo
 
 
 async def test_a_full_disk_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
-    """The client is told in the kernel's words, the log in one line: wherever a service writes, the disk may be full."""
+    """The client is told in the kernel's words, the log in one line: wherever a service writes, the disk may be
+    full.
+    """
     async with content() as (_, client, _, _):
-        with pytest.raises(errors.ResourceExhausted, match=f"^/{SERVICE.full_name}/Info: /run/x: no space left on device: resource exhausted$"):
+        with pytest.raises(
+            errors.ResourceExhausted,
+            match=f"^/{SERVICE.full_name}/Info: /run/x: no space left on device: resource exhausted$",
+        ):
             await client.Info(pb.InfoRequest(digest="full"))
     (record,) = [r for r in caplog.records if "no space left" in r.getMessage()]
     assert record.levelname == "WARNING"
     assert not record.exc_info
 
 
-async def test_a_call_that_fails_leaves_a_line_and_one_that_finds_nothing_does_not(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_call_that_fails_leaves_a_line_and_one_that_finds_nothing_does_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """With its namespace and code."""
     caplog.set_level(logging.INFO, "services.kit.logs")
     async with content() as (_, client, _, _):
@@ -239,7 +253,9 @@ async def test_a_call_to_nobody_is_disconnected_and_names_the_service() -> None:
 
 
 async def test_draining_ends_long_calls_at_once_and_lets_others_finish() -> None:
-    """Health.Watch would last for ever: it ends with Disconnected, so that a relay asks the successor; the socket is gone after."""
+    """Health.Watch would last for ever: it ends with Disconnected, so that a relay asks the successor; the socket
+    is gone after.
+    """
     with short_directory() as directory:
         async with rpc.Channel(directory / "c.sock", "content") as channel:
             health = channel.client(health_stubs.HEALTH)
@@ -254,12 +270,14 @@ async def test_draining_ends_long_calls_at_once_and_lets_others_finish() -> None
 
 
 async def test_health_knows_the_services_served() -> None:
-    """"" and each full name serve; others are NOT_FOUND."""
+    """ "" and each full name serve; others are NOT_FOUND."""
     with short_directory() as directory:
         async with rpc.serving(directory / "c.sock", [Content()]), rpc.Channel(directory / "c.sock") as channel:
             health = channel.client(health_stubs.HEALTH)
             for name in ("", SERVICE.full_name):
-                assert (await health.Check(health_pb2.HealthCheckRequest(service=name))).status == health_pb2.HealthCheckResponse.SERVING
+                assert (
+                    await health.Check(health_pb2.HealthCheckRequest(service=name))
+                ).status == health_pb2.HealthCheckResponse.SERVING
             with pytest.raises(errors.NotFound, match="service nobody"):
                 await health.Check(health_pb2.HealthCheckRequest(service="nobody"))
 
@@ -315,8 +333,12 @@ async def test_each_hop_has_a_client_and_a_server_span_of_one_trace(spans: InMem
     assert by_kind["CLIENT"].parent.span_id == by_kind["INTERNAL"].context.span_id
 
 
-@pytest.mark.parametrize(("digest", "code", "described"), [("absent", 5, "content absent: not found"), ("bug", 13, "secret")])
-async def test_spans_carry_the_status_that_the_client_gets(spans: InMemorySpanExporter, digest: str, code: int, described: str) -> None:
+@pytest.mark.parametrize(
+    ("digest", "code", "described"), [("absent", 5, "content absent: not found"), ("bug", 13, "secret")]
+)
+async def test_spans_carry_the_status_that_the_client_gets(
+    spans: InMemorySpanExporter, digest: str, code: int, described: str
+) -> None:
     """An expected error is its code in the span; a bug is 13, with its text for those who may read traces."""
     async with content() as (_, client, _, _):
         with pytest.raises(errors.NodeError):
@@ -346,12 +368,12 @@ async def test_without_tracing_the_callers_context_is_passed_on() -> None:
         assert servicer.seen[-1].headers["traceparent"] == parent
 
 
-
-
 async def test_a_collector_that_is_away_does_not_hold_up_the_end(place: Path) -> None:
     """A process with spans to export to nobody still ends within its supervisor's patience."""
     root, state = place / "r", place / "s"
-    with ServiceProcess("services.content", root, state, env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}) as process:
+    with ServiceProcess(
+        "services.content", root, state, env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    ) as process:
         for _ in range(3):
             assert await health(state / "content.sock") == health_pb2.HealthCheckResponse.SERVING
         start = time.monotonic()

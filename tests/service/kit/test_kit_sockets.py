@@ -17,7 +17,9 @@ pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize("kind", ["wire", "grpcio", "ttrpc"])
-async def test_a_removed_socket_is_made_again_and_gone_at_the_end(kind: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_removed_socket_is_made_again_and_gone_at_the_end(
+    kind: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twice; who is connected stays so, others can connect, and nothing is left behind."""
     monkeypatch.setattr(sockets, "LOOK", 0.05)
     if kind != "ttrpc":

@@ -26,8 +26,13 @@ def content(request: pytest.FixtureRequest, place: Path) -> Iterator[ServiceProc
     (place / "faults").mkdir()
     config = place / "config.toml"
     config.write_text("[watchdog]\nsilence = '1s'\n")
-    with ServiceProcess(CONTENT, place / "r", place / "s", config=config,
-                        env={"SPLITD_GRPC_TRANSPORT": request.param, "SPLITD_FAULTS": str(place / "faults"), "PYTHONUNBUFFERED": "1"}) as running:
+    with ServiceProcess(
+        CONTENT,
+        place / "r",
+        place / "s",
+        config=config,
+        env={"SPLITD_GRPC_TRANSPORT": request.param, "SPLITD_FAULTS": str(place / "faults"), "PYTHONUNBUFFERED": "1"},
+    ) as running:
         yield running
         running.kill()
 
@@ -40,7 +45,9 @@ def asked(process: ServiceProcess, *words: str) -> None:
 
 
 async def test_a_process_tells_its_threads_and_tasks_and_goes_on(content: ServiceProcess) -> None:
-    """Again and again: a stack of the main thread, and the tasks with where they wait; calls are answered before and after."""
+    """Again and again: a stack of the main thread, and the tasks with where they wait; calls are answered before
+    and after.
+    """
     await eventually_async(lambda: health(content.state / "content.sock"), "content does not answer")
     for count in (1, 2, 3):
         asked(content, "Current thread", "process.py", " in until_signal")
@@ -66,12 +73,27 @@ async def test_a_process_that_dies_in_c_code_tells_where(content: ServiceProcess
 
 
 def test_a_program_that_unpacks_layers_tells_where_it_is_and_goes_on(place: Path) -> None:
-    """Into standard error, which is the log of the service that started it; then it ends in good order, when that service is gone."""
+    """Into standard error, which is the log of the service that started it; then it ends in good order, when that
+    service is gone.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     log = place / "log"
     with ours, theirs, log.open("wb") as errors:
-        with subprocess.Popen([sys.executable, "-S", "-P", "-c", "from services.snapshots.diff.apply import main; main()", str(os.getpid()), str(place), "600"],
-                              stdin=theirs.fileno(), stderr=errors, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), *(p for p in sys.path if p)])}) as program:
+        with subprocess.Popen(
+            [
+                sys.executable,
+                "-S",
+                "-P",
+                "-c",
+                "from services.snapshots.diff.apply import main; main()",
+                str(os.getpid()),
+                str(place),
+                "600",
+            ],
+            stdin=theirs.fileno(),
+            stderr=errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), *(p for p in sys.path if p)])},
+        ) as program:
             try:
                 eventually(lambda: _takes(program.pid, signal.SIGUSR1), "it does not begin")
                 program.send_signal(signal.SIGUSR1)

@@ -1,4 +1,6 @@
-"""No trouble of tracing stops a service: whatever the variables OTEL_... say, it serves, and its log and ``splitd config check`` name the variable."""
+"""No trouble of tracing stops a service: whatever the variables OTEL_... say, it serves, and its log and ``splitd
+config check`` name the variable.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,19 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 QUIET: list[dict[str, str]] = [{"OTEL_BSP_MAX_QUEUE_SIZE": "100"}]
 ADAPTED: list[dict[str, str]] = [{"OTEL_BSP_SCHEDULE_DELAY": "0"}, {"OTEL_BSP_MAX_QUEUE_SIZE": "9" * 30}]
 OFF: list[dict[str, str]] = [
-    {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "some"}, {"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"},
-    {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://box:1", "OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such/file"}]
+    {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "some"},
+    {"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"},
+    {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://box:1", "OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such/file"},
+]
 
 
-@pytest.mark.parametrize("variables", [*QUIET, *ADAPTED, *OFF], ids=lambda v: " ".join(f"{name}={value}" for name, value in v.items())[:80])
+@pytest.mark.parametrize(
+    "variables", [*QUIET, *ADAPTED, *OFF], ids=lambda v: " ".join(f"{name}={value}" for name, value in v.items())[:80]
+)
 def test_a_service_serves_and_the_variable_is_named(variables: dict[str, str], place: Path) -> None:
-    """A warning where tracing goes on with another value, an error where nothing is traced, and nothing where the value is good."""
+    """A warning where tracing goes on with another value, an error where nothing is traced, and nothing where the
+    value is good.
+    """
     environment = {**ENDPOINT, **variables}
     name = list(variables)[-1]
     with ServiceProcess("services.content", place / "r", place / "s", env=environment) as service:
@@ -36,10 +44,13 @@ def test_a_service_serves_and_the_variable_is_named(variables: dict[str, str], p
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize(("name", "value"), [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_RESOURCE_ATTRIBUTES", "nothing")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_RESOURCE_ATTRIBUTES", "nothing")]
+)
 def test_check_says_what_the_sdk_warns_of(name: str, value: str) -> None:
     """It goes on with another value, which is not the wanted one."""
     done = splitd("config", "check", "--config", "/dev/null", env={**ENDPOINT, name: value}, ok=False)
     assert "OpenTelemetry, of a variable OTEL_...: " in done.stderr
     assert value in done.stderr
-    assert not splitd("config", "check", "--config", "/dev/null", env={name: value}).stderr  # without an endpoint nothing is traced
+    # without an endpoint nothing is traced
+    assert not splitd("config", "check", "--config", "/dev/null", env={name: value}).stderr

@@ -96,31 +96,45 @@ async def test_the_process_keeps_what_it_acknowledged(place: Path) -> None:
             world = await World(Life(channel, StandIn(RawStandIn()))).begin()
             containers = channel.client(CONTAINERS)
             for number in range(20):
-                await containers.Create(containers_pb2.CreateContainerRequest(container=container(f"c{number}")), headers=headers(world.namespace))
+                await containers.Create(
+                    containers_pb2.CreateContainerRequest(container=container(f"c{number}")),
+                    headers=headers(world.namespace),
+                )
             store_id = await world.connect()
             intent = await world.begin_snapshot("k")
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             process.start()
             assert await channel.wait_connected(10)
-            found = (await containers.List(containers_pb2.ListContainersRequest(), headers=headers(world.namespace))).containers
+            found = (
+                await containers.List(containers_pb2.ListContainersRequest(), headers=headers(world.namespace))
+            ).containers
             assert {c.id for c in found} == {f"c{n}" for n in range(20)}
             await world.finish(intent)  # no second Connect was needed
             assert (await world.stat("k")).name == "k"
             assert await world.connect() == store_id
 
 
-@pytest.mark.parametrize(("point", "recorded"), [("metadata.begun", False), ("metadata.before-finish", True), ("metadata.finished", True)])
+@pytest.mark.parametrize(
+    ("point", "recorded"), [("metadata.begun", False), ("metadata.before-finish", True), ("metadata.finished", True)]
+)
 async def test_metadata_dies_within_an_intent(place: Path, point: str, recorded: bool) -> None:
-    """Before it could answer Begin: no intent is left that nobody knows of. Before or after it wrote what Finish makes: a repeated Finish makes it once."""
+    """Before it could answer Begin: no intent is left that nobody knows of. Before or after it wrote what Finish
+    makes: a repeated Finish makes it once.
+    """
     faults = place / "faults"
     faults.mkdir()
     raw = RawStandIn()
     stand_in = StandIn(raw)
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
-    with ServiceProcess("services.metadata", place / "root", place / "state", config=config, env={"SPLITD_FAULTS": str(faults)}) as process:
-        async with rpc.serving(place / "state" / "internal.sock", stand_in.servicers), rpc.Channel(place / "state" / "metadata.sock") as channel:
+    with ServiceProcess(
+        "services.metadata", place / "root", place / "state", config=config, env={"SPLITD_FAULTS": str(faults)}
+    ) as process:
+        async with (
+            rpc.serving(place / "state" / "internal.sock", stand_in.servicers),
+            rpc.Channel(place / "state" / "metadata.sock") as channel,
+        ):
             world = await World(Life(channel, stand_in)).begin()
             if not recorded:
                 (faults / point).touch()
@@ -136,8 +150,14 @@ async def test_metadata_dies_within_an_intent(place: Path, point: str, recorded:
             process.wait()
             process.start()
             assert await channel.wait_connected(10)
-            await world.records.Connect(pb.ConnectRequest(incarnation=world.incarnation, content="content", snapshotters=["overlayfs"],
-                                                          open=pb.OpenIntents(ids=known)))
+            await world.records.Connect(
+                pb.ConnectRequest(
+                    incarnation=world.incarnation,
+                    content="content",
+                    snapshotters=["overlayfs"],
+                    open=pb.OpenIntents(ids=known),
+                )
+            )
             assert bool(known) == recorded
             if recorded:
                 assert [e.topic for e in (await world.finish(intent)).events] == ["/snapshot/prepare"]
@@ -152,10 +172,15 @@ async def _logged(process: ServiceProcess, text: str) -> bool:
 
 
 async def test_one_process_serves_a_directory(place: Path) -> None:
-    """Whoever comes second waits for a moment, and is then told whose the directory is; when the first has ended it is his."""
+    """Whoever comes second waits for a moment, and is then told whose the directory is; when the first has ended it
+    is his.
+    """
     directory = place / "root" / "metadata"
     with ServiceProcess("services.metadata", place / "root", place / "state"):
-        with pytest.raises(errors.FailedPrecondition, match=f"{directory} is served by another process"), owned(directory, 0.1):
+        with (
+            pytest.raises(errors.FailedPrecondition, match=f"{directory} is served by another process"),
+            owned(directory, 0.1),
+        ):
             pass
     with owned(directory, 0.1):
         pass

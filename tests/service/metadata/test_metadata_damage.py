@@ -1,4 +1,6 @@
-"""Damage of the database on a running process: it is said, and nothing unknown is collected until an operator says so."""
+"""Damage of the database on a running process: it is said, and nothing unknown is collected until an operator says
+so.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,15 @@ async def filled(socket: Path, count: int) -> None:
         for number in range(count):
             made = container(f"c{number}")
             made.labels["filler"] = "x" * 3000
-            await channel.client(CONTAINERS).Create(containers_pb2.CreateContainerRequest(container=made), headers=headers("damage"))
+            await channel.client(CONTAINERS).Create(
+                containers_pb2.CreateContainerRequest(container=made), headers=headers("damage")
+            )
 
 
 async def test_one_flipped_bit_of_the_log(place: Path) -> None:
-    """What was answered and stood behind it is lost: the log says so, and the guard is up until ``splitd gc --release``, over a restart too."""
+    """What was answered and stood behind it is lost: the log says so, and the guard is up until ``splitd gc
+    --release``, over a restart too.
+    """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
     socket = place / "state" / "metadata.sock"
@@ -55,7 +61,9 @@ async def test_one_flipped_bit_of_the_log(place: Path) -> None:
 
 
 async def test_damaged_pages(place: Path) -> None:
-    """A check after the start finds them: the process is not healthy, and says which file it is. Who meets them is told so, and not ``internal error``."""
+    """A check after the start finds them: the process is not healthy, and says which file it is. Who meets them is
+    told so, and not ``internal error``.
+    """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
     socket = place / "state" / "metadata.sock"
@@ -65,7 +73,7 @@ async def test_damaged_pages(place: Path) -> None:
         path = place / "root" / "metadata" / "metadata.db"
         data = bytearray(path.read_bytes())
         for page in range(60, 70):
-            data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+            data[page * 4096 : page * 4096 + 100] = b"\xff" * 100
         path.write_bytes(data)
         process.start()
 
@@ -85,7 +93,9 @@ async def test_damaged_pages(place: Path) -> None:
 
 @pytest.mark.parametrize("how", ["List", "Update"])
 async def test_a_damaged_value(place: Path, how: str) -> None:
-    """To SQLite its page is whole, so a check of all pages finds nothing: whoever meets it is told which record it is, the process is not healthy, and nothing is collected."""
+    """To SQLite its page is whole, so a check of all pages finds nothing: whoever meets it is told which record it
+    is, the process is not healthy, and nothing is collected.
+    """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
     socket = place / "state" / "metadata.sock"
@@ -100,19 +110,31 @@ async def test_a_damaged_value(place: Path, how: str) -> None:
         process.start()
         async with Channel(socket) as channel:
             client = channel.client(CONTAINERS)
-            with pytest.raises(errors.DataLoss, match=r"the record container damage c\d is damaged .* docs/damaged-database.md"):
+            with pytest.raises(
+                errors.DataLoss, match=r"the record container damage c\d is damaged .* docs/damaged-database.md"
+            ):
                 if how == "List":
                     await client.List(containers_pb2.ListContainersRequest(), headers=headers("damage"))
                 else:
                     for number in range(3):
-                        await client.Update(containers_pb2.UpdateContainerRequest(container=container(f"c{number}")), headers=headers("damage"))
+                        await client.Update(
+                            containers_pb2.UpdateContainerRequest(container=container(f"c{number}")),
+                            headers=headers("damage"),
+                        )
             serves, why = await kit_health.check(channel, "", 5.0)
             assert (serves, "the record container damage c" in why) == (False, True)
-        await eventually_async(lambda: asyncio.sleep(0, "is damaged" in splitd("gc", "--root", place / "root", "--state", place / "state").stdout), "nothing is held back")
+        await eventually_async(
+            lambda: asyncio.sleep(
+                0, "is damaged" in splitd("gc", "--root", place / "root", "--state", place / "state").stdout
+            ),
+            "nothing is held back",
+        )
 
 
 async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> None:
-    """Records are gone from it, and nothing in it says so: nothing at all is collected until an operator says otherwise, over a restart."""
+    """Records are gone from it, and nothing in it says so: nothing at all is collected until an operator says
+    otherwise, over a restart.
+    """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
     directory, where = place / "root" / "metadata", ("--root", place / "root", "--state", place / "state")
@@ -121,10 +143,12 @@ async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> 
         process.stop()
         whole = (directory / "metadata.db").read_bytes()
         data = bytearray(whole)
-        data[60 * 4096:60 * 4096 + 100] = b"\xff" * 100
+        data[60 * 4096 : 60 * 4096 + 100] = b"\xff" * 100
         (directory / "metadata.db").write_bytes(data)
         process.start()
-        await eventually_async(lambda: asyncio.sleep(0, (directory / "metadata.db.damaged").exists()), "nothing is noted")
+        await eventually_async(
+            lambda: asyncio.sleep(0, (directory / "metadata.db.damaged").exists()), "nothing is noted"
+        )
         process.stop()
         for suffix in ("", "-wal", "-shm"):
             (directory / f"metadata.db{suffix}").unlink(missing_ok=True)
@@ -142,7 +166,9 @@ async def test_what_was_saved_of_a_damaged_database_looks_whole(place: Path) -> 
 
 
 async def test_what_can_be_read_of_a_damaged_database_is_saved(place: Path) -> None:
-    """``splitd salvage`` puts a new one in its place and keeps the damaged one; metadata serves again, with most of the records, and collects nothing until an operator says so."""
+    """``splitd salvage`` puts a new one in its place and keeps the damaged one; metadata serves again, with most of
+    the records, and collects nothing until an operator says so.
+    """
     config = place / "config.toml"
     config.write_text(NO_COLLECTION)
     directory, where = place / "root" / "metadata", ("--root", place / "root", "--state", place / "state")
@@ -152,7 +178,7 @@ async def test_what_can_be_read_of_a_damaged_database_is_saved(place: Path) -> N
         path = directory / "metadata.db"
         data = bytearray(path.read_bytes())
         for page in range(60, 70):
-            data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+            data[page * 4096 : page * 4096 + 100] = b"\xff" * 100
         path.write_bytes(data)
         said = splitd("salvage", "metadata", *where).stdout
         assert "could not be read" in said
@@ -161,6 +187,8 @@ async def test_what_can_be_read_of_a_damaged_database_is_saved(place: Path) -> N
         process.start()
         async with Channel(place / "state" / "metadata.sock") as channel:
             assert await kit_health.check(channel, "", 5.0) == (True, "")
-            there = (await channel.client(CONTAINERS).List(containers_pb2.ListContainersRequest(), headers=headers("damage"))).containers
+            there = (
+                await channel.client(CONTAINERS).List(containers_pb2.ListContainersRequest(), headers=headers("damage"))
+            ).containers
             assert 50 < len(there) < 80
         assert "was made of what could be read of a damaged one" in splitd("gc", *where).stdout

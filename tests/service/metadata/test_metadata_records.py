@@ -1,4 +1,6 @@
-"""The suites of Records on metadata's process, with a stand-in for the gateway; that of images on containerd too, which says whether it is right."""
+"""The suites of Records on metadata's process, with a stand-in for the gateway; that of images on containerd too,
+which says whether it is right.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,21 @@ class StandIn:
         self.events: list[Any] = []
         self.servicers: list[Any] = []
         for name, pb in (("Content", content_pb2), ("Snapshots", snapshots_pb2), ("Events", events_pb2)):
-            methods = {m.name: getattr(self, f"{name}{m.name}") for m in pb.DESCRIPTOR.services_by_name[name].methods if hasattr(self, f"{name}{m.name}")}
-            self.servicers.append(type(name, (), {"SERVICE": pb.DESCRIPTOR.services_by_name[name], **{k: staticmethod(v) for k, v in methods.items()}})())
+            methods = {
+                m.name: getattr(self, f"{name}{m.name}")
+                for m in pb.DESCRIPTOR.services_by_name[name].methods
+                if hasattr(self, f"{name}{m.name}")
+            }
+            self.servicers.append(
+                type(
+                    name,
+                    (),
+                    {
+                        "SERVICE": pb.DESCRIPTOR.services_by_name[name],
+                        **{k: staticmethod(v) for k, v in methods.items()},
+                    },
+                )()
+            )
 
     async def ContentInfo(self, request: content_pb2.InfoRequest, call: rpc.Call) -> content_pb2.InfoResponse:
         size = await self.raw.blob_size(self._backend(call, "content"), request.digest)
@@ -45,7 +60,9 @@ class StandIn:
         offset = await self.raw.ingest_offset(self._backend(call, "content"), request.ref)
         return content_pb2.StatusResponse(status=content_pb2.Status(ref=request.ref, offset=offset))
 
-    async def SnapshotsStat(self, request: snapshots_pb2.StatSnapshotRequest, call: rpc.Call) -> snapshots_pb2.StatSnapshotResponse:
+    async def SnapshotsStat(
+        self, request: snapshots_pb2.StatSnapshotRequest, call: rpc.Call
+    ) -> snapshots_pb2.StatSnapshotResponse:
         kind = await self.raw.snapshot_kind(self._backend(call, f"snapshots.{request.snapshotter}"), request.key)
         return snapshots_pb2.StatSnapshotResponse(info=snapshots_pb2.Info(name=request.key, kind=KINDS_TO_PB[kind]))
 
@@ -86,14 +103,19 @@ def state() -> Iterator[Path]:
     """The state directory of a metadata process."""
     with short_directory() as directory:
         (directory / "config.toml").write_text(NO_COLLECTION)
-        with ServiceProcess("services.metadata", directory / "root", directory / "state", config=directory / "config.toml"):
+        with ServiceProcess(
+            "services.metadata", directory / "root", directory / "state", config=directory / "config.toml"
+        ):
             yield directory / "state"
 
 
 @pytest.fixture
 async def life(state: Path) -> AsyncIterator[Life]:
     stand_in = StandIn(RawStandIn())
-    async with rpc.serving(state / "internal.sock", stand_in.servicers), rpc.Channel(state / "metadata.sock") as channel:
+    async with (
+        rpc.serving(state / "internal.sock", stand_in.servicers),
+        rpc.Channel(state / "metadata.sock") as channel,
+    ):
         yield Life(channel, stand_in)
 
 
@@ -123,11 +145,15 @@ class TestEvents:
         space = records.new_namespace()
         calls, pb = life.client(containers.CONTAINERS), containers.pb
         head = records.headers(space)
-        await life.client(namespaces.NAMESPACES).Create(namespaces.pb.CreateNamespaceRequest(namespace=namespaces.pb.Namespace(name=space, labels={"a": "1"})))
+        await life.client(namespaces.NAMESPACES).Create(
+            namespaces.pb.CreateNamespaceRequest(namespace=namespaces.pb.Namespace(name=space, labels={"a": "1"}))
+        )
         made = containers.container("c", image="i")
         made.runtime.options.CopyFrom(containers.OPTIONS)
         await calls.Create(pb.CreateContainerRequest(container=made), headers=head)
-        await calls.Update(pb.UpdateContainerRequest(container=containers.container("c", image="j", labels={"x": "y"})), headers=head)
+        await calls.Update(
+            pb.UpdateContainerRequest(container=containers.container("c", image="j", labels={"x": "y"})), headers=head
+        )
         await calls.Delete(pb.DeleteContainerRequest(id="c"), headers=head)
 
         async def four() -> bool:
@@ -137,7 +163,12 @@ class TestEvents:
         topics, (created, made_event, updated, deleted) = zip(*life.published(space), strict=True)
         assert topics == ("/namespaces/create", "/containers/create", "/containers/update", "/containers/delete")
         assert (created.name, dict(created.labels)) == (space, {"a": "1"})
-        assert (made_event.id, made_event.image, made_event.runtime.name, made_event.runtime.options) == ("c", "i", made.runtime.name, containers.OPTIONS)
+        assert (made_event.id, made_event.image, made_event.runtime.name, made_event.runtime.options) == (
+            "c",
+            "i",
+            made.runtime.name,
+            containers.OPTIONS,
+        )
         assert (updated.id, updated.image, dict(updated.labels)) == ("c", "j", {"x": "y"})
         assert deleted.id == "c"
 

@@ -1,4 +1,6 @@
-"""The suites of metadata's public services over sockets: its process, and Debian's containerd, which says whether the suites are right."""
+"""The suites of metadata's public services over sockets: its process, and Debian's containerd, which says whether
+the suites are right.
+"""
 
 from __future__ import annotations
 

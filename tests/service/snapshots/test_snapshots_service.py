@@ -55,7 +55,9 @@ async def test_the_process_says_which_snapshotters_it_has(process: ServiceProces
         found = await snapshotters(channel, 10)
     assert [each.name for each in found] == NAMES
     assert [each.exports for each in found] == [{"root": str(process.root / "snapshots" / name)} for name in NAMES]
-    assert {each.name: set(each.capabilities) - {"remap-ids"} for each in found if each.capabilities} == {"overlayfs": {"only-remap-ids", "rebase"}}
+    assert {each.name: set(each.capabilities) - {"remap-ids"} for each in found if each.capabilities} == {
+        "overlayfs": {"only-remap-ids", "rebase"}
+    }
     assert not [each.name for each in found if each.trouble and each.name in ("overlayfs", "native")]
 
 
@@ -82,10 +84,16 @@ async def test_the_stamp_is_kept(place: Path) -> None:
 
 
 async def test_a_database_that_is_none_stops_no_other(place: Path) -> None:
-    """Its snapshotter refuses everything, by name and with what to do, and nobody is told whose it is, so that nothing of it is collected. The others serve; and so does it once its database is mended."""
+    """Its snapshotter refuses everything, by name and with what to do, and nobody is told whose it is, so that
+    nothing of it is collected. The others serve; and so does it once its database is mended.
+    """
     process = started(place)
     async with Channel(place / "s" / SOCKETS[0]) as overlay, Channel(place / "s" / SOCKETS[1]) as native:
-        broken, stamp, removals = RemoteSnapshotter(overlay, snapshotter="overlayfs"), overlay.client(STAMP), overlay.client(REMOVALS)
+        broken, stamp, removals = (
+            RemoteSnapshotter(overlay, snapshotter="overlayfs"),
+            overlay.client(STAMP),
+            overlay.client(REMOVALS),
+        )
         await broken.prepare("kept")
         assert process.stop() == 0
         path = place / "r" / "snapshots" / "overlayfs" / "metadata.db"
@@ -100,10 +108,25 @@ async def test_a_database_that_is_none_stops_no_other(place: Path) -> None:
         assert await health(place / "s" / SOCKETS[1]) == 1
         serves, why = await kit_health.check(overlay, "", 5.0)
         assert (serves, "overlayfs is out of use" in why) == (False, True)
-        for call in (broken.stat("kept"), broken.usage("kept"), broken.mounts("kept"), broken.prepare("a"), broken.view("a"), broken.commit("a", "kept"), broken.update("kept", {}),
-                     broken.remove("kept"), broken.cleanup(), anext(broken.list()), stamp.Get(stamp_pb2.GetRequest()), stamp.Set(stamp_pb2.SetRequest(store_id="another's")),
-                     removals.Remove(removals_pb2.RemoveRequest())):
-            with pytest.raises(errors.DataLoss, match=rf"snapshotter overlayfs is out of use: {path} cannot be used: .*: see docs/damaged-database.md"):
+        for call in (
+            broken.stat("kept"),
+            broken.usage("kept"),
+            broken.mounts("kept"),
+            broken.prepare("a"),
+            broken.view("a"),
+            broken.commit("a", "kept"),
+            broken.update("kept", {}),
+            broken.remove("kept"),
+            broken.cleanup(),
+            anext(broken.list()),
+            stamp.Get(stamp_pb2.GetRequest()),
+            stamp.Set(stamp_pb2.SetRequest(store_id="another's")),
+            removals.Remove(removals_pb2.RemoveRequest()),
+        ):
+            with pytest.raises(
+                errors.DataLoss,
+                match=rf"snapshotter overlayfs is out of use: {path} cannot be used: .*: see docs/damaged-database.md",
+            ):
                 await call
         assert process.stop() == 0
         path.write_bytes(whole)
@@ -115,13 +138,19 @@ async def test_a_database_that_is_none_stops_no_other(place: Path) -> None:
 
 
 async def test_the_contract_on_the_wire(process: ServiceProcess) -> None:
-    """A List comes in messages of at most 100, an Update's mask is honoured, and a request without anything is answered, not failed."""
+    """A List comes in messages of at most 100, an Update's mask is honoured, and a request without anything is
+    answered, not failed.
+    """
     async with Channel(process.state / SOCKETS[0]) as channel:
         client = channel.client(snapshots_stubs.SNAPSHOTS)
         await asyncio.gather(*(client.Prepare(pb.PrepareSnapshotRequest(key=f"wire/{n}")) for n in range(205)))
         sizes = [len(r.info) async for r in client.List(pb.ListSnapshotsRequest(filters=["name~=^wire/"]))]
         assert sizes == [100, 100, 5]
-        for method, request in (("Prepare", pb.PrepareSnapshotRequest()), ("View", pb.ViewSnapshotRequest()), ("Commit", pb.CommitSnapshotRequest(key="wire/0"))):
+        for method, request in (
+            ("Prepare", pb.PrepareSnapshotRequest()),
+            ("View", pb.ViewSnapshotRequest()),
+            ("Commit", pb.CommitSnapshotRequest(key="wire/0")),
+        ):
             with pytest.raises(errors.InvalidArgument, match="empty"):
                 await getattr(client, method)(request)
         with pytest.raises(errors.NotFound):
@@ -137,16 +166,26 @@ def test_what_cannot_be_configured(place: Path) -> None:
 
 
 async def test_what_is_configured(place: Path) -> None:
-    """Mount options come before those that the kernel needs and are not doubled; snapshots show their directory as a label."""
+    """Mount options come before those that the kernel needs and are not doubled; snapshots show their directory as
+    a label.
+    """
     config = place / "config.toml"
-    config.write_text('[snapshots]\nsync_commit = true\nsync_remove = true\n[snapshots.overlayfs]\nmount_options = ["index=on", "xino=off"]\nupperdir_label = true\n')
+    config.write_text(
+        '[snapshots]\nsync_commit = true\nsync_remove = true\n[snapshots.overlayfs]\nmount_options = ["index=on", '
+        '"xino=off"]\nupperdir_label = true\n'
+    )
     with ServiceProcess("services.snapshots", place / "r", place / "s", sockets=SOCKETS, config=config):
         async with Channel(place / "s" / SOCKETS[0]) as channel:
             snapshotter = RemoteSnapshotter(channel)
             [bind] = await snapshotter.prepare("a")
             await snapshotter.commit("base", "a", {"own": "1"})
-            assert (await snapshotter.stat("base")).labels == {"own": "1", "containerd.io/snapshot/overlay.upperdir": bind.source}
-            assert [i.labels["containerd.io/snapshot/overlay.upperdir"] async for i in snapshotter.list()] == [bind.source]
+            assert (await snapshotter.stat("base")).labels == {
+                "own": "1",
+                "containerd.io/snapshot/overlay.upperdir": bind.source,
+            }
+            assert [i.labels["containerd.io/snapshot/overlay.upperdir"] async for i in snapshotter.list()] == [
+                bind.source
+            ]
             mounts = await snapshotter.prepare("b", "base")
             assert mounts[0].options[-2:] == ("index=on", "xino=off")
             with mounted(mounts, place / "m") as top:
@@ -242,7 +281,9 @@ async def test_killed_while_preparing(crashing: Crashing, place: Path, point: st
 
 @pytest.mark.parametrize("point", ["before-row", "after-row"])
 async def test_killed_while_committing(crashing: Crashing, place: Path, point: str) -> None:
-    """A commit that is cut off has happened or has not: the key or the name is there, with all its files, and never both."""
+    """A commit that is cut off has happened or has not: the key or the name is there, with all its files, and never
+    both.
+    """
     async with Channel(crashing.socket) as channel:
         snapshotter = RemoteSnapshotter(channel)
         with mounted(await snapshotter.prepare("a"), place / "m") as top:
@@ -284,7 +325,9 @@ async def test_killed_while_removing(crashing: Crashing, place: Path, point: str
 
 
 async def test_killed_at_any_moment(crashing: Crashing) -> None:
-    """Killed again and again among many calls: what was answered is so, and in the end no directory is without a record and no record without one."""
+    """Killed again and again among many calls: what was answered is so, and in the end no directory is without a
+    record and no record without one.
+    """
     async with Channel(crashing.socket) as channel:
         snapshotter = RemoteSnapshotter(channel)
         await snapshotter.prepare("base-making")

@@ -1,4 +1,6 @@
-"""Each snapshotter of the table under the suite of its interface, in each life: the store itself, its process, behind a node's gateway, and containerd's own of that name."""
+"""Each snapshotter of the table under the suite of its interface, in each life: the store itself, its process,
+behind a node's gateway, and containerd's own of that name.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,18 @@ Started = Callable[[str, type[LocalSnapshotter]], Path]
 
 @pytest.fixture(scope="module")
 def started(disks: Callable[[str], Path | None]) -> Iterator[Started]:
-    """The socket of a life of a snapshotter, or the directory for the store's; each is started once for all snapshotters that can be on the same file system."""
+    """The socket of a life of a snapshotter, or the directory for the store's; each is started once for all
+    snapshotters that can be on the same file system.
+    """
     with contextlib.ExitStack() as stack:
         found: dict[tuple[str, str], Path] = {}
 
         def start(life: str, snapshotter: type[LocalSnapshotter]) -> Path:
             directory = stack.enter_context(short_directory(disks(snapshotter.FILESYSTEM)))
             if life == PROCESS:
-                stack.enter_context(ServiceProcess("services.snapshots", directory / "r", directory / "s", sockets=("diff.sock",)))
+                stack.enter_context(
+                    ServiceProcess("services.snapshots", directory / "r", directory / "s", sockets=("diff.sock",))
+                )
             elif life == GATEWAY:
                 node = Node(directory)
                 stack.callback(node.clear)
@@ -53,8 +59,15 @@ def started(disks: Callable[[str], Path | None]) -> Iterator[Started]:
         yield once
 
 
-@pytest.fixture(scope="module", params=[pytest.param(STORE, marks=pytest.mark.once), pytest.param(PROCESS, marks=pytest.mark.once), pytest.param(GATEWAY, marks=pytest.mark.node),
-                                        pytest.param(CONTAINERD, marks=pytest.mark.once)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(STORE, marks=pytest.mark.once),
+        pytest.param(PROCESS, marks=pytest.mark.once),
+        pytest.param(GATEWAY, marks=pytest.mark.node),
+        pytest.param(CONTAINERD, marks=pytest.mark.once),
+    ],
+)
 def life(request: pytest.FixtureRequest) -> str:
     """One after the other."""
     return str(request.param)
@@ -67,7 +80,11 @@ class EveryLife(SnapshotterSuite):
     async def snapshotter(self, life: str, started: Started, place: Path) -> AsyncIterator[Snapshotter]:
         mine = next(each for each in SNAPSHOTTERS if self.name == each.NAME)
         at = started(life, mine)
-        self.namespaced, self.containerd, self.index_first = life in (GATEWAY, CONTAINERD), life == CONTAINERD, life == CONTAINERD and GENERATION == "1"
+        self.namespaced, self.containerd, self.index_first = (
+            life in (GATEWAY, CONTAINERD),
+            life == CONTAINERD,
+            life == CONTAINERD and GENERATION == "1",
+        )
         if life == STORE:
             async with mine(at / place.name) as local:
                 yield local
@@ -86,9 +103,11 @@ class TestOverlayfs(EveryLife):
 
 class TestNative(EveryLife):
     """A copy of another parent would be needed to rebase."""
+
     name = "native"
 
 
 class TestBtrfs(EveryLife):
     """It copies as native does, and counts what was changed."""
+
     name = "btrfs"

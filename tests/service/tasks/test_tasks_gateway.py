@@ -21,7 +21,10 @@ DATA = os.urandom((3 << 20) + 7)
 
 @pytest.fixture
 async def channel() -> AsyncIterator[rpc.Channel]:
-    with short_directory() as directory, ServiceProcess("services.content", directory / "r", directory / "s") as running:
+    with (
+        short_directory() as directory,
+        ServiceProcess("services.content", directory / "r", directory / "s") as running,
+    ):
         async with rpc.Channel(running.sockets[0], "content") as channel:
             yield channel
 
@@ -41,5 +44,7 @@ async def test_what_an_attempt_left_behind_is_no_part_of_the_next(channel: rpc.C
     left = await RemoteStore(channel).writer("/checkpoint")
     await left.write(b"of one that failed")
     await left.close()
-    descriptor = await Gateway(channel, Publisher(channel)).write_blob("default", "", "/checkpoint", TYPE, io.BytesIO(DATA))
+    descriptor = await Gateway(channel, Publisher(channel)).write_blob(
+        "default", "", "/checkpoint", TYPE, io.BytesIO(DATA)
+    )
     assert (descriptor.digest, descriptor.size) == (digest_of(DATA), len(DATA))

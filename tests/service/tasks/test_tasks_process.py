@@ -1,4 +1,6 @@
-"""The tasks service as a process: killed, started again, and without its gateway for a while; containers notice nothing of it."""
+"""The tasks service as a process: killed, started again, and without its gateway for a while; containers notice
+nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,13 @@ class Service:
     async def open(self) -> None:
         await self.node.start()
         self.process = await asyncio.to_thread(
-            ServiceProcess, "services.tasks", self.root, self.node.state, config=self.config, env={"SPLITD_FAULTS": str(self.faults)})
+            ServiceProcess,
+            "services.tasks",
+            self.root,
+            self.node.state,
+            config=self.config,
+            env={"SPLITD_FAULTS": str(self.faults)},
+        )
 
     async def close(self) -> None:
         await self.channel.close()
@@ -86,7 +94,9 @@ async def service(place: Path) -> AsyncIterator[Service]:
 
 
 async def test_killed_service_finds_every_shim_again(service: Service) -> None:
-    """After kill -9 and a start the same pids run, terminals, execs and Wait work, and a log that filled up meanwhile is read again."""
+    """After kill -9 and a start the same pids run, terminals, execs and Wait work, and a log that filled up
+    meanwhile is read again.
+    """
     async with output(service.node.state, "one") as o:
         pid = await start(service.tasks, service.node, "one", "cat", io=o.io())
         other = await start(service.tasks, service.node, "two", "sleep", "100")
@@ -98,7 +108,10 @@ async def test_killed_service_finds_every_shim_again(service: Service) -> None:
             assert all(map(alive, [pid, other, inner, *shims]))
             await service.again()
             await service.answering()
-            assert {p.id: (p.pid, p.status) for p in await service.tasks.list(NS)} == {"one": (pid, Status.RUNNING), "two": (other, Status.RUNNING)}
+            assert {p.id: (p.pid, p.status) for p in await service.tasks.list(NS)} == {
+                "one": (pid, Status.RUNNING),
+                "two": (other, Status.RUNNING),
+            }
         o.write("still here\n")
         await o.says("still here\n")
         waiting = asyncio.create_task(service.tasks.wait(NS, "two", "e"))
@@ -126,16 +139,24 @@ async def test_sigterm_leaves_the_shims_alone(service: Service) -> None:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal, as a shell. (The runtime that becomes it has handlers of its own.)"""
+    """Whether a process has a handler for a signal, as a shell. (The runtime that becomes it has handlers of its
+    own.)
+    """
     if Path(f"/proc/{pid}/comm").read_text() != "sh\n":
         return False
-    caught = next(line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    caught = next(
+        line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:")
+    )
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 async def test_exits_while_it_was_away_are_told_once(service: Service) -> None:
-    """A task that ends while the service is down is STOPPED with its status afterwards; its exit has been told exactly once, by shim or service."""
-    pid = await start(service.tasks, service.node, "gone", "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done")
+    """A task that ends while the service is down is STOPPED with its status afterwards; its exit has been told
+    exactly once, by shim or service.
+    """
+    pid = await start(
+        service.tasks, service.node, "gone", "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done"
+    )
     await service.kill()
     await eventually_async(lambda: asyncio.sleep(0, _catches(pid, signal.SIGTERM)), "the shell sets no trap")
     os.kill(pid, signal.SIGTERM)
@@ -200,7 +221,9 @@ async def test_shim_that_died_while_it_was_away(service: Service) -> None:
 
 
 async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -> None:
-    """It is UNKNOWN, not forgotten: nobody creates it anew, killing and deleting look at it again at once and say what is in the way; once that is gone it is there as ever, pid, exit and all."""
+    """It is UNKNOWN, not forgotten: nobody creates it anew, killing and deleting look at it again at once and say
+    what is in the way; once that is gone it is there as ever, pid, exit and all.
+    """
     tasks, node = service.tasks, service.node
     pid = await start(tasks, node, "u", "sleep", "100")
     other = await start(tasks, node, "other", "sleep", "100")
@@ -215,8 +238,15 @@ async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -
     assert (await tasks.get(NS, "u")).status is Status.UNKNOWN
     with pytest.raises(errors.AlreadyExists, match="^task u: already exists$"):
         await tasks.create(NS, "u", CreateOptions(rootfs=(node.mount,)))
-    for refused in (tasks.kill(NS, "u", "", signal.SIGKILL, everything=True), tasks.delete(NS, "u"), tasks.pids(NS, "u")):
-        with pytest.raises(errors.FailedPrecondition, match="task u: it may run, and what became of it cannot be found out: .*shim-binary-path"):
+    for refused in (
+        tasks.kill(NS, "u", "", signal.SIGKILL, everything=True),
+        tasks.delete(NS, "u"),
+        tasks.pids(NS, "u"),
+    ):
+        with pytest.raises(
+            errors.FailedPrecondition,
+            match="task u: it may run, and what became of it cannot be found out: .*shim-binary-path",
+        ):
             await refused
     assert alive(pid)
     assert (await tasks.get(NS, "other")).pid == other
@@ -234,9 +264,13 @@ async def test_a_task_that_cannot_be_looked_at_after_a_start(service: Service) -
 
 @pytest.mark.parametrize("runtime", runtimes())
 async def test_what_a_dead_shim_left_is_shown_until_it_is_gone(service: Service, place: Path, runtime: str) -> None:
-    """While its program's delete hangs the task is UNKNOWN, is not created anew, and nothing of it is told; deleting it cleans up."""
+    """While its program's delete hangs the task is UNKNOWN, is not created anew, and nothing of it is told;
+    deleting it cleans up.
+    """
     shim, tasks, node = Hindered(place, runtime), service.tasks, service.node
-    pid = await start(tasks, node, "s", "sleep", "100", runtime=str(shim.program), options=oci_pb2.Options(binary_name=str(shim.runc)))
+    pid = await start(
+        tasks, node, "s", "sleep", "100", runtime=str(shim.program), options=oci_pb2.Options(binary_name=str(shim.runc))
+    )
     shim.hang()
     os.kill(shim_of(node, "s"), signal.SIGKILL)
     await listed_as(tasks, {"s": Status.UNKNOWN})
@@ -253,10 +287,23 @@ async def test_what_a_dead_shim_left_is_shown_until_it_is_gone(service: Service,
 
 @pytest.mark.parametrize("runtime", runtimes())
 async def test_killed_while_it_cleans_up(service: Service, place: Path, runtime: str) -> None:
-    """Shims die, their program's delete hangs, one bundle is gone, the service is killed: the next ones clean up, and tell of each task once."""
+    """Shims die, their program's delete hangs, one bundle is gone, the service is killed: the next ones clean up,
+    and tell of each task once.
+    """
     shim, tasks, node = Hindered(place, runtime), service.tasks, service.node
     names = ["hangs", "lost"]
-    pids = [await start(tasks, node, n, "sleep", "100", runtime=str(shim.program), options=oci_pb2.Options(binary_name=str(shim.runc))) for n in names]
+    pids = [
+        await start(
+            tasks,
+            node,
+            n,
+            "sleep",
+            "100",
+            runtime=str(shim.program),
+            options=oci_pb2.Options(binary_name=str(shim.runc)),
+        )
+        for n in names
+    ]
     shim.hang()
     shims = [shim_of(node, n) for n in names]
     await service.kill()
@@ -300,7 +347,9 @@ def _remove_bundle(node: FakeGateway, name: str) -> None:
 
 @pytest.mark.parametrize("point", ["tasks.bundle-made", "tasks.shim-running", "tasks.shim-started"])
 async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None:
-    """Killed in the middle of a create: after the next start no shim, mount or bundle is left, others go on, and the name can be used."""
+    """Killed in the middle of a create: after the next start no shim, mount or bundle is left, others go on, and
+    the name can be used.
+    """
     other = await start(service.tasks, service.node, "other", "sleep", "100")
     service.node.add("half", "sleep", "100")
     (service.faults / point).touch()
@@ -311,7 +360,9 @@ async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None
     await service.answering()
 
     async def clean() -> bool:
-        return not (service.node.state / TASKS / NS / "half").exists() and len(processes_naming(service.node.state)) == 2
+        return (
+            not (service.node.state / TASKS / NS / "half").exists() and len(processes_naming(service.node.state)) == 2
+        )
 
     await eventually_async(clean, "half a task is left")
     assert "half" not in {e.container_id for _, e in service.node.events if e.DESCRIPTOR.name != "TaskDelete"}
@@ -322,7 +373,9 @@ async def test_half_made_tasks_are_cleaned(service: Service, point: str) -> None
 
 
 async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
-    """With a stopped shim the service starts in seconds, serves the others, keeps the task, and has it back when the shim goes on."""
+    """With a stopped shim the service starts in seconds, serves the others, keeps the task, and has it back when
+    the shim goes on.
+    """
     pid = await start(service.tasks, service.node, "hung", "sleep", "100")
     await start(service.tasks, service.node, "fine", "sleep", "100")
     shim = shim_of(service.node, "hung")
@@ -344,7 +397,9 @@ async def test_a_hung_shim_does_not_hold_up_the_start(service: Service) -> None:
 
 
 async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: Service) -> None:
-    """Shims that do not answer hold up the finding of others for longer than the start waits: meanwhile a running task is listed, found, and not made anew in its container's place."""
+    """Shims that do not answer hold up the finding of others for longer than the start waits: meanwhile a running
+    task is listed, found, and not made anew in its container's place.
+    """
     service.config.write_text(f"{CONFIG}load_parallel = 1\n")
     hung = [f"h{n}" for n in range(4)]
     for name in hung:
@@ -373,7 +428,9 @@ async def test_a_task_that_is_not_yet_looked_at_is_there_all_the_same(service: S
 
 
 async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(service: Service) -> None:
-    """It hangs once it has deleted the task. The deletion is answered and told, nothing of the shim is left, and the name can be used at once."""
+    """It hangs once it has deleted the task. The deletion is answered and told, nothing of the shim is left, and
+    the name can be used at once.
+    """
     pid = await start(service.tasks, service.node, "hung", "sleep", "100")
     shim = shim_of(service.node, "hung")
     waiting = asyncio.create_task(service.tasks.wait(NS, "hung"))
@@ -381,7 +438,9 @@ async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(servi
     await waiting
     (service.faults / "tasks.deleted").write_text("sleep 2")
     deleting = asyncio.create_task(service.tasks.delete(NS, "hung"))
-    await eventually_async(lambda: asyncio.sleep(0, not (service.faults / "tasks.deleted").exists()), "the task is not deleted")
+    await eventually_async(
+        lambda: asyncio.sleep(0, not (service.faults / "tasks.deleted").exists()), "the task is not deleted"
+    )
     await asyncio.to_thread(freeze, shim)
     try:
         assert (await asyncio.wait_for(deleting, 30)).status == 137
@@ -398,7 +457,13 @@ async def test_a_shim_that_does_not_end_is_killed_when_its_task_is_deleted(servi
 async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
     """Twenty running tasks are all known when the service answers."""
     names = [f"n{i}" for i in range(20)]
-    pids = dict(zip(names, await asyncio.gather(*(start(service.tasks, service.node, n, "sleep", "100") for n in names)), strict=True))
+    pids = dict(
+        zip(
+            names,
+            await asyncio.gather(*(start(service.tasks, service.node, n, "sleep", "100") for n in names)),
+            strict=True,
+        )
+    )
     await service.kill()
     await service.again()
     await service.answering()
@@ -407,16 +472,21 @@ async def test_twenty_tasks_are_found_again_at_once(service: Service) -> None:
 
 
 async def test_restart_policies(service: Service) -> None:
-    """always comes back and is counted, on-failure:1 once, unless-stopped not when it was stopped on purpose; stopped is stopped."""
+    """always comes back and is counted, on-failure:1 once, unless-stopped not when it was stopped on purpose;
+    stopped is stopped.
+    """
     label = "containerd.io/restart."
     node, tasks = service.node, service.tasks
     log = node.state / "log.txt"
     pid = await start(tasks, node, "always", "sh", "-c", "echo started; sleep 100")
     await start(tasks, node, "failing", "sh", "-c", "exit 1")
     await start(tasks, node, "kept", "sleep", "100")
-    for name, labels in (("always", {"status": "running", "loguri": f"file://{log}"}),  # now that they run: what is created only is not what "running" wants
-                         ("failing", {"status": "running", "policy": "on-failure:1"}),
-                         ("kept", {"status": "running", "policy": "unless-stopped", "explicitly-stopped": "true"})):
+    # now that they run: what is created only is not what "running" wants
+    for name, labels in (
+        ("always", {"status": "running", "loguri": f"file://{log}"}),
+        ("failing", {"status": "running", "policy": "on-failure:1"}),
+        ("kept", {"status": "running", "policy": "unless-stopped", "explicitly-stopped": "true"}),
+    ):
         for key, value in labels.items():
             node.records[NS, name].labels[label + key] = value
     os.kill(pid, signal.SIGKILL)

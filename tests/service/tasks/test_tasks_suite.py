@@ -39,7 +39,8 @@ class TestLocal(TasksSuite):
     @pytest.fixture
     async def tasks(self, node: FakeGateway, place: Path) -> AsyncIterator[Tasks]:
         async with (
-            rpc.Channel(node.state / "internal.sock") as channel, Publisher(channel).running() as publisher,
+            rpc.Channel(node.state / "internal.sock") as channel,
+            Publisher(channel).running() as publisher,
             LocalTasks(place / "root", node.state, Gateway(channel, publisher)) as tasks,
         ):
             yield tasks
@@ -55,8 +56,9 @@ class TestLocal(TasksSuite):
         assert task.execs == {}
         await end(tasks, "k")
 
-
-    async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(self, tasks: LocalTasks, node: FakeGateway) -> None:
+    async def test_nothing_waits_for_the_shim_of_a_task_that_is_gone(
+        self, tasks: LocalTasks, node: FakeGateway
+    ) -> None:
         """In a group it lives on, for the others."""
         group: dict[str, Any] = {"annotations": {"io.containerd.runc.v2.group": "g"}}
         await start(tasks, node, "g", "sleep", "100", **group)
@@ -64,13 +66,18 @@ class TestLocal(TasksSuite):
         before = len(tasks._background)
         for n in range(3):
             await start(tasks, node, f"g{n}", "sleep", "100", **group)
-            await eventually_async(lambda n=n: asyncio.sleep(0, tasks._tasks[NS, f"g{n}"].has_pid), "its shim is not known")  # type: ignore[misc]
+            await eventually_async(
+                lambda n=n: asyncio.sleep(0, tasks._tasks[NS, f"g{n}"].has_pid),  # type: ignore[misc]
+                "its shim is not known",
+            )
             await end(tasks, f"g{n}")
         await eventually_async(lambda: asyncio.sleep(0, len(tasks._background) == before), "something waits for ever")
         await end(tasks, "g")
 
     async def test_a_shim_whose_program_does_not_end_is_ended(self, node: FakeGateway, place: Path) -> None:
-        """Its start left it behind, and said nothing: when the create fails it has no container, and nobody else would end it."""
+        """Its start left it behind, and said nothing: when the create fails it has no container, and nobody else
+        would end it.
+        """
         program = place / "containerd-shim-runc-v2"
         program.write_text(f"""#!/bin/sh
 for verb; do :; done
@@ -80,7 +87,8 @@ exec sleep 1000
 """)
         program.chmod(0o755)
         async with (
-            rpc.Channel(node.state / "internal.sock") as channel, Publisher(channel).running() as publisher,
+            rpc.Channel(node.state / "internal.sock") as channel,
+            Publisher(channel).running() as publisher,
             LocalTasks(place / "root", node.state, Gateway(channel, publisher), Config(call_timeout=4.0)) as tasks,
         ):
             node.add("s", "sleep", "100", runtime=str(program))

@@ -30,7 +30,11 @@ async def shim(place: Path) -> AsyncIterator[str]:
     os.mkfifo(bundle.log)
     log = os.open(bundle.log, os.O_RDWR | os.O_NONBLOCK)
     try:
-        program = Program("/usr/bin/containerd-shim-runc-v2", bundle, Environment(place / "containerd.sock", place / "containerd.sock.ttrpc"))
+        program = Program(
+            "/usr/bin/containerd-shim-runc-v2",
+            bundle,
+            Environment(place / "containerd.sock", place / "containerd.sock.ttrpc"),
+        )
         path = socket_path((await program.start(None, 20)).address)
         yield path
         async with ttrpc.Channel(path) as channel:
@@ -42,10 +46,14 @@ async def shim(place: Path) -> AsyncIterator[str]:
 
 
 async def test_calls_and_errors(shim: str) -> None:
-    """A hundred calls at once are answered; the shim's own errors come through in class and words, unknown services too."""
+    """A hundred calls at once are answered; the shim's own errors come through in class and words, unknown services
+    too.
+    """
     async with ttrpc.Channel(shim) as channel:
         client = channel.client(TASK)
-        answers = await asyncio.gather(*(client.Connect(shim_pb2.ConnectRequest(id="lone"), headers=HEADERS) for _ in range(100)))
+        answers = await asyncio.gather(
+            *(client.Connect(shim_pb2.ConnectRequest(id="lone"), headers=HEADERS) for _ in range(100))
+        )
         assert len({a.shim_pid for a in answers}) == 1
         assert Path(f"/proc/{answers[0].shim_pid}/cmdline").read_text().startswith("/usr/bin/containerd-shim-runc-v2")
         with pytest.raises(errors.NotFound, match=r"container not created: not found$"):

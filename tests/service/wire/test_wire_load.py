@@ -1,4 +1,6 @@
-"""One client's excess on the wire is its own affair: each bound of services/wire/limits.py that holds between clients, on a real socket."""
+"""One client's excess on the wire is its own affair: each bound of services/wire/limits.py that holds between
+clients, on a real socket.
+"""
 
 from __future__ import annotations
 
@@ -120,10 +122,12 @@ def test_turns_change_nothing_but_the_moment(size: int) -> None:
         sent = b"".join(client.take())
         seen: list[str] = []
         for at in range(0, len(sent), size):
-            events = server.receive(sent[at:at + size], turn)
+            events = server.receive(sent[at : at + size], turn)
             while server.more:
                 events += server.receive(b"", turn)
-            seen += [type(event).__name__ + (str(len(event.chunk)) if isinstance(event, Data) else "") for event in events]
+            seen += [
+                type(event).__name__ + (str(len(event.chunk)) if isinstance(event, Data) else "") for event in events
+            ]
         return seen, b"".join(server.take())
 
     assert run(3) == run(0)
@@ -152,7 +156,10 @@ async def test_too_many_connections_cost_the_one_that_was_idle_longest() -> None
                 await said(second)
                 third = stack.enter_context(Raw(path))
                 await asyncio.to_thread(first.until, lambda raw: raw.of(GoingAway))
-                assert (first.of(GoingAway)[0].code, first.of(GoingAway)[0].reason) == (Code.NO_ERROR, "too many connections")
+                assert (first.of(GoingAway)[0].code, first.of(GoingAway)[0].reason) == (
+                    Code.NO_ERROR,
+                    "too many connections",
+                )
                 await eventually_async(lambda: asyncio.to_thread(lambda: first.read(0.1) or first.hung_up))
                 for raw in [third, stack.enter_context(Raw(path)), stack.enter_context(Raw(path))]:
                     raw.call(INFO, info("slow"))
@@ -179,7 +186,9 @@ async def test_who_says_nothing_is_gone_after_the_handshakes_time() -> None:
 
 
 async def test_who_does_not_read_is_gone_in_the_end() -> None:
-    """Its answers fill the socket, then our memory up to the limit, then it is not read any more; then its time is over. Everybody else is answered."""
+    """Its answers fill the socket, then our memory up to the limit, then it is not read any more; then its time is
+    over. Everybody else is answered.
+    """
     with limited(unread=1 << 16, request=0.5):
         async with content() as (_, path):
             with Raw(path) as deaf, Raw(path) as other:
@@ -187,7 +196,8 @@ async def test_who_does_not_read_is_gone_in_the_end() -> None:
                 files = len(os.listdir("/proc/self/fd"))
                 deaf.socket.setblocking(False)
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                    for _ in range(100_000):  # pings, at no more than the rate that is allowed: each call allows for more
+                    # pings, at no more than the rate that is allowed: each call allows for more
+                    for _ in range(100_000):
                         deaf.call("/nobody/Knows")
                         deaf.socket.send(b"".join(deaf.connection.take()))
                         await asyncio.sleep(0)

@@ -34,21 +34,9 @@ def test_equal_descriptors_do_not_differ(compare_api: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "lines"),
     [
-        (
-            "number: 1 label",
-            "number: 3 label",
-            ["x.Blob field 1: missing, theirs is `string digest`"],
-        ),
-        (
-            "TYPE_STRING",
-            "TYPE_BYTES",
-            ["x.Blob field 1: theirs is `string digest`, ours is `bytes digest`"],
-        ),
-        (
-            '"digest"',
-            '"name"',
-            ["x.Blob field 1: theirs is `string digest`, ours is `string name`"],
-        ),
+        ("number: 1 label", "number: 3 label", ["x.Blob field 1: missing, theirs is `string digest`"]),
+        ("TYPE_STRING", "TYPE_BYTES", ["x.Blob field 1: theirs is `string digest`, ours is `bytes digest`"]),
+        ('"digest"', '"name"', ["x.Blob field 1: theirs is `string digest`, ours is `string name`"]),
         (
             "LABEL_REPEATED",
             "LABEL_OPTIONAL",
@@ -59,11 +47,7 @@ def test_equal_descriptors_do_not_differ(compare_api: ModuleType) -> None:
             "type: TYPE_STRING proto3_optional: true oneof_index: 0",
             ["x.Blob field 1: theirs is `string digest`, ours is `optional string digest`"],
         ),
-        (
-            '"VIEW" number: 1',
-            '"VIEW" number: 2',
-            ["x.Kind value VIEW: theirs is `1`, ours is `2`"],
-        ),
+        ('"VIEW" number: 1', '"VIEW" number: 2', ["x.Kind value VIEW: theirs is `1`, ours is `2`"]),
         (
             "server_streaming: true",
             "",

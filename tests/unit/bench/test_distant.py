@@ -65,7 +65,9 @@ async def test_all_bytes_pass_in_order_and_no_faster_than_the_rate_all_connectio
             return data
 
         start = now()
-        assert {hashlib.sha256(data).digest() for data in await asyncio.gather(*(fetched() for _ in range(clients)))} == {hashlib.sha256(body).digest()}
+        assert {
+            hashlib.sha256(data).digest() for data in await asyncio.gather(*(fetched() for _ in range(clients)))
+        } == {hashlib.sha256(body).digest()}
         assert now() - start >= clients * len(body) / rate
 
 
@@ -102,7 +104,10 @@ async def test_a_client_that_does_not_read_holds_its_server_back_and_nobody_else
         finally:
             writer.close()
 
-    async with await asyncio.start_server(pouring, "127.0.0.1", 0) as server, await relay(server.sockets[0].getsockname()[1], ROUND_TRIP, 1e12) as far:
+    async with (
+        await asyncio.start_server(pouring, "127.0.0.1", 0) as server,
+        await relay(server.sockets[0].getsockname()[1], ROUND_TRIP, 1e12) as far,
+    ):
         port = far.sockets[0].getsockname()[1]
         _, stopped = await asyncio.open_connection("127.0.0.1", port, limit=1)
         other, sender = await asyncio.open_connection("127.0.0.1", port)
@@ -125,7 +130,8 @@ def test_the_window_is_no_limit_at_what_the_bench_asks_for():
     from bench.distant import RATE
     from bench.distant import ROUND_TRIP as BENCH_ROUND_TRIP
 
-    assert WINDOW / 2 >= RATE * BENCH_ROUND_TRIP / 2  # half of it is the least under way while the server is told to go on
+    # half of it is the least under way while the server is told to go on
+    assert WINDOW / 2 >= RATE * BENCH_ROUND_TRIP / 2
 
 
 async def test_as_a_process_of_its_own_it_relays_and_ends_with_whoever_started_it():

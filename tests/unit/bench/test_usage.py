@@ -26,7 +26,9 @@ def test_descendants_are_found_through_any_number_of_parents():
 
 def started(code, *marks):
     """A Python that runs ``code``, which says a line when it is ready and ends with its input."""
-    process = subprocess.Popen([sys.executable, "-c", code, *marks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *marks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "ready\n"
     return process
 

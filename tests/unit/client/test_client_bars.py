@@ -20,7 +20,12 @@ def tally(*parts: tuple[str, str, int, int]) -> Tally:
     return made
 
 
-LAYERS = (("a", "extracted", 3 * MIB, 3 * MIB), ("b", "downloading", 5 * MIB, 10 * MIB), ("c", "waiting", 0, 2 * MIB), ("d", "already exists", MIB, MIB))
+LAYERS = (
+    ("a", "extracted", 3 * MIB, 3 * MIB),
+    ("b", "downloading", 5 * MIB, 10 * MIB),
+    ("c", "waiting", 0, 2 * MIB),
+    ("d", "already exists", MIB, MIB),
+)
 
 
 def test_each_layer_has_a_line_with_its_bar_and_all_have_one() -> None:
@@ -44,7 +49,10 @@ def test_who_is_silent_stands_below_the_title() -> None:
     """Until there is something else to say."""
     made = tally(*LAYERS)
     made.take(Progress("waiting for r.test, silent for 12 s", parents=("r.test\n",), progress=12), 1.0)
-    assert bars.lines(made, "pulling box", 1.0, 80, 24)[:2] == ["pulling box  1.0 s", r"r.test\n has been silent for 12 s"]
+    assert bars.lines(made, "pulling box", 1.0, 80, 24)[:2] == [
+        "pulling box  1.0 s",
+        r"r.test\n has been silent for 12 s",
+    ]
     assert len(bars.lines(made, "pulling box", 1.0, 80, 4)) <= 3
     made.take(Progress("Pulling from r.test"), 1.0)
     assert bars.lines(made, "pulling box", 1.0, 80, 24) == bars.lines(tally(*LAYERS), "pulling box", 1.0, 80, 24)
@@ -62,16 +70,30 @@ def test_no_line_reaches_the_last_column(columns: int) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 24])
 def test_lines_are_fewer_than_rows(rows: int) -> None:
     """The cursor rests below them."""
-    many = [(f"{n:02}", event, MIB, 2 * MIB) for n, event in enumerate(["extracted"] * 10 + ["downloading", "extracting"] + ["waiting"] * 10)]
+    many = [
+        (f"{n:02}", event, MIB, 2 * MIB)
+        for n, event in enumerate(["extracted"] * 10 + ["downloading", "extracting"] + ["waiting"] * 10)
+    ]
     lines = bars.lines(tally(*many), "pulling box", 1.0, 80, rows)
     assert len(lines) <= max(1, rows - 1)
 
 
 def test_where_there_is_no_room_for_all_the_busy_ones_stay() -> None:
     """Then those that wait, the first before the last; the others are counted."""
-    many = [(f"{n:02}", event, MIB, 2 * MIB) for n, event in enumerate(["extracted"] * 3 + ["downloading", "extracting"] + ["waiting"] * 3)]
+    many = [
+        (f"{n:02}", event, MIB, 2 * MIB)
+        for n, event in enumerate(["extracted"] * 3 + ["downloading", "extracting"] + ["waiting"] * 3)
+    ]
     lines = bars.lines(tally(*many), "pulling box", 1.0, 80, 8)
-    assert [line.split()[0] for line in lines] == ["pulling", "layer-03", "layer-04", "layer-05", "layer-06", "and", "total"]
+    assert [line.split()[0] for line in lines] == [
+        "pulling",
+        "layer-03",
+        "layer-04",
+        "layer-05",
+        "layer-06",
+        "and",
+        "total",
+    ]
     assert lines[5] == "and 4 more"
     assert len(bars.final(tally(*many), 80)) == 8
 
@@ -88,17 +110,33 @@ def test_without_a_total_there_is_no_bar() -> None:
     """Of an archive from a pipe."""
     made = Tally(0.0)
     made.take(Progress("receiving", "/x/box.tar", progress=5 * MIB), 1.0)
-    assert bars.lines(made, "exporting", 1.0, 80, 24)[1:] == ["box.tar       receiving                                   5.0 MiB"]
+    assert bars.lines(made, "exporting", 1.0, 80, 24)[1:] == [
+        "box.tar       receiving                                   5.0 MiB"
+    ]
 
 
-@pytest.mark.parametrize(("amount", "said"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1024 * 1023, "1023.0 KiB"), (1024 * 1023.96, "1.0 MiB"), (3.4 * MIB, "3.4 MiB"),
-                                              (5 << 40, "5.0 TiB"), (5 << 50, "5120.0 TiB")])
+@pytest.mark.parametrize(
+    ("amount", "said"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1024 * 1023, "1023.0 KiB"),
+        (1024 * 1023.96, "1.0 MiB"),
+        (3.4 * MIB, "3.4 MiB"),
+        (5 << 40, "5.0 TiB"),
+        (5 << 50, "5120.0 TiB"),
+    ],
+)
 def test_sizes_are_in_the_unit_that_people_read(amount: float, said: str) -> None:
     """Powers of 1024, one digit after the point."""
     assert bars.size(amount) == said
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0.0 s"), (4.23, "4.2 s"), (59.94, "59.9 s"), (59.96, "1m0s"), (200, "3m20s"), (3700, "1h1m")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0.0 s"), (4.23, "4.2 s"), (59.94, "59.9 s"), (59.96, "1m0s"), (200, "3m20s"), (3700, "1h1m")],
+)
 def test_durations(seconds: float, said: str) -> None:
     """Tenths of a second while they matter."""
     assert bars.duration(seconds) == said

@@ -18,7 +18,9 @@ def test_lines_say_it_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     for output in (Lines(file), Lines(file, quiet=True)):
         for seconds in SECONDS:
             output.silent("r.test", seconds)
-    assert capsys.readouterr().err.splitlines() == [f"splitd: r.test has been silent for {seconds} s, and is waited for" for seconds in (5, 15, 25)]
+    assert capsys.readouterr().err.splitlines() == [
+        f"splitd: r.test has been silent for {seconds} s, and is waited for" for seconds in (5, 15, 25)
+    ]
     assert not file.getvalue()
 
 
@@ -31,4 +33,7 @@ def test_json_has_lines_of_it() -> None:
     output.silent("mirror.test", 26)
     output.silent("mirror.test", 5)
     assert [json.loads(line) for line in file.getvalue().splitlines()] == [
-        *({"silent": "r.test", "seconds": seconds} for seconds in (5, 15, 25)), {"silent": "mirror.test", "seconds": 26}, {"silent": "mirror.test", "seconds": 5}]
+        *({"silent": "r.test", "seconds": seconds} for seconds in (5, 15, 25)),
+        {"silent": "mirror.test", "seconds": 26},
+        {"silent": "mirror.test", "seconds": 5},
+    ]

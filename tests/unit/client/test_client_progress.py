@@ -25,12 +25,27 @@ def pull() -> Tally:
 def test_a_layer_goes_through_its_stages() -> None:
     """Each change is told once; the bytes moved are those downloaded, not those extracted."""
     tally, seen = pull(), []
-    for what, progress in (("waiting", 0), ("downloading", 40), ("downloading", 40), ("downloading", 90), ("complete", 100), ("extracting", 0), ("extracting", 60),
-                           ("extracted", 100)):
+    for what, progress in (
+        ("waiting", 0),
+        ("downloading", 40),
+        ("downloading", 40),
+        ("downloading", 90),
+        ("complete", 100),
+        ("extracting", 0),
+        ("extracting", 60),
+        ("extracted", 100),
+    ):
         if (part := tally.take(event(what, progress), 1.0)) is not None:
             seen.append((str(part.stage), part.bytes, tally.moved))
-    assert seen == [("waiting", 0, 0), ("downloading", 40, 40), ("downloading", 90, 90), ("downloaded", 100, 100), ("extracting", 0, 100), ("extracting", 60, 100),
-                    ("done", 100, 100)]
+    assert seen == [
+        ("waiting", 0, 0),
+        ("downloading", 40, 40),
+        ("downloading", 90, 90),
+        ("downloaded", 100, 100),
+        ("extracting", 0, 100),
+        ("extracting", 60, 100),
+        ("done", 100, 100),
+    ]
 
 
 def test_what_exists_is_not_counted_even_where_it_is_extracted() -> None:

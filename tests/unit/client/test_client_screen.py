@@ -123,6 +123,8 @@ def test_any_order_of_frames_and_sizes() -> None:
         for frame in range(40):
             if chance.random() < 0.1:
                 emulated.terminal.resize(chance.randrange(9, 20), 30)
-            lines = [chance.choice(["short", "a much longer line", f"frame {frame}"]) for _ in range(chance.randrange(1, 8))]
+            lines = [
+                chance.choice(["short", "a much longer line", f"frame {frame}"]) for _ in range(chance.randrange(1, 8))
+            ]
             emulated.draw(*lines)
-            assert emulated.shown[-len(lines):] == lines
+            assert emulated.shown[-len(lines) :] == lines

@@ -15,11 +15,24 @@ from deploy.splitd import run
 TOP = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("plain", "plain"), ("Füße 鯨 🐳 a\u00a0b", "Füße 鯨 🐳 a\u00a0b"), (r"C:\x", r"C:\x"),
-    ("\x1b]0;title\x07", r"\x1b]0;title\x07"), ("\x1b[2J", r"\x1b[2J"), ("a\nb\r\tc", r"a\nb\r\tc"), ("\x9b2J\x85", r"\x9b2J\x85"), ("\x7f\0", r"\x7f\x00"),
-    ("a\u202egnp.exe", r"a\u202egnp.exe"), ("\u2066\u2069\u200f\u061c", r"\u2066\u2069\u200f\u061c"), ("\u2028\u2029\ufeff\u00ad", r"\u2028\u2029\ufeff\xad"),
-    ("\ud800\udcff", r"\ud800\udcff"), ("\U000e0041", r"\U000e0041")])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain", "plain"),
+        ("Füße 鯨 🐳 a\u00a0b", "Füße 鯨 🐳 a\u00a0b"),
+        (r"C:\x", r"C:\x"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\x1b[2J", r"\x1b[2J"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\x9b2J\x85", r"\x9b2J\x85"),
+        ("\x7f\0", r"\x7f\x00"),
+        ("a\u202egnp.exe", r"a\u202egnp.exe"),
+        ("\u2066\u2069\u200f\u061c", r"\u2066\u2069\u200f\u061c"),
+        ("\u2028\u2029\ufeff\u00ad", r"\u2028\u2029\ufeff\xad"),
+        ("\ud800\udcff", r"\ud800\udcff"),
+        ("\U000e0041", r"\U000e0041"),
+    ],
+)
 def test_escapes(text: str, line: str) -> None:
     """Controls of both kinds, formats, surrogates, and what ends a line. All else is as it was."""
     assert shown.escaped(text) == line
@@ -72,7 +85,12 @@ def test_nothing_else_prints() -> None:
     found = []
     for path in (*(TOP / "client").rglob("*.py"), *(TOP / "deploy/verbs").rglob("*.py"), TOP / "deploy/splitd.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" and path.name != "shown.py":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "print"
+                and path.name != "shown.py"
+            ):
                 (argument, *_) = node.args
                 if not (isinstance(argument, ast.Call) and ast.unparse(argument.func) == "json.dumps"):
                     found.append(f"{path.relative_to(TOP)}:{node.lineno}")

@@ -33,7 +33,9 @@ def tree(root: Path) -> set[str]:
 
 
 async def test_layout(store: LocalStore, tmp_path: Path) -> None:
-    """Blobs are blobs/ALGORITHM/HEX, read-only; ingests are ingest/SHA256-OF-REF with containerd's files, gone when committed."""
+    """Blobs are blobs/ALGORITHM/HEX, read-only; ingests are ingest/SHA256-OF-REF with containerd's files, gone when
+    committed.
+    """
     root = tmp_path / "content"
     ingest = f"ingest/{hashlib.sha256(b'the ref').hexdigest()}"
     async with opened(store, "the ref", 5) as writer:
@@ -63,7 +65,9 @@ async def test_an_ingest_that_is_just_being_begun_is_not_listed(store: LocalStor
 
 
 async def test_an_ingest_has_what_is_there_without_a_gap(store: LocalStore) -> None:
-    """Of a file that somebody fills in several places: that is what its status says, and what a writer goes on with once nobody fills it."""
+    """Of a file that somebody fills in several places: that is what its status says, and what a writer goes on with
+    once nobody fills it.
+    """
     data = bytes_of(1 << 20)
     begun = await store.files.begin("the ref", len(data))
     with open(begun.path, "r+b", buffering=0) as file:
@@ -74,7 +78,7 @@ async def test_an_ingest_has_what_is_there_without_a_gap(store: LocalStore) -> N
             assert 280_000 < status.offset <= 300_000
     async with opened(store, "the ref", len(data)) as writer:
         assert writer.offset == status.offset
-        await writer.write(data[writer.offset:])
+        await writer.write(data[writer.offset :])
         assert await writer.commit(len(data)) == digest_of(data)
     assert await get(store, digest_of(data)) == data
 
@@ -135,7 +139,9 @@ async def test_foreign_files(store: LocalStore, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 async def test_full_disk(tmp_path: Path) -> None:
-    """A write that finds the disk full is ResourceExhausted and leaves the ingest as it was before; with room it goes on."""
+    """A write that finds the disk full is ResourceExhausted and leaves the ingest as it was before; with room it
+    goes on.
+    """
     (tmp_path / "m").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path / "m")], check=True)
     try:
@@ -179,16 +185,22 @@ def test_a_resumption_can_be_stopped(tmp_path: Path) -> None:
 
 
 async def test_cancelled_at_every_step(store: LocalStore) -> None:
-    """However far an opening, a write or a commit has come when its caller is cancelled, the ref is unlocked and nothing is left open."""
+    """However far an opening, a write or a commit has come when its caller is cancelled, the ref is unlocked and
+    nothing is left open.
+    """
     data = bytes_of(200_000)
 
     async def whole(ref: str) -> None:
         async with opened(store, ref, len(data)) as writer:
-            await writer.write(data[writer.offset:])
+            await writer.write(data[writer.offset :])
             await writer.commit(len(data), digest_of(data))
 
     def files() -> set[str]:
-        return {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+        return {
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+        }
 
     before = files()
     for delay in [n * 0.0001 for n in range(60)]:
@@ -235,7 +247,9 @@ async def test_cancelled_reads(store: LocalStore) -> None:
 
 
 async def test_many_readers_begin_with_small_pieces(store: LocalStore) -> None:
-    """One that stops keeps little, then; one that reads on gets whole ones, and all bytes. When the others are gone, so is their thrift."""
+    """One that stops keeps little, then; one that reads on gets whole ones, and all bytes. When the others are
+    gone, so is their thrift.
+    """
     data = bytes_of(12 * CHUNK)
     digest = await put(store, data)
     stopped = [store.read(digest) for _ in range(100)]

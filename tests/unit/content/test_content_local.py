@@ -44,15 +44,35 @@ async def test_many_are_removed_in_one_call(store: LocalStore) -> None:
     kept, gone = await put(store, b"kept"), await put(store, b"gone", labels={"label": "x"})
     open_ = await store.writer("open")
     await open_.close()
-    done = await store.remove_all([("blob", str(gone)), ("blob", str(gone)), ("blob", "sha256:x"), ("snapshot", "s"), ("ingest", "none"), ("ingest", "open")])
-    assert [type(outcome) for outcome in done] == [type(None), errors.NotFound, errors.InvalidArgument, errors.InvalidArgument, errors.NotFound, type(None)]
+    done = await store.remove_all(
+        [
+            ("blob", str(gone)),
+            ("blob", str(gone)),
+            ("blob", "sha256:x"),
+            ("snapshot", "s"),
+            ("ingest", "none"),
+            ("ingest", "open"),
+        ]
+    )
+    assert [type(outcome) for outcome in done] == [
+        type(None),
+        errors.NotFound,
+        errors.InvalidArgument,
+        errors.InvalidArgument,
+        errors.NotFound,
+        type(None),
+    ]
     assert [info.digest async for info in store.list()] == [kept]
     assert await store.list_statuses() == []
     assert dict((await store.info(await put(store, b"gone"))).labels) == {}  # the labels went too
 
 
-async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collector asks again where the connection was lost, and takes the second answer for the end: nothing of the first may remove what is committed after that."""
+async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector asks again where the connection was lost, and takes the second answer for the end: nothing of
+    the first may remove what is committed after that.
+    """
     one, two = await put(store, b"one"), await put(store, b"two")
     things = [("blob", str(one)), ("blob", str(two))]
     begun, go = threading.Event(), threading.Event()
@@ -78,8 +98,12 @@ async def test_a_removal_that_its_caller_gave_up_is_over_before_the_next(store: 
     assert store._disk.info(two).size == 3
 
 
-async def test_what_is_begun_by_the_hundred_keeps_no_write_waiting(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pull's files by path, and the ingests that it gives up, have a few threads of their own: a Write beside them is opened, written and committed while they all wait."""
+async def test_what_is_begun_by_the_hundred_keeps_no_write_waiting(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull's files by path, and the ingests that it gives up, have a few threads of their own: a Write beside
+    them is opened, written and committed while they all wait.
+    """
     go, ingest = threading.Event(), Ingest
 
     def slow(*args: Any, **named: Any) -> Ingest:

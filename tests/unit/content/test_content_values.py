@@ -16,7 +16,9 @@ HEX = "0123456789abcdef" * 4
 
 
 def test_updated_labels() -> None:
-    """Without paths all labels are replaced; with them only those named, an empty value removes; anything but labels is refused before anything changes."""
+    """Without paths all labels are replaced; with them only those named, an empty value removes; anything but
+    labels is refused before anything changes.
+    """
     digest = Digest("sha256", HEX)
     current = {"a": "1", "b": "2"}
     assert updated_labels(digest, current, {"c": "3"}, []) == {"c": "3"}
@@ -28,11 +30,14 @@ def test_updated_labels() -> None:
     assert current == {"a": "1", "b": "2"}
 
 
-@pytest.mark.parametrize(("text", "nanoseconds"), [
-    ("1970-01-01T00:00:00Z", 0),
-    ("2024-02-29T12:30:45.123456789Z", 1709209845_123456789),
-    ("2024-02-29T12:30:45.5Z", 1709209845_500000000),
-])
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("2024-02-29T12:30:45.123456789Z", 1709209845_123456789),
+        ("2024-02-29T12:30:45.5Z", 1709209845_500000000),
+    ],
+)
 def test_times(text: str, nanoseconds: int) -> None:
     """Times are kept to the nanosecond, written as Go writes them."""
     assert parse_time(text) == nanoseconds
@@ -47,10 +52,20 @@ def test_times_elsewhere() -> None:
             parse_time(text)
 
 
-@pytest.mark.parametrize(("nanoseconds", "text"), [
-    (0, "0ns"), (999, "999ns"), (1500, "1.5µs"), (20_000_000, "20ms"), (1_000_000_001, "1.000000001s"), (59_500_000_000, "59.5s"),
-    (90_000_000_000, "1m30s"), (7_200_000_000_000, "2h0m0s"), (3_661_100_000_000, "1h1m1.1s"),
-])
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "0ns"),
+        (999, "999ns"),
+        (1500, "1.5µs"),
+        (20_000_000, "20ms"),
+        (1_000_000_001, "1.000000001s"),
+        (59_500_000_000, "59.5s"),
+        (90_000_000_000, "1m30s"),
+        (7_200_000_000_000, "2h0m0s"),
+        (3_661_100_000_000, "1h1m1.1s"),
+    ],
+)
 def test_durations(nanoseconds: int, text: str) -> None:
     """How long a ref has been locked is told as Go tells it."""
     assert _duration(nanoseconds) == text
@@ -66,4 +81,7 @@ def test_since() -> None:
 def test_a_read_response_in_pieces_is_the_message(offset: int, size: int) -> None:
     """What is sent without being built is what building it gives."""
     data = bytes(size)
-    assert convert.read_response_head(offset, size) + data == content_pb2.ReadContentResponse(offset=offset, data=data).SerializeToString()
+    assert (
+        convert.read_response_head(offset, size) + data
+        == content_pb2.ReadContentResponse(offset=offset, data=data).SerializeToString()
+    )

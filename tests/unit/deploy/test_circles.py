@@ -1,4 +1,6 @@
-"""No file imports, by however many others, itself: each can be read, and tested, knowing only those below it. And none is too long to be read in one go."""
+"""No file imports, by however many others, itself: each can be read, and tested, knowing only those below it. And
+none is too long to be read in one go.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ CODE = ("services", "gateway", "deploy", "client", "bench")
 LINES = 650
 
 TYPING_ONLY = {
-    # What is made here and what is made of it: the calls of a connection, a relay's upstream. Only their types know each other.
+    # What is made here and what is made of it: the calls of a connection, a relay's upstream. Only their types know
+    # each other.
     ("services.kit.grpcio", "services.kit.channel"),
     ("services.kit.relays", "services.kit.channel"),
     ("services.wire.client_call", "services.wire.channel"),
@@ -38,7 +41,9 @@ def files() -> dict[str, Path]:
 
 
 def imports(tree: ast.Module, modules: Collection[str]) -> tuple[set[str], set[str]]:
-    """Which of ``modules`` a file imports, wherever in it, and which only where types are checked. ``from a import b`` imports ``a.b`` if that is a module, else ``a``."""
+    """Which of ``modules`` a file imports, wherever in it, and which only where types are checked. ``from a import
+    b`` imports ``a.b`` if that is a module, else ``a``.
+    """
     made: set[str] = set()
     for_types: set[str] = set()
     waiting: list[tuple[ast.AST, set[str]]] = [(statement, made) for statement in tree.body]
@@ -50,9 +55,22 @@ def imports(tree: ast.Module, modules: Collection[str]) -> tuple[set[str], set[s
             package = node.module or ""
             found |= {name if (name := f"{package}.{alias.name}") in modules else package for alias in node.names}
         else:
-            inner = for_types if isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING" else found
-            waiting += [(statement, inner) for statement in (*getattr(node, "body", ()), *getattr(node, "handlers", ()), *getattr(node, "cases", ()))]
-            waiting += [(statement, found) for statement in (*getattr(node, "orelse", ()), *getattr(node, "finalbody", ()))]
+            inner = (
+                for_types
+                if isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
+                else found
+            )
+            waiting += [
+                (statement, inner)
+                for statement in (
+                    *getattr(node, "body", ()),
+                    *getattr(node, "handlers", ()),
+                    *getattr(node, "cases", ()),
+                )
+            ]
+            waiting += [
+                (statement, found) for statement in (*getattr(node, "orelse", ()), *getattr(node, "finalbody", ()))
+            ]
     return made & set(modules), for_types & set(modules)
 
 
@@ -61,7 +79,9 @@ def graphs() -> tuple[Graph, Graph]:
     """Who imports whom, and who does only where types are checked."""
     modules = files()
     found = {name: imports(ast.parse(path.read_bytes()), modules.keys()) for name, path in modules.items()}
-    return {name: made for name, (made, _) in found.items()}, {name: for_types for name, (_, for_types) in found.items()}
+    return {name: made for name, (made, _) in found.items()}, {
+        name: for_types for name, (_, for_types) in found.items()
+    }
 
 
 def reached(edges: Graph, start: str) -> set[str]:
@@ -92,7 +112,12 @@ def test_circles_of_types_are_listed() -> None:
     """A circle that only types close costs a reader less, and is still to be few."""
     made, for_types = graphs()
     both = {name: made[name] | for_types[name] for name in made}
-    found = {(name, other) for name in both for other in for_types[name] - made[name] if name in reached(both, other) | {other}}
+    found = {
+        (name, other)
+        for name in both
+        for other in for_types[name] - made[name]
+        if name in reached(both, other) | {other}
+    }
     assert found == TYPING_ONLY
 
 
@@ -100,7 +125,10 @@ def test_the_test_would_see_a_circle() -> None:
     """Of two, and of three with an import inside a function; not one of types."""
     assert circles({"a": frozenset("b"), "b": frozenset("a"), "c": frozenset("a")}) == [["a", "b"]]
     assert circles({"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("a")}) == [["a", "b", "c"]]
-    tree = ast.parse("import a\nif TYPE_CHECKING:\n    from b import c\nelse:\n    import d\ndef f():\n    try:\n        pass\n    except OSError:\n        from e import g\n")
+    tree = ast.parse(
+        "import a\nif TYPE_CHECKING:\n    from b import c\nelse:\n    import d\ndef f():\n    try:\n        pass\n    "
+        "except OSError:\n        from e import g\n"
+    )
     assert imports(tree, {"a", "b", "d", "e.g", "e"}) == ({"a", "d", "e.g"}, {"b"})
 
 
@@ -108,4 +136,6 @@ def test_no_file_is_too_long() -> None:
     """What a file does is to be seen at once; generated ones (api/) are nobody's to read."""
     lengths = {path.relative_to(TOP).as_posix(): len(path.read_text().splitlines()) for path in files().values()}
     assert {name: length for name, length in lengths.items() if length > LINES and name not in LONG} == {}
-    assert {name for name in LONG if lengths.get(name, 0) <= LINES} == set(), "no longer too long: strike them off the list"
+    assert {name for name in LONG if lengths.get(name, 0) <= LINES} == set(), (
+        "no longer too long: strike them off the list"
+    )

@@ -20,21 +20,36 @@ from tests.support import TOP, splitd
 def completed(line: str, tmp_path: Path) -> set[str]:
     """What the command answers to a TAB at the end of ``line``, as bash asks it."""
     answer = tmp_path / "answer"
-    environment = {**os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
-                   "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
-    subprocess.run([sys.executable, "-m", "deploy"], cwd=TOP, env=environment, check=True, capture_output=True, timeout=60)
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
+    subprocess.run(
+        [sys.executable, "-m", "deploy"], cwd=TOP, env=environment, check=True, capture_output=True, timeout=60
+    )
     return {word.strip() for word in answer.read_text().split("\n")}
 
 
-@pytest.mark.parametrize(("line", "there", "not_there"), [
-    ("splitd ", set(VERBS), {"ls"}),
-    ("splitd res", {"restart"}, {"status"}),
-    ("splitd images re", {"remove"}, {"rm"}),
-    ("splitd restart gat", {"gateway"}, {"content"}),
-    ("splitd pull --pl", {"--platform", "--plain-http"}, {"--quiet"}),
-    ("splitd completion z", {"zsh"}, {"bash"}),
-])
-def test_tab_knows_verbs_actions_options_and_services(line: str, there: set[str], not_there: set[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "there", "not_there"),
+    [
+        ("splitd ", set(VERBS), {"ls"}),
+        ("splitd res", {"restart"}, {"status"}),
+        ("splitd images re", {"remove"}, {"rm"}),
+        ("splitd restart gat", {"gateway"}, {"content"}),
+        ("splitd pull --pl", {"--platform", "--plain-http"}, {"--quiet"}),
+        ("splitd completion z", {"zsh"}, {"bash"}),
+    ],
+)
+def test_tab_knows_verbs_actions_options_and_services(
+    line: str, there: set[str], not_there: set[str], tmp_path: Path
+) -> None:
     """Whatever begins like the word at the cursor."""
     found = completed(line, tmp_path)
     assert there <= found
@@ -43,7 +58,15 @@ def test_tab_knows_verbs_actions_options_and_services(line: str, there: set[str]
 
 def test_tab_says_nothing_of_a_node_that_is_not_up(tmp_path: Path) -> None:
     """No images, no error."""
-    assert completed(f"splitd images inspect --state {tmp_path}/s ", tmp_path) <= {"", "-h", "--help", "--namespace", "--root", "--state", "--config"}
+    assert completed(f"splitd images inspect --state {tmp_path}/s ", tmp_path) <= {
+        "",
+        "-h",
+        "--help",
+        "--namespace",
+        "--root",
+        "--state",
+        "--config",
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -58,7 +81,12 @@ def test_each_shell_has_its_script(shell: str) -> None:
 def options(top: argparse.ArgumentParser) -> set[str]:
     """The long options of a parser and of all below it."""
     found = {word for action in top._actions for word in action.option_strings if word.startswith("--")}
-    children = [child for action in top._actions if isinstance(action, argparse._SubParsersAction) for child in action.choices.values()]
+    children = [
+        child
+        for action in top._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for child in action.choices.values()
+    ]
     return found.union(*map(options, children))
 
 
@@ -68,15 +96,37 @@ def test_the_man_page_has_every_verb_and_option() -> None:
     plain = page.replace("\\-", "-")
     assert all(f".SS splitd {verb}" in plain for verb in VERBS)
     assert not {option for option in options(parser()) - {"--help", "--version"} if option not in plain}
-    assert {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))} == {".TH", ".SH", ".SS", ".TP"}
+    assert {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))} == {
+        ".TH",
+        ".SH",
+        ".SS",
+        ".TP",
+    }
     if shutil.which("groff"):
-        assert not subprocess.run(["groff", "-man", "-ww", "-z"], input=page, text=True, check=True, capture_output=True, timeout=60).stderr
+        assert not subprocess.run(
+            ["groff", "-man", "-ww", "-z"], input=page, text=True, check=True, capture_output=True, timeout=60
+        ).stderr
 
 
 def test_install_puts_command_page_and_completion_below_its_prefix(tmp_path: Path) -> None:
     """And uninstall takes them away; nothing else is touched."""
-    said = subprocess.run(["make", "-n", "install", f"PREFIX={tmp_path}"], cwd=TOP, check=True, capture_output=True, text=True, timeout=60).stdout
-    removed = subprocess.run(["make", "-n", "uninstall", f"PREFIX={tmp_path}"], cwd=TOP, check=True, capture_output=True, text=True, timeout=60).stdout
-    made = {word.rstrip('"') for line in said.splitlines() if line.startswith(("ln ", ".venv")) for word in line.replace(">", " ").split() if word.startswith(f"{tmp_path}/")}
+    said = subprocess.run(
+        ["make", "-n", "install", f"PREFIX={tmp_path}"], cwd=TOP, check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    removed = subprocess.run(
+        ["make", "-n", "uninstall", f"PREFIX={tmp_path}"],
+        cwd=TOP,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    made = {
+        word.rstrip('"')
+        for line in said.splitlines()
+        if line.startswith(("ln ", ".venv"))
+        for word in line.replace(">", " ").split()
+        if word.startswith(f"{tmp_path}/")
+    }
     assert len(made) == 5
     assert all(path in removed.split() for path in made)

@@ -1,4 +1,6 @@
-"""The configuration file as a whole: what is printed is read back the same, and what is wrong is said with file, table and key."""
+"""The configuration file as a whole: what is printed is read back the same, and what is wrong is said with file,
+table and key.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +37,21 @@ def test_every_table_of_ours_is_printed_with_its_docstring() -> None:
         assert f"[{table}]\n" in text or not table
 
 
-@pytest.mark.parametrize(("toml", "said"), [
-    ("rot = '/x'", "unknown key rot (known: oom_score, root, state)"),
-    ("root = 'x'", "root: 'x' is not an absolute path"),
-    ("[contnt]\na = 1", "unknown table [contnt] (known: cgroup, content, gateway"),
-    ("[gateway]\nholt = '5s'", "unknown key [gateway] holt (known: "),
-    ("[gateway]\nhold = 5", "[gateway] hold: 5 is not a duration"),
-    ("[images.timeouts]\nstall = '0s'", "[images] timeouts: stall must be more than nothing"),
-    ("content = 1", "content must be a table: [content]"),
-    ("[proxy_plugins.x]\ntype = 'snapshotter'\naddress = '/x'", "[proxy_plugins.x] type: 'snapshotter' is none of"),
-    ("[proxy_plugins.x]\ntype = 'snapshot'", "[proxy_plugins.x] address is missing"),
-    ("root = ", "Invalid value"),
-])
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("rot = '/x'", "unknown key rot (known: oom_score, root, state)"),
+        ("root = 'x'", "root: 'x' is not an absolute path"),
+        ("[contnt]\na = 1", "unknown table [contnt] (known: cgroup, content, gateway"),
+        ("[gateway]\nholt = '5s'", "unknown key [gateway] holt (known: "),
+        ("[gateway]\nhold = 5", "[gateway] hold: 5 is not a duration"),
+        ("[images.timeouts]\nstall = '0s'", "[images] timeouts: stall must be more than nothing"),
+        ("content = 1", "content must be a table: [content]"),
+        ("[proxy_plugins.x]\ntype = 'snapshotter'\naddress = '/x'", "[proxy_plugins.x] type: 'snapshotter' is none of"),
+        ("[proxy_plugins.x]\ntype = 'snapshot'", "[proxy_plugins.x] address is missing"),
+        ("root = ", "Invalid value"),
+    ],
+)
 def test_an_error_names_file_table_and_key(toml: str, said: str, place: Path) -> None:
     """And there is one error only, so nothing is said twice."""
     path = place / "config.toml"
@@ -66,24 +71,38 @@ def test_all_errors_are_said_at_once(place: Path) -> None:
 def test_what_is_containerds_and_means_nothing_here_is_a_warning(place: Path) -> None:
     """A configuration brought along from containerd starts a node, and its owner knows what has no effect."""
     path = place / "config.toml"
-    path.write_text("version = 3\ntemp = '/x'\n[debug]\nlevel = 'info'\n[plugins.'io.containerd.grpc.v1.cri']\na = 1\n"
-                    "[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = 0.1\n[timeouts]\n'io.containerd.timeout.shim.load' = '9s'\nx = '1s'\n")
+    path.write_text(
+        "version = 3\ntemp = '/x'\n[debug]\nlevel = 'info'\n[plugins.'io.containerd.grpc.v1.cri']\na = 1\n"
+        "[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = "
+        "0.1\n[timeouts]\n'io.containerd.timeout.shim.load' = '9s'\nx = '1s'\n"
+    )
     found = configuration.check(path)
     assert not found.errors
-    assert found.warnings == [f"config file {path}: {what} is containerd's and means nothing here" for what in ("temp", "[debug]", '[plugins] "io.containerd.grpc.v1.cri"', '[timeouts] "x"')]
+    assert found.warnings == [
+        f"config file {path}: {what} is containerd's and means nothing here"
+        for what in ("temp", "[debug]", '[plugins] "io.containerd.grpc.v1.cri"', '[timeouts] "x"')
+    ]
     text = configuration.text(settings.read(path), comments=False)
     assert "pause_threshold = 0.1\n" in text
     assert 'load_timeout = "9s"\n' in text
 
 
-@pytest.mark.parametrize(("form", "where"), [("[grpc]", "[grpc]"), ("[plugins.'io.containerd.server.v1.grpc']", '[plugins."io.containerd.server.v1.grpc"]')])
+@pytest.mark.parametrize(
+    ("form", "where"),
+    [("[grpc]", "[grpc]"), ("[plugins.'io.containerd.server.v1.grpc']", '[plugins."io.containerd.server.v1.grpc"]')],
+)
 def test_an_address_of_containerds_that_is_not_the_nodes_is_said(form: str, where: str, place: Path) -> None:
-    """In both forms of its file; that of version 4 is stronger. What is empty, as ``containerd config default`` writes much, is not worth a word."""
+    """In both forms of its file; that of version 4 is stronger. What is empty, as ``containerd config default``
+    writes much, is not worth a word.
+    """
     path = place / "config.toml"
     head = "version = 4\nstate = '/x/s'\n" + ("[grpc]\naddress = '/x/old.sock'\n" if form != "[grpc]" else "")
     path.write_text(f"{head}{form}\naddress = '/x/c.sock'\ngid = 0\nmax_recv_message_size = 7\n")
     said = [w for w in configuration.check(path).warnings if where in w]
-    assert f"config file {path}: {where} address '/x/c.sock' has no effect: the node listens at containerd.sock in its state directory, to which a symbolic link there can lead clients" in said
+    assert (
+        f"config file {path}: {where} address '/x/c.sock' has no effect: the node listens at containerd.sock in its "
+        "state directory, to which a symbolic link there can lead clients"
+    ) in said
     assert len(said) == 2  # the other is of max_recv_message_size
     path.write_text(f"{head}{form}\naddress = '/x/s/containerd.sock'\ngid = 0\n")
     assert not any(where in w for w in configuration.check(path).warnings)

@@ -35,7 +35,12 @@ class Tasks:
         return name
 
     async def List(self, request: Any, call: Call) -> tasks_pb2.ListTasksResponse:
-        return tasks_pb2.ListTasksResponse(tasks=[task_pb2.Process(id=name, status=task_pb2.UNKNOWN if name == self.hung else state) for name, state in self.states.items()])
+        return tasks_pb2.ListTasksResponse(
+            tasks=[
+                task_pb2.Process(id=name, status=task_pb2.UNKNOWN if name == self.hung else state)
+                for name, state in self.states.items()
+            ]
+        )
 
     async def Get(self, request: Any, call: Call) -> tasks_pb2.GetResponse:
         return tasks_pb2.GetResponse(process=task_pb2.Process(status=self.states[self._at(request)]))
@@ -79,12 +84,16 @@ async def test_all_are_stopped(tasks: Tasks, place: Path) -> None:
 async def test_one_that_does_not_answer_keeps_no_other_running(tasks: Tasks, place: Path) -> None:
     """It is named, with why."""
     tasks.hung = "a"
-    with pytest.raises(errors.FailedPrecondition, match="^still running: n/a \\(the shim of task a does not answer: unavailable\\)"):
+    with pytest.raises(
+        errors.FailedPrecondition, match="^still running: n/a \\(the shim of task a does not answer: unavailable\\)"
+    ):
         await containers.stop_all(place / "s", 1.0, place / "bundles")
     assert list(tasks.states) == ["a"]
 
 
-async def test_tasks_whose_records_are_lost_are_stopped_too(tasks: Tasks, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_tasks_whose_records_are_lost_are_stopped_too(
+    tasks: Tasks, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A namespace that has bundles need not be known to metadata, and that need not be able to say any."""
     monkeypatch.setattr(Namespaces, "damaged", True)
     assert await containers.stop_all(place / "s", 1.0, place / "bundles") == 0

@@ -18,7 +18,11 @@ DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]
 def test_links_lead_to_files_that_are_in_the_repository(document: Path) -> None:
     """Relative links, from where the document is."""
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()) if "://" not in target]
-    missing = [target for target in targets if not any((document.parent / target).glob("**/*")) and not (document.parent / target).is_file()]
+    missing = [
+        target
+        for target in targets
+        if not any((document.parent / target).glob("**/*")) and not (document.parent / target).is_file()
+    ]
     assert not missing
 
 

@@ -126,7 +126,10 @@ async def restarting(place: Path) -> AsyncIterator[Works]:
 
     async def works() -> None:
         if not node.labels:  # "stopped on purpose" until the node's start is dealt with
-            await eventually_async(lambda: asyncio.sleep(0, any(label[2:] == (STOPPED, "false") for label in node.labels)), "the start of the node is not noticed")
+            await eventually_async(
+                lambda: asyncio.sleep(0, any(label[2:] == (STOPPED, "false") for label in node.labels)),
+                "the start of the node is not noticed",
+            )
             node.records["c"] = container("c", {STOPPED: "false"})
         for name in ("c", "other"):
             tasks.states["n", name] = Process(name, 1, Status.STOPPED)
@@ -142,6 +145,7 @@ async def restarting(place: Path) -> AsyncIterator[Works]:
 
 def late(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """An answer that has to be waited for."""
+
     async def answered(*arguments: Any, **named: Any) -> Any:
         await asyncio.sleep(0)
         return await method(*arguments, **named)
@@ -228,7 +232,9 @@ async def watching_a_socket(place: Path) -> AsyncIterator[Works]:
 
 @loop("the watch of service *")
 async def watching_a_service(place: Path) -> AsyncIterator[Works]:
-    upstream = Upstream("metadata", place / "metadata.sock", "metadata", Supervision(place / "supervisor.sock"), hold=5.0)
+    upstream = Upstream(
+        "metadata", place / "metadata.sock", "metadata", Supervision(place / "supervisor.sock"), hold=5.0
+    )
     upstream.channel = peer = Peer()  # type: ignore[assignment]
     seen: list[bool] = []
     upstream.on_connect.append(lambda: seen.append(upstream.up))
@@ -253,7 +259,9 @@ async def hearing_of_snapshotters(place: Path) -> AsyncIterator[Works]:
 
     async def listed(request: object, **how: Any) -> snapshotters_pb2.ListResponse:
         await asyncio.sleep(0)
-        return snapshotters_pb2.ListResponse(snapshotters=[snapshotters_pb2.Snapshotter(name=name) for name in announced])
+        return snapshotters_pb2.ListResponse(
+            snapshotters=[snapshotters_pb2.Snapshotter(name=name) for name in announced]
+        )
 
     upstream.channel = Channel(List=listed)  # type: ignore[assignment]
     upstream._up.set()
@@ -304,7 +312,8 @@ async def giving_back_memory(place: Path) -> AsyncIterator[Works]:
         trimmed.clear()
         await eventually_async(given, "nothing is given back")
 
-    async with memory.giving_back(look=0.005, resident=lambda: resident, trim=trimmed.set, used=time.perf_counter):  # which never rests, and so looks for no cycles
+    # which never rests, and so looks for no cycles
+    async with memory.giving_back(look=0.005, resident=lambda: resident, trim=trimmed.set, used=time.perf_counter):
         yield works
 
 
@@ -343,7 +352,10 @@ async def resolving(place: Path) -> AsyncIterator[Works]:
         lost = await world.begin_snapshot(f"k{next(numbers)}")
         world.incarnation = f"gateway-{next(numbers)}"
         await world.connect()
-        await eventually_async(lambda: asyncio.sleep(0, not local.database.view(lambda tx: schema.INTENTS.has(tx, lost.id))), "it is not resolved")
+        await eventually_async(
+            lambda: asyncio.sleep(0, not local.database.view(lambda tx: schema.INTENTS.has(tx, lost.id))),
+            "it is not resolved",
+        )
 
     try:
         yield works
@@ -415,8 +427,12 @@ async def drawing(place: Path) -> AsyncIterator[Works]:
 
 @pytest.mark.parametrize("error", [Unthought, TimeoutError, full], ids=["unthought", "timeout", "full"])
 @pytest.mark.parametrize("name", SCENARIOS)
-async def test_a_loop_goes_on_whatever_fails(name: str, error: Callable[[], Exception], place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each thing that it waits for, or a task that it began, fails once; after that it does its work. What nobody thought of is in the log."""
+async def test_a_loop_goes_on_whatever_fails(
+    name: str, error: Callable[[], Exception], place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each thing that it waits for, or a task that it began, fails once; after that it does its work. What nobody
+    thought of is in the log.
+    """
     with failing(name, error) as failures:
         async with SCENARIOS[name](place) as works, asyncio.timeout(60):
             seen, unharmed = 0, 0
@@ -426,7 +442,9 @@ async def test_a_loop_goes_on_whatever_fails(name: str, error: Callable[[], Exce
                 seen = len(failures.raised)
     if error is Unthought:
         logged = {id(each) for record in caplog.records if record.exc_info for each in chain(record.exc_info[1])}
-        assert not [place for place, raised in failures.raised.items() if id(raised) not in logged], "it failed in silence"
+        assert not [place for place, raised in failures.raised.items() if id(raised) not in logged], (
+            "it failed in silence"
+        )
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
@@ -443,7 +461,11 @@ def names() -> set[str]:
     found = set()
     for path in python_files():
         for node in ast.walk(ast.parse(source)) if "loops." in (source := path.read_text()) else ():
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in ("loops.start", "loops.running", "loops.lasting"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and ast.unparse(node.func) in ("loops.start", "loops.running", "loops.lasting")
+            ):
                 assert node.args, f"{path.relative_to(TOP)}:{node.lineno}: a loop's name comes first"
                 found.add(pattern(node.args[0]))
     return found

@@ -31,7 +31,10 @@ def test_a_node_of_ours_is_nobody_elses(here: Place) -> None:
     bundle.parent.mkdir(parents=True)
     foreign.refuse(here, CHOSEN)
     bundle.mkdir()
-    with pytest.raises(Failure, match=r"^the state directory \S+ is a containerd's \(io.containerd.runtime.v2.task/default/box is in it\): choose another state \(--state\)$"):
+    with pytest.raises(
+        Failure,
+        match=r"^the state directory \S+ is a containerd's \(io.containerd.runtime.v2.task/default/box is in it\): choose another state \(--state\)$",
+    ):
         foreign.refuse(here, CHOSEN)
     here.remember()
     foreign.refuse(here, CHOSEN)
@@ -54,7 +57,10 @@ def test_any_socket_that_a_node_would_take_counts(name: str, here: Place) -> Non
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(str(here.state / name))
         theirs.listen(64)
-        with pytest.raises(Failure, match=rf"^{re.escape(str(here.state / name))} is served by \S+ \(pid {os.getpid()}\), not by this node: choose another state \(--state\)$"):
+        with pytest.raises(
+            Failure,
+            match=rf"^{re.escape(str(here.state / name))} is served by \S+ \(pid {os.getpid()}\), not by this node: choose another state \(--state\)$",
+        ):
             foreign.refuse(here, CHOSEN, ending=0.1)
         theirs.listen(0)  # of those that have come, it takes none
         with pytest.raises(Failure, match="is served by somebody who accepts no connections"):

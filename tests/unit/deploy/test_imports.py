@@ -39,10 +39,22 @@ ALLOWED = {
         "deploy/health.py",
         "deploy/containers.py",
     ],
-    # One life of metadata's store is SQLite, and nothing above its interface may know; a snapshotter's tree is kept in a file of it.
-    "sqlite3": ["services/kit/sqlite.py", "services/metadata/sqlite.py", "services/metadata/freeing.py", "services/kit/damage.py", "services/kit/salvage.py", "services/snapshots/tree.py"],
+    # One life of metadata's store is SQLite, and nothing above its interface may know; a snapshotter's tree is kept in
+    # a file of it.
+    "sqlite3": [
+        "services/kit/sqlite.py",
+        "services/metadata/sqlite.py",
+        "services/metadata/freeing.py",
+        "services/kit/damage.py",
+        "services/kit/salvage.py",
+        "services/snapshots/tree.py",
+    ],
     # HTTP: one module makes requests, one times them; the rest of the registry client sees their answers.
-    "aiohttp": ["services/images/registry/transport.py", "services/images/registry/trace.py", "services/images/registry/response_parser.py"],
+    "aiohttp": [
+        "services/images/registry/transport.py",
+        "services/images/registry/trace.py",
+        "services/images/registry/response_parser.py",
+    ],
     "yarl": ["services/images/registry/transport.py"],
     # supervisord is started as a program, and loads what is in deploy/inside.
     "supervisor": ["deploy/inside/*.py"],
@@ -84,20 +96,30 @@ def test_only_the_files_listed_import_it(kind: str) -> None:
     assert not strays, f"{kind} is imported outside {ALLOWED[kind]}: {sorted(strays)}"
 
 
-KIT_OF_CALLS = {f"services.kit.{name}" for name in ("rpc", "call", "relays", "transport", "chosen", "channel", "shielding")}
+KIT_OF_CALLS = {
+    f"services.kit.{name}" for name in ("rpc", "call", "relays", "transport", "chosen", "channel", "shielding")
+}
 
 
 def test_calls_have_one_face() -> None:
     """Outside of the kit and its wire, services.kit.rpc is all that anybody knows of them."""
     behind = KIT_OF_CALLS - {"services.kit.rpc"}
-    strays = [f"{path.relative_to(TOP)} imports {module}" for path in python_files() if path.relative_to(TOP).parts[1] not in ("kit", "wire")
-              for module in imports(path) if module in behind]
+    strays = [
+        f"{path.relative_to(TOP)} imports {module}"
+        for path in python_files()
+        if path.relative_to(TOP).parts[1] not in ("kit", "wire")
+        for module in imports(path)
+        if module in behind
+    ]
     assert not strays
 
 
 def test_calls_are_heard_of_in_one_place() -> None:
     """What carries calls tells services.kit.observer, and knows none of those who listen."""
-    carriers = [*(TOP / "services/wire").glob("*.py"), *(TOP / "services/kit" / f"{name}.py" for name in ("transport", "channel", "grpcio", "many", "ttrpc"))]
+    carriers = [
+        *(TOP / "services/wire").glob("*.py"),
+        *(TOP / "services/kit" / f"{name}.py" for name in ("transport", "channel", "grpcio", "many", "ttrpc")),
+    ]
     assert not [path.name for path in carriers if "services.kit.tracing" in imports(path)]
 
 
@@ -106,8 +128,14 @@ def test_a_store_module_imports_no_other_life_and_no_wire() -> None:
     strays = []
     for path in sorted((TOP / "services").glob("*/store.py")):
         here = f"services.{path.parent.name}"
-        backward = {f"{here}.{name}" for name in ("local", "memory", "server", "remote", "convert", "config", "__main__")}
-        strays += [f"{path.relative_to(TOP)} imports {module}" for module in imports(path) if module in backward or module in KIT_OF_CALLS]
+        backward = {
+            f"{here}.{name}" for name in ("local", "memory", "server", "remote", "convert", "config", "__main__")
+        }
+        strays += [
+            f"{path.relative_to(TOP)} imports {module}"
+            for module in imports(path)
+            if module in backward or module in KIT_OF_CALLS
+        ]
     assert not strays
 
 
@@ -116,7 +144,9 @@ WORKERS = ("images", "services.snapshots.diff")
 
 
 def test_services_know_each_other_only_by_interface() -> None:
-    """A service imports of another only its store (the interface) or its remotes (the wire), never what runs in the other's process."""
+    """A service imports of another only its store (the interface) or its remotes (the wire), never what runs in the
+    other's process.
+    """
     strays = []
     for path in sorted((TOP / "services").rglob("*.py")):
         own = path.relative_to(TOP).parts[1]
@@ -125,15 +155,26 @@ def test_services_know_each_other_only_by_interface() -> None:
             if own == WORKERS[0] and f"{module}.".startswith(f"{WORKERS[1]}."):
                 continue
             if parts[0] in ("gateway", "deploy", "client", "tests", "bench") or (
-                    parts[0] == "services" and len(parts) > 2 and parts[1] not in (own, "kit", "oci") and own != "kit" and parts[2] != "store" and not re.fullmatch("(.*_)?remote", parts[2])):
+                parts[0] == "services"
+                and len(parts) > 2
+                and parts[1] not in (own, "kit", "oci")
+                and own != "kit"
+                and parts[2] != "store"
+                and not re.fullmatch("(.*_)?remote", parts[2])
+            ):
                 strays.append(f"{path.relative_to(TOP)} imports {module}")
     assert not strays
 
 
 def test_the_kit_imports_no_service() -> None:
     """The kit is below everything."""
-    strays = [f"{path.relative_to(TOP)} imports {module}" for path in sorted((TOP / "services/kit").rglob("*.py")) for module in imports(path)
-              if module.startswith(("gateway", "deploy", "client", "services.")) and not module.startswith(("services.kit", "services.wire"))]
+    strays = [
+        f"{path.relative_to(TOP)} imports {module}"
+        for path in sorted((TOP / "services/kit").rglob("*.py"))
+        for module in imports(path)
+        if module.startswith(("gateway", "deploy", "client", "services."))
+        and not module.startswith(("services.kit", "services.wire"))
+    ]
     assert not strays
 
 
@@ -146,43 +187,80 @@ KNOW_THE_WIRE = {
 
 
 def test_the_wire_is_behind_the_kit() -> None:
-    """Nobody but these needs to change when calls are carried otherwise; the wire itself knows the kit, and no service."""
-    found = {path.relative_to(TOP).as_posix() for path in python_files() if any(f"{module}.".startswith("services.wire.") for module in imports(path))}
+    """Nobody but these needs to change when calls are carried otherwise; the wire itself knows the kit, and no
+    service.
+    """
+    found = {
+        path.relative_to(TOP).as_posix()
+        for path in python_files()
+        if any(f"{module}.".startswith("services.wire.") for module in imports(path))
+    }
     assert {path for path in found if not path.startswith("services/wire/")} == set(KNOW_THE_WIRE)
 
 
 def test_ocis_words_import_the_kit_only() -> None:
     """They are on the ground floor: all services use them."""
-    strays = [f"{path.relative_to(TOP)} imports {module}" for path in sorted((TOP / "services/oci").rglob("*.py")) for module in imports(path)
-              if module.startswith(("gateway", "deploy", "client", "services.")) and not module.startswith(("services.kit", "services.oci"))]
+    strays = [
+        f"{path.relative_to(TOP)} imports {module}"
+        for path in sorted((TOP / "services/oci").rglob("*.py"))
+        for module in imports(path)
+        if module.startswith(("gateway", "deploy", "client", "services."))
+        and not module.startswith(("services.kit", "services.oci"))
+    ]
     assert not strays
 
 
 def test_the_walk_sees_imports_wherever_they_are(tmp_path: Path) -> None:
     """Late imports inside functions count too, and so do generated modules imported from their package."""
     file = tmp_path / "x.py"
-    file.write_text("def f():\n    import grpc.aio\n    from api.grpc.health.v1 import health_pb2\n    if True:\n        import opentelemetry\n")
+    file.write_text(
+        "def f():\n    import grpc.aio\n    from api.grpc.health.v1 import health_pb2\n    if True:\n        import "
+        "opentelemetry\n"
+    )
     found = imports(file)
     assert all(any(is_of(m, kind) for m in found) for kind in ("grpc", "_pb2", "opentelemetry"))
     assert not any(is_of(m, "sqlite3") for m in found)
 
 
 def test_every_dependency_is_used() -> None:
-    """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is installed for nothing."""
-    names = {"grpcio": "grpc", "hpack": "hpack", "uvloop": "uvloop", "protobuf": "google.protobuf", "googleapis-common-protos": "google.rpc", "isal": "isal", "aiohttp": "aiohttp",
-             "zstandard": "zstandard", "google-re2": "re2", "argcomplete": "argcomplete",
-             "opentelemetry-sdk": "opentelemetry.sdk", "opentelemetry-proto": "opentelemetry.proto",
-             "opentelemetry-exporter-otlp-proto-common": "opentelemetry.exporter.otlp.proto.common"}
+    """What pyproject.toml names for running a node, its code imports (supervisor is what runs it): nothing is
+    installed for nothing.
+    """
+    names = {
+        "grpcio": "grpc",
+        "hpack": "hpack",
+        "uvloop": "uvloop",
+        "protobuf": "google.protobuf",
+        "googleapis-common-protos": "google.rpc",
+        "isal": "isal",
+        "aiohttp": "aiohttp",
+        "zstandard": "zstandard",
+        "google-re2": "re2",
+        "argcomplete": "argcomplete",
+        "opentelemetry-sdk": "opentelemetry.sdk",
+        "opentelemetry-proto": "opentelemetry.proto",
+        "opentelemetry-exporter-otlp-proto-common": "opentelemetry.exporter.otlp.proto.common",
+    }
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    assert set(project["dependencies"]) == {*names, "supervisor"}
+    assert {each.partition(">=")[0] for each in project["dependencies"]} == {*names, "supervisor"}
     used = {module for path in [*python_files(), *sorted((TOP / "api").rglob("*_pb2.py"))] for module in imports(path)}
-    assert not {name for name, module in names.items() if not any(m == module or m.startswith(f"{module}.") for m in used)}
+    assert not {
+        name for name, module in names.items() if not any(m == module or m.startswith(f"{module}.") for m in used)
+    }
 
 
-AT_THE_START = {("services/kit/rpc.py", "serving"), ("services/kit/chosen.py", "carrier"), ("services/kit/chosen.py", "server"), ("services/kit/channel.py", "_gathered"), ("services/kit/exporting.py", "_collector"),
-                ("services/images/config.py", "check"),  # of `splitd config check`
-                # In workers, whose code is kept (services/kit/kept.py).
-                ("services/snapshots/diff/compare.py", "main"), ("services/snapshots/diff/mounted.py", "_target"), ("services/snapshots/diff/mounted.py", "_mount")}
+AT_THE_START = {
+    ("services/kit/rpc.py", "serving"),
+    ("services/kit/chosen.py", "carrier"),
+    ("services/kit/chosen.py", "server"),
+    ("services/kit/channel.py", "_gathered"),
+    ("services/kit/exporting.py", "_collector"),
+    ("services/images/config.py", "check"),  # of `splitd config check`
+    # In workers, whose code is kept (services/kit/kept.py).
+    ("services/snapshots/diff/compare.py", "main"),
+    ("services/snapshots/diff/mounted.py", "_target"),
+    ("services/snapshots/diff/mounted.py", "_mount"),
+}
 """Functions that import our own modules, and are called before their process serves."""
 
 
@@ -192,6 +270,10 @@ def test_no_service_imports_more_of_ours_once_it_serves() -> None:
     for path in [*(TOP / "services").rglob("*.py"), *(TOP / "gateway").rglob("*.py")]:
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                found |= {(path.relative_to(TOP).as_posix(), function.name) for node in ast.walk(function)
-                          if isinstance(node, (ast.Import, ast.ImportFrom)) and re.match("(from|import) (api|gateway|services|client|deploy)", ast.unparse(node))}
+                found |= {
+                    (path.relative_to(TOP).as_posix(), function.name)
+                    for node in ast.walk(function)
+                    if isinstance(node, (ast.Import, ast.ImportFrom))
+                    and re.match("(from|import) (api|gateway|services|client|deploy)", ast.unparse(node))
+                }
     assert found <= AT_THE_START, f"late imports: {sorted(found - AT_THE_START)}"

@@ -1,4 +1,6 @@
-"""What hears the beats inside supervisord: who they are from, and that nothing that fails there reaches supervisord's loop."""
+"""What hears the beats inside supervisord: who they are from, and that nothing that fails there reaches
+supervisord's loop.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ class Heard(Beats):
         self.logger = Logger()
         self.groups = {"content": SimpleNamespace(processes={"content": process("content", os.getpid())})}
         self.path = str(directory / "watchdog.sock")
-        super().__init__(SimpleNamespace(options=SimpleNamespace(logger=self.logger), process_groups=self.groups), self.path, Limits(30.0, 300.0, 3.0))
+        super().__init__(
+            SimpleNamespace(options=SimpleNamespace(logger=self.logger), process_groups=self.groups),
+            self.path,
+            Limits(30.0, 300.0, 3.0),
+        )
 
     def serving(self) -> bool:
         return self._watchdog.watched["content"].serving
@@ -104,9 +110,18 @@ def test_what_fails_is_logged_once_and_ends_nothing(beats: Heard) -> None:
 
 def test_only_processes_that_there_are_are_watched(beats: Heard) -> None:
     """Those that supervisord has started and not yet seen end."""
-    for name, pid, state in (("a", 0, ProcessStates.STOPPED), ("b", 7, ProcessStates.EXITED), ("c", 8, ProcessStates.STARTING), ("d", 9, ProcessStates.STOPPING)):
+    for name, pid, state in (
+        ("a", 0, ProcessStates.STOPPED),
+        ("b", 7, ProcessStates.EXITED),
+        ("c", 8, ProcessStates.STARTING),
+        ("d", 9, ProcessStates.STOPPING),
+    ):
         beats.groups[name] = SimpleNamespace(processes={name: process(name, pid, state)})
-    assert [(child.name, child.stopping) for child in beats._children()] == [("content", False), ("c", False), ("d", True)]
+    assert [(child.name, child.stopping) for child in beats._children()] == [
+        ("content", False),
+        ("c", False),
+        ("d", True),
+    ]
 
 
 def test_ends_are_counted(beats: Heard) -> None:

@@ -46,7 +46,9 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
 
 
 def test_what_is_written_is_there_at_once_and_a_message_has_its_format(log: Log) -> None:
-    """Bytes of a process as they are; supervisord's own messages with what it puts before them, whatever characters they have."""
+    """Bytes of a process as they are; supervisord's own messages with what it puts before them, whatever characters
+    they have.
+    """
     log.write("one\n")
     assert log.text() == "one\n"
     log.handler.setFormat("%(levelname)s %(message)s\n")
@@ -77,12 +79,17 @@ def test_a_log_that_was_moved_or_deleted_is_made_again(log: Log) -> None:
 
 
 def test_a_disk_that_is_gone_costs_lines_and_raises_nothing(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line on standard error in a minute; when the disk is back, the log tells how much it lacks, and why, and goes on."""
+    """One line on standard error in a minute; when the disk is back, the log tells how much it lacks, and why, and
+    goes on.
+    """
     shutil.rmtree(log.path.parent)
     log.write("lost\n")
     log.now += 5
     log.write("lost too\n")
-    assert capsys.readouterr().err == f"splitd: log file {log.path}: No such file or directory: lines are lost until it can be written\n"
+    assert (
+        capsys.readouterr().err
+        == f"splitd: log file {log.path}: No such file or directory: lines are lost until it can be written\n"
+    )
     log.now += 60
     log.write("lost\n")
     assert capsys.readouterr().err.count("\n") == 1
@@ -134,8 +141,11 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert log.text().endswith("there\n")
 
 
-def test_a_log_that_cannot_be_rotated_goes_on_until_it_has_twice_its_size(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_cannot_be_rotated_goes_on_until_it_has_twice_its_size(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then lines are lost: better than a disk that fills; and as soon as it can be, it is rotated."""
+
     def refuse(*_: object) -> None:
         raise OSError(5, os.strerror(5))
 
@@ -153,6 +163,7 @@ def test_a_log_that_cannot_be_rotated_goes_on_until_it_has_twice_its_size(log: L
 
 def test_standard_error_that_is_gone_is_no_trouble(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """supervisord in the foreground, and its terminal closed."""
+
     class Gone:
         def write(self, _: str) -> int:
             raise BrokenPipeError(32, "Broken pipe")

@@ -27,7 +27,13 @@ def test_sigusr1_has_it_write_its_stack_and_go_on(tmp_path: Path) -> None:
     conf, said = tmp_path / "supervisord.conf", tmp_path / "out"
     conf.write_text(CONFIG.format(directory=tmp_path))
     with said.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "deploy.inside", "-c", str(conf), "--silent"], cwd=TOP, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.inside", "-c", str(conf), "--silent"],
+            cwd=TOP,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
     try:
         eventually(lambda: "started with pid" in (tmp_path / "supervisord.log").read_text())
         for times in (1, 2):

@@ -31,11 +31,19 @@ def test_several_logs_are_one_in_the_order_of_time() -> None:
     ours = ["2026-01-02T00:00:01.500 ERROR a", "Traceback", "  File", "2026-01-02T00:00:03.000 INFO b"]
     supervisors = ["2026-01-02 00:00:01,499 INFO c", "2026-01-02 00:00:02,000 INFO d"]
     assert [(name, line[-1]) for name, line in in_order([("ours", ours), ("supervisord", supervisors)])] == [
-        ("supervisord", "c"), ("ours", "a"), ("ours", "k"), ("ours", "e"), ("supervisord", "d"), ("ours", "b")]
+        ("supervisord", "c"),
+        ("ours", "a"),
+        ("ours", "k"),
+        ("ours", "e"),
+        ("supervisord", "d"),
+        ("ours", "b"),
+    ]
 
 
 def test_what_is_appended_is_followed_over_rotations(tmp_path: Path) -> None:
-    """A line is shown when it is whole, of a file that was rotated away its last ones too; a log that is truncated begins anew."""
+    """A line is shown when it is whole, of a file that was rotated away its last ones too; a log that is truncated
+    begins anew.
+    """
     log = tmp_path / "x.log"
     early = Follower(log)
     assert (early.position, list(early.lines())) == (0, [])
@@ -77,10 +85,14 @@ def test_all_services_are_followed_in_one(place: Path) -> None:
     with subprocess.Popen([sys.executable, "-m", "deploy", *words], cwd=TOP, stdout=subprocess.PIPE) as following:
         assert following.stdout is not None
         try:
-            assert lines_of(following.stdout.fileno(), 2) == [f"{name.ljust(11)} | 2026-01-02T00:00:0{9 - NAMES[1:].index(name)}.000 INFO {name} began"
-                                                              for name in (NAMES[2], NAMES[1])]
+            assert lines_of(following.stdout.fileno(), 2) == [
+                f"{name.ljust(11)} | 2026-01-02T00:00:0{9 - NAMES[1:].index(name)}.000 INFO {name} began"
+                for name in (NAMES[2], NAMES[1])
+            ]
             (logs / f"{NAMES[0]}.log").write_text("2026-01-02T00:00:10.000 INFO first\n")
-            assert lines_of(following.stdout.fileno(), 1) == [f"{NAMES[0].ljust(11)} | 2026-01-02T00:00:10.000 INFO first"]
+            assert lines_of(following.stdout.fileno(), 1) == [
+                f"{NAMES[0].ljust(11)} | 2026-01-02T00:00:10.000 INFO first"
+            ]
         finally:
             following.kill()
 

@@ -12,7 +12,9 @@ from tests.unit.deploy.test_imports import TOP, python_files
 ALLOWED = {
     "loops.py": "the one place",
     "eager.py": "goes on with a coroutine that has begun, which no other task can; whoever begins it keeps the task",
-    "stream.py": "of a program that has no asyncio: every failure of what reads ahead is raised by whoever takes what it read",
+    "stream.py": (
+        "of a program that has no asyncio: every failure of what reads ahead is raised by whoever takes what it read"
+    ),
     "writeback.py": "of a program that has no asyncio: one call of the kernel, whose failure another one is told too",
 }
 """Files that make tasks or threads themselves, and why."""
@@ -27,7 +29,13 @@ def bare(source: str) -> list[int]:
         return found
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else node.func.id
+                if isinstance(node.func, ast.Name)
+                else ""
+            )
             if name in MAKERS:
                 found.append(node.lineno)
     return found
@@ -48,8 +56,17 @@ def test_no_exception_is_left_that_is_none() -> None:
     assert {path.name for path in python_files() if made(path)} == set(ALLOWED)
 
 
-@pytest.mark.parametrize("line", ["asyncio.ensure_future(x)", "ensure_future(x)", "asyncio.create_task(x)", "self._loop.create_task(x)", "asyncio.Task(x)",
-                                  "threading.Thread(target=x).start()"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "asyncio.ensure_future(x)",
+        "ensure_future(x)",
+        "asyncio.create_task(x)",
+        "self._loop.create_task(x)",
+        "asyncio.Task(x)",
+        "threading.Thread(target=x).start()",
+    ],
+)
 def test_whatever_makes_one_is_seen(line: str) -> None:
     """By whatever name."""
     assert bare(f"def f():\n    y = {line}\n") == [2]

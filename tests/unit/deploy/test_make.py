@@ -1,4 +1,6 @@
-"""``make clean`` leaves the environment alone that a node runs from, on any machine; ``make fuzz`` takes the time it is told."""
+"""``make clean`` leaves the environment alone that a node runs from, on any machine; ``make fuzz`` takes the time
+it is told.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ def test_clean_needs_no_procps_to_see_that_a_node_runs(tmp_path: Path) -> None:
         (programs / name).symlink_to(str(shutil.which(name)))
 
     def clean() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([programs / "make", "clean"], cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            [programs / "make", "clean"],
+            cwd=tmp_path,
+            env={"PATH": str(programs)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     with subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE) as process:
         done = clean()
@@ -35,6 +45,8 @@ def test_clean_needs_no_procps_to_see_that_a_node_runs(tmp_path: Path) -> None:
 
 def test_fuzz_is_given_the_time_that_it_is_to_take() -> None:
     """A test has two minutes otherwise, and would be ended in the middle of 40."""
-    said = subprocess.run(["make", "-n", "fuzz", "SECONDS=4000"], cwd=TOP, capture_output=True, text=True, timeout=60, check=True).stdout
+    said = subprocess.run(
+        ["make", "-n", "fuzz", "SECONDS=4000"], cwd=TOP, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     assert "FUZZ_SECONDS=4000 " in said
     assert "tests/fuzz --timeout $((4000 + 300))" in said

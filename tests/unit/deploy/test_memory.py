@@ -27,7 +27,9 @@ def alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(**given: Path) -> argparse.Namespace:
-    return argparse.Namespace(**{name: str(given[name]) if name in given else None for name in ("root", "state", "config")})
+    return argparse.Namespace(
+        **{name: str(given[name]) if name in given else None for name in ("root", "state", "config")}
+    )
 
 
 def test_each_state_has_a_memory_of_its_own(place: Path) -> None:
@@ -60,7 +62,9 @@ def test_up_does_what_it_did_the_last_time(place: Path) -> None:
 
 
 def test_a_broken_file_tells_the_node_that_was_started_with_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the default one, written after a node at the default state had been started without it. ``up`` needs it to be good."""
+    """Also the default one, written after a node at the default state had been started without it. ``up`` needs it
+    to be good.
+    """
     config = place / "c.toml"
     config.write_text("root = [")
     with pytest.raises(Failure, match="c.toml: Invalid value"):
@@ -76,9 +80,16 @@ def test_a_broken_file_tells_the_node_that_was_started_with_it(place: Path, monk
     assert places.find(words()) == places.Place(place / "r", place / "default", None)
 
 
-def test_what_is_remembered_is_not_written_again(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """So a full disk stops no start of the same node; one with other words is started too, and says what it could not note. What was noted before stays."""
-    here, kept = places.Place(place / "r", place / "s", None), Remembered(place / "r", None, root_given=True, config_given=False)
+def test_what_is_remembered_is_not_written_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So a full disk stops no start of the same node; one with other words is started too, and says what it could
+    not note. What was noted before stays.
+    """
+    here, kept = (
+        places.Place(place / "r", place / "s", None),
+        Remembered(place / "r", None, root_given=True, config_given=False),
+    )
     memory.keep(here.state, kept)
 
     def full(_: int) -> None:
@@ -88,13 +99,18 @@ def test_what_is_remembered_is_not_written_again(place: Path, monkeypatch: pytes
     up._remember(here, kept)
     assert capsys.readouterr().err == ""
     up._remember(here, replace(kept, root_given=False))
-    assert "warning: after a reboot this node has to be told its root and configuration: no space left on device" in capsys.readouterr().err
+    assert (
+        "warning: after a reboot this node has to be told its root and configuration: no space left on device"
+        in capsys.readouterr().err
+    )
     assert memory.of(here.state) == kept
     assert len(list((place / "nodes").iterdir())) == 1
 
 
 def test_a_node_that_was_started_before_there_was_a_memory_is_started_again_with_its_root(place: Path) -> None:
-    """A splitd before 0.2 wrote it into the state directory only: an upgrade does not go on with another root, which has other images."""
+    """A splitd before 0.2 wrote it into the state directory only: an upgrade does not go on with another root,
+    which has other images.
+    """
     state, config = place / "s", place / "c.toml"
     state.mkdir()
     places.Place(place / "one", state, None).remember()
@@ -105,4 +121,6 @@ def test_a_node_that_was_started_before_there_was_a_memory_is_started_again_with
         up._refuse_another_root(places.to_start(words(state=state, root=place / "other"))[0], moved=False)
     config.write_text(f"root = '{place}/two'\n")
     places.Place(place / "two", state, config).remember()
-    assert places.to_start(words(state=state))[1] == Remembered(place / "two", config, root_given=False, config_given=True)
+    assert places.to_start(words(state=state))[1] == Remembered(
+        place / "two", config, root_given=False, config_given=True
+    )

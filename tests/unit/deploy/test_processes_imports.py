@@ -1,4 +1,6 @@
-"""What a process does not import: grpc where the wire carries its calls, OpenTelemetry where nobody asked for traces."""
+"""What a process does not import: grpc where the wire carries its calls, OpenTelemetry where nobody asked for
+traces.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,24 @@ import pytest
 from deploy.processes import PROCESSES
 from tests.support import TOP
 
-PROGRAMS = [*(f"{process.module}.__main__" for process in PROCESSES), "deploy.splitd", "services.snapshots.diff.apply", "services.snapshots.diff.compare"]
+PROGRAMS = [
+    *(f"{process.module}.__main__" for process in PROCESSES),
+    "deploy.splitd",
+    "services.snapshots.diff.apply",
+    "services.snapshots.diff.compare",
+]
 
 
 def loaded(code: str, **environment: str) -> set[str]:
     """The packages that a Python has imported after ``code``."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SPLITD_"))}
-    done = subprocess.run([sys.executable, "-P", "-c", f"{code}\nimport sys; print(*sys.modules)"], env={**clean, "PYTHONPATH": str(TOP), **environment},
-                          check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        env={**clean, "PYTHONPATH": str(TOP), **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return {name.split(".", 1)[0] for name in done.stdout.splitlines()[-1].split()}
 
 
@@ -31,8 +43,14 @@ def test_a_program_does_without_grpc_and_opentelemetry(module: str) -> None:
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_are_exported_without_grpc(protocol: str) -> None:
     """Whatever the collector speaks."""
-    there = loaded("from services.kit import exporting, tracing; exporting.begin('x'); tracing.span('y').end(); tracing.shutdown()",
-                   OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+    there = loaded(
+        (
+            "from services.kit import exporting, tracing; exporting.begin('x'); tracing.span('y').end(); "
+            "tracing.shutdown()"
+        ),
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+        OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+    )
     assert "opentelemetry" in there
     assert not there & {"grpc", "requests"}
 

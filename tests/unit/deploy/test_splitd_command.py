@@ -1,4 +1,6 @@
-"""What an operator sees of the splitd command when a node is not up, or a word is mistyped: one line, a code, no traceback."""
+"""What an operator sees of the splitd command when a node is not up, or a word is mistyped: one line, a code, no
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ from tests.support import TOP, splitd
 
 MISTYPED = [
     (["upp"], "did you mean 'up'?"),
-    (["frobnicate"], "(up, down, restart, status, logs, config, pull, push, images, leases, gc, salvage, version, help, completion)"),
+    (
+        ["frobnicate"],
+        "(up, down, restart, status, logs, config, pull, push, images, leases, gc, salvage, version, help, completion)",
+    ),
     (["donw"], "did you mean 'down'?"),
     (["ps"], "did you mean 'status'? Containers are shown by a client, such as ctr tasks ls"),
     (["rmi", "x"], "did you mean 'images remove'?"),
@@ -47,7 +52,10 @@ MISTYPED = [
     (["status", "--jsn"], "unrecognized arguments: --jsn"),
     (["pull"], "required: REF"),
     (["pull", "x", "--platform", "linux/"], "'linux/' is not a platform"),
-    (["pull", "x", "--platform", "linux/amd64", "--all-platforms"], "--platform and --all-platforms contradict each other"),
+    (
+        ["pull", "x", "--platform", "linux/amd64", "--all-platforms"],
+        "--platform and --all-platforms contradict each other",
+    ),
     (["pull", "x", "--no-unpack", "--snapshotter", "native"], "--no-unpack and --snapshotter contradict each other"),
     (["pull", "x", "--json", "--quiet"], "--json and --quiet contradict each other"),
     (["pull", "x", "--hosts-dir", "/nowhere/certs.d"], "--hosts-dir /nowhere/certs.d: there is no such directory"),
@@ -105,9 +113,26 @@ def test_the_version_is_a_verb_too(place: Path) -> None:
     assert json.loads(splitd(*words, "--json").stdout)["node"] is None
 
 
-@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["down", "--containers"], ["down", "content"], ["restart", "content"], ["up", "content"],
-                                   ["pull", "x"], ["push", "x"], ["images"], ["images", "ls"], ["images", "remove", "x"],
-                                   ["images", "rm", "x"], ["leases"], ["leases", "rm", "--interrupted"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["down", "--containers"],
+        ["down", "content"],
+        ["restart", "content"],
+        ["up", "content"],
+        ["pull", "x"],
+        ["push", "x"],
+        ["images"],
+        ["images", "ls"],
+        ["images", "remove", "x"],
+        ["images", "rm", "x"],
+        ["leases"],
+        ["leases", "rm", "--interrupted"],
+    ],
+    ids=" ".join,
+)
 def test_a_node_that_is_not_up_is_said_to_be_so(words: list[str], place: Path) -> None:
     """Exit code 3, and how to start it."""
     done = splitd(*words, "--root", place / "r", "--state", place / "s", ok=None)
@@ -126,12 +151,15 @@ def test_logs_of_a_root_that_never_had_a_node(place: Path) -> None:
     assert f"there is no log at {place}/r/log/content.log" in done.stderr
 
 
-@pytest.mark.parametrize(("state", "said"), [
-    ("x" * 90, "bytes too long: socket paths end at 107 bytes"),
-    ("it's", "which supervisord cannot take"),
-    ("a;b", "which supervisord cannot take"),
-    ("a\nb", "which supervisord cannot take"),
-])
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("x" * 90, "bytes too long: socket paths end at 107 bytes"),
+        ("it's", "which supervisord cannot take"),
+        ("a;b", "which supervisord cannot take"),
+        ("a\nb", "which supervisord cannot take"),
+    ],
+)
 def test_a_state_directory_that_cannot_work_is_refused_with_the_reason(state: str, said: str, place: Path) -> None:
     """Before anything is made."""
     done = splitd("up", "--root", place / "root", "--state", place / state, ok=False)
@@ -141,9 +169,19 @@ def test_a_state_directory_that_cannot_work_is_refused_with_the_reason(state: st
 
 def test_a_machine_without_a_shim_is_told_what_to_install(place: Path) -> None:
     """A PATH that has nothing of Debian's packages: each program is named, with the line that installs them."""
-    program = "import sys; from deploy import supervision; supervision.SYSTEM_PATH = (); from deploy.splitd import main; main()"
-    done = subprocess.run([sys.executable, "-c", program, "up", "--root", str(place / "r"), "--state", str(place / "s")], cwd=TOP, check=False,
-                          env={"PATH": str(place)}, capture_output=True, text=True, timeout=30)
+    program = (
+        "import sys; from deploy import supervision; supervision.SYSTEM_PATH = (); from deploy.splitd import "
+        "main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "up", "--root", str(place / "r"), "--state", str(place / "s")],
+        cwd=TOP,
+        check=False,
+        env={"PATH": str(place)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "runc, containerd-shim-runc-v2 not found: apt-get install containerd runc util-linux" in line
@@ -155,8 +193,14 @@ def test_an_ordinary_user_is_told_to_become_root(verb: str, place: Path) -> None
     module = "deploy.demo" if verb == "demo" else "deploy.splitd"
     program = f"import os; os.geteuid = lambda: 1000; from {module} import main; main()"
     words = [] if verb == "demo" else [verb]
-    done = subprocess.run([sys.executable, "-c", program, *words, "--root", str(place / "r"), "--state", str(place / "s")], cwd=TOP, check=False,
-                          capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words, "--root", str(place / "r"), "--state", str(place / "s")],
+        cwd=TOP,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert "run " in line
@@ -165,11 +209,23 @@ def test_an_ordinary_user_is_told_to_become_root(verb: str, place: Path) -> None
 
 def test_a_defect_is_one_line_unless_debugging(place: Path) -> None:
     """An exception that nobody foresaw still shows no traceback, and SPLITD_DEBUG=1 shows it."""
-    program = ("import sys; from deploy.verbs import status\n"
-               "def run(arguments): raise ZeroDivisionError('by a test')\n"
-               "status.run = run; from deploy.splitd import main; sys.argv = ['splitd', 'status']; main()")
-    quiet, loud = (subprocess.run([sys.executable, "-c", program], cwd=TOP, check=False, env={**os.environ, "SPLITD_DEBUG": debug}, capture_output=True,
-                                  text=True, timeout=30) for debug in ("", "1"))
+    program = (
+        "import sys; from deploy.verbs import status\n"
+        "def run(arguments): raise ZeroDivisionError('by a test')\n"
+        "status.run = run; from deploy.splitd import main; sys.argv = ['splitd', 'status']; main()"
+    )
+    quiet, loud = (
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=TOP,
+            check=False,
+            env={**os.environ, "SPLITD_DEBUG": debug},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        for debug in ("", "1")
+    )
     assert quiet.returncode == 1
     assert quiet.stderr == "splitd: ZeroDivisionError: by a test (SPLITD_DEBUG=1 shows where)\n"
     assert "Traceback" in loud.stderr
@@ -214,7 +270,11 @@ def test_an_absurd_oom_score_is_refused(place: Path) -> None:
         load_node(place / "c.toml")
 
 
-@pytest.mark.parametrize("words", [["pull", "team/UPPER:1"], ["pull", "x:1:2"], ["push", "x y"], ["images", "tag", "x", "x@sha256:1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["pull", "team/UPPER:1"], ["pull", "x:1:2"], ["push", "x y"], ["images", "tag", "x", "x@sha256:1"]],
+    ids=" ".join,
+)
 def test_a_name_that_is_none_is_named(words: list[str], place: Path) -> None:
     """Before a node is asked; exit code 1."""
     done = splitd(*words, "--state", place / "s", ok=None)
@@ -225,8 +285,16 @@ def test_a_name_that_is_none_is_named(words: list[str], place: Path) -> None:
 
 def test_a_password_is_not_asked_for_where_there_is_no_terminal(place: Path) -> None:
     """A script that forgot it does not hang."""
-    done = subprocess.run([sys.executable, "-m", "deploy", "pull", "x", "--user", "me", "--state", str(place / "s")], cwd=TOP, check=False, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=30, start_new_session=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", "pull", "x", "--user", "me", "--state", str(place / "s")],
+        cwd=TOP,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        start_new_session=True,
+    )
     assert done.returncode == 2
     assert done.stderr == "splitd: --user: there is no terminal to ask for the password at: say NAME:PASSWORD\n"
 
@@ -253,9 +321,20 @@ def test_a_state_directory_may_lie_in_the_root(place: Path) -> None:
 def test_a_registry_in_trouble_has_a_line_in_the_status() -> None:
     """A good one has none; one whose rest is over is tried again."""
     good = Registry("https://good.test", "good", 0.0, 0, "once", 5.0, 0.0)
-    dead = replace(good, host="https://dead.test", state="dead", since=1000.0, failures=3, last_error="no connection: refused", rests_until=1100.0)
+    dead = replace(
+        good,
+        host="https://dead.test",
+        state="dead",
+        since=1000.0,
+        failures=3,
+        last_error="no connection: refused",
+        rests_until=1100.0,
+    )
     (first,) = troubled([good, dead], 1090.0)
-    assert re.fullmatch(r"registry https://dead.test is dead for 1m30s \(since \S+ \S+\): no connection: refused; asked after all others for 10s \(until \S+ \S+\)", first)
+    assert re.fullmatch(
+        r"registry https://dead.test is dead for 1m30s \(since \S+ \S+\): no connection: refused; asked after all others for 10s \(until \S+ \S+\)",
+        first,
+    )
     (later,) = troubled([replace(dead, state="slow")], 1101.0)
     assert re.fullmatch(r"registry https://dead.test is slow for .*: refused; the next pull tries it", later)
 
@@ -264,14 +343,25 @@ def test_a_registry_that_refuses_parts_has_a_line_in_the_status() -> None:
     """Though it is good, for as long as it is asked for whole blobs."""
     host = Registry("https://good.test", "good", 0.0, 0, "", 5.0, 0.0, "GET /v2/x: 400 Bad Request", 1100.0)
     (line,) = troubled([host], 1090.0)
-    assert re.fullmatch(r"registry https://good.test refuses parts of blobs \(GET /v2/x: 400 Bad Request\): .*; parts are asked for again in 10s \(at \S+ \S+\)", line)
+    assert re.fullmatch(
+        r"registry https://good.test refuses parts of blobs \(GET /v2/x: 400 Bad Request\): .*; parts are asked for again in 10s \(at \S+ \S+\)",
+        line,
+    )
     assert troubled([host], 1101.0) == []
 
 
-def test_an_imported_image_is_said_with_one_digest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_imported_image_is_said_with_one_digest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also one that the archive has no name for, which is named by its digest."""
     digest = "sha256:" + "0" * 64
-    done = {"images": [{"name": f"import@{digest}", "digest": digest}, {"name": "box:1", "digest": digest}], "notImported": [], "bytes": 1, "seconds": 1.0, "rate": 1.0}
+    done = {
+        "images": [{"name": f"import@{digest}", "digest": digest}, {"name": "box:1", "digest": digest}],
+        "notImported": [],
+        "bytes": 1,
+        "seconds": 1.0,
+        "rate": 1.0,
+    }
 
     def at_once(work: Coroutine[object, object, object]) -> object:
         work.close()

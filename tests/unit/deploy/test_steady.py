@@ -12,7 +12,9 @@ from tests.support import within
 
 
 def test_what_nobody_saw_pass_does_not_count() -> None:
-    """Of three seconds in which no thread looked at the clock the first tenth is all that passed; it goes on from there."""
+    """Of three seconds in which no thread looked at the clock the first tenth is all that passed; it goes on from
+    there.
+    """
     now = 100.0
     clock = SteadyClock(lambda: now)
     told = []
@@ -22,7 +24,9 @@ def test_what_nobody_saw_pass_does_not_count() -> None:
 
 
 def test_waiting_and_working_count() -> None:
-    """This process's clock is such a one, and it does see a thread that sleeps, and one that works, while no other part of the test looks."""
+    """This process's clock is such a one, and it does see a thread that sleeps, and one that works, while no other
+    part of the test looks.
+    """
     assert isinstance(getattr(time.monotonic, "__self__", None), SteadyClock)
     with pytest.raises(AssertionError, match=r"it may take 0\.2 s"), within(0.2):
         threading.Event().wait(0.6)

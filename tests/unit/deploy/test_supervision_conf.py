@@ -62,7 +62,10 @@ def test_a_longer_grace_in_the_configuration_is_waited_for(place: Path) -> None:
     """supervisord kills no process that still uses the time its settings gave it."""
     config = place / "config.toml"
     config.write_text("[content]\ngrace = '1m'\n")
-    seconds = {group.name: group.process_configs[0].stopwaitsecs for group in parsed(Place(place / "r", place / "s", config)).process_group_configs}
+    seconds = {
+        group.name: group.process_configs[0].stopwaitsecs
+        for group in parsed(Place(place / "r", place / "s", config)).process_group_configs
+    }
     assert seconds["content"] > 60 + 3
     assert seconds["metadata"] < 60
 
@@ -88,9 +91,21 @@ def test_the_longest_socket_name_is_known() -> None:
 
 
 def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
-    """Tracing, logging, proxies and PATH (with the directory of runc added); not an operator's LD_PRELOAD or trace context."""
-    found = supervision.environment({"PATH": "/home/me/bin:/usr/bin", "OTEL_EXPORTER_OTLP_ENDPOINT": "x", "SPLITD_LOG": "DEBUG", "https_proxy": "p",
-                                     "LD_PRELOAD": "/x.so", "TRACEPARENT": "00-1", "PYTHONPATH": "/x", "NOTIFY_SOCKET": "/x"})
+    """Tracing, logging, proxies and PATH (with the directory of runc added); not an operator's LD_PRELOAD or trace
+    context.
+    """
+    found = supervision.environment(
+        {
+            "PATH": "/home/me/bin:/usr/bin",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "x",
+            "SPLITD_LOG": "DEBUG",
+            "https_proxy": "p",
+            "LD_PRELOAD": "/x.so",
+            "TRACEPARENT": "00-1",
+            "PYTHONPATH": "/x",
+            "NOTIFY_SOCKET": "/x",
+        }
+    )
     assert set(found) == {"PATH", "OTEL_EXPORTER_OTLP_ENDPOINT", "SPLITD_LOG", "https_proxy", "PYTHONUNBUFFERED"}
     assert found["PATH"].split(":")[:2] == ["/home/me/bin", "/usr/bin"]
     assert "/usr/sbin" in found["PATH"].split(":")
@@ -99,12 +114,17 @@ def test_the_node_gets_of_the_environment_what_it_needs_and_no_more() -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_node_in_a_container_is_another(tmp_path: Path, *, inside: bool) -> None:
-    """Its supervisord has the same words, and the directories that these name there; ``down`` outside would end it, and ``up`` would not start."""
+    """Its supervisord has the same words, and the directories that these name there; ``down`` outside would end it,
+    and ``up`` would not start.
+    """
     here = Place(tmp_path / "root", tmp_path / "state", None)
     here.state.mkdir()
     here.supervisord_conf.touch()
     mount = f"mount -t tmpfs tmpfs '{here.state}' && touch '{here.supervisord_conf}' && " if inside else ""
-    command = f"{mount}exec '{sys.executable}' -c 'print(1, flush=True); import time; time.sleep(100)' -m deploy.inside -c '{here.supervisord_conf}'"
+    command = (
+        f"{mount}exec '{sys.executable}' -c 'print(1, flush=True); import time; time.sleep(100)' -m "
+        f"deploy.inside -c '{here.supervisord_conf}'"
+    )
     with subprocess.Popen(["unshare", "--mount", "sh", "-c", command], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

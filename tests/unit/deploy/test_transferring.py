@@ -19,17 +19,30 @@ async def failing(error: errors.NodeError) -> None:
 
 def test_what_is_kept_is_said_where_a_service_went_away() -> None:
     """As when it is restarted for an upgrade. What a registry does is its own matter, and has its own words."""
-    stopped = errors.Unavailable("service images is not reachable (/containerd.services.transfer.v1.Transfer/Transfer: the service is stopping: unavailable)")
-    with pytest.raises(Failure, match=r"^service images is not reachable \(/containerd.services.transfer.v1.Transfer/Transfer: the service is stopping\); the same command goes on$"):
+    stopped = errors.Unavailable(
+        "service images is not reachable (/containerd.services.transfer.v1.Transfer/Transfer: the service is stopping: "
+        "unavailable)"
+    )
+    with pytest.raises(
+        Failure,
+        match=r"^service images is not reachable \(/containerd.services.transfer.v1.Transfer/Transfer: the service is stopping\); the same command goes on$",
+    ):
         transferring.run(failing(stopped), "the same command goes on")
     with pytest.raises(errors.Unavailable, match="unavailable$"):
-        transferring.run(failing(errors.Unavailable("failed to resolve: registry.test: 503 Service Unavailable")), "the same command goes on")
+        transferring.run(
+            failing(errors.Unavailable("failed to resolve: registry.test: 503 Service Unavailable")),
+            "the same command goes on",
+        )
     with pytest.raises(errors.Unavailable):
         transferring.run(failing(stopped))
 
 
-async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway that was stopped, and whose queue is full: a blocking connect would wait for ever, and not hear Ctrl-C."""
+async def test_who_accepts_no_connections_is_not_waited_for_longer_than_others(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that was stopped, and whose queue is full: a blocking connect would wait for ever, and not hear
+    Ctrl-C.
+    """
     monkeypatch.setattr(transferring, "PATIENCE", 0.2)
     here = Place(place / "root", place / "state", None)
     here.state.mkdir()

@@ -34,7 +34,11 @@ class Node:
     def __init__(self) -> None:
         self.kernel = FakeKernel()
         self.said: list[str] = []
-        self.watchdog = Watchdog(Limits(silence=30.0, start=300.0, beat=3.0), self.kernel, lambda name, words: self.said.append(f"{name}: {words}"))
+        self.watchdog = Watchdog(
+            Limits(silence=30.0, start=300.0, beat=3.0),
+            self.kernel,
+            lambda name, words: self.said.append(f"{name}: {words}"),
+        )
         self.now = 1000.0
         self.children = {"content": Child("content", 7, stopping=False)}
         self.second()
@@ -71,7 +75,9 @@ def test_a_process_that_beats_is_left_alone(node: Node) -> None:
 
 
 def test_a_silent_process_writes_its_stacks_and_is_then_killed_once(node: Node) -> None:
-    """Not before 30 s, for the last beat may have been right before it hung or a beat's pause earlier; not later than 40. Both logs hear of it, and the count tells why."""
+    """Not before 30 s, for the last beat may have been right before it hung or a beat's pause earlier; not later
+    than 40. Both logs hear of it, and the count tells why.
+    """
     node.seconds(32)
     assert node.watchdog.late("content") == 32.0
     assert not node.sent
@@ -79,7 +85,10 @@ def test_a_silent_process_writes_its_stacks_and_is_then_killed_once(node: Node) 
     assert node.sent == [(7, DUMP)]
     node.seconds(4)
     assert node.sent == [(7, DUMP), (7, KILL)]
-    assert [line.partition(" for ")[0] for line in node.said] == ["content: pid 7 has not answered", "content: pid 7 is killed: no answer"]
+    assert [line.partition(" for ")[0] for line in node.said] == [
+        "content: pid 7 has not answered",
+        "content: pid 7 is killed: no answer",
+    ]
     kills = node.watchdog.kills["content"]
     assert (kills.count, kills.why) == (1, "no answer for 35 s")
 
@@ -105,8 +114,12 @@ def test_who_answers_after_the_question_is_spared(node: Node) -> None:
 
 @pytest.mark.parametrize("state", ["T", "t"])
 @pytest.mark.parametrize("before", [1, 29, 33])
-def test_a_stopped_process_is_not_killed_and_has_all_of_the_time_when_it_goes_on(node: Node, state: str, before: int) -> None:
-    """40 s of SIGSTOP (or of a debugger), also one that falls between the stacks and the kill; then 20 s without a beat, and then it beats."""
+def test_a_stopped_process_is_not_killed_and_has_all_of_the_time_when_it_goes_on(
+    node: Node, state: str, before: int
+) -> None:
+    """40 s of SIGSTOP (or of a debugger), also one that falls between the stacks and the kill; then 20 s without a
+    beat, and then it beats.
+    """
     node.seconds(before)
     node.kernel.states[7] = state
     node.seconds(40)
@@ -131,14 +144,22 @@ def test_one_that_waits_in_the_kernel_is_reported_once_and_killed_when_it_no_lon
     node.kernel.states[7] = "D"
     node.seconds(100)
     assert not node.sent
-    assert node.said == ["content: pid 7 has not answered for 33 s and waits in the kernel (nfs_wait_7), where nothing can end it: not killed"]
+    assert node.said == [
+        (
+            "content: pid 7 has not answered for 33 s and waits in the kernel (nfs_wait_7), where nothing can end it: "
+            "not "
+            "killed"
+        )
+    ]
     node.kernel.states[7] = "R"
     node.seconds(4)
     assert node.sent == [(7, DUMP), (7, KILL)]
 
 
 def test_one_that_is_dead_and_cannot_be_waited_for_is_killed_once(node: Node) -> None:
-    """A thread of it is in the kernel, and the others are gone: the next kill would change nothing, and would not be another's."""
+    """A thread of it is in the kernel, and the others are gone: the next kill would change nothing, and would not
+    be another's.
+    """
     node.seconds(40)
     node.kernel.states[7] = "Z"
     node.seconds(200)
@@ -160,7 +181,9 @@ def test_time_in_which_the_watchdog_did_not_run_does_not_count(node: Node) -> No
 
 
 def test_a_start_has_its_own_limit(node: Node) -> None:
-    """A process that has not served yet may take 60 s, and five minutes; one that takes longer is asked for its stacks and killed too."""
+    """A process that has not served yet may take 60 s, and five minutes; one that takes longer is asked for its
+    stacks and killed too.
+    """
     node.children["tasks"] = Child("tasks", 9, stopping=False)
     for _ in range(100):
         node.seconds(3)

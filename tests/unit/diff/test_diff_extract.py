@@ -1,4 +1,6 @@
-"""Unpacking onto a directory of this machine, by names that begin with its path: no process, no root directory of its own."""
+"""Unpacking onto a directory of this machine, by names that begin with its path: no process, no root directory of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,26 @@ def unpack(*entries: bytes) -> None:
 
 
 def test_an_opaque_marker_does_its_work_once(tmp_path: Path, counted: list[object]) -> None:
-    """Whoever repeats it, or marks what is in a directory and then that, has each directory looked through once; what the layer itself brings stays."""
+    """Whoever repeats it, or marks what is in a directory and then that, has each directory looked through once;
+    what the layer itself brings stays.
+    """
     top = os.fsencode(tmp_path)[1:]
     for name in ("old", "a/old", "a/b/old", "a/b/c/old", "gone/old"):
         (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "d" / name).write_bytes(b"old")
     mine = [reg(top + name) for name in (b"/d/new", b"/d/a/b/c/new")]
     markers = [opaque(top + name) for name in (b"/d/a/b/c", b"/d/a/b/c", b"/d/a/b", b"/d/a", b"/d", b"/d/a", b"/d")]
-    unpack(*itertools.chain(mine, markers * 100, [reg(top + b"/d/gone/new"), opaque(top + b"/d/gone"), opaque(top + b"/d")]))
+    unpack(
+        *itertools.chain(
+            mine, markers * 100, [reg(top + b"/d/gone/new"), opaque(top + b"/d/gone"), opaque(top + b"/d")]
+        )
+    )
     looked = counted[:]
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == ["d/a/b/c/new", "d/gone/new", "d/new"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        "d/a/b/c/new",
+        "d/gone/new",
+        "d/new",
+    ]
     assert len(looked) == len(set(looked)) == 5
 
 
@@ -54,9 +66,15 @@ def test_what_is_removed_is_no_directory_that_the_layer_left_out(tmp_path: Path)
     """Of many that it made, one is named in the end and others are gone."""
     top = os.fsencode(tmp_path)[1:]
     unpacker = Unpacker()
-    entries = [reg(top + b"/%d/x" % n) for n in range(50)] + [whiteout(top + b"/%d" % n) for n in range(0, 50, 2)] + [directory(top + b"/1")]
+    entries = (
+        [reg(top + b"/%d/x" % n) for n in range(50)]
+        + [whiteout(top + b"/%d" % n) for n in range(0, 50, 2)]
+        + [directory(top + b"/1")]
+    )
     unpacker.unpack(Reader(Stream([tar(*entries)])))
-    assert [(each.path, each.named) for each in unpacker.unnamed] == [(b"/%s/%d" % (top, n), n == 1) for n in range(1, 50, 2)]
+    assert [(each.path, each.named) for each in unpacker.unnamed] == [
+        (b"/%s/%d" % (top, n), n == 1) for n in range(1, 50, 2)
+    ]
 
 
 def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_path: Path) -> None:
@@ -64,14 +82,22 @@ def test_a_directory_that_is_named_again_has_the_times_of_its_last_entry(tmp_pat
     top = os.fsencode(tmp_path)[1:]
     (tmp_path / "link").symlink_to("d")
     unpacker = Unpacker()
-    entries = [directory(top + b"/d", mtime=1), directory(top + b"/link/x", mtime=5), directory(top + b"/d/x", mtime=6), directory(top + b"/link/x", mtime=7), directory(top + b"/d", mtime=2)]
+    entries = [
+        directory(top + b"/d", mtime=1),
+        directory(top + b"/link/x", mtime=5),
+        directory(top + b"/d/x", mtime=6),
+        directory(top + b"/link/x", mtime=7),
+        directory(top + b"/d", mtime=2),
+    ]
     unpacker.unpack(Reader(Stream([tar(*entries * 50)])))
     assert [(tmp_path / name).stat().st_mtime for name in ("d", "d/x")] == [2, 7]
     assert len(unpacker._directories) == 3
 
 
 def test_a_long_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for each directory at its end: a name may have two thousand components, and a look at it takes as many steps."""
+    """Not for each directory at its end: a name may have two thousand components, and a look at it takes as many
+    steps.
+    """
     deep = os.fsencode(tmp_path)[1:] + b"/x" * 300
     lstat, looks = os.lstat, [0]
 
@@ -80,7 +106,12 @@ def test_a_long_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         return lstat(path, **where)
 
     monkeypatch.setattr(os, "lstat", counted)
-    unpack(*(pax({b"path": deep + b"/%d/f" % n}) + reg(b"f", b"f") + pax({b"path": deep + b"/%d" % n}) + directory(b"d") for n in range(100)))
+    unpack(
+        *(
+            pax({b"path": deep + b"/%d/f" % n}) + reg(b"f", b"f") + pax({b"path": deep + b"/%d" % n}) + directory(b"d")
+            for n in range(100)
+        )
+    )
     assert looks[0] < 3000
     assert len(os.listdir(b"/" + deep)) == 100
 

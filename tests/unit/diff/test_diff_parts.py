@@ -24,9 +24,21 @@ from services.snapshots.diff.paths import Resolver, clean, cleaned
 from tests.support import TOP
 
 
-@pytest.mark.parametrize(("path", "relative", "absolute"), [
-    (b"", b".", b"/"), (b"/", b"/", b"/"), (b"a", b"a", b"/a"), (b"./a//b/", b"a/b", b"/a/b"), (b"a/../../b", b"../b", b"/b"), (b"/../a", b"/a", b"/a"), (b"../..", b"../..", b"/"),
-    (b"a/b/..", b"a", b"/a"), (b"...", b"...", b"/..."), (b"a/./b/../c", b"a/c", b"/a/c")])
+@pytest.mark.parametrize(
+    ("path", "relative", "absolute"),
+    [
+        (b"", b".", b"/"),
+        (b"/", b"/", b"/"),
+        (b"a", b"a", b"/a"),
+        (b"./a//b/", b"a/b", b"/a/b"),
+        (b"a/../../b", b"../b", b"/b"),
+        (b"/../a", b"/a", b"/a"),
+        (b"../..", b"../..", b"/"),
+        (b"a/b/..", b"a", b"/a"),
+        (b"...", b"...", b"/..."),
+        (b"a/./b/../c", b"a/c", b"/a/c"),
+    ],
+)
 def test_paths_are_cleaned_as_by_go(path: bytes, relative: bytes, absolute: bytes) -> None:
     assert cleaned(path) == relative
     assert clean(path) == absolute
@@ -35,13 +47,32 @@ def test_paths_are_cleaned_as_by_go(path: bytes, relative: bytes, absolute: byte
 def test_links_are_resolved_below_a_directory(tmp_path: Path) -> None:
     """Absolute targets, dots and what does not exist stay inside; a circle is an error."""
     (tmp_path / "usr/lib").mkdir(parents=True)
-    for name, target in (("lib", "usr/lib"), ("abs", "/usr"), ("up", "../../../../usr"), ("missing", "no/../where"), ("round", "round"), ("chain", "abs/lib")):
+    for name, target in (
+        ("lib", "usr/lib"),
+        ("abs", "/usr"),
+        ("up", "../../../../usr"),
+        ("missing", "no/../where"),
+        ("round", "round"),
+        ("chain", "abs/lib"),
+    ):
         (tmp_path / name).symlink_to(target)
     fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
     resolver = Resolver(fd)
     try:
-        for path, found in ((b"/lib/x", b"/usr/lib/x"), (b"lib", b"/usr/lib"), (b"/abs/lib", b"/usr/lib"), (b"/up/lib/y", b"/usr/lib/y"), (b"/missing/x", b"/where/x"), (b"/chain", b"/usr/lib"),
-                            (b"", b"/"), (b"/", b"/"), (b"/lib/../x", b"/usr/x"), (b"/../..", b"/"), (b"/lib/", b"/usr/lib"), (b"/new/deep", b"/new/deep")):
+        for path, found in (
+            (b"/lib/x", b"/usr/lib/x"),
+            (b"lib", b"/usr/lib"),
+            (b"/abs/lib", b"/usr/lib"),
+            (b"/up/lib/y", b"/usr/lib/y"),
+            (b"/missing/x", b"/where/x"),
+            (b"/chain", b"/usr/lib"),
+            (b"", b"/"),
+            (b"/", b"/"),
+            (b"/lib/../x", b"/usr/x"),
+            (b"/../..", b"/"),
+            (b"/lib/", b"/usr/lib"),
+            (b"/new/deep", b"/new/deep"),
+        ):
             assert resolver.resolve(path) == found
         with pytest.raises(OSError, match="(?i)too many"):
             resolver.resolve(b"/round/x")
@@ -51,15 +82,23 @@ def test_links_are_resolved_below_a_directory(tmp_path: Path) -> None:
 
 def test_mounts_are_arguments_and_back() -> None:
     """Whatever is in their fields."""
-    given = [Mount("bind", "/a b", ("rw", "rbind")), Mount("overlay", "overlay", ("lowerdir=/x:/y", "mount", ""), "/sub"), Mount("", "")]
+    given = [
+        Mount("bind", "/a b", ("rw", "rbind")),
+        Mount("overlay", "overlay", ("lowerdir=/x:/y", "mount", ""), "/sub"),
+        Mount("", ""),
+    ]
     got = from_arguments(to_arguments(given))
-    assert [(m.type, m.source, m.target, m.options) for m in got] == [(m.type, m.source, m.target, m.options) for m in given]
+    assert [(m.type, m.source, m.target, m.options) for m in got] == [
+        (m.type, m.source, m.target, m.options) for m in given
+    ]
 
 
 @pytest.mark.parametrize("options", ["x" * (OPTIONS_LIMIT + 1), "é" * (OPTIONS_LIMIT // 2 + 1)])
 def test_more_options_than_the_kernel_takes_are_not_mounted(tmp_path: Path, options: str) -> None:
     """It would cut the rest off, without a word. They are counted in bytes."""
-    with pytest.raises(MountError, match=f"^mount options is too long: 4096 bytes for {tmp_path} .the kernel takes 4095.$"):
+    with pytest.raises(
+        MountError, match=f"^mount options is too long: 4096 bytes for {tmp_path} .the kernel takes 4095.$"
+    ):
         mount("none", str(tmp_path), "tmpfs", 0, options)
 
 
@@ -71,7 +110,9 @@ def test_a_target_below_the_mount_point_leaves_nothing_open(tmp_path: Path) -> N
     assert os.listdir("/proc/self/fd") == before
 
 
-@pytest.mark.parametrize(("options", "wanted"), [([], False), (["ro"], True), (["ro", "rw"], False), (["rw", "noatime", "ro"], True)])
+@pytest.mark.parametrize(
+    ("options", "wanted"), [([], False), (["ro"], True), (["ro", "rw"], False), (["rw", "noatime", "ro"], True)]
+)
 def test_the_last_of_ro_and_rw_counts(options: list[str], wanted: bool) -> None:
     """As for mount(8)."""
     assert read_only_option(options) is wanted
@@ -79,9 +120,11 @@ def test_the_last_of_ro_and_rw_counts(options: list[str], wanted: bool) -> None:
 
 def test_read_only_mounts() -> None:
     """An overlay's upper directory becomes its topmost lower one; others get ro once."""
-    overlay, = read_only([Mount("overlay", "overlay", ("index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "uidmap=0:1:2"))])
+    (overlay,) = read_only(
+        [Mount("overlay", "overlay", ("index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "uidmap=0:1:2"))]
+    )
     assert overlay.options == ("index=off", "lowerdir=/u:/a:/b")
-    bind, = read_only([Mount("bind", "/x", ("rw", "ro", "rbind"))])
+    (bind,) = read_only([Mount("bind", "/x", ("rw", "ro", "rbind"))])
     assert bind.options == ("rbind", "ro")
 
 
@@ -117,7 +160,13 @@ def test_a_stream_is_inflated_and_digested(size: int) -> None:
     """In a thread or not, in members and frames or not."""
     data = os.urandom(size // 2) + bytes(size - size // 2)
     skippable = struct.pack("<II", 0x184D2A50, 3) + b"abc"
-    for packed in (data, gzip.compress(data), gzip.compress(data[:7]) + gzip.compress(data[7:]), zstandard.compress(data), skippable + zstandard.compress(data)):
+    for packed in (
+        data,
+        gzip.compress(data),
+        gzip.compress(data[:7]) + gzip.compress(data[7:]),
+        zstandard.compress(data),
+        skippable + zstandard.compress(data),
+    ):
         if packed[:1] or not size:
             assert taken(packed) == (data, f"sha256:{hashlib.sha256(data).hexdigest()}", size)
     packed = gzip.compress(data)
@@ -140,19 +189,37 @@ def test_a_bomb_does_not_fill_the_memory(kind: str, tmp_path: Path) -> None:
     packed = (gzip if kind == "gzip" else zstandard).compress(bytes(1 << 28)) * 4
     (blob := tmp_path / "blob").write_bytes(packed)
     # VmHWM is this program's; ru_maxrss would begin with that of the tests' process, from which it was started.
-    code = ("from services.snapshots.diff import stream\n"
-            "chunks = stream.Digested(0, detect=True)\nn = sum(len(c) for c in chunks)\n"
-            "print(n, next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))")
+    code = (
+        "from services.snapshots.diff import stream\n"
+        "chunks = stream.Digested(0, detect=True)\nn = sum(len(c) for c in chunks)\n"
+        "print(n, next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
     with blob.open("rb") as file:
-        done = subprocess.run([sys.executable, "-c", code], stdin=file, capture_output=True, text=True, check=True, cwd=TOP)
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdin=file, capture_output=True, text=True, check=True, cwd=TOP
+        )
     size, peak = map(int, done.stdout.split())
     assert size == 1 << 30
     assert peak < 300 << 10, f"{peak >> 10} MiB"
 
 
 def test_a_worker_imports_little() -> None:
-    """What makes a start slow stays out of the program that small layers wait for, and what takes memory out of their workers."""
+    """What makes a start slow stays out of the program that small layers wait for, and what takes memory out of
+    their workers.
+    """
     code = "import sys; import services.snapshots.diff.apply; print(' '.join(sys.modules))"
     environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    loaded = subprocess.run([sys.executable, "-S", "-P", "-c", code], capture_output=True, text=True, check=True, cwd=TOP, env=environment).stdout.split()
-    assert not {"asyncio", "grpc", "google", "opentelemetry", "re", "dataclasses", "json", "threading", "logging"} & set(loaded)
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", code], capture_output=True, text=True, check=True, cwd=TOP, env=environment
+    ).stdout.split()
+    assert not {
+        "asyncio",
+        "grpc",
+        "google",
+        "opentelemetry",
+        "re",
+        "dataclasses",
+        "json",
+        "threading",
+        "logging",
+    } & set(loaded)

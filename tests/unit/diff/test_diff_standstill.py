@@ -17,7 +17,9 @@ from tests.support import TOP, eventually
 def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
     """A program that has begun, and whose standard input nobody writes to."""
     code = f"import os; from services.snapshots.diff import stream; os.write(1, b'!'); {code}"
-    with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=TOP) as program:
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=TOP
+    ) as program:
         try:
             assert program.stdout is not None
             assert program.stdout.read(1) == b"!"
@@ -43,7 +45,7 @@ def test_a_worker_that_waits_for_its_blob_shows_life() -> None:
         for _ in range(3):
             before = standstill._signs(program.pid)
             assert before is not None
-            eventually(lambda before=before: standstill._signs(program.pid) != before, "it shows no life")  # type: ignore[misc]
+            eventually(lambda before=before: standstill._signs(program.pid) != before, ("it shows no life"))  # type: ignore[misc]
 
 
 def test_a_process_that_is_gone_does_not_stand_still() -> None:

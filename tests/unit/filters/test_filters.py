@@ -43,35 +43,38 @@ def selected(*sources: str) -> set[str]:
 ALL = {"web", "db", "tool"}
 
 
-@pytest.mark.parametrize(("source", "expected"), [
-    ("", ALL),
-    ("id", ALL),
-    ("nothing", set()),
-    ("id==web", {"web"}),
-    ("id!=web", {"db", "tool"}),
-    ("id == web", {"web"}),
-    ("labels.team", {"web", "db"}),
-    ("labels.team==blue", {"web"}),
-    ("labels.team!=blue", {"db", "tool"}),
-    ("labels.io.cri-containerd.kind==sandbox", None),
-    ('labels."io.cri-containerd.kind"==sandbox', {"web"}),
-    ('labels.io."cri-containerd".kind==sandbox', {"web"}),
-    ('labels."odd \\"label\\" \\\\ here"==yes', {"db"}),
-    ("labels.team==blue,id==web", {"web"}),
-    ("labels.team==blue, id==db", set()),
-    ("image==docker.io/library/nginx:1", {"web"}),
-    ('image=="busybox, really"', {"tool"}),
-    ('image=="busybox\\x2c\\u0020\\162eally"', {"tool"}),
-    ("image~=library", {"web", "db"}),
-    ("image~=^docker", {"web", "db"}),
-    ("image~=[0-9]{2}$", {"db"}),
-    ("image~=/busybox, r/", {"tool"}),
-    ("image~=|a{0,1},|", {"tool"}),
-    ('image~="ng[i]nx"', {"web"}),
-    ("labels.team~=/.*/", ALL),
-    ("labels.team~=^$", {"tool"}),
-    ("image~=(unclosed", set()),
-])
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("", ALL),
+        ("id", ALL),
+        ("nothing", set()),
+        ("id==web", {"web"}),
+        ("id!=web", {"db", "tool"}),
+        ("id == web", {"web"}),
+        ("labels.team", {"web", "db"}),
+        ("labels.team==blue", {"web"}),
+        ("labels.team!=blue", {"db", "tool"}),
+        ("labels.io.cri-containerd.kind==sandbox", None),
+        ('labels."io.cri-containerd.kind"==sandbox', {"web"}),
+        ('labels.io."cri-containerd".kind==sandbox', {"web"}),
+        ('labels."odd \\"label\\" \\\\ here"==yes', {"db"}),
+        ("labels.team==blue,id==web", {"web"}),
+        ("labels.team==blue, id==db", set()),
+        ("image==docker.io/library/nginx:1", {"web"}),
+        ('image=="busybox, really"', {"tool"}),
+        ('image=="busybox\\x2c\\u0020\\162eally"', {"tool"}),
+        ("image~=library", {"web", "db"}),
+        ("image~=^docker", {"web", "db"}),
+        ("image~=[0-9]{2}$", {"db"}),
+        ("image~=/busybox, r/", {"tool"}),
+        ("image~=|a{0,1},|", {"tool"}),
+        ('image~="ng[i]nx"', {"web"}),
+        ("labels.team~=/.*/", ALL),
+        ("labels.team~=^$", {"tool"}),
+        ("image~=(unclosed", set()),
+    ],
+)
 def test_selects(source: str, expected: set[str] | None) -> None:
     """A filter selects what containerd's selects; a dash in a bare field name is a syntax error there too."""
     if expected is None:
@@ -88,24 +91,30 @@ def test_any_of_several_filters() -> None:
     assert selected("id==web", "") == ALL
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ("id=web", 'filters: parse error: [id >|=|< web]: unsupported operator "=": invalid argument'),
-    ("id===web", 'filters: parse error: [id >|=|< ==web]: unsupported operator "===": invalid argument'),
-    ("id==web,", "filters: parse error: [id==web,]: expected field or quoted: invalid argument"),
-    ("labels.", "filters: parse error: [labels.]: expected field or quoted: invalid argument"),
-    ("id==", "filters: parse error: [id==]: expected value or quoted: invalid argument"),
-    ("id==,x", "filters: parse error: [id== >|,|< x]: expected value or quoted: invalid argument"),
-    ("id-x", 'filters: parse error: [id >|-|< x]: expected an operator ("=="|"!="|"~="): invalid argument'),
-    ("==x", "filters: parse error: [ >|=|< =x]: expected field or quoted: invalid argument"),
-    ("id==web junk", "filters: parse error: [id==web >| |< junk]: unexpected input:  : invalid argument"),
-    ("labels.|a|==b", "filters: parse error: [labels. >|||< a|==b]: invalid quote encountered: invalid argument"),
-    ("id==/web/", "filters: parse error: [id== >|/|< web/]: invalid quote encountered: invalid argument"),
-    ("id==/web", "filters: parse error: [id== >|/|< web]: quoted literal not terminated: invalid argument"),
-    ("id~=/a\\.b/", "filters: parse error: [id~= >|/|< a\\.b/]: illegal escape sequence: invalid argument"),
-    ('id=="\\u12"', 'filters: parse error: [id== >|"|< \\u12"]: illegal numeric escape sequence: invalid argument'),
-    ('id=="\\777"', 'filters: parse error: [id== >|"|< \\777"]: unquoting failed: quote syntax error: invalid argument'),
-    ("id==a\x00b", "filters: parse error: [id==a >|\x00|< b]: unexpected input: �: invalid argument"),
-])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("id=web", 'filters: parse error: [id >|=|< web]: unsupported operator "=": invalid argument'),
+        ("id===web", 'filters: parse error: [id >|=|< ==web]: unsupported operator "===": invalid argument'),
+        ("id==web,", "filters: parse error: [id==web,]: expected field or quoted: invalid argument"),
+        ("labels.", "filters: parse error: [labels.]: expected field or quoted: invalid argument"),
+        ("id==", "filters: parse error: [id==]: expected value or quoted: invalid argument"),
+        ("id==,x", "filters: parse error: [id== >|,|< x]: expected value or quoted: invalid argument"),
+        ("id-x", 'filters: parse error: [id >|-|< x]: expected an operator ("=="|"!="|"~="): invalid argument'),
+        ("==x", "filters: parse error: [ >|=|< =x]: expected field or quoted: invalid argument"),
+        ("id==web junk", "filters: parse error: [id==web >| |< junk]: unexpected input:  : invalid argument"),
+        ("labels.|a|==b", "filters: parse error: [labels. >|||< a|==b]: invalid quote encountered: invalid argument"),
+        ("id==/web/", "filters: parse error: [id== >|/|< web/]: invalid quote encountered: invalid argument"),
+        ("id==/web", "filters: parse error: [id== >|/|< web]: quoted literal not terminated: invalid argument"),
+        ("id~=/a\\.b/", "filters: parse error: [id~= >|/|< a\\.b/]: illegal escape sequence: invalid argument"),
+        ('id=="\\u12"', 'filters: parse error: [id== >|"|< \\u12"]: illegal numeric escape sequence: invalid argument'),
+        (
+            'id=="\\777"',
+            'filters: parse error: [id== >|"|< \\777"]: unquoting failed: quote syntax error: invalid argument',
+        ),
+        ("id==a\x00b", "filters: parse error: [id==a >|\x00|< b]: unexpected input: �: invalid argument"),
+    ],
+)
 def test_refuses(source: str, message: str) -> None:
     """A malformed filter is InvalidArgument, its message shows where, in containerd's words."""
     with pytest.raises(errors.InvalidArgument) as caught:
@@ -113,13 +122,22 @@ def test_refuses(source: str, message: str) -> None:
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(("sources", "message"), [
-    (["x" * (filters.CHARACTERS + 1)], f"filters: {filters.CHARACTERS + 1} characters, at most {filters.CHARACTERS}"),
-    ([""] * (filters.SELECTORS + 1), f"filters: {filters.SELECTORS + 1} filters, at most {filters.SELECTORS}"),
-    (["a" + ",a" * filters.SELECTORS], f"filters: {filters.SELECTORS + 1} selectors, at most {filters.SELECTORS}"),
-    (["a~=b"] * (filters.EXPRESSIONS + 1), f"filters: {filters.EXPRESSIONS + 1} regular expressions, at most {filters.EXPRESSIONS}"),
-    ([f"a~={'b' * 5000}"] * 2, f"filters: regular expressions of 10000 characters, at most {regexp.EXPRESSION}"),
-])
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (
+            ["x" * (filters.CHARACTERS + 1)],
+            f"filters: {filters.CHARACTERS + 1} characters, at most {filters.CHARACTERS}",
+        ),
+        ([""] * (filters.SELECTORS + 1), f"filters: {filters.SELECTORS + 1} filters, at most {filters.SELECTORS}"),
+        (["a" + ",a" * filters.SELECTORS], f"filters: {filters.SELECTORS + 1} selectors, at most {filters.SELECTORS}"),
+        (
+            ["a~=b"] * (filters.EXPRESSIONS + 1),
+            f"filters: {filters.EXPRESSIONS + 1} regular expressions, at most {filters.EXPRESSIONS}",
+        ),
+        ([f"a~={'b' * 5000}"] * 2, f"filters: regular expressions of 10000 characters, at most {regexp.EXPRESSION}"),
+    ],
+)
 def test_a_request_is_bounded(sources: list[str], message: str) -> None:
     """All its filters together, before anything is made of them."""
     with pytest.raises(errors.InvalidArgument) as caught:
@@ -128,7 +146,9 @@ def test_a_request_is_bounded(sources: list[str], message: str) -> None:
 
 
 def test_each_condition_is_asked_once() -> None:
-    """A client may repeat one two thousand times, or name two thousand values: neither takes longer than one does, and what is selected is the same."""
+    """A client may repeat one two thousand times, or name two thousand values: neither takes longer than one does,
+    and what is selected is the same.
+    """
     many = [f"id==x{n}" for n in range(2000)]
     assert selected(*many) == set()
     assert selected(*many, "id==db", "labels.team==blue") == {"db", "web"}
@@ -139,7 +159,17 @@ def test_each_condition_is_asked_once() -> None:
     assert filters.parse(["id==a", "id!=b,id==c", "labels.team"]).cost == 4
 
 
-@pytest.mark.parametrize("sources", [[], ["id==db"], ["id==x", "id~=^w,labels.team"], ["labels.none", "id!=db,image~=nginx"], ["labels.none"], ["id==x", ""]])
+@pytest.mark.parametrize(
+    "sources",
+    [
+        [],
+        ["id==db"],
+        ["id==x", "id~=^w,labels.team"],
+        ["labels.none", "id!=db,image~=nginx"],
+        ["labels.none"],
+        ["id==x", ""],
+    ],
+)
 def test_a_match_in_slices_is_the_same(sources: list[str]) -> None:
     """For events, of which a match may take long."""
     wanted = filters.parse(sources)
@@ -156,7 +186,9 @@ def test_the_work_of_a_match_is_shared() -> None:
 
 
 def test_a_label_with_a_bad_byte() -> None:
-    """A byte that is no UTF-8 is a character for a regular expression, whether it is in the field or, refused, in the expression."""
+    """A byte that is no UTF-8 is a character for a regular expression, whether it is in the field or, refused, in
+    the expression.
+    """
     assert filters.parse(["labels.x~=^a.$"]).match(lambda path: ("a\udcff", True))
     assert not filters.parse(['labels.x~="a\\xff"']).match(lambda path: ("a\udcff", True))
 
@@ -172,23 +204,28 @@ def test_an_error_of_a_long_filter_is_short() -> None:
 FULL = filters.CHARACTERS - 100
 
 
-@pytest.mark.parametrize("sources", [
-    pytest.param(['name=="' + r"\x41\n" * (FULL // 6) + '"'], id="escapes"),
-    pytest.param(['name=="' + r"\q" * (FULL // 2) + '"'], id="wrong escapes"),
-    pytest.param(['name=="' + "|" * FULL + '"'], id="other quotes"),
-    pytest.param(["name==" + "\u00e9" * FULL], id="letters beyond ASCII"),
-    pytest.param([" " * FULL + "name"], id="blanks"),
-    pytest.param([",".join(["name"] * filters.SELECTORS)], id="selectors"),
-    pytest.param([",".join(['"a"=="b"'] * filters.SELECTORS)], id="quoted selectors"),
-    pytest.param([f"name==x{n}" for n in range(filters.SELECTORS)], id="filters"),
-    pytest.param(['"a"' + '."a"' * (FULL // 4)], id="a quoted path"),
-    pytest.param(["a" + ".a" * (FULL // 2)], id="a path"),
-    pytest.param(["name~=" + "." * regexp.EXPRESSION], id="an expression"),
-    pytest.param(["name~=" + "a|" * (regexp.EXPRESSION // 2)], id="alternatives"),
-    pytest.param(["name~=a" + str(n) for n in range(filters.EXPRESSIONS)], id="expressions"),
-])
+@pytest.mark.parametrize(
+    "sources",
+    [
+        pytest.param(['name=="' + r"\x41\n" * (FULL // 6) + '"'], id="escapes"),
+        pytest.param(['name=="' + r"\q" * (FULL // 2) + '"'], id="wrong escapes"),
+        pytest.param(['name=="' + "|" * FULL + '"'], id="other quotes"),
+        pytest.param(["name==" + "\u00e9" * FULL], id="letters beyond ASCII"),
+        pytest.param([" " * FULL + "name"], id="blanks"),
+        pytest.param([",".join(["name"] * filters.SELECTORS)], id="selectors"),
+        pytest.param([",".join(['"a"=="b"'] * filters.SELECTORS)], id="quoted selectors"),
+        pytest.param([f"name==x{n}" for n in range(filters.SELECTORS)], id="filters"),
+        pytest.param(['"a"' + '."a"' * (FULL // 4)], id="a quoted path"),
+        pytest.param(["a" + ".a" * (FULL // 2)], id="a path"),
+        pytest.param(["name~=" + "." * regexp.EXPRESSION], id="an expression"),
+        pytest.param(["name~=" + "a|" * (regexp.EXPRESSION // 2)], id="alternatives"),
+        pytest.param(["name~=a" + str(n) for n in range(filters.EXPRESSIONS)], id="expressions"),
+    ],
+)
 def test_reading_at_the_bounds_goes_in_small_steps(sources: list[str]) -> None:
-    """Between two of them no more is done than a few things with each of the 2,000 that a request may have: a loop that reads filters can always stop for others."""
+    """Between two of them no more is done than a few things with each of the 2,000 that a request may have: a loop
+    that reads filters can always stop for others.
+    """
     reading, most = filters._reading(sources), 0
     while True:
         calls = counted(lambda: next(reading, None))

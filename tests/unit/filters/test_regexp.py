@@ -13,46 +13,71 @@ import pytest
 from services.kit import regexp
 
 
-@pytest.mark.parametrize(("pattern", "text", "found"), [
-    ("b+", "abc", True),
-    ("^b", "abc", False),
-    ("c$", "abc", True),
-    ("c$", "abc\n", False),
-    (r"(?m)b$", "ab\nc", True),
-    (r"(?m:b$)c$", "ab\nc", False),
-    (r"c\z", "abc", True),
-    (r"\Qa.b\E+", "a.bb", True),
-    (r"\Qa.b\E+", "axb", False),
-    ("[[:digit:]]+x", "12x", True),
-    ("[[:alpha:]_-]+$", "a_-", True),
-    ("^a(?i)b|c$", "aB", True),
-    ("^a(?i)b|c$", "xC", True),
-    ("^a(?i)b|c$", "AB", False),
-    ("(?P<n>a)(?<m>b)", "ab", True),
-    (r"^\d$", "٣", False),
-    (r"^[\D]$", "٣", True),
-    (r"^[\W]$", "é", True),
-    (r"^\s$", "\v", False),
-    (r"^[\S]$", "\v", True),
-    (r"^\x{e9}\x41$", "éA", True),
-    (r"^a{,2}$", "a{,2}", True),
-    ("^[]a]$", "]", True),
-    ("^[[a]$", "[", True),
-    ("^[a-]$", "-", True),
-    ("^[+--]$", ",", True),
-    ("^[^a&&~||]$", "b", True),
-    (r"^\101\.$", "A.", True),
-    ("a.c", "a\nc", False),
-    ("(?s)a.c", "a\nc", True),
-    ("(?i)É", "é", True),
-    (r"^?a\b?$*c\z?", "ac", True),
-])
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [
+        ("b+", "abc", True),
+        ("^b", "abc", False),
+        ("c$", "abc", True),
+        ("c$", "abc\n", False),
+        (r"(?m)b$", "ab\nc", True),
+        (r"(?m:b$)c$", "ab\nc", False),
+        (r"c\z", "abc", True),
+        (r"\Qa.b\E+", "a.bb", True),
+        (r"\Qa.b\E+", "axb", False),
+        ("[[:digit:]]+x", "12x", True),
+        ("[[:alpha:]_-]+$", "a_-", True),
+        ("^a(?i)b|c$", "aB", True),
+        ("^a(?i)b|c$", "xC", True),
+        ("^a(?i)b|c$", "AB", False),
+        ("(?P<n>a)(?<m>b)", "ab", True),
+        (r"^\d$", "٣", False),
+        (r"^[\D]$", "٣", True),
+        (r"^[\W]$", "é", True),
+        (r"^\s$", "\v", False),
+        (r"^[\S]$", "\v", True),
+        (r"^\x{e9}\x41$", "éA", True),
+        (r"^a{,2}$", "a{,2}", True),
+        ("^[]a]$", "]", True),
+        ("^[[a]$", "[", True),
+        ("^[a-]$", "-", True),
+        ("^[+--]$", ",", True),
+        ("^[^a&&~||]$", "b", True),
+        (r"^\101\.$", "A.", True),
+        ("a.c", "a\nc", False),
+        ("(?s)a.c", "a\nc", True),
+        ("(?i)É", "é", True),
+        (r"^?a\b?$*c\z?", "ac", True),
+    ],
+)
 def test_matches_as_go_does(pattern: str, text: str, found: bool) -> None:
     """A pattern finds here what Go's MatchString finds."""
     assert regexp.compile(pattern).found_in(text) is found
 
 
-@pytest.mark.parametrize("pattern", ["(", ")", "a**", "a*+", "a{2}{3}", "(?=a)", "(?<!a)", r"(a)\1", r"\Z", "[a", "[b-a]", "a{1001}", "\\", "*a", "(?>a)", "(?P=n)", r"a\E", "[[:word"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(",
+        ")",
+        "a**",
+        "a*+",
+        "a{2}{3}",
+        "(?=a)",
+        "(?<!a)",
+        r"(a)\1",
+        r"\Z",
+        "[a",
+        "[b-a]",
+        "a{1001}",
+        "\\",
+        "*a",
+        "(?>a)",
+        "(?P=n)",
+        r"a\E",
+        "[[:word",
+    ],
+)
 def test_refuses_what_go_refuses(pattern: str) -> None:
     """What Go does not compile, and the little that is not supported, is a ValueError."""
     with pytest.raises(ValueError):
@@ -65,7 +90,9 @@ GO = json.loads((Path(__file__).parent / "go_regexps.json").read_text())
 
 @pytest.mark.parametrize("pattern", GO["answers"], ids=lambda pattern: ascii(pattern)[1:41])
 def test_answers_as_go(pattern: str) -> None:
-    """The same patterns compile, the same texts match, and the errors are in the same words. Bytes that are no UTF-8 are lone surrogates here."""
+    """The same patterns compile, the same texts match, and the errors are in the same words. Bytes that are no
+    UTF-8 are lone surrogates here.
+    """
     try:
         compiled = regexp.compile(pattern)
     except ValueError as error:
@@ -81,9 +108,18 @@ def test_a_lone_surrogate_is_three_bad_bytes() -> None:
     assert regexp.compile("^.$").found_in("\udcff")
 
 
-@pytest.mark.parametrize("pattern", [
-    "a" * (regexp.EXPRESSION + 1), "(?:" + "a" * 100 + "){1000}", "((a{100}){10}){1}" * 40, r"\pL{1000}", r"\pL" * (regexp.CLASSES + 1), "[" + r"\pL" * (regexp.CLASSES + 1) + "]"],
-    ids=lambda pattern: pattern[:20])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a" * (regexp.EXPRESSION + 1),
+        "(?:" + "a" * 100 + "){1000}",
+        "((a{100}){10}){1}" * 40,
+        r"\pL{1000}",
+        r"\pL" * (regexp.CLASSES + 1),
+        "[" + r"\pL" * (regexp.CLASSES + 1) + "]",
+    ],
+    ids=lambda pattern: pattern[:20],
+)
 def test_an_expression_is_bounded(pattern: str) -> None:
     """In length, in its program, in Unicode's classes: Go's words for what it finds too large itself."""
     with pytest.raises(ValueError, match="^error parsing regexp: expression too large"):
@@ -91,7 +127,9 @@ def test_an_expression_is_bounded(pattern: str) -> None:
 
 
 def test_a_match_is_bounded() -> None:
-    """RE2 takes instructions times characters at worst, so that product has a limit, and what is dear but short is matched."""
+    """RE2 takes instructions times characters at worst, so that product has a limit, and what is dear but short is
+    matched.
+    """
     dear = regexp.compile("(a|b)*a(a|b){1000}c")
     assert dear.found_in("a" * 1001 + "c") is True
     with pytest.raises(ValueError, match="too large for a text of 100000 characters"):
@@ -107,7 +145,9 @@ def test_what_is_compiled_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_in_use_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time that it is called: what was not matched since the last time. It is compiled again when it is matched."""
+    """Each time that it is called: what was not matched since the last time. It is compiled again when it is
+    matched.
+    """
     monkeypatch.setattr(regexp, "_cache", OrderedDict())
     monkeypatch.setattr(regexp, "_cached_bytes", 0)
     once, often = regexp.compile("x{1000}once"), regexp.compile("often")
@@ -125,5 +165,9 @@ def test_what_is_not_in_use_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_re2_is_loaded_when_it_is_needed() -> None:
     """It costs megabytes, and hardly any filter has an expression."""
-    program = "import sys; from services.kit import filters; filters.parse(['a==b']); assert 're2' not in sys.modules; filters.parse(['a~=b']); assert 're2' in sys.modules"
+    program = (
+        "import sys; from services.kit import filters; filters.parse(['a==b']); assert 're2' not in "
+        "sys.modules; "
+        "filters.parse(['a~=b']); assert 're2' in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])

@@ -9,7 +9,10 @@ import pytest
 from gateway import announced
 from services.snapshots.store import About
 
-ABOUTS = (About("overlayfs", (), {"root": "/r/snapshots/overlayfs"}, ("rebase",)), About("odd", ("linux/arm/v7",), {}, (), "no such module"))
+ABOUTS = (
+    About("overlayfs", (), {"root": "/r/snapshots/overlayfs"}, ("rebase",)),
+    About("odd", ("linux/arm/v7",), {}, (), "no such module"),
+)
 
 
 def test_an_announcement_is_kept(tmp_path: Path) -> None:
@@ -29,7 +32,18 @@ def test_before_the_first_announcement_stores_tell_which_there_are(tmp_path: Pat
     assert announced.kept(tmp_path) == (About("native", exports={"root": f"{tmp_path}/snapshots/native"}),)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "[{}]", '[{"name": 1}]', '[{"name": "a", "platforms": [1], "exports": {}, "capabilities": [], "trouble": ""}]', " " * (2 << 20)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        "[{}]",
+        '[{"name": 1}]',
+        '[{"name": "a", "platforms": [1], "exports": {}, "capabilities": [], "trouble": ""}]',
+        " " * (2 << 20),
+    ],
+)
 def test_what_is_damaged_is_announced_anew(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     """It keeps no gateway from starting, and the log says so."""
     (tmp_path / "gateway").mkdir()

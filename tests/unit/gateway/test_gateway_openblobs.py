@@ -72,8 +72,8 @@ async def test_pieces_are_read_once_the_file_is_open(blobs: OpenBlobs, located: 
     blobs.open("a", len(DATA), located)
     await ended(blobs)
     for offset, size in ((0, 10), (1000, 2000), (len(DATA) - 5, 100), (len(DATA), 10)):
-        assert blobs.read("a", offset, size) == bytearray(DATA[offset:offset + size])
-        assert blobs.read("a", offset, size, b"head") == bytearray(b"head" + DATA[offset:offset + size])
+        assert blobs.read("a", offset, size) == bytearray(DATA[offset : offset + size])
+        assert blobs.read("a", offset, size, b"head") == bytearray(b"head" + DATA[offset : offset + size])
     blobs.open("a", len(DATA), located)
     assert located.asked == ["a"]
     assert (blobs.size("a"), blobs.read("b", 0, 10), blobs.size("b")) == (len(DATA), None, 0)

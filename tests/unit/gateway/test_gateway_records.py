@@ -49,15 +49,21 @@ class Metadata:
 FINISHED = pb.Finished(events=[pb.Event(namespace="n", topic="/snapshot/prepare")])
 
 
-async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(caplog: pytest.LogCaptureFixture) -> None:
-    """Not after ten minutes, in which a client without a deadline hangs; when there is room again the intent ends, and its events come."""
+async def test_who_waits_hears_of_a_full_disk_and_metadata_is_told_without_him(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not after ten minutes, in which a client without a deadline hangs; when there is room again the intent ends,
+    and its events come.
+    """
     metadata = Metadata(FULL)
     told = metadata.records(pause=0.01, full=0.05)
     with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
         await asyncio.wait_for(told.finish(pb.FinishRequest(intent="i"), Call("m", {})), 10)
     await eventually_async(lambda: asyncio.sleep(0, told._open == {"i"}), "the intent is not among those that are open")
     metadata.answers.append(FINISHED)
-    await eventually_async(lambda: asyncio.sleep(0, metadata.published == ["/snapshot/prepare"]), "the intent does not end")
+    await eventually_async(
+        lambda: asyncio.sleep(0, metadata.published == ["/snapshot/prepare"]), "the intent does not end"
+    )
     assert told._open == set()
     assert caplog.text.count("Finish of an intent is repeated") == 2
 

@@ -30,9 +30,15 @@ class FakeChannel:
         self.closed = True
 
 
-async def test_a_watch_that_fails_begins_anew_and_tells_again_that_the_service_is_there(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever wants to know of the connection (Records announces the gateway) hears of it after all; meanwhile the service counts as away, not as there for ever."""
-    upstream = Upstream("metadata", place / "metadata.sock", "metadata", Supervision(place / "supervisor.sock"), hold=5.0)
+async def test_a_watch_that_fails_begins_anew_and_tells_again_that_the_service_is_there(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever wants to know of the connection (Records announces the gateway) hears of it after all; meanwhile the
+    service counts as away, not as there for ever.
+    """
+    upstream = Upstream(
+        "metadata", place / "metadata.sock", "metadata", Supervision(place / "supervisor.sock"), hold=5.0
+    )
     channel = FakeChannel()
     upstream.channel = channel  # type: ignore[assignment]
     told: list[bool] = []
@@ -45,7 +51,9 @@ async def test_a_watch_that_fails_begins_anew_and_tells_again_that_the_service_i
         heard.set()
 
     upstream.on_connect.append(callback)
-    watch = loops.task("the watch of service metadata", loops.lasting("the watch of service metadata", upstream.watch, pause=0.001))
+    watch = loops.task(
+        "the watch of service metadata", loops.lasting("the watch of service metadata", upstream.watch, pause=0.001)
+    )
     await asyncio.wait_for(heard.wait(), 15)
     assert told == [True, True]
     assert "the watch of service metadata failed" in caplog.text

@@ -17,7 +17,9 @@ DIGEST = "sha256:" + "a" * 64
 
 
 class Raw:
-    """A raw store: its own channel and stream. It dies once over the first message that has one of the actions ``dies``."""
+    """A raw store: its own channel and stream. It dies once over the first message that has one of the actions
+    ``dies``.
+    """
 
     def __init__(self, *dies: int) -> None:
         self.name = "content"
@@ -50,7 +52,9 @@ class Raw:
 async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
     """A Write of these messages, tried again as often as the raw store dies."""
 
-    async def commit(call: Call, ref: str, size: int, expected: str, labels: object, raw_commit: Any) -> tuple[str, int]:
+    async def commit(
+        call: Call, ref: str, size: int, expected: str, labels: object, raw_commit: Any
+    ) -> tuple[str, int]:
         while True:
             try:
                 return cast("tuple[str, int]", await raw_commit(records_pb.Intent(raw_ref="raw")))
@@ -67,17 +71,33 @@ async def committed(raw: Raw, *messages: pb.WriteContentRequest) -> None:
     assert (answer.action, answer.digest, answer.offset) == (pb.COMMIT, DIGEST, 5)
 
 
-STAT, COMMIT = pb.WriteContentRequest(action=pb.STAT, ref="r"), pb.WriteContentRequest(action=pb.COMMIT, ref="r", data=b"12345", expected=DIGEST)
+STAT, COMMIT = (
+    pb.WriteContentRequest(action=pb.STAT, ref="r"),
+    pb.WriteContentRequest(action=pb.COMMIT, ref="r", data=b"12345", expected=DIGEST),
+)
 RAW_STAT, RAW_COMMIT = (pb.STAT, "raw", ""), (pb.COMMIT, "raw", DIGEST)
 
 
-@pytest.mark.parametrize(("raw", "messages", "heard"), [
-    (Raw(), [COMMIT], [RAW_COMMIT]),
-    (Raw(), [STAT, COMMIT], [RAW_STAT, RAW_COMMIT]),
-    (Raw(pb.COMMIT), [COMMIT], [RAW_COMMIT, RAW_STAT, RAW_COMMIT]),
-    (Raw(pb.COMMIT), [STAT, COMMIT], [RAW_STAT, RAW_COMMIT, RAW_STAT, RAW_COMMIT]),
-], ids=["a commit alone", "after an opening", "a commit alone, of a store that dies", "after an opening, of a store that dies"])
-async def test_a_commit_opens_the_raw_write(raw: Raw, messages: list[pb.WriteContentRequest], heard: list[tuple[int, str, str]]) -> None:
-    """Where it is the first message, nothing is asked before it: a small blob takes one message. After a death the raw store is opened with a question, as ever."""
+@pytest.mark.parametrize(
+    ("raw", "messages", "heard"),
+    [
+        (Raw(), [COMMIT], [RAW_COMMIT]),
+        (Raw(), [STAT, COMMIT], [RAW_STAT, RAW_COMMIT]),
+        (Raw(pb.COMMIT), [COMMIT], [RAW_COMMIT, RAW_STAT, RAW_COMMIT]),
+        (Raw(pb.COMMIT), [STAT, COMMIT], [RAW_STAT, RAW_COMMIT, RAW_STAT, RAW_COMMIT]),
+    ],
+    ids=[
+        "a commit alone",
+        "after an opening",
+        "a commit alone, of a store that dies",
+        "after an opening, of a store that dies",
+    ],
+)
+async def test_a_commit_opens_the_raw_write(
+    raw: Raw, messages: list[pb.WriteContentRequest], heard: list[tuple[int, str, str]]
+) -> None:
+    """Where it is the first message, nothing is asked before it: a small blob takes one message. After a death the
+    raw store is opened with a question, as ever.
+    """
     await committed(raw, *messages)
     assert raw.heard == heard

@@ -77,7 +77,9 @@ async def test_a_subscriber_that_does_not_read_is_cut_off(bounds: dict[str, Any]
         publish(exchange, f"/n/{n}")
         assert await waiting(quick) == [f"/n/{n}"]
     assert exchange.subscribers == 1
-    with pytest.raises(errors.ResourceExhausted, match=r"^subscriber too slow: \d+ events .* wait for it: resource exhausted$"):
+    with pytest.raises(
+        errors.ResourceExhausted, match=r"^subscriber too slow: \d+ events .* wait for it: resource exhausted$"
+    ):
         await anext(slow)
     assert not slow._queue
 
@@ -94,9 +96,12 @@ async def test_all_subscribers_together_have_a_bound() -> None:
         assert exchange._backlog.bytes <= 100_000
     left = [subscription for subscription in slow if subscription._queue]
     assert left
-    assert left == slow[-len(left):]  # those that came last are not so far behind
+    assert left == slow[-len(left) :]  # those that came last are not so far behind
     assert exchange.subscribers == 1 + len(left)
-    with pytest.raises(errors.ResourceExhausted, match=r"^subscriber too slow: \d+ events \(\d+ bytes\) wait for it, and more than 100000 bytes for all subscribers, of whom it is the furthest behind: "):
+    with pytest.raises(
+        errors.ResourceExhausted,
+        match=r"^subscriber too slow: \d+ events \(\d+ bytes\) wait for it, and more than 100000 bytes for all subscribers, of whom it is the furthest behind: ",
+    ):
         await anext(slow[0])
     for subscription in left:
         await waiting(subscription)
@@ -213,7 +218,11 @@ async def test_a_restart_with_the_same_pid_exits_again(started: int, wanted: lis
     exchange = Exchange(replay_seconds=0)
     ended = exit_of(7, 5 * SECOND)
     ended.id = exec_id or "c"
-    start = task_pb2.TaskExecStarted(container_id="c", exec_id=exec_id, pid=7) if exec_id else task_pb2.TaskStart(container_id="c", pid=7)
+    start = (
+        task_pb2.TaskExecStarted(container_id="c", exec_id=exec_id, pid=7)
+        if exec_id
+        else task_pb2.TaskStart(container_id="c", pid=7)
+    )
     with exchange.subscribe() as subscription:
         publish(exchange, "/1", ended)
         publish(exchange, "/start", start, started)
@@ -243,7 +252,9 @@ async def test_an_exit_of_the_longest_names_is_one_event() -> None:
 
 @pytest.mark.parametrize("length", [200, 1_000_000])
 async def test_exits_of_impossible_names_are_not_remembered(length: int) -> None:
-    """Anybody may publish an exit; one whose ids no container has costs no memory, and goes to subscribers each time."""
+    """Anybody may publish an exit; one whose ids no container has costs no memory, and goes to subscribers each
+    time.
+    """
     exchange = Exchange(replay_seconds=0)
     with exchange.subscribe() as subscription:
         for _ in range(2):
@@ -256,9 +267,17 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
     """One at a time, in turn; what each gets and its order are the same as ever."""
     exchange = Exchange(replay_seconds=0)
     wanted = ["event.container_id~=(a|b)*a(a|b){29}c$", 'topic=="/last"']
-    with exchange.subscribe(filters.parse(wanted)) as one, exchange.subscribe(filters.parse(wanted)) as other, exchange.subscribe(filters.parse(['topic=="/last"'])) as cheap:
+    with (
+        exchange.subscribe(filters.parse(wanted)) as one,
+        exchange.subscribe(filters.parse(wanted)) as other,
+        exchange.subscribe(filters.parse(['topic=="/last"'])) as cheap,
+    ):
         for n in range(20):
-            publish(exchange, f"/t{n}", task_pb2.TaskOOM(container_id="ab" * (3000 if n % 5 else 100) + ("c" if n % 2 else "d")))
+            publish(
+                exchange,
+                f"/t{n}",
+                task_pb2.TaskOOM(container_id="ab" * (3000 if n % 5 else 100) + ("c" if n % 2 else "d")),
+            )
         publish(exchange, "/last", task_pb2.TaskOOM())
         assert (await anext(cheap)).topic == "/last"
         expected = [f"/t{n}" for n in range(20) if n % 2] + ["/last"]
@@ -267,7 +286,9 @@ async def test_costly_filters_are_matched_by_their_subscribers() -> None:
 
 
 async def test_a_costly_match_is_made_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two thousand conditions take milliseconds: the loop turns between them, and events that others publish meanwhile do not disturb it."""
+    """Two thousand conditions take milliseconds: the loop turns between them, and events that others publish
+    meanwhile do not disturb it.
+    """
     monkeypatch.setattr(slices, "SLICE", 0.0)
     exchange, turns = Exchange(replay_seconds=0), 0
     wanted = filters.parse([f"labels.x{n}" for n in range(150)] + ['topic=="/last",event.container_id!=x'])
@@ -327,7 +348,10 @@ async def test_shims_forward_over_ttrpc_into_the_same_exchange() -> None:
 async def test_a_client_that_stops_reading_is_cut_off_on_the_wire(place: Path) -> None:
     """It finds the status after what it had been sent; publishers did not wait for it meanwhile."""
     exchange = Exchange(replay_seconds=0, queue_events=50)
-    async with rpc.serving(place / "e.sock", [events.EventsServicer(exchange)]), rpc.Channel(place / "e.sock") as channel:
+    async with (
+        rpc.serving(place / "e.sock", [events.EventsServicer(exchange)]),
+        rpc.Channel(place / "e.sock") as channel,
+    ):
         stream = channel.client(events.EventsServicer.SERVICE).Subscribe(pb.SubscribeRequest())
         first = asyncio.ensure_future(anext(stream))
         await eventually_async(lambda: asyncio.sleep(0, exchange.subscribers), "no subscription")
@@ -346,9 +370,14 @@ async def test_a_client_that_stops_reading_is_cut_off_on_the_wire(place: Path) -
 
 
 async def test_many_that_do_not_read_hold_little(place: Path) -> None:
-    """Neither their queues nor their streams: what is not sent waits in the exchange, once for all, and within its bound."""
+    """Neither their queues nor their streams: what is not sent waits in the exchange, once for all, and within its
+    bound.
+    """
     exchange = Exchange(replay_seconds=0, subscribers_bytes=200_000)
-    async with rpc.serving(place / "e.sock", [events.EventsServicer(exchange)]) as server, rpc.Channel(place / "e.sock") as channel:
+    async with (
+        rpc.serving(place / "e.sock", [events.EventsServicer(exchange)]) as server,
+        rpc.Channel(place / "e.sock") as channel,
+    ):
         streams = [channel.stream("/containerd.services.events.v1.Events/Subscribe", {}) for _ in range(50)]
         for stream in streams:
             await stream.send(b"")
@@ -361,7 +390,9 @@ async def test_many_that_do_not_read_hold_little(place: Path) -> None:
                 sent += 1
                 await asyncio.sleep(0)
                 if isinstance(server, WireServer):
-                    assert all(each.queued <= 4 * 4096 for link in server.links for each in link.connection.streams.values())
+                    assert all(
+                        each.queued <= 4 * 4096 for link in server.links for each in link.connection.streams.values()
+                    )
         assert exchange._backlog.bytes <= 200_000
         for stream in streams:
             await stream.__aexit__()

@@ -1,4 +1,6 @@
-"""Introspection: the suite on the servicer and on Debian's containerd; the states of rows, and what they are made of."""
+"""Introspection: the suite on the servicer and on Debian's containerd; the states of rows, and what they are made
+of.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ from tests.peer import containerd
 from tests.suites import introspection as suite
 from tests.support import short_directory
 
-SNAPSHOTTERS = (About("overlayfs", exports={"root": "/r/snapshots/overlayfs"}, capabilities=("remap-ids", "only-remap-ids", "rebase")), About("native"))
+SNAPSHOTTERS = (
+    About(
+        "overlayfs", exports={"root": "/r/snapshots/overlayfs"}, capabilities=("remap-ids", "only-remap-ids", "rebase")
+    ),
+    About("native"),
+)
 CALL = Call("", {})
 
 
@@ -36,7 +43,9 @@ class Probe:
         return name not in self.down, self.down.get(name, "")
 
 
-def servicer(place: Path, probe: Probe | None = None, snapshotters: Sequence[About] = SNAPSHOTTERS, **proxies: ProxyPlugin) -> IntrospectionServicer:
+def servicer(
+    place: Path, probe: Probe | None = None, snapshotters: Sequence[About] = SNAPSHOTTERS, **proxies: ProxyPlugin
+) -> IntrospectionServicer:
     async def announced(call: Call) -> Sequence[About]:
         return snapshotters
 
@@ -45,8 +54,11 @@ def servicer(place: Path, probe: Probe | None = None, snapshotters: Sequence[Abo
 
 async def states(of: IntrospectionServicer) -> dict[str, tuple[int, str]]:
     """Short type and id of each row that is not well, with its error."""
-    return {f"{row.type.split('.')[2]} {row.id}": (row.init_err.code, row.init_err.message)
-            for row in (await of.Plugins(pb.PluginsRequest(), CALL)).plugins if row.HasField("init_err")}
+    return {
+        f"{row.type.split('.')[2]} {row.id}": (row.init_err.code, row.init_err.message)
+        for row in (await of.Plugins(pb.PluginsRequest(), CALL)).plugins
+        if row.HasField("init_err")
+    }
 
 
 def program(path: Path, text: str) -> None:
@@ -83,12 +95,21 @@ class TestContainerd(suite.IntrospectionSuite):
 
 @pytest.mark.root
 async def test_a_service_that_is_down_shows_in_its_rows(place: Path) -> None:
-    """With UNAVAILABLE and what the gateway knows of it; rows that do not need it stay well, and all is well again when it is back."""
+    """With UNAVAILABLE and what the gateway knows of it; rows that do not need it stay well, and all is well again
+    when it is back.
+    """
     probe = Probe(images="service images is not reachable since 3.0s")
     introspection = servicer(place, probe)
     trouble = (14, "service images is not reachable since 3.0s: unavailable")
-    assert await states(introspection) == {"service images-service": trouble, "grpc images": trouble, "streaming manager": trouble, "transfer local": trouble,
-                                           "grpc streaming": trouble, "grpc transfer": trouble, "image-verifier bindir": trouble}
+    assert await states(introspection) == {
+        "service images-service": trouble,
+        "grpc images": trouble,
+        "streaming manager": trouble,
+        "transfer local": trouble,
+        "grpc streaming": trouble,
+        "grpc transfer": trouble,
+        "image-verifier bindir": trouble,
+    }
     probe.down.clear()
     assert await states(introspection) == {}
 
@@ -103,16 +124,26 @@ async def test_one_snapshotter_down_is_one_row(place: Path) -> None:
 @pytest.mark.root
 async def test_foreign_services_have_rows_of_their_own(place: Path) -> None:
     """With what their configuration says; one that takes the place of ours takes its row."""
-    stargz = ProxyPlugin(type="snapshot", address="/run/stargz.sock", exports={"root": "/var/lib/stargz"}, capabilities=("rebase",))
+    stargz = ProxyPlugin(
+        type="snapshot", address="/run/stargz.sock", exports={"root": "/var/lib/stargz"}, capabilities=("rebase",)
+    )
     other = ProxyPlugin(type="snapshot", address="/run/o.sock", platform="linux/arm64/v8")
-    introspection = servicer(place, stargz=stargz, native=other, store=ProxyPlugin(type="content", address="/run/c.sock"))
-    found = {(row.type.split(".")[2], row.id): row for row in (await introspection.Plugins(pb.PluginsRequest(), CALL)).plugins}
+    introspection = servicer(
+        place, stargz=stargz, native=other, store=ProxyPlugin(type="content", address="/run/c.sock")
+    )
+    found = {
+        (row.type.split(".")[2], row.id): row
+        for row in (await introspection.Plugins(pb.PluginsRequest(), CALL)).plugins
+    }
     assert [name for kind, name in found if kind == "snapshotter"] == ["overlayfs", "native", "stargz"]
     assert [name for kind, name in found if kind == "content"] == ["store"]
     assert "rebase" in found["snapshotter", "overlayfs"].capabilities
     assert dict(found["snapshotter", "overlayfs"].exports) == {"root": "/r/snapshots/overlayfs"}
     row = found["snapshotter", "stargz"]
-    assert (dict(row.exports), list(row.capabilities)) == ({"root": "/var/lib/stargz", "address": "/run/stargz.sock"}, ["rebase"])
+    assert (dict(row.exports), list(row.capabilities)) == (
+        {"root": "/var/lib/stargz", "address": "/run/stargz.sock"},
+        ["rebase"],
+    )
     [platform] = found["snapshotter", "native"].platforms
     assert (platform.os, platform.architecture, platform.variant) == ("linux", "arm64", "v8")
     assert dict(found["snapshotter", "native"].exports) == {"address": "/run/o.sock"}
@@ -120,15 +151,22 @@ async def test_foreign_services_have_rows_of_their_own(place: Path) -> None:
 
 @pytest.mark.root
 async def test_ids_are_mapped_by_mounts_where_the_shim_can(place: Path) -> None:
-    """It is looked at each time, since another may be installed while the node is up; one that ctr installed comes first. A snapshotter of others says itself what it can."""
+    """It is looked at each time, since another may be installed while the node is up; one that ctr installed comes
+    first. A snapshotter of others says itself what it can.
+    """
     other = ProxyPlugin(type="snapshot", address="/run/o.sock", capabilities=("remap-ids",))
     introspection = servicer(place, native=other)
 
     async def capabilities(name: str) -> list[str]:
-        return list((await introspection.Plugins(pb.PluginsRequest(filters=[f"id=={name}"]), CALL)).plugins[0].capabilities)
+        return list(
+            (await introspection.Plugins(pb.PluginsRequest(filters=[f"id=={name}"]), CALL)).plugins[0].capabilities
+        )
 
     for version, maps in (("v1.7.27", False), ("2.1.9+ds1", True), ("1.6.20~ds1", False), ("unknown", True)):
-        program(place / "root/opt/bin/containerd-shim-runc-v2", f"#!/bin/sh\nprintf 'containerd-shim-runc-v2:\\n  Version:  {version}\\n  Revision: \\n'\n")
+        program(
+            place / "root/opt/bin/containerd-shim-runc-v2",
+            f"#!/bin/sh\nprintf 'containerd-shim-runc-v2:\\n  Version:  {version}\\n  Revision: \\n'\n",
+        )
         assert ("remap-ids" in await capabilities("overlayfs")) == maps, version
         assert "only-remap-ids" in await capabilities("overlayfs")
         assert await capabilities("native") == ["remap-ids"]
@@ -136,21 +174,42 @@ async def test_ids_are_mapped_by_mounts_where_the_shim_can(place: Path) -> None:
 
 @pytest.mark.root
 async def test_a_snapshotter_that_cannot_work_here_is_skipped(place: Path) -> None:
-    """With its reason, and the words by which clients tell "skip" from "error"; while its service is away it is that which is said."""
-    what = [About("overlayfs", trouble="failed to mount overlay: mount: unknown filesystem type overlay."), About("odd", ("linux/riscv64", "linux/arm/v7"))]
+    """With its reason, and the words by which clients tell "skip" from "error"; while its service is away it is
+    that which is said.
+    """
+    what = [
+        About("overlayfs", trouble="failed to mount overlay: mount: unknown filesystem type overlay."),
+        About("odd", ("linux/riscv64", "linux/arm/v7")),
+    ]
     introspection = servicer(place, snapshotters=what)
-    assert await states(introspection) == {"snapshotter overlayfs": (2, "failed to mount overlay: mount: unknown filesystem type overlay.: skip plugin")}
-    assert await states(servicer(place, Probe(**{"snapshots.overlayfs": "away"}), what)) == {"snapshotter overlayfs": (14, "away: unavailable")}
+    assert await states(introspection) == {
+        "snapshotter overlayfs": (2, "failed to mount overlay: mount: unknown filesystem type overlay.: skip plugin")
+    }
+    assert await states(servicer(place, Probe(**{"snapshots.overlayfs": "away"}), what)) == {
+        "snapshotter overlayfs": (14, "away: unavailable")
+    }
     [odd] = (await introspection.Plugins(pb.PluginsRequest(filters=["id==odd"]), CALL)).plugins
-    assert [(each.os, each.architecture, each.variant) for each in odd.platforms] == [("linux", "riscv64", ""), ("linux", "arm", "v7")]
+    assert [(each.os, each.architecture, each.variant) for each in odd.platforms] == [
+        ("linux", "riscv64", ""),
+        ("linux", "arm", "v7"),
+    ]
 
 
-async def test_a_missing_runtime_is_an_error_that_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_runtime_is_an_error_that_says_what_to_install(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """First the shim, then runc; one that ctr installed below opt counts."""
     monkeypatch.setenv("PATH", str(place / "empty"))
     introspection = servicer(place)
     code, message = (await states(introspection))["runtime task"]
-    assert (code, message) == (2, 'runtime "io.containerd.runc.v2" binary not installed "containerd-shim-runc-v2": it is in Debian\'s package containerd')
+    assert (code, message) == (
+        2,
+        (
+            'runtime "io.containerd.runc.v2" binary not installed "containerd-shim-runc-v2": it is in Debian\'s '
+            "package "
+            "containerd"
+        ),
+    )
     opt = place / "root/opt/bin"
     program(opt / "containerd-shim-runc-v2", "#!/bin/sh\n")
     assert "package runc" in (await states(introspection))["runtime task"][1]
@@ -159,7 +218,9 @@ async def test_a_missing_runtime_is_an_error_that_says_what_to_install(place: Pa
 
 
 async def test_runtime_info_comes_from_the_shim(place: Path) -> None:
-    """PluginInfo of the runtime plugin starts the runtime's shim with -info, its options on stdin, and passes on what it says."""
+    """PluginInfo of the runtime plugin starts the runtime's shim with -info, its options on stdin, and passes on
+    what it says.
+    """
     introspection = servicer(place)
     answer = RuntimeInfo(name="io.containerd.odd.v9", annotations={"a": "b"})
     (place / "answer").write_bytes(answer.SerializeToString())
@@ -171,13 +232,18 @@ async def test_runtime_info_comes_from_the_shim(place: Path) -> None:
 
     async def info(runtime: str) -> pb.PluginInfoResponse:
         wanted = pack(RuntimeRequest(runtime_path=runtime, options=options))
-        return await introspection.PluginInfo(pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=wanted), CALL)
+        return await introspection.PluginInfo(
+            pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=wanted), CALL
+        )
 
     response = await info("io.containerd.odd.v9")
     assert unpack(response.extra, RuntimeInfo) == answer
     assert (place / "args").read_text() == "-info\n"
     assert (place / "stdin").read_bytes() == options.SerializeToString()
-    with pytest.raises(errors.Unknown, match='runtime "io.containerd.none.v1" binary not installed "containerd-shim-none-v1": file does not exist'):
+    with pytest.raises(
+        errors.Unknown,
+        match='runtime "io.containerd.none.v1" binary not installed "containerd-shim-none-v1": file does not exist',
+    ):
         await info("io.containerd.none.v1")
     with pytest.raises(errors.Unknown, match="invalid runtime name a/b, correct runtime name should be"):
         await info("a/b")
@@ -193,12 +259,18 @@ async def test_only_the_runtime_plugin_has_more_to_say(place: Path) -> None:
     for name in ("containerd-shim-runc-v2", "runc"):
         program(place / "root/opt/bin" / name, "#!/bin/sh\n")
     with pytest.raises(errors.Unimplemented):
-        await introspection.PluginInfo(pb.PluginInfoRequest(type="io.containerd.internal.v1", id="opt", options=pack(RuntimeRequest())), CALL)
+        await introspection.PluginInfo(
+            pb.PluginInfoRequest(type="io.containerd.internal.v1", id="opt", options=pack(RuntimeRequest())), CALL
+        )
     with pytest.raises(errors.Unimplemented, match="unknown request type containerd.types.RuntimeInfo"):
-        await introspection.PluginInfo(pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=pack(RuntimeInfo())), CALL)
+        await introspection.PluginInfo(
+            pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=pack(RuntimeInfo())), CALL
+        )
     down = servicer(place, Probe(tasks="away"))
     with pytest.raises(errors.FailedPrecondition):
-        await down.PluginInfo(pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=pack(RuntimeRequest())), CALL)
+        await down.PluginInfo(
+            pb.PluginInfoRequest(type="io.containerd.runtime.v2", id="task", options=pack(RuntimeRequest())), CALL
+        )
 
 
 async def test_the_id_outlives_the_gateway(place: Path) -> None:

@@ -37,7 +37,11 @@ class World:
 
     def __post_init__(self) -> None:
         self.database = Database(self.transactions, patience=5.0)
-        self._write(lambda tx: schema.GATEWAY.put(tx, value=Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",))))
+        self._write(
+            lambda tx: schema.GATEWAY.put(
+                tx, value=Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs",))
+            )
+        )
 
     def _write(self, work) -> None:
         work(self.transactions._state)
@@ -54,15 +58,33 @@ class World:
         self._write(lambda tx: schema.put_blob(tx, ns, blob))
         return Raw(CONTENT, "blob", blob.digest)
 
-    def snapshot(self, name: str, parent: str = "", labels: Mapping[str, str] | None = None, ns: str = "ns", snapshotter: str = "overlayfs",
-                 kind: str = "committed") -> Raw:
+    def snapshot(
+        self,
+        name: str,
+        parent: str = "",
+        labels: Mapping[str, str] | None = None,
+        ns: str = "ns",
+        snapshotter: str = "overlayfs",
+        kind: str = "committed",
+    ) -> Raw:
         raw = ""
 
         def work(tx: Transaction) -> None:
             nonlocal raw
             raw = schema.raw_name(tx, ns, name)
-            schema.put_snapshot(tx, ns, snapshotter, Snapshot(name=name, raw_key=raw, backend=f"snapshots.{snapshotter}", kind=kind, parent=parent,  # type: ignore[arg-type]
-                                                              labels=self._labels(labels)))
+            schema.put_snapshot(
+                tx,
+                ns,
+                snapshotter,
+                Snapshot(
+                    name=name,
+                    raw_key=raw,
+                    backend=f"snapshots.{snapshotter}",
+                    kind=kind,  # type: ignore[arg-type]
+                    parent=parent,
+                    labels=self._labels(labels),
+                ),
+            )
 
         self._write(work)
         return Raw(f"snapshots.{snapshotter}", "snapshot", raw)
@@ -73,13 +95,17 @@ class World:
         def work(tx: Transaction) -> None:
             nonlocal raw
             raw = schema.raw_name(tx, ns, ref)
-            schema.put_ingest(tx, ns, Ingest(ref=ref, raw_ref=raw, backend=CONTENT, expected=expected, expires=expires, shared=shared))
+            schema.put_ingest(
+                tx, ns, Ingest(ref=ref, raw_ref=raw, backend=CONTENT, expected=expected, expires=expires, shared=shared)
+            )
 
         self._write(work)
         return Raw(CONTENT, "ingest", raw)
 
     def container(self, id_: str, snapshot: str = "", labels: Mapping[str, str] | None = None, ns: str = "ns") -> None:
-        container = Container(id=id_, snapshotter="overlayfs" if snapshot else "", snapshot_key=snapshot, labels=self._labels(labels))
+        container = Container(
+            id=id_, snapshotter="overlayfs" if snapshot else "", snapshot_key=snapshot, labels=self._labels(labels)
+        )
         self._write(lambda tx: schema.CONTAINERS.put(tx, ns, id_, value=container))
 
     def lease(self, id_: str, *held: tuple[str, str], labels: Mapping[str, str] | None = None, ns: str = "ns") -> None:
@@ -92,8 +118,15 @@ class World:
 
     def intent(self, operation: str, **fields: str) -> Intent:
         backend = CONTENT if operation == "commit-ingest" else OVERLAY
-        intent = Intent(id=f"i{time.monotonic_ns()}", incarnation="g", operation=operation, namespace="ns", backend=backend,  # type: ignore[arg-type]
-                        snapshotter="" if backend == CONTENT else "overlayfs", **fields)  # type: ignore[arg-type]
+        intent = Intent(
+            id=f"i{time.monotonic_ns()}",
+            incarnation="g",
+            operation=operation,  # type: ignore[arg-type]
+            namespace="ns",
+            backend=backend,
+            snapshotter="" if backend == CONTENT else "overlayfs",
+            **fields,  # type: ignore[arg-type]
+        )
 
         def work(tx: Transaction) -> None:
             schema.INTENTS.put(tx, intent.id, value=intent)
@@ -108,6 +141,7 @@ class World:
 
     def drop(self, raw: Raw) -> None:
         """Remove the records of a raw thing, as a client does."""
+
         def work(tx: Transaction) -> None:
             for (ns, name), blob in list(schema.BLOBS.scan(tx)):
                 if raw == Raw(blob.backend, "blob", name):
@@ -127,7 +161,9 @@ class World:
         return mark(everything(self.transactions._state), now)
 
     def living(self, now: int = NOW) -> set[str]:
-        """The records that live, as ``content 3``, ``snapshot name``, with ``ns2:`` before those of other namespaces."""
+        """The records that live, as ``content 3``, ``snapshot name``, with ``ns2:`` before those of other
+        namespaces.
+        """
         records = everything(self.transactions._state)
         every: list[Node] = [*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images]
         return {_short(node) for node in every} - self.dead(now)

@@ -1,4 +1,6 @@
-"""What is decided once about all records, and what was written since: nothing goes that lives, and what is looked at is what was written."""
+"""What is decided once about all records, and what was written since: nothing goes that lives, and what is looked
+at is what was written.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,21 @@ def change(world: World, rng: random.Random) -> None:
     number, other = rng.randrange(NAMES), rng.randrange(NAMES)
     labels = {"gc.root": "x"} if rng.random() < 0.05 else {}
     for _ in range(rng.choice([0, 0, 1, 2, 3])):
-        key, value = rng.choice([
-            ("gc.ref.content.1", digest(other)), ("gc.ref.content.2", digest(rng.randrange(NAMES))), ("gc.ref.snapshot.overlayfs", f"s{other}"),
-            ("gc.bref.content", digest(other)), ("gc.bref.snapshot.overlayfs", f"s{other}"), ("gc.bref.image", f"i{other}"), ("gc.bref.container", f"c{other}"),
-            ("gc.ref.image", f"i{other}"), ("gc.expire", stamp(NOW + rng.choice([-HOUR, HOUR]))),
-            ("gc.cond.snapshot.overlayfs", f"usedat<2h|s{other}"), ("gc.cond.value-usedat", stamp(NOW - rng.choice([HOUR, 3 * HOUR])))])
+        key, value = rng.choice(
+            [
+                ("gc.ref.content.1", digest(other)),
+                ("gc.ref.content.2", digest(rng.randrange(NAMES))),
+                ("gc.ref.snapshot.overlayfs", f"s{other}"),
+                ("gc.bref.content", digest(other)),
+                ("gc.bref.snapshot.overlayfs", f"s{other}"),
+                ("gc.bref.image", f"i{other}"),
+                ("gc.bref.container", f"c{other}"),
+                ("gc.ref.image", f"i{other}"),
+                ("gc.expire", stamp(NOW + rng.choice([-HOUR, HOUR]))),
+                ("gc.cond.snapshot.overlayfs", f"usedat<2h|s{other}"),
+                ("gc.cond.value-usedat", stamp(NOW - rng.choice([HOUR, 3 * HOUR]))),
+            ]
+        )
         labels[key] = value
     match rng.randrange(13):
         case 0 | 1:
@@ -48,19 +60,43 @@ def change(world: World, rng: random.Random) -> None:
         case 3 | 4:
             world.snapshot(f"s{number}", f"s{other}" if other < number else "", labels)
         case 5 | 11:
-            world.lease(f"l{number}", ("content", digest(other)), ("snapshots/overlayfs", f"s{rng.randrange(NAMES)}"),
-                        labels={**labels, **({"gc.flat": "x"} if rng.random() < 0.5 else {})})
+            world.lease(
+                f"l{number}",
+                ("content", digest(other)),
+                ("snapshots/overlayfs", f"s{rng.randrange(NAMES)}"),
+                labels={**labels, **({"gc.flat": "x"} if rng.random() < 0.5 else {})},
+            )
         case 6:
             world.container(f"c{number}", f"s{other}")
         case 7:
             world.ingest(f"r{number}", rng.choice([0, NOW - HOUR, NOW + HOUR]), rng.choice(["", digest(other)]))
         case 8 | 12:
-            world._write(lambda tx: schema.put_resource(tx, "ns", f"l{number}", Resource(*rng.choice([
-                ("content", digest(other)), ("snapshots/overlayfs", f"s{other}"), ("images", f"i{other}"), ("ingests", f"r{other}")]))))
+            world._write(
+                lambda tx: schema.put_resource(
+                    tx,
+                    "ns",
+                    f"l{number}",
+                    Resource(
+                        *rng.choice(
+                            [
+                                ("content", digest(other)),
+                                ("snapshots/overlayfs", f"s{other}"),
+                                ("images", f"i{other}"),
+                                ("ingests", f"r{other}"),
+                            ]
+                        )
+                    ),
+                )
+            )
         case 9:
             world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}", parent=f"s{other}")
         case _:
-            records: list[tuple[schema.Table[Any], str]] = [(schema.IMAGES, f"i{number}"), (schema.LEASES, f"l{number}"), (schema.CONTAINERS, f"c{number}"), (schema.BLOBS, digest(number))]
+            records: list[tuple[schema.Table[Any], str]] = [
+                (schema.IMAGES, f"i{number}"),
+                (schema.LEASES, f"l{number}"),
+                (schema.CONTAINERS, f"c{number}"),
+                (schema.BLOBS, digest(number)),
+            ]
             table, name = rng.choice(records)
             world._write(lambda tx: table.delete(tx, "ns", name))
 
@@ -81,7 +117,9 @@ def test_one_record_that_refers_to_ten_thousand_is_many_steps(held: bool) -> Non
         return Node(**{**self._asdict(), **changes})
 
     with pytest.MonkeyPatch.context() as counted:
-        counted.setattr(mark_module, "_node", lambda namespace, rest, value, *, container: named(Node("content", namespace, value)))
+        counted.setattr(
+            mark_module, "_node", lambda namespace, rest, value, *, container: named(Node("content", namespace, value))
+        )
         for _ in steps:
             most, before = max(most, looked - before), looked
     assert looked >= 10_000
@@ -90,7 +128,9 @@ def test_one_record_that_refers_to_ten_thousand_is_many_steps(held: bool) -> Non
 
 @pytest.mark.parametrize("seed", range(150))
 def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is written between the look and each batch: what goes is dead by a look at all records. And where nothing is written all goes that is dead."""
+    """Whatever is written between the look and each batch: what goes is dead by a look at all records. And where
+    nothing is written all goes that is dead.
+    """
     monkeypatch.setattr("time.time_ns", lambda: NOW)
     rng = random.Random(seed)
     world = World()
@@ -108,7 +148,7 @@ def test_nothing_goes_that_lives(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
                 records = everything(state)
                 dead = set(mark(records, NOW).dead)
                 before = {*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images}
-                buried = _bury(state, found, found.order[start:start + 2], written[known:], living)
+                buried = _bury(state, found, found.order[start : start + 2], written[known:], living)
                 known, living = known + buried.known, buried.living
                 records = everything(state)
                 gone = before - {*records.leases, *records.snapshots, *records.ingests, *records.blobs, *records.images}
@@ -144,6 +184,7 @@ def test_a_record_goes_before_what_it_refers_to() -> None:
 
 async def test_what_a_collection_looks_at_in_its_transactions_is_what_it_removes() -> None:
     """However many records live, and however many raw things stay."""
+
     async def cost(living: int) -> int:
         store = Counting()
         world = World(transactions=store)
@@ -152,7 +193,9 @@ async def test_what_a_collection_looks_at_in_its_transactions_is_what_it_removes
             stores.add(world.blob(1000 + number, {"gc.root": "x"}))
             stores.add(world.snapshot(f"s{number}", labels={"gc.root": "x"}))
             world.intent("prepare", key=f"k{number}", raw_key=f"ns/9/k{number}")
-        async with Collector(world.database, stores, Config(startup_delay=0), lambda event: None).running() as collector:
+        async with Collector(
+            world.database, stores, Config(startup_delay=0), lambda event: None
+        ).running() as collector:
             await collector.collect()  # the stores become ours
             for number in range(2 * Measures().victims):
                 stores.add(world.blob(number))

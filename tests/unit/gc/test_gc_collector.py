@@ -56,7 +56,9 @@ def measures() -> Measures:
 
 
 @pytest.fixture
-async def collector(world: World, stores: MemoryRawStores, events: list[Event], measures: Measures) -> AsyncIterator[Collector]:
+async def collector(
+    world: World, stores: MemoryRawStores, events: list[Event], measures: Measures
+) -> AsyncIterator[Collector]:
     made = Collector(world.database, stores, QUIET, events.append, measures=measures)
     world.database.collector = made
     async with made.running():
@@ -74,7 +76,9 @@ def raw_snapshot(key: str) -> Raw:
 # ------------------------------------------------------------------------------------------ what goes
 
 
-async def test_dead_records_go_with_their_raw_things(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_dead_records_go_with_their_raw_things(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """A collection removes records that nothing refers to, and then the raw things; what lives stays with its own."""
     world.image("image", 1)
     kept = [world.blob(1), world.ingest("young", NOW + HOUR)]
@@ -103,7 +107,9 @@ async def test_raw_things_without_a_record_go(world: World, stores: MemoryRawSto
 
 
 async def test_a_blob_goes_with_its_last_namespace(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """Raw content stays while any namespace has a record of it, or a writer was told that its bytes are there already."""
+    """Raw content stays while any namespace has a record of it, or a writer was told that its bytes are there
+    already.
+    """
     raw = world.blob(1)
     world.blob(1, {"gc.root": "x"}, ns="other")
     shared = blob(2)
@@ -136,15 +142,19 @@ async def test_ancestors_of_what_stays_stay(world: World, stores: MemoryRawStore
     assert ("remove", "ns/0/base") not in stores.calls
 
 
-async def test_events_are_those_of_containerd(world: World, stores: MemoryRawStores, events: list[Event], collector: Collector) -> None:
+async def test_events_are_those_of_containerd(
+    world: World, stores: MemoryRawStores, events: list[Event], collector: Collector
+) -> None:
     """A collection publishes removed images and snapshots, in their namespaces, and nothing for content or leases."""
     world.image("old", 1, {"gc.expire": stamp(NOW - HOUR)}, ns="other")
     world.blob(1, ns="other")
     world.snapshot("s")
     world.lease("over", labels={"gc.expire": stamp(NOW - HOUR)})
     await collector.collect()
-    assert sorted(events) == [Event("ns", "/snapshot/remove", {"key": "s", "snapshotter": "overlayfs"}),
-                              Event("other", "/images/delete", {"name": "old"})]
+    assert sorted(events) == [
+        Event("ns", "/snapshot/remove", {"key": "s", "snapshotter": "overlayfs"}),
+        Event("other", "/images/delete", {"name": "old"}),
+    ]
     assert not schema.LEASES.has(world.transactions._state, "ns", "over")
 
 
@@ -170,7 +180,9 @@ async def test_one_failure_stops_nothing_else(world: World, stores: MemoryRawSto
 
 
 @pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
-async def test_a_backend_that_is_away_postpones_only_itself(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_backend_that_is_away_postpones_only_itself(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """The others are swept, and the one that was away is, as soon as it is back, without being asked for."""
     gone = [world.blob(1), world.snapshot("s")]
     for raw in gone:
@@ -193,7 +205,9 @@ async def _async(value: object) -> object:
     return value
 
 
-async def test_a_backend_that_hangs_holds_up_nobody(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_backend_that_hangs_holds_up_nobody(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """Records are removed, other backends swept and marks of others set while one backend does not answer."""
     hanging = asyncio.Event()
 
@@ -220,7 +234,9 @@ async def test_a_backend_that_hangs_holds_up_nobody(world: World, stores: Memory
 # ------------------------------------------------------------------------------------------ races
 
 
-async def test_a_commit_between_listing_and_marking_is_safe(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_commit_between_listing_and_marking_is_safe(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """A blob that was garbage when it was listed, and has a record or an intent by the time of marking, stays."""
     for number in (1, 2, 3):
         stores.add(blob(number))
@@ -235,7 +251,9 @@ async def test_a_commit_between_listing_and_marking_is_safe(world: World, stores
 
 
 @pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
-async def test_a_commit_of_an_unknown_digest_holds_all_blobs(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_commit_of_an_unknown_digest_holds_all_blobs(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """While a commit is open that did not say its digest no blob goes; afterwards the sweep comes back by itself."""
     stores.add(blob(1))
     stores.add(Raw(CONTENT, "ingest", "ns/0/old"))
@@ -245,7 +263,9 @@ async def test_a_commit_of_an_unknown_digest_holds_all_blobs(world: World, store
     await eventually_async(lambda: _async(blob(1) not in stores))
 
 
-async def test_who_wants_a_sweeping_blob_waits_until_it_is_gone(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_who_wants_a_sweeping_blob_waits_until_it_is_gone(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """A commit that comes while the blob is being removed begins after that, and finds it gone."""
     stores.add(blob(1))
     removing, go_on = asyncio.Event(), asyncio.Event()
@@ -273,8 +293,12 @@ async def test_who_wants_a_sweeping_blob_waits_until_it_is_gone(world: World, st
     await collecting
 
 
-async def test_a_snapshot_that_an_open_prepare_asks_for_stays(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """While somebody asks for a target no raw snapshot with that label goes, nor what it stands on; a mark tells for which target it is."""
+async def test_a_snapshot_that_an_open_prepare_asks_for_stays(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """While somebody asks for a target no raw snapshot with that label goes, nor what it stands on; a mark tells
+    for which target it is.
+    """
     stores.add(raw_snapshot("ns/0/base"))
     stores.add(raw_snapshot("ns/0/remote"), parent="ns/0/base", reference="chain")
     stores.add(raw_snapshot("ns/0/other"), parent="ns/0/base", reference="other")
@@ -292,7 +316,9 @@ async def test_a_snapshot_that_an_open_prepare_asks_for_stays(world: World, stor
     assert (await collector.collect()).removed == ("snapshot overlayfs ns/0/remote", "snapshot overlayfs ns/0/base")
 
 
-async def test_a_victim_that_gets_a_record_before_its_batch_is_spared(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_victim_that_gets_a_record_before_its_batch_is_spared(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """Victims are marked some at a time and looked at again: one that was adopted meanwhile stays."""
     keys = [f"ns/0/{n:03}" for n in range(40)]
     for key in keys:
@@ -329,12 +355,17 @@ def _adopted(key: str):
     return Snapshot(name="adopted", raw_key=key, backend=OVERLAY, kind="committed")
 
 
-# ------------------------------------------------------------------------------------------ unknown outcomes, and what dead processes left
+# ------------------------------------------------------------------------------------------ unknown outcomes, and what
+# dead processes left
 
 
 @pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
-async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """The removal may still happen: the mark stays until the backend says, and what was not asked for yet is unmarked."""
+async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """The removal may still happen: the mark stays until the backend says, and what was not asked for yet is
+    unmarked.
+    """
     stores.together = False
     for number in (1, 2):
         stores.add(blob(number))
@@ -353,7 +384,9 @@ async def test_a_removal_that_nobody_knows_the_end_of_keeps_its_mark(world: Worl
     await eventually_async(lambda: _async(not world.marks() and not stores.blobs))
 
 
-async def test_a_removal_that_takes_too_long_does_not_stop_the_others(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_removal_that_takes_too_long_does_not_stop_the_others(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """It stays marked, since it may still happen, and the next sweep looks what became of it."""
     stores.together = False
     slow = True
@@ -374,7 +407,9 @@ async def test_a_removal_that_takes_too_long_does_not_stop_the_others(world: Wor
     assert world.marks() == set()
 
 
-async def test_a_repeated_removal_that_finds_nothing_was_ours(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_repeated_removal_that_finds_nothing_was_ours(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """Where the first answer was lost, NOT_FOUND to the second is success."""
     stores.add(blob(1))
     first = True
@@ -391,7 +426,9 @@ async def test_a_repeated_removal_that_finds_nothing_was_ours(world: World, stor
     assert world.marks() == set()
 
 
-async def test_marks_of_a_dead_process_are_resolved(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_marks_of_a_dead_process_are_resolved(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """What is still there is removed, what is gone or was recorded is unmarked."""
     there, gone, recorded = blob(1), blob(2), world.blob(3, {"gc.root": "x"})
     base = raw_snapshot("ns/0/base")
@@ -406,7 +443,9 @@ async def test_marks_of_a_dead_process_are_resolved(world: World, stores: Memory
     assert base in stores
 
 
-async def test_marks_of_many_blobs_that_a_dead_process_left_are_resolved(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_marks_of_many_blobs_that_a_dead_process_left_are_resolved(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """As those of single ones, whatever became of each of the blobs that were to go in one call."""
     there, gone, recorded = blob(1), blob(2), world.blob(3, {"gc.root": "x"})
     for raw in (there, recorded):
@@ -418,8 +457,12 @@ async def test_marks_of_many_blobs_that_a_dead_process_left_are_resolved(world: 
     assert recorded in stores
 
 
-async def test_of_many_blobs_that_go_in_one_call_each_is_marked(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """Whoever wants one of them waits until the call is over, then it is gone; one that was not removed is unmarked like the others, and stays named."""
+async def test_of_many_blobs_that_go_in_one_call_each_is_marked(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """Whoever wants one of them waits until the call is over, then it is gone; one that was not removed is unmarked
+    like the others, and stays named.
+    """
     await collector.collect()
     raws = [world.blob(number) for number in range(100)]
     for raw in raws:
@@ -430,7 +473,13 @@ async def test_of_many_blobs_that_go_in_one_call_each_is_marked(world: World, st
         if (method, name) == ("remove", digest(80)):
             for number in (70, 90):
                 assert blob(number) in world.marks()
-                waiting.append(asyncio.create_task(world.database.write(lambda tx, number=number: check_no_blob_sweeping(tx, CONTENT, digest(number)))))  # type: ignore[misc]
+                waiting.append(
+                    asyncio.create_task(
+                        world.database.write(
+                            lambda tx, number=number: check_no_blob_sweeping(tx, CONTENT, digest(number))  # type: ignore[misc]
+                        )
+                    )
+                )
             await asyncio.sleep(0.01)
             assert not any(task.done() for task in waiting)
             raise errors.Internal("it is read-only")
@@ -447,7 +496,9 @@ async def test_of_many_blobs_that_go_in_one_call_each_is_marked(world: World, st
 
 
 async def test_a_new_store_becomes_ours(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """An empty store, or one that has nothing but what we named, is stamped; then what nobody knows in it is garbage."""
+    """An empty store, or one that has nothing but what we named, is stamped; then what nobody knows in it is
+    garbage.
+    """
     stores.stamps = {CONTENT: "", OVERLAY: ""}
     stores.add(world.blob(1, {"gc.root": "x"}))
     await collector.collect()
@@ -456,8 +507,12 @@ async def test_a_new_store_becomes_ours(world: World, stores: MemoryRawStores, c
     assert (await collector.collect()).removed == (f"content {digest(2)}",)
 
 
-async def test_an_unstamped_store_with_somebodys_things_is_not_wiped(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """A store that was filled by somebody else, or by a database that is lost, keeps what we do not know; what we named and gave up goes."""
+async def test_an_unstamped_store_with_somebodys_things_is_not_wiped(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """A store that was filled by somebody else, or by a database that is lost, keeps what we do not know; what we
+    named and gave up goes.
+    """
     stores.stamps[CONTENT] = ""
     stores.add(blob(1))
     stores.add(world.blob(2))
@@ -467,8 +522,12 @@ async def test_an_unstamped_store_with_somebodys_things_is_not_wiped(world: Worl
 
 
 @pytest.mark.parametrize("stamp", ["", "another"])
-async def test_a_store_that_was_anothers_is_ours_once_an_operator_says_so(world: World, stores: MemoryRawStores, collector: Collector, stamp: str) -> None:
-    """That it is not is said by what is held back, so that an operator learns of it; then what nobody knows goes, and the next is swept as our own."""
+async def test_a_store_that_was_anothers_is_ours_once_an_operator_says_so(
+    world: World, stores: MemoryRawStores, collector: Collector, stamp: str
+) -> None:
+    """That it is not is said by what is held back, so that an operator learns of it; then what nobody knows goes,
+    and the next is swept as our own.
+    """
     stores.stamps[CONTENT] = stamp
     stores.add(blob(1))
     await collector.collect()
@@ -483,7 +542,9 @@ async def test_a_store_that_was_anothers_is_ours_once_an_operator_says_so(world:
     assert world.database.view(guard.held) is None
 
 
-async def test_another_databases_store_is_not_touched(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_another_databases_store_is_not_touched(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """In a store with another id nothing is removed, not even what we named: it may be a second database's."""
     stores.stamps[CONTENT] = "another"
     stores.add(blob(1))
@@ -495,7 +556,9 @@ async def test_another_databases_store_is_not_touched(world: World, stores: Memo
     assert len(stores.blobs) == 2
 
 
-async def test_an_older_copy_of_the_database_removes_nothing_that_it_does_not_know(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_an_older_copy_of_the_database_removes_nothing_that_it_does_not_know(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """A raw key with a number that was never given out says that this database is older than the store."""
     known = world.snapshot("known")
     for raw in (known, raw_snapshot("ns/99/later"), raw_snapshot("elsewhere/1/x")):
@@ -504,8 +567,12 @@ async def test_an_older_copy_of_the_database_removes_nothing_that_it_does_not_kn
     assert len(stores.snapshots) == 2
 
 
-async def test_in_a_foreign_store_only_what_we_named_goes(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """A snapshotter without Stamp has things of others: of them only our own are removed, also those that only an intent named, and none under another's child."""
+async def test_in_a_foreign_store_only_what_we_named_goes(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """A snapshotter without Stamp has things of others: of them only our own are removed, also those that only an
+    intent named, and none under another's child.
+    """
     stores.stamps[OVERLAY] = None
     ours, under = world.snapshot("ours"), world.snapshot("under")
     intent = world.intent("prepare", key="k", raw_key="ns/7/k")
@@ -520,7 +587,9 @@ async def test_in_a_foreign_store_only_what_we_named_goes(world: World, stores: 
     assert world.named() == {under}
 
 
-async def test_names_of_things_that_never_came_to_be_are_forgotten(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_names_of_things_that_never_came_to_be_are_forgotten(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """What was named and is not there does not keep the collector busy for ever."""
     world.end(world.intent("prepare", key="k", raw_key="ns/7/k"))
     await collector.collect()
@@ -530,14 +599,21 @@ async def test_names_of_things_that_never_came_to_be_are_forgotten(world: World,
 # ------------------------------------------------------------------------------------------ what is not looked through
 
 
-async def test_a_content_store_that_was_looked_through_is_not_listed_again(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """A synchronous delete costs what goes, not what is there; what nobody ever named has to wait for a collection of everything."""
+async def test_a_content_store_that_was_looked_through_is_not_listed_again(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """A synchronous delete costs what goes, not what is there; what nobody ever named has to wait for a collection
+    of everything.
+    """
     await collector.collect()
     stores.calls.clear()
     gone, unknown = [world.blob(1), world.ingest("r", NOW - HOUR)], blob(2)
     for raw in (*gone, unknown):
         stores.add(raw)
-    assert set((await collector.collect(everything=False)).removed) == {f"content {digest(1)}", f"ingest {gone[1].name}"}
+    assert set((await collector.collect(everything=False)).removed) == {
+        f"content {digest(1)}",
+        f"ingest {gone[1].name}",
+    }
     assert ("list", CONTENT) not in stores.calls
     assert ("stamp", OVERLAY) not in stores.calls
     assert unknown in stores
@@ -546,7 +622,9 @@ async def test_a_content_store_that_was_looked_through_is_not_listed_again(world
 
 
 @pytest.mark.parametrize("what", ["failed", "unstamped", "held"])
-async def test_it_is_listed_again_when_something_was_not_as_it_should_be(world: World, stores: MemoryRawStores, collector: Collector, what: str) -> None:
+async def test_it_is_listed_again_when_something_was_not_as_it_should_be(
+    world: World, stores: MemoryRawStores, collector: Collector, what: str
+) -> None:
     """A removal that failed, a store that is not ours any more, a database that is held to be old."""
     await collector.collect()
 
@@ -569,7 +647,9 @@ async def test_it_is_listed_again_when_something_was_not_as_it_should_be(world: 
 
 
 @pytest.mark.parametrize("measures", [Measures(retry=0.02)], ids=["small"])
-async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """Nor one that came to be named since the records were read."""
     await collector.collect()
     raws = [world.blob(number) for number in (1, 2)]
@@ -588,20 +668,26 @@ async def test_no_blob_goes_unlisted_while_a_commit_is_open_of_an_unknown_digest
     assert raws[0] in stores
 
 
-async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_came_to_live_while_the_dead_were_removed_is_not_swept(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its record was spared, and nobody wrote its raw name anew."""
     await collector.collect()
     raws = [world.blob(number) for number in (1, 2)]
     for raw in raws:
         stores.add(raw)
     image = Image(name="i", digest=digest(1), media_type="m", size=1)
-    _after_the_look(collector, monkeypatch, lambda: world.database.write(lambda tx: schema.IMAGES.put(tx, "ns", "i", value=image)))
+    _after_the_look(
+        collector, monkeypatch, lambda: world.database.write(lambda tx: schema.IMAGES.put(tx, "ns", "i", value=image))
+    )
     assert (await collector.collect(everything=False)).removed == (f"content {digest(2)}",)
     assert world.living() == {"image i", "content 1"}
 
 
 @pytest.mark.parametrize("measures", [Measures(together=4, victims=4)], ids=["small"])
-async def test_who_does_not_know_his_digest_yet_does_not_wait_for_a_whole_sweep(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_who_does_not_know_his_digest_yet_does_not_wait_for_a_whole_sweep(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """Some blobs are marked at any time, since the next are while some are removed; but not while he waits."""
     for number in range(200):
         stores.add(blob(number))
@@ -623,8 +709,17 @@ async def test_who_does_not_know_his_digest_yet_does_not_wait_for_a_whole_sweep(
 
 @pytest.mark.parametrize(("foreign", "waits"), [(False, 1), (True, 10)])
 @pytest.mark.parametrize("measures", [Measures(together=4, victims=4)], ids=["small"])
-async def test_a_sweep_waits_for_the_disk_once(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, foreign: bool, waits: int) -> None:
-    """Before the first thing goes: then the end of every record is there, and a mark that a power cut takes is of something that nobody names. A foreign store may go on."""
+async def test_a_sweep_waits_for_the_disk_once(
+    world: World,
+    stores: MemoryRawStores,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    foreign: bool,
+    waits: int,
+) -> None:
+    """Before the first thing goes: then the end of every record is there, and a mark that a power cut takes is of
+    something that nobody names. A foreign store may go on.
+    """
     if foreign:
         stores.stamps[CONTENT] = None
     await collector.collect()
@@ -656,10 +751,16 @@ def held(world: World, lease: str = "l") -> int:
 
 
 @pytest.mark.parametrize("by", ["delete", "expiry"])
-async def test_what_a_lease_held_goes_bit_by_bit(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+async def test_what_a_lease_held_goes_bit_by_bit(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
     """However much it was, no transaction takes long; and a lease of the same name has nothing of it."""
     monkeypatch.setattr(schema, "_HELD", 10)
-    world.lease("l", *(("content", digest(number)) for number in range(95)), labels={"gc.expire": stamp(NOW - HOUR)} if by == "expiry" else {})
+    world.lease(
+        "l",
+        *(("content", digest(number)) for number in range(95)),
+        labels={"gc.expire": stamp(NOW - HOUR)} if by == "expiry" else {},
+    )
     world.lease("other", ("content", digest(1)))
     leases, write, most = Leases(world.database), world.transactions.write, 0
 
@@ -680,7 +781,9 @@ async def test_what_a_lease_held_goes_bit_by_bit(world: World, stores: MemoryRaw
     assert held(world, "other") == 1
 
 
-async def test_a_new_lease_has_nothing_of_what_one_before_it_held(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_lease_has_nothing_of_what_one_before_it_held(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of which a process that died may have left some; and what is left of others holds nothing."""
     monkeypatch.setattr(schema, "_HELD", 1)
     leases = Leases(world.database)
@@ -697,7 +800,9 @@ async def test_a_new_lease_has_nothing_of_what_one_before_it_held(world: World, 
 # ------------------------------------------------------------------------------------------ when
 
 
-async def test_a_collection_begins_after_it_was_asked_for(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_collection_begins_after_it_was_asked_for(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """Who asks while a collection runs gets one that saw what was so at the time of asking."""
     listing, go_on = asyncio.Event(), asyncio.Event()
 
@@ -718,7 +823,9 @@ async def test_a_collection_begins_after_it_was_asked_for(world: World, stores: 
 
 
 async def test_after_a_deletion_it_comes_by_itself(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
-    """A scheduled collection sweeps the backends that have something which nobody names any more, and asks nothing of the others."""
+    """A scheduled collection sweeps the backends that have something which nobody names any more, and asks nothing
+    of the others.
+    """
     async with Collector(world.database, stores, Config(startup_delay=0.01), events.append).running() as collector:
         await eventually_async(lambda: _async(("list", OVERLAY) in stores.calls))
         await asyncio.wait_for(collector.collect(), 5)
@@ -745,7 +852,9 @@ async def test_it_wakes_when_a_lease_expires(world: World, stores: MemoryRawStor
 
 async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStores, events: list[Event]) -> None:
     """After a write it looks whether something expires earlier than all that is known."""
-    async with Collector(world.database, stores, Config(startup_delay=0.01), events.append, measures=Measures(look=0.02)).running() as collector:
+    async with Collector(
+        world.database, stores, Config(startup_delay=0.01), events.append, measures=Measures(look=0.02)
+    ).running() as collector:
         world.lease("tomorrow", labels={"gc.expire": stamp(time.time_ns() + 24 * HOUR)})
         await collector.collect()
         raw = world.blob(1)
@@ -756,7 +865,9 @@ async def test_a_lease_made_later_is_noticed(world: World, stores: MemoryRawStor
 
 
 @pytest.mark.parametrize("by", ["look", "collection"])
-async def test_what_expires_is_noticed_though_its_commit_was_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+async def test_what_expires_is_noticed_though_its_commit_was_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
     """Who looked before it was committed looks again."""
     store = SqliteTransactions(tmp_path / "metadata.db")
     database = Database(store)
@@ -770,7 +881,9 @@ async def test_what_expires_is_noticed_though_its_commit_was_under_way(tmp_path:
 
         return noticed
 
-    async with Collector(database, MemoryRawStores(), QUIET, lambda event: None, measures=Measures(look=0.02)).running() as collector:
+    async with Collector(
+        database, MemoryRawStores(), QUIET, lambda event: None, measures=Measures(look=0.02)
+    ).running() as collector:
         database.collector = collector
         await collector.collect()
         monkeypatch.setattr(store, "read", reading(store.read))
@@ -788,22 +901,37 @@ async def test_what_expires_is_noticed_though_its_commit_was_under_way(tmp_path:
         if collecting is not None:
             await collecting
         assert database.view(lambda tx: schema.LEASES.has(tx, "ns", "l"))
-        await eventually_async(lambda: _async(not database.view(lambda tx: schema.LEASES.has(tx, "ns", "l"))), seconds=10)
+        await eventually_async(
+            lambda: _async(not database.view(lambda tx: schema.LEASES.has(tx, "ns", "l"))), seconds=10
+        )
     await store.close()
 
 
 @pytest.mark.parametrize("measures", [Measures(look=0.02)], ids=["small"])
-async def test_what_expires_is_noticed_though_it_was_written_during_a_collection(world: World, stores: MemoryRawStores, collector: Collector,
-                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_expires_is_noticed_though_it_was_written_during_a_collection(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After its look at all records."""
-    _after_the_look(collector, monkeypatch, lambda: world.database.write(lambda tx: schema.LEASES.put(tx, "ns", "l", value=Lease(
-        id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 5)}))))
+    _after_the_look(
+        collector,
+        monkeypatch,
+        lambda: world.database.write(
+            lambda tx: schema.LEASES.put(
+                tx,
+                "ns",
+                "l",
+                value=Lease(id="l", labels={"containerd.io/gc.expire": stamp(time.time_ns() + SECOND // 5)}),
+            )
+        ),
+    )
     await collector.collect()
     assert world.living() == {"lease l"}
     await eventually_async(lambda: _async(not world.living() and not world.dead()), seconds=10)
 
 
-async def test_a_mark_that_could_not_be_taken_off_is_with_the_next(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_mark_that_could_not_be_taken_off_is_with_the_next(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else who wants the thing would wait for what is over."""
     stores.together = False
     for number in (1, 2):
@@ -827,11 +955,15 @@ async def test_a_mark_that_could_not_be_taken_off_is_with_the_next(world: World,
     assert world.marks() == set()
 
 
-async def test_another_gateway_brings_other_backends(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_another_gateway_brings_other_backends(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """When a gateway connects all its backends are looked through."""
     stores.stamps["snapshots.new"] = ""
     await collector.collect()
-    world._write(lambda tx: schema.GATEWAY.put(tx, value=Gateway(incarnation="h", content=CONTENT, snapshotters=("new",))))
+    world._write(
+        lambda tx: schema.GATEWAY.put(tx, value=Gateway(incarnation="h", content=CONTENT, snapshotters=("new",)))
+    )
     stores.calls.clear()
     collector.connected()
     await eventually_async(lambda: _async(("cleanup", "snapshots.new") in stores.calls))
@@ -839,7 +971,9 @@ async def test_another_gateway_brings_other_backends(world: World, stores: Memor
     assert ("list", OVERLAY) not in stores.calls
 
 
-async def test_a_failed_collection_is_repeated(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_collection_is_repeated(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody has to ask again, and what was to be looked through is."""
     world.blob(1)
     stores.add(world.snapshot("s"))
@@ -859,7 +993,9 @@ async def test_a_failed_collection_is_repeated(world: World, stores: MemoryRawSt
     await eventually_async(lambda: _async(not world.living() and not stores.snapshots))
 
 
-async def test_a_store_that_cannot_write_fails_who_waits(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_cannot_write_fails_who_waits(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error is the store's, and the collector goes on."""
     world.blob(1)
 
@@ -948,7 +1084,9 @@ def spans() -> Iterator[InMemorySpanExporter]:
     tracing.reset()
 
 
-async def test_a_collection_can_be_seen(world: World, stores: MemoryRawStores, spans: InMemorySpanExporter, collector: Collector) -> None:
+async def test_a_collection_can_be_seen(
+    world: World, stores: MemoryRawStores, spans: InMemorySpanExporter, collector: Collector
+) -> None:
     """One span for the records, one for each backend, with what they counted."""
     stores.add(world.blob(1))
     await collector.collect()
@@ -958,7 +1096,9 @@ async def test_a_collection_can_be_seen(world: World, stores: MemoryRawStores, s
     assert (found[("gc.sweep", OVERLAY)] or {})["removed"] == 0
 
 
-async def test_a_call_of_many_removals_that_nobody_knows_the_end_of_keeps_their_marks(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_call_of_many_removals_that_nobody_knows_the_end_of_keeps_their_marks(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """All of it may have happened, so all stay marked; the next sweep asks again, and finds what is gone."""
     stores.together = away = True
     for number in range(3):
@@ -979,7 +1119,9 @@ async def test_a_call_of_many_removals_that_nobody_knows_the_end_of_keeps_their_
     assert not world.marks()
 
 
-async def test_a_backend_is_asked_once_whether_it_takes_many_removals(stores: MemoryRawStores, collector: Collector) -> None:
+async def test_a_backend_is_asked_once_whether_it_takes_many_removals(
+    stores: MemoryRawStores, collector: Collector
+) -> None:
     """Where it does they are few calls, however many things go."""
     for number in range(1000):
         stores.add(blob(number))

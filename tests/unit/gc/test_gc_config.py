@@ -18,25 +18,31 @@ def file(text: str) -> settings.File:
 
 def test_the_defaults_are_containerds() -> None:
     """As its documentation has them."""
-    assert load(file("")) == Config(pause_threshold=0.02, deletion_threshold=0, mutation_threshold=100, schedule_delay=0.0, startup_delay=0.1)
+    assert load(file("")) == Config(
+        pause_threshold=0.02, deletion_threshold=0, mutation_threshold=100, schedule_delay=0.0, startup_delay=0.1
+    )
 
 
 def test_containerds_table_is_read_and_ours_wins() -> None:
     """A containerd config can stay as it is; [metadata.gc] says more."""
-    found = load(file("""
+    found = load(
+        file("""
         [plugins."io.containerd.gc.v1.scheduler"]
         pause_threshold = 0.1
         schedule_delay = "1s"
         startup_delay = "50ms"
         [metadata.gc]
         schedule_delay = "20ms"
-    """))
+    """)
+    )
     assert found == Config(pause_threshold=0.1, schedule_delay=0.02, startup_delay=0.05)
 
 
 def test_values_are_brought_into_containerds_bounds() -> None:
     """As containerd does, silently."""
-    assert load(file("[metadata.gc]\npause_threshold = 0.7\nmutation_threshold = -3")) == Config(pause_threshold=0.5, mutation_threshold=0)
+    assert load(file("[metadata.gc]\npause_threshold = 0.7\nmutation_threshold = -3")) == Config(
+        pause_threshold=0.5, mutation_threshold=0
+    )
 
 
 @pytest.mark.parametrize("table", ["metadata.gc", 'plugins."io.containerd.gc.v1.scheduler"'])

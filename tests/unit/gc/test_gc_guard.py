@@ -54,7 +54,9 @@ BLOB = Raw(CONTENT, "blob", digest(9))
 
 
 async def test_numbers_that_are_given_out_anew_do_not_end_it(world: World, stores: MemoryRawStores) -> None:
-    """The database lost its second number, and gives it out again before anybody looks: what was made by it the first time is known by nobody, and stays."""
+    """The database lost its second number, and gives it out again before anybody looks: what was made by it the
+    first time is known by nobody, and stays.
+    """
     stores.add(world.snapshot("first", labels={"gc.root": "x"}))
     async with Collector(world.database, stores, QUIET, lambda _: None).running() as before:
         await before.collect()
@@ -86,8 +88,12 @@ async def test_it_outlives_the_process_and_what_is_known_goes_meanwhile(world: W
 
 
 @pytest.mark.parametrize("measures", [Measures(victims=1)], ids=["small"])
-async def test_a_sign_that_comes_during_a_sweep_counts(world: World, stores: MemoryRawStores, collector: Collector) -> None:
-    """What was found to be nobody's before it, and was not yet removed, is judged by it: what was never named here stays."""
+async def test_a_sign_that_comes_during_a_sweep_counts(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
+    """What was found to be nobody's before it, and was not yet removed, is judged by it: what was never named here
+    stays.
+    """
     unknown, known = [Raw(CONTENT, "blob", digest(n)) for n in range(1, 5)], world.blob(9)
     for raw in (*unknown, known):
         stores.add(raw)
@@ -103,8 +109,12 @@ async def test_a_sign_that_comes_during_a_sweep_counts(world: World, stores: Mem
 
 @pytest.mark.parametrize("when", ["before", "while records are buried", "during a sweep"])
 @pytest.mark.parametrize("measures", [Measures(victims=1, records=1)], ids=["small"])
-async def test_by_a_damaged_database_nothing_is_collected(world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    """An image's record that was on a lost page named blobs whose own records are there, or not, and what says that they were once named: all stay, until an operator says otherwise."""
+async def test_by_a_damaged_database_nothing_is_collected(
+    world: World, stores: MemoryRawStores, collector: Collector, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """An image's record that was on a lost page named blobs whose own records are there, or not, and what says that
+    they were once named: all stay, until an operator says otherwise.
+    """
     blobs = [world.blob(n) for n in range(1, 5)]
     for raw in blobs:
         stores.add(raw)
@@ -121,6 +131,7 @@ async def test_by_a_damaged_database_nothing_is_collected(world: World, stores: 
 
         monkeypatch.setattr(collector_module, "_bury", met)
     else:
+
         async def found(method: str, name: str) -> None:
             if method == "remove" and not reason(world):
                 await guard.hold(world.database, "damaged", damaged=True)
@@ -129,7 +140,11 @@ async def test_by_a_damaged_database_nothing_is_collected(world: World, stores: 
     collected = await collector.collect()
     records = [blob.digest for _, blob in world.database.view(lambda tx: list(schema.BLOBS.scan(tx)))]
     assert reason(world) == "damaged"
-    assert (len(records), len(stores.blobs)) == {"before": (4, 4), "while records are buried": (3, 4), "during a sweep": (0, 3)}[when]
+    assert (len(records), len(stores.blobs)) == {
+        "before": (4, 4),
+        "while records are buried": (3, 4),
+        "during a sweep": (0, 3),
+    }[when]
     assert "damaged" in " ".join((await collector.collect()).failed), collected
     monkeypatch.undo()
     stores.before = None
@@ -159,7 +174,9 @@ async def test_the_first_reason_stays(world: World) -> None:
 
 
 @pytest.mark.parametrize("measures", [Measures(beside=0.01)], ids=["small"])
-async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(world: World, stores: MemoryRawStores, collector: Collector) -> None:
+async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(
+    world: World, stores: MemoryRawStores, collector: Collector
+) -> None:
     """Blobs have no numbers: while a snapshotter is away, or does not answer, those that are known go, and no other."""
     known = world.blob(1)
     stores.add(known)
@@ -181,7 +198,9 @@ async def test_no_unknown_blob_goes_before_the_snapshotters_were_looked_at(world
     assert (await collector.collect()).removed == (f"content {digest(9)}",)
 
 
-async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_whole(world: World, stores: MemoryRawStores) -> None:
+async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_whole(
+    world: World, stores: MemoryRawStores
+) -> None:
     """Who asks for a collection at the start waits for that."""
     stores.add(world.blob(1))
     known = asyncio.Event()
@@ -189,7 +208,9 @@ async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_w
     async def ready() -> None:
         await known.wait()
 
-    async with Collector(world.database, stores, Config(startup_delay=0.001), lambda _: None, ready).running() as collector:
+    async with Collector(
+        world.database, stores, Config(startup_delay=0.001), lambda _: None, ready
+    ).running() as collector:
         asked = asyncio.create_task(collector.collect())
         done, _ = await asyncio.wait([asked], timeout=0.1)
         assert not done
@@ -200,14 +221,18 @@ async def test_nothing_is_collected_before_it_is_known_whether_the_database_is_w
 
 @pytest.mark.parametrize("stamp", ["another", ""])
 async def test_what_is_somebody_elses_is_not_released(world: World, stamp: str) -> None:
-    """A proxy plugin may be another node's snapshotter, which that node uses: it holds back nothing of ours, and an operator who releases ours says nothing of it."""
+    """A proxy plugin may be another node's snapshotter, which that node uses: it holds back nothing of ours, and an
+    operator who releases ours says nothing of it.
+    """
     store_id = await world.database.store_id()
     gateway = Gateway(incarnation="g", content=CONTENT, snapshotters=("overlayfs", "mine"))
     await world.database.transactions.write(lambda tx: schema.GATEWAY.put(tx, value=gateway))
     stores = MemoryRawStores(content=store_id, snapshots_overlayfs=store_id, snapshots_mine=stamp)
     theirs = Raw("snapshots.mine", "snapshot", "ns/1/theirs")
     stores.add(theirs)
-    async with Collector(world.database, stores, QUIET, lambda _: None, foreign=["snapshots.mine"]).running() as collector:
+    async with Collector(
+        world.database, stores, QUIET, lambda _: None, foreign=["snapshots.mine"]
+    ).running() as collector:
         await collector.collect()
         assert not reason(world)
         stores.add(Raw(OVERLAY, "snapshot", "ns/77/lost"))

@@ -1,4 +1,6 @@
-"""Marking: which records live, on small graphs. containerd's facts, of core/metadata/gc.go and docs/garbage-collection.md."""
+"""Marking: which records live, on small graphs. containerd's facts, of core/metadata/gc.go and
+docs/garbage-collection.md.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,12 @@ def test_labels_that_only_begin_alike_refer_to_nothing(world: World) -> None:
 
 
 def test_a_container_holds_its_snapshot_and_its_labels(world: World) -> None:
-    """A container keeps its snapshot with all parents and what its labels name, but not the image that it was made from."""
-    world.container("c", "rw", {"gc.ref.snapshot.overlayfs/extra": "extra", "gc.ref.content.0": digest(1), "gc.ref.image": "old"})
+    """A container keeps its snapshot with all parents and what its labels name, but not the image that it was made
+    from.
+    """
+    world.container(
+        "c", "rw", {"gc.ref.snapshot.overlayfs/extra": "extra", "gc.ref.content.0": digest(1), "gc.ref.image": "old"}
+    )
     world.snapshot("rw", "layer", kind="active")
     world.snapshot("layer")
     world.snapshot("extra")
@@ -79,7 +85,9 @@ def test_roots_by_label(world: World) -> None:
 
 def test_a_lease_holds_what_it_was_given(world: World) -> None:
     """A lease keeps its content, snapshots, ingests and images, with all that those refer to."""
-    world.lease("lease", ("content", digest(1)), ("snapshots/overlayfs", "top"), ("ingests", "held"), ("images", "expired"))
+    world.lease(
+        "lease", ("content", digest(1)), ("snapshots/overlayfs", "top"), ("ingests", "held"), ("images", "expired")
+    )
     world.blob(1, {"gc.ref.content": digest(2)})
     world.blob(2)
     world.snapshot("top", "bottom", {"gc.ref.content": digest(3)})
@@ -95,7 +103,9 @@ def test_a_lease_holds_what_it_was_given(world: World) -> None:
 
 def test_a_flat_lease_holds_no_more_than_it_says(world: World) -> None:
     """With gc.flat labels of what is held are not followed; parents of snapshots and targets of images still are."""
-    world.lease("lease", ("content", digest(1)), ("snapshots/overlayfs", "top"), ("images", "image"), labels={"gc.flat": "yes"})
+    world.lease(
+        "lease", ("content", digest(1)), ("snapshots/overlayfs", "top"), ("images", "image"), labels={"gc.flat": "yes"}
+    )
     world.blob(1, {"gc.ref.content": digest(2)})
     world.blob(2)
     world.snapshot("top", "bottom", {"gc.ref.content": digest(3)})
@@ -119,7 +129,9 @@ def test_held_flat_and_referred_to_otherwise(world: World) -> None:
 
 
 def test_leases_expire(world: World) -> None:
-    """A lease past its gc.expire is dead with what only it held; one that expires later lives, and says when to look again."""
+    """A lease past its gc.expire is dead with what only it held; one that expires later lives, and says when to
+    look again.
+    """
     world.lease("over", ("content", digest(1)), labels={"gc.expire": stamp(NOW - SECOND)})
     world.lease("later", ("content", digest(2)), labels={"gc.expire": stamp(NOW + HOUR)})
     world.blob(1)
@@ -131,7 +143,9 @@ def test_leases_expire(world: World) -> None:
     assert world.dead(wake + 1) == {"lease over", "lease later", "content 1", "content 2"}
 
 
-@pytest.mark.parametrize("value", ["", "tomorrow", "2020-01-01", "2020-01-01 00:00:00Z", "20200101T000000Z", "2020-13-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "value", ["", "tomorrow", "2020-01-01", "2020-01-01 00:00:00Z", "20200101T000000Z", "2020-13-01T00:00:00Z"]
+)
 def test_an_expiry_that_is_no_time_is_none(world: World, value: str) -> None:
     """A lease or an image whose gc.expire cannot be read is kept."""
     world.lease("lease", ("content", digest(1)), labels={"gc.expire": value})
@@ -246,15 +260,39 @@ def test_a_ring_without_a_root_is_dead(world: World) -> None:
 
 
 def test_conditions_hold_for_their_time(world: World) -> None:
-    """gc.cond.snapshot keeps a snapshot that was used less (or more) than so long ago, through the living thing that has the label; it says when that ends."""
-    world.blob(1, {"gc.root": "x", "gc.cond.snapshot.overlayfs": "usedat<2h|young", "gc.cond.snapshot.overlayfs/b": "usedat<2h|old",
-                   "gc.cond.snapshot.overlayfs/c": "usedat>2h|old enough", "gc.cond.snapshot.overlayfs/d": "usedat<=9h|young but equal",
-                   "gc.cond.snapshot.overlayfs/e": "unknown<1h,usedat<9h|any of them", "gc.cond.snapshot.overlayfs/f": "usedat<9h|unused"})
+    """gc.cond.snapshot keeps a snapshot that was used less (or more) than so long ago, through the living thing
+    that has the label; it says when that ends.
+    """
+    world.blob(
+        1,
+        {
+            "gc.root": "x",
+            "gc.cond.snapshot.overlayfs": "usedat<2h|young",
+            "gc.cond.snapshot.overlayfs/b": "usedat<2h|old",
+            "gc.cond.snapshot.overlayfs/c": "usedat>2h|old enough",
+            "gc.cond.snapshot.overlayfs/d": "usedat<=9h|young but equal",
+            "gc.cond.snapshot.overlayfs/e": "unknown<1h,usedat<9h|any of them",
+            "gc.cond.snapshot.overlayfs/f": "usedat<9h|unused",
+        },
+    )
     world.blob(2, {"gc.cond.snapshot.overlayfs": "usedat<9h|of a dead one"})
-    for name, hours in (("young", 1), ("old", 3), ("old enough", 3), ("young but equal", 1), ("any of them", 3), ("of a dead one", 1)):
+    for name, hours in (
+        ("young", 1),
+        ("old", 3),
+        ("old enough", 3),
+        ("young but equal", 1),
+        ("any of them", 3),
+        ("of a dead one", 1),
+    ):
         world.snapshot(name, labels={"gc.cond.value-usedat": stamp(NOW - hours * HOUR)})
     world.snapshot("unused")
-    assert world.dead() == {"content 2", "snapshot old", "snapshot young but equal", "snapshot of a dead one", "snapshot unused"}
+    assert world.dead() == {
+        "content 2",
+        "snapshot old",
+        "snapshot young but equal",
+        "snapshot of a dead one",
+        "snapshot unused",
+    }
     wake = world.marking().wake
     assert wake is not None
     assert abs(wake - (NOW + HOUR)) < 1000, "when 'young' is no longer that"

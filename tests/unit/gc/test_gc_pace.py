@@ -83,7 +83,12 @@ def test_a_pause_threshold_of_zero_leaves_an_interval_of_a_second() -> None:
 def test_the_bounds_of_the_settings_are_containerds() -> None:
     """pause_threshold is 0.5 at most, and nothing is negative."""
     config = Config(pause_threshold=0.9, mutation_threshold=-1, schedule_delay=-1.0, startup_delay=-1.0).bounded()
-    assert (config.pause_threshold, config.mutation_threshold, config.schedule_delay, config.startup_delay) == (0.5, 0, 0.0, 0.0)
+    assert (config.pause_threshold, config.mutation_threshold, config.schedule_delay, config.startup_delay) == (
+        0.5,
+        0,
+        0.0,
+        0.0,
+    )
 
 
 def test_the_deletion_threshold_does_not_wait_for_a_turn() -> None:

@@ -1,4 +1,6 @@
-"""A node in memory for transfers' parts: blobs, images, snapshots, and layers that are applied by naming their diff id. And small archives."""
+"""A node in memory for transfers' parts: blobs, images, snapshots, and layers that are applied by naming their diff
+id. And small archives.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,19 @@ def tar_of(files: Mapping[str, bytes | str]) -> bytes:
 
 def layout(entries: Sequence[Mapping[str, Any]], blobs: Mapping[str, bytes]) -> bytes:
     """An OCI layout with these entries in its index."""
-    return tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps({"schemaVersion": 2, "manifests": entries}).encode(),
-                   **{f"blobs/sha256/{digest[7:]}": data for digest, data in blobs.items()}})
+    return tar_of(
+        {
+            "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+            "index.json": json.dumps({"schemaVersion": 2, "manifests": entries}).encode(),
+            **{f"blobs/sha256/{digest[7:]}": data for digest, data in blobs.items()},
+        }
+    )
 
 
 async def pieces(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
     """``data`` as a client sends it."""
     for start in range(0, len(data), size):
-        yield data[start:start + size]
+        yield data[start : start + size]
 
 
 class Told(list[Progress]):
@@ -96,7 +103,9 @@ class MemoryFilling:
 
 
 class MemorySnapshotter:
-    """A ``Snapshotter`` of records: committed names and active keys with their parents and labels. An application is noted by the key's mount."""
+    """A ``Snapshotter`` of records: committed names and active keys with their parents and labels. An application
+    is noted by the key's mount.
+    """
 
     def __init__(self) -> None:
         self.committed: dict[str, tuple[str, Mapping[str, str]]] = {}
@@ -133,7 +142,10 @@ class MemorySnapshotter:
 
     async def update(self, key: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Snapshot:
         parent, current = self._there(key)
-        (self.committed if key in self.committed else self.active)[key] = parent, updated_labels(key, current, labels, paths)
+        (self.committed if key in self.committed else self.active)[key] = (
+            parent,
+            updated_labels(key, current, labels, paths),
+        )
         self.times[key] = self.times.get(key, (0, 0))[0], time.time_ns()
         return self._info(key)
 
@@ -278,7 +290,9 @@ class MemoryNode:
             self.put(path.read_bytes(), labels)
             path.unlink()
 
-        ingest = FileIngest(os.open(path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit)
+        ingest = FileIngest(
+            os.open(path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit
+        )
         try:
             await ingest.resumed()
             yield ingest
@@ -310,7 +324,9 @@ class MemoryNode:
     async def unpacks(self, snapshotter: str) -> How:
         return self.how
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False) -> Applied:
+    async def apply(
+        self, layer: Descriptor, mounts: Sequence[Mount], *, ingest: Ingest | None = None, alone: bool = False
+    ) -> Applied:
         if layer.digest not in self.diff_ids:
             raise errors.NotFound(f"content digest {layer.digest}")
         self.applied.append(layer.digest)

@@ -10,7 +10,9 @@ from tests.support import eventually_async
 
 
 async def test_callers_take_turns() -> None:
-    """One who wants something a hundred times does not keep waiting who wants it once; of one's own the order is kept, and who gave up is passed over."""
+    """One who wants something a hundred times does not keep waiting who wants it once; of one's own the order is
+    kept, and who gave up is passed over.
+    """
     queue, done = FairQueue(), list[str]()
     first = asyncio.Event()
 
@@ -19,7 +21,19 @@ async def test_callers_take_turns() -> None:
             done.append(what)
             await (first.wait() if what == "first" else asyncio.sleep(0))
 
-    tasks = [asyncio.ensure_future(work(*each)) for each in (("a", "first"), ("a", "a1"), ("a", "a2"), ("a", "gives up"), ("a", "a3"), ("b", "b1"), ("c", "gives up"), ("b", "b2"))]
+    tasks = [
+        asyncio.ensure_future(work(*each))
+        for each in (
+            ("a", "first"),
+            ("a", "a1"),
+            ("a", "a2"),
+            ("a", "gives up"),
+            ("a", "a3"),
+            ("b", "b1"),
+            ("c", "gives up"),
+            ("b", "b2"),
+        )
+    ]
     await asyncio.sleep(0)
     for task in (tasks[3], tasks[6]):
         task.cancel()

@@ -38,7 +38,9 @@ async def fail(documents: list[weakref.ref[Document]]) -> None:
 
 
 async def test_a_failure_keeps_nothing_alive() -> None:
-    """Neither that of a part, however deep it is, nor that of the call that it was the end of: a stranger's document has megabytes, and a look for cycles may be minutes away."""
+    """Neither that of a part, however deep it is, nor that of the call that it was the end of: a stranger's
+    document has megabytes, and a look for cycles may be minutes away.
+    """
     documents: list[weakref.ref[Document]] = []
 
     async def both() -> None:

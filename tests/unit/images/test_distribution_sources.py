@@ -22,6 +22,10 @@ def test_what_is_mounted_comes_from_the_repository_most_alike() -> None:
     """Never from the target itself, nor from another host."""
     reference = Reference.parse("example.com/team/app/box:1")
     key = source_key(reference)
-    labels = [{key: "library/box,team/app/box"}, {key: "team/app/other,team/x"}, {"containerd.io/distribution.source.elsewhere": "team/app/box2"}]
+    labels = [
+        {key: "library/box,team/app/box"},
+        {key: "team/app/other,team/x"},
+        {"containerd.io/distribution.source.elsewhere": "team/app/box2"},
+    ]
     assert mountable(labels, reference, 3) == ["team/app/other", "team/x", "library/box"]
     assert mountable(labels, reference, 1) == ["team/app/other"]

@@ -41,7 +41,14 @@ def index(node: MemoryNode, entries: Sequence[Descriptor]) -> Descriptor:
 
 
 def manifest(node: MemoryNode, layers: int) -> Descriptor:
-    return stored(node, media_types.MANIFEST, {"config": {"mediaType": media_types.CONFIG, "digest": D, "size": 1}, "layers": [{"mediaType": LAYER, "digest": D, "size": 1}] * layers})
+    return stored(
+        node,
+        media_types.MANIFEST,
+        {
+            "config": {"mediaType": media_types.CONFIG, "digest": D, "size": 1},
+            "layers": [{"mediaType": LAYER, "digest": D, "size": 1}] * layers,
+        },
+    )
 
 
 async def walked(walk: Walk, root: Descriptor) -> int:
@@ -84,7 +91,9 @@ async def test_references_are_counted_as_often_as_they_are_met(node: MemoryNode)
 
 
 async def test_what_is_met_again_is_not_read_again(node: MemoryNode) -> None:
-    """Twelve indexes that name the next one twice are 8,190 references, and twelve documents to read and to label: each time that would be calls, and a minute of them."""
+    """Twelve indexes that name the next one twice are 8,190 references, and twelve documents to read and to label:
+    each time that would be calls, and a minute of them.
+    """
     at = index(node, ())
     for _ in range(12):
         at = index(node, (at, at))
@@ -110,14 +119,24 @@ async def test_the_same_document_for_another_platform_is_another_walk(node: Memo
     walk = Walk(node)
     assert walk.first(at)
     assert not walk.first(at.annotated({"a": "b"}))
-    for other in (replace(at, platform=Platform("linux", "s390x")), replace(at, media_type=media_types.INDEX), replace(at, size=1)):
+    for other in (
+        replace(at, platform=Platform("linux", "s390x")),
+        replace(at, media_type=media_types.INDEX),
+        replace(at, size=1),
+    ):
         assert walk.first(other)
 
 
 async def test_only_what_is_wanted_counts(node: MemoryNode) -> None:
     """As in containerd, which counts what is left of an index for the platforms that are pulled."""
-    entries = [Descriptor(media_types.MANIFEST, D, 1, platform=Platform("linux", "amd64" if n % 2 else "s390x")) for n in range(REFERENCES)]
-    graph, descriptor = Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))), Descriptor(media_types.INDEX, node.put(b"{}"), 2)
+    entries = [
+        Descriptor(media_types.MANIFEST, D, 1, platform=Platform("linux", "amd64" if n % 2 else "s390x"))
+        for n in range(REFERENCES)
+    ]
+    graph, descriptor = (
+        Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))),
+        Descriptor(media_types.INDEX, node.put(b"{}"), 2),
+    )
     assert len(await graph.wanted(descriptor, entries)) == REFERENCES // 2
     with pytest.raises(errors.ResourceExhausted, match="too many descriptors"):
         await graph.wanted(descriptor, entries)
@@ -129,15 +148,26 @@ async def test_an_image_has_a_number_of_layers(node: MemoryNode) -> None:
     assert len(await Graph(node, ImageStore()).children(most)) == graph.LAYERS + 1
     with pytest.raises(errors.ResourceExhausted) as caught:
         await Graph(node, ImageStore()).children(more)
-    assert str(caught.value) == f"manifest {more.digest} has {graph.LAYERS + 1} layers (limit {graph.LAYERS}): resource exhausted"
+    assert (
+        str(caught.value)
+        == f"manifest {more.digest} has {graph.LAYERS + 1} layers (limit {graph.LAYERS}): resource exhausted"
+    )
     assert not node.labels[more.digest]
     assert await Graph(node, ImageStore(), graph.LAYERS + 1).children(more)
 
 
 async def test_a_malformed_child_is_refused_before_a_label_is_written(node: MemoryNode) -> None:
-    """Also one that is not wanted, or that is said to be a referrer, whose label is cut from its digest (containerd 2.4.2)."""
+    """Also one that is not wanted, or that is said to be a referrer, whose label is cut from its digest (containerd
+    2.4.2).
+    """
     for digest in ("sha256:12", "x", "sha256:" + "g" * 64):
-        bad = index(node, (Descriptor(media_types.MANIFEST, D, 1), Descriptor(media_types.MANIFEST, digest, 1, {manifests.SUBJECT: D}, Platform("plan9", "mips"))))
+        bad = index(
+            node,
+            (
+                Descriptor(media_types.MANIFEST, D, 1),
+                Descriptor(media_types.MANIFEST, digest, 1, {manifests.SUBJECT: D}, Platform("plan9", "mips")),
+            ),
+        )
         with pytest.raises(errors.InvalidArgument, match=f'index {bad.digest}: "{digest}": invalid checksum digest'):
             await Graph(node, ImageStore(platforms=(Platform("linux", "amd64"),))).children(bad)
         assert not node.labels[bad.digest]

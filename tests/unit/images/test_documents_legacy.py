@@ -1,4 +1,6 @@
-"""Old manifests, whose config is said to be an octet stream: written anew as containerd writes them, unless they are no image's."""
+"""Old manifests, whose config is said to be an octet stream: written anew as containerd writes them, unless they
+are no image's.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,32 @@ def node(tmp_path: Path) -> MemoryNode:
 def put(node: MemoryNode, config: bytes, media_type: str = OCTET_STREAM, **more: Any) -> Descriptor:
     """A manifest of one layer."""
     named = {"mediaType": media_type, "digest": node.put(config), "size": len(config)}
-    data = json.dumps({"schemaVersion": 2, "mediaType": media_types.DOCKER_MANIFEST, "config": named, "layers": [manifests.descriptor_to_json(LAYER)], **more}).encode()
+    data = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": media_types.DOCKER_MANIFEST,
+            "config": named,
+            "layers": [manifests.descriptor_to_json(LAYER)],
+            **more,
+        }
+    ).encode()
     return Descriptor(media_types.DOCKER_MANIFEST, node.put(data), len(data))
 
 
-CONFIG = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:x"]}}).encode()
+CONFIG = json.dumps(
+    {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:x"]}}
+).encode()
 
 
 async def test_the_config_becomes_dockers(node: MemoryNode) -> None:
-    """In Go's order of fields, three spaces for each level, what is not known dropped; labelled, so that config and layers are kept."""
+    """In Go's order of fields, three spaces for each level, what is not known dropped; labelled, so that config and
+    layers are kept.
+    """
     made = await converted(node, put(node, CONFIG, unknown=1, annotations={"b": "<", "a": "1"}))
     digest = digests.digest_of(CONFIG)
-    assert node.blobs[made.digest].decode() == f"""{{
+    assert (
+        node.blobs[made.digest].decode()
+        == f"""{{
    "schemaVersion": 2,
    "mediaType": "{media_types.DOCKER_MANIFEST}",
    "config": {{
@@ -56,14 +72,25 @@ async def test_the_config_becomes_dockers(node: MemoryNode) -> None:
       "b": "\\u003c"
    }}
 }}"""
+    )
     assert made == Descriptor(media_types.DOCKER_MANIFEST, made.digest, len(node.blobs[made.digest]))
-    assert node.labels[made.digest] == {"containerd.io/gc.ref.content.config": digest, "containerd.io/gc.ref.content.l.0": LAYER.digest}
+    assert node.labels[made.digest] == {
+        "containerd.io/gc.ref.content.config": digest,
+        "containerd.io/gc.ref.content.l.0": LAYER.digest,
+    }
     assert await converted(node, made) == made
 
 
-@pytest.mark.parametrize(("config", "media_type"), [
-    (CONFIG, media_types.CONFIG), (b"\x00not json", OCTET_STREAM), (b"{}", OCTET_STREAM), (b"[]", OCTET_STREAM), (CONFIG.replace(b'"sha256:x"', b'"a", "b"'), OCTET_STREAM),
-])
+@pytest.mark.parametrize(
+    ("config", "media_type"),
+    [
+        (CONFIG, media_types.CONFIG),
+        (b"\x00not json", OCTET_STREAM),
+        (b"{}", OCTET_STREAM),
+        (b"[]", OCTET_STREAM),
+        (CONFIG.replace(b'"sha256:x"', b'"a", "b"'), OCTET_STREAM),
+    ],
+)
 async def test_what_is_no_old_image_stays(node: MemoryNode, config: bytes, media_type: str) -> None:
     """An image of today, and artifacts with whatever config."""
     manifest = put(node, config, media_type)

@@ -63,7 +63,12 @@ async def test_what_is_found_is_the_same(count: int) -> None:
 
 async def test_errors_are_the_same() -> None:
     """In their words, and of their kinds; the program goes on."""
-    for document in (written({"manifests": [{"digest": "x"}]}), written({"manifests": 7}), written(7)[1:] + b"]", written({"manifests": [{}] * (manifests.REFERENCES + 1)})):
+    for document in (
+        written({"manifests": [{"digest": "x"}]}),
+        written({"manifests": 7}),
+        written(7)[1:] + b"]",
+        written({"manifests": [{}] * (manifests.REFERENCES + 1)}),
+    ):
         with pytest.raises(errors.NodeError) as expected:
             manifests.children_in(document, INDEX)
         with pytest.raises(type(expected.value)) as caught:
@@ -89,7 +94,9 @@ def test_a_program_that_was_killed_is_started_again(program: parser.Program) -> 
 
 def test_a_program_that_ends_in_the_middle_says_so(program: parser.Program) -> None:
     """Or that does not answer: no call hangs."""
-    with pytest.raises(errors.Internal, match=r"^the program that reads documents ended with exit code 3, see the service's log$"):
+    with pytest.raises(
+        errors.Internal, match=r"^the program that reads documents ended with exit code 3, see the service's log$"
+    ):
         program.read(os._exit, (3,), {})
     program._silent = 0.2
     with pytest.raises(errors.Internal, match=r"^the program that reads documents was silent for 0.2 s$"):
@@ -110,8 +117,11 @@ def test_a_program_without_work_ends(program: parser.Program) -> None:
         os.kill(running, 0)
 
 
-async def test_the_end_of_the_service_waits_for_no_document(program: parser.Program, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_of_the_service_waits_for_no_document(
+    program: parser.Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not even for one that is being read: its caller is told."""
+
     async def started() -> bool:
         return program._process is not None
 
@@ -129,7 +139,14 @@ def test_the_program_has_the_code_of_its_service(tmp_path: Path) -> None:
     shutil.copytree(TOP / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "document").write_bytes(entries(*ENTRIES))
     (tmp_path / "user").write_text(USER)
-    done = subprocess.run([sys.executable, "-P", tmp_path / "user", tmp_path], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", tmp_path / "user", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "1000\n"), done.stderr
 
 

@@ -49,9 +49,18 @@ class Made:
         return {"mediaType": media_type, "digest": digest_of(data), "size": len(data), **more}
 
     def image(self, *layers: bytes, platform: Platform = HERE, **more: Any) -> dict[str, Any]:
-        config = {**manifests.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}}
-        manifest = {"schemaVersion": 2, "config": self.put(media_types.CONFIG, json.dumps(config).encode()), "layers": [self.put(LAYER, layer) for layer in layers]}
-        return self.put(media_types.MANIFEST, json.dumps(manifest).encode(), platform=manifests.platform_to_json(platform), **more)
+        config = {
+            **manifests.platform_to_json(platform),
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "config": self.put(media_types.CONFIG, json.dumps(config).encode()),
+            "layers": [self.put(LAYER, layer) for layer in layers],
+        }
+        return self.put(
+            media_types.MANIFEST, json.dumps(manifest).encode(), platform=manifests.platform_to_json(platform), **more
+        )
 
     def index(self, *entries: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         return self.put(media_types.INDEX, json.dumps({"schemaVersion": 2, "manifests": entries}).encode(), **more)
@@ -65,17 +74,36 @@ async def read(archive: bytes, node: MemoryNode, **limits: int) -> importer.Cont
     return await importer.read(ImportStream(pieces(archive)), node, **limits)
 
 
-async def imported(archive: bytes | AsyncIterator[bytes], node: MemoryNode, store: ImageStore | None = None, told: Told | None = None, **stream: Any) -> None:
+async def imported(
+    archive: bytes | AsyncIterator[bytes],
+    node: MemoryNode,
+    store: ImageStore | None = None,
+    told: Told | None = None,
+    **stream: Any,
+) -> None:
     source = pieces(archive) if isinstance(archive, bytes) else archive
     async with asyncio.timeout(20):
-        await importer.imported(ImportStream(source, **stream), ImageStore(references=(NAMED,)) if store is None else store, node, Unpacker(),
-                                 Told() if told is None else told)
+        await importer.imported(
+            ImportStream(source, **stream),
+            ImageStore(references=(NAMED,)) if store is None else store,
+            node,
+            Unpacker(),
+            Told() if told is None else told,
+        )
 
 
 # ---------------------------------------------------------------------------------------------- imports
 
 
-@pytest.mark.parametrize("packed", [bytes, gzip.compress, zstandard.ZstdCompressor().compress, lambda x: gzip.compress(x[:700]) + gzip.compress(x[700:])])
+@pytest.mark.parametrize(
+    "packed",
+    [
+        bytes,
+        gzip.compress,
+        zstandard.ZstdCompressor().compress,
+        lambda x: gzip.compress(x[:700]) + gzip.compress(x[700:]),
+    ],
+)
 async def test_a_layout_is_imported_compressed_or_not(node: MemoryNode, packed: Any) -> None:
     """Every file becomes a blob, the entries images, and documents are labelled with what they refer to."""
     made, told = Made(), Told()
@@ -86,8 +114,10 @@ async def test_a_layout_is_imported_compressed_or_not(node: MemoryNode, packed: 
     stored = node.images["a.io/b:1"].target
     assert (stored.media_type, stored.digest, stored.size) == (image["mediaType"], image["digest"], image["size"])
     children = json.loads(node.blobs[image["digest"]])
-    assert node.labels[image["digest"]] == {"containerd.io/gc.ref.content.config": children["config"]["digest"],
-                                            "containerd.io/gc.ref.content.l.0": children["layers"][0]["digest"]}
+    assert node.labels[image["digest"]] == {
+        "containerd.io/gc.ref.content.config": children["config"]["digest"],
+        "containerd.io/gc.ref.content.l.0": children["layers"][0]["digest"],
+    }
     assert told.events() == [("Importing", ""), ("saved", "a.io/b:1"), ("Completed import", "")]
     assert told[1].descriptor is not None
     assert told[1].descriptor.digest == image["digest"]
@@ -117,16 +147,32 @@ async def test_documents_that_an_archive_lacks_are_missed_and_layers_are_not(nod
 
 
 async def test_files_with_the_same_bytes_are_one_blob(node: MemoryNode) -> None:
-    """Small ones; each would be an ingest and a commit, and an archive of 100 KiB has two thousand. Large ones nobody keeps to compare."""
+    """Small ones; each would be an ingest and a commit, and an archive of 100 KiB has two thousand. Large ones
+    nobody keeps to compare.
+    """
     made = Made()
     image = made.image(b"layer", **named("a:1"))
-    files = {f"d/{n}": (b"", b"same", b"x" * 65536)[n % 3] for n in range(300)} | {"large/1": b"y" * 65537, "large/2": b"y" * 65537}
-    documents = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps({"schemaVersion": 2, "manifests": [image]}).encode()}
-    await imported(tar_of(files | documents | {f"blobs/sha256/{digest[7:]}": data for digest, data in made.blobs.items()}), node)
+    files = {f"d/{n}": (b"", b"same", b"x" * 65536)[n % 3] for n in range(300)} | {
+        "large/1": b"y" * 65537,
+        "large/2": b"y" * 65537,
+    }
+    documents = {
+        "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+        "index.json": json.dumps({"schemaVersion": 2, "manifests": [image]}).encode(),
+    }
+    await imported(
+        tar_of(files | documents | {f"blobs/sha256/{digest[7:]}": data for digest, data in made.blobs.items()}), node
+    )
     assert list(node.images) == ["a:1"]
     assert {digest_of(data) for data in files.values()} <= node.blobs.keys()
-    refs = [ref[:-len("-01234567")] for ref in node.refs]  # its unique part may hold a dash itself
-    assert [ref for ref in refs if ref.startswith(("tar-d/", "tar-large/"))] == ["tar-d/0", "tar-d/1", "tar-d/2", "tar-large/1", "tar-large/2"]
+    refs = [ref[: -len("-01234567")] for ref in node.refs]  # its unique part may hold a dash itself
+    assert [ref for ref in refs if ref.startswith(("tar-d/", "tar-large/"))] == [
+        "tar-d/0",
+        "tar-d/1",
+        "tar-d/2",
+        "tar-large/1",
+        "tar-large/2",
+    ]
 
 
 async def test_what_is_named_many_times_is_labelled_once(node: MemoryNode) -> None:
@@ -153,7 +199,10 @@ async def test_only_wanted_platforms_are_walked(node: MemoryNode) -> None:
     index = made.index(here, there, **named("multi:1"))
     blobs = {d: b for d, b in made.blobs.items() if d != there["digest"]}
     await imported(layout([index], blobs), node, ImageStore(platforms=(HERE,), references=(NAMED,)))
-    assert node.labels[index["digest"]] == {"containerd.io/gc.ref.content.m.0": here["digest"], "containerd.io/gc.ref.content.m.1": there["digest"]}
+    assert node.labels[index["digest"]] == {
+        "containerd.io/gc.ref.content.m.0": here["digest"],
+        "containerd.io/gc.ref.content.m.1": there["digest"],
+    }
     with pytest.raises(errors.NotFound):
         await imported(layout([index], blobs), MemoryNode(node.directory))
 
@@ -173,46 +222,94 @@ async def test_a_limit_takes_the_manifests_that_are_wanted_most(node: MemoryNode
     """And there must be one."""
     made = Made()
     amd, arm = (made.image(a.encode(), platform=Platform("linux", a)) for a in ("amd64", "arm64"))
-    store = ImageStore(platforms=(Platform("linux", "arm64"), Platform("linux", "amd64")), manifest_limit=1, references=(NAMED,))
+    store = ImageStore(
+        platforms=(Platform("linux", "arm64"), Platform("linux", "amd64")), manifest_limit=1, references=(NAMED,)
+    )
     await imported(layout([made.index(amd, arm, **named("multi:1"))], made.blobs), node, store)
     assert node.labels[arm["digest"]]
     assert not node.labels[amd["digest"]]
     with pytest.raises(errors.NotFound, match="no match for platform in manifest"):
-        await imported(layout([amd], made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), manifest_limit=1))
+        await imported(
+            layout([amd], made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), manifest_limit=1)
+        )
 
 
 async def test_an_import_of_nothing_that_is_wanted_says_so(node: MemoryNode) -> None:
     made = Made()
-    with pytest.raises(errors.Unknown, match=f"^image might be filtered out: the archive is for {HERE}, wanted is linux/s390x$"):
-        await imported(layout([made.image(b"x", **named("a:1"))], made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,)))
+    with pytest.raises(
+        errors.Unknown, match=f"^image might be filtered out: the archive is for {HERE}, wanted is linux/s390x$"
+    ):
+        await imported(
+            layout([made.image(b"x", **named("a:1"))], made.blobs),
+            node,
+            ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,)),
+        )
     many = [made.image(b"x", platform=Platform("linux", f"a{n}" if n else "a" * 1000)) for n in range(10)]
-    with pytest.raises(errors.Unknown, match=f"^image might be filtered out: the archive is for linux/{'a' * 54}..., linux/a1, .*, linux/a7 and 2 more, wanted is linux/s390x$"):
-        await imported(layout(many, made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,)))
+    with pytest.raises(
+        errors.Unknown,
+        match=(
+            f"^image might be filtered out: the archive is for linux/{'a' * 54}..., linux/a1, .*, linux/a7 and 2 "
+            "more, wanted is linux/s390x$"
+        ),
+    ):
+        await imported(
+            layout(many, made.blobs), node, ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,))
+        )
     with pytest.raises(errors.Unknown, match="^image might be filtered out: the archive's index lists no image$"):
         await imported(layout([], {}), node)
     assert not node.images
 
 
 async def test_what_is_for_other_platforms_is_left_out_where_only_wanted_images_are(node: MemoryNode) -> None:
-    """Whether the index says so or only the config does; and so the index has no name. What is for no platform is taken; an attestation by itself is not."""
+    """Whether the index says so or only the config does; and so the index has no name. What is for no platform is
+    taken; an attestation by itself is not.
+    """
     made, told, there = Made(), Told(), Platform("linux", "s390x")
-    said, unsaid = made.image(b"there", platform=there, **named("said:1")), {k: v for k, v in made.image(b"there", platform=there, **named("unsaid:1")).items() if k != "platform"}
-    inner = made.index(made.image(b"a", platform=there), made.image(b"b", platform=Platform("linux", "arm", "v7")), made.image(b"c", platform=Platform("unknown", "unknown")), **named("inner:1"))
-    artifact = made.put(media_types.MANIFEST, json.dumps({"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}).encode(), **named("artifact:1"))
-    entries = [said, made.image(b"here", **named("here:1")), unsaid, inner, made.index(made.image(b"a", platform=there), made.image(b"here"), **named("multi:1")), artifact,
-               made.image(b"d", platform=Platform("unknown", "unknown"), **named("attest:1"))]
+    said, unsaid = (
+        made.image(b"there", platform=there, **named("said:1")),
+        {k: v for k, v in made.image(b"there", platform=there, **named("unsaid:1")).items() if k != "platform"},
+    )
+    inner = made.index(
+        made.image(b"a", platform=there),
+        made.image(b"b", platform=Platform("linux", "arm", "v7")),
+        made.image(b"c", platform=Platform("unknown", "unknown")),
+        **named("inner:1"),
+    )
+    artifact = made.put(
+        media_types.MANIFEST,
+        json.dumps(
+            {"schemaVersion": 2, "config": made.put("a/config", b"{}"), "layers": [made.put("a/data", b"data")]}
+        ).encode(),
+        **named("artifact:1"),
+    )
+    entries = [
+        said,
+        made.image(b"here", **named("here:1")),
+        unsaid,
+        inner,
+        made.index(made.image(b"a", platform=there), made.image(b"here"), **named("multi:1")),
+        artifact,
+        made.image(b"d", platform=Platform("unknown", "unknown"), **named("attest:1")),
+    ]
     prefix = ImageReference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True)
-    await imported(layout(entries, made.blobs), node, ImageStore(platforms=(HERE,), references=(prefix,), only_wanted=True), told)
+    await imported(
+        layout(entries, made.blobs), node, ImageStore(platforms=(HERE,), references=(prefix,), only_wanted=True), told
+    )
     assert list(node.images) == ["here:1", "multi:1", "artifact:1"]
     assert [(each.event, each.name) for each in told if each.event.startswith("not imported")] == [
-        ("not imported: for linux/s390x", "said:1"), ("not imported: for linux/s390x", "unsaid:1"), ("not imported: for linux/s390x, linux/arm/v7", "inner:1"),
-        ("not imported: for unknown/unknown", "attest:1")]
+        ("not imported: for linux/s390x", "said:1"),
+        ("not imported: for linux/s390x", "unsaid:1"),
+        ("not imported: for linux/s390x, linux/arm/v7", "inner:1"),
+        ("not imported: for unknown/unknown", "attest:1"),
+    ]
 
 
 async def test_an_archive_of_which_all_is_left_out_says_of_each_what_it_is_for(node: MemoryNode) -> None:
     made, told = Made(), Told()
     store = ImageStore(platforms=(Platform("linux", "s390x"),), references=(NAMED,), only_wanted=True)
-    await imported(layout([made.image(b"x", **named("a:1")), made.image(b"y", **named("b:1"))], made.blobs), node, store, told)
+    await imported(
+        layout([made.image(b"x", **named("a:1")), made.image(b"y", **named("b:1"))], made.blobs), node, store, told
+    )
     assert told.events()[1:-1] == [(f"not imported: for {HERE}", "a:1"), (f"not imported: for {HERE}", "b:1")]
     assert not node.images
 
@@ -224,7 +321,11 @@ async def test_an_archive_without_names_is_stored_by_digests(node: MemoryNode, s
     entries = [made.image(b"x"), made.image(b"y")]
     archive = layout(entries, made.blobs)
     index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
-    await imported(archive, node, ImageStore(references=(ImageReference("p", is_prefix=True, add_digest=True, skip_named_digest=skip),)))
+    await imported(
+        archive,
+        node,
+        ImageStore(references=(ImageReference("p", is_prefix=True, add_digest=True, skip_named_digest=skip),)),
+    )
     assert list(node.images) == [f"p@{digest_of(index)}", *(f"p@{entry['digest']}" for entry in entries)]
 
 
@@ -233,7 +334,9 @@ async def test_an_artifact_type_that_is_a_configs_makes_no_artifact(node: Memory
     made = Made()
     node.diff_ids = {digest_of(b"layer"): digest_of(b"layer")}
     store = ImageStore(platforms=(HERE,), references=(NAMED,), unpacks=(Unpacking(HERE),), only_wanted=True)
-    await imported(layout([made.image(b"layer", artifactType=media_types.CONFIG, **named("crane:1"))], made.blobs), node, store)
+    await imported(
+        layout([made.image(b"layer", artifactType=media_types.CONFIG, **named("crane:1"))], made.blobs), node, store
+    )
     assert list(node.images) == ["crane:1"]
     assert node.applied == [digest_of(b"layer")]
 
@@ -255,16 +358,23 @@ async def test_what_docker_saves_gets_the_manifest_that_containerd_makes_of_it(n
     layer = f'{{"mediaType":"{media_types.DOCKER_LAYER}","digest":"{digest_of(b"layer")}","size":5}}'
     assert node.blobs[target.digest].decode() == (
         f'{{"schemaVersion":2,"mediaType":"{media_types.DOCKER_MANIFEST}","config":{{"mediaType":"{media_types.DOCKER_CONFIG}","digest":"{digest_of(CONFIG)}",'
-        f'"size":{len(CONFIG)}}},"layers":[{layer},{layer}]}}')
+        f'"size":{len(CONFIG)}}},"layers":[{layer},{layer}]}}'
+    )
     index = next(d for d, labels in node.labels.items() if labels.get("containerd.io/gc.ref.content.m.1"))
-    assert node.blobs[index].startswith(b'{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.docker.distribution.manifest.v2+json"')
+    assert node.blobs[index].startswith(
+        b'{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.docker.distribution.manifest.v2+json"'
+    )
     assert b'"platform":{"architecture":"amd64","os":"linux"}' in node.blobs[index]
 
 
 @pytest.mark.parametrize("window", [27, 28])
 async def test_a_zstd_archive_has_a_window_as_zstd_takes_it(node: MemoryNode, window: int) -> None:
-    """Of 128 MiB, as by --ultra and --long; more is refused before memory is taken for it, however small the archive is."""
-    made = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=window)).compressobj()
+    """Of 128 MiB, as by --ultra and --long; more is refused before memory is taken for it, however small the
+    archive is.
+    """
+    made = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=window)
+    ).compressobj()
     archive = made.compress(tar(reg(b"f", b"1"))) + made.flush()
     assert zstandard.get_frame_parameters(archive).window_size == 1 << window
     if window == 27:
@@ -276,14 +386,20 @@ async def test_a_zstd_archive_has_a_window_as_zstd_takes_it(node: MemoryNode, wi
 
 @pytest.mark.parametrize("packed", [gzip.compress, zstandard.ZstdCompressor().compress])
 async def test_dockers_compressed_layers_are_called_so(node: MemoryNode, packed: Any) -> None:
-    await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": packed(b"layer")}), node)
+    await imported(
+        docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": packed(b"layer")}), node
+    )
     manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
     assert manifest["layers"][0]["mediaType"] == media_types.DOCKER_LAYER_GZIP
 
 
 async def test_layers_are_compressed_on_demand(node: MemoryNode) -> None:
-    await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer" * 99}), node, force_compress=True)
-    layer, = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])["layers"]
+    await imported(
+        docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer" * 99}),
+        node,
+        force_compress=True,
+    )
+    (layer,) = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])["layers"]
     assert layer["mediaType"] == media_types.DOCKER_LAYER_GZIP
     assert gzip.decompress(node.blobs[layer["digest"]]) == b"layer" * 99
     assert node.labels[layer["digest"]] == {"containerd.io/uncompressed": digest_of(b"layer" * 99)}
@@ -294,34 +410,44 @@ async def test_a_layer_that_the_node_has_compressed_is_that_one(node: MemoryNode
     known = node.put(gzip.compress(b"layer", mtime=0), {"containerd.io/uncompressed": digest_of(b"layer")})
     await imported(docker([{"Config": "c", "RepoTags": ["a"], "Layers": ["l"]}], {"c": CONFIG, "l": b"layer"}), node)
     manifest = json.loads(node.blobs[node.images["docker.io/library/a:latest"].target.digest])
-    assert manifest["layers"] == [{"mediaType": media_types.DOCKER_LAYER_GZIP, "digest": known, "size": len(node.blobs[known])}]
+    assert manifest["layers"] == [
+        {"mediaType": media_types.DOCKER_LAYER_GZIP, "digest": known, "size": len(node.blobs[known])}
+    ]
 
 
-@pytest.mark.parametrize(("archive", "why"), [
-    (b"", "unrecognized image format"),
-    (tar_of({"a": b"x"}), "unrecognized image format"),
-    (b"x" * 2000, "archive/tar: invalid tar header"),
-    (layout([], {})[:1550], 'failed to ingest "index.json": unexpected EOF'),
-    (gzip.compress(layout([], {}))[:100], "unexpected EOF"),
-    (tar_of({"oci-layout": b'{"imageLayoutVersion":"2"}'}), "unsupported OCI version 2"),
-    (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}), "missing index.json in OCI layout 1.0.0"),
-    (tar_of({"oci-layout": b"{"}), 'untar "oci-layout"'),
-    (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b"[]"}), "a list instead of an object"),
-    (docker({}, {}), 'untar "manifest.json": an object instead of a list'),
-    (docker([{"Config": "c"}], {}), 'image config "c" not found'),
-    (docker([{"Config": "c", "Layers": ["l"]}], {"c": CONFIG}), 'layer "l" not found'),
-    (docker([{"Config": "c", "Layers": "l"}], {"c": CONFIG}), r'untar "manifest.json": \[0\].Layers: a string instead of a list'),
-    (docker([{"Config": "c", "RepoTags": ["A"]}], {"c": CONFIG}), "must be lowercase"),
-    (docker([{"Config": "c"}], {"c": b"x"}), "unmarshal image config"),
-    (docker([], {"x": "nowhere"}), 'no target for symlink layer from "x" to "nowhere"'),
-])
+@pytest.mark.parametrize(
+    ("archive", "why"),
+    [
+        (b"", "unrecognized image format"),
+        (tar_of({"a": b"x"}), "unrecognized image format"),
+        (b"x" * 2000, "archive/tar: invalid tar header"),
+        (layout([], {})[:1550], 'failed to ingest "index.json": unexpected EOF'),
+        (gzip.compress(layout([], {}))[:100], "unexpected EOF"),
+        (tar_of({"oci-layout": b'{"imageLayoutVersion":"2"}'}), "unsupported OCI version 2"),
+        (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}), "missing index.json in OCI layout 1.0.0"),
+        (tar_of({"oci-layout": b"{"}), 'untar "oci-layout"'),
+        (tar_of({"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b"[]"}), "a list instead of an object"),
+        (docker({}, {}), 'untar "manifest.json": an object instead of a list'),
+        (docker([{"Config": "c"}], {}), 'image config "c" not found'),
+        (docker([{"Config": "c", "Layers": ["l"]}], {"c": CONFIG}), 'layer "l" not found'),
+        (
+            docker([{"Config": "c", "Layers": "l"}], {"c": CONFIG}),
+            r'untar "manifest.json": \[0\].Layers: a string instead of a list',
+        ),
+        (docker([{"Config": "c", "RepoTags": ["A"]}], {"c": CONFIG}), "must be lowercase"),
+        (docker([{"Config": "c"}], {"c": b"x"}), "unmarshal image config"),
+        (docker([], {"x": "nowhere"}), 'no target for symlink layer from "x" to "nowhere"'),
+    ],
+)
 async def test_what_is_no_archive_of_images(node: MemoryNode, archive: bytes, why: str) -> None:
     with pytest.raises((errors.Unknown, errors.InvalidArgument), match=why):
         await imported(archive, node)
     assert not node.images
 
 
-@pytest.mark.parametrize("packed", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress], ids=["gzip", "zstd"])
+@pytest.mark.parametrize(
+    "packed", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress], ids=["gzip", "zstd"]
+)
 @pytest.mark.parametrize("left_out", [1, 4, 600])
 async def test_a_compressed_archive_that_is_cut_short_is_an_error(node: MemoryNode, packed: Any, left_out: int) -> None:
     """Also where all files of the tar have come, and only the checksum has not."""
@@ -353,8 +479,15 @@ async def test_a_header_of_gigabytes_is_refused_at_once(node: MemoryNode, kind: 
 
 async def test_a_sparse_file_is_whole_and_has_an_end(node: MemoryNode) -> None:
     """GNU's formats: holes are zeros. A kilobyte of an archive may say that a file has any size."""
+
     def sparse(size: int) -> bytes:
-        records = {b"GNU.sparse.major": b"0", b"GNU.sparse.minor": b"1", b"GNU.sparse.map": b"3,2,600000,1", b"GNU.sparse.numblocks": b"2", b"GNU.sparse.size": b"%d" % size}
+        records = {
+            b"GNU.sparse.major": b"0",
+            b"GNU.sparse.minor": b"1",
+            b"GNU.sparse.map": b"3,2,600000,1",
+            b"GNU.sparse.numblocks": b"2",
+            b"GNU.sparse.size": b"%d" % size,
+        }
         return pax(records) + reg(b"file", b"abc")
 
     await read(tar(sparse(1_000_000)), node)
@@ -380,8 +513,14 @@ async def test_names_that_are_not_utf_8_are_names(node: MemoryNode) -> None:
 async def test_names_in_a_tar_are_no_paths(node: MemoryNode) -> None:
     """Files are blobs, wherever they want to be."""
     made = Made()
-    archive = tar_of({"./oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "./index.json": json.dumps(
-        {"manifests": [made.image(b"x", **named("a:1"))]}).encode(), "../../../etc/x": b"escaped", **{f"/abs/{d}": b for d, b in made.blobs.items()}})
+    archive = tar_of(
+        {
+            "./oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+            "./index.json": json.dumps({"manifests": [made.image(b"x", **named("a:1"))]}).encode(),
+            "../../../etc/x": b"escaped",
+            **{f"/abs/{d}": b for d, b in made.blobs.items()},
+        }
+    )
     await imported(archive, node)
     assert digest_of(b"escaped") in node.blobs
     assert list(node.images) == ["a:1"]
@@ -392,6 +531,7 @@ async def test_a_client_that_goes_away_is_the_reason_and_not_an_early_end(node: 
     made = Made()
     archive = layout([made.image(b"x", **named("a:1"))], made.blobs)
     for size in (1500, 1024 * 3, len(archive)):
+
         async def source(size: int = size) -> AsyncIterator[bytes]:
             yield archive[:size]
             raise errors.Cancelled("gone")
@@ -420,7 +560,11 @@ async def test_a_cancelled_import_leaves_no_thread_at_work(node: MemoryNode) -> 
 async def test_layers_are_unpacked_where_the_destination_says_so(node: MemoryNode) -> None:
     made = Made()
     node.diff_ids = {digest_of(b"low"): digest_of(b"low"), digest_of(b"top"): digest_of(b"top")}
-    await imported(layout([made.image(b"low", b"top", **named("a:1"))], made.blobs), node, ImageStore(unpacks=(Unpacking(HERE, "snap"),), references=(NAMED,)))
+    await imported(
+        layout([made.image(b"low", b"top", **named("a:1"))], made.blobs),
+        node,
+        ImageStore(unpacks=(Unpacking(HERE, "snap"),), references=(NAMED,)),
+    )
     chain = digests.chain_ids([digest_of(b"low"), digest_of(b"top")])
     assert list(node.snapshots["snap"].committed) == chain
     config = next(d for d, labels in node.labels.items() if "containerd.io/gc.ref.snapshot.snap" in labels)
@@ -434,13 +578,17 @@ async def stored(node: MemoryNode, made: Made, **images: Mapping[str, Any]) -> N
     for data in made.blobs.values():
         node.put(data)
     for name, target in images.items():
-        (found,) = manifests.children_in(json.dumps({"manifests": [target]}).encode(), Descriptor(media_types.INDEX, name, 0))
+        (found,) = manifests.children_in(
+            json.dumps({"manifests": [target]}).encode(), Descriptor(media_types.INDEX, name, 0)
+        )
         await node.store(Image(name.replace("_", ":"), found))
 
 
 async def exported(node: MemoryNode, *names: str, **wanted: Any) -> dict[str, bytes]:
     sink, told = MemorySink(), Told()
-    await exporter.exported(ImageStore(references=tuple(map(ImageReference, names))), ExportStream(sink, **wanted), node, told)
+    await exporter.exported(
+        ImageStore(references=tuple(map(ImageReference, names))), ExportStream(sink, **wanted), node, told
+    )
     assert told.events() == [("Exporting", ""), ("Completed export", "")]
     with tarfile.open(fileobj=io.BytesIO(sink.data)) as tar:
         members = tar.getmembers()
@@ -464,10 +612,17 @@ async def test_an_archive_has_what_its_images_refer_to(node: MemoryNode) -> None
     assert files["oci-layout"] == b'{"imageLayoutVersion":"1.0.0"}'
     index = json.loads(files["index.json"])
     assert [(m["digest"], m["annotations"]) for m in index["manifests"]] == [
-        (image["digest"], {"containerd.io/distribution.source.r.io": "a", names.IMAGE_NAME: name, names.REF_NAME: name}) for name in ("a:1", "b:1")]
+        (image["digest"], {"containerd.io/distribution.source.r.io": "a", names.IMAGE_NAME: name, names.REF_NAME: name})
+        for name in ("a:1", "b:1")
+    ]
     config = json.loads(node.blobs[image["digest"]])["config"]["digest"]
     assert json.loads(files["manifest.json"]) == [
-        {"Config": f"blobs/sha256/{config[7:]}", "RepoTags": ["a:1", "b:1"], "Layers": [f"blobs/sha256/{digest_of(b'layer')[7:]}"]}]
+        {
+            "Config": f"blobs/sha256/{config[7:]}",
+            "RepoTags": ["a:1", "b:1"],
+            "Layers": [f"blobs/sha256/{digest_of(b'layer')[7:]}"],
+        }
+    ]
     assert "manifest.json" not in await exported(node, "a:1", skip_docker_manifest=True)
 
 
@@ -480,7 +635,7 @@ async def test_an_index_comes_with_the_wanted_platforms(node: MemoryNode) -> Non
     assert {b"here", b"s390x", b"riscv64"} & set((await exported(node, "multi:1")).values()) == {b"here"}
     files = await exported(node, "multi:1", platforms=(platforms[1], platforms[0]))
     assert {b"here", b"s390x", b"riscv64"} & set(files.values()) == {b"s390x", b"riscv64"}
-    docker, = json.loads(files["manifest.json"])
+    (docker,) = json.loads(files["manifest.json"])
     assert docker["Layers"] == [f"blobs/sha256/{digest_of(b's390x')[7:]}"]
     assert {b"here", b"s390x", b"riscv64"} <= set((await exported(node, "multi:1", all_platforms=True)).values())
     with pytest.raises(errors.NotFound, match="no manifest found for platform"):
@@ -491,7 +646,9 @@ async def test_non_distributable_layers_stay_where_they_are_on_demand(node: Memo
     made = Made()
     foreign = made.put("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", b"foreign")
     config = made.put(media_types.CONFIG, CONFIG)
-    await stored(node, made, a_1=made.put(media_types.MANIFEST, json.dumps({"config": config, "layers": [foreign]}).encode()))
+    await stored(
+        node, made, a_1=made.put(media_types.MANIFEST, json.dumps({"config": config, "layers": [foreign]}).encode())
+    )
     assert digest_of(b"foreign") in blobs_in(await exported(node, "a:1"))
     assert digest_of(b"foreign") not in blobs_in(await exported(node, "a:1", skip_non_distributable=True))
 
@@ -512,7 +669,10 @@ async def test_what_is_missing_or_is_no_image_is_an_error(node: MemoryNode) -> N
         await exported(node, "a:1")
 
 
-@pytest.mark.parametrize(("found", "why"), [(b"layeR", "unexpected digest"), (b"lay", "unexpected copy size"), (b"layers and more", "unexpected copy size")])
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [(b"layeR", "unexpected digest"), (b"lay", "unexpected copy size"), (b"layers and more", "unexpected copy size")],
+)
 async def test_damaged_blobs_are_found(node: MemoryNode, found: bytes, why: str) -> None:
     made = Made()
     await stored(node, made, a_1=made.image(b"layer"))
@@ -528,13 +688,23 @@ async def test_an_export_can_be_imported(node: MemoryNode) -> None:
     await exporter.exported(ImageStore("docker.io/library/a:1"), ExportStream(sink), node, Told())
     other = MemoryNode(node.directory)
     await imported(bytes(sink.data), other)
-    assert {name: image.target.digest for name, image in other.images.items()} == {name: image.target.digest for name, image in node.images.items()}
+    assert {name: image.target.digest for name, image in other.images.items()} == {
+        name: image.target.digest for name, image in node.images.items()
+    }
 
 
 def test_headers_are_gos() -> None:
     """Byte for byte; what does not fit into a plain header gets an extended one."""
     plain = exporter.header(exporter.Record("blobs/sha256/x", 0o444, b"abc"))
-    assert plain[:157] == (b"blobs/sha256/x".ljust(100, b"\0") + b"0000444\0" + b"0000000\0" * 2 + b"00000000003\0" + b"00000000000\0" + b"011477\0 " + b"0")
+    assert plain[:157] == (
+        b"blobs/sha256/x".ljust(100, b"\0")
+        + b"0000444\0"
+        + b"0000000\0" * 2
+        + b"00000000003\0"
+        + b"00000000000\0"
+        + b"011477\0 "
+        + b"0"
+    )
     assert plain[257:345] == b"ustar\x0000" + bytes(64) + b"0000000\0" + b"0000000\0"
     huge = exporter.header(exporter.Record("x", blob=Descriptor("", "sha256:x", 1 << 33)))
     member = tarfile.TarFile(fileobj=io.BytesIO(huge + bytes(1024))).next()

@@ -13,27 +13,40 @@ HEX = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 DIGEST = f"sha256:{HEX}"
 
 
-@pytest.mark.parametrize(("name", "said"), [
-    ("docker.io/library/busybox:1", "1"), ("localhost:5000/x:2", "2"), (f"docker.io/library/x@{DIGEST}", f"docker.io/library/x@{DIGEST}"),
-    (f"docker.io/library/x:1@{DIGEST}", f"1@{DIGEST}"), ("busybox:1", "busybox:1"), ("docker.io/library/x", "docker.io/library/x"), ("", ""),
-])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("docker.io/library/busybox:1", "1"),
+        ("localhost:5000/x:2", "2"),
+        (f"docker.io/library/x@{DIGEST}", f"docker.io/library/x@{DIGEST}"),
+        (f"docker.io/library/x:1@{DIGEST}", f"1@{DIGEST}"),
+        ("busybox:1", "busybox:1"),
+        ("docker.io/library/x", "docker.io/library/x"),
+        ("", ""),
+    ],
+)
 def test_ocis_annotation_is_the_tag(name: str, said: str) -> None:
     assert names.for_oci(name) == said
 
 
-@pytest.mark.parametrize(("annotations", "strict", "name"), [
-    ({}, False, ""),
-    ({names.REF_NAME: "1.0"}, True, "my.io/x:1.0"),
-    ({names.REF_NAME: "my.io/x:2"}, True, "my.io/x:2"),
-    ({names.REF_NAME: "my.io/xy:2"}, True, ""),
-    ({names.REF_NAME: "my.io/xy:2"}, False, "my.io/xy:2"),
-    ({names.IMAGE_NAME: "my.io/x/y:2", names.REF_NAME: "2"}, True, "my.io/x/y:2"),
-    ({names.IMAGE_NAME: "other.io/x:2", names.REF_NAME: "2"}, True, ""),
-    ({names.IMAGE_NAME: "other.io/x:2"}, False, "other.io/x:2"),
-    ({names.IMAGE_NAME: "tag"}, False, ""),
-])
+@pytest.mark.parametrize(
+    ("annotations", "strict", "name"),
+    [
+        ({}, False, ""),
+        ({names.REF_NAME: "1.0"}, True, "my.io/x:1.0"),
+        ({names.REF_NAME: "my.io/x:2"}, True, "my.io/x:2"),
+        ({names.REF_NAME: "my.io/xy:2"}, True, ""),
+        ({names.REF_NAME: "my.io/xy:2"}, False, "my.io/xy:2"),
+        ({names.IMAGE_NAME: "my.io/x/y:2", names.REF_NAME: "2"}, True, "my.io/x/y:2"),
+        ({names.IMAGE_NAME: "other.io/x:2", names.REF_NAME: "2"}, True, ""),
+        ({names.IMAGE_NAME: "other.io/x:2"}, False, "other.io/x:2"),
+        ({names.IMAGE_NAME: "tag"}, False, ""),
+    ],
+)
 def test_names_that_an_archive_brings_along(annotations: dict[str, str], strict: bool, name: str) -> None:
-    """Tags get the prefix, full names stay, strictly only those that begin with it; containerd's own name is never changed."""
+    """Tags get the prefix, full names stay, strictly only those that begin with it; containerd's own name is never
+    changed.
+    """
     assert names.of_annotations(annotations, names.behind("my.io/x", strict=strict)) == name
 
 
@@ -41,18 +54,23 @@ def entry(**annotations: str) -> Descriptor:
     return Descriptor(MANIFEST, DIGEST, 1, {getattr(names, key): value for key, value in annotations.items()})
 
 
-@pytest.mark.parametrize(("flags", "given", "stored"), [
-    ({}, entry(REF_NAME="1"), ["p:1"]),
-    ({}, entry(), []),
-    ({"add_digest": True}, entry(), [f"p@{DIGEST}"]),
-    ({"add_digest": True}, entry(REF_NAME="1"), ["p:1", f"p@{DIGEST}"]),
-    ({"add_digest": True, "skip_named_digest": True}, entry(REF_NAME="1"), ["p:1"]),
-    ({"add_digest": True, "skip_named_digest": True}, entry(IMAGE_NAME="q:1"), [f"p@{DIGEST}"]),
-    ({"allow_overwrite": True}, entry(IMAGE_NAME="q:1"), ["q:1"]),
-])
+@pytest.mark.parametrize(
+    ("flags", "given", "stored"),
+    [
+        ({}, entry(REF_NAME="1"), ["p:1"]),
+        ({}, entry(), []),
+        ({"add_digest": True}, entry(), [f"p@{DIGEST}"]),
+        ({"add_digest": True}, entry(REF_NAME="1"), ["p:1", f"p@{DIGEST}"]),
+        ({"add_digest": True, "skip_named_digest": True}, entry(REF_NAME="1"), ["p:1"]),
+        ({"add_digest": True, "skip_named_digest": True}, entry(IMAGE_NAME="q:1"), [f"p@{DIGEST}"]),
+        ({"allow_overwrite": True}, entry(IMAGE_NAME="q:1"), ["q:1"]),
+    ],
+)
 def test_entries_of_an_archive_are_stored_under(flags: dict[str, bool], given: Descriptor, stored: list[str]) -> None:
     """The prefix's names; full references are for the whole."""
-    store = ImageStore(labels={"a": "b"}, references=(ImageReference("p", is_prefix=True, **flags), ImageReference("full:1")))
+    store = ImageStore(
+        labels={"a": "b"}, references=(ImageReference("p", is_prefix=True, **flags), ImageReference("full:1"))
+    )
     images = names.of_archive(store, given)
     assert [image.name for image in images] == stored
     assert all(image.target == given and image.labels == {"a": "b"} for image in images)
@@ -60,7 +78,15 @@ def test_entries_of_an_archive_are_stored_under(flags: dict[str, bool], given: D
 
 def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first() -> None:
     """So deleting the main image deletes those that were only made beside it."""
-    store = ImageStore("main:1", {"a": "b"}, references=(ImageReference("full:1"), ImageReference("p", is_prefix=True), ImageReference("d", is_prefix=True, add_digest=True)))
+    store = ImageStore(
+        "main:1",
+        {"a": "b"},
+        references=(
+            ImageReference("full:1"),
+            ImageReference("p", is_prefix=True),
+            ImageReference("d", is_prefix=True, add_digest=True),
+        ),
+    )
     main, *others = names.of_root(store, entry())
     assert (main.name, main.labels) == ("main:1", {"a": "b"})
     assert [image.name for image in others] == ["full:1", f"d@{DIGEST}"]
@@ -72,5 +98,13 @@ def test_the_whole_is_stored_under_its_names_and_further_ones_go_with_the_first(
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_whole_without_a_name_is_stored_by_its_digest(skip: bool) -> None:
     """As by containerd since 2.3: a digest is a name, whether or not digests of what has a name are skipped."""
-    (image,) = names.of_root(ImageStore(references=(ImageReference("p", is_prefix=True), ImageReference("d", is_prefix=True, add_digest=True, skip_named_digest=skip))), entry())
+    (image,) = names.of_root(
+        ImageStore(
+            references=(
+                ImageReference("p", is_prefix=True),
+                ImageReference("d", is_prefix=True, add_digest=True, skip_named_digest=skip),
+            )
+        ),
+        entry(),
+    )
     assert (image.name, image.labels) == (f"d@{DIGEST}", {})

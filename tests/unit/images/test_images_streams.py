@@ -228,7 +228,9 @@ class Receiver:
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 10 * BLOCK, 10 * BLOCK + 77])
 async def test_a_sink_is_closed_when_the_client_has_all(streams: Streams, size: int) -> None:
-    """It sends no more than is allowed, and its close returns when a receiver like containerd's has taken the last byte, without waiting any longer."""
+    """It sends no more than is allowed, and its close returns when a receiver like containerd's has taken the last
+    byte, without waiting any longer.
+    """
     async with Client(streams, "a") as client:
         receiver = Receiver(client)
         receiving = asyncio.ensure_future(receiver.run())
@@ -336,37 +338,68 @@ class Pulls:
 
 def servicer(streams: Streams, pulls: Pulls | None = None, **seconds: Any) -> TransferServicer:
     gateway = rpc.Channel("/nowhere")
-    return TransferServicer(gateway, Leases(gateway), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls, **seconds)
+    return TransferServicer(
+        gateway, Leases(gateway), streams, Appliers("/nowhere"), Unpacker(), pulls, pulls, **seconds
+    )
 
 
 CALL: Mapping[str, str] = {NAMESPACE: "ns", rpc.LEASE: "mine"}
 
 
 async def transfer(made: TransferServicer, source: Any, destination: Any, progress: str = "") -> None:
-    request = pb.TransferRequest(source=kit_any.pack(source), destination=kit_any.pack(destination), options=pb.TransferOptions(progress_stream=progress))
+    request = pb.TransferRequest(
+        source=kit_any.pack(source),
+        destination=kit_any.pack(destination),
+        options=pb.TransferOptions(progress_stream=progress),
+    )
     await made.Transfer(request, Call("/x/Transfer", CALL))
 
 
-STORE = ImageStore("a:1", {"l": "v"}, (Platform("linux", "arm", "v7", "1", ("f",)),), True, 3, (
-    ImageReference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True), ImageReference("q")), (Unpacking(Platform("linux", "amd64"), "s"),))
+STORE = ImageStore(
+    "a:1",
+    {"l": "v"},
+    (Platform("linux", "arm", "v7", "1", ("f",)),),
+    True,
+    3,
+    (
+        ImageReference("p", is_prefix=True, allow_overwrite=True, add_digest=True, skip_named_digest=True),
+        ImageReference("q"),
+    ),
+    (Unpacking(Platform("linux", "amd64"), "s"),),
+)
 
 
 async def test_a_pull_gets_what_the_client_said(streams: Streams) -> None:
     """And asks for credentials on the client's stream, as its progress goes there."""
     pulls = Pulls()
-    registry = registry_pb2.OCIRegistry(reference="r.io/a:1", resolver=registry_pb2.RegistryResolver(
-        auth_stream="auth", headers={"h": "v"}, host_dir="/hosts", default_scheme="http", http_debug=registry_pb2.TRACE))
+    registry = registry_pb2.OCIRegistry(
+        reference="r.io/a:1",
+        resolver=registry_pb2.RegistryResolver(
+            auth_stream="auth",
+            headers={"h": "v"},
+            host_dir="/hosts",
+            default_scheme="http",
+            http_debug=registry_pb2.TRACE,
+        ),
+    )
     async with Client(streams, "auth") as auth, Client(streams, "progress") as progress:
-        done = asyncio.ensure_future(transfer(servicer(streams, pulls), registry, convert.store_to_pb(STORE), "progress"))
+        done = asyncio.ensure_future(
+            transfer(servicer(streams, pulls), registry, convert.store_to_pb(STORE), "progress")
+        )
         question = await auth.get(registry_pb2.AuthRequest)
         assert (question.host, question.reference, list(question.wwwauthenticate)) == ("r.io", "r.io/a:1", ["Basic"])
         auth.send(registry_pb2.AuthResponse(authType=registry_pb2.CREDENTIALS, username="u", secret="s"))
         await done
         assert pulls.credentials == Credentials("u", "s")
-        (source, destination), = pulls.asked
+        ((source, destination),) = pulls.asked
         assert destination == STORE
         assert isinstance(source, Registry)
-        assert (source.reference, source.headers, source.host_dir, source.default_scheme) == ("r.io/a:1", {"h": "v"}, "/hosts", "http")
+        assert (source.reference, source.headers, source.host_dir, source.default_scheme) == (
+            "r.io/a:1",
+            {"h": "v"},
+            "/hosts",
+            "http",
+        )
         assert source.show_requests is None
         assert source.show_connections is not None
         event = await progress.get(PbProgress)
@@ -375,10 +408,14 @@ async def test_a_pull_gets_what_the_client_said(streams: Streams) -> None:
         assert await auth.receive() is None
 
 
-@pytest.mark.parametrize(("answer", "credentials"), [
-    ({"authType": registry_pb2.NONE}, Credentials()), ({"authType": registry_pb2.REFRESH, "secret": "t"}, Credentials(secret="t")),
-    ({"authType": registry_pb2.HEADER, "secret": "Bearer x"}, Credentials(header="Bearer x")),
-])
+@pytest.mark.parametrize(
+    ("answer", "credentials"),
+    [
+        ({"authType": registry_pb2.NONE}, Credentials()),
+        ({"authType": registry_pb2.REFRESH, "secret": "t"}, Credentials(secret="t")),
+        ({"authType": registry_pb2.HEADER, "secret": "Bearer x"}, Credentials(header="Bearer x")),
+    ],
+)
 def test_kinds_of_credentials(answer: dict[str, Any], credentials: Credentials) -> None:
     assert convert.credentials_from_pb(registry_pb2.AuthResponse(**answer)) == credentials
 
@@ -396,26 +433,49 @@ async def test_a_client_that_does_not_answer_a_question_ends_it(streams: Streams
 
 async def test_a_push_is_the_pushers(streams: Streams) -> None:
     pulls = Pulls()
-    await transfer(servicer(streams, pulls), imagestore_pb2.ImageStore(name="a:1"), registry_pb2.OCIRegistry(reference="r.io/a:1"))
+    await transfer(
+        servicer(streams, pulls), imagestore_pb2.ImageStore(name="a:1"), registry_pb2.OCIRegistry(reference="r.io/a:1")
+    )
     assert [(str(a), str(b)) for a, b in pulls.asked] == [("Local Image Store (a:1)", "OCI Registry (r.io/a:1)")]
 
 
-@pytest.mark.parametrize(("source", "destination"), [
-    (registry_pb2.OCIRegistry(), imagestore_pb2.ImageStore()), (imagestore_pb2.ImageStore(), registry_pb2.OCIRegistry()),
-    (registry_pb2.OCIRegistry(), registry_pb2.OCIRegistry()), (Data(), imagestore_pb2.ImageStore()), (imagestore_pb2.ImageStore(), Data()),
-])
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        (registry_pb2.OCIRegistry(), imagestore_pb2.ImageStore()),
+        (imagestore_pb2.ImageStore(), registry_pb2.OCIRegistry()),
+        (registry_pb2.OCIRegistry(), registry_pb2.OCIRegistry()),
+        (Data(), imagestore_pb2.ImageStore()),
+        (imagestore_pb2.ImageStore(), Data()),
+    ],
+)
 async def test_what_there_is_not_is_not_implemented(streams: Streams, source: Any, destination: Any) -> None:
     """In containerd's words; without a puller and a pusher there are no pulls and pushes."""
-    with pytest.raises(errors.Unimplemented, match=f"^method Transfer not implemented for {source.DESCRIPTOR.full_name} to {destination.DESCRIPTOR.full_name}$"):
+    with pytest.raises(
+        errors.Unimplemented,
+        match=(
+            f"^method Transfer not implemented for {source.DESCRIPTOR.full_name} to {destination.DESCRIPTOR.full_name}$"
+        ),
+    ):
         await transfer(servicer(streams), source, destination)
 
 
-@pytest.mark.parametrize(("source", "destination", "progress"), [
-    (importexport_pb2.ImageImportStream(stream="s"), imagestore_pb2.ImageStore(), ""), (imagestore_pb2.ImageStore(), importexport_pb2.ImageExportStream(stream="s"), ""),
-    (registry_pb2.OCIRegistry(resolver=registry_pb2.RegistryResolver(auth_stream="s")), imagestore_pb2.ImageStore(), ""),
-    (imagestore_pb2.ImageStore(), imagestore_pb2.ImageStore(), "s"),
-])
-async def test_a_stream_that_is_not_open_is_not_found(streams: Streams, source: Any, destination: Any, progress: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "destination", "progress"),
+    [
+        (importexport_pb2.ImageImportStream(stream="s"), imagestore_pb2.ImageStore(), ""),
+        (imagestore_pb2.ImageStore(), importexport_pb2.ImageExportStream(stream="s"), ""),
+        (
+            registry_pb2.OCIRegistry(resolver=registry_pb2.RegistryResolver(auth_stream="s")),
+            imagestore_pb2.ImageStore(),
+            "",
+        ),
+        (imagestore_pb2.ImageStore(), imagestore_pb2.ImageStore(), "s"),
+    ],
+)
+async def test_a_stream_that_is_not_open_is_not_found(
+    streams: Streams, source: Any, destination: Any, progress: str
+) -> None:
     with pytest.raises(errors.NotFound, match="^not found$"):
         await transfer(servicer(streams), source, destination, progress)
 
@@ -431,10 +491,16 @@ async def test_an_echo_gives_the_bytes_back(streams: Streams) -> None:
     async with Client(streams, "in") as source, Client(streams, "out") as target:
         receiver = Receiver(target)
         receiving = asyncio.ensure_future(receiver.run())
-        done = asyncio.ensure_future(transfer(servicer(streams), importexport_pb2.ImageImportStream(stream="in"), importexport_pb2.ImageExportStream(stream="out")))
+        done = asyncio.ensure_future(
+            transfer(
+                servicer(streams),
+                importexport_pb2.ImageImportStream(stream="in"),
+                importexport_pb2.ImageExportStream(stream="out"),
+            )
+        )
         data = bytes(range(256)) * 500
         for start in range(0, len(data), 30_000):
-            source.send(Data(data=data[start:start + 30_000]))
+            source.send(Data(data=data[start : start + 30_000]))
         source.done_sending()
         await done
         await receiving
@@ -448,7 +514,10 @@ async def test_an_echo_gives_the_bytes_back(streams: Streams) -> None:
 
 async def test_jobs_are_told_as_they_get_on() -> None:
     """Waiting, then how far, then complete or extracted; each below what named it."""
-    root, layer, old = (Descriptor(t, f"sha256:{n}", 100) for t, n in ((MANIFEST, "1"), ("application/vnd.oci.image.layer.v1.tar", "2"), ("x", "3")))
+    root, layer, old = (
+        Descriptor(t, f"sha256:{n}", 100)
+        for t, n in ((MANIFEST, "1"), ("application/vnd.oci.image.layer.v1.tar", "2"), ("x", "3"))
+    )
     active: dict[str, tuple[int, int]] = {}
     there: set[str] = set()
     told: list[Progress] = []
@@ -477,14 +546,23 @@ async def test_jobs_are_told_as_they_get_on() -> None:
             await tracker._update()
             tracker.extracting(layer, 100)
     assert [(p.event, p.name, p.parents, p.progress, p.total) for p in told] == [
-        ("waiting", root.ref, ("image:1",), 0, 100), ("waiting", layer.ref, (root.ref,), 0, 100), ("waiting", old.ref, (root.ref,), 0, 100),
-        ("already exists", old.ref, (), 100, 100), ("complete", root.ref, ("image:1",), 100, 100), ("downloading", layer.ref, (root.ref,), 50, 100),
-        ("complete", layer.ref, (root.ref,), 100, 100), ("extracting", layer.ref, (root.ref,), 0, 100), ("extracted", layer.ref, (root.ref,), 100, 100)]
+        ("waiting", root.ref, ("image:1",), 0, 100),
+        ("waiting", layer.ref, (root.ref,), 0, 100),
+        ("waiting", old.ref, (root.ref,), 0, 100),
+        ("already exists", old.ref, (), 100, 100),
+        ("complete", root.ref, ("image:1",), 100, 100),
+        ("downloading", layer.ref, (root.ref,), 50, 100),
+        ("complete", layer.ref, (root.ref,), 100, 100),
+        ("extracting", layer.ref, (root.ref,), 0, 100),
+        ("extracted", layer.ref, (root.ref,), 100, 100),
+    ]
     assert all(p.descriptor is not None for p in told)
 
 
 async def test_a_client_that_sends_junk_ends_what_waits_for_it(streams: Streams) -> None:
-    """An object that is not what it says it is: who sends bytes, and who receives them, hears so and does not wait for ever."""
+    """An object that is not what it says it is: who sends bytes, and who receives them, hears so and does not wait
+    for ever.
+    """
     junk = {cls: PbAny(type_url=cls.DESCRIPTOR.full_name, value=b"\xff") for cls in (WindowUpdate, Data)}
     async with Client(streams, "down") as client:
         sink = ByteSink(streams.get("ns", "down"))
@@ -502,7 +580,10 @@ async def test_a_client_that_sends_junk_ends_what_waits_for_it(streams: Streams)
 
 
 async def test_a_stream_whose_objects_cannot_be_taken_is_lost(streams: Streams) -> None:
-    """The requests of its call fail: whoever receives hears that the client is gone, though the call itself has not ended yet."""
+    """The requests of its call fail: whoever receives hears that the client is gone, though the call itself has not
+    ended yet.
+    """
+
     async def requests() -> AsyncIterator[PbAny]:
         raise errors.InvalidArgument("malformed google.protobuf.Any")
         yield PbAny()

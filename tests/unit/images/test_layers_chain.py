@@ -36,7 +36,9 @@ async def turns(count: int = 10) -> None:
 
 
 async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first() -> None:
-    """What becomes ready meanwhile begins too, also together, and need not wait for the disk twice; what becomes ready after that comes next."""
+    """What becomes ready meanwhile begins too, also together, and need not wait for the disk twice; what becomes
+    ready after that comes next.
+    """
     chain, commits = Chain(2, 9), Commits()
     running = asyncio.ensure_future(chain.run())
     done = {number: asyncio.ensure_future(chain.commit(number, commits.of(number))) for number in (3, 2, 5)}
@@ -57,7 +59,9 @@ async def test_those_that_are_ready_are_committed_at_once_and_the_lowest_first()
 
 
 async def test_what_ends_before_those_below_waits_for_them() -> None:
-    """A layer is not committed because its own commit has answered; and where one below fails, whoever wants it hears of that."""
+    """A layer is not committed because its own commit has answered; and where one below fails, whoever wants it
+    hears of that.
+    """
     chain, below, above = Chain(0, 2), Commits(), Commits()
     above.go.set()
     below.failing = {0: [errors.FailedPrecondition("no")]}
@@ -81,7 +85,9 @@ async def test_a_layer_that_is_there_already_has_its_turn() -> None:
     """Nothing is committed for it."""
     chain, commits = Chain(0, 3), Commits()
     commits.go.set()
-    await asyncio.gather(chain.run(), chain.commit(2, commits.of(2)), chain.commit(1, None), chain.commit(0, commits.of(0)))
+    await asyncio.gather(
+        chain.run(), chain.commit(2, commits.of(2)), chain.commit(1, None), chain.commit(0, commits.of(0))
+    )
     assert commits.begun == [0, 2]
 
 

@@ -26,8 +26,15 @@ from services.snapshots.diff.inherit import Unnamed
 from tests.support import turns
 from tests.unit.images.memory_node import MemoryNode, MemorySnapshotter
 
-LAYERS = [Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest_of(b"z" + name), 10, {"containerd.io/snapshot/x": "y", "other": "z"})
-          for name in (b"one", b"two", b"three")]
+LAYERS = [
+    Descriptor(
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        digest_of(b"z" + name),
+        10,
+        {"containerd.io/snapshot/x": "y", "other": "z"},
+    )
+    for name in (b"one", b"two", b"three")
+]
 DIFF_IDS = [digest_of(name) for name in (b"one", b"two", b"three")]
 CHAIN = digests.chain_ids(DIFF_IDS)
 SNAP = (Unpacking(default(), "snap"),)
@@ -74,7 +81,9 @@ class Arriving:
 
 
 def config(node: MemoryNode, platform: Platform = default(), **rootfs: Any) -> Descriptor:
-    document = json.dumps({**manifests.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": DIFF_IDS, **rootfs}}).encode()
+    document = json.dumps(
+        {**manifests.platform_to_json(platform), "rootfs": {"type": "layers", "diff_ids": DIFF_IDS, **rootfs}}
+    ).encode()
     return Descriptor(media_types.CONFIG, node.put(document), len(document))
 
 
@@ -82,14 +91,24 @@ async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, 
     """Labelled so that others find it, its blob with its diff id, the config with the topmost."""
     found = config(node)
     told: list[tuple[str, int]] = []
-    assert await Unpacker().unpack(node, found, LAYERS, SNAP, extracting=lambda d, n: told.append((d.digest, n))) == CHAIN[-1]
-    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+    assert (
+        await Unpacker().unpack(node, found, LAYERS, SNAP, extracting=lambda d, n: told.append((d.digest, n)))
+        == CHAIN[-1]
+    )
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(
+        zip(CHAIN, ["", *CHAIN], strict=False)
+    )
     assert snap.committed[CHAIN[1]][1] == {
-        "containerd.io/snapshot.ref": CHAIN[1], "containerd.io/snapshot/diff-id": DIFF_IDS[1], "containerd.io/snapshot/parent-chain-id": CHAIN[0],
-        "containerd.io/snapshot/x": "y"}
+        "containerd.io/snapshot.ref": CHAIN[1],
+        "containerd.io/snapshot/diff-id": DIFF_IDS[1],
+        "containerd.io/snapshot/parent-chain-id": CHAIN[0],
+        "containerd.io/snapshot/x": "y",
+    }
     assert "containerd.io/snapshot/parent-chain-id" not in snap.committed[CHAIN[0]][1]
     assert not snap.active
-    assert [node.labels[layer.digest] for layer in LAYERS] == [{"containerd.io/uncompressed": diff_id} for diff_id in DIFF_IDS]
+    assert [node.labels[layer.digest] for layer in LAYERS] == [
+        {"containerd.io/uncompressed": diff_id} for diff_id in DIFF_IDS
+    ]
     assert node.labels[found.digest] == {"containerd.io/gc.ref.snapshot.snap": CHAIN[-1]}
     assert sorted(told) == sorted((layer.digest, n) for layer in LAYERS for n in (0, 10))
 
@@ -97,14 +116,25 @@ async def test_each_layer_becomes_a_snapshot_on_the_one_below(node: MemoryNode, 
 async def test_an_image_does_not_say_whose_its_files_are(node: MemoryNode, snap: MemorySnapshotter) -> None:
     """Nor what is the node's to say of a snapshot; a client that prepares one itself may (containerd 2.4.1)."""
     prefix = "containerd.io/snapshot/"
-    said = {f"{prefix}{name}": "0:1000:65536" for name in ("uidmapping", "gidmapping", "overlay.upperdir", "max-size", "parent-chain-id", "diff-id")} | {
-        "containerd.io/snapshot.ref": "x", "containerd.io/gc.root": "x", f"{prefix}stargz/toc.digest": "kept", f"{prefix}UIDMapping": "kept: another key"}
+    said = {
+        f"{prefix}{name}": "0:1000:65536"
+        for name in ("uidmapping", "gidmapping", "overlay.upperdir", "max-size", "parent-chain-id", "diff-id")
+    } | {
+        "containerd.io/snapshot.ref": "x",
+        "containerd.io/gc.root": "x",
+        f"{prefix}stargz/toc.digest": "kept",
+        f"{prefix}UIDMapping": "kept: another key",
+    }
     layers = [replace(layer, annotations=said) for layer in LAYERS]
     await Unpacker().unpack(node, config(node), layers, SNAP)
     for below, diff_id, chain_id in zip(["", *CHAIN], DIFF_IDS, CHAIN, strict=False):
         assert snap.committed[chain_id][1] == {
-            "containerd.io/snapshot.ref": chain_id, f"{prefix}diff-id": diff_id, **({f"{prefix}parent-chain-id": below} if below else {}),
-            f"{prefix}stargz/toc.digest": "kept", f"{prefix}UIDMapping": "kept: another key"}
+            "containerd.io/snapshot.ref": chain_id,
+            f"{prefix}diff-id": diff_id,
+            **({f"{prefix}parent-chain-id": below} if below else {}),
+            f"{prefix}stargz/toc.digest": "kept",
+            f"{prefix}UIDMapping": "kept: another key",
+        }
 
 
 async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemorySnapshotter) -> None:
@@ -121,14 +151,22 @@ async def test_what_is_unpacked_is_not_asked_for(node: MemoryNode, snap: MemoryS
 
 
 @pytest.mark.parametrize("there", [1, 3])
-async def test_what_its_snapshotter_has_lost_is_not_said_to_be_there(node: MemoryNode, snap: MemorySnapshotter, there: int) -> None:
+async def test_what_its_snapshotter_has_lost_is_not_said_to_be_there(
+    node: MemoryNode, snap: MemorySnapshotter, there: int
+) -> None:
     """The records say so; a container of it could not start. The refusal names the verb that forgets them."""
     for number in range(there):
         snap.committed[CHAIN[number]] = (CHAIN[number - 1] if number else "", {})
         snap.lost.add(CHAIN[number])
     if there == 1:
         node.how = node.how._replace(side_by_side=True)  # in order, the layer above cannot be begun
-    with pytest.raises(errors.FailedPrecondition, match=f"layer {LAYERS[there - 1].digest}: snapshot {CHAIN[there - 1]} is recorded, and snap does not have it.*: splitd gc --release forgets what was lost, then pull"):
+    with pytest.raises(
+        errors.FailedPrecondition,
+        match=(
+            f"layer {LAYERS[there - 1].digest}: snapshot {CHAIN[there - 1]} is recorded, and snap does not have "
+            "it.*: splitd gc --release forgets what was lost, then pull"
+        ),
+    ):
         await Unpacker().unpack(node, config(node), LAYERS, SNAP)
     assert not node.applied
 
@@ -188,12 +226,18 @@ async def test_layers_side_by_side_do_not_wait_for_each_other(node: MemoryNode, 
         await turns(30)
     assert node.applied == [layer.digest for layer in reversed(LAYERS)]
     assert await unpacking == CHAIN[-1]
-    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(
+        zip(CHAIN, ["", *CHAIN], strict=False)
+    )
 
 
 @pytest.mark.parametrize("by_another", [None, "lowest", "below", "below, at the end"])
-async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | None, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is committed, and only where it was unpacked alone. Where somebody else made any of them meanwhile, a view tells where they are."""
+async def test_what_a_layer_leaves_out_comes_from_those_below(
+    by_another: str | None, node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is committed, and only where it was unpacked alone. Where somebody else made any of them meanwhile,
+    a view tells where they are.
+    """
     node.unnamed = {LAYERS[0].digest: (Unnamed(b"/zero"),), LAYERS[2].digest: (Unnamed(b"/var"), Unnamed(b"/usr"))}
     prepare, commit, keys = snap.prepare, snap.commit, dict[str, str]()
     theirs = {"lowest": 0, "below": 1}.get(by_another or "")
@@ -219,7 +263,9 @@ async def test_what_a_layer_leaves_out_comes_from_those_below(by_another: str | 
     assert not snap.active
 
 
-async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_below(node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_below(
+    node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once more, when they are there; what is above it waits, and nothing of the first time is left."""
     node.how = node.how._replace(side_by_side=True)
     node.unnamed = {LAYERS[1].digest: (Unnamed(b"/var"),)}
@@ -236,12 +282,18 @@ async def test_a_layer_that_cannot_get_what_it_leaves_out_is_unpacked_on_those_b
     monkeypatch.setattr(node, "apply", noted)
     monkeypatch.setattr(node, "inherit", late)
     assert await Unpacker().unpack(node, config(node), LAYERS, SNAP) == CHAIN[-1]
-    assert sorted(alone) == sorted([(LAYERS[0].digest, False), (LAYERS[1].digest, True), (LAYERS[1].digest, False), (LAYERS[2].digest, True)])
-    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(zip(CHAIN, ["", *CHAIN], strict=False))
+    assert sorted(alone) == sorted(
+        [(LAYERS[0].digest, False), (LAYERS[1].digest, True), (LAYERS[1].digest, False), (LAYERS[2].digest, True)]
+    )
+    assert [(name, parent) for name, (parent, _) in snap.committed.items()] == list(
+        zip(CHAIN, ["", *CHAIN], strict=False)
+    )
     assert not snap.active
 
 
-async def test_what_begins_anew_is_unpacked_anew(node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_begins_anew_is_unpacked_anew(
+    node: MemoryNode, snap: MemorySnapshotter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When it is there, onto another snapshot."""
     apply, onto = node.apply, list[str]()
 
@@ -258,22 +310,35 @@ async def test_what_begins_anew_is_unpacked_anew(node: MemoryNode, snap: MemoryS
 
 
 async def test_a_snapshotter_may_want_to_know_where_layers_come_from(node: MemoryNode, snap: MemorySnapshotter) -> None:
-    """As stargz does: it is told the reference, the manifest, the layer and those above it, if its configuration says so."""
+    """As stargz does: it is told the reference, the manifest, the layer and those above it, if its configuration
+    says so.
+    """
     origin = Origin("localhost/box:1", digest_of(b"manifest"))
     node.how = node.how._replace(wants_origin=True)
     await Unpacker().unpack(node, config(node), LAYERS, SNAP, origin=origin)
-    told = {key.removeprefix("containerd.io/snapshot/cri."): value for key, value in snap.committed[CHAIN[1]][1].items() if "/cri." in key}
-    assert told == {"image-ref": "localhost/box:1", "manifest-digest": digest_of(b"manifest"), "layer-digest": LAYERS[1].digest,
-                    "image-layers": f"{LAYERS[1].digest},{LAYERS[2].digest}"}
+    told = {
+        key.removeprefix("containerd.io/snapshot/cri."): value
+        for key, value in snap.committed[CHAIN[1]][1].items()
+        if "/cri." in key
+    }
+    assert told == {
+        "image-ref": "localhost/box:1",
+        "manifest-digest": digest_of(b"manifest"),
+        "layer-digest": LAYERS[1].digest,
+        "image-layers": f"{LAYERS[1].digest},{LAYERS[2].digest}",
+    }
 
 
 def test_a_label_holds_as_many_layers_as_fit() -> None:
     """Their number has no bound; a label's 4096 bytes are one."""
     many = [Descriptor(LAYERS[0].media_type, digest_of(str(n).encode()), 1) for n in range(100)]
     layers = Origin("x", "y").told(many)[3].annotations["containerd.io/snapshot/cri.image-layers"].split(",")
-    assert layers == [layer.digest for layer in many[3:3 + len(layers)]]
+    assert layers == [layer.digest for layer in many[3 : 3 + len(layers)]]
     assert len(layers) == (4096 - len("containerd.io/snapshot/cri.image-layers") + 1) // 72
-    assert [len(each.annotations["containerd.io/snapshot/cri.image-layers"].split(",")) for each in Origin("x", "y").told(many)[-2:]] == [2, 1]
+    assert [
+        len(each.annotations["containerd.io/snapshot/cri.image-layers"].split(","))
+        for each in Origin("x", "y").told(many)[-2:]
+    ] == [2, 1]
 
 
 async def test_a_commit_that_another_was_faster_with_is_fine(node: MemoryNode, snap: MemorySnapshotter) -> None:
@@ -300,7 +365,10 @@ async def test_two_that_want_the_same_layers_unpack_them_once(node: MemoryNode, 
     async def available(number: int) -> None:
         await going.wait()
 
-    both = [asyncio.ensure_future(unpacker.unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available))) for _ in range(2)]
+    both = [
+        asyncio.ensure_future(unpacker.unpack(node, config(node), LAYERS, SNAP, blobs=Arriving(available)))
+        for _ in range(2)
+    ]
     await asyncio.sleep(0)
     going.set()
     assert await asyncio.gather(*both) == [CHAIN[-1]] * 2
@@ -323,21 +391,41 @@ async def test_a_cancelled_unpacking_removes_what_it_was_making(node: MemoryNode
 
 
 def test_unpackings_are_for_this_system_by_the_usual_snapshotter_unless_another_is_named() -> None:
-    wanted = [Unpacking(Platform("windows", "amd64")), Unpacking(default()), Unpacking(Platform("linux", "s390x"), "native")]
+    wanted = [
+        Unpacking(Platform("windows", "amd64")),
+        Unpacking(default()),
+        Unpacking(Platform("linux", "s390x"), "native"),
+    ]
     unpacker = Unpacker()
-    assert unpacker.accepted(wanted) == [Unpacking(default(), "overlayfs"), Unpacking(Platform("linux", "s390x"), "native")]
+    assert unpacker.accepted(wanted) == [
+        Unpacking(default(), "overlayfs"),
+        Unpacking(Platform("linux", "s390x"), "native"),
+    ]
     assert not unpacker.accepted([])
     with pytest.raises(errors.InvalidArgument, match="unable to initialize unpacker: no unpack platforms defined"):
         unpacker.accepted(wanted[:1])
 
 
 def test_what_is_supported_limits_unpackings_and_names_their_snapshotter(caplog: pytest.LogCaptureFixture) -> None:
-    """As containerd's unpack_config: overlayfs is preferred, else the first of the platform; what is left out is in the log."""
+    """As containerd's unpack_config: overlayfs is preferred, else the first of the platform; what is left out is in
+    the log.
+    """
     here = Unpacking(default())
-    assert Unpacker(supported=[Unpacking(default(), "native"), Unpacking(default(), "overlayfs")]).accepted([here]) == [Unpacking(default(), "overlayfs")]
-    only = Unpacker(supported=[Unpacking(Platform("windows", "amd64"), "windows"), Unpacking(default(), "native"), Unpacking(default(), "mine")])
+    assert Unpacker(supported=[Unpacking(default(), "native"), Unpacking(default(), "overlayfs")]).accepted([here]) == [
+        Unpacking(default(), "overlayfs")
+    ]
+    only = Unpacker(
+        supported=[
+            Unpacking(Platform("windows", "amd64"), "windows"),
+            Unpacking(default(), "native"),
+            Unpacking(default(), "mine"),
+        ]
+    )
     assert only.accepted([here]) == [Unpacking(default(), "native")]
-    assert only.accepted([here, Unpacking(default(), "overlayfs"), Unpacking(default(), "mine")]) == [Unpacking(default(), "native"), Unpacking(default(), "mine")]
+    assert only.accepted([here, Unpacking(default(), "overlayfs"), Unpacking(default(), "mine")]) == [
+        Unpacking(default(), "native"),
+        Unpacking(default(), "mine"),
+    ]
     assert f"{default()} is not unpacked by overlayfs: unpack_config allows native, mine" in caplog.text
     with pytest.raises(errors.InvalidArgument, match="no unpack platforms defined"):
         Unpacker(supported=[Unpacking(Platform("windows", "amd64"), "windows")]).accepted([here])

@@ -34,7 +34,7 @@ def ingest_of(path: Path, data: bytes = DATA, committed: list[bytes] | None = No
 async def write(ingest: FileIngest, data: bytes, piece: int = 70_000, at: int | None = None) -> None:
     async with ingest.lane(ingest.offset if at is None else at) as lane:
         for start in range(0, len(data), piece):
-            await lane.write(data[start:start + piece])
+            await lane.write(data[start : start + piece])
 
 
 async def test_bytes_land_in_order_and_are_committed_unlocked(tmp_path: Path) -> None:
@@ -65,7 +65,9 @@ async def test_bytes_land_in_any_order(tmp_path: Path) -> None:
 
 
 async def test_what_landed_before_is_kept_and_hashed(tmp_path: Path) -> None:
-    """All bytes that were taken are in the file, also those of a batch that was not full; what lies beyond a gap is not."""
+    """All bytes that were taken are in the file, also those of a batch that was not full; what lies beyond a gap is
+    not.
+    """
     first = ingest_of(tmp_path / "data")
     await write(first, DATA[:1_500_000])
     await write(first, DATA[2_000_000:], at=2_000_000)
@@ -99,12 +101,12 @@ async def test_whoever_is_killed_leaves_gaps_that_are_found(tmp_path: Path) -> N
     with (tmp_path / "data").open("wb") as file:
         file.write(DATA[:1_500_000])
         file.seek(2 * BATCH)
-        file.write(DATA[2 * BATCH:])
+        file.write(DATA[2 * BATCH :])
     committed = list[bytes]()
     ingest = ingest_of(tmp_path / "data", committed=committed)
     await ingest.resumed()
     assert 1_500_000 - 2 * 65536 <= ingest.offset <= 1_500_000
-    await write(ingest, DATA[ingest.offset:])
+    await write(ingest, DATA[ingest.offset :])
     await ingest.commit({})
     assert committed == [DATA]
     await ingest.close()
@@ -135,10 +137,10 @@ async def test_an_ingest_can_be_followed(tmp_path: Path) -> None:
     ingest = ingest_of(tmp_path / "data")
     await write(ingest, DATA[:BATCH])
     with ingest.followed() as early:
-        await write(ingest, DATA[2 * BATCH:], at=2 * BATCH)
-        await write(ingest, DATA[BATCH:2 * BATCH])
+        await write(ingest, DATA[2 * BATCH :], at=2 * BATCH)
+        await write(ingest, DATA[BATCH : 2 * BATCH])
         news = os.read(early.news, 1000)
-        told = [int.from_bytes(news[at:at + 8], "little") for at in range(0, len(news), 8)]
+        told = [int.from_bytes(news[at : at + 8], "little") for at in range(0, len(news), 8)]
         assert told[0] == BATCH
         assert told == sorted(told)
         assert told[-1] == early.size == len(DATA)
@@ -183,7 +185,9 @@ async def test_followers_are_told_that_an_ingest_begins_anew_or_ends(restarted: 
 
 async def test_a_full_disk_is_told(tmp_path: Path) -> None:
     """As ResourceExhausted, and nothing hangs at the close."""
-    ingest = FileIngest(os.open("/dev/full", os.O_RDWR), Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0))
+    ingest = FileIngest(
+        os.open("/dev/full", os.O_RDWR), Digest("sha256", "0" * 64), len(DATA), lambda _: asyncio.sleep(0)
+    )
     with pytest.raises(errors.ResourceExhausted, match="no space left on device"):
         await write(ingest, DATA)
     await ingest.close()

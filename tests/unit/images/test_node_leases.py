@@ -50,4 +50,6 @@ async def test_a_lease_that_cannot_be_ended_holds_up_no_other() -> None:
     assert len(gateway.there) == 9
     async with leases.running():
         await eventually_async(lambda: asyncio.sleep(0, gateway.there == [gateway.stuck]), "others are not ended")
-        await eventually_async(lambda: asyncio.sleep(0, gateway.asked.count(gateway.stuck) > 2), "it is not tried again")
+        await eventually_async(
+            lambda: asyncio.sleep(0, gateway.asked.count(gateway.stuck) > 2), "it is not tried again"
+        )

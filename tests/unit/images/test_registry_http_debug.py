@@ -12,13 +12,25 @@ def shown(private: bool = False) -> tuple[Exchange, list[str]]:
     return Exchange(HttpDebug(lambda text: lines.extend(text.splitlines())), private=private), lines
 
 
-@pytest.mark.parametrize(("url", "text"), [
-    ("https://r.test/v2/a/manifests/1?ns=docker.io", "https://r.test/v2/a/manifests/1?ns=docker.io"),
-    ("https://s3.test/blob?X-Amz-Signature=abc&X-Amz-Date=1", "https://s3.test/blob?X-Amz-Signature=<redacted>&X-Amz-Date=<redacted>"),
-    ("https://r.test/v2/a/blobs/uploads/1?_state=abc&digest=sha256%3A12", "https://r.test/v2/a/blobs/uploads/1?_state=<redacted>&digest=sha256:12"),
-    ("https://user:word@r.test/#f", "https://r.test/"),
-    ("https://t.test/token?scope=repository%3Aa%3Apull%2Cpush&account=me", "https://t.test/token?scope=repository:a:pull,push&account=<redacted>"),
-])
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://r.test/v2/a/manifests/1?ns=docker.io", "https://r.test/v2/a/manifests/1?ns=docker.io"),
+        (
+            "https://s3.test/blob?X-Amz-Signature=abc&X-Amz-Date=1",
+            "https://s3.test/blob?X-Amz-Signature=<redacted>&X-Amz-Date=<redacted>",
+        ),
+        (
+            "https://r.test/v2/a/blobs/uploads/1?_state=abc&digest=sha256%3A12",
+            "https://r.test/v2/a/blobs/uploads/1?_state=<redacted>&digest=sha256:12",
+        ),
+        ("https://user:word@r.test/#f", "https://r.test/"),
+        (
+            "https://t.test/token?scope=repository%3Aa%3Apull%2Cpush&account=me",
+            "https://t.test/token?scope=repository:a:pull,push&account=<redacted>",
+        ),
+    ],
+)
 def test_of_a_url_only_known_parameters_are_shown(url: str, text: str) -> None:
     """The others may be signatures."""
     assert address(url) == text
@@ -27,21 +39,57 @@ def test_of_a_url_only_known_parameters_are_shown(url: str, text: str) -> None:
 def test_of_a_request_nothing_is_shown_that_says_who_asks() -> None:
     """Headers of hosts.toml and of the client included, and what is sent."""
     exchange, lines = shown()
-    exchange.request("PUT", "https://r.test/x", [("Accept", "a/b"), ("Authorization", "Bearer abc"), ("authorization", "abc"), ("X-Team", "blue"), ("Cookie", "c=1")], body=True)
+    exchange.request(
+        "PUT",
+        "https://r.test/x",
+        [
+            ("Accept", "a/b"),
+            ("Authorization", "Bearer abc"),
+            ("authorization", "abc"),
+            ("X-Team", "blue"),
+            ("Cookie", "c=1"),
+        ],
+        body=True,
+    )
     number = lines[0].partition(">")[0]
-    assert lines == [f"{number}> {line}" for line in (
-        "PUT https://r.test/x", "Accept: a/b", "Authorization: Bearer <redacted>", "authorization: <redacted>", "X-Team: <redacted>", "Cookie: <redacted>",
-        "(a body, which is not shown)")]
+    assert lines == [
+        f"{number}> {line}"
+        for line in (
+            "PUT https://r.test/x",
+            "Accept: a/b",
+            "Authorization: Bearer <redacted>",
+            "authorization: <redacted>",
+            "X-Team: <redacted>",
+            "Cookie: <redacted>",
+            "(a body, which is not shown)",
+        )
+    ]
 
 
 def test_of_an_answer_secrets_are_left_out() -> None:
     """Cookies, and where it sends us."""
     exchange, lines = shown()
-    exchange.answer(307, "Temporary Redirect", {"Set-Cookie": "s=1", "Location": "https://s3.test/b?sig=1", "X-Auth-Token": "t", "Link": '</v2/x?n=1&state=2>; rel="next"',
-                                                "WWW-Authenticate": 'Bearer realm="https://t.test/token"', "ETag": "e"})
+    exchange.answer(
+        307,
+        "Temporary Redirect",
+        {
+            "Set-Cookie": "s=1",
+            "Location": "https://s3.test/b?sig=1",
+            "X-Auth-Token": "t",
+            "Link": '</v2/x?n=1&state=2>; rel="next"',
+            "WWW-Authenticate": 'Bearer realm="https://t.test/token"',
+            "ETag": "e",
+        },
+    )
     assert [line.partition("< ")[2] for line in lines] == [
-        "307 Temporary Redirect", "Set-Cookie: <redacted>", "Location: https://s3.test/b?sig=<redacted>", "X-Auth-Token: <redacted>",
-        'Link: </v2/x?n=1&state=<redacted>>; rel="next"', 'WWW-Authenticate: Bearer realm="https://t.test/token"', "ETag: e"]
+        "307 Temporary Redirect",
+        "Set-Cookie: <redacted>",
+        "Location: https://s3.test/b?sig=<redacted>",
+        "X-Auth-Token: <redacted>",
+        'Link: </v2/x?n=1&state=<redacted>>; rel="next"',
+        'WWW-Authenticate: Bearer realm="https://t.test/token"',
+        "ETag: e",
+    ]
 
 
 def test_bodies_are_shown_if_they_are_text_and_nobodys_secret() -> None:
@@ -53,7 +101,13 @@ def test_bodies_are_shown_if_they_are_text_and_nobodys_secret() -> None:
     exchange.body(b"", "text/plain")
     private, hidden = shown(private=True)
     private.body(b'{"token": "t"}', "application/json")
-    assert [line.partition("< ")[2] for line in lines] == ['{"a":', '"\\x1b[2J"}', "x" * BODY_LIMIT, "(5 bytes more)", "(2 bytes of application/octet-stream)"]
+    assert [line.partition("< ")[2] for line in lines] == [
+        '{"a":',
+        '"\\x1b[2J"}',
+        "x" * BODY_LIMIT,
+        "(5 bytes more)",
+        "(2 bytes of application/octet-stream)",
+    ]
     assert not hidden
 
 
@@ -67,7 +121,10 @@ def test_connections_are_shown_by_their_phases() -> None:
     exchange.body(b"x", "text/plain")
     exchange.connection("r.test", "192.0.2.1:443", {"dns": 0.001, "first_byte": 0.25}, reused=False)
     exchange.connection("r.test", "", {}, reused=False)
-    assert [line.partition("= ")[2] for line in lines] == ["connection to r.test at 192.0.2.1:443: new; dns 1.0 ms, first byte 250.0 ms\n", "connection to r.test: no answer\n"]
+    assert [line.partition("= ")[2] for line in lines] == [
+        "connection to r.test at 192.0.2.1:443: new; dns 1.0 ms, first byte 250.0 ms\n",
+        "connection to r.test: no answer\n",
+    ]
     quiet = Exchange(UNSEEN, private=False)
     quiet.connection("r.test", "", {}, reused=True)
     quiet.failed("x")

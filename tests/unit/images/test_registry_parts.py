@@ -25,26 +25,57 @@ from services.oci import media_types
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
 
-@pytest.mark.parametrize(("headers", "found"), [
-    (['Bearer realm="https://auth.test/token",service="registry.test",scope="repository:a/b:pull,push"'],
-     [Challenge("bearer", {"realm": "https://auth.test/token", "service": "registry.test", "scope": "repository:a/b:pull,push"})]),
-    (['Basic realm="x"', "Bearer realm=https://auth.test/token , service = registry.test"],
-     [Challenge("bearer", {"realm": "https://auth.test/token", "service": "registry.test"}), Challenge("basic", {"realm": "x"})]),
-    (['Negotiate, Basic realm="a \\"b\\" \\\\", BEARER Realm="r"'], [Challenge("bearer", {"realm": "r"}), Challenge("basic", {"realm": 'a "b" \\'})]),
-    (["Basic"], [Challenge("basic", {})]),
-    (['Bearer realm="unclosed'], [Challenge("bearer", {})]),
-    (["", ",,,", "= = =", 'Digest realm="x", nonce="y"'], []),
-])
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        (
+            ['Bearer realm="https://auth.test/token",service="registry.test",scope="repository:a/b:pull,push"'],
+            [
+                Challenge(
+                    "bearer",
+                    {
+                        "realm": "https://auth.test/token",
+                        "service": "registry.test",
+                        "scope": "repository:a/b:pull,push",
+                    },
+                )
+            ],
+        ),
+        (
+            ['Basic realm="x"', "Bearer realm=https://auth.test/token , service = registry.test"],
+            [
+                Challenge("bearer", {"realm": "https://auth.test/token", "service": "registry.test"}),
+                Challenge("basic", {"realm": "x"}),
+            ],
+        ),
+        (
+            ['Negotiate, Basic realm="a \\"b\\" \\\\", BEARER Realm="r"'],
+            [Challenge("bearer", {"realm": "r"}), Challenge("basic", {"realm": 'a "b" \\'})],
+        ),
+        (["Basic"], [Challenge("basic", {})]),
+        (['Bearer realm="unclosed'], [Challenge("bearer", {})]),
+        (["", ",,,", "= = =", 'Digest realm="x", nonce="y"'], []),
+    ],
+)
 def test_challenges(headers: list[str], found: list[Challenge]) -> None:
     """Several in a header or in several, quoted or not; a token before a password."""
     assert parse(headers) == found
 
 
-@pytest.mark.parametrize(("one", "other", "same"), [
-    ("https://a.test/v2/", "https://a.test:443/x", True), ("https://a.test/", "https://b.a.test/", False), ("https://a.test/", "https://a.test:8443/", False),
-    ("https://a.test/", "http://a.test/", False), ("http://a.test/", "https://a.test/", True), ("http://a.test:5000/", "https://a.test:5000/", True),
-    ("http://a.test:5000/", "https://a.test/", False), ("https://A.test/", "https://a.TEST/", True), ("https://a.test@evil.test/", "https://a.test/", False),
-])
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("https://a.test/v2/", "https://a.test:443/x", True),
+        ("https://a.test/", "https://b.a.test/", False),
+        ("https://a.test/", "https://a.test:8443/", False),
+        ("https://a.test/", "http://a.test/", False),
+        ("http://a.test/", "https://a.test/", True),
+        ("http://a.test:5000/", "https://a.test:5000/", True),
+        ("http://a.test:5000/", "https://a.test/", False),
+        ("https://A.test/", "https://a.TEST/", True),
+        ("https://a.test@evil.test/", "https://a.test/", False),
+    ],
+)
 def test_who_may_know_what_a_host_knows(one: str, other: str, same: bool) -> None:
     """The same scheme, name and port; or with TLS where there was none, never the other way."""
     assert same_host(one, other) is same
@@ -60,19 +91,39 @@ def test_retry_after() -> None:
 
 def test_explanations() -> None:
     """What registries say of their errors, without line breaks and not too much of it."""
-    assert explanation(b'{"errors": [{"code": "DENIED", "message": "no\\n access", "detail": {}}]}') == "DENIED: no access"
+    assert (
+        explanation(b'{"errors": [{"code": "DENIED", "message": "no\\n access", "detail": {}}]}') == "DENIED: no access"
+    )
     assert explanation(b'{"details": "incorrect username or password"}') == "incorrect username or password"
     assert explanation(b'{"error": "invalid_grant"}') == "invalid_grant"
     assert len(explanation(b'{"message": "' + b"x" * 1000 + b'"}')) == 300
-    assert [explanation(each) for each in (b"<html>", b"[]", b"{}", b'{"errors": []}', b'{"errors": "x"}', b"\xff", b"[" * 5000, b'{"errors":' * 20_000)] == [""] * 8
+    assert [
+        explanation(each)
+        for each in (
+            b"<html>",
+            b"[]",
+            b"{}",
+            b'{"errors": []}',
+            b'{"errors": "x"}',
+            b"\xff",
+            b"[" * 5000,
+            b'{"errors":' * 20_000,
+        )
+    ] == [""] * 8
     assert explanation(b'{"message": "' + b"x" * (1 << 16) + b'"}') == ""
     assert explanation(b'{"Errors":[{"Code":"\\ud800"}],"x":' + b"[" * 5000 + b"]" * 5000 + b"}") == "\ufffd"
 
 
-@pytest.mark.parametrize(("data", "media_type"), [
-    (b'{"schemaVersion":1}', media_types.SCHEMA_1[0]), (b'{"MediaType":"a/b"}', "a/b"), (b'{"manifests":[]}', media_types.INDEX),
-    (b'{"layers":[],"config":{},"x":' + b"[" * 5000 + b"]" * 5000 + b"}", media_types.MANIFEST), (b'{"layers":[]}', ""),
-])
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        (b'{"schemaVersion":1}', media_types.SCHEMA_1[0]),
+        (b'{"MediaType":"a/b"}', "a/b"),
+        (b'{"manifests":[]}', media_types.INDEX),
+        (b'{"layers":[],"config":{},"x":' + b"[" * 5000 + b"]" * 5000 + b"}", media_types.MANIFEST),
+        (b'{"layers":[]}', ""),
+    ],
+)
 def test_what_a_manifest_says_of_itself(data: bytes, media_type: str) -> None:
     """However odd it is."""
     assert manifests.media_type_in(data) == media_type
@@ -85,10 +136,20 @@ def test_what_is_no_manifest_is_malformed(data: bytes) -> None:
         manifests.media_type_in(data)
 
 
-@pytest.mark.parametrize(("status", "kind", "transient"), [
-    (401, errors.Unauthenticated, False), (403, errors.PermissionDenied, False), (404, errors.NotFound, False), (400, errors.Unknown, False),
-    (429, errors.ResourceExhausted, True), (500, errors.Unavailable, True), (503, errors.Unavailable, True), (520, errors.Unavailable, True), (501, errors.Unimplemented, False),
-])
+@pytest.mark.parametrize(
+    ("status", "kind", "transient"),
+    [
+        (401, errors.Unauthenticated, False),
+        (403, errors.PermissionDenied, False),
+        (404, errors.NotFound, False),
+        (400, errors.Unknown, False),
+        (429, errors.ResourceExhausted, True),
+        (500, errors.Unavailable, True),
+        (503, errors.Unavailable, True),
+        (520, errors.Unavailable, True),
+        (501, errors.Unimplemented, False),
+    ],
+)
 def test_statuses(status: int, kind: type[errors.NodeError], transient: bool) -> None:
     """Which class of error an answer is, and whether it is worth another try."""
     found = failure.answered("h", "GET /x", status, "Reason", {})
@@ -97,11 +158,17 @@ def test_statuses(status: int, kind: type[errors.NodeError], transient: bool) ->
 
 def test_the_error_of_several_hosts() -> None:
     """Every host is named; who came furthest decides the class."""
-    away, absent, denied = Failure("a", "no connection"), Failure("b", "404", kind=errors.NotFound, status=404), Failure("c", "403", kind=errors.PermissionDenied, status=403)
+    away, absent, denied = (
+        Failure("a", "no connection"),
+        Failure("b", "404", kind=errors.NotFound, status=404),
+        Failure("c", "403", kind=errors.PermissionDenied, status=403),
+    )
     assert type(combined("x", [away, absent])) is errors.NotFound
     assert type(combined("x", [away])) is errors.Unavailable
     assert type(combined("x", [absent, denied, away])) is errors.PermissionDenied
-    assert str(combined("x", [absent, away], ["d: not asked"])) == "x: b: 404; a: no connection; d: not asked: not found"
+    assert (
+        str(combined("x", [absent, away], ["d: not asked"])) == "x: b: 404; a: no connection; d: not asked: not found"
+    )
 
 
 # ------------------------------------------------------------------------------------------ memory
@@ -169,7 +236,9 @@ class Place:
 
 
 async def test_the_order_of_hosts() -> None:
-    """Good hosts in their order, then slow ones, then dead ones; a dead one not at all when the origin has spoken, and the origin always."""
+    """Good hosts in their order, then slow ones, then dead ones; a dead one not at all when the origin has spoken,
+    and the origin always.
+    """
     memory = MirrorMemory(Clock())
     a, b, c = places = [Place(name) for name in "abc"]
     asked: list[str] = []
@@ -203,7 +272,9 @@ async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
     async def act(place: Place) -> str:
         asked.append(place.name)
         if asked.count("b") < 3:
-            raise Failure(place.name, "429", transient=True, blame=Blame.NOBODY, status=429, wait=5.0 if place is a else None)
+            raise Failure(
+                place.name, "429", transient=True, blame=Blame.NOBODY, status=429, wait=5.0 if place is a else None
+            )
         return place.name
 
     async with asyncio.timeout(2):
@@ -213,7 +284,9 @@ async def test_a_host_that_asks_for_time_is_not_asked_before() -> None:
 
 
 async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> None:
-    """429 three times in a row: it works. Others are asked before it for a while; trouble of another kind still makes it dead, and what works makes it good."""
+    """429 three times in a row: it works. Others are asked before it for a while; trouble of another kind still
+    makes it dead, and what works makes it good.
+    """
     memory = MirrorMemory(Clock())
     place = Place("a")
 
@@ -237,15 +310,30 @@ async def test_a_host_that_asks_for_fewer_requests_is_busy_and_not_dead() -> Non
 # ------------------------------------------------------------------------------------------ proxies
 
 
-@pytest.mark.parametrize(("url", "rules", "direct"), [
-    ("https://quay.io/v2/", "", False), ("https://quay.io/v2/", "*", True), ("https://quay.io/v2/", "quay.io", True), ("https://cdn.quay.io/v2/", "quay.io", True),
-    ("https://cdn.quay.io/v2/", ".quay.io", True), ("https://notquay.io/", "quay.io", False), ("https://quay.io/", "a.test, QUAY.IO", True),
-    ("https://quay.io:5000/", "quay.io:5000", True), ("https://quay.io:5001/", "quay.io:5000", False), ("https://10.1.2.3/", "10.0.0.0/8", True),
-    ("https://11.1.2.3/", "10.0.0.0/8", False), ("https://[fd00::1]/", "fd00::/8", True), ("https://127.0.0.1:5000/", "", True), ("https://localhost/", "", True),
-])
+@pytest.mark.parametrize(
+    ("url", "rules", "direct"),
+    [
+        ("https://quay.io/v2/", "", False),
+        ("https://quay.io/v2/", "*", True),
+        ("https://quay.io/v2/", "quay.io", True),
+        ("https://cdn.quay.io/v2/", "quay.io", True),
+        ("https://cdn.quay.io/v2/", ".quay.io", True),
+        ("https://notquay.io/", "quay.io", False),
+        ("https://quay.io/", "a.test, QUAY.IO", True),
+        ("https://quay.io:5000/", "quay.io:5000", True),
+        ("https://quay.io:5001/", "quay.io:5000", False),
+        ("https://10.1.2.3/", "10.0.0.0/8", True),
+        ("https://11.1.2.3/", "10.0.0.0/8", False),
+        ("https://[fd00::1]/", "fd00::/8", True),
+        ("https://127.0.0.1:5000/", "", True),
+        ("https://localhost/", "", True),
+    ],
+)
 def test_no_proxy(url: str, rules: str, direct: bool) -> None:
     """Names, what is below them, networks, ports; loopback never goes through a proxy."""
-    assert proxy_for(url, {"HTTPS_PROXY": "proxy.test:3128", "NO_PROXY": rules}) == (None if direct else "http://proxy.test:3128")
+    assert proxy_for(url, {"HTTPS_PROXY": "proxy.test:3128", "NO_PROXY": rules}) == (
+        None if direct else "http://proxy.test:3128"
+    )
 
 
 def test_proxies_by_scheme() -> None:
@@ -264,9 +352,14 @@ async def test_a_large_answer_of_a_token_server_is_read_apart(monkeypatch: pytes
 
     monkeypatch.setattr(gojson, "read", reading)
     for given in (b'{"token":"t"}', b'{"x":[' + b"1," * 100_000 + b'1],"token":"t"}'):
-        async def ask(method: str, url: str, headers: dict[str, str], body: bytes | None, answer: bytes = given) -> tuple[int, str, Any, bytes]:
+
+        async def ask(
+            method: str, url: str, headers: dict[str, str], body: bytes | None, answer: bytes = given
+        ) -> tuple[int, str, Any, bytes]:
             return 200, "OK", {}, answer
 
-        token = await Authorizer("registry.test", None, ask)._fetched(_Bearer("https://auth.test/token", "registry.test", ()), ())
+        token = await Authorizer("registry.test", None, ask)._fetched(
+            _Bearer("https://auth.test/token", "registry.test", ()), ()
+        )
         assert token.value == "t"
     assert read_in == [True, False]

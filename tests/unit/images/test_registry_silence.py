@@ -19,7 +19,9 @@ class Clock:
 
 
 def test_who_has_been_silent_longest() -> None:
-    """Since something came last; a host of which many things are asked is not silent as long as one of them comes; whoever has nothing to say, as nobody asks, is not either."""
+    """Since something came last; a host of which many things are asked is not silent as long as one of them comes;
+    whoever has nothing to say, as nobody asks, is not either.
+    """
     clock = Clock()
     silence = Silence(clock)
     assert silence.longest() == ("", 0.0)

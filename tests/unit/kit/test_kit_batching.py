@@ -13,21 +13,38 @@ QUEUE, BATCH, DELAY = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE
 ODD = ("", " ", "0", "-1", "1", "100", "1e3", "many", "\u0663", "9" * 18, "9" * 5000)
 
 
-@pytest.mark.parametrize(("variables", "wanted", "said"), [
-    ({}, Batching(2048, 512, 5000, 30_000), []),
-    ({QUEUE: "100"}, Batching(100, 100, 5000, 30_000), []),
-    ({QUEUE: "4096", BATCH: " 1024 ", DELAY: "200"}, Batching(4096, 1024, 200, 30_000), []),
-    ({QUEUE: "100", BATCH: "200"}, Batching(100, 100, 5000, 30_000), [f"{BATCH}=200 is more than {QUEUE}, 100: batches have 100"]),
-    ({DELAY: "0"}, Batching(2048, 512, 5000, 30_000), [f"{DELAY}=0 is not a whole number from 1 to 86400000: 5000 is taken"]),
-    ({BATCH: "few"}, Batching(2048, 512, 5000, 30_000), [f"{BATCH}=few is not a whole number from 1 to 1048576: 512 is taken"]),
-])
+@pytest.mark.parametrize(
+    ("variables", "wanted", "said"),
+    [
+        ({}, Batching(2048, 512, 5000, 30_000), []),
+        ({QUEUE: "100"}, Batching(100, 100, 5000, 30_000), []),
+        ({QUEUE: "4096", BATCH: " 1024 ", DELAY: "200"}, Batching(4096, 1024, 200, 30_000), []),
+        (
+            {QUEUE: "100", BATCH: "200"},
+            Batching(100, 100, 5000, 30_000),
+            [f"{BATCH}=200 is more than {QUEUE}, 100: batches have 100"],
+        ),
+        (
+            {DELAY: "0"},
+            Batching(2048, 512, 5000, 30_000),
+            [f"{DELAY}=0 is not a whole number from 1 to 86400000: 5000 is taken"],
+        ),
+        (
+            {BATCH: "few"},
+            Batching(2048, 512, 5000, 30_000),
+            [f"{BATCH}=few is not a whole number from 1 to 1048576: 512 is taken"],
+        ),
+    ],
+)
 def test_what_is_made_of_the_variables(variables: dict[str, str], wanted: Batching, said: list[str]) -> None:
     """A batch is no larger than the queue; what cannot be taken is said, with what is in its place."""
     assert batching.read(variables) == (wanted, said)
 
 
 def test_nothing_that_the_variables_say_is_refused_by_the_sdk() -> None:
-    """Of every combination of odd values, each is one that the SDK and a thread's wait can take; and no message is long."""
+    """Of every combination of odd values, each is one that the SDK and a thread's wait can take; and no message is
+    long.
+    """
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     for values in itertools.product(ODD, repeat=3):

@@ -26,7 +26,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_bucket(clock: Clock) -> None:
-    """So many at once, so many a second; what is given counts beyond that burst, up to a bound, and what was passed over brings nothing."""
+    """So many at once, so many a second; what is given counts beyond that burst, up to a bound, and what was passed
+    over brings nothing.
+    """
     bucket = Bucket(3, 2, 5)
     assert [bucket.take() for _ in range(4)] == [True, True, True, False]
     clock.now += 0.4

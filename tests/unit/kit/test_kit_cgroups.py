@@ -41,6 +41,7 @@ def path() -> Iterator[str]:
     yield f"{name}/inner" if "" not in hierarchies else name
     for top, _ in hierarchies.values():
         for made in (f"{name[1:]}/inner", name[1:]):
+
             def removed(directory: Path = top / made) -> bool:
                 with contextlib.suppress(FileNotFoundError):
                     try:
@@ -54,11 +55,22 @@ def path() -> Iterator[str]:
 
 @pytest.mark.root
 def test_a_command_runs_in_the_cgroup_and_what_it_starts_may_leave_it(path: str) -> None:
-    """In every hierarchy that is mounted, cpusets too. What leaves is where the command was started, has its arguments, and nothing of the way; where that is gone it stays."""
+    """In every hierarchy that is mounted, cpusets too. What leaves is where the command was started, has its
+    arguments, and nothing of the way; where that is gone it stays.
+    """
     before = groups(Path("/proc/self/cgroup").read_text())
-    done = subprocess.run([sys.executable, "-m", "services.kit.cgroups", path, sys.executable, "-c", SHOWN], cwd=TOP, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "services.kit.cgroups", path, sys.executable, "-c", SHOWN],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     inside, outside, arguments, astray = done.stdout.split("===")
-    moved = {controllers: path for controllers in cgroups._hierarchies(Path("/proc/self/mountinfo")) if controllers in before}
+    moved = {
+        controllers: path for controllers in cgroups._hierarchies(Path("/proc/self/mountinfo")) if controllers in before
+    }
     assert moved
     assert groups(inside) == {**before, **moved}
     assert groups(outside) == before
@@ -71,7 +83,10 @@ def test_where_there_is_no_cgroup_the_command_is_not_run(tmp_path: Path) -> None
     mounts, own = tmp_path / "mountinfo", tmp_path / "cgroup"
     mounts.write_text("31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n")
     own.write_text("0::/system.slice\n")
-    with pytest.raises(errors.FailedPrecondition, match=r"^\[cgroup\] path: /sys/fs/cgroup/splitd-none is not there, and with cgroup v2 it must be: "):
+    with pytest.raises(
+        errors.FailedPrecondition,
+        match=r"^\[cgroup\] path: /sys/fs/cgroup/splitd-none is not there, and with cgroup v2 it must be: ",
+    ):
         cgroups.join("/splitd-none", mounts=mounts, own=own)
 
 

@@ -64,7 +64,9 @@ async def test_what_a_crash_leaves_has_lost_nothing(crashed: Path) -> None:
 
 
 @pytest.mark.root
-async def test_on_a_full_disk_what_a_crash_left_is_opened(crashed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_on_a_full_disk_what_a_crash_left_is_opened(
+    crashed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Though the log cannot be written back, for which the database would have to grow; all that is in it is there."""
     full = tmp_path / "full"
     full.mkdir()
@@ -92,9 +94,13 @@ print("free" if kind == fcntl.F_UNLCK else "in use")
 
 
 async def test_after_a_crash_others_see_that_it_is_open(crashed: Path) -> None:
-    """Whoever opens the database beside this process, to make a backup, would else begin it anew, and end this one by SIGBUS."""
+    """Whoever opens the database beside this process, to make a backup, would else begin it anew, and end this one
+    by SIGBUS.
+    """
     store = SqliteTransactions(crashed)
-    looked = await asyncio.create_subprocess_exec(sys.executable, "-c", _IN_USE, f"{crashed}-shm", stdout=asyncio.subprocess.PIPE)
+    looked = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _IN_USE, f"{crashed}-shm", stdout=asyncio.subprocess.PIPE
+    )
     said, _ = await looked.communicate()
     assert said.decode() == "in use\n"
     await store.close()
@@ -105,7 +111,9 @@ async def test_a_flipped_bit_is_said(crashed: Path, where: str) -> None:
     """What stood behind it is lost, and the log is kept aside; the next start has nothing more to say."""
     wal = Path(f"{crashed}-wal")
     before = wal.read_bytes()
-    flip(wal, {"a page": 32 + 12 * FRAME + 1000, "a frame's header": 32 + 12 * FRAME + 17, "the log's header": 14}[where])
+    flip(
+        wal, {"a page": 32 + 12 * FRAME + 1000, "a frame's header": 32 + 12 * FRAME + 17, "the log's header": 14}[where]
+    )
     damaged = wal.read_bytes()
     lost, count = await opened(crashed)
     assert "has lost its last transactions" in lost
@@ -117,7 +125,9 @@ async def test_a_flipped_bit_is_said(crashed: Path, where: str) -> None:
 
 @pytest.mark.parametrize("where", [32 + 12 * FRAME + 1000, 14])
 async def test_a_loss_that_was_not_noted_is_said_again(crashed: Path, where: int) -> None:
-    """A start that ends before it has noted it, killed at whatever moment, leaves that to the next: the log itself says nothing any more."""
+    """A start that ends before it has noted it, killed at whatever moment, leaves that to the next: the log itself
+    says nothing any more.
+    """
     flip(Path(f"{crashed}-wal"), where)
     first, count = await opened(crashed, noted=False)
     assert "has lost its last transactions" in first
@@ -128,7 +138,9 @@ async def test_a_loss_that_was_not_noted_is_said_again(crashed: Path, where: int
 
 
 async def test_a_damaged_log_is_kept_once(crashed: Path) -> None:
-    """However often a start is tried; a database with such a log that cannot be opened would fill the disk with copies."""
+    """However often a start is tried; a database with such a log that cannot be opened would fill the disk with
+    copies.
+    """
     flip(Path(f"{crashed}-wal"), 14)
     for _ in range(3):
         damage.Log(crashed)
@@ -136,8 +148,12 @@ async def test_a_damaged_log_is_kept_once(crashed: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [32 + 12 * FRAME + 1000, 14])
-async def test_a_damaged_log_that_cannot_be_kept_keeps_nobody_down(crashed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: int) -> None:
-    """On a full disk the process starts all the same, else nothing could be deleted to make room; half a copy is none."""
+async def test_a_damaged_log_that_cannot_be_kept_keeps_nobody_down(
+    crashed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: int
+) -> None:
+    """On a full disk the process starts all the same, else nothing could be deleted to make room; half a copy is
+    none.
+    """
     flip(Path(f"{crashed}-wal"), where)
 
     def full(_: Path, there: Path) -> None:
@@ -155,18 +171,30 @@ async def test_a_damaged_log_that_cannot_be_kept_keeps_nobody_down(crashed: Path
 
 async def test_a_log_that_the_disk_does_not_give_back_is_named(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a refusal, not by the death of the process: it is not mapped into memory."""
+
     def broken(*_: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "pread", broken)
-    with pytest.raises(errors.DataLoss, match=r"left.db cannot be used: its log cannot be read: input/output error: see docs/damaged-database.md"):
+    with pytest.raises(
+        errors.DataLoss,
+        match=r"left.db cannot be used: its log cannot be read: input/output error: see docs/damaged-database.md",
+    ):
         SqliteTransactions(crashed)
 
 
 def test_what_the_disk_does_not_give_back_is_damage() -> None:
     """A page that cannot be read is as good as one that is not what it was; no room is neither."""
     found = {}
-    for name in ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_BUSY"):
+    for name in (
+        "SQLITE_IOERR_READ",
+        "SQLITE_IOERR_SHORT_READ",
+        "SQLITE_CORRUPT",
+        "SQLITE_NOTADB",
+        "SQLITE_FULL",
+        "SQLITE_IOERR_WRITE",
+        "SQLITE_BUSY",
+    ):
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = getattr(sqlite3, name)
         found[name] = damage.is_damage(error)
@@ -191,11 +219,13 @@ async def test_damaged_pages_are_refused_in_clear_words(crashed: Path) -> None:
     assert damage.quick_check(crashed) == ""
     data = bytearray(crashed.read_bytes())
     for page in range(2, len(data) // 4096):
-        data[page * 4096:page * 4096 + 200] = b"\xff" * 200
+        data[page * 4096 : page * 4096 + 200] = b"\xff" * 200
     crashed.write_bytes(data)
     store, said = SqliteTransactions(crashed), list[str]()
     store.file.damaged = said.append
-    with pytest.raises(errors.DataLoss, match=r"metadata store: .*left.db is damaged: .*: see docs/damaged-database.md"):
+    with pytest.raises(
+        errors.DataLoss, match=r"metadata store: .*left.db is damaged: .*: see docs/damaged-database.md"
+    ):
         store.view(lambda tx: list(tx.scan(())))
     with pytest.raises(errors.DataLoss, match="is damaged"):
         await store.read(lambda tx: list(tx.scan(())))

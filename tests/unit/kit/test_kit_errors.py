@@ -47,5 +47,9 @@ def test_a_failed_system_call_in_gos_words() -> None:
         os.stat("/Absent/file")
     assert errors.words(caught.value) == "no such file or directory"
     assert errors.words_of_path(caught.value) == "/Absent/file: no such file or directory"
-    assert errors.words(OSError("Not of the System")) == errors.words_of_path(OSError("Not of the System")) == "not of the System"
+    assert (
+        errors.words(OSError("Not of the System"))
+        == errors.words_of_path(OSError("Not of the System"))
+        == "not of the System"
+    )
     assert errors.words_of_path(OSError(5, "Input/output error", b"/a\xff")) == "/a\\xff: input/output error"

@@ -12,13 +12,20 @@ import pytest
 
 from services.kit import errors, logs
 
-LINES = "import logging; from services.kit import logs; logs.configure(); logging.getLogger('services.x').debug('ours'); logging.getLogger('hpack.hpack').debug('theirs')"
+LINES = (
+    "import logging; from services.kit import logs; logs.configure(); "
+    "logging.getLogger('services.x').debug('ours'); logging.getLogger('hpack.hpack').debug('theirs')"
+)
 
 
 def said(level: str | None) -> str:
     """What a process whose SPLITD_LOG this is says when it and a library log something at DEBUG."""
-    environment = {k: v for k, v in os.environ.items() if k != "SPLITD_LOG"} | ({"SPLITD_LOG": level} if level is not None else {})
-    return subprocess.run([sys.executable, "-c", LINES], env=environment, check=True, capture_output=True, text=True, timeout=60).stderr
+    environment = {k: v for k, v in os.environ.items() if k != "SPLITD_LOG"} | (
+        {"SPLITD_LOG": level} if level is not None else {}
+    )
+    return subprocess.run(
+        [sys.executable, "-c", LINES], env=environment, check=True, capture_output=True, text=True, timeout=60
+    ).stderr
 
 
 def test_debug_is_ours_and_no_librarys() -> None:
@@ -46,12 +53,22 @@ def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     return caplog
 
 
-@pytest.mark.parametrize(("error", "level"), [
-    (errors.Unavailable("service content"), "WARNING"), (errors.Unknown("shim said no"), "WARNING"), (errors.ResourceExhausted("x"), "WARNING"),
-    (errors.InvalidArgument("bad name"), "INFO"), (errors.FailedPrecondition("namespace is required"), "INFO"),
-    (errors.NotFound("image x"), None), (errors.AlreadyExists("image x"), None), (errors.Cancelled(), None),
-])
-def test_a_failed_call_leaves_a_line(lines: pytest.LogCaptureFixture, error: errors.NodeError, level: str | None) -> None:
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (errors.Unavailable("service content"), "WARNING"),
+        (errors.Unknown("shim said no"), "WARNING"),
+        (errors.ResourceExhausted("x"), "WARNING"),
+        (errors.InvalidArgument("bad name"), "INFO"),
+        (errors.FailedPrecondition("namespace is required"), "INFO"),
+        (errors.NotFound("image x"), None),
+        (errors.AlreadyExists("image x"), None),
+        (errors.Cancelled(), None),
+    ],
+)
+def test_a_failed_call_leaves_a_line(
+    lines: pytest.LogCaptureFixture, error: errors.NodeError, level: str | None
+) -> None:
     """But those by which clients find out what is there, and those that their clients ended."""
     logs.failed("/s/M", "default", error)
     assert [r.levelname for r in lines.records] == ([level] if level else [])
@@ -66,7 +83,10 @@ def test_thousands_of_failed_calls_leave_a_few_lines_and_their_number(lines: pyt
     assert len(lines.records) == 3
     logs._lines._bucket.give(1)
     logs.failed("/s/M", "", errors.Unknown("at last"))
-    assert lines.messages[3:] == ["997 more calls failed, of which nothing is told: they were too many", "/s/M failed: at last (UNKNOWN)"]
+    assert lines.messages[3:] == [
+        "997 more calls failed, of which nothing is told: they were too many",
+        "/s/M failed: at last (UNKNOWN)",
+    ]
 
 
 def test_a_client_writes_no_lines_of_its_own(lines: pytest.LogCaptureFixture) -> None:
@@ -78,8 +98,16 @@ def test_a_client_writes_no_lines_of_its_own(lines: pytest.LogCaptureFixture) ->
     assert len(line) < 2500
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, errors.ResourceExhausted), (errno.EDQUOT, errors.ResourceExhausted), (errno.EROFS, errors.Unknown),
-                                              (errno.EIO, errors.Unknown), (errno.EMFILE, errors.Unknown)])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, errors.ResourceExhausted),
+        (errno.EDQUOT, errors.ResourceExhausted),
+        (errno.EROFS, errors.Unknown),
+        (errno.EIO, errors.Unknown),
+        (errno.EMFILE, errors.Unknown),
+    ],
+)
 def test_what_the_machine_cannot_do_is_no_defect(number: int, kind: type[errors.NodeError]) -> None:
     """The kernel's words, and the path where it is known."""
     found = errors.of_machine(OSError(number, os.strerror(number), "/run/x"), "create task t")
@@ -96,4 +124,10 @@ def test_any_other_exception_is_one() -> None:
 
 def test_codes_have_the_names_that_grpc_gives_them() -> None:
     """In logs and messages."""
-    assert [errors.name(code) for code in (2, 5, 6, 8, 14)] == ["UNKNOWN", "NOT_FOUND", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "UNAVAILABLE"]
+    assert [errors.name(code) for code in (2, 5, 6, 8, 14)] == [
+        "UNKNOWN",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "RESOURCE_EXHAUSTED",
+        "UNAVAILABLE",
+    ]

@@ -1,4 +1,6 @@
-"""Loops that last as long as their process, tasks and threads: their failures are told, and what must be done goes on being done."""
+"""Loops that last as long as their process, tasks and threads: their failures are told, and what must be done goes
+on being done.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ def begun(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
     """What the log says of each failure, and whether with a traceback."""
-    return [(record.getMessage().partition(",")[0], bool(record.exc_info)) for record in caplog.records if record.name == "services.kit.loops"]
+    return [
+        (record.getMessage().partition(",")[0], bool(record.exc_info))
+        for record in caplog.records
+        if record.name == "services.kit.loops"
+    ]
 
 
 async def test_a_loop_that_fails_is_told_and_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,7 +107,8 @@ async def test_a_loop_that_always_fails_is_not_tried_all_the_time(caplog: pytest
         raise ValueError
 
     with pytest.raises(asyncio.CancelledError):
-        await loops.lasting("the watch", work, pause=10.0, longest=40.0, sleep=sleep)  # far longer than a busy machine takes to fail
+        # far longer than a busy machine takes to fail
+        await loops.lasting("the watch", work, pause=10.0, longest=40.0, sleep=sleep)
     assert pauses == [10.0, 20.0, 40.0, 40.0, 40.0]
     assert len(caplog.records) == 5
 
@@ -111,9 +118,16 @@ async def fails() -> None:
 
 
 async def test_a_task_that_fails_is_told_though_somebody_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Once, with its name; one that ends well, or is cancelled, is not. One that somebody awaits tells whoever that is."""
+    """Once, with its name; one that ends well, or is cancelled, is not. One that somebody awaits tells whoever that
+    is.
+    """
     kept = loops.Tasks()
-    tasks = [loops.aside("the sweep", fails()), kept.start("the look", fails()), kept.start("a", asyncio.sleep(0)), kept.start("b", asyncio.sleep(100))]
+    tasks = [
+        loops.aside("the sweep", fails()),
+        kept.start("the look", fails()),
+        kept.start("a", asyncio.sleep(0)),
+        kept.start("b", asyncio.sleep(100)),
+    ]
     assert len(kept) == 3
     tasks[3].cancel()
     await kept.wait()
@@ -137,6 +151,7 @@ async def test_the_tasks_of_an_owner_end_with_it() -> None:
 
 async def test_a_thread_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """With its name, and at once."""
+
     def work() -> None:
         raise ZeroDivisionError("unthought of")
 
@@ -162,10 +177,21 @@ def stops():
 """
 
 
-@pytest.mark.parametrize("begin", ["asyncio.run(main())", "loops.thread('the commits', stops, vital=True); time.sleep(60)"], ids=["task", "thread"])
+@pytest.mark.parametrize(
+    "begin",
+    ["asyncio.run(main())", "loops.thread('the commits', stops, vital=True); time.sleep(60)"],
+    ids=["task", "thread"],
+)
 def test_a_process_ends_with_what_it_cannot_go_on_without(begin: str) -> None:
     """Its supervisor starts it again; else all who wait for that work would wait for ever."""
-    done = subprocess.run([sys.executable, "-c", ENDING.format(begin=begin)], cwd=TOP, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING.format(begin=begin)],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert done.returncode == 1
     assert "the commits failed, and this process cannot go on without it: it ends" in done.stderr
     assert "ZeroDivisionError" in done.stderr

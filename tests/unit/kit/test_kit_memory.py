@@ -74,19 +74,24 @@ def grown(by: int, *share: float) -> weakref.ref[Cycle]:
     return found
 
 
-@pytest.mark.parametrize(("by", "share", "freed"), [
-    (5 << 20, [0.9, 0.9], False),  # a look takes 40 ms, and somebody waits for an answer
-    (5 << 20, [0.9, 0.05], True),
-    (100 << 20, [0.9, 0.9], False),
-    (100 << 20, [0.9, 0.01], True),
-    (5 << 20, [0.01], True),
-])
+@pytest.mark.parametrize(
+    ("by", "share", "freed"),
+    [
+        (5 << 20, [0.9, 0.9], False),  # a look takes 40 ms, and somebody waits for an answer
+        (5 << 20, [0.9, 0.05], True),
+        (100 << 20, [0.9, 0.9], False),
+        (100 << 20, [0.9, 0.01], True),
+        (5 << 20, [0.01], True),
+    ],
+)
 def test_cycles_are_looked_for_when_there_is_time(by: int, share: list[float], freed: bool) -> None:
     assert (grown(by, *share)() is None) == freed
 
 
 def test_what_was_loaded_is_looked_through_once() -> None:
-    """A look for cycles among all that a process has loaded takes 40 ms of its loop; it stays loaded, so the next looks pass over it. What calls have in their hands does not."""
+    """A look for cycles among all that a process has loaded takes 40 ms of its loop; it stays loaded, so the next
+    looks pass over it. What calls have in their hands does not.
+    """
     grown(5 << 20, 0.9)
     assert gc.get_freeze_count() == 0
     grown(5 << 20, 0.01)
@@ -94,7 +99,9 @@ def test_what_was_loaded_is_looked_through_once() -> None:
 
 
 def test_what_was_in_use_at_a_look_is_freed_later() -> None:
-    """While a process rests, it may still hold what is garbage once it has worked on; while it works a little, nothing that it has is taken for what stays."""
+    """While a process rests, it may still hold what is garbage once it has worked on; while it works a little,
+    nothing that it has is taken for what stays.
+    """
     grown(5 << 20, 0.05)
     assert gc.get_freeze_count() == 0
     kept = [Cycle()]
@@ -113,13 +120,18 @@ def test_what_was_in_use_at_a_look_is_freed_later() -> None:
     assert collected == [False, False, True]
 
 
-@pytest.mark.parametrize(("grown_by", "share", "told"), [
-    (0, [0.01], 0),  # it has not grown
-    (10 << 20, [0.9, 0.9], 0),  # it works
-    (10 << 20, [0.9, 0.01, 0.01, 0.01, 0.01], 2),
-])
+@pytest.mark.parametrize(
+    ("grown_by", "share", "told"),
+    [
+        (0, [0.01], 0),  # it has not grown
+        (10 << 20, [0.9, 0.9], 0),  # it works
+        (10 << 20, [0.9, 0.01, 0.01, 0.01, 0.01], 2),
+    ],
+)
 def test_caches_hear_of_a_burst_that_is_over(grown_by: int, share: list[float], told: int) -> None:
-    """Twice, so that they can tell what is in use; not while the process works, and not again before it has grown once more."""
+    """Twice, so that they can tell what is in use; not while the process works, and not again before it has grown
+    once more.
+    """
     heard = list[str]()
     run(Sizes(grown_by), *share, caches=[lambda: heard.append("drop")])
     assert len(heard) == told

@@ -23,21 +23,26 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize(("endpoint", "insecure", "wanted"), [
-    ("http://box:4317", "", ("box", 4317, "box:4317", False)),
-    ("http://box", "", ("box", 4317, "box", False)),
-    ("http://box:1/some/path", "", ("box", 1, "box:1", False)),
-    ("http://box:1", "false", ("box", 1, "box:1", False)),
-    ("https://box:1", "true", ("box", 1, "box:1", True)),
-    ("https://box", "", ("box", 443, "box", True)),
-    ("http://user:word@[::1]:1", "", ("::1", 1, "[::1]:1", False)),
-    ("box:1", "true", ("box", 1, "box:1", False)),
-    ("box:1", "TRUE", ("box", 1, "box:1", False)),
-    ("box:1", "", ("box", 1, "box:1", True)),
-    ("unix:/run/x.sock", "", ("/run/x.sock", 0, "localhost", False)),
-    ("unix:///run/x.sock", "", ("/run/x.sock", 0, "localhost", False)),
-])
-def test_where_grpc_finds_the_collector(endpoint: str, insecure: str, wanted: tuple[str, int, str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("endpoint", "insecure", "wanted"),
+    [
+        ("http://box:4317", "", ("box", 4317, "box:4317", False)),
+        ("http://box", "", ("box", 4317, "box", False)),
+        ("http://box:1/some/path", "", ("box", 1, "box:1", False)),
+        ("http://box:1", "false", ("box", 1, "box:1", False)),
+        ("https://box:1", "true", ("box", 1, "box:1", True)),
+        ("https://box", "", ("box", 443, "box", True)),
+        ("http://user:word@[::1]:1", "", ("::1", 1, "[::1]:1", False)),
+        ("box:1", "true", ("box", 1, "box:1", False)),
+        ("box:1", "TRUE", ("box", 1, "box:1", False)),
+        ("box:1", "", ("box", 1, "box:1", True)),
+        ("unix:/run/x.sock", "", ("/run/x.sock", 0, "localhost", False)),
+        ("unix:///run/x.sock", "", ("/run/x.sock", 0, "localhost", False)),
+    ],
+)
+def test_where_grpc_finds_the_collector(
+    endpoint: str, insecure: str, wanted: tuple[str, int, str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A scheme decides about TLS; without one, INSECURE does."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", endpoint)
     monkeypatch.setenv(PREFIX + "INSECURE", insecure)
@@ -45,14 +50,19 @@ def test_where_grpc_finds_the_collector(endpoint: str, insecure: str, wanted: tu
     assert (place.host, place.port, place.authority, place.tls is not None) == wanted
 
 
-@pytest.mark.parametrize(("name", "endpoint", "wanted"), [
-    ("ENDPOINT", "http://box:4318", ("box", 4318, "/v1/traces")),
-    ("ENDPOINT", "http://box:4318/", ("box", 4318, "/v1/traces")),
-    ("ENDPOINT", "https://box/otel/", ("box", 443, "/otel/v1/traces")),
-    ("TRACES_ENDPOINT", "http://box:4318", ("box", 4318, "/")),
-    ("TRACES_ENDPOINT", "http://box/mine?x=1", ("box", 80, "/mine?x=1")),
-])
-def test_where_http_posts_to(name: str, endpoint: str, wanted: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "endpoint", "wanted"),
+    [
+        ("ENDPOINT", "http://box:4318", ("box", 4318, "/v1/traces")),
+        ("ENDPOINT", "http://box:4318/", ("box", 4318, "/v1/traces")),
+        ("ENDPOINT", "https://box/otel/", ("box", 443, "/otel/v1/traces")),
+        ("TRACES_ENDPOINT", "http://box:4318", ("box", 4318, "/")),
+        ("TRACES_ENDPOINT", "http://box/mine?x=1", ("box", 80, "/mine?x=1")),
+    ],
+)
+def test_where_http_posts_to(
+    name: str, endpoint: str, wanted: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The path of the signal is added to the address for all signals, and to no other."""
     monkeypatch.setenv(PREFIX + name, endpoint)
     place, path = otlp.place_of_http()
@@ -68,10 +78,19 @@ def test_the_variable_for_traces_is_stronger(monkeypatch: pytest.MonkeyPatch) ->
     assert otlp.place_of_grpc().host == "all"
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("PROTOCOL", "http/json"), ("TRACES_PROTOCOL", "grpc-web"), ("COMPRESSION", "deflate"), ("TIMEOUT", "soon"),
-    ("ENDPOINT", "ftp://box:1"), ("ENDPOINT", "http://"), ("ENDPOINT", "http://box:port"), ("ENDPOINT", "http://box:0"),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PROTOCOL", "http/json"),
+        ("TRACES_PROTOCOL", "grpc-web"),
+        ("COMPRESSION", "deflate"),
+        ("TIMEOUT", "soon"),
+        ("ENDPOINT", "ftp://box:1"),
+        ("ENDPOINT", "http://"),
+        ("ENDPOINT", "http://box:port"),
+        ("ENDPOINT", "http://box:0"),
+    ],
+)
 def test_what_is_wrong_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of a process that cannot start says which variable, and what it was."""
     monkeypatch.setenv(PREFIX + "ENDPOINT", "http://box:1")
@@ -108,7 +127,9 @@ def test_a_certificate_that_is_not_there_is_named(name: str, tmp_path: Path, mon
 
 
 class Refusing:
-    """A collector that is busy each time; ``times`` are those at which it was asked, on the clock that passes only in pauses."""
+    """A collector that is busy each time; ``times`` are those at which it was asked, on the clock that passes only
+    in pauses.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -127,7 +148,9 @@ class Refusing:
 
 @pytest.mark.parametrize(("chance", "times"), [(0.0, [0, 0.4, 1.2]), (0.5, [0, 0.5, 1.5]), (1.0, [0, 0.6, 1.8])])
 def test_pauses_grow_until_the_time_is_over(chance: float, times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second, then one, each give or take a fifth; two more would be over after 2.8 s at the least, which is too late for a timeout of 2.5."""
+    """Half a second, then one, each give or take a fifth; two more would be over after 2.8 s at the least, which is
+    too late for a timeout of 2.5.
+    """
     monkeypatch.setattr(random, "uniform", lambda least, most: least + (most - least) * chance)
     collector = Refusing()
     exporter = otlp.Exporter(collector, 2.5, clock=lambda: collector.now, pause=collector.pause)

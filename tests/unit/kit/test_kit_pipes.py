@@ -44,7 +44,9 @@ def test_bytes_pass(run: Run) -> None:
 
 
 def test_a_descriptor_is_closed_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By uvloop's own library, or by us: a second close would hit a file that another thread has opened under that number in the meantime."""
+    """By uvloop's own library, or by us: a second close would hit a file that another thread has opened under that
+    number in the meantime.
+    """
     close, closed = os.close, list[int]()
 
     def noted(fd: int) -> None:

@@ -24,7 +24,7 @@ def spoil(path: Path, pages: range) -> None:
     data = bytearray(path.read_bytes())
     assert len(data) // PAGE > pages.stop
     for page in pages:
-        data[page * PAGE:page * PAGE + 200] = b"\xff" * 200
+        data[page * PAGE : page * PAGE + 200] = b"\xff" * 200
     path.write_bytes(data)
 
 
@@ -32,7 +32,11 @@ async def records(path: Path, count: int) -> list[bytes]:
     """A metadata database, which is closed, and the numbers of its records in their order."""
     store = SqliteTransactions(path)
     for start in range(0, count, 100):
-        await store.write(lambda tx, start=start: [tx.put(("n", f"{number:05}"), b"%d" % number + bytes(300)) for number in range(start, start + 100)])  # type: ignore[misc]
+        await store.write(
+            lambda tx, start=start: [  # type: ignore[misc]
+                tx.put(("n", f"{number:05}"), b"%d" % number + bytes(300)) for number in range(start, start + 100)
+            ]
+        )
     await store.close()
     return [b"%d" % number for number in range(count)]
 

@@ -36,23 +36,28 @@ def config(tmp_path: Path, text: str, table: str = "content", **flags: object) -
 
 def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
     """A flag beats the file, the file beats the default, and None is no flag."""
-    assert config(tmp_path, "[content]\nsize = 5\nwait = '1m30s'\nnames=['a']", size=None) == Config(size=5, wait=90.0, names=("a",))
+    assert config(tmp_path, "[content]\nsize = 5\nwait = '1m30s'\nnames=['a']", size=None) == Config(
+        size=5, wait=90.0, names=("a",)
+    )
     assert config(tmp_path, "[content]\nsize = 5", size=7).size == 7
     assert settings.load(Config, settings.read(None), "content") == Config()
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("[content]\nsiez = 5", "[content] siez"),
-    ("[content]\nsize = 'x'", "[content] size: 'x' is not a whole number"),
-    ("[content]\nsize = true", "[content] size: True is not a whole number"),
-    ("[content]\nwait = '5 apples'", "[content] wait: '5 apples' is not a duration"),
-    ("[content]\nwait = 5", "[content] wait: 5 is not a duration"),
-    ("[content]\nwhere = 'relative'", "[content] where: 'relative' is not an absolute path"),
-    ("[content]\npolicy = 'none'", "[content] policy: 'none' is none of 'shared', 'isolated'"),
-    ("[content]\nnames = [1]", "[content] names: 1 is not a string"),
-    ("content = 3", "content is not a table"),
-    ("[content\n", "Expected"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[content]\nsiez = 5", "[content] siez"),
+        ("[content]\nsize = 'x'", "[content] size: 'x' is not a whole number"),
+        ("[content]\nsize = true", "[content] size: True is not a whole number"),
+        ("[content]\nwait = '5 apples'", "[content] wait: '5 apples' is not a duration"),
+        ("[content]\nwait = 5", "[content] wait: 5 is not a duration"),
+        ("[content]\nwhere = 'relative'", "[content] where: 'relative' is not an absolute path"),
+        ("[content]\npolicy = 'none'", "[content] policy: 'none' is none of 'shared', 'isolated'"),
+        ("[content]\nnames = [1]", "[content] names: 1 is not a string"),
+        ("content = 3", "content is not a table"),
+        ("[content\n", "Expected"),
+    ],
+)
 def test_a_mistake_names_file_table_and_key(tmp_path: Path, text: str, words: str) -> None:
     """Whoever mistypes the file reads where."""
     with pytest.raises(errors.InvalidArgument) as caught:
@@ -77,7 +82,19 @@ def test_the_top_level_takes_containerds_keys(tmp_path: Path) -> None:
         settings.load(settings.Node, settings.read(path), "")
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("100ms", 0.1), ("5s", 5.0), ("1m30s", 90.0), ("2h", 7200.0), ("0", 0.0), ("1.5s", 1.5), ("0s", 0.0), ("1h0m1s", 3601.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("100ms", 0.1),
+        ("5s", 5.0),
+        ("1m30s", 90.0),
+        ("2h", 7200.0),
+        ("0", 0.0),
+        ("1.5s", 1.5),
+        ("0s", 0.0),
+        ("1h0m1s", 3601.0),
+    ],
+)
 def test_durations_are_gos(text: str, seconds: float) -> None:
     """Durations are written as containerd's users write them, and printed so that they are read back equal."""
     assert settings.parse_duration(text) == pytest.approx(seconds)
@@ -94,10 +111,13 @@ class Checked:
             raise ValueError(f"count: {self.count} is less than 1")
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("[proxy]\ncount = 2", r"\[proxy\] address is missing"),
-    ("[proxy]\naddress = '/a'\ncount = 0", r"\[proxy\] count: 0 is less than 1"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[proxy]\ncount = 2", r"\[proxy\] address is missing"),
+        ("[proxy]\naddress = '/a'\ncount = 0", r"\[proxy\] count: 0 is less than 1"),
+    ],
+)
 def test_what_a_table_must_have_and_what_it_may_not_are_named(tmp_path: Path, text: str, words: str) -> None:
     """A missing key, and a value that the class itself refuses."""
     path = tmp_path / "config.toml"

@@ -13,7 +13,11 @@ import pytest
 from services.kit import errors
 from services.kit.sqlite import File, Layout, Work, reading, run, undo
 
-LAYOUT = Layout(version=3, tables=("CREATE TABLE t (x TEXT PRIMARY KEY)", "CREATE INDEX other ON t (x)"), pragmas=("cache_size = -77",))
+LAYOUT = Layout(
+    version=3,
+    tables=("CREATE TABLE t (x TEXT PRIMARY KEY)", "CREATE INDEX other ON t (x)"),
+    pragmas=("cache_size = -77",),
+)
 
 
 @pytest.fixture
@@ -31,6 +35,7 @@ def rows(connection: Connection) -> list[str]:
 
 def work(*statements: str) -> Work[Connection]:
     """Work that executes these; "!" raises."""
+
     def does(connection: Connection) -> int:
         for statement in statements:
             if statement == "!":
@@ -44,7 +49,10 @@ def work(*statements: str) -> Work[Connection]:
 def test_each_connection_has_what_the_layout_says(file: File) -> None:
     """And waits for the disk: FULL is 2."""
     for connection in (file.writer, file.reader, another := file.connect()):
-        assert [connection.execute(f"PRAGMA {name}").fetchone() for name in ("synchronous", "cache_size", "user_version", "journal_mode")] == [(2,), (-77,), (3,), ("wal",)]
+        assert [
+            connection.execute(f"PRAGMA {name}").fetchone()
+            for name in ("synchronous", "cache_size", "user_version", "journal_mode")
+        ] == [(2,), (-77,), (3,), ("wal",)]
     another.close()
 
 
@@ -55,8 +63,15 @@ def test_a_file_of_another_layout_is_refused(file: File) -> None:
 
 
 async def test_a_group_is_answered_as_one(file: File) -> None:
-    """What raised has changed nothing, whatever it did before; who does not wait any more is told nothing, and what he asked for is done."""
-    group = [work("INSERT INTO t VALUES ('a')"), work("INSERT INTO t VALUES ('b')", "!"), work("INSERT INTO t VALUES ('c')"), work("!")]
+    """What raised has changed nothing, whatever it did before; who does not wait any more is told nothing, and what
+    he asked for is done.
+    """
+    group = [
+        work("INSERT INTO t VALUES ('a')"),
+        work("INSERT INTO t VALUES ('b')", "!"),
+        work("INSERT INTO t VALUES ('c')"),
+        work("!"),
+    ]
     group[2].future.cancel()
     file.writer.execute("BEGIN IMMEDIATE")
     for each in group:
@@ -92,7 +107,9 @@ def test_damage_is_told_and_other_errors_are_what_they_are(tmp_path: Path) -> No
     refusal = file.met(error)
     assert isinstance(refusal, errors.DataLoss)
     assert told == [str(refusal)]
-    assert str(refusal).startswith(f"test records: {tmp_path}/t.db is damaged: database disk image is malformed: see docs/damaged-database.md")
+    assert str(refusal).startswith(
+        f"test records: {tmp_path}/t.db is damaged: database disk image is malformed: see docs/damaged-database.md"
+    )
     other = sqlite3.OperationalError("locked")
     assert file.met(other) is other
     assert len(told) == 1

@@ -24,7 +24,10 @@ def answered(place: Path, body: bytes, status: bytes = b"200 OK", *, length: int
                 asked = b""
                 while b"</methodCall>" not in asked:
                     asked += connection.recv(65536)
-                connection.sendall(b"HTTP/1.0 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body) if length is None else length, body))
+                connection.sendall(
+                    b"HTTP/1.0 %s\r\nContent-Length: %d\r\n\r\n%s"
+                    % (status, len(body) if length is None else length, body)
+                )
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -42,9 +45,14 @@ def test_an_answer(place: Path) -> None:
         answered(place, xmlrpc.client.dumps(xmlrpc.client.Fault(10, "BAD_NAME"), methodresponse=True).encode())
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>500</html>", b"<methodResponse>", b"<methodResponse><params></params></methodResponse>", b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>500</html>", b"<methodResponse>", b"<methodResponse><params></params></methodResponse>", b"\xff"],
+)
 def test_what_is_no_answer_is_an_error_that_callers_expect(place: Path, body: bytes) -> None:
-    """Of a supervisord that fails, or of another server at that path: the gateway then takes a service for not stopped."""
+    """Of a supervisord that fails, or of another server at that path: the gateway then takes a service for not
+    stopped.
+    """
     with pytest.raises(supervisor.ERRORS):
         answered(place, body, b"500 Internal Server Error")
 

@@ -18,7 +18,7 @@ from tests.suites.diff_tars import tar as archive
 
 def read(data: bytes, chunk: int = 1 << 18) -> list[tuple]:
     """All entries of an archive with their bytes, the archive given in chunks of a size."""
-    reader = tar.Reader(tar.Stream(data[i:i + chunk] for i in range(0, len(data), chunk)))
+    reader = tar.Reader(tar.Stream(data[i : i + chunk] for i in range(0, len(data), chunk)))
     found = []
     while (entry := reader.next()) is not None:
         fields = tuple(getattr(entry, name) for name in tar.Entry.__slots__)
@@ -57,10 +57,21 @@ def test_what_tarfile_writes_is_read(fmt: int, seed: int) -> None:
     expected = []
     with tarfile.open(fileobj=data, mode="w", format=fmt) as out:
         for _ in range(30):
-            parts = ["".join(rng.choice("abc é日" if fmt != tarfile.USTAR_FORMAT else "abc") for _ in range(rng.randint(1, 30))).strip() or "x" for _ in range(rng.randint(1, 8))]
-            info = tarfile.TarInfo("/".join(parts)[:240 if fmt != tarfile.USTAR_FORMAT else 99])
-            info.type = rng.choice((tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE))
-            info.mode, info.mtime = rng.randint(0, 0o7777), rng.randint(0, 1 << 33 if fmt != tarfile.USTAR_FORMAT else 1 << 32)
+            parts = [
+                "".join(
+                    rng.choice("abc é日" if fmt != tarfile.USTAR_FORMAT else "abc") for _ in range(rng.randint(1, 30))
+                ).strip()
+                or "x"
+                for _ in range(rng.randint(1, 8))
+            ]
+            info = tarfile.TarInfo("/".join(parts)[: 240 if fmt != tarfile.USTAR_FORMAT else 99])
+            info.type = rng.choice(
+                (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+            )
+            info.mode, info.mtime = (
+                rng.randint(0, 0o7777),
+                rng.randint(0, 1 << 33 if fmt != tarfile.USTAR_FORMAT else 1 << 32),
+            )
             info.uid, info.gid = (rng.randint(0, 1 << (21 if fmt == tarfile.USTAR_FORMAT else 40)) for _ in range(2))
             if info.type in (tarfile.SYMTYPE, tarfile.LNKTYPE):
                 info.linkname = "l" * rng.randint(1, 99 if fmt == tarfile.USTAR_FORMAT else 300)
@@ -70,12 +81,35 @@ def test_what_tarfile_writes_is_read(fmt: int, seed: int) -> None:
             info.size = len(content)
             out.addfile(info, io.BytesIO(content))
             name = info.name.encode() + (b"/" if info.type == tarfile.DIRTYPE and not info.name.endswith("/") else b"")
-            expected.append((name.rstrip(b"/"), info.type, info.mode, info.uid, info.gid, info.mtime * 10**9, info.linkname.encode(), info.devmajor, info.devminor, content))
+            expected.append(
+                (
+                    name.rstrip(b"/"),
+                    info.type,
+                    info.mode,
+                    info.uid,
+                    info.gid,
+                    info.mtime * 10**9,
+                    info.linkname.encode(),
+                    info.devmajor,
+                    info.devminor,
+                    content,
+                )
+            )
     reader = tar.Reader(tar.Stream([data.getvalue()]))
     for name, *rest in expected:
         entry = reader.next()
         assert entry is not None
-        got = [entry.type, entry.mode, entry.uid, entry.gid, entry.modified, entry.linkname, entry.major, entry.minor, b"".join(map(bytes, reader.data()))]
+        got = [
+            entry.type,
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.modified,
+            entry.linkname,
+            entry.major,
+            entry.minor,
+            b"".join(map(bytes, reader.data())),
+        ]
         assert (entry.name.rstrip(b"/"), got) == (name, rest)
     assert reader.next() is None
 
@@ -100,9 +134,11 @@ def test_sparse_files_have_their_pieces_at_their_places() -> None:
         content = bytearray(entry.size)
         at = 0
         for offset, length in entry.sparse:
-            content[offset:offset + length] = stored[at:at + length]
+            content[offset : offset + length] = stored[at : at + length]
             at += length
-        assert bytes(content[4096:4106] if "old" in case.name else content[100:103]) == (b"x" * 10 if "old" in case.name else b"abc")
+        assert bytes(content[4096:4106] if "old" in case.name else content[100:103]) == (
+            b"x" * 10 if "old" in case.name else b"abc"
+        )
         assert (after := reader.next()) is not None
         assert after.name == b"after"
 
@@ -118,18 +154,38 @@ def test_device_numbers_are_read_as_they_are() -> None:
 def test_headers_written_are_read_back(seed: int) -> None:
     """By our reader and by tarfile, whatever does not fit into ustar's fields."""
     rng = random.Random(seed)
-    name = b"/".join(b"".join(rng.choice((b"a", b"bb", "ü".encode())) for _ in range(rng.randint(1, 40))) for _ in range(rng.randint(1, 9)))
-    fields: dict[str, Any] = {"mode": rng.randint(0, 0o7777), "uid": rng.choice((0, 2097151, 2097152, 1 << 31)), "gid": rng.choice((7, 1 << 21)),
-              "modified": rng.choice((0, 1 << 30, 1 << 33, -5)), "linkname": rng.choice((b"", b"x" * 100, b"y" * 101, "é".encode()))}
+    name = b"/".join(
+        b"".join(rng.choice((b"a", b"bb", "ü".encode())) for _ in range(rng.randint(1, 40)))
+        for _ in range(rng.randint(1, 9))
+    )
+    fields: dict[str, Any] = {
+        "mode": rng.randint(0, 0o7777),
+        "uid": rng.choice((0, 2097151, 2097152, 1 << 31)),
+        "gid": rng.choice((7, 1 << 21)),
+        "modified": rng.choice((0, 1 << 30, 1 << 33, -5)),
+        "linkname": rng.choice((b"", b"x" * 100, b"y" * 101, "é".encode())),
+    }
     records = rng.choice(({}, {tar.XATTR + b"security.capability": bytes(range(20))}))
     data = tarwrite.header(name, tar.SYMLINK, records=records, **fields)
     assert len(data) % 512 == 0
     entry = tar.Reader(tar.Stream([data, tarwrite.TRAILER])).next()
     assert entry is not None
     assert (entry.name, entry.type, entry.mode, entry.uid, entry.gid, entry.modified, entry.linkname) == (
-        name, tar.SYMLINK, fields["mode"], fields["uid"], fields["gid"], fields["modified"] * 10**9, fields["linkname"])
-    assert dict(entry.xattrs()) == {key[len(tar.XATTR):]: value for key, value in records.items()}
+        name,
+        tar.SYMLINK,
+        fields["mode"],
+        fields["uid"],
+        fields["gid"],
+        fields["modified"] * 10**9,
+        fields["linkname"],
+    )
+    assert dict(entry.xattrs()) == {key[len(tar.XATTR) :]: value for key, value in records.items()}
     with tarfile.open(fileobj=io.BytesIO(data + END)) as other:
         info = other.next()
     assert info is not None
-    assert (info.name.encode(), info.uid, info.mtime, info.linkname.encode()) == (name, fields["uid"], fields["modified"], fields["linkname"])
+    assert (info.name.encode(), info.uid, info.mtime, info.linkname.encode()) == (
+        name,
+        fields["uid"],
+        fields["modified"],
+        fields["linkname"],
+    )

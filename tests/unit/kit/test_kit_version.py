@@ -12,7 +12,13 @@ from tests.support import TOP
 
 
 def git(top: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", top, "-c", "user.name=x", "-c", "user.email=x@example.com", *words], check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["git", "-C", top, "-c", "user.name=x", "-c", "user.email=x@example.com", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     return done.stdout.strip()
 
 
@@ -28,7 +34,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_the_commit_is_what_git_says(checkout: Path, tmp_path: Path) -> None:
-    """On a branch, with packed refs, detached, and in a worktree on a branch of its own; nothing where there is no checkout."""
+    """On a branch, with packed refs, detached, and in a worktree on a branch of its own; nothing where there is no
+    checkout.
+    """
     head = git(checkout, "rev-parse", "HEAD")
     assert version.commit(checkout) == head
     git(checkout, "pack-refs", "--all")
@@ -48,7 +56,9 @@ def test_an_archive_tells_its_commit(tmp_path: Path) -> None:
     assert git(TOP, "check-attr", "export-subst", "services/kit/version.py").endswith(": set")
 
 
-def test_the_commit_of_an_archive_stands_for_what_git_would_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_of_an_archive_stands_for_what_git_would_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even below another's checkout."""
     monkeypatch.setattr(version, "ARCHIVED", "ab" * 20)
     assert version.commit(tmp_path) == "ab" * 20
@@ -56,6 +66,7 @@ def test_the_commit_of_an_archive_stands_for_what_git_would_say(tmp_path: Path, 
 
 def test_the_digest_is_of_names_and_contents(checkout: Path) -> None:
     """A byte more, another name, a file more: each is another; the time of a file and what is no Python are nothing."""
+
     def now() -> str:
         return version.digest(checkout, ("code",))
 
@@ -78,5 +89,7 @@ def test_the_digest_is_of_names_and_contents(checkout: Path) -> None:
 
 def test_a_revision_is_the_commit_and_the_digest() -> None:
     """What this process runs, twelve digits and eight."""
-    assert version.installed().rpartition(".")[2] == version.digest(TOP, ("api", "client", "deploy", "gateway", "services"))
+    assert version.installed().rpartition(".")[2] == version.digest(
+        TOP, ("api", "client", "deploy", "gateway", "services")
+    )
     assert version.revision() == version.revision()

@@ -20,7 +20,9 @@ def size(path: Path) -> int:
 
 
 def test_what_is_in_a_log_with_room_outlives_a_crash(tmp_path: Path) -> None:
-    """Copied as a kill leaves it, with the room behind its frames, and opened again; room that is there is not made twice."""
+    """Copied as a kill leaves it, with the room behind its frames, and opened again; room that is there is not made
+    twice.
+    """
     path, copy = tmp_path / "a.db", tmp_path / "b.db"
     connection = opened(path)
     connection.execute("CREATE TABLE t (n INTEGER)")
@@ -59,7 +61,9 @@ def test_without_room_it_works_all_the_same(tmp_path: Path) -> None:
 
 
 def test_the_room_outlives_the_closing_and_has_no_frames(tmp_path: Path) -> None:
-    """The same blocks, those of the log's index too: on a full disk there are no others. What the log had is in the database, and none of it comes back."""
+    """The same blocks, those of the log's index too: on a full disk there are no others. What the log had is in the
+    database, and none of it comes back.
+    """
     path = tmp_path / "a.db"
     connection = opened(path)
     wal.make_room(path)
@@ -82,7 +86,9 @@ def test_the_room_outlives_the_closing_and_has_no_frames(tmp_path: Path) -> None
 
 
 def test_a_crash_while_it_is_closed_loses_nothing(tmp_path: Path) -> None:
-    """Before SQLite has removed the log, the log counts, and its second name goes; after it, the second name becomes the log, empty."""
+    """Before SQLite has removed the log, the log counts, and its second name goes; after it, the second name
+    becomes the log, empty.
+    """
     path, copy = tmp_path / "a.db", tmp_path / "b.db"
     connection = opened(path)
     wal.make_room(path)

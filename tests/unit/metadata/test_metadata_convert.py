@@ -12,8 +12,11 @@ from services.metadata.store import Container, Image, Opaque
 def test_only_small_images_are_remembered() -> None:
     """How large a record is its client chooses: a thousand of a megabyte must not stay."""
     small = Image(name="small", digest="sha256:" + "a" * 64, media_type="x", size=1, labels={"a": "b"})
-    for large in (Image(name="n" * 10_000, digest="d", media_type="x", size=1), Image(name="n", digest="d", media_type="x", size=1, labels={"l" * 5000: "v" * 5000}),
-                  Image(name="n", digest="d", media_type="x", size=1, annotations={str(n): "v" * 100 for n in range(100)})):
+    for large in (
+        Image(name="n" * 10_000, digest="d", media_type="x", size=1),
+        Image(name="n", digest="d", media_type="x", size=1, labels={"l" * 5000: "v" * 5000}),
+        Image(name="n", digest="d", media_type="x", size=1, annotations={str(n): "v" * 100 for n in range(100)}),
+    ):
         assert convert.image_answer(large) == convert.image_answer(large)
         assert convert.image_answer(large) is not convert.image_answer(large)
     assert convert.image_answer(small) is convert.image_answer(small)
@@ -22,7 +25,9 @@ def test_only_small_images_are_remembered() -> None:
 def test_the_answer_of_one_image_is_a_part_of_a_list() -> None:
     """So what is remembered of an image serves both."""
     images = [Image(name=name, digest="sha256:" + "a" * 64, media_type="x", size=1) for name in ("first", "second")]
-    assert images_pb2.GetImageResponse.FromString(convert.image_answer(images[0])).image == convert.image_to_pb(images[0])
+    assert images_pb2.GetImageResponse.FromString(convert.image_answer(images[0])).image == convert.image_to_pb(
+        images[0]
+    )
     listed = images_pb2.ListImagesResponse.FromString(b"".join(map(convert.image_answer, images)))
     assert list(listed.images) == [convert.image_to_pb(image) for image in images]
 

@@ -1,4 +1,6 @@
-"""What a call costs does not depend on what else is there: rows that are looked at are counted, so that no machine is too slow for it."""
+"""What a call costs does not depend on what else is there: rows that are looked at are counted, so that no machine
+is too slow for it.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +96,7 @@ async def an_operation_of_each_kind(world: World, number: int) -> None:
 
 async def test_an_operation_costs_the_same_beside_many_open_ones(store: Counting, world: World) -> None:
     """However many intents the same client has open, of each kind."""
+
     async def cost(number: int) -> int:
         before = store.rows
         await an_operation_of_each_kind(world, number)
@@ -108,7 +111,10 @@ async def test_an_operation_costs_the_same_beside_many_open_ones(store: Counting
 
 
 async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: LocalMetadata, world: World) -> None:
-    """A lease that holds much and a namespace with many leases are deleted, and a namespace with many snapshots is refused, without reading them all."""
+    """A lease that holds much and a namespace with many leases are deleted, and a namespace with many snapshots is
+    refused, without reading them all.
+    """
+
     async def cost(number: int) -> int:
         other = await world.beside(f"ns{number}")
         leases = local.client(leases_stubs.LEASES)
@@ -119,29 +125,51 @@ async def test_an_end_costs_the_same_whatever_there_is(store: Counting, local: L
                 schema.put_resource(tx, other.namespace, "l", Resource("images", f"i{i}"))
                 schema.LEASES.put(tx, other.namespace, f"l{i}", value=Lease(id=f"l{i}"))
                 for snapshotter in ("native", "overlayfs"):
-                    schema.put_snapshot(tx, other.namespace, snapshotter, Snapshot(name=f"s{i}", raw_key=f"{i}", backend=f"snapshots.{snapshotter}", kind="active"))
-                schema.SNAPSHOTS.put(tx, other.namespace, "overlayfs", "\U0010ffff!", value=Snapshot(name="\U0010ffff!", raw_key="!", backend="b", kind="active"))
+                    schema.put_snapshot(
+                        tx,
+                        other.namespace,
+                        snapshotter,
+                        Snapshot(name=f"s{i}", raw_key=f"{i}", backend=f"snapshots.{snapshotter}", kind="active"),
+                    )
+                schema.SNAPSHOTS.put(
+                    tx,
+                    other.namespace,
+                    "overlayfs",
+                    "\U0010ffff!",
+                    value=Snapshot(name="\U0010ffff!", raw_key="!", backend="b", kind="active"),
+                )
 
         await local.database.write(fill)
         before = store.rows
         await leases.Delete(leases_pb2.DeleteRequest(id="l"), headers=headers(other.namespace))
-        with pytest.raises(errors.FailedPrecondition, match='still has snapshots on "native" snapshotter, snapshots on "overlayfs" snapshotter: '):
+        with pytest.raises(
+            errors.FailedPrecondition,
+            match='still has snapshots on "native" snapshotter, snapshots on "overlayfs" snapshotter: ',
+        ):
             await namespaces.Delete(namespaces_pb2.DeleteNamespaceRequest(name=other.namespace))
         await local.database.write(lambda tx: schema.SNAPSHOTS.delete_all(tx, other.namespace))
         await namespaces.Delete(namespaces_pb2.DeleteNamespaceRequest(name=other.namespace))
         looked = store.rows - before
-        assert not [key for table in (schema.LEASES, schema.RESOURCES) for key, _ in local.database.view(lambda tx, table=table: list(table.scan(tx, other.namespace)))]  # type: ignore[misc]
+        assert not [
+            key
+            for table in (schema.LEASES, schema.RESOURCES)
+            for key, _ in local.database.view(lambda tx, table=table: list(table.scan(tx, other.namespace)))  # type: ignore[misc]
+        ]
         return looked
 
     assert await cost(3) == await cost(100)
 
 
 async def test_only_those_are_woken_who_wait_for_what_ended(store: Counting, world: World) -> None:
-    """A chain of commits whose raw commits were done in the wrong order: each end is tried a few times, whatever the length."""
+    """A chain of commits whose raw commits were done in the wrong order: each end is tried a few times, whatever
+    the length.
+    """
     length = 30
     for i in range(length):
         await world.snapshot(f"k{i}")
-    commits = [await world.begin_commit_snapshot(f"n{i}", f"k{i}", parent=f"n{i - 1}" if i else "") for i in range(length)]
+    commits = [
+        await world.begin_commit_snapshot(f"n{i}", f"k{i}", parent=f"n{i - 1}" if i else "") for i in range(length)
+    ]
     store.writes = 0
     await asyncio.gather(*(world.finish(commit) for commit in reversed(commits)))
     assert store.writes <= 3 * length
@@ -174,11 +202,14 @@ async def test_open_intents_are_found_after_an_upgrade(local: LocalMetadata, wor
 
     await local.database.write(as_another_left_it)
     await local.metadata.intents.index()
-    assert [i.id for i in local.database.view(lambda tx: list(schema.claiming(tx, world.namespace, "overlayfs", "n", "k")))] == [committing.id]
+    assert [
+        i.id for i in local.database.view(lambda tx: list(schema.claiming(tx, world.namespace, "overlayfs", "n", "k")))
+    ] == [committing.id]
     await world.snapshot("upon")
     await world.begin_commit_snapshot("m", "upon", parent="n")
     assert {key[-1] for key, _ in local.database.view(lambda tx: list(schema.CLAIMS.scan(tx)))} == {
-        key[0] for key, _ in local.database.view(lambda tx: list(schema.INTENTS.scan(tx)))}
+        key[0] for key, _ in local.database.view(lambda tx: list(schema.INTENTS.scan(tx)))
+    }
 
 
 async def test_much_work_leaves_room_for_others(tmp_path: Path) -> None:
@@ -223,7 +254,9 @@ async def test_callers_take_turns(tmp_path: Path) -> None:
 async def test_what_must_last_is_not_committed_without_the_disk(tmp_path: Path) -> None:
     """Though it came right behind something that need not."""
     store = SqliteTransactions(tmp_path / "metadata.db")
-    modes = await asyncio.gather(*(store.write(lambda tx: store._lasting, lasting=lasting) for lasting in (False, False, True, False, True)))
+    modes = await asyncio.gather(
+        *(store.write(lambda tx: store._lasting, lasting=lasting) for lasting in (False, False, True, False, True))
+    )
     assert modes == [False, False, True, True, True]
     await store.close()
 

@@ -52,7 +52,9 @@ async def test_what_is_not_used_any_more_is_given_back_when_nobody_writes(place:
 
 
 async def test_a_log_that_somebody_made_long_becomes_short_again(place: Path) -> None:
-    """While an old state is read the log cannot begin anew; once it does, it has the size that is kept for it, also over a stop."""
+    """While an old state is read the log cannot begin anew; once it does, it has the size that is kept for it, also
+    over a stop.
+    """
     path = place / "m.db"
     store = SqliteTransactions(path)
     log = Path(f"{path}-wal")
@@ -76,7 +78,9 @@ async def test_a_database_from_before_is_made_one_that_gives_back(place: Path) -
     old.execute("PRAGMA journal_mode = WAL")
     old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
     old.execute("PRAGMA user_version = 1")
-    old.executemany("INSERT INTO records VALUES (?, ?)", [(encode(("many", str(number))), _VALUE) for number in range(_MANY)])
+    old.executemany(
+        "INSERT INTO records VALUES (?, ?)", [(encode(("many", str(number))), _VALUE) for number in range(_MANY)]
+    )
     old.execute("DELETE FROM records WHERE key != ?", (encode(("many", "7")),))
     old.close()
     assert path.stat().st_size > 2 * _MOST
@@ -97,7 +101,9 @@ async def test_a_large_database_from_before_stays_as_it_is(place: Path, caplog: 
     old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
     old.execute("PRAGMA user_version = 1")
     old.close()
-    store = SqliteTransactions(path, quiet=0.0, layout=replace(LAYOUT, convert=functools.partial(freeing.convert, largest=4096)))
+    store = SqliteTransactions(
+        path, quiet=0.0, layout=replace(LAYOUT, convert=functools.partial(freeing.convert, largest=4096))
+    )
     try:
         await store.write(fill)
         await store.write(lambda tx: tx.delete_all(("many",)))
@@ -141,8 +147,12 @@ async def test_the_collector_hears_of_a_deletion_whose_caller_went_away(place: P
 
 @pytest.mark.root
 @pytest.mark.parametrize("seen", [True, False])
-async def test_a_database_from_before_takes_no_disk_away(place: Path, caplog: pytest.LogCaptureFixture, *, seen: bool) -> None:
-    """Where there is too little room to write it anew it stays as it is, and so does the room: also if that is seen when it is used up only."""
+async def test_a_database_from_before_takes_no_disk_away(
+    place: Path, caplog: pytest.LogCaptureFixture, *, seen: bool
+) -> None:
+    """Where there is too little room to write it anew it stays as it is, and so does the room: also if that is seen
+    when it is used up only.
+    """
     place.joinpath("small").mkdir()
     path = place / "small" / "m.db"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(path.parent)], check=True)
@@ -151,10 +161,14 @@ async def test_a_database_from_before_takes_no_disk_away(place: Path, caplog: py
         old.execute("PRAGMA journal_mode = WAL")
         old.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
         old.execute("PRAGMA user_version = 1")
-        old.executemany("INSERT INTO records VALUES (?, ?)", [(encode(("many", str(number))), _VALUE) for number in range(_MANY)])
+        old.executemany(
+            "INSERT INTO records VALUES (?, ?)", [(encode(("many", str(number))), _VALUE) for number in range(_MANY)]
+        )
         old.close()
         (path.parent / "fill").write_bytes(bytes(freeing._free(path) - (12 << 20)))
-        store = SqliteTransactions(path, layout=LAYOUT if seen else replace(LAYOUT, convert=functools.partial(freeing.convert, times=0)))
+        store = SqliteTransactions(
+            path, layout=LAYOUT if seen else replace(LAYOUT, convert=functools.partial(freeing.convert, times=0))
+        )
         assert freeing._free(path) >= (12 << 20) - wal.SIZE - (1 << 20)
         assert store.view(lambda tx: len(list(tx.scan(("many",))))) == _MANY
         await store.close()

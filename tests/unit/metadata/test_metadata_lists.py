@@ -1,4 +1,6 @@
-"""Lists: of one instant if they are read at once, in pieces that hold nobody up, and nobody makes the store keep many states."""
+"""Lists: of one instant if they are read at once, in pieces that hold nobody up, and nobody makes the store keep
+many states.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from tests.suites.records_lives import LocalMetadata, headers
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Transactions]:
-    store: Transactions = MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db")
+    store: Transactions = (
+        MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db")
+    )
     yield store
     await store.close()
 
@@ -76,7 +80,9 @@ async def test_few_walks_have_a_state_of_their_own(store: Transactions) -> None:
     assert not everybody._open
 
 
-async def test_a_walk_that_gets_no_state_takes_nobodys_place(store: Transactions, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_walk_that_gets_no_state_takes_nobodys_place(
+    store: Transactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when the process has no descriptors left."""
     everybody = Walks(store)
 
@@ -151,7 +157,12 @@ async def test_messages_of_a_streamed_list_are_bounded() -> None:
             schema.put_blob(tx, "n", Blob(digest=digest(number), size=1, backend="content", labels={"x": "y" * 4000}))
 
     await local.database.write(work)
-    found = [answer async for answer in local.client(content_stubs.CONTENT).List(content_pb2.ListContentRequest(), headers=headers("n"))]
+    found = [
+        answer
+        async for answer in local.client(content_stubs.CONTENT).List(
+            content_pb2.ListContentRequest(), headers=headers("n")
+        )
+    ]
     assert [len(answer.info) for answer in found] == [100, 100, 50]
     infos = [info for answer in found for info in answer.info]
     assert [info.digest for info in infos] == sorted(digest(number) for number in range(250))
@@ -178,15 +189,23 @@ async def test_an_answer_in_pieces_is_one_message(monkeypatch: pytest.MonkeyPatc
 
     await local.database.write(work)
     found = await leases.ListResources(leases_pb2.ListResourcesRequest(id="l"), headers=headers("n"))
-    assert [(resource.type, resource.id) for resource in found.resources] == [("images", f"{number:02}") for number in range(50)]
+    assert [(resource.type, resource.id) for resource in found.resources] == [
+        ("images", f"{number:02}") for number in range(50)
+    ]
     await local.close()
 
 
 async def test_a_blob_of_thousands_of_labels_leaves_room_for_others() -> None:
-    """A manifest of 20,000 layers has as many: the loop turns while it is told, and while it is changed, and the answers are whole."""
+    """A manifest of 20,000 layers has as many: the loop turns while it is told, and while it is changed, and the
+    answers are whole.
+    """
     local = LocalMetadata(MemoryTransactions())
     labels = {f"containerd.io/gc.ref.content.l.{number}": digest(number) for number in range(20_000)}
-    await local.database.write(lambda tx: schema.put_blob(tx, "n", Blob(digest=digest(0), size=1, backend="content", labels={"other": "label"})))
+    await local.database.write(
+        lambda tx: schema.put_blob(
+            tx, "n", Blob(digest=digest(0), size=1, backend="content", labels={"other": "label"})
+        )
+    )
     content = local.client(content_stubs.CONTENT)
     turns = 0
 
@@ -197,7 +216,10 @@ async def test_a_blob_of_thousands_of_labels_leaves_room_for_others() -> None:
             await asyncio.sleep(0)
 
     turning = asyncio.ensure_future(others())
-    update = content_pb2.UpdateRequest(info=content_pb2.Info(digest=digest(0), labels=labels), update_mask={"paths": [f"labels.{key}" for key in labels]})
+    update = content_pb2.UpdateRequest(
+        info=content_pb2.Info(digest=digest(0), labels=labels),
+        update_mask={"paths": [f"labels.{key}" for key in labels]},
+    )
     updated = await content.Update(update, headers=headers("n"))
     changing, turns = turns, 0
     told = await content.Info(content_pb2.InfoRequest(digest=digest(0)), headers=headers("n"))

@@ -28,12 +28,18 @@ class Life:
         return self.local.client(service)
 
     def published(self, namespace: str) -> list[tuple[str, Message]]:
-        return [(e.topic, _EVENTS[e.topic].FromString(event_to_pb(e).value)) for e in self.local.events if e.namespace == namespace]
+        return [
+            (e.topic, _EVENTS[e.topic].FromString(event_to_pb(e).value))
+            for e in self.local.events
+            if e.namespace == namespace
+        ]
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def life(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Life]:
-    local = LocalMetadata(MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db"))
+    local = LocalMetadata(
+        MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db")
+    )
     yield Life(local)
     await local.close()
 

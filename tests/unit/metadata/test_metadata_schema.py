@@ -24,10 +24,21 @@ def test_what_is_remembered_is_bounded() -> None:
 ODD = {'"labels":{': '"labels":{}', "\\": '\\"', "ä\u2028": "\U0001f600", "\0": "}", ",": ":", "empty": ""}
 
 
-@pytest.mark.parametrize("labels", [{}, {"one": "label"}, ODD, {f"containerd.io/gc.ref.content.l.{number}": "sha256:" + "a" * 64 for number in range(1200)}])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {},
+        {"one": "label"},
+        ODD,
+        {f"containerd.io/gc.ref.content.l.{number}": "sha256:" + "a" * 64 for number in range(1200)},
+    ],
+)
 def test_a_blob_is_read_and_written_in_steps_as_it_is_at_once(labels: dict[str, str]) -> None:
     """Either reads what the other wrote."""
-    blob, key = Blob(digest="sha256:" + "b" * 64, size=3, backend='con"tent', labels=labels, created=1, updated=2), ("n", "sha256:" + "b" * 64)
+    blob, key = (
+        Blob(digest="sha256:" + "b" * 64, size=3, backend='con"tent', labels=labels, created=1, updated=2),
+        ("n", "sha256:" + "b" * 64),
+    )
     at_the_end = at_once(schema.encoding_blob(blob))
     for value in (schema.BLOBS.encode(blob), at_the_end):
         assert schema.BLOBS.decode(key, value) == at_once(schema.reading_blob(key, value)) == blob
@@ -37,6 +48,10 @@ def test_a_blob_is_read_and_written_in_steps_as_it_is_at_once(labels: dict[str, 
 def test_a_large_blob_whose_record_is_damaged_says_so(cut: int) -> None:
     """In steps as at once: pages that are wrong in their contents look whole to SQLite."""
     value = schema.BLOBS.encode(Blob(digest="d", size=3, backend="content", labels={"name": "value"}, created=1))
-    for damaged in (value[:-cut], value.replace(b'":"value"', b'""value"'), value.replace(b"name", b"\xff\xff\xff\xff")):
+    for damaged in (
+        value[:-cut],
+        value.replace(b'":"value"', b'""value"'),
+        value.replace(b"name", b"\xff\xff\xff\xff"),
+    ):
         with pytest.raises(errors.DataLoss, match="damaged"):
             at_once(schema.reading_blob(("n", "d"), damaged))

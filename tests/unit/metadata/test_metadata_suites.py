@@ -15,7 +15,9 @@ from tests.suites.records_lives import Clients, LocalMetadata
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def clients(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Clients]:
-    local = LocalMetadata(MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db"))
+    local = LocalMetadata(
+        MemoryTransactions() if request.param == "memory" else SqliteTransactions(tmp_path / "metadata.db")
+    )
     yield local.client
     await local.close()
 

@@ -43,13 +43,18 @@ class TestSqlite(TransactionsSuite):
 def test_encoded_keys_sort_as_tuples_and_come_back() -> None:
     """For random keys over an alphabet of what might go wrong."""
     rng = random.Random(7)
-    keys = {tuple("".join(rng.choices("\0\1ab\x7fÿ", k=rng.randrange(4))) for _ in range(rng.randrange(1, 4))) for _ in range(2000)}
+    keys = {
+        tuple("".join(rng.choices("\0\1ab\x7fÿ", k=rng.randrange(4))) for _ in range(rng.randrange(1, 4)))
+        for _ in range(2000)
+    }
     ordered = sorted(keys, key=lambda key: [part.encode() for part in key])
     assert [decode(data) for data in sorted(map(encode, keys))] == ordered
 
 
 async def test_readers_come_between_writers(tmp_path: Path) -> None:
-    """What one commit takes of what waits may be milliseconds of work. Who reads meanwhile sees what is committed, and nothing else later."""
+    """What one commit takes of what waits may be milliseconds of work. Who reads meanwhile sees what is committed,
+    and nothing else later.
+    """
     store = SqliteTransactions(tmp_path / "metadata.db")
     await store.write(lambda tx: tx.put(("a",), b"before"))
     ran: list[bytes] = []
@@ -70,7 +75,9 @@ async def test_readers_come_between_writers(tmp_path: Path) -> None:
 
 
 async def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
-    """SQLite keeps up to 8 MiB of them for each connection, long after whoever had so much is gone; what is there stays there."""
+    """SQLite keeps up to 8 MiB of them for each connection, long after whoever had so much is gone; what is there
+    stays there.
+    """
     used = ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used
     store = SqliteTransactions(tmp_path / "metadata.db")
     before = used()
@@ -114,7 +121,9 @@ def test_what_is_no_database_is_said_so(tmp_path: Path, content: bytes) -> None:
 
 
 async def test_damaged_values_are_told_of(tmp_path: Path) -> None:
-    """To SQLite they are values like others: whoever reads one as a record tells the store's owner, however it was read."""
+    """To SQLite they are values like others: whoever reads one as a record tells the store's owner, however it was
+    read.
+    """
     store = SqliteTransactions(tmp_path / "metadata.db")
     said = list[str]()
     store.file.damaged = said.append
@@ -142,7 +151,9 @@ async def test_commits_are_grouped(tmp_path: Path) -> None:
 
 
 async def test_what_need_not_last_does_not_wait_for_the_disk(tmp_path: Path) -> None:
-    """It is there for all, also after this process was killed; together with what must last it is durable as that is."""
+    """It is there for all, also after this process was killed; together with what must last it is durable as that
+    is.
+    """
     store = SqliteTransactions(tmp_path / "metadata.db")
 
     def synchronous() -> int:
@@ -153,7 +164,9 @@ async def test_what_need_not_last_does_not_wait_for_the_disk(tmp_path: Path) -> 
     assert (synchronous(), store.view(lambda tx: tx.get(("a",)))) == (1, b"1")
     for suffix in ("", "-wal"):
         shutil.copy(tmp_path / f"metadata.db{suffix}", tmp_path / f"copy.db{suffix}")
-    await asyncio.gather(store.write(lambda tx: tx.put(("b",), b"2")), store.write(lambda tx: tx.put(("c",), b"3"), lasting=False))
+    await asyncio.gather(
+        store.write(lambda tx: tx.put(("b",), b"2")), store.write(lambda tx: tx.put(("c",), b"3"), lasting=False)
+    )
     assert synchronous() == 2
     await store.write(lambda tx: tx.put(("d",), b"4"), lasting=False)
     await store.write(lambda tx: tx.put(("e",), b"5"))

@@ -1,4 +1,6 @@
-"""What waits for what: marks of the collector, other calls' intents, callers that give up; and the policy of sharing."""
+"""What waits for what: marks of the collector, other calls' intents, callers that give up; and the policy of
+sharing.
+"""
 
 from __future__ import annotations
 
@@ -92,15 +94,25 @@ async def test_waiting_ends(local: LocalMetadata, world: World) -> None:
     """With UNAVAILABLE, saying why; nothing is left open."""
     await world.open("r")
     await sweeping(local, Raw("content", "blob", digest(1)))
-    await refused(world.begin_commit("r", digest(1)), errors.Unavailable, f"content {digest(1)} is being removed by the collector: unavailable")
+    await refused(
+        world.begin_commit("r", digest(1)),
+        errors.Unavailable,
+        f"content {digest(1)} is being removed by the collector: unavailable",
+    )
     await world.open("s")
     await world.begin_commit("s", digest(2))
-    await refused(world.begin_commit("s", digest(2)), errors.Unavailable, f"the commit of {digest(2)} is in another call's hands: unavailable")
+    await refused(
+        world.begin_commit("s", digest(2)),
+        errors.Unavailable,
+        f"the commit of {digest(2)} is in another call's hands: unavailable",
+    )
     assert local.database.view(lambda tx: len(list(schema.INTENTS.scan(tx)))) == 1
 
 
 async def test_intents_of_an_earlier_life_hold_nobody_up(local: LocalMetadata, world: World) -> None:
-    """Metadata was killed before it could answer Begin, so nobody may know of the intent: the next one is answered at once."""
+    """Metadata was killed before it could answer Begin, so nobody may know of the intent: the next one is answered
+    at once.
+    """
     lost = await world.begin_snapshot("k")
     local.database.started = time.time_ns()
     intent = await world.begin_snapshot("k")
@@ -110,12 +122,20 @@ async def test_intents_of_an_earlier_life_hold_nobody_up(local: LocalMetadata, w
 
 
 async def test_an_intent_that_its_gateway_does_not_know_of_is_resolved(local: LocalMetadata, world: World) -> None:
-    """Where it is from an earlier life of metadata and the gateway says what it has open; its newer ones and those it names stay."""
+    """Where it is from an earlier life of metadata and the gateway says what it has open; its newer ones and those
+    it names stay.
+    """
     lost, known = await world.begin_snapshot("lost"), await world.begin_snapshot("known")
     local.database.started = time.time_ns()
     newer = await world.begin_snapshot("newer")
-    await world.records.Connect(pb.ConnectRequest(incarnation=world.incarnation, content="content", snapshotters=["overlayfs"],
-                                                  open=pb.OpenIntents(ids=[known.id])))
+    await world.records.Connect(
+        pb.ConnectRequest(
+            incarnation=world.incarnation,
+            content="content",
+            snapshotters=["overlayfs"],
+            open=pb.OpenIntents(ids=[known.id]),
+        )
+    )
 
     async def gone() -> bool:
         return not local.database.view(lambda tx: schema.INTENTS.has(tx, lost.id))
@@ -207,8 +227,13 @@ async def test_isolated_content_is_not_shared() -> None:
     await world.blob(digest(1), 7)
     other = await world.beside()
     assert not (await other.open("r", expected=digest(1))).shared
-    await world.namespaces.Update(namespaces_pb2.UpdateNamespaceRequest(
-        namespace=namespaces_pb2.Namespace(name=world.namespace, labels={"containerd.io/namespace.shareable": "true"})))
+    await world.namespaces.Update(
+        namespaces_pb2.UpdateNamespaceRequest(
+            namespace=namespaces_pb2.Namespace(
+                name=world.namespace, labels={"containerd.io/namespace.shareable": "true"}
+            )
+        )
+    )
     assert (await other.open("r", expected=digest(1))).shared
     await local.close()
 
@@ -271,8 +296,13 @@ async def test_what_was_named_is_remembered(local: LocalMetadata, world: World) 
     with pytest.raises(errors.AlreadyExists):
         await world.finish(await world.begin_snapshot("x", labels={REF: "t"}), adopted=[adopted])
     named = {key for key, _ in local.database.view(lambda tx: list(schema.NAMED.scan(tx)))}
-    assert {("content", "ingest", ingest.raw_ref), ("content", "blob", digest(1)), ("snapshots.overlayfs", "snapshot", prepared.raw_key),
-            ("snapshots.overlayfs", "snapshot", committed.raw_name), ("snapshots.overlayfs", "snapshot", "theirs")} <= named
+    assert {
+        ("content", "ingest", ingest.raw_ref),
+        ("content", "blob", digest(1)),
+        ("snapshots.overlayfs", "snapshot", prepared.raw_key),
+        ("snapshots.overlayfs", "snapshot", committed.raw_name),
+        ("snapshots.overlayfs", "snapshot", "theirs"),
+    } <= named
 
 
 async def test_answers_are_forgotten_in_the_end() -> None:

@@ -15,22 +15,43 @@ def test_digest(text: str) -> None:
     assert str(Digest.parse(text)) == text
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    ("", "format"), (":", "format"), ("sha256:", "format"), (f":{HEX}", "format"), (HEX, "format"),
-    (f"sha256:{HEX[1:]}", "length"), (f"sha512:{HEX}", "length"), (f"sha256:{HEX}\n", "length"),
-    (f"sha256:{HEX.upper()}", "format"), (f"sha256:{'g' * 64}", "format"), (f"sha256:{'/' * 64}", "format"), (f"sha256:{'..' * 32}", "format"),
-    (f"md5:{HEX}", "unsupported"), (f"sha256+x:{HEX}", "unsupported"), ("SHA256:" + HEX, "format"), ("a/b:c", "format"),
-])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "format"),
+        (":", "format"),
+        ("sha256:", "format"),
+        (f":{HEX}", "format"),
+        (HEX, "format"),
+        (f"sha256:{HEX[1:]}", "length"),
+        (f"sha512:{HEX}", "length"),
+        (f"sha256:{HEX}\n", "length"),
+        (f"sha256:{HEX.upper()}", "format"),
+        (f"sha256:{'g' * 64}", "format"),
+        (f"sha256:{'/' * 64}", "format"),
+        (f"sha256:{'..' * 32}", "format"),
+        (f"md5:{HEX}", "unsupported"),
+        (f"sha256+x:{HEX}", "unsupported"),
+        ("SHA256:" + HEX, "format"),
+        ("a/b:c", "format"),
+    ],
+)
 def test_no_digest(text: str, why: str) -> None:
     """What is no digest is refused for containerd's reason; nothing that would leave the store's directory is one."""
-    words = {"format": "invalid checksum digest format", "length": "invalid checksum digest length", "unsupported": "unsupported digest algorithm"}
+    words = {
+        "format": "invalid checksum digest format",
+        "length": "invalid checksum digest length",
+        "unsupported": "unsupported digest algorithm",
+    }
     with pytest.raises(ValueError, match=f"^{words[why]}$"):
         Digest.parse(text)
     assert digest_problem(text) == words[why]
 
 
 def test_chain_ids() -> None:
-    """Of OCI's image specification (its config.md, Layer ChainID): the lowest is its diff id, each other one the digest of the one below, a space, and its diff id."""
+    """Of OCI's image specification (its config.md, Layer ChainID): the lowest is its diff id, each other one the
+    digest of the one below, a space, and its diff id.
+    """
     low, middle, top = (digest_of(name) for name in (b"low", b"middle", b"top"))
     second = digest_of(f"{low} {middle}".encode())
     assert chain_ids([low, middle, top]) == [low, second, digest_of(f"{second} {top}".encode())]

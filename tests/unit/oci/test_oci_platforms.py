@@ -8,21 +8,25 @@ from services.oci import platforms
 from services.oci.platforms import Everything, OnlySystem, Ordered, Platform
 
 
-@pytest.mark.parametrize(("given", "normal"), [
-    (Platform("Linux", "x86_64"), Platform("linux", "amd64")),
-    (Platform("linux", "amd64", "v1"), Platform("linux", "amd64")),
-    (Platform("linux", "amd64", "v3"), Platform("linux", "amd64", "v3")),
-    (Platform("linux", "aarch64", "v8"), Platform("linux", "arm64")),
-    (Platform("linux", "arm64", "8"), Platform("linux", "arm64")),
-    (Platform("linux", "arm"), Platform("linux", "arm", "v7")),
-    (Platform("linux", "arm", "6"), Platform("linux", "arm", "v6")),
-    (Platform("linux", "armhf"), Platform("linux", "arm", "v7")),
-    (Platform("linux", "armel"), Platform("linux", "arm", "v6")),
-    (Platform("linux", "i386", "x"), Platform("linux", "386")),
-    (Platform("macOS", "arm64"), Platform("darwin", "arm64")),
-    (Platform("", "riscv64"), Platform("linux", "riscv64")),
-    (Platform("linux", "amd64", os_features=("b", "a", "b")), Platform("linux", "amd64", os_features=("a", "b"))),
-], ids=str)
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        (Platform("Linux", "x86_64"), Platform("linux", "amd64")),
+        (Platform("linux", "amd64", "v1"), Platform("linux", "amd64")),
+        (Platform("linux", "amd64", "v3"), Platform("linux", "amd64", "v3")),
+        (Platform("linux", "aarch64", "v8"), Platform("linux", "arm64")),
+        (Platform("linux", "arm64", "8"), Platform("linux", "arm64")),
+        (Platform("linux", "arm"), Platform("linux", "arm", "v7")),
+        (Platform("linux", "arm", "6"), Platform("linux", "arm", "v6")),
+        (Platform("linux", "armhf"), Platform("linux", "arm", "v7")),
+        (Platform("linux", "armel"), Platform("linux", "arm", "v6")),
+        (Platform("linux", "i386", "x"), Platform("linux", "386")),
+        (Platform("macOS", "arm64"), Platform("darwin", "arm64")),
+        (Platform("", "riscv64"), Platform("linux", "riscv64")),
+        (Platform("linux", "amd64", os_features=("b", "a", "b")), Platform("linux", "amd64", os_features=("a", "b"))),
+    ],
+    ids=str,
+)
 def test_spellings_are_one(given: Platform, normal: Platform) -> None:
     assert given.normalized() == normal
 
@@ -38,7 +42,9 @@ def test_an_exact_wish_takes_no_lesser_one() -> None:
 
 
 def test_features_must_be_wanted() -> None:
-    assert Ordered(Platform("linux", "amd64", os_features=("erofs", "x"))).matches(Platform("linux", "amd64", os_features=("x",)))
+    assert Ordered(Platform("linux", "amd64", os_features=("erofs", "x"))).matches(
+        Platform("linux", "amd64", os_features=("x",))
+    )
     assert not Ordered(Platform("linux", "amd64")).matches(Platform("linux", "amd64", os_features=("erofs",)))
 
 
@@ -50,10 +56,21 @@ def test_windows_versions_match_by_build_where_one_is_wanted() -> None:
 
 
 def test_the_order_is_the_wishes_then_the_given_one_and_none_comes_last() -> None:
-    found = [("none", None), ("arm", Platform("linux", "arm64")), ("first", Platform("linux", "amd64")), ("other", Platform("linux", "s390x")),
-             ("second", Platform("linux", "amd64"))]
+    found = [
+        ("none", None),
+        ("arm", Platform("linux", "arm64")),
+        ("first", Platform("linux", "amd64")),
+        ("other", Platform("linux", "s390x")),
+        ("second", Platform("linux", "amd64")),
+    ]
     wanted = Ordered(Platform("linux", "amd64"), Platform("linux", "arm64"))
-    assert [name for name, _ in platforms.in_order(found, lambda x: x[1], wanted)] == ["first", "second", "arm", "other", "none"]
+    assert [name for name, _ in platforms.in_order(found, lambda x: x[1], wanted)] == [
+        "first",
+        "second",
+        "arm",
+        "other",
+        "none",
+    ]
     assert platforms.in_order(found[1:], lambda x: x[1], Everything()) == found[1:]
 
 
@@ -72,5 +89,9 @@ def test_no_wish_is_every_wish() -> None:
 
 
 def test_a_platform_is_written_as_people_write_it() -> None:
-    assert [str(p) for p in (Platform("linux", "arm", "v7"), Platform("linux"), Platform())] == ["linux/arm/v7", "linux", "unknown"]
+    assert [str(p) for p in (Platform("linux", "arm", "v7"), Platform("linux"), Platform())] == [
+        "linux/arm/v7",
+        "linux",
+        "unknown",
+    ]
     assert platforms.default().os == "linux"

@@ -65,13 +65,17 @@ async def test_usage_is_what_differs_from_the_parent(snapshotter: BtrfsSnapshott
         delete("f0")(top)
         write("new", "x" * 5000)(top)
     usage = await snapshotter.usage("child")
-    assert usage.inodes == 4, "the file, the directory that was renamed, the new one, and the root, which has other entries now"
+    assert usage.inodes == 4, (
+        "the file, the directory that was renamed, the new one, and the root, which has other entries now"
+    )
     assert usage.size == large.size + 8192
     await snapshotter.commit("top", "child")
     assert await snapshotter.usage("top") == usage
 
 
-async def test_what_is_committed_is_read_only_for_everybody(snapshotter: BtrfsSnapshotter, directory: Path, place: Path) -> None:
+async def test_what_is_committed_is_read_only_for_everybody(
+    snapshotter: BtrfsSnapshotter, directory: Path, place: Path
+) -> None:
     """Also by a mount that was made before, and by its directory."""
     with mounted(await snapshotter.prepare("making"), place / "m") as top:
         write("f", "x")(top)
@@ -84,7 +88,9 @@ async def test_what_is_committed_is_read_only_for_everybody(snapshotter: BtrfsSn
         write("g", "x")(top)
     with mounted(await snapshotter.view("view", "base"), place / "m") as top:
         assert [path.name for path in top.iterdir()] == ["f"]
-        assert subprocess.run(["mount", "-o", "remount,rw", str(top)], check=False, capture_output=True).returncode or not os.access(top, os.W_OK)
+        assert subprocess.run(
+            ["mount", "-o", "remount,rw", str(top)], check=False, capture_output=True
+        ).returncode or not os.access(top, os.W_OK)
 
 
 async def test_a_crash_between_record_and_freezing_is_made_up_for(directory: Path, place: Path) -> None:
@@ -106,7 +112,9 @@ async def test_a_crash_between_record_and_freezing_is_made_up_for(directory: Pat
         write("g", "x")(directory / "b/snapshots/2")
 
 
-async def test_subvolumes_that_a_container_made_go_with_it(snapshotter: BtrfsSnapshotter, directory: Path, place: Path) -> None:
+async def test_subvolumes_that_a_container_made_go_with_it(
+    snapshotter: BtrfsSnapshotter, directory: Path, place: Path
+) -> None:
     """Of a snapshot that is committed too; and a plain directory that nobody knows."""
     for key in ("kept", "gone"):
         with mounted(await snapshotter.prepare(key), place / "m") as top:
@@ -128,7 +136,13 @@ async def test_elsewhere_than_on_btrfs_it_says_so(place: Path, caplog: pytest.Lo
     async with BtrfsSnapshotter(place / "b") as snapshotter:
         words = rf"path {place}/b \(\w+\) must be a btrfs filesystem to be used with the btrfs snapshotter"
         for make in (snapshotter.prepare, snapshotter.view):
-            with pytest.raises(errors.FailedPrecondition, match=f"^failed to create snapshot: snapshotter btrfs does not work on this machine: {words}: failed precondition$|{words}"):
+            with pytest.raises(
+                errors.FailedPrecondition,
+                match=(
+                    f"^failed to create snapshot: snapshotter btrfs does not work on this machine: {words}: failed "
+                    f"precondition$|{words}"
+                ),
+            ):
                 await make("key")
         assert [info async for info in snapshotter.list()] == []
         assert len([line for line in caplog.messages if "must be a btrfs filesystem" in line]) == 1

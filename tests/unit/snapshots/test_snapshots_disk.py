@@ -32,7 +32,10 @@ async def test_usage_is_what_du_says(place: Path) -> None:
     top.mkdir()
     some_tree(top, 300)
     os.sync()
-    said = {flag: int(subprocess.run(["du", "-s", flag, str(top)], capture_output=True, check=True).stdout.split()[0]) for flag in ("--inodes", "-B512")}
+    said = {
+        flag: int(subprocess.run(["du", "-s", flag, str(top)], capture_output=True, check=True).stdout.split()[0])
+        for flag in ("--inodes", "-B512")
+    }
     walked, by_du = await disk.usage(str(top)), await disk.usage(str(top), small=10)
     assert walked == by_du
     assert (walked.inodes, walked.size) == (said["--inodes"], said["-B512"] * 512)
@@ -46,7 +49,8 @@ async def test_usage_while_files_vanish(place: Path) -> None:
     some_tree(top, 2000)
     usages, _ = await asyncio.gather(
         asyncio.gather(*(disk.usage(str(top), small=small) for small in (10, 10_000) * 3)),
-        asyncio.to_thread(subprocess.run, ["find", str(top), "-mindepth", "2", "-delete"], check=True))
+        asyncio.to_thread(subprocess.run, ["find", str(top), "-mindepth", "2", "-delete"], check=True),
+    )
     assert all(usage.inodes >= 1 for usage in usages)
 
 
@@ -101,7 +105,9 @@ async def test_remove(place: Path) -> None:
 
 
 def test_what_a_container_left_is_removed_here(place: Path) -> None:
-    """Files, links (themselves, not what they lead to), devices, directories in directories; too many are left for a program."""
+    """Files, links (themselves, not what they lead to), devices, directories in directories; too many are left for
+    a program.
+    """
     (place / "outside").write_text("x")
     tree = place / "7"
     (tree / "fs" / "etc" / "deep").mkdir(parents=True)
@@ -149,20 +155,37 @@ async def test_why_overlay_does_not_work(place: Path) -> None:
     for directory in (lower, place / "upper", place / "work", merged, place / "second"):
         directory.mkdir()
     # an overlay on an overlay that has no upper directory: read-only
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower}:{place / 'second'}", str(merged)], check=True)
+    subprocess.run(
+        ["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower}:{place / 'second'}", str(merged)], check=True
+    )
     assert "read-only file system" in await kernel.overlay_trouble(merged)
     assert await kernel.overlay_trouble(place / "none") != ""
 
 
 def test_user_namespace(place: Path) -> None:
     """Only a map of all ids onto themselves is no user namespace."""
-    for text, expected in (("         0          0 4294967295\n", False), ("0 1000 1\n", True), ("0 100000 65536\n", True), ("", True)):
+    for text, expected in (
+        ("         0          0 4294967295\n", False),
+        ("0 1000 1\n", True),
+        ("0 100000 65536\n", True),
+        ("", True),
+    ):
         (place / "map").write_text(text)
         assert kernel.in_user_namespace(place / "map") is expected, text
     assert not kernel.in_user_namespace(place / "none")
-    inside = subprocess.run(["unshare", "--user", "--map-root-user", "python3", "-c",
-                             "from services.snapshots import kernel; print(kernel.in_user_namespace(), kernel.version() >= (5, 11))"],
-                            capture_output=True, text=True, check=True).stdout.split()
+    inside = subprocess.run(
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "python3",
+            "-c",
+            "from services.snapshots import kernel; print(kernel.in_user_namespace(), kernel.version() >= (5, 11))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert inside[0] == "True"
 
 
@@ -174,10 +197,16 @@ async def test_userxattr_in_a_user_namespace(place: Path, tmp_path: Path) -> Non
     assert kernel.on_tmpfs(tmpfs)
     assert not kernel.on_tmpfs(tmp_path)
     assert "userxattr" not in await mount_options(tmp_path)
-    program = ("import asyncio, sys; from pathlib import Path; from services.snapshots import overlay\n"
-               "for place in sys.argv[1:]: print(*asyncio.run(overlay.mount_options(Path(place))))")
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "python3", "-c", program, str(tmp_path), str(tmpfs)],
-                          capture_output=True, text=True, check=True).stdout.splitlines()
+    program = (
+        "import asyncio, sys; from pathlib import Path; from services.snapshots import overlay\n"
+        "for place in sys.argv[1:]: print(*asyncio.run(overlay.mount_options(Path(place))))"
+    )
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "python3", "-c", program, str(tmp_path), str(tmpfs)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     index = "index=off" if kernel.supports_index() else ""
     assert [line.strip() for line in done] == [f"userxattr {index}".strip(), index]
 
@@ -188,12 +217,15 @@ async def test_configured_options_come_once(place: Path) -> None:
     assert (await mount_options(place, ["volatile"]))[0] == "volatile"
 
 
-@pytest.mark.parametrize(("uid", "gid", "root"), [
-    ("0:1000:1", "0:2000:1", (1000, 2000)),
-    ("1:5:10,0:7:1", "0:8:65536", (7, 8)),
-    ("0:1000:1", None, (1000, 0)),
-    (None, None, None),
-])
+@pytest.mark.parametrize(
+    ("uid", "gid", "root"),
+    [
+        ("0:1000:1", "0:2000:1", (1000, 2000)),
+        ("1:5:10,0:7:1", "0:8:65536", (7, 8)),
+        ("0:1000:1", None, (1000, 0)),
+        (None, None, None),
+    ],
+)
 def test_root_of_a_user_namespace(uid: str | None, gid: str | None, root: tuple[int, int] | None) -> None:
     """The mapping of 0, in whichever part of the map it is; an absent map is the identity."""
     labels = {label: value for label, value in ((UID_MAPPING, uid), (GID_MAPPING, gid)) if value is not None}
@@ -206,8 +238,11 @@ def test_the_disk_of_a_directory_is_the_deepest_mount_above_it(tmp_path: Path) -
     (tmp_path / "link").symlink_to(tmp_path / "a b")
     mountinfo = tmp_path / "mountinfo"
     escaped = str(tmp_path).replace(" ", "\\040")
-    mountinfo.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:30 / {escaped}/a\\040b rw,nosuid shared:2 - xfs /dev/sdb rw\n"
-                         f"3 1 0:31 /sub {escaped}/a\\040b rw master:1 - btrfs /dev/mapper/x\\040y rw,subvolid=5\n4 1 0:32 / {escaped}/a rw - tmpfs none rw\n")
+    mountinfo.write_text(
+        f"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:30 / {escaped}/a\\040b rw,nosuid shared:2 - xfs /dev/sdb rw\n"
+        f"3 1 0:31 /sub {escaped}/a\\040b rw master:1 - btrfs /dev/mapper/x\\040y rw,subvolid=5\n4 1 0:32 / "
+        f"{escaped}/a rw - tmpfs none rw\n"
+    )
     for place in (tmp_path / "a b", tmp_path / "link"):
         assert kernel.disk_of(place, mountinfo) == ("btrfs", "/dev/mapper/x y")
     assert kernel.disk_of(tmp_path, mountinfo) == ("ext4", "/dev/sda1")

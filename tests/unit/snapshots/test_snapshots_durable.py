@@ -34,7 +34,9 @@ class SlowDisk:
 
 
 async def test_all_that_wait_share_the_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes while a syncfs is under way waits for the one after it; so ten wait for two, and one that goes away takes nobody with it."""
+    """Who comes while a syncfs is under way waits for the one after it; so ten wait for two, and one that goes away
+    takes nobody with it.
+    """
     slow = SlowDisk()
     monkeypatch.setattr(disk, "sync_filesystem", slow)
     sync = FilesystemSync(str(place), lambda: None)
@@ -68,15 +70,20 @@ async def test_an_error_is_told_to_those_that_wait_for_it(place: Path, monkeypat
 
 
 async def test_what_may_have_lost_files_is_not_committed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk says once that it lost something, and not whose: no snapshot that was begun by then is committed, however often it is tried; one begun later is."""
+    """A disk says once that it lost something, and not whose: no snapshot that was begun by then is committed,
+    however often it is tried; one begun later is.
+    """
     slow = SlowDisk(1)
     monkeypatch.setattr(disk, "sync_filesystem", slow)
     slow.go.set()
     async with OverlaySnapshotter(place / "o") as snapshotter:
         for key in ("one", "another"):
             await snapshotter.prepare(key)
-        for key, why in (("one", "failed to commit snapshot one: its files are not on the disk: a disk"),
-                         ("one", "failed to commit snapshot one: its files may not be on the disk"), ("another", "failed to commit snapshot another: its files may not be")):
+        for key, why in (
+            ("one", "failed to commit snapshot one: its files are not on the disk: a disk"),
+            ("one", "failed to commit snapshot one: its files may not be on the disk"),
+            ("another", "failed to commit snapshot another: its files may not be"),
+        ):
             with pytest.raises(errors.Unknown, match=why):
                 await snapshotter.commit("committed", key)
         await snapshotter.prepare("later")
@@ -84,7 +91,9 @@ async def test_what_may_have_lost_files_is_not_committed(place: Path, monkeypatc
 
 
 async def test_an_error_that_nobody_waited_for_is_not_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asked for it went away, or copied a parent: what others had begun by then may have been lost all the same."""
+    """Whoever asked for it went away, or copied a parent: what others had begun by then may have been lost all the
+    same.
+    """
     slow = SlowDisk(1)
     monkeypatch.setattr(disk, "sync_filesystem", slow)
     async with OverlaySnapshotter(place / "o") as snapshotter:

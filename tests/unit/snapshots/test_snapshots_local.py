@@ -23,7 +23,9 @@ def test_names_of_snapshotters_are_short() -> None:
     names = [each.NAME for each in SNAPSHOTTERS]
     assert len({*names}) == len(names)
     assert all(re.fullmatch(f"[a-z0-9]{{1,{local.LONGEST_NAME}}}", name) for name in names)
-    assert f"snapshots-{'x' * local.LONGEST_NAME}.sock" in {re.sub("[0-9]{9}", "x" * 9, name) for name in SOCKETS}, "what splitd up reckons with"
+    assert f"snapshots-{'x' * local.LONGEST_NAME}.sock" in {re.sub("[0-9]{9}", "x" * 9, name) for name in SOCKETS}, (
+        "what splitd up reckons with"
+    )
 
 
 async def test_a_commit_brings_no_parent_where_that_is_not_said(place: Path) -> None:
@@ -32,7 +34,9 @@ async def test_a_commit_brings_no_parent_where_that_is_not_said(place: Path) -> 
         for name in ("below", "above"):
             await snapshotter.prepare(f"{name}-key")
         await snapshotter.commit("below", "below-key")
-        with pytest.raises(errors.Unimplemented, match="^rebase of snapshot above-key by snapshotter native: not implemented$"):
+        with pytest.raises(
+            errors.Unimplemented, match="^rebase of snapshot above-key by snapshotter native: not implemented$"
+        ):
             await snapshotter.commit("above", "above-key", parent="below")
 
 
@@ -44,7 +48,13 @@ async def test_many_are_removed_in_one_call(place: Path) -> None:
         for key in ("b", "c"):
             await snapshotter.prepare(key, "a")
         done = await snapshotter.remove_all([("snapshot", key) for key in ("a", "b", "none", "c", "a")])
-        assert [type(outcome) for outcome in done] == [errors.FailedPrecondition, type(None), errors.NotFound, type(None), type(None)]
+        assert [type(outcome) for outcome in done] == [
+            errors.FailedPrecondition,
+            type(None),
+            errors.NotFound,
+            type(None),
+            type(None),
+        ]
         assert [info async for info in snapshotter.list()] == []
 
 
@@ -82,7 +92,9 @@ async def test_records_that_are_lost_take_no_directories_with_them(place: Path, 
         async with NativeSnapshotter(left) as snapshotter:
             known = len([info async for info in snapshotter.list()])
             assert known < 10
-            with pytest.raises(errors.FailedPrecondition, match=f"directories without a record are kept, until {left}/held is removed"):
+            with pytest.raises(
+                errors.FailedPrecondition, match=f"directories without a record are kept, until {left}/held is removed"
+            ):
                 await snapshotter.cleanup()
             await snapshotter.prepare("new")
             await snapshotter.remove("new")
@@ -93,7 +105,9 @@ async def test_records_that_are_lost_take_no_directories_with_them(place: Path, 
         assert len(_directories(left)) == known
 
 
-async def test_that_a_database_is_gone_is_noted_before_there_is_a_new_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_that_a_database_is_gone_is_noted_before_there_is_a_new_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A start that ends in between leaves a new database, which tells nothing."""
     left = await _crashed(place)
     for file in left.glob("metadata.db*"):

@@ -14,7 +14,10 @@ async def test_one_that_stands_still_is_given_up() -> None:
     """With an error that names it; whoever is told kills it."""
     process = await asyncio.create_subprocess_exec("sleep", "1000")
     try:
-        with pytest.raises(errors.Internal, match="^cp stood still for 0.4 s and was killed: a file system that it reads or writes does not answer$"):
+        with pytest.raises(
+            errors.Internal,
+            match="^cp stood still for 0.4 s and was killed: a file system that it reads or writes does not answer$",
+        ):
             await programs.watched("cp", process, process.wait(), 0.4)
     finally:
         process.kill()

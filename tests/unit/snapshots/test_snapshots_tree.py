@@ -39,12 +39,17 @@ def row(number: int, key: str, parent: int | None = None) -> Row:
 
 async def test_work_that_fails_changes_nothing_of_others(tree: Tree) -> None:
     """In one batch, what a piece of work did before it raised is undone, and the rest is committed."""
+
     def fails(rows: Rows) -> None:
         rows.insert(row(2, "b"))
         raise errors.AlreadyExists("b")
 
-    outcomes = await asyncio.gather(tree.write(lambda rows: rows.insert(row(1, "a"))), tree.write(fails), tree.write(lambda rows: rows.insert(row(3, "c"))),
-                                    return_exceptions=True)
+    outcomes = await asyncio.gather(
+        tree.write(lambda rows: rows.insert(row(1, "a"))),
+        tree.write(fails),
+        tree.write(lambda rows: rows.insert(row(3, "c"))),
+        return_exceptions=True,
+    )
     assert [type(outcome) for outcome in outcomes] == [type(None), errors.AlreadyExists, type(None)]
     assert tree.view(lambda rows: rows.ids()) == {1, 3}
     found = tree.view(lambda rows: rows.get("a"))
@@ -72,7 +77,9 @@ async def test_what_was_asked_for_together_is_committed_together(tree: Tree) -> 
 
 
 async def test_ids_are_never_used_twice(place: Path) -> None:
-    """The id of a removed snapshot, even the last, is not given out again, nor that of a directory that is still there."""
+    """The id of a removed snapshot, even the last, is not given out again, nor that of a directory that is still
+    there.
+    """
     for expected in (1, 2, 3):
         async with OverlaySnapshotter(place / "o") as snapshotter:
             [mount] = await snapshotter.prepare("a")
@@ -91,7 +98,9 @@ async def _listed(root: Path, names: set[str]) -> bool:
 
 
 async def test_a_full_disk(place: Path) -> None:
-    """On a full disk a prepare is ResourceExhausted and leaves nothing; what is there can still be seen and removed, and then there is room."""
+    """On a full disk a prepare is ResourceExhausted and leaves nothing; what is there can still be seen and
+    removed, and then there is room.
+    """
     root = place / "small"
     root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=60", "tmpfs", str(root)], check=True)
@@ -132,7 +141,9 @@ async def test_a_database_that_is_none(place: Path) -> None:
 
 
 async def test_damaged_pages(place: Path) -> None:
-    """They are found before anything without a record is removed, and nothing is then, even if an operator says so; calls that meet them say what is wrong, and health does."""
+    """They are found before anything without a record is removed, and nothing is then, even if an operator says so;
+    calls that meet them say what is wrong, and health does.
+    """
     async with OverlaySnapshotter(place / "running") as snapshotter:
         for number in range(30):
             await snapshotter.prepare(f"k{number}", labels={"filler": "x" * 3000})
@@ -141,7 +152,7 @@ async def test_damaged_pages(place: Path) -> None:
     database, held = place / "o" / "metadata.db", place / "o" / "held"
     data = bytearray(database.read_bytes())
     for page in range(8, 20):
-        data[page * 4096:page * 4096 + 100] = b"\xff" * 100
+        data[page * 4096 : page * 4096 + 100] = b"\xff" * 100
     database.write_bytes(data)
     said = list[str]()
 
@@ -152,7 +163,9 @@ async def test_damaged_pages(place: Path) -> None:
     async with OverlaySnapshotter(place / "o") as snapshotter:
         await eventually_async(lambda: asyncio.sleep(0, held.exists()), "nothing is held back")
         snapshotter.soundness.told_by(Server())
-        assert [f"{database} is damaged" in trouble and "docs/damaged-database.md" in trouble for trouble in said] == [True]
+        assert [f"{database} is damaged" in trouble and "docs/damaged-database.md" in trouble for trouble in said] == [
+            True
+        ]
         with pytest.raises(errors.DataLoss, match="metadata.db is damaged: .* docs/damaged-database.md"):
             [info async for info in snapshotter.list()]
         with pytest.raises(errors.DataLoss, match="metadata.db is damaged"):
@@ -166,7 +179,9 @@ async def test_damaged_pages(place: Path) -> None:
 @pytest.mark.parametrize("column", ["labels = '{\"a\": '", "kind = 9", "labels = cast(x'ff' AS TEXT)"])
 @pytest.mark.parametrize("how", ["stat", "list", "update"])
 async def test_a_damaged_record(place: Path, column: str, how: str) -> None:
-    """To SQLite its page is whole. Whoever reads it is told, and so are health and those who would remove what no record knows."""
+    """To SQLite its page is whole. Whoever reads it is told, and so are health and those who would remove what no
+    record knows.
+    """
     said = list[str]()
 
     class Server:
@@ -177,8 +192,11 @@ async def test_a_damaged_record(place: Path, column: str, how: str) -> None:
         snapshotter.soundness.told_by(Server())
         await snapshotter.prepare("other")
         await snapshotter.prepare("k")
-        # Not by the tree's own connection: what is looked for at the start may have a transaction open there, and roll it back.
-        with contextlib.closing(sqlite3.connect(place / "o" / "metadata.db", isolation_level=None, timeout=20)) as another:
+        # Not by the tree's own connection: what is looked for at the start may have a transaction open there, and roll
+        # it back.
+        with contextlib.closing(
+            sqlite3.connect(place / "o" / "metadata.db", isolation_level=None, timeout=20)
+        ) as another:
             another.execute(f"UPDATE snapshots SET {column} WHERE key = 'k'")
         for _ in range(2):
             with pytest.raises(errors.DataLoss, match="docs/damaged-database.md"):
@@ -194,13 +212,19 @@ async def test_a_damaged_record(place: Path, column: str, how: str) -> None:
 
 
 async def test_a_disk_that_gives_nothing_back(place: Path) -> None:
-    """A snapshotter whose start the disk refuses is out of use, and the process goes on; what may pass, such as a full disk, ends the process, which is started again."""
+    """A snapshotter whose start the disk refuses is out of use, and the process goes on; what may pass, such as a
+    full disk, ends the process, which is started again.
+    """
+
     def failing(code: int) -> OverlaySnapshotter:
         raise OSError(code, os.strerror(code), str(place))
 
     async with contextlib.AsyncExitStack() as stack:
         broken = await begun("overlayfs", lambda _: failing(errno.EIO), place, stack)
-        with pytest.raises(errors.DataLoss, match=f"snapshotter overlayfs is out of use: {place}: input/output error: see docs/damaged-database.md"):
+        with pytest.raises(
+            errors.DataLoss,
+            match=f"snapshotter overlayfs is out of use: {place}: input/output error: see docs/damaged-database.md",
+        ):
             await broken.stat("k")
         with pytest.raises(OSError, match="No space left"):
             await begun("overlayfs", lambda _: failing(errno.ENOSPC), place, stack)
@@ -213,15 +237,21 @@ async def test_what_a_start_has_opened_is_closed_where_it_fails(place: Path) -> 
         connection = snapshotter._tree._writer
         (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_sequence'").fetchone()
     data = bytearray((place / "o" / "metadata.db").read_bytes())
-    data[(page - 1) * 4096:(page - 1) * 4096 + 100] = b"\xff" * 100
+    data[(page - 1) * 4096 : (page - 1) * 4096 + 100] = b"\xff" * 100
     (place / "o" / "metadata.db").write_bytes(data)
     with pytest.raises(errors.DataLoss, match="metadata.db is damaged: .* docs/damaged-database.md"):
         OverlaySnapshotter(place / "o")
-    assert not [name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}") and os.readlink(f"/proc/self/fd/{name}").startswith(f"{place}/o")]
+    assert not [
+        name
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}") and os.readlink(f"/proc/self/fd/{name}").startswith(f"{place}/o")
+    ]
 
 
 async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing new can be made, with the reason; what is there can be listed and removed, and once it works again all is well."""
+    """Nothing new can be made, with the reason; what is there can be listed and removed, and once it works again
+    all is well.
+    """
     from services.snapshots import kernel, overlay
 
     async with OverlaySnapshotter(place / "o") as snapshotter:
@@ -235,7 +265,9 @@ async def test_where_overlay_does_not_work(place: Path, monkeypatch: pytest.Monk
         patch.setattr(overlay, "_AGAIN", 0.0)
         async with OverlaySnapshotter(place / "o") as snapshotter:
             for make in (snapshotter.prepare, snapshotter.view):
-                with pytest.raises(errors.FailedPrecondition, match="overlayfs does not work on this machine: no such device"):
+                with pytest.raises(
+                    errors.FailedPrecondition, match="overlayfs does not work on this machine: no such device"
+                ):
                     await make("b")
             assert [info.name async for info in snapshotter.list()] == ["a"]
             await snapshotter.remove("a")
@@ -260,7 +292,9 @@ class SlowCopy:
 
 
 async def test_a_parent_stays_while_it_is_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half-made snapshot is a child already: its parent cannot be removed, a cleanup leaves it alone, and others go on meanwhile."""
+    """A half-made snapshot is a child already: its parent cannot be removed, a cleanup leaves it alone, and others
+    go on meanwhile.
+    """
     async with NativeSnapshotter(place / "n") as snapshotter:
         await snapshotter.prepare("a")
         await snapshotter.commit("base", "a")
@@ -297,7 +331,9 @@ async def test_a_cancelled_copy_leaves_nothing(place: Path, monkeypatch: pytest.
 
 
 async def test_cancelled_at_any_moment_of_a_copy(place: Path) -> None:
-    """Wherever a prepare is cancelled it has happened or not; either way its parent is not held by what is not there."""
+    """Wherever a prepare is cancelled it has happened or not; either way its parent is not held by what is not
+    there.
+    """
     async with NativeSnapshotter(place / "n") as snapshotter:
         await snapshotter.prepare("a")
         await snapshotter.commit("base", "a")
@@ -316,6 +352,7 @@ async def test_cancelled_at_any_moment_of_a_copy(place: Path) -> None:
 async def test_cleaned_up_while_others_are_made(place: Path) -> None:
     """Cleanups take nothing from snapshots that are being made at the same time."""
     async with OverlaySnapshotter(place / "o") as snapshotter:
+
         async def make(number: int) -> None:
             await snapshotter.prepare(str(number))
             if number % 2:

@@ -56,7 +56,11 @@ def test_names_are_checked(place: Path, name: str) -> None:
 
 def test_user_namespaces_may_enter(place: Path) -> None:
     """The group that group 0 is mapped to gets the bundle, mode 0710."""
-    gid = remapped_gid(json.dumps({"linux": {"gidMappings": [{"containerID": 5, "hostID": 7}, {"containerID": 0, "hostID": 4242, "size": 9}]}}).encode())
+    gid = remapped_gid(
+        json.dumps(
+            {"linux": {"gidMappings": [{"containerID": 5, "hostID": 7}, {"containerID": 0, "hostID": 4242, "size": 9}]}}
+        ).encode()
+    )
     bundle = of(place)
     bundle.create(None, gid=gid)
     status = os.stat(bundle.path)
@@ -67,7 +71,9 @@ def test_user_namespaces_may_enter(place: Path) -> None:
 
 @pytest.mark.root
 def test_mounts_are_undone_and_nothing_in_them_deleted(place: Path) -> None:
-    """Stacked and nested mounts of the root filesystem, one of them busy, are unmounted; what was mounted stays whole."""
+    """Stacked and nested mounts of the root filesystem, one of them busy, are unmounted; what was mounted stays
+    whole.
+    """
     source = place / "source"
     (source / "inner").mkdir(parents=True)
     (source / "file").write_text("kept")
@@ -100,7 +106,11 @@ def test_address_is_remembered_as_containerd_writes_it(place: Path) -> None:
     (bundle.path / "address").write_text("unix:///run/x")
     assert bundle.read_address() == Address("ttrpc", "unix:///run/x", 2)
     bundle.write_address(Address("ttrpc", "unix:///run/y", 3))
-    assert json.loads((bundle.path / "bootstrap.json").read_text()) == {"version": 3, "address": "unix:///run/y", "protocol": "ttrpc"}
+    assert json.loads((bundle.path / "bootstrap.json").read_text()) == {
+        "version": 3,
+        "address": "unix:///run/y",
+        "protocol": "ttrpc",
+    }
     assert bundle.read_address() == Address("ttrpc", "unix:///run/y", 3)
     bundle.write_program("/bin/shim")
     assert bundle.program() == "/bin/shim"

@@ -36,7 +36,9 @@ class Content:
 
 
 async def test_what_was_stored_is_loaded_again(place: Path) -> None:
-    """Files, directories and links of the image come back; the config blob is the spec's Any; both are written under the lease."""
+    """Files, directories and links of the image come back; the config blob is the spec's Any; both are written
+    under the lease.
+    """
     image, again = place / "image", place / "again"
     (image / "deep").mkdir(parents=True)
     (image / "deep/core-1.img").write_bytes(b"\0" * 5000)
@@ -61,8 +63,12 @@ async def test_an_image_stays_in_its_directory(place: Path) -> None:
     link.type, link.linkname = tarfile.SYMTYPE, str(place)
     device = tarfile.TarInfo("device")
     device.type = tarfile.CHRTYPE
-    hostile = {"up": [tarfile.TarInfo("../evil")], "absolute": [tarfile.TarInfo(f"{place}/evil")], "through": [link, tarfile.TarInfo("link/evil")],
-               "device": [device]}
+    hostile = {
+        "up": [tarfile.TarInfo("../evil")],
+        "absolute": [tarfile.TarInfo(f"{place}/evil")],
+        "through": [link, tarfile.TarInfo("link/evil")],
+        "device": [device],
+    }
     for name, members in hostile.items():
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
@@ -80,12 +86,21 @@ async def test_an_image_stays_in_its_directory(place: Path) -> None:
 
 
 def test_paths_in_options() -> None:
-    """The image path of runc's CheckpointOptions and Options; other types mean none to create and an error to checkpoint."""
-    options = Opaque("containerd.runc.v1.CheckpointOptions", oci_pb2.CheckpointOptions(image_path="/i").SerializeToString())
+    """The image path of runc's CheckpointOptions and Options; other types mean none to create and an error to
+    checkpoint.
+    """
+    options = Opaque(
+        "containerd.runc.v1.CheckpointOptions", oci_pb2.CheckpointOptions(image_path="/i").SerializeToString()
+    )
     assert checkpoint.image_path("r", options) == "/i"
     assert checkpoint.image_path("r", None) == ""
     with pytest.raises(errors.Unknown, match="^invalid task checkpoint option for r$"):
         checkpoint.image_path("r", Opaque("other", b""))
-    assert checkpoint.restore_path(Opaque("containerd.runc.v1.Options", oci_pb2.Options(criu_image_path="/r").SerializeToString())) == "/r"
+    assert (
+        checkpoint.restore_path(
+            Opaque("containerd.runc.v1.Options", oci_pb2.Options(criu_image_path="/r").SerializeToString())
+        )
+        == "/r"
+    )
     assert checkpoint.restore_path(Opaque("other", b"")) == ""
     assert checkpoint.restore_path(None) == ""

@@ -34,19 +34,33 @@ def test_a_payload_is_there(value: Opaque | None) -> None:
 def shim(directory: Path, version: str) -> str:
     """The program of a shim that says it is of this version, and counts how often it is asked."""
     path = directory / "containerd-shim-runc-v2"
-    path.write_text(f"#!/bin/sh\necho x >> {directory}/asked\nprintf 'containerd-shim-runc-v2:\\n  Version:  {version}\\n  Revision: x\\n'\n")
+    path.write_text(
+        f"#!/bin/sh\necho x >> {directory}/asked\nprintf 'containerd-shim-runc-v2:\\n  Version:  {version}\\n  "
+        "Revision: x\\n'\n"
+    )
     path.chmod(0o755)
     return str(path)
 
 
 async def test_mounts_with_mapped_ids_are_for_shims_that_make_them(tmp_path: Path) -> None:
-    """From containerd 2.0 on. Its version is asked once, and again when it is another file; other mounts, and shims of others, are not looked at."""
-    plain, mapped = Mount("overlay", "overlay", ("lowerdir=/a:/b",)), Mount("overlay", "overlay", ("uidmap=0:1000:10", "gidmap=0:1000:10", "lowerdir=/a"))
+    """From containerd 2.0 on. Its version is asked once, and again when it is another file; other mounts, and shims
+    of others, are not looked at.
+    """
+    plain, mapped = (
+        Mount("overlay", "overlay", ("lowerdir=/a:/b",)),
+        Mount("overlay", "overlay", ("uidmap=0:1000:10", "gidmap=0:1000:10", "lowerdir=/a")),
+    )
     program = shim(tmp_path, "1.6.20~ds1")
     await checks.mounts(program, [plain])
     assert not (tmp_path / "asked").exists()
     for _ in range(2):
-        with pytest.raises(errors.FailedPrecondition, match=f"^the root file system's overlay mount has ids mapped: {program} is of containerd 1.6.20~ds1, and maps no ids of mounts"):
+        with pytest.raises(
+            errors.FailedPrecondition,
+            match=(
+                f"^the root file system's overlay mount has ids mapped: {program} is of containerd 1.6.20~ds1, and "
+                "maps no ids of mounts"
+            ),
+        ):
             await checks.mounts(program, [plain, mapped])
     assert (tmp_path / "asked").read_text() == "x\n"
     for version in ("v1.7.27", "2.1.9+unknown", "v2.0.0-beta.1", "unknown", ""):
@@ -62,7 +76,12 @@ async def test_mounts_with_mapped_ids_are_for_shims_that_make_them(tmp_path: Pat
 
 def test_runtime_options() -> None:
     """A shim of runc takes its own options, none, and any type without a value; those of other shims are theirs."""
-    for options in (None, Opaque("containerd.runc.v1.Options", b"\x08\x01"), Opaque("types/containerd.runc.v1.Options", b"\x08\x01"), Opaque("a.Other", b"")):
+    for options in (
+        None,
+        Opaque("containerd.runc.v1.Options", b"\x08\x01"),
+        Opaque("types/containerd.runc.v1.Options", b"\x08\x01"),
+        Opaque("a.Other", b""),
+    ):
         checks.runtime_options("options", RUNC, options)
     checks.runtime_options("options", OTHER, Opaque("a.Other", b"\x08\x01"))
     with pytest.raises(errors.InvalidArgument, match='^options: "a.Other" is no option of containerd-shim-runc-v2'):
@@ -74,26 +93,35 @@ async def test_stdio_that_is_there(tmp_path: Path, fifo: str) -> None:
     file = tmp_path / "file"
     file.touch()
     for program in (RUNC, OTHER):
-        for io in (IO(), IO(fifo, fifo, fifo), IO("", str(file), "/dev/null"), IO(fifo, fifo, "", terminal=True), IO("", "file:///not/yet", ""),
-                   IO(fifo, "binary:///bin/logger?x=y", "binary:///bin/logger?x=y")):
+        for io in (
+            IO(),
+            IO(fifo, fifo, fifo),
+            IO("", str(file), "/dev/null"),
+            IO(fifo, fifo, "", terminal=True),
+            IO("", "file:///not/yet", ""),
+            IO(fifo, "binary:///bin/logger?x=y", "binary:///bin/logger?x=y"),
+        ):
             await checks.stdio(program, io)
     await checks.stdio(OTHER, IO("streaming+ttrpc://a?b=c", "", ""))
 
 
-@pytest.mark.parametrize(("io", "message"), [
-    (IO("/there/is/none", "/dev/null", "/dev/null"), 'stdin "/there/is/none": no such file or directory'),
-    (IO("", "/there/is/none", "/dev/null"), 'stdout "/there/is/none": no such file or directory'),
-    (IO("", "/dev/null", "/there/is/none"), 'stderr "/there/is/none": no such file or directory'),
-    (IO("", "relative", "/dev/null"), 'stdout "relative": not an absolute path'),
-    (IO("", "/dev/null", "/tmp"), 'stderr "/tmp": not a FIFO, file or device'),
-    (IO("", "/dev/null", "/a\0b"), 'stderr "/a\\u0000b": embedded null byte'),
-    (IO("", "/" + "a" * 300, "/dev/null"), f'stdout "/{"a" * 300}": file name too long'),
-    (IO("file:///x", "file:///x", "file:///x"), 'stdin "file:///x": not an absolute path'),
-    (IO("/dev/null", "", ""), "stdout is required where there is a terminal, stdin or stderr"),
-    (IO("", "", "/dev/null"), "stdout is required where there is a terminal, stdin or stderr"),
-    (IO(terminal=True), "stdout is required where there is a terminal, stdin or stderr"),
-    (IO("", "/dev/null", ""), "stderr is required beside stdout, unless there is a terminal"),
-])
+@pytest.mark.parametrize(
+    ("io", "message"),
+    [
+        (IO("/there/is/none", "/dev/null", "/dev/null"), 'stdin "/there/is/none": no such file or directory'),
+        (IO("", "/there/is/none", "/dev/null"), 'stdout "/there/is/none": no such file or directory'),
+        (IO("", "/dev/null", "/there/is/none"), 'stderr "/there/is/none": no such file or directory'),
+        (IO("", "relative", "/dev/null"), 'stdout "relative": not an absolute path'),
+        (IO("", "/dev/null", "/tmp"), 'stderr "/tmp": not a FIFO, file or device'),
+        (IO("", "/dev/null", "/a\0b"), 'stderr "/a\\u0000b": embedded null byte'),
+        (IO("", "/" + "a" * 300, "/dev/null"), f'stdout "/{"a" * 300}": file name too long'),
+        (IO("file:///x", "file:///x", "file:///x"), 'stdin "file:///x": not an absolute path'),
+        (IO("/dev/null", "", ""), "stdout is required where there is a terminal, stdin or stderr"),
+        (IO("", "", "/dev/null"), "stdout is required where there is a terminal, stdin or stderr"),
+        (IO(terminal=True), "stdout is required where there is a terminal, stdin or stderr"),
+        (IO("", "/dev/null", ""), "stderr is required beside stdout, unless there is a terminal"),
+    ],
+)
 async def test_stdio_that_is_not(io: IO, message: str) -> None:
     """Each error names its field."""
     with pytest.raises(errors.InvalidArgument) as caught:
@@ -102,18 +130,25 @@ async def test_stdio_that_is_not(io: IO, message: str) -> None:
 
 
 async def test_a_file_system_that_does_not_answer() -> None:
-    """Costs the one who named it. Looks that hang are bounded, and take no thread that others need; when they end there is room again."""
+    """Costs the one who named it. Looks that hang are bounded, and take no thread that others need; when they end
+    there is room again.
+    """
     release, free = threading.Event(), threading.BoundedSemaphore(2)
 
     async def hangs(io: IO) -> None:
         await checks.stdio(RUNC, io, seconds=0.05, free=free, are_there=lambda paths: release.wait(20))
 
     try:
-        with pytest.raises(errors.DeadlineExceeded, match='stdout "/dead/x", stderr "/dead/y": no answer from the file system'):
+        with pytest.raises(
+            errors.DeadlineExceeded, match='stdout "/dead/x", stderr "/dead/y": no answer from the file system'
+        ):
             await hangs(IO("", "/dead/x", "/dead/y"))
         with pytest.raises(errors.DeadlineExceeded):
             await hangs(IO("", "/dead/x", "/dead/y"))
-        with pytest.raises(errors.Unavailable, match='stdout "/dev/null", stderr "/dev/null": .* looks at other paths have had no answer'):
+        with pytest.raises(
+            errors.Unavailable,
+            match='stdout "/dev/null", stderr "/dev/null": .* looks at other paths have had no answer',
+        ):
             await hangs(IO("", "/dev/null", "/dev/null"))
         assert not [thread for thread in threading.enumerate() if thread.name == "stdio" and not thread.daemon]
     finally:
@@ -131,6 +166,7 @@ async def test_a_file_system_that_does_not_answer() -> None:
 
 async def test_a_look_that_cannot_be_begun_takes_no_others_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has no more threads for a moment refuses creates for that moment."""
+
     def refused(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -32,7 +32,9 @@ def test_a_sighting_is_kept(place: Path) -> None:
     """It is read as it was written; damaged ones, and none, are none."""
     path = place / "ns:id"
     assert dead_shim.read(path) is None
-    seen = Sighting("/bin/shim", Address("ttrpc", "unix:///x", 3), 7, 1 << 60, True, 4026531840, "0::/a\n", {"runtime": "runc"})
+    seen = Sighting(
+        "/bin/shim", Address("ttrpc", "unix:///x", 3), 7, 1 << 60, True, 4026531840, "0::/a\n", {"runtime": "runc"}
+    )
     seen.write(path)
     assert dead_shim.read(path) == seen
     for damaged in (b"", b"[]", b'{"pid": -1}', b'{"pid": "7"}', b"[" * 5000):
@@ -41,7 +43,9 @@ def test_a_sighting_is_kept(place: Path) -> None:
 
 
 def test_only_the_process_that_was_seen_is_killed(place: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    """Another one with its pid, which began at another time, is not; nor is one in the same mount namespace and cgroups as this process."""
+    """Another one with its pid, which began at another time, is not; nor is one in the same mount namespace and
+    cgroups as this process.
+    """
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
     seen = dead_shim.see(bundle, "/bin/shim", None, sleeper.pid)
@@ -55,8 +59,12 @@ def test_only_the_process_that_was_seen_is_killed(place: Path, sleeper: subproce
 
 
 @pytest.mark.parametrize("of", ["pidfd_open", "stat"])
-def test_what_cannot_be_looked_at_is_not_dead(place: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, of: str) -> None:
-    """A process that runs out of open files learns nothing of a task's processes, and says so: else it would forget a container that runs."""
+def test_what_cannot_be_looked_at_is_not_dead(
+    place: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """A process that runs out of open files learns nothing of a task's processes, and says so: else it would forget
+    a container that runs.
+    """
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
     seen = dead_shim.see(bundle, "/bin/shim", None, sleeper.pid)
@@ -88,7 +96,10 @@ def test_without_a_sighting_the_runtimes_state_counts(place: Path, sleeper: subp
     state = root / "ns/c"
     state.mkdir(parents=True)
     assert dead_shim.in_bundle(bundle, "shim", root).pid == 0
-    for name, pid, start in (("state.json", "init_process_pid", "init_process_start"), ("status", "pid", "process-start-time")):
+    for name, pid, start in (
+        ("state.json", "init_process_pid", "init_process_start"),
+        ("status", "pid", "process-start-time"),
+    ):
         (state / name).write_text(json.dumps({pid: sleeper.pid, start: began - 1}))
         assert dead_shim.in_bundle(bundle, "shim", root).pid == 0
         (state / name).write_text(json.dumps({pid: sleeper.pid, start: began, "more": [1]}))
@@ -98,11 +109,15 @@ def test_without_a_sighting_the_runtimes_state_counts(place: Path, sleeper: subp
 
 
 @pytest.mark.root
-def test_without_a_pid_namespace_what_shares_mounts_and_cgroups_is_killed(place: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_without_a_pid_namespace_what_shares_mounts_and_cgroups_is_killed(
+    place: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
     """The init is dead, its child lives: it is killed; what has the same cgroups, but other mounts, is not."""
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(None)
-    init = subprocess.Popen(["unshare", "-m", "sh", "-c", "sleep 1000 & echo $!; exec sleep 1000"], stdout=subprocess.PIPE)
+    init = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", "sleep 1000 & echo $!; exec sleep 1000"], stdout=subprocess.PIPE
+    )
     try:
         assert init.stdout is not None
         child = int(init.stdout.readline())
@@ -113,7 +128,10 @@ def test_without_a_pid_namespace_what_shares_mounts_and_cgroups_is_killed(place:
         assert dead_shim.end(replace(seen, mounts=0), 1.0) == []
         assert os.path.exists(f"/proc/{child}/ns/mnt")
         assert dead_shim.end(seen, 10.0) == []
-        assert not os.path.exists(f"/proc/{child}") or Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        assert (
+            not os.path.exists(f"/proc/{child}")
+            or Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )
         assert sleeper.poll() is None
     finally:
         init.kill()

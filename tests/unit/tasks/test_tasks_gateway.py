@@ -28,7 +28,9 @@ class Channel:
 
 
 async def test_an_outage_is_told_until_somebody_has_heard_of_it() -> None:
-    """The exits of that time would be lost, if what is done about them fails once: each time it is told when the gateway was last there."""
+    """The exits of that time would be lost, if what is done about them fails once: each time it is told when the
+    gateway was last there.
+    """
     channel, told, heard = Channel(), [], asyncio.Event()
 
     def returned(since: float) -> None:

@@ -22,12 +22,19 @@ def test_what_the_system_said_is_told_in_gos_words() -> None:
     with pytest.raises(errors.Unknown) as caught, local._prefixed("failed to start shim: "):
         os.stat("/Absent/program")
     assert str(caught.value) == "failed to start shim: /Absent/program: no such file or directory"
-    with pytest.raises(errors.NotFound, match="^failed to delete task: task a: not found$"), local._prefixed("failed to delete task: "):
+    with (
+        pytest.raises(errors.NotFound, match="^failed to delete task: task a: not found$"),
+        local._prefixed("failed to delete task: "),
+    ):
         raise errors.NotFound("task a")
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files")])
-async def test_cleaning_up_is_tried_again_whatever_it_fails_for(place: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files")]
+)
+async def test_cleaning_up_is_tried_again_whatever_it_fails_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     """A task that is neither forgotten nor tried again would be there for ever, and its name taken."""
     told: list[str] = []
     node = SimpleNamespace(exited=lambda *_: told.append("exit"), deleted=lambda *_: told.append("delete"))

@@ -19,51 +19,65 @@ from services.tasks.store import IO, Container, CreateOptions, Exit, Opaque, Pro
 from tests.support import eventually_async
 
 
-@pytest.mark.parametrize(("text", "policy"), [
-    ("", Policy("always")), ("always", Policy("always")), ("no", Policy("no")), ("unless-stopped", Policy("unless-stopped")),
-    ("on-failure", Policy("on-failure")), ("on-failure:3", Policy("on-failure", 3)),
-])
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("", Policy("always")),
+        ("always", Policy("always")),
+        ("no", Policy("no")),
+        ("unless-stopped", Policy("unless-stopped")),
+        ("on-failure", Policy("on-failure")),
+        ("on-failure:3", Policy("on-failure", 3)),
+    ],
+)
 def test_policies_are_read(text: str, policy: Policy) -> None:
     """Each policy in each of its spellings."""
     assert Policy.parse(text) == policy
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("always:3", 'restart policy "always" not support max retry count'), ("sometimes", 'restart policy "sometimes" not supported'),
-    ("on-failure:x", "invalid max retry count: x"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("always:3", 'restart policy "always" not support max retry count'),
+        ("sometimes", 'restart policy "sometimes" not supported'),
+        ("on-failure:x", "invalid max retry count: x"),
+    ],
+)
 def test_bad_policies_are_named(text: str, words: str) -> None:
     """containerd's words."""
     with pytest.raises(errors.InvalidArgument, match=f"^{words}"):
         Policy.parse(text)
 
 
-@pytest.mark.parametrize(("labels", "status", "code", "todo"), [
-    ({STATUS: "running"}, Status.RUNNING, 0, ""),
-    ({STATUS: "running"}, Status.STOPPED, 0, "start"),
-    ({STATUS: "running"}, Status.CREATED, 0, "start"),
-    ({STATUS: "running"}, None, 0, "start"),
-    ({STATUS: "running"}, Status.PAUSED, 0, ""),
-    ({STATUS: "running"}, Status.PAUSING, 0, ""),
-    ({STATUS: "running", POLICY: "no"}, Status.STOPPED, 1, ""),
-    ({STATUS: "running", POLICY: "on-failure"}, Status.STOPPED, 0, ""),
-    ({STATUS: "running", POLICY: "on-failure"}, Status.STOPPED, 1, "start"),
-    ({STATUS: "running", POLICY: "on-failure:2", COUNT: "1"}, Status.STOPPED, 1, "start"),
-    ({STATUS: "running", POLICY: "on-failure:2", COUNT: "2"}, Status.STOPPED, 1, ""),
-    ({STATUS: "running", POLICY: "unless-stopped"}, Status.STOPPED, 0, "start"),
-    ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "true"}, Status.STOPPED, 0, ""),
-    ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "false"}, Status.STOPPED, 0, "start"),
-    ({STATUS: "running", STOPPED: "1"}, Status.STOPPED, 0, ""),
-    ({STATUS: "running", POLICY: "always", STOPPED: "true"}, None, 0, ""),
-    ({STATUS: "running", POLICY: "on-failure", STOPPED: "true"}, Status.STOPPED, 1, ""),
-    ({STATUS: "running", POLICY: "sometimes", STOPPED: "true"}, Status.STOPPED, 1, ""),
-    ({STATUS: "stopped", STOPPED: "true"}, Status.RUNNING, 0, "stop"),
-    ({STATUS: "stopped"}, Status.RUNNING, 0, "stop"),
-    ({STATUS: "stopped"}, Status.STOPPED, 0, ""),
-    ({STATUS: "stopped"}, None, 0, ""),
-    ({STATUS: "odd"}, Status.RUNNING, 0, ""),
-    ({}, Status.STOPPED, 0, ""),
-])
+@pytest.mark.parametrize(
+    ("labels", "status", "code", "todo"),
+    [
+        ({STATUS: "running"}, Status.RUNNING, 0, ""),
+        ({STATUS: "running"}, Status.STOPPED, 0, "start"),
+        ({STATUS: "running"}, Status.CREATED, 0, "start"),
+        ({STATUS: "running"}, None, 0, "start"),
+        ({STATUS: "running"}, Status.PAUSED, 0, ""),
+        ({STATUS: "running"}, Status.PAUSING, 0, ""),
+        ({STATUS: "running", POLICY: "no"}, Status.STOPPED, 1, ""),
+        ({STATUS: "running", POLICY: "on-failure"}, Status.STOPPED, 0, ""),
+        ({STATUS: "running", POLICY: "on-failure"}, Status.STOPPED, 1, "start"),
+        ({STATUS: "running", POLICY: "on-failure:2", COUNT: "1"}, Status.STOPPED, 1, "start"),
+        ({STATUS: "running", POLICY: "on-failure:2", COUNT: "2"}, Status.STOPPED, 1, ""),
+        ({STATUS: "running", POLICY: "unless-stopped"}, Status.STOPPED, 0, "start"),
+        ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "true"}, Status.STOPPED, 0, ""),
+        ({STATUS: "running", POLICY: "unless-stopped", STOPPED: "false"}, Status.STOPPED, 0, "start"),
+        ({STATUS: "running", STOPPED: "1"}, Status.STOPPED, 0, ""),
+        ({STATUS: "running", POLICY: "always", STOPPED: "true"}, None, 0, ""),
+        ({STATUS: "running", POLICY: "on-failure", STOPPED: "true"}, Status.STOPPED, 1, ""),
+        ({STATUS: "running", POLICY: "sometimes", STOPPED: "true"}, Status.STOPPED, 1, ""),
+        ({STATUS: "stopped", STOPPED: "true"}, Status.RUNNING, 0, "stop"),
+        ({STATUS: "stopped"}, Status.RUNNING, 0, "stop"),
+        ({STATUS: "stopped"}, Status.STOPPED, 0, ""),
+        ({STATUS: "stopped"}, None, 0, ""),
+        ({STATUS: "odd"}, Status.RUNNING, 0, ""),
+        ({}, Status.STOPPED, 0, ""),
+    ],
+)
 def test_decisions(labels: dict[str, str], status: Status | None, code: int, todo: str) -> None:
     """What the labels want of a task in each state, as containerd's monitor decides it."""
     assert decide(labels, status, code) == todo
@@ -125,20 +139,38 @@ class FakeNode:
 
 
 def container(name: str, labels: dict[str, str], **spec: Any) -> Container:
-    return Container(name, "io.containerd.runc.v2", spec=Opaque("s", json.dumps(spec).encode()), snapshotter="native", snapshot_key=f"{name}-key",
-                     labels={STATUS: "running", **labels})
+    return Container(
+        name,
+        "io.containerd.runc.v2",
+        spec=Opaque("s", json.dumps(spec).encode()),
+        snapshotter="native",
+        snapshot_key=f"{name}-key",
+        labels={STATUS: "running", **labels},
+    )
 
 
 async def test_a_stopped_task_is_made_anew() -> None:
-    """Deleted, created from the snapshot's mounts with log URI, terminal and SELinux label of the container, and started; the count is written first."""
-    record = container("c", {LOG_URI: "binary:///logger", COUNT: "4"}, process={"terminal": True}, linux={"mountLabel": "a:b"})
+    """Deleted, created from the snapshot's mounts with log URI, terminal and SELinux label of the container, and
+    started; the count is written first.
+    """
+    record = container(
+        "c", {LOG_URI: "binary:///logger", COUNT: "4"}, process={"terminal": True}, linux={"mountLabel": "a:b"}
+    )
     node, tasks = FakeNode(record), FakeTasks()
     tasks.states["n", "c"] = Process("c", 1, Status.STOPPED)
     async with RestartMonitor(node, 0.05).running(tasks):  # type: ignore[arg-type]
         await eventually_async(lambda: _running(tasks, "c"))
     assert node.labels == [("n", "c", COUNT, "5")]
-    assert tasks.created == [("n", "c", CreateOptions(
-        io=IO("", "binary:///logger", "binary:///logger", terminal=True), rootfs=(Mount("bind", "/native/c-key", ("rbind", 'context="a:b"')),)))]
+    assert tasks.created == [
+        (
+            "n",
+            "c",
+            CreateOptions(
+                io=IO("", "binary:///logger", "binary:///logger", terminal=True),
+                rootfs=(Mount("bind", "/native/c-key", ("rbind", 'context="a:b"')),),
+            ),
+        )
+    ]
 
 
 async def _asked(tasks: FakeTasks) -> bool:
@@ -152,7 +184,10 @@ async def _running(tasks: FakeTasks, name: str) -> bool:
 
 async def test_the_older_log_label_is_a_file() -> None:
     """restart.logpath is obeyed as a file URI; without a log label a task has no stdio."""
-    node, tasks = FakeNode(container("old", {LOG_PATH: "/var/log/old"}), container("none", {}, process={"terminal": True})), FakeTasks()
+    node, tasks = (
+        FakeNode(container("old", {LOG_PATH: "/var/log/old"}), container("none", {}, process={"terminal": True})),
+        FakeTasks(),
+    )
     async with RestartMonitor(node, 0.05).running(tasks):  # type: ignore[arg-type]
         await eventually_async(lambda: _running(tasks, "old"))
         await eventually_async(lambda: _running(tasks, "none"))
@@ -174,7 +209,9 @@ async def test_an_exit_is_answered_before_the_interval_but_not_twice_in_one() ->
         monitor.exited("n", "c", Exit(0, None))
         del tasks.states["n", "c"]
         monitor.exited("n", "c", Exit(0, None))
-        await eventually_async(lambda: asyncio.sleep(0, not monitor._soon and not monitor._hurried), "the second exit is not heeded")
+        await eventually_async(
+            lambda: asyncio.sleep(0, not monitor._soon and not monitor._hurried), "the second exit is not heeded"
+        )
     assert len(tasks.created) == 1
 
 
@@ -208,9 +245,17 @@ async def test_stopped_is_killed_and_deleted() -> None:
 
 
 async def test_when_a_node_starts_what_always_runs_is_no_longer_stopped_on_purpose(tmp_path: Path) -> None:
-    """Once for each start of the node, which is that of this process's parent; not for other policies. Until metadata answers it is tried again."""
-    node = FakeNode(container("always", {STOPPED: "true"}), container("said", {POLICY: "always", STOPPED: "1"}), container("unless", {POLICY: "unless-stopped", STOPPED: "true"}),
-                    container("failing", {POLICY: "on-failure:3", STOPPED: "true"}), container("odd", {POLICY: "odd", STOPPED: "true"}), container("free", {STOPPED: "false"}))
+    """Once for each start of the node, which is that of this process's parent; not for other policies. Until
+    metadata answers it is tried again.
+    """
+    node = FakeNode(
+        container("always", {STOPPED: "true"}),
+        container("said", {POLICY: "always", STOPPED: "1"}),
+        container("unless", {POLICY: "unless-stopped", STOPPED: "true"}),
+        container("failing", {POLICY: "on-failure:3", STOPPED: "true"}),
+        container("odd", {POLICY: "odd", STOPPED: "true"}),
+        container("free", {STOPPED: "false"}),
+    )
     away = [errors.Unavailable("metadata"), errors.DeadlineExceeded("metadata")]
     namespaces = node.namespaces
 
@@ -229,12 +274,16 @@ async def test_when_a_node_starts_what_always_runs_is_no_longer_stopped_on_purpo
 
     assert await looked(FakeTasks()) == [("n", "always", STOPPED, "false"), ("n", "said", STOPPED, "false")]
     assert await looked(FakeTasks()) == []
-    (tmp_path / "start").write_text((tmp_path / "start").read_text().replace(f" {os.getppid()} ", f" {os.getppid() + 1} "))
+    (tmp_path / "start").write_text(
+        (tmp_path / "start").read_text().replace(f" {os.getppid()} ", f" {os.getppid() + 1} ")
+    )
     assert len(await looked(FakeTasks())) == 2
 
 
 async def test_a_container_that_cannot_be_changed_holds_up_no_other(tmp_path: Path) -> None:
-    """One damaged record at the start of a node: the others are looked after all the same, and those always to run may."""
+    """One damaged record at the start of a node: the others are looked after all the same, and those always to run
+    may.
+    """
     node, tasks = FakeNode(container("bad", {STOPPED: "true"}), container("good", {STOPPED: "true"})), FakeTasks()
 
     async def set_label(*label: str) -> None:
@@ -249,8 +298,12 @@ async def test_a_container_that_cannot_be_changed_holds_up_no_other(tmp_path: Pa
     assert node.labels == [("n", "good", STOPPED, "false")]
 
 
-async def test_a_task_that_does_not_end_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """It is said, each time, and the monitor goes on: one process in the kernel's hands is no reason to restart nothing."""
+async def test_a_task_that_does_not_end_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, each time, and the monitor goes on: one process in the kernel's hands is no reason to restart
+    nothing.
+    """
     node, tasks = FakeNode(container("hung", {STATUS: "stopped"}), container("gone", {})), FakeTasks()
     tasks.states["n", "hung"] = Process("hung", 1, Status.RUNNING)
 
@@ -272,7 +325,9 @@ async def test_a_task_that_does_not_end_holds_up_no_other(monkeypatch: pytest.Mo
     assert "begins anew" not in caplog.text
 
 
-async def test_a_container_that_fails_in_a_way_that_nobody_thought_of_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_container_that_fails_in_a_way_that_nobody_thought_of_holds_up_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """It is named in the log with the failure, and the others are looked at in every interval."""
     node, tasks = FakeNode(container("bad", {}), container("good", {})), FakeTasks()
     get = tasks.get

@@ -29,23 +29,32 @@ RUNC = "containerd.runc.v1.Options"
 PROGRAM = "/usr/bin/containerd-shim-runc-v2"
 
 
-@pytest.mark.parametrize(("printed", "address"), [
-    (b"unix:///run/containerd/s/abc", Address("ttrpc", "unix:///run/containerd/s/abc", 2)),
-    (b"/containerd-shim/x.sock\n", Address("ttrpc", "/containerd-shim/x.sock", 2)),
-    (b'{"version":3,"address":"unix:///s","protocol":"ttrpc"}', Address("ttrpc", "unix:///s", 3)),
-    (b'{"version":2,"address":"unix:///s","protocol":"grpc"}\n', Address("grpc", "unix:///s", 2)),
-    (bootstrap_pb2.BootstrapResult(version=3, address="unix:///s", protocol="ttrpc").SerializeToString(), Address("ttrpc", "unix:///s", 3)),
-])
+@pytest.mark.parametrize(
+    ("printed", "address"),
+    [
+        (b"unix:///run/containerd/s/abc", Address("ttrpc", "unix:///run/containerd/s/abc", 2)),
+        (b"/containerd-shim/x.sock\n", Address("ttrpc", "/containerd-shim/x.sock", 2)),
+        (b'{"version":3,"address":"unix:///s","protocol":"ttrpc"}', Address("ttrpc", "unix:///s", 3)),
+        (b'{"version":2,"address":"unix:///s","protocol":"grpc"}\n', Address("grpc", "unix:///s", 2)),
+        (
+            bootstrap_pb2.BootstrapResult(version=3, address="unix:///s", protocol="ttrpc").SerializeToString(),
+            Address("ttrpc", "unix:///s", 3),
+        ),
+    ],
+)
 def test_what_start_prints(printed: bytes, address: Address) -> None:
     """The three forms of an answer."""
     assert parse_address(printed) == address
 
 
-@pytest.mark.parametrize(("printed", "words"), [
-    (b"", "the shim printed no address"),
-    (b'{"version":4,"address":"unix:///s","protocol":"ttrpc"}', r"unsupported shim version \(4\): not implemented"),
-    (b'{"version":3,"address":"unix:///s","protocol":"smoke"}', 'unexpected protocol: "smoke"'),
-])
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        (b"", "the shim printed no address"),
+        (b'{"version":4,"address":"unix:///s","protocol":"ttrpc"}', r"unsupported shim version \(4\): not implemented"),
+        (b'{"version":3,"address":"unix:///s","protocol":"smoke"}', 'unexpected protocol: "smoke"'),
+    ],
+)
 def test_what_start_must_not_print(printed: bytes, words: str) -> None:
     """Each is named."""
     with pytest.raises(errors.NodeError, match=f"^{words}$"):
@@ -81,7 +90,9 @@ async def test_whether_nobody_listens_is_told_from_whether_nobody_answers(place:
 
 
 def test_runc_root_is_filled_in_only_where_it_is_runcs_and_empty(place: Path) -> None:
-    """No options, empty options and options without a root get it; a root is kept, and so is every other field, known or not; other runtimes are let be."""
+    """No options, empty options and options without a root get it; a root is kept, and so is every other field,
+    known or not; other runtimes are let be.
+    """
     root = Path("/s/runc")
     filled = Opaque(RUNC, oci_pb2.Options(root="/s/runc").SerializeToString())
     assert with_runc_root(None, PROGRAM, root) == filled
@@ -118,16 +129,21 @@ def program(place: Path, body: str) -> Program:
     path.chmod(0o755)
     bundle = Bundle.of(place / "root", place / "state", "ns", "c")
     bundle.create(b"{}")
-    return Program(str(path), bundle, Environment(place / "containerd.sock", place / "containerd.sock.ttrpc", ("MINE=1",)))
+    return Program(
+        str(path), bundle, Environment(place / "containerd.sock", place / "containerd.sock.ttrpc", ("MINE=1",))
+    )
 
 
 async def test_a_legacy_shim_gets_options_arguments_and_environment(place: Path) -> None:
     """Its standard input is the options' Any, its arguments and variables are the contract's."""
-    one = program(place, """
+    one = program(
+        place,
+        """
 from google.protobuf.any_pb2 import Any
 assert Any.FromString(data).type_url == "containerd.runc.v1.Options", data
 assert os.environ["TTRPC_ADDRESS"].endswith("containerd.sock.ttrpc") and os.environ["NAMESPACE"] == "ns" and os.environ["MINE"] == "1"
-print("unix:///x")""")
+print("unix:///x")""",
+    )
     assert await one.start(Opaque(RUNC, b"\x08\x01"), 20) == Address("ttrpc", "unix:///x", 2)
     call = (one.bundle.path / "calls").read_text().split()
     assert call[:4] == ["-namespace", "ns", "-address", str(place / "containerd.sock")]
@@ -136,13 +152,16 @@ print("unix:///x")""")
 
 async def test_a_shim_of_23_is_given_bootstrap_params(place: Path) -> None:
     """One that refuses the old call is called the new way, and from then on at once."""
-    one = program(place, """
+    one = program(
+        place,
+        """
 from api.containerd.runtime.bootstrap.v1 import bootstrap_pb2 as b
 p = b.BootstrapParams.FromString(data)
 if p.instance_id != "c" or p.namespace != "ns":
     sys.exit("bootstrap parameters do not match command-line arguments: shim was started through the deprecated API but was built against the new API")
 assert p.containerd_grpc_address.endswith("containerd.sock") and p.extensions[0].value.type_url == "containerd.runc.v1.Options"
-sys.stdout.buffer.write(b.BootstrapResult(version=3, address="unix:///y", protocol="ttrpc").SerializeToString())""")
+sys.stdout.buffer.write(b.BootstrapResult(version=3, address="unix:///y", protocol="ttrpc").SerializeToString())""",
+    )
     for _ in range(2):
         assert await one.start(Opaque(RUNC, b"\x08\x01"), 20) == Address("ttrpc", "unix:///y", 3)
     assert len((one.bundle.path / "calls").read_text().splitlines()) == 3
@@ -164,10 +183,13 @@ async def test_a_shim_that_hangs_is_killed(place: Path) -> None:
 
 async def test_delete_tells_how_the_task_ended(place: Path) -> None:
     """What the program prints, a DeleteResponse; warnings on its standard error are no failure."""
-    one = program(place, """
+    one = program(
+        place,
+        """
 from api.containerd.runtime.task.v3 import shim_pb2
 sys.stderr.write("a warning")
-sys.stdout.buffer.write(shim_pb2.DeleteResponse(pid=7, exit_status=137).SerializeToString())""")
+sys.stdout.buffer.write(shim_pb2.DeleteResponse(pid=7, exit_status=137).SerializeToString())""",
+    )
     how = await one.delete(20)
     assert (how.pid, how.status) == (7, 137)
     assert (one.bundle.path / "calls").read_text().split()[-3:] == ["-bundle", str(one.bundle.path), "delete"]
@@ -182,7 +204,9 @@ async def test_an_answer_of_delete_that_is_none_is_said(place: Path) -> None:
 
 @pytest.mark.parametrize("table", ["io.containerd.monitor.container.v1.restart", "io.containerd.internal.v1.restart"])
 def test_the_restart_monitor_has_containerds_table(place: Path, table: str) -> None:
-    """Its interval is read from containerd 2's table and 1.x's; ours goes first; a bad value is named with its file and key."""
+    """Its interval is read from containerd 2's table and 1.x's; ours goes first; a bad value is named with its file
+    and key.
+    """
     file = place / "c.toml"
     file.write_text(f'[plugins."{table}"]\ninterval = "5s"\n')
     assert config.load(settings.read(file)).restart_interval == 5.0
@@ -196,11 +220,17 @@ def test_the_restart_monitor_has_containerds_table(place: Path, table: str) -> N
 def test_timeouts_have_containerds_names(place: Path) -> None:
     """[timeouts] of containerd's config is obeyed; a bad value is named with its file and key."""
     file = place / "c.toml"
-    file.write_text('[tasks]\nrestart_interval = "3s"\n[timeouts]\n"io.containerd.timeout.task.state" = "7s"\n"io.containerd.timeout.bolt.open" = "0s"\n')
+    file.write_text(
+        '[tasks]\nrestart_interval = "3s"\n[timeouts]\n"io.containerd.timeout.task.state" = '
+        '"7s"\n"io.containerd.timeout.bolt.open" = "0s"\n'
+    )
     loaded = config.load(settings.read(file))
     assert (loaded.restart_interval, loaded.state_timeout) == (3.0, 7.0)
     file.write_text('[timeouts]\n"io.containerd.timeout.shim.load" = "soon"\n')
-    with pytest.raises(errors.InvalidArgument, match=r"c\.toml: \[timeouts\] io\.containerd\.timeout\.shim\.load: 'soon' is not a duration"):
+    with pytest.raises(
+        errors.InvalidArgument,
+        match=r"c\.toml: \[timeouts\] io\.containerd\.timeout\.shim\.load: 'soon' is not a duration",
+    ):
         config.load(settings.read(file))
 
 
@@ -208,7 +238,10 @@ def test_runtimes_that_would_ignore_id_mapped_mounts_are_refused() -> None:
     """containerd's words; a runtime that does not tell its features is let be."""
     check_id_mapped_mounts(None)
     check_id_mapped_mounts({"linux": {"mountExtensions": {"idmap": {"enabled": True}}}})
-    with pytest.raises(errors.Unknown, match=r"^idmap mounts not supported: missing `mountExtensions.idmap` entry in `features` command$"):
+    with pytest.raises(
+        errors.Unknown,
+        match=r"^idmap mounts not supported: missing `mountExtensions.idmap` entry in `features` command$",
+    ):
         check_id_mapped_mounts({"linux": {}})
     with pytest.raises(errors.Unknown, match="not present or disabled"):
         check_id_mapped_mounts({"linux": {"mountExtensions": {"idmap": {"enabled": False}}}})

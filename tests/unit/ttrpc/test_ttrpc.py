@@ -71,7 +71,9 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, ttrpc_pb2.Response]
     return stream, ttrpc_pb2.Response.FromString(await reader.readexactly(length))
 
 
-def request(method: str = "State", service: str = "containerd.task.v2.Task", payload: bytes = b"", **fields: Any) -> bytes:
+def request(
+    method: str = "State", service: str = "containerd.task.v2.Task", payload: bytes = b"", **fields: Any
+) -> bytes:
     return ttrpc_pb2.Request(service=service, method=method, payload=payload, **fields).SerializeToString()
 
 
@@ -79,7 +81,9 @@ async def test_namespace_and_headers_arrive_as_in_kit_rpc(served: tuple[Task, Pa
     """The namespace header travels as ttrpc names it and is the Call's namespace; a timeout is the Call's deadline."""
     task, path = served
     async with ttrpc.Channel(path) as channel:
-        response = await channel.client(TASK).State(shim_pb2.StateRequest(id="a"), headers={rpc.NAMESPACE: "ns1", "x-own": "7"}, timeout=5.0)
+        response = await channel.client(TASK).State(
+            shim_pb2.StateRequest(id="a"), headers={rpc.NAMESPACE: "ns1", "x-own": "7"}, timeout=5.0
+        )
     assert response.id == "a"
     call = task.calls[0]
     assert (call.namespace, call.headers["x-own"], call.method) == ("ns1", "7", "/containerd.task.v2.Task/State")
@@ -141,7 +145,9 @@ async def test_timeout_is_deadline_exceeded_on_both_sides(served: tuple[Task, Pa
 
 
 async def test_closed_connection_fails_every_call(served: tuple[Task, Path]) -> None:
-    """When the connection ends all pending calls, and all later ones, fail with Unavailable and ttrpc's words; on_close is called once."""
+    """When the connection ends all pending calls, and all later ones, fail with Unavailable and ttrpc's words;
+    on_close is called once.
+    """
     task, path = served
     ended: list[int] = []
     channel = ttrpc.Channel(path, on_close=lambda: ended.append(1))
@@ -218,7 +224,9 @@ async def test_server_skips_an_oversized_frame(served: tuple[Task, Path]) -> Non
 async def test_server_takes_frames_in_any_pieces(served: tuple[Task, Path]) -> None:
     """Two requests sent byte by byte are both answered."""
     reader, writer = await raw(served[1])
-    for byte in ttrpc.frame(1, 1, request(payload=shim_pb2.StateRequest(id="f").SerializeToString())) + ttrpc.frame(3, 1, request("Kill")):
+    for byte in ttrpc.frame(1, 1, request(payload=shim_pb2.StateRequest(id="f").SerializeToString())) + ttrpc.frame(
+        3, 1, request("Kill")
+    ):
         writer.write(bytes([byte]))
         await writer.drain()
         await asyncio.sleep(0)
@@ -226,13 +234,18 @@ async def test_server_takes_frames_in_any_pieces(served: tuple[Task, Path]) -> N
     writer.close()
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (ttrpc.frame(2, 1, request()), "StreamID must be odd"),
-    (ttrpc.frame(1, 3, b""), "StreamID is no longer active"),
-    (ttrpc.frame(1, 1, b"\xff\xff\xff"), "unmarshal request error"),
-])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (ttrpc.frame(2, 1, request()), "StreamID must be odd"),
+        (ttrpc.frame(1, 3, b""), "StreamID is no longer active"),
+        (ttrpc.frame(1, 1, b"\xff\xff\xff"), "unmarshal request error"),
+    ],
+)
 async def test_server_names_what_is_wrong(served: tuple[Task, Path], data: bytes, words: str) -> None:
-    """Frames that break the protocol are answered INVALID_ARGUMENT as ttrpc's own server does, and the connection goes on."""
+    """Frames that break the protocol are answered INVALID_ARGUMENT as ttrpc's own server does, and the connection
+    goes on.
+    """
     reader, writer = await raw(served[1])
     writer.write(data)
     _, response = await answer(reader)
@@ -285,11 +298,14 @@ async def test_a_lost_client_cancels_its_handlers(served: tuple[Task, Path]) -> 
     await asyncio.wait_for(task.cancelled.wait(), 5)
 
 
-@pytest.mark.parametrize("data", [
-    ttrpc.frame(1, 3, b"data for a unary call"),
-    ttrpc.frame(1, 2, b"\xff\xff\xff"),
-    struct.pack(">IIBB", 5 << 20, 1, 2, 0) + bytes(5 << 20),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        ttrpc.frame(1, 3, b"data for a unary call"),
+        ttrpc.frame(1, 2, b"\xff\xff\xff"),
+        struct.pack(">IIBB", 5 << 20, 1, 2, 0) + bytes(5 << 20),
+    ],
+)
 async def test_client_survives_bad_answers(place: Path, data: bytes) -> None:
     """An answer that breaks the protocol fails its call, not the connection; answers to nobody are dropped."""
 
@@ -319,7 +335,9 @@ async def test_details_of_an_error_pass_through(place: Path) -> None:
             status = ttrpc_pb2.Response().status
             status.code, status.message = 9, "no: failed precondition"
             status.details.add(type_url="x.Y", value=b"z")
-            raise errors.FailedPrecondition.verbatim(status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+            raise errors.FailedPrecondition.verbatim(
+                status.message, (("grpc-status-details-bin", status.SerializeToString()),)
+            )
 
     async with ttrpc.serving(place / "d.sock", [Detailed()]), ttrpc.Channel(place / "d.sock") as channel:
         with pytest.raises(errors.FailedPrecondition) as caught:

@@ -1,4 +1,6 @@
-"""services.wire.blocking beside a scripted peer on a socket pair: what a connection goes through between calls and in the middle of one."""
+"""services.wire.blocking beside a scripted peer on a socket pair: what a connection goes through between calls and
+in the middle of one.
+"""
 
 from __future__ import annotations
 

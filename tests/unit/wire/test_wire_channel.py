@@ -67,7 +67,9 @@ class Calling:
         return asyncio.ensure_future(self.carrier.unary(PATH, request, (), timeout))
 
     def answer(self, stream: int, message: bytes = b"a") -> None:
-        self.feed(headers(stream, literal(RESPONSE)), data(stream, grpc(message)), headers(stream, literal(OK), end=True))
+        self.feed(
+            headers(stream, literal(RESPONSE)), data(stream, grpc(message)), headers(stream, literal(OK), end=True)
+        )
 
 
 async def test_a_unary_call() -> None:
@@ -82,27 +84,56 @@ async def test_a_unary_call() -> None:
     assert not calling.link.connection.streams
 
 
-@pytest.mark.parametrize(("answer", "code"), [
-    (headers(1, literal([*RESPONSE, ("grpc-status", "5"), ("grpc-message", "not here")]), end=True), 5),
-    (headers(1, literal([(":status", "404"), ("content-type", "text/html")])) + data(1, b"<html>") + data(1, b"</html>", end=True), 12),
-    (headers(1, literal([(":status", "503")]), end=True), 14),
-    (headers(1, literal(RESPONSE)) + data(1, grpc(b"a"), end=True), 13),
-    (headers(1, literal(RESPONSE)) + headers(1, literal(OK), end=True), 13),
-    (headers(1, literal(RESPONSE)) + data(1, grpc(b"a") + grpc(b"b")) + data(1, grpc(b"c")), 13),
-    (headers(1, literal(RESPONSE)) + data(1, b"\7\0\0\0\0") + data(1, b"more") + headers(1, literal(OK), end=True), 13),
-    (headers(1, literal(RESPONSE)) + headers(1, literal([("no", "status")]), end=True), 13),
-    (word(RST_STREAM, 1, Code.CANCEL), 1),
-    (word(RST_STREAM, 1, 12345), 13),
-    (headers(1, literal([("no", "status")])), 13),
-], ids=["trailers only", "no gRPC, with a body", "no gRPC", "no trailers", "no message", "two messages", "a bad flag", "no status", "RST_STREAM", "an unknown code", "malformed"])
-async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(answer: bytes, code: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (headers(1, literal([*RESPONSE, ("grpc-status", "5"), ("grpc-message", "not here")]), end=True), 5),
+        (
+            headers(1, literal([(":status", "404"), ("content-type", "text/html")]))
+            + data(1, b"<html>")
+            + data(1, b"</html>", end=True),
+            12,
+        ),
+        (headers(1, literal([(":status", "503")]), end=True), 14),
+        (headers(1, literal(RESPONSE)) + data(1, grpc(b"a"), end=True), 13),
+        (headers(1, literal(RESPONSE)) + headers(1, literal(OK), end=True), 13),
+        (headers(1, literal(RESPONSE)) + data(1, grpc(b"a") + grpc(b"b")) + data(1, grpc(b"c")), 13),
+        (
+            headers(1, literal(RESPONSE))
+            + data(1, b"\7\0\0\0\0")
+            + data(1, b"more")
+            + headers(1, literal(OK), end=True),
+            13,
+        ),
+        (headers(1, literal(RESPONSE)) + headers(1, literal([("no", "status")]), end=True), 13),
+        (word(RST_STREAM, 1, Code.CANCEL), 1),
+        (word(RST_STREAM, 1, 12345), 13),
+        (headers(1, literal([("no", "status")])), 13),
+    ],
+    ids=[
+        "trailers only",
+        "no gRPC, with a body",
+        "no gRPC",
+        "no trailers",
+        "no message",
+        "two messages",
+        "a bad flag",
+        "no status",
+        "RST_STREAM",
+        "an unknown code",
+        "malformed",
+    ],
+)
+async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(
+    answer: bytes, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """With gRPC's code for it; unary and stream, in one read and in many, and no stream stays behind."""
     for step in (len(answer), 1):
         calling = Calling()
         call = calling.unary()
         await turns()
         for at in range(0, len(answer), step):
-            calling.feed(answer[at:at + step])
+            calling.feed(answer[at : at + step])
         with pytest.raises(errors.NodeError) as error:
             await call
         assert error.value.code == code
@@ -113,7 +144,7 @@ async def test_whatever_a_server_answers_the_call_ends_and_its_stream_too(answer
         stream = calling.carrier.stream(PATH, (), None)
         await stream.send(b"q")
         for at in range(0, len(answer), step):
-            calling.feed(answer[at:at + step])
+            calling.feed(answer[at : at + step])
         got = []
         try:
             while (message := await stream.receive()) is not None:
@@ -132,7 +163,11 @@ async def test_a_stream_that_ends_in_the_middle_of_a_message() -> None:
     calling = Calling()
     stream = calling.carrier.stream(PATH, (), None)
     await stream.send(b"q")
-    calling.feed(headers(1, literal(RESPONSE)), data(1, grpc(b"whole") + grpc(b"cut off")[:-1]), headers(1, literal(OK), end=True))
+    calling.feed(
+        headers(1, literal(RESPONSE)),
+        data(1, grpc(b"whole") + grpc(b"cut off")[:-1]),
+        headers(1, literal(OK), end=True),
+    )
     assert await stream.receive() == b"whole"
     with pytest.raises(errors.Internal, match="middle of a message"):
         await stream.receive()
@@ -232,7 +267,9 @@ def goaway(last: int, code: int = 0) -> bytes:
 
 
 async def test_a_goaway_moves_what_was_not_looked_at() -> None:
-    """Calls above it are asked again on another connection; those below end on this one, which is closed then, and forgotten."""
+    """Calls above it are asked again on another connection; those below end on this one, which is closed then, and
+    forgotten.
+    """
     calling = Calling()
     first, second = calling.unary(b"one"), calling.unary(b"two")
     await turns()
@@ -253,7 +290,9 @@ async def test_a_goaway_moves_what_was_not_looked_at() -> None:
 
 
 async def test_a_server_that_says_goodbye_at_once_is_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SETTINGS and GOAWAY in the same read, as of a service that stops: such a connection would be taken for a good one for ever."""
+    """SETTINGS and GOAWAY in the same read, as of a service that stops: such a connection would be taken for a good
+    one for ever.
+    """
     carrier = WireCarrier("unix:/nowhere", "peer", "never", Limits())
 
     async def connect(make: Any, address: str) -> None:
@@ -262,8 +301,21 @@ async def test_a_server_that_says_goodbye_at_once_is_not_connected(monkeypatch: 
         link.data_received(settings() + goaway(0))
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(carrier, "_loop", type("Loop", (), {"create_unix_connection": staticmethod(connect), "create_task": loop.create_task, "time": loop.time,
-                                                            "create_future": loop.create_future, "call_later": loop.call_later})())
+    monkeypatch.setattr(
+        carrier,
+        "_loop",
+        type(
+            "Loop",
+            (),
+            {
+                "create_unix_connection": staticmethod(connect),
+                "create_task": loop.create_task,
+                "time": loop.time,
+                "create_future": loop.create_future,
+                "call_later": loop.call_later,
+            },
+        )(),
+    )
     with pytest.raises(errors.Disconnected):
         await carrier.unary(PATH, b"q", (), None)
     assert carrier.link is None
@@ -280,14 +332,20 @@ async def test_a_channel_that_is_closed_while_it_connects_leaves_no_socket(monke
         transport.link.connection_made(transport)
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(carrier, "_loop", type("Loop", (), {"create_unix_connection": staticmethod(connect), "create_task": loop.create_task})())
+    monkeypatch.setattr(
+        carrier,
+        "_loop",
+        type("Loop", (), {"create_unix_connection": staticmethod(connect), "create_task": loop.create_task})(),
+    )
     assert not carrier.connected()
     await turns()
     await carrier.close()
     assert transport.closed
 
 
-async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_deadline_that_fails_is_no_end_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is logged, and the clock ticks on."""
     expired = []
 
@@ -302,13 +360,20 @@ async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pyte
 
     now = [0.0]
     ticks: list[Any] = []
-    loop = type("Loop", (), {"time": lambda self: now[0], "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args)) or True})()  # type: ignore[func-returns-value]
+    loop = type(
+        "Loop",
+        (),
+        {
+            "time": lambda self: now[0],
+            "call_later": lambda self, seconds, callback, *args: ticks.append((callback, *args)) or True,  # type: ignore[func-returns-value]
+        },
+    )()
     deadlines = Deadlines(loop)
     for name in ("bad", "good"):
         deadlines.add(Item(name), 2.0)
     deadlines.add(Item("late"), 60.0)
     now[0] = 3.0
-    tick, = ticks.pop()
+    (tick,) = ticks.pop()
     tick()
     assert expired == ["bad", "good"]
     assert len(ticks) == 1
@@ -321,7 +386,9 @@ async def test_one_deadline_that_fails_is_no_end_of_the_others(monkeypatch: pyte
 class Passing:
     """A server that relays, its client, and its upstream, both of bytes."""
 
-    def __init__(self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None, meaning: Any = None) -> None:
+    def __init__(
+        self, hello: bytes | None = None, repeats: int = 0, answers: list[bytes] | None = None, meaning: Any = None
+    ) -> None:
         """``meaning``: of the answer to a question that is asked first."""
         self.meanwhile: list[bool] = []
         """Whether the question was on its way, each time that something was to be done meanwhile."""
@@ -344,8 +411,15 @@ class Passing:
                 return None
 
             def route(self, call: rpc.Call) -> rpc.Route:
-                return rpc.Route(upstream, {"to": "upstream"}, repeats=repeats, admit=None if answers is None else admit,
-                                 question=None if meaning is None else rpc.Question(upstream.channel, "/ask", {"who": "n"}, 30.0, lambda: True, ask))
+                return rpc.Route(
+                    upstream,
+                    {"to": "upstream"},
+                    repeats=repeats,
+                    admit=None if answers is None else admit,
+                    question=None
+                    if meaning is None
+                    else rpc.Question(upstream.channel, "/ask", {"who": "n"}, 30.0, lambda: True, ask),
+                )
 
         self.name = "upstream"
         self.channel: Any = self
@@ -378,7 +452,9 @@ async def test_a_call_passes() -> None:
 
 
 async def test_an_answer_that_needs_no_upstream() -> None:
-    """It goes at once, or not at all: of a client that gives no window nothing waits here, the call passes as if there were no such answer."""
+    """It goes at once, or not at all: of a client that gives no window nothing waits here, the call passes as if
+    there were no such answer.
+    """
     for size, passes in ((1000, False), (65535 - 5, False), (65535 - 4, True)):
         passing = Passing(answers=[b"x" * size])
         passing.down.call(1, PATH, b"question")
@@ -415,8 +491,11 @@ async def test_a_question_whose_answer_settles_a_call() -> None:
     await passing.gone()
 
 
-@pytest.mark.parametrize(("meaning", "admitted"), [(lambda answer: None, []), (lambda answer: [b"x" * 65535], []), (lambda answer: False, [b"question"])],
-                         ids=["it passes", "the client takes no such answer", "it settles nothing"])
+@pytest.mark.parametrize(
+    ("meaning", "admitted"),
+    [(lambda answer: None, []), (lambda answer: [b"x" * 65535], []), (lambda answer: False, [b"question"])],
+    ids=["it passes", "the client takes no such answer", "it settles nothing"],
+)
 async def test_a_question_whose_answer_is_not_the_calls(meaning: Any, admitted: list[bytes]) -> None:
     passing = Passing(answers=[b"admitted"], meaning=meaning)
     passing.down.call(1, PATH, b"question")
@@ -430,18 +509,24 @@ async def test_a_question_whose_answer_is_not_the_calls(meaning: Any, admitted: 
     if not admitted:
         passing.up.answer(3, b"passed")
         await turns()
-    assert [f.payload for f in passing.down.transport.frames() if f.kind == DATA] == [grpc(b"admitted" if admitted else b"passed")]
+    assert [f.payload for f in passing.down.transport.frames() if f.kind == DATA] == [
+        grpc(b"admitted" if admitted else b"passed")
+    ]
     await passing.gone()
 
 
 @pytest.mark.parametrize("how", ["refused", "lost", "broken", "split", "no room"])
-async def test_where_a_question_comes_to_nothing_the_call_goes_the_long_way(how: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_where_a_question_comes_to_nothing_the_call_goes_the_long_way(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """And says there whatever is wrong. One that cannot be made out at all is our own fault, told and logged."""
 
     def meaning(answer: bytes) -> Any:
         return [b"1" * (1 // len(answer))]
 
-    passing = Passing(settings(max_concurrent_streams=0) if how == "no room" else None, answers=[b"admitted"], meaning=meaning)
+    passing = Passing(
+        settings(max_concurrent_streams=0) if how == "no room" else None, answers=[b"admitted"], meaning=meaning
+    )
     passing.down.call(1, PATH, b"question", end=how != "split")
     if how == "split":
         await turns()
@@ -483,7 +568,9 @@ async def test_a_client_that_leaves_while_a_question_is_asked(end: bytes | None)
 
 
 def test_the_head_of_a_request_that_is_made_again_is_the_same() -> None:
-    """Also a moment later, when less is left of its time: each head that differs is decoded anew by whoever gets it. The time is never cut, and rounded by less than 1 %."""
+    """Also a moment later, when less is left of its time: each head that differs is decoded anew by whoever gets
+    it. The time is never cut, and rounded by less than 1 %.
+    """
     one, other = (request_block(PATH, (("a", "b"),), seconds) for seconds in (30.0, 29.998))
     assert one is other
     assert request_block(PATH, (("a", "c"),), 30.0) != one
@@ -509,7 +596,9 @@ async def test_a_passage_that_ends_makes_room_for_the_next() -> None:
 
 
 async def test_a_request_that_is_sent_again_keeps_its_window() -> None:
-    """What the first upstream had not taken is given back to the client when the second has: else the rest would never come."""
+    """What the first upstream had not taken is given back to the client when the second has: else the rest would
+    never come.
+    """
     passing = Passing(settings(initial_window_size=0), repeats=1)
     passing.down.call(1, PATH, end=False)
     passing.down.feed(data(1, b"x" * 16000) * 3)
@@ -540,7 +629,9 @@ async def test_what_is_kept_for_another_try_is_no_more_than_its_bytes() -> None:
 
 
 async def test_an_upstream_that_stops_is_left_without_a_stream() -> None:
-    """It has said so in trailers, in the middle of a request: the call goes elsewhere, and its first stream is reset."""
+    """It has said so in trailers, in the middle of a request: the call goes elsewhere, and its first stream is
+    reset.
+    """
     passing = Passing(repeats=1)
     passing.down.call(1, PATH, b"part", end=False)
     await turns()
@@ -570,7 +661,9 @@ async def test_a_client_that_leaves_leaves_nothing_behind(where: str) -> None:
 
 
 async def test_a_client_that_does_not_read_holds_up_its_upstream() -> None:
-    """What could not be sent on is not given back: the upstream stops at its window, and goes on when the client reads."""
+    """What could not be sent on is not given back: the upstream stops at its window, and goes on when the client
+    reads.
+    """
     passing = Passing()
     deliver(passing.down.link, settings(initial_window_size=100))
     passing.down.call(1, PATH, b"q")
@@ -592,7 +685,9 @@ async def test_a_call_of_our_own_beside_those_that_pass() -> None:
     await passing.gone()
 
 
-async def test_an_attempt_that_fails_unexpectedly_is_told_and_another_is_made(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_attempt_that_fails_unexpectedly_is_told_and_another_is_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whoever watches a connection waits for the next attempt: one that ended in silence would be the last."""
     attempts: list[str] = []
 

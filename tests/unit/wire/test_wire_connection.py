@@ -103,6 +103,7 @@ def test_the_first_frame_is_settings() -> None:
 
 def test_any_cut_of_the_bytes_means_the_same() -> None:
     """A whole conversation, fed in pieces of every size from one byte up, gives the same calls."""
+
     def conversation(piece: int) -> tuple[list[str], bytes, bytes]:
         pipe = Pipe(piece=piece)
         stream = pipe.client.open(ours.block([(k.encode(), v.encode()) for k, v in REQUEST]), None)
@@ -149,10 +150,18 @@ def test_a_call_from_end_to_end() -> None:
 
 @pytest.mark.parametrize("obstacle", ["none", "blocked", "window", "connection window", "prefix", "half open"])
 def test_an_answer_in_one_go_means_what_its_parts_mean(obstacle: str) -> None:
-    """answer() writes head, message and trailers at once where it can, and wherever it cannot the client still reads the same."""
+    """answer() writes head, message and trailers at once where it can, and wherever it cannot the client still
+    reads the same.
+    """
     seen = []
     for parts in (False, True):
-        wire = Wire(hello=settings(initial_window_size=10) if obstacle == "window" else settings(header_table_size=0) if obstacle == "prefix" else None)
+        wire = Wire(
+            hello=settings(initial_window_size=10)
+            if obstacle == "window"
+            else settings(header_table_size=0)
+            if obstacle == "prefix"
+            else None
+        )
         stream = wire.opened(1, end=obstacle != "half open")
         if obstacle == "blocked":
             wire.connection.block()
@@ -194,7 +203,9 @@ def test_trailers_wait_behind_the_data_that_is_queued() -> None:
 
 
 def test_settings_are_acknowledged_before_the_data_that_they_let_go() -> None:
-    """A peer that counts its window from the acknowledgement on must not see that data before it; of two values in one frame the last one counts."""
+    """A peer that counts its window from the acknowledgement on must not see that data before it; of two values in
+    one frame the last one counts.
+    """
     wire = Wire(hello=settings(initial_window_size=0))
     streams = [wire.opened(number, end=True) for number in (1, 3)]
     for stream in streams:
@@ -202,7 +213,11 @@ def test_settings_are_acknowledged_before_the_data_that_they_let_go() -> None:
         wire.connection.send(stream, b"0123456789")
     wire.sent()
     wire.feed(bytes(Frame(SETTINGS, 0, 0, struct.pack(">HIHI", 4, 5, 4, 3))))
-    assert [(f.kind, f.stream, f.payload) for f in wire.sent()] == [(SETTINGS, 0, b""), (DATA, 1, b"012"), (DATA, 3, b"012")]
+    assert [(f.kind, f.stream, f.payload) for f in wire.sent()] == [
+        (SETTINGS, 0, b""),
+        (DATA, 1, b"012"),
+        (DATA, 3, b"012"),
+    ]
 
 
 def test_the_end_goes_on_the_last_data() -> None:
@@ -228,11 +243,16 @@ def test_nothing_goes_after_the_end_that_is_queued() -> None:
 
 
 def test_a_response_before_the_end_of_the_request_ends_the_stream() -> None:
-    """The answer is complete, so the rest of the request is not wanted: RST_STREAM NO_ERROR, and what is still coming is ignored."""
+    """The answer is complete, so the rest of the request is not wanted: RST_STREAM NO_ERROR, and what is still
+    coming is ignored.
+    """
     wire = Wire()
     stream = wire.opened(1)
     wire.connection.send_tail(stream, HEAD + TAIL)
-    assert [(f.kind, f.number() if f.kind == RST_STREAM else 0) for f in wire.sent()] == [(HEADERS, 0), (RST_STREAM, Code.NO_ERROR)]
+    assert [(f.kind, f.number() if f.kind == RST_STREAM else 0) for f in wire.sent()] == [
+        (HEADERS, 0),
+        (RST_STREAM, Code.NO_ERROR),
+    ]
     assert wire.feed(data(1, b"late"), data(1, b"later", end=True)) == []
     assert wire.sent() == []
 
@@ -248,12 +268,22 @@ def test_informational_responses_are_passed_over() -> None:
     assert reset(wire, headers(3, literal([(":status", "103")]), end=True)) == Code.PROTOCOL_ERROR
 
 
-# ---------------------------------------------------------------------------------------------- padding, priorities, CONTINUATION
+# ---------------------------------------------------------------------------------------------- padding, priorities,
+# CONTINUATION
 
 
 def test_padding_is_dropped_wherever_the_bytes_are_cut() -> None:
-    """Padded DATA in the middle of others: the padding is no content, and what follows it is read from the right place."""
-    sequence = headers(1) + data(1, b"one", pad=40) + data(1, b"", pad=12) + data(1, b"two") + data(1, b"three", pad=0) + data(1, b"", pad=9, end=True)
+    """Padded DATA in the middle of others: the padding is no content, and what follows it is read from the right
+    place.
+    """
+    sequence = (
+        headers(1)
+        + data(1, b"one", pad=40)
+        + data(1, b"", pad=12)
+        + data(1, b"two")
+        + data(1, b"three", pad=0)
+        + data(1, b"", pad=9, end=True)
+    )
     for cut in range(len(sequence)):
         wire = Wire()
         events = wire.feed(sequence[:cut]) + wire.feed(sequence[cut:])
@@ -284,14 +314,24 @@ def test_padding_longer_than_its_frame_ends_the_connection(payload: bytes) -> No
 @pytest.mark.parametrize("kind", [DATA, HEADERS])
 def test_padding_without_its_length_is_a_frame_size_error(kind: int) -> None:
     """A padded frame has at least one byte."""
-    assert closed(Wire(), headers(1), bytes(Frame(kind, PADDED | END_HEADERS, 3 if kind == HEADERS else 1, b""))) == Code.FRAME_SIZE_ERROR
+    assert (
+        closed(Wire(), headers(1), bytes(Frame(kind, PADDED | END_HEADERS, 3 if kind == HEADERS else 1, b"")))
+        == Code.FRAME_SIZE_ERROR
+    )
 
 
 def test_headers_with_padding_and_priority() -> None:
     """Both are skipped, and the request is read."""
     wire = Wire()
     block = literal(REQUEST)
-    event = wire.one(Opened, bytes(Frame(HEADERS, PADDED | PRIORITIZED | END_HEADERS, 1, b"\x03" + struct.pack(">IB", 0, 16) + block + bytes(3))))
+    event = wire.one(
+        Opened,
+        bytes(
+            Frame(
+                HEADERS, PADDED | PRIORITIZED | END_HEADERS, 1, b"\x03" + struct.pack(">IB", 0, 16) + block + bytes(3)
+            )
+        ),
+    )
     assert event.head.path == "/splitd.Test/Say"
     assert closed(wire, bytes(Frame(HEADERS, PRIORITIZED | END_HEADERS, 3, b"\0\0\0"))) == Code.FRAME_SIZE_ERROR
 
@@ -301,13 +341,26 @@ def test_a_block_in_pieces_is_read_as_one() -> None:
     block = literal(REQUEST)
     for cut in range(len(block) + 1):
         wire = Wire()
-        event = wire.one(Opened, headers(1, block[:cut], end=True, whole=False), bytes(Frame(CONTINUATION, 0, 1, block[cut:])), bytes(Frame(CONTINUATION, END_HEADERS, 1, b"")))
+        event = wire.one(
+            Opened,
+            headers(1, block[:cut], end=True, whole=False),
+            bytes(Frame(CONTINUATION, 0, 1, block[cut:])),
+            bytes(Frame(CONTINUATION, END_HEADERS, 1, b"")),
+        )
         assert event.end
         assert event.head.path == "/splitd.Test/Say"
 
 
-@pytest.mark.parametrize("between", [bytes(Frame(PING, 0, 0, bytes(8))), data(1, b""), headers(3), bytes(Frame(CONTINUATION, END_HEADERS, 3, b"")),
-                                     bytes(Frame(77, 0, 0, b"unknown"))])
+@pytest.mark.parametrize(
+    "between",
+    [
+        bytes(Frame(PING, 0, 0, bytes(8))),
+        data(1, b""),
+        headers(3),
+        bytes(Frame(CONTINUATION, END_HEADERS, 3, b"")),
+        bytes(Frame(77, 0, 0, b"unknown")),
+    ],
+)
 def test_a_block_is_not_interrupted(between: bytes) -> None:
     """Not even by an unknown frame: PROTOCOL_ERROR for the connection."""
     assert closed(Wire(), headers(1, literal(REQUEST), whole=False), between) == Code.PROTOCOL_ERROR
@@ -330,57 +383,70 @@ def test_our_own_long_blocks_are_continued() -> None:
 # ---------------------------------------------------------------------------------------------- frames out of place
 
 
-@pytest.mark.parametrize(("frame", "code"), [
-    (data(0, b"x"), Code.PROTOCOL_ERROR),
-    (headers(0), Code.PROTOCOL_ERROR),
-    (headers(2), Code.PROTOCOL_ERROR),
-    (bytes(Frame(PRIORITY, 0, 0, bytes(5))), Code.PROTOCOL_ERROR),
-    (bytes(Frame(PRIORITY, 0, 9, bytes(4))), Code.FRAME_SIZE_ERROR),
-    (word(RST_STREAM, 0, 0), Code.PROTOCOL_ERROR),
-    (word(RST_STREAM, 5, 0), Code.PROTOCOL_ERROR),
-    (word(RST_STREAM, 2, 0), Code.PROTOCOL_ERROR),
-    (bytes(Frame(RST_STREAM, 0, 1, bytes(3))), Code.FRAME_SIZE_ERROR),
-    (bytes(Frame(SETTINGS, 0, 1, b"")), Code.PROTOCOL_ERROR),
-    (bytes(Frame(SETTINGS, 0, 0, bytes(5))), Code.FRAME_SIZE_ERROR),
-    (bytes(Frame(SETTINGS, ACK, 0, bytes(6))), Code.FRAME_SIZE_ERROR),
-    (settings(initial_window_size=1 << 31), Code.FLOW_CONTROL_ERROR),
-    (settings(max_frame_size=16383), Code.PROTOCOL_ERROR),
-    (settings(max_frame_size=1 << 24), Code.PROTOCOL_ERROR),
-    (settings(enable_push=2), Code.PROTOCOL_ERROR),
-    (bytes(Frame(PUSH_PROMISE, END_HEADERS, 1, bytes(4))), Code.PROTOCOL_ERROR),
-    (bytes(Frame(PING, 0, 1, bytes(8))), Code.PROTOCOL_ERROR),
-    (bytes(Frame(PING, 0, 0, bytes(7))), Code.FRAME_SIZE_ERROR),
-    (bytes(Frame(GOAWAY, 0, 1, bytes(8))), Code.PROTOCOL_ERROR),
-    (bytes(Frame(GOAWAY, 0, 0, bytes(7))), Code.FRAME_SIZE_ERROR),
-    (word(WINDOW_UPDATE, 0, 0), Code.PROTOCOL_ERROR),
-    (word(WINDOW_UPDATE, 7, 1), Code.PROTOCOL_ERROR),
-    (word(WINDOW_UPDATE, 0, (1 << 31) - 1), Code.FLOW_CONTROL_ERROR),
-    (bytes(Frame(WINDOW_UPDATE, 0, 0, bytes(3))), Code.FRAME_SIZE_ERROR),
-    (data(9, b"idle"), Code.PROTOCOL_ERROR),
-    (bytes(Frame(PING, 0, 0, bytes(16385))), Code.FRAME_SIZE_ERROR),
-], ids=str)
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (data(0, b"x"), Code.PROTOCOL_ERROR),
+        (headers(0), Code.PROTOCOL_ERROR),
+        (headers(2), Code.PROTOCOL_ERROR),
+        (bytes(Frame(PRIORITY, 0, 0, bytes(5))), Code.PROTOCOL_ERROR),
+        (bytes(Frame(PRIORITY, 0, 9, bytes(4))), Code.FRAME_SIZE_ERROR),
+        (word(RST_STREAM, 0, 0), Code.PROTOCOL_ERROR),
+        (word(RST_STREAM, 5, 0), Code.PROTOCOL_ERROR),
+        (word(RST_STREAM, 2, 0), Code.PROTOCOL_ERROR),
+        (bytes(Frame(RST_STREAM, 0, 1, bytes(3))), Code.FRAME_SIZE_ERROR),
+        (bytes(Frame(SETTINGS, 0, 1, b"")), Code.PROTOCOL_ERROR),
+        (bytes(Frame(SETTINGS, 0, 0, bytes(5))), Code.FRAME_SIZE_ERROR),
+        (bytes(Frame(SETTINGS, ACK, 0, bytes(6))), Code.FRAME_SIZE_ERROR),
+        (settings(initial_window_size=1 << 31), Code.FLOW_CONTROL_ERROR),
+        (settings(max_frame_size=16383), Code.PROTOCOL_ERROR),
+        (settings(max_frame_size=1 << 24), Code.PROTOCOL_ERROR),
+        (settings(enable_push=2), Code.PROTOCOL_ERROR),
+        (bytes(Frame(PUSH_PROMISE, END_HEADERS, 1, bytes(4))), Code.PROTOCOL_ERROR),
+        (bytes(Frame(PING, 0, 1, bytes(8))), Code.PROTOCOL_ERROR),
+        (bytes(Frame(PING, 0, 0, bytes(7))), Code.FRAME_SIZE_ERROR),
+        (bytes(Frame(GOAWAY, 0, 1, bytes(8))), Code.PROTOCOL_ERROR),
+        (bytes(Frame(GOAWAY, 0, 0, bytes(7))), Code.FRAME_SIZE_ERROR),
+        (word(WINDOW_UPDATE, 0, 0), Code.PROTOCOL_ERROR),
+        (word(WINDOW_UPDATE, 7, 1), Code.PROTOCOL_ERROR),
+        (word(WINDOW_UPDATE, 0, (1 << 31) - 1), Code.FLOW_CONTROL_ERROR),
+        (bytes(Frame(WINDOW_UPDATE, 0, 0, bytes(3))), Code.FRAME_SIZE_ERROR),
+        (data(9, b"idle"), Code.PROTOCOL_ERROR),
+        (bytes(Frame(PING, 0, 0, bytes(16385))), Code.FRAME_SIZE_ERROR),
+    ],
+    ids=str,
+)
 def test_faults_that_end_the_connection(frame: bytes, code: Code) -> None:
     """Each with RFC 9113's code, while a call is open."""
     assert closed(Wire(), headers(1), frame) == code
 
 
-@pytest.mark.parametrize(("frame", "code"), [
-    (word(WINDOW_UPDATE, 1, 0), Code.PROTOCOL_ERROR),
-    (word(WINDOW_UPDATE, 1, (1 << 31) - 1), Code.FLOW_CONTROL_ERROR),
-    (bytes(Frame(PRIORITY, 0, 1, bytes(4))), Code.FRAME_SIZE_ERROR),
-    (bytes(Frame(PRIORITY, 0, 1, struct.pack(">IB", 1, 0))), Code.PROTOCOL_ERROR),
-    (headers(1), Code.PROTOCOL_ERROR),
-    (headers(1, literal([(":path", "/")]), end=True), Code.PROTOCOL_ERROR),
-    (data(1, b"", end=True) + data(1, b"x"), Code.STREAM_CLOSED),
-    (data(1, b"", end=True) + headers(1, literal(OK), end=True), Code.STREAM_CLOSED),
-    (headers(3, literal([(":method", "POST")])), Code.PROTOCOL_ERROR),
-    (headers(3, literal([*REQUEST, ("connection", "close")])), Code.PROTOCOL_ERROR),
-    (headers(3, literal([*REQUEST, ("content-length", "5")]), end=True), Code.PROTOCOL_ERROR),
-    (headers(3, literal([*REQUEST, ("content-length", "5")])) + data(3, b"123456"), Code.PROTOCOL_ERROR),
-    (headers(3, literal([*REQUEST, ("content-length", "5")])) + data(3, b"1234", end=True), Code.PROTOCOL_ERROR),
-    (headers(3, literal([*REQUEST, ("content-length", "5")])) + data(3, b"1234") + headers(3, literal(OK), end=True), Code.PROTOCOL_ERROR),
-    (headers(3, literal([*REQUEST, ("content-length", "-5")])), Code.PROTOCOL_ERROR),
-], ids=str)
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (word(WINDOW_UPDATE, 1, 0), Code.PROTOCOL_ERROR),
+        (word(WINDOW_UPDATE, 1, (1 << 31) - 1), Code.FLOW_CONTROL_ERROR),
+        (bytes(Frame(PRIORITY, 0, 1, bytes(4))), Code.FRAME_SIZE_ERROR),
+        (bytes(Frame(PRIORITY, 0, 1, struct.pack(">IB", 1, 0))), Code.PROTOCOL_ERROR),
+        (headers(1), Code.PROTOCOL_ERROR),
+        (headers(1, literal([(":path", "/")]), end=True), Code.PROTOCOL_ERROR),
+        (data(1, b"", end=True) + data(1, b"x"), Code.STREAM_CLOSED),
+        (data(1, b"", end=True) + headers(1, literal(OK), end=True), Code.STREAM_CLOSED),
+        (headers(3, literal([(":method", "POST")])), Code.PROTOCOL_ERROR),
+        (headers(3, literal([*REQUEST, ("connection", "close")])), Code.PROTOCOL_ERROR),
+        (headers(3, literal([*REQUEST, ("content-length", "5")]), end=True), Code.PROTOCOL_ERROR),
+        (headers(3, literal([*REQUEST, ("content-length", "5")])) + data(3, b"123456"), Code.PROTOCOL_ERROR),
+        (headers(3, literal([*REQUEST, ("content-length", "5")])) + data(3, b"1234", end=True), Code.PROTOCOL_ERROR),
+        (
+            headers(3, literal([*REQUEST, ("content-length", "5")]))
+            + data(3, b"1234")
+            + headers(3, literal(OK), end=True),
+            Code.PROTOCOL_ERROR,
+        ),
+        (headers(3, literal([*REQUEST, ("content-length", "-5")])), Code.PROTOCOL_ERROR),
+    ],
+    ids=str,
+)
 def test_faults_that_end_a_stream_only(frame: bytes, code: Code) -> None:
     """Each with its code, and the connection goes on."""
     wire = Wire()
@@ -422,8 +488,16 @@ def test_frames_in_flight_for_streams_that_we_reset_are_ignored() -> None:
         wire.connection.reset(wire.opened(number), Code.CANCEL)
     wire.sent()
     for number in range(1, 4001, 2):
-        assert wire.feed(data(number, b"late"), word(WINDOW_UPDATE, number, 5), headers(number, literal(OK), end=True), word(RST_STREAM, number, 8),
-                         bytes(Frame(PRIORITY, 0, number, bytes(5)))) == []
+        assert (
+            wire.feed(
+                data(number, b"late"),
+                word(WINDOW_UPDATE, number, 5),
+                headers(number, literal(OK), end=True),
+                word(RST_STREAM, number, 8),
+                bytes(Frame(PRIORITY, 0, number, bytes(5))),
+            )
+            == []
+        )
     assert wire.sent() == []
 
 
@@ -452,7 +526,7 @@ def test_unknown_frames_are_skipped() -> None:
     sequence = bytes(Frame(200, 255, 99, b"?" * 3000)) + headers(1) + bytes(Frame(11, 0, 1, b"")) + data(1, b"x")
     for step in (1, 10, len(sequence)):
         wire = Wire()
-        events = [event for at in range(0, len(sequence), step) for event in wire.feed(sequence[at:at + step])]
+        events = [event for at in range(0, len(sequence), step) for event in wire.feed(sequence[at : at + step])]
         assert [type(event) for event in events] == [Opened, Data]
 
 
@@ -596,7 +670,9 @@ def test_a_server_may_allow_more_streams_later() -> None:
 
 
 def test_a_shrunk_table_is_said_once() -> None:
-    """A peer with a smaller HPACK table hears, at the next block, that we use none (RFC 7541, section 4.2); others hear nothing."""
+    """A peer with a smaller HPACK table hears, at the next block, that we use none (RFC 7541, section 4.2); others
+    hear nothing.
+    """
     wire = Wire(hello=settings(header_table_size=100))
     wire.connection.send_head(wire.opened(1), HEAD)
     wire.connection.send_head(wire.opened(3), HEAD)

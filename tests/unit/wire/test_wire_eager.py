@@ -17,6 +17,7 @@ Start = Any
 @pytest.fixture(params=["made here", "python's"] if hasattr(asyncio, "eager_task_factory") else ["made here"])
 async def start(request: pytest.FixtureRequest) -> Start:
     """Start a coroutine as the loop would: in no task. What 3.11 gets, and what 3.12 has of its own."""
+
     def start(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         loop = asyncio.get_running_loop()
         me = asyncio.current_task()
@@ -66,6 +67,7 @@ async def test_what_waits_goes_on_in_a_task(start: Start) -> None:
 @pytest.mark.parametrize("waits", [False, True])
 async def test_its_exception_is_its_callers(start: Start, waits: bool) -> None:
     """Raised by start() in the first step, by the task later."""
+
     async def work() -> None:
         if waits:
             await asyncio.sleep(0)
@@ -128,6 +130,7 @@ async def test_a_cancellation_arrives_and_is_passed_on(start: Start, later: bool
 
 async def test_a_cancellation_may_be_caught(start: Start) -> None:
     """Then the task goes on, and may wait again."""
+
     async def work() -> None:
         try:
             await asyncio.get_running_loop().create_future()
@@ -177,6 +180,7 @@ async def test_a_timeout_that_begins_in_the_first_step(start: Start, seconds: fl
 
 async def test_a_timeout_that_ends_in_the_first_step(start: Start) -> None:
     """It leaves nothing behind."""
+
     async def work() -> None:
         async with asyncio.timeout(3600):  # noqa: ASYNC100 - that is the point
             pass
@@ -186,6 +190,7 @@ async def test_a_timeout_that_ends_in_the_first_step(start: Start) -> None:
 
 async def test_a_timeout_that_begins_after_the_first_step(start: Start) -> None:
     """As in any task."""
+
     async def work() -> None:
         await asyncio.sleep(0)
         with pytest.raises(TimeoutError):

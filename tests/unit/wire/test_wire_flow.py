@@ -125,12 +125,14 @@ def test_a_stream_that_was_reset_waits_for_nothing() -> None:
 
 
 def test_pieces_are_joined_and_cut_by_windows_only() -> None:
-    """Many small chunks go in one frame, in order; views and bytes alike; small views do not keep what they are a part of."""
+    """Many small chunks go in one frame, in order; views and bytes alike; small views do not keep what they are a
+    part of.
+    """
     wire = Wire(hello=settings(initial_window_size=0))
     stream = wire.opened(1, end=True)
     whole = bytes(range(256)) * 100
     for at in range(0, len(whole), 100):
-        wire.connection.send(stream, memoryview(whole)[at:at + 100] if at % 200 else whole[at:at + 100])
+        wire.connection.send(stream, memoryview(whole)[at : at + 100] if at % 200 else whole[at : at + 100])
     assert not any(isinstance(piece, memoryview) for piece in stream.queue)
     got = b""
     for _ in range(30):
@@ -139,7 +141,7 @@ def test_pieces_are_joined_and_cut_by_windows_only() -> None:
             break
         (frame,) = sent
         got += frame.payload
-    assert got == whole[:len(got)]
+    assert got == whole[: len(got)]
     assert len(got) == len(whole)
 
 
@@ -155,7 +157,9 @@ def test_the_end_with_nothing_before_it() -> None:
 
 
 def test_a_window_is_given_back_when_it_is_consumed() -> None:
-    """Not before, and in portions of half of it; the connection's at once, so that one reader who sleeps holds up no other."""
+    """Not before, and in portions of half of it; the connection's at once, so that one reader who sleeps holds up
+    no other.
+    """
     wire = Wire()
     stream = wire.opened(1)
     wire.feed(data(1, bytes(16384)), data(1, bytes(16384)))

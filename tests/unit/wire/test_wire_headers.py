@@ -156,7 +156,9 @@ def decoded(block: bytes, **limits: int) -> headers.Head:
 
 
 def test_a_header_list_is_bounded_as_the_rfc_counts_it() -> None:
-    """Name, value and 32 bytes a field: at the bound it is read, a byte more is ENHANCE_YOUR_CALM for the connection."""
+    """Name, value and 32 bytes a field: at the bound it is read, a byte more is ENHANCE_YOUR_CALM for the
+    connection.
+    """
     assert decoded(literal([("a", "v" * 67), ("b", "v" * 67)]), header_list=200).pairs
     with pytest.raises(ConnectionFault) as fault:
         decoded(literal([("a", "v" * 67), ("b", "v" * 68)]), header_list=200)
@@ -164,7 +166,9 @@ def test_a_header_list_is_bounded_as_the_rfc_counts_it() -> None:
 
 
 def test_an_hpack_bomb_goes_off_outside() -> None:
-    """One large entry referred to again and again: a few hundred bytes that mean megabytes are not decoded to the end."""
+    """One large entry referred to again and again: a few hundred bytes that mean megabytes are not decoded to the
+    end.
+    """
     decoder = headers.Decoder(Limits())
     decoder(headers.trailers, b"\x40\x01x" + b"\x7f\xa1\x1e" + b"v" * 4000)
     with pytest.raises(ConnectionFault) as fault:
@@ -189,10 +193,26 @@ def test_size_updates_are_few() -> None:
         assert fault.value.code == Code.COMPRESSION_ERROR
 
 
-@pytest.mark.parametrize("block", [b"\x80", b"\xff\xff\xff\xff\xff\xff\xff", b"\x40", b"\x40\x05ab", b"\x00\x01a", b"\x3f\xff\xff\xff", b"\x00\x81\xff\x00", b"\xbe",
-                                   b"\x0f", b"\x82\x20"], ids=bytes.hex)
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"\x80",
+        b"\xff\xff\xff\xff\xff\xff\xff",
+        b"\x40",
+        b"\x40\x05ab",
+        b"\x00\x01a",
+        b"\x3f\xff\xff\xff",
+        b"\x00\x81\xff\x00",
+        b"\xbe",
+        b"\x0f",
+        b"\x82\x20",
+    ],
+    ids=bytes.hex,
+)
 def test_what_is_no_hpack_ends_the_connection(block: bytes) -> None:
-    """COMPRESSION_ERROR: index 0, unending numbers, strings cut off, bad Huffman codes, entries that are not there, a late size update."""
+    """COMPRESSION_ERROR: index 0, unending numbers, strings cut off, bad Huffman codes, entries that are not there,
+    a late size update.
+    """
     with pytest.raises(ConnectionFault) as fault:
         decoded(block)
     assert fault.value.code == Code.COMPRESSION_ERROR
@@ -205,15 +225,37 @@ def replaced(name: str, value: str | bytes | None) -> list[tuple[str, str | byte
     return [(k, value if k == name else v) for k, v in REQUEST if k != name or value is not None]  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("fields", [
-    replaced(":method", None), replaced(":path", None), replaced(":scheme", None), replaced(":path", ""),
-    [*REQUEST, (":method", "POST")], [(":method", "POST"), *REQUEST], [(":status", "200"), *REQUEST], [(":protocol", "x"), *REQUEST],
-    [*REQUEST, ("Upper", "x")], [*REQUEST, ("", "x")], [*REQUEST, ("sp ace", "x")], [*REQUEST, ("colon:", "x")],
-    [*REQUEST, ("a", "x\ny")], [*REQUEST, ("a", "x\ry")], [*REQUEST, ("a", "x\0y")],
-    replaced(":path", "/a\nb"), replaced(":authority", "a\r\nb"), replaced(":scheme", "a\0"),
-    [*REQUEST, ("te", "gzip")], *([*REQUEST, (name, "x")] for name in ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")),
-    [*REQUEST, ("content-length", "x")], [*REQUEST, ("content-length", "1" * 19)],
-], ids=repr)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        replaced(":method", None),
+        replaced(":path", None),
+        replaced(":scheme", None),
+        replaced(":path", ""),
+        [*REQUEST, (":method", "POST")],
+        [(":method", "POST"), *REQUEST],
+        [(":status", "200"), *REQUEST],
+        [(":protocol", "x"), *REQUEST],
+        [*REQUEST, ("Upper", "x")],
+        [*REQUEST, ("", "x")],
+        [*REQUEST, ("sp ace", "x")],
+        [*REQUEST, ("colon:", "x")],
+        [*REQUEST, ("a", "x\ny")],
+        [*REQUEST, ("a", "x\ry")],
+        [*REQUEST, ("a", "x\0y")],
+        replaced(":path", "/a\nb"),
+        replaced(":authority", "a\r\nb"),
+        replaced(":scheme", "a\0"),
+        [*REQUEST, ("te", "gzip")],
+        *(
+            [*REQUEST, (name, "x")]
+            for name in ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")
+        ),
+        [*REQUEST, ("content-length", "x")],
+        [*REQUEST, ("content-length", "1" * 19)],
+    ],
+    ids=repr,
+)
 def test_malformed_requests(fields: list[tuple[str, str]]) -> None:
     """PROTOCOL_ERROR for the stream (RFC 9113, section 8.2 and 8.3)."""
     with pytest.raises(StreamFault) as fault:
@@ -223,14 +265,25 @@ def test_malformed_requests(fields: list[tuple[str, str]]) -> None:
 
 def test_a_request() -> None:
     """Pseudo-headers apart, metadata by name, the first of each name."""
-    head = headers.Decoder(Limits())(headers.request, literal([*REQUEST, ("a", "1"), ("a", "2"), ("content-length", "12"), ("grpc-encoding", "gzip")]))
+    head = headers.Decoder(Limits())(
+        headers.request,
+        literal([*REQUEST, ("a", "1"), ("a", "2"), ("content-length", "12"), ("grpc-encoding", "gzip")]),
+    )
     assert (head.method, head.scheme, head.path, head.authority) == ("POST", "http", "/splitd.Test/Say", "localhost")
     assert head.headers == {"te": "trailers", "a": "1"}
     assert (head.content_length, head.encoding, head.is_grpc(), head.problem) == (12, "gzip", True, "")
 
 
-@pytest.mark.parametrize(("value", "is_grpc"), [("application/grpc", True), ("application/grpc+proto", True), ("application/grpc;charset=x", True),
-                                                ("application/grpc-web", False), ("text/html", False)])
+@pytest.mark.parametrize(
+    ("value", "is_grpc"),
+    [
+        ("application/grpc", True),
+        ("application/grpc+proto", True),
+        ("application/grpc;charset=x", True),
+        ("application/grpc-web", False),
+        ("text/html", False),
+    ],
+)
 def test_the_content_type_of_grpc(value: str, is_grpc: bool) -> None:
     """With a subtype or a parameter, and nothing else."""
     assert headers.Decoder(Limits())(headers.request, literal(replaced("content-type", value))).is_grpc() is is_grpc
@@ -255,7 +308,7 @@ def test_trailers_have_no_pseudo_headers() -> None:
 @pytest.mark.parametrize("value", [b"", b"\0", b"ab", b"abc", b"\xff\xfe\xfd\xfc", bytes(range(256))])
 def test_binary_metadata_survives(value: bytes) -> None:
     """Written without padding, read with or without it."""
-    (name, raw), = headers.metadata([("x-bin", value)])
+    ((name, raw),) = headers.metadata([("x-bin", value)])
     assert b"=" not in raw
     assert decoded(headers.block([(name, raw)])).headers == {"x-bin": value}
     assert decoded(headers.block([(name, base64.b64encode(value))])).headers == {"x-bin": value}
@@ -290,26 +343,45 @@ def test_a_status_message_survives(message: str) -> None:
 
 
 def test_a_status_message_that_is_no_text_is_sent_as_well_as_can_be() -> None:
-    """Half of a surrogate pair, as file names and headers have it that are no UTF-8: the call is answered nevertheless."""
+    """Half of a surrogate pair, as file names and headers have it that are no UTF-8: the call is answered
+    nevertheless.
+    """
     for message in ("name \udcff!", "half \ud800!"):
         head = decoded(headers.status(2, message))
         assert head.code == 2
         assert head.message.endswith("!")
 
 
-@pytest.mark.parametrize(("value", "message"), [("a%20b", "a b"), ("100%", "100%"), ("%zz", "%zz"), ("%ff!", "�!"), ("%C3%A4", "ä")])
+@pytest.mark.parametrize(
+    ("value", "message"), [("a%20b", "a b"), ("100%", "100%"), ("%zz", "%zz"), ("%ff!", "�!"), ("%C3%A4", "ä")]
+)
 def test_a_status_message_is_read_leniently(value: str, message: str) -> None:
     """What is no percent-encoding stays as it is: a status is never lost for its message."""
     assert decoded(literal([("grpc-status", "2"), ("grpc-message", value)])).message == message
 
 
-@pytest.mark.parametrize(("value", "code"), [("0", 0), ("16", 16), ("007", 7), ("9999", 9999), ("", 2), ("-1", 2), ("1x", 2), ("²", 2), ("99999", 2)])
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [("0", 0), ("16", 16), ("007", 7), ("9999", 9999), ("", 2), ("-1", 2), ("1x", 2), ("²", 2), ("99999", 2)],
+)
 def test_a_status_that_is_no_number_is_unknown(value: str, code: int) -> None:
     """UNKNOWN, as gRPC has it."""
     assert decoded(literal([("grpc-status", value)])).code == code
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("1H", 3600), ("2M", 120), ("3S", 3), ("4m", 0.004), ("5u", 5e-6), ("6n", 6e-9), ("0S", 0), ("99999999H", 99999999 * 3600)])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("1H", 3600),
+        ("2M", 120),
+        ("3S", 3),
+        ("4m", 0.004),
+        ("5u", 5e-6),
+        ("6n", 6e-9),
+        ("0S", 0),
+        ("99999999H", 99999999 * 3600),
+    ],
+)
 def test_a_timeout_is_read(value: str, seconds: float) -> None:
     """At most eight digits and a unit."""
     head = decoded(literal([("grpc-timeout", value)]))
@@ -341,7 +413,12 @@ def test_a_timeout_is_written_rounded_up(seconds: float) -> None:
 
 def test_what_we_write_never_touches_the_table() -> None:
     """Any other decoder reads it, with a table of no size, as often as it likes."""
-    pairs = [(k.encode(), v.encode()) for k, v in REQUEST] + [(b"new", b"x" * 300), (b"age", b""), (b":status", b"404"), (b"accept-encoding", b"gzip, deflate")]
+    pairs = [(k.encode(), v.encode()) for k, v in REQUEST] + [
+        (b"new", b"x" * 300),
+        (b"age", b""),
+        (b":status", b"404"),
+        (b"accept-encoding", b"gzip, deflate"),
+    ]
     decoder = Hpack()
     decoder.header_table_size = 0
     block = headers.block(pairs)

@@ -1,4 +1,6 @@
-"""services.wire.limits: what a peer may do, exactly: at each bound nothing happens, one beyond it the right thing with the right code."""
+"""services.wire.limits: what a peer may do, exactly: at each bound nothing happens, one beyond it the right thing
+with the right code.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def over(wire: Wire, *parts: bytes) -> int:
 # ---------------------------------------------------------------------------------------------- the settings
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Limits) if isinstance(field.default, int)])
+@pytest.mark.parametrize(
+    "field", [field.name for field in dataclasses.fields(Limits) if isinstance(field.default, int)]
+)
 def test_a_limit_of_zero_is_refused(field: str) -> None:
     """Each says its name."""
     with pytest.raises(ValueError, match=field):
@@ -145,14 +149,18 @@ def test_a_peer_that_resets_much_is_slowed_before_it_is_ended(clock: Clock) -> N
     assert sum(dealt) <= 31
 
 
-@pytest.mark.parametrize("provocation", [
-    lambda n: headers(n) + word(WINDOW_UPDATE, n, 0),
-    lambda n: headers(n, literal([(":method", "POST")])),
-    lambda n: headers(n) + headers(n),
-    lambda n: headers(n, end=True) + data(n, b"x"),
-], ids=["window update of 0", "malformed request", "HEADERS twice", "DATA after the end"])
+@pytest.mark.parametrize(
+    "provocation",
+    [
+        lambda n: headers(n) + word(WINDOW_UPDATE, n, 0),
+        lambda n: headers(n, literal([(":method", "POST")])),
+        lambda n: headers(n) + headers(n),
+        lambda n: headers(n, end=True) + data(n, b"x"),
+    ],
+    ids=["window update of 0", "malformed request", "HEADERS twice", "DATA after the end"],
+)
 def test_resets_that_the_peer_makes_us_send(provocation) -> None:
-    """"MadeYouReset" (CVE-2025-8671): they count as its own."""
+    """ "MadeYouReset" (CVE-2025-8671): they count as its own."""
     wire = Wire(resets=10)
     for number in range(1, 21, 2):
         wire.feed(provocation(number))
@@ -188,7 +196,9 @@ def test_a_block_of_bytes() -> None:
     for cut in (100, len(block)):
         for limit in (len(block), len(block) - 1):
             wire = Wire(header_block=limit)
-            events = wire.feed(headers(1, block[:cut], whole=False), bytes(Frame(CONTINUATION, END_HEADERS, 1, block[cut:])))
+            events = wire.feed(
+                headers(1, block[:cut], whole=False), bytes(Frame(CONTINUATION, END_HEADERS, 1, block[cut:]))
+            )
             assert [type(event) for event in events] == [Opened if limit == len(block) else Closed]
             if limit < len(block):
                 assert wire.sent()[-1].number(4) == Code.ENHANCE_YOUR_CALM
@@ -218,15 +228,45 @@ def test_endless_headers_keep_no_more_than_a_block() -> None:
     assert most <= Limits().header_block
 
 
-# ---------------------------------------------------------------------------------------------- frames that bring nothing
+# ---------------------------------------------------------------------------------------------- frames that bring
+# nothing
 
 
-@pytest.mark.parametrize("frame", [
-    bytes(Frame(PING, 0, 0, bytes(8))), PINGS, settings(), bytes(Frame(SETTINGS, ACK, 0, b"")), bytes(Frame(PRIORITY, 0, 1, bytes(5))), word(WINDOW_UPDATE, 1, 1),
-    word(WINDOW_UPDATE, 0, 1), data(1), data(1, b"", pad=3), bytes(Frame(99, 0, 0, b"x")), bytes(Frame(GOAWAY, 0, 0, bytes(8))), word(RST_STREAM, 3, 8), data(3, b"x"),
-    settings(max_frame_size=16384),
-], ids=["PING", "PING ACK", "SETTINGS", "SETTINGS ACK", "PRIORITY", "WINDOW_UPDATE", "WINDOW_UPDATE of the connection", "empty DATA", "only padding", "unknown", "GOAWAY",
-        "RST_STREAM of a dead stream", "DATA after the end of a dead stream", "SETTINGS of no news"])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        bytes(Frame(PING, 0, 0, bytes(8))),
+        PINGS,
+        settings(),
+        bytes(Frame(SETTINGS, ACK, 0, b"")),
+        bytes(Frame(PRIORITY, 0, 1, bytes(5))),
+        word(WINDOW_UPDATE, 1, 1),
+        word(WINDOW_UPDATE, 0, 1),
+        data(1),
+        data(1, b"", pad=3),
+        bytes(Frame(99, 0, 0, b"x")),
+        bytes(Frame(GOAWAY, 0, 0, bytes(8))),
+        word(RST_STREAM, 3, 8),
+        data(3, b"x"),
+        settings(max_frame_size=16384),
+    ],
+    ids=[
+        "PING",
+        "PING ACK",
+        "SETTINGS",
+        "SETTINGS ACK",
+        "PRIORITY",
+        "WINDOW_UPDATE",
+        "WINDOW_UPDATE of the connection",
+        "empty DATA",
+        "only padding",
+        "unknown",
+        "GOAWAY",
+        "RST_STREAM of a dead stream",
+        "DATA after the end of a dead stream",
+        "SETTINGS of no news",
+    ],
+)
 def test_frames_that_bring_nothing(frame: bytes, clock: Clock) -> None:
     """So many at once, so many a second; then ENHANCE_YOUR_CALM."""
     wire = Wire(idle_frames=50, idle_frames_rate=10, idle_frames_earned=1)
@@ -262,7 +302,9 @@ def test_a_new_initial_window_costs_what_it_makes_us_do() -> None:
 
 
 def test_data_that_was_under_way_when_its_stream_was_reset() -> None:
-    """As many bytes as the stream's window had left, in frames as small as its sender makes them; what is beyond that brings nothing."""
+    """As many bytes as the stream's window had left, in frames as small as its sender makes them; what is beyond
+    that brings nothing.
+    """
     wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=1, window=65535)
     stream = wire.opened(1)
     wire.feed(data(1, b"x" * 15535))
@@ -274,7 +316,9 @@ def test_data_that_was_under_way_when_its_stream_was_reset() -> None:
 
 
 def test_a_frame_of_an_answer_allows_for_some_that_bring_nothing() -> None:
-    """grpc-go sends two for each small one, a window update and a ping, grpcio two window updates; those who send much more than that are told."""
+    """grpc-go sends two for each small one, a window update and a ping, grpcio two window updates; those who send
+    much more than that are told.
+    """
     wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=4)
     stream = wire.opened(1, end=True)
     for _ in range(500):
@@ -294,13 +338,24 @@ def test_a_call_allows_for_some_frames_that_bring_nothing() -> None:
     """grpcio sends two window updates with each, and a reset of what has been answered meanwhile."""
     wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=4)
     for number in range(1, 1001, 2):
-        wire.feed(headers(number), word(WINDOW_UPDATE, number, 5), word(WINDOW_UPDATE, 0, 5), word(RST_STREAM, number, 8), word(RST_STREAM, number, 8))
+        wire.feed(
+            headers(number),
+            word(WINDOW_UPDATE, number, 5),
+            word(WINDOW_UPDATE, 0, 5),
+            word(RST_STREAM, number, 8),
+            word(RST_STREAM, number, 8),
+        )
     assert not wire.connection.closed
 
 
 def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
     """A reader that acknowledges all that it reads is not calmed down, however little is earned."""
-    wire = Wire(idle_frames=5, idle_frames_rate=1, idle_frames_earned=1, hello=settings(initial_window_size=8000) + word(WINDOW_UPDATE, 0, 1 << 30))
+    wire = Wire(
+        idle_frames=5,
+        idle_frames_rate=1,
+        idle_frames_earned=1,
+        hello=settings(initial_window_size=8000) + word(WINDOW_UPDATE, 0, 1 << 30),
+    )
     stream = wire.opened(1, end=True)
     for _ in range(500):
         wire.connection.send(stream, b"x" * 8000)
@@ -311,7 +366,9 @@ def test_a_frame_of_an_answer_allows_for_one_that_brings_nothing() -> None:
 
 
 def test_tiny_windows() -> None:
-    """A peer that takes an answer byte by byte (CVE-2019-9511) makes us write a frame for each: those allow for nothing."""
+    """A peer that takes an answer byte by byte (CVE-2019-9511) makes us write a frame for each: those allow for
+    nothing.
+    """
     wire = Wire(idle_frames=50, idle_frames_rate=1, idle_frames_earned=1, hello=settings(initial_window_size=0))
     stream = wire.opened(1, end=True)
     wire.connection.send(stream, b"x" * 100_000)
@@ -321,7 +378,8 @@ def test_tiny_windows() -> None:
     assert over(wire, word(WINDOW_UPDATE, 1, 1)) == Code.ENHANCE_YOUR_CALM
 
 
-# ---------------------------------------------------------------------------------------------- windows and frames of the peer
+# ---------------------------------------------------------------------------------------------- windows and frames of
+# the peer
 
 
 def test_the_window_of_a_stream() -> None:
@@ -341,7 +399,8 @@ def test_the_window_of_the_connection() -> None:
     wire = Wire()
     wire.opened(1)
     wire.connection._receive_window = 10
-    wire.connection.limits = dataclasses.replace(wire.connection.limits, connection_window=1 << 30)  # not given back meanwhile
+    # not given back meanwhile
+    wire.connection.limits = dataclasses.replace(wire.connection.limits, connection_window=1 << 30)
     wire.feed(data(1, b"0123456789"))
     assert over(wire, data(1, b"x")) == Code.FLOW_CONTROL_ERROR
 

@@ -45,7 +45,10 @@ def test_random_cuts_of_random_sequences(seed: int) -> None:
     """Compressed and not, from empty to the limit."""
     pick = random.Random(seed)
     sequence = [pick.randbytes(pick.choice([0, 1, 5, pick.randrange(LIMIT), LIMIT])) for _ in range(20)]
-    data = b"".join(grpc(gzip.compress(m), 1) if pick.random() < 0.3 and len(gzip.compress(m)) <= LIMIT else grpc(m) for m in sequence)
+    data = b"".join(
+        grpc(gzip.compress(m), 1) if pick.random() < 0.3 and len(gzip.compress(m)) <= LIMIT else grpc(m)
+        for m in sequence
+    )
     cuts = sorted(pick.randrange(len(data) + 1) for _ in range(pick.randrange(60)))
     assert fed(data, *cuts) == sequence
 
@@ -78,7 +81,9 @@ def test_an_inflated_message_at_the_limit_and_one_beyond() -> None:
     assert fed(grpc(gzip.compress(b"x" * LIMIT), 1)) == [b"x" * LIMIT]
     for size in (LIMIT + 1, 100 << 20):
         with pytest.raises(errors.ResourceExhausted, match="after decompression larger than max 1000"):
-            Assembler(1 << 20 if size > 1 << 20 else LIMIT, "gzip").feed(grpc(gzip.compress(b"x" * size), 1)) if size == LIMIT + 1 else _bomb(size)
+            Assembler(1 << 20 if size > 1 << 20 else LIMIT, "gzip").feed(
+                grpc(gzip.compress(b"x" * size), 1)
+            ) if size == LIMIT + 1 else _bomb(size)
 
 
 def _bomb(size: int) -> None:
@@ -105,7 +110,16 @@ def test_compressed_without_an_encoding(encoding: str) -> None:
         Assembler(LIMIT, encoding).feed(grpc(gzip.compress(b"x"), 1))
 
 
-@pytest.mark.parametrize("packed", [b"", b"no gzip", gzip.compress(b"x" * 100)[:-1], gzip.compress(b"x" * 100)[:12], gzip.compress(b"abc")[:-8] + bytes(8)])
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"x" * 100)[:-1],
+        gzip.compress(b"x" * 100)[:12],
+        gzip.compress(b"abc")[:-8] + bytes(8),
+    ],
+)
 def test_what_cannot_be_inflated(packed: bytes) -> None:
     """INTERNAL: empty, no gzip, cut off, or with a wrong checksum."""
     with pytest.raises(errors.Internal, match="failed to decompress"):
@@ -123,7 +137,10 @@ def test_the_end_of_a_stream_in_the_middle_of_a_message() -> None:
         assert assembler.finished()
 
 
-@pytest.mark.parametrize("chunk", [b"", b"\0\0\0\0", grpc(b"abc")[:-1], grpc(b"abc") + b"\0", grpc(b"a", 1), grpc(b"a" * (LIMIT + 1)), grpc(b"", 2)])
+@pytest.mark.parametrize(
+    "chunk",
+    [b"", b"\0\0\0\0", grpc(b"abc")[:-1], grpc(b"abc") + b"\0", grpc(b"a", 1), grpc(b"a" * (LIMIT + 1)), grpc(b"", 2)],
+)
 def test_a_chunk_that_is_not_just_one_message_gets_a_closer_look(chunk: bytes) -> None:
     """whole() takes what is exactly one message that nothing is wrong with, and nothing else."""
     assert whole(chunk, LIMIT) is None

@@ -85,9 +85,11 @@ class Served:
     def __init__(self, relay: Any = None, *, relayed: bool = False, **limits: Any) -> None:
         self.service = Service()
         methods = rpc.Methods([], relay, rpc.LONG)
-        methods._methods = {SAY: rpc.Method(SAY, rpc.UNARY, self.service.say, same, same),
-                            TALK: rpc.Method(TALK, rpc.STREAMS, self.service.talk, same, same),
-                            TELL: rpc.Method(TELL, rpc.Arity(False, True), self.service.tell, same, same)}
+        methods._methods = {
+            SAY: rpc.Method(SAY, rpc.UNARY, self.service.say, same, same),
+            TALK: rpc.Method(TALK, rpc.STREAMS, self.service.talk, same, same),
+            TELL: rpc.Method(TELL, rpc.Arity(False, True), self.service.tell, same, same),
+        }
         self.server = WireServer("test", methods, {}, Limits(**limits), relayed=relayed)
         self.link, self.transport = self.connect()
 
@@ -102,7 +104,9 @@ class Served:
     def feed(self, *parts: bytes) -> None:
         deliver(self.link, b"".join(parts))
 
-    def call(self, stream: int, path: str, *messages: bytes, end: bool = True, extra: tuple[tuple[str, str], ...] = ()) -> None:
+    def call(
+        self, stream: int, path: str, *messages: bytes, end: bool = True, extra: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         fields = [(k, path if k == ":path" else v) for k, v in REQUEST] + list(extra)
         body = b"".join(map(grpc, messages))
         self.feed(headers(stream, literal(fields), end=end and not body), data(stream, body, end=end) if body else b"")
@@ -124,7 +128,7 @@ class Served:
 def status(frame: Frame) -> int:
     """The grpc-status of our own literal block."""
     at = frame.payload.index(b"grpc-status") + 11
-    return int(frame.payload[at + 1:at + 1 + frame.payload[at]])
+    return int(frame.payload[at + 1 : at + 1 + frame.payload[at]])
 
 
 async def test_a_unary_call_that_does_not_wait_is_answered_in_the_same_read() -> None:
@@ -132,7 +136,12 @@ async def test_a_unary_call_that_does_not_wait_is_answered_in_the_same_read() ->
     served = Served()
     served.call(1, SAY, b"hello")
     head, message, tail = served.transport.frames()
-    assert (head.kind, message.payload, tail.flags & END_STREAM, status(tail)) == (HEADERS, grpc(b"HELLO"), END_STREAM, 0)
+    assert (head.kind, message.payload, tail.flags & END_STREAM, status(tail)) == (
+        HEADERS,
+        grpc(b"HELLO"),
+        END_STREAM,
+        0,
+    )
     await served.gone()
 
 
@@ -153,8 +162,12 @@ async def test_a_handler_is_cancelled_by_reset_by_the_deadline_and_by_a_lost_con
     assert served.service.ended == ["say"] * 3
 
 
-async def test_an_owner_that_fails_costs_its_own_call_only(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A bug in a handler's stead: INTERNAL_ERROR for its stream, a line in the log, and the others of the same read are served."""
+async def test_an_owner_that_fails_costs_its_own_call_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug in a handler's stead: INTERNAL_ERROR for its stream, a line in the log, and the others of the same read
+    are served.
+    """
     served = Served()
 
     def broken(self: Any, end: bool) -> None:
@@ -201,7 +214,9 @@ async def test_messages_that_hold_nothing_are_not_for_nothing() -> None:
 
 @pytest.mark.parametrize("bad", [grpc(b"", 7), b"\0\xff\xff\xff\xff", grpc(gzip.compress(b"x"), 1)])
 async def test_a_stream_of_requests_that_makes_no_sense_is_not_kept(bad: bytes) -> None:
-    """After the first fault nothing of it is put together, nor its window given back; the handler is told when it reads."""
+    """After the first fault nothing of it is put together, nor its window given back; the handler is told when it
+    reads.
+    """
     served = Served(assembling=100_000)
     served.service.read = False
     served.call(1, TALK, end=False)
@@ -280,7 +295,9 @@ async def test_too_many_connections() -> None:
 
 
 async def test_a_client_that_never_reads_is_not_read() -> None:
-    """Its socket is full and it makes us answer: beyond ``unread`` its bytes stay in the kernel; once it reads, all goes on."""
+    """Its socket is full and it makes us answer: beyond ``unread`` its bytes stay in the kernel; once it reads, all
+    goes on.
+    """
     served = Served(unread=1000, idle_frames=10_000)
     served.link.pause_writing()
     ping = bytes(Frame(PING, 0, 0, bytes(8)))
@@ -329,7 +346,9 @@ async def test_answers_that_a_client_gives_no_window_for_are_bounded() -> None:
 
 
 async def test_a_gateways_clients_have_their_own_bounds_on_one_connection() -> None:
-    """What one of them does not take holds up that one; what the gateway asks for itself, nobody. A name that a client sends to others means nothing."""
+    """What one of them does not take holds up that one; what the gateway asks for itself, nobody. A name that a
+    client sends to others means nothing.
+    """
     served = Served(relayed=True, untaken=15_000)
     served.feed(settings(initial_window_size=0))
     for number, name in (1, "1"), (3, "1"), (5, "1"), (7, "2"), (9, ""), (11, ""), (13, ""), (15, "1"):

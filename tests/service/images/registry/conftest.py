@@ -9,7 +9,9 @@ import pytest
 from services.images.registry import Registry, Retry, Timeouts
 from tests.fake_registry import FakeRegistry
 
-QUICK = Timeouts(connect=2.0, mirror_connect=0.5, stall=0.6, mirror_stall=0.4, answer=2.0, token=1.0, helper=2.0, slow_window=0.3)
+QUICK = Timeouts(
+    connect=2.0, mirror_connect=0.5, stall=0.6, mirror_stall=0.4, answer=2.0, token=1.0, helper=2.0, slow_window=0.3
+)
 HASTY = Retry(rounds=4, first=0.05, longest=0.2, longest_asked=1.5, hopeless=60.0, progress=64 * 1024)
 
 

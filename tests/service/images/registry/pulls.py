@@ -25,7 +25,9 @@ def described(data: bytes, media_type: str = LAYER_TYPE, **more: object) -> Desc
     return Descriptor(media_type, digest_of(data), len(data), **more)  # type: ignore[arg-type]
 
 
-async def fetched(client: Client, reference: str, descriptor: Descriptor, offset: int = 0, length: int | None = None) -> tuple[bytes, Body]:
+async def fetched(
+    client: Client, reference: str, descriptor: Descriptor, offset: int = 0, length: int | None = None
+) -> tuple[bytes, Body]:
     """All that a fetch gives."""
     async with client.fetch(reference, descriptor, offset, length) as body:
         return b"".join([bytes(chunk) async for chunk in body]), body

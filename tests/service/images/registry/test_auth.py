@@ -50,7 +50,9 @@ async def test_an_anonymous_token(quick: Registry, fake: FakeRegistry, name: str
     root = await client.resolve(name)
     await client.manifest(name, root)
     await asyncio.gather(*(fetched(client, name, LAYER_DESCRIPTOR) for _ in range(4)))
-    assert [(each.method, each.path) for each in fake.asked(part="/token")] == [("GET", "/token?service=fake&scope=repository%3Abox%3Apull")]
+    assert [(each.method, each.path) for each in fake.asked(part="/token")] == [
+        ("GET", "/token?service=fake&scope=repository%3Abox%3Apull")
+    ]
     assert len([each for each in fake.seen if each.status == 401]) == 1
 
 
@@ -100,17 +102,26 @@ async def test_a_wrong_password(quick: Registry, fake: FakeRegistry, name: str) 
     with within(5), pytest.raises(errors.Unauthenticated) as raised:
         await quick.client(known("me", "wr0ng")).resolve(name)
     said = str(raised.value)
-    assert f'{fake.host}: {fake.host}, its token server, refused a token as "me": 401 Unauthorized: UNAUTHORIZED: incorrect username or password' in said
+    assert (
+        f'{fake.host}: {fake.host}, its token server, refused a token as "me": 401 Unauthorized: UNAUTHORIZED: '
+        "incorrect username or password"
+    ) in said
     assert "wr0ng" not in said
     fake.auth = Auth("basic", "me", "s3cret")
-    with within(5), pytest.raises(errors.Unauthenticated, match=rf'{fake.host}: HEAD .* 401 .* \(access denied as "me"'):
+    with (
+        within(5),
+        pytest.raises(errors.Unauthenticated, match=rf'{fake.host}: HEAD .* 401 .* \(access denied as "me"'),
+    ):
         await quick.client(known("me", "wr0ng")).resolve(name)
 
 
 async def test_without_credentials(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """The error says that there were none."""
     fake.auth = Auth("basic", "me", "s3cret")
-    with within(5), pytest.raises(errors.Unauthenticated, match=r"authentication required \(access denied without credentials"):
+    with (
+        within(5),
+        pytest.raises(errors.Unauthenticated, match=r"authentication required \(access denied without credentials"),
+    ):
         await quick.client().resolve(name)
 
 
@@ -136,7 +147,9 @@ async def timed(clock: Clock) -> AsyncIterator[Registry]:
         yield registry
 
 
-async def test_a_token_that_ends_in_the_middle_of_a_pull(timed: Registry, fake: FakeRegistry, name: str, clock: Clock) -> None:
+async def test_a_token_that_ends_in_the_middle_of_a_pull(
+    timed: Registry, fake: FakeRegistry, name: str, clock: Clock
+) -> None:
     """A new one is got before the old one ends, so that no late layer is refused."""
     fake.auth = Auth(seconds=100, clock=clock)
     client = timed.client()
@@ -176,7 +189,12 @@ async def test_a_token_server_that_is_away(quick: Registry, fake: FakeRegistry, 
     with within(5):
         await quick.client().resolve(name)
     fake.auth.realm = "http://127.0.0.1:9/token"
-    with within(8), pytest.raises(errors.Unavailable, match=f"{fake.host}: no token: 127.0.0.1:9: no connection: Connection refused"):
+    with (
+        within(8),
+        pytest.raises(
+            errors.Unavailable, match=f"{fake.host}: no token: 127.0.0.1:9: no connection: Connection refused"
+        ),
+    ):
         await quick.client().resolve(name)
 
 
@@ -187,22 +205,29 @@ async def test_a_silent_token_server(fake: FakeRegistry, name: str) -> None:
     async with Registry(timeouts=replace(QUICK, token=0.3), retry=HASTY) as registry:
         client = registry.client()
         with within(8):
-            for outcome in await asyncio.gather(*(fetched(client, name, LAYER_DESCRIPTOR) for _ in range(4)), return_exceptions=True):
+            for outcome in await asyncio.gather(
+                *(fetched(client, name, LAYER_DESCRIPTOR) for _ in range(4)), return_exceptions=True
+            ):
                 assert isinstance(outcome, errors.Unavailable)
                 assert "its token server, did not answer within 0.3 s" in str(outcome)
     assert len(fake.asked(part="/token")) <= 5
 
 
-@pytest.mark.parametrize(("body", "why"), [
-    ("[" * 5000 + "]" * 5000, ": a list instead of an object"),
-    ('{"token":' + "[" * 5000 + "]" * 5000 + "}", ": token: a list instead of a string"),
-    ('{"x":' * 10_001, ": exceeded max depth"),
-    ("<html>", ': invalid character "<" at byte 0'),
-    ("", ": unexpected end of JSON input"),
-    ('{"token":"' + "x" * TOKEN_LIMIT + '"}', f": more than {TOKEN_LIMIT} bytes"),
-    ('{"token":null}', ""),
-])
-async def test_a_token_server_that_answers_anything_else(quick: Registry, fake: FakeRegistry, name: str, body: str, why: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("[" * 5000 + "]" * 5000, ": a list instead of an object"),
+        ('{"token":' + "[" * 5000 + "]" * 5000 + "}", ": token: a list instead of a string"),
+        ('{"x":' * 10_001, ": exceeded max depth"),
+        ("<html>", ': invalid character "<" at byte 0'),
+        ("", ": unexpected end of JSON input"),
+        ('{"token":"' + "x" * TOKEN_LIMIT + '"}', f": more than {TOKEN_LIMIT} bytes"),
+        ('{"token":null}', ""),
+    ],
+)
+async def test_a_token_server_that_answers_anything_else(
+    quick: Registry, fake: FakeRegistry, name: str, body: str, why: str
+) -> None:
     """The error names the host, its token server, and what is wrong with the answer."""
     fake.auth = Auth()
     fake.inject("token", says(body))
@@ -218,21 +243,35 @@ async def test_a_token_that_no_header_can_hold(quick: Registry, fake: FakeRegist
     fake.inject("token", says(f'{{"token":"{token}"}}'))
     with within(5), pytest.raises(errors.Unauthenticated) as caught:
         await quick.client().resolve(name)
-    assert f"{fake.host}: {fake.host}, its token server, answered with a token that no header can hold: it has control characters, or others than ASCII: unauth" in str(caught.value)
+    assert (
+        f"{fake.host}: {fake.host}, its token server, answered with a token that no header can hold: it has control "
+        "characters, or others than ASCII: unauth"
+    ) in str(caught.value)
 
 
 @pytest.mark.parametrize("wrapped", ["\ufeff{}", "{} and more", "{}"])
 async def test_a_token_in_an_odd_answer(quick: Registry, fake: FakeRegistry, name: str, wrapped: str) -> None:
-    """Windows' servers begin with a byte order mark; what follows the answer does not count; names are read without regard to case, numbers also from strings."""
+    """Windows' servers begin with a byte order mark; what follows the answer does not count; names are read without
+    regard to case, numbers also from strings.
+    """
     fake.auth = Auth()
     fake.auth.tokens["abc"] = (float("inf"), {"repository:box:pull"})
-    fake.inject("token", says(wrapped.replace("{}", '{"Access_Token":null,"TOKEN":"abc","expires_in":"300","x":' + "[" * 3000 + "]" * 3000 + "}")))
+    fake.inject(
+        "token",
+        says(
+            wrapped.replace(
+                "{}", '{"Access_Token":null,"TOKEN":"abc","expires_in":"300","x":' + "[" * 3000 + "]" * 3000 + "}"
+            )
+        ),
+    )
     with within(5):
         await quick.client().resolve(name)
     assert len(fake.asked(part="/token")) == 1
 
 
-async def test_a_redirected_token_request_carries_nothing(quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str) -> None:
+async def test_a_redirected_token_request_carries_nothing(
+    quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
+) -> None:
     """A token server that redirects to another host does not take our password along."""
     fake.auth = Auth(user="me", password="s3cret", post=404)
     fake.inject("token", redirect(f"{other.url}/elsewhere"), method="GET")
@@ -246,7 +285,15 @@ async def test_several_challenges(quick: Registry, fake: FakeRegistry, name: str
     """Of several ways the token is taken; what is unknown is passed over."""
     fake.auth = Auth()
     realm = f"{fake.url}/token"
-    fake.inject("manifest", status(401, WWW_Authenticate=f'Negotiate, Basic realm="x", Bearer realm="{realm}",service="fake",scope="repository:box:pull"'))
+    fake.inject(
+        "manifest",
+        status(
+            401,
+            WWW_Authenticate=(
+                f'Negotiate, Basic realm="x", Bearer realm="{realm}",service="fake",scope="repository:box:pull"'
+            ),
+        ),
+    )
     await quick.client(known()).resolve(name)
 
 
@@ -270,8 +317,16 @@ def config(directory: Path, **what: object) -> DockerConfig:
 async def test_auths(tmp_path: Path) -> None:
     """User and password in base64, by host or URL; an identity token; docker.io by its old name."""
     auth = base64.b64encode(b"me:pass:word").decode()
-    source = config(tmp_path, auths={"https://index.docker.io/v1/": {"auth": auth}, "ghcr.io": {"identitytoken": "t", "auth": auth}, "127.0.0.1:5000": {"auth": auth},
-                                     "https://quay.io/v2/": {"username": "u", "password": "p"}, "empty.test": {}})
+    source = config(
+        tmp_path,
+        auths={
+            "https://index.docker.io/v1/": {"auth": auth},
+            "ghcr.io": {"identitytoken": "t", "auth": auth},
+            "127.0.0.1:5000": {"auth": auth},
+            "https://quay.io/v2/": {"username": "u", "password": "p"},
+            "empty.test": {},
+        },
+    )
     assert await source("registry-1.docker.io") == Credentials("me", "pass:word")
     assert await source("ghcr.io") == Credentials(secret="t")
     assert await source("127.0.0.1:5000") == Credentials("me", "pass:word")
@@ -280,9 +335,16 @@ async def test_auths(tmp_path: Path) -> None:
     assert await source("empty.test") is None
 
 
-async def test_a_helper_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: Registry, fake: FakeRegistry, name: str) -> None:
+async def test_a_helper_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: Registry, fake: FakeRegistry, name: str
+) -> None:
     """The program of credHelpers gets the host on stdin and answers in JSON; a whole pull with it."""
-    helper(tmp_path, monkeypatch, "fake", f"""[ "$1" = get ] && echo "$(cat)" >>{tmp_path}/asked; echo '{{"Username": "me", "Secret": "s3cret"}}'""")
+    helper(
+        tmp_path,
+        monkeypatch,
+        "fake",
+        f"""[ "$1" = get ] && echo "$(cat)" >>{tmp_path}/asked; echo '{{"Username": "me", "Secret": "s3cret"}}'""",
+    )
     fake.auth = Auth(user="me", password="s3cret")
     await quick.client(config(tmp_path, credHelpers={fake.host: "fake"})).resolve(name)
     assert (tmp_path / "asked").read_text() == f"{fake.host}\n"
@@ -290,20 +352,28 @@ async def test_a_helper_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 async def test_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """credsStore is for all hosts; what it does not have the file may; <token> is an identity token."""
-    helper(tmp_path, monkeypatch, "store", """case $(cat) in
+    helper(
+        tmp_path,
+        monkeypatch,
+        "store",
+        """case $(cat) in
         https://index.docker.io/v1/) echo '{"Username": "<token>", "Secret": "t"}';;
-        *) echo "credentials not found in native keychain"; exit 1;; esac""")
+        *) echo "credentials not found in native keychain"; exit 1;; esac""",
+    )
     source = config(tmp_path, credsStore="store", auths={"quay.io": {"username": "u", "password": "p"}})
     assert await source("registry-1.docker.io") == Credentials(secret="t")
     assert await source("quay.io") == Credentials("u", "p")
     assert await source("ghcr.io") is None
 
 
-@pytest.mark.parametrize(("script", "words"), [
-    ("echo locked; exit 1", r"docker-credential-bad failed \(1\): locked"),
-    ("echo hello", "did not answer with Username and Secret"),
-    ("exec sleep 30", "did not answer within 1 s"),
-])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo locked; exit 1", r"docker-credential-bad failed \(1\): locked"),
+        ("echo hello", "did not answer with Username and Secret"),
+        ("exec sleep 30", "did not answer within 1 s"),
+    ],
+)
 async def test_a_bad_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str) -> None:
     """The error names host and program."""
     helper(tmp_path, monkeypatch, "bad", script)
@@ -312,9 +382,14 @@ async def test_a_bad_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scr
 
 
 async def test_an_absent_helper(tmp_path: Path) -> None:
-    """The error says which program is missing and which file wants it; another host's credentials do not depend on it."""
+    """The error says which program is missing and which file wants it; another host's credentials do not depend on
+    it.
+    """
     source = config(tmp_path, credHelpers={"quay.io": "absent"}, auths={"ghcr.io": {"username": "u", "password": "p"}})
-    with pytest.raises(errors.FailedPrecondition, match=r"quay.io: docker-credential-absent, which .*config.json names, cannot be started: No such file"):
+    with pytest.raises(
+        errors.FailedPrecondition,
+        match=r"quay.io: docker-credential-absent, which .*config.json names, cannot be started: No such file",
+    ):
         await source("quay.io")
     assert await source("ghcr.io") == Credentials("u", "p")
 
@@ -341,4 +416,6 @@ async def test_the_first_source_that_knows() -> None:
 
 def test_secrets_are_not_printed() -> None:
     """A repr that lands in a log tells nothing."""
-    assert "hush" not in repr(Credentials("me", "hush")) + repr(Credentials(secret="hush")) + repr(Credentials(header="hush"))
+    assert "hush" not in repr(Credentials("me", "hush")) + repr(Credentials(secret="hush")) + repr(
+        Credentials(header="hush")
+    )

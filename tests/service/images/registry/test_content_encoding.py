@@ -1,4 +1,6 @@
-"""Bodies that come compressed though nobody asked for it: they are decoded, as containerd does, within bounds; parts of them are of no use."""
+"""Bodies that come compressed though nobody asked for it: they are decoded, as containerd does, within bounds;
+parts of them are of no use.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def two_frames(data: bytes) -> bytes:
 
 
 def large_window(data: bytes) -> bytes:
-    packer = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27)).compressobj()
+    packer = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=27)
+    ).compressobj()
     return packer.compress(data) + packer.flush()
 
 
@@ -50,8 +54,13 @@ def sized_right(data: bytes) -> bytes:
 
 
 CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "gzip": ("gzip", gzip.compress), "members": ("x-gzip", two_members), "zstd": ("zstd", two_frames), "zlib": ("deflate", zlib.compress), "deflate": ("deflate", raw_deflate),
-    "both": ("gzip, ZSTD", lambda data: zstandard.compress(gzip.compress(data))), "identity": ("identity\t,gzip", gzip.compress),
+    "gzip": ("gzip", gzip.compress),
+    "members": ("x-gzip", two_members),
+    "zstd": ("zstd", two_frames),
+    "zlib": ("deflate", zlib.compress),
+    "deflate": ("deflate", raw_deflate),
+    "both": ("gzip, ZSTD", lambda data: zstandard.compress(gzip.compress(data))),
+    "identity": ("identity\t,gzip", gzip.compress),
 }
 
 
@@ -91,7 +100,11 @@ async def test_a_part_of_what_it_is_compressed_to(quick: Registry, fake: FakeReg
         for at in (1000, 2000):
             blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, at)
             assert (blob, body.ranges) == (LAYER[at:], False)
-    assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [("bytes=1000-1048575", 206), (None, 200), (None, 200)]
+    assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [
+        ("bytes=1000-1048575", 206),
+        (None, 200),
+        (None, 200),
+    ]
     (host,) = [each for each in quick.memory.snapshot() if each.ranges_refused]
     assert "from byte 1000 on, and the answer is a part of it as gzip" in host.ranges_refused
 
@@ -109,27 +122,44 @@ async def test_what_has_the_right_size_is_only_mislabelled(quick: Registry, fake
 async def test_what_ends_early_is_asked_for_again(quick: Registry, fake: FakeRegistry, name: str, coding: str) -> None:
     """As a lost connection, since some servers end so."""
     header, encode = CODINGS[coding]
-    half = encoded(fake, header, lambda data: encode(data)[:len(encode(data)) // 2])
+    half = encoded(fake, header, lambda data: encode(data)[: len(encode(data)) // 2])
     fake.inject("blob", half)
     fake.inject("blob", encoded(fake, header, encode))
     with within(5):
         assert (await fetched(quick.client(), name, LAYER_DESCRIPTOR))[0] == LAYER
     fake.inject("blob", half, times=ALWAYS)
-    with within(10), pytest.raises(errors.Unavailable, match=f"{fake.host}: its body is {header} that ends early after [0-9]+ of 1048576 bytes"):
+    with (
+        within(10),
+        pytest.raises(
+            errors.Unavailable, match=f"{fake.host}: its body is {header} that ends early after [0-9]+ of 1048576 bytes"
+        ),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
 
 
-@pytest.mark.parametrize(("header", "encode", "words"), [
-    ("br", lambda data: data[1:], "its body is unsupported Content-Encoding br"),
-    ("gzip,gzip,gzip,gzip,gzip", lambda data: data[1:], "its body is 5 Content-Encodings one in the other"),
-    ("gzip", lambda data: gzip.compress(b"") * 200_000, "its body is gzip of more bytes than what is in it"),
-    ("gzip", lambda data: data[:-1], "its body is damaged gzip"),
-    ("deflate", lambda data: b"\xff" * 100, "its body is damaged deflate"),
-    ("zstd", lambda data: b"\xff" * 100, "its body is damaged zstd"),
-    ("zstd", large_window, "its body is damaged zstd"),
-], ids=["unknown", "many", "nothing in much", "no gzip", "no deflate", "no zstd", "large window"])
-async def test_what_cannot_be_decoded(quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path, header: str, encode: Callable[[bytes], bytes],
-                                      words: str) -> None:
+@pytest.mark.parametrize(
+    ("header", "encode", "words"),
+    [
+        ("br", lambda data: data[1:], "its body is unsupported Content-Encoding br"),
+        ("gzip,gzip,gzip,gzip,gzip", lambda data: data[1:], "its body is 5 Content-Encodings one in the other"),
+        ("gzip", lambda data: gzip.compress(b"") * 200_000, "its body is gzip of more bytes than what is in it"),
+        ("gzip", lambda data: data[:-1], "its body is damaged gzip"),
+        ("deflate", lambda data: b"\xff" * 100, "its body is damaged deflate"),
+        ("zstd", lambda data: b"\xff" * 100, "its body is damaged zstd"),
+        ("zstd", large_window, "its body is damaged zstd"),
+    ],
+    ids=["unknown", "many", "nothing in much", "no gzip", "no deflate", "no zstd", "large window"],
+)
+async def test_what_cannot_be_decoded(
+    quick: Registry,
+    fake: FakeRegistry,
+    other: FakeRegistry,
+    name: str,
+    tmp_path: Path,
+    header: str,
+    encode: Callable[[bytes], bytes],
+    words: str,
+) -> None:
     """An error that names the host, at once; and where another host has the blob, it comes from there."""
     fake.inject("blob", encoded(fake, header, encode), times=ALWAYS)
     with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: .*{words}"):
@@ -142,13 +172,27 @@ async def test_what_cannot_be_decoded(quick: Registry, fake: FakeRegistry, other
             assert (await fetched(registry.client(), f"{other.host}/box:1", LAYER_DESCRIPTOR))[0] == LAYER
 
 
-@pytest.mark.parametrize(("header", "encode"), [("gzip", gzip.compress), ("zstd", zstandard.compress), ("gzip, gzip", lambda data: gzip.compress(gzip.compress(data)))],
-                         ids=["gzip", "zstd", "both"])
-async def test_more_than_is_wanted_is_not_made(quick: Registry, fake: FakeRegistry, name: str, header: str, encode: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    ("header", "encode"),
+    [
+        ("gzip", gzip.compress),
+        ("zstd", zstandard.compress),
+        ("gzip, gzip", lambda data: gzip.compress(gzip.compress(data))),
+    ],
+    ids=["gzip", "zstd", "both"],
+)
+async def test_more_than_is_wanted_is_not_made(
+    quick: Registry, fake: FakeRegistry, name: str, header: str, encode: Callable[[bytes], bytes]
+) -> None:
     """However little it is compressed to."""
     much = encode(bytes(1 << 27))
     fake.inject("blob", encoded(fake, header, lambda _: much), times=ALWAYS)
-    with within(10), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: blob .* has more than the 1048576 bytes expected"):
+    with (
+        within(10),
+        pytest.raises(
+            errors.FailedPrecondition, match=f"{fake.host}: blob .* has more than the 1048576 bytes expected"
+        ),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
     assert len(fake.asked("GET", "/blobs/")) == 1
 
@@ -176,7 +220,10 @@ async def test_a_manifest_that_is_too_large_inside(quick: Registry, fake: FakeRe
     """What it is compressed to may be small."""
     much = gzip.compress(bytes(16 << 20), 1)
     fake.inject("manifest", encoded(fake, "gzip", lambda _: much), times=ALWAYS)
-    with within(10), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has at least 4194305 bytes"):
+    with (
+        within(10),
+        pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has at least 4194305 bytes"),
+    ):
         await quick.client().resolve(name)
 
 
@@ -199,7 +246,9 @@ def compressed() -> Fault:
         assert isinstance(right, web.Response)
         assert isinstance(right.body, bytes)
         headers = {name: value for name, value in right.headers.items() if name != "Content-Length"}
-        return web.Response(status=right.status, body=gzip.compress(right.body), headers={**headers, "Content-Encoding": "gzip"})
+        return web.Response(
+            status=right.status, body=gzip.compress(right.body), headers={**headers, "Content-Encoding": "gzip"}
+        )
 
     return fault
 
@@ -216,7 +265,7 @@ def test_however_it_arrives(coding: str, fed: int) -> None:
     sent, got = encode(data), b""
     decoder = Decoder(codings(header), len(data))
     for at in range(0, len(sent), fed):
-        decoder.feed(sent[at:at + fed])
+        decoder.feed(sent[at : at + fed])
         while piece := decoder.piece():
             assert len(piece) <= 1 << 18
             got += piece

@@ -51,7 +51,9 @@ async def test_push(registry: DockerRegistry, quick: Registry, piece: int) -> No
         if data not in manifests:
             assert await client.push_blob(name, described(data), source(data), piece=piece) is Pushed.UPLOADED
             assert await client.push_blob(name, described(data), source(data)) is Pushed.EXISTED
-            mounted = await client.push_blob(f"{registry.host}/mounted/{piece}:1", described(data), source(data), mount_from=[f"pushed/{piece}"])
+            mounted = await client.push_blob(
+                f"{registry.host}/mounted/{piece}:1", described(data), source(data), mount_from=[f"pushed/{piece}"]
+            )
             assert mounted is Pushed.MOUNTED
     root = described(what.blobs[what.digest], INDEX)
     for data in sorted(manifests, key=lambda each: b'"manifests"' in each):

@@ -59,7 +59,9 @@ async def test_at_the_end_there_is_nothing_to_fetch(quick: Registry, fake: FakeR
 
 async def test_a_blob_of_unknown_size(quick: Registry, name: str) -> None:
     """Without a size in the descriptor the server's is believed."""
-    blob, body = await fetched(quick.client(), name, Descriptor(LAYER_DESCRIPTOR.media_type, LAYER_DESCRIPTOR.digest, 0), 10, 100)
+    blob, body = await fetched(
+        quick.client(), name, Descriptor(LAYER_DESCRIPTOR.media_type, LAYER_DESCRIPTOR.digest, 0), 10, 100
+    )
     assert (blob, body.size) == (LAYER[10:110], len(LAYER))
 
 
@@ -85,7 +87,12 @@ async def test_many_cuts_are_outlasted_while_bytes_arrive(quick: Registry, fake:
 async def test_cuts_without_progress_end(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """A server that gives a byte at a time is given up."""
     fake.inject("blob", cut(after=1), times=100)
-    with within(8), pytest.raises(errors.Unavailable, match=rf"blob sha256:.*{fake.host}: connection lost .* after 4 of 1048576 bytes"):
+    with (
+        within(8),
+        pytest.raises(
+            errors.Unavailable, match=rf"blob sha256:.*{fake.host}: connection lost .* after 4 of 1048576 bytes"
+        ),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
 
 
@@ -110,7 +117,13 @@ async def test_503_twice(quick: Registry, fake: FakeRegistry, name: str) -> None
 async def test_503_for_ever(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """In the end there is an error with the server's words."""
     fake.inject("blob", status(503), times=100)
-    with within(5), pytest.raises(errors.Unavailable, match=f"{fake.host}: GET /v2/box/blobs/sha256:.*: 503 Service Unavailable: TROUBLE: injected"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.Unavailable,
+            match=f"{fake.host}: GET /v2/box/blobs/sha256:.*: 503 Service Unavailable: TROUBLE: injected",
+        ),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
 
 
@@ -124,7 +137,12 @@ async def test_429_is_waited_for(quick: Registry, fake: FakeRegistry, name: str)
 async def test_429_that_asks_for_hours_is_told_at_once(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """A pull limit does not keep the user waiting."""
     fake.inject("manifest", status(429, Retry_After="21600"), times=100)
-    with within(5), pytest.raises(errors.ResourceExhausted, match=rf"{fake.host}: HEAD .* 429 Too Many Requests .*asks to wait 21600 s"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.ResourceExhausted, match=rf"{fake.host}: HEAD .* 429 Too Many Requests .*asks to wait 21600 s"
+        ),
+    ):
         await quick.client().resolve(name)
 
 
@@ -172,7 +190,10 @@ async def test_a_hang_up(quick: Registry, fake: FakeRegistry, name: str) -> None
 async def test_a_wrong_size_ends_at_once(quick: Registry, fake: FakeRegistry, name: str, chunked: bool) -> None:
     """Too many bytes are an error that says how many there should be, and nothing is retried."""
     fake.inject("blob", instead(LAYER + b"more", chunked=chunked), times=100)
-    with within(5), pytest.raises(errors.FailedPrecondition, match=rf"{fake.host}: blob {LAYER_DESCRIPTOR.digest} has .*1048576"):
+    with (
+        within(5),
+        pytest.raises(errors.FailedPrecondition, match=rf"{fake.host}: blob {LAYER_DESCRIPTOR.digest} has .*1048576"),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
     assert len(fake.asked("GET", "/blobs/")) == 1
 
@@ -180,46 +201,77 @@ async def test_a_wrong_size_ends_at_once(quick: Registry, fake: FakeRegistry, na
 async def test_too_few_bytes(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """A body that ends early by its own account is an error that says so."""
     fake.inject("blob", instead(LAYER[:-1]), times=100)
-    with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: blob .* has 1048575 bytes; 1048576 are expected"):
+    with (
+        within(5),
+        pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: blob .* has 1048575 bytes; 1048576 are expected"),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
 
 
 async def test_an_endless_body(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """A body without an end is not read beyond the size."""
     fake.inject("blob", endless(), times=100)
-    with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: blob .* has more than the 1048576 bytes expected"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.FailedPrecondition, match=f"{fake.host}: blob .* has more than the 1048576 bytes expected"
+        ),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
 
 
 async def test_a_blob_that_is_not_there(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """NotFound, with the registry's words."""
-    with within(5), pytest.raises(errors.NotFound, match=f"{fake.host}: GET .* 404 Not Found: BLOB_UNKNOWN: blob unknown to registry"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.NotFound, match=f"{fake.host}: GET .* 404 Not Found: BLOB_UNKNOWN: blob unknown to registry"
+        ),
+    ):
         await fetched(quick.client(), name, described(b"absent"))
 
 
 # ------------------------------------------------------------------------------------------ elsewhere
 
 
-async def test_a_redirect_is_told_nothing_of_us(quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
-    """Where a registry redirects to sees neither Authorization nor the headers of hosts.toml or of the request, and serves the bytes."""
+async def test_a_redirect_is_told_nothing_of_us(
+    quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path
+) -> None:
+    """Where a registry redirects to sees neither Authorization nor the headers of hosts.toml or of the request, and
+    serves the bytes.
+    """
     other.add_blob("box", LAYER)
     fake.inject("blob", redirect(f"{other.url}/"), times=2)
     fake.inject("blob", cut(0))
-    hosts = Hosts((certs(tmp_path, fake.host.replace(":", "_") + "_", f"""
+    hosts = Hosts(
+        (
+            certs(
+                tmp_path,
+                fake.host.replace(":", "_") + "_",
+                f"""
         server = "{fake.url}"
         [header]
           X-Secret = "of the file"
           Authorization = "Basic Zm9vOmJhcg=="
-    """),))
+    """,
+            ),
+        )
+    )
     blob, body = await fetched(quick.client(hosts=hosts, headers={"X-Mine": "of the request"}), name, LAYER_DESCRIPTOR)
     assert (blob, body.host) == (LAYER, other.host)
     mine = fake.asked("GET", "/blobs/")[0].headers
-    assert (mine["X-Secret"], mine["Authorization"], mine["X-Mine"]) == ("of the file", "Basic Zm9vOmJhcg==", "of the request")
+    assert (mine["X-Secret"], mine["Authorization"], mine["X-Mine"]) == (
+        "of the file",
+        "Basic Zm9vOmJhcg==",
+        "of the request",
+    )
     there = other.seen[0].headers
     assert not {"authorization", "x-secret", "x-mine", "cookie", "traceparent"} & {key.lower() for key in there}, there
 
 
-async def test_a_redirect_that_wants_credentials_does_not_get_them(quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str) -> None:
+async def test_a_redirect_that_wants_credentials_does_not_get_them(
+    quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
+) -> None:
     """A 401 of another host is an error, which names both."""
     from services.images.registry import Credentials
     from tests.fake_registry import Auth
@@ -229,7 +281,10 @@ async def test_a_redirect_that_wants_credentials_does_not_get_them(quick: Regist
 
     other.auth = Auth("basic", "me", "secret")
     fake.inject("blob", redirect(f"{other.url}/"), times=10)
-    with within(5), pytest.raises(errors.Unauthenticated, match=rf"{other.host}: .*401 .*\({fake.host} sent us there\)"):
+    with (
+        within(5),
+        pytest.raises(errors.Unauthenticated, match=rf"{other.host}: .*401 .*\({fake.host} sent us there\)"),
+    ):
         await fetched(quick.client(source), name, LAYER_DESCRIPTOR)
     assert all("Authorization" not in each.headers for each in other.seen)
 
@@ -245,11 +300,19 @@ async def test_a_redirect_to_a_dead_host(quick: Registry, fake: FakeRegistry, na
     """The error names the host that is dead and the one that sent us there."""
     port = await dead_port()
     fake.inject("blob", redirect(f"http://127.0.0.1:{port}/x"), times=100)
-    with within(5), pytest.raises(errors.Unavailable, match=rf"127.0.0.1:{port}: no connection: Connection refused \({fake.host} sent us there\)"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.Unavailable,
+            match=rf"127.0.0.1:{port}: no connection: Connection refused \({fake.host} sent us there\)",
+        ),
+    ):
         await fetched(quick.client(), name, LAYER_DESCRIPTOR)
 
 
-async def test_a_foreign_layer_comes_from_its_url(quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str) -> None:
+async def test_a_foreign_layer_comes_from_its_url(
+    quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
+) -> None:
     """A layer that may not be distributed is fetched from where its descriptor says."""
     base = b"base of windows" * 100
     other.add_blob("files", base)
@@ -272,13 +335,17 @@ async def test_a_foreign_layer_comes_from_its_url(quick: Registry, fake: FakeReg
 def mirrored(directory: Path, *mirrors: str) -> Hosts:
     """``images.test`` at the given URLs, in order; the last is its server."""
     *first, server = mirrors
-    return Hosts((certs(directory, "images.test", f'server = "{server}"\n' + "".join(f'[host."{each}"]\n' for each in first)),))
+    return Hosts(
+        (certs(directory, "images.test", f'server = "{server}"\n' + "".join(f'[host."{each}"]\n' for each in first)),)
+    )
 
 
 async def test_a_dead_mirror_costs_once(fake: FakeRegistry, name: str, tmp_path: Path) -> None:
     """The next host is asked at once, the dead one not again for each blob, and the memory tells of it."""
     port = await dead_port()
-    async with Registry(mirrored(tmp_path, f"http://127.0.0.1:{port}", fake.url), timeouts=QUICK, retry=HASTY) as registry:
+    async with Registry(
+        mirrored(tmp_path, f"http://127.0.0.1:{port}", fake.url), timeouts=QUICK, retry=HASTY
+    ) as registry:
         client = registry.client()
         with within(5):
             root = await client.resolve("images.test/box:1")
@@ -305,7 +372,9 @@ async def test_a_silent_mirror_costs_once(fake: FakeRegistry, other: FakeRegistr
     assert len(other.seen) == 1
 
 
-async def test_a_mirror_behind_a_black_hole_costs_its_dial_timeout_once(fake: FakeRegistry, name: str, tmp_path: Path) -> None:
+async def test_a_mirror_behind_a_black_hole_costs_its_dial_timeout_once(
+    fake: FakeRegistry, name: str, tmp_path: Path
+) -> None:
     """Packets that nobody answers: the dial timeout of hosts.toml, or our shorter default for a mirror, once."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
@@ -313,17 +382,30 @@ async def test_a_mirror_behind_a_black_hole_costs_its_dial_timeout_once(fake: Fa
         fillers = [socket.socket() for _ in range(4)]
         for each in fillers:
             each.setblocking(False)
-            each.connect_ex(full.getsockname())  # the queue of those not yet accepted is full now: whoever comes hears nothing
+            # the queue of those not yet accepted is full now: whoever comes hears nothing
+            each.connect_ex(full.getsockname())
         port = full.getsockname()[1]
         for text, seconds in (("", QUICK.mirror_connect), ('dial_timeout = "200ms"', 0.2)):
-            hosts = Hosts((certs(tmp_path / f"{seconds}", "images.test", f'server = "{fake.url}"\n[host."http://127.0.0.1:{port}"]\n{text}\n'),))
+            hosts = Hosts(
+                (
+                    certs(
+                        tmp_path / f"{seconds}",
+                        "images.test",
+                        f'server = "{fake.url}"\n[host."http://127.0.0.1:{port}"]\n{text}\n',
+                    ),
+                )
+            )
             async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
                 client = registry.client()
                 with within(5, at_least=seconds):
                     for _ in range(5):
                         await fetched(client, "images.test/box:1", LAYER_DESCRIPTOR)
                 (hole,) = (each for each in registry.memory.snapshot() if each.host.endswith(f":{port}"))
-                assert (hole.state, hole.failures, hole.last_error) == ("dead", 1, f"connecting took longer than {seconds:g} s")
+                assert (hole.state, hole.failures, hole.last_error) == (
+                    "dead",
+                    1,
+                    f"connecting took longer than {seconds:g} s",
+                )
         for each in fillers:
             each.close()
 
@@ -339,11 +421,16 @@ async def test_a_silent_tls_handshake(quick: Registry) -> None:
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, Registry(timeouts=replace(QUICK, connect=0.3), retry=Retry(rounds=1)) as registry:
-        with within(5), pytest.raises(errors.Unavailable, match=f"127.0.0.1:{port}: the TLS handshake took longer than 0.3 s"):
+        with (
+            within(5),
+            pytest.raises(errors.Unavailable, match=f"127.0.0.1:{port}: the TLS handshake took longer than 0.3 s"),
+        ):
             await registry.client(default_scheme="https").resolve(f"127.0.0.1:{port}/box:1")
 
 
-async def test_a_slow_mirror_is_left_in_the_middle(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
+async def test_a_slow_mirror_is_left_in_the_middle(
+    fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path
+) -> None:
     """What a slow mirror has sent is kept, the rest comes from the next host, and the memory says slow."""
     other.add_blob("box", LAYER)
     other.inject("blob", slow(20_000), times=100)
@@ -386,7 +473,9 @@ async def test_all_hosts_fail(fake: FakeRegistry, other: FakeRegistry, tmp_path:
     """The error tells of each."""
     other.inject("", status(500), times=100)
     port = await dead_port()
-    async with Registry(mirrored(tmp_path, f"http://127.0.0.1:{port}", other.url, fake.url), timeouts=QUICK, retry=HASTY) as registry:
+    async with Registry(
+        mirrored(tmp_path, f"http://127.0.0.1:{port}", other.url, fake.url), timeouts=QUICK, retry=HASTY
+    ) as registry:
         with within(5), pytest.raises(errors.NodeError) as raised:
             await registry.client().resolve("images.test/none:1")
     said = str(raised.value)
@@ -394,8 +483,12 @@ async def test_all_hosts_fail(fake: FakeRegistry, other: FakeRegistry, tmp_path:
     assert f"{fake.host}: HEAD /v2/none/manifests/1: 404 Not Found" in said
 
 
-async def test_a_wrong_digest_is_remembered_when_the_caller_tells(fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path) -> None:
-    """Bytes of the right number and the wrong kind: the caller's hash finds it, and the next fetch is from another host."""
+async def test_a_wrong_digest_is_remembered_when_the_caller_tells(
+    fake: FakeRegistry, other: FakeRegistry, name: str, tmp_path: Path
+) -> None:
+    """Bytes of the right number and the wrong kind: the caller's hash finds it, and the next fetch is from another
+    host.
+    """
     other.add_blob("box", LAYER)
     other.inject("blob", instead(b"\0" * len(LAYER)), times=100)
     async with Registry(mirrored(tmp_path, other.url, fake.url), timeouts=QUICK, retry=HASTY) as registry:
@@ -410,5 +503,11 @@ async def test_a_wrong_manifest(quick: Registry, fake: FakeRegistry, name: str) 
     """A manifest that is not what its digest says is refused, with the digest that it has."""
     root = await quick.client().resolve(name)
     fake.inject("manifest", instead(b"y" * root.size), times=10)
-    with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: manifest {root.digest} has other content, with the digest sha256:"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.FailedPrecondition,
+            match=f"{fake.host}: manifest {root.digest} has other content, with the digest sha256:",
+        ),
+    ):
         await quick.client().manifest(name, root)

@@ -1,4 +1,6 @@
-"""HTTP as servers speak it, not as they should: what Go takes is taken, what it refuses is refused with the host and words of ours (tests/answers.py)."""
+"""HTTP as servers speak it, not as they should: what Go takes is taken, what it refuses is refused with the host
+and words of ours (tests/answers.py).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ FOREIGN_WORDS = re.compile(r"Error|Expecting|codec|0x|<|aiohttp|message=|bytearr
 
 @contextlib.asynccontextmanager
 async def answering(*answers: bytes, piece: int = 0, end: bool = True) -> AsyncIterator[tuple[str, list[int]]]:
-    """A server that gives these answers in turn, each to one request, and then hangs up, if it is to ``end``; and how many connections there were."""
+    """A server that gives these answers in turn, each to one request, and then hangs up, if it is to ``end``; and
+    how many connections there were.
+    """
     left, connections = list(answers), list[int]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,7 +47,7 @@ async def answering(*answers: bytes, piece: int = 0, end: bool = True) -> AsyncI
                 await reader.readuntil(b"\r\n\r\n")
                 raw = left.pop(0) if left else b""
                 for at in range(0, len(raw), piece or len(raw)):
-                    writer.write(raw[at:at + (piece or len(raw))])
+                    writer.write(raw[at : at + (piece or len(raw))])
                     await writer.drain()
                     if piece:
                         await asyncio.sleep(0)
@@ -111,23 +115,47 @@ async def test_what_go_refuses_is_refused(quick: Registry, piece: int) -> None:
 async def test_what_is_beyond_the_limits_is_refused(quick: Registry, case: Case) -> None:
     """Soon, with the host and the limit."""
     async with answering(case.raw) as (host, _):
-        with within(5), pytest.raises(Failure, match=f"^{host}: not HTTP: (its headers have more than 1048576 bytes|it has more than 10000 lines of headers|more than 100 answers with a status of 1xx)"):
+        with (
+            within(5),
+            pytest.raises(
+                Failure,
+                match=(
+                    f"^{host}: not HTTP: (its headers have more than 1048576 bytes|it has more than 10000 lines of "
+                    "headers|more than 100 answers with a status of 1xx)"
+                ),
+            ),
+        ):
             await asked(quick, host, "GET")
 
 
 async def test_what_a_header_says(quick: Registry) -> None:
-    """As Go has it: without the blanks around it, with those of several lines joined; what is no UTF-8 is replaced, and what has a blank in its name nobody finds."""
-    async with answering(OK + b"One:  a \t\r\nTwo: a\r\n  b\r\nThree: \xff\r\nFour : 1\r\nFive:\r\n" + BODY) as (host, _):
+    """As Go has it: without the blanks around it, with those of several lines joined; what is no UTF-8 is replaced,
+    and what has a blank in its name nobody finds.
+    """
+    async with answering(OK + b"One:  a \t\r\nTwo: a\r\n  b\r\nThree: \xff\r\nFour : 1\r\nFive:\r\n" + BODY) as (
+        host,
+        _,
+    ):
         answer, _ = await asked(quick, host, "GET")
-    assert [answer.headers.get(name) for name in ("One", "Two", "Three", "Four", "Five")] == ["a", "a b", "\ufffd", None, ""]
+    assert [answer.headers.get(name) for name in ("One", "Two", "Three", "Four", "Five")] == [
+        "a",
+        "a b",
+        "\ufffd",
+        None,
+        "",
+    ]
 
 
 async def test_a_connection_is_used_again(quick: Registry) -> None:
     """Where there is nothing left on it: not after more than was announced, nor after a body of HEAD."""
     long = OK + b"Content-Length: 4\r\n\r\n"
-    for answers, methods, most in (((OK + BODY,) * 3, ("GET",) * 3, 1), ((long, OK + BODY, OK + BODY), ("HEAD", "GET", "GET"), 1),
-                                   ((OK + BODY + b"more", OK + BODY), ("GET", "GET"), 2), ((OK + BODY, OK + BODY), ("HEAD", "GET"), 2),
-                                   ((b"HTTP/1.1 100 Continue\r\n\r\n" + OK + BODY, OK + BODY), ("GET", "GET"), 1)):
+    for answers, methods, most in (
+        ((OK + BODY,) * 3, ("GET",) * 3, 1),
+        ((long, OK + BODY, OK + BODY), ("HEAD", "GET", "GET"), 1),
+        ((OK + BODY + b"more", OK + BODY), ("GET", "GET"), 2),
+        ((OK + BODY, OK + BODY), ("HEAD", "GET"), 2),
+        ((b"HTTP/1.1 100 Continue\r\n\r\n" + OK + BODY, OK + BODY), ("GET", "GET"), 1),
+    ):
         async with answering(*answers, end=False) as (host, connections):
             for method in methods:
                 answer, body = await asked(quick, host, method)
@@ -198,8 +226,10 @@ async def test_an_image_from_such_a_server(quick: Registry, fake: FakeRegistry) 
     image = small_image()
     fake.add(image, "box:1")
     manifest = image.blobs[image.digest]
-    head = (b"HTTP/1.1 200 OK\r\nContent-Type : text/html\r\nContent-Type: %b\r\nDocker-Content-Digest: %b\r\nContent-Length: %d\r\nContent-Length: %d\r\nX-Large: %b\r\n\r\n"
-            % (image.media_type.encode(), image.digest.encode(), len(manifest), len(manifest), b"x" * 50_000))
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type : text/html\r\nContent-Type: %b\r\nDocker-Content-Digest: "
+        b"%b\r\nContent-Length: %d\r\nContent-Length: %d\r\nX-Large: %b\r\n\r\n"
+    ) % (image.media_type.encode(), image.digest.encode(), len(manifest), len(manifest), b"x" * 50_000)
     async with answering(head + manifest, head + manifest) as (host, _):
         client = quick.client(plain_http=True)
         root = await client.resolve(f"{host}/box:1")
@@ -207,7 +237,17 @@ async def test_an_image_from_such_a_server(quick: Registry, fake: FakeRegistry) 
         assert await client.manifest(f"{host}/box:1", root) == manifest
 
 
-ADDRESSES = ["http://[::1", "http://a:99999/x", "http://a:b/x", "http://\u2028/x", "http://" + "a" * 300 + ".test/x", "http://a..b/x", "http:///x", "ftp://a/x", "http://a\\b/x"]
+ADDRESSES = [
+    "http://[::1",
+    "http://a:99999/x",
+    "http://a:b/x",
+    "http://\u2028/x",
+    "http://" + "a" * 300 + ".test/x",
+    "http://a..b/x",
+    "http:///x",
+    "ftp://a/x",
+    "http://a\\b/x",
+]
 
 
 @pytest.mark.parametrize("to", ADDRESSES)
@@ -227,9 +267,12 @@ async def test_a_redirect_to_no_address(quick: Registry, fake: FakeRegistry, to:
     assert not FOREIGN_WORDS.search(str(raised.value)), raised.value
 
 
-@pytest.mark.parametrize("established", [b"HTTP/1.1 200 Connection established\r\n\r\n", b"HTTP/1.0 200 OK\r\nProxy-Agent: x\r\n\r\n"])
+@pytest.mark.parametrize(
+    "established", [b"HTTP/1.1 200 Connection established\r\n\r\n", b"HTTP/1.0 200 OK\r\nProxy-Agent: x\r\n\r\n"]
+)
 async def test_tls_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, established: bytes) -> None:
     """What a proxy answers to CONNECT is an answer too, and what follows is the registry's."""
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = await reader.readuntil(b"\r\n\r\n")
         there, here = await asyncio.open_connection(*first.split()[1].decode().rsplit(":", 1))
@@ -247,7 +290,10 @@ async def test_tls_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     image = small_image()
     authority = Authority(tmp_path / "ca")
     proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
-    monkeypatch.setattr("services.images.registry.transport.proxy_for", lambda url: f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+    monkeypatch.setattr(
+        "services.images.registry.transport.proxy_for",
+        lambda url: f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}",
+    )
     async with proxy, FakeRegistry(tls=authority.server()) as fake:
         fake.add(image, "box:1")
         hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "{authority.certificate}"\n'),))

@@ -22,6 +22,7 @@ async def guarded() -> AsyncIterator[FakeRegistry]:
 
 async def test_a_pull_is_shown_without_its_secrets(quick: Registry, guarded: FakeRegistry) -> None:
     """Each request with its answer, the manifest in full; no password, no token, no layer."""
+
     async def source(_: str) -> Credentials:
         return Credentials("me", "my-password")
 
@@ -43,7 +44,11 @@ async def test_a_pull_is_shown_without_its_secrets(quick: Registry, guarded: Fak
     assert guarded.auth is not None
     assert guarded.auth.tokens
     assert len(shown) < 20_000
-    assert [line for line in connections if f"connection to {guarded.host} at 127.0.0.1:{guarded.port}: new; connect " in line]
+    assert [
+        line
+        for line in connections
+        if f"connection to {guarded.host} at 127.0.0.1:{guarded.port}: new; connect " in line
+    ]
     assert [line for line in connections if ": reused; first byte " in line]
 
 

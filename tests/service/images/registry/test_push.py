@@ -29,7 +29,7 @@ def source(data: bytes, piece: int = PIECE) -> Read:
     async def read(offset: int) -> AsyncIterator[bytes]:
         read.offsets.append(offset)  # type: ignore[attr-defined]
         for at in range(offset, len(data), piece):
-            yield data[at: at + piece]
+            yield data[at : at + piece]
 
     read.offsets = []  # type: ignore[attr-defined]
     return read
@@ -80,9 +80,12 @@ async def test_an_image(quick: Registry, fake: FakeRegistry, name: str) -> None:
 
 @pytest.mark.parametrize("told", [True, False], ids=["digest told", "digest not told"])
 async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name: str, told: bool) -> None:
-    """What is there is asked for by GET: blobs, and manifests by digest and by tag; where the answer has no digest, its body has."""
+    """What is there is asked for by GET: blobs, and manifests by digest and by tag; where the answer has no digest,
+    its body has.
+    """
     fake.head = False
     if not told:
+
         async def untold(request, serve):
             answer = await serve()
             answer.headers.pop("Docker-Content-Digest", None)
@@ -95,7 +98,10 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry, name
     assert not await client.exists(name, root)
     for data in image.blobs.values():
         if data is not manifest:
-            assert [await client.push_blob(name, described(data), source(data)) for _ in range(2)] == [Pushed.UPLOADED, Pushed.EXISTED]
+            assert [await client.push_blob(name, described(data), source(data)) for _ in range(2)] == [
+                Pushed.UPLOADED,
+                Pushed.EXISTED,
+            ]
     await client.push_manifest(name, root, manifest)
     assert await client.exists(name, root)
     assert await client.exists(f"{fake.host}/mine/box@{root.digest}", root)
@@ -124,7 +130,10 @@ async def test_a_repository_that_may_not_be_read_is_no_obstacle(quick: Registry,
     """A refused mount becomes an upload."""
     fake.inject("from=", status(403), times=10)
     fake.inject("blobs/uploads/", status(403), times=1, method="POST")
-    assert await quick.client().push_blob(name, LAYER_DESCRIPTOR, source(LAYER), mount_from=["base/image"]) is Pushed.UPLOADED
+    assert (
+        await quick.client().push_blob(name, LAYER_DESCRIPTOR, source(LAYER), mount_from=["base/image"])
+        is Pushed.UPLOADED
+    )
 
 
 @pytest.mark.parametrize("after", [100_000, 1])
@@ -147,7 +156,9 @@ async def test_an_upload_that_is_forgotten_begins_anew(quick: Registry, fake: Fa
     assert len(fake.asked("POST")) == 2
 
 
-async def test_an_upload_elsewhere_is_told_nothing_of_us(quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str) -> None:
+async def test_an_upload_elsewhere_is_told_nothing_of_us(
+    quick: Registry, fake: FakeRegistry, other: FakeRegistry, name: str
+) -> None:
     """A Location, or a redirect, on another host gets the bytes, and no credentials."""
     fake.auth = Auth("basic", "me", "s3cret")
 
@@ -156,10 +167,17 @@ async def test_an_upload_elsewhere_is_told_nothing_of_us(quick: Registry, fake: 
 
     other.uploads["theirs"] = bytearray()
     fake.inject("blobs/uploads/", status(202, Location=f"{other.url}/v2/mine/box/blobs/uploads/theirs"), method="POST")
-    assert await quick.client(credentials, headers={"X-Mine": "1"}).push_blob(name, LAYER_DESCRIPTOR, source(LAYER)) is Pushed.UPLOADED
+    assert (
+        await quick.client(credentials, headers={"X-Mine": "1"}).push_blob(name, LAYER_DESCRIPTOR, source(LAYER))
+        is Pushed.UPLOADED
+    )
     assert other.blobs[str(LAYER_DESCRIPTOR.digest)] == LAYER
     other.uploads["again"] = bytearray()
-    fake.inject("blobs/uploads/", redirect(f"{other.url}/v2/mine/box/blobs/uploads/again?digest={described(LAYER[1:]).digest}"), method="PUT")
+    fake.inject(
+        "blobs/uploads/",
+        redirect(f"{other.url}/v2/mine/box/blobs/uploads/again?digest={described(LAYER[1:]).digest}"),
+        method="PUT",
+    )
     assert await quick.client(credentials).push_blob(name, described(LAYER[1:]), source(LAYER[1:])) is Pushed.UPLOADED
     assert len(other.asked("PUT")) == 2
     assert all("Authorization" not in each.headers and "X-Mine" not in each.headers for each in other.seen)
@@ -186,9 +204,9 @@ async def test_a_slow_source_is_no_stall(quick: Registry, fake: FakeRegistry, na
     import asyncio
 
     async def read(offset: int) -> AsyncIterator[bytes]:
-        yield LAYER[offset: offset + 1000]
+        yield LAYER[offset : offset + 1000]
         await asyncio.sleep(1.0)
-        yield LAYER[offset + 1000:]
+        yield LAYER[offset + 1000 :]
 
     assert await quick.client().push_blob(name, LAYER_DESCRIPTOR, read) is Pushed.UPLOADED
 
@@ -211,10 +229,21 @@ async def test_a_source_that_fails(quick: Registry, fake: FakeRegistry, name: st
 async def test_a_refused_push(quick: Registry, fake: FakeRegistry, name: str) -> None:
     """The registry's reason, and its name."""
     fake.inject("blobs/uploads/", status(403), times=1)
-    with within(5), pytest.raises(errors.PermissionDenied, match=f"push of blob .*{fake.host}: POST /v2/mine/box/blobs/uploads/: 403 Forbidden: TROUBLE: injected"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.PermissionDenied,
+            match=f"push of blob .*{fake.host}: POST /v2/mine/box/blobs/uploads/: 403 Forbidden: TROUBLE: injected",
+        ),
+    ):
         await quick.client().push_blob(name, LAYER_DESCRIPTOR, source(LAYER))
     wrong = described(LAYER[1:])
-    with within(5), pytest.raises(errors.Unknown, match=f"{fake.host}: PUT .*400 Bad Request: DIGEST_INVALID: provided digest did not match"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.Unknown, match=f"{fake.host}: PUT .*400 Bad Request: DIGEST_INVALID: provided digest did not match"
+        ),
+    ):
         await quick.client().push_blob(name, wrong, source(b"x" + LAYER[2:]))
 
 
@@ -222,7 +251,15 @@ async def test_mirrors_are_not_pushed_to(fake: FakeRegistry, other: FakeRegistry
     """The first host that may be pushed to gets it all."""
     from services.images.registry import Hosts
 
-    hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\ncapabilities = ["pull", "resolve"]\n'),))
+    hosts = Hosts(
+        (
+            certs(
+                tmp_path,
+                "images.test",
+                f'server = "{fake.url}"\n[host."{other.url}"]\ncapabilities = ["pull", "resolve"]\n',
+            ),
+        )
+    )
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
         await registry.client().push_blob("images.test/mine/box:1", LAYER_DESCRIPTOR, source(LAYER))
     assert not other.seen

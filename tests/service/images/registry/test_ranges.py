@@ -1,4 +1,6 @@
-"""Parts of blobs, from registries that do not like to give them: the blob arrives all the same, and what they refuse is remembered."""
+"""Parts of blobs, from registries that do not like to give them: the blob arrives all the same, and what they
+refuse is remembered.
+"""
 
 from __future__ import annotations
 
@@ -49,15 +51,22 @@ def large(fake: FakeRegistry, name: str) -> str:
 
 
 @pytest.mark.parametrize("code", [400, 403, 405, 406, 412, 416, 418, 501])
-async def test_who_refuses_a_part_is_asked_for_the_whole(quick: Registry, fake: FakeRegistry, name: str, code: int) -> None:
-    """Once, in the middle of a blob that was cut: what is known of it is dropped. And the next time it is asked for the whole at once."""
+async def test_who_refuses_a_part_is_asked_for_the_whole(
+    quick: Registry, fake: FakeRegistry, name: str, code: int
+) -> None:
+    """Once, in the middle of a blob that was cut: what is known of it is dropped. And the next time it is asked for
+    the whole at once.
+    """
     fake.inject("blob", cut(300_000))
     fake.inject("blob", no_ranges(code), times=ALWAYS)
     with within(5):
         blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
     assert (blob, body.ranges) == (LAYER, False)
     assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [
-        (None, 200), ("bytes=300000-1048575", code), (None, 200)]
+        (None, 200),
+        ("bytes=300000-1048575", code),
+        (None, 200),
+    ]
     (host,) = [each for each in quick.memory.snapshot() if each.ranges_refused]
     assert host.host.endswith(fake.host)
     assert f"GET /v2/box/blobs/{LAYER_DESCRIPTOR.digest}: {code} " in host.ranges_refused
@@ -67,20 +76,29 @@ async def test_who_refuses_a_part_is_asked_for_the_whole(quick: Registry, fake: 
 
 
 @pytest.mark.parametrize("content_range", ["", "bytes 300001-1048575/1048576", "bytes 0-299999/1048576", "elephants"])
-async def test_who_answers_with_another_part_is_asked_for_the_whole(quick: Registry, fake: FakeRegistry, name: str, content_range: str) -> None:
-    """As one that refuses: containerd pulls from such a host, since it asks for no parts. No Content-Range is also what several parts in one body come with."""
+async def test_who_answers_with_another_part_is_asked_for_the_whole(
+    quick: Registry, fake: FakeRegistry, name: str, content_range: str
+) -> None:
+    """As one that refuses: containerd pulls from such a host, since it asks for no parts. No Content-Range is also
+    what several parts in one body come with.
+    """
     fake.inject("blob", cut(300_000))
     fake.inject("blob", odd_parts(content_range, "multipart/byteranges; boundary=x"), times=ALWAYS)
     with within(5):
         blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR)
     assert (blob, body.ranges) == (LAYER, False)
     assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [
-        (None, 200), ("bytes=300000-1048575", 206), (None, 200)]
+        (None, 200),
+        ("bytes=300000-1048575", 206),
+        (None, 200),
+    ]
     (host,) = [each for each in quick.memory.snapshot() if each.ranges_refused]
     assert f'from byte 300000 on, and the answer is of "{content_range or "an unknown range"}"' in host.ranges_refused
 
 
-async def test_who_fails_over_parts_twice_is_asked_for_the_whole(quick: Registry, fake: FakeRegistry, name: str) -> None:
+async def test_who_fails_over_parts_twice_is_asked_for_the_whole(
+    quick: Registry, fake: FakeRegistry, name: str
+) -> None:
     """Not at once: it may be in trouble, whatever it is asked for."""
     fake.inject("blob", no_ranges(500), times=ALWAYS)
     with within(5):
@@ -98,7 +116,9 @@ async def test_who_is_in_trouble_once_gives_parts(quick: Registry, fake: FakeReg
 
 
 @pytest.mark.parametrize("code", [401, 404])
-async def test_who_refuses_the_whole_too_is_not_remembered_for_parts(quick: Registry, fake: FakeRegistry, name: str, code: int) -> None:
+async def test_who_refuses_the_whole_too_is_not_remembered_for_parts(
+    quick: Registry, fake: FakeRegistry, name: str, code: int
+) -> None:
     """Nor asked once more than it has to be."""
     fake.inject("blob", status(code), times=ALWAYS)
     with within(5), pytest.raises(Exception, match=f"{code} "):
@@ -137,17 +157,25 @@ async def test_a_part_of_a_blob_of_unknown_size(quick: Registry, fake: FakeRegis
     unknown = Descriptor(LAYER_TYPE, LAYER_DESCRIPTOR.digest, 0)
     assert (await fetched(quick.client(), name, unknown, 1_000_000))[0] == LAYER[1_000_000:]
     assert (await fetched(quick.client(), name, unknown, 1_000_000, 1 << 20))[0] == LAYER[1_000_000:]
-    assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [(None, 200), ("bytes=1000000-2048575", 416), (None, 200)]
+    assert [(seen.headers.get("Range"), seen.status) for seen in fake.asked("GET", "/blobs/")] == [
+        (None, 200),
+        ("bytes=1000000-2048575", 416),
+        (None, 200),
+    ]
 
 
 @pytest.mark.parametrize(("most", "aligned"), [(1, 1), (1000, 1), (100_000, 1), (100_000, 4096)])
-async def test_less_than_was_asked_for_is_gone_on_with(quick: Registry, fake: FakeRegistry, name: str, most: int, aligned: int) -> None:
-    """RFC 9110, 15.3.7: at the byte after, without a pause, and no host is thought the worse of; also where it begins before the byte that was asked for."""
+async def test_less_than_was_asked_for_is_gone_on_with(
+    quick: Registry, fake: FakeRegistry, name: str, most: int, aligned: int
+) -> None:
+    """RFC 9110, 15.3.7: at the byte after, without a pause, and no host is thought the worse of; also where it
+    begins before the byte that was asked for.
+    """
     fake.inject("blob", sliced(most, aligned), times=ALWAYS)
     length = min(500 * most, len(LAYER) - 10_000)
     with within(5):
         blob, body = await fetched(quick.client(), name, LAYER_DESCRIPTOR, 10_000, length)
-    assert (blob, body.ranges) == (LAYER[10_000:10_000 + length], True)
+    assert (blob, body.ranges) == (LAYER[10_000 : 10_000 + length], True)
     assert len(fake.asked("GET", "/blobs/")) == -(-length // most)
     assert [(each.state, each.failures) for each in quick.memory.snapshot()] == [("good", 0)]
 
@@ -193,7 +221,9 @@ class IngestingNode:
         async def commit(labels: Mapping[str, str]) -> None:
             self.landed = self.path.read_bytes()
 
-        ingest = FileIngest(os.open(self.path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit)
+        ingest = FileIngest(
+            os.open(self.path, os.O_RDWR | os.O_CREAT), Digest.parse(descriptor.digest), descriptor.size, commit
+        )
         try:
             await ingest.resumed()
             yield ingest
@@ -207,7 +237,9 @@ async def layer_fetched(registry: Registry, name: str, node: IngestingNode) -> N
 
 
 @pytest.mark.parametrize("content_range", ["", "bytes 1-16777216/51380224"])
-async def test_a_large_layer_comes_whole_where_parts_are_wrong(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, content_range: str) -> None:
+async def test_a_large_layer_comes_whole_where_parts_are_wrong(
+    quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, content_range: str
+) -> None:
     """Once: the first part tells."""
     fake.inject("blob", odd_parts(content_range), times=ALWAYS)
     node = IngestingNode(tmp_path / "blob", LARGE)
@@ -218,8 +250,12 @@ async def test_a_large_layer_comes_whole_where_parts_are_wrong(quick: Registry, 
 
 
 @pytest.mark.parametrize("code", [200, 400, 416])
-async def test_a_large_layer_comes_whole_where_there_are_no_parts(quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, code: int) -> None:
-    """On one connection, and where that is lost, from its first byte on again: what is there of it is dropped, whether it came in this attempt or an earlier one."""
+async def test_a_large_layer_comes_whole_where_there_are_no_parts(
+    quick: Registry, fake: FakeRegistry, large: str, tmp_path: Path, code: int
+) -> None:
+    """On one connection, and where that is lost, from its first byte on again: what is there of it is dropped,
+    whether it came in this attempt or an earlier one.
+    """
     if code == 200:
         fake.ranges = False
     else:
@@ -250,13 +286,19 @@ async def test_who_gives_the_first_part_only(quick: Registry, fake: FakeRegistry
     assert len(whole) == 1
 
 
-async def test_a_host_without_parts_takes_over(fake: FakeRegistry, other: FakeRegistry, large: str, tmp_path: Path) -> None:
+async def test_a_host_without_parts_takes_over(
+    fake: FakeRegistry, other: FakeRegistry, large: str, tmp_path: Path
+) -> None:
     """In the middle of a layer of which another has given parts: it is asked for the whole once."""
     other.add_blob("box", LARGE)
     fake.ranges = False
 
     async def two_parts(request, serve):
-        return await (serve() if int(request.headers["Range"].removeprefix("bytes=").split("-")[0]) < 2 * PART else status(404)(request, serve))
+        return await (
+            serve()
+            if int(request.headers["Range"].removeprefix("bytes=").split("-")[0]) < 2 * PART
+            else status(404)(request, serve)
+        )
 
     other.inject("blob", two_parts, times=ALWAYS)
     hosts = Hosts((certs(tmp_path / "certs", "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\n'),))

@@ -44,11 +44,21 @@ async def test_media_types(quick: Registry, fake: FakeRegistry, media_type: str)
     assert (await quick.client().resolve(f"{fake.host}/box:1")).media_type == media_type
 
 
-@pytest.mark.parametrize("media_type", ["application/vnd.docker.distribution.manifest.v1+prettyjws", "application/vnd.docker.distribution.manifest.v1+json", "text/plain"])
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        "application/vnd.docker.distribution.manifest.v1+json",
+        "text/plain",
+    ],
+)
 async def test_schema_1_is_refused(quick: Registry, fake: FakeRegistry, media_type: str) -> None:
     """With a word on what to do."""
     fake.manifests["box", "1"] = (media_type, b'{"schemaVersion": 1}')
-    with within(5), pytest.raises(errors.Unimplemented, match=f"{fake.host}: .*box:1 is an image of Docker's schema 1.*rebuild it"):
+    with (
+        within(5),
+        pytest.raises(errors.Unimplemented, match=f"{fake.host}: .*box:1 is an image of Docker's schema 1.*rebuild it"),
+    ):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
@@ -78,7 +88,9 @@ async def test_a_registry_without_head(quick: Registry, fake: FakeRegistry) -> N
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 405, 501])
-async def test_a_redirect_whose_target_refuses_head(quick: Registry, fake: FakeRegistry, other: FakeRegistry, code: int) -> None:
+async def test_a_redirect_whose_target_refuses_head(
+    quick: Registry, fake: FakeRegistry, other: FakeRegistry, code: int
+) -> None:
     """URLs of object storage that are signed for GET: it is asked, and what it says is used (moby issue 50065)."""
     image = small_image()
     name = fake.add(image, "box:1")
@@ -97,14 +109,31 @@ SCHEMA_1 = b'{"schemaVersion": 1, "name": "box", "tag": "1", "fsLayers": []}'
 
 
 NO_MANIFESTS = [
-    ("text/html", HTML), ("text/plain", HTML), ("application/json", HTML), (MANIFEST, HTML), (DOCKER_MANIFEST, b""), (MANIFEST, b"{}"), (MANIFEST, b"[1]"),
-    ("application/octet-stream", b"\x1f\x8b\x08\x00"), ("application/json", b'{"errors": []}'), (INDEX, b"[" * 50_000), ("application/json", b'{"schemaVersion": "2", "layers": []}'),
-    ("application/vnd.docker.distribution.manifest.v1+prettyjws", SCHEMA_1), ("text/plain", SCHEMA_1), ("application/json", SCHEMA_1), (MANIFEST, SCHEMA_1)]
+    ("text/html", HTML),
+    ("text/plain", HTML),
+    ("application/json", HTML),
+    (MANIFEST, HTML),
+    (DOCKER_MANIFEST, b""),
+    (MANIFEST, b"{}"),
+    (MANIFEST, b"[1]"),
+    ("application/octet-stream", b"\x1f\x8b\x08\x00"),
+    ("application/json", b'{"errors": []}'),
+    (INDEX, b"[" * 50_000),
+    ("application/json", b'{"schemaVersion": "2", "layers": []}'),
+    ("application/vnd.docker.distribution.manifest.v1+prettyjws", SCHEMA_1),
+    ("text/plain", SCHEMA_1),
+    ("application/json", SCHEMA_1),
+    (MANIFEST, SCHEMA_1),
+]
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["HEAD", "no HEAD"])
-async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, head: bool) -> None:
-    """Though it says 200: that is the mirror's failure, and the origin is asked. Without one the error says what it is, and whose."""
+async def test_what_a_mirror_has_is_no_manifest(
+    fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, head: bool
+) -> None:
+    """Though it says 200: that is the mirror's failure, and the origin is asked. Without one the error says what it
+    is, and whose.
+    """
     image = small_image()
     for tag, answer in enumerate(NO_MANIFESTS):
         fake.add(image, f"box:{tag}")
@@ -126,7 +155,10 @@ async def test_what_a_mirror_has_is_no_manifest(fake: FakeRegistry, other: FakeR
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
         for tag in range(len(NO_MANIFESTS)):
             name = f"images.test/box:{tag}"
-            with pytest.raises(errors.Unimplemented, match=rf"^{name}: {other.host}: {name} (is|has) .*(Docker's schema 1|not an image manifest|neither)") as raised:
+            with pytest.raises(
+                errors.Unimplemented,
+                match=rf"^{name}: {other.host}: {name} (is|has) .*(Docker's schema 1|not an image manifest|neither)",
+            ) as raised:
                 await registry.client().resolve(name)
             assert not re.search("Expecting|codec|Traceback|line 1 column", str(raised.value))
 
@@ -140,7 +172,12 @@ async def test_an_answer_without_a_body(quick: Registry, fake: FakeRegistry, cod
         return web.Response(status=code)
 
     fake.inject("manifest", nothing, times=100)
-    with within(5), pytest.raises(errors.NodeError, match=rf"{fake.host}: .*(is not an image manifest|neither an image manifest|304)"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.NodeError, match=rf"{fake.host}: .*(is not an image manifest|neither an image manifest|304)"
+        ),
+    ):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
@@ -150,26 +187,46 @@ async def test_a_manifest_of_100_megabytes(quick: Registry, fake: FakeRegistry) 
     root = await quick.client().resolve(name)
     huge = b" " * 100_000_000
     fake.manifests["box", "1"] = (MANIFEST, huge)
-    with within(5), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes; no more than 4194304 are taken"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.ResourceExhausted,
+            match=f"{fake.host}: manifest 1 has 100000000 bytes; no more than 4194304 are taken",
+        ),
+    ):
         await quick.client().resolve(name)
     fake.head = False
     with within(8), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest 1 has 100000000 bytes"):
         await quick.client().resolve(name)
     fake.inject("manifest", endless(), times=10)
-    with within(5), pytest.raises(errors.ResourceExhausted, match=f"{fake.host}: manifest {root.digest} has at least 4194305 bytes"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.ResourceExhausted, match=f"{fake.host}: manifest {root.digest} has at least 4194305 bytes"
+        ),
+    ):
         await quick.client().manifest(f"{fake.host}/box:1", root)
 
 
 async def test_an_absent_name(quick: Registry, fake: FakeRegistry) -> None:
     """NotFound, soon, with the reference."""
-    with within(5), pytest.raises(errors.NotFound, match=rf"^{fake.host}/none:1: {fake.host}: HEAD /v2/none/manifests/1: 404 Not Found.*not found$"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.NotFound,
+            match=rf"^{fake.host}/none:1: {fake.host}: HEAD /v2/none/manifests/1: 404 Not Found.*not found$",
+        ),
+    ):
         await quick.client().resolve(f"{fake.host}/none:1")
 
 
 async def test_a_403_is_explained(quick: Registry, fake: FakeRegistry) -> None:
     """A HEAD cannot explain itself, so it is asked for."""
     fake.inject("manifest", status(403), times=10)
-    with within(5), pytest.raises(errors.PermissionDenied, match=f"{fake.host}: HEAD .*: 403 Forbidden: TROUBLE: injected"):
+    with (
+        within(5),
+        pytest.raises(errors.PermissionDenied, match=f"{fake.host}: HEAD .*: 403 Forbidden: TROUBLE: injected"),
+    ):
         await quick.client().resolve(f"{fake.host}/box:1")
 
 
@@ -185,7 +242,9 @@ async def test_only_trusted_hosts_resolve(fake: FakeRegistry, other: FakeRegistr
     """A host that may only be pulled from is not asked what a tag means, but is for a digest."""
     for each in (fake, other):
         each.add(small_image(), "box:1")
-    hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\ncapabilities = ["pull"]\n'),))
+    hosts = Hosts(
+        (certs(tmp_path, "images.test", f'server = "{fake.url}"\n[host."{other.url}"]\ncapabilities = ["pull"]\n'),)
+    )
     async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
         client = registry.client()
         root = await client.resolve("images.test/box:1")
@@ -228,12 +287,20 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 async def test_an_unknown_authority(authority: Authority, tmp_path: Path) -> None:
-    """The error says what is wrong and what would help; with the authority's certificate in hosts.toml, relative to it, all is well."""
+    """The error says what is wrong and what would help; with the authority's certificate in hosts.toml, relative to
+    it, all is well.
+    """
     async with FakeRegistry(tls=authority.server()) as fake:
         name = fake.add(small_image(), "box:1").replace(fake.host, "images.test")
         hosts = Hosts((certs(tmp_path, "images.test", f'server = "{fake.url}"\n'),))
         async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
-            with within(5), pytest.raises(errors.FailedPrecondition, match=rf"{fake.host}: its certificate is not trusted: unable to get local issuer.*`ca` in hosts.toml"):
+            with (
+                within(5),
+                pytest.raises(
+                    errors.FailedPrecondition,
+                    match=rf"{fake.host}: its certificate is not trusted: unable to get local issuer.*`ca` in hosts.toml",
+                ),
+            ):
                 await registry.client().resolve(name)
             (tmp_path / "images.test" / "ca.crt").write_bytes(authority.certificate.read_bytes())
             certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "ca.crt"\n')
@@ -251,7 +318,11 @@ async def test_a_client_certificate(authority: Authority, tmp_path: Path, other:
         async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
             with within(5), pytest.raises(errors.NodeError, match=f"{fake.host}: "):
                 await registry.client().resolve("images.test/box:1")
-            certs(tmp_path, "images.test", f'server = "{fake.url}"\nca = "{authority.certificate}"\nclient = [["{certificate}", "{key}"]]\n')
+            certs(
+                tmp_path,
+                "images.test",
+                f'server = "{fake.url}"\nca = "{authority.certificate}"\nclient = [["{certificate}", "{key}"]]\n',
+            )
             await registry.client().resolve("images.test/box:1")
 
 
@@ -267,7 +338,9 @@ async def test_a_certificate_file_that_is_none(tmp_path: Path) -> None:
 
 
 async def test_localhost_speaks_either(quick: Registry, fake: FakeRegistry, authority: Authority) -> None:
-    """On loopback TLS is tried first, without verification, and plain http if that is what is spoken; --plain-http tries nothing."""
+    """On loopback TLS is tried first, without verification, and plain http if that is what is spoken; --plain-http
+    tries nothing.
+    """
     name = fake.add(small_image(), "box:1")
     await quick.client().resolve(name)
     async with FakeRegistry(tls=authority.server()) as secure:
@@ -297,7 +370,10 @@ async def test_something_that_is_no_registry(quick: Registry) -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server:
-        with within(5), pytest.raises(errors.NodeError, match=f"127.0.0.1:{port}: (not HTTP|connection lost before an answer)"):
+        with (
+            within(5),
+            pytest.raises(errors.NodeError, match=f"127.0.0.1:{port}: (not HTTP|connection lost before an answer)"),
+        ):
             await quick.client(plain_http=True).resolve(f"127.0.0.1:{port}/box:1")
 
 
@@ -311,5 +387,11 @@ async def test_a_manifest_with_another_size(quick: Registry, fake: FakeRegistry)
     name = fake.add(small_image(), "box:1")
     root = await quick.client().resolve(name)
     fake.inject("manifest", instead(b"{}"), times=10)
-    with within(5), pytest.raises(errors.FailedPrecondition, match=f"{fake.host}: manifest {root.digest} has 2 bytes; {root.size} are expected"):
+    with (
+        within(5),
+        pytest.raises(
+            errors.FailedPrecondition,
+            match=f"{fake.host}: manifest {root.digest} has 2 bytes; {root.size} are expected",
+        ),
+    ):
         await quick.client().manifest(name, root)

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.once
 
 async def seen(silence: Silence, host: str, work: asyncio.Future[Any]) -> None:
     """``host`` is found silent, and when all is over nobody is."""
-    await eventually_async(lambda: asyncio.sleep(0, silence.longest()[0] == host and silence.longest()[1] > 0.1), "its silence is not seen")
+    await eventually_async(
+        lambda: asyncio.sleep(0, silence.longest()[0] == host and silence.longest()[1] > 0.1), "its silence is not seen"
+    )
     await work
     assert silence.longest() == ("", 0.0)
 
@@ -46,7 +48,9 @@ async def test_of_a_name(quick: Registry, other: FakeRegistry) -> None:
     silence = Silence()
     reference = other.add(small_image(), "box:1")
     other.inject("manifests", silent(0.5), times=1)
-    await seen(silence, other.host, asyncio.ensure_future(quick.client(watch=HttpDebug(silence=silence)).resolve(reference)))
+    await seen(
+        silence, other.host, asyncio.ensure_future(quick.client(watch=HttpDebug(silence=silence)).resolve(reference))
+    )
 
 
 async def test_of_a_push(quick: Registry, other: FakeRegistry) -> None:

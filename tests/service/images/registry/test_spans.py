@@ -34,7 +34,9 @@ async def test_the_spans_of_a_pull(exporter: InMemorySpanExporter, tmp_path: Pat
         fake.add_blob("box", LAYER)
         fake.inject("blob", cut(300_000))
         server = fake.url.replace("127.0.0.1", "localhost")
-        hosts = Hosts((certs(tmp_path / "certs.d", "images.test", f'server = "{server}"\nca = "{authority.certificate}"\n'),))
+        hosts = Hosts(
+            (certs(tmp_path / "certs.d", "images.test", f'server = "{server}"\nca = "{authority.certificate}"\n'),)
+        )
         async with Registry(hosts, timeouts=QUICK, retry=HASTY) as registry:
             client = registry.client()
             await client.resolve("images.test/box:1")
@@ -47,11 +49,27 @@ async def test_the_spans_of_a_pull(exporter: InMemorySpanExporter, tmp_path: Pat
 
     (resolved,), (fetch,) = named("registry.resolve"), named("registry.fetch")
     host = server.removeprefix("https://")
-    assert (resolved.attributes["host"], resolved.attributes["attempts"], resolved.attributes["reference"]) == (host, 1, "images.test/box:1")
-    assert (fetch.attributes["host"], fetch.attributes["attempts"], fetch.attributes["bytes"]) == (f"{host}, {host}", 2, len(LAYER))
+    assert (resolved.attributes["host"], resolved.attributes["attempts"], resolved.attributes["reference"]) == (
+        host,
+        1,
+        "images.test/box:1",
+    )
+    assert (fetch.attributes["host"], fetch.attributes["attempts"], fetch.attributes["bytes"]) == (
+        f"{host}, {host}",
+        2,
+        len(LAYER),
+    )
     first, second, third = named("registry.request")
-    assert [each.parent.span_id for each in (first, second, third)] == [resolved.context.span_id, fetch.context.span_id, fetch.context.span_id]
-    assert (first.attributes["http.request.method"], first.attributes["server.address"], first.attributes["http.response.status_code"]) == ("HEAD", host, 200)
+    assert [each.parent.span_id for each in (first, second, third)] == [
+        resolved.context.span_id,
+        fetch.context.span_id,
+        fetch.context.span_id,
+    ]
+    assert (
+        first.attributes["http.request.method"],
+        first.attributes["server.address"],
+        first.attributes["http.response.status_code"],
+    ) == ("HEAD", host, 200)
     for phase in ("dns", "connect", "tls", "first_byte"):
         assert first.attributes[f"registry.{phase}_ms"] > 0, phase
     assert second.attributes["registry.connection_reused"]

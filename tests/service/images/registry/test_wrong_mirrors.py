@@ -34,13 +34,20 @@ WRONG: dict[str, Callable[[FakeRegistry, bytes], Fault]] = {
     "without an end": lambda _, __: endless(),
     "half of them, and then none": lambda _, data: then(instead(junk(len(data))), cut(len(data) // 2)),
     "compressed": lambda registry, data: encoded(registry, "gzip", lambda _: gzip.compress(junk(len(data)), 1)),
-    "compressed, and more": lambda registry, data: encoded(registry, "gzip", lambda _: gzip.compress(bytes(len(data) + 10), 1)),
+    "compressed, and more": lambda registry, data: encoded(
+        registry, "gzip", lambda _: gzip.compress(bytes(len(data) + 10), 1)
+    ),
 }
 
 
-@pytest.mark.parametrize(("what", "data"), [*((what, LAYER) for what in WRONG), ("more", LARGE), ("half of them, and then none", LARGE)],
-                         ids=[*WRONG, "in parts: more", "in parts: half of them, and then none"])
-async def test_a_mirror_with_wrong_bytes(fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, what: str, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("what", "data"),
+    [*((what, LAYER) for what in WRONG), ("more", LARGE), ("half of them, and then none", LARGE)],
+    ids=[*WRONG, "in parts: more", "in parts: half of them, and then none"],
+)
+async def test_a_mirror_with_wrong_bytes(
+    fake: FakeRegistry, other: FakeRegistry, tmp_path: Path, what: str, data: bytes
+) -> None:
     """In one piece and in parts: what came is dropped, and the blob is right."""
     for each in (fake, other):
         each.add_blob("box", data)
