@@ -105,11 +105,11 @@ class Routes:
                 told()
 
     async def known(self) -> None:
-        """Return once it is known which snapshotters there are, or when the snapshots service had the time to say
-        so.
+        """Return once it is known which snapshotters there are, or when the snapshots service had some time to say so:
+        a part of what callers are held for, since those of content wait for this too.
         """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._hold):
+            async with asyncio.timeout(self._hold / 4):
                 await self._known.wait()
 
     def __getitem__(self, name: str) -> Upstream:

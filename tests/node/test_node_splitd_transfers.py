@@ -360,7 +360,9 @@ async def test_a_push_to_a_registry_without_head(node: Node, fake: FakeRegistry)
 
 
 async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Node, fake: FakeRegistry) -> None:
-    """Exit code 1, nothing on standard output; as JSON the outcome has it too."""
+    """Exit code 1, nothing on standard output; as JSON the outcome has it too. Before it may stand that a host, which is
+    asked several times, is waited for.
+    """
     reference = fake.add(made(1), "team/box:1")
     for wrong, said in (
         (f"{fake.host}/team/box:none", f"{fake.host}: HEAD /v2/team/box/manifests/none: 404"),
@@ -369,7 +371,8 @@ async def test_failures_are_one_line_that_names_the_host_and_the_cause(node: Nod
     ):
         done = await run(node, "pull", "--plain-http", wrong, ok=None)
         assert (done.returncode, done.stdout) == (1, "")
-        (line,) = done.stderr.splitlines()
+        *waited, line = done.stderr.splitlines()
+        assert all(each.endswith(", and is waited for") for each in waited), done.stderr
         assert said in line
         assert wrong in line
     fake.inject("blob", status(403), times=9)
@@ -711,7 +714,8 @@ def test_what_is_wrong_with_an_archive_is_said_with_its_name(node: Node, mine: s
     ):
         done = node.splitd("images", "-n", "mine", *words, ok=None)
         assert done.returncode == 1, words
-        (line,) = done.stderr.splitlines()
+        *waited, line = done.stderr.splitlines()
+        assert all(each.endswith(", and is waited for") for each in waited), done.stderr
         assert said in line
     assert os.listdir(tmp_path) == ["bad.tar"]
 
