@@ -26,7 +26,7 @@ ENDING_SECONDS = 5.0
 """How long a gateway of the node itself may take to end after its supervisord: until then its socket answers."""
 
 TAKEN = ("containerd.sock", "containerd.sock.ttrpc", *(name for process in PROCESSES for name in process.sockets))
-"""The sockets in STATE that a node makes, in the place of what is there."""
+"""The sockets in STATE that a node makes, in the place of what is there; and one for each snapshotter."""
 
 
 def refuse(here: Place, chosen: dict[str, str], *, ending: float = ENDING_SECONDS) -> None:
@@ -66,8 +66,9 @@ def _kept(state: Path) -> Path | None:
 
 def _server(state: Path) -> str:
     """A socket that the node would take though somebody serves it, and who; "" if there is none."""
+    names = (*TAKEN, *sorted(path.name for path in state.glob("snapshots-*.sock")))
     return next(
-        (f"{state / name} is served by {who}, not by this node" for name in TAKEN if (who := _answering(state / name))),
+        (f"{state / name} is served by {who}, not by this node" for name in names if (who := _answering(state / name))),
         "",
     )
 

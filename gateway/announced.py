@@ -64,14 +64,16 @@ def _path(root: Path) -> Path:
 
 
 def _about(found: dict[str, object]) -> About:
-    name, platforms, exports, capabilities, trouble = (found[each.name] for each in dataclasses.fields(About))
+    named = {"broken": False, **found}  # which releases before did not say
+    name, platforms, exports, capabilities, trouble, broken = (named[each.name] for each in dataclasses.fields(About))
     if not (
         isinstance(name, str)
         and isinstance(trouble, str)
+        and isinstance(broken, bool)
         and isinstance(platforms, list)
         and isinstance(capabilities, list)
         and isinstance(exports, dict)
         and all(isinstance(word, str) for word in (*platforms, *capabilities, *exports, *exports.values()))
     ):
         raise ValueError(f"{found!r:.200} is no snapshotter")
-    return About(name, tuple(platforms), exports, tuple(capabilities), trouble)
+    return About(name, tuple(platforms), exports, tuple(capabilities), trouble, broken)

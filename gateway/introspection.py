@@ -66,6 +66,8 @@ class Row:
     """The check of the machine that it depends on."""
     trouble: str = ""
     """Why it cannot work on this machine, as it says itself."""
+    broken: bool = False
+    """What it has on the disk is damaged, and ``trouble`` says so."""
 
 
 (
@@ -129,6 +131,7 @@ def rows(node: Node, snapshotters: Sequence[About], proxies: Mapping[str, ProxyP
             capabilities=tuple(about.capabilities),
             check="shim",
             trouble=about.trouble,
+            broken=about.broken,
         )
 
     def proxied(kind: str, name: str, upstream: str, requires: tuple[str, ...] = ()) -> Row:
@@ -300,7 +303,9 @@ class IntrospectionServicer:
             healthy, trouble = await self._probe.state(row.upstream, call)
             if not healthy:
                 return errors.Unavailable(trouble)
-        return errors.Unknown(f"{row.trouble}: {SKIP}") if row.trouble else None
+        if not row.trouble:
+            return None
+        return errors.DataLoss(row.trouble) if row.broken else errors.Unknown(f"{row.trouble}: {SKIP}")
 
 
 def _platform(text: str) -> Platform:

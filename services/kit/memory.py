@@ -116,7 +116,7 @@ async def give_back(
                 gc.unfreeze()
                 gc.collect()
                 looked, frozen = used(), 0
-            else:
+            elif idle or resident() > least + _LARGE:
                 gc.freeze()  # hides them all, and costs nothing
                 gc.collect()  # empties the free lists
                 gc.unfreeze()

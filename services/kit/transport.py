@@ -125,9 +125,9 @@ class Server:
 
     def ail(self, trouble: str = "") -> None:
         """Say by the health of all that is served here that it does not serve, or not well, and why, where that
-        does not pass by itself.
+        does not pass by itself; of several reasons all.
         """
-        self.trouble = trouble
+        self.trouble = "; ".join(dict.fromkeys(filter(None, (self.trouble, trouble)))) if trouble else ""
         self.health.update(dict.fromkeys(self.health, NOT_SERVING))
 
     async def stop(self, grace: float) -> None:

@@ -58,9 +58,10 @@ class Content:
         if digest_problem(digest):
             raise errors.InvalidArgument.verbatim(f"{quoted(digest)} failed validation")
         value = self._raw(namespace, digest)
-        if len(value) <= schema.LARGE:
-            return schema.BLOBS.decode((namespace, digest), value)
-        return await self._database.lane.through(schema.reading_blob((namespace, digest), value))
+        with self._database.telling():
+            if len(value) <= schema.LARGE:
+                return schema.BLOBS.decode((namespace, digest), value)
+            return await self._database.lane.through(schema.reading_blob((namespace, digest), value))
 
     def _raw(self, namespace: str, digest: str) -> bytes:
         """The record as it is written; NotFound."""
@@ -107,7 +108,8 @@ class Content:
         lane = self._database.lane
         before = self._raw(namespace, digest)
         await lane.turn()  # the request was read in this one
-        old = await lane.through(schema.reading_blob((namespace, digest), before))
+        with self._database.telling():
+            old = await lane.through(schema.reading_blob((namespace, digest), before))
         blob = await lane.through(_updating(old, labels, paths))
         after = await lane.through(schema.encoding_blob(blob))
 

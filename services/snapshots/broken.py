@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class BrokenSnapshotter:
-    """A ``Snapshotter`` that does nothing: every method raises DataLoss with :attr:`words`."""
+    """A ``Snapshotter`` that does nothing: every method of one raises DataLoss with :attr:`words`."""
 
     def __init__(self, name: str, why: errors.DataLoss | OSError) -> None:
         """``why`` is what its start raised."""
@@ -39,7 +39,7 @@ class BrokenSnapshotter:
 
     async def about(self) -> About:
         """Its name, and why it cannot work."""
-        return About(self.name, trouble=self.words)
+        return About(self.name, trouble=self.words, broken=True)
 
     async def stat(self, key: str) -> Info:
         self._refuse()

@@ -43,10 +43,16 @@ def about_to_pb(about: About) -> snapshotters_pb2.Snapshotter:
         exports=about.exports,
         capabilities=about.capabilities,
         trouble=about.trouble,
+        broken=about.broken,
     )
 
 
 def about_from_pb(message: snapshotters_pb2.Snapshotter) -> About:
     return About(
-        message.name, tuple(message.platforms), dict(message.exports), tuple(message.capabilities), message.trouble
+        message.name,
+        tuple(message.platforms),
+        dict(message.exports),
+        tuple(message.capabilities),
+        message.trouble,
+        message.broken,
     )

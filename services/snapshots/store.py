@@ -105,6 +105,8 @@ class About:
     capabilities: Sequence[str] = ()
     trouble: str = ""
     """Why it cannot work on this machine as it is now; empty where it can."""
+    broken: bool = False
+    """That is no matter of the machine: what it has on the disk is damaged."""
 
 
 @dataclass(frozen=True, slots=True)

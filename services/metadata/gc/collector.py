@@ -140,10 +140,10 @@ class Collector:
                 yield
         finally:
             self._closed = True
+            await self._watchers.cancel()  # first, since one may begin to try again
             for retry in self._retries.values():
                 retry.cancel()
             await asyncio.gather(*self._retries.values(), return_exceptions=True)
-            await self._watchers.cancel()
             for sweeper in self._sweepers.values():
                 await sweeper.close()
             self._fail(self._waiting, errors.Unavailable("the collector has ended"))

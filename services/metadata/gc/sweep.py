@@ -278,10 +278,12 @@ class Sweeper:
         return well
 
     async def _look_beside(self) -> None:
-        """Look for signs in the snapshotters that are ours. As long as one does not answer, no blob goes that is
-        not known.
+        """Look for signs in the snapshotters that are ours. As long as one does not answer, or a gateway does not know
+        yet which there are, no blob goes that is not known.
         """
         gateway = self._database.view(schema.GATEWAY.get)
+        if gateway is not None and not gateway.snapshotters:
+            return
         try:
             async with asyncio.timeout(self._measures.beside):
                 for backend in gateway.backends() if gateway is not None else ():

@@ -108,6 +108,10 @@ async def test_a_database_that_is_none_stops_no_other(place: Path) -> None:
         assert await health(place / "s" / SOCKETS[1]) == 1
         serves, why = await kit_health.check(overlay, "", 5.0)
         assert (serves, "overlayfs is out of use" in why) == (False, True)
+        async with Channel(place / "s" / "snapshots.sock") as process_socket:
+            assert {each.name for each in await snapshotters(process_socket, 5.0) if each.broken} == {"overlayfs"}
+            serves, why = await kit_health.check(process_socket, "", 5.0)
+            assert (serves, "overlayfs is out of use" in why) == (False, True)
         for call in (
             broken.stat("kept"),
             broken.usage("kept"),

@@ -12,6 +12,7 @@ from services.snapshots.store import About
 ABOUTS = (
     About("overlayfs", (), {"root": "/r/snapshots/overlayfs"}, ("rebase",)),
     About("odd", ("linux/arm/v7",), {}, (), "no such module"),
+    About("lost", trouble="its records are damaged", broken=True),
 )
 
 
@@ -21,6 +22,15 @@ def test_an_announcement_is_kept(tmp_path: Path) -> None:
     announced.keep(tmp_path, ABOUTS[:1])
     announced.keep(tmp_path, ABOUTS)
     assert announced.kept(tmp_path) == ABOUTS
+
+
+def test_what_releases_before_did_not_say(tmp_path: Path) -> None:
+    """Is as if nothing was wrong with it."""
+    (tmp_path / "gateway").mkdir()
+    (tmp_path / "gateway/snapshotters.json").write_text(
+        '[{"name": "a", "platforms": [], "exports": {}, "capabilities": [], "trouble": "x"}]'
+    )
+    assert announced.kept(tmp_path) == (About("a", trouble="x"),)
 
 
 def test_before_the_first_announcement_stores_tell_which_there_are(tmp_path: Path) -> None:

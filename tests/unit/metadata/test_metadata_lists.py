@@ -14,6 +14,7 @@ import pytest
 
 from api.containerd.services.content.v1 import content_pb2, content_stubs
 from api.containerd.services.leases.v1 import leases_pb2, leases_stubs
+from services.kit import errors
 from services.metadata import schema, server, walks
 from services.metadata.database import Database
 from services.metadata.memory import MemoryTransactions
@@ -193,6 +194,29 @@ async def test_an_answer_in_pieces_is_one_message(monkeypatch: pytest.MonkeyPatc
         ("images", f"{number:02}") for number in range(50)
     ]
     await local.close()
+
+
+@pytest.mark.parametrize("size", [1, 20_000], ids=["small", "large"])
+async def test_a_damaged_blob_is_told_by_who_asks_for_it(size: int) -> None:
+    """Its record is read outside of the store, and the large one's in steps: the process is told all the same."""
+    local, said = LocalMetadata(MemoryTransactions()), list[str]()
+    local.database.damaged = said.append
+    await local.database.write(lambda tx: tx.put((schema.BLOBS.name, "n", digest(0)), b"{" + b" " * size))
+    content = local.client(content_stubs.CONTENT)
+    for call in (
+        content.Info(content_pb2.InfoRequest(digest=digest(0)), headers=headers("n")),
+        content.Update(
+            content_pb2.UpdateRequest(
+                info=content_pb2.Info(digest=digest(0), labels={f"l{number}": "x" for number in range(size)})
+            ),
+            headers=headers("n"),
+        ),
+    ):
+        before = len(said)
+        with pytest.raises(errors.DataLoss, match="the record blob n sha256:[0-9a-f]+ is damaged"):
+            await call
+        assert len(said) > before or size == 1  # what the store reads itself, it tells its owner
+    assert said
 
 
 async def test_a_blob_of_thousands_of_labels_leaves_room_for_others() -> None:

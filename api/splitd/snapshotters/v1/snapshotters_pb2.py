@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-api/splitd/snapshotters/v1/snapshotters.proto\x12\x16splitd.snapshotters.v1\x1a\x1bgoogle/protobuf/empty.proto\"I\n\x0cListResponse\x12\x39\n\x0csnapshotters\x18\x01 \x03(\x0b\x32#.splitd.snapshotters.v1.Snapshotter\"\xc8\x01\n\x0bSnapshotter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tplatforms\x18\x02 \x03(\t\x12\x41\n\x07\x65xports\x18\x03 \x03(\x0b\x32\x30.splitd.snapshotters.v1.Snapshotter.ExportsEntry\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x0f\n\x07trouble\x18\x05 \x01(\t\x1a.\n\x0c\x45xportsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32T\n\x0cSnapshotters\x12\x44\n\x04List\x12\x16.google.protobuf.Empty\x1a$.splitd.snapshotters.v1.ListResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-api/splitd/snapshotters/v1/snapshotters.proto\x12\x16splitd.snapshotters.v1\x1a\x1bgoogle/protobuf/empty.proto\"I\n\x0cListResponse\x12\x39\n\x0csnapshotters\x18\x01 \x03(\x0b\x32#.splitd.snapshotters.v1.Snapshotter\"\xd8\x01\n\x0bSnapshotter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tplatforms\x18\x02 \x03(\t\x12\x41\n\x07\x65xports\x18\x03 \x03(\x0b\x32\x30.splitd.snapshotters.v1.Snapshotter.ExportsEntry\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x0f\n\x07trouble\x18\x05 \x01(\t\x12\x0e\n\x06\x62roken\x18\x06 \x01(\x08\x1a.\n\x0c\x45xportsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32T\n\x0cSnapshotters\x12\x44\n\x04List\x12\x16.google.protobuf.Empty\x1a$.splitd.snapshotters.v1.ListResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRESPONSE']._serialized_start=102
   _globals['_LISTRESPONSE']._serialized_end=175
   _globals['_SNAPSHOTTER']._serialized_start=178
-  _globals['_SNAPSHOTTER']._serialized_end=378
-  _globals['_SNAPSHOTTER_EXPORTSENTRY']._serialized_start=332
-  _globals['_SNAPSHOTTER_EXPORTSENTRY']._serialized_end=378
-  _globals['_SNAPSHOTTERS']._serialized_start=380
-  _globals['_SNAPSHOTTERS']._serialized_end=464
+  _globals['_SNAPSHOTTER']._serialized_end=394
+  _globals['_SNAPSHOTTER_EXPORTSENTRY']._serialized_start=348
+  _globals['_SNAPSHOTTER_EXPORTSENTRY']._serialized_end=394
+  _globals['_SNAPSHOTTERS']._serialized_start=396
+  _globals['_SNAPSHOTTERS']._serialized_end=480
 # @@protoc_insertion_point(module_scope)

@@ -14,7 +14,7 @@ class ListResponse(_message.Message):
     def __init__(self, snapshotters: _Optional[_Iterable[_Union[Snapshotter, _Mapping]]] = ...) -> None: ...
 
 class Snapshotter(_message.Message):
-    __slots__ = ("name", "platforms", "exports", "capabilities", "trouble")
+    __slots__ = ("name", "platforms", "exports", "capabilities", "trouble", "broken")
     class ExportsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -27,9 +27,11 @@ class Snapshotter(_message.Message):
     EXPORTS_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     platforms: _containers.RepeatedScalarFieldContainer[str]
     exports: _containers.ScalarMap[str, str]
     capabilities: _containers.RepeatedScalarFieldContainer[str]
     trouble: str
-    def __init__(self, name: _Optional[str] = ..., platforms: _Optional[_Iterable[str]] = ..., exports: _Optional[_Mapping[str, str]] = ..., capabilities: _Optional[_Iterable[str]] = ..., trouble: _Optional[str] = ...) -> None: ...
+    broken: bool
+    def __init__(self, name: _Optional[str] = ..., platforms: _Optional[_Iterable[str]] = ..., exports: _Optional[_Mapping[str, str]] = ..., capabilities: _Optional[_Iterable[str]] = ..., trouble: _Optional[str] = ..., broken: _Optional[bool] = ...) -> None: ...
