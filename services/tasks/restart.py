@@ -108,6 +108,7 @@ class RestartMonitor:
         self._ending = ending
         self._node = node
         self._start_of_node = start
+        self._begun = time.time_ns()
         self._interval = interval or 10.0
         self._delay = min(delay, self._interval)
         self._soon: dict[tuple[str, str], asyncio.TimerHandle] = {}
@@ -194,7 +195,8 @@ class RestartMonitor:
                 always = Policy.parse(container.labels.get(POLICY, "")).name == "always"
             except errors.InvalidArgument:
                 continue  # it is told when the container is looked at
-            if always and container.labels.get(STOPPED, "") in _TRUE:
+            # Who was stopped since then was not stopped while the node was up before.
+            if always and container.labels.get(STOPPED, "") in _TRUE and container.updated_at < self._begun:
                 try:
                     await self._node.set_label(namespace, container.id, STOPPED, "false")
                 except errors.NotFound:

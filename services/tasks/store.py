@@ -133,6 +133,8 @@ class Container:
     snapshotter: str = ""
     snapshot_key: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    updated_at: int = 0
+    """When its record was changed last, in nanoseconds since the epoch."""
 
 
 class Tasks(Protocol):

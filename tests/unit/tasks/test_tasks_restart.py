@@ -6,6 +6,8 @@ import asyncio
 import errno
 import json
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +247,11 @@ async def test_stopped_is_killed_and_deleted() -> None:
 
 
 async def test_when_a_node_starts_what_always_runs_is_no_longer_stopped_on_purpose(tmp_path: Path) -> None:
-    """Once for each start of the node, which is that of this process's parent; not for other policies. Until
-    metadata answers it is tried again.
+    """Once for each start of the node, which is that of this process's parent; not for other policies, and not where
+    it was stopped since then. Until metadata answers it is tried again.
     """
     node = FakeNode(
+        replace(container("since", {STOPPED: "true"}), updated_at=time.time_ns() + 3600 * 10**9),
         container("always", {STOPPED: "true"}),
         container("said", {POLICY: "always", STOPPED: "1"}),
         container("unless", {POLICY: "unless-stopped", STOPPED: "true"}),
