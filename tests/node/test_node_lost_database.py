@@ -29,7 +29,10 @@ def test_a_new_database_deletes_nothing_of_the_old_one_and_numbers_go_on(registr
             node.ctr("images", "pull", "--plain-http", reference)
             node.ctr("snapshots", "prepare", "kept")
             eventually(
-                lambda: len(list(node.root.rglob("store-id"))) >= 3,
+                lambda: all(
+                    (node.root / store / "store-id").exists()
+                    for store in ("content", "snapshots/overlayfs", "snapshots/native")
+                ),
                 "the first collection did not mark the stores as its own",
             )
             node.ctr("run", "-d", reference, "still", "sleep", "1000")
