@@ -69,7 +69,7 @@ install-systemd: run-machine install ## let systemd start the node at boot (spli
 	echo "installed; now: systemctl enable --now splitd"
 
 .PHONY: deb
-deb: ## a Debian package in dist/: splitd below /opt/splitd, the command, its man page, the unit (for systemd) and /etc/default/splitd
+deb: run-machine ## a Debian package in dist/: splitd below /opt/splitd, the command, its man page, the unit (for systemd) and /etc/default/splitd
 	@deploy/deb
 
 ##-- development

@@ -2,7 +2,7 @@
 
 asyncio tells of a task that failed only when the task is collected as garbage. A task that somebody keeps never is,
 and nobody does its work any more, though the process looks well. So each task says by how it is begun who hears of its
-failure; only this module makes tasks and threads (``tests/unit/deploy/test_imports.py`` sees to it):
+failure; only this module makes tasks and threads (``tests/unit/deploy/test_loops.py`` sees to it):
 
 =================  ====================================================================================================
 :func:`running`    a loop that never ends by itself. It lasts as long as a block, and begins anew if it fails
