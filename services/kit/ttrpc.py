@@ -131,7 +131,7 @@ class Channel(_Frames):
 
     async def connect(self, timeout: float = 5.0) -> None:
         """Connect within ``timeout`` seconds. The cause of the Unavailable that it raises is the OSError, if it was
-        one.
+        one. When this returns the connection has not ended, and ``on_close`` has not been called.
         """
         if self.transport is not None and not self.closed:
             return
@@ -147,6 +147,8 @@ class Channel(_Frames):
         except OSError as error:
             self._connecting = None
             raise errors.Unavailable(f"connect to {self.address!r}: {errors.words(error)}") from error
+        if self.closed:  # a server that is ending takes a connection, and ends it before this is told
+            raise _closed()
 
     async def _connect(self) -> None:
         await asyncio.get_running_loop().create_unix_connection(lambda: self, self.address)

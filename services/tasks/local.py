@@ -494,6 +494,11 @@ class LocalTasks:
         task.connection = connection
         await task.notify()
 
+    async def _disconnect(self, task: _Task) -> None:
+        connection, task.connection = task.connection, None
+        if connection is not None:
+            await connection.close()
+
     def _connection_lost(self, task: _Task, connection: Connection) -> None:
         if task.connection is not connection:
             return
@@ -527,6 +532,11 @@ class LocalTasks:
                     await asyncio.wait_for(task.died.wait(), pause)
                 pause = min(pause * 2, 5.0)
             else:
+                # A shim that is dying takes connections. Nobody else notices if it died meanwhile: there was no
+                # connection that could have been ended.
+                if task.died.is_set():
+                    await self._disconnect(task)
+                    break
                 await self._identify(task)
                 return
         if task.gone or not task.followed:
@@ -696,9 +706,7 @@ class LocalTasks:
         self._remember(task.namespace, task.name)
         if self._on_gone is not None:
             self._on_gone(task.namespace, task.name)
-        connection, task.connection = task.connection, None
-        if connection is not None:
-            await connection.close()
+        await self._disconnect(task)
         task.close()
         await task.notify()
 
@@ -884,9 +892,7 @@ class LocalTasks:
             await self._load_task(task)
         except BaseException:
             if self._tasks.get((task.namespace, task.name)) is not task:  # it is to be looked at anew
-                connection, task.connection = task.connection, None
-                if connection is not None:
-                    await connection.close()
+                await self._disconnect(task)
                 task.close()
             raise
 

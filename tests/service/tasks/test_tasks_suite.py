@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from services.tasks.config import Config
 from services.tasks.gateway import Gateway
 from services.tasks.local import LocalTasks
 from services.tasks.remote import RemoteTasks
+from services.tasks.shim import Connection
 from services.tasks.store import CreateOptions, Tasks
-from tests.suites.tasks import TasksSuite, end, leftovers, start
+from tests.suites.tasks import TasksSuite, end, leftovers, shim_of, start
 from tests.suites.tasks_node import NS, FakeGateway, busybox, end_all
 from tests.support import ServiceProcess, eventually_async
 
@@ -73,6 +76,26 @@ class TestLocal(TasksSuite):
             await end(tasks, f"g{n}")
         await eventually_async(lambda: asyncio.sleep(0, len(tasks._background) == before), "something waits for ever")
         await end(tasks, "g")
+
+    async def test_a_shim_that_dies_while_it_is_connected_to_is_noticed(
+        self, tasks: LocalTasks, node: FakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process that is dying takes connections as long as its socket is there."""
+        await start(tasks, node, "d", "sleep", "100")
+        task = tasks._tasks[NS, "d"]
+        await eventually_async(lambda: asyncio.sleep(0, task.has_pid), "its shim is not known")
+        connecting = asyncio.Event()
+
+        async def connect(connection: Connection, timeout: float) -> None:
+            connecting.set()
+            await asyncio.wait_for(task.died.wait(), timeout)
+
+        monkeypatch.setattr(Connection, "connect", connect)
+        assert task.connection is not None
+        await task.connection.close()
+        await asyncio.wait_for(connecting.wait(), 5)
+        os.kill(shim_of(node, "d"), signal.SIGKILL)
+        await node.topic("d", "/tasks/delete")
 
     async def test_a_shim_whose_program_does_not_end_is_ended(self, node: FakeGateway, place: Path) -> None:
         """Its start left it behind, and said nothing: when the create fails it has no container, and nobody else

@@ -187,6 +187,22 @@ async def test_connecting_to_nothing_says_why(place: Path) -> None:
         await channel.close()
 
 
+async def test_a_connection_that_ended_meanwhile_was_not_made(place: Path) -> None:
+    """A server that is ending takes connections: who has connected is not left with one that nobody tells the end of."""
+
+    class Slow(ttrpc.Channel):
+        async def _connect(self) -> None:
+            await super()._connect()
+            await self.wait_closed()
+
+    async def end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_unix_server(end, place / "ending.sock"):
+        with pytest.raises(errors.Unavailable, match="ttrpc: closed"):
+            await Slow(place / "ending.sock").connect()
+
+
 async def test_abstract_sockets_are_reached() -> None:
     """A name after a zero character is an abstract socket's, as old shims use them."""
     name = f"\0splitd-test-{id(object())}"
