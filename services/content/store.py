@@ -1,28 +1,28 @@
-"""Content: blobs named by the digest of their bytes, and ingests, which are blobs still being written.
+"""Content: blobs, named by the digest of their bytes, and ingests, which are blobs that are still being written.
 
-This is the raw content service, a plain containerd content store (what containerd calls a content proxy plugin). It
-knows nothing of namespaces, leases or sharing; those are metadata's records, and the gateway joins the two.
+This is the raw content service: a plain containerd content store, as containerd's content proxy plugins are. It knows
+no namespaces, leases or sharing. Those are records of the metadata service; the gateway joins the two.
 
-Words. A *digest* is ``ALGORITHM:HEX`` of a blob's bytes, and its name. A *ref* is the name that a client gives to an
-ingest, so that it finds it again. An ingest has an *offset*, how many bytes it has, and may have a *total*, how many it
-is to have.
+Words. A *digest*, ``ALGORITHM:HEX``, is computed from a blob's bytes and is its name. A *ref* is the name that a client
+gives to an ingest so that it can find the ingest again. The *offset* of an ingest is the number of bytes it has. Its
+*total*, if known, is the number of bytes it will have.
 
-A blob's life::
+The life of a blob::
 
-    writer(ref)            an ingest begins, or goes on at its offset; one writer at a time
+    writer(ref)            an ingest begins, or continues at its offset; one writer at a time
     writer.write(bytes)    appends
-    writer.close()         leaves it resumable: the ref is free again at once
-    writer.commit(...)     checks size and digest; the ingest becomes a blob, or was wrong and is gone
-    info, read, update     a blob never changes; its labels may
-    delete                 it is gone; who still reads it reads on
+    writer.close()         unlocks the ref at once; the ingest can be resumed
+    writer.commit(...)     checks size and digest: the ingest becomes a blob, or is removed if they are wrong
+    info, read, update     the bytes never change; labels may
+    delete                 the blob is gone; reads that have begun go on to the end
 
-An ingest is invisible as a blob until it is committed, and a blob's bytes are durable before a commit returns. An
-ingest whose size or digest turns out wrong is removed, so that the next attempt begins at offset 0 and not with the
-same wrong bytes. A crash leaves ingests resumable: whoever opens one again gets the offset that is really there, and
-what is there is hashed again.
+An ingest is not visible as a blob until it is committed. A blob's bytes are durable before commit returns. An ingest
+whose size or digest turns out wrong is removed, so that the next attempt begins at offset 0 and not with the same wrong
+bytes. After a crash, ingests can be resumed: the next writer gets the offset that the file really has, and the bytes
+that are there are hashed again.
 
-A writer may also fill an ingest as a file (:class:`Files`), for processes of the same node, and in several places at
-once: the offset then is what is there without a gap.
+A process of the same node may also fill an ingest as a file (:class:`Files`), in several places at once. The offset is
+then the number of bytes that are there without a gap.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from services.kit import errors, filters
 from services.oci.digests import Digest
 
 CHUNK = 1 << 20
-"""Bytes that are read at once."""
+"""Bytes in one piece of a read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """A blob. Times are nanoseconds since the epoch; it is updated when its labels are."""
+    """A committed blob. Times are nanoseconds since the epoch; ``updated_at`` changes with the labels."""
 
     digest: Digest
     size: int
@@ -49,7 +49,7 @@ class Info:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def field(self, path: Sequence[str]) -> tuple[str, bool]:
-        """What List can filter by: digest and labels (an adaptor of ``kit.filters``)."""
+        """The fields that a List filter can select by: digest and labels (an adaptor of ``kit.filters``)."""
         match path:
             case ["digest", *_]:
                 return str(self.digest), True
@@ -60,7 +60,7 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An ingest. ``total`` is 0 where it is not known; times are nanoseconds since the epoch."""
+    """An ingest. ``total`` is 0 if it is not known; times are nanoseconds since the epoch."""
 
     ref: str
     offset: int
@@ -70,14 +70,14 @@ class Status:
     expected: str = ""
 
     def field(self, path: Sequence[str]) -> tuple[str, bool]:
-        """What ListStatuses can filter by: ref."""
+        """The field that a ListStatuses filter can select by: ref."""
         return (self.ref, True) if path and path[0] == "ref" else ("", False)
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An ingest to be filled as a file. An empty ``path`` means that no bytes are needed: commit at once (never so
-    in a raw store).
+    """An ingest that its caller fills as a file. An empty ``path`` means that no bytes are needed and that the caller
+    commits at once; a raw store never answers that.
     """
 
     path: str
@@ -87,10 +87,10 @@ class Begun:
 def updated_labels(
     digest: Digest, current: Mapping[str, str], new: Mapping[str, str], paths: Sequence[str]
 ) -> dict[str, str]:
-    """A blob's labels after an Update with these field paths; without any, ``new`` replaces all of them.
+    """A blob's labels after an Update with these field paths. Without paths, ``new`` replaces all labels.
 
-    ``labels.KEY`` sets one label, or removes it where ``new`` has it empty or not at all. Any other path is
-    InvalidArgument: the rest of a blob never changes.
+    ``labels.KEY`` sets one label, or removes it if it is empty or missing in ``new``. Any other path is
+    InvalidArgument: nothing else of a blob ever changes.
     """
     for path in paths:
         if path != "labels" and not path.startswith("labels."):
@@ -108,17 +108,19 @@ def updated_labels(
 
 
 class Writer(Protocol):
-    """An open ingest, and the lock on its ref. Its methods are called one at a time; whoever opened it closes it."""
+    """An open ingest, and the lock on its ref. Its methods are called one at a time. The caller who opened it closes
+    it.
+    """
 
     @property
     def offset(self) -> int:
-        """How many bytes the ingest has."""
+        """The number of bytes in the ingest."""
         ...
 
     @property
     def digest(self) -> str:
-        """The digest of those bytes, by the algorithm that was expected at the opening, else sha256; after a commit
-        the blob's.
+        """The digest of the ingest's bytes, computed with the algorithm of the digest that was expected at the opening,
+        or with sha256. After a commit it is the blob's digest.
         """
         ...
 
@@ -127,11 +129,11 @@ class Writer(Protocol):
         ...
 
     async def write(self, data: bytes) -> None:
-        """Append. ResourceExhausted where the disk is full; the ingest then is as it was before."""
+        """Append. ResourceExhausted if the disk is full; the ingest is then as it was before."""
         ...
 
     async def truncate(self) -> None:
-        """Back to offset 0."""
+        """Go back to offset 0."""
         ...
 
     async def commit(
@@ -139,22 +141,23 @@ class Writer(Protocol):
     ) -> Digest:
         """Make the ingest a blob with ``labels``, and close the writer, whatever the outcome.
 
-        FailedPrecondition if the size (unless 0) or the digest is not as expected; where the opening named a total or a
-        digest the ingest is then gone, so that the next attempt starts clean, else its bytes stay for another commit.
-        AlreadyExists if the store has the blob; the ingest is gone. Aborted if somebody aborted the ingest meanwhile.
+        FailedPrecondition if the size (unless it is 0) or the digest is not as expected. If the opening named a total
+        or a digest, the ingest is then removed, so that the next attempt starts clean; otherwise its bytes stay for
+        another commit. AlreadyExists if the store has the blob; the ingest is removed. Aborted if the ingest was
+        aborted meanwhile.
         """
         ...
 
     async def close(self) -> None:
-        """Unlock the ref; the ingest stays and can be resumed. May be called again, and after a commit."""
+        """Unlock the ref. The ingest stays and can be resumed. May be called again, and after a commit."""
         ...
 
 
 class Store(Protocol):
-    """Blobs by digest and ingests by ref: containerd's content store."""
+    """containerd's content store: blobs by digest and ingests by ref."""
 
     async def info(self, digest: Digest) -> Info:
-        """Describe a blob, or NotFound."""
+        """Describe a blob; NotFound."""
         ...
 
     async def update(self, digest: Digest, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
@@ -162,19 +165,20 @@ class Store(Protocol):
         ...
 
     def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
-        """All blobs that any of the filters selects (``kit.filters``), in the order of their digests;
-        InvalidArgument for a malformed one.
+        """All blobs that any of the filters selects (``kit.filters``), ordered by digest. InvalidArgument for a
+        malformed filter.
         """
         ...
 
     async def delete(self, digest: Digest) -> None:
-        """Remove a blob and its labels, or NotFound."""
+        """Remove a blob and its labels; NotFound."""
         ...
 
     def read(self, digest: Digest, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
-        """A blob's bytes from ``offset`` on, in pieces of at most :data:`CHUNK`.
+        """A blob's bytes from ``offset`` on, in pieces of at most :data:`CHUNK` bytes.
 
-        ``size`` 0, or one that reaches past the end, means to the end. NotFound; OutOfRange for an offset past the end.
+        A ``size`` of 0, or one that reaches past the end, means to the end. NotFound; OutOfRange for an offset past the
+        end.
         """
         ...
 
@@ -187,33 +191,33 @@ class Store(Protocol):
         ...
 
     async def writer(self, ref: str, total: int = 0, expected: Digest | None = None) -> Writer:
-        """Begin an ingest or go on with it.
+        """Begin an ingest or resume it.
 
-        InvalidArgument without a ref, AlreadyExists if the store has a blob ``expected``, Unavailable while the ref has
-        another writer.
+        InvalidArgument without a ref, AlreadyExists if the store has the blob ``expected``, Unavailable while the ref
+        has another writer.
         """
         ...
 
     async def abort(self, ref: str) -> None:
-        """Remove an ingest, or NotFound. A writer that has it open fails when it commits."""
+        """Remove an ingest; NotFound. A writer that has it open fails when it commits."""
         ...
 
 
 class Files(Protocol):
-    """A store's bytes as files, for processes of the same node: no stream is open, and nothing is copied.
+    """A store's bytes as files, for processes of the same node: nothing is streamed, and nothing is copied.
 
-    Whoever fills an ingest's file holds an exclusive flock on it (without waiting: a failure means another writer) and
-    has closed it before the commit is asked for.
+    The process that fills an ingest's file holds an exclusive flock on it, taken without waiting: if it cannot be
+    taken, there is another writer. The process closes the file before it asks for the commit.
     """
 
     async def locate(self, digest: Digest) -> tuple[str, int]:
-        """The path and size of a blob; NotFound. It must only be read, and may be unlinked at any time: open it at
+        """The path and size of a blob; NotFound. The file may only be read, and may be unlinked at any time: open it at
         once.
         """
         ...
 
     async def begin(self, ref: str, total: int = 0, expected: Digest | None = None) -> Begun:
-        """As :meth:`Store.writer`, but the ingest's file is the caller's to lock and fill."""
+        """As :meth:`Store.writer`, but the caller locks and fills the ingest's file."""
         ...
 
     async def commit(
@@ -225,10 +229,10 @@ class Files(Protocol):
         *,
         computed: bool = False,
     ) -> tuple[Digest, int]:
-        """As :meth:`Writer.commit`, of an ingest without a writer; the blob's digest and size. NotFound if there is no
-        such ingest.
+        """As :meth:`Writer.commit`, for an ingest without a writer. Returns the blob's digest and size. NotFound if
+        there is no such ingest.
 
-        ``computed``: the caller has computed ``expected`` from all that is in the file. It is believed where ``size``
-        fits, else the file is read again.
+        ``computed``: the caller has computed ``expected`` over the whole file. The store believes it if ``size``
+        matches the file, and otherwise reads the file again.
         """
         ...

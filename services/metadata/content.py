@@ -15,7 +15,7 @@ from services.metadata import schema
 from services.metadata.database import Database, check_lease, check_not_sweeping, ensure_namespace, hold, release
 from services.metadata.intents import Intents, check_no_blob_sweeping, check_unclaimed, connected, open_intent
 from services.metadata.store import (
-    SOME,
+    LABELS_PER_STEP,
     Blob,
     Event,
     Finished,
@@ -26,7 +26,7 @@ from services.metadata.store import (
     Outcome,
     Raw,
     Resource,
-    masking,
+    masked_in_steps,
     present,
     validate_labels,
 )
@@ -302,12 +302,12 @@ def _updated(old: Blob, labels: Labels, paths: Sequence[str]) -> Blob:
 
 def _updating(old: Blob, labels: Labels, paths: Sequence[str]) -> Steps[Blob]:
     """:func:`_updated`, in steps."""
-    new, rest = yield from masking(old.labels, labels, paths or ("labels",))
+    new, rest = yield from masked_in_steps(old.labels, labels, paths or ("labels",))
     if rest:
         raise errors.InvalidArgument(f"cannot update {quoted(rest[0])} field on content info {quoted(old.digest)}")
     kept: dict[str, str] = {}
     left = iter(new.items())
-    while some := dict(islice(left, SOME)):
+    while some := dict(islice(left, LABELS_PER_STEP)):
         validate_labels(some, "info.Labels")
         kept.update(present(some))
         yield

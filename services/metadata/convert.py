@@ -23,7 +23,7 @@ from services.kit.any import pack
 from services.kit.slices import Steps
 from services.kit.timestamps import time_from_pb, time_to_pb
 from services.metadata.store import (
-    SOME,
+    LABELS_PER_STEP,
     Blob,
     Collected,
     Container,
@@ -203,7 +203,7 @@ def info_pieces(blob: Blob, message: Callable[[contents_pb2.Info], Message]) -> 
     """
     pieces = [message(info_to_pb(replace(blob, labels={}))).SerializeToString()]
     labels = iter(blob.labels.items())
-    while some := dict(islice(labels, SOME)):
+    while some := dict(islice(labels, LABELS_PER_STEP)):
         pieces.append(message(contents_pb2.Info(labels=some)).SerializeToString())
         yield
     return pieces

@@ -57,7 +57,7 @@ from typing import Any, Generic, TypeVar
 from services.kit import damage, errors, memory
 from services.kit.slices import Steps
 from services.metadata.store import (
-    SOME,
+    LABELS_PER_STEP,
     Blob,
     Container,
     Gateway,
@@ -328,7 +328,7 @@ def encoding_blob(blob: Blob) -> Steps[bytes]:
     """``BLOBS.encode``, in steps."""
     bare, labels = BLOBS.encode(replace(blob, labels={})).decode(), iter(blob.labels.items())
     parts: list[str] = []
-    while some := dict(islice(labels, SOME)):
+    while some := dict(islice(labels, LABELS_PER_STEP)):
         parts.append(_dumps(some)[1:-1])
         yield
     return f"{bare[:-1]},{_LABELS}{','.join(parts)}}}}}".encode() if parts else bare.encode()
@@ -349,7 +349,7 @@ def reading_blob(key: Key, value: bytes) -> Steps[Blob]:
                 raise ValueError("a label without a value")
             labels[name], at = scanstring(text, at + 2)
             at += text[at] == ","
-            if not len(labels) % SOME:
+            if not len(labels) % LABELS_PER_STEP:
                 yield
         return replace(BLOBS.decode(key, f"{before}{_LABELS}{text[at:]}".encode()), labels=labels)
     except (ValueError, IndexError) as error:

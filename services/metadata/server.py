@@ -36,7 +36,7 @@ from services.metadata.intents import ANSWER_KEPT, Intents
 from services.metadata.leases import Leases
 from services.metadata.namespaces import Namespaces
 from services.metadata.snapshots import Snapshots, finish_commit_snapshot, finish_snapshot, inherited
-from services.metadata.store import SOME, Backends, Blob, Event
+from services.metadata.store import LABELS_PER_STEP, Backends, Blob, Event
 
 T = TypeVar("T", bound=Message)
 
@@ -193,7 +193,7 @@ class ContentServicer:
         blob = await self._content.info(call.namespace, request.digest)
         return (
             await self._many(blob, content_pb.InfoResponse)
-            if len(blob.labels) > SOME
+            if len(blob.labels) > LABELS_PER_STEP
             else content_pb.InfoResponse(info=convert.info_to_pb(blob))
         )
 
@@ -203,7 +203,7 @@ class ContentServicer:
         )
         return (
             await self._many(blob, content_pb.UpdateResponse)
-            if len(blob.labels) > SOME
+            if len(blob.labels) > LABELS_PER_STEP
             else content_pb.UpdateResponse(info=convert.info_to_pb(blob))
         )
 

@@ -1,22 +1,24 @@
-"""What the records are, and what may be done with them.
+"""The records of a node: what each record is, and what may be done with it.
 
-A *record* is a row here: of a namespace, a container, an image, a lease, a blob, an ingest, a snapshot. All but
-namespaces belong to one namespace. *Raw* things are what the content service and the snapshotters hold; they know no
-namespaces, and their names here are *raw refs* and *raw keys*, ``NAMESPACE/NUMBER/NAME`` (blobs are raw under their
-digest). A *backend* is one raw service: ``content``, ``snapshots.overlayfs``. A raw thing belongs to those namespaces
-that have a record of it.
+A *record* is a row of this store. There are records of namespaces, containers, images, leases, blobs, ingests and
+snapshots. Every record except a namespace belongs to exactly one namespace.
 
-An *intent* is the record of something begun that takes a raw call between two transactions here: a commit of content,
-the making and the commit of a snapshot. It is written before the raw call, and ends as records (finish) or as nothing
-(cancel). An *incarnation* is one life of the gateway; intents name theirs.
+A *raw* thing is a blob, an ingest or a snapshot as the content service or a snapshotter holds it. Raw services know no
+namespaces. An ingest's *raw ref* and a snapshot's *raw key* are ``NAMESPACE/NUMBER/NAME``; a blob's raw name is its
+digest. A *backend* is one raw service: ``content``, ``snapshots.overlayfs``. A raw thing belongs to each namespace that
+has a record of it.
 
-A *mark* says that the collector is removing a raw thing just now (``sweeping``, ``removing``). It is set in the
-transaction that saw that no record and no intent names the thing, and taken off when the raw call is over. Who would
-make a record of such a thing, or an intent that names it, waits until the mark is gone: this takes the place of a lock
-over all of it.
+An *intent* records an operation that needs a raw call between two transactions of this store: a commit of content, a
+Prepare, a View or a commit of a snapshot. The intent is written before the raw call. It ends as records (finish) or
+without a trace (cancel). An *incarnation* is one run of the gateway; each intent names the incarnation that opened it.
 
-Words of containerd's: a *lease* holds *resources* (content, ingests, images, snapshots/NAME) against the collector;
-*key* and *name* of snapshots, *ref* of ingests, *digest* and *labels* as everywhere.
+A *mark* (``sweeping`` or ``removing``) says that the collector is removing a raw thing at this moment. The collector
+sets the mark in the same transaction in which it saw that no record and no intent names the thing, and clears it when
+the raw call is over. An operation that would create a record of such a thing, or an intent that names it, waits until
+the mark is cleared. Marks take the place of a lock over the whole store.
+
+The other words are containerd's. A *lease* protects its *resources* (content, ingests, images, snapshots/NAME) from the
+collector. A snapshot has a *key* or a *name*, an ingest a *ref*, a blob a *digest*; all may have *labels*.
 """
 
 from __future__ import annotations
@@ -30,15 +32,15 @@ from services.kit.slices import Steps, at_once
 
 Labels = Mapping[str, str]
 Nanoseconds = int
-"""A time, since the epoch."""
-SOME = 500
-"""Labels in a step of what is done bit by bit: a manifest of thousands of layers has as many."""
+"""Nanoseconds since the epoch."""
+LABELS_PER_STEP = 500
+"""Labels that one step of a sliced operation handles: the manifest of an image with thousands of layers has as many."""
 
 # ---------------------------------------------------------------------------------------------- values
 
 
 class Opaque(NamedTuple):
-    """A google.protobuf.Any that nobody here looks into."""
+    """A google.protobuf.Any, passed on undecoded."""
 
     type_url: str
     value: bytes
@@ -46,14 +48,14 @@ class Opaque(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespace:
-    """A namespace exists once something was written in it, or by its own Create."""
+    """A namespace. It exists once something was written in it, or once it was created by its own Create."""
 
     labels: Labels = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A name for a target, which is a descriptor of content."""
+    """A name for a target, which is the descriptor of a blob."""
 
     name: str
     digest: str
@@ -67,7 +69,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """What a task is made from."""
+    """A container: what a task is created from."""
 
     id: str
     image: str = ""
@@ -85,7 +87,9 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Holds its resources for as long as it exists; with the label containerd.io/gc.expire until then."""
+    """A lease protects its resources for as long as it exists, or until the time in its label
+    containerd.io/gc.expire.
+    """
 
     id: str
     labels: Labels = field(default_factory=dict)
@@ -93,7 +97,7 @@ class Lease:
 
 
 class Resource(NamedTuple):
-    """Something that leases hold and records refer to. ``type`` is ``content``, ``ingests``, ``images`` or
+    """Something that a lease can hold or a record can refer to. ``type`` is ``content``, ``ingests``, ``images`` or
     ``snapshots/SNAPSHOTTER``.
     """
 
@@ -103,7 +107,7 @@ class Resource(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """A namespace has committed content; ``backend`` holds the bytes."""
+    """The record that a namespace has a committed blob; ``backend`` holds the bytes."""
 
     digest: str
     size: int
@@ -115,8 +119,8 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingest:
-    """Content being written. ``shared``: another namespace has ``expected`` already, there are no raw bytes, and
-    commit makes only a record.
+    """Content that is being written. If ``shared``, another namespace already has the blob ``expected``: there are no
+    raw bytes, and commit only creates a record.
     """
 
     ref: str
@@ -125,14 +129,16 @@ class Ingest:
     expected: str = ""
     shared: bool = False
     size: int = 0
-    """Of the shared blob; else the total that the writer told, 0 if none."""
+    """Size of the shared blob; otherwise the total that the writer announced, 0 if it announced none."""
     started: Nanoseconds = 0
     expires: Nanoseconds = 0
-    """When the collector may take it; 0 where a lease holds it instead."""
+    """When the collector may remove the ingest; 0 if a lease holds it instead."""
 
     def raws(self) -> Iterator[Raw]:
-        """What it names in its backend: its own file, and what it expects, which may be another namespace's, and
-        given up by that meanwhile: the writer was told that the bytes are there.
+        """The raw things that the collector must keep for this ingest: its own raw ingest, and the blob ``expected``.
+
+        Another namespace may have owned that blob and may have deleted it meanwhile; it stays, since the writer was
+        told that the bytes are there.
         """
         if not self.shared:
             yield Raw(self.backend, "ingest", self.raw_ref)
@@ -145,8 +151,8 @@ Kind = Literal["active", "view", "committed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A snapshot of one snapshotter, under the name that its namespace knows: ``name`` is a key while it is active
-    or a view. ``parent`` is such a name too.
+    """A snapshot of one snapshotter, under the name that its namespace uses. ``name`` is the key while the snapshot is
+    active or a view. ``parent`` is a name in the same namespace.
     """
 
     name: str
@@ -163,7 +169,7 @@ RawKind = Literal["blob", "ingest", "snapshot"]
 
 
 class Raw(NamedTuple):
-    """A thing in a backend: a blob by its digest, an ingest by its raw ref, a snapshot by its raw key."""
+    """A thing in a backend: ``name`` is a blob's digest, an ingest's raw ref or a snapshot's raw key."""
 
     backend: str
     kind: RawKind
@@ -175,7 +181,7 @@ Operation = Literal["commit-ingest", "prepare", "view", "commit-snapshot"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """Something begun. What it names stays: the collector takes neither its :meth:`resources` nor its :meth:`raws`."""
+    """An operation that has begun. The collector removes neither its :meth:`resources` nor its :meth:`raws`."""
 
     id: str
     incarnation: str
@@ -189,7 +195,7 @@ class Intent:
     ref: str = ""
     raw_ref: str = ""
     expected: str = ""
-    """Empty where the committer did not say: then any digest may come out, and no blob of the backend is swept
+    """Empty if the client did not say: the commit may then result in any digest, so no blob of the backend is swept
     while the intent is open.
     """
     size: int = 0
@@ -202,10 +208,12 @@ class Intent:
     raw_name: str = ""
     raw_parent: str = ""
     target: str = ""
-    """Of the label containerd.io/snapshot.ref: a raw snapshot with that label may turn out to be what was asked for."""
+    """The label containerd.io/snapshot.ref: the backend may already have a snapshot with this label, which then is the
+    one that was asked for.
+    """
 
     def resources(self) -> Iterator[Resource]:
-        """What it names in its namespace, whether there are records or not."""
+        """The resources that the intent names in its namespace, whether they have records or not."""
         if self.operation == "commit-ingest":
             yield Resource("ingests", self.ref)
             if self.expected:
@@ -216,15 +224,15 @@ class Intent:
                 yield Resource(f"snapshots/{self.snapshotter}", name)
 
     def claims(self) -> Iterator[str]:
-        """What it makes or takes, so that nobody else may meanwhile: the ref and the digest of content, the key and
-        the name of snapshots.
+        """The names that this operation creates or consumes, and that no other operation may use meanwhile: ref and
+        digest of content, key and name of snapshots.
         """
         for name in (self.ref, self.expected, self.key, self.name):
             if name:
                 yield name
 
     def raws(self) -> Iterator[Raw]:
-        """What it names in its backend."""
+        """The raw things that the intent names in its backend."""
         if self.operation == "commit-ingest":
             yield Raw(self.backend, "ingest", self.raw_ref)
             if self.expected:
@@ -237,8 +245,8 @@ class Intent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """The collector is removing a raw thing. ``reference`` is the label containerd.io/snapshot.ref of a raw
-    snapshot that has it.
+    """The collector is removing a raw thing. ``reference`` is the value of the raw snapshot's label
+    containerd.io/snapshot.ref, if it has one.
     """
 
     since: Nanoseconds
@@ -247,8 +255,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Since when, and why, the collector removes only what this database knows; with ``damaged`` not even that,
-    since its records may be gone, and what names them.
+    """The collector is held: since when, and why.
+
+    A held collector removes only what the records of this database know. If ``damaged``, it removes nothing at all:
+    records may be missing, and with them the references that would protect something.
     """
 
     since: Nanoseconds
@@ -265,12 +275,12 @@ class Gateway:
     snapshotters: tuple[str, ...] = ()
 
     def backends(self) -> tuple[str, ...]:
-        """Of content first, then of each snapshotter."""
+        """The backend of content first, then one for each snapshotter."""
         return (self.content, *(snapshots_backend(name) for name in self.snapshotters))
 
 
 def snapshots_backend(snapshotter: str) -> str:
-    """The backend of a snapshotter: its name for the header ``splitd-raw``."""
+    """The backend of a snapshotter, as the header ``splitd-raw`` names it."""
     return f"snapshots.{snapshotter}"
 
 
@@ -279,13 +289,13 @@ def snapshots_backend(snapshotter: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What one collection did; each entry as ``content sha256:...``, ``snapshot overlayfs NAMESPACE/3/key``,
+    """The result of one collection. Entries read ``content sha256:...``, ``snapshot overlayfs NAMESPACE/3/key`` or
     ``ingest NAMESPACE/4/ref``.
     """
 
     removed: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-    """The same, with why."""
+    """As ``removed``, each entry with the reason."""
     seconds: float = 0.0
 
 
@@ -293,20 +303,23 @@ Change = Literal["mutation", "deletion"]
 
 
 class Collector(Protocol):
-    """Takes what nobody needs: :mod:`services.metadata.gc`."""
+    """The garbage collector: :mod:`services.metadata.gc`."""
 
     async def collect(self, *, everything: bool = True) -> Collected:
-        """Collect now, after whatever collection is running, and return when the raw things are gone too (or failed
-        to). Not ``everything``: but for what nobody here ever named.
+        """Run a collection after the one that is running, if any, and return when the raw things are gone or their
+        removal has failed. Without ``everything``, raw things that no record of this database ever named are left
+        alone.
         """
         ...
 
     def schedule(self, change: Change) -> None:
-        """Something was written, or removed: collect when it is time. Called after the transaction; returns at once."""
+        """Note that something was written or removed, so that a collection runs when it is due. Called after the
+        transaction; returns at once.
+        """
         ...
 
     def connected(self) -> None:
-        """A gateway is there, maybe with other backends than the last one."""
+        """Note that a gateway has connected, perhaps with other backends than the last one."""
         ...
 
 
@@ -314,7 +327,7 @@ class Collector(Protocol):
 
 
 class Event(NamedTuple):
-    """Something that happened, for those who subscribed: containerd's topic, and the fields of its event message."""
+    """An event for subscribers: containerd's topic, and the fields of its event message."""
 
     namespace: str
     topic: str
@@ -323,7 +336,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How an operation on content or snapshots ended. The gateway publishes the events."""
+    """The result of an operation on content or snapshots. The gateway publishes the events."""
 
     events: tuple[Event, ...] = ()
     digest: str = ""
@@ -332,7 +345,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawSnapshot:
-    """A committed snapshot that a backend had before it was asked for, by raw names."""
+    """A committed snapshot that a backend had before it was asked for it; ``name`` and ``parent`` are raw names."""
 
     name: str
     parent: str = ""
@@ -343,8 +356,8 @@ class RawSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of the raw call of an intent: a blob's digest and size; ``adopted`` if the backend had the target
-    already.
+    """The result of the raw call of an intent: the digest and size of a blob, or, in ``adopted``, the snapshots that
+    the backend already had under the label containerd.io/snapshot.ref.
     """
 
     digest: str = ""
@@ -353,8 +366,8 @@ class Outcome:
 
 
 class Backends(Protocol):
-    """The raw services, as far as intents need to ask them. NotFound is an answer; any other error means that there
-    is none yet.
+    """The questions that intents ask raw services. NotFound is a definite answer; any other error means that the answer
+    is not known yet.
     """
 
     async def blob_size(self, backend: str, digest: str) -> int:
@@ -362,11 +375,11 @@ class Backends(Protocol):
         ...
 
     async def ingest_offset(self, backend: str, raw_ref: str) -> int:
-        """How many bytes of an ingest there are; NotFound if there is none."""
+        """The number of bytes in an ingest; NotFound if there is none."""
         ...
 
     async def snapshot_kind(self, backend: str, raw_key: str) -> Kind:
-        """What kind of snapshot it is; NotFound if there is none."""
+        """The kind of a snapshot; NotFound if there is none."""
         ...
 
 
@@ -376,8 +389,8 @@ _LABEL_SIZE = 4096
 
 
 def validate_labels(labels: Labels, of: str) -> None:
-    """Key and value of a label have 4096 bytes together at most; ``of`` is what the message begins with, like
-    ``info.Labels``.
+    """Raise InvalidArgument if key and value of a label are longer than 4096 bytes together. The message begins with
+    ``of``, for example ``info.Labels``.
     """
     for key, value in labels.items():
         total = len(key.encode()) + len(value.encode())
@@ -390,14 +403,14 @@ def validate_labels(labels: Labels, of: str) -> None:
 
 
 def present(labels: Labels) -> dict[str, str]:
-    """The labels that are kept: one with an empty value is none."""
+    """The labels without those whose value is empty: an empty value means no label."""
     return {key: value for key, value in labels.items() if value}
 
 
-def masking(
+def masked_in_steps(
     old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels"
 ) -> Steps[tuple[dict[str, str], list[str]]]:
-    """:func:`masked`, in steps."""
+    """As :func:`masked`, in slices."""
     result, rest = dict(old), []
     for number, path in enumerate(paths, 1):
         if path == prefix:
@@ -407,14 +420,14 @@ def masking(
             result[key] = new.get(key, "")
         else:
             rest.append(path)
-        if not number % SOME:
+        if not number % LABELS_PER_STEP:
             yield
     return result, rest
 
 
 def masked(old: Labels, new: Labels, paths: Iterable[str], prefix: str = "labels") -> tuple[dict[str, str], list[str]]:
-    """Labels after an update with a field mask, and the paths that are not about them.
+    """The labels after an update with a field mask, and the paths of the mask that do not concern labels.
 
-    ``labels`` replaces all of them, ``labels.KEY`` sets one (an absent or empty value removes it).
+    ``labels`` replaces all labels. ``labels.KEY`` sets one; an absent or empty value removes it.
     """
-    return at_once(masking(old, new, paths, prefix))
+    return at_once(masked_in_steps(old, new, paths, prefix))

@@ -1,15 +1,15 @@
-"""Snapshots: filesystems made of layers, each a set of changes on top of its parent. Raw: without namespaces.
+"""Snapshots: filesystems made of layers. Each snapshot is a set of changes on top of its parent.
 
-This is the contract of a containerd snapshots proxy plugin, so this service can serve a real containerd, and a third
-party's can serve this node in its place. Clients name a *snapshotter*; each has a socket of its own, and the name in a
-request is not looked at.
+This service is raw, without namespaces. Its contract is that of a containerd snapshots proxy plugin: it can serve a
+real containerd, and a third party's snapshotter can take its place on this node. Clients name a *snapshotter*. Each
+snapshotter has a socket of its own, so the service ignores the name in a request.
 
-The words. A snapshot that is being made or used is *active* (or a *view*, if it is read-only) and is known by its
-``key``. One that is finished is *committed*, never changes again, and is known by its ``name``. Keys and names share
-one space. The ``parent`` of a snapshot is a committed one, by name; "" is the empty directory. An *id* is a number,
-never used twice, that only this service sees: the snapshot's directory.
+Words. A snapshot that is being made or used is *active*, or a *view* if it is read-only; it is known by its ``key``. A
+finished snapshot is *committed*: it never changes again, and is known by its ``name``. Keys and names share one space.
+The ``parent`` of a snapshot is the name of a committed one; "" means the empty directory. An *id* is a number that is
+never used twice and that only this service sees: it names the snapshot's directory.
 
-A snapshot's life::
+The life of a snapshot::
 
                 prepare(key, parent)                       commit(name, key)
     parent ------------------------> active snapshot ----------------------> committed snapshot ---> parent of others
@@ -17,22 +17,22 @@ A snapshot's life::
       |      view(key, parent)             v                                          v
       +----------------------> view --remove--> (gone)                              (gone)
 
-An image's layer: prepare a key on the layer below, mount what is answered, unpack into it, unmount, commit under the
-layer's chain id; then the key is gone and the name is there. A container's root: prepare a key on the image's topmost
-name, mount it, run; remove the key. Nothing is mounted here: the answer to ``prepare`` and ``mounts`` is a list of
-:class:`Mount`, which whoever wants the files performs.
+To unpack a layer of an image, a client prepares a key on the layer below, mounts the answer, unpacks into it, unmounts
+it, and commits it under the layer's chain id; the key is then gone, and the name is there. To make a container's root,
+a client prepares a key on the image's topmost name, mounts the answer and runs; it removes the key at the end. The
+service itself mounts nothing: ``prepare`` and ``mounts`` answer a list of :class:`Mount`, and the client mounts them.
 
-What is promised:
+Promises:
 
-- What an answer said is so after a crash. A snapshot's directory is on disk before its record is, and goes after its
-  record: what a crash leaves is a directory without a record, removed at the next start, and never a record without its
-  directory.
-- What is in a committed snapshot is on disk before its record is (``sync_commit``), whoever wrote it, and however: a
-  commit waits for all that was written to the snapshots' filesystem. What is in an active one is on disk when the
-  kernel gets to it, as a program's files are everywhere.
-- A name is taken by one snapshot only; of two that want it at once, one gets AlreadyExists.
-- A parent stays as long as it has children, views and half-made ones included.
-- Labels are kept as given, empty values aside. A commit sets new ones and inherits none.
+- An answer still holds after a crash. A snapshot's directory is on disk before its record is, and is removed after its
+  record. So a crash may leave a directory without a record, which the next start removes, but never a record without
+  its directory.
+- The files of a committed snapshot are on disk before its record is (setting ``sync_commit``), whoever wrote them, and
+  however: a commit waits for everything that was written to the snapshots' filesystem. The files of an active snapshot
+  reach the disk when the kernel writes them back, as any program's files do.
+- A name belongs to one snapshot only. If two clients want it at once, one gets AlreadyExists.
+- A parent stays as long as it has children, including views and snapshots that are not finished.
+- Labels are kept as given, except empty ones. A commit sets new labels and inherits none.
 """
 
 from __future__ import annotations
@@ -47,16 +47,14 @@ from services.oci.mounts import Mount
 
 UID_MAPPING = "containerd.io/snapshot/uidmapping"
 GID_MAPPING = "containerd.io/snapshot/gidmapping"
-"""Labels of a snapshot whose files are to belong to a user namespace: ``CONTAINER:HOST:SIZE``, several joined by
-commas.
-"""
+"""Labels of a snapshot whose files belong to a user namespace: ``CONTAINER:HOST:SIZE``, several joined by commas."""
 
 UPPERDIR = "containerd.io/snapshot/overlay.upperdir"
-"""Label of a snapshot, where overlay's configuration wants it: its ``fs`` directory."""
+"""Label with the path of a snapshot's ``fs`` directory, set if overlay's configuration asks for it."""
 
 
 class Kind(enum.IntEnum):
-    """What a snapshot is; the numbers are the contract's."""
+    """The kind of a snapshot; the numbers are containerd's."""
 
     VIEW = 1
     ACTIVE = 2
@@ -65,7 +63,7 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """A snapshot. ``name`` is the key of one that is not committed; times are nanoseconds since the epoch."""
+    """A snapshot. ``name`` is the key if it is not committed; times are nanoseconds since the epoch."""
 
     name: str
     kind: Kind
@@ -75,7 +73,9 @@ class Info:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def field(self, path: Sequence[str]) -> tuple[str, bool]:
-        """What List can filter by: kind, name, parent and labels (an adaptor of ``kit.filters``)."""
+        """The fields that a List filter can select by: kind, name, parent and labels (an adaptor of
+        ``kit.filters``).
+        """
         match path:
             case ["kind", *_]:
                 return self.kind.name.lower(), True
@@ -89,46 +89,48 @@ class Info:
 
 
 REBASE, REMAP_IDS, ONLY_REMAP_IDS = "rebase", "remap-ids", "only-remap-ids"
-"""Capabilities, which containerd's clients know: a commit may bring the parent; the ids of what is mounted may be
-mapped; and in no other way.
+"""Capabilities that containerd's clients know: a commit may set the parent; the ids of a mount may be mapped; ids can
+be mapped in no other way.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a snapshotter says of itself, for the rows of the node's plugins."""
+    """A snapshotter's announcement of itself, from which the node's plugins are listed."""
 
     name: str
     platforms: Sequence[str] = ()
-    """As ``os/architecture[/variant]``; none: that of the machine."""
+    """Each as ``os/architecture[/variant]``; none means the platform of this machine."""
     exports: Mapping[str, str] = field(default_factory=dict)
     capabilities: Sequence[str] = ()
     trouble: str = ""
-    """Why it cannot work on this machine as it is now; empty where it can."""
+    """Why the snapshotter cannot work on this machine at present; empty if it can."""
     broken: bool = False
-    """That is no matter of the machine: what it has on the disk is damaged."""
+    """The reason is not the machine: the snapshotter's data on disk is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a snapshot takes without its parents: bytes of allocated blocks, and inodes; hard links count once."""
+    """The space that a snapshot takes without its parents: bytes of allocated blocks, and inodes. Hard links count
+    once.
+    """
 
     size: int = 0
     inodes: int = 0
 
 
 def kept_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """``labels`` without those that are empty: an empty label is no label."""
+    """``labels`` without the empty ones: an empty label is no label."""
     return {key: value for key, value in labels.items() if value}
 
 
 def updated_labels(
     name: str, current: Mapping[str, str], new: Mapping[str, str], paths: Sequence[str]
 ) -> dict[str, str]:
-    """A snapshot's labels after an Update with these field paths; without any, ``new`` replaces all of them.
+    """A snapshot's labels after an Update with these field paths. Without paths, ``new`` replaces all labels.
 
-    ``labels.KEY`` sets one label, or removes it where ``new`` has it empty or not at all. Any other path is
-    InvalidArgument: the rest never changes.
+    ``labels.KEY`` sets one label, or removes it if it is empty or missing in ``new``. Any other path is
+    InvalidArgument: nothing else ever changes.
     """
     labels = dict(current) if paths else dict(new)
     for path in paths:
@@ -143,7 +145,7 @@ def updated_labels(
 
 
 class Snapshotter(Protocol):
-    """A tree of snapshots. Every method raises NotFound for a key or name that is not there."""
+    """A tree of snapshots. Every method raises NotFound for a key or name that does not exist."""
 
     async def stat(self, key: str) -> Info:
         """Describe a snapshot of any kind."""
@@ -154,46 +156,44 @@ class Snapshotter(Protocol):
         ...
 
     async def usage(self, key: str) -> Usage:
-        """What a snapshot takes: of an active one as it is now, of a committed one as it was committed; a view
-        takes nothing.
+        """The space that a snapshot takes: an active one takes what it takes now, a committed one what it took when it
+        was committed, a view nothing.
         """
         ...
 
     async def mounts(self, key: str) -> list[Mount]:
-        """How to mount an active snapshot or a view, as when it was made; FailedPrecondition for a committed one."""
+        """The mounts of an active snapshot or a view, as when it was made. FailedPrecondition for a committed one."""
         ...
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """Make an active snapshot on ``parent``. AlreadyExists for a key that is taken, InvalidArgument for a
-        parent that is not committed.
+        """Make an active snapshot on ``parent``. AlreadyExists for a key that is taken, InvalidArgument for a parent
+        that is not committed.
         """
         ...
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """As :meth:`prepare`, read-only: what is answered cannot be written to, and the snapshot cannot be
-        committed.
-        """
+        """As :meth:`prepare`, but read-only: the mounts cannot be written to, and the snapshot cannot be committed."""
         ...
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """Make the active snapshot ``key`` a committed one called ``name``, with these labels.
 
-        ``parent`` rebases it: a snapshot that was prepared without a parent gets this one, so that the layers of an
-        image can be unpacked side by side (of containerd's snapshotters, overlayfs says that it can: capability
-        :data:`REBASE`; of one that cannot it is Unimplemented). AlreadyExists for a name that is taken,
+        ``parent`` rebases the snapshot: one that was prepared without a parent gets this one. So the layers of an image
+        can be unpacked side by side. Of containerd's snapshotters, overlayfs announces that it can do this (capability
+        :data:`REBASE`); a snapshotter that cannot raises Unimplemented. AlreadyExists for a name that is taken,
         FailedPrecondition for a view or a committed key, InvalidArgument to change a parent.
         """
         ...
 
     async def remove(self, key: str) -> None:
-        """Remove a snapshot of any kind; FailedPrecondition while it is a parent. Its files go at once or soon
-        after, at the latest with :meth:`cleanup`.
+        """Remove a snapshot of any kind. FailedPrecondition while it has children. Its files are removed at once or
+        soon after, at the latest by :meth:`cleanup`.
         """
         ...
 
     def list(self, sources: Iterable[str] = ()) -> AsyncIterator[Info]:
-        """All snapshots that any of the filters selects (``kit.filters``), as they were at one instant, in the
-        order of their names.
+        """All snapshots that any of the filters selects (``kit.filters``), as they were at one instant, ordered by
+        name.
         """
         ...
 
